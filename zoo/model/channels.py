@@ -44,7 +44,7 @@ class Channel:
     shared: ClassVar[bool] = False
     """Whether its value exists before the first layer, so that no layer gives it."""
     ordered: ClassVar[bool] = False
-    """Whether kinds of layer that read it are priced after those that give it, from their values."""
+    """Whether a reader's `trace` needs the given values, so that prices trace the kinds of layer that give first."""
     named: ClassVar[dict[str, type[Channel]]] = {}
 
     def __init_subclass__(cls, name: str = "") -> None:
@@ -107,7 +107,7 @@ def _sort(names: Collection[str]) -> tuple[str, ...]:
 def _walk(spec: Spec) -> Iterator[Spec]:
     """Yield a component and those that its fields hold."""
     yield spec
-    for field in dataclasses.fields(spec):  # type: ignore[arg-type]  # of prices' copies of classes, too
+    for field in dataclasses.fields(spec):  # type: ignore[arg-type]  # also works on the class copies of prices
         if isinstance(value := getattr(spec, field.name), Spec):
             yield from _walk(value)
 

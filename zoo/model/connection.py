@@ -1,5 +1,5 @@
 # B batch, T tokens, S streams, D model width
-"""Hyper-connections (Zhu et al., 2024): reading one vector of several residual streams, and writing to all."""
+"""Hyper-connections (Zhu et al., 2024): read one vector from several residual streams, and write to all of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
     """Number of residual streams, S."""
 
     def shard(self, ranks: int) -> Connection:
-        return self  # its factors are of whole streams, which every rank has of its own tokens
+        return self  # factors read whole streams, and every rank has all streams of its own tokens
 
     def weigh(self, m: Weights, x: Tensor) -> StreamFactors:
         """Make the factors of each token of the streams x [B, T, S, D]."""
@@ -82,7 +82,7 @@ class Sinkhorn(Projected, kind="sinkhorn"):
     2·σ(·)."""
 
     iterations: PositiveInt = 20
-    """Number of times that rows, first by the softmax, and columns are normalised."""
+    """Number of times that rows and then columns are normalised; the softmax is the first normalisation of rows."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -157,7 +157,7 @@ def squash(logits: Tensor) -> Tensor:
 
 
 def read_streams(x: Tensor, factors: Tensor) -> Tensor:
-    """Σₛ factors_s·x_s of streams x [B, T, S, D], factors [B, T, S] or [B, T, S, D]: [B, T, D]."""
+    """Sum streams x [B, T, S, D], weighted by factors [B, T, S] or [B, T, S, D]: Σₛ factors_s·x_s [B, T, D]."""
     factors = factors if factors.ndim == x.ndim else factors[..., None]
     return (factors * x).sum(2).to(x.dtype)
 

@@ -50,7 +50,7 @@ class ForwardContext:
         self.seam, self.context, self.drops = seam, context, drops
         self.documents, self.prefix = inputs.documents, inputs.prefix
         self._tables: dict[Any, Any] = {}
-        read = self.cache is not None and self.cache.has_source  # its keys are in the cache already
+        read = self.cache is not None and self.cache.has_source  # the memory's keys are cached already
         self.memory, mask = None if read else inputs.memory, inputs.memory_mask
         self.memory_mask = None if mask is None else mask.bool()
         self.memory_documents = inputs.memory_documents
@@ -69,10 +69,10 @@ class ForwardContext:
         if self.past is None and self.cache.varlen:  # type: ignore[union-attr]
             self.index = torch.tensor([self.cache.list_places()], device=self.device)  # type: ignore[union-attr]
             self.positions = self.every = self.index  # 1 N
-        elif self.past is None:  # rows of other lengths
+        elif self.past is None:  # rows of different lengths
             starts = self.cache.starts  # type: ignore[union-attr]
             columns = torch.arange(self.new, device=self.device)[None]
-            if inputs.counts is not None:  # padding stands where its row ends: there may be no position after that
+            if inputs.counts is not None:  # padding gets its row's last position: there may be no further one
                 columns = torch.minimum(columns, torch.tensor(inputs.counts, device=self.device)[:, None] - 1)
             self.index = starts[:, None] + columns
             self.positions = self.every = self.index  # B T
@@ -98,7 +98,8 @@ class ForwardContext:
 
     @property
     def table_positions(self) -> Tensor:
-        """The positions to look up in a learned table [B|1, T]. A scheme's `padding_id` is not counted (RoBERTa)."""
+        """The positions to look up in a learned table [B|1, T]. If the scheme has a `padding_id` (RoBERTa), tokens of
+        that id get −1; without a cache positions do not count them. Packed rows keep their positions."""
         skipped = self.spec.position.padding_id
         if skipped is None or self.documents is not None:
             return self.positions
@@ -219,8 +220,8 @@ class ForwardContext:
         return attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
     def see(self, attention: Attention, own: Weights | None, slots: SlotMapping | None) -> KeyView:
-        """Make the view of the keys that layers with this attention see, where each key is of one token. Only this
-        method branches on the layout of keys."""
+        """Make the view of the keys that layers with this attention see, where each key is of one token. The layout of
+        keys is chosen here; for compressed entries in `share_entries`, for cross-attention in `_cross`."""
         if slots is not None and slots.table is not None:
             return self._see_pages(attention, own, slots)
         if slots is not None and slots.ragged:
@@ -238,8 +239,8 @@ class ForwardContext:
     def _segment(
         self, attention: Attention, own: Weights | None, places: Any, runs: Sequence[Run] = (), **hides: Any
     ) -> KeySegment:
-        """Make the Segment of queries and keys at these `places` in their rows, or of this number of each: its mask,
-        and the bias that layers share."""
+        """Make the KeySegment of some queries and keys: its mask, and the bias that layers share. `places` has two
+        items, for queries and for keys: their places in the row, or only their number (then there is no bias)."""
         sizes = [each if isinstance(each, int) else each.shape[-1] for each in places]
         reach = {"causal": self.causal, "window": attention.sight.window, "ahead": attention.sight.ahead}
         found = KeySegment(Mask(*sizes, **reach, **hides), list(runs))
@@ -262,7 +263,7 @@ class ForwardContext:
         return SpreadView(found, self.context, self.new)
 
     def _see_pages(self, attention: Attention, own: Weights | None, slots: SlotMapping) -> PagedView:
-        """Make the view of rows that are read by page. What changes between passes is in tensors of an entry a row."""
+        """Make the view of rows that are read by page. What changes between passes is in tensors, row by row."""
         n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
         places: Any = self.new, n_keys
         if chunk or _biases(attention):
@@ -283,7 +284,7 @@ class ForwardContext:
     def _see_row(
         self, attention: Attention, own: Weights | None, count: int, stop: int, runs: Sequence[Run]
     ) -> KeySegment:
-        """Make the Segment of a row that is attended by itself. Its last key is at place `stop` − 1."""
+        """Make the KeySegment of a row that is attended by itself. The row's last key is at place `stop` − 1."""
         held, chunk, chunks = count_slots(runs), attention.sight.chunk, None
         places: Any = count, held
         if _biases(attention) or chunk:
@@ -301,10 +302,10 @@ class ForwardContext:
         return PooledView(rows, **how, tokens=self.new, slots=slots)
 
     def draw(self, step: Step, attention: Attention, dtype: torch.dtype, mask: Mask | None = None) -> None:
-        """Prepare masks in the form that this kind's kernel reads, once for all of its layers: those of the step's
-        keys, or `mask` if given."""
+        """Prepare masks in the form that this attention's kernel reads, once for all layers of the kind: `mask` if
+        given, else the masks of the step's keys."""
         keys = step.keys
-        if isinstance(keys, PooledView) or keys.travels:  # which draw what they read
+        if isinstance(keys, PooledView) or keys.travels:  # these make masks where they attend
             return
         if self.cache is not None:
             keys.kernels = []
@@ -338,8 +339,8 @@ class ForwardContext:
         return step
 
     def _apart(self, chunk: int | None, first: Any) -> tuple[Tensor, Tensor] | None:
-        """Number the documents, or the chunks in them, of queries [B, T] and keys [B, S] from token `first` on; None
-        where there are none."""
+        """Number the documents of queries [B, T] and of keys [B, S], whose first is token `first` of the row. With
+        `chunk`, number the chunks of that many tokens within documents. None where nothing separates tokens."""
         if chunk is None:
             return None if self.documents is None else (self.documents, self.documents)
         if self.cache is not None and self.total <= first + chunk:

@@ -70,7 +70,7 @@ class DepthRead(Spec, axis="depth_read", default="softmax"):
 
 class SoftmaxDepthRead(DepthRead, kind="softmax"):
     """Σₛ softmaxₛ(q·nₛ/√D)·nₛ with one learned query q for all tokens, where nₛ are the normalised sums of the groups
-    (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). It begins as their mean, q = 0.
+    (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). q starts at 0: the mean of all nₛ.
 
     Sums are handed on normalised, in float32: each is normalised once, and autograd saves one tensor for all its
     readers.

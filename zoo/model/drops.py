@@ -71,7 +71,7 @@ class Drops:
     """The hash keys of a pass: of its `rows` [B], of the `tokens` [B, T] that sub-layers on this rank compute, of the
     rank's `own` tokens of the stream [B, T'], and of `columns` (channels, heads, or a query's keys). Within a layer,
     `layer` is its key and `skipped` the rate at which its branches are left out. `rank` is that of tensor parallelism.
-    Keys are tensors, as Inductor may compute an arange inside the hash wrong (torch 2.13, on a CPU)."""
+    Keys are tensors, because Inductor may compute an arange inside the hash wrong (torch 2.13, on a CPU)."""
 
     dropping: Dropping
     rows: Tensor
@@ -84,7 +84,7 @@ class Drops:
 
     @property
     def attention(self) -> bool:
-        """Whether it drops probabilities of attention."""
+        """Whether probabilities of attention are dropped."""
         return self.dropping.attention > 0
 
     def for_layers(self, depth: int, numbers: Sequence[int] | None = None) -> list[Drops]:

@@ -38,12 +38,12 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         raise NotImplementedError
 
     def weigh(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
-        """Compute a factor for each token's vector of whole rows [B, T]; None where all are 1."""
+        """Compute a factor for each token's vector [B, T] from the ids of whole rows [B, T]; None where all are 1."""
         return None
 
     def list_beside(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
-        """List the ids of each token's neighbours in whole rows [B, T], where the embedding reads them: [B, T, 2], the
-        next and the previous one, -1 for none."""
+        """List the ids of each token's neighbours in whole rows [B, T]: [B, T, 2], the next token and the previous one,
+        -1 for none. None if the embedding reads no neighbours."""
         return None
 
     def lookup(
@@ -109,21 +109,20 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     masked: bool = False
     """Whether the vectors of padding are made 0 (DeBERTa)."""
     tied: str | None = None
-    """Path of another tower's table, which is read in place of an own one: the encoder's, by its decoder."""
+    """Path of another tower's table to read in place of an own one: a decoder can read its encoder's."""
     per_layer: PerLayerEmbedding | None = None
     """Per-layer embedding: a further vector of each token for every layer (Gemma 3n, 2025)."""
     mask_id: NonNegativeInt | None = None
-    """Id of the mask token, where masking is dropout of tokens: a masked token's vector is 0, and the others of its row
-    or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there) (ESM-2; Lin et al.,
-    2023)."""
+    """Id of the mask token, if its vector is to be 0, as in dropout of tokens (ESM-2; Lin et al., 2023). The other
+    vectors of a row or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there)."""
     mask_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
     """Share of tokens that training masks, of use with `mask_id` (ESM-2: 0.8 of the 0.15 that are chosen)."""
     trigram: bool = False
     """Whether the projection reads three vectors, those of the next token, of the token and of the one before, in that
     order (Sun et al., 2020, MobileBERT). Padding (unlike in transformers) and other packed documents count as zeros."""
     apart_id: NonNegativeInt | None = None
-    """Id of a token whose vector is a weight of its own, which `scale` does not multiply. Its row of the table is there
-    for a head that is tied to it (T5Gemma 2's end of an image, 2025)."""
+    """Id of a token whose vector is a weight of its own, which `scale` does not multiply (T5Gemma 2's end of an image,
+    2025). The token also has a row of the table, for a head that is tied to the table."""
 
     def __post_init__(self) -> None:
         if self.mask_id is None and self.mask_share != 0.12:

@@ -48,7 +48,8 @@ class ExpertChoice(Router, kind="expert_choice"):
         return Routes(tokens, experts.repeat_interleave(batch * taken), ends.to(torch.int32), weights)
 
     def _limited(self, chances: Tensor, step: Step) -> Tensor:
-        """Set probabilities [B, E, T] to −1 for padding and for tokens outside their document's share of an expert."""
+        """Set probabilities [B, E, T] to −1 for padding and for tokens that rank below their document's share of an
+        expert."""
         batch, _, length = chances.shape
         real = chances.new_ones(batch, length, dtype=torch.bool) if step.real is None else step.real
         documents = torch.zeros_like(real, dtype=torch.long) if step.documents is None else step.documents

@@ -32,7 +32,7 @@ class FFN(Spec, axis="ffn"):
 
     @property
     def summed(self) -> int:
-        """Number of values of a token that tensor-parallel ranks sum inside it."""
+        """Number of values of a token that tensor-parallel ranks sum inside the feed-forward."""
         return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -201,7 +201,8 @@ def _gating() -> Any:
     """The autograd function, made on first use: torch is not imported to price a model."""
 
     class Gating(torch.autograd.Function):
-        """With a = act(gate): dgate = act'(gate) ⊙ g ⊙ up, by autograd through `act` alone, and dup = g ⊙ a."""
+        """With a = act(gate) and the output's gradient g: dgate = act'(gate) ⊙ g ⊙ up, by autograd through `act` alone,
+        and dup = g ⊙ a."""
 
         @staticmethod
         def forward(ctx: Any, act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:

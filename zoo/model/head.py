@@ -30,21 +30,21 @@ class Head(Spec, axis="head", default="lm"):
     """Predict from the last hidden states."""
 
     predicts_tokens: ClassVar[bool] = False
-    """Whether its logits are those of the vocabulary's tokens."""
+    """Whether the head's logits are those of the vocabulary's tokens."""
     reads_rows: ClassVar[bool] = False
-    """Whether it reads a row as a whole, and gives one result for it rather than one for each token."""
+    """Whether the head reads a row as a whole: one result for the row, rather than one for each token."""
 
     asks: ClassVar[bool] = False
-    """Whether it compares each token of a row with a question token, which `mark` finds and `gather` puts first."""
+    """Whether the head compares each token of a row with a question token: `mark` finds it, `gather` puts it first."""
 
     @property
     def n_logits(self) -> int:
-        """Number of its outputs for each position; 0 where there is no head."""
+        """Number of outputs for each position; 0 where there is no head."""
         raise NotImplementedError
 
     @property
     def reads_text(self) -> bool:
-        """Whether it is for a task: it says something about a text, rather than which token comes next."""
+        """Whether the head is for a task: it tells something about a text, rather than predicting tokens or a span."""
         return self.n_logits > 0 and not self.predicts_tokens and not self.asks
 
     def shard(self, ranks: int) -> Head:

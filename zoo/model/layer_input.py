@@ -61,7 +61,7 @@ class PerLayerTable(PerLayerEmbedding, kind="tokens"):
     """(norm(x·W / √D) + √P·E[token]) / √2 for each layer, where x is the first layer's input (Gemma 3n, 2025)."""
 
     vocab_size: PositiveInt
-    """Number of the table's tokens, which may be fewer than the model's. Further ones read that of token 0."""
+    """Number of the table's tokens, which may be fewer than the model's. Further tokens get the vector of token 0."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_layers * self.width
@@ -97,7 +97,7 @@ class LayerInputs(Channel, name="layer_input"):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """A per-layer embedding has a vector for each layer, as wide as those that the layers read."""
+        """Yield a fault unless the per-layer embedding has a vector for each layer, as wide as what the layers read."""
         per_layer = getattr(tower.embedding, "per_layer", None)
         path, read = (
             ("embedding", "per_layer"),

@@ -106,7 +106,7 @@ class PassBefore(Channel, name="passed"):
     staying: ClassVar[str] = "layers are told of a loop's pass before, which another stage may have"
 
     def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
-        # A tower of one layer of each kind has no loop, and is priced as if it had.
+        # Prices trace a tower of one layer of each kind, without its loop: x then stands for a previous pass.
         self.last = Passed(x, None) if tower.loop is None else None
 
     @classmethod
@@ -168,7 +168,7 @@ class Restarts(Rounds):
         elif self.loop.begins_again(place):
             assert self.begun is not None and sums is not None
             x_begun, earlier = self.begun
-            known = 1 + (0 if earlier is None else earlier.shape[2])  # and x, which the pass's first layer put there
+            known = 1 + (0 if earlier is None else earlier.shape[2])  # 1: the pass's first layer appends x_begun
             self.before.last = Passed(x, sums[:, :, known:] if sums.shape[2] > known else None)
             self.groups.last = earlier
             return x_begun

@@ -45,7 +45,7 @@ class TokenLoss:
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """The share of each term in the total."""
+        """Factor of each term in the total."""
         return (1.0, 1.0)
 
     def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
@@ -60,21 +60,22 @@ class TokenLoss:
         sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
         for block in split_for_softmax(logits):
             nll, _, index = compute_negative_log_likelihood(logits[block], targets[block])
-            log_z = logits[block].gather(1, index).to(nll.dtype) + nll  # as log p = logit − log Z, at the target
+            log_z = logits[block].gather(1, index).to(nll.dtype) + nll  # because log p = logit − log Z, at the target
             sums += torch.stack([nll.sum(), self.z_loss * log_z.square().sum()])
         return sums
 
 
 @dataclass(frozen=True)
 class TeacherLoss(TokenLoss):
-    """(1 − mix) × cross-entropy + mix × t² · KL(teacher ‖ student), both at temperature t (Hinton et al., 2015)."""
+    """`weight` × Σ over labelled tokens of ((1 − mix) · −log p(target) + z_loss · log²Z + mix · t² · KL(teacher ‖
+    student)), where the two distributions of the KL are at temperature t (Hinton et al., 2015)."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss", "distil")
 
     teacher: Callable[[slice | Tensor], Tensor] = field(kw_only=True)
     """Function that returns the teacher's logits [N, V] for the tokens at the given places of the batch."""
     temperature: float = 1.0
-    """Temperature t of both distributions."""
+    """Temperature t of the teacher's and the student's distribution in the KL."""
     mix: float = 0.5
     """Share of the teacher's term."""
 
@@ -101,7 +102,7 @@ class TeacherLoss(TokenLoss):
         return torch.cat([super().measure(logits, targets, rows), t * t * torch.stack(kl).sum()[None]])
 
     def _compare(self, logits: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum KL(teacher ‖ student) at the temperature over rows; return also its gradient [N, V] in logits / t."""
+        """Sum KL(teacher ‖ student) at temperature t over rows; also return the gradient by logits / t [N, V]."""
         dtype = accumulating(logits)
         student = torch.log_softmax(logits.to(dtype) / self.temperature, -1)
         teacher = torch.log_softmax(taught.to(dtype) / self.temperature, -1)
@@ -186,9 +187,9 @@ def _chunked_loss() -> Any:
     """The autograd function, made on first use: torch is not imported to price a model."""
 
     class ChunkedLoss(torch.autograd.Function):
-        """Computes the gradients in the forward pass, chunk by chunk, for an incoming gradient of 1 (the usual
-        `loss.backward()`). The backward pass multiplies them by any other incoming gradient, and gives them away: the
-        loss goes back once."""
+        """Compute the gradients in the forward pass, chunk by chunk, for an incoming gradient of 1 (the usual
+        `loss.backward()`). The backward pass multiplies them by any other incoming gradient and gives them away, so a
+        second backward raises RuntimeError; with the head's `goes_back_twice` it keeps them for the second one."""
 
         @staticmethod
         def forward(
@@ -273,7 +274,7 @@ class _Gradients:
 
 
 def _is_one(factor: Tensor) -> bool:
-    """Whether a factor is known to be 1: False on a GPU, as reading the number would wait for it."""
+    """Whether a factor is known to be 1: False on a GPU, because reading the number would wait for the device."""
     return factor.device.type == "cpu" and float(factor) == 1
 
 
@@ -316,7 +317,7 @@ def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss:
     for rows in split_for_softmax(logits):
         block = logits[rows]
         nll, p, index = compute_negative_log_likelihood(block, targets[rows])
-        log_z = block.gather(1, index).to(nll.dtype) + nll  # as log p = logit − log Z, at the target
+        log_z = block.gather(1, index).to(nll.dtype) + nll  # because log p = logit − log Z, at the target
         p.exp_()  # from here on the block's gradient, step by step
         if z_loss:
             p.mul_(1 + 2 * z_loss * log_z)

@@ -61,7 +61,7 @@ def _find_router(block: Block) -> MLPTopK | None:
 
 class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     """Softmax top-k router with scores from an MLP of two hidden layers on norm(r), where r = x·W_down is `d_router`
-    wide (Zyphra, 2026, ZAYA1). `bias` is of the last product; all others have one.
+    wide (Zyphra, 2026, ZAYA1). `bias` says whether the last product has a bias; the others always do.
     """
 
     d_router: PositiveInt

@@ -36,7 +36,7 @@ class SharedExpert(Node, name="shared", word="expert"):
     expert: FFN
     """Feed-forward of the shared expert."""
     gate: bool = False
-    """Whether its output is multiplied by σ(x·w), one number for each token (Qwen1.5-MoE, 2024)."""
+    """Whether the shared expert's output is multiplied by σ(x·w), one number for each token (Qwen1.5-MoE, 2024)."""
     branch_norm: WholeNorm | None = None
     """Norm before and after the routed experts, and before and after the shared one, each with its own weights. The
     router reads the input without a norm (Gemma 4, 2026)."""
@@ -53,12 +53,13 @@ class ExpertLatent(Node, name="latent", word="width"):
 
 
 class MoE(FFN, kind="moe"):
-    """Each token through the few experts its router chooses (Shazeer et al., 2017), none dropped (Gale et al., 2022)
-    unless the router does.
+    """Pass each token through the few experts that its router chooses (Shazeer et al., 2017). No token is dropped (Gale
+    et al., 2022), unless the router drops some.
 
     A router with `n_shared` weighs that many shared experts, each a copy of `shared` (Inkling, 2026).
 
-    Where some experts compute nothing, active parameters and FLOPs are means over tokens that choose all equally often.
+    Where some experts compute nothing, active parameters and FLOPs are means that take all experts as chosen equally
+    often.
     """
 
     moved: ClassVar[dict[str, str]] = {
@@ -167,7 +168,8 @@ class MoE(FFN, kind="moe"):
         return self.latent.width if self.latent else d_model
 
     def _stack_shared(self, shared: FFN, d_model: int) -> Group:
-        """Stack the shared experts that the router weighs. Every token passes, and every rank holds, all of them."""
+        """Stack the shared experts that the router weighs. Each token passes all of them, each rank holds all of
+        them."""
         count, own = self.router.shared_scored, shared.parts(d_model)
         return Group({name: Experts(part, count, count, spread=False) for name, part in own.items()}, SHARED_EXPERT)
 
@@ -194,7 +196,7 @@ class MoE(FFN, kind="moe"):
         rows = rows * weights.to(rows.dtype) if self.scale_input else rows
         y = self.compute(m, rows, routes, inner)
         y = m.expert_norm(y) if self.expert_norm else y
-        if self.zero_experts and m.seam.rank == 0:  # once, as the ranks' results are summed
+        if self.zero_experts and m.seam.rank == 0:  # on one rank, because the ranks' results are summed
             y = torch.where((routes.experts >= self.n_computing)[:, None], rows.to(y.dtype), y)
         if self.null_experts:
             y = y.masked_fill((routes.experts >= self.router.n_experts - self.null_experts)[:, None], 0.0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 EXACT = 1 << 24
-"""Numbers below this one are whole in float32, in which states are kept."""
+"""Bound below which every integer is exact in float32, the dtype in which states are kept."""
 
 
 class NGramEmbedding(Spec, axis="ngrams", default="hashed"):

@@ -73,7 +73,7 @@ class RMSNorm(Norm, kind="rmsnorm"):
 
     def _serve(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """Normalise without gradients, as x · weight·√D / √(‖x‖² + D·eps): four operations, where rms_norm on a CPU
-        runs six. In a decoding step, where code is out of cache, it takes 44 µs for 82 (D 768, one row)."""
+        runs six. In a decoding step, where code is out of cache, it takes 44 µs, rms_norm 82 µs (D 768, one row)."""
         width = x.shape[-1]
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         size = torch.hypot(size, torch.full((), math.sqrt(width * self.eps)))
@@ -97,7 +97,8 @@ def _division_by_rms() -> Any:
     """Return the autograd function of x / rms(x), defined at first use: pricing a model does not import torch."""
 
     class DivisionByRMS(torch.autograd.Function):
-        """With r = 1/√(mean(x²) + eps): dx = r·g·scale − x · r³/D · Σ g·scale·x, and dscale = Σ over rows of g·x·r."""
+        """With r = 1/√(mean(x²) + eps) and the output's gradient g: dx = r·g·scale − x · r³/D · Σ g·scale·x, and dscale
+        = Σ over rows of g·x·r."""
 
         @staticmethod
         def forward(ctx: Any, x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
@@ -241,7 +242,8 @@ class GatedNorm(Norm, kind="gated"):
 
 
 def give_weights(norm: Norm, count: int) -> Norm:
-    """Return the norm for vectors [count, D], with a weight for each. Raises ValueError for kinds without."""
+    """Return the norm for vectors [count, D], with a weight for each. Raises ValueError for kinds other than RMSNorm,
+    LayerNorm and L2Clip."""
     if not isinstance(norm, RMSNorm | LayerNorm | L2Clip):
         raise ValueError(
             f"norm '{norm.kind}' has no weight for each of several vectors (rmsnorm, layernorm or l2_clip)"

@@ -32,7 +32,7 @@ class Routes:
     shared: Tensor | None = None  # N S float32, the weights of shared experts, where the router scores these too
 
     def end_real(self, real: Tensor) -> Tensor:
-        """Where each expert's rows would end without padding, which `real` [B, T] is False for: [E]."""
+        """Count where each expert's rows would end without padding: [E]. `real` [B, T] is False for padding."""
         rows = real.flatten()[self.tokens].to(self.ends.dtype)
         return torch.zeros_like(self.ends).index_add(0, self.experts, rows).cumsum(0)
 
@@ -113,7 +113,7 @@ class Router(Spec, axis="router"):
 
     @property
     def drops(self) -> bool:
-        """Whether an expert may refuse a token that chose it (a capacity)."""
+        """Whether a token may get fewer than `top_k` experts: by a capacity, or if experts choose their tokens."""
         return False
 
     @property
@@ -123,7 +123,7 @@ class Router(Spec, axis="router"):
 
     @property
     def shared_scored(self) -> int:
-        """Number of shared experts that it weighs in addition to those that it chooses."""
+        """Number of shared experts that the router weighs in addition to those that it chooses."""
         return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -222,8 +222,8 @@ class TopK(Router):
 class SoftmaxTopK(TopK, kind="softmax_topk"):
     """Softmax over all experts, the top_k of it (Shazeer et al., 2017).
 
-    With `normalize` (Mixtral) the weights are a softmax over the chosen scores alone, which is the same (gpt-oss and
-    Granite compute it so).
+    With `normalize` (Mixtral) the weights are a softmax over the chosen scores alone, as in gpt-oss and Granite. This
+    equals the chosen probabilities divided by their sum.
     """
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
@@ -304,10 +304,10 @@ class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
 class SparseMixer(Router, kind="sparsemixer"):
     """Two experts drawn one after the other, with a gradient for the draw (Liu et al., 2023; GRIN, 2024; Phi-3.5-MoE).
 
-    Each is drawn among the experts whose score is near the best, the second among all but the first, and weighted by
-    its softmax among them, so weights need not sum to 1. Training samples. The weight of a sample that is not the best
-    expert is scaled by 1/3 with probability 3/4, and its gradient is not (Heun's third-order estimate). Inference takes
-    the best expert. Losses as in TopK.
+    Each is drawn among the experts whose score is near the best, the second without the first. An expert's weight is
+    its softmax probability among the experts that it was drawn from, so the two weights need not sum to 1. Training
+    samples, inference takes the best expert. If a sample is not the best expert, its weight is scaled by 1/3 with
+    probability 3/4; the gradient of the weight is not scaled (Heun's third-order estimate). Losses as in TopK.
     """
 
     top_k: PositiveInt = 2

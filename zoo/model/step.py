@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, D model width, V vocabulary
-"""Arguments of a component's `forward` next to the hidden states: its weights by name, and the step (masks, positions
-and caches of one forward pass). Also a tower's inputs and outputs."""
+"""Arguments of a component's `forward` besides the hidden states: its weights by name, and the Step (masks, positions
+and caches of one forward pass). Also the inputs and outputs of a tower."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 
 CHOICE = "choice"
-"""The channel of the keys that a layer chose, which layers after it may take (`zoo.model.attention.indexer`)."""
+"""Name of the channel that hands the keys chosen by one layer to later layers (`zoo.model.attention.indexer`)."""
 
 
 class Weights(Protocol):
-    """The parts of a component under the names that its `parts` gives them: its Layer, which holds a tensor or a module
-    for each, or shadows of these where activations are priced."""
+    """The weights of a component: an attribute for each of its `parts`, by name. In a built model this is the
+    component's Layer, which holds a tensor or a module for each part. To price activations, shadows (tensors without
+    values) stand in."""
 
     seam: Seam
     training: bool
@@ -43,7 +44,7 @@ class Weights(Protocol):
 if TYPE_CHECKING:
 
     class Held(Tensor, Weights):
-        """What an editor is told of a part: a tensor, or a module that gives one. Where parts give else, `m` is Any."""
+        """Type of a part for type checkers: a tensor, or a module that returns one. For other parts, `m` is Any."""
 
         def __call__(self, *given: Any, **options: Any) -> Tensor: ...
 
@@ -57,16 +58,17 @@ class Inputs:
     - `token_type_ids` [B, T], the segment of each token.
     - `global_attention_mask` [B, T], 1 for a token that sees and is seen by all (Longformer).
     - `documents` [B, T] numbers the documents packed into a row: positions restart, attention stays inside.
-    - `prefix` [B], how many leading tokens of a row all see one another (prefix-LM); with a cache they come at once.
+    - `prefix` [B], how many leading tokens of a row all see one another (prefix-LM); with a cache the first pass must
+      contain them all.
     - `memory` [B, M, D], an encoder's output, which cross-attention reads where `memory_mask` [B, M] is 1, and where
       `memory_documents` [B, M] has the number of the token's own document. With a cache, only the first pass needs it.
-    - `cache`, the rows that these tokens continue. Row b gets its first `counts[b]` tokens, and padding after them; all
-      T unless given.
+    - `cache`, the KV cache of the rows that these tokens continue. In row b the first `counts[b]` tokens are real and
+      the rest is padding; all T are real unless given.
     - `logits_to_keep`, the number of last positions that get logits (0: none); all unless given.
     - `targets` [B, T], the token that each position is to predict, -100 for none; a class [B, 1] or numbers [B, 1, C]
-      for a head that reads whole rows. With them a loss is computed in place of logits, weighted as `loss` says.
-    - `stream` [B, T, D], the output of the layers before these, where they are in another chunk of a pipeline; `chunk`
-      is the index of the chunk that runs, among those of the stage.
+      for a head that reads whole rows. With targets a loss is computed in place of logits, weighted as `loss` says.
+    - `stream` [B, T, D], the output of the earlier layers if another chunk of a pipeline holds them; `chunk` is the
+      index of the chunk that runs, among the chunks of the stage.
     - `row_numbers` [B], the number of each row in a run, which decides the row's dropout.
     """
 
@@ -91,14 +93,14 @@ class Inputs:
 
 @dataclass
 class Step:
-    """The inputs of one layer in one forward pass, next to its hidden states. Layers of one kind share all but their
-    cache and their losses.
+    """The inputs of one layer in one forward pass, besides its hidden states. `for_layer` gives each layer a copy with
+    a cache, drops and results of its own; layers of one kind share the rest.
 
-    A layer takes everything that depends on the pass, rather than on its input and its weights, from its Step. The rest
-    is the same sequence of torch calls in every pass, which can be recorded and replayed (`zoo.run.recordings`).
+    Everything that depends on the pass, rather than on a layer's input and weights, comes from the Step. All else in a
+    layer is the same sequence of torch calls in every pass, so it can be recorded and replayed (`zoo.run.recordings`).
     """
 
-    keys: KeyView  # the keys that its queries see
+    keys: KeyView  # the keys that the layer's queries see
     kernel: str = "auto"
     positions: Tensor | None = None  # B|1 T, of the queries
     tables: Any = None  # cosines and sines, or what else the position scheme rotates queries and new keys with
@@ -111,20 +113,20 @@ class Step:
     cache: LayerCache | None = None
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
-    crosses: bool = False  # whether this is a cross-attention's
+    crosses: bool = False  # whether this is the step of a cross-attention
     seam: Seam | None = None  # where the parts of several ranks come together
     extra: dict[str, Any] = field(default_factory=dict)  # what else is made once for all layers of a kind, by name
     choice: list[Tensor] | None = None  # the keys that each segment's queries see, where a layer chooses them
-    again: bool = False  # whether attention's inside is computed a second time in the backward pass
-    losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
+    again: bool = False  # whether the backward pass recomputes the inside of attention
+    losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's losses, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
-    taken: dict[str, Any] = field(default_factory=dict)  # the values that it reads of other layers, by channel
-    gives: tuple[str, ...] = ()  # the channels of its values that other layers read
-    given: dict[str, Any] = field(default_factory=dict)  # the values that it gave in these, once it has run
+    taken: dict[str, Any] = field(default_factory=dict)  # the values of other layers that this layer reads, by channel
+    gives: tuple[str, ...] = ()  # the channels in which other layers read this layer's values
+    given: dict[str, Any] = field(default_factory=dict)  # this layer's values in those channels, once it has run
 
     @property
     def mask(self) -> Mask:
-        """The mask of its queries, where they have one."""
+        """The mask of all queries; if segments of keys have masks of their own, a mask of the right size only."""
         return self.keys.mask
 
     def for_layer(self, cache: LayerCache | None, drops: Drops | None = None) -> Step:
@@ -146,10 +148,10 @@ class Step:
         read: Tensor | None = None,
         **scores: Any,
     ) -> Tensor:
-        """Attend to the keys of this pass: q [B, T, H, C] → [B, T, H, Cv]. Layers of this kind share a bias, unless
-        `own` gives this layer's position scheme and its weights; `read` is then the scheme's reading of the queries'
-        input, if any. `scores` are softcap, sinks and, where keys travel, an `expansion` that makes keys and values
-        from k."""
+        """Attend to the keys of this pass: q [B, T, H, C] → [B, T, H, Cv]. The bias on the scores is the one that
+        layers of this kind share, unless `own` gives this layer's position scheme and its weights; `read` is then the
+        result of the scheme's `read`, if any. `scores` are softcap, sinks and, in ring attention, an `expansion` that
+        makes keys and values from k."""
         keys = self.keys if self.choice is None else self.keys.narrow(self.choice)
         if own is not None:
             keys = keys.with_bias(self._bias_maker(own, q.shape[2]), q.shape[2], read)
@@ -204,8 +206,9 @@ class Step:
         return h if self.drops is None else self.drops.drop_units(h)
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
-        """Append new tensors [B, T, …] to the cache; return each after its earlier tokens [B, S, …], in order, or the
-        pool [N, …] where keys lie in one. Without a cache, gather other ranks' tokens, unless keys travel."""
+        """Append new tensors [B, T, …] to the cache; return each with its earlier tokens in front [B, S, …], or the
+        whole pool [N, …] of a pooled cache. Without a cache, all-gather the tokens of the ranks of context parallelism;
+        in ring attention return the tensors as they are."""
         if self.cache is None:
             return self.keys.gather(tuple(new.values()))
         return self.cache.append(self.keys.slots, new)
@@ -244,8 +247,8 @@ SECOND = "second_"
 
 
 class BesideStep:
-    """The Step of another attention or feed-forward of a layer that has several. It differs from the layer's own in its
-    dropout (by `place`, `zoo.model.drops`) and in the prefix `keeps` of the names of its keys and states."""
+    """The Step of a layer's further attention or feed-forward. Its dropout is drawn for another `place`
+    (`zoo.model.drops`), and the names of its keys and states begin with the prefix `keeps`."""
 
     def __init__(self, step: Step, place: str, keeps: str = "") -> None:
         self._step, self._place, self._keeps = step, place, keeps

@@ -36,8 +36,9 @@ class Streams(Spec, axis="streams", default="altup"):
 
 
 class AltUpStreams(Streams, kind="altup"):
-    """The first stream is the embedding's output, the others its projections, scaled to its root mean square. In the
-    end they are projected and scaled again, and all averaged (Baykal et al., 2023, AltUp; Gemma 3n, 2025)."""
+    """The first stream is the embedding's output, the others are its projections, scaled to its root mean square. In
+    the end the others are projected and scaled likewise, and all are averaged (Baykal et al., 2023, AltUp; Gemma 3n,
+    2025)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         numbers = [str(number) for number in range(1, self.count)]

@@ -145,11 +145,11 @@ class ReplacedHead(TaskHead, kind="replaced"):
 
 
 class SpanHead(Head, kind="question_span"):
-    """Question-aware span selection (Ram et al., 2021, Splinter): for each token two logits, that it starts and that it
-    ends the span that a row's question token asks for. In a row without one, the first token asks.
+    """Question-aware span selection (Ram et al., 2021, Splinter): two logits for each token, for starting and for
+    ending the answer to the row's question token. In a row without a question token, the first token is the question.
 
-    With f(x) = norm(act(x·W + b)), four of them, a start's logit is (f₁(q)·V)ᵀ f₂(x) of the question's vector q and the
-    token's x; an end's likewise.
+    There are four transforms fᵢ(x) = norm(act(x·Wᵢ + bᵢ)). The start logit is (f₁(q)·V)ᵀ f₂(x), with the question
+    token's vector q and the token's vector x; the end logit has f₃, f₄ and a V of its own.
     """
 
     asks: ClassVar[bool] = True

@@ -150,7 +150,8 @@ class Tower(Topology):
 
     @property
     def output_vocab_size(self) -> int:
-        """Number of tokens that it can predict: its vocabulary, less the last ones that its head may leave out."""
+        """Number of tokens that the head predicts, which may be fewer than the vocabulary has. If the head predicts no
+        tokens, the size of the vocabulary."""
         return self.head.n_logits if self.head.predicts_tokens else self.vocab_size
 
     @property
@@ -174,12 +175,12 @@ class Tower(Topology):
 
     @property
     def reads_memory(self) -> bool:
-        """Whether its layers read an encoder's output."""
+        """Whether the tower's layers read an encoder's output."""
         return any(block.cross is not None for block in self.blocks.values())
 
     @property
     def memory_width(self) -> int:
-        """Width of the encoder's output that its layers read."""
+        """Width of the encoder's output that the tower's layers read."""
         stated = (block.cross.memory.width for block in self.blocks.values() if block.cross and block.cross.memory)
         return next((each for each in stated if each is not None), self.d_model)
 
@@ -220,7 +221,7 @@ class Tower(Topology):
 
     @property
     def takes_types(self) -> bool:
-        """Whether its embedding or an attention reads token types, which say of which text of a row a token is."""
+        """Whether the embedding or an attention reads token types, which number the texts in a row."""
         embedded = getattr(self.embedding, "n_types", None)
         return bool(embedded) or any("types" in block.attention.extras for block in self.blocks.values())
 
@@ -254,7 +255,7 @@ class Tower(Topology):
         return self.run(m, inputs, ForwardContext(self, inputs, m.seam, m.context, drops))
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Raises ConfigError for inputs that would do nothing in this tower."""
+        """Raises ConfigError for inputs that would do nothing in this tower, or that its head cannot take."""
         everywhere = inputs.global_attention_mask is not None
         if everywhere and not any("global" in block.attention.extras for block in self.blocks.values()):
             raise ConfigError("global_attention_mask: no layer has global tokens (attention=longformer would do)")
@@ -320,7 +321,7 @@ class Tower(Topology):
         marked = self.head.mark(inputs.input_ids, context.real)
         if inputs.targets is not None:
             read, loss = self.head.gather(hidden, marked), inputs.loss or TokenLoss()
-            loss = replace(loss, count=None) if m.context.active else loss  # which is of whole rows
+            loss = replace(loss, count=None) if m.context.active else loss  # the count is of whole rows
             out.loss, out.terms = self._sum_loss(m, read, m.context.own(inputs.targets), loss)
         elif inputs.logits_to_keep != 0 and self.head.reads_rows:
             out.logits = m.head(self.head.gather(hidden, marked)[:, 0])  # B C

@@ -1,5 +1,5 @@
 """Check what the parts of a whole model must agree on: vocabularies, the widths of shared tables, the heads of a bias,
-and options that act only beside another part. One rank's or one pipeline stage's piece is not held to it."""
+and options that act only together with another part. One rank's or one pipeline stage's piece is not checked."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_row_head(tower: Tower) -> Iterator[Misfit]:
-    """A decoder's head cannot read a row's first token, or a question token, which do not see later ones."""
+    """Refuse a decoder's head that reads a row's first token or a question token: these see no later tokens."""
     if tower.causal and getattr(tower.head, "pooling", None) == "cls":
         found = "is cls, the first token, and in a decoder that sees no other"
         yield ("head", "pooling"), f"{found} (last or mean)"

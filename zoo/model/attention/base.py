@@ -68,7 +68,7 @@ class MemoryReading(NamedTuple):
     fault: str = ""
     """A field of the attention that cross-attention cannot use, and what would do instead; empty for none."""
     check: Callable[[Attention], None] = lambda attention: None
-    """Raises ValueError if the layer's self-attention cannot be combined with it."""
+    """Raises ValueError if the layer's self-attention cannot be combined with this cross-attention."""
 
 
 class Attention(Spec, axis="attention"):
@@ -77,19 +77,19 @@ class Attention(Spec, axis="attention"):
     needs_block: ClassVar[str] = ""  # the only kind of block that can hold it; empty for any
 
     extras: ClassVar[tuple[str, ...]] = ()
-    """Inputs that it reads from `step.extra`: "global" (which tokens are global, [B, T]), "types" (token types,
-    [B, T])."""
+    """Inputs that the attention reads from `step.extra`: "global" (which tokens are global, [B, T]), "types" (token
+    types, [B, T])."""
 
     gives: ClassVar[tuple[str, ...]] = (LentKeys.name,)
 
     @property
     def passes(self) -> Passes:
-        """Which batches it can compute in one pass."""
+        """Which batches this attention can compute in one pass."""
         return Passes(loops=bool(self.state()))
 
     @property
     def memory(self) -> MemoryReading | None:
-        """How it reads an encoder's output in cross-attention; None if it cannot."""
+        """How this attention reads an encoder's output in cross-attention; None if it cannot."""
         return None
 
     @property
@@ -99,16 +99,18 @@ class Attention(Spec, axis="attention"):
 
     @property
     def chooser(self) -> Indexer | None:
-        """The indexer that selects the keys which a query attends to; None where it attends to all that it sees."""
+        """The indexer that selects the keys which a query attends to; None if a query attends to all that it sees."""
         return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """List the cached tensors read per token, its own or those of the layer whose KV it shares: name → shape."""
+        """List the cached tensors read per token, this layer's or those of the layer whose KV it reads: name →
+        shape."""
         return self.cache()
 
     @property
     def loan(self) -> Loan | None:
-        """The layer whose keys and values replace its own, or whose values it reads in addition to its own."""
+        """The layer whose keys and values replace this layer's own, or whose values this layer reads besides its
+        own."""
         return None
 
     @property
@@ -136,8 +138,8 @@ class Attention(Spec, axis="attention"):
         return 0
 
     def prepare(self, m: Weights | None, step: Step) -> None:
-        """Put into `step.extra` what all layers of this kind share in one forward pass. `m` are the weights of the
-        model's position scheme, None where each layer has its own."""
+        """Put into the step what all layers of this kind share in one forward pass: entries of `step.extra`, or other
+        `step.keys`. `m` are the weights of the model's position scheme, None where each layer has its own."""
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
         """Describe the attention that a kernel must compute; None for a mixer that uses no kernel. `features` are the

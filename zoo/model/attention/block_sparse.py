@@ -33,7 +33,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     A text is cut into blocks; padding is left out (transformers counts it as tokens). Tokens of the first and the last
     block see and are seen by all. Others see their own block, its two neighbours and, in training, a few random blocks:
     a hash of the block numbers, the same in every pass, layer and head. Without training each random block is the first
-    block once more, so that its keys count 1 + random_blocks times: transformers' models do so, and it costs no pair. A
+    block once more, so that its keys count 1 + random_blocks times, as in transformers' models. No pair is added. A
     text of at most (5 + 2·random_blocks)·block_size tokens is attended in full.
 
     FLOPs are counted without random blocks. In training they add 4·block_size·random_blocks·H·C for each token that is

@@ -34,7 +34,7 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
         return 2 if self.overlap else 1
 
     def list_parts(self, d_model: int, width: int, prefix: str) -> dict[str, Any]:
-        """List its weights for entries `width` wide, under names that begin with `prefix`."""
+        """List the compressor's weights for entries `width` wide, under names that begin with `prefix`."""
         made = self.series * width
         return {
             f"{prefix}kv": Linear(d_model, made),
@@ -48,8 +48,8 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
         return {f"{prefix}pending": (self.series, 3, width)}
 
     def count_loose(self, width: int, tokens: int) -> int:
-        """Count the cached numbers if each token's value and gate were kept singly: of tokens that have no entry yet,
-        and, with an overlap, of the last window, which the next entry reads."""
+        """Count the cached numbers if values and gates of single tokens were kept instead of sums: those of tokens
+        without an entry yet and, with an overlap, those of the last window, which the next entry reads."""
         overlapping = self.rate * width if self.overlap and tokens >= self.rate else 0
         return 2 * (tokens % self.rate * self.series * width + overlapping)
 

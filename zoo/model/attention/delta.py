@@ -40,8 +40,8 @@ class GatedDelta(Attention, kind="gated_delta"):
     """Gated DeltaNet (Yang, Kautz and Hatamizadeh, 2024; Qwen3-Next).
 
     q, k [G, K] and v [H, V] pass a convolution and `activation`; q and k are L2-normalised, and q is multiplied by
-    1/√K. With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β = beta_scale·σ(b), of the token, S ← α·S, S ← S +
-    k⊗(β·(v − Sᵀk)) [H, K, V], y = Sᵀq, out = (norm(y) ⊙ gate(z))·W_out.
+    1/√K. a and b [H] and z [H, V] are products of x, too. With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β =
+    beta_scale·σ(b), S ← α·S, S ← S + k⊗(β·(v − Sᵀk)) [H, K, V], y = Sᵀq, out = (norm(y) ⊙ gate(z))·W_out.
 
     The recurrence is computed in float32.
     """
@@ -178,8 +178,9 @@ def _scan_chunks(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
 
-    What a chunk's tokens write depends on what its earlier ones wrote: (I + A)·W = β·v − β·(k decayed)·S, A being
-    strictly lower triangular. It is solved for both right-hand sides before the states are known.
+    What a token writes depends on what the earlier tokens of its chunk wrote: the writes W of a chunk solve (I + A)·W =
+    β·v − β·(k decayed)·S, A being strictly lower triangular. As S is not known yet, the system is solved for β·v and
+    for β·(k decayed) separately.
     """
     tokens, decays = v.shape[1], view_decays(log, fresh, length)
     q, k, v = (chunked(each, length).transpose(2, 3) for each in (q, k, v))  # B N H L K|V

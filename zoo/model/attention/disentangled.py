@@ -65,7 +65,7 @@ class Disentangled(MultiHead, kind="disentangled"):
             raise ValueError("share_att_key projects positions, and types is empty (leave it out, or name types)")
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        width, both = self.n_heads * self.head_dim, self.share_att_key  # of content and of the table
+        width, both = self.n_heads * self.head_dim, self.share_att_key  # both: q and k project the table, too
         parts: dict[str, Any] = {
             "q": Linear(d_model, width, True, precise=both),
             "k": Linear(d_model, width, self.key_bias, precise=both),
@@ -99,8 +99,8 @@ class Disentangled(MultiHead, kind="disentangled"):
         return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
 
     def _bias_kind(self, needs_grad: bool) -> str:
-        """The value of `AttentionQuery.bias`: with `types` the bias depends on queries and keys and passes on their
-        gradient."""
+        """The value of `AttentionQuery.bias`. With `types` the bias is computed from queries and keys, so that in
+        training it needs a gradient ("learned")."""
         if not self.types:
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"

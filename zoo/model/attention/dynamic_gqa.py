@@ -38,8 +38,8 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
     k_norm: WholeNorm | None = None
     """Norm of keys; that of queries unless given."""
     separate_inputs: bool = False
-    """Whether it reads three vectors of a token, which the block makes: for queries (with gate, sinks and positions),
-    for keys and for values."""
+    """Whether attention reads three vectors of a token, which the block makes: for queries (with gate, sinks and
+    positions), for keys and for values."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +62,7 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
 
     @property
     def n_inputs(self) -> int:
-        """Number of vectors of a token that it reads: x is [B, T, N, D] if it is more than one."""
+        """Number N of vectors that attention reads for each token: x is [B, T, N, D] if N is more than 1."""
         return 3 if self.separate_inputs else 1
 
     @property

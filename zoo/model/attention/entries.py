@@ -41,9 +41,9 @@ class Entries:
 
     `places` [B|1, T] are the tokens' places in their windows. If `members` is None, windows lie end to end and `front`
     tokens of the first came in an earlier pass; else `members` [B|1, E, m] index the tokens of each window, of which
-    `hidden` ones are absent. `begun` [B|1, 1, 1]: rows whose first window began in an earlier pass. `follows`
-    [B|1, E, 1]: windows that come right after the one before (None: all but the first). `last` [B]: each row's last
-    window (None: the last of all).
+    `hidden` ones are absent. `begun` [B|1, 1, 1]: rows whose first window began in an earlier pass. `follows` [B|1, E,
+    1]: windows of the same text as the window before them (None: all but the first). `last` [B]: each row's last window
+    (None: the last of all).
 
     `near` [B|1, T, S]: window tokens that a query sees (None: all); the first `held` of S come from the state.
     `joined`: the mask over window tokens and entries, if layers have no indexer. `counts` [B]: tokens that rows add
@@ -67,7 +67,7 @@ class Entries:
     kernels: list[Any] | None = None  # the kernel that the first of these layers chose
 
     def list_shared(self) -> tuple[Any, ...]:
-        """List its tensors that all layers of a kind read."""
+        """List the tensors that all layers of a kind read."""
         drawn = () if self.joined is None else (self.joined._dense, self.joined._additive)
         return (self.places, self.near, *drawn)
 
@@ -123,8 +123,8 @@ def _attend_seen(
 
 def pool_entries(step: Step, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
     """Make entries [B, E, C]: tokens' values [B, T, s·C], weighted in each channel by a softmax over gates + `places`
-    [m, s·C]. With `overlap`, s is 2: a token's first half counts for the window after its own, the second half for its
-    own. The sums so far of incomplete windows are the state `name` [B, s, 3, C]."""
+    [m, s·C]. With `overlap`, s is 2: the first half of a token's channels counts for the window after its own, the
+    second half for its own. The sums so far of incomplete windows are the state `name` [B, s, 3, C]."""
     made: Entries = step.extra[ENTRIES]
     width = values.shape[-1] // (2 if overlap else 1)
     if not made.count:

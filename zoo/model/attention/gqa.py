@@ -69,8 +69,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     2020; Mistral)."""
     window_kind: Literal["sliding", "centred", "chunked"] = "sliding"
     """Where the window lies. sliding: W keys up to the query, or W to either side of one that sees both ways. centred:
-    W in all around it, one more behind it where W is even (T5Gemma 2, 2025). chunked: the W positions of its own chunk,
-    counted from 0 (Llama 4, 2025)."""
+    W in all around and with the query; if W is even, one more after it than before it (T5Gemma 2, 2025). chunked: the W
+    positions of its own chunk, counted from 0 (Llama 4, 2025)."""
     qk_norm: QKNorm | None = None
     """The norm of queries and keys (Dehghani et al., 2023)."""
     softcap: PositiveFloat | None = None

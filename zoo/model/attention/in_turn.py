@@ -29,8 +29,8 @@ class JoinedGQA(GQA, kind="joined_gqa"):
 
 
 class InTurn(TwoMixers, kind="in_turn"):
-    """Attention, then a recurrent mixer that reads its result. The block runs both; this component only answers for
-    their caches, states and masks."""
+    """Attention, then a recurrent mixer that reads its result. The block runs both; this component only states their
+    caches, states and masks."""
 
     needs_block: ClassVar[str] = BLOCK
 

@@ -86,12 +86,12 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
     @property
     def pooled(self) -> int:
-        """Number of tokens that make one key it scores."""
+        """Number of tokens that make one key of the indexer."""
         return 1
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
-        """List its weights by name among those of the attention: x is `d_model` wide, the input of queries `q_width`.
-        None is trained, as a choice has no gradient (DeepSeek trains them by a separate loss)."""
+        """List the indexer's weights by name, to be added to the attention's: x is `d_model` wide, the input of queries
+        `q_width`. They are not trained, because a choice has no gradient (DeepSeek trains them by a separate loss)."""
         return {name: replace(part, learns=False) for name, part in self.weights(d_model, q_width).items()}
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
@@ -99,12 +99,12 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         return {}
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """List the cached tensors that it reads for each key it scores: name → shape."""
+        """List the cached tensors that the indexer reads for each key that it scores: name → shape."""
         return self.cache()
 
     def check(self, position: Position, width: int, n_heads: int) -> None:
-        """Raises ValueError if it cannot rotate `width` channels as the attention's position scheme does, or choose for
-        `n_heads` heads."""
+        """Raises ValueError if the indexer cannot rotate `width` channels as the attention's position scheme does, or
+        cannot choose for `n_heads` heads."""
 
     def shard(self, ranks: int) -> Indexer:
         """The part that one of `ranks` tensor-parallel ranks holds; all of it by default."""
@@ -130,8 +130,9 @@ def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bo
 
 
 def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
-    """Raises ValueError if an attention's indexer cannot choose among tokens for it, where `rotated` channels of a head
-    are rotated, or if one of the fields `apart`, which limit its choice, is given too."""
+    """Raises ValueError if an attention's indexer cannot choose among tokens, or cannot rotate its heads as the
+    attention rotates `rotated` channels of a head; also if the attention gives one of the fields `apart`, which limit
+    the keys to choose from."""
     indexer = attention.indexer
     if indexer is None:
         return
@@ -324,8 +325,8 @@ class BlockIndexer(NormedIndexer, kind="blocks"):
 
 
 class ByPools:
-    """Base of indexers over pools of `pool` tokens: as many pools are selected as make `top_k` keys, and a query also
-    sees the pool that is still filling."""
+    """Base of indexers over pools of `pool` tokens: they choose `top_k` // `pool` pools, and a query also sees the pool
+    that is still filling. Raises ValueError unless `pool` divides `top_k`."""
 
     top_k: PositiveInt
     pool: PositiveInt

@@ -309,7 +309,8 @@ class Mamba2(Attention, kind="mamba2"):
         }
 
     def shard(self, ranks: int) -> Mamba2:
-        """The part of one rank: some of the heads. A group of the norm lies on one rank, or the only one on all."""
+        """The part of one rank: some of the heads. Each group of the norm lies on one rank; if there is only one group,
+        it spans all ranks. Raises ConfigError if several groups cannot be divided so."""
         own = split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
         groups = self.norm_groups or self.n_groups
         if self.norm_eps is None or groups % ranks == 0:

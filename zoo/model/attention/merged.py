@@ -14,11 +14,11 @@ from zoo.spec import READ, Linear, Reused, split
 
 class MergedAttention(Attention, kind="merged"):
     """Merged attention (Zhang et al., 2025, T5Gemma 2): the decoder's self-attention sees the encoder's output and the
-    tokens in one softmax. Its own projections make keys and values of both; the encoder's are not rotated, and no
-    window hides them. Both sets of keys are copied into one tensor in each pass.
+    tokens in one softmax. The self-attention's projections make keys and values of both. The encoder's keys are not
+    rotated, and no window hides them. Both sets of keys are copied into one tensor in each pass.
 
-    This component has no weights and no queries. With the dimensions of the layer's attention it states what the
-    encoder adds: keys and values that are computed once and cached, and pairs.
+    This component has no weights and no queries. It has the dimensions of the layer's attention, and states what the
+    encoder adds to the price: keys and values that are computed once and cached, and pairs of queries and keys.
     """
 
     n_heads: PositiveInt

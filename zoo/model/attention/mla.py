@@ -217,8 +217,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return 2 * self.n_heads * (self.qk_head_dim + self.v_head_dim) * pairs  # QKᵀ and PV, expanded
 
     def decode_flops(self, pairs: int) -> int:
-        """Count absorbed attention. An absorbed query's products with W_kb and W_vb cost as much as expanding its
-        token."""
+        """Count the FLOPs of absorbed attention for `pairs` pairs. The products of a query with W_kb and W_vb are
+        counted elsewhere: they cost as much as expanding the query's token."""
         return 2 * self.n_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * pairs
 
     @property

@@ -116,7 +116,7 @@ class ValueForm(Node, name="values"):
         return next((f"values.{name}" for name in ("tied", "rotate", "norm", "scale") if getattr(self, name)), None)
 
     def check(self, head_dim: int, position: Position) -> None:
-        """Raises ValueError if values of this form cannot be made as keys `head_dim` wide are."""
+        """Raises ValueError if values cannot be tied to keys `head_dim` wide, or rotated as these keys are."""
         if (self.tied or self.rotate) and (self.head_dim or head_dim) != head_dim:
             found = f"found values.head_dim={self.head_dim} and head_dim={head_dim}"
             raise ValueError(f"{self.changed}: makes of values what keys are, {found} (the same)")

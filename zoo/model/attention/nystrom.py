@@ -29,10 +29,10 @@ class Nystrom(Attention, kind="nystrom"):
 
     A text is divided into `n_landmarks` segments, as equal as can be; its landmarks are the means of the queries and of
     the keys of each. With landmarks Q~ of Q and K~ of K, softmax(QKᵀ)·V is approximated by softmax(QK~ᵀ) ·
-    softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse is found by six
-    iterations of Razavi et al. (2014), from Aᵀ over the largest column sum of a text's matrices A, one a head
-    (transformers: of a whole batch's). The time is that of T·n_landmarks pairs. A depthwise convolution of the values,
-    with weights of each head's own, is added before the product o.
+    softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse of A = softmax(Q~K~ᵀ) is
+    found by six iterations of Razavi et al. (2014). They start from Aᵀ divided by the largest column sum of A over all
+    heads of a text (in transformers: of a batch). The time is that of T·n_landmarks pairs. A depthwise convolution of
+    the values, with weights of each head's own, is added before the product o.
     """
 
     causal: ClassVar[bool | None] = False

@@ -40,7 +40,7 @@ def check_width(stated: int, d_model: int) -> None:
 def exactly(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off: a state sums over thousands of tokens and needs float32."""
     kind = x.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # which knows no meta
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # no autocast for meta
 
 
 def starts(documents: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ def convolve(
     token adds to the convolution's: the first for itself, the last for the token W − 1 before it, each shared by the
     channels of one of H equal groups.
 
-    Real tokens meet the real ones before them, with padding left out wherever it stands (outputs of padding are of no
-    use), and only those of their own document.
+    A real token reads the real tokens before it in its own document. Padding is skipped wherever it stands; the outputs
+    at padding have no meaning.
     """
     width = conv.weight.shape[-1]
     if width == 1 and taps is None:
@@ -367,7 +367,7 @@ def find_running_maximum(new: Tensor, log: Tensor, held: Tensor) -> Tensor:
 
 
 def _front(x: Tensor, count: int) -> tuple[int, ...]:
-    """Pad `count` places before the first token: the argument of `F.pad`."""
+    """Return the argument of `F.pad` that pads `count` places before the first token of x [B, T, …]."""
     return (*[0] * (2 * (x.dim() - 2)), count, 0)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 ALMOST_ONE = 1e-30
-"""Stands for the logarithm 0 (a weight of 1) in a state: a state of zeros is an empty row."""
+"""Stored in a state in place of the logarithm 0 (a weight of 1), because a state of zeros means an empty row."""
 
 
 class RWKV(Attention, kind="rwkv"):

@@ -40,7 +40,7 @@ SLOWEST = math.exp(-0.5)
 
 
 TINY = 1e-24
-"""Squared lower bound of the norm that a vector is divided by, as in the published code."""
+"""Number added to the squared norm of a vector before the division: the published code's bound of the norm, squared."""
 
 MIXED = ("r", "k", "v", "decay", "rate", "gate")
 """Projections whose inputs are each a separate mix of a token with the one before it."""
@@ -167,7 +167,7 @@ def _scan(
     """Run S ← exp(log)·S − e⊗(Sᵀc) + k⊗v, y = Sᵀr over tokens, in chunks of `length` or, with the eager kernel, one by
     one. All [B, T, H, K], S [B, H, K, K]. Returns y and the last S.
 
-    c recalls from S before its decay. c/exp(log) recalls the same after it, as the delta rule's key does.
+    Sᵀc reads S before its decay. c/exp(log) reads the same value after the decay, as the delta rule's key does.
     """
     if step.real is not None:  # padding leaves the state unchanged
         real = step.real[..., None, None]

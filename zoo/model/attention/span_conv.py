@@ -24,8 +24,8 @@ class SpanConv(Attention, kind="span_conv"):
     """Mixed attention (Jiang et al., 2020, ConvBERT), for models that read both ways: heads of softmax attention, and
     as many of span-based dynamic convolution.
 
-    A convolution head sums the values of the `conv_width` tokens around each token. The weights are a softmax of a
-    product with q_i * s_i, where s is a projection of a depthwise convolution (of the same width) of the layer's input.
+    A convolution head sums the values of the `conv_width` tokens around each token i. The weights of the sum are
+    softmax((q_i ⊙ s_i)·W), where s is a projection of a depthwise convolution (of the same width) of the layer's input.
     Neither convolution reads padding or another packed document.
     """
 

@@ -22,7 +22,7 @@ class Tempering(Spec, axis="tempering", default="log"):
     by_head: ClassVar[bool] = False  # whether each head has a factor of its own
 
     def list_parts(self, n_heads: int, prefix: str = "") -> dict[str, Any]:
-        """List its weights by name, with a prefix, for an attention (or an indexer) of `n_heads` heads."""
+        """List the weights by name, with a prefix, for an attention (or an indexer) of `n_heads` heads."""
         return {}
 
     def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:

@@ -79,7 +79,7 @@ class AttentionResidual(Block, kind="attention_residual"):
 
     @property
     def gathers(self) -> int:
-        """Once for each vector that attention reads, and once more for each convolution."""
+        """One for each vector that attention reads, one for the feed-forward, and one for each convolution."""
         return super().gathers + self.n_inputs - 1 + (2 if self.out_conv else 0)
 
     def state(self) -> dict[str, tuple[int, ...]]:

@@ -39,8 +39,8 @@ class Block(Spec, axis="block"):
         False  # whether a norm stands last on the stream, so that no final one is needed
     )
     divided: ClassVar[tuple[str, ...]] = ("attention", "ffn")
-    """Names of its sub-layers that tensor parallelism divides. Each rank computes its part of one for all tokens, with
-    a gather before it and a sum after it. A block that names none calls these seams in its `forward`."""
+    """Names of the block's sub-layers that tensor parallelism divides. Each rank computes its part of a sub-layer for
+    all tokens, after a gather and before a sum over ranks. A block that names none calls both in its `forward`."""
 
     attention: Attention
     """Mixer of the layer's tokens: an attention, or a recurrent mixer."""
@@ -99,11 +99,11 @@ class Block(Spec, axis="block"):
         return replace(self, **{name: each.shard(ranks) for name, each in inner.items() if isinstance(each, Spec)})
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        """List the tensors that its attention caches for each token: name to shape."""
+        """List the tensors that the block's attention caches for each token: name to shape."""
         return self.attention.cache()
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """List the states of its attention, and of a router that counts tokens: name to shape."""
+        """List the states of the block's attention and of its feed-forward, if any: name to shape."""
         ffn: FFN | None = getattr(self, "ffn", None)
         return self.attention.state() | (ffn.state() if ffn else {})
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class Hyper(Block, kind="hyper"):
-    """Read norm(r·x) from several residual streams x, write w ⊗ f and mix the streams, once for attention and once for
-    the feed-forward (Zhu et al., 2024, hyper-connections; DeepSeek-V4, 2026).
+    """Read norm(r·x) from several residual streams x, mix the streams and add w ⊗ f to them, f being the sub-layer's
+    output: once for attention and once for the feed-forward (Zhu et al., 2024, hyper-connections; DeepSeek-V4, 2026).
 
     The connection has as many streams as the model's `streams`.
     """
@@ -73,7 +73,7 @@ class Hyper(Block, kind="hyper"):
         return write_streams(x, m.ffn(read, step), factors)
 
     def _read(self, connection: Weights, norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, StreamFactors]:
-        """Read a sub-layer's normalised input [B, T, D] from the streams x [B, T, S, D]; return its factors, too."""
+        """Read a sub-layer's normalised input [B, T, D] from the streams x [B, T, S, D]; also return the factors."""
         if self.connection.reads_normed:
             x = norm(x)
             factors = self.connection.weigh(connection, x)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 READS = {"attention": ("q", "k", "v"), "ffn": ("gate", "up")}
-"""The products of a shared block that may have an adapter: those that read its input."""
+"""The products of a shared block that may have an adapter, by sub-layer: those that read the sub-layer's input."""
 
 
 class Embedded(Channel, name="embedded"):
@@ -43,7 +43,8 @@ class Embedded(Channel, name="embedded"):
 
 
 class SharedTransformer(Spec, axis="shared", kind="transformer", default="transformer"):
-    """ffn(norm(attention(norm([x ; e])))), without residual sums (Glorioso et al., 2024, Zamba)."""
+    """ffn(norm(attention(norm([x ; e])))) with the embedding's output e, without residual sums (Glorioso et al., 2024,
+    Zamba)."""
 
     attention: Attention
     """Softmax attention, which reads [x ; e]."""
@@ -61,7 +62,8 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
         }
 
     def forward(self, m: Weights, x: Tensor, adapt: Mapping[str, Any], step: Step) -> Tensor:
-        """Run the block on x [B, T, D]. `adapt` applies a layer's own adapters to a sub-layer's input, by sub-layer."""
+        """Run the block on x [B, T, D]. `adapt` has a function for each sub-layer by name: from the sub-layer's input
+        to the outputs of the layer's own adapters, by product."""
         seam, tokens = m.seam, step.mask.n_queries
         joined = seam.gather(m.attention_norm(torch.cat((x, step.read(Embedded.name)), -1)), tokens)
         y = self.attention.forward(AdaptedWeights(m.attention, adapt["attention"](joined)), joined, step)  # type: ignore[arg-type]

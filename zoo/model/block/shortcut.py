@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Shortcut(Block, kind="shortcut"):
-    """Connect a mixture of experts by a shortcut (Cai et al., 2024, ScMoE; Meituan, 2025, LongCat-Flash): it reads what
-    the first of two dense feed-forwards reads, and joins the stream at the layer's end.
+    """Connect a mixture of experts by a shortcut (Cai et al., 2024, ScMoE; Meituan, 2025, LongCat-Flash): the mixture
+    reads what the first of two dense feed-forwards reads, and its output joins the stream at the layer's end.
 
     a = x + attention(norm(x)), n = norm(a), b = a + dense(n), c = b + attention'(norm(b)), y = c + dense'(norm(c)) +
-    ffn(n), where a stroke marks a second set of weights. Communication of experts could overlap with an attention and
-    two feed-forwards; here it does not yet. Each attention has a KV cache of its own.
+    ffn(n), where ' marks a second set of weights. Communication of experts could overlap with an attention and two
+    feed-forwards; here it does not yet. Each attention has a KV cache of its own.
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention", "dense", "second_attention", "second_dense", "ffn")

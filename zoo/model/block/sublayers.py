@@ -114,12 +114,12 @@ class SubLayers(Block):
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The names of its sub-layers, in order."""
+        """The names of the block's sub-layers, in order."""
         return tuple(name for name in self.divided if name != "cross" or self.crosses)
 
     @cached_property
     def sublayers(self) -> tuple[SubLayer, ...]:
-        """Its sub-layers in order, each with its norms, convolution and factors."""
+        """The block's sub-layers in order, each with its norms, convolution and factors."""
         return tuple(map(self._describe, self.order))
 
     def _around(self, name: str) -> Around:
@@ -153,7 +153,7 @@ class SubLayers(Block):
 
     @property
     def gathers(self) -> int:
-        """Once more for each convolution, which each rank computes for all tokens."""
+        """One before each sub-layer, and one for each convolution, which each rank computes for all tokens."""
         return super().gathers + sum(bool(each.conv) for each in self.sublayers)
 
     def state(self) -> dict[str, tuple[int, ...]]:
@@ -169,7 +169,7 @@ class SubLayers(Block):
             found |= {each.in_norm: norms["in_norm"]} if each.in_norm else {}
             found[each.name] = crossed if each.name == "cross" else getattr(self, each.name)
             found |= {getattr(each, place): norms[place] for place in norms if place != "in_norm"}
-        found |= {"cross": crossed} if crossed and not self.crosses else {}  # which attention reads
+        found |= {"cross": crossed} if crossed and not self.crosses else {}  # merged: attention reads them
         found |= {each.residual: self.residual for each in self.sublayers if each.residual}
         return found | {each.conv: self.out_conv for each in self.sublayers if each.conv}
 

@@ -25,8 +25,8 @@ class Learned(Position, kind="learned"):
     offset: NonNegativeInt = 0
     """Number of rows of the table before that of position 0 (OPT and BART: 2)."""
     skip_id: NonNegativeInt | None = None
-    """Token id that positions do not count: its tokens get position -1 (RoBERTa: the padding id, with `offset` one
-    larger)."""
+    """Token id that positions do not count: its tokens get position -1 (RoBERTa: the padding id, with an `offset` one
+    larger than this id)."""
 
     def __post_init__(self) -> None:
         if self.skip_id is not None and not self.offset:

@@ -26,7 +26,7 @@ class Position(Spec, axis="position"):
     per_layer: ClassVar[bool] = False
     """Whether every layer has its own weights for this scheme; otherwise the model has one set for all layers."""
     reads_input: ClassVar[bool] = False
-    """Whether its bias depends on the input of the queries, which attention then passes to `read`."""
+    """Whether the scheme's bias depends on the input of the queries, which attention then passes to `read`."""
 
     @property
     def limit(self) -> int | None:
@@ -61,7 +61,7 @@ class Position(Spec, axis="position"):
 
     @property
     def inside(self) -> bool:
-        """Whether it acts inside attention rather than at the embedding."""
+        """Whether the scheme acts inside attention rather than at the embedding."""
         return self.biases
 
     @property

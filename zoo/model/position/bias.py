@@ -148,7 +148,7 @@ class Bucketed(Placed):
         return self.table.weight[self.scheme.buckets(key - query, self.causal), head]
 
     def draw(self) -> Tensor:
-        # One look-up of a row for all heads of a pair, rather than one a head; its gradient is an embedding's.
+        # One look-up for each pair of tokens gives the values of all heads; its gradient is an embedding's.
         if self.keys.ndim == 2:
             buckets = self.scheme.buckets(self.keys[:, None, :] - self.queries[:, :, None], self.causal)  # B T S
             return self.table(buckets).permute(0, 3, 1, 2)  # B H T S

@@ -23,7 +23,8 @@ class RelativeLogits(Position, kind="relative_logits"):
     et al., 2018, with queries of their own; Thinking Machines, 2026, Inkling).
 
     r_i is a second query of each head, `width` channels of a projection of the layer's input; p are `extent` learned
-    vectors, shared by all heads. Each layer has its own. Tempering multiplies r too. Context parallelism is refused.
+    vectors, shared by all heads. Each layer has its own weights. Tempering multiplies r too. Context parallelism is
+    refused.
     """
 
     per_layer: ClassVar[bool] = True

@@ -43,7 +43,7 @@ class Scaling(Spec, axis="rope_scaling"):
         return self.magnitude
 
     def check(self, width: int) -> None:
-        """Raises ValueError if it cannot rotate `width` channels."""
+        """Raises ValueError if the scaling cannot rotate `width` channels."""
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         """Compute the radians per position of each rotated pair [width / 2], or [B, 1, width / 2] if they depend on the
@@ -64,8 +64,8 @@ class LinearScaling(Scaling, kind="linear"):
 class DynamicScaling(Scaling, kind="dynamic"):
     """A base that grows with the row once the row passes the trained length (dynamic NTK; bloc97 and emozilla, 2023).
 
-    The length of a row excludes padding. Beyond the trained length every new token changes the rotation of all tokens:
-    a cache would drift from the full forward, as deeper layers were fed by the old rotation, and is refused.
+    The length of a row excludes padding. Beyond the trained length every new token changes the rotation of all tokens.
+    A cache is refused there: its entries in deeper layers are made of outputs under earlier rotations.
     """
 
     reads_length: ClassVar[bool] = True
@@ -105,7 +105,7 @@ class YarnScaling(Scaling, kind="yarn"):
     """Factor of cosines and sines; 0.1·ln(factor) + 1 unless given."""
     mscale: float | None = None
     """The a in the factor (0.1·a·ln(factor) + 1) / (0.1·b·ln(factor) + 1) of cosines and sines (DeepSeek-V2, 2024).
-    Takes effect only with `mscale_all_dim`, the b."""
+    Given only together with `mscale_all_dim`, the b."""
     mscale_all_dim: float | None = None
     """The b in `mscale`'s factor; DeepSeek multiplies attention's scores by (0.1·b·ln(factor) + 1)² too, which
     attention's `scale` must state: that square over √(width of a head)."""
@@ -147,7 +147,8 @@ class YarnScaling(Scaling, kind="yarn"):
 
 
 class Llama3Scaling(Scaling, kind="llama3"):
-    """Long wavelengths: frequencies divided by `factor`; short ones kept; a blend between (Llama 3.1; Meta, 2024)."""
+    """Frequencies of long wavelengths divided by `factor`, those of short ones kept, and a blend of both between (Llama
+    3.1; Meta, 2024)."""
 
     factor: PositiveFloat
     """Divisor of the slow pairs' frequencies."""
@@ -261,7 +262,8 @@ class RoPE(Position, kind="rope"):
     """Denominator R of the exponent, if not the rotated width: one less where GPT-NeoX rounds an odd share of a head
     up."""
     interleaved: bool = False
-    """Whether neighbouring channels are the pairs (GPT-J); otherwise a pair is a channel of each half of a head."""
+    """Whether neighbouring channels are the pairs (GPT-J); otherwise a pair is a channel of each half of the rotated
+    ones."""
     scaling: Scaling | None = None
     """Scaling of the frequencies, to reach beyond the trained length."""
     reverse: bool = False
