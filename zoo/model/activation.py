@@ -1,4 +1,4 @@
-"""Activations: each a choice of its own, plain or as the gate of a gated feed-forward."""
+"""Activation functions, used alone or as the gate of a gated feed-forward."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _without_parameters(activation: Activation) -> Activation:
 
 
 PlainActivation = Annotated[Activation, AfterValidator(_without_parameters)]
-"""An activation where nothing holds parameters for it."""
+"""An activation without parameters, for components that hold none for it. Others raise ValueError."""
 
 
 class ReLU(Activation, kind="relu"):
@@ -83,8 +83,8 @@ class GELU(Activation, kind="gelu"):
 
 
 class GELUTanh(Activation, kind="gelu_tanh"):
-    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016), as GPT-2 and BLOOM use it; up to 3e-3 from the exact
-    one in a model's logits."""
+    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016), as in GPT-2 and BLOOM. Compared with the exact one,
+    a model's logits differ by up to 3e-3."""
 
     def apply(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
@@ -178,8 +178,8 @@ class XIELU(Activation, kind="xielu"):
     """aₚ·x² + beta·x above 0 and aₙ·(e^min(x, eps) − 1 − x) + beta·x at or below (Huang and Schlag, 2024; Apertus).
 
     Two parameters are learned, aₚ = softplus(alpha_p) and aₙ = beta + softplus(alpha_n), both starting at 0.8 if `beta`
-    is below 0.8. `beta` and `eps` are saved with them, and a checkpoint's values replace those given here. It is
-    computed in float32.
+    is below 0.8. `beta` and `eps` are saved with them, and a checkpoint's values replace those given here. Computed in
+    float32.
     """
 
     learned: ClassVar[bool] = True

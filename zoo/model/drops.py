@@ -39,19 +39,20 @@ class Dropping:
     width: int
     """Width of the widest tensor that is dropped or drawn."""
     attention: float = 0.0
-    """Share of attention's probabilities."""
+    """Share of attention's probabilities that are dropped."""
     residual: float = 0.0
-    """Share of the channels of a branch's output."""
+    """Share of the channels of a branch's output that are dropped."""
     embedding: float = 0.0
-    """Share of the channels of the first layer's input."""
+    """Share of the channels of the first layer's input that are dropped."""
     ffn: float = 0.0
-    """Share of a feed-forward's hidden units."""
+    """Share of a feed-forward's hidden units that are dropped."""
     layers: float = 0.0
     """Share of rows in which a branch of the last layer is left out (stochastic depth). Earlier layers' shares are in
     proportion to their depth."""
 
     def begin(self, inputs: Inputs, seam: Seam, context: ContextSeam) -> Drops:
-        """Make the keys of a pass from the rows' numbers in the run, or from random ones (torch's generator)."""
+        """Make the hash keys of a pass from the rows' numbers in the run or, without these, from numbers of torch's
+        generator."""
         ids = inputs.input_ids
         numbers = inputs.row_numbers
         if numbers is None:
@@ -105,7 +106,7 @@ class Drops:
         return replace(self, tokens=mix(self.tokens.flatten()[tokens] + (experts + 1) * GOLDEN))
 
     def bring(self, visit: Visit) -> Drops:
-        """Make the Drops of the rows that all ranks send to the experts here."""
+        """Make the Drops of the rows that all ranks send to the experts of this rank."""
         return replace(self, tokens=visit.bring(self.tokens))
 
     def drop_embedding(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From token ids to vectors."""
+"""Token embeddings: from token ids to the first layer's input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         return replace(self, vocab_size=-(-self.vocab_size // ranks))
 
     def position_width(self, d_model: int) -> int:
-        """The width at which position vectors are added."""
+        """Width of the vectors to which position vectors are added."""
         raise NotImplementedError
 
     def weigh(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
@@ -116,7 +116,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     """Id of the mask token, if its vector is to be 0, as in dropout of tokens (ESM-2; Lin et al., 2023). The other
     vectors of a row or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there)."""
     mask_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
-    """Share of tokens that training masks, of use with `mask_id` (ESM-2: 0.8 of the 0.15 that are chosen)."""
+    """Share of tokens that training masks; given only with `mask_id` (ESM-2: 0.8 of the 0.15 that are chosen)."""
     trigram: bool = False
     """Whether the projection reads three vectors, those of the next token, of the token and of the one before, in that
     order (Sun et al., 2020, MobileBERT). Padding (unlike in transformers) and other packed documents count as zeros."""

@@ -23,8 +23,8 @@ class HashRouter(Router, kind="hash"):
     """Look the experts of a token up by its id, in a table that is saved and not trained (Roller et al., 2021, Hash
     Layers; the first layers of DeepSeek-V4, 2026).
 
-    The weights of these experts are linear scores of the token's vector. The table is initialised with K consecutive
-    experts for each id; as neighbouring ids are about equally frequent, experts get even loads.
+    The weights of these experts are made of linear scores of the token's vector. The table is initialised with K
+    consecutive experts for each id. Neighbouring ids are about equally frequent, so experts get even loads.
     """
 
     vocab_size: PositiveInt

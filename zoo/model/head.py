@@ -48,7 +48,7 @@ class Head(Spec, axis="head", default="lm"):
         return self.n_logits > 0 and not self.predicts_tokens and not self.asks
 
     def shard(self, ranks: int) -> Head:
-        """Take one rank's part: all of it, as the head is small."""
+        """Return the whole: the head is small, so every rank has all of it."""
         return self
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
@@ -65,7 +65,7 @@ class Head(Spec, axis="head", default="lm"):
 
 
 class VocabularyHead(Head):
-    """Base of the heads that know the vocabulary."""
+    """Base of the heads that know the size of the vocabulary."""
 
     vocab_size: PositiveInt
     """Number of tokens that have a logit."""
@@ -136,7 +136,7 @@ class LMHead(VocabularyHead, kind="lm"):
 
 
 class MLMHead(VocabularyHead, kind="mlm"):
-    """A masked token's logits: norm(act(x·W)), then the vocabulary (Devlin et al., 2018, BERT)."""
+    """A masked token's logits: norm(act(x·W)), times the vocabulary's matrix (Devlin et al., 2018, BERT)."""
 
     predicts_tokens: ClassVar[bool] = True
 
@@ -155,8 +155,8 @@ class MLMHead(VocabularyHead, kind="mlm"):
     deep: bool = False
     """Whether a second product leads back to d_model before the norm, act(act(x·W)·V) (UltraBERT, 2026)."""
     table_width: PositiveInt | None = None
-    """Width of the token table, in channels, if it reads only the first channels of the norm's output; a product of its
-    own, `rest`, reads the others (Sun et al., 2020, MobileBERT)."""
+    """Width of the token table, in channels, if narrower than the norm's output: the table reads the first channels,
+    and a further matrix, `rest`, reads the others (Sun et al., 2020, MobileBERT)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
@@ -183,7 +183,7 @@ class MLMHead(VocabularyHead, kind="mlm"):
 
 
 class NoHead(VocabularyHead, kind="none"):
-    """The hidden states themselves."""
+    """No head: the model returns its hidden states."""
 
     def forward(self, m: Weights, x: Tensor) -> None:
         return None
@@ -203,7 +203,7 @@ def describe_lack(head: Head) -> str:
 
 
 class Pooler(Spec, axis="pooler", default="first_token"):
-    """Pooler: one vector, or logits, for a whole row."""
+    """Make one vector, or logits, of a whole row."""
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
         """Compute a vector or logits [B, …] from hidden states x [B, T, D]."""

@@ -28,8 +28,8 @@ class Loan(NamedTuple):
 
 
 def find_sources(blocks: Mapping[str, Block], pattern: Sequence[str]) -> dict[int, int]:
-    """Find the layer that each layer takes its keys and values from: the last one before it of the kind that its
-    attention names. Layers that take none, or whose source is missing, are left out.
+    """Find the source of each layer that reads another layer's keys and values, by index: the last layer before it of
+    the kind that its attention names. Layers without a source are left out.
 
     With `shared` taking from `full`, the pattern full, shared, near, full, shared gives {1: 0, 4: 3}.
     """

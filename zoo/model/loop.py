@@ -151,7 +151,8 @@ class RestartingLoop(Loop, kind="restarting"):
 
 
 class Restarts(Rounds):
-    """Keeps the input of a restarting loop."""
+    """Begin each pass of a restarting loop with the loop's input; the previous pass's output goes to the channel
+    `passed`."""
 
     def __init__(self, loop: RestartingLoop, exchange: Exchange) -> None:
         self.loop = loop
@@ -223,7 +224,7 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
 
 
 class Hierarchy(Rounds):
-    """Keeps the states of a hierarchical loop: `low` of the module that runs more often, and `high`."""
+    """Keep the two states of a hierarchical loop: `low` of the loop's first layers, and `high` of the others."""
 
     def __init__(self, loop: HierarchicalLoop, low: Tensor) -> None:
         low_layers, high_layers = loop.sections
@@ -278,7 +279,8 @@ class LowRankGate(MessageGate, kind="low_rank"):
 
 
 def find_loop_faults(tower: Tower) -> Iterator[Fault]:
-    """Yield the faults between a tower and its loop, or of messages without one: a field's path, and a line."""
+    """Yield the faults between a tower and its loop, or of messages without a restarting loop: a field's path, and a
+    line about it."""
     loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.takes]
     if told and (loop is None or not loop.restarts):
         yield ("blocks", told[0], "messages"), "are from the pass before, and there is none (loop: {kind: restarting})"

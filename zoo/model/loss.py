@@ -1,6 +1,7 @@
 # B rows, T tokens, N labelled tokens, D model width, V vocabulary
-"""The chunked loss of a head: logits of some tokens at a time are overwritten with their gradient, which goes back
-through the head at once, so that all logits never exist together. Losses are float32 sums over labelled tokens."""
+"""Compute the loss of a head in chunks: the logits of some tokens are overwritten with their gradient, which goes back
+through the head at once. So the logits of all tokens never exist together. Losses are float32 sums over labelled
+tokens."""
 
 from __future__ import annotations
 

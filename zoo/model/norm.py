@@ -43,8 +43,8 @@ class RMSNorm(Norm, kind="rmsnorm"):
     unit_offset: bool = False
     """Whether the scale is 1 + weight, so that the weight starts at 0 (Gemma, 2024)."""
     heads: PositiveInt | None = None
-    """Number of vectors [heads, D] with a weight of their own each, as Cohere's queries and keys do. The component that
-    owns the norm sets it; a config leaves it out."""
+    """Number of vectors [heads, D] that have a weight each, as Cohere's queries and keys do. The component that owns
+    the norm sets this number; a config leaves it out."""
     weight_first: bool = False
     """Whether x is multiplied by the weight before it is normalised, rather than after (Meta, 2026, Muse Spark)."""
 
@@ -137,7 +137,7 @@ class LayerNorm(Norm, kind="layernorm"):
     unit_offset: bool = False
     """Whether the scale is 1 + weight, so that the weight starts at 0."""
     heads: PositiveInt | None = None
-    """Number of vectors [heads, D] with a weight of their own each. The component that owns the norm sets it; a config
+    """Number of vectors [heads, D] that have a weight each. The component that owns the norm sets this number; a config
     leaves it out."""
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class L2Clip(Norm, kind="l2_clip"):
     weight: bool = True
     """Whether x is multiplied by a learned weight for each channel before it is clipped."""
     heads: PositiveInt | None = None
-    """Number of vectors [heads, D] with a weight of their own each. The component that owns the norm sets it; a config
+    """Number of vectors [heads, D] that have a weight each. The component that owns the norm sets this number; a config
     leaves it out."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _of_one_vector(norm: Any) -> Any:
 
 
 WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
-"""The norm of a vector as a whole: `heads`, which attention itself sets for queries and keys, is refused."""
+"""A norm of one whole vector. Raises ValueError if `heads` is given, which only the component that owns a norm sets."""
 
 
 class GatedNorm(Norm, kind="gated"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Routes:
-    """Routing of tokens to experts: rows sorted by expert, each one token, and the weight of that expert's output."""
+    """Routing of tokens to experts: rows, each one token at one expert, sorted by expert, with the output's weight."""
 
     tokens: Tensor  # M, which of the N tokens a row is
     experts: Tensor  # M, ascending
@@ -80,7 +80,8 @@ class ExpertGroups(Node, name="groups"):
                 raise ValueError(f"{found} (leave it out, or fewer open)")
 
     def rank(self, rank: Tensor, judged_by: int) -> Tensor:
-        """Return the ranks of experts [B, T, E] with those of closed groups at −∞ or 0. `judged_by` is the default."""
+        """Return the ranks of experts [B, T, E] with those of closed groups at −∞ or 0. `judged_by` is the default of
+        the field `judged_by`."""
         if self.open == self.count:
             return rank
         groups = rank.unflatten(-1, (self.count, -1))
@@ -220,7 +221,7 @@ class TopK(Router):
 
 
 class SoftmaxTopK(TopK, kind="softmax_topk"):
-    """Softmax over all experts, the top_k of it (Shazeer et al., 2017).
+    """Choose the top_k of a softmax over all experts (Shazeer et al., 2017).
 
     With `normalize` (Mixtral) the weights are a softmax over the chosen scores alone, as in gpt-oss and Granite. This
     equals the chosen probabilities divided by their sum.
@@ -242,7 +243,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
 
 
 class SigmoidTopK(TopK, kind="sigmoid_topk"):
-    """Each expert scored by a sigmoid of its own, the top_k of them (DeepSeek-V3, 2024; Llama 4, which does not
+    """Score each expert by a sigmoid of its own, and choose the top_k (DeepSeek-V3, 2024; Llama 4, which does not
     normalise).
 
     For the losses, an expert's probability is its share of the sum of scores.

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from zoo.model.step import Inputs
 
 AFTER = ("norm", "project", "pooler", "head")
-"""What stands after a stack's layers."""
+"""Names of the parts that come after a stack's layers."""
 
 
 class DecoderStage(Decoder):
-    """The layers of a decoder that one stage of a pipeline holds. The stage of the first layer also holds the
-    embedding, that of the last layer the final norm and the head. A token table that the head shares, and positions
-    that act inside layers, are on every stage that reads them (Narayanan et al., 2021). A pass runs one chunk."""
+    """The layers of a decoder that one stage of a pipeline holds. The stage with the first layer also holds the
+    embedding; the stage with the last layer also holds the final norm, the pooler and the head. A token table that the
+    head shares, and positions that act inside layers, are on every stage that reads them (Narayanan et al., 2021). A
+    pass runs one chunk."""
 
     chunks: tuple[tuple[int, int], ...] = ()
     """Runs of layers that the stage holds, each as the numbers of its first layer and of the one after its last."""

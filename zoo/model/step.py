@@ -191,7 +191,7 @@ class Step:
         return self if self.drops is None else replace(self, drops=self.drops.for_rows(tokens, experts))
 
     def bring(self, visit: Visit) -> Step:
-        """Make the Step of the rows that all ranks send to the experts here."""
+        """Make the Step of the rows that all ranks send to the experts of this rank."""
         return self if self.drops is None else replace(self, drops=self.drops.bring(visit))
 
     def draw(self, scores: Tensor, count: int) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Streams(Spec, axis="streams", default="altup"):
-    """Widen the residual stream to several vectors a token, from embedding to final norm. No pipeline takes it."""
+    """Widen the residual stream to several vectors a token, from embedding to final norm. Pipelines refuse it."""
 
     count: Annotated[int, Ge(2), Le(1024)]
     """Number of residual streams, S."""

@@ -94,9 +94,9 @@ class Tower(Topology):
     loop: Loop | None = None
     """Loop that runs some layers several times."""
     pooler: Pooler | None = None
-    """Pooler, which makes one vector or logits of a row, beside the head."""
+    """Pooler in addition to the head: makes one vector, or logits, of a row."""
     streams: Streams | None = None
-    """Widening of the residual stream for blocks that take several vectors a token (AltUp); null for one."""
+    """Widening of the residual stream for blocks that take several vectors a token (AltUp); null for one vector."""
     init: Init = Normal()
     """Initial weights."""
 
@@ -198,7 +198,7 @@ class Tower(Topology):
         return not self.blocks[self.pattern[-1]].normalises_output
 
     def find_section(self, inputs: Inputs) -> tuple[range, bool]:
-        """Find the layers that a pass runs, by their places here, and whether the head follows."""
+        """Find the layers that a pass runs, by their places in this tower, and whether the head follows."""
         return range(len(self.pattern)), True
 
     @property
@@ -248,7 +248,7 @@ class Tower(Topology):
     def forward(self, m: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
         """Compute hidden states [B, T, D] and, where there is a head, logits [B, T, V], or [B, C] of a head that reads
         whole rows, for token ids [B, T]. The other arguments are those of Inputs. With `targets` the loss is computed
-        in place of logits, which are never whole. Raises ConfigError for inputs that this tower does not take."""
+        in place of logits, chunk by chunk. Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
         drops = m.dropping.begin(inputs, m.seam, m.context) if m.training and m.dropping is not None else None

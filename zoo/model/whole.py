@@ -55,7 +55,7 @@ def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
 
 
 def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
-    """The encoder's output must be as wide as what every layer of the decoder reads."""
+    """Yield a fault for each kind of decoder layer that reads vectors of another width than the encoder's output."""
     given = encoder.out_width or encoder.d_model
     for name, block in decoder.blocks.items():
         memory = block.cross and block.cross.memory
@@ -97,7 +97,7 @@ def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
-    """A head that reads the token table must take vectors as wide as the table's."""
+    """Yield a fault if a head that reads the token table takes vectors of another width than the table's."""
     out = tower.head.parts(tower.out_width or tower.d_model).get("out")
     if not isinstance(out, Tied) or not isinstance(out.of, Linear):
         return
@@ -108,7 +108,7 @@ def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_row_head(tower: Tower) -> Iterator[Misfit]:
-    """Refuse a decoder's head that reads a row's first token or a question token: these see no later tokens."""
+    """Yield a fault if a decoder's head reads a row's first token or a question token, which see no later tokens."""
     if tower.causal and getattr(tower.head, "pooling", None) == "cls":
         found = "is cls, the first token, and in a decoder that sees no other"
         yield ("head", "pooling"), f"{found} (last or mean)"
@@ -118,8 +118,8 @@ def _check_row_head(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_positions(tower: Tower) -> Iterator[Misfit]:
-    """A learned bias must have a column for each head of its attention; a scheme that adds at the embedding must be the
-    model's own, never one layer's."""
+    """Yield the faults of layers' position schemes: a learned bias must have a column for each head of its attention; a
+    scheme that adds to the embedding must be the model's own."""
     for name, block in tower.blocks.items():
         position, heads = block.attention.positioning, block.attention.score_heads
         path = ("blocks", name, "attention", "position")
@@ -135,8 +135,8 @@ def _check_positions(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_embedding(tower: Tower) -> Iterator[Misfit]:
-    """The order of norm or projection matters only where something is added between table and first layer. The share of
-    masked tokens may be counted only where a token may see later ones."""
+    """Yield the faults of the embedding: the order of norm or projection matters only if something is added between the
+    table and the first layer; the share of masked tokens is of whole rows, which a causal model may not see."""
     embedding = tower.embedding
     between = tower.position.embeds
     if getattr(embedding, "norm_first", False) and not between:

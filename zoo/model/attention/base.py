@@ -66,7 +66,7 @@ class MemoryReading(NamedTuple):
     merges: bool = False
     """Whether the layer's self-attention reads the encoder's output next to its own tokens (merged attention)."""
     fault: str = ""
-    """A field of the attention that cross-attention cannot use, and what would do instead; empty for none."""
+    """Message about a field that cross-attention cannot use, and what would do instead; empty for none."""
     check: Callable[[Attention], None] = lambda attention: None
     """Raises ValueError if the layer's self-attention cannot be combined with this cross-attention."""
 
@@ -119,7 +119,7 @@ class Attention(Spec, axis="attention"):
 
     @property
     def score_heads(self) -> int:
-        """Heads that a bias on the scores is made for."""
+        """Number of heads that a bias on the scores is made for."""
         return 0
 
     @property
@@ -156,7 +156,7 @@ class Attention(Spec, axis="attention"):
 
 
 class SoftmaxAttention(Attention):
-    """Base of the kinds that take a softmax over the scores of keys, with what position schemes and kernels ask."""
+    """Base of the kinds that take a softmax over the scores of keys: states what position schemes and kernels need."""
 
     n_heads: PositiveInt
     """Number of query heads."""

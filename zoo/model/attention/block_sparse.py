@@ -103,9 +103,9 @@ class BlockSparse(MultiHead, kind="block_sparse"):
         step.keys = KeyView(Mask(tokens, tokens, causal=False, only=mine & seen), step.keys.index, bias)
 
     def _draw(self, query: Tensor, key: Tensor, last: Tensor, count: int) -> Tensor:
-        """Draw the random blocks of each query among the `count` blocks that it does not see otherwise: True for their
-        keys [B|1, T, T]. `query` [B|1, T, 1] and `key` [B|1, 1, T] are the block numbers of queries and keys, `last`
-        [B|1, T, 1] the last block of the query's text."""
+        """Draw the random blocks of each query, out of those of the `count` blocks that it does not see anyway. Returns
+        True for the keys in these blocks [B|1, T, T]. `query` [B|1, T, 1] and `key` [B|1, 1, T] are the block numbers
+        of queries and keys, `last` [B|1, T, 1] the last block of the query's text."""
         blocks = torch.arange(count, device=query.device)  # N
         first, second, modulus = HASH
         drawn = query * first + blocks * second

@@ -31,8 +31,8 @@ class Compressed(MultiHead, kind="compressed"):
     One vector c = norm(x·W_kv) is the key and the value of all heads. Queries are a product of low rank. Queries, keys
     and entries are rotated in their last channels, an entry by the position of its first token; each head's output is
     rotated back by the position of its query. The output projection is two products: one for each group of heads, then
-    one over all groups. Only entries grow with a row: its window, and the sums over tokens of an entry that is not
-    complete yet, are states.
+    one over all groups. Only the entries grow with a row. The tokens of the row's window, and the sums over the tokens
+    of an entry that is not complete yet, are states.
     """
 
     causal: ClassVar[bool | None] = True

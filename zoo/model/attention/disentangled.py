@@ -36,8 +36,8 @@ class Disentangled(MultiHead, kind="disentangled"):
     """Disentangled attention (He et al., 2020, DeBERTa; He et al., 2021, v3).
 
     score(i, j) = (q_i·k_j + q_i·p_k[i − j] + k_j·p_q[i − j]) · scale, where p_k and p_q are projections of the vectors
-    in the model's `position`, a `relative` one. The second term is content to position, c2p, the third position to
-    content, p2c. q, v, o and p_q always have a bias.
+    of the model's `position`, which must be `relative`. The second term is content to position, c2p, the third position
+    to content, p2c. q, v, o and p_q always have a bias.
     """
 
     # Its bias is computed from all queries and keys at once.

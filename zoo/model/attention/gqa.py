@@ -68,9 +68,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """Number of keys that a query sees, itself included, or to either side in an encoder; null for all (Beltagy et al.,
     2020; Mistral)."""
     window_kind: Literal["sliding", "centred", "chunked"] = "sliding"
-    """Where the window lies. sliding: W keys up to the query, or W to either side of one that sees both ways. centred:
-    W in all around and with the query; if W is even, one more after it than before it (T5Gemma 2, 2025). chunked: the W
-    positions of its own chunk, counted from 0 (Llama 4, 2025)."""
+    """Where the window lies. sliding: W keys up to the query's own, or W to either side of a bidirectional query.
+    centred: W in all, the query's own among them; if W is even, one more after it than before it (T5Gemma 2, 2025).
+    chunked: the W positions of its own chunk, counted from 0 (Llama 4, 2025)."""
     qk_norm: QKNorm | None = None
     """The norm of queries and keys (Dehghani et al., 2023)."""
     softcap: PositiveFloat | None = None
@@ -92,8 +92,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     short_conv: QKVConvolution | None = None
     """A short convolution of queries, keys and values along the tokens (So et al., 2021, Primer)."""
     kv_from: str | None = None
-    """Kind of layer whose keys and values these layers read instead of making their own: the last such layer before
-    each (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
+    """Kind of layer whose keys and values these layers read instead of making their own. Each reads the last layer of
+    that kind before it (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
     memory_width: PositiveInt | None = None
     """Width of the encoder's output in cross-attention; that of the queries' stream unless given (T5Gemma)."""
     indexer: Indexer | None = None

@@ -130,9 +130,9 @@ def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bo
 
 
 def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
-    """Raises ValueError if an attention's indexer cannot choose among tokens, or cannot rotate its heads as the
-    attention rotates `rotated` channels of a head; also if the attention gives one of the fields `apart`, which limit
-    the keys to choose from."""
+    """Raises ValueError if an attention's indexer cannot choose among tokens for the attention's heads, which rotate
+    `rotated` channels each, or if the attention gives one of the fields `apart`, which limit the keys to choose
+    from."""
     indexer = attention.indexer
     if indexer is None:
         return
@@ -357,7 +357,8 @@ class PooledIndexer(ByPools, TopKIndexer, kind="pooled"):
     that a query sees. A query also attends to its own incomplete pool.
 
     A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + a
-    learned bias of the place. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from a text's start.
+    learned bias of the token's place in the pool. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from
+    a text's start.
     """
 
     n_heads: PositiveInt = 32

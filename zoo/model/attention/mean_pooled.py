@@ -26,8 +26,8 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
     Σ_h relu(q_h·k̄) among the complete pools that a query sees. A query also attends to its own incomplete pool.
 
     k̄ is the norm of the mean of the tokens' keys k = x·W_k, and q = norm(x·W_q). The leading channels of both are
-    rotated by attention's own angles, k̄ by that of the pool's first token. Keys k are cached, and k̄ computed from
-    them in each pass. Pools are counted from where a text begins.
+    rotated by attention's own angles, those of k̄ by the angles of the pool's first token. Keys k are cached, and k̄
+    computed from them in each pass. Pools are counted from where a text begins.
     """
 
     rotates_pools: ClassVar[bool] = True

@@ -87,8 +87,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     """Tokens W of a depthwise causal convolution of the queries, and of the latents and the rotated key before their
     norm (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 tokens."""
     kv_from: str | None = None
-    """Kind of layer whose latents these layers read, the last such layer before each, and expand by their own products
-    (Mistral Large 4, 2026)."""
+    """Kind of layer whose latents these layers read and expand by their own products. Each reads the last layer of that
+    kind before it (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)
@@ -217,8 +217,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return 2 * self.n_heads * (self.qk_head_dim + self.v_head_dim) * pairs  # QKᵀ and PV, expanded
 
     def decode_flops(self, pairs: int) -> int:
-        """Count the FLOPs of absorbed attention for `pairs` pairs. The products of a query with W_kb and W_vb are
-        counted elsewhere: they cost as much as expanding the query's token."""
+        """Count the FLOPs of absorbed attention for `pairs` pairs. The products with W_kb and W_vb are counted with the
+        parts: absorbing a query costs as much as expanding its token."""
         return 2 * self.n_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * pairs
 
     @property

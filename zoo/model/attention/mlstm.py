@@ -95,8 +95,7 @@ class MLSTM(Attention, kind="mlstm"):
         return gate if self.gate_softcap is None else self.gate_softcap * (gate / self.gate_softcap).tanh()
 
     def _stabilise(self, log: Tensor, i: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Divide C and n by e^m: return the log decays of C/e^m, the factors of the keys that it gets, and m, [B, T, H]
-        each."""
+        """Divide C and n by e^m: return the log decays of C/e^m, the factors of its keys, and m, each [B, T, H]."""
         peak = step.state("peak")
         peak = i.new_zeros(i.shape[0], self.n_heads) if peak is None else peak
         if step.real is not None:  # padding leaves the state unchanged

@@ -39,8 +39,8 @@ class OutputGate(Node, name="gate", word="activation"):
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
     """Activation of the gate, applied to x·W; softplus in Laguna (2026)."""
     bias: Annotated[bool | Literal["head"] | None, check_word("head")] = None
-    """Whether x·W has a bias: as the attention's queries unless given; "head" is one number for all channels of a head
-    (Reflection, 2026, Beam)."""
+    """Whether x·W has a bias; as the projection of the queries unless given. "head" is one number for all channels of a
+    head (Reflection, 2026, Beam)."""
 
     def __post_init__(self) -> None:
         if self.bias == "head" and self.over == "head":
@@ -108,7 +108,8 @@ class ValueForm(Node, name="values"):
     rotate: bool = False
     """Whether values are rotated as keys are (Su et al., 2021, RoFormer's `rotary_value`)."""
     tied: bool = False
-    """Whether one projection makes both: values are keys before their norm and rotation (Gemma 4, 2026)."""
+    """Whether one projection makes keys and values: values are the keys before the keys' norm and rotation (Gemma 4,
+    2026)."""
 
     @property
     def changed(self) -> str | None:

@@ -44,7 +44,8 @@ def exactly(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def starts(documents: Tensor) -> Tensor:
-    """Mark packed documents' first tokens: True [B, T], but not for a row's first, which goes on from the state."""
+    """Mark the first tokens of packed documents: True [B, T]. A row's first token is not marked: it goes on from the
+    state."""
     new = documents[:, 1:] != documents[:, :-1]
     return F.pad(new, (1, 0))  # B T
 
@@ -179,8 +180,8 @@ class Decays:
     is the logarithm of each token's own decay.
 
     `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row), 0 for earlier ones; `entering` [B,
-    N, H, L] that from before the chunk to a token, `leaving` [B, N, H, L] that from a token to the chunk's end. `fresh`
-    [B, N, L] marks the first tokens of documents, which nothing earlier reaches.
+    N, H, L] is the decay from before the chunk to a token, `leaving` [B, N, H, L] the decay from a token to the chunk's
+    end. `fresh` [B, N, L] marks the first tokens of documents, which nothing earlier reaches.
 
     Each span is summed by itself. Differences of one running sum would lose a span's small decay next to the large ones
     before it; for the same reason documents are separated by a mask.
@@ -321,8 +322,9 @@ def scan_channels(decay: Tensor, new: Tensor, h: Tensor, length: int) -> Tensor:
     """Compute h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, T, …], h [B, …] before them → [B, T, …].
 
     Rows of `length` tokens are scanned side by side from empty states. Then the state before each row is computed from
-    the rows before, and its remainder added: length + T/length sequential steps. Only products of decays, all ≤ 1,
-    occur, so that the result is exact for any decay, 0 included. A length of 1 goes token by token.
+    the rows before, and what is left of it is added to the row's states: length + T/length sequential steps. Only
+    products of decays, all ≤ 1, occur, so that the result is exact for any decay, 0 included. A length of 1 goes token
+    by token.
     """
     if length == 1:
         states = []

@@ -114,8 +114,8 @@ def _average_tokens(
 def _average_rows(
     k: Tensor, v: Tensor, log: Tensor, u: Tensor, mean: Tensor, weight: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the same by linear recurrences of two sums, Σ e^(…−p)·v and Σ e^(…−p), where p is the largest exponent so
-    far."""
+    """Compute the same means by linear recurrences of two sums, Σ e^(…−p)·v and Σ e^(…−p), where p is the largest
+    exponent so far."""
     left = log if fresh is None else torch.where(fresh, NOTHING, log)
     peak = find_running_maximum(k, left, weight)  # B T C
     before = torch.cat((weight[:, None], peak[:, :-1]), 1)

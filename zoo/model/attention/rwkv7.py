@@ -75,8 +75,8 @@ class RWKV7(Attention, kind="rwkv7"):
     value_rank: PositiveInt | None = None
     """Rank of the share σ(x·W_a·W_b + b) by which v moves towards another layer's values. Given with `values_from`."""
     values_from: str | None = None
-    """Kind of layer, by name, whose values v moves towards, those of the last such layer before this one: in the paper
-    every layer but the first takes the first's."""
+    """Name of a kind of layer: v moves towards the values of the last layer of that kind before this one. In the paper
+    every layer but the first takes the first layer's."""
     norm_eps: PositiveFloat = 6.4e-4
     """Epsilon of the output's norm, added to the variance under its root."""
     chunk_size: PositiveInt = 16

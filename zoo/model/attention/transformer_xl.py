@@ -25,15 +25,15 @@ WAVES = Sinusoidal(interleaved=False)
 
 
 class TransformerXL(Attention, kind="transformer_xl"):
-    """Relative attention of Transformer-XL (Dai et al., 2019), with `segments` that of XLNet (Yang et al., 2019), for
-    models that read both ways: XLNet in one stream, as transformers computes it without `perm_mask`.
+    """Relative attention of Transformer-XL (Dai et al., 2019), for models that read both ways. With `segments` it is
+    that of XLNet (Yang et al., 2019) in one stream, as transformers computes it without `perm_mask`.
 
     score(i, j) = ((q_i + u)·k_j + (q_i + v)·p[i − j] + (q_i + w)·s[i, j]) / √head_dim. p are projections of sinusoids
     of the distance; u, v and w are learned for each head. s is one of two learned vectors: for tokens of one segment,
-    and of different ones. Segments are the token types of the input; without them the last term is left out, as it
-    would be the same for all keys.
+    and of different ones. Segments are the token types of the input; without token types the last term is left out,
+    because it would be the same for all keys.
 
-    FLOPs are counted without types; these add 4·H·C for each token.
+    FLOPs are counted without token types, which add 4·H·C for each token.
     """
 
     causal: ClassVar[bool | None] = False

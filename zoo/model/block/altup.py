@@ -24,8 +24,8 @@ class AltUp(Sandwich, kind="altup"):
     """Predict every stream from all, compute one, correct all by its error (Baykal et al., 2023, AltUp): x̂ = x + P·x,
     y = sandwich(x̂ₐ), x = x̂ + (1 + c)·(y − x̂ₐ), where a is the `active` stream.
 
-    The coefficients P [S, S] and c [S] are linear in tanh(norm(·)·W / D) of the active stream: of x for P, of y for c
-    (Gemma 3n, 2025). `layer_input` reads the active stream, and adds to the streams after the first.
+    The coefficients P [S, S] and c [S] are linear in tanh(norm(·)·W / D), P of the active stream xₐ and c of y (Gemma
+    3n, 2025). `layer_input` reads the active stream, and adds to the streams after the first.
     """
 
     n_streams: Annotated[int, Ge(2)] = 4

@@ -1,4 +1,4 @@
-"""Base of the blocks: the place of the norms around attention and feed-forward, and the residual sums."""
+"""Base of the blocks: what every layer has, and how a sub-layer's output joins the residual stream."""
 
 from __future__ import annotations
 

@@ -211,7 +211,8 @@ class Pre(Full, kind="pre"):
     moved: ClassVar[dict[str, str]] = MOVED | {"stream_norm": "around_ffn: {stream_norm: rmsnorm}"}
 
     residual_from_norm: bool = False
-    """Whether the residual sum takes a norm's output in place of its input (BLOOM's option; MiniMax-01)."""
+    """Whether a sub-layer's output is added to the normalised input, not to the stream (BLOOM's option; MiniMax-01).
+    Cross-attention's output is always added to the stream."""
 
     def join(self, each: SubLayer, m: Weights, x: Tensor, y: Tensor, read: Tensor) -> Tensor:
         return super().join(each, m, read if self.residual_from_norm and each.name != "cross" else x, y, read)

@@ -65,7 +65,7 @@ class Sinusoidal(Position, kind="sinusoidal"):
     skip_id: NonNegativeInt | None = None
     """Token id that positions do not count: its tokens get no vector."""
     rows: PositiveInt | None = None
-    """Positions of a saved, untrained table of the waves (Pegasus); null to compute them."""
+    """Number of positions of a saved, untrained table of the waves (Pegasus); null to compute the waves."""
 
     def __post_init__(self) -> None:
         if self.rows and (self.offset or self.skip_id is not None):

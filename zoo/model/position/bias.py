@@ -57,7 +57,7 @@ class ALiBi(Position, kind="alibi"):
 
 
 class Sloped(Placed):
-    """−slope·|i − j|."""
+    """The bias −slope·|i − j| on the score of query i and key j."""
 
     def __init__(self, queries: Tensor, keys: Tensor, slopes: Tensor) -> None:
         super().__init__(queries, keys, slopes.shape[0])

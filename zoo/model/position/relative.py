@@ -28,7 +28,7 @@ class RelativePosition(WithAbsolute, kind="relative"):
     inside: ClassVar[bool] = True  # type: ignore[misc]
 
     max_relative_positions: PositiveInt
-    """Largest distance k, in tokens. Without `position_buckets` each distance has a vector of its own."""
+    """Largest distance, in tokens. Without `position_buckets` each distance up to it has a vector of its own."""
     position_buckets: PositiveInt | None = None
     """Buckets of distances on either side: one distance each up to half of them, then a logarithmic scale that ends at
     `max_relative_positions` (DeBERTa v2 and v3; He et al., 2021)."""

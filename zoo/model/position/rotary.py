@@ -174,7 +174,7 @@ class Llama3Scaling(Scaling, kind="llama3"):
 
 
 class ProportionalScaling(Scaling, kind="proportional"):
-    """Rotate the first `share` of the pairs only, with angles and pairing of whole heads (Gemma 4, 2026)."""
+    """Rotate the first `share` of the pairs only, paired and turned as if whole heads were rotated (Gemma 4, 2026)."""
 
     share: Annotated[float, Ge(0), Le(1)]
     """Share of the pairs that are rotated, between 0 and 1."""
