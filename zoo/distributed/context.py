@@ -1,10 +1,10 @@
 # B rows, T tokens of a row, C ranks, L tokens of a run
 """Context parallelism: each rank computes with its own tokens of a row, and attention reads the keys of all ranks.
 
-A row is cut into 2C runs, and rank r has runs r and 2C − 1 − r. Under a causal mask an early run sees few keys and a
-late one many, so that all ranks have equal work (Dubey et al., 2024, Llama 3, §3.3.2). Keys and values are all-gathered
-before each layer's attention, and their gradients reduce-scattered in the backward pass; or, with a ring,
-`zoo.kernels.ring` sends them from rank to rank.
+A row is cut into 2C runs of equal length, and rank r has runs r and 2C − 1 − r. All ranks then have equal work: under a
+causal mask an early run sees few keys and a late one many (Dubey et al., 2024, Llama 3, §3.3.2). Keys and values are
+all-gathered before each layer's attention, and their gradients reduce-scattered in the backward pass. With a ring,
+`zoo.kernels.ring` instead sends keys and values from rank to rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SpreadContext(ContextSeam):
-    """The seam between the ranks of a process group that hold tokens of the same rows."""
+    """The seam of context parallelism among the ranks of a group. Without gradients each rank computes whole rows."""
 
     def __init__(self, group: Any, rings: bool = False) -> None:
         self.group, self.rings = RankGroup(group), rings

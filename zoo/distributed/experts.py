@@ -1,6 +1,6 @@
 # M rows, a token once for each of its experts; E experts, R ranks, D width
-"""Expert parallelism: each rank holds some of the experts; rows are sent to their expert's rank and back by all-to-all
-(Lepikhin et al., 2020, GShard)."""
+"""Expert parallelism: each rank holds some of the experts. An all-to-all sends each row to the rank of its expert, and
+another one sends the output back (Lepikhin et al., 2020, GShard)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Visit:
-    """The rows of all ranks that this rank's experts compute: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where
-    each expert's rows end, `experts` [M'] the expert of each; and what sends them back. `count` is M: own rows behind
-    the last expert's end have no expert, and are not sent."""
+    """Rows that this rank has received for its experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where each
+    expert's rows end, `experts` [M'] each row's expert. `order`, `sent` and `received` reverse the exchange. `count` is
+    M, the number of rows before it; rows after the last expert's end have no expert, and are not sent."""
 
     group: RankGroup
     rows: Tensor
@@ -31,7 +31,7 @@ class Visit:
     count: int
 
     def bring(self, rows: Tensor) -> Tensor:
-        """Send other rows [M, …] the same way, without a gradient: [M', …]."""
+        """Send another tensor of the same rows [M, …] in the same way, without a gradient; return [M', …]."""
         return self.group.send_rows(rows[: sum(self.sent)], self.sent, self.received)[self.order]
 
     def go_back(self, y: Tensor) -> Tensor:
@@ -42,11 +42,11 @@ class Visit:
 
 
 def visit_experts(rows: Tensor, ends: Tensor, group: RankGroup) -> Visit:
-    """Send rows [M, D], sorted by expert with their `ends` [E], to the ranks that hold their experts."""
+    """Send rows [M, D], sorted by expert, to the ranks of their experts. Expert e's rows end at `ends[e]` ([E])."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).view(group.size, -1)  # R E/R
     theirs = group.send_rows(counts, [1] * group.size, [1] * group.size)
     sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()
-    found = group.exchange(rows[: sum(sent)], sent, received)  # by rank, and of each by expert
+    found = group.exchange(rows[: sum(sent)], sent, received)  # by rank, then by expert
     experts = torch.arange(theirs.shape[1], device=rows.device).repeat(group.size)
     experts = experts.repeat_interleave(theirs.flatten().long(), output_size=len(found))
     order = experts.argsort(stable=True)

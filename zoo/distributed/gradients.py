@@ -1,4 +1,4 @@
-"""Gradients of a model that several processes compute: sum those of common weights, and compute the norm."""
+"""Gradients of a model divided among processes: sum those of weights that several ranks hold, and compute the norm."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def hold_gradients(model: Any, keeps_weights: bool) -> None:
-    """Make FSDP accumulate gradients without reducing them, until `reduce_held_gradients`. With `keeps_weights`,
-    weights stay gathered until then, for backward passes in two halves: nothing would gather them for the second."""
+    """Make FSDP accumulate gradients without reducing them, until `reduce_held_gradients`. With `keeps_weights` weights
+    stay gathered until then, because nothing gathers them for the second half of a split backward pass."""
     model.set_requires_gradient_sync(False)
     model.set_is_last_backward(False)
     if keeps_weights:
@@ -31,8 +31,8 @@ def reduce_held_gradients(model: Any) -> None:
 
 
 def sum_common_gradients(model: Any) -> None:
-    """All-reduce the gradients of weights that several tensor-parallel ranks or pipeline stages hold, as each of these
-    computes a part of the gradient."""
+    """All-reduce the gradients of weights that several tensor-parallel ranks or pipeline stages hold. Each rank or
+    stage has computed only a part of such a gradient."""
     from torch import distributed
 
     sum_over_stages(model)
@@ -71,7 +71,7 @@ def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
 
 
 def measure_gradient(model: Any) -> Tensor:
-    """Compute the norm of the gradient of all weights, each counted once."""
+    """Compute the L2 norm of the gradient of all weights over all ranks, each weight counted once."""
     shares = model.shares
     if not shares.divisions and shares.stages is None:
         return measure_norm([each.grad for each in model.parameters() if each.grad is not None])
@@ -95,10 +95,10 @@ def measure_gradient(model: Any) -> Tensor:
 
 
 def sum_squares(by_copies: dict[int, list[Tensor]]) -> Tensor:
-    """Sum the squares of gradients, given by the number of ranks that hold them; each rank counts its share."""
+    """Sum the squares of gradients, grouped by the number n of ranks that hold them. Each rank counts 1/n of them."""
     return torch.stack([measure_norm(each).square() / copies for copies, each in by_copies.items()]).sum()
 
 
 def measure_norm(gradients: list[Tensor]) -> Tensor:
-    """Compute the norm of some gradients together."""
+    """Compute the L2 norm of several gradients, taken as one vector."""
     return make_whole(torch.nn.utils.get_total_norm(gradients))

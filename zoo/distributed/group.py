@@ -52,8 +52,8 @@ class RankGroup:
         return whole.view(self.size, *x.shape)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
-        """All-gather each rank's tokens [B, T, …] to [B, R·T, …]. The gradient is a reduce-scatter, as each rank has a
-        part of the gradient of all tokens."""
+        """All-gather each rank's tokens [B, T, …] to [B, R·T, …]. The gradient is a reduce-scatter, because each rank
+        has a part of every token's gradient."""
         return self._gathering.apply(x, self)
 
     def scatter_tokens(self, y: Tensor) -> Tensor:
@@ -61,12 +61,12 @@ class RankGroup:
         return self._scattering.apply(y, self)
 
     def sum_whole(self, y: Tensor) -> Tensor:
-        """All-reduce a tensor. Its gradient is all-reduced too, as each rank goes on to compute a part."""
+        """All-reduce a tensor. Its gradient is all-reduced too, because each rank computes only a part of it."""
         return self._summing.apply(y, self)
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """All-to-all: send `sent[r]` of the rows [M, …] to rank r, and receive `received[r]` from it, in order of the
-        ranks. The gradients take the way back."""
+        ranks. The backward pass sends gradients the opposite way."""
         return self._exchanging.apply(rows, self, sent, received)
 
     def send_rows(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:

@@ -1,8 +1,8 @@
 """Join the processes of a run, also after torchrun has restarted them.
 
-torchrun's agents keep one key-value store over all restarts, with the keys of dead processes: gloo would connect to
-their addresses (pytorch/pytorch#135712). So the processes of each start agree on a prefix of their own. The restart
-count would not do: each machine's agent counts for itself.
+torchrun's agents keep one key-value store over all restarts. The store still has the keys of dead processes, to whose
+addresses gloo would connect (pytorch/pytorch#135712). So after each start the processes agree on a new prefix of keys.
+The restart count cannot be this prefix, because each machine's agent counts for itself.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PAUSE = 0.02  # seconds between two polls of the main process
 
 
 def join_processes(world: World, device: str) -> None:
-    """Join the other processes over gloo, and CUDA devices over NCCL. Done once in a process' life, as torchrun's
-    rendezvous works only once. Does nothing if the program has initialised torch.distributed itself."""
+    """Initialise torch.distributed over gloo, and for CUDA tensors over NCCL. Does nothing for one process, or if it is
+    already initialised: torchrun's rendezvous works only once in a process' life."""
     if world.size == 1 or torch.distributed.is_initialized():
         return
     own: dict[str, Any] = {}
@@ -45,8 +45,9 @@ def join_processes(world: World, device: str) -> None:
 def agree_on_prefix(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """Agree on a prefix that no earlier start has used, in a store that may hold keys of earlier starts.
 
-    Rank 2 writes zoo/asks/2 = "a1" and waits for zoo/told/a1. Rank 0 answers whatever it finds in zoo/asks/2, which may
-    first be a stale "f9", until every rank has counted itself in under the new name.
+    Rank 2 writes zoo/asks/2 = "a1" and waits for zoo/told/a1. Rank 0 answers each id that it finds in zoo/asks/2 (the
+    first may be a stale "f9") until all ranks have counted themselves in zoo/joined. Rank 0 raises LostProcess if they
+    have not within `timeout`.
     """
     if rank == 0:
         name = uuid.uuid4().hex

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from zoo.distributed.schedule import PipelineSchedule
 
 WAYS = ("dp", "shard", "cp", "tp", "ep", "pp")
-"""The kinds of parallelism."""
+"""The kinds of parallelism: data, sharded (FSDP), context, tensor, expert and pipeline."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """The ways in which a run is parallel: `dp` replicas, whose weights are sharded over `shard` processes each (FSDP);
-    `cp` processes that divide the tokens of a row, and exchange keys by `cp_comm`; `tp` processes that divide each
-    layer, for the same tokens. Among the dp·shard·cp processes each run of `ep` divides the experts. A pipeline has
-    `pp` stages of all these; it runs a `schedule`, with `chunks` of layers on each stage."""
+    """How many processes each kind of parallelism of a run takes: `dp` replicas, each sharded over `shard` processes
+    (FSDP); `cp` processes that divide the tokens of a row and exchange keys by `cp_comm`; `tp` processes that divide
+    each layer, for the same tokens. The dp·shard·cp processes form groups of `ep`, which divide the experts. A pipeline
+    has `pp` stages of dp·shard·cp·tp processes each, and runs a `schedule` with `chunks` chunks of layers per stage."""
 
     dp: int = 1
     shard: int = 1
@@ -33,7 +33,7 @@ class Mesh:
         return PipelineSchedule(self.schedule, self.pp, self.chunks)
 
     def as_dict(self) -> dict[str, object]:
-        """Return the ways as a dict, with `cp_comm` and the schedule only where they differ from the default."""
+        """Return WAYS as a dict, with `cp_comm` only for a ring, `schedule` and `chunks` only if not the default."""
         found: dict[str, object] = {name: getattr(self, name) for name in WAYS}
         found |= {"cp_comm": self.cp_comm} if self.rings and self.cp > 1 else {}
         plain = self.pipeline == PipelineSchedule(stages=self.pp)
@@ -66,6 +66,6 @@ class Mesh:
 
     @property
     def experts(self) -> tuple[int, int]:
-        """(replicas, shards) of an expert's weights, as the ranks of `ep` hold different experts."""
+        """(replicas, shards) of an expert's weights. Only one in `ep` processes holds a part of this expert."""
         copies, parts = self.weights
         return (copies, parts // self.ep) if parts % self.ep == 0 else (copies * parts // self.ep, 1)

@@ -9,9 +9,9 @@ With `zero_bubble_v` the chunks go to the last stage and back: chunk c of the se
 | 1f1b | 1 | Narayanan et al., 2021, Megatron-LM, §2.2 |
 | interleaved | 2 or more | the same: a pass of a chunk is shorter, and so is the bubble |
 | zero_bubble | 1 or more | Qi et al., 2023, Zero Bubble, ZB-H1: the gradients of weights (W) wait for idle time |
-| zero_bubble_v | 2 | Qi et al., 2023, §6, ZB-V: all stages keep equal activations, at most those of 1f1b's first |
+| zero_bubble_v | 2 | Qi et al., 2023, §6, ZB-V: all stages keep equal activations, no more than 1f1b's first |
 
-Training runs torch's schedules of these names (`zoo.training.pipeline`); the equal order stated here is for prices.
+Training runs torch's schedules of these names (`zoo.training.pipeline`). The same order is computed here for prices.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PipelineSchedule:
         return self.kind in ("zero_bubble", "zero_bubble_v")
 
     def find_stage(self, chunk: int) -> int:
-        """Find the stage that a chunk is on, by its number in the model."""
+        """Find the stage of a chunk, which is given by its number in the model."""
         if self.kind == "zero_bubble_v":
             return min(chunk, 2 * self.stages - 1 - chunk)
         return chunk % self.stages
@@ -77,7 +77,7 @@ class PipelineSchedule:
             found += sum(self.find_stage(each) != stage for each in beside)
         return found
 
-    # ------------------------------------------------------------ what it takes
+    # ------------------------------------------------------------ constraints
 
     @property
     def least(self) -> int:
@@ -106,14 +106,14 @@ class PipelineSchedule:
         return None
 
     def find_recompute_fault(self, recompute: str) -> str | None:
-        """Say why a run cannot recompute activations, or None: each half of a split backward would do so anew."""
+        """Say why a run cannot recompute activations, or None. Each half of a split backward would recompute them."""
         if recompute == "none" or not self.splits_backward:
             return None
         found = f"recompute: is {recompute}, and schedule={self.kind} goes back in two halves"
         return f"{found}, each of which would compute again (recompute=none, or {WHOLE_BACKWARD})"
 
     def find_ring_fault(self, cp_comm: str) -> str | None:
-        """Say why keys cannot travel round a ring, or None: each half of a split backward would send them again."""
+        """Say why keys cannot travel round a ring, or None. Each half of a split backward would send them again."""
         if cp_comm != "ring" or not self.splits_backward:
             return None
         found = f"cp_comm: is ring, and schedule={self.kind} goes back in two halves"
@@ -128,8 +128,9 @@ class PipelineSchedule:
         return self._order(stage, microbatches)
 
     def _order(self, stage: int, microbatches: int) -> Iterator[StagePass]:
-        """Yield warm-up forward passes, then one forward and one backward pass in turn. Microbatches go through a chunk
-        in rounds of about as many as there are stages. In zero_bubble stage s runs W s backward passes after its I."""
+        """Yield warm-up forward passes, then one forward and one backward pass in turn, then the other backward passes.
+        Each chunk in turn takes a round of about as many microbatches as there are stages. In zero_bubble, stage s runs
+        the W of backward pass k right after the I of backward pass k + s."""
         each_round = microbatches // max(1, microbatches // self.stages)
         total, further = microbatches * self.chunks, self.stages - 1 - stage
         twice = 2 if self.kind == "interleaved" else 1
@@ -152,7 +153,7 @@ class PipelineSchedule:
 
     @staticmethod
     def _count_up(what: str, chunk_of: Callable[[int], int]) -> Iterator[StagePass]:
-        """Yield passes of one kind for ever; each chunk's microbatches come in order."""
+        """Yield passes of one kind without end. Pass n is of chunk `chunk_of(n)`, whose microbatches come in order."""
         counts: dict[int, int] = {}
         for step in itertools.count():
             chunk = chunk_of(step)
@@ -160,7 +161,7 @@ class PipelineSchedule:
             yield StagePass(what, chunk, counts[chunk])
 
     def _order_v(self, stage: int, microbatches: int) -> Iterator[StagePass]:
-        """Yield the passes of ZB-V, for at least as many microbatches as fill the pipeline."""
+        """Yield the passes of ZB-V, for `least` microbatches or more (`order` drops the surplus)."""
         count, further = max(microbatches, self.least), self.stages - stage
         passes = {
             (what, chunk): self._count_up(what, lambda _, chunk=chunk: chunk)
@@ -187,8 +188,8 @@ class PipelineSchedule:
         return count if rounds <= ROUNDS else ROUNDS * (count // rounds)
 
     def count_kept(self, stage: int, microbatches: int, sizes: Sequence[float]) -> tuple[int, ...]:
-        """Count the microbatches of each chunk whose activations a stage holds at its peak. A chunk's pass holds
-        `sizes[chunk]` until its backward pass, W included, is over."""
+        """Count, by chunk, the microbatches whose activations a stage holds at its peak of memory. A forward pass of a
+        chunk holds `sizes[chunk]` until its backward pass is over: B, or W if the backward pass is split."""
         if self.kind == "1f1b":
             return (self.stages - stage,)
         kept, most, found = [0] * self.chunks, 0.0, (0,) * self.chunks

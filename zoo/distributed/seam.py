@@ -1,6 +1,6 @@
 # B rows, T tokens, D model width, V vocabulary
-"""Seams: the points of a forward pass that call a collective if several processes share the model, all that a
-component's `forward` knows of parallelism."""
+"""Seams: the points of a forward pass that call a collective if several processes share the model. A component's
+`forward` knows nothing else of parallelism."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Seam:
-    """The seam of a model that one process holds whole: identities.
+    """The seam of a model that one process holds whole: its methods call no collective.
 
-    Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) overrides it in `zoo.run.tensor.TensorSeam`. There, in a pass
-    with gradients, a rank computes a part of each sub-layer for all tokens, and between sub-layers holds the residual
-    stream of its own tokens only (sequence parallelism; Korthikanti et al., 2022).
+    Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) overrides them in `zoo.run.tensor.TensorSeam`, as documented
+    here. There, in a pass with gradients, a rank computes a part of each sub-layer for all tokens, and between
+    sub-layers holds the residual stream of its own tokens only (sequence parallelism; Korthikanti et al., 2022).
     """
 
     rank = 0
@@ -50,12 +50,12 @@ class Seam:
         return scheme.bias(weights, heads, *places, **how)
 
     def own_share(self, loss: Tensor) -> Tensor:
-        """Divide the gradient, not the value, of a loss that every rank computes whole by the number of ranks."""
+        """Divide a loss's gradient, but not its value, by the number of ranks: every rank computes the whole loss."""
         return loss
 
     def measure(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Compute log Z [N, 1] over the whole vocabulary and the targets' logits [N, 1], in float32, from a rank's
-        logits [N, V/ranks]. Their difference is the negative log-likelihood."""
+        logits [N, V/ranks]. log Z − logit is the negative log-likelihood. Raises NotImplementedError here."""
         raise NotImplementedError
 
     def join_logits(self, logits: Tensor, width: int) -> Tensor:
@@ -67,10 +67,9 @@ WHOLE = Seam()
 
 
 class ContextSeam:
-    """The seam of context parallelism where one process holds all tokens of a row: identities.
-    `zoo.distributed.context` has the other one: a rank holds two runs of a row's tokens, and only attention's keys and
-    values are exchanged. With
-    `rings` this happens inside attention, and nothing is gathered."""
+    """The seam of context parallelism where one process holds all tokens of a row: its methods call no collective.
+    `zoo.distributed.context.SpreadContext` overrides them: a rank holds two runs of a row's tokens, and ranks exchange
+    only attention's keys and values. With `rings` they do so inside attention, and `gather` is not used."""
 
     rank = 0
     size = 1

@@ -41,7 +41,7 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def make_whole(tensor: Tensor) -> Tensor:
-    """All-gather a DTensor, which all processes must call; a plain tensor is returned as it is."""
+    """All-gather a DTensor; return a plain tensor as it is. All processes must call this."""
     return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -57,7 +57,7 @@ def take_part(whole: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Division:
-    """How the ranks of a group divide a model's tensors: a Cut by name."""
+    """How the ranks of a group divide a model's tensors: `cuts` maps names to Cuts."""
 
     cuts: Mapping[str, Cut]
     group: RankGroup
@@ -127,7 +127,7 @@ class Shares:
         return is_shared(tensor) or any(each.find(name) for each in self.divisions)
 
     def make_whole(self, name: str, tensor: Tensor) -> Tensor:
-        """All-gather a tensor, or an optimizer state of its shape, which all processes must call."""
+        """All-gather a tensor, or an optimizer state of its shape. All processes must call this."""
         part = make_whole(tensor)
         for each in reversed(self.divisions if part.ndim else []):
             part = each.join(name, part)
@@ -164,7 +164,7 @@ ALL = Shares()
 
 
 def drop_gathered(model: Module) -> None:
-    """Make FSDP gather weights anew in the next pass, as the shards have changed."""
+    """Make FSDP free its gathered weights, so that the next pass gathers the shards anew."""
     for module in model.modules():
         if (reshard := getattr(module, "reshard", None)) is not None:
             reshard()
@@ -179,8 +179,8 @@ def hold_back_replicas(model: Module, hold: bool) -> None:
 
 @contextmanager
 def ends_gathered(model: Module) -> Iterator[None]:
-    """Gather the weights outside the layers for the block, for passes that begin at a part of the model, such as an
-    encoder; layers gather their own as they run. All processes must enter the block."""
+    """Keep the weights outside the layers gathered within the block, because its passes may begin at a part of the
+    model, such as an encoder. Layers gather their own weights as they run. All processes must enter the block."""
     unshard = getattr(model, "unshard", None)
     if unshard is None:
         yield

@@ -108,5 +108,5 @@ def read_world() -> World:
 
 
 def leave_at_once() -> None:
-    """Let this process exit without destroying the process group, which would wait for a dead process."""
+    """Do not destroy the process group when this process exits: that would wait for a dead process."""
     atexit.unregister(torch.distributed.destroy_process_group)

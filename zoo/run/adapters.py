@@ -19,7 +19,7 @@ from zoo.kernels.grouped import grouped_linear
 from zoo.run.layer import LinearModule, Model, StackedLinear
 
 INSIDE = ".lora."
-"""Part of the names of adapter tensors, and of no others."""
+"""Part of the name of every adapter tensor, and of no other tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def merge_adapter(weight: Tensor, plan: Adapters, a: Tensor, b: Tensor) -> Tensor:
-    """Add a saved adapter to the weight that it adapts: W + scale · B·A, computed in float32, in the weight's dtype."""
+    """Add a saved adapter to its weight: W + scale · B·A, computed in float32 and returned in the weight's dtype."""
     return (weight.float() + plan.scale * (b.float() @ a.float())).to(weight.dtype)
 
 

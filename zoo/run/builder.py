@@ -31,8 +31,8 @@ def build(
     """Build the model of a packaged name, a YAML path or a Spec. Each weight is drawn from `seed` and its name.
 
     `device` is auto (CUDA if there is a device), cuda, cuda:N, cpu or meta (shapes only); `dtype` is a name (fp32,
-    bf16, fp16, or torch's) or a torch dtype, fp32 by default. Raises ConfigError for a faulty config, and FitError if
-    the weights do not fit the device's free memory.
+    bf16, fp16, or torch's) or a torch dtype, fp32 by default; `kernel` names the attention kernel. Raises ConfigError
+    for a faulty config, device or dtype, and FitError if the weights do not fit the device's free memory.
     """
     from zoo.model.init import initialise
     from zoo.run.layer import Model
@@ -55,7 +55,7 @@ def build(
 
 
 def load_spec(config: str | Path | Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Any:
-    """Return a Spec as it is, or load that of a packaged name or a YAML path."""
+    """Return a Spec as it is, or load one from a packaged name, a YAML path or a mapping. A Spec takes no overrides."""
     if isinstance(config, Spec):
         if overrides:
             raise ConfigError("overrides: a Spec takes none (pass a name or a path, or dataclasses.replace)")
@@ -70,7 +70,7 @@ ADDRESSED = 2**62
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Return torch's dtype for fp32, bf16, fp16 (or torch's own name for it, or the dtype itself); None is float32."""
+    """Return the torch dtype for fp32, bf16, fp16, torch's names of these, or a torch dtype. None means float32."""
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     if dtype is None:
         return torch.float32
@@ -110,7 +110,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def check_fit(spec: Priced, device: torch.device, dtype: torch.dtype) -> None:
-    """Check that the weights fit the device's free memory. Raises FitError."""
+    """Check that the weights fit the device's free memory, and what torch can address. Raises FitError if not."""
     free = read_free_memory(device)
     total = count_parameters(spec)["total"]
     need = total * dtype.itemsize
@@ -129,7 +129,7 @@ def check_fit(spec: Priced, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def check_built(model: Model) -> None:
-    """Check that the model has exactly the counted tensors, by name and shape, and the counted parameters."""
+    """Check names and shapes of a built model's tensors, and its size, against its Spec. Raises AssertionError."""
     from zoo.run.layer import list_shapes
 
     built, counted = list_shapes(model), table(model.spec, model.d_model)

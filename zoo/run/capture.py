@@ -50,7 +50,7 @@ class CudaRecorder:
 
 
 def find_blocker(writer: Tower, dtype: str) -> str | None:
-    """Say which part of a decoder waits for the device within a step on CUDA (experts counted on the host), or None."""
+    """Say which part of a decoder waits for CUDA within a step because it counts experts' rows on the host, or None."""
     from zoo.kernels.grouped import refuses
 
     for path, part in walk(writer, writer.d_model):

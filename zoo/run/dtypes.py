@@ -28,12 +28,12 @@ def spell_dtype(dtype: torch.dtype) -> str:
 
 @cache
 def measure_slowdown(dtype: torch.dtype, *, training: bool = False) -> float:
-    """Measure how many times longer matrix products take in `dtype` than in float32 on this CPU: those of generation,
-    or with `training` of a training step. Measured once a process."""
+    """Measure how many times longer matrix products take in `dtype` than in float32 on this CPU. The products are those
+    of generation, or with `training` those of a training step. Measured once a process."""
     laps = {each: _training_lap(each) if training else _lap(each) for each in (torch.float32, dtype)}
     best: dict[torch.dtype, float] = dict.fromkeys(laps, float("inf"))
     with keep_threads():
-        torch.set_num_threads(1)  # beside another program several threads would measure their waiting
+        torch.set_num_threads(1)  # several threads would also time their waiting for a busy core
         end = time.perf_counter() + SPEND
         while True:
             for each, lap in laps.items():
@@ -72,7 +72,7 @@ def _training_lap(dtype: torch.dtype) -> Callable[[], None]:
 
 
 def is_slow(dtype: torch.dtype, device: torch.device, *, training: bool = False) -> bool:
-    """Tell whether a 16-bit dtype computes slower than float32 on this device. Only a CPU is measured."""
+    """Tell whether a 16-bit dtype is more than `MARGIN` times slower than float32 on a CPU. False on other devices."""
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return measure_slowdown(dtype, training=training) > MARGIN
@@ -87,9 +87,9 @@ def describe_slow_dtype(dtype: torch.dtype, device: torch.device, option: str, *
 
 
 def use_fastest_dtype(model: nn.Module) -> str | None:
-    """Convert a 16-bit model to float32 in place if that is faster. Returns a line about it, or None if it is not. No
-    value changes, as float32 holds all of bfloat16's and float16's. If float32 weights would not fit in memory the
-    model stays as it is, and the line says so."""
+    """Convert a 16-bit model to float32 in place if that is faster. Returns a line for the user, or None if 16 bits are
+    not slow. No weight changes its value: float32 holds all values of bfloat16 and float16. If float32 weights would
+    not fit in memory the model stays as it is, and the line says so."""
     from zoo.run.builder import read_free_memory
 
     weight = next(model.parameters())
@@ -110,8 +110,8 @@ def settle_cpu(
 ) -> None:
     """Set the fastest number of threads, and convert a model on a CPU to its fastest dtype.
 
-    If the user chose the dtype, `dtype` is the option's text: the model then keeps it, and `tell` gets a line if it is
-    slow. With `keep` the model keeps its dtype without a line (float8 weights). `tell` gets a line for each change.
+    `tell` is called with a line for each change. If the user chose the dtype, `dtype` is the option's text: the model
+    then keeps its dtype, and `tell` gets a line if that is slow. With `keep` (float8 weights) there is no such line.
     """
     weight = next(model.parameters())
     if choice := use_fastest_threads(weight.device):

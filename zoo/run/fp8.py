@@ -1,5 +1,5 @@
-"""Convert matrix products to float8 with torchao, for training and inference. The Spec says which: a `Linear` part may
-be `precise`, or its weight read directly (`bare`). No module's name decides."""
+"""Convert matrix products to float8 with torchao, for training and inference. The Spec decides which products, not a
+module's name. A `Linear` is left out if it is `precise`, and in inference if its weight is read directly (`bare`)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from zoo.kernels.base import Machine
 
 RECIPES = {"tensorwise": (8, 9), "rowwise": (9, 0)}
-"""Recipes for scaling operands into float8's range (one factor per tensor, or per row and column), with the lowest CUDA
-compute capability on which torchao tests their products."""
+"""Recipes for scaling operands into float8's range (one factor per tensor, or per row and column). Each has the lowest
+CUDA compute capability on which torchao tests its products."""
 
 WEIGHT_ONLY = "weight_only"
 """Recipe for inference on any device: weights in float8, scaled by row, products in the model's dtype."""
@@ -34,7 +34,8 @@ AXES = ("attention", "ffn")
 """The axes whose products are computed in float8. Heads, routers, embeddings and poolers are left out."""
 
 MULTIPLE = 16
-"""torch's scaled product takes multiples of this: both widths of a weight, and the rows that a gradient sums over."""
+"""torch's scaled product takes sizes that are multiples of this: both widths of a weight, and in training the number of
+rows, over which a weight's gradient is summed."""
 
 OLDEST = (0, 18)
 
@@ -71,7 +72,7 @@ def is_product(part: Part) -> bool:
 
 
 def explain_left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
-    """Return the reason why a product is left out of float8, or None; `owner` is its component."""
+    """Return the reason why a product of the component `owner` is left out of float8, or None."""
     if owner.axis not in AXES:
         return owner.axis
     if not isinstance(part, Linear):
@@ -125,7 +126,7 @@ def refuses(recipe: str, machine: Machine) -> str | None:
 
 
 def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> None:
-    """Check that a recipe can run on a device. Raises ConfigError; `what` names the request, `would` an alternative."""
+    """Raise ConfigError if a recipe cannot run on a device. `what` names the request, `would` an alternative."""
     if recipe not in (known := (*RECIPES, WEIGHT_ONLY)):
         raise ConfigError(f"fp8: there is no {recipe!r}{did_you_mean(recipe, known)} (there are {', '.join(known)})")
     reason = refuses(recipe, machine_of(device))
@@ -145,7 +146,8 @@ def can_multiply(recipe: str, device: torch.device) -> bool:
     size = MULTIPLE
     plain = torch.ones(size, size, device=device, dtype=torch.bfloat16)
     eight, one, ones = plain.to(torch.float8_e4m3fn), torch.ones((), device=device), torch.ones(size, 1, device=device)
-    scales = {"tensorwise": [(one, one)], "rowwise": [(ones, ones.t()), (one, one)]}  # rowwise needs both: its backward
+    # the backward pass of rowwise has a weight scaled by tensor
+    scales = {"tensorwise": [(one, one)], "rowwise": [(ones, ones.t()), (one, one)]}
     torch.mm(plain, plain)  # before oneDNN's first product torch uses its own float8 code, afterwards oneDNN's
     try:
         for pair in scales[recipe]:
@@ -203,7 +205,7 @@ def convert_to_fp8(model: Module, recipe: str, *, emulate: bool = False) -> list
 @cache
 def _linear() -> type[nn.Linear]:
     """Make a subclass of torchao's float8 Linear that uses the plain product in inference mode, where torchao's rowwise
-    one raises (0.18). Compiled code does not check the mode, as Dynamo would break the graph there."""
+    one raises (0.18). Compiled code does not check the mode: Dynamo would break the graph there."""
     with _quiet():
         from torchao.float8.float8_linear import Float8Linear
 

@@ -1,4 +1,4 @@
-"""Define the only torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward."""
+"""Define a model's torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -28,8 +28,8 @@ torch.export.register_dataclass(Output)
 
 
 class Layer(nn.Module):
-    """The module of one component: it stores exactly the parts that its Spec lists, under their names, and runs the
-    Spec's forward.
+    """The module of one component: it stores the parts that its Spec lists, under their names, and runs the Spec's
+    forward. Parts shared with another layer are stored only there.
 
     `forward` is a property that returns the Spec's own method. So torch.compile caches by component, rather than under
     one code object shared by all, and a traceback goes straight to the component's file.
@@ -86,9 +86,9 @@ FEW_ROWS = 32
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute x·weightᵀ + bias. On a CPU in bfloat16, few rows (decoding) use the call that reads weights fastest: a
-    matrix-vector product takes 25% less time than `F.linear` of one row. Weights of another class than Parameter
-    (quantised, sharded) support only `F.linear`."""
+    """Compute x·weightᵀ + bias. On a CPU in bfloat16, without gradients and bias, few rows (decoding) use the call that
+    reads weights fastest: a matrix-vector product takes 25% less time than `F.linear` of one row. Weights of another
+    class than Parameter (quantised, sharded) support only `F.linear`."""
     few = x.dtype is weight.dtype is torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
     if few and bias is None and type(weight) is nn.Parameter:
         rows = x.numel() // x.shape[-1]
@@ -121,7 +121,7 @@ class StackedLinear(nn.Module):
         self.computing = part.computing
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
-        """Multiply x [N, d_in], rows sorted by expert, to [N, d_out]. Expert e's rows end at `offsets[e]` ([E])."""
+        """Multiply x [N, d_in] to [N, d_out]. Rows are sorted by expert; expert e's rows end at `offsets[e]` ([E])."""
         bias = self.bias if self.adds_bias else None
         how = {"expert_of_row": expert_of_row, "computing": self.computing}
         return grouped_linear(x, self.weight, offsets, bias=bias, **how)
@@ -156,7 +156,7 @@ class TiedLinear(Borrowed):
 
 
 class TiedEmbedding(Borrowed):
-    """An embedding with another module's table: a decoder's tied to its encoder's."""
+    """An embedding with another module's table: a decoder's embedding tied to its encoder's."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.weight)
@@ -177,7 +177,7 @@ class ConvModule(nn.Module):
 
 
 class Layers(nn.ModuleList):
-    """Layers in order, named by their numbers in the whole model, of which a pipeline stage has some."""
+    """Layers in order, each named by its number in the whole model. A pipeline stage has only some of the numbers."""
 
     def __init__(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         super().__init__()

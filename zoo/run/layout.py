@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def choose_layout(
     tower: Tower, dtype: Any, device: torch.device, kernel: str, *, paged: bool | None = None, page: int | None = None
 ) -> dict[str, Any]:
-    """Return Store's `paged` and `page` for a decoder on a device. Defaults: paged on any device but a CPU, with the
-    page size that the kernels installed there read."""
+    """Return the arguments `paged` and `page` of the cache (`Store`) for a decoder on a device. By default the cache is
+    paged on any device but a CPU, and its page size is the one that the kernels installed there read in place."""
     paged = device.type != "cpu" if paged is None else paged
     return {"paged": paged, "page": page or (_choose_page(tower, dtype, device, kernel) if paged else PAGE)}
 

@@ -120,7 +120,7 @@ def begin_peak_memory(device: torch.device) -> int | None:
 
 
 def read_peak_since(device: torch.device, before: int) -> int | None:
-    """Read the peak since `begin_peak_memory`, less the bytes `before` that it returned."""
+    """Read the peak since `begin_peak_memory`, minus `before`, the bytes held then. None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) - before
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)

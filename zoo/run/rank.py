@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def check_parts(spec: Any, ranks: int) -> None:
-    """Check that `ranks` ranks divide a model. Raises ConfigError with a line for each component that they do not."""
+    """Check that `ranks` ranks can divide a model. Raises ConfigError with a line for each component they cannot."""
     shard_model(spec, ranks)
 
 
 def find_ranks(asked: int) -> World:
-    """Return the processes that torchrun or `zoo generate --tp` started. Raises ConfigError if not `asked` many."""
+    """Return the processes that torchrun or `zoo generate --tp` started. Raises ConfigError if they are not `asked`."""
     world = read_world()
     if world.size != asked:
         found = f"{asked} ranks were asked for, torchrun has started {world.size} processes"

@@ -7,7 +7,7 @@
 | full | its input | its whole forward pass (Chen et al., 2016) |
 | every_n | as with full for every n-th layer, as with none for the others | |
 
-Gradients are bit-identical on a CPU, as the second computation equals the first.
+Gradients are bit-identical on a CPU, because the second computation gives the same bits as the first.
 """
 
 from __future__ import annotations

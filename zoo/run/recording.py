@@ -89,12 +89,12 @@ class RecordingStep(Step):
 
 
 def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: torch.Tensor, *queries: Any) -> None:
-    """Call Step.choose with a partial function, taken apart because two partial objects are never equal."""
+    """Call Step.choose with a partial function. Its parts are recorded, because two partial objects are never equal."""
     Step.choose(step, partial(pick, **how), k, *queries)
 
 
 TELLING = frozenset({Step.hold, Step.state, Step.take_choice, _choose})
-"""Calls on a Step that return no tensor, or may not, and are recorded all the same."""
+"""Calls on a Step that are recorded although they may return no tensor."""
 
 
 def _is_kept(memory: object) -> Any:
@@ -102,7 +102,7 @@ def _is_kept(memory: object) -> Any:
 
 
 class Recorder(TorchFunctionMode):
-    """Record every torch call in the block on tensors that come from `x` or from a Step, in order.
+    """Record, in order, every torch call within the block whose arguments depend on `x` or on a Step.
 
     `lines` are the calls as Python: `x`, `step`, v0, v1, … are values of this pass, k0, k1, … the `constants`
     (functions, weights, numbers). `checked` are calls on constants alone, whose results are constants too. `refused` is
@@ -130,7 +130,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Record nothing in the block. The torch mode is left, as compiled functions would compile anew under it."""
+        """Record nothing in the block. Leaves the torch mode, under which compiled functions would be compiled anew."""
         self.__exit__(None, None, None)
         self.paused = True
         try:
@@ -258,7 +258,7 @@ def _is_light(result: object, args: Sequence[Any]) -> bool:
 
 
 def _list_tensors(step: Step) -> Iterator[tuple[int, str]]:
-    """Yield the tensors that are attributes of a Step: id, and the Python expression that finds it."""
+    """Yield the id of each tensor that is an attribute of a Step, and the Python expression that reads it."""
     own = {f"step.{name}": getattr(step, name) for name in ("tables", "positions", "ids")}
     own |= {
         f"step.{place}[{name!r}]": each for place in ("extra", "taken") for name, each in getattr(step, place).items()
@@ -294,12 +294,12 @@ class Recording:
 
 @lru_cache(256)
 def _compile(source: str) -> Any:
-    """Compile a recording's source. Layers of one kind have the same source, so that it is cached."""
+    """Compile a recording's source. The code is cached, because layers of one kind have the same source."""
     return compile(source, "<recording>", "exec")
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether arguments are equal: objects by identity, numbers, names and tensors by value."""
+    """Whether arguments are equal. Numbers, names and tensors compare by value, other objects by identity."""
     if a is b:
         return True
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):

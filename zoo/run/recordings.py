@@ -12,7 +12,7 @@ from zoo.model.step import Step
 from zoo.run.recording import Recorder, Recording
 
 MOST = 2048
-"""Maximum number of recordings, the oldest are dropped first: 12 layers with 32 numbers of rows need 384."""
+"""Maximum number of recordings, beyond which the oldest is dropped. 12 layers and 32 numbers of rows need 384."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Course:
 
 
 class Recordings:
-    """The recordings of a model's layers in decoding steps, one for each layer and number of rows.
+    """The recordings of a model's layers in decoding steps, one for each layer, number of rows and kind of step.
 
     A layer first runs normally, in half as many passes as there are rows: with many rows a replay gains little, and the
     number of rows soon changes. It is recorded in the next two passes, and replayed if both made the same calls with

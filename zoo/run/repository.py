@@ -24,7 +24,7 @@ HARMLESS = (
     *("core.filemode", "core.symlinks", "core.ignorecase", "core.autocrlf", "core.eol", "core.precomposeunicode"),
     *("core.sparsecheckout", "core.sparsecheckoutcone", "extensions.objectformat"),
 )
-"""Settings taken from the repository's config: how files lie on the disk. None names a program."""
+"""Settings taken from the repository's config: how files lie on the disk. None of these settings names a program."""
 
 
 def read_commit(folder: Path) -> str | None:

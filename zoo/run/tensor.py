@@ -3,7 +3,7 @@
 
 A rank's part is a smaller model of the same kind (`Spec.shard`); the collectives are called by `TensorSeam`. In a
 pass with gradients the residual stream between sub-layers is sharded along the sequence (sequence parallelism). So a
-weight that several ranks hold sees different tokens on each: its gradient is the sum of theirs.
+weight that several ranks hold sees different tokens on each rank, and its gradient is the sum over these ranks.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ class TensorSeam(Seam):
         return torch.cat(self.group.stack(logits).unbind(), -1)[..., :width]
 
 
-# ---------------------------------------------------------------- a model of a part
+# ---------------------------------------------------------------- a rank's part of a model
 
 
 def divide_layers(model: Model, seam: TensorSeam) -> None:
-    """Set the seam of every layer of a built part, and mark the sub-layers that are divided among ranks."""
+    """Set the seam of every layer of a rank's part, and mark divided sub-layers. Only rank 0 adds summed biases."""
     for module in model.modules():
         if (spec := getattr(module, "spec", None)) is None:
             continue

@@ -1,7 +1,7 @@
 """Choose torch's number of threads on a CPU by a timed probe, and again while a run goes on.
 
 OpenMP's threads wait for each other at the end of every parallel loop, spinning. If another program occupies a core,
-each loop takes as long as the thread that shares it: two threads, one on a busy core, are up to five times slower than
+each loop takes as long as the thread on this core: two threads, one on a busy core, are up to five times slower than
 one. So the fastest number of threads depends on what else runs, and is measured.
 """
 
@@ -29,7 +29,7 @@ WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two probes of a run: at first,
 
 @dataclass(frozen=True)
 class ThreadChoice:
-    """The fastest number of `threads`, of `most` that torch would use; `gain` is their speed ÷ that of `most`."""
+    """The fastest number of threads; torch itself uses `most`. `gain` is the speed of `threads` ÷ that of `most`."""
 
     threads: int
     most: int
@@ -68,7 +68,7 @@ def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
 
 
 def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
-    """Choose a number of threads by measured laps per second; `now` is kept within `MARGIN`."""
+    """Choose the number with most laps per second, but keep `now` unless another is faster by at least `MARGIN`."""
     best = max(rates, key=lambda threads: rates[threads])
     if now in rates and rates[best] < MARGIN * rates[now]:
         best = now
@@ -76,8 +76,8 @@ def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadCho
 
 
 def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = SPEND) -> dict[int, float]:
-    """Measure laps per second with each number of threads, taking turns; restore torch's number. The mean counts, not
-    the best lap, as laps that wait for a core are what a run would meet."""
+    """Measure laps per second with each number of threads, taking turns; restore torch's number. A rate is a mean, not
+    that of the best lap, because a run would also wait for busy cores."""
     turn = spend / ROUNDS / len(numbers)
     laps, seconds = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0.0)
     with keep_threads():
@@ -133,8 +133,8 @@ def most_threads() -> int:
 
 def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
     """Set torch's number of threads to the fastest now. Returns the choice if it differs from before, else None. A
-    later call restores threads given up beside a busy program. On other devices, with one core, or if the user has set
-    the number, nothing is measured or set."""
+    later call raises the number again if it was lowered for a busy program that has ended. Nothing is measured or set
+    on other devices than a CPU, with one thread, or if the user has set the number."""
     global _chosen
     most, now = most_threads(), torch.get_num_threads()
     if device.type != "cpu" or most == 1 or threads_are_stated():
@@ -180,7 +180,7 @@ class ThreadWatch:
         return {"threads": torch.get_num_threads(), "best_pace": self.best}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Set a checkpoint's number of threads, unless the user has set the number; at most this machine's."""
+        """Set a checkpoint's number of threads, at most this machine's. Does nothing if the user has set the number."""
         if self.watches and state:
             torch.set_num_threads(min(int(state["threads"]), self.most))
             self.best = state["best_pace"]

@@ -66,7 +66,7 @@ class MovingAverage:
             take_in([own], [each.to(own.dtype)], step)
 
     def restore(self, folder: Path, shares: Shares = ALL) -> None:
-        """Read this process's part of the average from its folder in a checkpoint. Raises CheckpointError."""
+        """Read this process's part of the average from a checkpoint. Raises CheckpointError if it is not there."""
         found = read_weights(folder)
         for name, each in self.weights.items():
             each.copy_(shares.take_part(name, found[name], each))
@@ -78,7 +78,7 @@ def copy_wide(weight: Tensor) -> Tensor:
 
 
 def read_weights(folder: Path) -> Tensors:
-    """Read the tensors of a checkpoint's model. Raises CheckpointError."""
+    """Open the tensors of a checkpoint's model. Raises CheckpointError if they are missing or damaged."""
     if not is_sharded(folder) and not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder / WEIGHTS}: is not there (a checkpoint that this run wrote has it)")
     return open_weights(folder)
@@ -86,7 +86,7 @@ def read_weights(folder: Path) -> Tensors:
 
 def average_checkpoints(folders: Iterable[Path], model: Model) -> Tensors:
     """Average a model's parameters with those of earlier checkpoints (LAWA; Kaddour, 2022), in float64. Raises
-    CheckpointError."""
+    CheckpointError if a checkpoint is missing or damaged."""
     sums = {name: each.detach().double() for name, each in model.named_parameters()}
     count = 1
     for folder in folders:

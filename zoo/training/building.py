@@ -51,7 +51,7 @@ def prepare_device_and_data(
     planned: TrainingPlan, show: Progress, world: World
 ) -> tuple[TrainingPlan, Any, PreparedData]:
     """Choose the device, prepare the data, and check the model against both. Returns the plan, completed from the data
-    (`TrainingPlan.learn`), the device and the data. Raises ConfigError."""
+    (`TrainingPlan.learn`), the device and the data. Raises ConfigError if they do not go together."""
     device = pick_run_device(planned, world, show.say)
     with world.main_first():
         data = prepare_data(planned, show)
@@ -70,7 +70,7 @@ def prepare_device_and_data(
 
 
 def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], object]) -> Device:
-    """Choose the device, and report limits such as memory. Raises ConfigError for settings that it cannot do."""
+    """Choose the device, and report limits such as memory. Raises ConfigError for settings that cannot run on it."""
     settings = planned.settings
     if settings.launcher.kind != "none" and not is_launched():
         found = f"is {settings.launcher.kind}, and neither a sweep nor a program starts processes"
@@ -93,8 +93,8 @@ def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], ob
 
 
 def choose_kernels(planned: TrainingPlan, device: Device) -> set[str]:
-    """Name the attention kernels that train the kinds of layers. Raises KernelError if the kernel that the user named
-    cannot train or evaluate one of them."""
+    """Return the names of the attention kernels that train the layers. Raises KernelError if the kernel that the user
+    named cannot train or evaluate a kind of layer."""
     trains: set[str] = set()
     machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
     for tower in planned.spec.towers().values():
@@ -110,7 +110,7 @@ def choose_kernels(planned: TrainingPlan, device: Device) -> set[str]:
 
 
 def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -> str | None:
-    """Warn that several processes drop other attention probabilities than one would: sdpa draws its own mask."""
+    """Return a warning if processes drop other attention probabilities than one would, as sdpa does; or None."""
     drops = planned.settings.dropout is not None and planned.settings.dropout.attention > 0
     if not drops or world.size == 1 or "sdpa" not in kernels:
         return None
@@ -177,8 +177,8 @@ def build_run(
 
 
 def settle_process(settings: Training, device: Device, rank: int) -> tuple[int | None, int | None]:
-    """Seed torch's generator, and choose how the process gives memory back. Returns the free bytes and the held bytes
-    before the model is built."""
+    """Seed torch's generator, and let a process on a CPU keep freed memory. Returns the bytes that are free and the
+    bytes that are held before the model is built, None where unknown."""
     torch.manual_seed(mix_seed(settings.seed, f"rank {rank}") if rank else settings.seed)
     if device.type == "cpu" and not is_hosted():
         keep_memory()

@@ -48,7 +48,7 @@ def compile_if_it_pays(run: Run) -> None:
 
 
 def may_pay(run: Run) -> bool:
-    """Whether a trial is worth its time: on a CPU, if steps have one shape and those left would take minutes."""
+    """Whether a trial is worth its time: one CPU process, steps of one shape, and minutes of training left."""
     settings = run.settings
     fits = settings.objective.every_token and not run.batches.documents and settings.recompute != "selective"
     fits = fits and settings.recipe is None and not is_hosted() and run.world.size == 1
@@ -62,7 +62,7 @@ def may_pay(run: Run) -> bool:
 
 
 def try_compiled(run: Run) -> bool:
-    """Compile the layers and time them against plain ones. Undoes it if they are not faster."""
+    """Compile the layers and time them against plain ones. Returns whether they are faster; if not, undoes it."""
     began, trial, model = time.perf_counter(), Trial(run), run.computing.model
     compile_model(model)
     try:

@@ -32,11 +32,11 @@ ROWS, TOKENS = 1, 8
 """Few tokens, so that their gradients do not cancel and noise does not hide a step's change at small widths."""
 
 RATE = 0.3
-"""Adam's learning rate times the smallest width: about the change of a matrix's output in a step."""
+"""Adam's learning rate times the smallest width. A step changes a matrix's output by about this much."""
 
 FLAT = 0.4
 """The largest absolute slope of a change taken as independent of width (measured: within 0.1, and down to −0.3 for the
-logits of an untied head, whose initial values count less at larger widths). Faulty ones have 0.6 and more."""
+logits of an untied head, whose initial values count less at larger widths). Faulty rules give 0.6 and more."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def check_coordinates(
     *,
     optim: Optim | None = None,
 ) -> Coordinates:
-    """Train a model at several widths on one batch of random tokens, and measure the change of its components' outputs:
-    the mean of |after − before|, averaged geometrically over seeds.
+    """Train a model at several widths on one batch of random tokens, and measure the change of the logits and of the
+    last layer's outputs: the mean of |after − before|, averaged geometrically over seeds.
 
     Heads and d_ff grow with the width. Raises ConfigError for a width that does not fit, and for parts of the model
     that the parametrisation has no rule for.
@@ -83,7 +83,7 @@ def check_depths(
     *,
     optim: Optim | None = None,
 ) -> Coordinates:
-    """Do as `check_coordinates` at several depths (n_layers), for the last layer's components."""
+    """Train and measure as `check_coordinates` does, at several depths (n_layers) instead of widths."""
     recipe = ComposedModel(model, [*overrides])
     recipe.solved = ["n_layers"]
     specs = [recipe.spec({"n_layers": depth}) for depth in depths]

@@ -60,8 +60,8 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
         return faults
 
     def apply(self, model: Any, seed: int = 0) -> None:
-        """Make a built model drop values in training mode. Dropped values are a hash of the seed, the row's number and
-        their place (`zoo.model.drops`), so that recomputation, resuming and any mesh drop the same."""
+        """Make a built model drop values in training mode. A hash of the seed, the row's number and a value's place
+        decides whether it is dropped (`zoo.model.drops`), so recomputation, resuming and any mesh drop the same."""
         rates, whole = {name: getattr(self, name) for name in RATES}, model.whole
         units = [part.of.d_in if isinstance(part, Experts) else part.d_in for part in _list_downs(whole)]
         width = max(whole.d_model, count_draws(whole), *units)

@@ -30,7 +30,7 @@ ELSEWHERE = {
     "batch_size": "rows are read together as many as are fast",
     "eval_batches": "all rows are read; data.max_bytes takes a sample of a text",
 }
-"""Settings of training that an evaluation takes in another way."""
+"""Settings of training that an evaluation does not take, each with what it does instead."""
 
 SPLIT = ("validation_fraction", "max_bytes")
 """Settings that decide which text is the validation split."""
@@ -73,7 +73,8 @@ def plan_evaluation(
     """Plan an evaluation of a model on the data of its `run`, or on data that overrides name (`data=…`, `objective=…`).
 
     The run's own data is scored on its validation split. Other data is scored whole, encoded with the model's
-    `tokenizer`. `name` names the model in messages. Raises ConfigError.
+    `tokenizer`. `name` names the model in messages. Raises ConfigError if there is no data, or if data, objective and
+    model do not go together.
     """
     typed = list_typed(overrides)
     own = None if run is None else plan_resumption(run, ())
@@ -147,7 +148,8 @@ def compose_evaluation(config: Mapping[str, Any] | None, overrides: Sequence[str
 def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -> DataSettings | None:
     """Read a `data` node that names the run's own data; None if it names other data.
 
-    Raises ConfigError if it splits the run's text in another way, as validation might then contain training text.
+    Raises ConfigError if the node splits the run's text in another way, because validation might then contain training
+    text, and if an override changes the tokenizer.
     """
     found = DataSettings.read({**node, "tokenizer": own.data.tokenizer})
     if list_fields(found, SPLIT + BATCHES) != list_fields(own.data, SPLIT + BATCHES):
@@ -164,7 +166,7 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
 
 def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[str], apart: bool) -> DataSettings:
     """Read a `data` node to score whole, encoded with the model's tokenizer. Documents are kept `apart` as in the run,
-    unless overrides say otherwise. Raises ConfigError."""
+    unless overrides say otherwise. Raises ConfigError for overrides of the tokenizer (but `eos`) or of the split."""
     own = [key for key in typed if key.startswith("data.tokenizer.") and key != "data.tokenizer.eos"]
     faults = [f"{key}: the model reads with its own tokenizer (leave it out)" for key in sorted(own)]
     if "data.validation_fraction" in typed:

@@ -60,7 +60,7 @@ class Windowed:
 
 @dataclass(frozen=True)
 class Collated:
-    """Rows of a source collated by an objective. Its targets are scored; their bytes of text are unknown."""
+    """Rows of a source collated by an objective. Only the objective's targets are scored; bytes are not counted."""
 
     name: str
     tokens: TokenFile
@@ -128,7 +128,8 @@ def cut_windows(
 def make_parts(
     plan: EvaluationPlan, data: PreparedData, spec: Topology, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
-    """Make windows of prepared data if the objective predicts every token, else rows. Raises ConfigError."""
+    """Make windows of prepared data if the objective predicts every token, else rows. Raises ConfigError for a context
+    or stride that does not suit model, data or objective."""
     if plan.objective.every_token:
         windows = settle_windows(spec, context, stride, tell)
         streams = [(each.name, [make_stream(each.tokens, plan.data.documents)]) for each in data.held_out]
@@ -144,7 +145,8 @@ def make_stream(tokens: TokenFile, documents: bool) -> Stream:
 def make_rows(
     plan: EvaluationPlan, data: PreparedData, spec: Topology, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
-    """Make rows for an objective, of `context` tokens; by default the run's length, else the model's."""
+    """Make rows of `context` tokens for an objective; by default of the run's length, else the model's. Raises
+    ConfigError for a stride, and for rows that do not suit the model or the data."""
     objective, documents, labelled = plan.objective, plan.data.documents, plan.objective.reads_labels
     if stride is not None:
         raise ConfigError(f"stride: is {stride}, and rows of {objective.kind} do not overlap (leave it out)")
@@ -164,15 +166,15 @@ def make_rows(
 def prepare_records(
     plan: EvaluationPlan, spec: Topology, context: int | None, tell: Tell, progress: Callable[[str, int, int], None]
 ) -> PreparedData:
-    """Prepare labelled records to score: the run's validation records, or all that overrides name. Raises
-    ConfigError."""
+    """Prepare labelled records to score: the run's validation records, or all that overrides name. Raises ConfigError
+    for a `context` that is not the run's, or more than the model reads."""
     objective = plan.objective
     assert isinstance(objective, Labelled)
     if context is not None and plan.seq_len not in (None, context) and not plan.whole:
         raise ConfigError(f"context: is {context}, the run's rows have {plan.seq_len} tokens (leave it out)")
     known = getattr(objective, objective.shared[0])
     how = {"limit": settle_length(plan, spec, context), "opens": objective.pools_first}
-    say = (lambda line: None) if plan.whole else tell  # then both parts have the same records
+    say = (lambda line: None) if plan.whole else tell  # with `whole` training and validation have the same records
     return prepare_labelled(plan.data, objective.make_task(), known, **how, say=say, progress=progress)
 
 
@@ -185,7 +187,7 @@ def settle_length(plan: EvaluationPlan, spec: Topology, context: int | None) -> 
 
 
 def check_rows(objective: Objective, spec: Topology, context: int, documents: bool) -> None:
-    """Raise ConfigError for rows that are longer than the model reads."""
+    """Raise ConfigError for rows of one token, and for rows that are longer than the model reads."""
     if context < 2:
         raise ConfigError(f"context: is {context}, which is no row of {objective.kind} (2 at least)")
     for path, width in objective.widths(spec, context, documents).items():
@@ -220,8 +222,8 @@ def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
 
 
 def tell_of_cuts(pairs: PairFile, of: str, most: tuple[int, int], tell: Tell) -> None:
-    """Report how many sources lose their beginning, and answers their end, at lengths of `most` tokens each."""
-    sizes = pairs.sizes()  # each includes an end of text, an answer's last target
+    """Report how many sources lose their beginning, and how many answers their end, at `most` tokens (of each)."""
+    sizes = pairs.sizes()  # each includes an end of text, which is an answer's last target
     sources, answers = int((sizes[::2] - 1 > most[0]).sum()), int((sizes[1::2] > most[1]).sum())
     for count, what, lost, length in ((sources, "sources", "beginning", most[0]), (answers, "answers", "end", most[1])):
         if count:

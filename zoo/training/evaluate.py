@@ -73,7 +73,7 @@ def evaluate(
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
     precision: `results` has a row for each, the second with its `loss_difference` and how its products are `made`.
     Products are rounded as in decoding one row: for a whole prompt, a product may unpack the weights and round less.
-    Raises ConfigError.
+    Raises ConfigError if there is nothing to score, or if data, `context`, `stride` or the precision do not suit.
     """
     tell, report = note or (lambda line: None), progress or (lambda what, done, total: None)
     subject = Subject(model, tokenizer, dtype=dtype, device=device, note=tell)

@@ -1,4 +1,4 @@
-"""Turn a full disk or exhausted memory into an error of one line, where no other code has a message for it."""
+"""Turn a full disk, exhausted memory or a lost process into an error of one line, if no other code has done so."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 @contextmanager
 def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) -> Iterator[None]:
-    """Raise a ZooError of one line in place of an error of the file system or of exhausted memory.
+    """Raise a ZooError of one line for an error of the file system, exhausted memory or a lost process (LostProcess).
 
     `advice` says what would fit into memory.
     """

@@ -1,4 +1,4 @@
-"""Predict from its price whether a run fits into memory, and propose changes that would make it fit."""
+"""Predict from a run's priced memory whether the run fits on its device, and propose changes that make it fit."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def take_share(settings: Training) -> Training:
 
 
 def check_memory(settings: Training, spec: Topology, free: int | None, *, cuda: bool = True) -> str | None:
-    """Compare the priced memory of a step with the free bytes. Returns a line with changes that would fit if it is
-    more.
+    """Compare the priced memory of a step with the free bytes. If it is more, returns a line with changes that would
+    make it fit.
 
     Raises ConfigError if weights, gradients and the optimizer's states, which are counted exactly, do not fit.
     Activations may be some percent off, so they only give a warning. `cuda` says whether CUDA's kernels are priced.
@@ -95,8 +95,8 @@ class MemoryFit(NamedTuple):
 
 
 def find_fitting(settings: Training, spec: Topology, free: int, *, cuda: bool) -> Iterator[MemoryFit]:
-    """Yield changes that fit: the fewest microbatches, which cost hardly any time; the least recomputation; lighter
-    states; and only if none of these fits alone, the first that fit together."""
+    """Yield each change that fits alone: the fewest microbatches, which cost hardly any time; the least recomputation;
+    lighter states. If none does, yield the first combination that fits."""
     now, found = settings.batch_size // settings.accumulate, False
     again, lighter = list_recomputation(settings, spec), list_lighter_states(settings, cuda)
     parts = [{"accumulate": str(count)} for count in list_finer(settings)]
@@ -176,8 +176,8 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     activations are unknown, and `states`, which do not depend on the rows. Both include a moving average of the
     weights.
 
-    Counts adapters, dropout's masks and accumulated gradients, but no gradients or states of frozen weights; of sharded
-    weights, this process's part. `changes` replace settings of the run: recompute, offload, precision.
+    Counts adapters, dropout's masks and accumulated gradients, but no gradients or states of frozen weights. Counts
+    only this process's part of sharded weights. `changes` replace settings of the run: recompute, offload, precision.
     """
     mesh = settings.parallel.settle(find_world(settings))
     setup = Setup(
@@ -193,7 +193,7 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     ).on_mesh(mesh)
     tuning = describe_tuning(settings, spec)
     found = training(spec, setup, fused=cuda, tuning=tuning)
-    average = 0 if settings.ema is None else 4 * found["weights"] // widths(setup)[0]  # a float32 value for each
+    average = 0 if settings.ema is None else 4 * found["weights"] // widths(setup)[0]  # float32 for each weight
     peak = found.get("train_peak")
     states = sum(found[name] for name in ("weights", "gradients", "optimizer"))
     return {"peak": None if peak is None else peak + average, "states": states + average}

@@ -38,8 +38,8 @@ class Gradient(NamedTuple):
 
 @dataclass(frozen=True)
 class WholeModel:
-    """Computes gradients of a model without pipeline stages, in `parts` microbatches. With bf16_master, `copies` of its
-    weights in bfloat16 compute them."""
+    """Computes gradients of a model without pipeline stages, in `parts` microbatches. With bf16_master, a bfloat16 copy
+    of the weights (`copies`) computes them."""
 
     weights: Model
     objective: Objective
@@ -53,7 +53,7 @@ class WholeModel:
         return self.weights if self.copies is None else self.copies.model
 
     def accumulate(self, batch: Batch, whole: int | None = None, parts: int | None = None) -> Gradient:
-        """Accumulate the gradient of a batch's mean loss, of `parts` microbatches (`accumulate_gradient`)."""
+        """Accumulate the gradient of a batch's mean loss over `parts` microbatches (`accumulate_gradient`)."""
         model, autocast = (self.weights, self.autocast) if self.copies is None else (self.copies.refresh(), nullcontext)
         return accumulate_gradient(model, self.objective, batch, parts or self.parts, autocast, whole)
 
@@ -95,8 +95,8 @@ def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def share_rows(batch: Batch, world: World) -> tuple[Batch, int]:
-    """Take this process' rows of a batch, and whether they count (1 or 0). If there are fewer rows than processes, each
-    takes all rows, since all must run equally many passes, and only the main process's count."""
+    """Return this process' rows of a batch, and whether they count (1 or 0). All processes must run equally many
+    passes: if there are fewer rows than processes, each takes all rows, and only those of the main process count."""
     rows = len(batch.input_ids)
     if rows < world.size:
         return batch, int(world.main)

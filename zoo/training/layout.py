@@ -36,10 +36,11 @@ class ProcessGroups:
     """The process groups of a mesh.
 
     `world` has all processes, `rows` those with different rows (dp, shard), `tokens` those with different tokens (dp,
-    shard, cp). `ranks` is the device mesh that FSDP spreads weights over, `context` the group of cp. `groups` are
-    tensor-parallel groups by size, down from tp. `of_experts` is the device mesh of processes that hold the same
-    experts, `experts` the group of ep. `stages` is the group of pp, `ends` the stages of the first and the last layer
-    if these are two. The pipeline's layers are cut for rows of `row_tokens` tokens.
+    shard, cp). `ranks` is the device mesh that FSDP spreads weights over, `context` the group of cp. `groups[n]` is the
+    group of n adjacent tensor-parallel ranks, for each n above 1 that divides tp. `of_experts` is the device mesh of
+    processes that hold the same experts, `experts` the group of ep. `stages` is the group of pp, `ends` the group of
+    the stages with the first and the last layer if these are two stages. The pipeline's layers are cut into stages for
+    rows of `row_tokens` tokens.
     """
 
     mesh: Mesh
@@ -102,7 +103,7 @@ class ProcessGroups:
         return take_chunks(whole, [cut[each] for each in schedule.list_chunks(self.stage)])
 
     def divide(self, model: Any, whole: Topology) -> None:
-        """Connect a model of `take_part` with other ranks: cp's context, ep's groups, tp's seams, pp's stages."""
+        """Connect a model built from `take_part` to other ranks: cp's context, ep's groups, tp's seams, pp's stages."""
         from zoo.distributed.context import SpreadContext
         from zoo.run.layer import Layer
         from zoo.run.tensor import TensorSeam, divide_layers
@@ -184,7 +185,7 @@ class ProcessGroups:
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
     def _lay_out_experts(self, model: Model, how: dict[str, Any]) -> None:
-        """Apply FSDP2 to each mixture's experts over the processes that hold the same ones, if there are several."""
+        """Apply FSDP2 to each mixture's experts over the processes with the same experts. One process: exclude them."""
         from torch.distributed.fsdp import fully_shard
 
         from zoo.run.layer import Layer
@@ -214,8 +215,8 @@ class Grid:
         return moved.flatten(len(others)).flatten(0, len(others) - 1).tolist()
 
     def open(self, along: str, size: int | None = None, only: tuple[int, ...] | None = None) -> Any:
-        """Create the process groups along a dimension: of `size` adjacent ranks each, or of `only` some coordinates.
-        Returns this process's group, or None."""
+        """Create the process groups along a dimension: of all its coordinates, of the coordinates `only`, or of `size`
+        adjacent ranks each. Returns this process's group, or None."""
         runs = self.list_runs(along)
         if only is not None:
             runs = [[run[place] for place in dict.fromkeys(only)] for run in runs]
@@ -239,8 +240,8 @@ class Grid:
 
 
 def place_experts(model: Module, ways: int) -> Any:
-    """Make FSDP's choice of the dimension to shard: the first, or the second for a stack of fewer than `ways` experts,
-    as `zoo stats` prices it."""
+    """Make the function by which FSDP chooses the dimension to shard: the first, or the second for a stack of fewer
+    than `ways` experts, as `zoo stats` prices it."""
     from torch.distributed.tensor import Shard
 
     from zoo.run.layer import StackedLinear

@@ -1,4 +1,4 @@
-"""Run the training loop, the only one. Each step updates, writes metrics, saves and evaluates."""
+"""Run the only training loop. Each step updates the weights and, when due, writes metrics, saves and evaluates."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def fit(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def stop_on_signals(run: Run) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM, stop the run after the present step, or batch of an evaluation; at the second, at once."""
+    """On Ctrl-C or SIGTERM, stop after the present step or evaluation batch. A second signal stops the run at once."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return

@@ -17,7 +17,7 @@ OUTSIDE = "O"
 """The tag of a word that is in no entity."""
 
 PREFIXES = "BIES"
-"""First letters of entity tags: of its first (B), inner (I) and last (E) word, and of an entity of one word (S)."""
+"""First letters of tags: of an entity's first (B), inner (I), last (E) and only word (S)."""
 
 MOST_CLASSES = 64
 """Most classes for which a confusion matrix is written."""

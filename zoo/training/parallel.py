@@ -45,7 +45,7 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     """
 
     dp: Ways = 1
-    shard: Ways = 1  # type: ignore[override]  # of Spec.shard, which cuts what a model has
+    shard: Ways = 1  # type: ignore[override]  # overrides Spec.shard, which cuts a model's Spec
     cp: Ways = 1
     tp: Ways = 1
     ep: Ways = 1
@@ -68,8 +68,8 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
         return {"dp": self.dp, "shard": self.shard, "cp": self.cp, "tp": self.tp, "pp": self.pp}
 
     def settle(self, world: World) -> Mesh:
-        """Make the mesh of a world's processes. Raises ConfigError if its dimensions do not multiply to their
-        number."""
+        """Make the mesh of a world's processes. Raises ConfigError if the dimensions do not multiply to the number of
+        processes, if `ep` does not divide these, or if there is a schedule without stages."""
         stated = math.prod(each for each in self.ways.values() if isinstance(each, int))
         left, rest = divmod(world.size, stated)
         open_ = "auto" in self.ways.values()
@@ -205,7 +205,7 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Topology) -> list[s
 
 
 def find_wide_norms(spec: Topology) -> Iterator[str]:
-    """List norms over channels of several ranks that are not RMS norms: they need another mean than that of squares."""
+    """List norms over channels of several ranks, except RMS norms: ranks reduce only the mean of squares."""
     for tower in spec.towers().values():
         for block in tower.blocks.values():
             for name in ("qk_norm", "out_norm"):

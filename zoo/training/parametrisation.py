@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Topology, Tower
 
 ADAPTIVE = ("adamw", "adamw8bit", "lion", "schedule_free")
-"""Optimizers whose steps do not grow with the gradient, element by element: the rules here hold for them alone."""
+"""Optimizers whose step for an element does not grow with its gradient. The rules here hold only for these."""
 
 
 class Parametrisation(Spec, axis="parametrisation", default="standard"):
@@ -52,11 +52,11 @@ class Standard(Parametrisation, kind="standard"):
 class MuP(Parametrisation, kind="mup"):
     """Maximal update parametrisation for Adam (Yang et al., 2022, table 8): with m = d_model / `base_width`
 
-    - matrices inside layers start √m times smaller and have rate lr / m; those with few outputs (routers) m times;
+    - matrices inside layers start √m times smaller, with few outputs (routers) m times; both have rate lr / m;
     - logits are multiplied by 1/m; tables, norms and biases keep start and rate;
-    - with `base_head_dim` scores are multiplied by √base_head_dim / head_dim, where they had 1/√head_dim;
+    - with `base_head_dim` scores are multiplied by √base_head_dim / head_dim instead of 1/√head_dim;
     - weight decay is multiplied by m where the rate is divided, so that their product stays (as in the package `mup`);
-      epsilon is divided by m everywhere, as gradients shrink so (Dey et al., 2025).
+      epsilon is divided by m everywhere, as gradients shrink by m (Dey et al., 2025).
 
     At the base width it changes nothing. Every width of a layer (d_ff, heads, ranks of MLA) must grow with d_model.
     """

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class ChunkModule(nn.Module):
-    """A chunk of a stage's layers as torch's pipeline calls it. Reads ids [B, T] or the previous chunk's stream [B, T,
-    D]; gives the stream, or the loss of the last chunk. Every chunk gets the batch's other fields. With
-    `splits_backward` the gradients of inputs and of weights are computed in separate passes."""
+    """A chunk of a stage's layers as torch's pipeline calls it. Reads the previous chunk's stream [B, T, D], and the
+    first chunk ids [B, T]; returns the stream, and the last chunk the loss. Every chunk gets the batch's other fields.
+    With `splits_backward` the gradients of inputs and of weights are computed in separate passes."""
 
     def __init__(
         self, model: Any, chunk: int, objective: Objective, autocast: Autocast, splits_backward: bool = False

@@ -46,8 +46,8 @@ STARTERS = ("launcher", "nproc", "nodes", "restarts")
 """The keys about how many processes start, and by which launcher."""
 
 TYPED = (*STARTERS, "logger")
-"""Keys that a resumed run takes from the command line only, as they start programs or use a network, and the run's
-folder may come from a stranger."""
+"""Keys that a resumed run takes from the command line only, because they start programs or use a network, and the
+run's folder may come from a stranger."""
 
 FETCHED = "*_hub"
 """Pattern of the names of kernels whose code is downloaded."""
@@ -62,13 +62,13 @@ class TrainingPlan:
     data: DataSettings
     spec: Any
     config: Mapping[str, Any]
-    """The config as plain data. All but the model's node, whose interpolations belong to the grammar, is resolved."""
+    """The config as plain data. Interpolations are resolved, except the grammar's own in the model's node."""
     notes: tuple[str, ...] = ()
     """A line for each thing that the folder of a resumed run requests and does not get (`drop_asked`)."""
 
     def learn(self, data: Any) -> TrainingPlan:
-        """Complete the plan from the data, such as the classes of a labelled set: in the objective, the model's head
-        and the config. So neither resuming nor `zoo score` needs the data to know the classes."""
+        """Complete the objective, the model's head and the config from the data, for example with the classes of a
+        labelled set. Resuming and `zoo score` then know the classes without the data."""
         if not self.settings.objective.reads_labels:
             return self
         learned = self.settings.objective.learn(data)  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
         faults += find_mismatches(settings, data, spec)
     if faults:
         raise ConfigError(*faults)
-    config["model"] = grammar.call_resolvers(config["model"])  # as a run's folder may ask for nothing
+    config["model"] = grammar.call_resolvers(config["model"])  # now, as a config in a run's folder may call none
     title = make_title(config["model"], spec)
     spec = settings.objective.adapt(settings.parametrisation.adapt(spec))
     return TrainingPlan(title, settings, data, spec, config)
@@ -123,7 +123,7 @@ def collect_faults(faults: list[str], read: Callable[[], Any], key: str = "") ->
 
 
 def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """Convert the config to plain data, with all but the model's node resolved. Raises ConfigError."""
+    """Convert the config to plain data, resolved except for the model's node. Raises ConfigError if that fails."""
     try:
         rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
         stated: Any = OmegaConf.to_container(rest, resolve=False, throw_on_missing=True)
@@ -139,7 +139,7 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def resolve_settings(body: dict[Any, Any]) -> dict[Any, Any]:
-    """Follow the interpolations in the keys beside a config's model. Raises ConfigError."""
+    """Resolve the interpolations of a config without its model. Raises ConfigError for a missing key."""
     try:
         return grammar.resolve(body)
     except MissingName as error:
@@ -220,7 +220,7 @@ SMALLEST_BPE = 256  # the bytes; a vocabulary has the end of text too
 
 
 def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "", special: int = 0) -> str:
-    """Word the fault of a vocabulary with fewer rows than `needed` ids, `special` of them the objective's."""
+    """Return the fault of a vocabulary of fewer than `needed` tokens, of which `special` are the objective's."""
     of_them = f" with {special} special tokens of the objective's" if special else ""
     found = f"is {vocabulary}, fewer than the tokenizer's {needed}{of_them}"
     return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"
@@ -228,8 +228,8 @@ def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "", s
 
 def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | None = None) -> TrainingPlan:
     """Plan the resumption of a run with the user's overrides. Settings that start programs (`TYPED`, downloaded
-    kernels) come from these, or from the config composed of what the user `typed`, never from the folder. Raises
-    ConfigError."""
+    kernels) come from the overrides or from `typed`, a config that the user gave, never from the folder. Raises
+    CheckpointError if the folder is no run, and ConfigError for overrides that may not change or are faulty."""
     try:
         cfg, notes = drop_asked(read_config(folder / CONFIG), folder / CONFIG, overrides)
     except FileNotFoundError:
@@ -255,8 +255,8 @@ def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | 
 
 
 def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """Drop from a folder's config the keys taken from the command line only. Returns the rest, and a line for each
-    dropped setting that the user did not give."""
+    """Drop from a folder's config the keys taken from the command line only, and a kernel to download. Returns the
+    rest, and a line for each dropped setting that the user did not give."""
     stated = {override.partition("=")[0].split(".")[0] for override in overrides}
     body: Any = OmegaConf.to_container(cfg, resolve=False)
     asked = resolve_settings({key: value for key, value in body.items() if key != "model"})

@@ -1,11 +1,11 @@
 """Resume a run automatically after torchrun has restarted its processes.
 
 A run notes its launch in its folder. A process of the same launch with the same config resumes from the newest
-checkpoint; any other is refused, as the folder has a run in it. torchrun's count of restarts would not do: each machine
-counts for itself, and it stays 0 when machines join or leave.
+checkpoint; any other is refused, as the folder has a run in it. torchrun's count of restarts cannot tell: each machine
+counts for itself, and the count stays 0 when machines join or leave.
 
     RUN/launch.json    {"launch": "…", "config": "…"}: the id that torchrun gave, and a digest of the composed config;
-                       {"launch": "…", "chosen": "400"} of one that began with `--resume RUN@400`
+                       {"launch": "…", "chosen": "400"} of a launch with `--resume RUN@400`
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Launch:
     restarts: int
     """How often torchrun has restarted this machine's processes after one was lost."""
     most: int
-    """How often it may restart them."""
+    """How often torchrun may restart them."""
 
 
 _begun: set[Path] = set()
-"""Folders of runs that this process has begun: it is not a restart of itself."""
+"""Folders of runs that this process has begun. For these it is no restart, although it finds its own note."""
 
 
 def read_launch() -> Launch | None:
@@ -81,8 +81,8 @@ def belongs_to_launch(folder: Path, cfg: DictConfig) -> bool:
 
 
 def settle_choice(folder: Path, which: str) -> str:
-    """Choose the checkpoint for `--resume RUN@WHICH`: `which`, or the newest ("") if this launch has resumed from it
-    before and torchrun has restarted the process."""
+    """Choose the checkpoint for `--resume RUN@WHICH`: `which`, or the newest ("") if an earlier process of this launch
+    has resumed from `which` and torchrun has restarted it."""
     launch = read_launch()
     return "" if which and launch is not None and _is_noted(folder, _describe_choice(launch, which)) else which
 
@@ -108,7 +108,7 @@ def _is_noted(folder: Path, note: object) -> bool:
 
 
 def describe_restart() -> str:
-    """Word the beginning of the line about a resumption after a restart; empty at the first start."""
+    """Return the beginning of the line about resuming after a restart; empty at the first start."""
     launch = read_launch()
     return f"restart {launch.restarts} of {launch.most}: " if launch and launch.restarts else ""
 
@@ -119,6 +119,6 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def clear_for_restart(folder: Path) -> None:
-    """Remove the remains of an interrupted first save, so that the run can start again."""
+    """Remove the remains of an interrupted first save, so that the run can start again. Leaves a locked run alone."""
     if not runs.is_locked(folder):
         shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)

@@ -122,7 +122,7 @@ class Run:
 
     @property
     def place(self) -> dict[str, int]:
-        """The step and tokens of a line of metrics."""
+        """The step, tokens and, if counted, FLOPs of a line of metrics."""
         return {"step": self.step, "tokens": self.tokens, **({} if self.flops is None else {"flops": self.flops})}
 
     @property
@@ -135,8 +135,8 @@ class Run:
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
     def find_mfu(self, speed: float) -> float | None:
-        """Compute the MFU at `speed` tokens a second. None if it exceeds 1, as the peak was then measured too low, and
-        if useful FLOPs are not counted: with frozen weights, or rows with much padding."""
+        """Compute the MFU at `speed` tokens a second. None if it exceeds 1, because the peak was then measured too low,
+        and if useful FLOPs are not counted: with frozen weights, or for labelled rows, which have much padding."""
         if self.flops is None or self.settings.objective.reads_labels:
             return None
         share = self.gauges.peak.share(speed * self.flops / self.tokens / self.world.size)

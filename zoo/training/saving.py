@@ -31,7 +31,7 @@ Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 def open_save_world(world: World, settings: Training) -> World:
-    """Return the processes; for asynchronous checkpoints in a process group of their own."""
+    """Return the run's processes as a world; asynchronous checkpoints get a process group of their own."""
     if world.size == 1 or settings.checkpoint != "async":
         return world
     from torch import distributed
@@ -147,7 +147,7 @@ def rank_evaluation(run: Run) -> float:
 
 
 def note_evaluation(run: Run) -> None:
-    """Note in this step's checkpoint, if there is one, that its evaluation is done; then delete replaced ones."""
+    """Note in this step's checkpoint, if any, that the evaluation is done; then delete replaced checkpoints."""
     finish_saving(run)
     if run.saves.step == run.step and run.world.main:
         newest = find_checkpoint(run, run.step)
@@ -179,7 +179,8 @@ def restore_run(run: Run, checkpoint: Path) -> None:
 
 def go_back_if_due(run: Run) -> None:
     """Restore an earlier checkpoint's weights and states if the schedule starts the next update from them; the data
-    continues. This depends on the step alone, so a resumed run does the same. Raises ZooError."""
+    continues. This depends on the step alone, so a resumed run does the same. Raises ZooError if that checkpoint is
+    gone."""
     before = run.settings.schedule.goes_back_to(run.step, run.settings.steps)
     if before is None:
         return
@@ -234,14 +235,14 @@ def restore_counters(run: Run, counters: Mapping[str, Any]) -> None:
 
 
 class RowState(JsonShape):
-    """The rows that a run has consumed. `refuse_old_position` words the fault of an older version's count."""
+    """The rows that a run has consumed. `zoo.data.refuse_old_position` refuses an older version's count."""
 
     key: str
     consumed: Count | None = None
 
 
 class ThreadState(JsonShape):
-    """The number of threads, and the pace that they reached when chosen."""
+    """The number of threads, and the best pace of the run so far, in tokens per second."""
 
     threads: Annotated[int, Field(ge=1, lt=1 << 20)]
     best_pace: Number
@@ -267,7 +268,7 @@ class Counters(JsonShape):
 
 
 def check_counters(checkpoint: Path, counters: Mapping[str, Any]) -> None:
-    """Check the counters of a checkpoint before use. Raises CheckpointError."""
+    """Check the counters of a checkpoint before use. Raises CheckpointError if they are damaged or of another step."""
     file = checkpoint / COUNTERS
     check_shape(counters, Counters, str(file))
     if f"step-{counters['step']:06}" != checkpoint.name:

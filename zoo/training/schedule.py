@@ -48,7 +48,7 @@ class Schedule(Spec, axis="schedule"):
         return False
 
     def goes_back_to(self, step: int, steps: int) -> int | None:
-        """Return the earlier step whose weights and states update `step` starts from; None for the last step."""
+        """Return the earlier step whose weights and states update `step` starts from; None to start from the newest."""
         return None
 
     def list_points(self, steps: int) -> list[int]:

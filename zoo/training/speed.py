@@ -51,7 +51,7 @@ class Peak:
 
 
 def find_peak(device: Device, precision: str) -> Peak:
-    """Read a GPU's peak from its data sheet in conf/hardware; without one, measure it."""
+    """Read a GPU's peak from its data sheet in conf/hardware. Without one, and on a CPU, measure it."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         card = of_device(name)

@@ -94,8 +94,8 @@ def evaluate(run: Run) -> None:
 
 
 def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None) -> tuple[float, int]:
-    """Sum the loss over batches, in eval mode: for tokens and classes the negative log-likelihood, in nats. Returns it
-    and the number of targets. An objective's `metrics` get the results too."""
+    """Sum the loss over batches, in eval mode: for tokens and classes the negative log-likelihood, in nats. Returns
+    the sum and the number of targets. An objective's `metrics` get the results too."""
     total, targets = torch.zeros((), dtype=torch.float64, device=run.device), 0
     world = run.layout.tokens if metrics is None else ALONE  # metrics of rows need all rows
     run.model.eval()
@@ -139,8 +139,8 @@ def write_sample(run: Run) -> None:
     kernel, _ = choose_sampling_kernel(spec, settings, run.device)
     sampling = Sampling(temperature=sample.temperature, seed=settings.seed)  # not training's draws
     options = Options(max_new_tokens=sample.tokens, sampling=sampling)
-    # Every process generates it, as each may hold a part of the weights. Compiled layers would be recompiled for each
-    # token, as the length grows.
+    # Every process generates the sample, as each may hold a part of the weights. Compiled layers would be recompiled
+    # for each token, as the length grows.
     with ends_gathered(run.model), run_eagerly(run.compiled is True):
         text = "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))
     run.records.write_sample(run.step, sample.prompt + text)

@@ -1,5 +1,5 @@
 # N rows of a weight (d_out), K its columns (d_in), R rows of x
-"""Define the Processor that a product runs on, and the Way base class of ways to compute products on a CPU."""
+"""Define Processor, the CPU that a product runs on, and Way, the base class of ways to compute products on it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Way:
     """A way to compute x·Wᵀ + b on a CPU, for inference. Stateless: one instance serves all products.
 
     `prepare` may copy the weight to another layout (`packs`), which depends on the processor and is never saved; `run`
-    takes its result.
+    takes what `prepare` has returned.
     """
 
     name: str

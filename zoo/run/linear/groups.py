@@ -23,7 +23,7 @@ AXES = ("attention", "ffn")
 
 @dataclass(eq=False)
 class ProductGroup:
-    """Linears of one input that become one product. `pinned`: the plain weight is read elsewhere, and must stay."""
+    """Linears of one input that become one product. `pinned`: the plain weight stays, because it is read elsewhere."""
 
     modules: list[Any]
     precision: str

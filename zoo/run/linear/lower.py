@@ -130,10 +130,10 @@ MIDDLE = 128
 class Int8Both(Way):
     """Weights and inputs in int8 with a scale per row; sums in int32.
 
-    torch's operator has one scale for all of x. It gets 1, and each row of the result is multiplied by its own scale
-    afterwards, so that a row does not depend on its neighbours. Without AMX inputs are unsigned, with a zero point that
-    oneDNN subtracts from the sums: VNNI multiplies unsigned inputs by signed weights, and for signed inputs oneDNN has
-    only reference code, which is hundreds of times slower.
+    torch's operator has one scale for all of x. This scale is set to 1, and each row of the result is multiplied by the
+    row's own scale afterwards, so that a row does not depend on its neighbours. On x86 without AMX inputs are unsigned,
+    with a zero point that oneDNN subtracts from the sums: VNNI multiplies unsigned inputs by signed weights, and for
+    signed inputs oneDNN has only reference code, which is hundreds of times slower.
     """
 
     name = "int8_both"

@@ -27,12 +27,12 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 128)
 ORDER = (1, 8, 128, 32, 2, 16, 4)  # the order in which BUCKETS are timed
 
 GAIN = 1.08  # a packed copy is made only if it is faster than the plain weight by more than this factor
-PROMPT = 0.25  # weight of a prompt's log time relative to the mean of decoding steps'
+PROMPT = 0.25  # weight of a prompt's log time; the mean log time of decoding steps has weight 1
 
 SPEND = 2.0  # seconds for all shapes of a model
-LONGEST = 3  # factor by which this may be exceeded beside other programs
-SPAN, TOGETHER = 12e6, 48e6  # bytes of weights that a lap reads, and that the laps of all shapes read at least: before
-# a lap is repeated its weights must have left the CPU's caches, as in a model
+LONGEST = 3  # factor by which SPEND may be exceeded if other programs use the cores
+SPAN, TOGETHER = 12e6, 48e6  # minimum bytes of weights read by a lap, and by one lap of each shape together: before a
+# lap is repeated its weights must have left the CPU's caches, as in a model
 WIDEST = 50e6  # bytes of the largest weight: of a vocabulary's product only the first rows are timed
 FEW = 8  # rows up to which a lap reads its whole span, as reading weights then dominates
 FAR = 20  # a way that is slower for one row by this factor is not timed for more rows: oneDNN has no fast code for some
@@ -41,12 +41,12 @@ FAR = 20  # a way that is slower for one row by this factor is not timed for mor
 WATCH, SHARE = 0.03, 0.9  # seconds to watch a core for, and the fraction of it that an undisturbed process gets
 
 IGNORE = "ZOO_LINEAR_TIMES"
-"""Environment variable: set to `ignore`, stored timings are neither read nor written."""
+"""Environment variable. If it is `ignore`, stored timings are neither read nor written."""
 
 VERSION = 4
 
 Times = Mapping[str, Mapping[int, float]]
-"""Seconds of each way, by bucket."""
+"""Seconds per product, by way and number of rows (bucket)."""
 
 
 class LinearShape(NamedTuple):
@@ -62,7 +62,8 @@ class LinearShape(NamedTuple):
 
 
 def time_shapes(shapes: Iterable[LinearShape], processor: Processor, spend: float = SPEND) -> dict[LinearShape, Times]:
-    """Return the seconds of each way for each shape: from disk, else timed now within about `spend` seconds in all."""
+    """Return the seconds of each way for each shape: from disk, else timed now within about `spend` seconds in all. If
+    other programs use the cores, one thread is timed, and its timings are not stored."""
     wanted = list(dict.fromkeys(shapes))
     ignored = os.environ.get(IGNORE, "").lower() == "ignore"
     known = {} if ignored else _read().get(processor.key, {})
@@ -108,11 +109,11 @@ def _pick_clock() -> Callable[[], float]:
 
 
 def _time_together(shapes: Sequence[LinearShape], processor: Processor, spend: float) -> dict[LinearShape, Times]:
-    """Time the ways of all shapes in turns until `spend` seconds are over; return the minimum of each.
+    """Time the ways of all shapes in turns until `spend` seconds are over; return the minimum for each bucket.
 
-    The minimum, not the median, as stored timings must not depend on what else ran, or on the first product, for which
-    oneDNN makes its primitive. The most decisive buckets come first. Every way has a lap of one row, however long it
-    takes; if it is too slow (FAR), its other buckets are skipped.
+    The minimum, not the median, because stored timings must not depend on other programs, nor on the first product, for
+    which oneDNN creates its primitive. The most decisive buckets come first. Every way has two laps of one row, however
+    long they take. The other buckets of a way that is too slow (FAR) are skipped.
     """
     span = max(SPAN, TOGETHER / len(shapes))
     ways = {shape: list_able(EXACT, (shape.n, shape.k), shape.dtype, processor) for shape in shapes}

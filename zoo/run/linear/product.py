@@ -72,7 +72,7 @@ class ReadyProduct:
         return mine
 
     def take_held(self, place: int, x: Tensor) -> Tensor | None:
-        """Return, once, a Linear's output if another was called before with this very tensor; else None."""
+        """Return a Linear's output, once, if a call of another Linear with the same x has computed it; else None."""
         if self._held is not x:
             return None
         mine, self._slices[place] = self._slices[place], None
@@ -115,8 +115,8 @@ class ReadyForward:
         return self.plain(self.module, x)
 
     def _serve_anyway(self, x: Tensor) -> Tensor:
-        """Multiply without gradients where there is no plain weight to fall back on. Raises ZooError where that will
-        not do: on another device, or with gradients."""
+        """Multiply without gradients where there is no plain weight to fall back on. Raises ZooError if x is on another
+        device than a CPU, or needs a gradient."""
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             raise ZooError(
                 "prepare: the plain weights went when they were packed: it generates on the CPU alone (load it anew)"

@@ -32,7 +32,7 @@ class PreparedModel:
         self.stable = stable
         """Whether `stable` was requested, and every product gives a row the same bits for any number of rows."""
         self.plain = plain
-        """Number of products that are left unchanged, as no way is faster."""
+        """Number of products that are left unchanged because no way is faster."""
 
     def __enter__(self) -> PreparedModel:
         return self
@@ -80,18 +80,18 @@ def prepare(
 ) -> PreparedModel:
     """Prepare a model to serve on a CPU, in place; `undo()` restores it bit for bit.
 
-    Linears that read the same input become one product. Its way is the fastest one here for `rows`, the numbers of rows
-    in decoding, and for a prompt: timed once per processor, in about two seconds, and stored on disk. Unless `weights`
-    names fewer bits (fp16, bf16, int8, int4), ways keep the model's dtype and differ only by rounding. With `stable` a
-    row's bits depend neither on other rows nor on its place, nor on the number of rows if `PreparedModel.stable` is
-    true.
-    `way` names a way (see `zoo doctor`) for all products that it can compute, in place of the timed choice. The result
-    is also kept as `model.ready`.
+    Linears that read the same input become one product. It is computed in the way that is fastest on this CPU for a
+    prompt and for `rows`, the numbers of rows in decoding. Ways are timed once per processor, in about two seconds, and
+    the timings stored on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4), ways keep the model's dtype
+    and differ only by rounding. With `stable` a row's bits depend neither on other rows nor on its place, nor on the
+    number of rows if `PreparedModel.stable` is true. `way` names a way (see `zoo doctor`) for all products that it can
+    compute, in place of the timed choice. The result is also kept as `model.ready`.
 
     Memory: at most one packed copy in addition to the plain weights. Without `keep` plain weights are dropped once they
     are packed, except those that something else reads (a tied embedding, MLA's absorbed products); such a model can
     generate, but not be undone, trained or saved. With `keep` the state_dict does not change. Gradients, torch.compile,
-    other dtypes and weights changed afterwards take the plain path. Raises ConfigError.
+    other dtypes and weights changed afterwards take the plain path. Raises ConfigError if the model is not on a CPU or
+    is already prepared, and if `weights` or `way` is unknown or cannot run here.
     """
     _check(model, weights)
     processor = describe_processor()
@@ -137,7 +137,7 @@ def make_ready(
     """Prepare a model on a CPU that will only generate, in place, if it is large (WORTH), `weights` are given or rows
     must be `stable`.
 
-    Plain weights are not kept, so that packing takes no memory. `tell` gets a line if `weights` are in fewer bits.
+    Plain weights are not kept, so that packing takes no additional memory. `tell` gets a line if `weights` are given.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     wanted = weights is not None or (on_cpu and (stable or count_product_bytes(model) >= WORTH))
@@ -182,7 +182,7 @@ def _check(model: nn.Module, weights: str | None) -> None:
 
 
 def _check_named(way: str, weights: str | None, processor: Processor) -> str | None:
-    """Return the precision of a named way. Raises ConfigError if it is unknown, cannot run, or is not `weights`."""
+    """Return a named way's precision. Raises ConfigError if the way is unknown, cannot run, or has not `weights`'."""
     if way not in WAYS:
         raise ConfigError(f"way: there is no {way!r}{did_you_mean(way, WAYS)} (one of: {', '.join(WAYS)})")
     if reason := refuse(WAYS[way], (512, 512), "float32", processor):
@@ -221,7 +221,7 @@ def _find_stable(group: ProductGroup, processor: Processor) -> str | None:
 
 
 def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
-    """Say why no way of its precision can compute a group, or None."""
+    """Say why no way can compute a group in the group's precision, or None."""
     if group.precision == EXACT:
         return None
     ways, shape = list_ways(group.precision), group.shape
@@ -237,7 +237,7 @@ def _list_able(group: ProductGroup, processor: Processor, *, on_request: bool = 
 
 
 def _leave_what_does_not_fit(groups: Sequence[ProductGroup], keep: bool) -> None:
-    """Leave exact weights unpacked if their copies would not fit in free memory."""
+    """Leave exact weights unpacked if all packed copies together would take 80% of free memory or more."""
     copied = [group for group in groups if WAYS[group.way].packs and (keep or group.pinned)]
     extra = 0
     for group in copied:

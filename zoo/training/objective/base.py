@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """The settings for making batches: rows of `seq_len` tokens; with `documents` they see their own document only."""
+    """Settings for making batches: rows of `seq_len` tokens, which with `documents` see only their own document."""
 
     spec: Any
     tokenizer: Tokenizer
@@ -72,7 +72,7 @@ class Objective(Spec, axis="objective"):
     chunk_mib: PositiveInt = 256
 
     def settle(self, spec: Topology) -> Objective:
-        """Return the objective itself, or for `auto` and unset fields the one meant with this model."""
+        """Return the objective with `auto` and unset fields replaced by the choice for this model."""
         return self
 
     def refuses(self, spec: Topology) -> str | None:
@@ -104,7 +104,7 @@ class Objective(Spec, axis="objective"):
         raise NotImplementedError
 
     def targets(self, batch: Batch) -> int:
-        """Count the targets of a batch, on the CPU. Its loss is divided by their number."""
+        """Count the targets of a batch, on the CPU. The batch's loss is divided by this number."""
         return int((batch.targets != IGNORED).sum())
 
     def count_tokens(self, batch: Batch, seq_len: int) -> int:
@@ -152,7 +152,8 @@ def describe(spec: Topology) -> str:
 
 
 def refuse_topology(name: str, spec: Topology, kind: str, instead: str) -> str | None:
-    """Return the reason if an objective for models of `kind` cannot train this model, or None; `instead` can."""
+    """Return the reason if an objective for models of `kind` cannot train this one, or None. `instead` names one
+    that can."""
     if spec.kind != kind:
         learned = f"{name} is learned by {'an' if kind[0] == 'e' else 'a'} {kind.replace('_', '-')}"
         return f"{learned}, the model is {describe(spec)} (kind: {kind}, or objective={instead})"

@@ -73,7 +73,7 @@ def _hide_prefix(rows: np.ndarray, keys: Sequence[tuple[int, int]], context: Con
     length = batch.input_ids.shape[1]
     drawn = [int(make_generator(context.seed, key).integers(1, max(length, 2))) for key in keys]
     prefix = torch.tensor(drawn)
-    inside = torch.arange(length) < prefix[:, None] - 1  # its last token predicts the first one after it
+    inside = torch.arange(length) < prefix[:, None] - 1  # the prefix's last token predicts the next
     return batch._replace(targets=batch.targets.masked_fill(inside, IGNORED), prefix=prefix)
 
 

@@ -38,12 +38,12 @@ class Labelled(Objective):
     reads_labels: ClassVar[bool] = True
     scored: ClassVar[str] = "labels"
     by_token: ClassVar[bool] = False
-    """Whether each token has a label, or else each row."""
+    """Whether each token has a label; if not, each row has one."""
     head: ClassVar[type[Head]]
     """The kind of head that it trains."""
     shared: ClassVar[tuple[str, ...]]
-    """The fields that set the head's fields of the same names. Null stands for the value of a head that is of this kind
-    already; else for the default, or for the data's value."""
+    """The fields that set the head's fields of the same names. If the model's own head is of this kind, null keeps its
+    value; otherwise null stands for the default, or for the data's value."""
     guessed: ClassVar[dict[str, Any]] = {"labels": ("0", "1")}
     """Placeholder values of the head's fields until the data is read."""
 
@@ -69,9 +69,9 @@ class Labelled(Objective):
         return getattr(self, "pooling", None) == "cls"
 
     def adapt(self, spec: Topology) -> Topology:
-        """Put the task head on the model, in place of its head and pooler. A head that is of this kind already only
-        gets the `shared` fields. In an encoder-decoder the decoder has the head, and reads the text again (BART; Lewis
-        et al., 2019, §3)."""
+        """Put the task head on the model, in place of its head and pooler. If the model's head is of this kind, only
+        the `shared` fields change. In an encoder-decoder the decoder has the head, and reads the text again (BART;
+        Lewis et al., 2019, §3)."""
         tower = find_reading_tower(spec)
         given = {name: each for name in self.shared if (each := getattr(self, name)) is not None}
         fields = {**{name: each for name, each in self.guessed.items() if name in self.shared}, **given}
@@ -130,8 +130,8 @@ class Classify(Labelled, kind="classify"):
     `second` (of a pair) and `label`. The classes are `labels`, by default those of the training split, sorted.
 
     `pooling` takes a row's vector from its first token (cls), the mean or its last token; the default is cls for an
-    encoder and last for a decoder. With cls the head begins with BERT's dense layer and tanh. Evaluations give accuracy
-    and macro F1.
+    encoder and last for a decoder. With cls, and in an encoder-decoder, a new head begins with BERT's dense layer and
+    tanh. Evaluations give accuracy and macro F1.
     """
 
     head: ClassVar[type[Head]] = SequenceHead

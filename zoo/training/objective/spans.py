@@ -139,7 +139,8 @@ MODES = {"R": "[NLU]", "S": "[S2S]", "X": "[NLG]"}
 
 class UL2(Rewriting, kind="ul2"):
     """A mixture of denoisers, one drawn for each row or document (UL2; Tay et al., 2022). With `modes` the input begins
-    with the denoiser's mode token. Rows are padded to one length, as denoisers differ in it."""
+    with the denoiser's mode token. Rows are padded to one length, because denoisers
+    differ in length."""
 
     denoisers: tuple[Denoiser, ...]
     modes: bool = True

@@ -65,7 +65,7 @@ class Optim(Spec, axis="optim"):
     averages: ClassVar[bool] = False  # whether it evaluates an average of the weights, not the trained ones
     by_element: ClassVar[bool] = True  # whether an element's update depends on this element alone
     by_part: ClassVar[bool] = True  # whether it can step a part of a tensor by itself
-    gathers: ClassVar[bool] = False  # if not: whether it gathers the parts of dp, shard and cp
+    gathers: ClassVar[bool] = False  # without `by_part`: whether it gathers the parts of dp, shard and cp
     whole_step: ClassVar[str | None] = None  # why it cannot step one tensor after another (`piecewise`), or None
 
     lr: PositiveFloat
@@ -102,8 +102,8 @@ class Optim(Spec, axis="optim"):
         return None
 
     def mark(self, row: SpecRow | None, leaf: str) -> dict[str, Any]:
-        """Return options of a tensor's group in torch's optimizer in addition to rate, decay and epsilon. Tensors with
-        different options are in different groups."""
+        """Return the options of a tensor's group other than rate, decay and epsilon. Tensors with different options are
+        in different groups."""
         return {}
 
     def group_of(self, row: SpecRow | None, leaf: str) -> str | None:

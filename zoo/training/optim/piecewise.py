@@ -64,8 +64,9 @@ class HostMemory(Beside):
 class Piecewise(Optimizer):
     """Steps the rule of another optimizer on at most PIECE elements of one tensor at a time.
 
-    With `rounds`, weights, gradients and states are bfloat16. Each piece is converted to float32 for the rule, decay
-    included, and its results are rounded stochastically. Counters are not rounded. `place` stores the states.
+    With `rounds`, weights, gradients and states are bfloat16. Each piece is converted to float32, the rule and its
+    weight decay are computed, and the results rounded stochastically. Counters are not rounded. `place` stores the
+    states.
 
     A tensor is one piece if an element's update depends on the whole tensor: without `by_element`, and in groups with
     `orthogonalise`.
@@ -122,7 +123,7 @@ class Piecewise(Optimizer):
         self, shell: Tensor, weight: Tensor, state: dict[str, Any], cut: Callable[[Tensor], Tensor], whole: bool
     ) -> None:
         """Write the rule's new states of a piece into the whole tensor's states."""
-        for name, value in sorted(self._rule.state[shell].items()):  # the order in a resumed run
+        for name, value in sorted(self._rule.state[shell].items()):  # sorted: the order in a resumed run
             if is_counter(value):
                 state[name] = value
                 continue
@@ -171,7 +172,7 @@ def copy_rounded(target: Tensor, value: Tensor) -> None:
     the device's random generator, whose state checkpoints save.
     """
     drawn = torch.empty(-(-value.numel() // 4), dtype=torch.int64, device=value.device)
-    drawn.random_(-(2**63), None)  # 64 random bits: four numbers of 16 bits, from −2¹⁵ on
+    drawn.random_(-(2**63), None)  # 64 random bits: four numbers from −2¹⁵ to 2¹⁵ − 1
     nan = find_nan(value)
     bits = value.view(torch.int32)
     bits.add_(drawn.view(torch.int16)[: value.numel()].view(value.shape))
@@ -180,8 +181,8 @@ def copy_rounded(target: Tensor, value: Tensor) -> None:
 
 
 def find_nan(value: Tensor) -> Tensor | None:
-    """Find NaNs, whose bits a carry could turn into a number. None if there are none, on a CPU only: on another device
-    this is not checked, to avoid waiting for it."""
+    """Return a mask of the NaNs, whose bits a carry could turn into a number. On a CPU, None if all values are finite;
+    another device is not asked, to avoid waiting for it."""
     if value.device.type == "cpu" and bool(value.sum().isfinite()):
         return None
     return value.isnan()

@@ -62,11 +62,11 @@ class StartSettings:
         return faults
 
     def choose_trained(self, spec: Topology) -> set[str]:
-        """Return the names of the model's own weights that train. Raises ConfigError."""
+        """Return the names of the model's own weights that train. Raises ConfigError for faulty patterns."""
         return choose_trained(spec, self.freeze, self.train, self.lora is not None)
 
     def check(self, spec: Topology) -> None:
-        """Check that the folder of weights, if any, fits the model. Raises ConfigError and CheckpointError."""
+        """Check the folder of weights, if any. Raises CheckpointError if unreadable, ConfigError if it does not fit."""
         if self.weights is not None:
             check_weights(self.weights, spec, self.deepen)
 
@@ -93,7 +93,7 @@ class StartSettings:
 
 def check_weights(folder: str | Path, spec: Topology, added: str) -> None:
     """Check that a folder's weights can start this model, by running the transfer on the meta device. Raises
-    ConfigError and CheckpointError."""
+    CheckpointError if the folder cannot be read, and ConfigError if its weights do not fit."""
     source = store.load_spec(folder)
     shapes = table(source, source.d_model)
     transfer(source, spec, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, added)

@@ -1,5 +1,5 @@
 # H heads, K kv heads, G = H / K, C head width, D model width
-"""Published recipes that convert weights of one architecture to another. Each changes tensors by name in place, and
+"""Published recipes that convert weights of one architecture to another. Each changes a dict of tensors in place, and
 returns a line that says what it did, or None if there was nothing to do."""
 
 from __future__ import annotations

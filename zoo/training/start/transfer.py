@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BY_RECIPE = re.compile(
     r"(.*\.)?(n_heads|n_kv_heads|d_ff|d_model|vocab_size|pattern|tied|n_experts)|(.*\.)?(init|ffn|position)\..*"
 )
-"""Fields whose change a recipe reports itself, or that do not concern existing weights."""
+"""Pattern of fields whose change a recipe reports itself, or that do not concern existing weights."""
 
 
 SHOWN = 10
@@ -160,13 +160,13 @@ def _is_position(name: str) -> bool:
     return "position" in name.split(".")
 
 
-# ---------------------------------------------------------------- what is said, and what is refused
+# ---------------------------------------------------------------- reports and faults
 
 
 def _describe_other_settings(
     source: Tower, target: Tower, pairs: set[tuple[str, str]], told: tuple[str, ...] = ()
 ) -> str | None:
-    """Report settings that differ without changing a weight's shape, except those of parts `told` already."""
+    """Report settings that differ without changing a weight's shape, except in the parts `told`, already reported."""
     changes: dict[str, str] = {}
     for old, new in sorted(pairs):
         changes |= dict(_compare(to_dict(source.blocks[old]), to_dict(target.blocks[new]), ""))
