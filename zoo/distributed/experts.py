@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Visit:
     """Rows that this rank has received for its experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where each
-    expert's rows end, `experts` [M'] each row's expert. `order`, `sent` and `received` reverse the exchange. `count` is
-    M, the number of rows before it; rows after the last expert's end have no expert, and are not sent."""
+    expert's rows end, `experts` [M'] each row's expert. `order`, `sent` and `received` serve to send outputs back.
+    `count` is M, the number of this rank's own rows; those after the last expert's end have no expert and stay here."""
 
     group: RankGroup
     rows: Tensor

@@ -1,5 +1,5 @@
 # B rows, T tokens, R ranks
-"""Collectives between the ranks of a process group in forward passes, with their gradients."""
+"""Collectives between the ranks of a process group in forward passes, some of them with a gradient."""
 
 from __future__ import annotations
 

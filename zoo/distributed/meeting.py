@@ -25,8 +25,8 @@ PAUSE = 0.02  # seconds between two polls of the main process
 
 
 def join_processes(world: World, device: str) -> None:
-    """Initialise torch.distributed over gloo, and for CUDA tensors over NCCL. Does nothing for one process, or if it is
-    already initialised: torchrun's rendezvous works only once in a process' life."""
+    """Initialise torch.distributed over gloo, and for CUDA tensors over NCCL. Does nothing for one process, or if
+    torch.distributed is initialised already: torchrun's rendezvous works only once in a process' life."""
     if world.size == 1 or torch.distributed.is_initialized():
         return
     own: dict[str, Any] = {}

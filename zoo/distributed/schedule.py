@@ -106,14 +106,14 @@ class PipelineSchedule:
         return None
 
     def find_recompute_fault(self, recompute: str) -> str | None:
-        """Say why a run cannot recompute activations, or None. Each half of a split backward would recompute them."""
+        """Say why a run cannot recompute activations (both halves of a split backward pass would do so), or None."""
         if recompute == "none" or not self.splits_backward:
             return None
         found = f"recompute: is {recompute}, and schedule={self.kind} goes back in two halves"
         return f"{found}, each of which would compute again (recompute=none, or {WHOLE_BACKWARD})"
 
     def find_ring_fault(self, cp_comm: str) -> str | None:
-        """Say why keys cannot travel round a ring, or None. Each half of a split backward would send them again."""
+        """Say why keys cannot travel round a ring (both halves of a split backward pass would send them), or None."""
         if cp_comm != "ring" or not self.splits_backward:
             return None
         found = f"cp_comm: is ring, and schedule={self.kind} goes back in two halves"

@@ -129,7 +129,7 @@ def check_fit(spec: Priced, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def check_built(model: Model) -> None:
-    """Check names and shapes of a built model's tensors, and its size, against its Spec. Raises AssertionError."""
+    """Check a built model's tensors and number of parameters against its Spec. Raises AssertionError if they differ."""
     from zoo.run.layer import list_shapes
 
     built, counted = list_shapes(model), table(model.spec, model.d_model)

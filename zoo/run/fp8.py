@@ -139,7 +139,7 @@ def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> Non
 
 @cache
 def can_multiply(recipe: str, device: torch.device) -> bool:
-    """Tell whether torch computes float8 products on this device, by one tiny product, tried once a process.
+    """Try on tiny products, once a process, whether torch computes float8 products on this device.
 
     `refuses` knows devices, but not what torch's libraries support: oneDNN has no float8 product for AVX2 alone.
     """
@@ -179,7 +179,7 @@ def convert_to_fp8(model: Module, recipe: str, *, emulate: bool = False) -> list
 
     Weights keep name, dtype and identity. At each step a product scales and rounds weight and input to e4m3, and in the
     backward pass the gradient to e5m2 (tensorwise) or e4m3 (rowwise, by powers of two), after Micikevicius et al., 2022
-    ("FP8 formats for deep learning"). Only a compiled model gets faster, as the rounding is then fused with the
+    ("FP8 formats for deep learning"). Only a compiled model gets faster: the rounding is then fused with the
     preceding operation. `emulate` computes the rounded product in float32 on any device, for experiments. In inference
     mode products are not rounded: a run's samples equal those of its checkpoint.
     """

@@ -140,9 +140,9 @@ def keep_memory() -> None:
     By default glibc returns each large tensor to the system when it is freed, and the next one is zeroed page by page:
     6 to 17% of a training step on a CPU. A forward pass over 1,024 tokens (12 layers of width 768, float32, one thread)
     has 90,000 page faults, which take 0.2 of 1.9 s of processor time; 3,000 tokens through the engine have 340,000,
-    0.8 of 6.8 s. With this there are none. The next pass needs the same sizes again, so the peak does not rise.
+    0.8 of 6.8 s. If memory is kept there are none. The next pass needs the same sizes again, so the peak does not rise.
 
-    Only verbs of the command line call it, as it changes the whole process.
+    Only commands of the command line call this, because it changes the whole process.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -22,7 +22,8 @@ def check_parts(spec: Any, ranks: int) -> None:
 
 
 def find_ranks(asked: int) -> World:
-    """Return the processes that torchrun or `zoo generate --tp` started. Raises ConfigError if they are not `asked`."""
+    """Return the processes started by torchrun or `zoo generate --tp`. Raises ConfigError if their number is not
+    `asked`."""
     world = read_world()
     if world.size != asked:
         found = f"{asked} ranks were asked for, torchrun has started {world.size} processes"

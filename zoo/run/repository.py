@@ -96,7 +96,7 @@ def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None
 
 
 def _lay_out(own: Path, git: Path, commit: str, said: str) -> None:
-    """Write a git folder whose HEAD is a commit, with only the harmless settings of `said`."""
+    """Write a git folder whose HEAD is a commit, with only the harmless settings among those that git has `said`."""
     (own / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
     for name in ("refs", "objects"):
         (own / name).mkdir()

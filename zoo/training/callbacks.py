@@ -38,11 +38,11 @@ class TrainingState:
 
 
 class Callback:
-    """Methods that a run calls. Any object with one of them is a callback; a subclass inherits empty ones.
+    """Methods that a run calls. Any object with one of them is a callback; a subclass inherits empty methods.
 
-    They are called between steps, while the clock of `tokens_per_second` is stopped, and may change the weights. They
-    share training's random generators. Afterwards the model is put back into training mode. An exception ends the run
-    as failed, with a ZooError that names the callback, the method and the step.
+    They are called between steps, while the clock of `tokens_per_second` is stopped. They may change the weights, and
+    draw from training's random generators. Afterwards the model is put back into training mode. An exception ends the
+    run as failed, with a ZooError that names the callback, the method and the step.
     """
 
     def after_update(self, state: TrainingState) -> None:

@@ -29,7 +29,7 @@ RATES = ("attention", "residual", "embedding", "ffn", "layers")
 
 
 class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
-    """Dropout rates of a run; kept values are scaled by 1 / (1 − rate), so that means stay.
+    """Dropout rates of a run; kept values are scaled by 1 / (1 − rate), so that expected values stay.
 
     `attention` drops probabilities after the softmax, `residual` channels of the outputs of attention and feed-forward,
     `embedding` channels of the first layer's input, `ffn` hidden units. `layers` is the rate of stochastic depth: for

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Topology
 
 DEFAULTS = {"data": "stdlib", "objective": "auto"}
-"""The nodes that overrides may change, with the packaged choice used without a run."""
+"""The nodes that overrides may change, each with the packaged choice that is used without a run."""
 
 ELSEWHERE = {
     "seq_len": "--context has the tokens of a row",
@@ -36,7 +36,7 @@ SPLIT = ("validation_fraction", "max_bytes")
 """Settings that decide which text is the validation split."""
 
 BATCHES = ("tokenizer", "documents")
-"""Settings that do not change the text."""
+"""Settings that change how text becomes batches, but not the text."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def _flatten(key: str, override: Override) -> Iterator[str]:
 
 
 def compose_evaluation(config: Mapping[str, Any] | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose the nodes `data` and `objective`: those of a run's config under overrides, or the packaged defaults.
-    Raises ConfigError with the faults of all overrides."""
+    """Compose the nodes `data` and `objective`: those of a run's config, or the packaged defaults, with the overrides
+    applied. Raises ConfigError with the faults of all overrides."""
     swapped = {key for key, _, value in (text.partition("=") for text in overrides) if value[:1] != "{"}
     given = {key: config[key] for key in DEFAULTS if config and key in config and key not in swapped}
     groups = [{key: option} for key, option in DEFAULTS.items() if key not in given]

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], object]
 Advance = Callable[[int], object]
-"""Called with the amount scored since the last call, in the part's own unit."""
+"""Called with the number of tokens or rows scored since the last call."""
 
 
 class ScoredSource(Protocol):
-    """A source to score. `size` is its amount in the unit of its progress (tokens or rows)."""
+    """A source to score. `size` is the number of tokens or rows that `advance` counts up to."""
 
     @property
     def name(self) -> str: ...
@@ -222,7 +222,7 @@ def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
 
 
 def tell_of_cuts(pairs: PairFile, of: str, most: tuple[int, int], tell: Tell) -> None:
-    """Report how many sources lose their beginning, and how many answers their end, at `most` tokens (of each)."""
+    """Report how many sources are cut at the beginning, and answers at the end, to `most` (source, answer) tokens."""
     sizes = pairs.sizes()  # each includes an end of text, which is an answer's last target
     sources, answers = int((sizes[::2] - 1 > most[0]).sum()), int((sizes[1::2] > most[1]).sum())
     for count, what, lost, length in ((sources, "sources", "beginning", most[0]), (answers, "answers", "end", most[1])):

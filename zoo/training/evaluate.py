@@ -108,7 +108,7 @@ class Scorer:
         self.total = TextScore(0.0, 0, None)
 
     def measure(self, model: Model, name: str) -> dict[str, Any]:
-        """Score all parts. Gives a row of results, with those of each part if there are several."""
+        """Score all parts. Returns a row of results; several parts also have their own results in it."""
         done = 0
 
         def advance(count: int) -> None:
@@ -168,7 +168,7 @@ class Subject:
 
     @contextmanager
     def lowered(self, weights: str | None, fp8: str | None) -> Iterator[tuple[Any, str]]:
-        """Give the quantised model inside the block, and how its products are made. A given model is restored."""
+        """Yield the quantised model, and a description of its products. A given model is restored after the block."""
         if fp8 is not None:
             self.model = None  # so that not both are in memory
             lines: list[str] = []

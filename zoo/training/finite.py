@@ -22,7 +22,7 @@ def refuse_nonfinite(run: Run, terms: Mapping[str, Any]) -> None:
 
 
 def refuse_nonfinite_weights(run: Run) -> None:
-    """Raise ZooError, with the name of the first, if tensors to be saved are not finite. Waits for the device once."""
+    """Raise ZooError if a tensor to be saved is not finite, and name the first one. Waits for the device once."""
     state = {name: each for name, each in run.model.state_dict().items() if each.is_floating_point()}
     parts = {name: own_part(each) for name, each in state.items() if each.numel()}
     nothing = torch.zeros(2, device=next(iter(parts.values())).device)  # no values on this rank

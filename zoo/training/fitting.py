@@ -36,8 +36,8 @@ def take_share(settings: Training) -> Training:
 
 
 def check_memory(settings: Training, spec: Topology, free: int | None, *, cuda: bool = True) -> str | None:
-    """Compare the priced memory of a step with the free bytes. If it is more, returns a line with changes that would
-    make it fit.
+    """Compare the priced memory of a step with the free bytes. If the step does not fit, returns a line with changes
+    that would make it fit.
 
     Raises ConfigError if weights, gradients and the optimizer's states, which are counted exactly, do not fit.
     Activations may be some percent off, so they only give a warning. `cuda` says whether CUDA's kernels are priced.

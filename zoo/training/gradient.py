@@ -117,7 +117,7 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def clip_gradient(parameters: list[Parameter], most: float | None, norm: Tensor) -> None:
-    """Clip a gradient of norm `norm` to the norm `most`."""
+    """Clip a gradient of norm `norm` to the norm `most`; None clips nothing."""
     looks = norm.device.type == "cpu"  # reading the norm on another device would synchronise with it
     if most is not None and not (looks and norm <= most):
         for group in group_by_mesh(parameters):

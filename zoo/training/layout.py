@@ -156,8 +156,8 @@ class ProcessGroups:
         )
 
     def lay_out(self, model: Any, precision: str) -> None:
-        """Apply FSDP2 to a model in place, over the processes with different tokens: each layer is a unit, and the
-        other weights are one. Gradients are summed, not averaged."""
+        """Apply FSDP2 to a model in place, over the processes with different tokens: each layer is a unit, and all
+        other weights form one unit. Gradients are summed, not averaged."""
         if self.tokens.size == 1:
             return
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -185,7 +185,7 @@ class ProcessGroups:
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
     def _lay_out_experts(self, model: Model, how: dict[str, Any]) -> None:
-        """Apply FSDP2 to each mixture's experts over the processes with the same experts. One process: exclude them."""
+        """Apply FSDP2 to experts over the processes that hold the same ones; if that is one process, exclude them."""
         from torch.distributed.fsdp import fully_shard
 
         from zoo.run.layer import Layer

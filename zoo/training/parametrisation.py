@@ -52,7 +52,7 @@ class Standard(Parametrisation, kind="standard"):
 class MuP(Parametrisation, kind="mup"):
     """Maximal update parametrisation for Adam (Yang et al., 2022, table 8): with m = d_model / `base_width`
 
-    - matrices inside layers start √m times smaller, with few outputs (routers) m times; both have rate lr / m;
+    - matrices inside layers start √m times smaller, those with few outputs (routers) m times; both have rate lr / m;
     - logits are multiplied by 1/m; tables, norms and biases keep start and rate;
     - with `base_head_dim` scores are multiplied by √base_head_dim / head_dim instead of 1/√head_dim;
     - weight decay is multiplied by m where the rate is divided, so that their product stays (as in the package `mup`);
@@ -131,7 +131,7 @@ class MuP(Parametrisation, kind="mup"):
 
 
 class CompleteP(MuP, kind="completep"):
-    """muP, and depth with α = 1 (Dey et al., 2025): a sub-layer's output is multiplied by `base_depth` / n_layers
+    """muP extended to depth, α = 1 (Dey et al., 2025): a sub-layer's output is multiplied by `base_depth` / n_layers
     before it is added to the stream, and so is epsilon inside layers. Rates do not change with depth."""
 
     base_depth: PositiveInt

@@ -89,9 +89,9 @@ def _attaching() -> Any:
 
 
 class Pipeline:
-    """Computes gradients over a pipeline's stages, one of which is this process; `group` has all. A rank holds `tokens`
-    tokens of a row between sub-layers. With `holds`, possible if no weight is sharded, FSDP sums gradients over
-    replicas once a step, not once a microbatch."""
+    """Computes gradients over the stages of a pipeline: this process runs one, and `group` has all. A rank holds
+    `tokens` tokens of a row between sub-layers. With `holds`, possible if no weight is sharded, FSDP sums gradients
+    over replicas once a step, not once a microbatch."""
 
     def __init__(
         self,

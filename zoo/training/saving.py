@@ -89,7 +89,7 @@ def finish_saving(run: Run) -> None:
 
 
 def is_milestone(run: Run, step: int) -> bool:
-    """Whether the schedule wants the checkpoint after `step` updates, never to be deleted."""
+    """Whether the schedule wants a checkpoint after `step` updates that is never deleted."""
     return run.settings.schedule.is_milestone(step, run.settings.steps)
 
 
@@ -124,8 +124,8 @@ def find_optimizer_average(run: Run) -> dict[str, Tensor]:
 
 
 def keep_if_best(run: Run) -> None:
-    """Save this step, and point `best` at the best, if its evaluation is among the `keep_best` best so far: by the
-    lowest validation loss, or the largest value of the objective's `ranked_by`.
+    """If this step's evaluation is among the `keep_best` best so far, save the step, and point `best` at the best one.
+    The best has the lowest validation loss, or the largest value of the objective's `ranked_by`.
 
     Replaced checkpoints are deleted last, so that `best` never points at a missing one.
     """
@@ -156,7 +156,7 @@ def note_evaluation(run: Run) -> None:
 
 
 def point_at_best(run: Run) -> None:
-    """Point `best` at the checkpoint with the best evaluation of those kept for it."""
+    """Point `best` at the checkpoint with the best evaluation; remove `best` if no checkpoint is kept for that."""
     if not run.world.main:
         return
     root = run.folder / CHECKPOINTS
@@ -201,7 +201,7 @@ def tidy_checkpoints(run: Run) -> None:
 
 
 def gather_counters(run: Run) -> dict[str, Any]:
-    """Gather the counters that a run resumes from. `lengths` are those of its files, which are flushed to disk."""
+    """Gather the counters that a run resumes from. `lengths` has the sizes of its files, which are flushed to disk."""
     return {
         "step": run.step,
         "tokens": run.tokens,

@@ -42,7 +42,7 @@ class Peak:
         return replace(self, flops=max(self.flops, measure_peak(device, precision)))
 
     def share(self, flops: float) -> float | None:
-        """Compute the MFU, the ratio of `flops` per second to the peak; None above 1: the peak was too low."""
+        """Compute the MFU, the ratio of `flops` per second to the peak. None above 1, where the peak was too low."""
         share = flops / self.flops
         return share if share <= 1 else None
 

@@ -39,7 +39,7 @@ class EvaluationStopped(Exception):
 
 
 def measure(run: Run) -> None:
-    """Evaluate, write a sample, draw pictures. A failure of one is a warning, and training continues."""
+    """Evaluate, write a sample, draw pictures. If one of these fails, a warning says so, and training continues."""
     for what, work in (("evaluation", evaluate), ("sample", write_sample), *run.drawings.items()):
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
@@ -114,7 +114,7 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
 
 
 def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:
-    """Name the mean loss over targets and, if the bytes of their text are known, the bits per byte."""
+    """Return by name the mean loss over targets and, if the bytes of their text are known, the bits per byte."""
     bits = {f"bits_per_byte{suffix}": nats / math.log(2) / n_bytes} if n_bytes else {}
     return {f"val_loss{suffix}": nats / targets, **bits}
 
@@ -132,7 +132,7 @@ def count_trained(run: Run) -> dict[str, int]:
 
 
 def write_sample(run: Run) -> None:
-    """Generate and write a sample, if the config has a prompt, the model generates text, and it is no pipeline."""
+    """Generate and write a sample, if the config has a prompt, the model generates text, and the run is no pipeline."""
     sample, settings, spec = run.settings.sample, run.settings, run.model.spec
     if not isinstance(sample, TextSample) or not writes(spec) or run.layout.stages is not None:
         return

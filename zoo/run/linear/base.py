@@ -24,7 +24,7 @@ LOWER = ("fp16", "bf16", "int8", "int4")
 
 @dataclass(frozen=True)
 class Processor:
-    """A CPU described by what the choice of a way depends on. The CPU itself need not be present.
+    """The properties of a CPU that the choice of a way depends on. The CPU itself need not be present.
 
     `features` are instruction sets that decide whether a way is fast or correct (vnni, avx512_bf16, amx). `libraries`
     are those that torch was built with (onednn, fbgemm).

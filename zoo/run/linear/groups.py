@@ -86,7 +86,7 @@ def _list_cross(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _list_linears(layer: Layer) -> Iterator[tuple[str, Any, Any]]:
-    """List a Layer's own plain Linears: not quantised, sharded, wrapped or parametrised, on a CPU."""
+    """List a Layer's own plain Linears on a CPU: neither quantised nor sharded, wrapped or parametrised."""
     from zoo.run.layer import LinearModule, TiedLinear
 
     for name, part, _ in layer.spec.children(layer.d_model):

@@ -18,7 +18,7 @@ MOST_COLUMNS = 2**31 // (255 * 127)  # of an int8 product, so that K products of
 
 
 def _needs_floats(dtype: str) -> str | None:
-    """Say why an input dtype cannot be converted and back, or None."""
+    """Say why inputs of a dtype cannot be converted to the way's own and back, or None."""
     return None if dtype in ("float32", "bfloat16", "float16") else f"has no product in {dtype}"
 
 
@@ -107,7 +107,7 @@ class Int8Weights(Way):
 
     def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         if shape[1] % 16:
-            return f"needs a multiple of 16 columns, found {shape[1]}"  # its loop has no tail
+            return f"needs a multiple of 16 columns, found {shape[1]}"  # torch's loop handles no remainder
         return _needs_floats(dtype)
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:

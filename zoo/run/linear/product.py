@@ -63,7 +63,7 @@ class ReadyProduct:
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def take(self, place: int, x: Tensor) -> Tensor:
-        """Return the output of one Linear. The first one called with a tensor computes the product for all of them."""
+        """Return the output of one Linear. The first Linear called with an x computes the product for all Linears."""
         if len(self.widths) == 1:
             return self.compute(x)
         self._held, self._slices = x, list(torch.split_with_sizes(self.compute(x), self.widths, -1))

@@ -182,7 +182,7 @@ def _check(model: nn.Module, weights: str | None) -> None:
 
 
 def _check_named(way: str, weights: str | None, processor: Processor) -> str | None:
-    """Return a named way's precision. Raises ConfigError if the way is unknown, cannot run, or has not `weights`'."""
+    """Return a named way's precision. Raises ConfigError if the way is unknown, cannot run or contradicts `weights`."""
     if way not in WAYS:
         raise ConfigError(f"way: there is no {way!r}{did_you_mean(way, WAYS)} (one of: {', '.join(WAYS)})")
     if reason := refuse(WAYS[way], (512, 512), "float32", processor):

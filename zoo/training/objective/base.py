@@ -76,7 +76,7 @@ class Objective(Spec, axis="objective"):
         return self
 
     def refuses(self, spec: Topology) -> str | None:
-        """Return the reason why a model cannot be trained on this objective, or None, from the Spec alone."""
+        """Return the reason why a model cannot be trained on this objective, or None. Reads only the Spec."""
         return None
 
     def refuses_documents(self, spec: Topology) -> str | None:
@@ -147,7 +147,7 @@ def list_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def describe(spec: Topology) -> str:
-    """Name a model's topology in a sentence."""
+    """Name a model's topology with its article, for a sentence."""
     return f"an {spec.kind.replace('_', '-')}" if spec.kind[0] == "e" else f"a {spec.kind}"
 
 

@@ -113,7 +113,7 @@ class Seq2Seq(Objective, kind="seq2seq"):
 
 
 def _collate_pairs(rows: Sequence[tuple[Sequence[int], Sequence[int]]], keys: Any, **how: Any) -> Batch:
-    """Make a batch of pairs of ids: nothing in it is random."""
+    """Make a batch of pairs of ids. `keys` are unused, because nothing is random."""
     from zoo.data.collate import pad_pairs
 
     sources, answers = zip(*rows, strict=True)

@@ -51,8 +51,8 @@ class SpanCorruption(Rewriting, kind="span_corruption"):
 class Denoising(Rewriting, kind="denoising"):
     """Text infilling and sentence permutation; the model writes the whole text (BART; Lewis et al., 2019). The share
     `rate` of the tokens is replaced, in spans of Poisson(`mean_span`) tokens with one mask each. With `permute` the
-    sentences are in random order. They end at a full stop, a line end or the end of a text, by the vocabulary's
-    spelling."""
+    sentences are in random order. A sentence ends with a token that is spelled with `.`, `!` or `?` at its end, or with
+    a line end, and at the end of a text."""
 
     rate: Rate = 0.3
     mean_span: PositiveFloat = 3.0
@@ -139,8 +139,7 @@ MODES = {"R": "[NLU]", "S": "[S2S]", "X": "[NLG]"}
 
 class UL2(Rewriting, kind="ul2"):
     """A mixture of denoisers, one drawn for each row or document (UL2; Tay et al., 2022). With `modes` the input begins
-    with the denoiser's mode token. Rows are padded to one length, because denoisers
-    differ in length."""
+    with the denoiser's mode token. Rows are padded to one length, because denoisers differ in length."""
 
     denoisers: tuple[Denoiser, ...]
     modes: bool = True

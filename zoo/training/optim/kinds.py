@@ -187,8 +187,8 @@ class Lion(Optim, kind="lion"):
     """Lion: steps by the sign of an interpolation of momentum and gradient, with decoupled weight decay (Chen et al.,
     2023).
 
-    Its steps are larger than AdamW's at the same rate: the paper uses 3 to 10 times less `lr` and as much more
-    `weight_decay`.
+    Its steps are larger than AdamW's at the same rate: the paper divides `lr` by 3 to 10, and multiplies `weight_decay`
+    by as much.
     """
 
     lr: PositiveFloat = 1e-4

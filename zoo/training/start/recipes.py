@@ -61,7 +61,7 @@ def add_layers(source: Tower, target: Tower, held: Tensors, path: str, how: str)
 
 
 def find_unsilenced(target: Tower) -> str | None:
-    """Name a kind of block in which added layers cannot be made to add nothing, or None."""
+    """Name a kind of block whose added layers would change the stream even with zeroed outputs, or None."""
     return next((block.kind for block in target.blocks.values() if block.kind not in KEEPS_STREAM), None)
 
 

@@ -143,7 +143,7 @@ def _untie(source: Tower, target: Tower, held: Tensors, prefix: str) -> str | No
 
 
 def _swap_positions(source: Tower, target: Tower, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
-    """Drop the weights of another position scheme, and draw those of the model's."""
+    """If the position scheme differs, drop the source's position weights, and draw the target's."""
     if source.position.kind == target.position.kind:
         return None
     lost = [name for name in made.held if name.startswith(prefix) and _is_position(name) and name not in shapes]
@@ -193,7 +193,7 @@ def _shorten(value: object) -> str:
 
 
 def _find_misfits(made: Transfer, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """Word a fault for each kind of tensor that the recipes did not make."""
+    """Yield a fault for each kind of tensor that the recipes did not make."""
     would = "no recipe makes it"
     for name, shape in shapes.items():
         if name not in made.held and name not in made.fresh:
