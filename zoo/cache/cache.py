@@ -79,10 +79,10 @@ class LayerCache:
 class Cache:
     """The rows of a Store that a forward pass reads and extends; each row has its own length.
 
-    A pass takes token ids [B, T], where row b's next tokens are the first `counts[b]` and the rest is padding; or, with
-    `varlen`, [1, N], the next tokens of all rows end to end. `apart` attends each row by itself; `packs` copies keys
-    before they are read, so that no bit depends on the pool. In a paged store rows are read by page table, except for
-    prompt chunks longer than a draft.
+    A pass takes token ids [B, T], of T columns: row b's next tokens are the first `counts[b]`, the rest is padding; or,
+    with `varlen`, [1, N], the next tokens of all rows end to end. `apart` attends each row by itself; `packs` copies
+    keys before they are read, so that no bit depends on their place in the pool. In a paged store rows are read by page
+    table, except for prompt chunks longer than a draft.
     """
 
     def __init__(
@@ -260,8 +260,8 @@ class Cache:
     def _map(
         self, reads: list[list[Run]], slots: list[int], *, ragged: bool, joins: bool = False, singly: bool = False
     ) -> SlotMapping:
-        """Make the Where that reads these runs and writes these slots. Rows of equal length without a common stride are
-        gathered, or with `singly` read one by one."""
+        """Make the SlotMapping that reads these runs and writes these slots. Rows of equal length without a common
+        stride are gathered, or with `singly` read one by one."""
         where, strided = SlotMapping(reads, joins=joins, ragged=ragged), _strided(reads)
         if not ragged:
             where.in_place = strided and not joins
@@ -285,7 +285,8 @@ class Cache:
         return torch.tensor([list_slots(runs) for runs in rows], dtype=torch.long, device=self.store.device)
 
     def lay_out_source(self, tokens: int | None) -> SlotMapping | None:
-        """Map an encoder's keys to slots. `tokens` is the length of a source to write now; None if it is cached."""
+        """Map an encoder's keys to slots. `tokens` is the length of a source to write now; None if it is cached. Raises
+        ConfigError if there is no room."""
         number = self.store.cross_group
         if number is None:
             return None

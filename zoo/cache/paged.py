@@ -14,7 +14,8 @@ from zoo.kernels.view.paging import PagedShape
 
 
 class PlacedRow(NamedTuple):
-    """A row in a group: slots of its new tokens, first token read (at a page's start), slots read, pages."""
+    """A row in a group: the slots of its new tokens (`write`), the `first` token read (at a page's start), the number
+    of slots read (`length`), and their `pages`."""
 
     write: list[int]
     first: int
@@ -26,8 +27,8 @@ def place_row(row: CachedRow, number: int, group: LayerGroup, count: int, new: i
     """Make room for a row's next `count` tokens in a group, in a pass of `new` columns, and return their place.
 
     With pages of 4, a window of 3 and 9 tokens held, the next token (number 9) sees tokens 7 to 9: the first page is
-    that of tokens 4 to 7, and 6 slots are read, of which the mask hides 3. Padding counts as tokens after the row's.
-    Where an entry stands for several tokens, it is written once its last token comes.
+    that of tokens 4 to 7, and 6 slots are read, of which the mask hides 3. Padding counts as tokens after the row's
+    own. Where an entry stands for several tokens, it is written once its last token comes.
     """
     page, start, stop, scratch = row.store.page, row.length, row.length + count, row.store.scratch(number)
     if group.cross:
@@ -43,7 +44,7 @@ def place_row(row: CachedRow, number: int, group: LayerGroup, count: int, new: i
 
 
 def make_room(row: CachedRow, number: int, begin: int, stop: int) -> None:
-    """Own pages for a row's tokens from `begin` to `stop` in a group. Raises ConfigError if no page is left."""
+    """Take pages for a row's tokens from `begin` to `stop` in a group. Raises ConfigError if no page is left."""
     if not row.pages[number] and not row.store.groups[number].full:
         row.dropped[number] = begin // row.store.page
     try:
@@ -63,13 +64,13 @@ class RowsOfPass(NamedTuple):
 
     @property
     def shape(self) -> PagedShape:
-        """The smallest PassShape that holds these rows."""
+        """The smallest PagedShape that holds these rows."""
         page = self.store.page
         pages = (max(-(-each.length // page) for each in group) for group in self.groups)
         return PagedShape(len(self.rows), self.new, tuple(pages))
 
     def pack(self, shape: PagedShape) -> array[int]:
-        """Pack the integers of PassTensors for this shape. Padding rows read a token of page 0, write to scratch."""
+        """Pack the integers of PassTensors for this shape. Padding rows read page 0 and write to the scratch slot."""
         store, spare = self.store, shape.rows - len(self.rows)
         numbers = array("q", [row.length for row in self.rows] + [0] * spare)
         numbers.extend([row.slot for row in self.rows] + [store.slots] * spare)
@@ -87,7 +88,8 @@ class RowsOfPass(NamedTuple):
 
 
 def place_rows(store: Store, rows: Sequence[CachedRow], counts: Sequence[int], new: int) -> RowsOfPass:
-    """Make room for the next `counts` tokens of these rows, and return their places. Raises ConfigError."""
+    """Make room for the next `counts` tokens of these rows, and return their places. Raises ConfigError if no page is
+    left."""
     groups = [
         [place_row(row, number, group, count, new) for row, count in zip(rows, counts, strict=True)]
         for number, group in enumerate(store.groups)

@@ -9,7 +9,7 @@ from zoo.errors import ZooError
 
 
 class OutOfPages(ZooError):
-    """Raised if neither free nor cached pages suffice."""
+    """Raised if free and cached pages together do not suffice."""
 
 
 class PagePool:
@@ -83,7 +83,8 @@ class PagePool:
                 self._free[page] = None
 
     def keep(self, page: int, key: Hashable) -> None:
-        """Give an owned page a key, by which its content can be reused. A key that another page has stays with it."""
+        """Give an owned page a key, by which its content can be reused. A key that another page has already stays with
+        that page."""
         if key not in self._pages and page not in self._keys:
             self._pages[key], self._keys[page] = page, key
 

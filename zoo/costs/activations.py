@@ -1,4 +1,4 @@
-# B sequences, T tokens of one, D model width
+# B sequences, T tokens of each, D model width
 """Count activation memory: the tensors that autograd saves in a forward pass for the backward pass, to the byte.
 
 The model's own forward pass runs on shadows (`zoo.costs.shadow`), each kind of layer once, at any depth. So the tensors
@@ -41,7 +41,7 @@ INPUT = "input"
 
 
 class Kept(NamedTuple):
-    """A saved tensor's memory, counted once however many views share it."""
+    """The memory of a saved tensor. Views that share this memory are counted once."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,8 +55,8 @@ class Section(NamedTuple):
     `bytes` is the size of the saved tensors, `input` the size of the section's input. `forward` is the peak of the
     forward pass, `peak` that of the backward pass with all gradients, `moving` that of the backward pass without the
     weights' gradients. `gradients` is the size of the weights' gradients, `beside` that of the gradients of tensors
-    which all layers read (a bias, an encoder's output), `lent` that of keys, values and depth averages that later
-    layers read.
+    that all layers read (a bias, an encoder's output). `lent` is the size of the keys, values and depth averages that
+    later layers read.
     """
 
     kept: tuple[Kept, ...]
@@ -80,7 +80,8 @@ class PassShape(NamedTuple):
 
     `fused` means a CUDA device, otherwise a CPU. `dtype` is the dtype of weights, `autocast` that of matrix products
     where it differs. `selective` recomputes the inside of attention in the backward pass. `kernel` is the attention
-    kernel. `model` says which weights train and which adapters and dropout are added; with None all train, none added.
+    kernel. `model` says which weights train and which adapters and dropout are added; None: all weights train, nothing
+    is added.
     """
 
     context: int
@@ -122,8 +123,7 @@ def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Se
 
 
 def make_memory(tower: Tower, run: Any) -> Any:
-    """Make the shadow of an encoder's output that is as long as the context of `run`; None for a tower that reads
-    none."""
+    """Make the shadow of an encoder's output [B, `run.context`, width]; None for a tower that reads no such output."""
     if not tower.reads_memory:
         return None
     return make_shadow((run.batch, run.context, tower.memory_width), DTYPES[COMPUTED[run.dtype]], "memory")
@@ -133,7 +133,8 @@ def make_memory(tower: Tower, run: Any) -> Any:
 
 
 SPAN, FEW = 64, 4
-"""Tokens of a span in Mamba (`zoo.model.attention.mamba`); number of strides from which a layer's peak is regular."""
+"""SPAN: tokens of a span in Mamba (`zoo.model.attention.mamba`). FEW: strides of the shortest trace (`trace_shorter`);
+a layer's peak is regular in length only from there."""
 
 
 def list_looping(towers: Iterable[Tower]) -> list[Attention]:
@@ -145,11 +146,12 @@ def list_looping(towers: Iterable[Tower]) -> list[Attention]:
 def trace_shorter(
     towers: Iterable[Tower], run: Shape, trace: Callable[[Shape], Value]
 ) -> tuple[list[Value], int] | None:
-    """Trace a pass at the few shorter lengths from which `extrapolate` gives the whole; return these traces, and the
-    strides from the first length to the whole. None for a pass that is short, or without a mixer that loops.
+    """Trace a pass at two or three shorter lengths, one stride apart, for `extrapolate`. Return the traces, and the
+    number of strides from the first length to the whole. None for a pass that is short, or without a mixer that loops.
 
-    In a stride every mixer's loop has whole iterations. Two traces do where bytes are linear in length (recurrent
-    mixers), three where they may be quadratic (a looping mixer with softmax attention, whose scores may be saved).
+    A stride is a whole number of iterations of every mixer's loop. Two traces do where bytes are linear in length
+    (recurrent mixers), three where they may be quadratic (a looping mixer with softmax attention, whose scores may be
+    saved).
     """
     looping = list_looping(towers)
     stride = math.lcm(SPAN, *(getattr(mixer, "chunk_size", None) or SPAN for mixer in looping))
@@ -229,7 +231,7 @@ class _Trace:
         self.file("embedding", begun, [x, *(given or ())], ids)
         begun = self.tape.begin()
         steps: dict[str, Any] = {}
-        for name in self.tower.blocks:  # kinds that only this trace distinguishes share the model's one step
+        for name in self.tower.blocks:  # kinds that are split for pricing only share one step
             same = next((other for other in steps if name_stored(other) == name_stored(name)), None)
             steps[name] = forward.step(name, m.kernel, x, m) if same is None else steps[same]
         for channel in (name for name in self.tower.channels if Channel.named[name].shared):
@@ -279,7 +281,8 @@ class _Trace:
         return {each: None for each in saved if each not in taken}
 
     def _count_givers(self, kind: str) -> int:
-        """Count the ordered channels that a kind of layer reads. It is traced after the kinds that give in them."""
+        """Count the ordered channels that a kind of layer reads. The kind is traced after the kinds that give values in
+        these channels."""
         return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
 
     def _trace(self, channel: str, kind: str, x: Shadow) -> Any:
@@ -325,7 +328,8 @@ class _Trace:
     def file(
         self, name: str, begun: tuple[int, int], roots: list[Any], given: Any, shared: Collection[Storage] = ()
     ) -> dict[Storage, None]:
-        """Add the section whose results are `roots`, without `shared` storages; return those among the saved ones."""
+        """Add the section `name`, whose results are `roots`, without the `shared` storages. Return the shared storages
+        that it saves."""
         operations, live = begun
         nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)
@@ -344,7 +348,7 @@ def _shared(step: Step) -> list[Any]:
     for each in (step, step.cross):
         if each is not None:
             tables = _tuple(each.tables)
-            held = each.extra.values()  # asked of the class: a shadow refuses names that torch's tensors have not
+            held = each.extra.values()  # hasattr of the class: a shadow raises for names that torch.Tensor lacks
             extra = [value.list_shared() if hasattr(type(value), "list_shared") else value for value in held]
             extra = [value if isinstance(value, tuple) else (value,) for value in extra]
             bias = None if each.keys.bias is None else each.keys.bias._dense

@@ -78,7 +78,7 @@ def split_by_depth(tower: Tower) -> Tower:
 
 
 def mark_layers(spec: Priced, recompute: str) -> Priced:
-    """Mark the kind of layers that `every_n` recomputes by the suffix AGAIN, and split kinds by depth first. Return the
+    """Split kinds by depth, then add the suffix AGAIN to the kind of each layer that `every_n` recomputes. Return the
     same object where nothing changes. Raises ConfigError where `every_n` recomputes no layer."""
     spec, every = tell_depths_apart(spec), read_every(recompute)
     if every is None:

@@ -24,9 +24,10 @@ class RowFlops:
         """FLOPs of a row without the head: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A lone
         decoder with cross-attention reads a memory as long as its row."""
         self.skipped = cache(partial(self._count_row, _count_skipped))
-        """FLOPs of gradients that nothing needs: a row's backward pass takes twice its forward pass less these."""
+        """FLOPs of gradients that nothing needs, of a row: backward pass = 2 × forward pass − these."""
         self.shown = cache(self._count_shown)
-        """FLOPs of the pairs that a prefix of n tokens adds to a row, and of their gradients that nothing needs."""
+        """`shown(n)`: FLOPs of the (query, key) pairs that a prefix of n tokens, which all see one another, adds to a
+        row; and FLOPs of the gradients of these pairs that nothing needs."""
 
     def _count_row(self, count: Callable[[CostTable, int, int], int], read: int, written: int | None = None) -> int:
         if written is None:

@@ -17,10 +17,11 @@ Engines keep different amounts of the same model, so a figure always names its e
   equally many layers; vLLM fills the last group up with padding layers.
 
 Where one key stands for several tokens (DeepSeek-V4's compressed entries), pages hold entries, and the window of single
-tokens is a state. transformers keeps that state in the cache's dtype, with values and gates of each token that has no
-whole entry yet; `paged` is taken to have Zoo's states of fixed size.
+tokens is a state. transformers keeps this state in the cache's dtype, together with the values and gates of tokens that
+do not fill an entry yet. `paged` is taken to have Zoo's states of fixed size.
 
-Cached values have the cache's dtype. Recurrent states are float32; in vLLM they have the model's dtype.
+Cached values have the cache's dtype. Recurrent states are float32. In vLLM they have the model's dtype, as have the
+states of convolutions in transformers.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ MAX_BATCHED_TOKENS = 2048
 
 class CacheRow(NamedTuple):
     """The cache of a kind of layer. `layers` is the number of such layers, `room` that number with vLLM's padding
-    layers (`padded_counts`). Each layer caches `values` a token (or an entry of several tokens) and `cross_values` a
-    token of the encoder; `state` is the bytes of its recurrent states."""
+    layers (`padded_counts`). Each layer caches `values` numbers for a token (or an entry of several tokens) and
+    `cross_values` for a token of the encoder; `state` is the bytes of its recurrent states."""
 
     where: str
     tower: Tower
@@ -108,13 +109,15 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 
 def token_bytes(row: CacheRow, width: float) -> float:
-    """Bytes that a kind of layer caches for one more token: a token's share, where an entry stands for several."""
+    """Bytes that all layers of a kind cache for one more token. Where an entry stands for several tokens, this is the
+    token's share of the entry."""
     size, rate = row.values * width * row.layers, row.block.attention.sight.rate
     return size / rate if rate > 1 else size
 
 
 def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
-    """Bytes for the padding of a pass if rows are read by page table: a token and a row's states in every layer."""
+    """Bytes for the padding of a pass: one token and one row's states in every layer. 0 unless rows are read by page
+    table (`Setup.page`)."""
     width = DTYPES[setup.cached]
     kept = sum(((row.values + row.cross_values) * width + row.state) * row.layers for row in rows)
     return kept if setup.page else 0
@@ -128,8 +131,8 @@ def memory_tokens(context: int, engine: str, page: int = PAGE, more: int = 0) ->
 
 
 def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> int:
-    """Count the tokens that a layer caches, or has pages for, when a sequence has `context`; the entries, where one
-    stands for several tokens. `page` is the page size of Zoo's own engine."""
+    """Count the tokens (or entries of several tokens) that a layer caches or has pages for, when a sequence has
+    `context` tokens. `page` is the page size of Zoo's own engine."""
     window, chunk, rate = attention.sight.window, attention.sight.chunk, attention.sight.rate
     if rate > 1:
         return memory_tokens(context // rate, engine, page)
@@ -137,7 +140,7 @@ def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> 
         most = {
             "ideal": reach,
             "zoo": reach + page - 1,
-            "hf": reach - 1 or context,  # it slices `[-W + 1 :]` for the newest W - 1, which for W = 1 keeps all
+            "hf": reach - 1 or context,  # transformers slices `[-W + 1 :]`, which for W = 1 keeps all
             "paged": (window - 1 if window else chunk) + MAX_BATCHED_TOKENS,
         }
         context = min(context, most[engine])
@@ -145,10 +148,11 @@ def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> 
 
 
 def padded_counts(blocks: dict[str, Block], counts: dict[str, int]) -> dict[str, int]:
-    """Count layers of each kind with vLLM's padding: layers of equal reach (window, chunk) are cut into groups of one
-    size, the smallest count of a reach, or the largest where it is less than 1.5 times the smallest.
+    """Count layers of each kind with vLLM's padding. The number of layers of each reach (window, chunk) is rounded up
+    to whole groups. A group has as many layers as the rarest reach; or as the most frequent one, where that is less
+    than 1.5 times as many.
 
-    Where the pages of layers differ in bytes nothing is added.
+    Nothing is added where all layers have one reach, or where their pages differ in bytes.
     """
     reaches: dict[tuple[Any, Any], list[str]] = {}
     for kind, block in blocks.items():

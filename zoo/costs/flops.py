@@ -59,7 +59,8 @@ def reads_memory(row: PartRow) -> bool:
 
 
 def product_flops(spec: Priced | CostTable, *, head: bool = True) -> int:
-    """Forward FLOPs of one token through every matrix product that is applied to each token, the `head` or not."""
+    """Forward FLOPs of one token through every matrix product that is applied to each token, with or without the
+    `head`."""
     return _flops(spec, lambda row: not is_row_wise(row) and (head or row.slot != "head"))
 
 
@@ -84,13 +85,14 @@ def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decodi
 
 
 def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
-    """Forward FLOPs of `new` tokens after `held` that depend neither on weights nor on pairs."""
+    """Forward FLOPs, for `new` tokens after `held`, that depend neither on weights nor on pairs: recurrent states,
+    shared tables."""
     return sum(row.other_flops(new, held) * row.used for row in tabulate(spec).attentions)
 
 
 def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
-    """FLOPs of gradients that nothing needs: the backward pass of `new` tokens is twice the forward pass less these. An
-    indexer's products need neither gradient, as its choice has none; a product with a constant needs one."""
+    """FLOPs of gradients that nothing needs, for `new` tokens: backward pass = 2 × forward pass − these. An indexer's
+    products need neither of their two gradients, as its choice has none; a product with a constant needs one."""
     table = tabulate(spec)
     once, constant = table.forward_only(), 0
     for row in table.attentions:
@@ -112,7 +114,7 @@ def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
     """FLOPs of the matrix products in one optimizer step. Only Muon has any: it orthogonalises every matrix inside a
     layer that has a gradient.
 
-    An iteration on an [A, B] matrix, A ≤ B, is X·Xᵀ, its square, and that times X: 2·A²·B + 2·A³ + 2·A²·B.
+    An iteration on an [A, B] matrix X, A ≤ B, computes G = X·Xᵀ, G² and one product with X: 2·A²·B + 2·A³ + 2·A²·B.
     """
     if optimizer != "muon":
         return 0
@@ -152,16 +154,17 @@ def count_flops(
 ) -> dict[str, Any]:
     """Count the FLOPs of one sequence of `context` tokens.
 
-    `forward` and `train` are per token, the mean over the sequence. `train` is three times `forward`, under `exact` and
-    `hfu` less gradients that nothing needs (`skipped_flops`); `hfu` adds recomputation. `train_hardware` is `train`
-    plus recomputation: QKᵀ and PV (`selective`), a whole forward pass (`full`), or that of every n-th layer. `prefill`
-    is a prompt of `context` tokens up to the first logits; an encoder-decoder reads the prompt and writes one token.
-    `decode` is the last of `context` tokens (an encoder-decoder has read `context` tokens, too), `decode_expanded` the
-    same where MLA caches keys and values of every head in place of its latent. `palm` and `megatron` define neither
-    prefill nor decode, `kaplan` only for one tower.
+    `forward` and `train` are per token, the mean over the sequence. `train` is 3 × `forward`. `exact` and `hfu`
+    subtract gradients that nothing needs (`skipped_flops`); `hfu` adds recomputation. `train_hardware` is `train` plus
+    recomputation: of QKᵀ and PV (`selective`), of a whole forward pass (`full`), or of every n-th layer (`every_n`).
+    `prefill` is a whole prompt of `context` tokens up to the first logits; an encoder-decoder reads the prompt and
+    writes one token. `decode` is the last of `context` tokens (an encoder-decoder has read `context` tokens, too),
+    `decode_expanded` the same token where MLA caches keys and values of every head in place of its latent. `palm` and
+    `megatron` define neither prefill nor decode, `kaplan` only for one tower.
 
     `documents` are the lengths of packed documents, each of which sees only itself; the first `prefix` tokens all see
-    one another. Both change `exact` and `hfu`; the other conventions count the sequence as one.
+    one another. Both change `exact` and `hfu`; the other conventions count the sequence as one. With `documents` no
+    figure of generation is given.
 
     Raises ConfigError for an unknown convention or recomputation, and for documents or a prefix that the model cannot
     take.
@@ -183,7 +186,7 @@ def count_flops(
 
 @dataclass(frozen=True)
 class SequenceFlops:
-    """The FLOPs of one sequence, as `count_flops` takes it."""
+    """The FLOPs of one sequence; the fields are the arguments of `count_flops`."""
 
     table: CostTable
     context: int
@@ -250,7 +253,7 @@ class SequenceFlops:
         return {"prefill": prefill, "decode": decode, **({"decode_expanded": expanded} if expanded != decode else {})}
 
     def list_faults(self) -> Iterator[str]:
-        """List what is unknown, or what the model cannot take."""
+        """List the arguments that are unknown or that the model cannot take, a message each."""
         spec, documents, prefix = self.table.spec, self.documents, self.prefix
         if self.convention not in CONVENTIONS:
             hint = did_you_mean(self.convention, CONVENTIONS)
@@ -273,8 +276,9 @@ class SequenceFlops:
 
 
 def count_training(passed: PassFlops, convention: str, recompute: str, layers: Amount = 0) -> tuple[Amount, Amount]:
-    """Count the FLOPs of training on a sequence, without and with recomputation, from its forward pass `passed` and the
-    forward FLOPs of `layers` that `every_n` recomputes. Selective recomputation does not repeat an indexer's choice."""
+    """Count the FLOPs of training on a sequence, without and with recomputation. `passed` is its forward pass, `layers`
+    the forward FLOPs of the layers that `every_n` recomputes. Selective recomputation does not repeat an indexer's
+    choice."""
     pairs = passed.pairs - passed.choosing
     again = {"none": 0, "selective": pairs, "full": passed.whole}.get(recompute, layers)
     train = passed.whole * 3 - passed.skipped
@@ -306,12 +310,12 @@ def _decoded(decoder: CostTable, known: int, memory: int, *, expanded: bool = Fa
 
 
 def sum_prompt(products: Amount, context: Amount, once: Amount, core: Amount, memory: Amount = 0) -> Amount:
-    """Sum the FLOPs of a prompt: `products` and `memory` (making cross-attention's keys and values) of each token,
-    `once` those of products made once, `core` those of pairs and states."""
+    """Sum the FLOPs of a prompt of `context` tokens. `products` and `memory` (making cross-attention's keys and values)
+    are per token, `once` (products made once) and `core` (pairs and states) for the whole prompt."""
     return products * context + once + core + memory * context
 
 
 def sum_decoding(products: Amount, memory: Amount, core: Amount) -> Amount:
-    """Sum the FLOPs of a decoded token: `products` less `memory` (cross-attention's keys and values exist already), and
-    `core`, those of pairs and states."""
+    """Sum the FLOPs of a decoded token: `products` − `memory` + `core`. `memory` is subtracted because
+    cross-attention's keys and values exist already; `core` is the FLOPs of pairs and states."""
     return products - memory + core

@@ -30,11 +30,11 @@ INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
 def kernels(spec: Priced, setup: Setup | None = None) -> dict[str, Any]:
     """Choose the kernel of every kind of layer, as plain data: the GPU, and in `layers` a line for each kind and use.
 
-    A line has the layer's place, its `use`, the AttentionQuery, and the kernel with its call: under "torch" with torch
-    alone installed, under "everything" with all packages. `refusals` has the reason of each kernel that comes earlier
-    in the order and refuses whatever is installed. A mixer without softmax attention has one line, with no use. Rows
-    are taken to be of one length and unpadded; `without` names inputs that would change the choice. Raises ConfigError
-    for an unknown GPU, and for one that does not multiply the Setup's dtype.
+    A line has the layer's place, its `use`, the AttentionQuery (`ask`), and the chosen kernel with its call: under
+    "torch" if torch alone is installed, under "everything" if all packages are. `refusals` has the reasons of kernels
+    that come earlier in the order and refuse whatever packages are installed. A mixer without softmax attention has one
+    line, with no use. Rows are taken to be of one length and unpadded; `without` names inputs that would change the
+    choice. Raises ConfigError for an unknown GPU, and for one that does not multiply the Setup's dtype.
     """
     setup = Setup() if setup is None else setup
     if setup.gpu is not None:
@@ -66,8 +66,9 @@ def machine_for(gpu: str | None) -> tuple[Machine, str]:
 def asks(
     tower: Tower, kind: str, use: str, setup: Setup, memory: int | None = None
 ) -> dict[str, AttentionQuery | None]:
-    """Describe the attention of a kind of layer in one use as an AttentionQuery, and its cross-attention to `memory`
-    tokens. The value is None for a mixer that uses no kernel."""
+    """Describe the attention of a kind of layer in one use as an AttentionQuery, under "attention"; under "cross" its
+    cross-attention to `memory` tokens (None: as many as the context). The value is None for a mixer that uses no
+    kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
     new = 1 if use == "decode" else tokens
     read = tokens if memory is None else memory
@@ -109,7 +110,7 @@ def mask_whole(tower: Tower, block: Block, tokens: int, packed: bool, memory: in
 
 
 def _mask_next(attention: Attention, tokens: int) -> Mask:
-    """Make the mask of one token after `tokens` cached ones: the cache hands over just the keys that it sees."""
+    """Make the mask of one token after `tokens` cached ones. The cache hands over only the keys that the token sees."""
     window, chunk = attention.sight.window, attention.sight.chunk
     first = max(0, tokens - window + 1) if window else 0
     first = tokens // chunk * chunk if chunk else first

@@ -22,8 +22,8 @@ BEFORE, BEHIND = ("embedding", "position"), ("norm", "project", "pooler", "head"
 
 
 def cut_layers(spec: Priced, context: int, chunks: int) -> tuple[tuple[int, int], ...]:
-    """Cut a model's layers, those of all towers in one row, into `chunks` runs (start, end), end excluded. The slowest
-    chunk is as fast as possible; the others are as even as that allows, and later ones get the remainder."""
+    """Cut the layers of all towers, one tower after the other, into `chunks` runs (start, end), end excluded. The
+    slowest chunk is as fast as possible. The others are as even as that allows; later ones get the remainder."""
     return cut_evenly(time_layers(spec, context), chunks) if chunks > 1 else ((0, count_layers(spec)),)
 
 
@@ -33,7 +33,8 @@ def count_layers(spec: Priced) -> int:
 
 
 def time_layers(spec: Priced, context: int) -> list[int]:
-    """Count the training FLOPs of each layer on one sequence. A tower's last layer has those of its head, too."""
+    """Count the training FLOPs of each layer on one sequence. A tower's last layer includes the parts behind the layers
+    (head, final norm)."""
     table, sums = tabulate(spec), dict[tuple[str, str | None], float]()
     for row in table.parts:
         if row.kind is not None or row.slot not in BEFORE:
@@ -68,7 +69,8 @@ def count_attention(row: AttentionRow, context: int) -> float:
 def cut_evenly(times: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:
     """Cut a list into `count` non-empty runs whose largest sum is as small as possible.
 
-    Example: 2, 2, 2, 2, 2, 2, 2, 5 in 4 runs are 2 + 2, 2 + 2, 2 + 2 + 2, 5, as none of 4 can be below 6.
+    Example: 2, 2, 2, 2, 2, 2, 2, 5 in 4 runs are 2 + 2, 2 + 2, 2 + 2 + 2, 5. The largest sum is 6; no cut into 4 runs
+    has a smaller one.
     """
     sums = [0, *accumulate(times)]
     latest = _find_latest(sums, count, _find_bound(sums, count))

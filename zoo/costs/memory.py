@@ -43,7 +43,7 @@ def memory(spec: Priced, setup: Setup) -> dict[str, Any]:
     if setup.ranks > 1:
         figures["on"] = f"each of {setup.ranks:,} ranks"
     if passes is not None:
-        again = read_every(setup.recompute)  # with it, "shared" depends on the recomputed layers
+        again = read_every(setup.recompute)  # with every_n, "shared" depends on the recomputed layers
         serves = passes if again is None else None
         figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=serves)[0]["train_peak"])
     if generates(spec):
@@ -101,13 +101,13 @@ def training(spec: Priced, setup: Setup, *, fused: bool = True, tuning: Tuning |
     `weights`, `gradients`, `optimizer` (with `master` in it): see `states`. `activations` are the tensors saved for the
     backward pass of `batch` sequences, without those of the loss; `activations_by_layer` those of one layer of each
     kind. With recompute `full` a layer keeps only its input (Chen et al., 2016), with `every_n` every n-th layer does,
-    with `selective` a layer keeps all but the inside of attention (Korthikanti et al., 2022), which is small already
-    with a fused kernel. `loss_head` is the peak of the loss: 12 bytes a logit (log-probabilities, their gradient and
+    with `selective` a layer keeps all but the inside of attention (Korthikanti et al., 2022); a fused kernel keeps
+    little of it anyway. `loss_head` is the peak of the loss: 12 bytes a logit (log-probabilities, their gradient and
     the logits' gradient, in float32), or one chunk. `step` is the scratch memory of the update.
 
     `train_peak` is the peak of all tensors, reached at `peak_at`: in the backward pass of the "loss", of a kind of
-    "layer" or of the "embedding", or in the "step". It equals torch's own (MemTracker) to 2 %, without the allocator's
-    rounding and the memory of CUDA and its libraries.
+    "layer" or of the "embedding", or in the "step". It agrees with torch's MemTracker to 2 %, and leaves out the
+    allocator's rounding and the memory of CUDA and its libraries.
 
     With `offload` the host holds `offloaded` bytes of the optimizer's states, and the update fetches them by pieces.
 
@@ -153,7 +153,8 @@ def _training(
 
 
 def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
-    """Count the bytes that each section keeps for its backward pass; a recomputed one its input and `lent`."""
+    """Count the bytes that each section keeps for its backward pass. A recomputed section keeps its input and what it
+    has `lent` to later layers."""
     again = setup.recompute
     return {name: each.input + each.lent if keeps_input(name, again) else each.bytes for name, each in passes.items()}
 
@@ -213,7 +214,7 @@ def count_loss(values: Amount, setup: Setup) -> Amount:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of a training step: of the traced `passes`, with `held`, the figures of `states`, and `activations`,
+    """The memory of a training step. `passes` are the traced sections, `held` the figures of `states`, `activations`
     the bytes of `sum_activations`."""
 
     spec: Priced
@@ -231,7 +232,7 @@ class StepMemory:
         return round(sum(self.held[name] for name in STAYS) + sum(moments[where].values())), where
 
     def list_moments(self) -> dict[str, dict[str, int]]:
-        """List the fullest moment of each place of a step (`peak_at`): by name, the bytes in addition to STAYS."""
+        """For each place of a step (`peak_at`), list the bytes at its fullest moment by name, without STAYS."""
         found = self._single() if self.setup.ranks == 1 else self._many()
         found["step"] = {"gradients": self.held["gradients"], "step": self.held["step"]}
         return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
@@ -260,7 +261,7 @@ class StepMemory:
         for name, tower in self.spec.towers().items():
             prefix = f"{name}." if name else ""
             embedding, table = self.passes[f"{prefix}embedding"], self._met_again(name, tower)
-            met = 0 if self.setup.chunked_loss else table  # Zoo's chunked loss adds the head's gradient in place before
+            met = 0 if self.setup.chunked_loss else table  # the chunked loss adds the head's gradient in place first
             own = embedding.gradients - table
             found.append(PassRun((PassPiece("embedding", embedding, embedding.bytes, own, met),)))
             found += self._list_layers(tower, prefix)
@@ -281,7 +282,7 @@ class StepMemory:
             section = self.passes[f"{prefix}layer:{kind}"]
             again = keeps_input(f"layer:{kind}", self.setup.recompute) and section.bytes > 0
             kept = section.input + section.lent if again else section.bytes
-            gradients = section.gradients if first else 0  # later layers with these weights add in place
+            gradients = section.gradients if first else 0  # other layers with these weights add to them in place
             made[each] = PassPiece("layer", section, kept, gradients, 0, again)
         return [PassRun(tuple(made[each] for each in block), times) for block, times in find_repeats(layers)]
 
@@ -299,8 +300,8 @@ class StepMemory:
         """Find the fullest moment of each kind of piece on a single rank. The backward pass goes through the pieces
         last to first; at each, the saved tensors of earlier pieces and the gradients of later ones are allocated too.
 
-        With accumulation all gradients exist from the first pass on. A weight's new gradient is freed once it is added,
-        a tied table's once its second one is there.
+        With accumulation all gradients exist from the first pass on. A weight's new gradient is freed once it is added;
+        a tied table's first new gradient waits for the second.
         """
         runs, again = self._list_runs(), self.setup.recompute
         standing = self.held["gradients"] if self.setup.accumulate > 1 else 0
@@ -363,7 +364,8 @@ class StepMemory:
 
 
 def _mark_first_gradients(tower: Any) -> list[bool] | None:
-    """Tell which layers produce their weights' first gradient (as the last users); None if no layers share weights."""
+    """Tell which layers are the last users of their weights. The backward pass begins with them, so they make the
+    weights' first gradients. None if no layers share weights."""
     if not tower.shared_layers and tower.loop is None:
         return None
     weights = [name_stored(kind) for kind in tower.pattern] if tower.shared_layers else tower.layer_weights

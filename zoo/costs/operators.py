@@ -42,8 +42,9 @@ class Span(NamedTuple):
 
 
 def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
-    """Give a tower's Span when decoding the last of `context` tokens, or else for a prompt up to its first logits: an
-    encoder reads it, its decoder makes cross-attention's keys and writes a token. None for an encoder when decoding."""
+    """Give a tower's Span. With `decode` this is the last of `context` tokens; None for an encoder. Otherwise it is a
+    prompt up to the first logits: an encoder reads the prompt, its decoder makes cross-attention's keys and values and
+    writes one token."""
     if decode:
         return Span(1, context - 1, context, True) if tower.causal else None
     return Span(1 if tower.causal and tower is not spec else context, 0, context, False)

@@ -48,7 +48,7 @@ class Look(NamedTuple):
         return visible_pairs(new, held, self.window)
 
     def square(self, tokens: int) -> int:
-        """Count all pairs of `tokens` tokens with the keys made of them, hidden pairs included."""
+        """Count all pairs of `tokens` queries and the keys made of these tokens, hidden pairs included."""
         pooled = tokens * (tokens // self.rate)
         return pooled + tokens * tokens if self.near else pooled
 

@@ -32,7 +32,7 @@ from zoo.spec.parts import count_kinds
 
 class RankTensor(NamedTuple):
     """A tensor of a rank before ZeRO, with its tower (`where`), its `kind` of layer (None outside layers) and its
-    `slot` (attention, embedding …)."""
+    `slot` (attention, embedding …). `copies` is the number of layers that have such a tensor."""
 
     path: str
     where: str
@@ -203,9 +203,9 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
 
 
 class ChunkActivations(NamedTuple):
-    """The activations of a chunk of layers: those of its `layers` (tower, kind, number of layers, bytes of one),
-    `first` and `last` bytes before and behind them, all divided by `split` ranks; `gathered` bytes of keys and values
-    in addition (`count_gathered`). `in_flight` is the number of micro-batches held at the stage's peak."""
+    """The activations of a chunk of layers, in bytes. `layers` are (tower, kind, number of layers, bytes of one layer);
+    `first` and `last` are the bytes before and behind the layers. `split` ranks share all these. `gathered` keys and
+    values (`count_gathered`) come in addition. `in_flight` is the number of micro-batches held at the stage's peak."""
 
     layers: tuple[tuple[str, str, Amount, Amount], ...]
     first: Amount
@@ -242,9 +242,9 @@ def sum_activations(
     """Find the stage with most activations. On a single rank a layer saves `layers[tower, kind]` bytes, the slots
     before the layers `first` bytes, those behind them `last`. `pipeline` are the stages, if made already.
 
-    Tensor with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq. 4), context parallelism
-    the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B the first stage is the fullest. A
-    step is taken to have at least as many micro-batches as the schedule needs.
+    Tensor parallelism together with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq.
+    4). Context parallelism divides the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B
+    the first stage is the fullest. A step is taken to have at least as many micro-batches as the schedule needs.
     """
     found = []
     for stage in stages(spec, setup) if pipeline is None else pipeline:
@@ -267,8 +267,8 @@ def sum_activations(
 
 def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: Setup) -> int:
     """Count the bytes of other ranks' keys and values that layers of a stage (numbers by tower and kind) save under
-    context parallelism. Recomputed layers save none. A ring saves none either, nor the expanded keys and values of the
-    rank's own tokens, which makes the number negative for MLA."""
+    context parallelism. Recomputed layers save none. With a ring no layer saves any. MLA then does not save the
+    expanded keys and values of the rank's own tokens either, so its number is negative."""
     if setup.cp == 1:
         return 0
     own = setup.batch * setup.tokens(stage) // setup.cp

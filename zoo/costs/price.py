@@ -9,7 +9,7 @@ from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import Setup
 
 COMBINED = {"traffic", "roofline", "rules_of_thumb"}
-"""Figures that are made of others: with one of them, all are priced."""
+"""Figures that are computed from other figures: whoever asks for one of them gets everything priced."""
 
 
 def price(
@@ -41,7 +41,7 @@ def price(
 
 
 def _combine(table: CostTable, setup: Setup, figures: dict[str, Any]) -> dict[str, Any]:
-    """Give the figures that are made of others."""
+    """Give the figures that are computed from other figures."""
     from zoo.costs.rules import rules_of_thumb
 
     found = {}

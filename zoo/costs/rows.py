@@ -43,8 +43,8 @@ class Priced(Protocol):
 
 @dataclass(frozen=True)
 class PricedPart:
-    """Towers `held` in place of the model's own: a part of each, or with other names for the kinds of layer. Functions
-    that count a model's cache or activations take a PricedPart as well."""
+    """A model that is priced with other towers than its own: `held` has a part of each tower, or the same layers with
+    other names of their kinds. Functions that count a model's cache or activations take a PricedPart as well."""
 
     held: Mapping[str, Any]
     spec: Priced
@@ -97,8 +97,8 @@ def count_values(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 class PartRow(NamedTuple):
     """A part of a component. `where` names its tower ("" in a model with one tower), `kind` its kind of layer (None
-    outside layers). `stored` and `used` count how often it is stored, and used in a pass; `learns` if it has a
-    gradient."""
+    outside layers). `stored` and `used` count how often the part is stored, and used in a pass; `learns` says whether
+    it has a gradient."""
 
     where: str
     kind: str | None
@@ -149,8 +149,8 @@ class AttentionRow(NamedTuple):
 
 
 class RouterRow(NamedTuple):
-    """A router of a kind of layer, `used` that often in a pass. Its experts read vectors of `width`; of the `experts`
-    that compute anything, a token goes through `expected` on average."""
+    """A router of a kind of layer; a pass uses it `used` times. Its experts read vectors of `width`. `experts` counts
+    those that compute anything; a token goes through `expected` of these on average."""
 
     where: str
     kind: str | None

@@ -56,9 +56,10 @@ class Setup:
 
     Each data-parallel rank has `batch` sequences of `context` tokens (None: the model's max_seq_len). Training packs
     documents of `document` tokens into a sequence; each sees only itself. `precision` decides the copies of a parameter
-    (`zoo.costs.states`), `optimizer` its states; a `fused_optimizer` updates in place (torch's AdamW with fused=True;
-    Zoo's of `pure` in 16 bits). `recompute` says which activations are recomputed; `chunked_loss` never makes the whole
-    logits. An update sums `accumulate` passes; with `offload` the host keeps the optimizer's states between updates.
+    (`zoo.costs.states`), `optimizer` its states; a `fused_optimizer` updates without scratch memory of the whole model
+    (torch's AdamW with fused=True; with `pure` in 16 bits Zoo's piecewise update). `recompute` says which activations
+    are recomputed; `chunked_loss` never makes the whole logits. An update sums `accumulate` passes; with `offload` the
+    host keeps the optimizer's states between updates.
 
     `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism, `cp_comm` the way keys and values are exchanged
     (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP), `replicas` the number of
@@ -143,7 +144,8 @@ class Setup:
 
     def count_holders(self, expert: bool) -> tuple[int, int]:
         """Count the ranks among which ZeRO shards the same weights, and the replicas of these shards. Ranks of ep hold
-        different experts: an `expert` has dp × cp / ep shards, or is whole and in fewer replicas where ep is larger."""
+        different experts: an `expert` has dp × cp / ep shards, or is whole and in fewer replicas where ep is larger
+        than dp × cp."""
         parts, ep = self.dp * self.cp, self.ep if expert else 1
         return (parts // ep, self.replicas) if parts % ep == 0 else (1, self.replicas * parts // ep)
 

@@ -54,11 +54,11 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     """Count the bytes of training states on one rank of `stage` (None: the stage with most parameters).
 
     `weights`, `gradients` and `optimizer` (master copy included, which `master` gives apart) are a rank's share under
-    ZeRO, `total` their sum; `offloaded` is the host's part of the optimizer's states. Temporary are `cast`, autocast's
-    copies during a step's passes; `step`, the update's scratch memory; with ZeRO 3 `gathered` and `reducing`, whole
-    weights and gradients (`gathered_bytes`). `updated` is the traffic of the update: it reads gradients, and reads and
-    writes weights, copies and states. `bytes_per_param` divides by the rank's `parameters` before ZeRO. `tuned` says
-    what trains and which adapters there are; with None all weights train, without adapters.
+    ZeRO, `total` their sum; `offloaded` is the host's part of the optimizer's states. Temporary memory: `cast` is
+    autocast's copies during a step's passes, `step` the update's scratch memory; with ZeRO 3 `gathered` and `reducing`
+    are whole weights and gradients (`gathered_bytes`). `updated` is the bytes that the update moves: it reads
+    gradients, and reads and writes weights, copies and states. `bytes_per_param` divides by the rank's `parameters`
+    before ZeRO. `tuned` says what trains and which adapters there are; with None all weights train, without adapters.
 
     Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
     """
@@ -191,10 +191,11 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     """Count the scratch bytes of the update, with the GPU defaults of the optimizers in conf/optim (measured, torch
     2.13).
 
-    adamw's `foreach` has a temporary value for every element; `fused=True` has none. Others go tensor by tensor: two
-    values for each element of the largest (adafactor, schedule_free) or one (lion); muon one stack of matrices of one
-    shape; sgd and adamw8bit work in place. `pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by
-    pieces: see `_piecewise_bytes`.
+    adamw's `foreach` has a temporary value for every element; `fused=True` has none. The others update tensor by
+    tensor: adafactor and schedule_free take two values for each element of the largest tensor, lion one. muon takes one
+    stack of matrices of one shape, or AdamW's temporary values for its other tensors, whichever is larger. sgd and
+    adamw8bit work in place. `pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by pieces: see
+    `_piecewise_bytes`.
     """
     width, pieces = widths(setup)[2], list(pieces)
     shapes = [shard_shape(each.shape, setup, each.expert) for each in pieces]
@@ -216,7 +217,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     """Count the scratch bytes of updating one tensor by pieces (`zoo.training.optim.piecewise`).
 
     With rounding a piece has fp32 weights, gradients and states, and the larger of the rule's temporaries and the
-    random bits of rounding (2 bytes an element). Without, it has the offloaded states of the piece and the rule's
+    random bits of rounding (2 bytes an element). Without rounding it has the piece's offloaded states and the rule's
     temporaries. Where a rule needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
     """
     optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "pure" and width == 2
@@ -235,8 +236,9 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
 
 
 def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
-    """Count the bytes of orthogonalising each stack of matrices: the larger of an update in the states' dtype with the
-    stack in bf16, and of the stack before and after an iteration with two square matrices of the short side each.
+    """Count the peak bytes of orthogonalising each stack of matrices, the larger of two moments: the largest tensor's
+    update in the states' dtype with the stack in bf16; or, in bf16, the stack before and after an iteration, and two
+    square matrices of the short side for each matrix.
 
     Shards are gathered first, so each matrix is whole. A stack has STACK elements at most, or is one tensor.
     """
@@ -262,8 +264,9 @@ def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
 
 class WholeUnits(NamedTuple):
-    """Parameters of FSDP's units: of one layer by tower and kind (`layers`), of its `experts` where they are a unit of
-    their own, of all parts outside the layers (`beside`), and of the parts behind the layers among these (`last`)."""
+    """Numbers of parameters in FSDP's units. `layers` and `experts` are those of one layer, by tower and kind;
+    `experts` only where they are a unit of their own. `beside` is the number in all parts outside the layers; `last`
+    counts the parts behind the layers alone."""
 
     layers: dict[tuple[str, str], int]
     experts: dict[tuple[str, str], int]
@@ -276,7 +279,8 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
     largest reduce-scatter.
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
-    layers of a chunk are gathered at once, because the next one is prefetched; spread experts are those of one layer.
+    layers of a chunk are gathered at once, because the next one is prefetched. Of experts that are a unit of their own,
+    those of one layer are.
     """
     if setup.zero < 3:
         return 0, 0

@@ -80,8 +80,9 @@ class StepPlan:
 
 class StageWork(NamedTuple):
     """The work of a rank of a stage in a forward pass of one sequence: FLOPs of matrix products inside `layers` and
-    outside (`beside`), FLOPs of `attention`, bytes of saved activations (`saved`). `units` counts FSDP's units; `stage`
-    is its index. `once` has the FLOPs of `layers` and of `attention` without a backward pass."""
+    outside (`beside`, routers included), FLOPs of `attention`, bytes of saved activations (`saved`). `units` counts
+    FSDP's units; `stage` is the stage's index. `once` has the FLOPs in `layers` and in `attention` that have no
+    backward pass."""
 
     layers: float
     beside: float
@@ -259,8 +260,8 @@ def data_seconds(
     reduces = 1 if setup.zero in (1, 2) or (setup.pp > 1 and gathers == 1) else passes
 
     def beyond(gather: float, reduce: float) -> float:
-        """Half of the gathering is in the forward pass. The first unit's weights and last unit's gradients are
-        exposed."""
+        """Time what compute does not cover. Half of the gathering is in the forward pass. The first unit's weights and
+        the last unit's gradients are always exposed."""
         waits = max(gather / 2 - compute.forward, 0) + max(gather / 2 + reduce - compute.backward, 0)
         return max(waits, (gather + reduce) / work.units)
 
@@ -271,13 +272,13 @@ def data_seconds(
 
 
 def bubble_seconds(schedule: PipelineSchedule, passes: PassTime) -> float:
-    """Time the bubble of a pipeline stage in a step, whose passes of one microbatch take `passes`: for each other stage
-    a wait, divided by the chunks of a stage. With F forward, I gradients of inputs, W gradients of weights it is
+    """Time the bubble of a pipeline stage in a step: (stages − 1) × a wait ÷ chunks of a stage. `passes` has the
+    seconds of a microbatch: F forward, I for gradients of inputs, W for gradients of weights. The wait is
 
     - 1f1b, interleaved: F + I + W (Narayanan et al., 2021, §2.2);
     - zero_bubble: F + I − W (Qi et al., 2023, §2, ZB-H1), and I at least;
-    - zero_bubble_v: F if all three are equal. In torch's order, the longest of F, I and 2·(I − W) if W ≤ F ≤ I, as
-      here.
+    - zero_bubble_v: the longest of F, I and 2·(I − W). In torch's order this holds if W ≤ F ≤ I; it is F if all three
+      are equal.
     """
     forward, inputs, weights = passes
     each = passes.total
@@ -296,7 +297,7 @@ def predict_step(
     sequences = plan.setup.batch / plan.setup.cp
     attention = attention_seconds(work, plan, cluster.device) * sequences
     each, once = exposed_seconds(sent, plan, cluster, attention)
-    waits = PassTime(passes.forward + each / 2, passes.inputs + each / 2, passes.weights)  # layers wait in both
+    waits = PassTime(passes.forward + each / 2, passes.inputs + each / 2, passes.weights)  # layers wait in both passes
     bubble = bubble_seconds(plan.setup.pipeline, waits)
     update = held["updated"] / (MEMORY_SHARE * cluster.device.bandwidth)
     data = data_seconds(sent, work, plan, cluster, passes, held)

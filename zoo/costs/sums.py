@@ -38,5 +38,6 @@ def take_larger(a: Amount, b: Amount) -> Amount:
 
 @singledispatch
 def compute_chance(k: Amount, count: Amount, tries: Amount) -> Amount:
-    """Compute the chance that one of `count` things is among the k chosen in any of `tries` tries: 1 − (1 − k/E)^T."""
+    """Compute the chance that one of `count` things is among the k chosen in any of `tries` tries: 1 − (1 −
+    k/count)^tries."""
     return -math.expm1(tries * math.log1p(-k / count))

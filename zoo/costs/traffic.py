@@ -88,10 +88,10 @@ def _experts(stage: Stage, setup: Setup) -> tuple[float, str]:
 
 def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Count the traffic of context parallelism. Keys and values are all-gathered in the forward pass, and their
-    gradients reduce-scattered in the backward pass (Dubey et al., 2024, Llama 3, §3.3.2). A ring sends them in both
-    passes, and their gradients in float32 in the backward pass (Liu et al., 2023)."""
+    gradients reduce-scattered in the backward pass (Dubey et al., 2024, Llama 3, §3.3.2). A ring sends keys and values
+    in both passes, and their gradients in float32 in the backward pass (Liu et al., 2023)."""
     rows = (row for row in tabulate(stage).attentions if not row.look.cross)
-    ring = setup.cp_comm == "ring"  # where they travel again for each layer that reads them
+    ring = setup.cp_comm == "ring"  # a ring sends keys again for each layer that reads them
     lent = ((row.attention, row.used if ring or getattr(row.attention, "loan", None) is None else 0) for row in rows)
     values = sum(count_values(attention.attended()) * used for attention, used in lent)
     own = (setup.cp - 1) * setup.batch * setup.tokens(stage) / setup.cp * values
@@ -107,8 +107,8 @@ def ring_forward_share(setup: Setup) -> float:
 
 def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Count the traffic of a pipeline: each chunk sends the stream to the next chunk and its gradient to the one
-    before, if that is on another stage; each rank of tp sends its part (Narayanan et al., 2021, §4.1). The stages with
-    the embedding and with a head tied to it all-reduce the table's gradient."""
+    before, if that chunk is on another stage. Each rank of tp sends its part (Narayanan et al., 2021, §4.1). The stages
+    with the embedding and with a head tied to it all-reduce the table's gradient."""
     sent = stage.schedule.count_sends(stage.index) * _stream(stage, setup) / setup.tp
     if stage.begins != stage.finishes and any(
         isinstance(row.part, Tied) and row.part.role == LOGITS for row in tabulate(stage.spec).parts

@@ -1,5 +1,5 @@
-# B sequences, T tokens of one, D model width
-"""Measure the peak memory of a pass without gradients, weights and cache apart: of a prefill, and of decoding.
+# B sequences, T tokens of each, D model width
+"""Measure the peak memory of a prefill and of a decoding step, without gradients; weights and cache are not counted.
 
 The model's own forward pass runs on shadows, without gradients, each kind of layer once. Nothing is saved for a
 backward pass, so a tensor lives as long as the code refers to it, and the tape's peak is that of the pass.
@@ -38,7 +38,7 @@ class GenerationShape(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """Peak bytes, weights and cache apart: while an encoder reads the prompts (0 without one); while a decoder reads
+    """Peak bytes without weights and cache: while an encoder reads the prompts (0 without one); while a decoder reads
     them (or, after an encoder, its first token) up to the first logits; while a token is decoded."""
 
     encode: int
@@ -58,7 +58,8 @@ def measure_peaks(spec: Priced, run: GenerationShape) -> Peaks:
 
 
 def _each_kind_once(tower: Tower) -> Any:
-    """Cut a tower to one layer of each kind, in the order of each kind's last layer."""
+    """Cut a tower to one layer of each kind, in the order of each kind's last layer. A kind whose keys another kind
+    reads also comes once before all."""
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     lenders = {loan.lender for kind in kinds if (loan := tower.blocks[kind].attention.loan)}
     first = tuple(kind for kind in kinds if kind in lenders)  # before those that read their keys

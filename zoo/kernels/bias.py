@@ -52,8 +52,8 @@ class Bias:
         return self._dense
 
     def draw_once(self) -> Tensor:
-        """Return the whole bias for a mask, which keeps its own copy; keep it here only if it is learned. ALiBi of 32
-        heads and 8,192 tokens would be 8.6 GB that nothing reads again."""
+        """Return the whole bias, for a mask that keeps the result. The Bias keeps it too only if it is learned: ALiBi
+        of 32 heads and 8,192 tokens would be 8.6 GB that nothing reads again."""
         return self.dense() if self.learned or self._dense is not None else self.draw()
 
 
@@ -102,7 +102,8 @@ class Placed(Bias):
 
 
 class ByDistance(Placed):
-    """Each query's own logits [B, T, H, R] for keys at distance i − j = 0 to R − 1 before it; 0 for other keys."""
+    """A bias from each query's own logits [B, T, H, R]: logit i − j for a key 0 to R − 1 tokens before the query, 0 for
+    other keys."""
 
     def __init__(self, logits: Tensor, queries: Tensor, keys: Tensor) -> None:
         super().__init__(queries, keys, logits.shape[2], learned=logits.requires_grad)
@@ -131,7 +132,7 @@ def pick_last(x: Tensor, places: Tensor) -> Tensor:
 
 @functools.cache
 def _picking() -> Any:
-    """Make the autograd function on first use, as pricing a model must not import torch."""
+    """Make the autograd function on first use, because pricing a model must not import torch."""
 
     class Picking(torch.autograd.Function):
         @staticmethod

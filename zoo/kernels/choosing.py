@@ -89,7 +89,7 @@ class Pools:
 
 def find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Find the pools of `n_keys` keys, at most E: the last token of each [B|1, E], whether the pool exists [B|1, E],
-    and the number of each key's pool [B|1, S] (one past the last for none)."""
+    and the number of each key's pool [B|1, S] (E for a key in none)."""
     count, keys = n_keys // pool, torch.arange(n_keys, device=device)[None]
     if mask.documents is None and mask.padding is None:
         last = keys[:, pool - 1 :: pool]
@@ -128,7 +128,8 @@ def score_keys(q: Tensor, weights: Tensor | None, k: Tensor) -> Tensor:
 
 
 def take_best(scores: Tensor, count: int) -> Tensor:
-    """Mask the `count` largest of scores [..., S]; among equal ones the first. Many scores are equal: relu gives 0."""
+    """Make a mask that is True for the `count` largest of scores [..., S], among equal scores for the first. Many are
+    equal: relu gives 0."""
     if count >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     least = scores.topk(count, -1)[0][..., -1:]

@@ -21,9 +21,10 @@ def convolve_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int,
     """Convolve x [B, T, d_in] with a weight [d_out, d_in / groups, W] to [B, T − (W − 1)·dilation, d_out], without
     padding.
 
-    On a CPU in float32 a depthwise convolution is one product per tap, as oneDNN's takes channels before tokens, and
-    gives a strided output. Forward and backward of [32, 64, 192], W = 4, take 3.1 ms (oneDNN 4.7), of [1, 2048, 2048],
-    W = 3, 40 (104); the forward pass of the first alone 1.2 (0.9). One thread, AVX-512, torch 2.13, November 2026.
+    On a CPU in float32 a depthwise convolution is one product per tap, because oneDNN's convolution takes channels
+    before tokens and gives a strided output. Milliseconds, oneDNN's in brackets: forward and backward of [32, 64, 192],
+    W = 4, take 3.1 (4.7), of [1, 2048, 2048], W = 3, 40 (104); the forward pass alone of the first 1.2 (0.9). One
+    thread, AVX-512, torch 2.13, November 2026.
     """
     if _takes(x, weight):
         return torch.ops.zoo.depthwise_conv(x, weight, bias, dilation)

@@ -71,8 +71,8 @@ def attend(
     undefined. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row
     b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. `dropout` determines which
     probabilities are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the
-    choice, which later calls with the same arguments but the tensors reuse. With `again` only q, k and v are saved for
-    the backward pass (Korthikanti et al., 2022). Raises KernelError if the named kernel refuses.
+    choice; later calls that differ in the tensors only reuse it. With `again` only q, k and v are saved for the
+    backward pass (Korthikanti et al., 2022). Raises KernelError if the named kernel refuses.
     """
     how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
     if not k.dtype == v.dtype == q.dtype:  # so that only the rows' keys are cast, not whole pools
@@ -114,8 +114,9 @@ def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
     """Yield the kernels in the order in which `auto` tries them.
 
     The flash-attn packages come first, then torch's own kernels. On CUDA scaled_dot_product_attention is the first of
-    these if no mask tensor is needed, because it chooses among several fused kernels itself; else kernels that skip
-    hidden blocks come before it. Without CUDA flex is last: it takes seconds to compile, and eager does the same.
+    these if it needs no mask tensor, because it chooses among several fused kernels itself; else flash_torch, which
+    skips hidden blocks, comes before it. Without CUDA flex is last: it takes seconds to compile, and eager serves the
+    same calls.
     """
     yield from (KERNELS[name] for name in ("flash3", "flash4", "flash2"))
     if machine.device != "cuda" or plain(ask):

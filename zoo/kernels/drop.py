@@ -66,7 +66,8 @@ def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionDropout:
-    """Dropout of attention probabilities, by int64 keys of queries [B, T], of own heads [H] and of tokens [S]."""
+    """Dropout of attention probabilities, by int64 keys of queries [B, T], of the rank's own heads [H] and of tokens
+    [S]."""
 
     rate: float
     queries: Tensor

@@ -137,7 +137,8 @@ class Flash(Kernel):
         return {}
 
     def values(self, q: Tensor, v: Tensor) -> Tensor:
-        """Pad V with zeros to the width of Q and K, as the kernel has one width only; Y's extra columns are 0."""
+        """Pad V with zeros to the width of Q and K, because the kernel has one width only. The result's extra columns
+        are 0."""
         return v if v.shape[3] == q.shape[3] else F.pad(v, (0, q.shape[3] - v.shape[3]))
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Tensor:
@@ -213,7 +214,7 @@ def refuse_width(ask: AttentionQuery) -> str | None:
 
 
 def refuse_cached_width(ask: AttentionQuery) -> str | None:
-    """Refuse cached values narrower than keys, as the cache would be copied and padded at every step; or None."""
+    """Refuse cached values narrower than keys, because the cache would be copied and padded at every step; or None."""
     if way(ask) != CACHED or ask.v_head_dim == ask.head_dim:
         return None
     return f"values in a cache are as wide as keys, found {ask.v_head_dim} and {ask.head_dim}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PAGED = 16  # in a paged cache a head's width is a multiple of this
 UNEQUAL = (192, 128), (128, 64), (64, 128)
-"""Different widths of keys and values that have a gradient on both generations."""
+"""Unequal widths (keys, values) that have a gradient on both Hopper and Blackwell."""
 
 
 class Flash4(Flash):
@@ -75,7 +75,8 @@ def _refuse_on_blackwell(widths: tuple[int, int], ask: AttentionQuery) -> str | 
 
 
 def _refuse_gradient(widths: tuple[int, int], ask: AttentionQuery) -> str | None:
-    """Say why unequal widths have no gradient, or None; found by compiling all (tests/oracle/compile_flash4.py)."""
+    """Say why unequal widths have no gradient, or None; found by compiling all widths
+    (tests/oracle/compile_flash4.py)."""
     if not ask.needs_grad or widths[0] == widths[1]:
         return None
     if ask.n_heads > ask.n_kv_heads:

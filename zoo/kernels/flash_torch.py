@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""torch's own flash-attn 2 kernels, called by the operator behind scaled_dot_product_attention, which has windows and
-cu_seqlens that the function itself does not offer."""
+"""torch's own flash-attn 2 kernels, by the operator behind scaled_dot_product_attention. The operator has windows and
+cu_seqlens, which the function does not offer."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ class Flex(Kernel):
     have one definition for all kernels.
 
     Lengths are dynamic, so that one more token compiles nothing; so is the batch size, unless the mask differs by row.
-    Numbers and widths of heads, window, scale and softcap are constants of the compiled code. It is compiled at first
-    use, and Inductor caches it on disk. Up to BLOCK queries form one block, so that decoding needs no block mask.
+    Numbers and widths of heads, window, scale and softcap are constants of the compiled code. The kernel is compiled at
+    first use, and Inductor caches it on disk. Up to BLOCK queries form one block, so that decoding needs no block mask.
 
     Sinks are applied after the kernel, from each query's logsumexp. On a CPU the kernel does not return the logsumexp:
     there an additional first key has the sink as its score and 0 as its value.
@@ -193,7 +193,8 @@ def _roomy(tensor: Tensor, axes: int) -> Any:
 
 
 def _vary(*parts: Any, axes: tuple[int, ...] = ()) -> None:
-    """Mark the tensors among `parts` as dynamic along `axes` (default: all), as later ones have other lengths."""
+    """Mark the tensors among `parts` as dynamic along `axes` (default: all), because later tensors have other
+    lengths."""
     if torch.compiler.is_compiling():
         return
     for part in parts:

@@ -123,8 +123,8 @@ class Mask:
         return [replace(self, padding=each) for each in padding]
 
     def join(self, memory: Mask, device: torch.device) -> Mask:
-        """Return the mask over an encoder's keys, visible as `memory` says, followed by these keys. To a causal query
-        the encoder's tokens come before its own; a window counts its own tokens only."""
+        """Return the mask over an encoder's keys, visible as `memory` says, followed by the keys of this mask. To a
+        causal query the encoder's tokens come before its own; a window counts only tokens of the query's own row."""
         apart = (self.documents is None) is not (memory.documents is None)
         if apart or any(each is not None for each in (self.prefix, self.also, self.only, self.lengths, memory.lengths)):
             shown = _join_columns(memory.dense(device)[:, 0], self.dense(device)[:, 0])

@@ -102,7 +102,7 @@ class FusedPart(PartKernel):
         operator, (added, seen) = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _add(q, how)
         tensors = (each.transpose(1, 2) for each in (q, k, _widen(v, q)))
         y, lse = operator(*tensors, 0.0, how.only_causal, attn_mask=added, scale=how.scale)
-        if seen is not None:  # it gives 0 for a query that sees no key
+        if seen is not None:  # the operator gives 0 for a query that sees no key
             lse = lse.masked_fill(~seen.any(-1), -math.inf)
         return y.transpose(1, 2)[..., : v.shape[3]], lse
 

@@ -1,4 +1,4 @@
-# B rows, T tokens of a rank's own, L tokens of a run, S keys, H heads, K kv heads, C head width, N ranks
+# B rows, T tokens of a rank, L tokens of a run, S keys, H heads, K kv heads, C head width, N ranks
 """Ring attention: keys and values travel from rank to rank, and each rank attends to the ones that it holds.
 
 Liu et al., 2023, "Ring Attention with Blockwise Transformers". Outputs of parts are merged by their log-sum-exps in
@@ -30,8 +30,9 @@ PART_KERNELS = ("auto", "eager")
 
 
 class RingBlock(NamedTuple):
-    """The rank's `run`-th run of queries over a run of keys: the slices of both among their rank's tokens, and the
-    token index of the `first` key. `mask` and `seen` are those of PartScores."""
+    """A run of this rank's queries over a run of keys; a run is consecutive tokens, and each rank holds two. `run` is
+    the number of the queries' run; `queries` and `keys` are the slices of the runs among the tokens of their ranks;
+    `first` is the token index of the first key. `mask` and `seen` are those of PartScores."""
 
     run: int
     queries: slice
@@ -89,7 +90,8 @@ class Ring:
         return drawn.expand(n_heads, len(queries), len(queries))[None]
 
     def send_round(self, held: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """Yield the tensors of each rank by turns, the own first, while the next turn's are being received."""
+        """Yield the tensors of each rank by turns, this rank's own first, while those of the next turn are being
+        received."""
         for turn in range(self.context.size):
             coming = self.context.group.pass_on(held) if turn + 1 < self.context.size else None
             yield held
@@ -172,7 +174,8 @@ class RingGradients:
         return own if coming is None else [a + b for a, b in zip(own, coming.wait(), strict=True)]
 
     def _go_back(self, blocks: Sequence[RingBlock], theirs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradients of the held tensors by this rank's queries; add those of q, weights and biases."""
+        """Return the gradients of the held tensors that this rank's queries cause; add up those of q, weights and
+        biases."""
         wide, (dtype, enabled) = self.lse.dtype, self.call.autocast
         if not blocks:
             return [torch.zeros_like(each, dtype=wide) for each in theirs]

@@ -1,4 +1,4 @@
-# B batch, E windows, m tokens of one, C channels
+# B batch, E windows, m tokens of each, C channels
 """Online softmax over tokens, per channel: running sums to which later tokens can be added."""
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def count_windows(rate: int, new: int, past: int | None) -> int:
 
 class RunningSums(NamedTuple):
     """The running sums of a softmax over tokens [B, E, C], in float32: the largest exponent `top`, `size` the sum of
-    e^(exponent − top), `total` the sum of values weighted by it (Milakov and Gimelshein, 2018, online softmax). `top`
-    gets no gradient, as it cancels out."""
+    e^(exponent − top), `total` the sum of the values, each times its e^(exponent − top) (Milakov and Gimelshein, 2018,
+    online softmax). `top` gets no gradient, because it cancels out."""
 
     top: Tensor
     size: Tensor

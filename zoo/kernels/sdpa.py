@@ -46,7 +46,7 @@ class SDPA(Kernel):
         if q.shape[1] == 1 and q.shape[2] != k.shape[2] and how.dropout is None:
             return _one_query(q, k, v, added, scale)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B H T C, B K S C
-        # is_causal is aligned at the upper left: right only where there are as many queries as keys.
+        # is_causal is aligned at the upper left: correct only where there are as many queries as keys.
         causal = added is None and not mask.sees_all
         shared = q.shape[1] != k.shape[1]
         if shared and _must_repeat(q, v, added):
@@ -87,7 +87,7 @@ def _must_repeat(q: Tensor, v: Tensor, added: Tensor | None) -> bool:
 
 
 def _one_query(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
-    """Attend for one query with heads that share keys as queries of one head, so that K and V are read once and not
+    """Attend for one query: heads that share keys become queries of one head, so that K and V are read once and not
     copied.
 
     With 2 CPU threads, H 12, K 4, C 64, S 1024: 42 µs against 79 with enable_gqa in float32, 56 against 67 in bfloat16.

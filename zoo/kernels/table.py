@@ -98,13 +98,15 @@ class KernelRow:
 
 
 def tabulate(machine: Machine) -> list[KernelRow]:
-    """Make a row for each kernel, in the order in which `auto` tries them on the machine; named-only ones come last."""
+    """Make a row for each kernel, in the order in which `auto` tries them on the machine. Kernels that run only when
+    named come last."""
     tried = list(order(PLAIN, machine))
     return [_row(kernel, machine) for kernel in (*tried, *(each for each in KERNELS.values() if each not in tried))]
 
 
 def order_with_mask(machine: Machine) -> list[str] | None:
-    """List the names in the order in which `auto` tries kernels if a mask tensor is needed; None if it is the same."""
+    """List the kernels' names in the order in which `auto` tries them if a mask tensor is needed; None if this is also
+    the order without one."""
     masked = replace(PLAIN, causal=True, padding=True)
     names = [kernel.name for kernel in order(masked, machine)]
     return None if names == [kernel.name for kernel in order(PLAIN, machine)] else names
@@ -130,7 +132,8 @@ def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
 
 
 def _state(kernel: Kernel, ask: AttentionQuery, machine: Machine) -> tuple[str, str | None]:
-    """Say where the kernel can serve the ask, and why not here (on its best machine, if it never runs here)."""
+    """Say where the kernel can serve the ask, and why not here. If it never can, the reason is given for a machine on
+    which the kernel runs."""
     reason = kernel.refuses(ask, machine)
     if reason is None:
         return HERE, None
@@ -159,7 +162,8 @@ def _needs(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | None:
-    """Say why the kernel does not run on a machine, or None: the machine, then missing or old packages with source."""
+    """Say why the kernel does not run on a machine, or None. The machine's own fault comes first, then each missing or
+    old package and where to get it."""
     if kernel.refuses(PLAIN, machine) is None:
         return None
     missing = [package for package in needs if package not in machine.packages]

@@ -38,7 +38,7 @@ class Undone(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Gradient:
-    """A gradient that still has readers, and their number."""
+    """A gradient, and the number of operations that have yet to read it."""
 
     nbytes: int
     readers: int

@@ -27,7 +27,7 @@ OPTIONS = {
 """Further arguments that an operation accepts. None of them changes the tensors saved."""
 
 OF_INTEGERS = ("abs", "clamp", "relu", "relu6", "square")
-"""Operations that save a tensor and map integers to integers; the others map them to floats."""
+"""Operations that save a tensor and map integers to integers. The others that save one map integers to floats."""
 
 
 def refuse_others(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,7 +153,7 @@ def logaddexp(a: Operand, b: Operand) -> Any:
 
 
 def divide_whole(a: Operand, b: Operand) -> Any:
-    """Apply `//`, `%` or a logical operator to tensors that require no gradient."""
+    """Apply `//`, `%` or a logical operator. Raises UnknownOperation if an operand requires a gradient."""
     if wants_gradient(a) or wants_gradient(b):
         raise UnknownOperation("// or %")
     return _combine("whole", (a, b))

@@ -21,7 +21,7 @@ from zoo.costs.tuning import PartTuning
 from zoo.distributed.seam import WHOLE, WHOLE_ROWS
 
 BRANCHES = ("attention", "ffn")
-"""Axes whose outputs are added to the residual stream; `zoo.training.dropout` hooks the same."""
+"""Axes whose outputs are added to the residual stream; `zoo.training.dropout` hooks the same axes."""
 
 
 class ShadowDrops:
@@ -48,7 +48,8 @@ class ShadowDrops:
 
 
 class WeightedLayer:
-    """A callable part with a weight and perhaps a bias, computed by `run`. A run may give it an adapter."""
+    """A callable part with a weight and perhaps a bias; the function `run` computes its result. Training may add a
+    low-rank adapter."""
 
     adapter: tuple[Any, Any] | None = None  # the matrices a and b
     drops_adapted = False
@@ -80,7 +81,8 @@ class WeightedLayer:
 
 
 FEW_ROWS = 32
-"""Rows up to which zoo.run.layer multiplies bfloat16 on a CPU with the weight on the left; a test holds it."""
+"""Rows up to which zoo.run.layer multiplies bfloat16 on a CPU with the weight on the left; a test compares both
+constants."""
 
 
 def run_linear(part: WeightedLayer, x: Any) -> Any:
@@ -143,7 +145,8 @@ class ShadowLayer:
             return _named(self._drop(self._shaded.forward(self, *args, **options)))
 
     def _drop(self, result: Core) -> Any:
-        """Apply dropout to a sub-layer's result, or drop it for whole rows, as the hooks of `zoo.training.dropout`."""
+        """Apply dropout to a sub-layer's result, or drop the result of whole rows, as the hooks of
+        `zoo.training.dropout` do."""
         drops = self._tuning.whole.drops if self._tuning is not None and self.branch else ()
         if "residual" in drops:
             result = drop_values(result)

@@ -29,7 +29,8 @@ class ShadowNamespace(SimpleNamespace):
 
 
 class Refused:
-    """A torch name that a pass may not use. Calling it, its attributes and `isinstance` raise UnknownOperation."""
+    """A torch name that a pass may not use. It raises UnknownOperation when it is called, compared, used in
+    `isinstance` or asked for an attribute."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -103,7 +104,7 @@ def no_grad() -> Any:
 
 
 def _autocast(kind: str, enabled: bool = True) -> Any:
-    """Turn autocast off inside the block; components use it for nothing else."""
+    """Turn autocast off inside the block, unless `enabled`; components use it for nothing else."""
     return current_tape().set(autocast=current_tape().autocast if enabled else None)
 
 
@@ -136,7 +137,7 @@ torch = ShadowNamespace(
     is_autocast_enabled=lambda *_: current_tape().autocast is not None,
     get_autocast_dtype=lambda *_: current_tape().autocast,
     amp=ShadowNamespace(is_autocast_available=lambda *_: True),
-    compiler=ShadowNamespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
+    compiler=ShadowNamespace(is_compiling=lambda: True),  # then components cache nothing for another pass
     linalg=ShadowNamespace(solve_triangular=solve_triangular, vector_norm=refuse_others("vector_norm", vector_norm)),
 )
 

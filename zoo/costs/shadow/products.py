@@ -48,7 +48,8 @@ def baddbmm(x: Core, a: Core, b: Core) -> Any:
 
 
 def linear(x: Core, weight: Core, bias: Core | None = None, *, name: str = "linear") -> Any:
-    """Multiply x [..., d_in] · weightᵀ [d_out, d_in]. It saves x as a matrix of rows, a copy if x has other strides."""
+    """Multiply x [..., d_in] by weightᵀ, of a weight [d_out, d_in]. It saves x as a matrix of rows; this is a copy
+    where x's strides allow no such view."""
     x, weight, bias = cast_for_autocast(x, weight, bias)
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"a product of shapes {x.shape} and {weight.shape}")
@@ -94,8 +95,8 @@ def conv1d(x: Core, weight: Core, bias: Core | None = None, *, groups: int = 1, 
 
 
 def convolve_tokens(x: Core, weight: Core, bias: Core | None, groups: int, dilation: int) -> Any:
-    """Convolve x [B, T, d_in] along the tokens as `zoo.kernels.depthwise` does: its own operator, where it applies,
-    gives a result with x's layout and saves x and the weight."""
+    """Convolve x [B, T, d_in] along the tokens as `zoo.kernels.depthwise` does. Zoo's own operator (on a CPU,
+    depthwise, in float32 without autocast) gives a result with x's layout and saves x and the weight."""
     plain = current_tape().autocast is None and x.dtype == weight.dtype == FLOAT32
     if x.is_cuda or not plain or weight.shape[1] > 1 or x.shape[2] != weight.shape[0]:
         return conv1d(x.transpose(1, 2), weight, bias, groups=groups, dilation=dilation).transpose(1, 2)
@@ -104,7 +105,8 @@ def convolve_tokens(x: Core, weight: Core, bias: Core | None, groups: int, dilat
 
 
 def grouped_linear(x: Core, weight: Core, offsets: Any) -> Any:
-    """Multiply x [N, d_in], sorted by expert, by weight [E, d_out, d_in] with zoo's own operator, which saves both."""
+    """Multiply x [N, d_in], sorted by expert, by weight [E, d_out, d_in] with Zoo's own operator, which saves x, the
+    weight and the offsets."""
     x, weight = cast_for_autocast(x, weight)
     shape = (x.shape[0], weight.shape[1])
     return make_result("experts", [x, weight], shape, x.dtype, saves=[x, weight, offsets])

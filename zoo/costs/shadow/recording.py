@@ -168,8 +168,8 @@ def taping(
     training: bool = True,
     recording: bool = True,
 ) -> Iterator[Tape]:
-    """Start a pass on shadows in this thread only. `recording` says whether autograd saves tensors. Raises
-    UnknownOperation at its end, even if a component has caught it."""
+    """Start a pass on shadows in this thread only. `recording` says whether autograd saves tensors. At the end of the
+    pass, raises the first UnknownOperation of the pass, even if a component has caught it."""
     tape = Tape(ShadowDevice(device), selective, autocast, training, recording)
     token = _TAPE.set(tape)
     try:

@@ -100,7 +100,7 @@ class Shadow(Core):
     def unbind(self, dim: int = 0) -> tuple[Any, ...]:
         if not self.shape[dim]:
             return ()
-        view = self.select(dim, 0)  # copied for the other indices: there may be one for each of many layers
+        view = self.select(dim, 0)  # copied for the other indices, which is faster: there may be one for each layer
         like = (view.shape, view.strides, view.dtype, view.storage, view.wants_grad, view.node)
         return (view, *(type(view)(*like) for _ in range(1, self.shape[dim])))
 

@@ -39,8 +39,8 @@ def broadcast_strides(strides: Shape, shape: Shape, wanted: Shape) -> Shape:
 
 
 def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
-    """Compute an elementwise result's strides: dimensions have the order of the first operand of the result's shape,
-    unless that operand is expanded (then the result is contiguous)."""
+    """Compute an elementwise result's strides. Its dimensions have the order of the first operand that has the result's
+    shape. If that operand is expanded, or there is none, the result is contiguous."""
     for each in operands:
         if each.shape == shape:
             order = sorted(range(len(shape)), key=lambda dim: (-each.strides[dim], dim))
@@ -70,7 +70,7 @@ def sizes_of(shape: Sequence[int], count: int) -> Shape:
 
 
 def view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
-    """Compute the strides of a view of shape `wanted`; None if it needs a copy.
+    """Compute the strides of a view of shape `wanted`; None if only a copy can have this shape.
 
     As torch's computeStride: only dimensions that are contiguous with each other may be merged and split.
     """

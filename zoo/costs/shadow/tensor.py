@@ -21,7 +21,7 @@ class Core:
     """A shadow's state. `wants_grad` is torch's `requires_grad`."""
 
     __slots__ = ("dtype", "node", "shape", "storage", "strides", "wants_grad")
-    made_as: ClassVar[type[Core]]  # the class with torch's methods, which stands above this file
+    made_as: ClassVar[type[Core]]  # the subclass with torch's methods (Shadow), which imports this file
 
     def __init_subclass__(cls) -> None:
         Core.made_as = cls
@@ -83,7 +83,7 @@ class Core:
         return all(a == b or size == 1 for a, b, size in zip(self.strides, wanted, self.shape, strict=True))
 
     def at(self, dim: int) -> int:
-        """Convert a negative dimension to a positive one. Raises IndexError."""
+        """Convert a negative dimension to a positive one. Raises IndexError for one out of range."""
         if not -len(self.shape) <= dim < len(self.shape):
             raise IndexError(f"dimension {dim} of a tensor of shape {self.shape}")
         return dim % len(self.shape)
@@ -137,7 +137,8 @@ def make_result(
 
 
 def record_node(result: Core, name: str, inputs: Iterable[Any], saves: Iterable[Any], work: int = 0) -> None:
-    """Record an operation for the backward pass: its inputs, and the tensors it saves."""
+    """Record the operation that made `result`: its inputs, the tensors it saves, and the `work` bytes that its backward
+    pass takes in addition."""
     saved = [each.storage for each in saves if not each.storage.held]
     sources = [source_of(each) for each in inputs]
     result.node = TapeNode(name, current_tape().operations, saved, sources, result.nbytes, work)
@@ -164,7 +165,7 @@ def find_reached(roots: Iterable[Any], since: int = 0) -> list[TapeNode]:
 
 
 def collect_saved(nodes: Iterable[TapeNode]) -> dict[Storage, None]:
-    """Collect the memory that operations save, each storage once, in their order."""
+    """Collect the storages that operations save, each once, in the order of the operations."""
     return {storage: None for node in nodes for storage in node.saves}
 
 
@@ -177,5 +178,5 @@ def wants_gradient(value: Any) -> bool:
 
 
 def save_operands(a: Any, b: Any) -> list[Any]:
-    """List what a product of a and b saves: an operand whose other requires a gradient."""
+    """List the operands that a product of a and b saves: a if b requires a gradient, b if a does."""
     return [operand for operand, other in ((a, b), (b, a)) if wants_gradient(other)]

@@ -42,7 +42,8 @@ class KeySegment:
         return self.mask.n_queries
 
     def with_bias(self, make: Callable[..., Bias | None], read: Tensor | None) -> KeySegment:
-        """Return the queries with a layer's own bias. The mask is copied: it keeps the bias while the layer runs."""
+        """Return the queries with a layer's own bias. The mask is copied, because tensors made of this bias are kept on
+        the mask while the layer runs."""
         if self.index is None:
             return self
         return replace(self, bias=make(*self.index, read=read), mask=copy(self.mask))

@@ -52,5 +52,5 @@ def join_keys(step: Any, memory: tuple[Tensor, ...], own: tuple[Tensor, ...]) ->
 
 
 def _list_rows(read: list[Tensor]) -> list[Tensor]:
-    """List each row's keys [S, …] of what a view reads."""
+    """Split what a view reads (`KeyView.read`) into each row's keys [S, …]."""
     return list(read[0]) if len(read) == 1 else [each[0] for each in read]

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from zoo.kernels.view.base import KeySegment
 
 SHORT = 128
-"""Successive runs of fewer slots are copied together, as separate calls would take longer: for 16 rows of two runs of
-64, 128 and 256 copying takes 0.9, 1.6 and 3.1 ms, merging 1.1, 1.4 and 2.2 (float32, H 12, K 4, C 64, 1 thread). Runs
-are not cut into parts shorter than this either."""
+"""Successive runs of fewer slots are copied together, because separate calls would take longer: for 16 rows of two runs
+of 64, 128 and 256 slots copying takes 0.9, 1.6 and 3.1 ms, merging 1.1, 1.4 and 2.2 (float32, H 12, K 4, C 64, 1
+thread). Runs are not cut into parts shorter than this either."""
 
 LONG = 1024
-"""Number of unmasked keys from which a row of several queries gains: it computes more per key that it would copy."""
+"""Number of unmasked keys from which a row of several queries gains by merging. Such a row computes more for each key,
+so that a saved copy counts for less."""
 
 
 @dataclass
@@ -203,7 +204,8 @@ def _cut(runs: Sequence[Run], cuts: dict[int, list[int]], left: int) -> list[Run
 
 
 def _join(row: KeySegment, pieces: list[Run], readers: dict[Run, list[int]]) -> list[KeyPart]:
-    """Make the parts of a row. Runs that need a mask are joined, and successive short runs of the same readers."""
+    """Make the parts of a row. Runs that need a mask become one part, and so do successive short runs with the same
+    readers."""
     left = _unmasked(row)
     parts: list[KeyPart] = []
     tail: list[Run] = []

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class PagedView(KeyView):
-    """Rows with keys in the pages of `slots.table` [B, P], `mask.lengths` [B] each; some kernels read them in place."""
+    """Rows whose keys lie in the pages of `slots.table` [B, P], `mask.lengths` [B] keys each. Some kernels read the
+    pages in place."""
 
     pooled = True
 

@@ -23,8 +23,8 @@ PAGE = PAGES[0]
 
 
 def choose_page(asks: Iterable[AttentionQuery], machine: Machine, kernel: str = "auto") -> int:
-    """Choose the page size with which most asks (decoding, with `AttentionQuery.lengths`) are read in place; the
-    smaller one if equal. `kernel` is the one that will be used."""
+    """Choose the page size with which the kernels serve most of `asks` in place (decoding, with
+    `AttentionQuery.lengths`); the smaller one if equal. `kernel` is the one that will be used."""
     asks = list(asks)
     return max(PAGES, key=lambda page: sum(reads_pages(replace(ask, page=page), machine, kernel) for ask in asks))
 
@@ -54,8 +54,8 @@ class PagedShape(NamedTuple):
 
 class PassTensors:
     """The integers of a pass as tensors: `starts` [B], cached tokens of each row; `slots` [B], the rows' state slots.
-    `groups` has for each group: the slot of each new token [B·T]; the token in the first slot of each row's first page
-    [B]; the number of slots to read, new tokens included [B]; and the page table [B, P].
+    `groups` has for each group: the slot of each new token [B·T]; the token index of the first slot of each row's first
+    page [B]; the number of slots to read, new tokens included [B]; and the page table [B, P].
 
     All are views of one int64 tensor: a pass costs one copy from the host, and a recorded step reads other rows from
     the same memory.

@@ -20,8 +20,9 @@ class PooledView(KeyView):
     """Rows whose keys are runs of slots of a pool [N, …], one segment per row. No padding is read or computed.
 
     With `splits` keys may be read in parts, and keys that rows share only once: much faster with long prefixes, equal
-    up to rounding. Without it a row's bits are those that it has alone. `packs` copies a row's keys, so that no bit
-    depends on the pool. If `varlen`, queries are [1, N, H, C], those of all rows end to end.
+    up to rounding. Without `splits` a row's output is bit-identical to that of the row alone. `packs` copies a row's
+    keys, so that no bit depends on their place in the pool. If `varlen`, queries are [1, N, H, C], those of all rows
+    end to end.
     """
 
     pooled = True

@@ -32,7 +32,7 @@ class SlotMapping:
     index: Tensor | None = None  # [B, S] slots to read, if rows have no common stride
     first: int | Tensor = 0  # token index of the first key; [B] if read by page table
     table: Tensor | None = None  # [B, P] int32 page table, of pages of `page` slots
-    lengths: Tensor | None = None  # [B] int32, number of these slots to read
+    lengths: Tensor | None = None  # [B] int32, number of the table's slots to read
     page: int = 0
 
     @property

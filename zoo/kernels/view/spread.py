@@ -1,4 +1,4 @@
-# B batch, T tokens of a rank's own, H heads, K kv heads, C head width
+# B batch, T tokens of a rank, H heads, K kv heads, C head width
 """Context parallelism: rows whose tokens are divided among ranks. Each rank's runs of queries see all earlier keys."""
 
 from __future__ import annotations
