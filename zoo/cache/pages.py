@@ -35,7 +35,8 @@ class PagePool:
     def take(self, count: int, after: int | None = None) -> list[int]:
         """Give out `count` pages: those that follow page `after` if they are free, else a run if there is one.
 
-        Cached pages are evicted when free ones do not suffice, least recently used first. Raises OutOfPages.
+        Cached pages are evicted when free ones do not suffice, least recently used first. Raises OutOfPages if both
+        together do not suffice.
         """
         if count > self.available:
             raise OutOfPages(f"cache: {count} pages are wanted, {self.available} of {self.count} can be had")

@@ -3,7 +3,8 @@
 A row can start at position n if every kind of layer can be restored there: full attention needs all pages before n, a
 window its last pages, a recurrent layer the state after exactly n tokens. Pages are named by the tokens in and before
 them. Windows and states are copied at checkpoints: every `interval` tokens and at a prompt's last page. Where a cache
-entry stands for several tokens, its page has the name of the last token page that it covers; rows start at its end.
+entry stands for several tokens, its page has the name of the last token page that it covers; rows start at the end of
+such a page.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ INTERVAL = 256
 
 
 class Checkpoint(NamedTuple):
-    """A copy of a row after `tokens` tokens, but for full attention: window pages by group, and its state slot."""
+    """A copy of what a row holds after `tokens` tokens, without full attention: its windows' `pages` by group, and the
+    `slot` of its recurrent states."""
 
     tokens: int
     pages: dict[int, list[int]]
@@ -34,8 +36,8 @@ class Checkpoint(NamedTuple):
 
 class Prefixes:
     """Prefix cache: pages and checkpoints kept from earlier rows. Rows start at multiples of `step` tokens, a common
-    multiple of `align` and of the page of each kind of layer. Not for prefix-LMs: their prompt tokens see each other
-    both ways, so that their keys are of use to the same prompt only."""
+    multiple of `align` and of the page of each kind of layer. Not for prefix-LMs: prompt tokens there see one another
+    both ways, so that the keys serve the same prompt only."""
 
     def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
         self.step = math.lcm(align, *(store.page * group.rate for group in store.groups), store.page)
@@ -47,7 +49,7 @@ class Prefixes:
         self.hits = self.asked = 0
         evict = WeakMethod(
             self.evict
-        )  # a store that knew its keeper would outlive them both, until cycles are collected
+        )  # weak: a cycle of store and prefix cache would keep the store's memory until it is collected
         store.evict = lambda group=None: (found := evict()) is not None and found(group)
 
     @property
@@ -56,7 +58,8 @@ class Prefixes:
         return bool(self.partial) or self.recurrent
 
     def name(self, names: list[bytes], ids: Sequence[int]) -> None:
-        """Append to `names` those of further whole pages of `ids`. A name hashes all tokens up to the page's end."""
+        """Append to `names` the names of further whole pages of `ids`. A name hashes all tokens up to the page's
+        end."""
         page = self.store.page
         while (len(names) + 1) * page <= len(ids):
             start = len(names) * page
@@ -65,7 +68,8 @@ class Prefixes:
             names.append(digest.digest())
 
     def next_stop(self, row: CachedRow, end: int, last: int) -> int:
-        """Return where a pass to `end` must stop for a checkpoint. `last` is the end of the last whole prompt page."""
+        """Return where a pass that could reach `end` stops: at `end`, or earlier for a checkpoint. `last` is the end of
+        the last whole prompt page."""
         if not self.checkpoints:
             return end
         stops = [(row.length // self.interval + 1) * self.interval, *([last] if row.length < last else [])]
@@ -111,7 +115,8 @@ class Prefixes:
         return length < common and self._count_held(names, most) * page < common
 
     def count(self, row: CachedRow, most: int) -> None:
-        """Count a row that started in `asked` and `hits`: it could reuse `most` tokens, and did reuse its length."""
+        """Add to `asked` the `most` tokens that a row which has started could reuse, and to `hits` those that it did
+        reuse."""
         self.asked, self.hits = self.asked + most, self.hits + row.length
 
     def _find(self, group: int, name: bytes) -> int | None:

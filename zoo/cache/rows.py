@@ -10,9 +10,9 @@ from zoo.kernels.view import Run
 
 
 class CachedRow:
-    """One sequence in a Store: `length` tokens, whose slots are in `pages` (one list per group, in order). `dropped[g]`
-    pages before them were given up, as no later token sees them. `source` is the number of encoder tokens that it
-    reads, `slot` the slot of its recurrent states."""
+    """One sequence in a Store: `length` tokens, whose slots are in `pages` (one list per group, in order). Of group g,
+    the first `dropped[g]` pages were given up, because no later token sees them. `source` is the number of encoder
+    tokens that it reads, `slot` the slot of its recurrent states."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -25,7 +25,8 @@ class CachedRow:
                 state[self.slot].zero_()
 
     def reserve(self, group: int, tokens: int) -> None:
-        """Own pages for the first `tokens` tokens. Raises OutOfPages, and then owns no more than before."""
+        """Take pages for the first `tokens` tokens. Raises OutOfPages if too few are left; the row then owns no more
+        than before."""
         slots = self.store.groups[group].count_slots(tokens)
         self._own(group, -(-slots // self.store.page) - self.dropped[group])
 
@@ -44,8 +45,9 @@ class CachedRow:
         return True
 
     def turn(self, group: int, token: int) -> int:
-        """Reuse the pages for tokens from the page of `token` on, and return the first token that must be written: if
-        pages moved on, `token` itself, else the next new one."""
+        """Reuse a window's pages, without copying them, so that they begin with the page of `token`. Return the first
+        token to write: `token`, because reused pages hold other tokens; if the pages begin there already, the next new
+        token."""
         gone = token // self.store.page - self.dropped[group]
         if gone <= 0:
             return max(token, self.length)
@@ -70,8 +72,8 @@ class CachedRow:
         self.dropped[group] += gone
 
     def runs(self, group: int, start: int, stop: int) -> list[Run]:
-        """Return the slots of tokens `start` to `stop` as runs of consecutive slots. Where an entry stands for several
-        tokens, it counts as the last one."""
+        """Return the slots of tokens `start` to `stop` as runs of consecutive slots. An entry that stands for several
+        tokens counts as the last of them."""
         start, stop = map(self.store.groups[group].count_slots, (start, stop))
         page, first, own = self.store.page, self.dropped[group], self.pages[group]
         found: list[Run] = []
@@ -87,7 +89,8 @@ class CachedRow:
         return found
 
     def share_source(self, other: CachedRow) -> None:
-        """Read the same encoder's output as another row."""
+        """Read the same encoder's output as another row: give back this row's pages for it, and share those of
+        `other`."""
         group = self.store.cross_group
         assert group is not None
         self.store.pools[group].release(self.pages[group])

@@ -15,8 +15,8 @@ from zoo.cache.store import Store
 
 
 class Sources:
-    """The sources in an encoder-decoder's store: for the rows that read them and, until others need the room, for later
-    rows. Of the `asked` source tokens of started rows, `hits` were cached."""
+    """The sources in an encoder-decoder's store, as cross-attention's keys and values. Rows read them; unused ones stay
+    for later rows until their room is needed. Of the `asked` source tokens of started rows, `hits` were cached."""
 
     def __init__(self, store: Store) -> None:
         assert store.cross_group is not None
@@ -41,7 +41,7 @@ class Sources:
         row.pages[self.group], row.source = found, tokens
 
     def count(self, row: CachedRow, tokens: int) -> None:
-        """Count a row that started with a source of `tokens` tokens in `asked` and `hits`."""
+        """Add to `asked` the `tokens` source tokens of a row that has started, and to `hits` those that were cached."""
         self.asked, self.hits = self.asked + tokens, self.hits + row.source
 
     def keep(self, row: CachedRow, names: Sequence[bytes]) -> None:

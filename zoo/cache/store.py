@@ -2,7 +2,8 @@
 """Store the KV cache and recurrent states, allocated from the shapes in each component's `cache()` and `state()`.
 
 A slot holds one token's keys and values in one layer; slots are given out in pages. Layers that see equally far back
-form a group: they share a page table, as their rows hold the same tokens. Recurrent states have a slot per sequence.
+form a group: they share a page table, because their rows hold the same tokens. Recurrent states have a slot per
+sequence.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class LayerStore:
 
 class Store:
     """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A
-    window has room for `new` tokens in addition to the tokens that they see; for longer prompt chunks, window and chunk
-    are concatenated. Up to `undone` of a row's last tokens may be taken back after several passes.
+    window has room for `new` new tokens and the tokens that these see; for longer prompt chunks, window and chunk are
+    concatenated. Up to `undone` of a row's last tokens may be taken back after several passes.
 
     In a `paged` store (default on any device but a CPU) decoding rows are read by page table. There each pool and state
     has one more slot, the scratch slot for padding.
@@ -127,7 +128,7 @@ class Store:
         return group.pages(tokens, self.new + self.undone, self.page)
 
     def take(self, group: int, count: int, after: int | None = None) -> list[int]:
-        """Take pages of a group, evicting cached ones if needed. Raises OutOfPages."""
+        """Take pages of a group, evicting cached ones if needed. Raises OutOfPages if too few are left even so."""
         while self.pools[group].available < count and self.evict(group):
             pass
         return self.pools[group].take(count, after)

@@ -133,8 +133,8 @@ def make_memory(tower: Tower, run: Any) -> Any:
 
 
 SPAN, FEW = 64, 4
-"""SPAN: tokens of a span in Mamba (`zoo.model.attention.mamba`). FEW: strides of the shortest trace (`trace_shorter`);
-a layer's peak is regular in length only from there."""
+"""SPAN: tokens of a span in Mamba (`zoo.model.attention.mamba`). FEW: whole strides of the shortest trace
+(`trace_shorter`); a layer's peak is regular in length only from there."""
 
 
 def list_looping(towers: Iterable[Tower]) -> list[Attention]:

@@ -49,7 +49,8 @@ def runs_again(index: int, every: int) -> bool:
 
 
 def keeps_input(name: str, recompute: str) -> bool:
-    """Whether a section keeps only its input: a recomputed layer, and the tensors that all layers share."""
+    """Whether a section keeps only its input: a recomputed layer does, and so does "shared", the tensors that all
+    layers read."""
     piece = name.split(".")[-1]
     if read_every(recompute):
         return piece.endswith(AGAIN) or piece == "shared"

@@ -1,5 +1,5 @@
 # T tokens of a row, S tokens that an encoder read
-"""Count the FLOPs of a training run's rows by their length, with logits for the targets alone."""
+"""Count the FLOPs of a training run's rows by their length. The head is counted for the targets only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RowFlops:
         """FLOPs of a row without the head: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A lone
         decoder with cross-attention reads a memory as long as its row."""
         self.skipped = cache(partial(self._count_row, _count_skipped))
-        """FLOPs of gradients that nothing needs, of a row: backward pass = 2 × forward pass − these."""
+        """FLOPs of a row's gradients that nothing needs: its backward pass = 2 × its forward pass − these."""
         self.shown = cache(self._count_shown)
         """`shown(n)`: FLOPs of the (query, key) pairs that a prefix of n tokens, which all see one another, adds to a
         row; and FLOPs of the gradients of these pairs that nothing needs."""

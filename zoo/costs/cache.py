@@ -13,8 +13,8 @@ Engines keep different amounts of the same model, so a figure always names its e
   (GPT-Neo) keeps every token in transformers.
 - `paged`: pages of BLOCK tokens, as vLLM reserves them for one sequence (Kwon et al., 2023; read at its `v1` engine). A
   window holds W − 1 tokens, the MAX_BATCHED_TOKENS that one step may add, and one page because it need not begin at a
-  page boundary; a chunk holds the same without that page. Layers of different reach share one pool, in groups of
-  equally many layers; vLLM fills the last group up with padding layers.
+  page boundary; a chunk of W tokens holds W and MAX_BATCHED_TOKENS, without that page. Layers of different reach share
+  one pool, in groups of equally many layers; vLLM fills the last group up with padding layers.
 
 Where one key stands for several tokens (DeepSeek-V4's compressed entries), pages hold entries, and the window of single
 tokens is a state. transformers keeps this state in the cache's dtype, together with the values and gates of tokens that

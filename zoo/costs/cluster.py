@@ -20,8 +20,8 @@ LINK_SHARE, NETWORK_SHARE = 0.65, 0.9
 systems/a100_80g.json)."""
 
 LINK_USAGE, NETWORK_USAGE = 0.15, 0.02
-"""The share of a GPU's compute that a transfer takes from computation at the same time: over a link, and over the
-network (the same file of Calculon)."""
+"""The share of a GPU's compute that a transfer takes from what is computed meanwhile: a transfer over a link, and over
+the network (the same file of Calculon)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
 
 def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
     """FLOPs of gradients that nothing needs, for `new` tokens: backward pass = 2 × forward pass − these. An indexer's
-    products need neither of their two gradients, as its choice has none; a product with a constant needs one."""
+    products need neither of their two gradients, because its choice has none; a product with a constant needs one."""
     table = tabulate(spec)
     once, constant = table.forward_only(), 0
     for row in table.attentions:
@@ -253,7 +253,7 @@ class SequenceFlops:
         return {"prefill": prefill, "decode": decode, **({"decode_expanded": expanded} if expanded != decode else {})}
 
     def list_faults(self) -> Iterator[str]:
-        """List the arguments that are unknown or that the model cannot take, a message each."""
+        """List the arguments that are unknown or that the model cannot take, one message each."""
         spec, documents, prefix = self.table.spec, self.documents, self.prefix
         if self.convention not in CONVENTIONS:
             hint = did_you_mean(self.convention, CONVENTIONS)

@@ -58,7 +58,7 @@ CARDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SheetFigure:
-    """A number and its source; `sparse_factor` is a rate's own, where it differs from the accelerator's."""
+    """A number and its source. `sparse_factor` is that of a single rate, where it differs from the accelerator's."""
 
     value: float
     source: str
@@ -69,8 +69,8 @@ class SheetFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """An accelerator. `tflops` and `sizes` are a file's figures by key; `capability` is the (major, minor) of a CUDA
-    device, None for other makers."""
+    """An accelerator. `tflops` and `sizes` are a file's figures by key; `sparse_factor` is the advertised sparse rate ÷
+    the dense rate. `capability` is the (major, minor) of a CUDA device, None for other makers."""
 
     name: str
     title: str

@@ -3,8 +3,8 @@
 Price (`zoo.costs.parallel.stages`) and program (`zoo.training.layout`) call the same function. A layer's time is taken
 to be in proportion to its FLOPs of training on one sequence: products and visible pairs, forward and backward, an
 indexer's forward only. The embedding costs nothing; the head costs its product. So Llama 3 405B has 15 layers on the
-first and the last of 8 stages, and 16 on each other (Dubey et al., 2024, Llama 3, §3.3.2, also has a layer less on
-both).
+first and the last of 8 stages, and 16 on every other stage (Dubey et al., 2024, Llama 3, §3.3.2, also put a layer less
+on the first and the last).
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def _find_bound(sums: Sequence[int], count: int) -> int:
 
 
 def _find_latest(sums: Sequence[int], count: int, bound: int) -> list[int]:
-    """For 0 to `count` runs with sums up to `bound`, find the earliest element that they reach from the end."""
+    """For 0 to `count` runs, laid from the end of the list and with sums up to `bound`, find the earliest element that
+    they reach."""
     found = [len(sums) - 1]
     for _ in range(count):
         found.append(min(bisect_left(sums, sums[found[-1]] - bound), found[-1]))

@@ -162,8 +162,8 @@ def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
 def trace_passes(
     spec: Priced, setup: Setup, *, fused: bool = True, tuned: TunedModel | None = None
 ) -> Mapping[str, Section]:
-    """Trace the pass of a microbatch through the whole model, as on a single rank. Raises UnknownOperation, and
-    ConfigError for more tokens than the model reads."""
+    """Trace the pass of a microbatch through the whole model, as on a single rank. Raises UnknownOperation for an
+    operation that is not listed, ConfigError for more tokens than the model reads."""
     return list_sections(spec, shape_pass(setup, setup.tokens(spec), setup.batch)._replace(fused=fused, model=tuned))
 
 
@@ -333,8 +333,8 @@ class StepMemory:
 
     def _chunked_loss(self, head: Section) -> dict[str, float]:
         """List the tensors at a chunk of the loss, in bytes: the hidden states, their gradient, the head's gradients
-        from earlier chunks, the chunk's logits, and the larger of their softmax and the head's gradients from this
-        chunk.
+        from earlier chunks, the chunk's logits, and the larger of the logits' softmax and the head's gradients from
+        this chunk.
 
         A CPU computes the softmax of BLOCK bytes at a time, for 16-bit logits in a float32 copy.
         """

@@ -115,7 +115,8 @@ def pooled_pairs(tokens: int, pool: int, most: int | None = None) -> int:
 
 
 def both_ways_pairs(tokens: int, reach: int | None, ahead: int | None = None) -> int:
-    """Count the pairs of tokens at most `reach` apart, each with itself included; forward at most `ahead`, if given."""
+    """Count the pairs of tokens at most `reach` apart, a token's pair with itself included; if `ahead` is given,
+    forward at most `ahead` apart."""
     if reach is None:
         return tokens * tokens
     sides = (min(each, tokens - 1) for each in (reach, reach if ahead is None else ahead))

@@ -32,7 +32,7 @@ from zoo.spec.parts import count_kinds
 
 class RankTensor(NamedTuple):
     """A tensor of a rank before ZeRO, with its tower (`where`), its `kind` of layer (None outside layers) and its
-    `slot` (attention, embedding …). `copies` is the number of layers that have such a tensor."""
+    `slot` (attention, embedding …). `copies` counts such tensors, one for each layer with weights of its own."""
 
     path: str
     where: str
@@ -161,7 +161,8 @@ def _count_kinds(whole: Mapping[str, Any], start: int, end: int) -> dict[tuple[s
 def _list_runs(
     whole: Mapping[str, Any], chunks: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[str, Any, list[tuple[int, int]]]]:
-    """List each tower with its run (start, end) of layers in each chunk of the concatenated layers, or (0, 0)."""
+    """List each tower with its run (start, end) of layers in each chunk of the concatenated layers; (0, 0) for a chunk
+    with none of its layers."""
     before = 0
     for name, tower in whole.items():
         count = len(tower.pattern)

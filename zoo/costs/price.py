@@ -9,7 +9,7 @@ from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import Setup
 
 COMBINED = {"traffic", "roofline", "rules_of_thumb"}
-"""Figures that are computed from other figures: whoever asks for one of them gets everything priced."""
+"""Figures that are computed from other figures: if one of them is asked for, everything is priced."""
 
 
 def price(

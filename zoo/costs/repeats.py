@@ -36,7 +36,7 @@ def find_repeats(items: Sequence[Item]) -> list[tuple[tuple[Item, ...], int]]:
 
 def _find_period(items: tuple[Item, ...]) -> int | None:
     """Find the length of the shortest block whose repetition gives the whole sequence, the last time perhaps cut short.
-    None without a block of LONGEST items at most that comes twice."""
+    None if no block of at most LONGEST items comes twice."""
     for period in range(1, min(LONGEST, len(items) // 2) + 1):
         begins = items[period] == items[0] and items[:period] == items[period : 2 * period]
         if begins and items[period:] == items[:-period]:
@@ -78,8 +78,8 @@ def list_decisive(run: PassRun) -> list[PassPiece]:
 
     From one repeat to the next, the bytes kept before a piece fall by a constant and gradients grow by a constant. So
     the bytes at a piece are the larger of two straight lines, and the peak is at an end of the run. The repeat that the
-    backward pass meets first is apart, because the gradients of shared tensors (`beside`) exist only after it. Example:
-    100 repeats become 1, 1, 97 and 1. The 97 are one step without memory of its own, which never is the peak.
+    backward pass meets first is kept apart, because the gradients of shared tensors (`beside`) exist only after it.
+    Example: 100 repeats become 1, 1, 97 and 1. The 97 are one step without memory of its own, which never is the peak.
     """
     once = list(reversed(run.pieces))
     if run.times < 4:

@@ -180,7 +180,8 @@ def _met(row: RouterRow, tokens: int) -> dict[str, Any]:
 
 def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
     """Count the bytes that a GPU sends in a pass, 2·(t − 1)/t of each all-reduced vector (a ring: Patarasuk and Yuan,
-    2009), and their seconds. They are in no other figure, as they may overlap with arithmetic."""
+    2009), and the seconds of sending them. No other figure includes these seconds, because sending may overlap with
+    arithmetic."""
     summed = reductions(spec, setup.tokens(spec), decode=decode) * setup.batch
     sent = 2 * (setup.tp - 1) / setup.tp * summed * spec.d_model * DTYPES[setup.dtype]
     found: dict[str, Any] = {"bytes": round(sent), "link": device.link_name}

@@ -104,7 +104,8 @@ def _describe_recurrent(spec: Priced, least: int = 1) -> str:
 
 
 def _find_heads(spec: Priced) -> tuple[int, str]:
-    """Give n_kv_heads·head_dim of the layers (the largest), and the reason if they differ or have none."""
+    """Give the layers' n_kv_heads·head_dim (the largest), and a reason against the rule if layers differ or have no
+    such heads."""
     blocks = list_blocks(spec)
     found = {_kept(block.attention) for block in blocks}
     if len(found) == 1 and None not in found:

@@ -43,7 +43,7 @@ CHOICES = {
 
 
 MOST = 10**15
-"""Largest count (ranks, sequences, tokens of a sequence). Figures are products of several counts."""
+"""Largest count (ranks, sequences, tokens of a sequence): figures are products of several counts."""
 MOST_AMOUNT = 1e30
 """Largest amount (tokens of training, FLOPs, bytes), so that every figure is finite."""
 MOST_DOCUMENTS = 1_000_000
@@ -56,10 +56,10 @@ class Setup:
 
     Each data-parallel rank has `batch` sequences of `context` tokens (None: the model's max_seq_len). Training packs
     documents of `document` tokens into a sequence; each sees only itself. `precision` decides the copies of a parameter
-    (`zoo.costs.states`), `optimizer` its states; a `fused_optimizer` updates without scratch memory of the whole model
-    (torch's AdamW with fused=True; with `pure` in 16 bits Zoo's piecewise update). `recompute` says which activations
-    are recomputed; `chunked_loss` never makes the whole logits. An update sums `accumulate` passes; with `offload` the
-    host keeps the optimizer's states between updates.
+    (`zoo.costs.states`), `optimizer` its states; a `fused_optimizer` updates in place, without scratch memory of the
+    model's size (torch's AdamW with fused=True; with `pure` in 16 bits Zoo's piecewise update). `recompute` says which
+    activations are recomputed; `chunked_loss` never makes the whole logits. An update sums `accumulate` passes; with
+    `offload` the host keeps the optimizer's states between updates.
 
     `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism, `cp_comm` the way keys and values are exchanged
     (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP), `replicas` the number of

@@ -40,8 +40,8 @@ PIECE = 1 << 22
 """Elements of a piece in a piecewise update (`zoo.training.optim.piecewise`)."""
 
 VALUES = {"adamw": 2, "adamw8bit": 2, "lion": 1, "schedule_free": 2, "sgd": 1}
-"""Values an optimizer keeps for each element: Loshchilov and Hutter, 2017; Chen et al., 2023; Defazio et al., 2024; SGD
-with momentum. For adamw8bit, those of tensors that are not kept in 8 bits."""
+"""Values that an optimizer keeps for each element: AdamW (Loshchilov and Hutter, 2017), Lion (Chen et al., 2023),
+schedule-free (Defazio et al., 2024), SGD with momentum. For adamw8bit: tensors that are not kept in 8 bits."""
 
 EVEN = ("adamw", "lion", "schedule_free", "sgd")
 """Optimizers that keep the same number of values for each element of any tensor."""
@@ -156,7 +156,7 @@ def optimizer_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 def _sum_sharded(
     pieces: Iterable[RankTensor], setup: Setup, since: int, size: Callable[[tuple[int, ...], bool], int]
 ) -> int:
-    """Sum the `size` of each tensor (shape, hidden) on a rank, of a state that ZeRO shards from stage `since` on.
+    """Sum `size(shape, hidden)` over the tensors of a rank, for a state that ZeRO shards from stage `since` on.
 
     Stages 1 and 2 cut the concatenation of all parameters into equal parts (DeepSpeed, Megatron-LM).
     """
@@ -169,7 +169,8 @@ def _sum_sharded(
 
 
 def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int) -> int:
-    """Count the bytes of an optimizer's states of one tensor, with values of `width` bytes. Kinds: those of conf/optim.
+    """Count the bytes of an optimizer's states of one tensor, with values of `width` bytes. `optimizer` is a kind of
+    conf/optim.
 
     adamw8bit (Dettmers et al., 2021), as in torchao 0.18: two codes of a byte, two fp32 scales for each 256 elements
     and two tables of 256 fp32 values; tensors with fewer than 4096 elements, or not a multiple of 256, have AdamW's
@@ -280,7 +281,7 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
     layers of a chunk are gathered at once, because the next one is prefetched. Of experts that are a unit of their own,
-    those of one layer are.
+    only one layer's are gathered at a time.
     """
     if setup.zero < 3:
         return 0, 0

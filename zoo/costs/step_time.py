@@ -46,8 +46,8 @@ FLASH2_A100 = 0.6
 """FlashAttention-2 on an A100: 50 to 73 % of the peak (Dao, 2023, FlashAttention-2, §1)."""
 
 FORWARD_MOVES, BACKWARD_MOVES = 2, 3
-"""Memory moves of each byte that a layer saves: written and read in the forward pass; in the backward pass read, and
-its gradient written and read. (A fused kernel between two products has no other.)"""
+"""Memory moves of each byte that a layer saves: the byte is written and read in the forward pass; in the backward pass
+the byte is read, and its gradient written and read. (A fused kernel between two products has no other.)"""
 
 MEMORY_SHARE = 0.9
 """The share of the memory bandwidth that is reached (Isaev et al., 2023, Calculon, systems/a100_80g.json)."""
@@ -211,7 +211,7 @@ def share_again(recompute: str) -> float:
 
 def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster, attention: float) -> tuple[float, float]:
     """Time the collectives that layers wait for: in one microbatch, and once a step. `attention` is the time of a
-    rank's attention in a microbatch's forward pass, with which a ring overlaps."""
+    rank's attention in a microbatch's forward pass; sending round a ring overlaps with it."""
     setup = plan.setup
     again = 1 + share_again(setup.recompute) / 2  # the forward pass sends half of the bytes
     stage = setup.rows * setup.cp * setup.tp  # GPUs from one stage to the next

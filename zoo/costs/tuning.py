@@ -20,7 +20,7 @@ from zoo.model.tower import Tower
 from zoo.spec import Buffer, Experts, Part, Tied, owner_of, placed_tensors, rows
 
 LOW_RANK = "lora"
-"""The name of an adapter below its product."""
+"""The name of an adapter in tensor paths, below the product that it adapts."""
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ class Finished(NamedTuple):
 class Beams:
     """The running and the finished beams of one request.
 
-    The rules are those of transformers with `early_stopping=False`. All beams' continuations are ranked together. One
-    that stops is kept if it ranks among the first `n_beams`; the best `n_beams` that do not stop go on. The search ends
-    when no running beam can beat the worst finished one.
+    The rules are those of transformers with `early_stopping=False`. All beams' continuations are ranked together. A
+    continuation that stops is kept if it ranks among the first `n_beams`; the best `n_beams` that do not stop go on.
+    The search ends when no running beam can beat the worst finished one.
     """
 
     asked: Request

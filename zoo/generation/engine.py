@@ -52,11 +52,11 @@ class Engine:
     time between tokens and lengthens the time to the first one. The cache has room for `rows` sequences of `tokens`
     tokens (for an encoder-decoder also `source` tokens each), or for as many as fit `memory` bytes; `overcommit` is the
     Scheduler's. Prefixes and sources of earlier requests are reused unless `reuse` is false. Speculative decoding
-    proposes up to
-    `speculate` tokens a step, by the model `draft` or else from n-grams of the text. With `deterministic`, a request's
-    log-probabilities are bit-identical whatever else is in the batch: prompts are computed TILE tokens at a time, and
-    rows one by one unless the model was prepared for it (`zoo.prepare(model, stable=True)`). While requests are in
-    flight the model must stay in eval mode (see `serving`), and its weights unchanged (layers are replayed).
+    proposes up to `speculate` tokens a step, by the model `draft` or else from n-grams of the text. With
+    `deterministic`, a request's log-probabilities are bit-identical whatever else is in the batch: prompts are computed
+    TILE tokens at a time, and rows one by one unless the model was prepared for it (`zoo.prepare(model, stable=True)`).
+    While requests are in flight the model must stay in eval mode (see `serving`), and its weights must not change
+    (recorded layers are replayed).
 
     `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
     (default: what the device's kernels read). On CUDA, steps of one token a row are replayed as CUDA graphs unless
@@ -89,7 +89,7 @@ class Engine:
         if deterministic:
             check_deterministic(model.spec, speculate, paged)
         self.writer, self.reader = find_writer(model.spec), find_reader(model.spec)
-        weight = next(each for each in model.parameters() if each.device.type != "meta")  # packed ones are
+        weight = next(each for each in model.parameters() if each.device.type != "meta")  # packed weights are on meta
         self.device, self.dtype = weight.device, dtype or weight.dtype
         self.seq2seq = self.writer is not model.spec
         tokens = int(tokens or self.writer.max_seq_len)
@@ -204,7 +204,7 @@ class Engine:
     # ---------------------------------------------------------------- steps
 
     def run(self, requests: Iterable[Request] = ()) -> Iterator[Event]:
-        """Queue requests, and step until all are done."""
+        """Queue requests, and yield the events of each step until all requests are done."""
         for request in requests:
             self.add(request)
         with serving(self.model, self.kernel):

@@ -36,10 +36,10 @@ def generate(
     """Continue prompts [B, P]. Returns prompts and new tokens [B, length] on the model's device; for an encoder-decoder
     the decoder's tokens, its start token first.
 
-    Ends after `max_new_tokens`, or when every row has met one of `stop_ids`; a row that stops earlier repeats its stop
-    id to the end. Prompts of unequal length are padded on the left (an encoder-decoder's anywhere), with zeros in
-    `attention_mask` [B, P] at the padding. Each row gets the tokens that it would get alone, also when sampled. The
-    remaining `options` are fields of `Sampling`.
+    Generation ends after `max_new_tokens`, or when every row has met one of `stop_ids`; a row that stops earlier
+    repeats its stop id to the end. Prompts of unequal length are padded on the left (an encoder-decoder's anywhere),
+    with zeros in `attention_mask` [B, P] at the padding. Each row gets the tokens that it would get alone, also when
+    sampled. The remaining `options` are fields of `Sampling`.
 
     Raises ConfigError for invalid options and for a length beyond the model's positions, ZooError if the logits of a
     step are NaN.
@@ -86,7 +86,7 @@ def stream(
     own = find_writer(model.spec) is model.spec
     tokens = (longest if own else 1) + max_new_tokens
     rows = len(requests)
-    # As prompts come in whole, and rows keep in step, a step of this engine is one token of each.
+    # Prompts come in whole and rows keep in step, so that a step of this engine is one token of each row.
     engine = Engine(
         model, rows=rows, tokens=tokens, source=longest, budget=rows * (longest + 1), reuse=False, kernel=kernel
     )
@@ -96,7 +96,8 @@ def stream(
 
 
 def _check(spec: Topology, prompts: Sequence[Sequence[int]]) -> None:
-    """Check prompts as `Engine.add` would, for a call that generates no tokens. Raises ConfigError."""
+    """Check prompts as `Engine.add` would, for a call that generates no tokens. Raises ConfigError for one that it
+    would refuse."""
     reader, writer = find_reader(spec), find_writer(spec)
     for prompt in prompts:
         check_prompt(reader, prompt, reader is not writer)
@@ -117,7 +118,8 @@ def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
 
 
 def _read_prompts(apart: bool, ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    """Return the tokens of each prompt without padding. `apart`: an encoder reads them. Raises ConfigError."""
+    """Return the tokens of each prompt without padding. `apart`: an encoder reads them. Raises ConfigError for ids or a
+    mask of the wrong shape, and for padding that is not allowed."""
     if ids.ndim != 2 or not ids.numel():
         raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
     rows = ids.tolist()

@@ -106,8 +106,8 @@ def _double(count: int) -> int:
 def make_graphs(
     model: Model, writer: Tower, store: Store, *, asked: bool | None, note: Callable[[str], object]
 ) -> Graphs | None:
-    """Make the Graphs of an engine: if `asked` is true or, where it is None, on CUDA with a paged store; else None.
-    Raises ConfigError if they are asked for and the store is not on CUDA or not paged."""
+    """Make the Graphs of an engine. If `asked` is None they are made only on CUDA with a paged store; if it is false,
+    never (None). Raises ConfigError if `asked` is true and the store is not on CUDA or not paged."""
     able = store.device.type == "cuda" and store.paged
     if asked is False or (asked is None and not able):
         return None

@@ -37,7 +37,8 @@ def check(engine: Engine) -> list[str]:
 
 
 def _check_pools(engine: Engine) -> Iterator[str]:
-    """Check that every page is free, cached or owned by as many as list it, and only the latter two have keys."""
+    """Check that every page is exactly one of free, cached, or owned by as many rows and checkpoints as list it. Cached
+    pages have a key, free pages none."""
     for number, pool in enumerate(engine.store.pools):
         named = Counter(page for each in list_held(engine) for page in each.row.pages[number])
         named.update(page for kept in list_checkpoints(engine) for page in kept.pages.get(number, ()))
@@ -102,7 +103,7 @@ def _check_row(engine: Engine, sequence: Any, number: int, group: LayerGroup) ->
         group.count_slots(row.length) // page if group.full else 0
     )  # a window's pages move, so that all are written
     for place, each in enumerate(pages, dropped):
-        last = (place + 1) * group.rate - 1  # the page of tokens that it is named by
+        last = (place + 1) * group.rate - 1  # the token page that names it
         if place >= written and (pool.owners[each] != 1 or each in names):
             kept = "is kept for reuse" if each in names else f"has {pool.owners[each]} owners"
             yield f"page {each} will be written, and {kept}"

@@ -40,7 +40,7 @@ class EnginePasses:
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Yield the chunks of each forward pass. Where the model can, one pass takes all chunks end to end as [1, N].
-        Else one pass takes all decoding rows, and one each the prompt chunks of equal length and equal past."""
+        Else all decoding rows share a pass, and so do prompt chunks of equal length and equal past."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
@@ -63,8 +63,9 @@ class EnginePasses:
 
     @cached_property
     def _takes_varlen(self) -> bool:
-        """Whether rows that lie end to end cost no more than each row by itself. Not for MLA (which absorbs them),
-        windows, recurrent layers, or a paged store (as on CUDA)."""
+        """Whether rows that lie end to end cost no more than each row by itself. Not for MLA (absorbed), compressed
+        attention, windows, recurrent layers, positions that read a row's length, prefix-LMs, encoder-decoders, or a
+        paged store (as on CUDA)."""
         blocks = self.writer.blocks.values()
         able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))

@@ -35,7 +35,7 @@ class Proposer(Protocol):
         ...
 
     def report(self, sequence: RunningSequence, proposed: int, accepted: int) -> None:
-        """Learn how many proposed tokens were accepted; the sequence has them already."""
+        """Learn how many proposed tokens were accepted; the sequence has the accepted ones already."""
         ...
 
     def forget(self, sequence: RunningSequence) -> None:
@@ -66,7 +66,8 @@ class NGrams:
 
 
 def check_draft(spec: Topology, vocab_size: int) -> None:
-    """Check a draft model. Raises ConfigError for one that is no plain decoder or has another vocabulary size."""
+    """Check a draft model. Raises ConfigError for an encoder-decoder, a prefix-LM, recurrent layers, or another
+    vocabulary size."""
     writer = find_writer(spec)
     refused = {
         "is an encoder-decoder": writer is not spec,

@@ -19,11 +19,12 @@ Reason = Literal["stop", "length", "aborted", "failed"]
 class Request:
     """One prompt to continue.
 
-    `ids` are the prompt's tokens; for an encoder-decoder, the source's. Ends at one of `stop_ids` ("stop") or after
-    `max_new_tokens` ("length"). `n` is the number of samples; with `n_beams` above 1 they are the best beams of a beam
-    search, by log-probability ÷ length^length_penalty (Wu et al., 2016). `copy` numbers requests with equal prompts, so
-    that each draws other tokens. `logprobs=k` reports each new token's log-probability and the k likeliest tokens,
-    `prompt_logprobs=k` the same for the prompt's tokens. `guide` is a compiled grammar that every token must follow.
+    `ids` are the prompt's tokens; for an encoder-decoder, the source's. A sample ends at one of `stop_ids` ("stop") or
+    after `max_new_tokens` ("length"). `n` is the number of samples; with `n_beams` above 1 they are the best beams of a
+    beam search, by log-probability ÷ length^length_penalty (Wu et al., 2016). `copy` numbers requests with equal
+    prompts, so that each draws other tokens. `logprobs=k` reports each new token's log-probability and the k likeliest
+    tokens, `prompt_logprobs=k` the same for the prompt's tokens. `guide` is a compiled grammar that every token must
+    follow.
     """
 
     ids: Sequence[int]

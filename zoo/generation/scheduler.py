@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class RunningSequence:
     """One sample of a request: its tokens so far, and its row in the store while it runs.
 
-    `ids` are the decoder's tokens, the first `prompt` of them given; `source` is an encoder-decoder's prompt. `names`
-    are the prefix cache's keys of whole pages of `ids` (or of `source`). `draws` is the sampling state.
+    `ids` are the decoder's tokens, of which the first `prompt` were given; `source` is an encoder-decoder's prompt.
+    `names` are the prefix cache's keys of whole pages of `ids` (or of `source`). `draws` is the sampling state.
     """
 
     request: int
@@ -145,7 +145,7 @@ class Scheduler:
 
     def _chunk(self, sequence: RunningSequence, most: int) -> int:
         if sequence.source is None and getattr(self.store.tower, "prefix_lm", False):
-            return sequence.left  # a prefix that sees itself comes whole
+            return sequence.left  # a prefix whose tokens all see one another comes whole
         if self.prefixes is None:
             return most
         assert sequence.row is not None
@@ -240,7 +240,8 @@ class Scheduler:
         return None
 
     def _reserve(self, row: CachedRow, sequence: RunningSequence) -> bool:
-        """Own the pages that the sequence needs to start: all that it may use, divided by `overcommit`."""
+        """Take the pages that the sequence needs to start: those of all tokens that it may reach, divided by
+        `overcommit`. Return False if there are too few."""
         tokens = max(len(sequence.ids) + 1, int(sequence.total / self.overcommit))
         tokens = min(tokens, sequence.total, self.limit)
         for number, group in enumerate(self.store.groups):
@@ -253,7 +254,8 @@ class Scheduler:
     # ---------------------------------------------------------------- running out
 
     def _make_room(self) -> None:
-        """Own pages for every token that the next step may compute, preempting the last sequences if none are left."""
+        """Take pages for every token that the next step may compute. While none are left, preempt the sequence that
+        started last."""
         for sequence in list(self.running):
             while sequence.row is not None and not self._grow(sequence):
                 self.preempt(self.running[-1])
@@ -285,7 +287,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _narrow(self, beams: Beams) -> RunningSequence:
-        """End all rows of a beam search, and return the sequence with which it starts again."""
+        """Release all rows of a beam search, and return the sequence with which it starts again."""
         first, *_ = beams.running
         self.end(beams)
         first.beams, first.ids = None, first.ids[: first.prompt]

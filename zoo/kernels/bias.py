@@ -27,7 +27,7 @@ class Bias:
 
     @property
     def source(self) -> object:
-        """An object that identifies the bias: the same for two Bias objects of one tensor."""
+        """An object that identifies the bias; two Bias objects made of one tensor have the same."""
         return self
 
     @property
@@ -38,7 +38,7 @@ class Bias:
         return "learned" if self.learned else "fixed"
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Compute the bias at these indices, tensors that broadcast."""
+        """Compute the bias at these indices, which are tensors that broadcast with one another."""
         raise NotImplementedError
 
     def draw(self) -> Tensor:
@@ -86,7 +86,8 @@ class Placed(Bias):
         self.queries, self.keys, self.n_heads = queries, keys, n_heads
 
     def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Compute the bias of heads for these token indices of queries and keys, tensors that broadcast."""
+        """Compute the bias of heads for these token indices of queries and keys, all tensors that broadcast with one
+        another."""
         raise NotImplementedError
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def attend(
     undefined. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row
     b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. `dropout` determines which
     probabilities are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the
-    choice; later calls that differ in the tensors only reuse it. With `again` only q, k and v are saved for the
+    choice; later calls with other tensors and equal arguments reuse it. With `again` only q, k and v are saved for the
     backward pass (Korthikanti et al., 2022). Raises KernelError if the named kernel refuses.
     """
     how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
@@ -101,7 +101,7 @@ def choose_kernel(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str = "a
 
 @contextmanager
 def replace_kernel(name: str, kernel: Kernel) -> Iterator[None]:
-    """Replace the kernel of a name for the block, by one that also records what it computes, say."""
+    """Replace the kernel of a name inside the block, for example by one that also records what it computes."""
     before = KERNELS[name]
     KERNELS[name] = kernel
     try:

@@ -103,7 +103,8 @@ class Flash(Kernel):
         return self.loaded
 
     def module(self) -> Any:
-        """Import the module, or download the newest build of its version 1 from the hub, once."""
+        """Import the module. A kernel with a `repository` is downloaded from the hub instead, once: the newest build of
+        its version 1."""
         if not self.repository:
             return importlib.import_module(self.imported)
         from kernels import get_kernel  # type: ignore[import-not-found]

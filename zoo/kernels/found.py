@@ -36,7 +36,7 @@ learned sinks (pull request 2706); b25 silently returns no gradient for them.
 """
 
 EARLIER_NAME = {"flash-attn-3": "flashattn-hopper"}
-"""Names of packages before their oldest version in OLDEST; the module's name is the same."""
+"""Names that packages had before their oldest version in OLDEST; the module's name is the same."""
 
 MODULES = {"flash-attn-3": "flash_attn_interface"}
 """Modules of packages that may be on the path without metadata, if they were built in place."""

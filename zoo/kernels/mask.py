@@ -88,7 +88,8 @@ class Mask:
 
     @property
     def features(self) -> dict[str, Any]:
-        """The mask's features as fields of an AttentionQuery, without ineffective ones (a window above the row)."""
+        """The mask's features as fields of an AttentionQuery, without ineffective ones (a window longer than the
+        row)."""
         return {
             "causal": self.causal and not self.sees_all,
             "window": self.window if self._window_bites or not self._by_numbers else None,
@@ -124,7 +125,7 @@ class Mask:
 
     def join(self, memory: Mask, device: torch.device) -> Mask:
         """Return the mask over an encoder's keys, visible as `memory` says, followed by the keys of this mask. To a
-        causal query the encoder's tokens come before its own; a window counts only tokens of the query's own row."""
+        causal query the encoder's tokens come before its own; a window counts this mask's tokens only."""
         apart = (self.documents is None) is not (memory.documents is None)
         if apart or any(each is not None for each in (self.prefix, self.also, self.only, self.lengths, memory.lengths)):
             shown = _join_columns(memory.dense(device)[:, 0], self.dense(device)[:, 0])
@@ -192,7 +193,7 @@ class Mask:
     def additive(self, device: torch.device, dtype: torch.dtype, bias: Bias | None = None) -> Tensor:
         """Return `bias` (or 0) where a query sees a key and −inf elsewhere: [B|1, H|1, T, S].
 
-        Kept for one bias: for another object, even an equal one, it is computed anew.
+        The result is kept for one bias. For another bias object, even an equal one, it is computed anew.
         """
         kept, source = self._additive, None if bias is None else bias.source
         if kept is None or kept.device != device or kept.dtype != dtype or self._source is not source:

@@ -144,7 +144,8 @@ EAGER, FUSED, FLASH = EagerPart(), FusedPart(), FlashPart()
 
 
 def choose_part(q: Tensor, v: Tensor, how: PartScores, kernel: str) -> PartKernel:
-    """Choose the kernel of a part: the first that can if `kernel` is auto, else eager."""
+    """Choose the kernel of a part: with `kernel` auto the device's fused kernel where that can compute the part, else
+    eager."""
     width = q.shape[3]
     if kernel == "eager" or how.softcap is not None or how.learned or v.shape[3] > width:
         return EAGER

@@ -3,7 +3,7 @@
 
 torch.compile specialises on shapes and Python ints, so both depend on the batch's shape and not on its contents:
 `max_seqlen` is the row's length, an upper bound, and padding stays in the batch. The only number read from the contents
-is that of the documents, rounded up.
+is the number of documents, rounded up.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _lay_documents(mask: Mask, device: torch.device) -> VarlenBatch:
 
 
 def _lay_two_sides(mask: Mask, device: torch.device) -> VarlenBatch:
-    """Make each document a sequence where queries and keys are different rows (cross-attention), numbered from 0 in the
-    order of the row. A document that only one side has is a sequence without queries, or without keys.
+    """Make each document a sequence where queries and keys are different rows (cross-attention). Documents are numbered
+    from 0 in the order of the row. A document that only one side has is a sequence without queries, or without keys.
 
     Queries [0, 0, 1] and keys [0, 1, 1, 2] give cu_seqlens_q [0, 2, 3, 3, 3] and cu_seqlens_k [0, 1, 3, 4, 4].
     """

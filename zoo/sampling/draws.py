@@ -18,8 +18,8 @@ BLOCK = 64  # random numbers made at a time
 
 
 def make_generator(seed: int, prompt: tuple[int, ...], copy: int, stream: str = "") -> torch.Generator:
-    """Make the random generator of one sequence from the seed, its prompt, and which copy of the prompt it is, and so
-    independent of batch and device. Another `stream` gives independent numbers."""
+    """Make the random generator of one sequence from the seed, its prompt, and the number of the prompt's copy. So its
+    numbers do not depend on batch or device. Another `stream` gives independent numbers."""
     key = f"{seed} {copy} {prompt}{stream}".encode()
     return torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
 
@@ -138,7 +138,8 @@ class DrawState:
         return states
 
     def barred(self) -> list[int]:
-        """List the tokens that must not come next: last tokens of bad words, and stop ids before `min_tokens`."""
+        """List the tokens that must not come next: the last token of a bad word whose other tokens have just come, and
+        stop ids before `min_tokens`."""
         tokens = [] if len(self.generated) >= self.sampling.min_tokens else list(self.stop_ids)
         if self.sampling.bad_words:
             longest = max(map(len, self.sampling.bad_words)) - 1

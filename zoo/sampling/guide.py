@@ -115,7 +115,7 @@ class Matcher:
     def ahead(self, draft: Sequence[int]) -> list[Matcher | Allowed]:
         """Return the token masks here and after each token of a draft, up to the first forbidden token or the text's
         end. This matcher does not advance."""
-        probe = Matcher(self.state.deep_copy(), self.vocab_size)  # a rollback does not count the end of a text
+        probe = Matcher(self.state.deep_copy(), self.vocab_size)  # a copy: a rollback does not count the end of a text
         after: list[Matcher | Allowed] = [self]
         for token in draft:
             if probe.state.is_stopped() or not probe.state.try_consume_tokens([token]):
@@ -172,7 +172,7 @@ def _compute_words(matchers: Sequence[Matcher | Allowed]) -> NDArray[np.int32]:
 
 
 def _try_out(matcher: Matcher) -> str | None:
-    """Follow the grammar for a few random tokens, as some faults only show then; return the fault or None."""
+    """Follow the grammar for a few random tokens, because some faults show only then; return the fault or None."""
     choice = random.Random(0).choice
     for _ in range(TRIED):
         allowed = (~find_banned([matcher], matcher.vocab_size, torch.device("cpu"))[0]).nonzero()[:, 0].tolist()

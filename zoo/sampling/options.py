@@ -49,7 +49,7 @@ _Seed = Annotated[int | None, _must(lambda s: 0 <= s < 2**63, "from 0 to 2**63 -
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Sampling:
-    """Sampling parameters of one request. Applied in this order, which is transformers' where it has the option:
+    """Sampling parameters of one request. They are applied in this order, which is also that of transformers' options:
 
     - `logit_bias` adds to the logits of single tokens; −inf bars one;
     - `repetition_penalty` (Keskar et al., 2019) divides the logits of tokens in the prompt or the text so far; it
@@ -86,18 +86,18 @@ class Sampling:
 
     @classmethod
     def checked(cls, **options: Any) -> Sampling:
-        """Make sampling parameters of a user's options. Raises ConfigError with one line for each invalid option."""
+        """Make sampling parameters from a user's options. Raises ConfigError with one line for each invalid option."""
         try:
             return cls(**options)
         except ValidationError as error:
             raise ConfigError(*(_fault(item) for item in error.errors(include_url=False))) from None
 
     def seeded(self) -> Sampling:
-        """Return the same parameters with a seed: the own one, or one drawn from torch's generator."""
+        """Return the same parameters with a seed: their own, or one drawn from torch's generator."""
         return self if self.seed is not None else dataclasses.replace(self, seed=int(torch.randint(2**63 - 1, ())))
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Check that `logit_bias` and `bad_words` name tokens of the vocabulary. Raises ConfigError."""
+        """Check that `logit_bias` and `bad_words` name tokens of the vocabulary. Raises ConfigError if one does not."""
         named = {"logit_bias": [*self.logit_bias], "bad_words": [token for word in self.bad_words for token in word]}
         faults = [
             f"{name}: names token {max(ids)}, the model's vocabulary is 0 to {vocab_size - 1}"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Logprob:
-    """The log-probability of a token by the unedited logits, and the likeliest tokens there with theirs (`top`)."""
+    """The log-probability of a token under the unedited logits (`value`), and the likeliest tokens at its position,
+    each with its log-probability (`top`)."""
 
     value: float
     top: tuple[tuple[int, float], ...] = ()
@@ -84,7 +85,8 @@ class Sampler:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows that are sampled in the same way: greedily if `cuts` is None, else by the `head` of `find_head`."""
+    """Rows that are sampled in the same way: greedily if `cuts` is None, else by drawing with this `head`
+    (`find_head`)."""
 
     rows: list[int]
     index: Tensor | None  # None: the whole batch

@@ -36,14 +36,15 @@ def accept(
 
     `logits` [sum of K + 1, V] are the target's after each row's last token and after each token of its draft, row after
     row. `shares` [K, V] are the probabilities that a draft model drew with (`draw_draft`); None for a row whose draft
-    are n-gram guesses. States are read, not advanced. A row's tokens end at a stop id, or at −1 where it has no token.
+    tokens are n-gram guesses. States are read, not advanced. A row's tokens end at a stop id, or at −1 where it has no
+    token.
 
     - Greedy rows, and n-gram guesses: at every place the row chooses its token as it would without a draft, by the same
       random number. The draft is accepted up to the first difference. So a guess x is accepted with probability p(x),
       as by rejection sampling, and the text is that of a run without speculation, also with a seed.
-    - Draft models (Leviathan et al., 2023; Chen et al., 2023): x drawn with q(x) is accepted with probability
-      min(1, p(x) / q(x)); the first rejected token is replaced by a draw from max(p − q, 0). This keeps the
-      distribution, but not a seed's text, which depends on where drafts begin.
+    - Draft models (Leviathan et al., 2023; Chen et al., 2023): x drawn with q(x) is accepted with probability min(1,
+      p(x) / q(x)); the first rejected token is replaced by a draw from max(p − q, 0). This keeps the distribution, but
+      not a seed's text, which depends on where drafts begin.
     """
     ahead = [state.ahead(draft) for state, draft in zip(states, drafts, strict=True)]
     starts = [0]
@@ -82,8 +83,8 @@ def _agree(draft: Sequence[int], chosen: list[int]) -> list[int]:
 def _reject(draft: Sequence[int], target: Tensor, proposal: Tensor | None, ahead: Sequence[DrawState]) -> list[int]:
     """Apply modified rejection sampling to a row's draft; `target` [K + 1, V] and `proposal` [K, V] are probabilities.
 
-    Each position has separate random numbers for the draft, the test and the replacement. Numbers of positions after a
-    rejection are used again there, as nothing that they decided was kept.
+    Each position has separate random numbers for the draft, the test and the replacement. The numbers of positions
+    after a rejection are used again at these positions, because nothing that they decided was kept.
     """
     assert proposal is not None
     for place, (token, state) in enumerate(zip(draft, ahead, strict=False)):
@@ -138,7 +139,8 @@ class PromptLookup:
             self.ids.append(token)
 
     def propose(self, count: int) -> list[int]:
-        """Propose `count` tokens that followed the longest known n-gram at the sequence's end; none if none is known.
+        """Propose `count` tokens that followed the longest known n-gram at the sequence's end; none if no n-gram is
+        known, or during a pause.
 
         A copy that reaches the end of the sequence goes on from its own start, as repeating text does.
         """

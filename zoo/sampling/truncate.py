@@ -30,7 +30,8 @@ def find_head(sampling: Sampling, vocab: int) -> int | None:
 
 @dataclass(frozen=True)
 class Cuts:
-    """Truncation options as tensors [R, 1], None if no row has the option; a row without it keeps every token."""
+    """Truncation options as tensors [R, 1], None if no row has the option; for a row without the option the value keeps
+    every token."""
 
     temperature: Tensor
     top_k: Tensor | None
@@ -192,7 +193,8 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
 
 
 def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
-    """Mask the tokens whose −log p is nearest to the entropy, up to probability `mass`, and ties with the last."""
+    """Make a mask that is True for the tokens whose −log p is nearest to the entropy, up to probability `mass`, and for
+    ties with the last."""
     shares = weights.double() / weights.sum(-1, keepdim=True)
     surprisal = -shares.log()
     distance = (surprisal - (shares * surprisal).nansum(-1, keepdim=True)).abs()
@@ -236,7 +238,8 @@ def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None
 
 
 def _pick(weights: Tensor, target: Tensor, right: bool) -> tuple[Tensor, Tensor]:
-    """Find the index [R, 1] whose weight (never 0) covers the target, and the rest of the target inside it."""
+    """Find the index [R, 1] whose weight (never 0) covers the target, and the part of the target that falls inside this
+    weight."""
     total = weights.cumsum(-1)
     places = torch.arange(weights.shape[1], device=weights.device)
     last = (places * (weights > 0)).amax(-1, keepdim=True)

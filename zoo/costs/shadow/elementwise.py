@@ -100,8 +100,8 @@ def _combine(
 
 
 def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
-    """Promote operands as torch does. A tensor without dimensions, and after it a number, changes the dtype only if its
-    rank is higher."""
+    """Promote operands as torch does. Tensors with dimensions decide first. A tensor without dimensions, and last a
+    Python number, changes the dtype only if its own rank is higher."""
     tensors = [each for each in operands if is_shadow(each)]
     levels = (
         [each.dtype for each in tensors if each.shape],

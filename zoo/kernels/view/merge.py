@@ -33,7 +33,8 @@ so that a saved copy counts for less."""
 
 @dataclass
 class KeyPart:
-    """Consecutive keys of `rows`, in runs of slots, all visible; or with `mask` one row's last keys."""
+    """Consecutive keys that `rows` read, in runs of slots. All of them are visible, or with `mask` they are the last
+    keys of one row."""
 
     runs: list[Run]
     rows: list[int]
@@ -189,7 +190,7 @@ def _cuts(rows: Iterable[KeySegment]) -> dict[int, list[int]]:
 
 
 def _cut(runs: Sequence[Run], cuts: dict[int, list[int]], left: int) -> list[Run]:
-    """Cut a row's runs within its first `left` keys."""
+    """Cut a row's runs at `cuts`, but only within the row's first `left` keys."""
     pieces = []
     for start, stop in runs:
         first = start
