@@ -184,6 +184,7 @@ def _compute(text: str, value: Any, look: Callable[[str], Any]) -> Any:
         return not value
     if text.startswith("rsqrt "):
         return value**-0.5 if _is_number(value) and value > 0 else value
+    sign = second = ""
     for each in text.split(" or "):
         first, sign, second = (*each.split(" "), "", "")[:3]
         found = read(first) if "$" in first else int(first)
