@@ -17,7 +17,7 @@ LONGEST = 1200.0  # seconds after which a worker counts as stuck
 CHECKOUT = Path(__file__).parents[2]
 WORKERS = Path(__file__).parent / "workers"
 PEERS = CHECKOUT / "peers"
-"""Workers of other libraries, which no installed package has."""
+"""The folder with the workers of other libraries, which only a checkout has."""
 
 
 class MissingPeer(ConfigError):

@@ -21,7 +21,7 @@ from zoo.bench.report import make_report
 from zoo.errors import ConfigError, ZooError
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
-"""Largest difference between contenders, as a share of the largest value: rounding, not another function."""
+"""Largest difference between contenders that counts as rounding, as a share of the largest value."""
 
 Tell = Callable[[str], None]
 Answer = dict[str, Any]
@@ -161,7 +161,7 @@ def _pick_values(answers: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _compare_results(plan: Race, racers: Sequence[Racer], runs: Mapping[str, list[Answer]]) -> Answer:
-    """Compare the results of the timed runs. For racers with weights of another precision the gap is reported."""
+    """Compare the results of the timed runs. For racers with weights of another precision the gap is only reported."""
     if plan.workload == "load":
         return {}
     computed = "losses" if plan.workload in ("train", "mlm") else "logits"

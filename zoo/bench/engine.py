@@ -27,7 +27,7 @@ NEW = 64
 LONG = 8192
 """Tokens of the prompt that is prefilled while other rows decode."""
 BESIDE = 32
-"""Tokens of that prompt per step (chunked prefill)."""
+"""Tokens of the LONG prompt that are prefilled per step (chunked prefill)."""
 SCHEMA = {"type": "array", "items": {"type": "object", "properties": {"id": {"type": "integer"}}}, "minItems": 1000}
 """A JSON schema whose shortest text is longer than NEW tokens."""
 
@@ -179,8 +179,8 @@ def _make_tokenizer() -> Tokenizer:
 
 
 def _chained(shape: RaceShape) -> tuple[Model, list[int]]:
-    """Make a model whose next token depends only on the last one, and a chain of its tokens without repetition. Its
-    sub-layers add zeros to the residual stream, at their full cost."""
+    """Make a model whose next token depends only on the last one, and a chain of its tokens without repetition. The
+    model's sub-layers add zeros to the residual stream, at full cost."""
     model = _build(shape)
     for name, weight in model.named_parameters():
         if name.endswith(("attention.o.weight", "ffn.down.weight")):

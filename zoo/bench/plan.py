@@ -12,8 +12,8 @@ OURS = "zoo"
 INSTALL = {
     "hf": "pip install transformers",
     "hf_cb": "pip install transformers",
-    "litgpt": "pip install litgpt requests",  # litgpt imports requests without asking for it
-    "ctranslate2": "pip install ctranslate2 transformers",  # its converter reads a folder by transformers
+    "litgpt": "pip install litgpt requests",  # litgpt imports requests without requiring it
+    "ctranslate2": "pip install ctranslate2 transformers",  # its converter reads a folder with transformers
     "onnx": "pip install onnxruntime-genai onnx_ir transformers",  # so does its model builder
 }
 PEERS = tuple(INSTALL)
@@ -47,9 +47,9 @@ class Race:
     """The plan of a race. `length` is the maximum number of tokens of a prompt or a training row, `spend` the seconds
     of measuring in one process.
 
-    Rounds begin while another one as long as the longest would end within `seconds`; `rounds` sets their number
-    instead. With `threads` None, a probe chooses the fastest number when the race begins. `weights` adds a row of zoo,
-    and of each peer that supports it, with weights of that precision.
+    Another round begins if it would end within `seconds` when it takes as long as the longest so far; `rounds` sets the
+    number of rounds instead. With `threads` None, a probe chooses the fastest number when the race begins. `weights`
+    adds a row of zoo, and of each peer that supports it, with weights of that precision.
     """
 
     workload: str
@@ -90,12 +90,13 @@ class Racer:
 
     @property
     def exact(self) -> bool:
-        """Whether its weights are the race's own, so that it must compute the same function."""
+        """Whether the racer's weights are the race's own, so that the racer must compute the same function."""
         return not self.changes.get("weights")
 
 
 def plan_race(workload: str, given: Mapping[str, Any], shape: Sequence[str], **options: Any) -> Race:
-    """Make a race: the workload's default sizes, replaced by those `given` (None: not given). Raises ConfigError."""
+    """Make a race: the workload's default sizes, replaced by those `given` (None: not given). Raises ConfigError for
+    options without an effect on the workload, a faulty shape, and more tokens than max_seq_len."""
     sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
     _refuse_options(workload, sizes)
     changes = [f"{name}={value}" for name, value in BILLION.items()] if workload == "load" else []
@@ -134,7 +135,8 @@ def parse_peers(text: str) -> list[str]:
 
 
 def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """Choose the Python of zoo and of each peer: the running one, unless `given` as `NAME=PATH` or a PATH for all."""
+    """Choose the Python of zoo and of each peer: the running one, unless `given` as `NAME=PATH` or a PATH for all.
+    Raises ConfigError for a NAME that is not raced."""
     pythons = {name: sys.executable for name in (OURS, *peers)}
     for text in given:
         name, named, path = text.partition("=")

@@ -135,7 +135,8 @@ def check_place(out: str) -> Path:
 
 
 def name_file(report: Mapping[str, Any]) -> str:
-    """Name a report's file by instruction set, race and batch, as a repetition replaces it: `amx-mlm-fp32-8.json`."""
+    """Name a report's file by instruction set, race and batch, so that a repetition replaces it:
+    `amx-mlm-fp32-8.json`."""
     race = report["race"]
     parts = [report["processor"]["isa"], race["workload"], race["dtype"], str(race["batch"]), race["weights"]]
     parts += ["compiled"] if race["compile"] else []

@@ -1,4 +1,4 @@
-"""Run the command line. A verb's module, which calls one function and prints its result, is imported when it is run."""
+"""Run the command line. A verb's module is imported when the verb runs; it calls one function and prints the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from zoo.errors import ConfigError, LostProcess, ZooError
 
 MOST_FAULTS, LONGEST_FAULT = 50, 1900
-"""Maximum faults that are printed, and characters of each: an untrusted file may have a fault on every line."""
+"""Maximum number of faults printed, and of characters per fault: an untrusted file may have a fault on every line."""
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -30,7 +30,7 @@ def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace.
 
     `--no-verify` reads checkpoints without comparing their checksums. This is the only place that catches every
-    exception: an unforeseen one is a bug of Zoo, printed as one line with a file that has the trace to report.
+    exception: an unforeseen one is a bug of Zoo, printed as one line that names the file with the trace to report.
     """
     import typer
 
@@ -67,7 +67,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _describe_usage_error(error: Any, args: Sequence[str]) -> str:
-    """Return click's message; for a missing argument, or a missing value of an option, its name and help."""
+    """Return click's message or, for a missing argument or option value, the parameter's name and help."""
     from zoo.cli.app import make_command
 
     parameter, what = getattr(error, "param", None) if type(error).__name__ == "MissingParameter" else None, ""
@@ -82,7 +82,7 @@ def _describe_usage_error(error: Any, args: Sequence[str]) -> str:
 
 
 def _without(args: list[str], option: str) -> tuple[list[str], bool]:
-    """Remove an option of all verbs from the arguments. Returns the other arguments, and whether it was given."""
+    """Remove an option that every verb takes. Returns the other arguments, and whether the option was given."""
     end = args.index("--") if "--" in args else len(args)
     kept = [arg for arg in args[:end] if arg != option] + args[end:]
     return kept, len(kept) < len(args)

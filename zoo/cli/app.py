@@ -88,7 +88,7 @@ class Verbs(TyperGroup):
 
 
 def _check_numbers_of(command: Any) -> None:
-    """Make a command, and its subcommands, refuse numbers that are not finite or exceed 64 bits before they run."""
+    """Make a command and its subcommands refuse to run with numbers that are not finite or exceed 64 bits."""
     for each in getattr(command, "commands", {}).values():
         _check_numbers_of(each)
     run = command.callback
@@ -105,7 +105,7 @@ def _check_numbers_of(command: Any) -> None:
 
 
 def _find_number_faults(value: object) -> Iterator[str]:
-    """Yield the faults of an option's number, or of each of its numbers."""
+    """Yield the faults of an option's value: of a number, or of each number in a list."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, float) and not math.isfinite(each):
             yield f"is {each} (a finite number)"
@@ -114,7 +114,7 @@ def _find_number_faults(value: object) -> Iterator[str]:
 
 
 class Paneled(TyperCommand):
-    """Show options with a panel (`rich_help_panel`) under its name in plain help; Typer does so only in rich's help."""
+    """Group options in plain help by panel (`rich_help_panel`), which Typer does only in rich's help."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}

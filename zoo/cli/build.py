@@ -60,9 +60,10 @@ def run(
 
 
 def describe_wait(spec: Priced) -> str | None:
-    """Describe the minimum time of making a deep model's modules; None if it is below WAIT.
+    """Describe the minimum time of making a deep model's modules; None if below WAIT seconds.
 
-    One layer of each kind is made on the meta device and timed. A lower bound, as the heap is still small.
+    One layer of each kind is made on the meta device and timed. The sum is a lower bound, because layers are made
+    faster while the heap is small.
     """
     layers, seconds = 0, 0.0
     for tower in spec.towers().values():
@@ -95,7 +96,7 @@ def describe_kernels(spec: Priced, device: torch.device, dtype: str, kernel: str
     """List, for each kind of layer, the attention kernel that would run there, its call, and why the kernels before it
     were refused.
 
-    Raises KernelError for a named kernel that does not exist or refuses.
+    Raises KernelError if a named kernel does not exist or refuses, or if no layer has attention for it.
     """
     import torch
 
@@ -119,7 +120,7 @@ def describe_kernels(spec: Priced, device: torch.device, dtype: str, kernel: str
 
 
 def _refused(refusals: Mapping[str, str]) -> list[str]:
-    """Write a line for each reason, with the kernels that it refuses."""
+    """Write a line for each reason of a refusal, with the kernels refused for that reason."""
     shared: dict[str, list[str]] = {}
     for name, reason in refusals.items():
         shared.setdefault(reason, []).append(name)

@@ -174,8 +174,8 @@ def _print_answer(conversation: Conversation, text: str, show: Callable[[str], A
 
 @contextmanager
 def _interruptible(conversation: Conversation) -> Iterator[None]:
-    """Let Ctrl-C end the answer between two tokens. A second Ctrl-C during the same answer ends the program, as the
-    engine cannot continue after a step that was broken off."""
+    """Let Ctrl-C end the answer between two tokens. A second Ctrl-C during the same answer ends the program, because
+    the engine cannot continue after an interrupted step."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         if conversation.interrupted:

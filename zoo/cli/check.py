@@ -1,4 +1,4 @@
-"""`zoo check`: compare a checkpoint with its architecture, or a parametrisation with the widths of a model."""
+"""`zoo check`: compare a checkpoint with its architecture, or run the coordinate check of a parametrisation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(
 
 
 def read_widths(text: str) -> list[int]:
-    """Read two or more widths, `64,128,256`. Raises ConfigError."""
+    """Read widths, `64,128,256`. Raises ConfigError unless there are two or more different ones."""
     parts = [each.strip() for each in text.split(",")]
     if not all(each.isdecimal() and len(each) < 10 and int(each) for each in parts) or len(set(parts)) < 2:
         raise ConfigError(f"widths: needs two numbers or more, found {quote(text)} (64,128,256)")
@@ -59,7 +59,7 @@ def read_widths(text: str) -> list[int]:
 
 def print_coordinates(model: str, overrides: list[str], kind: str, widths: list[int] | None) -> None:
     """Print the change of each component's output at each width, and its slope; for completep also at each depth.
-    Raises ZooError if a slope is not near 0."""
+    Raises ConfigError for an unknown `kind`, and ZooError if a slope is not near 0."""
     from zoo.training.coordinates import FLAT, check_coordinates, check_depths, list_sizes
     from zoo.training.parametrisation import Parametrisation
 

@@ -19,7 +19,7 @@ ConfigPart = Literal["job", "plain"]
 """The form in which `--cfg` prints a model: as composed, or as a person would write it."""
 
 Fp8 = Literal["tensorwise", "rowwise", "weight_only"]
-"""How values are scaled into float8's range (`zoo.run.fp8`)."""
+"""Float8 recipes (`zoo.run.fp8`): operands scaled by tensor or by row, or only weights in float8."""
 
 WeightStorage = Literal["fp16", "bf16", "int8", "int4"]
 """Storage of linear layers' weights (`zoo.run.linear`)."""

@@ -59,7 +59,7 @@ def _line(incomplete: str) -> tuple[list[str], str, str]:
 
 
 def join_pieces(pieces: Sequence[str]) -> list[str]:
-    """Join the pieces into which bash splits words at `=` and `@` to whole words again."""
+    """Join the pieces of words that bash has split at `=` and `@`."""
     words: list[str] = []
     for index, piece in enumerate(pieces):
         glued = index > 1 and (piece in ("=", "@") or pieces[index - 1] in ("=", "@"))

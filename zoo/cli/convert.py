@@ -58,7 +58,7 @@ def run(
         store.save_stored(stored, out, beside=folder)
         print(f"written: {out}, {held:,} parameters")
         return
-    model = store.load(folder, dtype) if verify else None  # before its folder is replaced, where `out` is the same
+    model = store.load(folder, dtype) if verify else None  # before hf.save replaces the folder, if `out` is the same
     config = hf.save(stored, out, beside=folder, into=into, pooling=pooling)
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))

@@ -1,4 +1,4 @@
-"""`zoo eval`: evaluate the loss of a model on text or data, also at lower precision; tasks; vectors of texts."""
+"""`zoo eval`: evaluate a model: its loss on text or data, also at lower precision; tasks; vectors of texts."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def describe_os_error(error: OSError) -> str:
 
 
 def describe_bug(error: BaseException, args: Sequence[str]) -> tuple[str, int]:
-    """Describe an unforeseen error in one line, and choose the exit code. Writes the trace to a file; never raises."""
+    """Describe an unforeseen error in one line, and choose the exit code. Writes a bug's trace to a file; never
+    raises."""
     if isinstance(error, RuntimeError) and str(error).startswith(LOOP):
         return f"{str(error).removeprefix(LOOP)}: is a symbolic link that leads to itself", ConfigError.exit_code
     if isinstance(error, RuntimeError) and str(error).startswith(NO_HOME):

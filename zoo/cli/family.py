@@ -53,7 +53,8 @@ def new(
 
 
 def _read_changes(texts: list[str]) -> dict[str, object]:
-    """Read NAME=VALUE, the value as YAML. Raises ConfigError."""
+    """Read NAME=VALUE texts, each value as YAML. Raises ConfigError for a text without `=` or a value that is no
+    YAML."""
     import yaml
 
     found = {}

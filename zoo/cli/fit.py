@@ -86,7 +86,8 @@ def fit_parabolas(points: LossPoints, bootstrap: int, seed: int, as_json: bool) 
 
 
 def read_columns(text: str) -> dict[str, str]:
-    """Read `N,D,L` as the names of a file's columns of parameters, tokens and loss. Raises ConfigError."""
+    """Read `N,D,L` as the names of a file's columns of parameters, tokens and loss. Raises ConfigError unless there are
+    three."""
     from zoo.analysis.scaling.points import COLUMNS
 
     names = [each.strip() for each in text.split(",")]

@@ -101,7 +101,7 @@ class Grammar:
     grammar: Path | None = option("Generate text that matches this Lark grammar (file).")
 
     def read(self) -> dict[str, str | None]:
-        """Read the named files, and return the texts by option. Raises ConfigError."""
+        """Read the named files, and return the texts by option. Raises ConfigError for an unreadable file."""
         schema, grammar = self.json_schema, self.grammar
         if schema is not None and not schema.lstrip().startswith("{"):
             schema = read_text(Path(schema), "json_schema")
@@ -134,7 +134,8 @@ class Serving:
         return {"fp8": self.fp8, "weights": self.weights}
 
     def count_guesses(self) -> int:
-        """Return the number of tokens proposed at once by speculative decoding. Raises ConfigError."""
+        """Return the number of tokens proposed at once by speculative decoding. Raises ConfigError if a number is out
+        of range, or if both --ngram and --draft are given."""
         for name, count, least in (("ngram", self.ngram, 0), ("draft_tokens", self.draft_tokens, 1)):
             if not least <= count <= MOST_GUESSES:
                 raise ConfigError(f"{name}: is {count}, not a whole number from {least} to {MOST_GUESSES}")
@@ -184,7 +185,7 @@ def run(
 
 
 def read_given(texts: Texts, batch: BatchOptions, drawing: Drawing, ending: Ending, grammar: Grammar) -> dict[str, Any]:
-    """Read and check the options of a request, by their names in files of prompts. Raises ConfigError."""
+    """Read the options of a request, by their names in files of prompts. Raises ConfigError for invalid ones."""
     from zoo.text.prompts import Options, parse_logit_bias
 
     given = {**vars(drawing), **vars(ending), **grammar.read(), **vars(texts), "logprobs": batch.logprobs}
@@ -197,7 +198,7 @@ def read_given(texts: Texts, batch: BatchOptions, drawing: Drawing, ending: Endi
 
 def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **lower: str | None) -> World:
     """Return the tensor-parallel processes; if they are not started, start them and exit with their code. Raises
-    ConfigError."""
+    ConfigError for options or models that cannot be split over `tp` processes."""
     from zoo.checkpoint import store
     from zoo.run.rank import check_parts, find_ranks
 

@@ -1,4 +1,4 @@
-"""`zoo ladder`: train sizes of one architecture by one rule, and fit a scaling law to them."""
+"""`zoo ladder`: train one architecture at several sizes by one rule, and fit a scaling law to them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def run(
 
 
 def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
-    """Train a ladder and print its results. Exits with 0 after a SIGTERM and its checkpoint, as a single run does."""
+    """Train a ladder and print its results. After a SIGTERM, exits with 0 once the checkpoint is written, as a single
+    run does."""
     from zoo.analysis.scaling import FittedLaw
     from zoo.ladder import climb
     from zoo.ladder.tables import describe_climb

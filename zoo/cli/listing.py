@@ -55,7 +55,7 @@ def run(
 
 
 def read_range(text: str) -> tuple[float, float]:
-    """Read `1B..10B` as two numbers; either may be left out. Raises ConfigError."""
+    """Read `1B..10B` as two numbers; either may be left out. Raises ConfigError for other texts."""
     number = r"(\d+(?:\.\d+)?)([KMBT]?)"
     match = re.fullmatch(rf"(?:{number})?\.\.(?:{number})?", text.strip())
     if match is None:

@@ -104,7 +104,7 @@ def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outloo
 
 def _count_searched(options: SweepOptions, jobs: Sequence[SweepPoint]) -> tuple[int, int] | None:
     """Count the minimum and maximum runs per arm that a learning-rate search adds; None without a search. The run at
-    the best rate is not counted, as it is that of the first seed."""
+    the best rate is not counted, because the first seed has it anyway."""
     from zoo.jobs.rates import FEWEST, MOST
     from zoo.jobs.trials import check_trials
 
@@ -115,8 +115,8 @@ def _count_searched(options: SweepOptions, jobs: Sequence[SweepPoint]) -> tuple[
 
 
 def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[SweepPoint], sweep: Sweep) -> Match:
-    """Match the arms in the budget of the options. Values that were solved by measured seconds are kept when a sweep is
-    resumed, as a new measurement would differ."""
+    """Match the arms in the budget of the options. A resumed sweep keeps values that were solved by measured seconds,
+    because a new measurement would differ."""
     from zoo.jobs.forecast import Forecaster
     from zoo.jobs.matching import BUDGETS, Matching
 
@@ -129,7 +129,8 @@ def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[SweepPoint], 
 
 
 def _read_sigma(text: str | None) -> float | None:
-    """Read a standard deviation, or estimate it from the runs in a folder. Raises ConfigError."""
+    """Read a standard deviation above 0, or estimate it from the runs in a folder. Raises ConfigError for other
+    texts."""
     from zoo.jobs.outlook import estimate_sigma
 
     if text is None:

@@ -1,5 +1,6 @@
-"""Define the options of a verb once, as the fields of a dataclass: Typer's parameters, their panel in the help and the
-object passed to the verb follow from them. A verb with few options states them as defaults of its own parameters."""
+"""Define the options of a verb once, as the fields of a dataclass. Typer's parameters, the panel in the help and the
+object passed to the verb follow from these fields. A verb with few options states them as defaults of its own
+parameters."""
 
 from __future__ import annotations
 
@@ -52,11 +53,11 @@ def options(panel: str | None = None) -> Callable[[type[T]], type[T]]:
 
 
 def read_options(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a verb for Typer: the wrapper's parameters are the fields of the verb's groups, and it calls the verb with
-    the groups made from them.
+    """Wrap a verb for Typer: the wrapper takes the fields of the verb's groups and the verb's other parameters, makes
+    the groups, and calls the verb.
 
-    A group is a parameter whose type is a dataclass; `describe` of `Annotated[Group, describe]` makes its fields'
-    options. Calling the wrapper raises ConfigError if making a group does.
+    A group is a parameter whose type is a dataclass. With the type `Annotated[Group, describe]`, `describe` makes the
+    options of the group's fields. The wrapper raises ConfigError if making a group does.
     """
     own: list[Parameter] = []
     groups: dict[str, tuple[Any, list[str]]] = {}

@@ -21,7 +21,7 @@ program's internal use. An untrusted text that holds them becomes bold, and noth
 class SafeStream:
     """A text stream that escapes control characters in `write`. Other attributes are those of the wrapped stream.
 
-    A carriage return at the start of a write passes, as progress bars of other packages (tqdm) need it.
+    A carriage return at the start of a write passes, because progress bars of other packages (tqdm) need it.
     """
 
     bold = BOLD

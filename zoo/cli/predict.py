@@ -74,7 +74,7 @@ def predict(
 
 
 def read_fit(file: Path) -> FittedLaw:
-    """Read the file that `zoo fit --out` has written. Raises ConfigError."""
+    """Read the file that `zoo fit --out` has written. Raises ConfigError if it is missing or holds no fit."""
     from zoo.analysis.scaling import FittedLaw
 
     try:

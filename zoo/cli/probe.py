@@ -66,7 +66,7 @@ def run_battery(
     targets: list[str], overrides: list[str], names: list[str], jobs: int, out: Path, how: dict[str, Any]
 ) -> list[ProbeOutcome]:
     """Run the probes on every model. Every model is first scaled to every probe, so that faults are found before any
-    training. `how` are the options of `run_probe`. Raises ConfigError."""
+    training. `how` are the options of `run_probe`. Raises ConfigError as `load_small` and `make_probe` do."""
     from zoo.probes.battery import load_small, open_pool, run_probe
     from zoo.probes.catalogue import make_probe
     from zoo.probes.store import name_folder
@@ -83,7 +83,7 @@ def run_battery(
 
 
 def read_rates(text: str | None) -> list[float] | None:
-    """Read `1e-3,1e-2` as learning rates. Raises ConfigError."""
+    """Read `1e-3,1e-2` as learning rates. Raises ConfigError unless all are between 0 and 10."""
     if text is None:
         return None
     try:

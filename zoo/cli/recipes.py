@@ -59,7 +59,8 @@ def run(
 
 
 def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> RecipeOutcome:
-    """Run a recipe and judge it. Writes the verdict and a plot, and for training arms a page, next to its runs."""
+    """Run a recipe and judge it. Writes the verdict and a plot, and for training arms a page, next to its runs; with
+    `save`, verdict and plot also to the packaged verdicts."""
     from zoo.experiments.judging import find_file, judge
     from zoo.experiments.laddering import climb_recipe
     from zoo.experiments.probing import probe_recipe

@@ -48,13 +48,13 @@ HELP = {
 """The help of each option."""
 
 SPELLED = {"train_tokens": "--tokens"}
-"""Options whose names differ from their fields'."""
+"""Options that are not named after their fields."""
 
 SHORT = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
 def read_amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300B or 15T") -> float:
-    """Read `15T` or `1e12` as a number of 1 or more. Raises ConfigError."""
+    """Read `15T` or `1e12` as a number of 1 or more. Raises ConfigError for other texts."""
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"{setting}: cannot read {quote(str(text))} as a number ({example})")
@@ -62,7 +62,7 @@ def read_amount(text: str | float, setting: str = "tokens", example: str = "1e12
 
 
 def check_amount(amount: float, text: str | float, setting: str, example: str) -> float:
-    """Check that an amount is from 1 to MOST_AMOUNT. Raises ConfigError."""
+    """Return an amount. Raises ConfigError unless it is from 1 to MOST_AMOUNT."""
     if not 1 <= amount <= MOST_AMOUNT:
         raise ConfigError(f"{setting}: must be from 1 to {MOST_AMOUNT:g}, found {quote(str(text))} ({example})")
     return amount

@@ -91,7 +91,8 @@ def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Decoder
 
 
 def shorten_labels(labels: Sequence[str]) -> list[str]:
-    """Shorten labels and keep them unique: a path to its last name if that is unique, equal labels by a number."""
+    """Shorten labels and keep them unique: a path becomes its last name if that is unique; equal labels get a
+    number."""
     short = [Path(label).name if os.sep in label else label for label in labels]
     short = [label if short.count(short[i]) > 1 and os.sep in label else short[i] for i, label in enumerate(labels)]
     return [
@@ -106,7 +107,8 @@ def print_prices(
     shown: Shown,
     first: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Print the figures of one model or of several. `first` has labels and sentences to print before a single one's."""
+    """Print the figures of one model or of several. `first` has labels and sentences to print before the figures of a
+    single model."""
     labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]

@@ -37,12 +37,12 @@ SIZES, RATES = "24GB, 22.5GiB or 24e9", "400Gb or 50GB"
 
 
 def read_number(text: str) -> float:
-    """Read `1.5B` or `1.5e9` as a number. Raises ConfigError."""
+    """Read `1.5B` or `1.5e9` as a number. Raises ConfigError for other texts."""
     return read_amount(text, "budget", "1e9, 350M or 1.5B")
 
 
 def read_size(text: str) -> float:
-    """Read `24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
+    """Read `24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError for other texts."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*((?:[KMGT]i?)?)B?", str(text).strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"memory: cannot read {quote(str(text))} as bytes ({SIZES})")
@@ -50,7 +50,7 @@ def read_size(text: str) -> float:
 
 
 def read_pair(text: str) -> tuple[float, float]:
-    """Read `16:128` as two numbers. Raises ConfigError."""
+    """Read `16:128` as two numbers. Raises ConfigError for other texts."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
     if match is None:
         raise ConfigError(f"aspect: cannot read {quote(text)} (least:most, as 16:128)")
@@ -58,7 +58,7 @@ def read_pair(text: str) -> tuple[float, float]:
 
 
 def read_bandwidth(text: str) -> float:
-    """Read `400Gb` (bits) or `50GB` (bytes) as bytes per second. Raises ConfigError."""
+    """Read `400Gb` (bits) or `50GB` (bytes) as bytes per second. Raises ConfigError for other texts."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])([bB])(?:/s|ps)?", str(text).strip())
     if match is None:
         raise ConfigError(f"network: cannot read {quote(str(text))} as bits or bytes a second ({RATES})")
@@ -275,7 +275,8 @@ class Searched:
     fp8: bool = flag("Compute linear layers in float8.")
 
     def search(self, spec: Priced, setup: Setup, recompute: str | None) -> MeshSearch:
-        """Make the search over one kind of recomputation, or over all (None). Raises ConfigError."""
+        """Make the search over one kind of recomputation, or over all (None). Raises ConfigError without a GPU, or if
+        both --global-batch and --batch-tokens are given."""
         from zoo.analysis.solve.mesh import MeshSearch, round_sequences
 
         if setup.gpu is None:
@@ -332,7 +333,7 @@ def mesh(
 
 
 def refuse_solved(setup: Setup, *names: str) -> None:
-    """Raise ConfigError for an option that sets a value that is solved for."""
+    """Raise ConfigError if one of the named options, whose values are solved for, is given."""
     for name in names:
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")

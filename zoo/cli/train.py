@@ -79,7 +79,7 @@ def run(
 
 
 def _tell_left_out(launch: LaunchPlan) -> None:
-    """Print which fields swapped axes have dropped, each line once."""
+    """Print which fields were dropped because their axis was swapped, each line once."""
     for note in dict.fromkeys(note for job in launch.jobs for note in job.left_out):
         print_note(note)
 
@@ -105,7 +105,7 @@ def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
 
 
 def _refuse_processes() -> None:
-    """Raise ConfigError if torchrun has started several processes, as each would run the whole sweep."""
+    """Raise ConfigError if torchrun has started several processes, because each would run the whole sweep."""
     if (size := read_world().size) > 1:
         raise ConfigError(
             f"multirun: torchrun has started {size} processes, and each would run the sweep (one run of it)"

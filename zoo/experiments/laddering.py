@@ -16,8 +16,8 @@ from zoo.ladder import Ladder, climb, plan_ladder
 from zoo.report.history import RunRecord
 
 METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
-"""The metrics of a ladder: relative errors of the largest size's predicted losses (the largest one, and that of the
-longest training), its measured loss there, and the exponents of the law of all points."""
+"""The metrics of a ladder, the first three of the largest size: the maximum relative error of the predicted losses, the
+error after the longest training, and the measured loss after it; then the exponents of the law of all points."""
 
 BOOTSTRAP = 200
 """Resamples for the exponents' intervals, which decide whether a prediction is doubtful."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
-    """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError."""
+    """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError as `check_matched` and
+    `run_probe` do."""
     check_matched(recipe)
     form = recipe.form(short_form)
     assert form.probe is not None

@@ -53,8 +53,8 @@ class Strict(BaseModel):
 
 
 class Expectation(Strict):
-    """An expectation of an arm: a verdict against another arm, or bounds. Bounds limit its metric in every run, the
-    difference from another arm with every seed, or a `cost` as a multiple of another arm's. `paper` is the source's
+    """An expectation of an arm: a verdict against another arm, or bounds. Bounds limit the arm's metric in every run,
+    its difference from another arm with every seed, or the ratio of a `cost` to another arm's. `paper` is the source's
     figure."""
 
     arm: str
@@ -219,7 +219,8 @@ def list_recipes() -> list[str]:
 
 
 def find_recipe(name: str) -> tuple[str, Recipe]:
-    """Read a packaged recipe, or a file; return its name and the recipe. Raises ConfigError."""
+    """Read a packaged recipe, or a file; return its name and the recipe. Raises ConfigError for an unknown name or a
+    faulty file."""
     if name.endswith((".yaml", ".yml")):
         return Path(name).stem, read_recipe(Path(name))
     if name not in (known := list_recipes()):

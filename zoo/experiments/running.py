@@ -95,8 +95,8 @@ def _measure(folder: Path, name: str, asked: Measure) -> float:
 
 
 def describe_runs(records: Sequence[RunRecord]) -> str:
-    """Where runs ran, as the first run noted: processor, threads, and torch; and the machine's load as runs began,
-    which says whether their seconds are theirs alone."""
+    """Describe where runs ran: processor, threads and torch, as the first run noted them, and the range of the
+    machine's load when runs began. A high load means that other programs slowed the runs."""
     found = [each for run in records for each in runs.read_environments(run.folder)[:1]]
     if not found:
         return "unknown"

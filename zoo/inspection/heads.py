@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 def measure_entropy(chances: Tensor) -> Tensor:
-    """Compute the entropy −Σ p log p of probabilities [..., S], in nats: log S if all are equal, 0 if all are 0. They
-    are normalised first, which leaves out a sink's share."""
+    """Compute the entropy −Σ p log p of probabilities [..., S], in nats: log S if all are equal, 0 if all are 0. The
+    probabilities are normalised first, which leaves out a sink's share."""
     share = chances / chances.sum(-1, keepdim=True).clamp(min=1e-30)
     return -torch.xlogy(share, share).sum(-1)
 

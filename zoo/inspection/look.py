@@ -55,7 +55,7 @@ def inspect_model(
 
     The rows of `context` tokens are spread evenly over the run's validation split, or over the data that overrides name
     (`data=text data.path=…`), and prepared by the run's objective. `noise_rows` of them are used for the gradient noise
-    scale; 0 leaves it out. Raises ConfigError.
+    scale; 0 leaves it out. Raises ConfigError if the data has no rows or does not suit the model.
     """
     tell = note or (lambda line: None)
     subject = Subject(place, None, dtype="fp32", device=device, note=tell)
@@ -75,7 +75,7 @@ def read_rows(
     subject: Subject, overrides: Sequence[str], count: int, context: int | None, progress: Progress
 ) -> tuple[list[Batch], Objective, dict[str, Any]]:
     """Read rows of a model's evaluation data, each as a batch of one without padding. Returns the rows, the objective,
-    and a description. Raises ConfigError."""
+    and a description. Raises ConfigError for data that does not suit the model."""
     plan, data = subject.open_data(list(overrides), context, progress)
     objective, spec = plan.objective, subject.spec
     length = context or min(plan.seq_len or longest_text(spec), USUAL_CONTEXT)
@@ -118,7 +118,8 @@ def trim(row: Batch) -> Batch:
 
 
 def look(model: Model, rows: Sequence[Batch]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Run rows through a model; describe its heads, activations and routings, and give the mean maps."""
+    """Run rows through a model; describe its heads, activations and routings, and give the mean maps. Raises
+    ConfigError without rows."""
     if not rows:
         raise ConfigError("rows: there are none in the data (more text, or a shorter --context)")
     device = next(model.parameters()).device

@@ -3,8 +3,8 @@
 
 B = tr Σ / |G|², G the true gradient, Σ the covariance of single rows' gradients
 
-It follows from the squared gradient norms of a small and a large batch (their appendix A.1), here of single rows and of
-all rows together. The standard error is the jackknife's: each row is left out once.
+B is estimated from the squared gradient norms of a small and a large batch (appendix A.1 of the paper), here of single
+rows and of all rows together. The standard error is the jackknife's: each row is left out once.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def summarise_norms(norms: Sequence[float], products: Sequence[float], total: fl
 
 
 def _compute_gradients(model: Model, objective: Objective, rows: Sequence[Batch]) -> Iterator[list[Tensor]]:
-    """Yield the gradient of each row's mean loss. The next one overwrites its memory."""
+    """Yield the gradient of each row's mean loss, a tensor per trainable parameter."""
     weights = [each for each in model.parameters() if each.requires_grad]
     device = weights[0].device
     for row in rows:

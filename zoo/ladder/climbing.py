@@ -7,7 +7,8 @@
     FOLDER/fit.json          the law of all points, for `zoo predict`
     FOLDER/ladder.svg        losses over tokens, measured and predicted
 
-The largest size is held out whole, because a ladder predicts over sizes. Calling again resumes; done runs are kept.
+All points of the largest size are held out, because a ladder predicts across sizes. Calling again resumes; done runs
+are kept.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ PICTURE = "ladder.svg"
 Say = Callable[[str], object]
 
 PREDICTED = ("seconds", "evaluating", "timed")
-"""Fields of a rung that may differ in a later call: they are measured."""
+"""Fields of a rung that may differ in a later call, because they are measured."""
 
 
 class LadderFile(JsonShape):
-    """ladder.json."""
+    """The content of ladder.json."""
 
     model: str
     rungs: list[dict[str, Any]]
 
 
 class PredictionFile(JsonShape):
-    """prediction.json."""
+    """The content of prediction.json."""
 
     doubt: str | None
     losses: list[dict[str, float]]
@@ -80,7 +81,8 @@ def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict
 
 
 def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
-    """Write ladder.json, or read the one in the folder. Raises ConfigError if that is of another ladder."""
+    """Write ladder.json, or take the predicted seconds from the one in the folder. Raises ConfigError if that file is
+    of another ladder."""
     file = folder / LADDER
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
 
 
 def _train(ladder: Ladder, rung: Rung, folder: Path, say: Say) -> None:
-    """Train a size from where it is."""
+    """Train a size, from its last checkpoint if there is one; a done run is left alone."""
     from zoo.jobs.train import resume_run
     from zoo.training.restarts import clear_for_restart, has_checkpoint
 

@@ -36,7 +36,7 @@ OWN = ("model", "steps", "eval_batches", "schedule", "schedule.points", "schedul
 """Keys that the ladder itself sets."""
 
 USUAL = ("schedule=wsd_s", "eval_every=null", "sample=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
-"""Default overrides of its runs."""
+"""Default overrides of a ladder's runs."""
 
 PATIENCE = 20.0
 """Most seconds for timing some updates of a run; a slower run's time follows from the FLOP/s of the run before."""
@@ -44,7 +44,8 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class LadderRequest:
-    """A request for a ladder. `largest` and `smallest` are parameters (None: the model's own, and a sixteenth)."""
+    """A request for a ladder. `largest` and `smallest` are numbers of parameters (None: the model's own, and a
+    sixteenth of `largest`)."""
 
     model: str
     overrides: tuple[str, ...] = ()
@@ -95,7 +96,8 @@ class Ladder:
 
 
 def plan_ladder(asked: LadderRequest) -> Ladder:
-    """Plan the rungs, each checked as `zoo train` checks a run. Raises ConfigError."""
+    """Plan the rungs, each checked as `zoo train` checks a run. Raises ConfigError for overrides of keys in OWN,
+    settings without a rule, a run that `zoo train` refuses, and a `smallest` that is not below `largest`."""
     keys = [_read_key(each) for each in asked.overrides]
     if own := [key for key in keys if key in OWN]:
         raise ConfigError(*(f"{key}: is set for each size by the ladder (leave it out)" for key in own))
@@ -137,7 +139,7 @@ def _plan_rung(
 
 
 def plan_run(model: str, overrides: Sequence[str]) -> TrainingPlan:
-    """Plan a training run of a model. Raises ConfigError."""
+    """Plan a training run of a model. Raises ConfigError as `zoo train` does."""
     with plan_launch(spell(model, overrides)) as plan:
         return plan_training(task_config(plan.jobs[0]))
 

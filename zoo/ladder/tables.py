@@ -83,7 +83,8 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
 
 
 def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[Mapping[str, Any]]) -> str:
-    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve per size, and the largest's predicted one."""
+    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve per size, and the predicted one of the
+    largest."""
     sizes = sorted({params for params, _, _ in rows})
     curves = []
     for color, size in enumerate(sizes):

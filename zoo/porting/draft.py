@@ -115,7 +115,8 @@ def _find_head(reference: Reference, parent: Family) -> str | None:
 
 
 def find_aliases(parent: Family, maker: Maker, config: Mapping[str, Any]) -> dict[str, str]:
-    """Find this type's fields that the family calls otherwise: by transformers' attribute_map and by similar names."""
+    """Find this type's fields that have other names in the family: by transformers' attribute_map and by similar
+    names."""
     known = parent.reads | set(parent.defaults) | set(parent.aliases.values())
     pairs = {
         name: other

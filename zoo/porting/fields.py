@@ -22,7 +22,7 @@ NOTHING = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """Another value of a field, and the reference with this value; `changes` if its outputs or shapes change."""
+    """Another value of a field, and the reference with this value. `changes` says whether outputs or shapes differ."""
 
     name: str
     value: Any

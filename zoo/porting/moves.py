@@ -34,8 +34,8 @@ class Spot:
 
 @dataclass(frozen=True)
 class Move:
-    """A change of a draft, described by `text`. A change of a single field names it (`spot`, `value`), so that it can
-    be tried on the Spec itself: composing a model takes ten times as long."""
+    """A change of a draft, described by `text`. A change of a single field names the field (`spot`, `value`), so that
+    it can be tried on the Spec itself, because composing a model takes ten times as long."""
 
     text: str
     patch: Mapping[str, Any]
@@ -49,7 +49,7 @@ class Move:
         return replace(made, derive={**made.derive, **self.derive})
 
     def edit(self, outcome: TrialOutcome) -> Spec:
-        """Set the single field in an outcome's Spec. Raises ConfigError."""
+        """Set the single field in an outcome's Spec. Raises ConfigError for an illegal value."""
         assert self.spot is not None
         node = to_dict(outcome.spec)
         name, value = self.value
@@ -107,7 +107,7 @@ def nest(path: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def list_flips(draft: Draft, outcome: TrialOutcome) -> Iterator[Move]:
-    """Yield changes of each field with few possible values to another value."""
+    """Yield changes to every other value of each field that has few possible values."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
             for other in _others(str(each.type), getattr(spot.component, each.name)):
@@ -245,7 +245,7 @@ RELEVANT = {
 
 
 def is_relevant(move: Move, departure: str | None) -> bool:
-    """Whether a change may mend the first stage that differs. Any change may while tensors are not all placed."""
+    """Whether a change may mend the first stage that differs. While some tensor has no place, any change may."""
     if departure is None or move.keys:
         return True
     stage = departure.split(" ")[-1] if " " in departure and not departure[-1].isdigit() else departure.split(" ")[0]

@@ -171,7 +171,7 @@ def _judge(draft: Draft, tried: list[Effect]) -> str:
 def _place(
     draft: Draft, reference: Reference, name: str, tried: list[Effect], near: list[str]
 ) -> tuple[Draft, str] | None:
-    """Find a change with which the draft reads all tried values of a field, and the first, as the reference does."""
+    """Find a change with which the draft reads the original and all tried values of a field as the reference does."""
     now = try_draft(draft, reference)
     if not now.is_equal:
         return None
@@ -197,7 +197,7 @@ BORROWED = 12
 
 
 def _fits(move: Move, now: TrialOutcome, reference: Reference, tried: list[Effect]) -> bool:
-    """Whether a change of one field keeps the tiny model's own Spec; a change that does not is not tried."""
+    """Whether a change of one field leaves the tiny model's Spec as it is; other changes are not tried."""
     try:
         return move.edit(now) == now.spec
     except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -95,7 +95,7 @@ class Reference:
     @functools.cached_property
     def stages(self) -> dict[str, torch.Tensor]:
         """Outputs of the reference on `draw_ids()`, by stage: embedding, each layer's attention, feed-forward and
-        output, final norm, logits. Raises Illegal."""
+        output, final norm, logits. Raises Illegal as `run_in_stages` does."""
         return run_in_stages(self.model, self.draw_ids())
 
 
@@ -163,7 +163,8 @@ class Maker:
         return {**special, **small, **self.changes}
 
     def make_config(self) -> dict[str, Any]:
-        """Make the config.json of the tiny model, with every field. Raises ConfigError."""
+        """Make the config.json of the tiny model, with every field. Raises ConfigError if the config class refuses
+        it."""
         try:
             made = _to_json(self.config_class(**copy.deepcopy(self.sizes)))
         except Exception as error:  # transformers' code may raise anything
@@ -173,7 +174,7 @@ class Maker:
         return {**made, "model_type": self.model_type, "architectures": [self.model_class.__name__]}
 
     def make(self, config: Mapping[str, Any]) -> Reference:
-        """Build the reference that a config.json describes. Raises Illegal."""
+        """Build the reference that a config.json describes. Raises Illegal if transformers refuses it."""
         try:
             with warnings.catch_warnings(), tempfile.TemporaryDirectory() as place:
                 warnings.simplefilter("ignore")
@@ -254,7 +255,8 @@ NO_PART = re.compile(r"norm|ln|layernorm|dropout|gate$")
 
 
 def run_in_stages(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run a reference and record each stage's output, in the order of the forward pass. Raises Illegal."""
+    """Run a reference and record each stage's output, in the order of the forward pass. Raises Illegal if the pass
+    fails or gives logits that are not finite."""
     found: dict[str, torch.Tensor] = {}
     hooks = [
         module.register_forward_hook(functools.partial(_note, found, stage)) for stage, module in _list_parts(model)

@@ -52,7 +52,8 @@ class Attempt:
 def search(
     maker: Maker, reference: Reference, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Attempt, list[Attempt]]:
-    """Find the draft nearest to a reference. Returns it, and the unchanged attempts of the nearest families."""
+    """Find the draft nearest to a reference. Returns it, and the unchanged attempts of the nearest families. Raises
+    ConfigError if no family is of the reference's topology."""
     ranked = rank_families(maker, reference)[:TRIED]
     if not ranked:
         raise ConfigError(f"{maker.model_type}: no family here is of kind '{reference.topology}'")

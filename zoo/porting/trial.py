@@ -18,7 +18,8 @@ from zoo.porting.reference import Reference
 from zoo.spec import Buffer, tensors
 
 CLOSE = 5e-5
-"""Largest difference explained by float32 rounding in a tiny model, relative to the largest value above 1."""
+"""Largest difference explained by float32 rounding in a tiny model, relative to the largest value if that is above
+1."""
 
 
 GUESSES = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError, AssertionError)
@@ -27,9 +28,10 @@ GUESSES = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivi
 
 @dataclass
 class TrialOutcome:
-    """The result of trying a draft on a reference. `faults` say why it cannot be read. `lost` are tensors of ours
-    without a row; of theirs, `missing` and `misshapen` are required by the draft, and `strange` are unknown to it. If
-    there are none of these, both models were run, and `gaps` has the largest difference at each stage."""
+    """The result of trying a draft on a reference. `faults` say why it cannot be read. `lost` are our tensors without a
+    row. The draft requires tensors that the reference lacks (`missing`) or has in another shape (`misshapen`), and does
+    not know some that the reference has (`strange`). If there are none of these, both models were run, and `gaps` has
+    the largest difference at each stage."""
 
     body: Any = None  # a Body, once the config is read
     spec: Any = None

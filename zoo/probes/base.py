@@ -30,8 +30,8 @@ class Examples(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """A synthetic task. `levels` are its difficulties, easiest first, in the unit `level_is`. Training draws rows by
-    `draw` without a level, which mixes the trained levels: in equal numbers, unless a probe overrides it.
+    """A synthetic task. `levels` are its difficulties, easiest first, in the unit `level_is`. Training calls `draw`
+    without a level, which mixes all levels with equal probability; a probe that trains otherwise overrides `draw`.
 
     A run is `steps` updates on `rows` rows each.
     """

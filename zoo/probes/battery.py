@@ -31,15 +31,15 @@ RATES = tuple(10 ** (-4 + half / 2) for half in range(6))
 """Learning rates that are tried first: half decades from 1e-4 to 3e-2."""
 
 BESIDE = (10**-0.25, 10**0.25)
-"""Factors of the best of RATES, tried next."""
+"""Factors of the best of RATES that give the two rates tried next."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ProbeTraining:
-    """One training of a model on a probe. With `report` it is scored on every level, else for choosing the learning
-    rate."""
+    """One training of a model on a probe. With `report` the model is scored on every level, else on the examples for
+    choosing the learning rate."""
 
     spec: Decoder
     probe: Probe
@@ -66,7 +66,8 @@ def run_probe(
     `overrides` change the model; dimensions that they set are not shrunk (`n_layers=1`, `d_model=128`). `settings` are
     the probe's (`{"context": 64, "levels": (8,)}`). Seed 0 is trained at all `rates` (None: RATES, then two next to the
     best); then every seed at the best rate. Trainings run in the processes of a `pool` (`open_pool`), if given. With a
-    `folder` each training is stored, so that a killed run resumes. Raises ConfigError.
+    `folder` each training is stored, so that a killed run resumes. Raises ConfigError for an unknown probe or setting,
+    and for a model that cannot be shrunk.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
@@ -92,7 +93,8 @@ def run_probe(
 
 
 def load_small(model: str | Path | Spec, probe: Probe, overrides: Sequence[str] = ()) -> tuple[Any, str]:
-    """Load a model and shrink it to a probe's size; return its Spec and a label. Raises ConfigError."""
+    """Load a model and shrink it to a probe's size; return its Spec and a label. Raises ConfigError as `shrink`
+    does."""
     from zoo.run.builder import load_spec
 
     label = model if isinstance(model, str | Path) else getattr(model, "kind", "model")
@@ -223,7 +225,7 @@ def describe(
     best: float,
     reports: Sequence[SeedReport],
 ) -> ProbeOutcome:
-    """Make the Outcome of the reports, with the price of the model."""
+    """Make the ProbeOutcome of the reports, with the price of the model."""
     priced = price(spec, Setup(context=probe.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
     trained = tuple(level for level in probe.levels if probe.trains(level))
     idle = find_idle_windows(spec, probe.seq_len)

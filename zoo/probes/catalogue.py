@@ -22,12 +22,12 @@ EVERY: tuple[type[Probe], ...] = (
 """All probes, in the order of a card."""
 
 CARD = tuple(each.name for each in EVERY if each not in (Bind, Noisy, Fuzzy, WordZ6, WordS5, Mano, Compress))
-"""The default battery of a card: of recall the variants of mqar and memorise, of word problems S3, the smallest
-non-commutative group."""
+"""The ten probes of a card by default. Of the word problems it has only S3, the smallest non-commutative group."""
 
 
 def make_probe(name: str, size: str = "card", settings: Mapping[str, object] | None = None) -> Probe:
-    """Make a probe by its name, of the size `card` or `small`, with these settings. Raises ConfigError."""
+    """Make a probe by its name, of the size `card` or `small`, with these settings. Raises ConfigError for unknown or
+    impossible ones."""
     if name not in Probe.kinds:
         raise ConfigError(f"probe: is {name!r}{did_you_mean(name, Probe.kinds)} (one of: {', '.join(Probe.kinds)})")
     kind, given = Probe.kinds[name], dict(settings or {})

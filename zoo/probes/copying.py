@@ -105,7 +105,7 @@ class Induction(Probe, name="induction"):
 
     Tokens are drawn from `symbols`. A marker is at one random place and at the end of the row; the answer at the end is
     the token after the first marker. Training has rows of `context` tokens; the level is a row's length as a multiple
-    of that. Chance is 1/symbols.
+    of `context`. Chance is 1/symbols.
     """
 
     level_is: ClassVar[str] = "times the length"

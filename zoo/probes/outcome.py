@@ -10,7 +10,7 @@ from statistics import mean, median_low, stdev
 from typing import Any
 
 ENOUGH = 0.9
-"""The accuracy from which a level is reached; and the share of the best accuracy that bounds the window."""
+"""The accuracy from which a level counts as reached; and the fraction of the best accuracy that bounds a RateWindow."""
 
 LEAST_GAIN = 0.1
 """Smallest (accuracy − chance) / (1 − chance) of the best learning rate for which a window is given."""
@@ -53,7 +53,8 @@ def _walk(rates: Sequence[float], accuracy: Mapping[float, float], least: float)
 
 
 def find_reach(accuracy: Mapping[int, float]) -> int:
-    """Find the hardest level such that all levels up to it have an accuracy of 0.9; 0 if the easiest has not."""
+    """Find the hardest level such that all levels up to it have an accuracy of 0.9 or more; 0 if the easiest has
+    less."""
     reached = 0
     for level in sorted(accuracy):
         if accuracy[level] < ENOUGH:
@@ -78,7 +79,8 @@ class SeedReport:
 class ProbeOutcome:
     """The outcome of a probe on a model. `chosen` has the accuracy by learning rate on the examples for choosing it;
     `seeds` are reports on fresh examples. `state_bytes` are the keys and values, or recurrent states, of a training row
-    in float32; `flops` are the forward FLOPs of a token, head included; `seconds` those of all trainings and scores."""
+    in float32; `flops` are the forward FLOPs of a token, head included; `seconds` is the time of all training and
+    scoring."""
 
     model: str
     overrides: tuple[str, ...]
@@ -148,7 +150,8 @@ class ProbeOutcome:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ProbeOutcome:
-        """Read the data of `to_dict` after JSON made keys strings. Raises KeyError, TypeError or ValueError."""
+        """Read the data of `to_dict` after JSON made keys strings. Raises KeyError, TypeError or ValueError for other
+        data."""
         from pydantic import TypeAdapter
 
         chosen = {each["lr"]: each["accuracy"] for each in data["chosen"]}

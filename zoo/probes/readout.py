@@ -14,7 +14,8 @@ WIDER = 4
 
 
 class Readout(nn.Module):
-    """An MLP of two layers. From the output at the last token plus a place's sinusoids it predicts the token there.
+    """An MLP of two layers that predicts the token at a place from the output at the last token plus the place's
+    sinusoids.
 
     It is no part of the model, and no price counts it.
     """

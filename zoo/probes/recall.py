@@ -22,9 +22,10 @@ class MQAR(OneLength, name="mqar"):
     """Multi-query associative recall (Arora et al., 2023, "Zoology").
 
     Of V tokens, 0 is a filler, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A row is k₁ v₁ … k_K v_K, K different keys
-    with K different values, then T − 2K slots: key i is repeated at slot 2gᵢ, other slots are filler. Gaps gᵢ are drawn
-    without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer at a repeated key is its value.
-    The level is K; training draws all levels equally often. Chance is 2/V, the probability of any value.
+    with K different values, then T − 2K slots, counted from 0: key i is repeated at slot 2(gᵢ − 1), other slots are
+    filler. Gaps gᵢ are drawn without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer at a
+    repeated key is its value. The level is K; training draws all levels equally often. Chance is 2/V, the probability
+    of any value.
     """
 
     level_is: ClassVar[str] = "keys"
@@ -74,7 +75,8 @@ def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, 
 
 
 def draw_slots(rng: np.random.Generator, rows: int, start: int, end: int, count: int) -> np.ndarray:
-    """Draw distinct two-token slots per row between two columns, with power-law gaps: first columns [B, count]."""
+    """Draw distinct slots of two tokens per row between two columns, with power-law gaps. Returns the first columns of
+    the slots [B, count]."""
     gaps = np.arange(1, (end - start) // 2 + 1)
     weights = gaps ** (POWER - 1.0)
     # The `count` smallest exponential variates ÷ weight are a weighted sample without replacement (Efraimidis and
@@ -208,7 +210,7 @@ class Memorise(Probe, name="memorise"):
 
     Of V tokens, 0 is a blank, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A row is `pairs` pairs of a random key and a
     blank; the answer at the blank is the key's value, which the row never shows. The level is V/2 − 1, the number of
-    facts. Bits learned are facts × (log₂ V/2 − loss in bits), at least 0. Chance is 2/V.
+    facts. Bits learned are facts × (log₂(V/2) − loss in bits), at least 0. Chance is 2/V.
     """
 
     level_is: ClassVar[str] = "facts"

@@ -65,8 +65,8 @@ def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: s
 
     The small model has d_model 64, 32 channels a head, and two layers, or one of each kind if there are several. With
     `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are no dimension of weights. Matrices
-    are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a d_model of 2,500, and with it attention
-    stays on mqar's plateau for a whole short run. Raises ConfigError for a model that is no decoder or cannot be
+    are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a d_model of 2,500, and at 64 it would keep
+    attention on mqar's plateau for a whole short run. Raises ConfigError for a model that is no decoder or cannot be
     shrunk.
     """
     refuse_other_kinds(spec, label)
@@ -171,7 +171,8 @@ def read(node: Mapping[str, Any], label: str) -> Any:
 
 
 class DimensionRules(NamedTuple):
-    """New dimensions by key: a value, or a rule of the old value, its node and the whole model; and keys to keep."""
+    """New dimensions by key: a value (`fixed`), or a function of the old value, its node and the whole model (`rules`).
+    Keys in `kept` keep the old value."""
 
     fixed: Mapping[str, int]
     rules: Mapping[str, Callable[[int, Mapping[str, Any], Mapping[str, Any]], int]]
@@ -179,7 +180,7 @@ class DimensionRules(NamedTuple):
 
 
 def make_sizes(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str]) -> DimensionRules:
-    """Choose the new value, or its rule, of each dimension."""
+    """Choose the new value of each dimension, or the function that computes it."""
     width = node["d_model"] if "d_model" in kept else D_MODEL
     head = node.get("head_dim") if "head_dim" in kept else HEAD_DIM
     heads = max(1, width // (head or HEAD_DIM))

@@ -1,7 +1,7 @@
 """Store each training of a probe in a folder, so that a killed battery resumes.
 
-FOLDER/runs.json the scores of each training, with the hash of architecture and probe FOLDER/probe.json the outcome,
-once all trainings are done
+FOLDER/runs.json     the scores of each training, with the hash of architecture and probe
+FOLDER/probe.json    the outcome, once all trainings are done
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONGEST = 100
 
 
 class RunsFile(JsonShape):
-    """runs.json."""
+    """The content of runs.json."""
 
     key: str
     runs: dict[str, dict[str, Any]]

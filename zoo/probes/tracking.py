@@ -110,8 +110,8 @@ class Word(Probe):
     al., 2024; Grazzi et al., 2024).
 
     Tokens are elements of `group`, with `swaps_only` its transpositions; answers are any elements. A row is correct if
-    all of its answers are. The level is the length T; training has `context`. Chance is the probability of guessing
-    every answer among those possible at its position, at least G^−T.
+    all of its answers are. The level is the length T; training has `context`. Chance is c^−T for c possible tokens (G,
+    or with `swaps_only` the number of transpositions), because each answer has c possible values after the one before.
     """
 
     level_is: ClassVar[str] = "elements"
@@ -164,14 +164,14 @@ class Word(Probe):
 
 @dataclass(frozen=True, kw_only=True)
 class WordZ6(Word, name="word_z6"):
-    """The word problem of Z6, addition modulo 6: a group that commutes."""
+    """The word problem of Z6, addition modulo 6: a commutative group."""
 
     group: str = "Z6"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordS3(Word, name="word_s3"):
-    """The word problem of S3, permutations of three things: the smallest group that does not commute."""
+    """The word problem of S3, permutations of three things: the smallest non-commutative group."""
 
     group: str = "S3"
 

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 HELD_OUT = 1024
-"""Held-out examples for measuring accuracy, in rows as long as in training; fewer in longer rows."""
+"""Number of held-out rows for measuring accuracy; fewer if they are longer than in training."""
 
 LEAST_HELD_OUT = 128
-"""Fewest held-out examples, in rows of any length."""
+"""Minimum number of held-out rows of any length."""
 
 AT_ONCE = 16_384
-"""Tokens of a forward pass when scoring."""
+"""Maximum tokens of a forward pass when scoring; at least one row is taken."""
 
 WARMUP, WEIGHT_DECAY, CLIP = 0.1, 0.1, 1.0
 
@@ -100,8 +100,8 @@ def make_optimizer(learner: Learner, lr: float) -> Optimizer:
 
 
 def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Tensor]]:
-    """Compute the mean loss of the answers plus the model's own losses, and experts' loads. The head runs on answers
-    only."""
+    """Compute the mean loss of the answers (nats) plus the model's auxiliary losses, and the experts' loads. The head
+    runs on answers only."""
     if learner.readout is not None:
         out = learner.model(torch.from_numpy(examples.tokens), logits_to_keep=0)
         logits = read_out(learner.readout, out.hidden, examples)
@@ -114,7 +114,8 @@ def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Ten
 
 
 def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> ProbeScore:
-    """Score a learner on held-out examples of a level (None: as in training); None, a diverged one, scores chance."""
+    """Score a learner on held-out examples of a level (None: as in training). A diverged learner is None and scores
+    chance."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT * probe.seq_len // length))
     examples = probe.examples(seed, stream, 0, rows, level)

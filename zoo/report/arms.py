@@ -17,8 +17,8 @@ ASIDE = (SEED, "hydra.")
 """Prefixes of overrides that do not distinguish arms."""
 
 CURRENCIES = ("params", "tokens", "flops", "cache_bytes", "seconds")
-"""The costs of arms: parameters, tokens and FLOPs of training, bytes of KV cache and recurrent states of a row of the
-training length, seconds of training."""
+"""The costs of arms: parameters, tokens and FLOPs of training, bytes of KV cache and recurrent states for one row of
+the training length, seconds of training."""
 
 ALIKE = 0.01
 """Arms are matched in a cost if their values differ by at most this fraction."""
@@ -32,7 +32,7 @@ class Arm:
     runs: Mapping[int, RunRecord]
 
     def values(self, metric: str) -> dict[int, float]:
-        """Read the metric of each run, by seed. Raises ConfigError for a run without it."""
+        """Read the metric of each run, by seed. Raises ConfigError for a run without the metric."""
         found = {seed: _find(run, metric) for seed, run in self.runs.items()}
         missing = (self.runs[seed].folder for seed, value in found.items() if value is None)
         refuse(f"{folder}: has no {metric} (--metric NAME names another)" for folder in missing)
@@ -40,7 +40,7 @@ class Arm:
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """The mean of each currency over the runs."""
+        """The mean of each currency over the runs, if all runs have it."""
         outcomes = [run.outcome for run in self.runs.values()]
         found = {
             name: mean(float(each[name]) for each in outcomes)
@@ -84,7 +84,7 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
 
 
 def name_arms(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Name the arm of each run by its overrides, without seeds, that not all runs share."""
+    """Name each run's arm by those of its overrides that not all runs share, seeds left out."""
     words = [[_shorten(word) for word in each if not word.startswith(ASIDE)] for each in overrides]
     shared = set.intersection(*map(set, words)) if words else set()
     return [" ".join(word for word in own if word not in shared) or "all runs" for own in words]

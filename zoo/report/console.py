@@ -30,7 +30,7 @@ class SafeConsole(Console):
 
 
 def make_console(**settings: Any) -> Console:
-    """Make a console with rich's `settings`, but without markup, so that an untrusted text cannot contain any."""
+    """Make a console with rich's `settings`, but without markup, so that markup in an untrusted text has no effect."""
     return SafeConsole(**{"highlight": False, "markup": False, "emoji": False, **settings})
 
 

@@ -50,7 +50,8 @@ LABELS = {
     "memory.generate_activations": "activations, reading the prompt",
     "memory.generate_peak": "peak",
 }
-"""A figure's label by its dotted path. With the label "", the figures inside move up one level."""
+"""A figure's label by its dotted path. A breakdown with the label "" has no line of its own; its figures follow
+directly."""
 
 SECTIONS = {
     "params": "Parameters",
@@ -70,7 +71,7 @@ SAID = frozenset(
         *("kv_cache.tokens", "kv_cache.batch", "kv_cache.dtype", "kv_cache.engine", "kv_cache.bytes"),
     }
 )
-"""Figures without a line of their own, as the section's title or another line shows them."""
+"""Figures without a line of their own, because the section's title or another line shows them."""
 
 WORDS = {
     "memory.peak_at": {
@@ -219,7 +220,7 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
 
 
 HELD = ("kv_cache", "generate_activations", "generate_peak")
-"""The parts of generating's memory other than weights, and the peak."""
+"""The parts of the memory for generating other than weights, and the peak."""
 GENERATING = (*HELD, "generate_note")
 
 
@@ -264,7 +265,7 @@ def _changed(found: Mapping[str, Any]) -> TextRow:
 
 def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
     """Tell whether a figure repeats another of the same model: active parameters of a dense model, hardware FLOPs
-    without recomputation, or a breakdown by kind of layer if there is one kind."""
+    without recomputation, the KV cache under memory, or a breakdown by kind of layer if there is one kind."""
     counted, flops = priced["params"], priced.get("flops", {})
     if figure.path.startswith("params.active"):
         return counted["active"] == counted["total"]

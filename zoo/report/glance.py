@@ -118,7 +118,8 @@ def _assumed(cache: Mapping[str, Any], setup: Setup) -> str:
 
 
 def _held(holders: Mapping[str, Mapping[str, Any]]) -> str:
-    """Describe the GPUs for each use, `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`, then unfit uses."""
+    """Describe the GPUs for each use, `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`, then uses that fit
+    none."""
     uses: dict[str, list[str]] = {}
     for use, holder in holders.items():
         if holder["fits"]:

@@ -89,14 +89,14 @@ class RunRecord:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The training config. Raises CheckpointError."""
+        """The training config. Raises CheckpointError if its file is missing or invalid."""
         from zoo.untrusted.shapes import RunConfig
 
         return _read_mapping(self.folder / runs.CONFIG, RunConfig)
 
     @cached_property
     def spec(self) -> Any:
-        """The model's Spec. Raises CheckpointError."""
+        """The model's Spec. Raises CheckpointError if its file is missing or invalid."""
         file = self.folder / runs.MODEL
         return read_model(file, _read_mapping(file))
 
@@ -148,7 +148,7 @@ class RunRecord:
 
     def decayed(self) -> list[dict[str, Any]]:
         """List the evaluations at the ends of decays, for a run with several (`schedule=wsd_s`); `trained_tokens` is
-        the number of tokens behind each."""
+        the number of tokens that the weights were trained on."""
         return [line for line in self.lines if "trained_tokens" in line and line.get("val_loss") is not None]
 
     def points(self) -> list[dict[str, Any]]:
@@ -168,7 +168,8 @@ class RunRecord:
 
 @lru_cache(maxsize=8)
 def _read_searched(folder: Path, written: int) -> frozenset[str]:
-    """Read the names of a sweep's search jobs. Cached by the time when sweep.json was written, as each run needs it."""
+    """Read the names of a sweep's search jobs. Cached, because each run needs them, until sweep.json is `written`
+    again."""
     return frozenset(name for name, job in runs.read_sweep(folder).items() if "search" in job)
 
 
@@ -239,7 +240,8 @@ def _find_time(folder: Path) -> str:
 
 
 def sort_rows(rows: Sequence[Mapping[str, Any]], by: str, reverse: bool = False) -> list[Mapping[str, Any]]:
-    """Sort rows by a column, smallest first; rows without a value come last either way. Raises ConfigError."""
+    """Sort rows by a column, smallest first; rows without a value come last either way. Raises ConfigError for an
+    unknown column."""
     if by not in COLUMNS:
         hint = did_you_mean(by, COLUMNS) or f" (one of: {', '.join(COLUMNS)})"
         raise ConfigError(f"sort: there is no column {by!r}{hint}")

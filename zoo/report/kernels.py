@@ -33,7 +33,8 @@ def format_kernels(found: Mapping[str, Any], title: str) -> str:
 
 
 def _layers(lines: Sequence[Line], installed: str) -> list[str]:
-    """List each kind of layer with its uses. Uses with equal calls share a line; kinds with equal lines a title."""
+    """List each kind of layer with its uses. Uses with equal calls share a line; kinds with equal lines share a
+    title."""
     served: dict[str, dict[str, list[str]]] = {}
     for line in lines:
         chosen = line[installed]

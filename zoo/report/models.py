@@ -169,7 +169,7 @@ def make_sweep_table(
 
 
 def _bare(cell: str, unit: str) -> str:
-    """Cut the unit off a formatted figure, as the header has it: `4.81 GB` becomes `4.81 G`."""
+    """Cut the unit off a formatted figure, because the header has it: `4.81 GB` becomes `4.81 G`."""
     return cell.removesuffix(unit).rstrip() if unit else cell
 
 

@@ -85,12 +85,13 @@ def make_axes(width: float, height: float, dpi: int = 120) -> Any:
 
 
 def as_label(name: str) -> str:
-    """Make a name a label for a legend. matplotlib leaves out labels with a leading underscore; a space avoids it."""
+    """Turn a name into a legend's label: matplotlib hides labels that start with an underscore, so a space is put
+    first."""
     return f" {name}" if name.startswith("_") else name
 
 
 def join_equal(curves: Mapping[str, Any]) -> dict[str, Any]:
-    """Join equal curves under one name, `A = B`, as one would hide the other."""
+    """Join equal curves under one name, `A = B`, because one would hide the other."""
     joined: list[tuple[list[str], Any]] = []
     for name, curve in curves.items():
         names = next((names for names, each in joined if each == curve), None)

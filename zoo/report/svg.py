@@ -35,7 +35,7 @@ class Curve:
 
 
 def draw_panel(title: str, curves: Sequence[Curve], label: str, width: int = 480, height: int = 220) -> str:
-    """Draw curves, without points that are not finite, as an SVG element; "" without points. `label` is the x-axis'."""
+    """Draw the finite points of curves as an SVG element; "" if there are none. `label` names the x-axis."""
     points = [
         (x, y)
         for curve in curves

@@ -43,7 +43,7 @@ def measure_screen() -> int:
 
 def make_bold(text: str) -> str:
     """Make text bold on a terminal; leave it plain in a pipe and with NO_COLOR. Uses marks that `zoo.cli.output` turns
-    into terminal codes, as it would escape the codes themselves."""
+    into terminal codes, because that module escapes codes in a text."""
     marks = getattr(sys.stdout, "bold", None)
     if marks is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
@@ -52,7 +52,7 @@ def make_bold(text: str) -> str:
 
 def wrap_text(text: str, indent: int, below: int | None = None, width: int = 80, *, hyphens: bool = True) -> str:
     """Wrap a text into lines of at most `width` characters, the first indented by `indent`, the rest by `below`. With
-    `hyphens` lines may also break behind them."""
+    `hyphens`, lines may also break after a hyphen."""
     import textwrap
 
     first, rest = " " * indent, " " * (indent if below is None else below)

@@ -31,7 +31,7 @@ SPENT = ("tokens", "flops", "seconds")
 """The currencies that training spends, in which speedups are given."""
 
 FORECAST = ("seconds", "peak_memory")
-"""Figures that a sweep predicts and that only running measures."""
+"""Figures that a sweep predicts before its runs measure them."""
 
 FORECASTS = ("arm", *(word for name in ("seconds", "peak memory") for word in (name, "predicted", "ratio")))
 HEADER = ("arm", "seeds", "{metric} ± σ", "difference, 95 %", "p", "verdict")
@@ -62,11 +62,12 @@ class Report:
     metric: str
     found: Mapping[str, Comparison]
     decays: Sequence[PowerLaw] = ()
-    """The baseline's scaling law of loss by budget, first, then those of bootstrap resamples; empty without a law."""
+    """The baseline's scaling law of loss by budget, then the laws of bootstrap resamples; empty without a law."""
 
     @classmethod
     def make(cls, arms: Sequence[Arm], baseline: str | None, metric: str) -> Report:
-        """Compare arms with the arm named `baseline`, or with the first. Raises ConfigError for fewer than two arms."""
+        """Compare arms with the arm named `baseline`, or with the first. Raises ConfigError for fewer than two arms, or
+        an unknown baseline."""
         names = [each.name for each in arms]
         if len(arms) < 2:
             raise ConfigError(f"arms: there are {len(arms)}, found {', '.join(names) or 'no run that is done'} (two)")
@@ -116,7 +117,8 @@ class Report:
         return found
 
     def sentence(self, arm: Arm) -> str:
-        """Write the verdict on an arm: better, worse, or no significant difference (with the seeds that would do)."""
+        """Write the verdict on an arm: better, worse, or no significant difference (with the number of seeds that would
+        show one)."""
         each = self.found[arm.name]
         if each.verdict != "no significant difference":
             return each.verdict

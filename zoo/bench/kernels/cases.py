@@ -258,7 +258,7 @@ class CaseInputs:
             return self._attended(self.tensors, kernel)
 
     def backward(self, kernel: str) -> dict[str, Tensor]:
-        """Compute attention as "y", and the gradient of every tensor by the tensor's name."""
+        """Return the attention output as "y", and the gradient of every tensor by the tensor's name."""
         leaves = {name: each.detach().requires_grad_() for name, each in self.tensors.items()}
         with torch.enable_grad():
             y = self._attended(leaves, kernel)
@@ -375,7 +375,8 @@ def _on(drawn: Any, device: torch.device | str) -> Any:
 
 
 def _real(case: AttentionCase, hidden: dict[str, Any]) -> Tensor | None:
-    """Mark the queries that are not padding [B, T, 1, 1]; None if none is, as in cross-attention to padded keys."""
+    """Mark the queries that are not padding [B, T, 1, 1]; None if all queries are real, as in cross-attention to padded
+    keys."""
     if "padding" not in hidden or "memory" in case.hides:
         return None
     return hidden["padding"][:, case.keys - case.queries :, None, None]

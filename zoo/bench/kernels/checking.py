@@ -166,7 +166,7 @@ def list_failures(report: Mapping[str, Any]) -> list[str]:
             elif row.get("passed") is False:
                 found.append(f"{row['name']}: {row.get('fault') or '; '.join(_too_far(row))}")
             elif kind == "errors" and not report["quick"] and row.get("left_out", ON_REQUEST) != ON_REQUEST:
-                found.append(f"{row['name']}: not checked: {row['left_out']}")  # which proves nothing
+                found.append(f"{row['name']}: not checked: {row['left_out']}")  # an unchecked case may be wrong
     window = report["window"]
     if not report["quick"] and (window is None or not window["passed"]):
         found.append(f"window: gains less than {speed.LEAST_GAIN} over a masked SDPA, found {window}")

@@ -1,6 +1,6 @@
 # B rows
 """Measure the fraction of memory bandwidth that decoding achieves with the engine of `zoo generate`, for one row and
-many, with CUDA graphs and without; and compare its tokens with a CPU's."""
+many, with CUDA graphs and without; and compare the generated tokens with those of a CPU."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def refuse_size(spec: Priced, rows: int, lengths: DecodingLengths, device: str) 
     priced = price(spec, setup)
     needed = SLACK * (priced["memory"]["weights"] + priced["kv_cache"]["bytes"])
     free = read_free_memory(torch.device(device)) or 0
-    free += torch.cuda.memory_reserved() if device == "cuda" else 0  # if the model is built already, this is its own
+    free += torch.cuda.memory_reserved() if device == "cuda" else 0  # a model that is built already holds this
     return f"it needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free" if needed > free else None
 
 

@@ -28,7 +28,7 @@ LEAST = 2.0
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of all measurements. `quick` uses sizes for a CPU; `limits` are the device's, after measuring."""
+    """The settings of all measurements. `quick` uses sizes for a CPU; `limits` are the device's, once measured."""
 
     device: str
     quick: bool = False
@@ -87,8 +87,8 @@ def run_apart(part: CheckPart, settings: Settings, until: float) -> list[ReportR
 
 
 def collect_rows(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
-    """Complete the rows that a process sent. It sends the names of all its jobs first, so that each job without a row
-    gets one with the reason."""
+    """Complete the rows that a process sent. The process sends the names of all jobs first, so that each job without a
+    row gets one with the reason."""
     if not told:
         return [{"name": name, "raised": f"nothing was measured: {why}"}]
     names, *rows = told

@@ -102,7 +102,7 @@ def compute_mfu(spec: Priced, length: int, rate: float, settings: Settings) -> d
     """Compute FLOPs per token and MFU by convention, relative to the datasheet's FLOP/s (if known) and to the measured
     FLOP/s.
 
-    The measured peak is the fastest dtype's. A peak that training exceeds must be wrong, and is left out.
+    The measured peak is the fastest dtype's. An MFU above 1 means that its peak is wrong, and is left out.
     """
     flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(name_device(settings.device))

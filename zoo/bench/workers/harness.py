@@ -1,5 +1,5 @@
 # B batch, T positions, V vocabulary
-"""Run the job of a contender that is made of torch: read it from argv, time it, and print the answer in JSON.
+"""Run the job of a contender built on torch: read it from argv, time it, and print the answer in JSON.
 
 Workers run by path, each in a fresh process, possibly under a Python without zoo, so they import only torch,
 safetensors and the contender's own package. All timing is here and in timing.py. A contender only tells how it loads a
@@ -54,8 +54,8 @@ def make_token_ids(batch: int, length: int, vocab_size: int) -> torch.Tensor:
 
 
 def read_tensors(folder: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read the tensors of a folder's safetensors files one by one. A file is reopened for each tensor, as mapped pages
-    would count as resident memory."""
+    """Read the tensors of a folder's safetensors files one by one. A file is reopened for each tensor, because mapped
+    pages would count as resident memory."""
     for path in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())

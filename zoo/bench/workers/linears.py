@@ -71,8 +71,8 @@ def use_int8(weight: torch.Tensor, rows: int) -> Product:
 
 
 def use_int8_both(weight: torch.Tensor, rows: int) -> Product:
-    """Round the rows of x, too. The operator has one scale for all of x, which is set to 1; rows are scaled afterwards.
-    Without AMX, oneDNN is fast only for unsigned inputs, so 128 is added as a zero point."""
+    """Round the rows of x to int8, too. The operator has one scale for all of x, which is set to 1; rows are scaled
+    afterwards. Without AMX, oneDNN is fast only for unsigned inputs, so 128 is added as a zero point."""
     whole, scale = round_rows(weight)
     zero, kind = (0, torch.int8) if torch.cpu._is_amx_tile_supported() else (128, torch.uint8)
     packed = torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]])

@@ -2,8 +2,8 @@
 number of threads; and describe the processor and its instruction set.
 
 FLOP/s are the best over several shapes, in float32 and in bfloat16. Bandwidth is the median of a float32 matrix-vector
-product over 400 MB, as in decoding; it reads faster than a plain sum. Each takes a fraction of a second on any machine.
-Runs under zoo's own Python.
+product over 400 MB, as in decoding; it reads faster than a plain sum. Each measurement takes a fraction of a second on
+any machine. Runs under zoo's own Python.
 """
 
 import json

@@ -45,7 +45,7 @@ WAYS: list[str] = []
 
 
 def rename_tensor(name: str) -> str:
-    """Rename a tensor of our Llama to Hugging Face's."""
+    """Return Hugging Face's name of a tensor of our Llama."""
     if name in OUTSIDE:
         return OUTSIDE[name]
     _, layer, *part, leaf = name.split(".")
@@ -67,7 +67,8 @@ def load_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
 
 
 def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
-    """Prepare a model to serve, as `zoo generate` does, with weights of the job's precision; add to WAYS how."""
+    """Prepare a model to serve, as `zoo generate` does, with weights of the job's precision. Adds the ways to multiply
+    to WAYS."""
     found = importlib.util.find_spec("zoo.run.linear")
     if found is None and job["weights"]:
         raise timing.Absent("not yet: zoo has no weights of fewer bits on a CPU")

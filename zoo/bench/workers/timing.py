@@ -35,7 +35,7 @@ def make_rows(batch: int, length: int, vocab_size: int) -> Rows:
 def make_requests(job: dict[str, Any]) -> list[Request]:
     """Make ragged requests: prompts of 1/8 to 8/8 of `length` tokens, each with 1/8 to 8/8 of `new_tokens` to follow.
 
-    In each group of eight requests both take all eight values, in orders such that they are paired differently.
+    In each group of eight requests both lengths take all eight values, and every group pairs them differently.
     """
     requests = []
     for index in range(job["batch"]):
@@ -61,7 +61,7 @@ def time_calls(run: Callable[[], object], spend: float) -> list[float]:
 
 
 class Busy:
-    """Measure this thread's CPU time ÷ wall time; well below 1, other programs were running."""
+    """Measure this thread's CPU time ÷ wall time. Well below 1 means that other programs were running."""
 
     def __enter__(self) -> "Busy":
         self.wall, self.cpu = time.perf_counter(), time.thread_time()
