@@ -45,7 +45,8 @@ def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: f
 
 
 class Field:
-    """The racers that are in the race. A racer that is missing, fails or cannot do a job leaves it, with a line why."""
+    """The racers that are in the race. A racer that is missing, fails or cannot do a job leaves the race, with a line
+    that says why."""
 
     def __init__(self, plan: Race, racers: Sequence[Racer], folder: str, tell: Tell) -> None:
         self.plan, self.folder, self.tell = plan, folder, tell

@@ -136,7 +136,7 @@ def _requests(count: int, vocab: int, *, length: int = 32, new: int = NEW, **opt
 
 
 def _batch(shape: RaceShape) -> Scenario:
-    """Compare 32 ragged requests in a batch with one after the other."""
+    """Compare serving 32 ragged requests in a batch with serving them one after the other."""
     from zoo.generation.engine import Engine
     from zoo.generation.request import Request
 
@@ -260,7 +260,7 @@ def _wait(model: Model, vocab: int) -> tuple[list[float], list[float]]:
 
 
 def _stable(shape: RaceShape) -> Scenario:
-    """Compare eight requests with batch-invariant (bit-identical) results with eight ordinary ones."""
+    """Compare eight batch-invariant requests (bit-identical results) with eight ordinary ones."""
     plain, stable = _make_ready(_build(shape)), _make_ready(_build(shape), stable=True)
 
     def run(model: Model, deterministic: bool) -> float:
@@ -277,7 +277,7 @@ def _stable(shape: RaceShape) -> Scenario:
 
 
 def _shared(shape: RaceShape) -> Scenario:
-    """Compare sixteen requests with a common prefix whose keys are read once for all, with reading them for each."""
+    """Compare reading the keys of a common prefix once for sixteen requests with reading them for each request."""
     from zoo.generation.request import Request
     from zoo.kernels.view import PooledView
 

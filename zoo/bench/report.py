@@ -39,8 +39,8 @@ def compute_share(plan: Race, rate: float, machine: Mapping[str, float], weights
 
 
 def compute_linears_share(plan: Race, rate: float, machine: Mapping[str, Any], weights: str = "") -> float | None:
-    """Compute the achieved fraction of the step rate of the bare linears, multiplied in that precision's fastest way:
-    40 tok/s with linears of 20 ms a step are 0.8. None if none were measured."""
+    """Compute the achieved fraction of the step rate of the bare linears, in the fastest way to multiply at that
+    precision: 40 tok/s with linears of 20 ms a step are 0.8. None if none were measured."""
     ways = machine.get("linears", {}).get(weights or plan.dtype) if plan.workload == "decode" else None
     return rate / plan.batch * min(ways.values()) / 1e3 if ways else None
 
@@ -110,7 +110,7 @@ def _find_median(answers: Answers, key: str) -> float | None:
 
 
 def _compare_rates(rates: Sequence[float], ours: Answers | None, name: str) -> dict[str, Any]:
-    """Compare with our rates in the same rounds."""
+    """Divide our rates by these of the same rounds: the median ratio as `name`, and all ratios."""
     ratios = [mine["rate"] / theirs for mine, theirs in zip(ours or [], rates, strict=False)]
     plural = name.replace("ratio", "ratios")
     return {name: statistics.median(ratios) if ratios else None, plural: ratios}

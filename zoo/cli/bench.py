@@ -47,7 +47,7 @@ class RaceOptions:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The settings of a race, by the names of `zoo.bench.plan`."""
+        """The settings of a race, by the names that `zoo.bench.plan.plan_race` takes."""
         rest = {name: value for name, value in vars(self).items() if name not in ("against", "peer_python", "shape")}
         return rest | {"weights": self.weights or "", "isa": self.isa or ""}
 

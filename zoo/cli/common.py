@@ -83,7 +83,7 @@ def print_note(line: str) -> None:
 
 
 def keep_memory_on(device: str) -> None:
-    """Let the allocator keep freed memory in this process if it computes on a CPU (`zoo.run.memory`)."""
+    """Let the allocator keep freed memory in this process if `device` is a CPU (`zoo.run.memory`)."""
     from zoo.run.builder import pick_device
     from zoo.run.memory import keep_memory
 
@@ -112,7 +112,7 @@ def read_folder_options(folder: Path, given: Mapping[str, Any]) -> Callable[[Map
 
 
 def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
-    """Compose the model, and print notes on legal but possible mistakes to stderr."""
+    """Compose the model, and print notes on legal settings that may be mistakes to stderr."""
     from zoo.compose.targets import compose_model
 
     found = compose_model(target, overrides or ())

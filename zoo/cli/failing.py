@@ -38,7 +38,7 @@ def choose_exit_code(error: OSError) -> int:
 
 
 def _may_be_read(file: Path) -> bool:
-    """Tell whether a refused file, or the folder of a missing one, may be read: then writing was refused."""
+    """Tell whether a refused file, or the folder of a missing one, may be read; if so, writing was refused."""
     there = os.path.lexists(file)
     return os.access(file, os.R_OK) if there else os.access(file.absolute().parent, os.R_OK | os.X_OK)
 

@@ -10,7 +10,7 @@ from zoo.errors import ConfigError
 
 def read_text(file: Path, where: str) -> str:
     """Read a UTF-8 file, or standard input for `-`. Raises ConfigError, under the name `where`, for a file that cannot
-    be read, is larger than the budget, or has NUL bytes and so is no text."""
+    be read, is larger than FILE bytes, or has NUL bytes and so is no text."""
     from zoo.untrusted.json_file import FILE
 
     try:

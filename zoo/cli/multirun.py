@@ -59,7 +59,8 @@ class SweepOptions:
 
 
 def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
-    """Run all jobs that are not done, then print one table; exits with 1 if a job failed. `--plan` prints the plan."""
+    """Run all jobs that are not done, then print one table; exits with 1 if a job failed. With `--plan`, only the plan
+    is printed."""
     from zoo.jobs.sweep import Sweep
 
     options.refuse_idle()
@@ -177,7 +178,7 @@ def _launch(
     outlook: Outlook,
     search: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Add jobs to sweep.json, with the fields of their `search` if any, and run the jobs that are not done."""
+    """Add jobs to sweep.json, each with its fields in `search` if there are any, and run the jobs that are not done."""
     from zoo.cli.watching import watch_jobs
 
     missing = sweep.find_missing(jobs, search)

@@ -24,7 +24,7 @@ ConfigPart = Literal["job", "hydra", "all"]
 """The part of the composed config that --cfg prints."""
 
 Info = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
-"""Hydra's reports about the config or about itself."""
+"""Hydra's reports about the config or about Hydra."""
 
 
 def run(

@@ -97,7 +97,7 @@ def split(batch: Batch) -> list[Batch]:
 
 
 def trim(row: Batch) -> Batch:
-    """Cut off a row's padding: behind the last real token, and for a decoder's input behind the last target."""
+    """Cut off a row's padding after the last real token, and in a decoder's input after the last target."""
     if row.attention_mask is not None:
         real = int(row.attention_mask.sum())
         width = row.input_ids.shape[1]

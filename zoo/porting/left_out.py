@@ -56,7 +56,8 @@ def _list_by_layer(family: Family, maker: Maker) -> list[str]:
 
 
 def _find_rule(draft: Draft, maker: Maker, name: str) -> str | None:
-    """Find an expression that derives a list from other fields at every depth: a family's own, or a period."""
+    """Find an expression that derives a list from other fields at every depth: some family's rule, or a periodic
+    one."""
     family = draft.to_family()
     samples = list(_list_samples(family, maker, name))
     known = [family.derive.get(name), *(read_family(each).derive.get(name) for each in list_others(draft.model_type))]

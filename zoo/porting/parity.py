@@ -63,7 +63,7 @@ def _compare_gap(gap: float) -> tuple[bool, str]:
 
 
 def _pad_gap(model: Model, reference: Reference) -> float:
-    """Measure the largest difference of rows padded on either side from the same rows alone in the reference."""
+    """Measure the largest difference between our logits of padded rows and the reference's of the same rows alone."""
     ids = reference.draw_ids(2, seed=1)
     mask = torch.ones_like(ids)
     mask[0, -7:], mask[1, :5] = 0, 0

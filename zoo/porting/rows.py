@@ -26,7 +26,8 @@ ENOUGH = 0.4
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors whose names differ only in the indices of layer and expert, with a shape for each ("3", ".weight")."""
+    """Tensors whose names differ only in the indices of layer and expert, with a shape for each layer and leaf ("3",
+    ".weight")."""
 
     pattern: str
     shapes: Mapping[tuple[str, str], tuple[int, ...]]
@@ -109,7 +110,7 @@ def _known_rows(model_type: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def _fits(outcome: TrialOutcome, steps: str, ours: list[TensorGroup], theirs: TensorGroup) -> bool:
-    """Whether tensors of theirs can be converted to these of ours: the layers and the converted shapes agree."""
+    """Whether the reference's tensors can be converted to these of ours: the layers and the converted shapes agree."""
     if any(group.places != theirs.places for group in ours):
         return False
     stacked = "@" in theirs.pattern

@@ -160,7 +160,8 @@ def _list_moves(at: Attempt, reference: Reference, near: list[str], unread: Mapp
 
 
 def _swaps(at: Attempt) -> Iterator[Move]:
-    """Yield swaps of two rows of the draft's own, whose names may have been confused, as a gate and its other half."""
+    """Yield swaps of two of the draft's own rows, whose names may have been confused, such as gate and up
+    projection."""
     rows = [(ours, theirs) for ours, theirs in at.draft.keys.items() if theirs is not None]
     for index, (ours, theirs) in enumerate(rows):
         for other, name in rows[index + 1 :]:

@@ -108,7 +108,7 @@ def try_spec(outcome: TrialOutcome, reference: Reference) -> TrialOutcome:
 
 
 def _find_tying(draft: Draft, reference: Reference) -> dict[str, Any] | None:
-    """Tie the head if the file has no weight for it."""
+    """Return the setting of `tied`: whether the file lacks a weight for the head. None without such a head."""
     kind = (draft.to_family().template(reference.architecture).get("head") or {}).get("kind")
     if kind != "lm" or draft.head is None:
         return None

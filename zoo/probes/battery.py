@@ -156,7 +156,8 @@ def choose_best(chosen: Mapping[float, Mapping[str, float]]) -> float:
 @contextmanager
 def open_pool(jobs: int) -> Iterator[Executor | None]:
     """Open a pool of processes with one thread each; None for one job, which runs in this process. Small matrices gain
-    nothing from threads, nor seeds from being stacked into one model (torch.vmap; measured in November 2026)."""
+    nothing from threads, and stacking the seeds into one model (torch.vmap) gains nothing either (measured in November
+    2026)."""
     if jobs == 1:
         from zoo.run.threads import keep_threads
 

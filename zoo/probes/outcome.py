@@ -18,8 +18,8 @@ LEAST_GAIN = 0.1
 
 @dataclass(frozen=True)
 class RateWindow:
-    """The range of learning rates around the best with at least 0.9 times its accuracy, interpolated between the rates
-    tried; `decades` is its width. An end is open if accuracy is still that high at the outermost rate."""
+    """The range of learning rates around the best one with at least 0.9 times the best accuracy, interpolated between
+    the rates tried; `decades` is its width. An end is open if accuracy is still that high at the outermost rate."""
 
     low: float
     high: float

@@ -46,7 +46,7 @@ AT_MOST = {
 """Upper limits of dimensions."""
 
 LENDERS = ("kv_from", "values_from")
-"""Fields of an attention that name another kind of layer."""
+"""Fields of an attention that name the kind of layer whose keys or values it reads."""
 
 FASTEST_CHUNK = 32
 """Tokens of a recurrence's chunk, which affects only speed: at 32 channels a head, 16 to 32 measured fastest."""

@@ -65,7 +65,8 @@ class Learner:
 
 
 def train(spec: Decoder, probe: Probe, lr: float, seed: int, steps: int | None = None) -> Learner | None:
-    """Train a model on a probe: AdamW, warm-up over a tenth, then cosine to 0. Returns None if a loss is not finite.
+    """Train a model on a probe: AdamW, warm-up over a tenth of the steps, then cosine to 0. Returns None if a loss is
+    not finite.
 
     Weights, examples and their order depend only on the seed.
     """

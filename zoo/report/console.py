@@ -35,7 +35,7 @@ def make_console(**settings: Any) -> Console:
 
 
 def make_bar(*columns: ProgressColumn, shown: bool = True) -> Progress:
-    """Make a progress bar on standard error, if that is a terminal."""
+    """Make a progress bar on standard error, hidden if not `shown`, or if there is no terminal."""
     from rich.progress import Progress
 
     console = make_console(stderr=True)

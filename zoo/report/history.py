@@ -102,7 +102,7 @@ class RunRecord:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of metrics. Raises CheckpointError if one but the last (perhaps half written) is not JSON."""
+        """The lines of metrics. Raises CheckpointError if one is not JSON; a half-written last one is left out."""
         return runs.read_lines(self.folder / runs.METRICS)
 
     def read(self) -> None:
@@ -117,7 +117,8 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """The status: running while a process has the folder's lock, else the result's, or cut off without a result."""
+        """The status: `running` while a process has the folder's lock, else the result's, or `cut off` without a
+        result."""
         if runs.is_locked(self.folder):
             return "running"
         return shorten(self.result.get("status") or "cut off", 40)

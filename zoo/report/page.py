@@ -32,7 +32,8 @@ NAMES = {"mfu": "MFU", "flops": "training FLOPs", "params": "parameters", "gpu":
 
 def write_page(record: RunRecord, status: str | None = None) -> Path:
     """Write a run's page from the files in its folder, and return the page's file. `status` is the present status, if
-    the folder does not have it yet. Raises OSError, and CheckpointError for unreadable files."""
+    the folder does not have it yet. Raises OSError if the page cannot be written, and CheckpointError for unreadable
+    files."""
     file = record.folder / runs.PAGE
     write_text(file, make_page(record, status))
     return file
