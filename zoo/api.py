@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def stats(config: Named, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
-    """Price a model, given by a packaged name, a YAML path or a Spec: the figures of `zoo stats --json`. No torch.
+    """Price a model and return the figures of `zoo stats --json`. Imports no torch.
 
-    `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on. For a folder with weights
-    or a GGUF file, `stored` has the sizes of the stored tensors.
+    `config` is a packaged name, the path of a file or folder, the plain data of a YAML, or a Spec. `setup` are fields
+    of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on. For a folder with weights or a GGUF file,
+    `stored` has the sizes of the stored tensors.
     """
     from zoo.costs import price
     from zoo.run.builder import load_spec
@@ -47,8 +48,8 @@ def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) 
 
 
 def diff(a: Named, b: Named, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
-    """Compare two models: the data of `zoo diff --json`. `architecture` has the fields that differ, by dotted path;
-    `figures` has each figure's value in `a` and in `b`, their `delta` and the `relative` difference."""
+    """Compare two models and return the data of `zoo diff --json`. `architecture` has the fields that differ, by dotted
+    path; `figures` has each figure's value in `a` and in `b`, their `delta` and the `relative` difference."""
     from zoo.analysis import compare
     from zoo.costs import price
     from zoo.run.builder import load_spec
@@ -86,7 +87,7 @@ def train(
     The calling program's state is left as it was: Hydra's globals, logging, signal handlers, torch's CPU random state
     and thread count, and the allocator's settings (`zoo train` itself keeps freed memory in the process).
 
-    Raises ConfigError before anything is written, ZooError when the training or a callback fails, and
+    Raises ConfigError for faulty input, before anything is written, ZooError when the training or a callback fails, and
     KeyboardInterrupt, after a checkpoint, at Ctrl-C.
     """
     from zoo.errors import ConfigError
@@ -137,16 +138,16 @@ def evaluate(
     retrieval: str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a model: the data of `zoo eval --json`. `model` is a folder, or a model with its `tokenizer`.
+    """Evaluate a model and return the data of `zoo eval --json`. `model` is a folder, or a model with its `tokenizer`.
 
-    - Loss, perplexity and bits per byte of `texts`, of `overrides=["data=jsonl", "data.path=…"]`, or by default of the
-      run's own validation split; more options, such as `context`, `stride`, `weights` and `fp8`, are those of
-      `zoo.training.evaluate.evaluate`.
+    - Loss, perplexity and bits per byte of `texts`, of the data that `overrides=["data=jsonl", "data.path=…"]` names,
+      or by default of the run's own validation split. `zoo.training.evaluate.evaluate` describes further options, such
+      as `context`, `stride`, `weights` and `fp8`.
     - `tasks`: lm-evaluation-harness tasks, by name or YAML file, with `limit` and `num_fewshot` (`zoo.text.tasks`).
     - `similarity`: a file of text pairs with scores; `retrieval`: a file of queries and their documents; both with
       `pooling` and `batch_size` (`zoo.text.similarity`).
 
-    Raises ConfigError.
+    Raises ConfigError for faulty input, and if more than one of these is asked for.
     """
     from zoo.errors import ConfigError
 

@@ -178,7 +178,7 @@ def recover(folder: Path) -> None:
 
 
 def _put_in_place(draft: Path, folder: Path, keep: bool) -> None:
-    """Rename the draft to the folder, unless `keep` and the folder exists. The old folder then has the draft's name, or
+    """Rename the draft to the folder, unless `keep` and the folder exists. An old folder is given the draft's name, or
     is deleted."""
     if not folder.exists():
         try:

@@ -58,7 +58,7 @@ class FitError(ConfigError):
 
 
 COMPARED, LONGEST_WORD = 2_000, 200
-"""The most options that a word is compared with (10 µs each), and the characters of the longest word."""
+"""Maximum options that a word is compared with (10 µs each), and maximum characters of a word that is compared."""
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

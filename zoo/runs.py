@@ -34,7 +34,7 @@ from zoo.untrusted.text import quote, shorten
 
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
-AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
+AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint; `RUN/ema` is in the newest checkpoint
 COUNTERS = "training.json"  # in a checkpoint from which training can resume
 RESULT, METRICS = "result.json", "metrics.jsonl"
 TABLE, SAMPLES = "metrics.csv", "samples.txt"
@@ -50,7 +50,8 @@ MOST_METRICS = 1 << 30  # maximum bytes of a file of metrics: a line for each of
 
 def find(path: str | Path) -> Path:
     """Find the checkpoint folder that a path means: the path itself, a run's newest checkpoint (`RUN`), its best
-    (`RUN@best`) or a step's (`RUN@400`), or an average of the weights (`RUN/ema`). Raises CheckpointError."""
+    (`RUN@best`) or a step's (`RUN@400`), or an average of the weights (`RUN/ema`). Raises CheckpointError if there is
+    none."""
     path, which = split_choice(path)
     disk.recover(path)
     if path.name in AVERAGES and not path.exists() and path.parent.exists():
@@ -68,7 +69,8 @@ def find(path: str | Path) -> Path:
 
 
 def follow(root: Path, name: str) -> Path:
-    """Find the checkpoint that a run's pointer file names, `latest` or `best`. Raises CheckpointError."""
+    """Find the checkpoint that a run's pointer file names, `latest` or `best`. Raises CheckpointError if the file or
+    the checkpoint is missing."""
     if not (pointer := find_inside(root, name, str(root))).is_file():
         raise CheckpointError(f"{root.parent}@{name}: the run has kept none (zoo train keep_best=1 does)")
     found = read_bytes(pointer, MOST_POINTER).decode("utf-8", "replace").strip()
@@ -100,7 +102,7 @@ def split_choice(path: str | Path) -> tuple[Path, str]:
 
 
 def find_step(root: Path, step: int) -> Path:
-    """Find the checkpoint of a step. Raises CheckpointError, which lists the run's checkpoints."""
+    """Find the checkpoint of a step. If there is none, raises CheckpointError with a list of the run's checkpoints."""
     for folder in (there := steps(root)):
         if read_step(folder) == step:
             return folder
@@ -164,7 +166,7 @@ _launched: set[Path] = set()
 
 @contextmanager
 def locked_for_launch(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Lock a run's folder before Hydra writes its first file. `locked` in this process then locks it no second time."""
+    """Lock a run's folder before Hydra writes its first file. `locked`, called in this process, then does nothing."""
     with locked(folder, say):
         _launched.add(folder.resolve())
         try:
@@ -174,7 +176,8 @@ def locked_for_launch(folder: Path, say: Callable[[str], object]) -> Iterator[No
 
 
 def is_locked(folder: Path) -> bool:
-    """Tell whether a process is training in a run's folder. False where locks or permissions do not tell."""
+    """Tell whether a process is training in a run's folder. False if the file system has no locks, or if this user may
+    not read the lock."""
     try:
         with (folder / LOCK).open("rb") as file:  # a folder may be another user's
             return (folder / LOCK).is_file() and disk.try_lock(file.fileno()) is False
@@ -224,7 +227,8 @@ def read_whole_result(file: Path) -> dict[str, Any]:
 
 
 def read_sweep_record(folder: Path) -> dict[str, Any]:
-    """Read a sweep's sweep.json; empty if there is none. Raises CheckpointError."""
+    """Read a sweep's sweep.json; empty if there is none. Raises CheckpointError if it is unreadable, or names a job
+    outside the sweep's folder."""
     from zoo.untrusted.shapes import SweepRecord
 
     found = _read_if_there(folder / SWEEP, SweepRecord)
@@ -235,12 +239,14 @@ def read_sweep_record(folder: Path) -> dict[str, Any]:
 
 
 def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the jobs of a sweep, in order, by their folders' names; empty if it is no sweep. Raises CheckpointError."""
+    """Read the jobs of a sweep, in order, by their folders' names; empty if the folder has no sweep. Raises
+    CheckpointError as `read_sweep_record` does."""
     return read_sweep_record(folder).get("jobs", {})
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a file of metrics; empty if there is none. A half-written last line is left out. Raises CheckpointError."""
+    """Read a file of metrics; empty if there is none. A half-written last line is left out. Raises CheckpointError for
+    any other faulty line."""
     from zoo.untrusted.shapes import MetricsLine
 
     if not is_file(file):
@@ -257,7 +263,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read_environments(folder: Path) -> list[dict[str, Any]]:
-    """Read a run's environments: one mapping per start or resumption, oldest first. Raises CheckpointError."""
+    """Read a run's environments: one mapping per start or resumption, oldest first; empty if there is no file. Raises
+    CheckpointError if the file is unreadable."""
     file = folder / ENVIRONMENT
     shape = list[dict[str, str | int | float | None]]
     return read_json(file, shape, most=SETTINGS, largest=COUNTED) if is_file(file) else []
@@ -281,6 +288,7 @@ def is_file(path: Path) -> bool:
 
 
 def results(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Read the outcomes of a sweep's jobs, given by the names of their folders. A job without one was cut off."""
+    """Read the outcomes of a sweep's jobs, given by the names of their folders. A job without an outcome has the status
+    "cut off"."""
     missing = {"overrides": [], "status": "cut off"}
     return [missing | read_whole_result(folder / name / RESULT) for name in names]

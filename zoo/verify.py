@@ -1,4 +1,4 @@
-"""Compare the figures of `zoo stats` with the model itself, built, run and trained for one step in torch's fake mode.
+"""Compare the figures of `zoo stats` with the model itself, built, run and trained for a step in torch's fake mode.
 
 A fake tensor has a shape, a dtype and a device, but no storage. The real program runs, kernel by kernel, so that a
 model of any size takes seconds and no memory. Measurements are those of a CPU.
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 PROBE = 64
-"""Tokens of the row whose FLOPs are counted. Any length would do, because FLOPs are sums over tokens and pairs."""
+"""Tokens of the row with which FLOPs, saved activations and peak memory are measured. Any length would do for FLOPs,
+because these are sums over tokens and pairs."""
 
 CLOSE = 0.02
 """Largest relative difference between Zoo's peak, which is summed from the sections of a pass, and torch's."""
@@ -107,7 +108,8 @@ def _inputs(spec: Tower | EncoderDecoder, ids: torch.Tensor) -> dict[str, torch.
 
 
 def _flops(spec: Tower | EncoderDecoder, model: Model) -> Iterator[Row]:
-    """Count FLOPs with torch's FlopCounterMode. It follows the eager kernel only, which computes masked pairs too."""
+    """Count FLOPs with torch's FlopCounterMode, which follows only the eager kernel. This kernel computes masked pairs
+    too."""
     ids = _ids(spec, 1, PROBE)
     tokens = ids.shape[1]
     model.requires_grad_(False)
@@ -130,8 +132,8 @@ def _flops(spec: Tower | EncoderDecoder, model: Model) -> Iterator[Row]:
 
 
 def _compute_all(look: Look) -> Look:
-    """Give the pairs that the eager kernel computes in decoding: also keys that an indexer leaves out, but only chosen
-    ones where keys are entries (`near`), because these are gathered first."""
+    """Return the Look whose pairs the eager kernel computes in decoding. The kernel also computes the keys that an
+    indexer leaves out, except where keys are pools (`near`): chosen pools are gathered first."""
     return look if look.near else look._replace(top_k=None)
 
 
@@ -206,7 +208,7 @@ UNFAKED = {"adafactor": "reads its tensors' values", "adamw8bit": "is compiled"}
 
 
 def _kept(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[Row]:
-    """Measure the storages that autograd saves in a forward pass on a CPU, without those of weights and buffers."""
+    """Measure the bytes that autograd saves in a forward pass on a CPU, without those of weights and buffers."""
     ids = _ids(spec, 1, PROBE)
     model.train().requires_grad_(True)
     known = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
@@ -229,7 +231,7 @@ def _kept(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[
 
 
 class _Saved:
-    """Stand in for a saved tensor; freed when autograd frees it."""
+    """Wraps a tensor that autograd saves. When autograd frees the tensor, its wrapper leaves the WeakSet."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor

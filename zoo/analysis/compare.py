@@ -86,7 +86,7 @@ def _drop_usual_scale(node: Any) -> Any:
 
 
 def _facing(node: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Reduce an encoder-decoder to one tower, for comparison with a model of that kind, and the other's depth."""
+    """Reduce an encoder-decoder to one tower and the depth of the other, for comparison with a model of one tower."""
     if "blocks" in node or "blocks" not in other:
         return node
     own = _find_own(other["kind"])

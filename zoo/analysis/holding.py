@@ -23,7 +23,7 @@ TENSOR_PARALLEL = (2, 4, 8)
 """Degrees of tensor parallelism that are tried where one GPU does not hold the model: within one machine."""
 
 LEAN = "--recompute full --chunked-loss"
-"""What keeps few activations and logits: tried where no layout holds the training without."""
+"""Options that keep few activations and logits; tried if no layout holds the training without them."""
 
 SHARDED = "--dp 8 --zero 3"
 """The sharded layout of training that `zoo.costs.advice` has priced already."""
@@ -86,7 +86,7 @@ def _training(spec: Priced, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[
 
 
 def _choose(ladder: tuple[str, ...], dtype: str, layouts: Iterable[tuple[int, str, int]]) -> dict[str, Any]:
-    """Choose the first layout that fits, and the smallest accelerator with the dtype that it fits on."""
+    """Choose the first layout that fits, on the smallest accelerator that has the dtype and enough memory."""
     gpus, options = 0, ""
     for gpus, options, needed in layouts:
         for name in ladder:

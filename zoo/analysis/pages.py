@@ -21,7 +21,7 @@ from zoo.spec.fields import SpecField, first_sentence
 from zoo.spec.foreign import FOREIGN, translate_name
 
 MOST_DEFAULTS = 3
-"""The most different defaults of a key that are told."""
+"""Maximum number of different defaults that the page of a key states."""
 
 MOST_FOUND, MOST_LESS = 12, 10
 """MOST_FOUND: places that are listed for an ambiguous word. MOST_LESS: a place with more than 10 times the models of
@@ -257,8 +257,8 @@ def describe_key(key: str) -> dict[str, Any]:
 
 
 def _describe_defaults(key: str) -> str:
-    """Describe the value of a key that is not stated, by the choices that read it; "" where all take the same, or some
-    need it."""
+    """Describe the value that each choice takes for a key that is not stated; "" if all take the same value or more
+    than MOST_DEFAULTS values, or if one needs the key."""
     found: dict[str, list[AxisChoice]] = {}
     for choice, field in list_filled().get(key, []):
         if choice.fields.get(field.name) == field and choice.find_key(field.name) == key:

@@ -27,8 +27,8 @@ class PowerLaw:
     exponent: float
 
     def speedup(self, baseline: float, variant: float) -> float:
-        """Give the speedup of a variant's loss over the baseline's: infinite if the baseline never reaches it, NaN if
-        the baseline's own loss is not above the limit."""
+        """Give the speedup of a variant's loss over the baseline's: infinite if the baseline never reaches the
+        variant's loss, NaN if the baseline's own loss is not above the limit."""
         if baseline <= self.limit:
             return math.nan
         if variant <= self.limit:

@@ -59,7 +59,8 @@ class FieldExample:
 
 def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> FieldExample | None:
     """Set a field to the first of its `common` values, or of others of its type, that a small model accepts and that
-    changes a figure. None if no model can have the choice."""
+    changes a figure; failing that, to the first accepted value. If none is accepted, the example has a `refusal`. None
+    if no model can have the choice."""
     refused: FieldExample | None = None
     for target, overrides, path in _choose_places(choice, field):
         found = _try_in(choice, field, common, target, overrides, path)

@@ -28,9 +28,10 @@ Verdict = Literal["better", "worse", "no significant difference"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm's losses less the baseline's: seed by seed, or as two samples without a common seed (not `paired`). `n` is
-    the number of seeds. `p` is two-sided, `adjusted` after Holm over all arms; None with one seed. `needed` is the
-    number of seeds at which the difference would be significant, None if no number would do."""
+    """The difference between an arm's losses and the baseline's: seed by seed, or of two samples that have no common
+    seed (not `paired`). `n` is the number of seeds. `p` is two-sided, `adjusted` is p after Holm's correction over all
+    arms; both are None with one seed, and so is `interval`. `needed` is the number of seeds at which the difference
+    would be significant, None if no number would do."""
 
     n: int
     difference: float
@@ -44,7 +45,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """A mean difference, its standard error, and the degrees of freedom of Student's t; with one seed only itself."""
+    """A mean difference, its standard error, and the degrees of freedom of Student's t. With one seed only the
+    difference is known."""
 
     n: int
     difference: float

@@ -94,10 +94,11 @@ def write_model(
     params: float | None = None,
     about: str = "",
 ) -> str:
-    """Write the file of a model `like` another, with the choices `parts`, of about `params` parameters. The dimensions
-    that the model reads are stated, no others.
+    """Return the text of a model file: a model `like` another, with the choices `parts`, of about `params` parameters.
+    The dimensions that the model reads are stated, no others.
 
-    `name` is the file's name, for its first line; `about` is its title. Raises ConfigError.
+    `name` is the file's name, for its first line; `about` is its title. Raises ConfigError for an unknown choice, a
+    faulty model, or if no shape has about `params` parameters.
     """
     overrides = [*overrides, *_choose(parts)]
     if params is not None:
@@ -117,7 +118,7 @@ def write_model(
 
 
 def _describe_share(counted: Mapping[str, Any]) -> str:
-    """Describe the share of the tables in the parameters where it is most of them."""
+    """Describe the share of embedding tables and head in the parameters; "" if it is at most half."""
     share = counted["embedding"] / counted["total"]
     return f", {100 * share:.0f} % of them the table of tokens" if share > 0.5 else ""
 

@@ -60,7 +60,7 @@ class Composed:
     left_out: list[str] = dataclasses.field(default_factory=list)
     """Lines about fields that a swapped choice does not have and that were dropped; also among the notes."""
     inherited: tuple[str, ...] = ()
-    """Keys of `about` that describe the base model and not this one, which changes it: its title, say."""
+    """Keys of `about` that describe the base model and not this model, which changes the base: the title, say."""
     sources: tuple[StatedFile, ...] = ()
     """The user's files that the body comes from, for file and line in messages."""
 
@@ -105,7 +105,7 @@ class Composition:
 
     def compose(self, overrides: Sequence[str]) -> Composed:
         """Compose the body under Hydra overrides. Faulty overrides are left out and listed in `faults`. Raises
-        ConfigError for a faulty body, as nothing can be composed from it."""
+        ConfigError for a faulty body, because nothing can be composed from it."""
         faults: list[str] = []
         parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
         choosing = [override for override in parsed if _may_choose(override, self.repo)]
@@ -151,7 +151,7 @@ class Composition:
         return parsed
 
     def _make_base(self, choosing: Sequence[Override]) -> Base:
-        """Compose the body under the choices alone. Raises ConfigError."""
+        """Compose the body under the choices alone. Raises ConfigError for a body that cannot be composed."""
         faults: list[str] = []
         with store_primary(self.body, self.name, trusted=self.trusted) as name:
             try:
@@ -287,7 +287,8 @@ def _place_choice(cfg: DictConfig, override: Override, root: str) -> Override:
 def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
     """Tell whether the model may have a key that its YAML does not state: a dimension, or a component's field.
 
-    Any field of a component is allowed here, as YAML leaves out fields with defaults; the Spec refuses unknown ones.
+    Any field of a component is allowed here, because YAML leaves out fields with defaults; the Spec refuses unknown
+    fields.
     """
     if key in extra or any(key.startswith(f"{name}.") and name not in cfg for name in extra):
         return True

@@ -170,7 +170,7 @@ class Listed(CachingConfigRepository):
     def __init__(self, delegate: ConfigRepository) -> None:
         for source in delegate.get_sources():
             # In a launcher's worker the source was unpickled with a copy of the store. The test is for the scheme, not
-            # the class, as Hydra's search for plugins imports the class a second time.
+            # the class, because Hydra's search for plugins imports the class a second time.
             if source.scheme() == "structured":
                 source.store = ConfigStore.instance()  # type: ignore[attr-defined]
         self.delegate, self.cache = delegate, {}
@@ -184,7 +184,7 @@ class Listed(CachingConfigRepository):
 def open_session(
     *folders: Path, trusted: Sequence[Path] = (), loader: type[ConfigLoaderImpl] = ConfigLoaderImpl
 ) -> Iterator[Hydra]:
-    """Open Hydra itself, with its plugins and a config loader. Only one session can be open in a process, as Hydra
+    """Open Hydra itself, with its plugins and a config loader. Only one session can be open in a process, because Hydra
     keeps it in a global. Files of `folders` must pass the gate (`zoo.compose.gate`), files of `trusted` need not."""
     version.setbase("1.3")
     path = create_config_search_path(f"file://{conf_dir()}")
@@ -253,7 +253,8 @@ def fill_hydra_node(
 
 
 def name_primary() -> str:
-    """Make a new name for a primary config. By its own, a `config.yaml` with `defaults: [/config]` includes itself."""
+    """Make a new name for a primary config. Under its own name, a `config.yaml` with `defaults: [/config]` would
+    include itself."""
     return f"{PRIMARY}{next(_numbers)}"
 
 

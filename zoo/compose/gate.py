@@ -1,13 +1,13 @@
 """Refuse files that name code, before Hydra sees their content.
 
 Hydra instantiates Python objects from its own node (callbacks, launcher, sweeper, logging), and a training config can
-hold lines for a shell. The user may type these on the command line. A file may come from someone else: a model, a
-training config (`-c`), a recipe, and the files that these include, may state none of them, unless the user trusts the
-file (`--trust`).
+hold lines for a shell. The user may type these on the command line. A file may come from someone else: therefore a
+model, a training config (`-c`), a recipe, and the files that these include, must not state them, unless the user trusts
+the file (`--trust`).
 
-`check_body` checks a file as it is read. `check_merged` checks it again at the place in the config that a defaults list
-gives it, such as `@_global_.hydra.callbacks.e`. tests/untrusted/test_trust.py lists every place at which Hydra and
-OmegaConf run code that a config names.
+`check_body` checks a file as it is read. `check_merged` checks the file again at the place in the config where a
+defaults list puts it, such as `@_global_.hydra.callbacks.e`. tests/untrusted/test_trust.py lists every place at which
+Hydra and OmegaConf run code that a config names.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def check_body(body: Mapping[str, Any], label: str) -> None:
 
 
 def check_merged(loaded: Container, package: str, label: str) -> None:
-    """Check a file's content at the place (`package`) that a defaults list gives it. Raises ConfigError."""
+    """Check a file's content at the place (`package`) where a defaults list puts it. Raises ConfigError with all
+    faults."""
     content: Any = OmegaConf.to_container(loaded, resolve=False)
     for part in reversed(package.split(".") if package else []):
         content = {part: content}

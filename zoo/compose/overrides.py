@@ -118,7 +118,8 @@ def rename_override(override: Override, **changes: Any) -> Override:
 
 def split_choice(override: Override, root: str) -> list[Override]:
     """Split a choice with fields, `attention={kind: mha, softcap: 50}`, into one override for the choice and one for
-    each field: merged as one mapping, it would keep fields of the previous choice. Others are returned unchanged."""
+    each field: merged as one mapping, the choice would keep fields of the previous one. Other overrides are returned
+    unchanged."""
     value, key = override.value(), override.key_or_group
     axis = key.removeprefix(f"{root}.") if root else key
     if not isinstance(value, dict) or not isinstance(kind := value.get("kind"), str) or not is_choice(axis, kind):

@@ -62,8 +62,8 @@ def expand_shorthand(
 ) -> Body:
     """Move the choices of a body (`chosen`, from `find_choices`) into its defaults list, in front of its own keys.
 
-    A choice that the list already has is overridden instead: `list_known` is given the rest of the body. `base` is the
-    default first entry for a body without a defaults list.
+    A choice whose key the list already has is overridden instead; `list_known` lists these keys from the rest of the
+    body. `base` is the first entry for a body without a defaults list.
     """
     entries = _list_entries(body, base)
     rest = _drop_choices(body, chosen) | {"defaults": entries}
@@ -86,7 +86,8 @@ def _list_entries(body: Body, base: str | None) -> list[Any]:
 
 
 def _drop_choices(body: Body, chosen: Mapping[str, tuple[str, str]]) -> Body:
-    """Copy the body's keys without its defaults list and its choices. The fields of a choice stay."""
+    """Copy the body's keys without its defaults list and its choices. The fields of a choice stay; those that are
+    components with a kind move to LATE."""
     rest = copy.deepcopy({key: value for key, value in body.items() if key != "defaults"})
     late: dict[str, Any] = {}
     for place, (key, word) in chosen.items():

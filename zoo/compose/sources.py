@@ -1,4 +1,4 @@
-"""Add the file and the line of a faulty key to messages. The user's files are read again for it, only after a fault."""
+"""Add the file and the line of a faulty key to messages. After a fault, the user's files are read again for this."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], override
 @functools.lru_cache(8)
 def _read_lines(source: StatedFile, changed: int) -> dict[str, int]:
     """Map the keys of a source, as paths in the config, to their lines; empty if the file is not readable as YAML.
-    Cached by the time of the file's last change, as the points of a sweep have faults by the thousand."""
+    Cached by the time of the file's last change, because the points of a sweep have faults by the thousand."""
     if source.file.suffix not in YAML:
         return {}
     try:
@@ -138,7 +138,8 @@ def _strip_root(text: str, key: str, roots: Collection[str]) -> str:
 
 def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
     """List the keys that may have caused a fault, the likeliest first: keys whose values the text names, the last one
-    first, as n_kv_heads in `attention: n_heads=8 is not a multiple of n_kv_heads=3`; its own; and the keys above."""
+    first (n_kv_heads in `attention: n_heads=8 is not a multiple of n_kv_heads=3`), the fault's own key, and the keys
+    above it."""
     parts = _ITEM.sub(r".\1", key).split(".")
     top = parts[:1] if parts[0] in roots else []
     for name in reversed(re.findall(r"\b(\w+)=", text.split(" (")[0])):

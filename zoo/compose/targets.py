@@ -101,8 +101,8 @@ STARTS = ("model", "base", "base_model", "like", "extends", "inherits", "from")
 
 
 def check_start(body: Body, path: Path) -> None:
-    """Refuse a training config, and a model that is named as a file of Zoo does not name the one that it starts from.
-    Raises ConfigError with the form that works."""
+    """Refuse a training config, and a file that names the packaged model it starts from in another way than Zoo's
+    defaults list. Raises ConfigError with the form that works."""
     config = read_conf("config")
     groups = {str(group) for entry in config["defaults"] if isinstance(entry, dict) for group in entry}
     trained = [str(key) for key in body if key in (config.keys() | groups) - KNOWN - {"defaults", "model"}]
@@ -128,7 +128,7 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
     notes on fields that the body leaves out.
 
     The body of a run is the composed one, interpolations unresolved, so that overrides can change it. Raises
-    ConfigError.
+    ConfigError for a missing or broken file.
     """
     from zoo import runs
     from zoo.families import described
@@ -244,8 +244,8 @@ def _list_known(body: Body, repo: Listed, label: str) -> set[str]:
 
 
 def note_sizes(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
-    """Write a note on the sizes that a swapped choice takes of its own, as the model does not state them. Those of a
-    router have a note already."""
+    """Write a note for each swapped choice whose sizes come from the choice's file, because the model does not state
+    them. The sizes of a router have a note already."""
     body: Any = OmegaConf.to_container(cfg, resolve=False)
     notes = []
     for axis, _, word in (text.partition("=") for text in overrides):

@@ -107,7 +107,8 @@ def _may_give(node: ast.expr, value: object, env: Mapping[str, Any]) -> bool:
 
 
 def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings:
-    """Find fields with which a condition has this truth. Nothing follows from a true `a or b`, or a false `a and b`."""
+    """Find fields with which a condition is true, or false (`truth`). Nothing follows from a true `a or b`, or from a
+    false `a and b`."""
     match node:
         case ast.Name() | ast.Attribute():
             return {ast.unparse(node): truth}
@@ -125,7 +126,7 @@ def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings
 
 def _bind_words(node: ast.BinOp, text: str, env: Mapping[str, Any]) -> Bindings:
     """Bind both operands of a sum of texts, as "sparse" + "_sliding"; the right part is as long as possible. Only list
-    entries are bound: whole fields have rows of their own, which determine more than their truth."""
+    entries are bound: whole fields are bound by other expressions, which give more than whether a field is true."""
     cut = next(_list_cuts(node, text), None)
     found = {} if cut is None else {**bind(node.left, text[:cut], env), **bind(node.right, text[cut:], env)}
     return {name: value for name, value in found.items() if name.endswith("]")}

@@ -27,7 +27,7 @@ class Body:
 
     @property
     def keys(self) -> Mapping[str, str]:
-        """The rows of the map: the class's own first, which replace the family's of the same names."""
+        """The rows of the tensors' map: the class's own first, which replace the family's rows of the same names."""
         own = self.family.architectures[self.architecture].get("keys") or {}
         return {**own, **{ours: theirs for ours, theirs in self.family.keys.items() if ours not in own}}
 
@@ -46,7 +46,7 @@ class Body:
         return [*map(self.full_name, read(self)), *inner]
 
     def pair_names(self, read: Callable[[Body], Mapping[str, str | None]]) -> dict[str, str | None]:
-        """Do as `full_names` for pairs of tensors."""
+        """Map full names of tensors, paired by `read`, for this model and for each tower with a config."""
         pairs = {self.full_name(one): other and self.full_name(other) for one, other in read(self).items()}
         for tower, body in self.towers.items():
             before = f"{self.prefix}{tower}."
@@ -56,7 +56,7 @@ class Body:
 
     @property
     def copies(self) -> dict[str, str]:
-        """The tensors that files may store as copies, with their originals: `same` of the family."""
+        """Maps each tensor that files may store as a copy to its original (`same` in the family's YAML)."""
         return {one: str(other) for one, other in self.pair_names(lambda body: body.family.same).items()}
 
     @property
@@ -77,7 +77,7 @@ def lay_over(base: object, patch: object) -> Any:
 def combine_kinds(layers: Mapping[str, Any]) -> dict[str, Any]:
     """Expand kinds of layer that combine parts. A part's name ends with `_`, to begin a kind's name, or begins with it:
     with `linear_` and `_nope`, `"{linear_,}dense{,_nope}"` is four kinds, of which `linear_dense_nope` is `linear_`,
-    `dense` and `_nope` laid over one another. Patches of its own, under the whole name, are laid over last."""
+    `dense` and `_nope` laid over one another. A patch that is stated under a kind's whole name is laid over last."""
     parts = sorted((name for name in layers if "_" in (name[0], name[-1])), key=len, reverse=True)
     stated: dict[str, Any] = {}
     for names, own in layers.items():
@@ -126,8 +126,8 @@ def _list_names(text: str) -> list[str]:
 
 
 def lay_rows(base: Mapping[str, str], own: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Put a family's rows before those of its `base`, of which a tensor takes the first that fits. A row replaces the
-    base's rows for any of its tensors. A row that is conditional on another tensor (`?`) replaces none, and the base's
+    """Put a family's rows before those of its `base`: a tensor takes the first row that fits. A row replaces the base's
+    rows for any of its tensors. A row that is conditional on another tensor (`?`) replaces none, and the base's
     conditional rows stay first."""
     placed = {name for ours in own if "?" not in ours for name in _list_names(ours)}
     kept = {ours: theirs for ours, theirs in base.items() if ours not in own and placed.isdisjoint(_list_names(ours))}

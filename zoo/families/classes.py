@@ -14,14 +14,14 @@ from zoo.paths import read_conf
 Classes = dict[str, dict[str, Any]]
 
 BARE = {"prefix": "", "model": {"head": {"kind": "none"}}}
-"""The base model's changes of its family."""
+"""What makes a family's base model: no prefix, and no head."""
 
 
 def name_classes(
     family: str, stated: Mapping[str, Any], bare: Mapping[str, Any] | None, tasks: Mapping[str, Any]
 ) -> Classes:
-    """List every class of a family with its changes of the family: those in `stated`, and those named after the first
-    one (BertModel and BertForTokenClassification after BertForMaskedLM). `bare` are further changes of the class
+    """List every class of a family with its changes to the family: the classes in `stated`, and those named after the
+    first one (BertModel and BertForTokenClassification after BertForMaskedLM). `bare` are further changes in the class
     without a head, None if there is no such class; `tasks` are the classes with a head for a task in the family's file.
     """
     first, *others = stated

@@ -34,8 +34,9 @@ def is_config(path: str | Path) -> bool:
 def read_body(
     path: Path, changes: Mapping[str, Any] | None = None, stated: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Body]:
-    """Read a config.json (or a folder's) and the model it describes; for a multimodal model, its text model's. `stated`
-    replaces fields of the config, `changes` those of the model. Raises CheckpointError."""
+    """Read a config.json (or a folder's) and the model it describes; for a multimodal model, those of the text model.
+    `stated` replaces fields of the config, `changes` those of the model. Raises CheckpointError for a faulty config,
+    and for one of no known family."""
     file = path / CONFIG if path.is_dir() else path
     config = read_config(file)
     wrapper = find_wrapper(config)
@@ -47,7 +48,7 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
     """Read the model that a config.json describes, for pricing, and notes on parts that are left out.
 
     For a multimodal model the text model is read; for a class with an unknown head, the model below the head. Quantised
-    weights are priced as they run, dequantised. Raises CheckpointError.
+    weights are priced as they run, dequantised. Raises CheckpointError as `read_body` does.
     """
     if is_gguf(path):
         config = describe_gguf(read_gguf(path))
@@ -96,7 +97,8 @@ def to_jsonable(node: object) -> Any:
 
 
 def read_json(file: Path, shape: type[JsonShape] = JsonShape, most: int = SETTINGS) -> dict[str, Any]:
-    """Read a JSON file of at most `most` bytes that holds an object of this shape. Raises CheckpointError."""
+    """Read a JSON file of at most `most` bytes that holds an object of this shape. Raises CheckpointError for any other
+    file, and if there is none."""
     try:
         return read_any(file, shape, most=most, hook=_float)
     except FileNotFoundError:
@@ -104,7 +106,7 @@ def read_json(file: Path, shape: type[JsonShape] = JsonShape, most: int = SETTIN
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a config.json. Raises CheckpointError."""
+    """Read a config.json. Raises CheckpointError as `read_json` does."""
     from zoo.families.shapes import ConfigFile  # creates pydantic classes, which takes milliseconds
 
     return read_json(file, ConfigFile)

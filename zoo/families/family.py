@@ -26,7 +26,7 @@ YAML for each.
     derive: {layer_types: =…, _roped: =…}  # fields that a config.json may leave out, and helpers with _, never written
     export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
     optional: [final_logits_bias]        # tensors that a file may lack: initial values are used
-    unprefixed: {h.#.ln.weight: h.#.ln_1.weight}  # names in files without the prefix, if not the class's own
+    unprefixed: {h.#.ln.weight: h.#.ln_1.weight}  # names in files without the prefix, where not the class's own names
     unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and the tensor to
                                          # copy when writing; "" keeps the folder's tensor ("*.x_min": "")
     towers: {encoder: {}, decoder: {}}   # towers with configs of their own within config.json, of the family that the
@@ -192,7 +192,8 @@ class Family:
 
     @property
     def written(self) -> dict[str, Any]:
-        """The defaults to write into a config.json: not inherited ones for fields that this family does not read."""
+        """The defaults to write into a config.json, without inherited ones for fields that this family does not
+        read."""
         unread = self.inherited - self.reads - read_names(self.keys)
         stated = {name: value for name, value in self.defaults.items() if value is not None and name not in unread}
         return {name: value for name, value in stated.items() if not name.startswith("default_")}
@@ -216,7 +217,8 @@ class Family:
 
     def body(self, config: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Body:
         """Translate a config.json to a model in our grammar. `changes` are merged into the model last; they come from
-        the file's tensors, for instance that the head is not tied. Raises CheckpointError."""
+        the file's tensors, for instance that the head is not tied. Raises CheckpointError for a class of another
+        family, and for fields or values that are not supported."""
         named = config.get("architectures") or [next(iter(self.architectures))]
         named = [self.architectures.get(named[0], {}).get("as", named[0])]
         template = lay_over(self.template(named[0], where), changes or {})
@@ -274,7 +276,7 @@ def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
 
 
 class _PatternReader:
-    """Evaluates `layers` and `pattern` for single layers; expressions that do not read `layer` only once."""
+    """Evaluates `layers` and `pattern` for single layers. Expressions that do not read `layer` are evaluated once."""
 
     def __init__(self, kinds: Mapping[str, Any], pattern: Any, fields: Mapping[str, Any]) -> None:
         self.kinds, self.pattern, self.fields = kinds, pattern, fields
@@ -329,7 +331,7 @@ def read_family(name: str) -> Family:
 
 @functools.cache
 def _read_usual() -> Family:
-    """Read what families have in common that are `like` no other. It is no family itself, as it has no class."""
+    """Read what all families that are `like` no other have in common, as a Family without classes."""
     node = read_conf("usual")
     return Family(name="usual", model_types=(), architectures={}, keys={}, stated=node["model"], **node)
 

@@ -57,7 +57,7 @@ def find_architecture(found: GGUFFile) -> Mapping[str, Any]:
 
 def describe_gguf(found: GGUFFile) -> dict[str, Any]:
     """Make the config.json of the model in a GGUF file. Its dtype is the type of most weights, or bfloat16 if they are
-    quantised. Raises CheckpointError."""
+    quantised. Raises CheckpointError for an unknown architecture, and for metadata that is faulty or not read here."""
     row = find_architecture(found)
     with _faults_of(found):
         fields = Reads(_gather_fields(found))
@@ -166,7 +166,8 @@ GROUPS = ("attention", "rope", "rope.scaling", "ssm", "shortconv")
 
 
 def _nest_metadata(found: GGUFFile) -> dict[str, Any]:
-    """Nest the architecture's metadata by dotted names. Raises CheckpointError for a name that is value and prefix."""
+    """Nest the architecture's metadata by dotted names. Raises CheckpointError for a name that is both a value and a
+    prefix of other names, and for a long text."""
     fields: dict[str, Any] = copy.deepcopy(read_catalogue()["absent"])
     start = f"{found.architecture}."
     for name, value in found.metadata.items():
@@ -209,7 +210,8 @@ def _has_fields(value: str, fields: Mapping[str, Any]) -> bool:
 
 
 def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Make a config's `rope_scaling` from metadata and factors; None for no scaling. Raises CheckpointError."""
+    """Make a config's `rope_scaling` from metadata and factors; None for no scaling. Raises CheckpointError for a
+    scaling that is not supported."""
     rope = fields.get("rope") or {}
     stated = rope.get("scaling") or {}
     original = {"original_max_position_embeddings": stated.get("original_context_length")}
@@ -241,7 +243,8 @@ def _longrope() -> Iterator[tuple[str, str]]:
 
 
 def _find_llama3(found: GGUFFile, factors: Sequence[float], theta: float) -> dict[str, Any] | None:
-    """Find Llama 3's scaling from its factors, the file's only trace of it. Raises CheckpointError if they differ."""
+    """Find Llama 3's scaling from its factors, the file's only trace of the scaling; None if all are 1. Raises
+    CheckpointError for other factors."""
     largest = max(factors)
     if largest == min(factors) == 1.0:
         return None

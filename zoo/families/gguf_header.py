@@ -160,7 +160,7 @@ def _shape(architecture: str) -> type[JsonShape]:
 
 
 def check_metadata(file: Path, metadata: Mapping[str, Any]) -> None:
-    """Check the types of metadata, and that a vocabulary's lists and ids are consistent. Raises CheckpointError."""
+    """Raise CheckpointError if metadata has wrong types, or a vocabulary's lists and ids are inconsistent."""
     architecture = metadata.get("general.architecture")
     check_shape(metadata, _shape(architecture if isinstance(architecture, str) else ""), str(file))
     faults, tokens = [], metadata.get("tokenizer.ggml.tokens")
@@ -187,7 +187,8 @@ def check_metadata(file: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def read_gguf(file: Path, *, texts: bool = False) -> GGUFFile:
-    """Read the header of a GGUF file, and of its other parts if it is split. Raises CheckpointError.
+    """Read the header of a GGUF file, and of its other parts if it is split. Raises CheckpointError if one is faulty or
+    missing.
 
     Lists of texts (a vocabulary) are read only with `texts`; otherwise an Unread stands for each.
     """
@@ -226,7 +227,7 @@ def _read_part(file: Path, texts: bool) -> GGUFFile:
 
 def _place_tensors(found: GGUFFile, border: int) -> GGUFFile:
     """Add to the tensors' offsets the start of the data: the next multiple of `border` bytes after the header, whose
-    length is `found.size`. Raises CheckpointError."""
+    length is `found.size`. Raises CheckpointError if the file ends before a tensor starts."""
     begin, there = -(-found.size // border) * border, found.file.stat().st_size
     placed = {}
     for name, each in found.tensors.items():

@@ -19,7 +19,8 @@ TIED = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class TensorPrefixes:
-    """A text model's prefixes of tensors in a multimodal file: `base` replaces its class's, `head` begins its head."""
+    """The prefixes of a text model's tensors in a multimodal file: `base` replaces the prefix of the model's class,
+    `head` begins the names of the head."""
 
     base: str
     head: str
@@ -94,7 +95,7 @@ def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
 
 
 def _complete(inner: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the text model's config by the whole's tying of weights, and drop token ids of images and sounds."""
+    """Add the whole config's `tie_word_embeddings` to the text model's, and drop token ids of images and sounds."""
     plain = {key: value for key, value in inner.items() if not _names_token(key) and key != "architectures"}
     shared = {TIED: config[TIED]} if TIED in config else {}  # where both state it, transformers reads the whole's
     return {**plain, **shared}

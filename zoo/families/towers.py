@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOWERS = ("encoder", "decoder")
 
 BARE, HEADED = ("none",), ("lm", "mlm")
-"""The kinds of head of the class of a pair's encoder, and of its decoder."""
+"""The kinds of head that a class must have to be the encoder of a pair, and to be the decoder."""
 
 LACKING = {
     "encoder": ("whose tokens all see one another", "an encoder's, such as 'bert'"),
@@ -44,7 +44,8 @@ class TowerConfig:
         return self.field.rpartition(".")[0]
 
     def read(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Read the tower's config, completed by its fields in the whole config. Raises CheckpointError."""
+        """Read the tower's config, completed by its fields in the whole config. Raises CheckpointError if there is
+        none."""
         inner: Any = config
         around: Mapping[str, Any] = config
         for name in self.field.split("."):
@@ -107,7 +108,8 @@ def read_towers(
     changes: Mapping[str, Any],
     find_family: Callable[[Mapping[str, Any], str], Family],
 ) -> dict[str, Body]:
-    """Read each tower's model by its family (`find_family`), the decoder's with `changes`. Raises CheckpointError."""
+    """Read each tower's model by its family (`find_family`), the decoder's with `changes`. Raises CheckpointError for a
+    faulty config, and for a family that cannot be this tower."""
     made = {}
     for tower, stated in family.towers.items():
         inner = stated.read(config, where)

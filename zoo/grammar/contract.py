@@ -27,8 +27,8 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def contract_choices(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Shorten the choices at the top of a body that states their kinds, so that one can be swapped and the others keep
-    only the fields in which they differ from their files."""
+    """Shorten the choices at the top of a body that have kinds to the fields that differ from their files. One choice
+    can then be swapped."""
     slots = list_slots()
     stated = {key for key in BASES if isinstance(node := body.get(key), Mapping) and "kind" in node}
     return {key: _contract(value, slots[key], None, body) if key in stated else value for key, value in body.items()}
@@ -65,8 +65,9 @@ def _list_stated(body: Mapping[Any, Any]) -> set[Any]:
 def _find_rest(
     fields: Mapping[str, Any], whole: Mapping[str, Any], choice: type[Spec] | None = None, stated: Container[Any] = ()
 ) -> dict[str, Any]:
-    """List the fields that differ from a choice's, recursively in mappings of the same kind: from its file's, or from
-    the defaults of its class. `stated` are the keys that its file's interpolations may find; empty if unknown."""
+    """List the `fields` that differ from those of a choice's file (`whole`), or from its class's defaults where the
+    file states none. Mappings of the same kind are compared field by field. `stated` are the keys that the file's
+    interpolations may find; empty if unknown."""
     rest = {}
     defaults = {field.name: field.default for field in choice.fields()} if choice else {}
     for key, value in fields.items():

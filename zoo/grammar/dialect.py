@@ -80,9 +80,10 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
 
 
 def _keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> Any:
-    """Lay a choice in a patch over the model's own choice of the same kind: `layers.near.attention: sliding` keeps
-    `bias: qkv` of the model's attention, which the choice's file only looks up around it, unless the patch says `bias`.
-    What makes a choice of the kind another one goes: `layers.far.attention: gqa` has no window in a sliding model."""
+    """Lay a choice in a patch over the model's own choice of the same kind. Fields that the choice's file only looks up
+    stay: `layers.near.attention: sliding` keeps `bias: qkv` of the model's attention, unless the patch states `bias`.
+    Fields that mark another choice of the kind (`list_marks`) get their defaults: `layers.far.attention: gqa` has no
+    window in a sliding model."""
     value, old = _name_cross(key, value), around.get(key)
     word = value.get("kind") if isinstance(value, Mapping) else value
     if patch is around or key not in BASES or not isinstance(word, str) or not isinstance(old, Mapping):
@@ -103,15 +104,16 @@ def _keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping
 
 
 def is_fixed(name: str, value: object) -> bool:
-    """Tell whether a choice's file says what a field is, as `mqa` and `mha` say n_kv_heads: `1`, `${up:n_heads}`. Where
-    it looks up a key of that name, or has a usual value for it, the model may say another."""
+    """Tell whether a choice's file fixes a field: `mqa` fixes n_kv_heads to `1`, `mha` to `${up:n_heads}`. A field is
+    not fixed if the file looks up a key of the field's name or gives a literal for a missing key (`${or:…}`): the model
+    may then state another value."""
     names, literal = split_interpolation(value)
     return not names or (literal is None and len(names) == 1 and not names[0].endswith(name))
 
 
 def list_marks(base: type[Spec], word: str) -> frozenset[str]:
-    """List the fields that make other choices of the same kind what they are, and that this one's file does not state:
-    `window` for `gqa`, as `sliding` is a gqa with a window; `unit_offset` for `rmsnorm`."""
+    """List the fields that files of other choices of the same kind set, and that this choice's file does not state:
+    `window` for `gqa`, because `sliding` is a gqa with a window; `unit_offset` for `rmsnorm`."""
     choice = read_choice(base, word)
     return _list_marks(base.axis, choice["kind"]) - choice.keys()
 
@@ -129,7 +131,7 @@ def _is_mark(value: object) -> bool:
 
 
 def _name_cross(key: object, value: object) -> Any:
-    """Replace a choice of `cross` by the content of its file in conf/cross; its kinds are those of attention."""
+    """Replace a choice of `cross` by the content of its file in conf/cross. The kinds of `cross` are attention's."""
     word = value.get("kind") if isinstance(value, Mapping) else value
     if key != "cross" or not isinstance(word, str) or word not in list_files("cross"):
         return value
@@ -138,7 +140,8 @@ def _name_cross(key: object, value: object) -> Any:
 
 
 def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Lay each kind of layer that is `like` another over the other's patch. ConfigError for unknown names, cycles."""
+    """Lay each kind of layer that is `like` another over the other's patch. Raises ConfigError for an unknown name, a
+    cycle, or a patch that is no mapping."""
 
     def whole(name: object, above: tuple[Any, ...]) -> Any:
         patch = layers[name]
@@ -232,7 +235,7 @@ def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope
 
 
 def _may_be_choice(field: tuple[Any, Any]) -> bool:
-    """Tell whether a field may hold a choice: its value is no number, interpolation or null, its name is not kind."""
+    """Tell whether a field may hold a choice: its value is no number, interpolation or null, its name is not `kind`."""
     name, value = field
     return isinstance(value, Mapping | bool) or (isinstance(value, str) and "${" not in value and name != "kind")
 

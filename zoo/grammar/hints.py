@@ -34,9 +34,9 @@ Patch = dict[str, Any]
 def hint_keys(
     keys: Mapping[str, Any], root: Mapping[Any, Any], place: str = "", *, typed: bool = False
 ) -> dict[str, str]:
-    """Say for each of these keys, with their values, how a model writes it; no entry for a key that nothing is known
-    of. Keys that change the same node share one form, with all of them. `typed` are on the command line; `place` is
-    where the keys stand, `layers.full.` for those of a kind of layer."""
+    """Say how a model of Zoo writes each of these unknown keys and its value. A key of which nothing is known has no
+    entry. If several keys change one node, each of their hints shows the node with all changes. `typed` keys are from
+    the command line; `place` is where the keys stand, such as `layers.full.` in a kind of layer."""
     try:
         whole = expand(root)
     except ConfigError:  # reported when the Spec is read
@@ -57,7 +57,8 @@ def hint_keys(
 
 
 def find_stated(key: str, root: Mapping[Any, Any]) -> str | None:
-    """Find the field that a model states although this key would fill it: `ffn.shared` for `shared_expert`."""
+    """Find the field that this key would fill, if the model states the field itself: `ffn.shared` for
+    `shared_expert`."""
     for axis, base in BASES.items():
         node = root.get(axis)
         kind = node.get("kind") if isinstance(node, Mapping) else None
@@ -69,8 +70,8 @@ def find_stated(key: str, root: Mapping[Any, Any]) -> str | None:
 
 
 def settle_line(fault: str, root: Mapping[Any, Any]) -> str:
-    """Correct a fault of the Spec by what its file says: a choice is named by the file's word (`mha`, of the kind gqa);
-    a field that a component within has is told with its place, and so is a value that Zoo writes elsewhere."""
+    """Write a fault of the Spec in the words of the model's file. A choice is named by its word there (`mha`, of the
+    kind gqa). For a field that an inner component has, or a value that Zoo writes elsewhere, the line says where."""
     key, _, text = fault.partition(": ")
     axis, _, name = key.partition(".")
     value = root.get(axis)
@@ -164,7 +165,7 @@ def _list_nodes(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) 
 
 
 def _lay(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) -> Patch:
-    """Lay a patch over a model's keys, contracted (`own`). `whole` is the model in full."""
+    """Lay a patch over `own`, a model's contracted keys. `whole` is the model in full."""
     found: Patch = {}
     for key, value in patch.items():
         if key == "layers":
@@ -181,7 +182,8 @@ def _lay(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) -> Patc
 
 
 def _lay_choice(axis: str, patch: Mapping[str, Any], own: Any, there: Any) -> Any:
-    """Add fields to a choice. Its own kind stays if it has them; else it becomes the kind of the patch."""
+    """Add the fields of a patch to a choice. The choice keeps its kind if that has the fields; else it gets the kind of
+    the patch."""
     base = list_slots().get(axis)
     if base is None:
         return patch

@@ -7,9 +7,9 @@
 `up` looks outwards from the component, so one component file works at a model's root (`zoo stats`), under `model`
 (`zoo train`) and inside a kind of layer; an absolute or a relative path would break in one of these places.
 
-OmegaConf composes the interpolations as texts and resolves none of them: it would take six times as long, as it parses
-each text with ANTLR at each visit. Only the texts that call its own resolvers or Hydra's are resolved by it, before any
-other (`call_resolvers`).
+OmegaConf composes the interpolations as texts and resolves none of them: it would take six times as long, because it
+parses each text with ANTLR at each visit. Only texts that call OmegaConf's own resolvers or Hydra's are resolved by
+OmegaConf, before all others (`call_resolvers`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def split_interpolation(text: object) -> tuple[list[str], str | None]:
 
 
 def _split_arguments(resolver: str, asked: str) -> tuple[list[str], str | None]:
-    """Split what a resolver of the grammar is given into names and the literal: all after the first comma of `or`."""
+    """Split the arguments of `up` or `or` into names and the literal: all that follows the first comma of `or`."""
     if resolver == "up":
         return [name.strip() for name in asked.split(",")], None
     name, comma, literal = asked.partition(",")
@@ -56,8 +56,8 @@ def _split_arguments(resolver: str, asked: str) -> tuple[list[str], str | None]:
 
 
 def list_sizes(node: Any) -> dict[str, int]:
-    """List the positive whole numbers that the `${or:key,literal}` of a node stand for where the key is not stated, by
-    key. A key with several literals is left out."""
+    """Map each key of the `${or:key,literal}` in a node to its literal, if that is a positive whole number: the value
+    where the key is not stated. A key with several literals is left out."""
     found: dict[str, set[str]] = {}
     for text in _INNERMOST.findall(str(node)):
         names, literal = split_interpolation(f"${{{text}}}")
@@ -114,7 +114,7 @@ class MissingName(Unresolvable):
 
 
 def describe_missing_name(name: str, places: Sequence[str], usual: str = "") -> str:
-    """Write one line for a missing name, however many places look it up. `usual` is its value in most models."""
+    """Write one line for a missing name, however many places look it up. `usual` proposes a value (`_propose`)."""
     places = list(dict.fromkeys(places))
     shown = places if len(places) <= 3 else [*places[:2], f"{len(places) - 2} more"]
     who = f"{', '.join(shown[:-1])} and {shown[-1]} read" if len(shown) > 1 else f"{shown[0]} reads"
@@ -249,15 +249,15 @@ def to_plain(value: Any) -> Any:
 
 
 def resolve(body: dict[Any, Any]) -> dict[Any, Any]:
-    """Copy the plain data of a model, or of a training config without its model, with its interpolations followed. It
-    must have passed the gate (`call_resolvers`). Raises Unresolvable."""
+    """Copy the plain data of a model, or of a training config without its model, with its interpolations followed. The
+    data must have passed the gate (`call_resolvers`). Raises Unresolvable."""
     return Scope(call_resolvers(body)).to_plain()
 
 
 def call_resolvers(body: dict[Any, Any]) -> dict[Any, Any]:
     """Copy plain data with each interpolation that calls a resolver of OmegaConf's or of Hydra's, such as
-    `${oc.env:D_FF}`, replaced by its value. The data must have passed the gate (`zoo.compose.gate`), as these may read
-    environment variables. Raises Unresolvable."""
+    `${oc.env:D_FF}`, replaced by its value. The data must have passed the gate (`zoo.compose.gate`), because resolvers
+    may read environment variables. Raises Unresolvable."""
     if not _FOREIGN.search(str(body)):
         return body
     try:
@@ -273,8 +273,8 @@ def _call_below(node: Any, config: Any) -> Any:
 
 
 def _call(value: Any, config: Any, key: Any) -> Any:
-    """Call the resolvers in a value at a key of OmegaConf's node, inner ones first. Interpolations in what they give
-    are not followed: it may be an environment variable."""
+    """Call the resolvers in a value at a key of OmegaConf's node, inner ones first. Interpolations in their results are
+    not followed, because a result may be the text of an environment variable."""
     if isinstance(value, dict | list):
         return _call_below(value, config[key])
     while isinstance(value, str) and (found := _FOREIGN.search(value)):

@@ -106,7 +106,7 @@ def _refuses(choice: type[Spec], name: str, value: object) -> bool:
 
 
 def _drop_positions(root: dict[Any, Any], idle: Collection[str], touched: Collection[str]) -> Iterator[str]:
-    """Drop the positions of the model ("") or of the towers `idle`, whose attention reads none, and yield their keys.
+    """Drop the positions of each tower in `idle` ("" is the model), whose attention reads none; yield the dropped keys.
     A tower without positions of its own has the model's."""
     for name in dict.fromkeys(idle):
         scope, place = (root.get(name) or {}, f"{name}.position") if name else (root, "position")

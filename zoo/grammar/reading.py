@@ -22,7 +22,8 @@ from zoo.model.tower import Topology
 def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> Any:
     """Read the Spec that a model node describes. Raises ConfigError with every fault and its YAML path.
 
-    `touched` are the keys that the user overrode. One that no component reads is refused, as it would have no effect.
+    `touched` are the keys that the user overrode. If no component reads such a key, it is refused: it would have no
+    effect.
     """
     problems: list[str] = []
     root = to_root(node)
@@ -74,7 +75,7 @@ def _idle(key: str, asked: set[str], read: set[str]) -> bool:
 
 
 def _describe_idle(key: str, root: Scope) -> str:
-    """Describe a key that no component reads, with the field of a choice that is stated in its place."""
+    """Describe a key that no component reads, with the field that the model states in the key's place, if any."""
     stated = find_stated(key, root.node)
     why = f"{stated} is stated in its place (set that, or leave {key} out)" if stated else "leave it out"
     return f"{key}: nothing in this model reads it{f', as {why}' if stated else f' ({why})'}"

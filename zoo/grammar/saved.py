@@ -29,7 +29,8 @@ class Architecture(JsonShape):
 
 
 def read_spec(folder: Path) -> Any:
-    """Read the architecture of a checkpoint. Raises CheckpointError."""
+    """Read the architecture of a checkpoint. Raises CheckpointError if the file is missing, broken or of another
+    format."""
     file = folder / ARCHITECTURE
     try:
         node = check_shape(parse_yaml(file), dict[str, Any], str(file))
@@ -41,7 +42,7 @@ def read_spec(folder: Path) -> Any:
 
 
 def read_model(file: Path, node: object) -> Any:
-    """Read a Spec from the plain data that `to_dict` wrote into a file. Raises CheckpointError."""
+    """Read a Spec from the plain data that `to_dict` wrote into a file. Raises CheckpointError for faulty data."""
     try:
         return from_dict(check_shape(node, dict[str, Any], str(file)))
     except ConfigError as error:
@@ -66,8 +67,8 @@ class SavedConfig(JsonShape):
 
 
 def read_config(file: Path) -> DictConfig:
-    """Read the training config of a run, interpolations unresolved. Raises CheckpointError, also for an interpolation
-    other than the grammar's, such as one of an environment variable, and FileNotFoundError for a missing file."""
+    """Read the training config of a run, interpolations unresolved. Raises FileNotFoundError for a missing file, and
+    CheckpointError for a broken one or an interpolation other than the grammar's, such as an environment variable."""
     plain = check_shape(parse_yaml(file), dict[str, Any], str(file))
     if "model" not in plain:
         raise CheckpointError(f"{file}: is no config of a run, it has no model (the file that zoo train wrote)")

@@ -27,7 +27,7 @@ TEXTS: dict[str, Schema] = {
 
 
 def make_schema() -> Schema:
-    """Make the whole schema."""
+    """Make the JSON Schema of a model's file."""
     keys = {**_list_dimensions(), **_list_slots()}
     model = {**keys, **_list_structure(), **{tower: _refer("tower") for tower in TOWERS}}
     inside = {name: value for name, value in {**keys, **_list_structure()}.items() if name not in ("about", "kind")}
@@ -55,7 +55,7 @@ def make_schema() -> Schema:
 
 
 def _let_interpolate(node: object) -> Any:
-    """Allow an interpolation as the value of every key but `kind`, as the packaged files use them."""
+    """Allow an interpolation as the value of every key but `kind`: the packaged files use interpolations."""
     if isinstance(node, list):
         return [_let_interpolate(each) for each in node]
     if not isinstance(node, dict):
@@ -117,7 +117,8 @@ def _list_dimensions() -> dict[str, Schema]:
 
 
 def _list_slots() -> dict[str, Schema]:
-    """List the keys of a model that hold a component. An axis cannot be true or false, other keys can."""
+    """List the keys of a model that hold a component. `cross`, `router` and keys that are no axis may be true or
+    false."""
     found = {}
     for key, base in list_slots().items():
         if key not in TOWERS:

@@ -82,12 +82,13 @@ class TowerNode:
         ]
 
     def _find_unknown_kinds(self) -> list[str]:
-        """List the axes with an unknown kind. One that no layer reads may be stated, so that it can be swapped in."""
+        """List the axes with an unknown kind, also axes that no layer reads: a model may state these for swapping."""
         found = ((axis, _describe_node(self.root, axis)) for axis in BASES)
         return [f"{self.prefix if axis in self.patch else ''}{axis}: {fault}" for axis, fault in found if fault]
 
     def _find_idle_faults(self, read: set[str]) -> list[str]:
-        """List the faults in fields of axes that no layer reads, which no Spec of the model holds."""
+        """List the faults in stated fields of axes that no layer reads. The model's Spec, which does not contain these
+        axes, cannot report them."""
         faults = []
         for axis in (each for each in BASES if each not in read | OWN | {"block"}):
             node = self.root.get(axis)

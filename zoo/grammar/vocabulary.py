@@ -38,10 +38,10 @@ COMMON = {
     "bias": "Whether the products of attention and of feed-forwards have a bias.",
     "norm_eps": "Epsilon under the root of norms. RMSNorm adds it to the mean square, LayerNorm to the variance.",
 }
-"""Descriptions of keys that fill fields of several choices, each of which says something else of its own."""
+"""Descriptions of keys that fill fields of several choices, where each field has a description of its own."""
 
 TAKEN = "vocab_size"
-"""The field of heads and of embeddings that is the model's key of the same name (`zoo.grammar.towers`)."""
+"""The field of heads and of embeddings that takes the value of the model's key of that name (`zoo.grammar.towers`)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,8 @@ from zoo.runs import RESULT, read_whole_result
 class Record(Callback):
     """Write each job's outcome to its result.json.
 
-    A failed job is changed to return its error as a value: Hydra would raise the first failure of a sweep and drop the
-    results of all other jobs.
+    A failed job is marked as completed: Hydra would raise the first failure of a sweep and drop the results of all
+    other jobs. The job's value is then its error, or None in a sweep, where the error is logged.
     """
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:

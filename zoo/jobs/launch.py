@@ -36,8 +36,9 @@ def start_processes(settings: Training, command: Command, make_folder: Callable[
 
 
 def launch(processes: int, args: Sequence[str], restarts: int = 0) -> int:
-    """Run `zoo` with these arguments in several processes, and return the exit code: 0, or that of the first process
-    that failed, which prints its own error. Raises ZooError if a process was killed and no restart is left."""
+    """Run `zoo` with these arguments in several processes, and return the exit code: 0, also after SIGTERM; 130 after
+    another signal; or that of the first process that failed, which prints its own error. Raises ZooError if a process
+    was killed and no restart is left."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -91,8 +91,9 @@ class LaunchPlan:
         return cfg
 
     def _find_own(self) -> Path | None:
-        """Find the folder of the run that this launch started before torchrun restarted its processes. Raises
-        ConfigError if restarts are allowed and the folder is named by the time, as it could not be found again."""
+        """Find the folder of the run that this launch started before torchrun restarted its processes; None for a first
+        start. Raises ConfigError if restarts are allowed and the folder is named by the time: a restarted process could
+        not find the folder."""
         launch = restarts.read_launch()
         if launch is None:
             return None
@@ -118,7 +119,7 @@ class LaunchPlan:
 
     @contextmanager
     def hold_folder(self) -> Iterator[Path]:
-        """Make the folder and lock it before Hydra writes into it, as another process may have been given it too."""
+        """Make the folder and lock it before Hydra writes into it: another process may have the same folder."""
         folder = self.make_folder()
         with runs.locked_for_launch(folder, lambda line: print(line, file=sys.stderr)):
             _refuse_used(folder, self.sweeps)  # another process may have used it before the lock
@@ -206,7 +207,7 @@ def _unused(folder: Path, sweeps: bool) -> Path:
 
 
 def _refuse_used(folder: Path, sweeps: bool) -> None:
-    """Raise ConfigError if a folder has a run in it, or a sweep without a sweep.json."""
+    """Raise ConfigError if a folder has a run or a sweep in it. A sweep may use a folder with a sweep.json."""
     if sweeps and (folder / runs.SWEEP).is_file():
         return
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):

@@ -1,9 +1,9 @@
 """Search the learning rate of each arm in the same way. Arms are compared fairly at equally searched rates, not at
 equal rates.
 
-The grid has half decades around the config's rate, then a quarter decade to either side of the best, on the first seed,
-by validation loss. The window of rates that do well is a result too: claims that an architecture cannot do something
-often come from a narrow window (arXiv 2508.19029).
+The search tries a grid of half decades around the config's rate, then a quarter decade to either side of the best rate.
+It runs the first seed and compares validation losses. The window of rates that do well is a result too: claims that an
+architecture cannot do something often come from a narrow window (arXiv 2508.19029).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ TOLERANCE = 0.01
 """A rate is in the window if its loss exceeds the best loss by at most this fraction."""
 
 FEWEST, MOST = len(GRID) + 1, len(GRID) + len(FURTHER) + 1
-"""Runs of an arm's search in addition to its seeds' runs: the grid and two around the best, without the best itself,
-which is the first seed's run."""
+"""Minimum and maximum runs of an arm's search in addition to its seeds' runs: the grid, FURTHER (in the maximum), and
+two around the best, without the best itself, which is the first seed's run."""
 
 
 @dataclass

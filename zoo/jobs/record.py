@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def run_one_job(cfg: DictConfig) -> Any:
-    """Train one job and return its outcome: Hydra's task function. At top level, as launchers pickle it by name."""
+    """Train one job and return its outcome: Hydra's task function. Defined at a module's top level, because launchers
+    pickle the function by name."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

@@ -46,7 +46,7 @@ FEW = 3
 """Maximum points named in a line."""
 
 NO_TIME = ("seed", "steps", "schedule", "clip", "eval_every", "save_every", "skip_nonfinite", "parametrisation")
-"""Further settings that do not change the seconds of a step; of the optimizer only its kind does."""
+"""Further settings that do not change the seconds of a step. Of the optimizer's settings only the kind changes them."""
 
 
 def hash_config(planned: TrainingPlan) -> str:
@@ -144,7 +144,7 @@ class Sweep:
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
-        """Read a sweep's folder, which may be new and empty. Raises CheckpointError."""
+        """Read a sweep's folder, which may be new and empty. Raises CheckpointError for a faulty sweep.json."""
         return cls(folder, {"launches": [], "jobs": {}, **runs.read_sweep_record(folder)})
 
     def begin(self, overrides: Sequence[str]) -> None:

@@ -88,9 +88,10 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictCon
     checkpoint starts from the beginning.
 
     On a CPU, losses are bit-identical to those of an uninterrupted run if the number of threads is the same. A resumed
-    run takes its checkpoint's number, and prints a line if it must take another (`zoo.run.threads`); OMP_NUM_THREADS
-    fixes it. Settings that start programs are read from the `overrides`, or from the config that this process has
-    composed (`typed`), never from the folder. Raises ConfigError if no step is left or the data has changed.
+    run takes the number of threads in its checkpoint, and prints a line if it must take another (`zoo.run.threads`);
+    OMP_NUM_THREADS fixes the number. Settings that start programs are read from the `overrides`, or from the config
+    that this process has composed (`typed`), never from the folder. Raises ConfigError if no step is left or the data
+    has changed.
     """
     (folder, which), world = runs.split_choice(folder), read_world()
     planned = plan_resumption(folder, overrides, typed)
@@ -130,8 +131,8 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictCon
 
 
 def rejoin_run(folder: Path, typed: DictConfig) -> dict[str, Any]:
-    """Resume this launch's own run after a restart; `typed` is its config. Called by the main process, which tells the
-    other processes, as they wait in `start_run`. Raises FinishedRun if no step is left."""
+    """Resume this launch's own run after a restart; `typed` is the run's config. Called in the main process, which
+    broadcasts the folder to the other processes: these wait in `start_run`. Raises FinishedRun if no step is left."""
     planned, world = plan_resumption(folder, [], typed), read_world()
     join_processes(world, pick_device(planned.settings.device).type)
     world.broadcast((str(folder), False))
@@ -274,7 +275,7 @@ def draw_page(run: Run) -> None:
 
 
 def draw_last_page(run: Run, status: str) -> None:
-    """Write the page of a run that ended. A failure is only printed, as the run itself is complete."""
+    """Write the page of a run that ended. A failure to write is only printed, because the run itself is complete."""
     try:
         write_page(RunRecord(run.folder), status)
     except FORESEEN as error:

@@ -32,7 +32,7 @@ DECADES = 1.0
 """Rates are drawn up to this many decades below and above the config's."""
 
 THIRD = 3
-"""ASHA's reduction factor: one of THIRD runs continues at each rung, whose steps are THIRD times the last rung's."""
+"""ASHA's reduction factor: at each rung one run in THIRD continues, to THIRD times as many steps."""
 
 AT_START = 5
 """The number of trials that are drawn at random before TPE starts."""
@@ -172,7 +172,8 @@ class PruningCallback:
 
 @contextmanager
 def pruned_as_trial(folder: Path, trial: dict[str, Any] | None) -> Iterator[None]:
-    """Report to, and be pruned by, the job's trial in sweep.json while the block runs; without a trial do nothing."""
+    """While the block runs, report evaluations to the job's optuna trial (`trial`, from sweep.json), which may end the
+    run. Without a trial do nothing."""
     if trial is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Describe how tensor parallelism cuts each tensor, from the Spec of the whole model and that of a rank's part."""
+"""Describe how tensor parallelism cuts each tensor, from the Specs of the whole model and of a rank's part."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class CutSegment(NamedTuple):
 @dataclass(frozen=True)
 class Cut:
     """How one tensor is cut: each of `ranks` ranks holds its share of every segment along `dim`, the last shares padded
-    with zeros. A replicated tensor is its own part. `learns` says whether the loss gives it a gradient."""
+    with zeros. Every rank holds all of a replicated tensor. `learns` says whether the loss gives the tensor a
+    gradient."""
 
     dim: int
     segments: tuple[CutSegment, ...]
@@ -105,7 +106,8 @@ def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
 
 
 def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
-    """Yield a line for each tensor whose segments have three numbers of copies: their gradients are not summed."""
+    """Yield a line for each tensor whose segments have several numbers of copies besides 1. The gradients of such a
+    tensor cannot be summed."""
     for name, cut in cuts.items():
         if len({each.copies(cut.ranks) for each in cut.segments} - {1}) > 1:
             found = ", ".join(str(each.whole) for each in cut.segments)
@@ -113,7 +115,7 @@ def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
 
 
 def compare_parts(whole: Any, part: Any, leaf: str, ranks: int) -> Cut:
-    """Find how a tensor of `whole`, a part of the Spec, is cut, where one of `ranks` ranks holds the smaller `part`."""
+    """Find how a tensor is cut: `leaf` of the Spec's part `whole`, of which each of `ranks` ranks holds `part`."""
     shapes = [each.shapes()[leaf] for each in (whole, part)]
     dims = [dim for dim, (one, other) in enumerate(zip(*shapes, strict=True)) if one != other]
     dim = dims[0] if dims else 0

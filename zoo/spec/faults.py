@@ -30,7 +30,7 @@ WORDS = {
 """The expected value, by pydantic's type of the fault."""
 
 SHOWN = 12
-"""Number of names (choices, fields) that a line lists if there are more."""
+"""Number of names (choices, fields) that a line lists if there are more than SHOWN + 4."""
 
 
 def _fault(template: str, /, **values: Any) -> PydanticCustomError:
@@ -43,8 +43,8 @@ def _show(value: object) -> str:
 
 
 def make_refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
-    """Make the error for a node as a whole. Nested in the validation of another node, it becomes one of that node's
-    faults."""
+    """Make the error for a node as a whole. If it is raised while an outer node is validated, it becomes one of the
+    outer node's faults."""
     return ValidationError.from_exception_data(axis.axis, [{"type": fault, "loc": (), "input": None}])
 
 
@@ -66,7 +66,7 @@ def _is_of_model(axis: type[Spec]) -> bool:
 
 
 def _is_listed(axis: type[Spec]) -> bool:
-    """Tell whether `zoo list --axis` knows an axis: one of a model's, with files in conf/."""
+    """Tell whether `zoo list --axis` knows an axis: the axis belongs to a model and has files in conf/."""
     return _is_of_model(axis) and (conf_dir() / axis.axis).is_dir()
 
 
@@ -162,8 +162,8 @@ def find_booleans_as_numbers(
 
 
 def find_large_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[InitErrorDetails]:
-    """Find fields set to a whole number larger than any dimension, as figures are products of several and must stay
-    finite. In a field of whole numbers `1e17` counts too."""
+    """Find fields set to a whole number above LARGEST or below -LARGEST: figures are products of several such numbers,
+    and must stay finite. In a field of whole numbers a float such as `1e17` counts too."""
     whole = {field.name for field in choice.fields() if re.search(r"Int\b|\bint\b", str(field.type))}
     return [
         {

@@ -97,12 +97,13 @@ _FORMS = {
 }
 
 FORMS = {name: form for form, names in _FORMS.items() for name in names.split()}
-"""How Zoo writes, at a model's top level, keys that have no counterpart there: `name`, or `name=value` for a value that
-is written differently. In a form `$` is the value, `$.factor` a field of it, `$head_dim` another key of the model. The
-first `kind` stands only where the model's own choice lacks the fields (`zoo.grammar.hints`)."""
+"""How Zoo writes another library's key that has no counterpart at a model's top level: a form by the key's `name`, or
+by `name=value` for a value that is written differently. In a form `$` is the value, `$.factor` a field of the value,
+`$head_dim` another key of the model. The form's first `kind` is left out if the model's own choice has the fields
+(`zoo.grammar.hints`)."""
 
 _BLANK = re.compile(r"<.*?>|(?:not |rsqrt )?\$[^,}\n]*")
-"""What a form takes from the model, for showing it without one."""
+"""Matches what a form takes from the model; a form that is shown without a model has `…` there."""
 
 CHOICES = {
     **{"swish": "silu", "swiglu": "gated", "geglu": "gated", "reglu": "gated", "glu": "gated", "relu_squared": "relu2"},
@@ -172,8 +173,8 @@ def _fill(node: Any, value: Any, look: Callable[[str], Any]) -> Any:
 
 
 def _compute(text: str, value: Any, look: Callable[[str], Any]) -> Any:
-    """Compute the first alternative of a form's value (`$ * $head_dim or 8192`) that has all its numbers. A product of
-    which one is missing everywhere is written in words."""
+    """Compute the first alternative of a form's value (`$ * $head_dim or 8192`) that has all its numbers. If none has,
+    a product or a difference is written in words, such as `4 * head_dim`."""
 
     def read(term: str) -> Any:
         if term.startswith("$."):

@@ -50,8 +50,8 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
     Kinds are ordered by module, those of the axis' own module `home` first, and then as they stand in the file,
     whatever was imported before.
 
-    Threads may look up kinds at once. No lock is held but Python's own of the modules: a module that another thread is
-    importing may need any lock that a class needs on first use.
+    Threads may look up kinds at once. Only Python's own import locks are held: with any other lock held here, an import
+    could wait for a thread that imports a module and itself waits for that lock.
     """
 
     searched: ClassVar[set[str]] = set()

@@ -1,4 +1,4 @@
-"""Define Node: a group of a component's fields, in a mapping of their own, that have a meaning only together."""
+"""Define Node: fields of a component that have a meaning only together, grouped in a mapping of their own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from zoo.spec.spec import Spec
 class Node(Spec):
     """A group of fields of a component: `class QKNorm(Node, name="qk_norm", word="norm")`. A node has no kind.
 
-    A value that is not a mapping stands for the main field `word`: `qk_norm: rmsnorm` is `qk_norm: {norm: rmsnorm}`. So
-    does a mapping with a kind, apart from the node's own keys.
+    A value that is not a mapping stands for the main field `word`: `qk_norm: rmsnorm` is `qk_norm: {norm: rmsnorm}`. A
+    mapping with a kind also stands for the main field, except for keys in it that are the node's own.
     """
 
     word: ClassVar[str] = ""

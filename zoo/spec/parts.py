@@ -32,7 +32,8 @@ ROW = "row"
 """A product that a head applies once a row, to one vector."""
 
 READ = "read"
-"""A projection of the tokens that attention reads (keys, values); in cross-attention of the encoder's output, once."""
+"""A projection of the tokens that attention reads (keys, values). In cross-attention these tokens are the encoder's
+output, projected once."""
 
 SHARED = "shared"
 """Weights that several layers share."""
@@ -231,7 +232,7 @@ class Tied(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Reused(Tied):
-    """A product with the module of another part, of other vectors: no module here, all of the FLOPs."""
+    """A product of other vectors with the module of another part: no module here, all of the FLOPs."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {}
@@ -276,8 +277,9 @@ class Stack:
     """Layers in order, by the names of their kinds. Layers of a kind share one Spec object: counting visits it once and
     multiplies.
 
-    If layers share weights (ALBERT), `weights` gives the number of the weights that each layer uses; their kind is that
-    of the last layer that uses them. In a part of a model, `numbers` are the layers' numbers in the whole model.
+    If layers share weights (ALBERT), `weights` has for each layer the index of the weights that it uses. The kind of
+    shared weights is that of the last layer that uses them. In a part of a model, `numbers` are the layers' numbers in
+    the whole model.
     """
 
     kinds: Mapping[str, Spec]

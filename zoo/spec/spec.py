@@ -32,8 +32,8 @@ from zoo.spec.parts import Group, Part, Sized, Stack, count_kinds
 
 completing = threading.RLock()
 """Held while a class becomes a dataclass or pydantic builds its validator, on first use: a second thread would meet a
-half-made class. Nothing may be imported meanwhile: a thread that imports a module waits for this lock where the module
-makes a component, as a default."""
+half-made class. Code that holds this lock must not import a module: another thread may be importing it and waiting for
+the lock, because the module makes a component (a field's default)."""
 
 
 class Slot(NamedTuple):
@@ -64,7 +64,7 @@ class Spec:
     kinds: ClassVar[Kinds] = Kinds("")
     moved: ClassVar[dict[str, str]] = {}  # renamed fields: old name → how to write it now
     joins: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of Linears with one input, which one product can compute
-    takes: ClassVar[tuple[str, ...]] = ()  # channels that it reads of other layers (`zoo.model.channels`)
+    takes: ClassVar[tuple[str, ...]] = ()  # channels that it reads from other layers (`zoo.model.channels`)
     gives: ClassVar[tuple[str, ...]] = ()  # channels that it gives to other layers
     causal: ClassVar[bool | None] = None  # causal only (True), bidirectional only (False), either (None)
 
@@ -148,7 +148,7 @@ class Spec:
         return 0
 
     def decode_flops(self, pairs: int) -> int:
-        """Count `core_flops` of a decoded token, if decoding is computed differently (absorbed MLA)."""
+        """Count `core_flops` of a decoded token. Overridden where decoding is computed differently (absorbed MLA)."""
         return self.core_flops(pairs)
 
     def state_flops(self) -> int:
@@ -156,7 +156,7 @@ class Spec:
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the forward FLOPs of a pass of `new` tokens after `held` ones on a table shared by all tokens."""
+        """Count the forward FLOPs of work on a table shared by all tokens, in a pass of `new` tokens after `held`."""
         return 0
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
@@ -173,7 +173,8 @@ class Spec:
         """Return the part that one of `ranks` tensor-parallel ranks holds: a smaller component of the same kind.
 
         A component overrides this: with `split` (zoo/spec/sharding.py) if it is divided, with `self` if every rank
-        holds it whole. Raises ConfigError if the ranks do not divide it, or if it does not override this.
+        holds it whole. Raises ConfigError if the ranks do not divide the component, or if it does not override this
+        method.
         """
         what = f"{self.axis} '{self.kind}' does not say how it splits over {ranks} ranks"
         raise ConfigError(f"tp: {what} (tp=1, or give {type(self).__name__} a `shard`)")

@@ -21,7 +21,7 @@ SETTINGS = 16 << 20
 NESTED = 64
 """Maximum depth of lists and mappings. Recursive functions over deeper data would raise RecursionError."""
 LARGEST = 2**63
-"""Whole numbers must be below: the limit of torch and safetensors."""
+"""Whole numbers must be below this limit of torch and safetensors."""
 COUNTED = 2**100
 """The limit for the counters of runs: the FLOPs of a training can exceed 2⁶³."""
 UNLIMITED = "model_max_length"
@@ -56,7 +56,8 @@ WORDS = {
 
 
 def read_bytes(file: Path, most: int = FILE) -> bytes:
-    """Read a file of at most `most` bytes. Raises CheckpointError, and FileNotFoundError for a missing file."""
+    """Read a file of at most `most` bytes. Raises FileNotFoundError for a missing file, and CheckpointError for one
+    that is larger, unreadable, a pipe or a device."""
     try:
         if file.exists() and not (file.is_file() or file.is_dir() or str(file).startswith("/dev/")):
             raise CheckpointError(f"{file}: is a pipe or a device (a file)")  # it might never end, or never begin
@@ -96,7 +97,8 @@ def parse_json(
     hook: Callable[[dict], Any] | None = None,
     largest: int = LARGEST,
 ) -> Any:
-    """Parse JSON as plain data and check it against `shape`; `place` names it in messages. Raises CheckpointError."""
+    """Parse JSON as plain data and check the data against `shape`. `place` names the text in messages. Raises
+    CheckpointError for invalid JSON, and for data over the budgets or of another shape."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
         node = json.loads(text, object_hook=hook)
@@ -115,7 +117,7 @@ def parse_json(
 
 
 def check_budget(node: Any, place: str, largest: int = LARGEST) -> None:
-    """Check the depth and the numbers of plain data. Raises CheckpointError."""
+    """Raise CheckpointError if plain data is nested more than NESTED deep or has a number over the limit `largest`."""
     level, depth = [node], 0
     while level:
         depth += 1

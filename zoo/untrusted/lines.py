@@ -13,7 +13,7 @@ LINE = 128 << 20
 
 def read_lines(stream: IO[Any], place: str, most: int = LINE) -> Iterator[Any]:
     """Yield the lines of a stream of bytes or text, line ends included. Raises CheckpointError for a line longer than
-    `most`; no more than that of a compressed file's content is held in memory."""
+    `most` bytes or characters, also in a compressed file, without holding the whole line in memory."""
     number = 0
     while line := stream.readline(most + 1):
         number += 1

@@ -1,4 +1,4 @@
-"""Declare the types of the files of runs and sweeps. A module of its own, as pricing never needs these classes."""
+"""Declare the types of the files of runs and sweeps, in a module that pricing never needs to import."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class LoggerNote(JsonShape):
 
 
 class TrialRecord(JsonShape):
-    """A job's place in a search by optuna: its study, its number there, the steps of a whole run."""
+    """A job's trial in a search by optuna: the study, the trial's number in the study, the steps of a whole run."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
 def read_yaml_text(file: Path, most: int = NODES) -> str:
     """Read the text of a YAML file after checking it against the budgets, `most` values among them.
 
-    Raises CheckpointError, and FileNotFoundError for a missing file.
+    Raises FileNotFoundError for a missing file, and CheckpointError for one that is over the budgets or no YAML.
     """
     data = read_bytes(file, LARGEST)
     try:
@@ -48,7 +48,8 @@ def read_yaml_text(file: Path, most: int = NODES) -> str:
 
 
 def parse_yaml(file: Path) -> Any:
-    """Read a YAML file as plain data. Raises CheckpointError, and FileNotFoundError for a missing file."""
+    """Read a YAML file as plain data. Raises FileNotFoundError for a missing file, and CheckpointError for one that is
+    over the budgets or no YAML."""
     try:
         return yaml.load(read_yaml_text(file, PLAIN_NODES), LOADER)
     except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python cannot hold

@@ -92,7 +92,7 @@ def _cite_class(owner: Spec) -> str:
 
 
 def _list_credits(attention: GQA) -> list[str]:
-    """List the names and papers of what GQA's fields make it: MHA, MQA or GQA by its heads, and a window."""
+    """List the names and papers that a GQA's fields call for: MHA, MQA or GQA by its heads, and a window if set."""
     heads = _cite_class(attention)
     if attention.n_kv_heads == attention.n_heads:
         heads = "MHA, Vaswani et al., 2017"

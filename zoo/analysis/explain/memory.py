@@ -159,7 +159,8 @@ class Memory:
     # ---------------------------------------------------------------- the update, the loss, and peaks
 
     def _step(self) -> None:
-        """Add the scratch memory of the update, as a product of the parameters or a tensor's elements if it is one."""
+        """Add the scratch memory of the update: as bytes times the number of parameters, or of the largest tensor's
+        elements, if it is such a product."""
         found, width = self.found["step"], symbol("bytes of each", widths(self.setup)[2])
         made, why = term(found), f"temporaries of {self.setup.optimizer}, counted tensor by tensor"
         if found and found % width.number == 0:
@@ -199,8 +200,8 @@ class Memory:
         self.sheet.sum("train_peak", [*self.stays, moment], BYTES, "the most at once", "memory.train_peak")
 
     def _alive(self, found: int) -> Number:
-        """Add the peak of generating without weights and cache; in the model's dimensions for a single rank and layers
-        that do not loop over the sequence."""
+        """Add the peak of generating, without weights and cache. The line has a formula in the model's dimensions only
+        for a single rank whose layers do not loop over the sequence."""
         made = term(found)
         if self.setup.ranks == 1 and not self.loops:
             run = GenerationShape(self.context, self.batch, self.setup.dtype, self.setup.cache_dtype)

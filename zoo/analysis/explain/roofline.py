@@ -122,7 +122,8 @@ class Roofline:
         return self.sheet.add(f"{name} FLOPs", call("round", made), "FLOP", "FLOPs above", figure)
 
     def _closer(self, name: str, path: str, parts: Mapping[str, Operator], tokens: Term) -> None:
-        """Add the bound of each operator (in `price` only for the path that the model takes), and their sum."""
+        """Add the bound of each operator, and the sum of the bounds. `price` has the single bounds only for the path
+        that the model takes."""
         times, written = [], "expanded" not in path
         for key, part in parts.items():
             work = symbol("flops", part.flops * self.setup.batch)

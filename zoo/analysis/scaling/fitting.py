@@ -31,7 +31,8 @@ STEEPEST = 3.0
 """Upper bound of an exponent; resamples that do not determine it would let it grow without limit."""
 
 LEAST_CHANGE = 1e-4
-"""Smallest change of the loss by a term over the points, relative to the lowest loss, that determines its exponent."""
+"""Smallest change in a term of the law over the points, relative to the lowest loss, that determines the term's
+exponent."""
 
 Array = np.ndarray
 
@@ -86,7 +87,7 @@ class FittedLaw:
         return [PowerLaw(law.loss(params, math.inf), law.beta) for law in (self.law, *self.resampled)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fit as plain data, which `from_dict` reads back."""
+        """Write the fit as plain data, which `from_dict` reads back."""
         points, resampled = map(list, self.points.rows()), (list(asdict(each).values()) for each in self.resampled)
         found = {"points": list(points), "resampled": list(resampled)}
         return {"law": asdict(self.law), "objective": self.objective, **found}
@@ -112,7 +113,8 @@ class FittedLaw:
         return found
 
     def check_reach(self, params: float, tokens: float) -> None:
-        """Raise ConfigError for a point beyond those of the fit if an exponent is too uncertain or undetermined."""
+        """Raise ConfigError for a point beyond those of the fit if an exponent is too uncertain or undetermined, or if
+        there are no resamples."""
         if params <= max(self.points.params) and tokens <= max(self.points.tokens):
             return
         for name in ("alpha", "beta"):

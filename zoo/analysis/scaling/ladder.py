@@ -42,8 +42,8 @@ class LadderSize:
 
 @dataclass(frozen=True)
 class RunLengths:
-    """The length of one run in updates: at the end of each decay those made so far (`ends`) and those that its weights
-    are `trained` on, and its warm-up."""
+    """The lengths of one run in updates. At the end of each decay, `ends` has the updates made so far, and `trained`
+    those that the weights have seen. `warmup` is the warm-up."""
 
     ends: tuple[int, ...]
     trained: tuple[int, ...]
@@ -51,7 +51,7 @@ class RunLengths:
 
     @property
     def updates(self) -> int:
-        """Count all updates, including those of decays that the run goes back behind."""
+        """Count all updates, including those of earlier decays, before which the run goes back."""
         return self.ends[-1]
 
 

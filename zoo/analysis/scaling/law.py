@@ -32,7 +32,7 @@ class Law:
 
     @property
     def exponent(self) -> float:
-        """Give the exponent a of the best N ∝ C^a for C FLOPs; that of tokens is 1 − a. It is 0.5 if α = β = 0."""
+        """Give the exponent a of the best N ∝ C^a for C FLOPs, 0.5 if α = β = 0. The exponent of tokens is 1 − a."""
         return self.beta / (self.alpha + self.beta) if self.alpha + self.beta else 0.5
 
     def loss(self, params: float, tokens: float) -> float:

@@ -86,7 +86,7 @@ class ComposedModel:
 
     def at_width(self, width: int) -> Iterator[Dims]:
         """List dimensions at this width, with unchanged depth: first with the recipe's ratio of key-value heads, then
-        with fewer. There are none if its heads do not fit the width."""
+        with fewer. The list is empty if the recipe's heads do not fit the width."""
         dims = {key: self.dims[key] for key in self.solved} | ({} if "d_model" in self.fixed else {"d_model": width})
         for key in self.solved:
             if key.split(".")[-1] == "d_ff":
@@ -104,7 +104,8 @@ class ComposedModel:
 
     def _key_heads(self, n_heads: int) -> list[int]:
         """List numbers of key-value heads that divide these query heads: the nearest to the recipe's ratio, then fewer.
-        The list is empty if the nearest is off by more than 2 times, or if many heads (4 groups) miss the ratio."""
+        The list is empty if the nearest is off by a factor of more than 2, or if 4 or more groups of query heads are
+        not all whole."""
         group = self.own["n_heads"] / self.own["n_kv_heads"]
         if n_heads >= 4 * group and n_heads % group:
             return []

@@ -35,8 +35,9 @@ def write_types(types: list[str] | None) -> tuple[Any, ...]:
 
 
 class PosScale(Codec):
-    """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of DeBERTa's attention if it is not relative:
-    1 / √(head_dim · (1 + number of position types)), though none is used. None for attention's default scale."""
+    """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of DeBERTa's attention if it is not relative,
+    1 / √(head_dim · (1 + number of position types)), although no position type is then used. None for attention's
+    default scale."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_relative, stated, head_dim = args

@@ -50,7 +50,7 @@ class Rope(Codec):
 
     `rope(head_dim, "full_attention")` takes the parameters of one kind of layer, if the config has them.
     `rope(head_dim, "sliding_attention", 1e4)` ignores the parameters at the config's top level: unless the kind of
-    layer has its own, it is unscaled with this theta.
+    layer has parameters of its own, its positions are unscaled with this theta.
     """
 
     interleaved = False

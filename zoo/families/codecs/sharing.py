@@ -20,7 +20,7 @@ SLIDING_SIZES: tuple[str, ...] = (
     *("num_attention_heads", "num_key_value_heads", "q_lora_rank", "kv_lora_rank", "head_dim"),
     *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
 )
-"""The fields of which sliding layers of dots3 note may have their own values."""
+"""The fields for which sliding layers of dots3 note may have their own values."""
 
 
 def find_part(layer_types: Sequence[str], n_shared: int, layer: int) -> str:
@@ -47,7 +47,7 @@ class OfType(Codec):
     """`of_full("head_dim", global_head_dim, 512)`: a field's value in the layers of one type. It is read from
     `per_layer_config` (as transformers writes it), else from the field in the second argument (as in published
     configs), else it is the third argument. If there is a fourth argument and it is false, the second is ignored.
-    `sizes` are the fields of which these layers may have their own values."""
+    `sizes` are the fields for which these layers may have their own values."""
 
     def __init__(self, layer_type: str, sizes: Sequence[str]) -> None:
         self.layer_type, self.sizes = layer_type, sizes

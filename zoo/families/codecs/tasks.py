@@ -52,11 +52,13 @@ class Labels(Codec):
 
 
 class RowHeadCodec(Codec):
-    """`row_head({"kind": "tanh"})`: a head for whole rows, with this activation between its two products (None: one
-    product): regression if the config says so or has one label, else classification. Further arguments are COMMON's.
+    """`row_head({"kind": "tanh"})`: a head for whole rows, for regression if the config says so or has one label, else
+    for classification. The arguments are the fields in COMMON: the activation stands between the head's two products
+    (None: one product).
 
     With `skip_id` (the padding's id) a decoder's row is read at its last token with another id, as in transformers: a
-    reward model that pads with its end of text reads the token before it. A negative id (Llama 1's padding) is none."""
+    reward model that pads with its end-of-text token reads the token before. A negative id (Llama 1's padding) counts
+    as none."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         names, common = read_labels(env), dict(zip(COMMON, args, strict=False))
