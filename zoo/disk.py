@@ -199,7 +199,8 @@ def _put_in_place(draft: Path, folder: Path, keep: bool) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two folders in one atomic step. False where the operating system has no such call."""
+    """Swap the names of two folders in one atomic step; False where the operating system has no such call. Raises
+    OSError if the call fails."""
     import ctypes
 
     at, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS

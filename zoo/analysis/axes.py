@@ -129,8 +129,8 @@ def _find(tower: Any, axis: str) -> Spec:
 def grow(component: Spec, causal: bool) -> dict[str, str]:
     """Give the growth with T of a component's time for T tokens, its time for one more token, and its cache.
 
-    Products with weights take time T. The rest follows from the component's FLOPs for visible pairs and for its state,
-    from its cache a token and its state.
+    Products with weights take time T. The rest follows from the component's FLOPs for visible pairs and for its
+    recurrent state, and from the sizes of its cache per token and of its state.
     """
     sight = getattr(component, "sight", Sight())  # only an attention has one
     look, rate = Look(causal, False, **sight._asdict()), sight.rate

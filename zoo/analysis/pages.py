@@ -89,7 +89,7 @@ def _find_moved(name: str) -> dict[str, str]:
 
 def _find_fields(name: str) -> dict[str, int]:
     """Find the places of a field name (`axis.choice.field`), each with the number of packaged models that have a choice
-    with it. A field that classes inherit is one place."""
+    with the field. A field and the classes that inherit it are one place."""
     groups: dict[Any, dict[str, AxisChoice]] = {}
     for axis in vocabulary.list_axes():
         for word, choice in read_choices(axis).items() if axis != "cross" else ():
@@ -284,7 +284,7 @@ def key_sentence(key: str) -> str:
 
 
 def _pick_filled(key: str) -> tuple[AxisChoice, SpecField] | None:
-    """Pick the field to describe a key by: one with a description, of the choice that most models have."""
+    """Pick the field by which a key is described: one with a description, of the choice that most models have."""
     fills = list_filled().get(key, [])
 
     def rank(fill: tuple[AxisChoice, SpecField]) -> tuple[bool, int, bool]:

@@ -71,7 +71,8 @@ def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> Fi
 
 
 def _choose_places(choice: AxisChoice, field: SpecField) -> list[tuple[str, list[str], str]]:
-    """Choose the models in which to try a field; for an optional component first one without it, to add it."""
+    """Choose the models in which to try a field. If the field holds an optional component, a model without the
+    component comes first, to add one."""
     kinds = field.schema.get("anyOf", ())
     if {"type": "null"} not in kinds or not any("$ref" in each for each in kinds):
         return list(itertools.islice(_find_places(choice), MOST_PLACES))
@@ -109,7 +110,8 @@ def _try_in(
 
 
 def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
-    """Find the smallest packaged models with a choice, and its path in each; then a tiny model with it added."""
+    """Find the smallest packaged models with a choice, each with the choice's path; then a tiny model to which the
+    choice is added."""
     if choice.axis == "topology":
         return (yield TINY[choice.word], [], "")
     bodies, uses = read_bodies(), read_uses()[0]

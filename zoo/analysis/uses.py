@@ -18,10 +18,10 @@ from zoo.grammar.vocabulary import list_axes, read_choices, write_value
 from zoo.spec import Node, Spec
 
 LONGEST = 60
-"""Most characters of a value that is shown whole."""
+"""Maximum characters of a value that is shown whole."""
 
 ROPE = re.compile(r"=.*\brope\w*\(")
-"""A family's expression by which a config.json may state any scaling of rotary positions."""
+"""Matches a family's expression by which a config.json may state any scaling of rotary positions."""
 
 
 class Use(NamedTuple):

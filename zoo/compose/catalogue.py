@@ -94,7 +94,7 @@ def _name_general(axis: str, word: str) -> str:
 
 
 def read_bodies() -> dict[str, dict[str, Any]]:
-    """Read the YAML of every packaged model, its keys laid over those of the model that it starts from."""
+    """Read the YAML of every packaged model, merged over the YAML of the model that it starts from."""
     files = _read_files()
     return {name: _read_whole(name, files) for name in files}
 

@@ -219,14 +219,15 @@ def _note_router(body: dict[Any, Any] | None) -> list[str]:
 
 
 def _may_choose(override: Override, repo: Listed) -> bool:
-    """Tell whether an override may be a choice from a group, by the group's name or by the key of its option."""
+    """Tell whether an override may choose an option of a group: its value is a text, or its key is a group's name."""
     return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
 
 
 def _apply(
     cfg: DictConfig, overrides: Sequence[Override], root: str, extra: Sequence[str], faults: list[str]
 ) -> list[Override]:
-    """Set the values in the config. Gives the applied overrides, in the form that Hydra itself accepts."""
+    """Set the values in the config; an override that cannot be applied is added to `faults`. Gives the applied
+    overrides, in the form that Hydra itself accepts."""
     applied = []
     for typed in overrides:
         override = typed
@@ -304,7 +305,8 @@ def _stateable(root: str, reads: set[str]) -> list[str]:
 
 
 def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]:
-    """List the axes that the user chose but no component looks up, such as a router in a model without experts."""
+    """Write a fault for each axis that the user chose and no component looks up, such as a router in a model without
+    experts."""
     used = reads | grammar.OWN | {"block"}
     places = {f"{root}.{axis}" if root else axis: axis for axis in grammar.AXES if axis not in used}
     chosen = [o for o in groups if (o.package or o.key_or_group) in places and not o.is_delete()]

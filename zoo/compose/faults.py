@@ -17,7 +17,7 @@ FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, Value
 """The exceptions that Hydra raises while it composes faulty files."""
 
 MANY = 30
-"""The most options that a message lists."""
+"""Maximum number of options that a message lists."""
 
 
 def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> str:
@@ -51,7 +51,7 @@ def describe_missing_option(group: str, value: str, options: Iterable[str], plac
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
     """Find the deepest existing node on the way to a dotted key, and the segments of the key that do not exist in it.
 
-    The node is None if it is a value or an interpolation, not a mapping. Interpolations are not followed.
+    The node is None if a value or an interpolation stands in its place. Interpolations are not followed.
     """
     node: DictConfig | None = cfg
     parts = key.split(".")

@@ -92,7 +92,8 @@ def describe_typed(override: Override, model: Any, root: str) -> str | None:
 
 
 def list_alternatives(override: Override) -> list[str]:
-    """List one override for each value of a sweep; of an interval, for sampling sweepers, the start alone."""
+    """List one override for each value of a sweep. For an interval, from which sampling sweepers draw, only its start
+    is listed."""
     if not override.is_sweep_override():
         return [format_override(override)]
     key = override.get_key_element()

@@ -33,7 +33,7 @@ def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple
 
 
 def _list_scopes(body: Body, path: str = "") -> Iterator[tuple[str, Body]]:
-    """Yield a body and its patches by path, and in a training config those of its model."""
+    """Yield a body and its patches, each with its path; for a training config also its model's body and patches."""
     yield path, body
     yield from ((f"{path}.{place}" if path else place, patch) for place, patch, _ in list_patches(body))
     if not path and isinstance(model := body.get("model"), dict):

@@ -119,7 +119,8 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Ma
 def _find_typed(
     key: str, typed: Mapping[str, str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
 ) -> str | None:
-    """Find the override that caused a fault: of its key, of one above, or, if no file states it, of one below."""
+    """Find the override that caused a fault: an override of the fault's key, of a key above it, or, if no file states
+    the fault's key, of a key below it."""
     bare = _strip_root(key, key, roots)
     stated = any(key in known or bare in known for known in lines.values())
     for each, value in typed.items():

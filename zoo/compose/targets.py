@@ -101,8 +101,8 @@ STARTS = ("model", "base", "base_model", "like", "extends", "inherits", "from")
 
 
 def check_start(body: Body, path: Path) -> None:
-    """Refuse a training config, and a file that names the packaged model it starts from in another way than Zoo's
-    defaults list. Raises ConfigError with the form that works."""
+    """Refuse a training config, and a file that names the packaged model it starts from in another way than
+    `defaults: [/model/NAME@_here_]`. Raises ConfigError with the form that works."""
     config = read_conf("config")
     groups = {str(group) for entry in config["defaults"] if isinstance(entry, dict) for group in entry}
     trained = [str(key) for key in body if key in (config.keys() | groups) - KNOWN - {"defaults", "model"}]

@@ -75,8 +75,8 @@ def lay_over(base: object, patch: object) -> Any:
 
 
 def combine_kinds(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Expand kinds of layer that combine parts. A part's name ends with `_`, to begin a kind's name, or begins with it:
-    with `linear_` and `_nope`, `"{linear_,}dense{,_nope}"` is four kinds, of which `linear_dense_nope` is `linear_`,
+    """Expand kinds of layer that combine parts. A kind's name may begin with a part such as `linear_` and end with a
+    part such as `_nope`: `"{linear_,}dense{,_nope}"` is four kinds, of which `linear_dense_nope` is `linear_`,
     `dense` and `_nope` laid over one another. A patch that is stated under a kind's whole name is laid over last."""
     parts = sorted((name for name in layers if "_" in (name[0], name[-1])), key=len, reverse=True)
     stated: dict[str, Any] = {}

@@ -303,7 +303,8 @@ class _PatternReader:
 
 
 def _named(kind: str, patch: object, layers: dict[str, Any]) -> str:
-    """Name the kind of layer with this patch by the family's name for it, numbered if its layers' patches differ."""
+    """Name a kind of layer after the family's kind, with a number if layers of the family's kind differ in their
+    patches."""
     if kind == "layer" and not patch:
         return "layer"
     if len(layers) > MOST_KINDS:

@@ -29,7 +29,7 @@ ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.wei
 """Tensors of factors of rotary frequencies, which a config.json states as numbers."""
 
 MOST_FACTORS = 65_536
-"""Maximum number of these factors, each of which is for two channels of a head."""
+"""Maximum number of factors of rotary frequencies, each of which is for two channels of a head."""
 
 FAULTS_SHOWN = 8
 

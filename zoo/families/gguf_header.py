@@ -27,7 +27,7 @@ SUFFIX = ".gguf"
 VERSIONS = (2, 3)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9
-"""The file's numbers for types of metadata: scalars, by their `struct` format, texts and lists."""
+"""The file's numbers for types of metadata: SCALARS, each with its `struct` format, TEXT and LIST."""
 
 TYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1"},

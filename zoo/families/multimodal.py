@@ -28,8 +28,8 @@ class TensorPrefixes:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """conf/multimodal.yaml as data: `models` whose text model is loaded, `flat` with text fields at the top level (and
-    the text model's type), and the possible `layouts` of names."""
+    """conf/multimodal.yaml as data. `models` are the types whose text model can be loaded. `flat` maps types with text
+    fields at the top level to the type of the text model. `layouts` are the possible prefixes of names."""
 
     models: tuple[str, ...]
     flat: Mapping[str, str]
@@ -47,7 +47,7 @@ class Wrapper:
 
     @property
     def kind(self) -> str:
-        """Its model_type."""
+        """The model_type of the multimodal config."""
         return str(self.config.get("model_type"))
 
     @property

@@ -24,14 +24,15 @@ LACKING = {
     "encoder": ("whose tokens all see one another", "an encoder's, such as 'bert'"),
     "decoder": ("with cross-attention that is read here", "'bert', 'roberta' or 'gpt2'"),
 }
-"""By tower: the class that a family lacks if it cannot be this tower of a pair, and families that can."""
+"""By tower, for messages: which class a family lacks that cannot be this tower of a pair, and which families have
+one."""
 
 
 @dataclass(frozen=True)
 class TowerConfig:
     """The place of one tower's config: the `field` of config.json (`a.b` for a nested one, as in T5Gemma 2's multimodal
-    encoder), and its family; None if the inner config names it. `shared` fields are read from the whole config instead
-    of the inner one; fields `beside` are read from the config that contains the inner one."""
+    encoder), and the tower's family (None: the inner config names it). `shared` fields are read from the whole config
+    instead of the inner one; fields `beside` are read from the config that contains the inner one."""
 
     field: str
     family: Family | None = None
@@ -85,7 +86,7 @@ def find_class(family: Family, tower: str) -> str | None:
 
 def find_member(family: Family, tower: str) -> tuple[Family, str] | None:
     """Find a family and its class as one tower of a pair. A decoder gets the cross-attention that the family's
-    `crossed` states; None if it states none."""
+    `crossed` states. None for a family without such a class, or for a decoder's family without `crossed`."""
     name = find_class(family, tower)
     if name is None or (tower == "decoder" and not family.crossed):
         return None

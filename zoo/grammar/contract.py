@@ -27,7 +27,7 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def contract_choices(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Shorten the choices at the top of a body that have kinds to the fields that differ from their files. One choice
+    """Shorten each choice with a kind at the top of a body to the fields that differ from the choice's file. One choice
     can then be swapped."""
     slots = list_slots()
     stated = {key for key in BASES if isinstance(node := body.get(key), Mapping) and "kind" in node}
@@ -99,8 +99,8 @@ def _contract_node(node: object, base: type[Node], around: object) -> Any:
 
 
 def _contract(node: object, base: type[Spec], around: object = None, stated: Container[Any] = ()) -> Any:
-    """Shorten one component: to a word, or to a word with the fields that differ. `stated` are the keys of the body
-    around, for a component of the model itself."""
+    """Shorten one component: to a word, or to a word with the fields that differ. `stated` are the keys of the
+    enclosing body, for a component at its top level."""
     if issubclass(base, Node):
         return _contract_node(node, base, around)
     if isinstance(node, str) and node == find_usual(base):

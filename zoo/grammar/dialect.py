@@ -62,8 +62,8 @@ def _lacks_router(node: Mapping[Any, Any]) -> bool:
 
 
 def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Expand the keys of a body or of a patch. `around` has the choices that the patch changes, `scope` the model's
-    choices, which `true` and a mapping without a kind stand for."""
+    """Expand the keys of a body or of a patch. `around` has the choices that the patch changes. `scope` has the model's
+    choices, for which `true` and a mapping without a kind stand."""
     slots = list_slots()
     found = {
         key: _expand(_keep_stated(key, value, node, around), slots[key], around.get(key), scope)
@@ -125,7 +125,7 @@ def _list_marks(axis: str, kind: object) -> frozenset[str]:
 
 
 def _is_mark(value: object) -> bool:
-    """Tell whether a file sets a field, rather than only look it up around the choice."""
+    """Tell whether a choice's file sets a field to this value, rather than only looking it up around the choice."""
     names, literal = split_interpolation(value)
     return not names or literal not in (None, "null", "false")
 
@@ -164,7 +164,8 @@ def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _expand(node: object, base: type[Spec], around: object, scope: Mapping[Any, Any]) -> Any:
-    """Expand one node at a place for components of an axis. `around` is the node there that a patch would change."""
+    """Expand one node at a place for components of the axis `base`. `around` is the node that is there before a
+    patch."""
     if issubclass(base, Node):
         return _expand_node(node, base, around, scope)
     if isinstance(node, bool):

@@ -104,7 +104,8 @@ def _list_inner(axis: str, node: Mapping[Any, Any]) -> Iterator[tuple[str, set[s
 
 
 def _place(key: str, value: Any, whole: Mapping[Any, Any], own: Mapping[Any, Any]) -> tuple[str, Patch]:
-    """Find what a key stands for: the start of the line about it, and the patch of the model; "" for unknown keys."""
+    """Find what an unknown key stands for. Returns the start of the line about the key, "" if nothing is known of it,
+    and the patch by which a model states it."""
     if "${" in str(value):
         return "", {}
     if form := find_form(key, value):
@@ -208,7 +209,7 @@ def _takes(patch: Mapping[str, Any], base: type[Spec], there: Any) -> bool:
 
 
 def _list_names(base: type[Spec], word: Any) -> set[str]:
-    """List the fields of a choice; none of an unknown one."""
+    """List the fields of a choice; empty for an unknown choice."""
     known = isinstance(word, str) and knows(base, word)
     return {field.name for field in base.kinds[read_choice(base, word)["kind"]].fields()} if known else set()
 

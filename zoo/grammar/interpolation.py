@@ -67,8 +67,8 @@ def list_sizes(node: Any) -> dict[str, int]:
 
 
 def find_foreign(text: str) -> Iterator[str]:
-    """Yield the names of the resolvers that a text calls other than the grammar's. Hydra's and OmegaConf's resolvers
-    read environment variables, so an untrusted file may not call them."""
+    """Yield the names of all resolvers but the grammar's that a text calls. Hydra's and OmegaConf's resolvers read
+    environment variables, so an untrusted file may not call them."""
     opened: list[int | None] = []  # where each open interpolation's name starts; None once its resolver is known
     at = 0
     while at < len(text):
@@ -105,8 +105,8 @@ class Unresolvable(ConfigError):
 
 
 class MissingName(Unresolvable):
-    """No scope around `place` has the names that its `key` looks up. Of several, the last is reported, the general one:
-    n_heads of `${up:n_kv_heads,n_heads}`."""
+    """No scope around `place` has the names that its `key` looks up. Of several names the last, most general one is
+    reported: n_heads of `${up:n_kv_heads,n_heads}`."""
 
     def __init__(self, name: str, place: str, key: str) -> None:
         super().__init__("", place)
@@ -128,7 +128,8 @@ class Scope:
         self.node, self.above, self.key = node, above, key
         self.root: Scope = above.root if above else self
         self.reads: set[str] = set()
-        """The names that interpolations have looked up since `take_reads`. Used in the root alone, as the next two."""
+        """The names that interpolations have looked up since `take_reads`. Only the root's are used, as with the next
+        two attributes."""
         self.following: list[tuple[int, Any]] = []
         """The places whose interpolations are being followed, to find cycles."""
         self.followed = 0

@@ -24,9 +24,9 @@ from zoo.spec import Spec
 def drop_leftovers(
     body: Mapping[Any, Any], swapped: Mapping[str, Any], touched: Collection[str]
 ) -> tuple[Any, list[str]]:
-    """Drop from a model's body the fields that no choice reads any more after axes were swapped, or that made the old
-    choice what it was. Gives the body and the dropped keys. `swapped` maps the axes to the word typed for the whole
-    model, if one was; `touched` are the keys that the user set."""
+    """Drop from a model's body, after axes were swapped, the fields that no choice reads any more and the fields that
+    mark the old choice (`list_marks`). Gives the body and the dropped keys. `swapped` maps each swapped axis to the
+    word typed for the whole model, if one was; `touched` are the keys that the user set."""
     root = expand(body)
     marks: dict[str, Collection[str]] = dict.fromkeys(swapped, ())
     for axis, word in swapped.items():
@@ -47,8 +47,8 @@ def _trim(
     marks: Mapping[str, Collection[str]],
     touched: Collection[str],
 ) -> Iterator[str]:
-    """Delete the fields of swapped components that their new choice does not have, and those of the model's own
-    components that made the old choice what it was (`marks`, by axis). Yields their keys."""
+    """Delete the fields of swapped components that the new choice does not have, and in the model's own components the
+    fields that mark the old choice (`marks`, by axis). Yields the deleted keys."""
     for axis, gone in marks.items():
         node, before = scope.get(axis), around.get(axis)
         if isinstance(node, dict):
@@ -69,8 +69,8 @@ def _fix(place: str, node: dict[Any, Any], choice: Mapping[Any, Any], touched: C
 def _trim_node(
     place: str, node: dict[Any, Any], base: type[Spec], kind: Any, gone: Collection[str], touched: Collection[str]
 ) -> Iterator[str]:
-    """Delete the fields of a component that its choice does not have, those `gone`, and likewise in the components
-    among its fields. Yields their keys."""
+    """Delete the fields of a component that its choice does not have, and the fields in `gone`; likewise in the
+    components among its fields. Yields the deleted keys."""
     choice = base.kinds.get(kind) if isinstance(kind, str) else None
     if choice is None:
         return

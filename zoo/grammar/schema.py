@@ -172,7 +172,8 @@ def _define_axis(axis: str) -> Iterable[tuple[str, Schema]]:
 
 
 def _define_node(base: type[Node]) -> Schema:
-    """Define a node: a value of its main field, or a mapping of its fields and of those of the component there."""
+    """Define a node: a value of its main field, or a mapping of the node's fields and of the fields of the component in
+    the main field."""
     node = AxisChoice("", base.axis, base, {}, "")
     fields = _list_fields([node])
     main = list_fields(base).get(base.word)

@@ -48,7 +48,8 @@ class Price:
 
 
 def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True) -> Price:
-    """Price a run. With `cuda` its memory is that of CUDA kernels; without `memory` no pass is traced for the peak."""
+    """Price a run. With `cuda` the peak memory is that of CUDA kernels. Without `memory` no pass is traced, and the
+    peak memory is None."""
     from zoo.training.fitting import price_training, take_share
 
     settings, spec = planned.settings, planned.spec

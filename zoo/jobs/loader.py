@@ -38,7 +38,7 @@ def states_subdir(cfg: DictConfig) -> bool:
 class JobLoader(ConfigLoaderImpl):
     """Compose every config for Hydra: of a run, of a sweep, and of each job that a sweeper proposes.
 
-    Hydra's engine, sweepers and launchers get all configs from `load_configuration` (those of jobs through
+    Hydra's engine, sweepers and launchers get all configs from `load_configuration` (jobs through
     `load_sweep_config`). So a job is composed and checked in one way, whether the command line, BasicSweeper or a
     sampling plugin proposes it, and overrides stay as the user typed them; the run's records have them in the form that
     Hydra itself accepts. A launcher's workers get the loader pickled.
@@ -78,7 +78,7 @@ class JobLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """Compose the config of a job, or for RunMode.MULTIRUN that of the sweep.
+        """Compose the config of a job, or, for RunMode.MULTIRUN, the config of the sweep.
 
         A sweep's config has the overrides with a single value, without those that do not fit the default model: each
         job is composed, and checked, with all its own overrides. Raises ConfigError for a faulty job.

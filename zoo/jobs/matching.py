@@ -169,7 +169,7 @@ def find_figure(planned: TrainingPlan, *, budget: str, forecaster: Forecaster) -
 def solve_arm(
     plan: LaunchPlan, job: SweepPoint, by: str, figure: Callable[[TrainingPlan], float], target: float
 ) -> int | None:
-    """Find the value of a dimension that brings an arm's figure within 1 % of the target; None if it is already.
+    """Find the value of a dimension that brings an arm's figure within 1 % of the target; None if no change is needed.
     Multiples of 8 are preferred for widths. Raises ConfigError with the nearest figure if none is within 1 %."""
     if abs(figure(job.planned) / target - 1) <= TOLERANCE:
         return None
@@ -204,8 +204,8 @@ def search(share: Callable[[int], float], start: int) -> int:
 
 
 def list_grains(plan: LaunchPlan, job: SweepPoint, by: str) -> tuple[int, ...]:
-    """List the grains of a dimension, the preferred first: its values are multiples of a grain. If the head width
-    follows from d_model, the grains make it an even number."""
+    """List the grains of a dimension, the preferred first: tried values are multiples of a grain. If the head width
+    follows from d_model, the grains make the head width an even number."""
     if by.rpartition(".")[2] == "d_ff":
         return 8, 1
     if by.removeprefix("model.") != "d_model":

@@ -278,8 +278,8 @@ def plan_launch(
 
 
 def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
-    """Add what `weights=FOLDER`, typed or in the file `body`, implies as overrides, so that the run's records show it:
-    the folder's model and its tokenizer, unless others are named.
+    """Add the overrides that `weights=FOLDER`, typed or in the file `body`, implies: the folder's model and tokenizer,
+    unless others are named. The run's records then show them.
 
     Raises ConfigError if the folder has no tokenizer and none is named.
     """
@@ -317,10 +317,10 @@ def _no_sweep(override: Override) -> str:
 
 
 def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
-    """Plan the training of a job, or add the faults that training would find to the job's and return None.
+    """Plan the training of a job. If training would find faults, add these to the job's faults and return None.
 
-    A key that the user set and nothing reads is a fault. In a sweep, where some jobs may read it, it is one only for
-    the `varied` keys.
+    A key that the user set and nothing reads is a fault. In a sweep, where other jobs may read the key, only the
+    `varied` keys are checked.
     """
     touched = [key for key in composed.touched if varied is None or key in varied]
     try:

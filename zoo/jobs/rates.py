@@ -135,9 +135,10 @@ def search_rates(
     launch: Callable[[Sequence[SweepPoint], Mapping[str, Any]], None],
     begin: Callable[[SweepPoint], RateSearch] | None = None,
 ) -> tuple[list[SweepPoint], dict[str, RateSearch]]:
-    """Search the rate of every arm, running all arms' jobs of a round together: by the grid, or by the search that
-    `begin` makes from the job of an arm's first seed. `launch` gets the jobs, and by name each job's fields in
-    sweep.json. Returns the jobs of all seeds at the best rates, and the searches. Raises ZooError if an arm failed."""
+    """Search the learning rate of every arm, by the grid or by the search that `begin` makes from the job of an arm's
+    first seed. All arms' jobs of a round run together. `launch` gets these jobs, and by name each job's fields in
+    sweep.json. Returns the jobs of all seeds at the best rates, and the searches. Raises ConfigError if the sweep
+    varies the rate itself, and ZooError if every rate of an arm failed."""
     if faults := find_faults(jobs):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)
@@ -160,7 +161,7 @@ def at_rate(plan: LaunchPlan, job: SweepPoint, rate: str) -> SweepPoint:
 
 
 def read_outcome(folder: Path, job: SweepPoint) -> tuple[float | None, str | None]:
-    """Read a job's validation loss, None unless it is done, and its status."""
+    """Read a job's validation loss (None unless the job is done) and its status."""
     result: Mapping[str, Any] = runs.read_result(folder / job.name / runs.RESULT)
     status = result.get("status")
     return result.get("val_loss") if status == "done" else None, status

@@ -77,7 +77,7 @@ class SweepPoint:
     name: str
     """The hash of its config, and the name of its folder."""
     typed: Sequence[str]
-    """Its overrides as typed, without those of Hydra's own settings; the last one of each key."""
+    """The overrides as typed, without overrides of Hydra's own settings. If a key is given twice, the last counts."""
     planned: TrainingPlan
 
     @classmethod

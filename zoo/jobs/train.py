@@ -150,7 +150,7 @@ def refuse_second_run(folder: Path) -> None:
 
 def tell_checkpoint(folder: Path, which: str, world: World) -> ChosenCheckpoint | None:
     """Choose the checkpoint from which to resume (`choose_checkpoint`). The main process reads the checkpoint and
-    broadcasts the choice. Raises CheckpointError in every process."""
+    broadcasts the choice. Raises CheckpointError, in every process, for faulty files or a missing checkpoint."""
     found: Any = None
     if world.main:
         try:
@@ -165,8 +165,8 @@ def tell_checkpoint(folder: Path, which: str, world: World) -> ChosenCheckpoint 
 
 
 def refuse_faulty_files(folder: Path) -> None:
-    """Raise CheckpointError if a run's folder has unreadable files, or links that lead out of it, whose targets the run
-    would overwrite."""
+    """Raise CheckpointError if a run's folder has unreadable files, or links that lead out of the folder: the run would
+    overwrite the links' targets."""
     for parent, names, files in os.walk(folder):
         for each in (Path(parent, name) for name in (*names, *files)):
             if each.is_symlink():

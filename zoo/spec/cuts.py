@@ -44,7 +44,7 @@ class Cut:
 
     @property
     def copies(self) -> int:
-        """Number of ranks that hold the same values, in the segments with most copies."""
+        """Number of ranks that hold the same values of a segment, for the segments with most copies."""
         return max(each.copies(self.ranks) for each in self.segments)
 
     @property

@@ -24,7 +24,7 @@ from zoo.spec.spec import Spec
 from zoo.spec.types import describe_component, describe_node, describe_type, name_reference, write_schema
 
 YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
-"""A paper or model with its year, in parentheses."""
+"""Matches a paper or model with its year, in parentheses."""
 
 UNIT = re.compile(r"\bin (tokens|channels|positions|bytes|layers)\b|^(Tokens|Channels|Positions|Bytes|Layers)\b")
 """Matches the unit of a number in a sentence."""

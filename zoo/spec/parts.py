@@ -74,7 +74,7 @@ class Part:
 
 
 class DrawnValues(NamedTuple):
-    """Initial values drawn from the model's seed: normal, of a standard deviation `std`."""
+    """Initial values drawn from the model's seed: normal, with mean 0 and standard deviation `std`."""
 
     std: float
 

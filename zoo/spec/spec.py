@@ -94,7 +94,7 @@ class Spec:
 
     @classmethod
     def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
-        """List its hyperparameters."""
+        """List the class's hyperparameters."""
         cls.complete()
         return dataclasses.fields(cls)  # type: ignore[arg-type]
 

@@ -23,7 +23,7 @@ NOUNS = {"ffn": "a feed-forward", "streams": "streams", "ngrams": "n-grams", "in
 """Name of a component of an axis, if not the axis' own name."""
 
 FEW = 4
-"""Number of choices of an axis that its type names."""
+"""Maximum number of choices that the description of an axis names."""
 
 
 def write_schema(hint: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def write_schema(hint: Any) -> dict[str, Any]:
 
 
 def name_reference(base: type[Spec]) -> str:
-    """Name the definition of an axis' components. Nodes use their class name, as two nodes may share a name."""
+    """Name the definition of an axis' components. Nodes use their class name, because two nodes may share a name."""
     return base.__name__ if issubclass(base, Node) else base.axis
 
 
@@ -66,7 +66,7 @@ def _write_bounds(checks: tuple[Any, ...]) -> dict[str, Any]:
 
 def describe_type(schema: Mapping[str, Any], words: Mapping[str, str]) -> str:
     """Describe a schema in words: "whole number above 0", "one of: head, heads, whole", "a norm (rmsnorm, …)". `words`
-    describes its references (`describe_component`)."""
+    describes the components to which the schema refers (`describe_component`)."""
     if "anyOf" in schema:
         found = [describe_type(each, words) for each in schema["anyOf"]]
         if "$ref" in schema["anyOf"][0] and " or " in found[0] and found[1:] == ["null"]:
@@ -92,7 +92,7 @@ def describe_component(base: type[Spec], kinds: Sequence[str]) -> str:
 
 def describe_node(names: Sequence[str], word: str, main: str, takes_true: bool) -> str:
     """Describe the values that stand for a node with the fields `names`: "true, a norm (rmsnorm, …), or a mapping of
-    norm, over". `main` is the type of its main field, `word`."""
+    norm, over". `main` is the type of the node's main field, `word`."""
     values = main.removeprefix("one of: ").replace(", ", " or ") if main.startswith("one of: ") else ""
     alone = values or (main if main.startswith(("a ", "an ")) else f"a {word} ({main})")
     found = [*(["true"] if takes_true else []), *([alone] if word else []), f"a mapping of {', '.join(names)}"]

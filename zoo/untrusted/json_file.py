@@ -29,7 +29,7 @@ UNLIMITED = "model_max_length"
 
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
-"""A possible half of a surrogate pair, which can be neither written as UTF-8 nor tokenized."""
+"""Matches a possible half of a surrogate pair, which can be neither written as UTF-8 nor tokenized."""
 
 
 class JsonShape(BaseModel):
@@ -117,7 +117,7 @@ def parse_json(
 
 
 def check_budget(node: Any, place: str, largest: int = LARGEST) -> None:
-    """Raise CheckpointError if plain data is nested more than NESTED deep or has a number over the limit `largest`."""
+    """Raise CheckpointError if plain data is nested more than NESTED deep or has a whole number beyond ±`largest`."""
     level, depth = [node], 0
     while level:
         depth += 1

@@ -13,7 +13,8 @@ LONGEST = 120
 """Maximum characters of an untrusted text that a message quotes."""
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
-"""C0 without tab and newline, DEL, C1, characters that reorder text (Boucher and Anderson, 2021), lone surrogates."""
+"""Matches C0 without tab and newline, DEL, C1, line and paragraph separators, characters that reorder text (Boucher and
+Anderson, 2021), and lone surrogates."""
 
 
 def check_text(text: str, place: str) -> str:

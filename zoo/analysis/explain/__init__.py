@@ -53,7 +53,8 @@ def _check(line: Line, figures: Mapping[str, Any]) -> None:
 
 
 def look_up_figure(figures: Any, path: str) -> Any:
-    """Look up a figure of `price` by its dotted path. A key may itself hold dots (`encoder.layer`). Raises KeyError."""
+    """Look up a figure of `price` by its dotted path. A key may itself hold dots (`encoder.layer`). Raises KeyError for
+    an unknown path."""
     if path in figures:
         return figures[path]
     for key, inner in figures.items():

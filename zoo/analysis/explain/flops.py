@@ -57,7 +57,7 @@ def list_core_formulas(table: CostTable) -> Iterator[CoreFormula]:
 
 
 class Flops:
-    """Write the lines of a traced model's rows by the set-up's convention."""
+    """Write the lines on FLOPs from the rows of a traced model, by the set-up's convention."""
 
     def __init__(self, table: CostTable, setup: Setup) -> None:
         self.sheet, self.table, self.model, self.setup = Sheet("FLOPs"), table, table.spec, setup

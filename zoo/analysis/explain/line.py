@@ -17,7 +17,7 @@ CITATION = re.compile(
     r"(?:[A-Z][\w.-]*|[a-z]+[-\d][\w.-]*)"
     r"(?: et al\.|,? [A-Z][\w.-]+(?: and [A-Z][\w-]+)?| and \w[\w-]+| \d\w*)?, (?:19|20)\d\d"
 )
-"""A citation in a docstring: `Ainslie et al., 2023`, `Gu and Dao, 2023` or `DeepSeek-V3.2, 2025`."""
+"""Matches a citation in a docstring: `Ainslie et al., 2023`, `Gu and Dao, 2023` or `DeepSeek-V3.2, 2025`."""
 
 NUMBER = re.compile(r"−?[\d.]+(e[+-]?\d+)?")
 

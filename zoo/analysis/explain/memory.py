@@ -37,7 +37,7 @@ BYTES = "bytes"
 
 
 class Memory:
-    """Write the lines of one model and set-up."""
+    """Write the lines on memory for one model and set-up."""
 
     def __init__(self, spec: Priced, model: Priced, setup: Setup, figures: Mapping[str, Any]) -> None:
         self.spec, self.model, self.setup, self.figures = spec, model, setup, figures

@@ -36,7 +36,8 @@ class ComponentFormula(NamedTuple):
 def list_component_formulas(
     table: CostTable, of: Callable[[PartRow], Any], stored: bool = True
 ) -> Iterator[ComponentFormula]:
-    """Sum `of(row)` over the rows of each component, times its layers: as `stored`, or as a pass uses them."""
+    """Sum `of(row)` over the rows of each component, times the number of its layers: with `stored` of those with
+    weights of their own, else of those in a pass."""
     found: dict[tuple[str, str | None, str, str], list[PartRow]] = {}
     for row in table.parts:
         what = label = component_of(row)

@@ -39,7 +39,7 @@ TRAINING = {
 
 
 class Roofline:
-    """Write the lines of a set-up on its GPU."""
+    """Write the lines on the roofline of a set-up's GPU."""
 
     def __init__(self, spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> None:
         self.spec, self.setup, self.figures = spec, setup, figures

@@ -94,7 +94,7 @@ class FittedLaw:
 
     @classmethod
     def from_dict(cls, data: Any, place: str = "fit") -> FittedLaw:
-        """Read the plain data of `to_dict`; `place` names it in messages. Raises ConfigError for other data."""
+        """Read the plain data of `to_dict`; `place` names the data in messages. Raises ConfigError for other data."""
         check_shape(data, FitData, place)
         law = Law(**{name: data["law"][name] for name in LawData.model_fields})
         laws = [Law(*map(float, each)) for each in data["resampled"]]

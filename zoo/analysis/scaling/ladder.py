@@ -19,11 +19,13 @@ MULTIPLES = (0.5, 1.0, 2.0, 4.0)
 """Ends of the decays, in multiples of the tokens of a compute-optimal run."""
 
 WARMUP = 0.1
-"""Warm-up as a share of the tokens up to the first point: N tokens at 20 per parameter, as in OLMo-core."""
+"""Warm-up as a share of the tokens up to the first point. At 20 tokens per parameter it is N tokens, as in
+OLMo-core."""
 
 HIGHEST_RATE = 0.006
-"""Upper bound of the learning rate: the rule was made for 60M parameters and more. Llamas of 20k and 100k, at 20 tokens
-a parameter, are best at 0.005 and 0.006, and end 0.4 nats higher at the rule's 0.041 and 0.024 (November 2026)."""
+"""Upper bound of the learning rate: the rule was made for 60M parameters and more. Llamas of 20k and 100k parameters,
+at 20 tokens a parameter, are best at 0.005 and 0.006, and end 0.4 nats higher at the rule's 0.041 and 0.024 (November
+2026)."""
 
 EVAL_ROWS = 720
 """Rows of an evaluation. Batches divide this number, so that all sizes are evaluated on the same rows."""

@@ -22,8 +22,8 @@ MOST = 1 << 24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Room:
-    """The memory of a GPU that a model may use: the share `usable` of `memory` bytes (vLLM's gpu_memory_utilization;
-    the rest is for fragmentation) less the `runtime` bytes of CUDA and its libraries."""
+    """The memory of a GPU that a model may use: `usable` · `memory` − `runtime`, in bytes. `usable` is a share (vLLM's
+    gpu_memory_utilization; the rest is for fragmentation), `runtime` what CUDA and its libraries take."""
 
     memory: int
     usable: float = USABLE

@@ -1,4 +1,3 @@
-# p = pp stages, m microbatches
 """Find the mesh that trains a model fastest: price every legal mesh, and rank those that fit by predicted time.
 
 Memory is the exact price. Time is predicted (`zoo.costs.step_time`): meshes a few per cent apart are as good as equal.

@@ -35,7 +35,7 @@ STAGES = ("tp", "pp", "schedule", "chunks", "ep")
 """Fields of a Setup on which its stages depend; all other fields are those of `base`."""
 
 STATES = (*STAGES, "cp", "dp", "zero", "replicas")
-"""Fields on which its states and its traffic depend."""
+"""Fields of a Setup on which its states and its traffic depend."""
 
 Key = tuple[int | str, ...]
 

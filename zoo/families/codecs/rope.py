@@ -206,7 +206,8 @@ class Unscaled(Codec):
 
 
 class RopeOrNone(Rope):
-    """`rope_or_none(head_dim, "full_attention")`: rotary positions; none if the kind's parameters are null (Cohere)."""
+    """`rope_or_none(head_dim, "full_attention")`: rotary positions; none if the parameters of this kind of layer are
+    null (Cohere)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_null = (env.get("rope_parameters") or {}).get(args[1], 0) is None
