@@ -179,7 +179,7 @@ def _spell(value: object, body: Mapping[str, Any], spec: type[Spec], field: str)
 
 
 def _settle(value: object, body: Mapping[str, Any], base: type[Spec] | None) -> Any:
-    """Replace interpolations by values of the model: `true` for the usual component of an axis, numbers for keys."""
+    """Write the default component of a field as `true`, and an interpolation (`${up:d_model}`) as its value here."""
     main = list_fields(base).get(base.word) if base is not None and issubclass(base, Node) else base
     if main is not None and value == find_usual(main):
         return True

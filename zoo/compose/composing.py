@@ -84,9 +84,9 @@ class Base:
 
 @dataclasses.dataclass
 class Composition:
-    """A body with its defaults list, to be composed under overrides, once or many times.
+    """A YAML mapping with its defaults list, composed with overrides once or many times.
 
-    Caches bases and defaults lists by the choices in them, and parsed overrides by their text.
+    Caches composed bases and defaults lists by the overrides that choose, and parsed overrides by their text.
     """
 
     repo: Listed

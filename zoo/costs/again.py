@@ -58,8 +58,8 @@ def keeps_input(name: str, recompute: str) -> bool:
 
 
 def tell_depths_apart(spec: Priced) -> Priced:
-    """Split each kind by the number of earlier groups of layers that its layers read (attention over depth). Return the
-    same object where nothing is split."""
+    """Split the kinds whose layers read different numbers of earlier groups of layers (attention over depth).
+    Return the same object where nothing is split."""
     return change_towers(spec, split_by_depth)
 
 

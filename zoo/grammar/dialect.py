@@ -236,7 +236,7 @@ def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope
 
 
 def _may_be_choice(field: tuple[Any, Any]) -> bool:
-    """Tell whether a field may hold a choice: its value is no number, interpolation or null, its name is not `kind`."""
+    """Tell whether a field may hold a choice: a mapping, a boolean, or a text under another key than `kind`."""
     name, value = field
     return isinstance(value, Mapping | bool) or (isinstance(value, str) and "${" not in value and name != "kind")
 

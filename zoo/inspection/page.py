@@ -184,8 +184,8 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Tensor], folder: Path) -> list[Path]:
-    """Write figures, maps, plots and the page into a folder; return the files. Raises ConfigError or OSError if one
-    cannot be written."""
+    """Write figures, maps, plots and the page into a folder; return the files but the plots. Raises ConfigError or
+    OSError if one cannot be written."""
     from zoo.checkpoint.files import write_tensors
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -167,7 +167,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         }
 
     def _apart(self, width: int) -> dict[str, Any]:
-        """List the vector of the token `apart_id`: an own one, or that of the tower whose table is read."""
+        """Return the separate vector of the token `apart_id`: an own one, or one tied to another tower's."""
         if self.apart_id is None:
             return {}
         vector = Embedding(1, width)

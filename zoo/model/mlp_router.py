@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DepthAverage(Channel, name="depth_average"):
-    """The average over depth of the nearest earlier router, [B, T, R]. It is not cached."""
+    """The running average over layers that the nearest earlier router has made, [B, T, R]. It is not cached."""
 
     staying: ClassVar[str] = "routers read an earlier one's, which another stage may have"
     ordered: ClassVar[bool] = True

@@ -44,7 +44,7 @@ def rank_families(maker: Maker, reference: Reference) -> list[Likeness]:
 
 @functools.cache
 def list_others(model_type: str) -> tuple[str, ...]:
-    """List the families except the type's own and its descendants (`like`), from which a draft must take nothing."""
+    """List the families that a draft may copy from: not the type's own, nor any that inherits from it (`like`)."""
     return tuple(name for name in family_names() if not _comes_from(name, model_type))
 
 

@@ -81,7 +81,7 @@ class Probe:
         raise NotImplementedError
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
-        """Draw rows of a level; for None rows of all levels, in random order."""
+        """Draw rows of `level`; if it is None, of all levels, shuffled."""
         if level is not None:
             return self.draw_level(rng, rows, level, seed)
         counts = rng.multinomial(rows, [1 / len(self.levels)] * len(self.levels))

@@ -139,9 +139,9 @@ def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> Non
 
 @cache
 def can_multiply(recipe: str, device: torch.device) -> bool:
-    """Try on tiny products, once a process, whether torch computes float8 products on this device.
+    """Try on tiny products whether torch computes a recipe's float8 products on a device, once a process for each pair.
 
-    `refuses` knows devices, but not what torch's libraries support: oneDNN has no float8 product for AVX2 alone.
+    `refuses` checks the device, not torch's libraries: oneDNN has no float8 product on CPUs with AVX2 and no AVX-512.
     """
     size = MULTIPLE
     plain = torch.ones(size, size, device=device, dtype=torch.bfloat16)

@@ -86,8 +86,8 @@ def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor:
     """Draw one token a row [R] from edited logits [R, V] by `points` [R, 1] in [0, 1); −1 for rows without a token.
 
-    The cumulative distribution over token ids is inverted at the point. `head` is the `find_head` that all these rows
-    have: only rows whose `head` likeliest tokens do not determine the truncation are sorted whole.
+    The cumulative distribution over token ids is inverted at the point. `head` is these rows' common
+    `find_head`: on a CPU a row is sorted whole only if its `head` likeliest tokens do not determine the truncation.
     """
     scores, tiles, best = _tile(scores)
     if head and scores.is_cpu:

@@ -21,8 +21,8 @@ from zoo.spec.spec import Spec
 
 
 class SpecRow(NamedTuple):
-    """A component, or one `part` of it: its `path` (a layer is named by its kind), the `roles` on the way to it, the
-    `kind` of its layer, how many are `stored` and `used` in one pass, and whether it `learns`."""
+    """A component, or one `part` of it: dotted `path` (a layer is named by its kind), `roles` of the slots above it,
+    the `kind` of its layer, copies `stored` and `used` in one pass, and whether it `learns`."""
 
     path: str
     component: Spec

@@ -33,7 +33,7 @@ class Parametrisation(Spec, axis="parametrisation", default="standard"):
     """Parametrisation: how initialisation and learning rates change with a model's width and depth."""
 
     def refuses(self, spec: Topology, optim: Optim) -> list[str]:
-        """List the parts of a model, and optimizers, that this parametrisation has no rule for."""
+        """List a fault for each part of a model, and each optimizer, that this parametrisation has no rule for."""
         return []
 
     def adapt(self, spec: Topology) -> Topology:

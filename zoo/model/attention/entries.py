@@ -194,8 +194,9 @@ def share_entries(
     slots: SlotMapping | None,
     dtype: torch.dtype,
 ) -> None:
-    """Give the step what the layers with compressed entries share: the windows of the new tokens, the rotary tables of
-    their entries, and masks over entries, which indexers narrow. Raises ConfigError for a bidirectional prefix."""
+    """Store in the Step what all layers with compressed keys share: the windows that the new tokens fill, the rotary
+    tables of these entries, and masks over entries, which an indexer narrows further. Raises ConfigError
+    for a bidirectional prefix."""
     if context.prefix is not None:
         found = "attention: compressed entries are of tokens that came before, found a prefix that is seen whole"
         raise ConfigError(f"{found} (use gqa there)")

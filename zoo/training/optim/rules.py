@@ -181,7 +181,8 @@ class MuonOptimizer(Optimizer):
 
 
 def stack_by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield groups of parameters with gradients whose matrices have one shape, of at most STACK elements."""
+    """Group the parameters that have a gradient by matrix shape (or its transpose), device and dtype. A group has at
+    most STACK elements, or one parameter."""
     alike: dict[Any, list[Tensor]] = defaultdict(list)
     for each in parameters:
         if each.grad is not None:
