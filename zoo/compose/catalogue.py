@@ -99,11 +99,12 @@ def read_bodies() -> dict[str, dict[str, Any]]:
     return {name: _read_whole(name, files) for name in files}
 
 
-def _read_files() -> dict[str, Any]:
+@functools.cache
+def _read_files() -> Mapping[str, Any]:
     return {name: read_conf(f"model/{name}") for name in list_conf("model")}
 
 
-def _read_whole(name: str, files: dict[str, Any]) -> dict[str, Any]:
+def _read_whole(name: str, files: Mapping[str, Any]) -> dict[str, Any]:
     body = files[name]
     base = next(iter(body.get("defaults", ())), None)
     inherited = _read_whole(base, files) if isinstance(base, str) and base in files else {}
@@ -115,7 +116,7 @@ def _text(model: Mapping[str, Any]) -> str:
     return " ".join([*(str(model[key]) for key in ("name", "title", "note", "source")), *model["parts"]]).casefold()
 
 
-def _about(name: str, files: dict[str, Any]) -> dict[str, Any]:
+def _about(name: str, files: Mapping[str, Any]) -> dict[str, Any]:
     """Read a file's `about`. A file without `about` is another name for the first model in its defaults list."""
     if (about := files[name].get("about")) is None:
         base = files[name]["defaults"][0]

@@ -10,6 +10,7 @@ Hydra, for runs, sweeps and launchers.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import os
@@ -91,7 +92,12 @@ PRIMARY = "_zoo_"
 TRUSTED = "trusted"
 """The provider, in Hydra's records, of a config whose file the user trusts (`--trust`)."""
 
+PACKAGED = "main"
+"""The provider, in Hydra's records, of the files of conf/."""
+
 _numbers = itertools.count()
+_packaged: dict[str, Any] = {}
+"""The parsed files of conf/, by their paths there."""
 
 
 def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label: str) -> DictConfig:
@@ -156,7 +162,7 @@ def open_repository(*folders: Path) -> Listed:
     for source in (FileConfigSource, StructuredConfigSource, UserFolder):
         registry.register(source)
     path = ConfigSearchPathImpl()
-    path.append("main", f"file://{conf_dir()}")
+    path.append(PACKAGED, f"file://{conf_dir()}")
     for folder in folders:
         path.append(STATED, f"zoo://{folder}")
     path.append("schema", "structured://")
@@ -174,6 +180,16 @@ class Listed(CachingConfigRepository):
             if source.scheme() == "structured":
                 source.store = ConfigStore.instance()  # type: ignore[attr-defined]
         self.delegate, self.cache = delegate, {}
+
+    def load_config(self, config_path: str) -> Any:
+        """Load a config. A file of conf/ is parsed once in a process; each repository has its own copy, as Hydra merges
+        into what it loaded."""
+        if (key := f"config_path={config_path}") not in self.cache and config_path in _packaged:
+            self.cache[key] = copy.deepcopy(_packaged[config_path])
+        found = super().load_config(config_path)
+        if found is not None and found.provider == PACKAGED and config_path not in _packaged:
+            _packaged[config_path] = copy.deepcopy(found)
+        return found
 
     def offers(self, group: str) -> bool:
         """Tell whether a group of that name exists and has options."""
@@ -263,7 +279,7 @@ def store_primary(body: Any, name: str | None = None, *, trusted: bool = False) 
     """Store `body` as a primary config of Hydra for the duration of a block. Yields its name, by default a new one."""
     name = name or name_primary()
     store = ConfigStore.instance()
-    store.store(name, node=OmegaConf.create(body), provider=TRUSTED if trusted else STATED)
+    store.store(name, node=body, provider=TRUSTED if trusted else STATED)
     try:
         yield name
     finally:

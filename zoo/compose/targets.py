@@ -235,7 +235,7 @@ def list_defaults(
 
 
 def _list_known(body: Body, repo: Listed, label: str) -> set[str]:
-    with store_primary(body) as name:
+    with store_primary({"defaults": body["defaults"]}) as name:
         try:
             found = create_defaults_list(repo, name, [], prepend_hydra=False, skip_missing=True)
         except FAULTS as error:
