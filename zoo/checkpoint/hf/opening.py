@@ -81,7 +81,7 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
         check_wrapper(wrapper, file)
         whole, listed = take_text(wrapper, family, listed, folder)
     source, found = _open_by_tensors(folder, config, family, listed)
-    return dataclasses.replace(source, whole=whole), found
+    return (dataclasses.replace(source, whole=whole) if whole else source), found  # a copy would compose its Spec again
 
 
 def _open_by_tensors(
