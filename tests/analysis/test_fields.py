@@ -163,7 +163,7 @@ def test_an_example_can_be_pasted_and_costs_what_the_page_says(name, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"defaults: [/model/{target}@_here_]\n{example['line']}\n", encoding="utf-8")
     changed = load(target, [override])
     assert load(tmp_path / "mine.yaml") == changed
-    before, after = (costs.price(spec)["params"]["total"] for spec in (load(target), changed))
+    before, after = (costs.price(spec, parts=["params"])["params"]["total"] for spec in (load(target), changed))
     figures = example["figures"].get("parameters", {"before": before, "after": before})
     assert (figures["before"], figures["after"]) == (before, after)
     assert (before != after) == ("parameters" in example["figures"])

@@ -64,7 +64,7 @@ def spec_of(name: str) -> Any:
 
 
 def priced(name: str) -> dict[str, Any]:
-    return zoo.costs.price(spec_of(name))["params"]
+    return zoo.costs.price(spec_of(name), parts=["params"])["params"]
 
 
 def gpt2(d: int, layers: int, heads: int, vocab: int = 50257, context: int = 1024) -> Any:

@@ -194,7 +194,7 @@ def spec_of(name: str) -> Any:
 
 
 def priced(name: str) -> dict[str, Any]:
-    return zoo.costs.price(spec_of(name))["params"]
+    return zoo.costs.price(spec_of(name), parts=["params"])["params"]
 
 
 def causal(name: str) -> Any:

@@ -28,7 +28,7 @@ def spec_of(name: str) -> Any:
 
 
 def priced(name: str) -> dict[str, Any]:
-    return zoo.costs.price(spec_of(name))["params"]
+    return zoo.costs.price(spec_of(name), parts=["params"])["params"]
 
 
 def released_as(name: str) -> str:

@@ -80,7 +80,7 @@ class Pair(NamedTuple):
 def tiny_models() -> list[str]:
     """The packaged models that are tiny by their size, not by a name alone."""
     names = sorted(file.stem for file in (conf_dir() / "model").glob("*-tiny.yaml"))
-    return [name for name in names if price(load(name))["params"]["total"] < 10_000_000]
+    return [name for name in names if price(load(name), parts=["params"])["params"]["total"] < 10_000_000]
 
 
 def list_pairs() -> Iterator[Pair]:

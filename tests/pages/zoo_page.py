@@ -135,7 +135,7 @@ def model_rows() -> list[tuple[str, ...]]:
     """List every packaged model, from its own file and its counts."""
     rows = []
     for model in read_models():
-        params = price(load(model["name"]))["params"]
+        params = price(load(model["name"]), parts=["params"])["params"]
         active = "" if params["active"] == params["total"] else f"{params['active']:,}"
         rows.append((f"`{model['name']}`", model["kind"], f"{params['total']:,}", active, model["note"]))
     return rows

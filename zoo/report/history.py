@@ -141,7 +141,7 @@ class RunRecord:
         figures["seconds"] = round(float(points[-1]["seconds"]), 3) if points else None
         if (self.folder / runs.MODEL).is_file():
             spec = self.spec
-            figures["params"] = price(spec)["params"]["total"]
+            figures["params"] = price(spec, parts=["params"])["params"]["total"]
             figures["model"] = (
                 self.result.get("model") or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"
             )

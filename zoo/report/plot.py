@@ -66,7 +66,7 @@ def draw_models(specs: Mapping[str, Priced], setup: Setup, file: Path) -> None:
     wide = 3 if setup.gpu else 2
     figure = Figure(figsize=(6.2 * wide, max(TALL, 2.6 + 0.45 * len(specs))), dpi=120, layout="constrained")
     axes = figure.subplots(1, wide)
-    _parameters(axes[0], {label: price(spec, setup)["params"] for label, spec in specs.items()})
+    _parameters(axes[0], {label: price(spec, setup, ["params"])["params"] for label, spec in specs.items()})
     _memory(axes[1], specs, setup)
     if setup.gpu:
         _roofline(axes[2], specs, setup)
