@@ -4,6 +4,7 @@ none is used."""
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,13 @@ MODULES = ("hydra._internal", "omegaconf._", "omegaconf.base", "omegaconf.gramma
 """What the names of private modules begin with. TyperGroup is of typer.core, which Typer documents."""
 
 
-def parsed_files() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted((ROOT / "zoo").rglob("*.py")):
-        yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def parsed_files() -> dict[str, ast.Module]:
+    return {str(path.relative_to(ROOT)): parse(path) for path in sorted((ROOT / "zoo").rglob("*.py"))}
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -45,7 +50,7 @@ def private_imports(tree: ast.Module) -> set[tuple[str, str]]:
 def test_private_modules_are_imported_in_one_file_a_library() -> None:
     strays = {
         f"{file}: {module} {name}"
-        for file, tree in parsed_files()
+        for file, tree in parsed_files().items()
         for module, name in private_imports(tree)
         if file != HOMES[module.partition(".")[0]]
     }
@@ -56,7 +61,7 @@ def test_private_methods_of_hydra_and_omegaconf_are_called_in_one_file_a_library
     names = {**dict.fromkeys(OF_NODES, "omegaconf"), **dict.fromkeys(engine.METHODS, "hydra")}
     strays = {
         f"{file}:{node.lineno}: {node.attr}"
-        for file, tree in parsed_files()
+        for file, tree in parsed_files().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in names and file != HOMES[names[node.attr]]
     }
@@ -64,7 +69,7 @@ def test_private_methods_of_hydra_and_omegaconf_are_called_in_one_file_a_library
 
 
 def test_every_private_method_called_in_the_one_file_is_listed_there() -> None:
-    tree = ast.parse((ROOT / HOMES["hydra"]).read_text(encoding="utf-8"))
+    tree = parse(ROOT / HOMES["hydra"])
     called = {
         node.attr
         for node in ast.walk(tree)
@@ -75,7 +80,7 @@ def test_every_private_method_called_in_the_one_file_is_listed_there() -> None:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    sorted({each for file, tree in parsed_files() if file in HOMES.values() for each in private_imports(tree)}),
+    sorted({each for file in HOMES.values() if file for each in private_imports(parse(ROOT / file))}),
     ids=lambda text: text or "whole",
 )
 def test_a_private_name_is_still_there(module: str, name: str) -> None:
