@@ -27,7 +27,6 @@ SIZES = {"sizes": 4, "smallest": 4e3, "largest": 20e3, "tokens_per_param": 0.4}
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.fsync", lambda file: None)  # dozens of checkpoints, and no power fails here
     (tmp_path / "texts").mkdir()
     corpus = write_corpus(tmp_path / "texts")
     return LadderRequest("llama-tiny", (*RUNS, f"data.path={corpus}"), **SIZES)
