@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,10 +65,16 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
 def render_page(body: str, **values: Any) -> str:
     """Fill a page: HTML around the template `body`, which may call `table(rows, header)`; `values` has a `title`. All
     values are escaped, including control characters, except SVG that is marked safe."""
+    return _compile_page(body).render(**values)
+
+
+@functools.cache
+def _compile_page(body: str) -> Any:
+    """Compile a page, once in a process: a run writes its own at every evaluation."""
     import jinja2
 
     settings = {"trim_blocks": True, "lstrip_blocks": True, "finalize": _clean_value}
-    return jinja2.Environment(autoescape=True, **settings).from_string(HEAD + body + TAIL).render(**values)
+    return jinja2.Environment(autoescape=True, **settings).from_string(HEAD + body + TAIL)
 
 
 def _clean_value(value: object) -> Any:
