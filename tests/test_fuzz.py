@@ -1,7 +1,8 @@
 """The fuzzers' quick tier and their corpus: random command lines and mutated files end with a result or a line, in
 time, without running, reading or changing what is not theirs (tests/fuzz).
 
-The cases run in forked processes of one server beside the tests; `make fuzz` runs as many as there is time for.
+The cases run in forked processes of one server beside the tests. A chunk holds cases of each kind, the first chunk one
+of every kind, and each run has a part of the chunks (support.walks); `make fuzz` runs as many as there is time for.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def test_a_number_that_is_none_is_a_fault_and_a_text_in_quotes_is_not() -> None:
     assert list(judge_output(case, 0, "loss: nan\n", "")) == ["exit 0 and not finite: loss: nan"]
 
 
-def test_the_quick_tier_has_two_thousand_cases() -> None:
+def test_all_chunks_together_have_two_thousand_cases() -> None:
     assert sum(kind.quick for kind in KINDS.values()) >= 2000
 
 

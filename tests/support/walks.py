@@ -16,7 +16,7 @@ WALKS = {
     ),
     "test_costs_flops": (2, "test_a_packaged_model_costs_what_is_counted"),
     "test_costs_params": (3, "test_every_choice_of_every_axis_holds_what_is_counted"),
-    "test_devices": (2, "test_decoding_token_by_token_equals_one_pass"),
+    "test_devices": (4, "test_decoding_token_by_token_equals_one_pass"),
     "test_every_yaml": (
         3,
         "test_packed_documents_equal_separate_ones "
@@ -24,7 +24,7 @@ WALKS = {
         "test_padded_rows_equal_the_rows_alone test_a_gradient_reaches_every_parameter",
     ),
     "test_families": (
-        2,
+        3,
         "test_padded_rows_equal_the_rows_alone_on_either_side "
         "test_each_layers_output_equals_the_references "
         "test_an_unknown_tensor_and_a_missing_one_are_named "
@@ -41,13 +41,13 @@ WALKS = {
         "test_packed_documents_and_padded_rows_are_what_eager_makes_of_them "
         "test_decoding_through_the_cache_is_the_whole_pass",
     ),
-    "test_fuzz": (2, "test_odd_input_ends_with_a_result_or_a_line"),
+    "test_fuzz": (4, "test_odd_input_ends_with_a_result_or_a_line"),
     "test_generate": (3, "test_rows_padded_on_the_left_get_what_they_get_alone"),
     "test_generate_peak": (3, "test_prefill_and_decode_take_what_a_real_run_takes"),
     "test_guide": (3, "test_what_random_weights_finish_validates"),
     "test_init": (3, "test_tensors_of_the_same_name_and_shape_start_equal_in_two_architectures"),
     "test_multimodal": (
-        2,
+        4,
         "test_what_is_not_read_is_said_with_its_parameters "
         "test_logits_equal_the_whole_models_on_text "
         "test_greedy_continuation_equals_the_whole_models "
@@ -77,7 +77,7 @@ WALKS = {
         "test_chunks_equal_the_recurrence_forward_and_backward_from_any_state",
     ),
     "test_families_tasks": (
-        2,
+        3,
         "test_a_class_with_a_head_for_a_task_is_written_as_it_was_read "
         "test_logits_of_a_class_with_a_head_for_a_task_equal_the_references",
     ),
@@ -90,7 +90,7 @@ WALKS = {
         "test_the_best_beams_are_those_of_transformers_with_other_requests_beside_them",
     ),
     "test_recording": (
-        2,
+        3,
         "test_what_is_replayed_has_the_bits_of_what_is_run",
     ),
     "test_explain": (
