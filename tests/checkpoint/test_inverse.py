@@ -91,6 +91,7 @@ def test_names_that_only_the_familys_expressions_have_are_not_written():
 
 ELSEWHERE = {
     "swa_qk_rope_head_dim",  # of dots3's own, which follows from two others
+    "num_hash_layers",  # of DeepSeek-V4's published configs; transformers' class has mlp_layer_types
     *("partial_rotary_factor", "rope_theta", "decoder_start_token_id", "num_hidden_layers"),  # read, and kept elsewhere
 }
 

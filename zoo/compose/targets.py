@@ -105,7 +105,7 @@ def check_start(body: Body, path: Path) -> None:
     `defaults: [/model/NAME@_here_]`. Raises ConfigError with the form that works."""
     config = read_conf("config")
     groups = {str(group) for entry in config["defaults"] if isinstance(entry, dict) for group in entry}
-    trained = [str(key) for key in body if key in (config.keys() | groups) - KNOWN - {"defaults", "model"}]
+    trained = [str(key) for key in body if key in (config.keys() | groups) - KNOWN - {"defaults", "model", "hydra"}]
     if isinstance(body.get("model"), dict) or (trained and ("model" in body or not body.keys() & KNOWN)):
         key = trained[0] if trained else "model"
         raise ConfigError(
@@ -276,7 +276,7 @@ class Composer:
         """Compose the config under overrides, with the model's body at the root."""
         with locating(self.found.sources):
             made = self.composition.compose(overrides)
-        made.notes += [*note_sizes(overrides, made.cfg), *self.found.notes]
+        made.notes += self.found.notes
         made.sources = self.found.sources
         made.inherited = self._list_inherited(made)
         return made

@@ -88,7 +88,11 @@ def _trim_node(
 
 
 def _is_touched(key: str, touched: Collection[str]) -> bool:
-    return any(each == key or each.startswith(f"{key}.") for each in touched)
+    """Tell whether the user set a key, a key below it, or the component that it is a field of."""
+    own = (each for each in touched if each.rpartition(".")[2] not in BASES)
+    return any(each == key or each.startswith(f"{key}.") for each in touched) or any(
+        key.startswith(f"{e}.") for e in own
+    )
 
 
 def _refuses(choice: type[Spec], name: str, value: object) -> bool:

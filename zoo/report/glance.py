@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 PARTS = {
     "weights": "weights",
     "kv_cache": "KV cache",
-    "prefill": "activations while it reads the prompt",
-    "generate_activations": "activations while it reads the prompt",
+    "prefill": "activations while reading prompts",
+    "generate_activations": "activations while reading prompts",
     "gradients": "gradients",
     "optimizer": "optimizer states",
     "activations": "activations",

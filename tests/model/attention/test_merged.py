@@ -195,7 +195,7 @@ def test_a_window_of_both_sides_counts_its_own_token_and_one_more_after_it(windo
 
 
 def test_a_decoder_has_no_window_of_both_sides():
-    with pytest.raises(ConfigError, match="lets a token see later ones, and the model is of kind 'decoder'"):
+    with pytest.raises(ConfigError, match="lets a token see later ones, and this is of kind 'decoder'"):
         load("llama-tiny", ["attention=sliding", "window=6", "attention.window_kind=centred"])
 
 

@@ -161,7 +161,7 @@ def test_pairs_are_learned_by_both_kinds_of_writers_and_padding_changes_nothing(
     pairs = [([1, 2, 3], [4, 5]), ([6] * 40, [7] * 40), ([8], [])]
     built = zoo.build(model, [], device="cpu").train()
     whole = objective.loss(built, objective.collator(context)(pairs, KEYS[:3]))
-    assert whole.count == 3 + 6 + 1
+    assert whole.targets == 3 + 6 + 1
     alone = 0.0
     for source, answer in pairs:
         source, answer = source[-(16 if model == "t5-tiny" else 11) :], [*answer, 256][:6]
