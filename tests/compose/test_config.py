@@ -191,6 +191,14 @@ def test_a_word_in_a_kind_of_layer_keeps_what_the_model_says_and_not_what_the_ol
     assert windows("sliding", "gqa")[0] is None
     assert windows("{kind: sliding, window: 8, bias: qkv}", "gqa")[:2] == (None, "qkv")
     assert windows("{kind: sliding, window: 8}", "{bias: qkv}")[:2] == (8, "qkv")
+    for top in ("mha", "mqa", "sliding", "{kind: gqa, bias: qkv}"):
+        for near in ("gqa", "mha", "mqa", "sliding"):
+            assert windows(top, near) == windows(top, f"{{kind: {near}}}")
+            assert windows(top, near)[0::2] == windows("gqa", near)[0::2], "what the old word was goes"
+            assert yaml.safe_load(to_plain_yaml(compose_model("mine.yaml").cfg))["layers"]["near"] in (
+                {"attention": near},
+                {},
+            )
 
 
 def test_a_file_may_include_its_neighbours_and_choose_from_their_groups(folder: Path) -> None:

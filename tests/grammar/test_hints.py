@@ -153,6 +153,11 @@ def test_a_line_keeps_what_the_file_has_and_computes_what_it_can(stated, line):
     assert refused({**OWN, **stated})[0].endswith(line)
 
 
+def test_a_field_and_another_choice_of_one_node_are_told_as_one_node_to_write():
+    lines = refused({**OWN, "qk_norm": True, "sliding_window": 128})
+    assert all("attention: {kind: gqa, qk_norm: true, window: 128}" in line for line in lines), lines
+
+
 def test_two_fields_of_one_node_are_told_as_one_node_to_write():
     lines = refused({**OWN, "qk_norm": True, "softcap": 50})
     assert len(lines) == 2

@@ -8,9 +8,19 @@ from collections.abc import Container, Mapping
 from dataclasses import MISSING
 from typing import Any
 
-from zoo.grammar.dialect import SHARED, expand, find_usual, list_fields, list_files, list_slots, read_choice
+from zoo.grammar.dialect import (
+    SHARED,
+    expand,
+    find_usual,
+    keep_stated,
+    list_fields,
+    list_files,
+    list_slots,
+    read_choice,
+)
 from zoo.grammar.interpolation import Scope, read_literal, settle, split_interpolation
 from zoo.grammar.keys import BASES, BOTH, KNOWN, TOWERS
+from zoo.grammar.patches import lay_patch
 from zoo.spec import Node, Spec
 
 
@@ -47,12 +57,27 @@ def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[An
         key: _contract(value, slots[key], around.get(key), stated) if key in slots and key not in TOWERS else value
         for key, value in node.items()
     }
+    found |= {key: word for key in BASES if (word := _find_word(key, node, around))}
     if isinstance(layers := node.get("layers"), Mapping):
         scope = {**around, **node}
         found["layers"] = {
             name: contract_keys(patch, scope) if isinstance(patch, Mapping) else patch for name, patch in layers.items()
         }
     return found
+
+
+def _find_word(axis: str, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> str | None:
+    """Find the word that gives a patch's choice when it is laid over the model's own choice of the same kind."""
+    node, old = patch.get(axis), around.get(axis)
+    if not isinstance(node, Mapping) or not isinstance(old, Mapping) or node.get("kind") != old.get("kind"):
+        return None
+    whole = lay_patch(old, node, axis, [])
+    for word in sorted(list_files(axis)):
+        if read_choice(BASES[axis], word)["kind"] == node["kind"]:
+            laid = lay_patch(old, {**keep_stated(axis, word, patch, around), "kind": node["kind"]}, axis, [])
+            if laid == whole:
+                return word
+    return None
 
 
 def _list_stated(body: Mapping[Any, Any]) -> set[Any]:

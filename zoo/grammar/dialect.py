@@ -66,7 +66,7 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
     choices, for which `true` and a mapping without a kind stand."""
     slots = list_slots()
     found = {
-        key: _expand(_keep_stated(key, value, node, around), slots[key], around.get(key), scope)
+        key: _expand(keep_stated(key, value, node, around), slots[key], around.get(key), scope)
         if key in slots
         else value
         for key, value in node.items()
@@ -79,18 +79,17 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
     return found
 
 
-def _keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> Any:
-    """Lay a choice in a patch over the model's own choice of the same kind. Fields that the choice's file only looks up
-    stay: `layers.near.attention: sliding` keeps `bias: qkv` of the model's attention, unless the patch states `bias`.
-    Fields that mark another choice of the kind (`list_marks`) get their defaults: `layers.far.attention: gqa` has no
-    window in a sliding model."""
+def keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> Any:
+    """Lay a choice in a patch over the model's own choice of the same kind. Fields that the model states and the
+    choice's file only looks up stay: `layers.near.attention: sliding` keeps `bias: qkv` of the model's attention,
+    unless the patch states `bias`. Fields that mark another choice of the kind (`list_marks`) get their defaults:
+    `layers.far.attention: gqa` has no window in a sliding model."""
     value, old = _name_cross(key, value), around.get(key)
     word = value.get("kind") if isinstance(value, Mapping) else value
     if patch is around or key not in BASES or not isinstance(word, str) or not isinstance(old, Mapping):
         return value
     base, choice = BASES[key], read_choice(BASES[key], word)
-    patched = isinstance(value, Mapping) and word == old.get("kind")
-    if patched or old.get("kind") not in (word, choice["kind"]) or choice["kind"] not in base.kinds:
+    if old.get("kind") not in (word, choice["kind"]) or choice["kind"] not in base.kinds:
         return value
     own = {"kind": word} if isinstance(value, str) else value
     usual = {field.name: field.default for field in base.kinds[choice["kind"]].fields()}
@@ -100,7 +99,14 @@ def _keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping
         for name, text in choice.items()
         if name in old and not is_fixed(name, text) and not patch.keys() & {*split_interpolation(text)[0]}
     }
+    kept = {name: each for name, each in kept.items() if not _is_of_file(base.axis, choice["kind"], name, each)}
     return {**choice, **gone, **kept, **own}
+
+
+def _is_of_file(axis: str, kind: object, name: str, value: object) -> bool:
+    """Tell whether a field's value came from the file of a choice, and is not what a model states: it looks up a key,
+    or is the value that a file gives (`n_kv_heads: 1` of `mqa`)."""
+    return "${" in str(value) or any(name in file and file[name] == value for file in _list_kin(axis, kind))
 
 
 def is_fixed(name: str, value: object) -> bool:
@@ -120,8 +126,14 @@ def list_marks(base: type[Spec], word: str) -> frozenset[str]:
 
 @functools.cache
 def _list_marks(axis: str, kind: object) -> frozenset[str]:
-    files = [file for file in (read_file(axis, word) for word in list_files(axis)) if file["kind"] == kind]
-    return frozenset(name for file in files for name, value in file.items() if name != "kind" and _is_mark(value))
+    kin = _list_kin(axis, kind)
+    return frozenset(name for file in kin for name, value in file.items() if name != "kind" and _is_mark(value))
+
+
+@functools.cache
+def _list_kin(axis: str, kind: object) -> tuple[dict[str, Any], ...]:
+    """List the files of an axis whose choices are of one kind."""
+    return tuple(file for file in (read_file(axis, word) for word in list_files(axis)) if file["kind"] == kind)
 
 
 def _is_mark(value: object) -> bool:

@@ -5,6 +5,7 @@ true}`, or on the command line `attention.qk_norm=true`."""
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -45,7 +46,9 @@ def hint_keys(
     found = {key: _place(key, value, {**keys, **whole}, own) for key, value in keys.items()}
     together: Patch = {}
     for _, patch in found.values():
-        together = lay_patch(together, patch, "", [])
+        for name, node in patch.items():
+            before = together.get(name)
+            together[name] = {**before, **node} if isinstance(before, Mapping) and isinstance(node, Mapping) else node
     forms = {} if typed else _list_nodes(together, own, whole)
     hints = {}
     for key, (lead, patch) in found.items():
@@ -140,17 +143,17 @@ def _place(key: str, value: Any, whole: Mapping[Any, Any], own: Mapping[Any, Any
 
 
 def _list_choices(whole: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], str, str, type[Spec]]]:
-    """List the choices of a model, then those of its kinds of layer: each with its place, axis and kind."""
+    """List the choices of a model and of its kinds of layer, axis by axis: each with its place, axis and kind."""
     slots = {axis: list_slots()[axis] for axis in (*BASES, *ALWAYS)}
     layers = whole.get("layers")
     patches = layers.items() if isinstance(layers, Mapping) else ()
-    for place, node in [((), whole), *((("layers", name), patch) for name, patch in patches)]:
-        for axis, base in slots.items() if isinstance(node, Mapping) else ():
-            stated = node.get(axis)
-            kind = stated.get("kind") if isinstance(stated, Mapping) else None
-            kind = base.default if kind is None and axis in ALWAYS and not place else kind
-            if isinstance(kind, str) and kind in base.kinds:
-                yield place, axis, kind, base.kinds[kind]
+    nodes = [((), whole), *((("layers", name), patch) for name, patch in patches if isinstance(patch, Mapping))]
+    for (axis, base), (place, node) in itertools.product(slots.items(), nodes):
+        stated = node.get(axis)
+        kind = stated.get("kind") if isinstance(stated, Mapping) else None
+        kind = base.default if kind is None and axis in ALWAYS and not place else kind
+        if isinstance(kind, str) and kind in base.kinds:
+            yield place, axis, kind, base.kinds[kind]
 
 
 def _look(name: str, whole: Mapping[Any, Any]) -> Any:
