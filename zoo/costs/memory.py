@@ -76,9 +76,10 @@ def _note_bias(spec: Priced, setup: Setup, peak: int) -> str | None:
     if size < peak / 20:
         return None
     fused = "; flash-attn 2 computes the bias itself and needs none of it" if position.bias_kind == "alibi" else ""
+    told = f"{size / 1e9:.3g}" if size < 1e12 else f"{size / 1e9:,.0f}"
     return (
         f"position={position.kind} adds a bias to each head's scores. For torch's attention it is a tensor of heads × "
-        f"tokens × tokens, {size / 1e9:.3g} GB of this peak, and more while it is made from float32{fused}"
+        f"tokens × tokens, {told} GB of this peak, and more while it is made from float32{fused}"
     )
 
 
