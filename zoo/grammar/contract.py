@@ -69,12 +69,13 @@ def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[An
 def _find_word(axis: str, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> str | None:
     """Find the word that gives a patch's choice when it is laid over the model's own choice of the same kind."""
     node, old = patch.get(axis), around.get(axis)
-    if not isinstance(node, Mapping) or not isinstance(old, Mapping) or node.get("kind") != old.get("kind"):
+    kind = node.get("kind") if isinstance(node, Mapping) else None
+    if kind is None or not isinstance(old, Mapping) or old.get("kind") != kind:
         return None
     whole = lay_patch(old, node, axis, [])
     for word in sorted(list_files(axis)):
-        if read_choice(BASES[axis], word)["kind"] == node["kind"]:
-            laid = lay_patch(old, {**keep_stated(axis, word, patch, around), "kind": node["kind"]}, axis, [])
+        if read_choice(BASES[axis], word)["kind"] == kind:
+            laid = lay_patch(old, {**keep_stated(axis, word, patch, around), "kind": kind}, axis, [])
             if laid == whole:
                 return word
     return None
