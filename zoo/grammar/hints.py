@@ -38,6 +38,8 @@ def hint_keys(
     """Say how a model of Zoo writes each of these unknown keys and its value. A key of which nothing is known has no
     entry. If several keys change one node, each of their hints shows the node with all changes. `typed` keys are from
     the command line; `place` is where the keys stand, such as `layers.full.` in a kind of layer."""
+    if not keys:
+        return {}
     try:
         whole = expand(root)
     except ConfigError:  # reported when the Spec is read

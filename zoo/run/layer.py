@@ -195,7 +195,7 @@ def make_module(part: Any, d_model: int) -> nn.Module:
         case S.Linear():
             return nn.utils.skip_init(LinearModule, part.d_in, part.d_out, bias=part.bias, device=_device())
         case S.Embedding():
-            return nn.Embedding.from_pretrained(torch.empty(part.count, part.width), freeze=False)  # imports no dynamo
+            return nn.utils.skip_init(nn.Embedding, part.count, part.width, device=_device())
         case S.Experts():
             return StackedLinear(part)
         case S.Conv():
