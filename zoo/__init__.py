@@ -2,8 +2,8 @@
 
 `zoo.stats(config, overrides)`, `zoo.diff(a, b)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`,
 `zoo.load(path)`, `zoo.generate(model, ids)`, `zoo.fill(model, texts)`, `zoo.score(model, texts)`,
-`zoo.evaluate(model, texts)` and `zoo.export(model, path)`. Importing the package imports neither torch nor hydra: each
-name is imported from its module at its first use.
+`zoo.embed(model, texts)`, `zoo.evaluate(model, texts)` and `zoo.export(model, path)`. Importing the package imports
+neither torch nor hydra: each name is imported from its module at its first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Offer the verbs as Python functions, which return plain data and raise ConfigError for faulty input."""
+"""Offer the commands of `zoo` as Python functions, which return plain data and raise ConfigError for faulty input."""
 
 from __future__ import annotations
 

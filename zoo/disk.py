@@ -104,10 +104,8 @@ def _remove_abandoned(parent: Path) -> None:
 
 @contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """Yield the path of an empty draft file, which replaces `file` when the block ends and is deleted when it raises.
-
-    A link's target is replaced, not the link. A device or pipe, such as /dev/null, is written to directly.
-    """
+    """Yield the path of an empty draft file, which replaces `file` when the block ends and is deleted when the block
+    raises. A link's target is replaced, not the link. A device or pipe, such as /dev/null, is written to directly."""
     if file.exists() and not file.is_file():
         yield file
         return
@@ -239,7 +237,7 @@ def _draft_of(target: Path) -> Path:
 
 @contextmanager
 def _claimed(draft: Path, make: Callable[[], object]) -> Iterator[None]:
-    """Make a draft and hold its lock. Repeated if another process deleted the draft before it was locked."""
+    """Make a draft and hold its lock. If another process deleted the draft before it was locked, make it again."""
     while True:
         make()
         with _lock_on(draft) as free:

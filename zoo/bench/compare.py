@@ -96,7 +96,8 @@ class Field:
 
 
 def run_race(plan: Race, pythons: Mapping[str, str], tell: Tell = lambda line: None) -> Answer:
-    """Run the whole comparison and return its report as plain data. `tell` is called with lines of progress."""
+    """Run the whole comparison and return its report as plain data. `tell` is called with lines of progress. Raises
+    ConfigError if no requested peer can race, and ZooError if the results of two racers differ."""
     plan, processor = settle_machine(plan, pythons[OURS], tell)
     strangers = list_strangers(plan, [name for name in pythons if name != OURS])
     for name, reason in strangers.items():

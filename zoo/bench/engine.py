@@ -1,6 +1,7 @@
 """Measure the costs and gains of the engine's features: batching, guided decoding, speculation, determinism.
 
-Each scenario times two ways of serving the same model, alternately, in one process. Ratios compare the same round.
+Each scenario times two ways of serving the same model, alternately, in one process. A ratio compares the two ways in
+the same round.
 """
 
 from __future__ import annotations

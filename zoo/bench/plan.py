@@ -47,7 +47,7 @@ class Race:
     """The plan of a race. `length` is the maximum number of tokens of a prompt or a training row, `spend` the seconds
     of measuring in one process.
 
-    Another round begins if it would end within `seconds` when it takes as long as the longest so far; `rounds` sets the
+    Another round begins if, taking as long as the longest so far, it would end within `seconds`; `rounds` sets the
     number of rounds instead. With `threads` None, a probe chooses the fastest number when the race begins. `weights`
     adds a row of zoo, and of each peer that supports it, with weights of that precision.
     """
@@ -90,7 +90,8 @@ class Racer:
 
     @property
     def exact(self) -> bool:
-        """Whether the racer's weights are the race's own, so that the racer must compute the same function."""
+        """Whether the racer's weights keep the precision of the race, so that it must compute the same function as
+        zoo."""
         return not self.changes.get("weights")
 
 

@@ -110,7 +110,7 @@ def _find_median(answers: Answers, key: str) -> float | None:
 
 
 def _compare_rates(rates: Sequence[float], ours: Answers | None, name: str) -> dict[str, Any]:
-    """Divide our rates by these of the same rounds: the median ratio as `name`, and all ratios."""
+    """Divide our rates by this row's rates in the same rounds: the median ratio as `name`, and all ratios."""
     ratios = [mine["rate"] / theirs for mine, theirs in zip(ours or [], rates, strict=False)]
     plural = name.replace("ratio", "ratios")
     return {name: statistics.median(ratios) if ratios else None, plural: ratios}

@@ -72,7 +72,7 @@ class RecipeOutcome:
 
     @classmethod
     def read(cls, file: Path) -> RecipeOutcome:
-        """Read a file of `write`. Raises ConfigError for any other file."""
+        """Read a file that `write` wrote. Raises ConfigError for any other file."""
         return TypeAdapter(cls).validate_python(read_json(file, cls))
 
     def write(self, file: Path) -> None:
@@ -112,7 +112,8 @@ def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> RecipeOutcom
 def weigh(
     values: Values, costs: Mapping[str, Mapping[str, float]], recipe: Recipe, expected: Sequence[Expectation]
 ) -> list[Finding]:
-    """Test values and costs, by arm, against expectations. Verdicts are at a level of 5 % over all of them (Holm)."""
+    """Test values and costs, by arm, against expectations. Verdicts hold at a level of 5 % over all expectations
+    together (Holm's correction)."""
     measured = [values.get(each.metric or recipe.metric, {}) for each in expected]
     samples = {
         str(at): MeanDifference.of_pairs(list(_subtract(own[each.arm], own[each.against]).values()))

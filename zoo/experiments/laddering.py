@@ -16,8 +16,9 @@ from zoo.ladder import Ladder, climb, plan_ladder
 from zoo.report.history import RunRecord
 
 METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
-"""The metrics of a ladder, the first three of the largest size: the maximum relative error of the predicted losses, the
-error after the longest training, and the measured loss after it; then the exponents of the law of all points."""
+"""The metrics of a ladder. Three are of the largest size: the maximum relative error of the predicted losses, the
+relative error after the longest training, and the loss measured after it. The others are the exponents of the law
+fitted to all points."""
 
 BOOTSTRAP = 200
 """Resamples for the exponents' intervals, which decide whether a prediction is doubtful."""

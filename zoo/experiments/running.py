@@ -68,7 +68,7 @@ def collect_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
 
 
 def collect_values(recipe: Recipe, arms: Sequence[Arm], short_form: bool) -> dict[str, dict[str, dict[int, float]]]:
-    """Collect each metric by arm and seed. Those of `recipe.measure` are measured here and stored in the run's
+    """Collect each metric by arm and seed. Metrics of `recipe.measure` are measured here and stored in the run's
     folder."""
     found = {}
     for metric in recipe.list_metrics(short_form):

@@ -53,7 +53,8 @@ def describe_pair(each: Finding | Expectation) -> str:
 
 
 def format_value(each: Finding) -> str:
-    """Format a difference with half of its interval; for a bound, the mean and the range over the seeds."""
+    """Format a ratio of costs, a difference with half of its interval or, for a bound, the mean and the range over the
+    seeds."""
     if each.cost is not None:
         return f"×{each.value:.2f}"
     if each.p is None:

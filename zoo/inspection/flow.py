@@ -105,7 +105,7 @@ class Flow:
 
 @contextmanager
 def watch_flow(model: Any) -> Iterator[Flow]:
-    """Record the flow through a model inside the block; call `flow.places.clear()` before each pass."""
+    """Record the flow through a model within the `with` block; call `flow.places.clear()` before each pass."""
     flow, handles = Flow(), []
 
     def watch(path: str, module: Any, note: Any) -> None:

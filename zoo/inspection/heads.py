@@ -1,8 +1,8 @@
 # B rows, H heads, T queries, S keys
 """Record the attention maps of softmax attention's heads, with their entropy and effective rank.
 
-A subclass of the eager kernel takes its place during a pass and records the probabilities, so that every attention that
-calls `attend` has maps. A mixer without a softmax over keys (a recurrence, a Fourier transform) has none.
+During a pass, a subclass of the eager kernel stands in for it and records the probabilities, so that every attention
+that calls `attend` has maps. A mixer without a softmax over keys (a recurrence, a Fourier transform) has none.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HeadStats:
         return (self.maps / self.rows).float()
 
     def describe(self) -> list[dict[str, float]]:
-        """Give the figures of each head: means over queries; for the rank, over rows."""
+        """Give the means of each head's figures, over queries or, for the rank, over rows."""
         counts = {"entropy": self.queries, "uniform": self.queries, "sink": self.queries, "rank": self.rows}
         return [
             {name: float(values[head]) / max(counts[name], 1) for name, values in self.sums.items()}
@@ -110,7 +110,7 @@ class Watcher(Eager):
 
 @contextmanager
 def watch_heads(model: Model) -> Iterator[Watcher]:
-    """Record every attention of a model inside the block; call `watcher.places.clear()` before each pass."""
+    """Record every attention of a model within the `with` block; call `watcher.places.clear()` before each pass."""
     watcher, handles, kernel = Watcher(), [], model.kernel
     for path, module in list_modules(model, "attention"):
         heads = HeadStats(path, module.spec.kind)

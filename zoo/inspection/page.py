@@ -184,8 +184,8 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Tensor], folder: Path) -> list[Path]:
-    """Write figures, maps, plots and the page into a folder; return the files but the plots. Raises ConfigError or
-    OSError if one cannot be written."""
+    """Write figures, maps, plots and the page into a folder; return the paths of all files except the plots. Raises
+    ConfigError or OSError if one cannot be written."""
     from zoo.checkpoint.files import write_tensors
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,6 @@ def make_page(figures: Mapping[str, Any], panels: Sequence[str], pictures: Seque
 
 
 def _read_table(table: Table) -> tuple[str, list[str], list[tuple[str, ...]]]:
-    """Read title, header and cells of a rich table."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     header = [str(column.header) for column in table.columns]
     return str(table.title or ""), header, list(zip(*columns, strict=True))

@@ -182,14 +182,12 @@ def _find_doubt(fit: FittedLaw, rung: Rung) -> str | None:
 
 
 def _compare(prediction: dict[str, Any], points: LossPoints) -> list[dict[str, Any]]:
-    """Compare the predicted losses with the measured ones."""
     of = {each["params"] for each in prediction["losses"]}
     measured = LossPoints.collect(row for row in points.rows() if row[0] in of)
     return compare_held(FittedLaw.from_dict(prediction["fit"]), measured)
 
 
 def _describe_run(rung: Rung, folder: Path) -> dict[str, Any]:
-    """Describe a run's predicted and measured seconds."""
     found = RunRecord(folder / rung.name).result
     return {
         "run": rung.name,

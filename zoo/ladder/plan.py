@@ -39,7 +39,8 @@ USUAL = ("schedule=wsd_s", "eval_every=null", "sample=null", "hydra/job_logging=
 """Default overrides of a ladder's runs."""
 
 PATIENCE = 20.0
-"""Most seconds for timing some updates of a run; a slower run's time follows from the FLOP/s of the run before."""
+"""Longest time for timing some updates of a run, in seconds. A slower run's time follows from the FLOP/s of the last
+timed run."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class LadderRequest:
 class Rung:
     """The planned run of one size: overrides, lengths, and FLOPs.
 
-    `seconds` (training) and `evaluating` are predicted seconds; `timed` says whether some updates of it were timed.
+    `seconds` (training) and `evaluating` are predicted seconds; `timed` says whether some of the run's updates were
+    timed.
     """
 
     name: str
@@ -179,8 +181,9 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
 
 
 def predict_seconds(ladder: Ladder) -> Ladder:
-    """Predict the seconds of each run: by timing some of its updates and evaluations if they are short; else from the
-    FLOP/s of the size before, or of matrix products alone. Raises ZooError if a run could not begin."""
+    """Predict the seconds of each run. Some updates and evaluations of it are timed if the updates take at most
+    PATIENCE. Otherwise the seconds follow from the FLOP/s of the last timed size or, before any, of matrix products
+    alone. Raises ZooError if a run could not begin."""
     from zoo.run.builder import pick_device
     from zoo.training.speed import find_peak
 

@@ -1,4 +1,4 @@
-"""The components of a model, an axis a file or a folder, and the towers that are built of them."""
+"""Components of a model, one file or folder for each axis, and the towers that are built of them."""
 
 from zoo.spec.kinds import Kinds
 

@@ -22,7 +22,7 @@ class Activation(Spec, axis="activation"):
     learned: ClassVar[bool] = False
 
     def shard(self, ranks: int) -> Activation:
-        """Return the whole: every rank holds the few parameters."""
+        """Return this activation itself: every rank holds all of the few parameters."""
         return self
 
     def apply(self, x: Tensor) -> Tensor:
@@ -41,7 +41,8 @@ def _without_parameters(activation: Activation) -> Activation:
 
 
 PlainActivation = Annotated[Activation, AfterValidator(_without_parameters)]
-"""An activation without parameters, for components that hold none for it. Others raise ValueError."""
+"""An activation without parameters, for components that have no place for them. One with parameters raises
+ValueError."""
 
 
 class ReLU(Activation, kind="relu"):
@@ -83,8 +84,8 @@ class GELU(Activation, kind="gelu"):
 
 
 class GELUTanh(Activation, kind="gelu_tanh"):
-    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016), as in GPT-2 and BLOOM. Compared with the exact one,
-    a model's logits differ by up to 3e-3."""
+    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016), as in GPT-2 and BLOOM. Exchanging it for the exact
+    GELU changes a model's logits by up to 3e-3."""
 
     def apply(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
@@ -178,8 +179,8 @@ class XIELU(Activation, kind="xielu"):
     """aₚ·x² + beta·x above 0 and aₙ·(e^min(x, eps) − 1 − x) + beta·x at or below (Huang and Schlag, 2024; Apertus).
 
     Two parameters are learned, aₚ = softplus(alpha_p) and aₙ = beta + softplus(alpha_n), both starting at 0.8 if `beta`
-    is below 0.8. `beta` and `eps` are saved with them, and a checkpoint's values replace those given here. Computed in
-    float32.
+    is below 0.8. `beta` and `eps` are saved with the parameters, and a checkpoint's values replace those of the config.
+    Computed in float32.
     """
 
     learned: ClassVar[bool] = True

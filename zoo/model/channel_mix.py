@@ -48,7 +48,7 @@ class ChannelMix(FFN, kind="channel_mix"):
         }
 
     def shard(self, ranks: int) -> ChannelMix:
-        """Divide the hidden units. Every rank gates its part of the sum by all of W_r."""
+        """Divide the hidden units over the ranks. Each rank has all of W_r, and gates its part of the sum."""
         return split(self, ranks, equal=("d_ff",))
 
     def state(self) -> dict[str, tuple[int, ...]]:

@@ -24,9 +24,9 @@ Fault = tuple[tuple[str, ...], str]
 
 
 class Shadows(NamedTuple):
-    """Arguments of `Channel.trace`, which makes shadows (tensors without values) to price activations: the tower, the
-    kind of layer that reads, its input x [B, T, D], `make(shape, dtype, name, grad)`, which makes a shadow, and
-    `given`, the values that kinds of layer traced earlier gave to this channel."""
+    """Arguments of `Channel.trace`, which makes shadows (tensors without values) to price activations. `kind` is the
+    kind of layer that reads, x [B, T, D] the layer's input. `make(shape, dtype, name, grad)` makes a shadow. `given`
+    has the values that kinds of layer traced earlier gave to this channel."""
 
     tower: Tower
     kind: str
@@ -42,9 +42,10 @@ class Channel:
     staying: ClassVar[str] = ""
     """Reason why layers with this channel cannot be cut into a pipeline's stages, for the error message."""
     shared: ClassVar[bool] = False
-    """Whether its value exists before the first layer, so that no layer gives it."""
+    """Whether the channel's value exists before the first layer, so that no layer gives it."""
     ordered: ClassVar[bool] = False
-    """Whether a reader's `trace` needs the given values, so that prices trace the kinds of layer that give first."""
+    """Whether `trace` for a reader needs the given values. Prices then trace the giving kinds of layer before the
+    reading ones."""
     named: ClassVar[dict[str, type[Channel]]] = {}
 
     def __init_subclass__(cls, name: str = "") -> None:
@@ -57,7 +58,7 @@ class Channel:
         self.last: Any = None  # what a layer gave last
 
     def take(self, index: int) -> Any:
-        """Return the value that layer `index` reads, the last one given by default; None where there is none yet."""
+        """Return the value that layer `index` reads, by default the last value given; None where there is none yet."""
         return self.last
 
     def wants(self, index: int) -> bool:
@@ -85,7 +86,7 @@ class Channel:
 
 
 class Uses(NamedTuple):
-    """The names of the channels that a layer reads, and of those that it gives and some layer reads."""
+    """The names of the channels that a layer reads, and of the channels that it gives to, if some layer reads them."""
 
     reads: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
@@ -105,7 +106,6 @@ def _sort(names: Collection[str]) -> tuple[str, ...]:
 
 
 def _walk(spec: Spec) -> Iterator[Spec]:
-    """Yield a component and those that its fields hold."""
     yield spec
     for field in dataclasses.fields(spec):  # type: ignore[arg-type]  # also works on the class copies of prices
         if isinstance(value := getattr(spec, field.name), Spec):
@@ -124,7 +124,7 @@ class Exchange:
         return self._open.get(name)
 
     def enter(self, index: int, kind: str, step: Step) -> None:
-        """Set on a layer's step the values that it reads and the channels that it gives to."""
+        """Set, on a layer's step, the values that the layer reads and the channels that it gives to."""
         reads, gives = self._uses[kind]
         step.taken = {name: self._open[name].take(index) for name in reads}
         step.gives = tuple(name for name in gives if self._open[name].wants(index))

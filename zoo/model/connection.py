@@ -174,5 +174,5 @@ def write_streams(x: Tensor, y: Tensor, factors: StreamFactors) -> Tensor:
 
 
 def fill_base(base: Tensor, n_streams: int) -> None:
-    """Fill a connection's bases: those of reads with σ(b) = 1/S, the mean of the streams, all others with 0."""
+    """Fill a connection's bases: those of r so that σ(b) = 1/S (the mean of the streams), all others with 0."""
     base.zero_()[:n_streams] = -math.log(n_streams - 1)

@@ -34,8 +34,8 @@ class ForwardContext:
     """The positions, padding, documents and masks of one forward pass, computed once for all layers of the tower
     `spec`. Raises ConfigError for inputs that do not go together.
 
-    `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included; where rows
-    differ in length, [B, T] for the new tokens alone.
+    `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included. Where rows
+    differ in length it is [B, T] (or [1, N], rows lying end to end), for the new tokens alone.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ForwardContext:
         elif self.past is None:  # rows of different lengths
             starts = self.cache.starts  # type: ignore[union-attr]
             columns = torch.arange(self.new, device=self.device)[None]
-            if inputs.counts is not None:  # padding gets its row's last position: there may be no further one
+            if inputs.counts is not None:  # padding gets its row's last position: a table may have no further
                 columns = torch.minimum(columns, torch.tensor(inputs.counts, device=self.device)[:, None] - 1)
             self.index = starts[:, None] + columns
             self.positions = self.every = self.index  # B T
@@ -220,8 +220,9 @@ class ForwardContext:
         return attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
     def see(self, attention: Attention, own: Weights | None, slots: SlotMapping | None) -> KeyView:
-        """Make the view of the keys that layers with this attention see, where each key is of one token. The layout of
-        keys is chosen here; for compressed entries in `share_entries`, for cross-attention in `_cross`."""
+        """Make the view of the keys that layers with this attention see, if each key is of one token. The layout of
+        these keys is chosen here, that of compressed entries in `share_entries`, and that of cross-attention in
+        `_cross`."""
         if slots is not None and slots.table is not None:
             return self._see_pages(attention, own, slots)
         if slots is not None and slots.ragged:
@@ -252,7 +253,8 @@ class ForwardContext:
         return found
 
     def _see_spans(self, attention: Attention, own: Weights | None, chunks: tuple[Tensor, Tensor] | None) -> KeyView:
-        """Make the view of the keys for this rank's runs of a row's tokens: each run sees all keys up to its own."""
+        """Make the view of the keys for this rank's runs of a row's tokens. Each run sees all keys up to its own last
+        token."""
         found = []
         for start, stop in self.context.spans(self.new):
             apart = None if chunks is None else (chunks[0][:, start:stop], chunks[1][:, :stop])
@@ -263,7 +265,8 @@ class ForwardContext:
         return SpreadView(found, self.context, self.new)
 
     def _see_pages(self, attention: Attention, own: Weights | None, slots: SlotMapping) -> PagedView:
-        """Make the view of rows that are read by page. What changes between passes is in tensors, row by row."""
+        """Make the view of rows that are read by page. All that changes between passes is held in tensors, with an
+        entry a row."""
         n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
         places: Any = self.new, n_keys
         if chunk or _biases(attention):
@@ -352,12 +355,10 @@ class ForwardContext:
 
 
 def _biases(attention: Attention) -> bool:
-    """Whether an attention's position scheme adds a bias to scores, by the places of queries and keys."""
     return attention.positioning is not None and attention.positioning.biases
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Find the dtype in which attention computes: autocast's where it is on."""
     kind = x.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # torch knows no autocast for meta
     return torch.get_autocast_dtype(kind) if autocast else x.dtype

@@ -51,7 +51,7 @@ class DepthRead(Spec, axis="depth_read", default="softmax"):
     """Number of vectors to read, each by weights of its own. The block sets it; a config leaves it out."""
 
     def shard(self, ranks: int) -> DepthRead:
-        """Return the whole: every rank reads for its own tokens."""
+        """Return this read itself: every rank reads for its own tokens."""
         return self
 
     def repeat(self, n_reads: int) -> DepthRead:
@@ -70,7 +70,8 @@ class DepthRead(Spec, axis="depth_read", default="softmax"):
 
 class SoftmaxDepthRead(DepthRead, kind="softmax"):
     """Σₛ softmaxₛ(q·nₛ/√D)·nₛ with one learned query q for all tokens, where nₛ are the normalised sums of the groups
-    (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). q starts at 0: the mean of all nₛ.
+    (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). q starts at 0, which gives the mean of
+    all nₛ.
 
     Sums are handed on normalised, in float32: each is normalised once, and autograd saves one tensor for all its
     readers.
@@ -129,7 +130,8 @@ def count_passed(tower: Tower) -> int:
 
 
 def find_depth_faults(blocks: Mapping[str, Block], pattern: Sequence[str]) -> list[tuple[str, str]]:
-    """List the kinds of layer that add to one stream while others read groups of layers, each with a line about it."""
+    """List the kinds of layer that add to one stream while others read groups of layers, with a line about each
+    fault."""
     kinds = dict.fromkeys(pattern)
     readers = [name for name in kinds if GroupSums.name in blocks[name].takes]
     if not readers:

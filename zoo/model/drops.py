@@ -147,6 +147,5 @@ class Drops:
         return drop_values(x, self._key(keys, place)[..., None], self.columns[first : first + x.shape[-1]], rate)
 
     def _key(self, keys: Tensor, place: str) -> Tensor:
-        """Mix the keys of rows or tokens with a place in this layer."""
         within = keys + KEYS[place]
         return mix(within if self.layer is None else within + self.layer)

@@ -27,7 +27,8 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
     """Number of tokens of the vocabulary."""
 
     def shard(self, ranks: int) -> TokenEmbedding:
-        """Take one rank's part of the vocabulary, padded to the same size on every rank."""
+        """Take one rank's part of the vocabulary, padded to the same size on every rank. Raises ConfigError if there is
+        a per-layer embedding and more than one rank."""
         per_layer: PerLayerEmbedding | None = getattr(self, "per_layer", None)
         if per_layer is not None:
             per_layer.shard(ranks)
@@ -54,17 +55,18 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         factors: Tensor | None = None,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E]. `weigh` makes `factors`, `list_beside` makes
-        `beside`."""
+        """Look up token ids [B, T], before positions are added: [B, T, E], where E is `position_width`. `weigh` makes
+        `factors`, `list_beside` makes `beside`."""
         raise NotImplementedError
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Normalise, mask and project x [B, T, E] with positions: [B, T, D]. `real` [B, T] is False for padding."""
+        """Normalise, mask and project x [B, T, E], to which positions were added: [B, T, D]. `real` [B, T] is False for
+        padding."""
         raise NotImplementedError
 
     def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
-        """Compute per-layer embeddings, a [B, T, P] for each layer, of token ids [B, T] and the embedded x [B, T, D];
-        None where there are none. `m` are the tower's weights."""
+        """Compute per-layer embeddings, one tensor [B, T, P] for each layer, of token ids [B, T] and the embedded x [B,
+        T, D]; None where there are none. `m` are the tower's weights."""
         return None
 
 
@@ -167,7 +169,6 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         }
 
     def _apart(self, width: int) -> dict[str, Any]:
-        """Return the separate vector of the token `apart_id`: an own one, or one tied to another tower's."""
         if self.apart_id is None:
             return {}
         vector = Embedding(1, width)

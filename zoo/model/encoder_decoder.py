@@ -103,11 +103,11 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         global_attention_mask: Tensor | None = None,
         **others: Any,
     ) -> Output:
-        """Compute logits for `decoder_input_ids` [B, T] after the encoder read `input_ids` [B, S]. Unless given, the
-        decoder reads the start token alone or, where the head is for a task, the source shifted right (Lewis et al.,
-        2019, BART, §3.1). `documents` [B, S] and `decoder_documents` [B, T] number the documents packed into each
-        tower's rows: a target reads its own source alone. `global_attention_mask` [B, S] is the encoder's; the other
-        arguments are the decoder's."""
+        """Compute logits for `decoder_input_ids` [B, T] after the encoder read `input_ids` [B, S]. Without
+        `decoder_input_ids` the decoder reads the start token alone or, where the head is for a task, the source shifted
+        right (Lewis et al., 2019, BART, §3.1). `documents` [B, S] and `decoder_documents` [B, T] number the documents
+        packed into each tower's rows: a target reads its own source alone. Raises ConfigError if only one of the two is
+        given. `global_attention_mask` [B, S] is the encoder's; the other arguments are the decoder's."""
         if decoder_input_ids is None and self._decoder.head.reads_text:
             decoder_input_ids = shift_right(input_ids, attention_mask, None if self.wraps else self.start_id)
             decoder_attention_mask = attention_mask
@@ -127,8 +127,8 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
 
 
 def shift_right(ids: Tensor, mask: Tensor | None, start_id: int | None) -> Tensor:
-    """Shift the tokens of rows [B, T] right by one, after the start token or, where that is None, after the row's last
-    token. `mask` [B, T] is 0 for padding.
+    """Shift the tokens of rows [B, T] right by one, behind the start token or, if `start_id` is None, behind the row's
+    last token. `mask` [B, T] is 0 for padding.
 
     Example: with the start token s, (pad, a, b, c) becomes (pad, s, a, b); without one (pad, c, a, b).
     """
@@ -142,6 +142,5 @@ def shift_right(ids: Tensor, mask: Tensor | None, start_id: int | None) -> Tenso
 
 
 def _sum(name: str, *losses: dict[str, Tensor]) -> Tensor:
-    """Sum a loss over the towers that have it."""
     first, *others = (each[name] for each in losses if name in each)
     return first + others[0] if others else first

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 class FFN(Spec, axis="ffn"):
-    """Transform each token on its own. A mixture of experts stacks the Linear parts; its experts share the others."""
+    """Transform each token on its own. A mixture of experts stacks the Linear parts; its experts share the other
+    parts."""
 
     stacks: ClassVar[bool] = True  # whether an expert can be of this kind
 
@@ -86,7 +87,7 @@ class GatedFFN(FFN, kind="gated"):
     inner_norm: WholeNorm | None = None
     """Norm of the gated product, before W_down (BitNet b1.58; Wang et al., 2022)."""
     down_bias: bool | None = None
-    """Whether W_down has a bias; as `bias` unless given (GTE has this one alone)."""
+    """Whether W_down has a bias; as `bias` unless given (GTE: W_down alone has one)."""
     sparsity: Annotated[float, Gt(0), Lt(1)] | None = None
     """Approximate share s of the gate's channels that are set to 0: the activation reads
     relu(g − mean(g) − Φ⁻¹(s)·std(g)) in place of g = x·W_gate (Gemma 3n, 2025)."""
@@ -230,5 +231,4 @@ def _gating() -> Any:
 
 
 def _learned(activation: Activation) -> dict[str, Any]:
-    """List the activation as a part, where it has parameters."""
     return {"activation": activation} if activation.learned else {}

@@ -35,7 +35,8 @@ class Head(Spec, axis="head", default="lm"):
     """Whether the head reads a row as a whole: one result for the row, rather than one for each token."""
 
     asks: ClassVar[bool] = False
-    """Whether the head compares each token of a row with a question token: `mark` finds it, `gather` puts it first."""
+    """Whether the head compares each token of a row with a question token. `mark` finds the question token, `gather`
+    puts it first."""
 
     @property
     def n_logits(self) -> int:
@@ -48,7 +49,7 @@ class Head(Spec, axis="head", default="lm"):
         return self.n_logits > 0 and not self.predicts_tokens and not self.asks
 
     def shard(self, ranks: int) -> Head:
-        """Return the whole: the head is small, so every rank has all of it."""
+        """Return this head itself: it is small, so every rank has all of it."""
         return self
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
@@ -91,8 +92,8 @@ def _number_or_root(scale: object) -> Any:
 class LMHead(VocabularyHead, kind="lm"):
     """A logit for each token of the vocabulary, by a matrix that may be the token embedding's (Press and Wolf, 2016).
 
-    An untied head may have fewer tokens than the model: the last ones are read and never predicted (Swiss AI, 2026,
-    Apertus 1.5).
+    An untied head may have fewer tokens than the model: the last tokens of the vocabulary are then read and never
+    predicted (Swiss AI, 2026, Apertus 1.5).
     """
 
     predicts_tokens: ClassVar[bool] = True
@@ -190,7 +191,8 @@ class NoHead(VocabularyHead, kind="none"):
 
 
 def can_be_tied(node: object) -> bool:
-    """Whether a head's node (of kind "lm" where it names none) predicts tokens, so that it can be tied."""
+    """Whether the head of a YAML node predicts tokens, so that it can be tied. A node without a kind is of kind
+    "lm"."""
     kind = Head.kinds.get(node.get("kind", Head.default)) if isinstance(node, Mapping) else None
     return kind is not None and issubclass(kind, Head) and kind.predicts_tokens
 

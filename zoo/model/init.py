@@ -12,7 +12,7 @@ from zoo.spec import Buffer, Conv, Experts, Linear, Spec, SpecRow, Weight, is_hi
 
 
 class Init(Spec, axis="init", default="normal"):
-    """Draw matrices and tables. Biases start at 0, and other weights as their part states."""
+    """Draw matrices and tables. Biases start at 0, other weights as their part states."""
 
     def deviation(self, row: SpecRow, n_layers: float) -> float:
         """Compute the standard deviation of a part's weight in a model of `n_layers` layers."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Loan(NamedTuple):
-    """Keys and values that a layer reads of another one, in place of its own, or values that it mixes with its own."""
+    """Keys and values of another layer that a layer reads in place of its own, or values that it mixes with its own."""
 
     lender: str
     """The kind of layer that lends: the last layer of this kind before the reader."""

@@ -52,7 +52,7 @@ class Loop(Spec, axis="loop", default="plain"):
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """Number of layers of each run of layers that always run together."""
+        """Number of layers in each section of the loop. The layers of a section always run one after the other."""
         return (self.end - self.start,)
 
     @property
@@ -81,7 +81,8 @@ class Loop(Spec, axis="loop", default="plain"):
         return None
 
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
-        """Yield the faults of a tower's layers under this kind of loop. The tower has enough layers for all passes."""
+        """Yield the faults of a tower's layers under this kind of loop. Called only if the tower has enough layers for
+        all passes."""
         yield from ()
 
 
@@ -132,7 +133,7 @@ class RestartingLoop(Loop, kind="restarting"):
         return (place - self.start) // self.sections[0] if self.start <= place < self.stop else None
 
     def begins_again(self, place: int) -> bool:
-        """Whether a pass after the first begins at a place."""
+        """Whether a pass other than the first begins at a place of the pattern."""
         return bool(self.find_pass(place)) and (place - self.start) % self.sections[0] == 0
 
     def follow(self, m: Weights, exchange: Exchange) -> Rounds:
@@ -177,7 +178,8 @@ class Restarts(Rounds):
 
 
 class HierarchicalLoop(Loop, kind="hierarchical"):
-    """Two modules refine a state each (Wang et al., 2025, Hierarchical Reasoning Model; Sapient, 2026, HRM-Text).
+    """Two modules, each of which refines a state of its own (Wang et al., 2025, Hierarchical Reasoning Model; Sapient,
+    2026, HRM-Text).
 
     In each pass the first `low_layers` layers run `low_passes` times, l ← f(l + h), then the remaining layers once, h ←
     g(h + l). h begins as the loop's input and ends as its output; l begins as a vector that is saved with the weights
@@ -211,7 +213,7 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
         return {"low": Buffer((d_model,))}
 
     def shard(self, ranks: int) -> HierarchicalLoop:
-        """Return the whole: every rank has the states of its own tokens."""
+        """Return this loop itself: every rank has the states of its own tokens."""
         return self
 
     def follow(self, m: Weights, exchange: Exchange) -> Rounds:
@@ -254,7 +256,7 @@ class MessageGate(Spec, axis="message_gate", default="low_rank"):
         raise NotImplementedError
 
     def shard(self, ranks: int) -> MessageGate:
-        """Return the whole: every rank mixes for its own tokens."""
+        """Return this gate itself: every rank mixes for its own tokens."""
         return self
 
 

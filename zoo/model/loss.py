@@ -1,7 +1,7 @@
 # B rows, T tokens, N labelled tokens, D model width, V vocabulary
-"""Compute the loss of a head in chunks: the logits of some tokens are overwritten with their gradient, which goes back
-through the head at once. So the logits of all tokens never exist together. Losses are float32 sums over labelled
-tokens."""
+"""Compute the loss of a head in chunks. The logits of some tokens are overwritten with their gradient, which is sent
+back through the head before the next chunk. So the logits of all tokens never exist together. Losses are float32 sums
+over labelled tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IGNORED = -100
 """The target of a position without one (torch's convention)."""
 
 BLOCK = {"cpu": 4 << 20}
-"""Bytes of float32 logits in one softmax. On a CPU they should stay in its cache."""
+"""Bytes of float32 logits in one softmax. On a CPU the logits should stay in the cache."""
 
 LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
 
@@ -189,8 +189,9 @@ def _chunked_loss() -> Any:
 
     class ChunkedLoss(torch.autograd.Function):
         """Compute the gradients in the forward pass, chunk by chunk, for an incoming gradient of 1 (the usual
-        `loss.backward()`). The backward pass multiplies them by any other incoming gradient and gives them away, so a
-        second backward raises RuntimeError; with the head's `goes_back_twice` it keeps them for the second one."""
+        `loss.backward()`). The backward pass multiplies them by any other incoming gradient and gives them away, so
+        that a second backward raises RuntimeError. With the head's `goes_back_twice` the gradients are kept for a
+        second backward."""
 
         @staticmethod
         def forward(
@@ -233,7 +234,8 @@ def _chunked_loss() -> Any:
 def deposit(weight: Tensor, gradient: Tensor | None) -> None:
     """Add a gradient to the weight's own at once.
 
-    For a tied table, autograd would keep the head's gradient until the embedding's exists, and sum both in a third.
+    For a tied table, autograd would keep the head's gradient until the embedding's exists, and sum both in a third
+    tensor.
     """
     if gradient is not None:
         weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
@@ -260,7 +262,7 @@ class _Gradients:
             self.weights[place] = each if there is None or each is None else there.add_(each)
 
     def multiplied(self, factor: Tensor) -> list[Tensor | None]:
-        """Return the gradients of hidden states and weights, times `factor`, and leave the stored ones."""
+        """Return the gradients of hidden states and weights, times `factor`, and leave the stored ones unchanged."""
         made = [self.hidden, *self.weights]
         return made if _is_one(factor) else [None if each is None else each * factor for each in made]
 
@@ -313,7 +315,8 @@ def compute_negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Te
 
 
 def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> Tensor:
-    """Overwrite logits [N, V] with the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); return both sums."""
+    """Overwrite logits [N, V] with the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); return the sums of
+    the two terms, without the weight."""
     sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
     for rows in split_for_softmax(logits):
         block = logits[rows]

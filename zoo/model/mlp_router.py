@@ -36,7 +36,8 @@ class DepthAverage(Channel, name="depth_average"):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield each kind of layer whose router has no earlier one's average to read, and why."""
+        """Yield a fault for each kind of layer whose router has no average of an earlier router to read, or one of
+        another width."""
         faults: dict[str, str] = {}
         width = 0
         routers = {name: _find_router(block) for name, block in tower.blocks.items()}

@@ -43,8 +43,8 @@ class SharedExpert(Node, name="shared", word="expert"):
 
 
 class ExpertLatent(Node, name="latent", word="width"):
-    """A narrower vector that routed experts read and write: one product before them and one after serve all (NVIDIA,
-    2025, Nemotron 3). The router and the shared expert read d_model."""
+    """A narrower vector that routed experts read and write. One product before all experts makes it, and one after them
+    leads back to d_model (NVIDIA, 2025, Nemotron 3). The router and the shared expert read d_model."""
 
     width: PositiveInt
     """Channels of the latent."""
@@ -58,7 +58,7 @@ class MoE(FFN, kind="moe"):
 
     A router with `n_shared` weighs that many shared experts, each a copy of `shared` (Inkling, 2026).
 
-    Where some experts compute nothing, active parameters and FLOPs are means that take all experts as chosen equally
+    Where some experts compute nothing, active parameters and FLOPs are means, as if all experts were chosen equally
     often.
     """
 
@@ -174,7 +174,8 @@ class MoE(FFN, kind="moe"):
         return Group({name: Experts(part, count, count, spread=False) for name, part in own.items()}, SHARED_EXPERT)
 
     def shard(self, ranks: int) -> MoE:
-        """Take one rank's part of each expert, routed or shared. Router and shared gate are on every rank."""
+        """Take one rank's part of each expert, routed or shared. Router and shared gate are on every rank. Raises
+        ConfigError if there are several ranks and a `branch_norm` or `expert_norm`."""
         norms = {"shared.branch_norm": self.shared and self.shared.branch_norm, "expert_norm": self.expert_norm}
         for name, norm in norms.items():
             if norm is not None and ranks > 1:
@@ -237,7 +238,8 @@ class MoE(FFN, kind="moe"):
         return routes.ends[: self.n_computing], routes.experts.clamp(max=self.n_computing - 1)
 
     def spread(self, ranks: int) -> MoE:
-        """Take the part of one of `ranks` ranks of expert parallelism: some experts, and all other weights."""
+        """Take the part of one of `ranks` ranks of expert parallelism: some experts, and all other weights. Raises
+        ConfigError if `ranks` does not divide the computing experts."""
         if self.n_computing % ranks:
             would = divisors(self.n_computing)
             raise ConfigError(f"ep: {ranks} does not divide n_experts={self.n_computing} ({would} would do)")

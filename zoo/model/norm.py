@@ -27,7 +27,7 @@ class Norm(Spec, axis="norm"):
         raise NotImplementedError
 
     def shard(self, ranks: int) -> Norm:
-        """Return the whole: every rank normalises whole vectors."""
+        """Return this norm itself: every rank normalises whole vectors."""
         return self
 
 

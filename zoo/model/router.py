@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Routes:
-    """Routing of tokens to experts: rows, each one token at one expert, sorted by expert, with the output's weight."""
+    """Routing of tokens to experts. A row is one token at one expert, with the weight of that output; rows are sorted
+    by expert."""
 
     tokens: Tensor  # M, which of the N tokens a row is
     experts: Tensor  # M, ascending
     ends: Tensor  # E int32, where each expert's rows end
     weights: Tensor  # M float32; 0 for a row that is dropped
-    back: Tensor | None = None  # N K, the rows of each token, where all have as many
+    back: Tensor | None = None  # N K, the rows of each token, where all tokens have equally many
     shared: Tensor | None = None  # N S float32, the weights of shared experts, where the router scores these too
 
     def end_real(self, real: Tensor) -> Tensor:
@@ -66,10 +67,11 @@ class ExpertGroups(Node, name="groups"):
     open: PositiveInt = 1
     """Number of groups that are open to a token."""
     judged_by: PositiveInt | None = None
-    """Number of a group's best scores whose sum ranks it. Unless given, 1 for softmax and 2 for sigmoid scores."""
+    """Number of best scores of a group whose sum ranks the group. Unless given, 1 for softmax and 2 for sigmoid
+    scores."""
     closed_rank: Literal["last", "zero"] = "last"
-    """Rank of experts of closed groups: last, or as with a score of 0, before open ones that a bias makes negative (SK
-    Telecom, 2026, A.X K2)."""
+    """Rank of the experts in closed groups: last, or that of a score of 0, ahead of open experts whose score a bias
+    makes negative (SK Telecom, 2026, A.X K2)."""
 
     def __post_init__(self) -> None:
         if self.open > self.count:
@@ -185,7 +187,6 @@ class TopK(Router):
 
     @property
     def _closes(self) -> bool:
-        """Whether some groups of experts are closed to a token."""
         return self.groups.open < self.groups.count
 
     def state(self) -> dict[str, tuple[int, ...]]:
@@ -305,10 +306,11 @@ class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
 class SparseMixer(Router, kind="sparsemixer"):
     """Two experts drawn one after the other, with a gradient for the draw (Liu et al., 2023; GRIN, 2024; Phi-3.5-MoE).
 
-    Each is drawn among the experts whose score is near the best, the second without the first. An expert's weight is
-    its softmax probability among the experts that it was drawn from, so the two weights need not sum to 1. Training
-    samples, inference takes the best expert. If a sample is not the best expert, its weight is scaled by 1/3 with
-    probability 3/4; the gradient of the weight is not scaled (Heun's third-order estimate). Losses as in TopK.
+    Each is drawn among the experts whose score is near the best; the second draw leaves out the first expert. An
+    expert's weight is its softmax probability among the experts that it was drawn from, so the two weights need not sum
+    to 1. Training samples, inference takes the best expert. If a sample is not the best expert, its weight is scaled by
+    1/3 with probability 3/4; the gradient of the weight is not scaled (Heun's third-order estimate). Losses are those
+    of TopK.
     """
 
     top_k: PositiveInt = 2
@@ -389,7 +391,8 @@ def normalize_scores(scores: Tensor) -> Tensor:
 
 
 def make_routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | None, step: Step) -> Routes:
-    """Make the Routes of tokens that chose these experts [B, T, K] with these weights."""
+    """Make the Routes of tokens from the chosen experts [B, T, K] and their weights [B, T, K]. A choice beyond an
+    expert's `capacity` gets the weight 0."""
     if capacity is not None:
         weights = weights * _admitted(router, chosen, capacity, step)
     choices = chosen.flatten()  # N·K

@@ -126,7 +126,7 @@ class Step:
 
     @property
     def mask(self) -> Mask:
-        """The mask of all queries; if segments of keys have masks of their own, a mask of the right size only."""
+        """The mask of all queries. If segments of keys have masks of their own, only the size of this mask counts."""
         return self.keys.mask
 
     def for_layer(self, cache: LayerCache | None, drops: Drops | None = None) -> Step:
@@ -173,7 +173,8 @@ class Step:
             self.choice = [each.mask.dense(self.positions.device)[:, 0] for each in self.keys.segments]
 
     def apply(self, work: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        """Compute `work(self, …)`, which depends on the pass: a replay calls it again with the later pass's Step."""
+        """Compute `work(self, …)`, which depends on the pass: a replay calls `work` again with the later pass's
+        Step."""
         return work(self, *given, **options)
 
     def _bias_maker(self, own: tuple[Any, Any], n_heads: int) -> Callable[..., Any]:

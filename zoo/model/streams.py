@@ -36,9 +36,9 @@ class Streams(Spec, axis="streams", default="altup"):
 
 
 class AltUpStreams(Streams, kind="altup"):
-    """The first stream is the embedding's output, the others are its projections, scaled to its root mean square. In
-    the end the others are projected and scaled likewise, and all are averaged (Baykal et al., 2023, AltUp; Gemma 3n,
-    2025)."""
+    """The first stream is the embedding's output; the others are projections of it, scaled to its root mean square. In
+    the end the other streams are projected and scaled in the same way, and all are averaged (Baykal et al., 2023,
+    AltUp; Gemma 3n, 2025)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         numbers = [str(number) for number in range(1, self.count)]
@@ -69,8 +69,8 @@ class MeanStreams(Streams, kind="mean"):
 
 
 class WeightedStreams(Streams, kind="weighted"):
-    """Equal streams at first, and their weighted sum in the end, Σₛ (σ(a·(x·W)_s + b_s) + eps)·x_s, where x·W is of the
-    token's streams, concatenated and divided by their root mean square (DeepSeek-V4, 2026)."""
+    """The streams are equal at first, and summed with weights in the end, Σₛ (σ(a·(x·W)_s + b_s) + eps)·x_s, where x·W
+    is of the token's streams, concatenated and divided by their root mean square (DeepSeek-V4, 2026)."""
 
     eps: PositiveFloat = 1e-6
     """Epsilon, added to the factors, which must not be 0."""

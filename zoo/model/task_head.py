@@ -183,7 +183,7 @@ class SpanHead(Head, kind="question_span"):
 
     def gather(self, hidden: Tensor, marked: Tensor | None) -> Tensor:
         assert marked is not None
-        places = marked.long().argmax(1)[:, None, None].expand(-1, 1, hidden.shape[-1])  # of equals the first
+        places = marked.long().argmax(1)[:, None, None].expand(-1, 1, hidden.shape[-1])  # the first of equals
         return torch.cat((hidden.gather(1, places), hidden), 1)  # B 1+T D
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ class Tower(Topology):
 
     @property
     def cacheable_until(self) -> int | None:
-        """Row length up to which decoding with a cache equals the full forward; None for any."""
+        """Row length up to which decoding with a cache equals the full forward; None if there is no limit."""
         schemes = [block.attention.positioning for block in self.blocks.values()]
         limits = [scheme.stable_until for scheme in schemes if scheme and scheme.stable_until]
         return min(limits, default=None)
@@ -273,7 +273,7 @@ class Tower(Topology):
             self._check_whole_rows(inputs)
 
     def _check_whole_rows(self, inputs: Inputs) -> None:
-        """Raises ConfigError for inputs other than whole rows of one text each, where the head needs these."""
+        """Raises ConfigError if inputs are not whole rows of one text each, which some heads need."""
         name = next((each for each in ("cache", "documents") if getattr(inputs, each) is not None), None)
         if name is not None:
             raise ConfigError(f"{name}: the head reads a row as one text (leave it out, or logits_to_keep=0)")
@@ -374,7 +374,7 @@ class Decoder(Tower, kind="decoder"):
 
 
 class Encoder(Tower, kind="encoder"):
-    """Every token sees every other (Devlin et al., 2018, BERT)."""
+    """An encoder, in which every token sees every other (Devlin et al., 2018, BERT)."""
 
     causal: ClassVar[bool | None] = False
 

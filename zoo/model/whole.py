@@ -23,7 +23,7 @@ Misfit = tuple[tuple[str, ...], str]
 
 
 def find_misfits(tower: Tower) -> Iterator[Misfit]:
-    """Yield the faults between parts of one tower, as a field's path and a line about it."""
+    """Yield the faults between parts of one tower, each as a field's path and a line about it."""
     yield from _compare_vocabularies(tower)
     yield from _check_tied_head(tower)
     yield from _check_row_head(tower)
@@ -173,7 +173,6 @@ def _check_decoder_table(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
 
 
 def _table_width(tower: Tower) -> int:
-    """Find the width of the token table's vectors."""
     tokens = tower.embedding.parts(tower.d_model)["tokens"]
     table = tokens.of if isinstance(tokens, Tied) else tokens
     return table.shapes()["weight"][1]  # type: ignore[union-attr]

@@ -23,7 +23,8 @@ END = "...\n"
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft of a family's YAML. `assumed` are fields of config.json that it accepts though nothing reads them yet."""
+    """A draft of a family's YAML. `assumed` are fields of config.json that the draft accepts though nothing reads them
+    yet."""
 
     base: str
     model_type: str

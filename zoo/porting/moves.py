@@ -107,7 +107,7 @@ def nest(path: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def list_flips(draft: Draft, outcome: TrialOutcome) -> Iterator[Move]:
-    """Yield changes to every other value of each field that has few possible values."""
+    """For each field with few possible values, yield a change to every other value."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
             for other in _others(str(each.type), getattr(spot.component, each.name)):

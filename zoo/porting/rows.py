@@ -139,7 +139,6 @@ def _first(outcome: TrialOutcome, group: TensorGroup) -> Iterator[tuple[str, Par
 
 @functools.cache
 def _names_of(model_type: str, ours: str) -> tuple[str, ...]:
-    """List the names that families give to a tensor of ours."""
     plain = re.sub(r"\(\w+\)", "", ours)
     return tuple({theirs for row, theirs, _ in _known_rows(model_type) if re.sub(r"\(\w+\)", "", row) == plain})
 

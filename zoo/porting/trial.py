@@ -28,10 +28,10 @@ GUESSES = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivi
 
 @dataclass
 class TrialOutcome:
-    """The result of trying a draft on a reference. `faults` say why it cannot be read. `lost` are our tensors without a
-    row. The draft requires tensors that the reference lacks (`missing`) or has in another shape (`misshapen`), and does
-    not know some that the reference has (`strange`). If there are none of these, both models were run, and `gaps` has
-    the largest difference at each stage."""
+    """The result of trying a draft on a reference. `faults` say why the draft cannot read the reference. `lost` are our
+    tensors without a row. The draft requires tensors that the reference lacks (`missing`) or has in another shape
+    (`misshapen`), and does not know some that the reference has (`strange`). If there are none of these, both models
+    were run, and `gaps` has the largest difference at each stage."""
 
     body: Any = None  # a Body, once the config is read
     spec: Any = None
@@ -71,7 +71,8 @@ class TrialOutcome:
         return (0.0, -float(list(self.gaps).index(first)), self.gaps[first] + self.gaps["logits"])
 
     def is_better(self, other: TrialOutcome) -> bool:
-        """Whether this is nearer than another; at the same stage, the difference must be below 0.7 of the other's."""
+        """Whether this outcome is nearer to the reference than another. If both first differ at the same stage, this
+        difference must be below 0.7 of the other's."""
         mine, theirs = self.rank, other.rank
         if mine[:2] != theirs[:2]:
             return mine < theirs

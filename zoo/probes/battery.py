@@ -67,7 +67,7 @@ def run_probe(
     the probe's (`{"context": 64, "levels": (8,)}`). Seed 0 is trained at all `rates` (None: RATES, then two next to the
     best); then every seed at the best rate. Trainings run in the processes of a `pool` (`open_pool`), if given. With a
     `folder` each training is stored, so that a killed run resumes. Raises ConfigError for an unknown probe or setting,
-    and for a model that cannot be shrunk.
+    for a model that cannot be shrunk, and if `seeds` is below 1.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: is {seeds} (1 at least)")

@@ -119,7 +119,7 @@ def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
     axes.set_yticks(range(len(probes)), probes)
     axes.set_xlim(0, 1.25)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-    axes.set_ylim(len(probes) - 0.5, -0.5)  # the first above
+    axes.set_ylim(len(probes) - 0.5, -0.5)  # the first probe on top
     axes.set_xlabel("share of levels passed (≥ 90 % accuracy; black line: range over seeds)")
     if len(models) > 1:
         axes.figure.legend(frameon=False, fontsize=8, loc="outside upper left")
@@ -139,7 +139,7 @@ def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Pa
         axes.plot([*seeds.values()], [at] * len(seeds), "o", color="black", markersize=3)
         axes.text(max(seeds.values()) + 0.015 * most, at, f"{mean(seeds.values()):.3f}", va="center", fontsize=8)
     axes.set_yticks(range(len(values)), list(values))
-    axes.set_ylim(len(values) - 0.5, -0.5)  # the first above
+    axes.set_ylim(len(values) - 0.5, -0.5)  # the first arm on top
     axes.set_xlim(min(0.0, *every) - (0.02 * most if min(every) < 0 else 0), 1.12 * most)
     axes.set_xlabel(f"mean {metric} (points: single seeds)")
     write_figure(axes.figure, file)

@@ -101,7 +101,7 @@ class Copy(Probe, name="copy"):
 
 @dataclass(frozen=True, kw_only=True)
 class Induction(Probe, name="induction"):
-    """Induction head: predict the token that followed the marker before (Olsson et al., 2022; Gu and Dao, 2023).
+    """Induction head: predict the token that followed an earlier marker (Olsson et al., 2022; Gu and Dao, 2023).
 
     Tokens are drawn from `symbols`. A marker is at one random place and at the end of the row; the answer at the end is
     the token after the first marker. Training has rows of `context` tokens; the level is a row's length as a multiple

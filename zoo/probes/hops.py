@@ -21,8 +21,9 @@ class Hops(Probe, name="hops"):
     language models: part 4.1", the task Depo).
 
     A row names n of N nodes: the edges x y of a random cycle through all n in random order, then `queries` pairs of a
-    number of steps and a node, then padding. The answer at a query's node is the node that many steps after it. n is
-    drawn from 3 to N with p(n) ∝ 1/(n + √N). The level is k; training draws it for each query. Chance is 1/N.
+    number of steps and a node, then padding. The answer at a query's node is the node that comes this number of steps
+    later in the cycle. n is drawn from 3 to N with p(n) ∝ 1/(n + √N). The level is k; training draws it for each query.
+    Chance is 1/N.
     """
 
     level_is: ClassVar[str] = "steps"

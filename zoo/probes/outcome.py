@@ -44,7 +44,8 @@ def find_window(accuracy: Mapping[float, float], chance: float) -> RateWindow | 
 
 
 def _walk(rates: Sequence[float], accuracy: Mapping[float, float], least: float) -> tuple[float, bool]:
-    """Find the rate, from the best one outwards, at which accuracy falls below `least`; and whether it never does."""
+    """Find the rate, from the best one outwards, at which accuracy falls below `least`, and False. If it never does,
+    return the outermost rate and True."""
     for inner, outer in pairwise(rates):
         if accuracy[outer] < least:
             share = (accuracy[inner] - least) / (accuracy[inner] - accuracy[outer])

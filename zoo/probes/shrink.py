@@ -139,7 +139,7 @@ def shorten(pattern: Sequence[str], loop: Loop) -> tuple[list[str], Any]:
 
 
 def refuse_other_kinds(spec: Decoder, label: str) -> None:
-    """Raise ConfigError for a model that does not read from left to right."""
+    """Raise ConfigError for a model that is no decoder, or that reads an encoder's output."""
     if spec.kind != "decoder":
         what = spec.kind.replace("_", "-")
         raise ConfigError(f"{label}: is an {what}, and the answers of a probe follow from earlier tokens (a decoder)")

@@ -34,7 +34,7 @@ class RunsFile(JsonShape):
 
 @dataclass
 class ScoreStore:
-    """Scores of one architecture's trainings on one probe; only in memory without a folder."""
+    """Scores of one architecture's trainings on one probe. Without a folder they are kept only in memory."""
 
     folder: Path | None
     key: str

@@ -115,8 +115,8 @@ def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Ten
 
 
 def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> ProbeScore:
-    """Score a learner on held-out examples of a level (None: as in training). A diverged learner is None and scores
-    chance."""
+    """Score a learner on held-out examples of a level (None: as in training). A diverged learner is None: it scores the
+    chance accuracy, and a loss of ln V."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT * probe.seq_len // length))
     examples = probe.examples(seed, stream, 0, rows, level)

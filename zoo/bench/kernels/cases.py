@@ -156,7 +156,8 @@ def _cached(size: CaseSize) -> list[AttentionCase]:
 
 
 def _wide(size: CaseSize) -> list[AttentionCase]:
-    """List the cases of head widths, equal in both sizes. The last three are DeepSeek's MLA, expanded and absorbed."""
+    """List the cases of head widths, which are the same in both sizes. The last three are DeepSeek's MLA, expanded and
+    absorbed."""
     n = size.length
     absorbed = {"queries": 1, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "trains": False}
     return [

@@ -49,7 +49,8 @@ def check_kernels(
     """Measure kernels' errors and speed, training, decoding and single operations on a device; return plain data.
 
     `quick` uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `tell` is
-    called with a line as each part ends. Raises ConfigError if the device does not exist.
+    called with a line as each part ends. Raises ConfigError if the device does not exist or does not answer, and for a
+    CPU without `quick`.
     """
     require_device(device, quick)
     begun, start = datetime.datetime.now(datetime.UTC), time.monotonic()

@@ -38,7 +38,8 @@ SLACK = 1.1  # memory in use, including activations, as a multiple of weights an
 
 
 class DecodedModel(NamedTuple):
-    """A model by its packaged name, and its goal for one row, a fraction of copy bandwidth."""
+    """A model: its name in the report, its packaged name `of`, overrides, and its goal for one row, a fraction of copy
+    bandwidth."""
 
     name: str
     of: str

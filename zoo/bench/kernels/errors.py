@@ -74,7 +74,8 @@ def check_case(kernel: str, case: AttentionCase, dtype: str, settings: Settings)
 
 
 def list_refusals(kernel: str, case: AttentionCase, dtype: str, device: str) -> dict[str, str | None]:
-    """List a kernel's reason to refuse the forward and the backward pass of a case; None for a pass that it runs."""
+    """Map `forward` and, if the case trains, `backward` to the kernel's reason to refuse that pass; None for a pass
+    that it runs."""
     machine, kind = machine_of(torch.device(device)), getattr(torch, dtype)
     ways = {"forward": False, **({"backward": True} if case.trains else {})}
     return {way: KERNELS[kernel].refuses(make_ask(case, kind, grad=grad), machine) for way, grad in ways.items()}

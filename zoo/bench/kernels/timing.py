@@ -22,7 +22,7 @@ PACKAGES = (
 
 WARM = 3  # untimed calls
 LEAST, MOST = 5, 200  # timed calls
-STRETCH = 5  # LEAST calls may take up to STRETCH times the seconds to spend; slower calls are fewer
+STRETCH = 5  # LEAST calls may take up to STRETCH × `spend` seconds; of slower calls there are fewer
 
 QUICK_SIDES, SIDES = (64, 128, 256, 512), (4096, 8192)
 """Sides of the timed square products. Libraries choose an algorithm by size, so a single size may miss the limit."""

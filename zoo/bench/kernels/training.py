@@ -49,7 +49,7 @@ WARM, LEAST, SPEND = 3, 5, 5.0
 
 
 class TrainedModel(NamedTuple):
-    """A model by its packaged name and overrides."""
+    """A model: its name in the report, its packaged name `of`, overrides, and the tokens of a row (`length`)."""
 
     name: str
     of: str

@@ -128,7 +128,8 @@ def make_adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def make_targets(job: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make ids and targets [B, T]: the next tokens; for `mlm`, 15% of ids are masked, and other targets are -100."""
+    """Make ids and targets [B, T]. For `train` the targets are the next tokens. For `mlm` 15% of the ids are masked,
+    and the targets of all others are -100."""
     vocab_size = job["shape"]["vocab_size"]
     tokens = make_token_ids(job["batch"], job["length"] + 1, vocab_size)
     if job["workload"] == "train":

@@ -52,7 +52,7 @@ def measure_limits(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def choose_threads() -> dict[str, Any]:
-    """Choose the fastest number of threads now; `why` is None if it is torch's default."""
+    """Choose the number of threads that is fastest now; `why` is None if torch's default stays."""
     choice = use_fastest_threads(CPU)
     return {"threads": torch.get_num_threads(), "why": None if choice is None else str(choice)}
 

@@ -42,7 +42,8 @@ class Sight(NamedTuple):
     rate: int = 1
     """Number of consecutive tokens that one cached key is made of."""
     near: int = 0
-    """Window W of single tokens that a query sees, itself included, next to compressed keys (`rate` > 1)."""
+    """Window W: number of single tokens that a query sees, itself included, in addition to compressed keys (`rate` >
+    1)."""
 
 
 class Passes(NamedTuple):
@@ -66,7 +67,7 @@ class MemoryReading(NamedTuple):
     merges: bool = False
     """Whether the layer's self-attention reads the encoder's output next to its own tokens (merged attention)."""
     fault: str = ""
-    """Message about a field that cross-attention cannot use, and what would do instead; empty for none."""
+    """Error message for a field that cross-attention cannot use, with what would do instead; empty for none."""
     check: Callable[[Attention], None] = lambda attention: None
     """Raises ValueError if the layer's self-attention cannot be combined with this cross-attention."""
 
@@ -103,14 +104,14 @@ class Attention(Spec, axis="attention"):
         return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """List the cached tensors read per token, this layer's or those of the layer whose KV it reads: name →
-        shape."""
+        """Map the names of the cached tensors that this layer reads to their shapes per token. They are its own or, if
+        it reads another layer's keys and values, that layer's."""
         return self.cache()
 
     @property
     def loan(self) -> Loan | None:
-        """The layer whose keys and values replace this layer's own, or whose values this layer reads besides its
-        own."""
+        """The layer whose keys and values replace this layer's own, or whose values this layer reads besides its own;
+        None if there is none."""
         return None
 
     @property
@@ -119,7 +120,7 @@ class Attention(Spec, axis="attention"):
 
     @property
     def score_heads(self) -> int:
-        """Number of heads that a bias on the scores is made for."""
+        """Number of heads for which a bias on the scores is made; 0 for none."""
         return 0
 
     @property
@@ -134,11 +135,12 @@ class Attention(Spec, axis="attention"):
 
     @property
     def summed(self) -> int:
-        """Number of values a token that tensor parallelism sums across ranks inside the mixer."""
+        """Number of values per token that tensor-parallel ranks sum inside the mixer, such as the mean square of a
+        norm."""
         return 0
 
     def prepare(self, m: Weights | None, step: Step) -> None:
-        """Put into the step what all layers of this kind share in one forward pass: entries of `step.extra`, or other
+        """Store in the step what all layers of this kind share in one forward pass: entries of `step.extra`, or a new
         `step.keys`. `m` are the weights of the model's position scheme, None where each layer has its own."""
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
@@ -205,8 +207,8 @@ class SoftmaxAttention(Attention):
         return replace(ask, causal=chooses, chosen=chooses)
 
     def attend(self, m: Weights, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float, **scores: Any) -> Tensor:
-        """Attend with the bias of this layer: its own if its position scheme has weights in every layer, else the one
-        that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap and sinks."""
+        """Attend with the position bias: this layer's own if its position scheme has weights in every layer, else the
+        one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap, sinks and `read`."""
         own = (self.position, m.position) if self.position.per_layer else None
         return step.attend(q, k, v, scale, own, **scores)
 
@@ -231,7 +233,7 @@ class MultiHead(SoftmaxAttention):
             raise ValueError(f"{self.kind} has no place for them, found {found} (one for all layers)")
 
     def project(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Make queries, keys and values [B, T, H, C] of x [B, T, D] by three products, the first two rotated."""
+        """Make queries, keys and values [B, T, H, C] of x [B, T, D] by three products. Queries and keys are rotated."""
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)
         return self.position.rotate(q, step.tables), self.position.rotate(k, step.tables), v
 

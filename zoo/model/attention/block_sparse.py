@@ -31,10 +31,10 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     """Block-sparse attention (Zaheer et al., 2020, BigBird), for models that read both ways.
 
     A text is cut into blocks; padding is left out (transformers counts it as tokens). Tokens of the first and the last
-    block see and are seen by all. Others see their own block, its two neighbours and, in training, a few random blocks:
-    a hash of the block numbers, the same in every pass, layer and head. Without training each random block is the first
-    block once more, so that its keys count 1 + random_blocks times, as in transformers' models. No pair is added. A
-    text of at most (5 + 2·random_blocks)·block_size tokens is attended in full.
+    block see and are seen by all. Others see their own block, its two neighbours and, in training, a few random blocks.
+    A hash of the block numbers draws them, the same in every pass, layer and head. Outside training the first block
+    stands in for each random block, as in transformers: its keys count 1 + random_blocks times in the softmax, and no
+    pair is added. A text of at most (5 + 2·random_blocks)·block_size tokens is attended in full.
 
     FLOPs are counted without random blocks. In training they add 4·block_size·random_blocks·H·C for each token that is
     in neither the first nor the last block.
@@ -48,7 +48,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     random_blocks: NonNegativeInt = 3
     """Number of random blocks that a token sees in training."""
     bias: bool = True
-    """Whether the projections of q, k and v have a bias, and that of o where nothing else is said of it."""
+    """Whether the projections of q, k and v have a bias; that of o follows unless `o_bias` is given."""
     o_bias: bool | None = None
     """Whether the output projection o has a bias; as `bias` unless given."""
 
@@ -78,7 +78,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         ask = super().ask(dtype, **features)
-        counted = ask.chosen and self.random_blocks and ask.bias != "learned"  # the first block, several times
+        counted = ask.chosen and self.random_blocks and ask.bias != "learned"  # its bias counts the first block again
         return replace(ask, bias="fixed") if counted else ask
 
     def prepare(self, m: Weights | None, step: Step) -> None:
@@ -103,9 +103,9 @@ class BlockSparse(MultiHead, kind="block_sparse"):
         step.keys = KeyView(Mask(tokens, tokens, causal=False, only=mine & seen), step.keys.index, bias)
 
     def _draw(self, query: Tensor, key: Tensor, last: Tensor, count: int) -> Tensor:
-        """Draw the random blocks of each query, out of those of the `count` blocks that it does not see anyway. Returns
-        True for the keys in these blocks [B|1, T, T]. `query` [B|1, T, 1] and `key` [B|1, 1, T] are the block numbers
-        of queries and keys, `last` [B|1, T, 1] the last block of the query's text."""
+        """Draw random blocks for each query, among the `count` blocks but without those that the query sees anyway.
+        Returns True for the keys in these blocks [B|1, T, T]. `query` [B|1, T, 1] and `key` [B|1, 1, T] are the block
+        numbers of queries and keys, `last` [B|1, T, 1] the last block of the query's text."""
         blocks = torch.arange(count, device=query.device)  # N
         first, second, modulus = HASH
         drawn = query * first + blocks * second

@@ -28,10 +28,10 @@ class CCA(MultiHead, kind="cca"):
 
     With q and k the projections, queries are conv(q) + q̄ and keys are conv(k) + k̄: q̄ is the mean of a query head's q
     and its kv head's k, k̄ the mean of q̄ over the query heads of a kv head. conv is a depthwise causal convolution,
-    then one that mixes the channels of each head. In place of tokens before a text the second one reads the bias of the
-    first, not zeros. Queries and keys are normalised and rotated, keys also multiplied by a learned number for each of
-    `n_kv_heads`. The first half of the values' channels is made of the token itself, the second half of the token
-    before it.
+    then one that mixes the channels of each head. In place of tokens before a text, the second convolution reads the
+    bias of the first, not zeros. Queries and keys are normalised and rotated, keys also multiplied by a learned number
+    for each of `n_kv_heads`. The first half of the values' channels is made of the token itself, the second half of the
+    token before it.
     """
 
     passes: ClassVar[Passes] = Passes()  # type: ignore[misc]
@@ -41,9 +41,9 @@ class CCA(MultiHead, kind="cca"):
     n_kv_heads: PositiveInt
     """Number of heads of keys and values, a divisor of `n_heads`."""
     token_width: PositiveInt = 2
-    """Width of the first convolution of queries and keys, the depthwise one, in tokens."""
+    """Width, in tokens, of the first convolution of queries and keys, the depthwise one."""
     head_width: PositiveInt = 2
-    """Width of the second convolution of queries and keys, which mixes a head's channels, in tokens."""
+    """Width, in tokens, of the second convolution of queries and keys, the one that mixes a head's channels."""
     qk_norm: WholeNorm = RMSNorm(weight=False)
     """Norm of each head's queries and keys."""
     bias: bool = False
@@ -64,7 +64,6 @@ class CCA(MultiHead, kind="cca"):
 
     @property
     def _mixed(self) -> tuple[int, int]:
-        """Channels of all queries, and of all keys."""
         return self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:

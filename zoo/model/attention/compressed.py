@@ -31,7 +31,9 @@ class Compressed(MultiHead, kind="compressed"):
     One vector c = norm(x·W_kv) is the key and the value of all heads. Queries are a product of low rank. Queries, keys
     and entries are rotated in their last channels, an entry by the position of its first token; each head's output is
     rotated back by the position of its query. The output projection is two products: one for each group of heads, then
-    one over all groups. Only the entries grow with a row. The tokens of the row's window, and the sums over the tokens
+    one over all groups.
+
+    Only the number of entries grows with a row's length. The tokens of the row's window, and the sums over the tokens
     of an entry that is not complete yet, are states.
     """
 
@@ -135,8 +137,8 @@ class Compressed(MultiHead, kind="compressed"):
         return near | self.compressor.list_states(self.head_dim, "entry_") | index
 
     def count_loose(self, tokens: int) -> int:
-        """Count the values that transformers caches next to the entries of a row of `tokens` tokens: the window, and
-        the tokens that have no entry yet."""
+        """Count the values that transformers caches for a row of `tokens` tokens in addition to the entries: the
+        window, and the tokens that have no entry yet."""
         assert self.compressor is not None
         loose = self.compressor.count_loose(self.head_dim, tokens)
         if isinstance(self.indexer, EntryIndexer):

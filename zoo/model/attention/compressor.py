@@ -48,8 +48,8 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
         return {f"{prefix}pending": (self.series, 3, width)}
 
     def count_loose(self, width: int, tokens: int) -> int:
-        """Count the cached numbers if values and gates of single tokens were kept instead of sums: those of tokens
-        without an entry yet and, with an overlap, those of the last window, which the next entry reads."""
+        """Count the numbers that a row's cache would hold if it kept values and gates of single tokens instead of sums:
+        those of tokens without an entry yet and, with an overlap, of the last window, which the next entry reads."""
         overlapping = self.rate * width if self.overlap and tokens >= self.rate else 0
         return 2 * (tokens % self.rate * self.series * width + overlapping)
 
@@ -60,7 +60,7 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
 
 
 class Disjoint(Compressor, kind="disjoint"):
-    """Entries of separate tokens (heavily compressed attention: DeepSeek-V4, 2026)."""
+    """Entries that have no token in common (heavily compressed attention: DeepSeek-V4, 2026)."""
 
 
 class Overlapping(Compressor, kind="overlapping"):

@@ -41,7 +41,9 @@ class GatedDelta(Attention, kind="gated_delta"):
 
     q, k [G, K] and v [H, V] pass a convolution and `activation`; q and k are L2-normalised, and q is multiplied by
     1/√K. a and b [H] and z [H, V] are products of x, too. With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β =
-    beta_scale·σ(b), S ← α·S, S ← S + k⊗(β·(v − Sᵀk)) [H, K, V], y = Sᵀq, out = (norm(y) ⊙ gate(z))·W_out.
+    beta_scale·σ(b),
+
+        S ← α·S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, V],   y = Sᵀq,   out = (norm(y) ⊙ gate(z))·W_out.
 
     The recurrence is computed in float32.
     """
@@ -152,9 +154,9 @@ def unit_length(x: Tensor, eps: float = EPS) -> Tensor:
 def scan_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, step: Step, most: int) -> Tensor:
     """Run the delta rule over tokens, in chunks of at most `most` tokens or, with the eager kernel, one by one.
 
-    q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H], all float32; log [B, T, H] is the logarithm of the decay or, with
-    one for each channel of the keys, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K,
-    V]. Padding leaves the state unchanged; a packed document starts from an empty state.
+    q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H], all float32; log is the logarithm of the decay, [B, T, H] or, for
+    a decay of each key channel, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K, V].
+    Padding leaves the state unchanged; a packed document starts from an empty state.
     """
     S = open_state(step, "ssm", v, v.shape[2], k.shape[-1], v.shape[-1])
     if step.real is not None:
@@ -179,7 +181,7 @@ def _scan_chunks(
     """Run the recurrence in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
 
     What a token writes depends on what the earlier tokens of its chunk wrote: the writes W of a chunk solve (I + A)·W =
-    β·v − β·(k decayed)·S, A being strictly lower triangular. As S is not known yet, the system is solved for β·v and
+    β·v − β·(k decayed)·S, where A is strictly lower triangular. S is not known yet, so the system is solved for β·v and
     for β·(k decayed) separately.
     """
     tokens, decays = v.shape[1], view_decays(log, fresh, length)

@@ -36,12 +36,12 @@ class Differential(SoftmaxAttention, kind="differential"):
     n_kv_heads: PositiveInt
     """Number of heads of keys and values, each of which serves a group of query heads."""
     head_dim: PositiveInt
-    """Channels of a head's queries and keys; its value has twice as many."""
+    """Channels of a head's queries and keys. A head's value has twice as many."""
     norm: WholeNorm
     """Norm of a head's output."""
     lambda_init: float = 0.8
-    """Constant λ_init. The paper's grows with depth, 0.8 − 0.6·exp(−0.3·l) in layer l from 0 on; 0.8 throughout is its
-    other choice."""
+    """Constant λ_init. In the paper it grows with depth, 0.8 − 0.6·exp(−0.3·l) in layer l from 0 on, or is 0.8 in every
+    layer."""
     bias: bool = False
     """Whether the projections have a bias."""
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """A matrix product with the position table: computed once a pass, whatever the number of tokens."""
+    """Project the position table once a pass, whatever the number of tokens: no FLOPs are counted per token."""
 
     precise: bool = True
 
@@ -36,17 +36,17 @@ class Disentangled(MultiHead, kind="disentangled"):
     """Disentangled attention (He et al., 2020, DeBERTa; He et al., 2021, v3).
 
     score(i, j) = (q_i·k_j + q_i·p_k[i − j] + k_j·p_q[i − j]) · scale, where p_k and p_q are projections of the vectors
-    of the model's `position`, which must be `relative`. The second term is content to position, c2p, the third position
-    to content, p2c. q, v, o and p_q always have a bias.
+    of the model's `position`, which must be `relative`. The second term is content to position (c2p), the third is
+    position to content (p2c). q, v, o and p_q always have a bias.
     """
 
-    # Its bias is computed from all queries and keys at once.
+    # The position bias is computed from all queries and keys at once.
     passes: ClassVar[Passes] = Passes(ragged=False)  # type: ignore[misc]
 
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
     """Terms of positions in the scores: c2p, p2c, both or none."""
     share_att_key: bool = False
-    """Whether positions are projected by the content's q and k (v2, v3), rather than by weights of their own (v1)."""
+    """Whether positions are projected by the content's q and k (v2, v3), rather than by separate weights (v1)."""
     key_bias: bool = True
     """Whether k and p_k have a bias (v2, v3; not v1)."""
     scale: PositiveFloat | None = None
@@ -85,8 +85,9 @@ class Disentangled(MultiHead, kind="disentangled"):
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the FLOPs of `new` tokens after `held` ones that scale with neither tokens nor pairs: for each type the
-        rows of the table in reach are projected, and compared with every new query (c2p) or every key (p2c)."""
+        """Count the FLOPs of positions for `new` tokens after `held` ones, which scale with neither tokens nor pairs.
+        For each type the rows of the table in reach are projected, and compared with every new query (c2p) or every key
+        (p2c)."""
         if not self.types:
             return 0
         assert isinstance(self.position, RelativePosition)

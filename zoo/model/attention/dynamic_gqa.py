@@ -34,12 +34,12 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
     short_conv: DynamicConvolution | None = None
     """A short convolution of keys and values, whose weights may depend on the token."""
     token_sinks: bool = True
-    """Whether each query has a sink's logit of its own in every head, x·W."""
+    """Whether the logits of the sinks are computed for each token and head, x·W."""
     k_norm: WholeNorm | None = None
-    """Norm of keys; that of queries unless given."""
+    """Norm of keys; `qk_norm` unless given."""
     separate_inputs: bool = False
-    """Whether attention reads three vectors of a token, which the block makes: for queries (with gate, sinks and
-    positions), for keys and for values."""
+    """Whether the block makes three input vectors of each token: one for queries, gate, sinks and positions, one for
+    keys, and one for values."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

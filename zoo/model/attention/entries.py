@@ -1,5 +1,5 @@
 # B batch, T new tokens, E entries, m tokens of an entry, s series, C channels, W window, S keys
-"""Compressed entries in one forward pass: the windows of tokens that they are made of, and attention to them.
+"""Compressed entries in one forward pass: the windows of tokens that make them, and attention to the entries.
 
 Every m tokens of a text, counted from its start, make one entry. A pass makes the same number of entries in every row,
 complete or not, and caches the complete ones. The sums so far of an incomplete entry (`RunningSums`) and the last W − 1
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 
 ENTRIES, ENTRY_TABLES, POOL_TABLES = "entries", "entry_tables", "pool_tables"
 """Keys of `Step.extra`: the Entries of a kind of layer, the rotary tables of these entries, and the rotary tables of an
-indexer's pools by their number in a text."""
+indexer's pools, in the order of the pools in a text."""
 
 
 @dataclass
 class Entries:
-    """The E windows of m tokens in each row that a pass's new tokens belong to, shared by the layers of a kind.
+    """The windows of m tokens, E in each row, that the new tokens of a pass belong to. The layers of a kind share them.
 
-    `places` [B|1, T] are the tokens' places in their windows. If `members` is None, windows lie end to end and `front`
-    tokens of the first came in an earlier pass; else `members` [B|1, E, m] index the tokens of each window, of which
-    `hidden` ones are absent. `begun` [B|1, 1, 1]: rows whose first window began in an earlier pass. `follows` [B|1, E,
-    1]: windows of the same text as the window before them (None: all but the first). `last` [B]: each row's last window
-    (None: the last of all).
+    `places` [B|1, T] are the tokens' places in their windows. If `members` is None, windows lie end to end, and `front`
+    tokens of the first one came in an earlier pass. Otherwise `members` [B|1, E, m] index the tokens of each window, of
+    which `hidden` ones are absent. `begun` [B|1, 1, 1]: whether a row's first window began in an earlier pass.
+    `follows` [B|1, E, 1]: whether a window is of the same text as the window before it (None: all but the first).
+    `last` [B]: index of each row's last window (None: the last of all).
 
-    `near` [B|1, T, S]: window tokens that a query sees (None: all); the first `held` of S come from the state.
-    `joined`: the mask over window tokens and entries, if layers have no indexer. `counts` [B]: tokens that rows add
-    (None: T).
+    `near` [B|1, T, S]: whether a query sees a window token (None: all); the first `held` of S come from the state.
+    `joined`: the mask over window tokens and entries, if layers have no indexer. `counts` [B]: number of tokens that
+    each row adds (None: T).
     """
 
     rate: int
@@ -86,12 +86,12 @@ class Entries:
         return x.unflatten(1, (self.count, self.rate))
 
     def _go_on(self, sums: RunningSums, earlier: RunningSums) -> RunningSums:
-        """Add to the first window's sums those of its tokens that came in an earlier pass."""
+        """Merge into the first window's sums those of its tokens that came in an `earlier` pass."""
         assert self.begun is not None
         return sums.merge(earlier.keep(self.begun).pad(0, self.count - 1))
 
     def _follow(self, own: RunningSums, later: RunningSums, first: RunningSums | None) -> RunningSums:
-        """Add to each window's `own` sums the `later` ones of the window before it (the first window: `first`)."""
+        """Add to each window's `own` sums the `later` sums of the window before it; the first window gets `first`."""
         if first is None:
             before = later.windows(0, self.count - 1).pad(1, 0)
         elif self.count == 1:
@@ -109,7 +109,7 @@ def _attend_seen(
     segment: KeySegment, q: Tensor, near: Tensor, entries: Tensor, seen: Tensor | None, most: int | None, how: Any
 ) -> Tensor:
     """Attend to the window's tokens that are `seen` [B|1, T, S] (None: all), and to the entries that the segment's mask
-    shows. A single query gathers only the `most` entries that it may have chosen."""
+    shows. With a single query, only `most` entries are gathered, as many as an indexer chooses at most."""
     keys = segment.mask.dense(q.device)[:, 0]  # B|1 T E
     if most is not None and q.shape[1] == 1 and most < keys.shape[2]:
         places = keys.long().topk(most, -1)[1]  # B 1 most: visible entries come first
@@ -122,9 +122,10 @@ def _attend_seen(
 
 
 def pool_entries(step: Step, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
-    """Make entries [B, E, C]: tokens' values [B, T, s·C], weighted in each channel by a softmax over gates + `places`
-    [m, s·C]. With `overlap`, s is 2: the first half of a token's channels counts for the window after its own, the
-    second half for its own. The sums so far of incomplete windows are the state `name` [B, s, 3, C]."""
+    """Make entries [B, E, C], each the mean of a window's values [B, T, s·C], weighted in each channel by a softmax
+    over gates + `places` [m, s·C]. With `overlap`, s is 2: the first half of a token's channels counts for the window
+    after its own, the second half for its own. The sums so far of incomplete windows are the state `name` [B, s, 3,
+    C]."""
     made: Entries = step.extra[ENTRIES]
     width = values.shape[-1] // (2 if overlap else 1)
     if not made.count:
@@ -164,8 +165,8 @@ def attend_entries(
     step: Step, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
 ) -> Tensor:
     """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C], all or the `most` that
-    the layer chose. Each is the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For ragged rows, and
-    rows read by page table, entries are a pool [N, C]."""
+    the layer chose. Each token and entry is the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For
+    ragged rows, and rows read by page table, entries are a pool [N, C]."""
     made, keys = step.extra[ENTRIES], step.keys
     how = {"kernel": step.kernel, "chosen": made.kernels, "scale": scale, **scores}
     how |= {"again": step.again, "dropout": step.drop_chances(q)}
@@ -194,9 +195,9 @@ def share_entries(
     slots: SlotMapping | None,
     dtype: torch.dtype,
 ) -> None:
-    """Store in the Step what all layers with compressed keys share: the windows that the new tokens fill, the rotary
-    tables of these entries, and masks over entries, which an indexer narrows further. Raises ConfigError
-    for a bidirectional prefix."""
+    """Store in the Step what all layers with compressed keys share: the windows that the new tokens fill, rotary tables
+    for the windows' entries, and masks over entries, which an indexer narrows further. Raises ConfigError for a
+    bidirectional prefix."""
     if context.prefix is not None:
         found = "attention: compressed entries are of tokens that came before, found a prefix that is seen whole"
         raise ConfigError(f"{found} (use gqa there)")
@@ -255,8 +256,8 @@ def _read_texts(context: ForwardContext, attention: SoftmaxAttention) -> tuple[E
 
 
 def _continue_alike(context: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor | None]:
-    """Find the windows of new tokens after equally many cached ones in each row, and the entries that each query sees
-    [1, T, E] (None for a single token, which sees all)."""
+    """Find the windows of new tokens where all rows have equally many cached tokens, and the entries that each query
+    sees [1, T, E] (None for a single token, which sees all)."""
     rate, new, device, past = attention.sight.rate, context.new, context.device, context.past
     assert past is not None
     count, held = count_windows(rate, new, past), min(past, attention.sight.near - 1)
@@ -274,7 +275,7 @@ def _continue_alike(context: ForwardContext, attention: SoftmaxAttention) -> tup
 
 
 def _continue_rows(context: ForwardContext, attention: SoftmaxAttention) -> Entries:
-    """Find the windows of new tokens after different numbers of cached ones in each row."""
+    """Find the windows of new tokens where the rows have different numbers of cached tokens."""
     rate, new, device, before = attention.sight.rate, context.new, context.device, attention.sight.near - 1
     assert context.cache is not None
     starts = context.cache.starts  # B

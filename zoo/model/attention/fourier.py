@@ -43,7 +43,7 @@ class Fourier(Attention, kind="fourier"):
         return 4 * self.d_model**2  # along the channels
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
-        return self.core_flops(pairs) + self.state_flops() * new  # all: sines and cosines have no gradient
+        return self.core_flops(pairs) + self.state_flops() * new  # all of them: cosines and sines have no gradient
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         assert step.positions is not None

@@ -65,12 +65,12 @@ class GQA(SoftmaxAttention, kind="gqa"):
     bias: Annotated[bool | Literal["qkv", "o"], check_word("qkv", "o")] = False
     """Which projections have a bias: all (true), those of queries, keys and values (qkv), or the output's (o)."""
     window: PositiveInt | None = None
-    """Number of keys that a query sees, itself included, or to either side in an encoder; null for all (Beltagy et al.,
-    2020; Mistral)."""
+    """Number of keys that a causal query sees, itself included, or that a bidirectional one sees to either side; null
+    for all (Beltagy et al., 2020; Mistral)."""
     window_kind: Literal["sliding", "centred", "chunked"] = "sliding"
-    """Where the window lies. sliding: W keys up to the query's own, or W to either side of a bidirectional query.
-    centred: W in all, the query's own among them; if W is even, one more after it than before it (T5Gemma 2, 2025).
-    chunked: the W positions of its own chunk, counted from 0 (Llama 4, 2025)."""
+    """Where the window of W keys lies. sliding: the W keys up to the query's own, or W to either side of a
+    bidirectional query. centred: W in all, the query's own among them; if W is even, one more after it than before it
+    (T5Gemma 2, 2025). chunked: the W positions of the query's own chunk, counted from 0 (Llama 4, 2025)."""
     qk_norm: QKNorm | None = None
     """The norm of queries and keys (Dehghani et al., 2023)."""
     softcap: PositiveFloat | None = None
@@ -84,7 +84,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     gate: OutputGate | None = None
     """A gate on each head's output, σ(x·W) (Qiu et al., 2025; Qwen3-Next)."""
     tempering: Tempering | None = None
-    """Tempering of the queries, which grow with position (Llama 4, 2025)."""
+    """Tempering: a factor of the queries that grows with position (Llama 4, 2025)."""
     values: ValueForm | None = None
     """Settings of the values that differ from those of the keys."""
     out_norm: OutNorm | None = None
@@ -92,8 +92,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     short_conv: QKVConvolution | None = None
     """A short convolution of queries, keys and values along the tokens (So et al., 2021, Primer)."""
     kv_from: str | None = None
-    """Kind of layer whose keys and values these layers read instead of making their own. Each reads the last layer of
-    that kind before it (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
+    """Kind of layer whose keys and values this layer reads instead of making its own: those of the last layer of that
+    kind before it (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
     memory_width: PositiveInt | None = None
     """Width of the encoder's output in cross-attention; that of the queries' stream unless given (T5Gemma)."""
     indexer: Indexer | None = None
@@ -268,7 +268,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return step.recall(lambda memory: self._keys_values(m, *self._made_of(m, memory), step), "k", "v")
 
     def _made_of(self, m: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Make keys [B, S, K·C] and values [B, S, K·V] of x [B, S, D], by one product if they are tied."""
+        """Make keys [B, S, K·C] and values [B, S, K·V] of x [B, S, D]. Tied keys and values are one product."""
         k = m.k(x)
         return k, k if self.values and self.values.tied else m.v(x)
 
@@ -289,7 +289,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return self._tempered(m, self._turned(m, q, m.q_norm if self.qk_norm else None, self.n_heads, step), step)
 
     def _tempered(self, m: Weights, q: Tensor, step: Step) -> Tensor:
-        """Temper queries [B, T, H, …], or the second queries of a position bias, by their positions."""
+        """Temper queries [B, T, H, …], or the logits that a position scheme computes from the input, by their
+        positions."""
         if self.tempering is None:
             return q
         assert step.positions is not None

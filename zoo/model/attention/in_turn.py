@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width
-"""Two mixers in one layer: a recurrent one after attention whose weights the layers of a kind share."""
+"""Two mixers in one layer: attention with weights that all layers of a kind share, then a recurrent mixer."""
 
 from __future__ import annotations
 

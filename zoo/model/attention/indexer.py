@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ChosenKeys(Channel, name=CHOICE):
-    """Hand the keys chosen by the last layer with an indexer of its own to the layers that reuse its choice."""
+    """The keys chosen by the last layer with an indexer of its own, for the layers that reuse this choice."""
 
     staying: ClassVar[str] = "layers take the choice of keys of one before them"
 
@@ -45,7 +45,8 @@ class ChosenKeys(Channel, name=CHOICE):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield the first layer that reuses a choice without a choosing layer before it, or with another top_k."""
+        """Yield a fault for the first layer that reuses a choice without a choosing layer before it, or with another
+        top_k than that layer's."""
         made, choosers = None, {name: block.attention.chooser for name, block in tower.blocks.items()}
         for place, name in enumerate(tower.pattern if any(each is not None for each in choosers.values()) else ()):
             chooser, path = choosers[name], ("blocks", name, "attention", "indexer")
@@ -62,8 +63,8 @@ class ChosenKeys(Channel, name=CHOICE):
 
 
 class Indexer(Spec, axis="indexer", default="lightning"):
-    """Choose the keys that a query attends to, among those that its mask shows. Prices count all visible keys for the
-    indexer, and the chosen ones for attention."""
+    """Choose the keys that a query attends to, among the keys that the mask shows. Prices count all visible keys for
+    the indexer, and the chosen ones for attention."""
 
     owns: ClassVar[bool] = True  # whether it chooses by itself, rather than reusing an earlier layer's choice
     gives: ClassVar[tuple[str, ...]] = (CHOICE,)
@@ -95,7 +96,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         return {name: replace(part, learns=False) for name, part in self.weights(d_model, q_width).items()}
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
-        """The parts that `list_parts` lists."""
+        """Return the indexer's weights by name, before `list_parts` marks them as not trained."""
         return {}
 
     def attended(self) -> dict[str, tuple[int, ...]]:
@@ -107,17 +108,17 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         cannot choose for `n_heads` heads."""
 
     def shard(self, ranks: int) -> Indexer:
-        """The part that one of `ranks` tensor-parallel ranks holds; all of it by default."""
+        """Return the part that one of `ranks` tensor-parallel ranks holds; by default the whole indexer."""
         return self
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         """Choose keys and narrow the step's mask to them. `m` are the weights of the attention, which has `n_heads`
-        heads, x [B, T, D] is its input, `latent` [B, T, Q] the input of its queries."""
+        heads. x [B, T, D] is the attention's input, `latent` [B, T, Q] the input of its queries."""
         raise NotImplementedError
 
 
 def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bool, last: bool = False) -> Tensor:
-    """Rotate leading or last channels of x [B, T, H, C] by attention's own tables; None rotates nothing."""
+    """Rotate leading or last channels of x [B, T, H, C] by attention's own tables; without tables, rotate nothing."""
     if tables is None:
         return x
     cos, sin = tables
@@ -130,9 +131,9 @@ def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bo
 
 
 def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
-    """Raises ValueError if an attention's indexer cannot choose among tokens for the attention's heads, which rotate
-    `rotated` channels each, or if the attention gives one of the fields `apart`, which limit the keys to choose
-    from."""
+    """Raises ValueError if an attention's indexer chooses no tokens, or cannot serve the attention's heads, each of
+    which rotates `rotated` channels. Also if one of the attention's fields `apart` is given: they limit the keys, and
+    an indexer chooses among all."""
     indexer = attention.indexer
     if indexer is None:
         return
@@ -202,19 +203,19 @@ class TopKIndexer(Indexer):
 class LightningIndexer(TopKIndexer, kind="lightning"):
     """The lightning indexer (DeepSeek-V3.2, 2025), with one key k = norm(x·W_k) a token.
 
-    Channels of q and k are rotated, as many and by the same angles as in attention.
+    As many channels of q and k are rotated as in attention, by the same angles.
     """
 
     norm: WholeNorm = LayerNorm(eps=1e-6)
     """Norm of the keys."""
     interleaved: bool = False
-    """Whether neighbouring channels are the rotated pairs (GLM-5, 2026); otherwise a pair is a channel of each half."""
+    """Whether the rotated pairs are neighbouring channels (GLM-5, 2026), rather than one channel of each half."""
     rotates_last: bool = False
     """Whether the last channels are rotated, rather than the leading ones (Hy4, 2026)."""
     input_norm: WholeNorm | None = None
     """Norm of the latent that queries are made of."""
     tempering: Tempering | None = None
-    """Tempering of the queries, which grow with position (Mistral Large 4, 2026)."""
+    """Tempering: a factor of the queries that grows with position (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
         if self.tempering is not None and not self.tempering.by_head:
@@ -274,23 +275,24 @@ class BlockIndexer(NormedIndexer, kind="blocks"):
     """The block indexer (MiniMax-M3, 2026): choose the `top_blocks` blocks with the highest q·k in them, always
     including the newest that a query sees. Each indexer head chooses for its share of the attention's heads.
 
-    q = norm(x·W_q), one key k = norm(x·W_k) a token. Rotation and cache are as the lightning indexer's. Blocks are
-    counted from a text's start, so that padding or a document before it does not move them (in the reference padding
+    q = norm(x·W_q), one key k = norm(x·W_k) a token. Rotation and cache are those of the lightning indexer. Blocks are
+    counted from a text's start, so that neither padding nor a document in front moves them (in the reference padding
     does).
     """
 
     causal: ClassVar[bool | None] = True  # the newest block is the query's own
 
     n_heads: PositiveInt = 4
-    """Number of the indexer's heads, a divisor of the attention's. Each chooses for an equal share of them."""
+    """Number of the indexer's heads, a divisor of the attention's. Each chooses keys for an equal share of the
+    attention's heads."""
     block_size: PositiveInt = 128
     """Keys of a block."""
     top_blocks: PositiveInt = 16
     """Number of blocks that a query attends to, at most."""
     local_blocks: PositiveInt = 1
-    """Number of newest blocks that are always chosen, of those that a query sees."""
+    """Number of blocks that are always chosen: the newest of those that a query sees."""
     interleaved: bool = False
-    """Whether neighbouring channels are the rotated pairs; otherwise a pair is a channel of each half."""
+    """Whether the rotated pairs are neighbouring channels, rather than one channel of each half."""
 
     def __post_init__(self) -> None:
         if self.local_blocks > self.top_blocks:
@@ -401,9 +403,9 @@ class EntryIndexer(TopKIndexer, kind="entries"):
     top_k: PositiveInt = 512
     """Number of entries that a query attends to, at most."""
     compressor: Compressor
-    """Compressor that makes the indexer's keys: entries of its own, of the same tokens as attention's entries."""
+    """Compressor that makes the indexer's keys: separate entries of the same tokens as attention's entries."""
     interleaved: bool = False
-    """Whether neighbouring channels are the rotated pairs; otherwise a pair is a channel of each half."""
+    """Whether the rotated pairs are neighbouring channels, rather than one channel of each half."""
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return super().weights(d_model, q_width) | self.compressor.list_parts(d_model, self.head_dim, "index_")
@@ -427,7 +429,7 @@ class Shared(Indexer, kind="shared"):
     gives: ClassVar[tuple[str, ...]] = ()
 
     top_k: PositiveInt
-    """Number of keys that a query attends to; must equal that of the layer whose choice it reuses."""
+    """Number of keys that a query attends to; must equal `top_k` of the layer whose choice is reused."""
 
     @property
     def most_keys(self) -> int:

@@ -33,10 +33,11 @@ class KDA(Attention, kind="kda"):
     """Kimi Delta Attention (Kimi Team, 2025, Kimi Linear).
 
     q, k and v [H, K] pass a convolution and `activation`; q and k are L2-normalised, and q is multiplied by 1/√K. With
-    β = σ(x·W_b) [H] and α = exp(−exp(A_log)·softplus(x·W_fa·W_fb + dt_bias)) [H, K], A_log being one number a head, S ←
-    α ⊙ S, S ← S + k⊗(β·(v − Sᵀk)) [H, K, K], y = Sᵀq, out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out, α scaling the rows of S.
+    β = σ(x·W_b) [H] and α = exp(−exp(A_log)·softplus(x·W_fa·W_fb + dt_bias)) [H, K], where A_log is one number a head,
 
-    The recurrence is computed in float32.
+        S ← α ⊙ S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out,
+
+    α scaling the rows of S. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True

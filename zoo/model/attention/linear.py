@@ -52,7 +52,7 @@ class Lightning(Attention, kind="lightning"):
     activation: PlainActivation = SiLU()
     """Activation of q, k and v."""
     decay_scale: PositiveFloat = 1.0
-    """Factor of the slopes. MiniMax-01's falls from the first layer to the last."""
+    """Factor of the slopes. In MiniMax-01 it falls from the first layer to the last."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the output's norm, added to the mean square under its root."""
     chunk_size: PositiveInt = 64
@@ -152,7 +152,6 @@ class GatedLinear(Attention):
         }
 
     def _list_decays(self, d_model: int) -> dict[str, Any]:
-        """List the parts that make the decay."""
         raise NotImplementedError
 
     def _decay(self, m: Weights, x: Tensor) -> Tensor:
@@ -219,10 +218,11 @@ class GLA(GatedLinear, kind="gla"):
 
 
 def scan_linear(q: Tensor, k: Tensor, v: Tensor, log: Tensor, step: Step, most: int) -> Tensor:
-    """Run S ← decay·S + k⊗v, y = Sᵀq over tokens, in chunks of at most `most` or, with the eager kernel, one by one.
+    """Run S ← decay·S + k⊗v, y = Sᵀq over tokens, in chunks of at most `most` tokens or, with the eager kernel, one by
+    one.
 
-    q, k [B, T, H, K], v [B, T, H, V] float32; log [B, T, H] is the logarithm of the decay or, with one for each channel
-    of the keys, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K, V]. Padding leaves the
+    q, k [B, T, H, K], v [B, T, H, V] float32; log is the logarithm of the decay, [B, T, H] or, for a decay of each key
+    channel, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K, V]. Padding leaves the
     state unchanged; a packed document starts from an empty state.
     """
     S = open_state(step, "ssm", v, v.shape[2], k.shape[-1], v.shape[-1])

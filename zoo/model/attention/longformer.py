@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ForGlobal(Linear):
-    """A matrix product that runs only if some tokens are global. That depends on the input, so it counts no FLOPs."""
+    """A matrix product that runs only if some tokens are global. This depends on the input, so that no FLOPs are
+    counted."""
 
     @property
     def flops(self) -> int:

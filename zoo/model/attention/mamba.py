@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 class Mamba(Attention, kind="mamba"):
     """A selective state space, whose step, input and output depend on the token (Gu and Dao, 2023).
 
-    From u = act(conv(x·W)) of E = expand·d_model channels come Δ = softplus(u·W_Δ + b), B and C [S]; then, with A =
-    −exp(A_log), h ← exp(Δ·A) ⊙ h + (Δ ⊙ u)⊗B [E, S], y = h·C + D ⊙ u, out = (y ⊙ silu(z))·W_out.
+    u = act(conv(x·W)) has E = expand·d_model channels. Products of u give B and C [S], and Δ = softplus(u·W_Δ +
+    b). With A = −exp(A_log),
+
+        h ← exp(Δ·A) ⊙ h + (Δ ⊙ u)⊗B [E, S],   y = h·C + D ⊙ u,   out = (y ⊙ silu(z))·W_out.
 
     The recurrence is computed in float32.
     """
@@ -119,8 +121,9 @@ class Mamba(Attention, kind="mamba"):
         return {"x_proj": Linear(inner, out, precise=True), "dt_proj": Linear(rank, inner, precise=True)}
 
     def shard(self, ranks: int) -> Mamba:
-        """The part of one rank: 1/`ranks` of the expand·d_model channels. B, C and the projection of Δ are summed over
-        all ranks or, with several heads, belong to heads that lie on one rank each."""
+        """Return the part of one rank: 1/`ranks` of the expand·d_model channels. With one head, B, C and the projection
+        of Δ are summed over all ranks; with several, each head lies on one rank. Raises ConfigError if ranks do not
+        divide channels or heads."""
         if self.by_head:
             if faults := list(uneven("heads", self.heads, ranks)):
                 raise ConfigError(*faults)
@@ -210,13 +213,15 @@ def _scan_tokens(
 
 
 SPAN = 64
-"""Number of tokens whose states [E, S] are held at once without gradients. On a CPU no value of 32 … 512 is faster."""
+"""Number of tokens whose states [E, S] are in memory at once if no gradients are needed. On a CPU no value of 32 … 512
+is faster."""
 
 
 def _scan_spans(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence with about 2·√SPAN sequential steps for SPAN tokens."""
+    """Run the recurrence in spans of SPAN tokens, each by about 2·√SPAN sequential steps. Shapes are as in
+    `_scan_tokens`."""
     spans = [each.split(SPAN, 1) for each in (x, dt, B, C)]
     begins = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
     reads = []
@@ -235,10 +240,11 @@ class Mamba2(Attention, kind="mamba2"):
     products.
 
     One product gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`. With Δ =
-    softplus(Δ + dt_bias), clamped to [`dt_min`, `dt_max`], and A = −exp(A_log), h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S], y =
-    h·C + D·x, out = norm(y ⊙ silu(z))·W_out, `norm` being an RMS norm over groups of channels.
+    softplus(Δ + dt_bias), clamped to [`dt_min`, `dt_max`], and A = −exp(A_log),
 
-    The recurrence is computed in float32.
+        h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out,
+
+    `norm` being an RMS norm over groups of channels. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -252,7 +258,7 @@ class Mamba2(Attention, kind="mamba2"):
     d_conv: PositiveInt = 4
     """Width of the causal convolution of x, B and C, in tokens."""
     n_groups: PositiveInt = 1
-    """Groups of heads, G, that share B and C."""
+    """Number of groups of heads, G. The heads of a group share B and C."""
     bias: bool = False
     """Whether the input projection has a bias, and W_out unless `out_bias` says otherwise."""
     conv_bias: bool = True
@@ -268,7 +274,7 @@ class Mamba2(Attention, kind="mamba2"):
     out_bias: bool | None = None
     """Whether W_out has a bias; as `bias` unless given."""
     multipliers: tuple[float, float, float, float, float] | None = None
-    """Constant factors of z, x, B, C and Δ as the product gives them, multipliers of µP (Falcon-H1, 2025)."""
+    """Constant factors of the product's outputs z, x, B, C and Δ: multipliers of µP (Falcon-H1, 2025)."""
     dt_min: NonNegativeFloat = 0.0
     """Lower bound of Δ."""
     dt_max: PositiveFloat | None = None
@@ -310,7 +316,7 @@ class Mamba2(Attention, kind="mamba2"):
 
     def shard(self, ranks: int) -> Mamba2:
         """The part of one rank: some of the heads. Each group of the norm lies on one rank; if there is only one group,
-        it spans all ranks. Raises ConfigError if several groups cannot be divided so."""
+        it spans all ranks. Raises ConfigError if several groups cannot be spread evenly over the ranks."""
         own = split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
         groups = self.norm_groups or self.n_groups
         if self.norm_eps is None or groups % ranks == 0:

@@ -35,7 +35,8 @@ class MergedAttention(Attention, kind="merged"):
         return MemoryReading(merges=True, check=self.check_beside)
 
     def check_beside(self, attention: Attention) -> None:
-        """Raises ValueError for a self-attention that cannot read an encoder's output too."""
+        """Raises ValueError if a self-attention cannot also read an encoder's output, or has other dimensions than this
+        component."""
         if not isinstance(attention, GQA) or attention.memory is None:
             raise ValueError(
                 f"cross '{self.kind}' is of softmax attention, found '{attention.kind}' (gqa, or cross: mha)"

@@ -68,7 +68,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     indexer: Indexer | None = None
     """Indexer that chooses the keys that a query attends to (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025)."""
     tempering: Tempering | None = None
-    """Tempering of the queries, which grow with position (Mistral Small 4, 2026)."""
+    """Tempering: a factor of the queries that grows with position (Mistral Small 4, 2026)."""
     gate: LatentGate | None = None
     """A gate on each head's output (Ling 3, 2026)."""
     scale_latents: bool = False
@@ -84,11 +84,11 @@ class MLA(SoftmaxAttention, kind="mla"):
     sinks: bool = False
     """Whether each head's softmax has one more, learned logit without a value (gpt-oss, 2025)."""
     short_conv: PositiveInt | None = None
-    """Tokens W of a depthwise causal convolution of the queries, and of the latents and the rotated key before their
-    norm (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 tokens."""
+    """Width W, in tokens, of a depthwise causal convolution of the queries, and of the latents and the rotated key
+    before their norm (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 tokens."""
     kv_from: str | None = None
-    """Kind of layer whose latents these layers read and expand by their own products. Each reads the last layer of that
-    kind before it (Mistral Large 4, 2026)."""
+    """Kind of layer whose latents this layer reads instead of making its own: those of the last layer of that kind
+    before it. This layer expands them by its own products (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)
@@ -225,7 +225,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     def absorbs_until(self) -> float:
         """Number of queries up to which reading S latents absorbed costs fewer FLOPs than expanding them.
 
-        Absorbed T·S·(2R + P), expanded S·R·(N + V) + T·S·(N + P + V), both times 2·H.
+        FLOPs absorbed: 2·H·T·S·(2R + P); expanded: 2·H·(S·R·(N + V) + T·S·(N + P + V)).
         """
         made = self.qk_nope_head_dim + self.v_head_dim
         excess = 2 * self.kv_lora_rank - made
@@ -270,8 +270,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return m.o(y.flatten(-2))  # B T D
 
     def _read_queries(self, m: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the inputs of the indexer and of the queries' up-projection: the normalised latent (and with
-        `raw_latent` the latent itself), or x where there is none."""
+        """Make the inputs of the indexer and of the queries' up-projection. Both are the normalised latent; with
+        `raw_latent` the projection also reads the latent itself. Without a latent both are x."""
         if self.q_lora_rank is None:
             return x, x
         latent = m.q_a(x)

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 class MLSTM(Attention, kind="mlstm"):
     """mLSTM (Beck et al., 2024, xLSTM; Beck et al., 2025, xLSTM 7B).
 
-    With q, k [H, K], v [H, V] and, of each head, ĩ = x·W_i + b_i and f̃ = x·W_f + b_f, C ← σ(f̃)·C + e^ĩ·k⊗v [H, K, V],
-    n ← σ(f̃)·n + e^ĩ·k, h = Cᵀq / max(|nᵀq|, 1), out = (norm(h) ⊙ σ(x·W_o))·W_out, q being divided by √K and `norm` a
-    LayerNorm over each head.
+    With q, k [H, K], v [H, V] and, of each head, ĩ = x·W_i + b_i and f̃ = x·W_f + b_f,
+
+        C ← σ(f̃)·C + e^ĩ·k⊗v [H, K, V],   n ← σ(f̃)·n + e^ĩ·k,
+        h = Cᵀq / max(|nᵀq|, 1),   out = (norm(h) ⊙ σ(x·W_o))·W_out,
+
+    q being divided by √K and `norm` a LayerNorm over each head.
 
     So that e^ĩ cannot overflow, C and n are stored divided by e^m, m being the largest exponent so far (0 before the
     first token). n is the last column of C. The recurrence is computed in float32.

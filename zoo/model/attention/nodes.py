@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_word(*words: str) -> BeforeValidator:
-    """Refuse, in one line, a value other than true, false, null and the words."""
+    """Return a validator that raises ValueError, in one line, for a value other than true, false, null and `words`."""
 
     def check(value: object) -> Any:
         if value is not None and not isinstance(value, bool) and value not in words:
@@ -39,8 +39,8 @@ class OutputGate(Node, name="gate", word="activation"):
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
     """Activation of the gate, applied to x·W; softplus in Laguna (2026)."""
     bias: Annotated[bool | Literal["head"] | None, check_word("head")] = None
-    """Whether x·W has a bias; as the projection of the queries unless given. "head" is one number for all channels of a
-    head (Reflection, 2026, Beam)."""
+    """Whether x·W has a bias; unless given, it has one if the query projection has. "head" is one number for all
+    channels of a head (Reflection, 2026, Beam)."""
 
     def __post_init__(self) -> None:
         if self.bias == "head" and self.over == "head":
@@ -76,8 +76,8 @@ class QKNorm(Node, name="qk_norm", word="norm"):
     norm: WholeNorm
     """The norm itself."""
     over: Literal["head", "heads", "whole"] = "head"
-    """What is normalised together: a "head", with one weight for all heads (Qwen3); a head, with a weight for each of
-    the "heads" (Cohere); or all heads' channels as a "whole" (OLMo 2)."""
+    """What is normalised together. "head": each head, with one weight for all heads (Qwen3). "heads": each head, with a
+    weight of its own (Cohere). "whole": the channels of all heads (OLMo 2)."""
     last: bool = False
     """Whether the norm comes after the rotation (Llama 4) instead of before it."""
 
@@ -113,7 +113,8 @@ class ValueForm(Node, name="values"):
 
     @property
     def changed(self) -> str | None:
-        """Name the first given field that changes projected values, as `values.tied`; None if there is none."""
+        """Name the first given field that changes projected values, in the form `values.tied`; None if there is
+        none."""
         return next((f"values.{name}" for name in ("tied", "rotate", "norm", "scale") if getattr(self, name)), None)
 
     def check(self, head_dim: int, position: Position) -> None:
@@ -131,8 +132,8 @@ class OutNorm(Node, name="out_norm", word="norm"):
     norm: WholeNorm
     """The norm itself."""
     over: Literal["whole", "head"] = "whole"
-    """What is normalised together: all heads' outputs as a "whole", after the gate; or a "head" before the gate, with
-    one weight for all heads (Meta, 2026, Muse Spark)."""
+    """What is normalised together. "whole": the outputs of all heads, after the gate. "head": each head's output,
+    before the gate, with one weight for all heads (Meta, 2026, Muse Spark)."""
 
 
 class QKVConvolution(Node, name="short_conv", word="width"):

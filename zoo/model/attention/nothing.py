@@ -8,8 +8,8 @@ from zoo.model.attention.base import Attention, Passes
 
 
 class NoAttention(Attention, kind="none"):
-    """Attention of a layer without attention: nothing is cached, seen or computed. Its block lists no part for it, and
-    never calls it."""
+    """Attention of a layer without attention: nothing is cached, seen or computed. The layer's block neither lists nor
+    calls this component."""
 
     passes: ClassVar[Passes] = Passes(split=True)  # type: ignore[misc]
 

@@ -27,12 +27,12 @@ ITERATIONS = 6
 class Nystrom(Attention, kind="nystrom"):
     """Nyström attention (Xiong et al., 2021, Nyströmformer), for models that read both ways.
 
-    A text is divided into `n_landmarks` segments, as equal as can be; its landmarks are the means of the queries and of
-    the keys of each. With landmarks Q~ of Q and K~ of K, softmax(QKᵀ)·V is approximated by softmax(QK~ᵀ) ·
-    softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse of A = softmax(Q~K~ᵀ) is
-    found by six iterations of Razavi et al. (2014). They start from Aᵀ divided by the largest column sum of A over all
-    heads of a text (in transformers: of a batch). The time is that of T·n_landmarks pairs. A depthwise convolution of
-    the values, with weights of each head's own, is added before the product o.
+    A text is divided into `n_landmarks` segments of nearly equal length. The landmarks are the mean of each segment's
+    queries and the mean of its keys. With landmarks Q~ of Q and K~ of K, softmax(QKᵀ)·V is approximated by
+    softmax(QK~ᵀ) · softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse of A =
+    softmax(Q~K~ᵀ) is found by six iterations of Razavi et al. (2014). They start from Aᵀ divided by the largest column
+    sum of A over all heads of a text (in transformers: of a batch). The time is that of T·n_landmarks pairs. A
+    depthwise convolution of the values, with separate weights for each head, is added before the product o.
     """
 
     causal: ClassVar[bool | None] = False
@@ -74,8 +74,8 @@ class Nystrom(Attention, kind="nystrom"):
         return 2 * self.n_heads * self.head_dim * self.conv_width if self.conv_width else 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the FLOPs of `new` tokens of one text through landmarks: two means, three matrices of scores, their
-        products with the values from the right, and four products an iteration."""
+        """Count the FLOPs of `new` tokens of one text through landmarks: two means, three matrices of scores, three
+        products that apply these to the values from right to left, and four products an iteration."""
         if self.n_landmarks is None:
             return 0
         marks, width = min(new, self.n_landmarks), self.n_heads * self.head_dim
@@ -125,9 +125,9 @@ class Nystrom(Attention, kind="nystrom"):
 
 
 class Landmarks(NamedTuple):
-    """The landmarks of each text of a row. `means` [B|1, 1, G, T] average the tokens of each landmark. `tokens`
-    [B|1, 1, T, G] is True for a token and a landmark of one text, `marks` [B|1, 1, G, G] for two landmarks of one text;
-    None if all are."""
+    """The landmarks of each text of a row. `means` [B|1, 1, G, T] average the tokens of each landmark. `tokens` [B|1,
+    1, T, G] is True for a token and a landmark of one text, `marks` [B|1, 1, G, G] for two landmarks of one text; both
+    are None if every row is one whole text."""
 
     means: Tensor
     tokens: Tensor | None
@@ -135,8 +135,8 @@ class Landmarks(NamedTuple):
 
 
 def place_landmarks(step: Step, count: int) -> Landmarks:
-    """Place at most `count` landmarks in each row, or in each document of it. A document's landmarks have the indices
-    of its first tokens."""
+    """Place at most `count` landmarks in each row, or in each document of a packed row. A document's landmarks have the
+    indices of its first tokens."""
     places, total, documents = step.positions, step.mask.n_queries, step.documents
     assert places is not None
     if documents is not None:
@@ -179,7 +179,7 @@ def approximate(q: Tensor, k: Tensor, v: Tensor, landmarks: Landmarks) -> Tensor
 
 def invert(matrices: Tensor, together: Tensor | None) -> Tensor:
     """Find the pseudo-inverse of matrices A [B, H, G, G] whose rows sum to 1, by iterating Z ← Z·(13 − AZ·(15 − AZ·(7 −
-    AZ))) / 4. If A is block-diagonal, `together` [B, 1, G, G] is True within its blocks."""
+    AZ))) / 4 (Razavi et al., 2014). If A is block-diagonal, `together` [B, 1, G, G] is True within its blocks."""
     numbers = torch.arange(matrices.shape[-1], device=matrices.device)
     one = (numbers[:, None] == numbers).to(matrices.dtype)
     largest = matrices.sum(-2).max(1)[0][:, None, None]  # B 1 1 G

@@ -64,8 +64,8 @@ def convolve(
 ) -> Tensor:
     """Convolve x [B, T, C] causally, after the (W − 1)·dilation earlier inputs in the state `name`; renews the state.
     `shift` [C] is added to every input, also to the zeros before a text. `taps` [B, T, H, W] are weights that each
-    token adds to the convolution's: the first for itself, the last for the token W − 1 before it, each shared by the
-    channels of one of H equal groups.
+    token adds to the convolution's: the first tap for the token itself, the last for the token W − 1 before it. The
+    channels of each of H equal groups share their taps.
 
     A real token reads the real tokens before it in its own document. Padding is skipped wherever it stands; the outputs
     at padding have no meaning.
@@ -107,7 +107,7 @@ class History(NamedTuple):
         return found * (around == self.segments)[..., None]
 
     def mix(self, taps: Tensor) -> Tensor:
-        """Sum each token and those before it, weighted by its taps [B, T, H, W]: [B, T, C]."""
+        """Sum each token and those before it, weighted by the token's taps [B, T, H, W]: [B, T, C]."""
         taps = taps if self.order is None else _take(taps.flatten(2), self.order).unflatten(2, taps.shape[2:])
         y: Any = 0
         for distance in range(taps.shape[3]):
@@ -116,7 +116,7 @@ class History(NamedTuple):
         return y.flatten(2)
 
     def restore(self, y: Tensor) -> Tensor:
-        """Put the outputs [B, T, C] back where their tokens stand in their rows."""
+        """Put the outputs [B, T, C] of tokens back where the tokens stand in the rows."""
         return y if self.order is None else _take(y, self.order.argsort(1))
 
 
@@ -144,7 +144,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 def shift_tokens(x: Tensor, step: Step, name: str) -> Tensor:
     """Token shift (Peng et al., 2023): replace each real token of x [B, T, D] by the real one before it. A row's first
-    token gets the one in the state `name` [B, D], or 0; a document's first gets 0. Renews the state."""
+    token gets the token in the state `name` [B, D], or 0; a document's first token gets 0. Renews the state."""
     held = step.state(name)
     held = x.new_zeros(x.shape[0], x.shape[-1]) if held is None else held.to(x.dtype)
     fresh = None if step.documents is None else starts(step.documents)  # B T
@@ -167,8 +167,8 @@ def shift_tokens(x: Tensor, step: Step, name: str) -> Tensor:
 
 
 def chunked(x: Tensor, length: int) -> Tensor:
-    """Cut [B, T, …] into chunks [B, N, L, …]. The last is filled with zeros: log decays and inputs that change
-    nothing."""
+    """Cut [B, T, …] into chunks [B, N, L, …]. The last chunk is padded with zeros, which change nothing as log decays
+    or inputs."""
     short = -x.shape[1] % length
     if short:
         x = torch.cat((x, x.new_zeros(x.shape[0], short, *x.shape[2:])), 1)
@@ -176,15 +176,16 @@ def chunked(x: Tensor, length: int) -> Tensor:
 
 
 class Decays:
-    """Decays within chunks: the factor left, when a token reads, of what an earlier one wrote. `log` [B, N, L, H], ≤ 0,
-    is the logarithm of each token's own decay.
+    """Decays within chunks: the factor by which what a token wrote has decayed when a later token reads it. `log` [B,
+    N, L, H], ≤ 0, is the logarithm of each token's own decay.
 
-    `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row), 0 for earlier ones; `entering` [B,
-    N, H, L] is the decay from before the chunk to a token, `leaving` [B, N, H, L] the decay from a token to the chunk's
-    end. `fresh` [B, N, L] marks the first tokens of documents, which nothing earlier reaches.
+    `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row), 1 on the diagonal, and 0 where the
+    row is earlier or of another document. `entering` [B, N, H, L] is the decay from before the chunk to a token,
+    `leaving` [B, N, H, L] the decay from a token to the chunk's end. `fresh` [B, N, L] marks the first tokens of
+    documents, which nothing earlier reaches.
 
-    Each span is summed by itself. Differences of one running sum would lose a span's small decay next to the large ones
-    before it; for the same reason documents are separated by a mask.
+    Each span of tokens is summed by itself. Differences of one running sum would lose a span's small decay next to the
+    large ones before it; for the same reason documents are separated by a mask.
     """
 
     def __init__(self, log: Tensor, fresh: Tensor | None) -> None:
@@ -287,8 +288,8 @@ def check_power_of_two(name: str, value: int) -> None:
 
 
 def pick_length(most: int, log: Tensor) -> int:
-    """Choose the length of chunks: `most`, or less if all tokens of log [B, T, H] fit in one chunk. With a decay for
-    each channel [B, T, H, K] it is a power of two."""
+    """Choose the length of chunks: `most`, or less if all tokens of log [B, T, H] fit in one chunk. If log [B, T, H, K]
+    has a decay for each channel, the length is a power of two."""
     tokens = log.shape[1]
     return min(most, tokens if log.dim() == 3 else 1 << (tokens - 1).bit_length())
 
@@ -302,8 +303,9 @@ def open_state(step: Step, name: str, like: Tensor, *shape: int) -> Tensor:
 def scan_tokens(
     write: Callable[..., Tensor], read: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, *rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run S ← write(exp(log)·S, row, …), y = Sᵀ·read token by token: read and `rows` [B, T, H, …], of which `write`
-    gets [B·H, 1, …]; log [B, T, H] or [B, T, H, K]; S [B, H, K, V]. Returns y [B, T, H, V] and the last S."""
+    """Run S ← write(exp(log)·S, *row), y = Sᵀ·read token by token. read and `rows` are [B, T, H, …]; `write` gets their
+    rows of one token, [B·H, 1, …]. log is [B, T, H] or [B, T, H, K], S [B, H, K, V]. Returns y [B, T, H, V] and the
+    last S."""
     left = (log if log.dim() == 4 else log[..., None]).exp()
     left = left if fresh is None else left * ~fresh[..., None, None]  # B T H 1|K
     shape, S, reads = S.shape, S.flatten(0, 1), []  # B·H K V

@@ -30,7 +30,8 @@ class Retention(GatedLinear, kind="retention"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
 
     position: Position
-    """Position scheme that rotates q and k, as in xPos (Sun et al., 2022), whose scale is part of the decay here."""
+    """Position scheme that rotates q and k. xPos (Sun et al., 2022) scales them, too; here that scale is part of the
+    decay."""
     norm: WholeNorm = LayerNorm(eps=1e-5, weight=False, bias=False)
     """Norm of each head's output y: the paper's GroupNorm."""
 

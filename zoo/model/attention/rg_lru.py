@@ -28,11 +28,12 @@ EPS = 1e-12
 class RGLRU(Attention, kind="rg_lru"):
     """Real-Gated Linear Recurrent Unit (De et al., 2024, Griffin), in its gated block.
 
-    Gates read u = conv(x·W_x) by equal blocks of channels: i = σ(u·W_i + b_i) and r = σ(u·W_r + b_r), W_i and W_r being
-    block-diagonal. With a = exp(−8·r·softplus(rate)), h ← a ⊙ h + √(1 − a²) ⊙ i ⊙ u [E], out = (h ⊙ act(x·W_y))·W_out.
-    The first token of a row or document writes i ⊙ u unscaled.
+    Gates read u = conv(x·W_x) by equal blocks of channels: i = σ(u·W_i + b_i) and r = σ(u·W_r + b_r), where W_i and W_r
+    are block-diagonal. With a = exp(−8·r·softplus(rate)),
 
-    The recurrence is computed in float32.
+        h ← a ⊙ h + √(1 − a²) ⊙ i ⊙ u [E],   out = (h ⊙ act(x·W_y))·W_out.
+
+    The first token of a row or document writes i ⊙ u unscaled. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -112,7 +113,7 @@ def _find_starts(x: Tensor, step: Step, h: Tensor | None) -> Tensor:
 
 
 def _find_first(begins: Tensor, real: Tensor | None) -> Tensor:
-    """Mark the first real token from each place where something `begins`: True [B, T, 1]."""
+    """Mark the first real token at or after each place where a row or document `begins`: True [B, T, 1]."""
     if real is None:
         return begins
     before = (real.cumsum(1) - real.int())[..., None]  # B T 1: real tokens before each

@@ -97,7 +97,8 @@ def _average_tokens(
     """Compute the weighted means token by token: k, v, log [B, T, C], u [C], mean, weight [B, C], fresh [B, T, 1].
     Returns y [B, T, C] and the last mean and weight.
 
-    A mean moves towards a new value by its share of the sum of weights, the sigmoid of a difference of logarithms.
+    A new value moves the mean towards itself by the value's share of the sum of weights, the sigmoid of a difference of
+    logarithms.
     """
     begins = [None] * k.shape[1] if fresh is None else fresh.unbind(1)
     reads = []
@@ -114,8 +115,8 @@ def _average_tokens(
 def _average_rows(
     k: Tensor, v: Tensor, log: Tensor, u: Tensor, mean: Tensor, weight: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the same means by linear recurrences of two sums, Σ e^(…−p)·v and Σ e^(…−p), where p is the largest
-    exponent so far."""
+    """Compute the means of `_average_tokens` by linear recurrences of two sums, Σ e^(…−p)·v and Σ e^(…−p), where p is
+    the largest exponent so far."""
     left = log if fresh is None else torch.where(fresh, NOTHING, log)
     peak = find_running_maximum(k, left, weight)  # B T C
     before = torch.cat((weight[:, None], peak[:, :-1]), 1)

@@ -49,13 +49,13 @@ MIXED = ("r", "k", "v", "decay", "rate", "gate")
 class RWKV7(Attention, kind="rwkv7"):
     """Time mix of RWKV-7 (Peng et al., 2025, "Goose").
 
-    Six mixtures of x with the token before it, x + (x' − x)·µ, give r, k, v [H, K], and through low-rank products
-    W_a·W_b the decay w = exp(−e^(−1/2)·σ(tanh(x·W_a)·W_b + b)), the rate a = σ(x·W_a·W_b + b) and the gate g =
-    σ(x·W_a)·W_b. With κ = ξ ⊙ k, L2-normalised in each head, and k̃ = k ⊙ (1 + (a − 1) ⊙ α), S ← diag(w)·S − (a ⊙
-    κ)⊗(Sᵀκ) + k̃⊗v [H, K, K], y = Sᵀr, out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out, `norm` being a LayerNorm over each
-    head.
+    Six mixtures of x with the token before it, x + (x' − x)·µ, give r, k, v [H, K] and, through low-rank products
+    W_a·W_b, the decay w = exp(−e^(−1/2)·σ(tanh(x·W_a)·W_b + b)), the rate a = σ(x·W_a·W_b + b) and the gate g =
+    σ(x·W_a)·W_b. With κ = ξ ⊙ k, L2-normalised in each head, and k̃ = k ⊙ (1 + (a − 1) ⊙ α),
 
-    The recurrence is computed in float32.
+        S ← diag(w)·S − (a ⊙ κ)⊗(Sᵀκ) + k̃⊗v [H, K, K],   y = Sᵀr,   out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out,
+
+    `norm` being a LayerNorm over each head. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -190,7 +190,7 @@ def _scan(
 
 
 def _write(S: Tensor, key: Tensor, value: Tensor, recall: Tensor, remove: Tensor) -> Tensor:
-    """Write a token's value to S after its decay, and subtract the part of S that c recalls."""
+    """Write a token's value to the decayed S, and subtract the part of S that the token's c recalls."""
     written = torch.cat((value, -(recall @ S)), 1)  # B·H 2 K
     return torch.baddbmm(S, torch.cat((key, remove), 1).mT, written)
 

@@ -73,7 +73,7 @@ class SpanConv(Attention, kind="span_conv"):
         return m.o(torch.cat((attended, convolved), -2).flatten(-2))  # B T D
 
     def _weigh(self, values: Tensor, weights: Tensor, step: Step) -> Tensor:
-        """Sum the values [B, T, H, C] around each token, weighted by its weights [B, T, H, W]."""
+        """Sum the values [B, T, H, C] around each token, weighted by the token's weights [B, T, H, W]."""
         side, tokens = self.conv_width // 2, values.shape[1]
         if step.real is not None:
             values = values.masked_fill(~step.real[..., None, None], 0)

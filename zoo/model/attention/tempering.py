@@ -1,5 +1,5 @@
 # B batch, T queries, H heads, C head width
-"""Queries that grow with position, so that attention stays sharp over many keys."""
+"""Scale queries by a factor that grows with position, so that attention stays sharp over many keys."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class PowerTempering(Tempering, kind="power"):
 
 class ScalableSoftmax(Tempering, kind="scalable_softmax"):
     """q · (s·ln(n) + b) for the n-th token, with s and b learned for each head (Nakanishi, 2025; Mistral Large 4,
-    2026). Initial values s = 0 and b = 1 are plain attention."""
+    2026). The initial values, s = 0 and b = 1, give plain attention."""
 
     by_head: ClassVar[bool] = True
 

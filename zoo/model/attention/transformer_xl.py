@@ -74,12 +74,12 @@ class TransformerXL(Attention, kind="transformer_xl"):
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the FLOPs of a pass of `new` tokens that scale with neither tokens nor pairs: the distances in reach
-        are projected once, and compared with every query."""
+        """Count the FLOPs of the distances in a pass of `new` tokens, which scale with neither tokens nor pairs: the
+        distances in reach are projected once, and compared with every query."""
         return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * (d_model + new)
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
-        return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * d_model  # of the sinusoids
+        return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * d_model  # projecting the sinusoids
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
@@ -88,7 +88,6 @@ class TransformerXL(Attention, kind="transformer_xl"):
         return AttentionQuery(dtype=dtype, **width, **heads, bias=bias, **features)
 
     def _farthest(self, length: int) -> int:
-        """The largest distance in a sequence of `length` tokens, at most `max_distance`."""
         return length - 1 if self.max_distance is None else min(length - 1, self.max_distance)
 
     def prepare(self, m: Weights | None, step: Step) -> None:

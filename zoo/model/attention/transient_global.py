@@ -70,7 +70,7 @@ class TransientGlobal(MultiHead, kind="transient_global"):
         return new // self.block_size * 2 * new * d_model  # the sums, whose weights are constants
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery:
-        return super().ask(dtype, **features | {"chosen": True, "window": None, "short_q": True})  # global keys too
+        return super().ask(dtype, **features | {"chosen": True, "window": None, "short_q": True})  # with global keys
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         assert step.positions is not None and step.keys.bias is not None and m is not None

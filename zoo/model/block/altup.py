@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 class AltUp(Sandwich, kind="altup"):
-    """Predict every stream from all, compute one, correct all by its error (Baykal et al., 2023, AltUp): x̂ = x + P·x,
-    y = sandwich(x̂ₐ), x = x̂ + (1 + c)·(y − x̂ₐ), where a is the `active` stream.
+    """Predict every stream from all streams, compute one by a layer, and correct all by the error in predicting that
+    one (Baykal et al., 2023, AltUp): x̂ = x + P·x, y = sandwich(x̂ₐ), x = x̂ + (1 + c)·(y − x̂ₐ), where a is the
+    `active` stream.
 
     The coefficients P [S, S] and c [S] are linear in tanh(norm(·)·W / D), P of the active stream xₐ and c of y (Gemma
     3n, 2025). `layer_input` reads the active stream, and adds to the streams after the first.

@@ -79,7 +79,8 @@ class AttentionResidual(Block, kind="attention_residual"):
 
     @property
     def gathers(self) -> int:
-        """One for each vector that attention reads, one for the feed-forward, and one for each convolution."""
+        """Number of gathers of all ranks' tokens in a forward pass: one for each vector that attention reads, one for
+        the feed-forward, and one for each convolution."""
         return super().gathers + self.n_inputs - 1 + (2 if self.out_conv else 0)
 
     def state(self) -> dict[str, tuple[int, ...]]:
@@ -87,7 +88,6 @@ class AttentionResidual(Block, kind="attention_residual"):
         return super().state() | {f"{place}_{name}": shape for place in CONVOLVED for name, shape in own}
 
     def _norm(self) -> Norm:
-        """Norm of attention's input, with a weight for each vector where attention reads several."""
         return self.norm if self.n_reads == 1 else give_weights(self.norm, self.n_reads)
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -104,7 +104,8 @@ class AttentionResidual(Block, kind="attention_residual"):
         }
 
     def _list_gates(self) -> dict[str, Any]:
-        """List the parts for messages: their reads, a gate for each input of attention and for the feed-forward."""
+        """List the parts for messages: one read of all messages, and a gate for each input of attention and for that of
+        the feed-forward."""
         if self.messages is None:
             return {}
         count = self.n_inputs

@@ -40,7 +40,8 @@ class Block(Spec, axis="block"):
     )
     divided: ClassVar[tuple[str, ...]] = ("attention", "ffn")
     """Names of the block's sub-layers that tensor parallelism divides. Each rank computes its part of a sub-layer for
-    all tokens, after a gather and before a sum over ranks. A block that names none calls both in its `forward`."""
+    all tokens, after a gather and before a sum over ranks. A block that names none gathers and sums in its
+    `forward`."""
 
     attention: Attention
     """Mixer of the layer's tokens: an attention, or a recurrent mixer."""
@@ -61,7 +62,7 @@ class Block(Spec, axis="block"):
             raise ValueError(f"{found} (block: {self.attention.needs_block})")
         if self.cross is not None and "cross" not in self.divided:
             raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre, post and sandwich do)")
-        if getattr(self.attention, "memory_width", None) is not None:  # of any kind, whether it may be `cross` or not
+        if getattr(self.attention, "memory_width", None) is not None:  # kinds that cannot cross, too
             raise ValueError("attention.memory_width is of an encoder's output, and attention reads tokens (null)")
         if self.attention.memory and self.attention.memory.merges:
             raise ValueError(f"attention '{self.attention.kind}' says how an encoder is read (cross: it, and gqa here)")

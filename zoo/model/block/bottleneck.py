@@ -60,7 +60,6 @@ class Bottleneck(Block, kind="bottleneck"):
 
     @property
     def _stacked(self) -> tuple[str, ...]:
-        """Names of the feed-forwards before the last one."""
         return STACKED[: self.n_ffns - 1]
 
     def parts(self, d_model: int) -> dict[str, Any]:

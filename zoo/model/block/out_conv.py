@@ -47,7 +47,7 @@ class ResidualConv(OutConv, kind="residual"):
         return {"conv": Conv(d_model, d_model, self.width, groups=d_model)}
 
     def shard(self, ranks: int) -> ResidualConv:
-        """Return the whole: every rank convolves whole vectors."""
+        """Return this convolution itself: every rank convolves whole vectors."""
         return self
 
     def state(self) -> dict[str, tuple[int, ...]]:

@@ -25,7 +25,7 @@ class Parallel(Block, kind="parallel"):
 
     @property
     def reductions(self) -> int:
-        """One: attention and feed-forward are added up on each rank first (Wang and Komatsuzaki, 2021)."""
+        """One sum over ranks: each rank first adds up its attention and feed-forward (Wang and Komatsuzaki, 2021)."""
         return 1
 
     @property

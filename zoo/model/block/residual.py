@@ -28,7 +28,7 @@ class Residual(Spec, axis="residual", default="gated"):
         raise NotImplementedError
 
     def shard(self, ranks: int) -> Residual:
-        """Return the whole: every rank adds whole vectors."""
+        """Return this residual sum itself: every rank adds whole vectors."""
         return self
 
 

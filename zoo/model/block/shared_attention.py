@@ -62,8 +62,8 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
         }
 
     def forward(self, m: Weights, x: Tensor, adapt: Mapping[str, Any], step: Step) -> Tensor:
-        """Run the block on x [B, T, D]. `adapt` has a function for each sub-layer by name: from the sub-layer's input
-        to the outputs of the layer's own adapters, by product."""
+        """Run the block on x [B, T, D]. `adapt` has a function for each sub-layer, by name. From the sub-layer's input
+        it computes the outputs of the layer's own adapters, by product."""
         seam, tokens = m.seam, step.mask.n_queries
         joined = seam.gather(m.attention_norm(torch.cat((x, step.read(Embedded.name)), -1)), tokens)
         y = self.attention.forward(AdaptedWeights(m.attention, adapt["attention"](joined)), joined, step)  # type: ignore[arg-type]
@@ -146,7 +146,6 @@ class SharedAttention(Block, kind="shared_attention"):
         return found
 
     def _adapted(self, place: str, d_model: int) -> list[tuple[str, Linear]]:
-        """List the products of a sub-layer that have adapters, by name."""
         parts = (self._mixers.softmax if place == "attention" else self.ffn).parts(d_model)
         return [(name, part) for name in READS[place] if isinstance(part := parts.get(name), Linear)]
 

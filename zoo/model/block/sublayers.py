@@ -50,7 +50,8 @@ PlacedNorm = Annotated[WholeNorm | None, WrapValidator(_keep_as_kind)]
 
 
 class Around(Node, name="around"):
-    """Norms and factors of one sub-layer. What is not stated is as in the block; a norm of null is none."""
+    """Norms and factors of one sub-layer. A field that is not stated follows the block; a norm of null means no
+    norm."""
 
     in_norm: PlacedNorm = AS_KIND
     """Norm of the sub-layer's input; null for none (ModernBERT's first layer). Unless stated, the block's `norm` in pre
@@ -67,7 +68,8 @@ class Around(Node, name="around"):
     """Constant factor of the stream before the sum; the block's `stream_scale` unless given (MiniMax-01, 2025)."""
 
     def shard(self, ranks: int) -> Around:
-        """Return the whole: norms and factors are of whole vectors, which each rank has for some of the tokens."""
+        """Return these settings themselves: norms and factors are of whole vectors, which each rank has for some of the
+        tokens."""
         return self
 
 
@@ -153,7 +155,8 @@ class SubLayers(Block):
 
     @property
     def gathers(self) -> int:
-        """One before each sub-layer, and one for each convolution, which each rank computes for all tokens."""
+        """Number of gathers of all ranks' tokens in a forward pass: one before each sub-layer, and one for each
+        convolution, which each rank computes for all tokens."""
         return super().gathers + sum(bool(each.conv) for each in self.sublayers)
 
     def state(self) -> dict[str, tuple[int, ...]]:
@@ -169,7 +172,7 @@ class SubLayers(Block):
             found |= {each.in_norm: norms["in_norm"]} if each.in_norm else {}
             found[each.name] = crossed if each.name == "cross" else getattr(self, each.name)
             found |= {getattr(each, place): norms[place] for place in norms if place != "in_norm"}
-        found |= {"cross": crossed} if crossed and not self.crosses else {}  # merged: attention reads them
+        found |= {"cross": crossed} if crossed and not self.crosses else {}  # if merged, attention reads this part
         found |= {each.residual: self.residual for each in self.sublayers if each.residual}
         return found | {each.conv: self.out_conv for each in self.sublayers if each.conv}
 
@@ -260,7 +263,7 @@ class Sandwich(Full, kind="sandwich"):
     places: ClassVar[tuple[str, ...]] = ("in_norm", "out_norm")
 
     layer_input: LayerInput | None = None
-    """Module that adds the layer's vector of the embedding's `per_layer` (Gemma 3n, 2025)."""
+    """Module that adds the token's vector for this layer, which the embedding's `per_layer` makes (Gemma 3n, 2025)."""
     out_scale: bool = False
     """Whether the layer's output is multiplied by one number, saved with the weights and not trained (Gemma 4,
     2026)."""

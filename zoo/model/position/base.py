@@ -36,7 +36,7 @@ class Position(Spec, axis="position"):
     @property
     def stable_until(self) -> int | None:
         """The row length beyond which the rotation of earlier tokens changes, so that no cache of them is valid; None
-        if it never does."""
+        if the rotation never changes."""
         return None
 
     @property
@@ -93,7 +93,7 @@ class Position(Spec, axis="position"):
         self, m: Weights, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Tensor | None = None
     ) -> Bias | None:
         """Make the `zoo.kernels.bias.Bias` on the scores of queries and keys at the row indices [T] and [S]; None for
-        none. `m` holds the scheme's weights, `read` the result of `read` for these queries."""
+        none. `m` holds the scheme's weights, `read` what the method `read` returned for these queries."""
         return None
 
     def read(self, m: Weights, x: Tensor) -> Tensor:

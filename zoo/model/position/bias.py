@@ -24,8 +24,8 @@ class ALiBi(Position, kind="alibi"):
     """A bias on the scores that falls linearly with distance, with a slope for each head (Press et al., 2021):
     2^(−max_bias·h/H), h = 1…H.
 
-    If H is not a power of two: the slopes of the next lower power, then every other slope of the next higher one (MPT's
-    code starts from the higher power and gets the same).
+    If H is not a power of two, the heads have the slopes of the next lower power, then every other slope of the next
+    higher one (MPT's code starts from the higher power and gets the same).
     """
 
     max_bias: PositiveFloat = 8.0
@@ -79,7 +79,8 @@ class T5Buckets(WithAbsolute, kind="t5"):
     n_heads: PositiveInt
     """Number of heads of the attention: columns of the table."""
     n_buckets: PositiveInt = 32
-    """Number of buckets of distances, an even number. Half of those for one direction hold a single distance each."""
+    """Number of buckets of distances, an even number. Of the buckets for one direction, half hold a single distance
+    each."""
     max_distance: PositiveInt = 128
     """Distance, in tokens, beyond which all share one bucket."""
     layerwise: bool = False

@@ -47,7 +47,7 @@ class RelativePosition(WithAbsolute, kind="relative"):
 
     @property
     def span(self) -> int:
-        """Number of rows of the table for keys before the query, and equally many for the other keys."""
+        """Number of rows of the table for keys before the query. The other keys have equally many rows."""
         return self.position_buckets or self.max_relative_positions
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class RelativePosition(WithAbsolute, kind="relative"):
         return table, (distance + half).clamp(0, rows - 1)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """Find the bucket of each distance, with its sign; one beyond the last for a distance out of reach."""
+        """Find the bucket of each distance, with its sign. A distance out of reach gets the bucket after the last."""
         if self.position_buckets is None:
             return distance
         half = self.position_buckets // 2

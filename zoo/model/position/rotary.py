@@ -90,8 +90,8 @@ class DynamicScaling(Scaling, kind="dynamic"):
 
 
 class YarnScaling(Scaling, kind="yarn"):
-    """Slow pairs are interpolated, fast ones kept, with a ramp between (YaRN; Peng et al., 2023). Cosines and sines are
-    multiplied by `attention_factor`, or by a factor of `mscale` and `mscale_all_dim`."""
+    """Interpolate the frequencies of slow pairs, keep those of fast ones, and ramp between both (YaRN; Peng et al.,
+    2023). Cosines and sines are multiplied by `attention_factor`, or by a factor of `mscale` and `mscale_all_dim`."""
 
     factor: PositiveFloat
     """Divisor of the slow pairs' frequencies."""
@@ -147,7 +147,7 @@ class YarnScaling(Scaling, kind="yarn"):
 
 
 class Llama3Scaling(Scaling, kind="llama3"):
-    """Frequencies of long wavelengths divided by `factor`, those of short ones kept, and a blend of both between (Llama
+    """Divide the frequencies of long wavelengths by `factor`, keep those of short ones, and blend both between (Llama
     3.1; Meta, 2024)."""
 
     factor: PositiveFloat
@@ -174,7 +174,7 @@ class Llama3Scaling(Scaling, kind="llama3"):
 
 
 class ProportionalScaling(Scaling, kind="proportional"):
-    """Rotate the first `share` of the pairs only, paired and turned as if whole heads were rotated (Gemma 4, 2026)."""
+    """Rotate the first `share` of the pairs only. Pairs and angles are those of whole rotated heads (Gemma 4, 2026)."""
 
     share: Annotated[float, Ge(0), Le(1)]
     """Share of the pairs that are rotated, between 0 and 1."""
@@ -232,7 +232,7 @@ class LongRopeScaling(Scaling, kind="longrope"):
     def check(self, width: int) -> None:
         counts = {"short_factor": len(self.short_factor), "long_factor": len(self.long_factor)}
         pairs = f"{width} rotated channels have {width // 2} pairs (one for each)"
-        faults = [  # their places are those in the attention, which calls this
+        faults = [  # paths within the attention, which calls this method
             (("position", "scaling", name), f"has {count} numbers, and {pairs}")
             for name, count in counts.items()
             if count != width // 2
@@ -262,8 +262,7 @@ class RoPE(Position, kind="rope"):
     """Denominator R of the exponent, if not the rotated width: one less where GPT-NeoX rounds an odd share of a head
     up."""
     interleaved: bool = False
-    """Whether neighbouring channels are the pairs (GPT-J); otherwise a pair is a channel of each half of the rotated
-    ones."""
+    """Whether the pairs are neighbouring channels (GPT-J), rather than one channel of each half of the rotated ones."""
     scaling: Scaling | None = None
     """Scaling of the frequencies, to reach beyond the trained length."""
     reverse: bool = False
@@ -357,7 +356,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Compute the rotation of `turn` by operations that autograd knows."""
+    """Compute the rotation of `turn` by operations that autograd differentiates."""
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
     pair = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
     return torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
