@@ -95,7 +95,7 @@ class Header:
     name: str | None = None
 
     def make_empty(self, device: str) -> Tensor:
-        """Make an uninitialised tensor of its shape and dtype. Raises CheckpointError for a dtype that torch lacks."""
+        """Make an uninitialised tensor of this shape and dtype. Raises CheckpointError for a dtype that torch lacks."""
         import torch
 
         dtype = getattr(torch, TYPES.get(self.dtype, ""), None)
@@ -238,8 +238,8 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], file: Path) -> None:
-    """Write a safetensors file tensor by tensor, in any order, so that only one is in memory at a time. `forms` gives
-    the shapes and dtypes: a tensor for each name, on the meta device, say. Raises OSError."""
+    """Write a safetensors file tensor by tensor, in any order, so that only one is in memory at a time. `forms` has a
+    tensor of the same shape and dtype under each name (on the meta device, say). Raises OSError."""
     header, starts = lay_out_file(forms)
     with file.open("wb") as stream:
         stream.write(header)
@@ -278,7 +278,6 @@ def _name_type(tensor: Tensor) -> str:
 
 
 def _view_bytes(tensor: Tensor) -> memoryview:
-    """View the memory of a contiguous tensor."""
     import torch
 
     return tensor.reshape(-1).view(torch.uint8).numpy().data

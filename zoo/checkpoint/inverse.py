@@ -34,8 +34,8 @@ FIRST = ("llama", "gpt2", "mistral", "mixtral", "qwen2", "qwen3", "bert", "t5", 
 """Families tried first: of several that can describe a Spec, the best known is written."""
 
 NEAR = 4
-"""Minimum number of families tried, nearest first; then as many more, those that lack the fewest mixers. So an error
-can name the nearest family."""
+"""At least this many families are tried, those of the least distance first; then as many more, those that lack the
+fewest mixers. So an error can name the nearest family."""
 
 
 WEIGHTS = {"attention": 5, "ffn": 5, "layers": 3}
@@ -142,7 +142,6 @@ def _distance(template: Mapping[str, Any], used: set[tuple[str, str]]) -> int:
 
 
 def _keeps_kind(patch: object) -> bool:
-    """Whether a patch of a component keeps the component's kind."""
     return patch is None or (isinstance(patch, Mapping) and "kind" not in patch)
 
 
@@ -240,7 +239,7 @@ def _take_tower(source: HFSource, family: Family, tower: str) -> HFSource:
 
 def _without_joint(tower: Tower, *, bare: bool) -> Tower:
     """Remove from a tower the fields that join it to the other tower, such as widths; if `bare`, its head too. These
-    fields follow from both towers, so importing the config that is found checks them."""
+    fields follow from both towers, and are checked when the config that was found is imported."""
     blocks = {
         name: block
         if not (block.cross and block.cross.memory and block.cross.memory.width)
@@ -288,7 +287,7 @@ def _is_same(ours: Topology, theirs: Topology) -> bool:
 
 
 def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Topology) -> dict[str, Any] | None:
-    """Return the change of the model that ties the head as the Spec does; on import the tensors decide that."""
+    """Return the patch that ties or unties a model's head as in the Spec. On import, the tensors decide this."""
     head = next((tower.head for tower in spec.towers().values() if tower.head.kind != "none"), None)
     tied = getattr(head, "tied", None)
     if tied is None or family.about.get("head") is None:
@@ -297,7 +296,7 @@ def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Topology
 
 
 def _index_weights(spec: WholeSpec) -> list[int]:
-    """List the index of each layer's weights: 0, 1, 2, … unless layers share weights."""
+    """List the index of each layer's weights: 0, 1, 2, … unless layers share weights. Empty for an encoder-decoder."""
     return [*map(spec.stack.index, range(spec.n_layers))] if isinstance(spec, Tower) else []
 
 

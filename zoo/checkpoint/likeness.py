@@ -39,7 +39,7 @@ def write_out_layers(spec: Any) -> dict[str, Any]:
 
 
 def _number(block: dict[str, Any], source: int | None) -> dict[str, Any]:
-    """Replace the kind of layer in `kv_from` by the index of the layer that is read."""
+    """Replace the kind of layer that `kv_from` names by the index of the layer whose keys are read."""
     return block if source is None else {**block, "attention": {**block["attention"], "kv_from": source}}
 
 

@@ -133,10 +133,10 @@ def seal(node: Mapping[str, Any]) -> str:
 
 def read_sealed(file: Path, shape: Any) -> dict[str, Any]:
     """Read a JSON file and verify its seal, if it has one. Returns the mapping without the seal. Raises CheckpointError
-    if the text was changed since, and FileNotFoundError if there is no file."""
+    if the text differs from the sealed text or does not fit `shape`, and FileNotFoundError if there is no file."""
     from xxhash import xxh3_128_hexdigest
 
-    data = read_bytes(file).replace(b"\r\n", b"\n")  # as Windows writes a text
+    data = read_bytes(file).replace(b"\r\n", b"\n")  # line ends as Windows writes them
     node = parse_json(data, str(file), largest=COUNTED)
     if isinstance(node, dict) and "xxh3" in node:
         body, _, tail = data.rpartition(SEAL.encode())

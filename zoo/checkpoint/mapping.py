@@ -160,7 +160,6 @@ def _entries_for(
 
 
 def _make_step(step: Callable[..., TensorStep], argument: Expression | None, fields: Mapping[str, Any]) -> TensorStep:
-    """Make a step from its class and its argument, a number or a list of numbers."""
     value = 0 if argument is None else argument.value(fields)
     return step(numbers=tuple(map(int, value))) if isinstance(value, list) else step(int(value))
 

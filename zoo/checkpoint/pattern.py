@@ -1,4 +1,4 @@
-"""Detect regular expressions in a tokenizer.json that may backtrack for very long, from their form alone.
+"""Detect regular expressions in a tokenizer.json that may backtrack for very long, from their syntax alone.
 
 Backtracking is slow if a repetition repeats a part of variable length, `(a+)+`, or if several repetitions precede a
 part that may fail to match, `a*a*b` (Weideman et al., 2016, "Analyzing matching time behavior of backtracking regular
@@ -62,8 +62,9 @@ def find_slow_part(pattern: str) -> str | None:
 
 
 def _count(item: Item, needed: bool) -> tuple[int, int]:
-    """Count unbounded repetitions and choices before a part that must match (`needed`). Raises ConfigError for more
-    than SEVERAL repetitions or CHOICES choices, and for a repeated part of variable length."""
+    """Count the unbounded repetitions and the choices of an item that precede a part that must match. `needed` says
+    that such a part follows the item. Raises ConfigError for more than SEVERAL repetitions or CHOICES choices, and for
+    a repeated part of variable length."""
     repeated = item.most is None or item.most > 1
     inside = [each for branch in item.branches for each in branch]
     if repeated and (len(item.branches) > 1 or any(each.varies for each in inside)):
@@ -110,7 +111,6 @@ class _Parser:
         return (*branches, tuple(branch))
 
     def parse_item(self) -> Iterator[Item]:
-        """Read one character or group, and its repetition."""
         item = self.parse_atom()
         while (found := self.parse_times()) is not None:
             if item.least != 1 or item.most != 1:  # (…)+*
@@ -197,7 +197,6 @@ class _Parser:
             self.at = max(self.text.find("}", self.at) + 1, self.at)
 
     def take(self, sign: str) -> bool:
-        """Read `sign` if it comes next. Returns whether it did."""
         found = self.text.startswith(sign, self.at)
         self.at += found
         return found

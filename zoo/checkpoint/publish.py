@@ -7,8 +7,8 @@
     pointed  `latest` names it: a run resumes from it
     retired  checkpoints that are no longer kept are deleted, each after a rename
 
-A process that is killed in any state leaves the guarantees of the state before. The next publication removes what a
-draft or a retired folder left behind.
+If the process is killed in any state, the guarantees of the state before still hold. The next publication removes what
+a draft or a retired folder left behind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def publish(folder: Path, write: Callable[[Path], object], keeps: Callable[[list
     with replace_folder(folder) as draft:
         write(draft)
         write_manifests(draft)
-    flush(root.parent)  # it lists `root`, and the files whose lengths the checkpoint records
+    flush(root.parent)  # this folder lists `root` and the files whose lengths the checkpoint records
     point(root, LATEST, folder)
     retire(folder, keeps)
 

@@ -33,14 +33,14 @@ LENDER = "kv_from"
 
 @dataclass(frozen=True)
 class FieldRow:
-    """One field of a Spec: `stated`, the family's expression or constant for it, and `value`, the Spec's."""
+    """One field of a Spec: `stated` is the family's expression or constant for the field, `value` the Spec's value."""
 
     stated: Any
     value: Any
 
     def bind_into(self, found: Bindings, known: Mapping[str, Any]) -> bool:
-        """Add to `found` the config fields with which the expression has our value; fields already in `found` are kept.
-        Returns False if no fields give our value."""
+        """Add to `found` the config fields with which the expression gives `value`; fields already in `found` are kept.
+        Returns False if no fields give `value`."""
         if not is_expression(self.stated):
             return is_equal(self.stated, self.value)
         tree, env = Expression(self.stated[1:]).tree, {**known, **_named(found)}
@@ -66,7 +66,7 @@ def find_fields(template: Mapping[str, Any], spec: Topology, stated: Mapping[str
     kinds: dict[str, list[str]] = {}
     for _ in range(2):  # a row may need a field that a later row gives
         known, found = {**stated, **_named(found)}, {}
-        FieldRow(stated_kind, spec.kind).bind_into(found, known)  # first: what a field means may depend on it
+        FieldRow(stated_kind, spec.kind).bind_into(found, known)  # first: other fields may depend on the kind
         for name, tower in towers.items():
             kinds[name] = _bind_tower(tree[name] if name else tree, tower, known, found)
             own = {**template, **(template.get(name) or {})} if name else template
@@ -158,8 +158,8 @@ BOX = "expression"
 
 
 def _compose_unevaluated(template: Mapping[str, Any], spec: Topology) -> dict[str, Any]:
-    """Compose a family's `model`, in which interpolations carry each expression to every field that it determines. Each
-    kind of layer gets one block."""
+    """Compose a family's `model` with its expressions unevaluated: interpolation copies each expression to every field
+    that it determines. Each kind of layer gets one block."""
     from zoo.compose.targets import compose_model
 
     kinds = _list_kinds(template)

@@ -100,7 +100,6 @@ def list_modules(folder: Path) -> list[Module]:
 
 
 def _find_module(folder: Path, stated: str, place: str) -> Path:
-    """Find the folder of a module; an empty path is the model's own folder."""
     return find_inside(folder, stated, place) if stated else folder
 
 

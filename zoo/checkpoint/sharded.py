@@ -46,7 +46,7 @@ class HeldTensor:
         return cls(tuple(tensor.shape), tensor.dtype, (Piece((0,) * tensor.ndim, tensor),))
 
     def copy(self) -> HeldTensor:
-        """Copy to host memory, so that it can be written while training goes on."""
+        """Copy the pieces to host memory, so that they can be written while training goes on."""
         pieces = (Piece(each.offset, each.tensor.to("cpu", copy=True)) for each in self.pieces)
         return HeldTensor(self.shape, self.dtype, tuple(pieces))
 
@@ -94,7 +94,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
 
     @property
     def forms(self) -> dict[str, Tensor]:
-        """A meta tensor of the shape and dtype of each whole tensor. Raises CheckpointError if a part is missing."""
+        """Meta tensors with the shapes and dtypes of the whole tensors. Raises CheckpointError if a part is missing."""
         found = {}
         for name, each in self._metadata.state_dict_metadata.items():
             there = sum(chunk.sizes.numel() for chunk in each.chunks)
@@ -128,7 +128,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         try:
             with _quiet(), torch.no_grad():
                 load(dict(held), storage_reader=reader, planner=_make_loading()(), no_dist=True)
-        except CheckpointException as error:  # torch's, around whatever failed
+        except CheckpointException as error:  # torch wraps any failure in this class
             found = f"cannot be read, found {short(error)}"
             raise CheckpointError(f"{self.folder}: {found} (a folder that zoo wrote)") from error
 

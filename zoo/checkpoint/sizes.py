@@ -50,6 +50,5 @@ def _kind(listed: dict[str, Header]) -> str:
 
 
 def _size(header: Header) -> int | None:
-    """Count the bytes of a tensor; None for an unknown dtype."""
     bits = BITS.get(header.dtype)
     return None if bits is None else -(-prod(header.shape) * bits // 8)

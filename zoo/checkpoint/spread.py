@@ -110,7 +110,7 @@ def hold_states(
 
 
 def write_shards(draft: Path, parts: Mapping[str, Mapping[str, HeldTensor]], group: ProcessGroup | None) -> None:
-    """Write several sets of tensors, by folder, each process its own part; all processes must call it."""
+    """Write several sets of tensors, by folder. Each process writes its own part; all processes must call this."""
     for name, held in parts.items():
         save_shards(held, draft / name, group)
 

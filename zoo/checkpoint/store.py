@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapters.FILES, *BESIDE, *sentence.FILES, *sentence.FOLDERS)
-"""The files of a model."""
+"""Names, or glob patterns, of all files of a saved model; a folder with other files is not replaced."""
 
 
 # ---------------------------------------------------------------- a model
@@ -126,9 +126,9 @@ def open_model(
 ) -> StoredModel:
     """Open a model at any `path` that `load` takes; tensors are read lazily.
 
-    With `mapped`, tensors that need no conversion are memory-mapped; otherwise each is read into memory of its own and
-    freed with it. With `checked`, the files of a checkpoint of ours are compared with its manifest. Raises
-    CheckpointError with a line for each fault, before any weight is read.
+    With `mapped`, tensors that need no conversion are memory-mapped; otherwise each tensor is read into memory of its
+    own, which is freed with the tensor. With `checked`, the files of a checkpoint of ours are compared with its
+    manifest. Raises CheckpointError with a line for each fault, before any weight is read.
     """
     from zoo.checkpoint import hf
 
@@ -142,7 +142,7 @@ def open_own(folder: Path, mapped: bool, checked: bool = True) -> StoredModel:
     """Open the model of one of our checkpoint folders."""
     spec = read_spec(folder)
     shapes = table(spec, spec.d_model)
-    spread.check_weights(folder, shapes)  # says more than a checksum
+    spread.check_weights(folder, shapes)  # first: its message says more than a checksum's
     if checked:
         verify(folder)
     found = spread.open_weights(folder, mapped)
@@ -220,8 +220,8 @@ def save_run(
 def start_saving(
     run: Path, step: int, state: Resumable, tokenizer: Any, keep: int, spared: Callable[[int], bool], world: World
 ) -> Future[Path]:
-    """Begin to save a checkpoint in shards; it is written and published while training goes on. `world` must have a
-    process group of its own, not that of training."""
+    """Begin to save a checkpoint in shards: a thread writes and publishes the checkpoint while training goes on.
+    `world` must have a process group that training does not use."""
     saved = Sharded(replace(state, world=world), tokenizer, copied=True)
     chosen = {read_step(each): spared(read_step(each)) for each in steps(run / CHECKPOINTS)}
     writer = ThreadPoolExecutor(1, thread_name_prefix="zoo-checkpoint")
@@ -271,7 +271,7 @@ class Sharded:
 
 
 def make_all_whole(tensors: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
-    """Gather each tensor whole; a process may hold a part of it."""
+    """Gather tensors of which each process may hold a part."""
     return shares.collect({name: shares.make_whole(name, each) for name, each in tensors.items()})
 
 

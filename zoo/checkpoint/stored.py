@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredTensors(Mapping[str, "Tensor"]):
-    """Tensors by name, read lazily. `forms` has a meta tensor of each one's shape and dtype."""
+    """Tensors by name, read lazily. `forms` has a meta tensor of the same shape and dtype under each name."""
 
     forms: Mapping[str, Tensor]
     read: Callable[[str], Tensor]

@@ -16,7 +16,8 @@ from zoo.untrusted.text import quote, shorten
 LARGEST = 64 << 20
 """Maximum bytes of a tokenizer.json; the largest published one has 34 MB."""
 GROWTH = 256
-"""Maximum number of characters that a tokenizer may turn one into. Published ones make up to 33 (T5, of a ligature)."""
+"""Maximum number of characters that a tokenizer may make of one character. T5's makes 33 of a ligature, the most of the
+published ones."""
 STEPS = 1_000
 """Maximum number of steps in a part, such as normalisers in a row."""
 LARGEST_ID = 2**24
@@ -102,8 +103,8 @@ def _list_steps(step: Any, key: str, children: str) -> Iterator[tuple[str, Mappi
 
 
 def _measure_growth(step: Mapping[str, Any], place: str) -> float:
-    """Bound the number of characters that a step turns one into. Raises CheckpointError for a slow or empty pattern,
-    and for a malformed table."""
+    """Bound the number of characters that a step makes of one character. Raises CheckpointError for a slow or empty
+    pattern, and for a malformed table."""
     pattern = step.get("pattern")
     stated = pattern if isinstance(pattern, Mapping) else {}
     regex, plain = stated.get("Regex"), stated.get("String")
@@ -155,7 +156,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def _check_ids(node: Mapping[str, Any], place: str) -> None:
-    """Check the ids and the lengths of a vocabulary's tokens."""
+    """Raise CheckpointError for a token's id outside 0 to LARGEST_ID - 1, and for a token longer than LONGEST_TOKEN."""
     vocabulary, added = node["model"].get("vocab"), node.get("added_tokens") or []
     ids = {each["content"]: each["id"] for each in added}
     ids = {**vocabulary, **ids} if isinstance(vocabulary, Mapping) else ids

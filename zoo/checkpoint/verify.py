@@ -65,7 +65,8 @@ def verify_folder(model: Any, folder: Path) -> float:
 
 
 def _run_transformers(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
-    """Run the folder's model in transformers, in a fresh process. Raises CheckpointError with its last error line."""
+    """Run the folder's model in transformers, in a fresh process. Raises CheckpointError with the last line of that
+    process's errors."""
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as place:

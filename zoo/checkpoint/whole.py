@@ -1,4 +1,4 @@
-"""Choose the checkpoint that a run resumes from: the newest whole one, and say why newer ones were skipped."""
+"""Choose the checkpoint that a run resumes from, the newest whole one, and report why newer ones were skipped."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def refuse_nonfinite(folder: Path) -> None:
     for name, tensor in chain(((name, weights[name]) for name in weights), trained):
         if not tensor.is_floating_point() or tensor.numel() == 0:
             continue
-        if torch.stack(torch.aminmax(tensor.float())).isfinite().all():  # NaN gives NaN
+        if torch.stack(torch.aminmax(tensor.float())).isfinite().all():  # aminmax of NaN is NaN
             continue
         bad = int((~tensor.isfinite()).sum())
         found = f"{name} is not finite, found {bad:,} of its {tensor.numel():,} values"
@@ -98,7 +98,7 @@ def leave_behind(chosen: Path, say: Callable[[str], object]) -> bool:
     try:
         if is_file(root / LATEST) and follow(root, LATEST) == chosen:
             return False
-    except CheckpointError:  # it names one that is gone
+    except CheckpointError:  # `latest` names a checkpoint that is gone
         pass
     point(root, LATEST, chosen)
     for later in (each for each in steps(root) if read_step(each) > read_step(chosen)):

@@ -72,7 +72,7 @@ def select_models(models: Sequence[dict[str, Any]], asked: Selection) -> list[di
 
 
 def _list_parts(node: Any, key: str = "") -> set[str]:
-    """List the names of the choices in a model's body, and of the fields of components that it sets."""
+    """List the names of the choices in a model's YAML, and of the fields of components that the YAML sets."""
     if isinstance(node, Mapping):
         inner = {
             str(name).rpartition("@")[2].rpartition(".")[2].rpartition("/")[2]: each for name, each in node.items()

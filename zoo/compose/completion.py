@@ -70,7 +70,7 @@ class _Completer:
         return sorted(found)
 
     def _values(self, key: str) -> Iterable[str]:
-        """List the options of a group; for any other key true and false, or its present value."""
+        """List a group's options. For any other key, list its present value, or true and false if that is a boolean."""
         if key in self.groups:
             return self.repo.get_group_options(self.groups[key])
         parent, _, name = key.rpartition(".")

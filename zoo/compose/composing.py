@@ -1,4 +1,4 @@
-"""Compose one config from a body and overrides, and collect all faults of the overrides."""
+"""Compose one config from a YAML mapping and overrides, and collect all faults of the overrides."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from zoo.errors import ConfigError
 from zoo.grammar.interpolation import split_interpolation
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
-"""The body of a training config without keys of its own."""
+"""A training config without keys of its own."""
 
 
 @dataclasses.dataclass
@@ -58,11 +58,11 @@ class Composed:
     notes: list[str]
     """Legal but possible mistakes, such as a key given twice."""
     left_out: list[str] = dataclasses.field(default_factory=list)
-    """Lines about fields that a swapped choice does not have and that were dropped; also among the notes."""
+    """Lines about the fields that were dropped because a swapped choice does not have them; also among the notes."""
     inherited: tuple[str, ...] = ()
-    """Keys of `about` that describe the base model and not this model, which changes the base: the title, say."""
+    """Keys of `about`, such as the title, that describe the base model but not this model, which changes the base."""
     sources: tuple[StatedFile, ...] = ()
-    """The user's files that the body comes from, for file and line in messages."""
+    """The user's files that the config comes from, for file and line in messages."""
 
     def refuse_faults(self) -> None:
         if self.faults:
@@ -71,7 +71,7 @@ class Composed:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A body composed with the overrides that are choices, before the values of other overrides are set."""
+    """A config composed with the overrides that are choices, before the values of other overrides are set."""
 
     cfg: DictConfig
     choices: dict[str, str | None]
@@ -86,26 +86,26 @@ class Base:
 class Composition:
     """A YAML mapping with its defaults list, composed with overrides once or many times.
 
-    Caches composed bases and defaults lists by the overrides that choose, and parsed overrides by their text.
+    Composed bases and defaults lists are cached by the overrides that are choices, parsed overrides by their text.
     """
 
     repo: Listed
     body: Mapping[str, Any]
     label: str
-    """The body's name in messages."""
+    """The name of `body` in messages."""
     root: str = ""
-    """The model's key in the body; "" for a model alone."""
+    """The model's key in `body`; "" for a model alone."""
     with_hydra: bool = False
     trusted: bool = False
-    """Whether the body need not pass the gate (`zoo.compose.gate`)."""
+    """Whether `body` need not pass the gate (`zoo.compose.gate`)."""
     name: str = dataclasses.field(default_factory=name_primary)
     bases: dict[tuple[str, ...], Base] = dataclasses.field(default_factory=dict)
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
     def compose(self, overrides: Sequence[str]) -> Composed:
-        """Compose the body under Hydra overrides. Faulty overrides are left out and listed in `faults`. Raises
-        ConfigError for a faulty body, because nothing can be composed from it."""
+        """Compose `body` with Hydra overrides. Faulty overrides are left out and listed in `faults`. Raises ConfigError
+        for a faulty `body`, from which nothing can be composed."""
         faults: list[str] = []
         parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
         choosing = [override for override in parsed if _may_choose(override, self.repo)]
@@ -131,7 +131,8 @@ class Composition:
         )
 
     def find_model(self, cfg: DictConfig) -> dict[Any, Any] | None:
-        """Find the model's body as plain data. Raises ConfigError if it is an interpolation that cannot be resolved."""
+        """Find the model in a config, as plain data. Raises ConfigError if it is an interpolation that cannot be
+        resolved."""
         try:
             model = cfg.get(self.root) if self.root else cfg
         except FAULTS as error:
@@ -140,7 +141,7 @@ class Composition:
         return found if isinstance(found, dict) else None
 
     def _parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
-        """Parse overrides. Those that Hydra's grammar cannot read, and sweeps, are added to `faults`."""
+        """Parse overrides. Overrides that Hydra's grammar cannot read, and sweeps, are added to `faults`."""
         parsed = []
         for typed in overrides:
             if typed not in self.read:
@@ -151,7 +152,7 @@ class Composition:
         return parsed
 
     def _make_base(self, choosing: Sequence[Override]) -> Base:
-        """Compose the body under the choices alone. Raises ConfigError for a body that cannot be composed."""
+        """Compose `body` with the choices alone. Raises ConfigError if `body` cannot be composed."""
         faults: list[str] = []
         with store_primary(self.body, self.name, trusted=self.trusted) as name:
             try:
@@ -174,7 +175,8 @@ class Composition:
     def _drop_leftovers(
         self, cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override]
     ) -> tuple[DictConfig, list[str]]:
-        """Drop the fields that no choice reads any more after the user swapped one; also returns a line about them."""
+        """Drop the fields that no choice reads any more after the user swapped a choice. Returns the config, and a line
+        about the dropped fields."""
         places = [each.package or each.key_or_group for each in groups if not each.is_delete()]
         chosen, inner = {each.removeprefix(f"{self.root}.") for each in places}, _inside(values, self.root)
         deeper = {each.removesuffix(".kind") for each in inner}

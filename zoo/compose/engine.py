@@ -170,8 +170,8 @@ def open_repository(*folders: Path) -> Listed:
 
 
 class Listed(CachingConfigRepository):
-    """A repository that reads each file once and sees configs that are stored later. Hydra's own class deep-copies the
-    sources, and would not see them."""
+    """A repository that reads each file once and sees configs that are stored later. Hydra's own class does not see
+    those, because it deep-copies the sources."""
 
     def __init__(self, delegate: ConfigRepository) -> None:
         for source in delegate.get_sources():
@@ -182,8 +182,8 @@ class Listed(CachingConfigRepository):
         self.delegate, self.cache = delegate, {}
 
     def load_config(self, config_path: str) -> Any:
-        """Load a config. A file of conf/ is parsed once in a process; each repository has its own copy, as Hydra merges
-        into what it loaded."""
+        """Load a config. A file of conf/ is parsed once in a process; each repository has its own copy, because Hydra
+        merges into what it loaded."""
         if (key := f"config_path={config_path}") not in self.cache and config_path in _packaged:
             self.cache[key] = copy.deepcopy(_packaged[config_path])
         found = super().load_config(config_path)
@@ -223,7 +223,7 @@ def launch_jobs(
 ) -> None:
     """Run jobs, each given by its overrides, with the config's launcher. `Hydra.multirun` does the same with the jobs
     of a sweeper; Hydra's basic sweeper can only make all combinations of values, while Zoo's list leaves out equal and
-    finished jobs. Batches are of `hydra.sweeper.max_batch_size` jobs."""
+    finished jobs. A batch has at most `hydra.sweeper.max_batch_size` jobs."""
     cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
     callbacks = Callbacks(cfg)
     callbacks.on_multirun_start(config=cfg, config_name=config_name)

@@ -2,7 +2,7 @@
 
 Hydra instantiates Python objects from its own node (callbacks, launcher, sweeper, logging), and a training config can
 hold lines for a shell. The user may type these on the command line. A file may come from someone else: therefore a
-model, a training config (`-c`), a recipe, and the files that these include, must not state them, unless the user trusts
+model, a training config (`-c`), a recipe, and the files that these include, must not name code, unless the user trusts
 the file (`--trust`).
 
 `check_body` checks a file as it is read. `check_merged` checks the file again at the place in the config where a
@@ -93,7 +93,7 @@ def _find_typed_alone(place: str, value: str) -> str | None:
 
 
 def _find_faults(node: object, path: str) -> Iterator[str]:
-    """Yield a line for each key or text in a body that names code, at any depth."""
+    """Yield a line for each key or text in a config that names code, at any depth."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             place = f"{path}.{key}" if path else str(key)

@@ -222,8 +222,8 @@ class Choices:
         return not missing
 
     def _added(self, override: Override) -> Override | None:
-        """Add a group that the defaults list does not have: an axis of the model always, any other group only with an
-        explicit `+`; otherwise adds a fault and returns None."""
+        """Return the override that adds a group to the defaults list: for an axis of the model always, for any other
+        group only with an explicit `+`. Otherwise add a fault and return None."""
         group, package = override.key_or_group, override.package
         place = f"{group}@{package}" if package else group
         if group not in AXES and not self.root:

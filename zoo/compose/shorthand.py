@@ -1,4 +1,4 @@
-"""Expand the shorthand of users' files: `attention: gqa` in the body means `- /attention: gqa` in the defaults list."""
+"""Expand the shorthand of users' files: a key `attention: gqa` means `- /attention: gqa` in the defaults list."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from zoo.grammar.dialect import is_choice
 from zoo.grammar.patches import list_patches
 
 LATE = "_late_"
-"""A key of a body: components, by dotted key, that are set after Hydra has merged all files. Hydra would merge their
-fields with those in the choice's own file."""
+"""The key for components that are set after Hydra has merged all files, by dotted key. Hydra would merge the fields of
+such a component with those in the choice's own file."""
 
 Body = dict[str, Any]
 """A YAML file as plain data, interpolations as their text."""
 
 
 def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
-    """Find the choices in a body and in its patches (`layers.local.attention: sliding`): map the key of each in a
-    defaults list to its group and option. A mapping with a `kind` is a choice too."""
+    """Find the choices in a file and in its patches (`layers.local.attention: sliding`). Each choice's key in a
+    defaults list is mapped to its group and option. A mapping with a `kind` is a choice too."""
     found = {}
     for path, node in _list_scopes(body):
         laid = path.rpartition(".")[0].endswith("layers")
@@ -33,7 +33,8 @@ def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple
 
 
 def _list_scopes(body: Body, path: str = "") -> Iterator[tuple[str, Body]]:
-    """Yield a body and its patches, each with its path; for a training config also its model's body and patches."""
+    """Yield a config and its patches, each with its path; for a training config also its model and the model's
+    patches."""
     yield path, body
     yield from ((f"{path}.{place}" if path else place, patch) for place, patch, _ in list_patches(body))
     if not path and isinstance(model := body.get("model"), dict):
@@ -60,10 +61,10 @@ def expand_shorthand(
     list_known: Callable[[Body], Collection[str]] = lambda rest: (),
     base: str | None = None,
 ) -> Body:
-    """Move the choices of a body (`chosen`, from `find_choices`) into its defaults list, in front of its own keys.
+    """Move the choices of a file (`chosen`, from `find_choices`) into its defaults list, in front of its own keys.
 
     A choice whose key the list already has is overridden instead; `list_known` lists these keys from the rest of the
-    body. `base` is the first entry for a body without a defaults list.
+    file. `base` is the first entry for a file without a defaults list.
     """
     entries = _list_entries(body, base)
     rest = _drop_choices(body, chosen) | {"defaults": entries}
@@ -75,7 +76,7 @@ def expand_shorthand(
 
 
 def _list_entries(body: Body, base: str | None) -> list[Any]:
-    """List the body's defaults. If the file does not place `_self_`, it is put last, but before overrides."""
+    """List a file's defaults. If the file does not place `_self_`, it is put last, but before overrides."""
     entries = list(body.get("defaults", [base] if base else []))
     if "_self_" not in entries:
         overrides = (
@@ -86,7 +87,7 @@ def _list_entries(body: Body, base: str | None) -> list[Any]:
 
 
 def _drop_choices(body: Body, chosen: Mapping[str, tuple[str, str]]) -> Body:
-    """Copy the body's keys without its defaults list and its choices. The fields of a choice stay; those that are
+    """Copy a file's keys without its defaults list and its choices. The fields of a choice stay; those that are
     components with a kind move to LATE."""
     rest = copy.deepcopy({key: value for key, value in body.items() if key != "defaults"})
     late: dict[str, Any] = {}
@@ -107,7 +108,7 @@ def _is_component(value: object) -> bool:
 
 
 def anchor_defaults(body: Body) -> Body:
-    """Make the entries of the body's defaults list absolute, for a file that is stored as an option of a group."""
+    """Make the entries of a file's defaults list absolute, so that the file can be stored as an option of a group."""
 
     def entry(each: object) -> Any:
         if isinstance(each, str):

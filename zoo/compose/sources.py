@@ -43,8 +43,8 @@ def locating(sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> It
 
 
 def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> list[str]:
-    """Write `mine.yaml:12: ` before each fault whose key, or a key above it, a file states; the name alone for a file
-    without lines, such as a config.json. Faults of keys in `overrides` are left unchanged."""
+    """Write `mine.yaml:12: ` before each fault, if a file states the fault's key or a key above it; only the name for a
+    file without lines, such as a config.json. Faults of keys in `overrides` are left unchanged."""
     sources = [each for source in sources for each in _follow_defaults(source)]
     lines = {each: _read_lines(each, each.file.stat().st_mtime_ns if each.file.exists() else 0) for each in sources}
     parts = (text.lstrip("+~").partition("=") for text in overrides)

@@ -81,7 +81,8 @@ def _values(override: Override, faults: list[str]) -> list[str]:
 
 
 class _Reader:
-    """Read the Specs of points. The first of points that differ only in numbers is composed, and its config reused."""
+    """Read the Specs of points. Of points that differ only in numbers, the first is composed; the others reuse its
+    config."""
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer

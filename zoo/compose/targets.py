@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A model that the user named: its name in messages (`label`), its body, the folder whose groups it may use, and
-    its name as an option of the group `model`."""
+    """A model that the user named: its name in messages (`label`), its YAML as plain data (`body`), the folder whose
+    groups it may use, and its name as an option of the group `model`."""
 
     label: str
     body: Body
@@ -54,7 +54,7 @@ def list_packaged() -> list[str]:
 
 def is_file(target: str | Path) -> bool:
     """Tell whether a target is a file or a folder, not a name: it looks like a path, has the suffix of a model's file,
-    or is a folder here without the name of a packaged model."""
+    is a folder here without the name of a packaged model, or is a run's checkpoint (`RUN@400`)."""
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
@@ -72,7 +72,8 @@ def names_checkpoint(path: Path) -> bool:
 
 
 def find_target(target: str | Path | Mapping[str, Any]) -> Target:
-    """Find the body of a target. Raises ConfigError for an unknown model, and for a missing or unreadable file."""
+    """Find the model that a target names. Raises ConfigError for an unknown model, and for a missing or unreadable
+    file."""
     if isinstance(target, Mapping):
         return Target("config", _plain(OmegaConf.create(dict(target)), "config"))
     if not is_file(target):
@@ -101,8 +102,8 @@ STARTS = ("model", "base", "base_model", "like", "extends", "inherits", "from")
 
 
 def check_start(body: Body, path: Path) -> None:
-    """Refuse a training config, and a file that names the packaged model it starts from in another way than
-    `defaults: [/model/NAME@_here_]`. Raises ConfigError with the form that works."""
+    """Raise ConfigError for a training config, and for a file that names the packaged model it starts from in another
+    way than `defaults: [/model/NAME@_here_]`. The message has the form that works."""
     config = read_conf("config")
     groups = {str(group) for entry in config["defaults"] if isinstance(entry, dict) for group in entry}
     trained = [str(key) for key in body if key in (config.keys() | groups) - KNOWN - {"defaults", "model", "hydra"}]
@@ -124,10 +125,10 @@ def check_start(body: Body, path: Path) -> None:
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
-    """Read the model body of a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo. Also returns
-    notes on fields that the body leaves out.
+    """Read a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo as the data of a model's YAML.
+    Also returns notes on fields that this data leaves out.
 
-    The body of a run is the composed one, interpolations unresolved, so that overrides can change it. Raises
+    From a run, the composed model is read with its interpolations unresolved, so that overrides can change it. Raises
     ConfigError for a missing or broken file.
     """
     from zoo import runs
@@ -148,7 +149,7 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
 
 
 def name_packaged(name: str) -> Body:
-    """Make a body that starts from a packaged model, its keys at the root. Raises ConfigError for an unknown name."""
+    """Make a config that starts from a packaged model, its keys at the root. Raises ConfigError for an unknown name."""
     if name not in list_packaged():
         if said := describe_unpublished(name):
             raise ConfigError(f"{name}: {said}")
@@ -215,8 +216,8 @@ def list_defaults(
     *,
     trusted: bool = False,
 ) -> Body:
-    """Move the body's shorthand into its defaults list. Raises ConfigError for unknown options, and for a body that
-    names code, unless it is trusted."""
+    """Move a file's shorthand into its defaults list. Raises ConfigError for unknown options, and for a file that names
+    code, unless the file is trusted."""
     if not trusted:
         check_body(body, label)
     if not isinstance(body.get("defaults", []), list):
@@ -258,7 +259,7 @@ def note_sizes(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
 
 
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
-    """Compose the config of one model, its body at the root."""
+    """Compose the config of one model, the model's keys at the root."""
     return Composer(target).compose([overrides] if isinstance(overrides, str) else list(overrides))
 
 
@@ -273,7 +274,7 @@ class Composer:
         self.composition = Composition(self.repo, self.body, self.found.label)
 
     def compose(self, overrides: list[str]) -> Composed:
-        """Compose the config under overrides, with the model's body at the root."""
+        """Compose the config with overrides, the model's keys at the root."""
         with locating(self.found.sources):
             made = self.composition.compose(overrides)
         made.notes += self.found.notes
@@ -282,8 +283,9 @@ class Composer:
         return made
 
     def _list_inherited(self, made: Composed) -> tuple[str, ...]:
-        """List the keys of `about` that come from the base model although the body or an override changes that model:
-        its title and parameters do not describe this one. Under any override `params` is listed even if stated."""
+        """List the keys of `about` that come from the base model although the file or an override changes that model:
+        the base's title and parameters do not describe the result. Under any override `params` is listed even if
+        stated."""
         body, about = self.found.body, made.cfg.get("about")
         if not isinstance(about, Mapping):  # a fault that the grammar reports, if it is read
             return ()

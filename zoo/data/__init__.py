@@ -51,7 +51,7 @@ __all__ = [
 
 LAYOUT = 3  # version of the cached folders; folders of any other version are not used
 BPE_SIZE = 4096
-BPE_SAMPLE = 16 << 20  # bytes of text that a BPE is trained on, evenly spread: more of the same text changes few merges
+BPE_SAMPLE = 16 << 20  # bytes of text, sampled by hash, that a BPE is trained on: more text changes few merges
 SEALS = "tokenizer.seal.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
@@ -84,9 +84,9 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     """Read and split a corpus, train a tokenizer and encode; or open the cached result. Raises ConfigError for a corpus
     that cannot be read, split or used to train the tokenizer.
 
-    With `whole` nothing is split: all documents are held out, duplicates too, and the tokenizer must not be a BPE to
-    train. The text is read once to find the key, and once more where nothing is cached under it (`zoo.data.survey` says
-    why). `progress(what, done, total)` is called with bytes of text.
+    With `whole` nothing is split: all documents, duplicates too, go to validation, and the tokenizer must not be a BPE.
+    The text is read once to compute the cache key, and a second time if the cache has no such key (`zoo.data.survey`
+    says why). `progress(what, done, total)` is called with bytes of text.
     """
     progress = progress or (lambda what, done, total: None)
     surveys = {}
@@ -106,7 +106,7 @@ def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
     """Return the cache folder `name`; if it is missing, `build` fills a draft folder, renamed when complete.
 
     `build` continues in the draft that a killed process left. Two processes that build at once use separate drafts, and
-    the slower one drops its own: both hold the same. Raises ConfigError if the cache is not writable.
+    the slower one drops its own, which holds the same files. Raises ConfigError if the cache is not writable.
     """
     folder = find_cache_folder() / "data" / name
     if folder.is_dir():
@@ -144,7 +144,7 @@ def survey_source(source: WeightedSource, settings: DataSettings, progress: Prog
 
 
 def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = False) -> PreparedData:
-    """Open a folder of the cache. Raises ZooError when a file in it is damaged."""
+    """Open a folder of the cache. Raises ZooError for a damaged tokenizer or index, or a shard of another length."""
     for name, record in read_sealed(folder / SEALS, dict[str, FileShape | str]).items():
         if name in TOKENIZER:
             verify_file(folder / name, record)
@@ -213,7 +213,7 @@ def write_prepared(
 def read_samples(
     surveys: Mapping[str, Survey], parts: Mapping[str, list[Part | None]], progress: Progress
 ) -> Iterator[str]:
-    """Yield the training texts of all samples. Raises ConfigError if there are none."""
+    """Yield the training texts in the samples of all sources. Raises ConfigError if there are none."""
     total, done = sum(found.sample.size for found in surveys.values()), 0
     progress("learning the vocabulary", 0, total)
     for name, found in surveys.items():
@@ -234,8 +234,8 @@ def write_source(
     tokenizer: Tokenizer,
     progress: Progress,
 ) -> None:
-    """Make the second pass over a source: encode it to shards. Raises ZooError if the source changed since the
-    first."""
+    """Make the second pass over a source: encode it to shards. Raises ZooError if the source changed since the first
+    pass."""
     total = sum(unit.size for unit, part in zip(found.units, parts, strict=True) if part is not None)
     fingerprint = Fingerprint()
     folder.mkdir(exist_ok=True)

@@ -2,8 +2,8 @@
 
 A checksum is kept for each MiB, so that an error says where a file is damaged. Nothing on disk marks a file as checked:
 the mark would hide later corruption. So each process reads a file once before it uses it, at the speed of the disk;
-xxh3 itself takes about 0.1 s a GB. If the system has cached the file's pages, the cached pages are checked, and they
-are also what is used.
+xxh3 itself takes about 0.1 s a GB. If the system has cached the file's pages, the cached pages are checked, and the
+same pages are used afterwards.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def check_length(file: Path, record: FileRecord) -> None:
 
 
 def verify_file(file: Path, record: FileRecord) -> None:
-    """Compare a file with its record. Raises ZooError that names the first block that differs by its offset."""
+    """Compare a file with its record. Raises ZooError with the byte offsets of the first block that differs."""
     from xxhash import xxh3_64_hexdigest
 
     check_length(file, record)
@@ -94,7 +94,7 @@ def verify_file(file: Path, record: FileRecord) -> None:
 
 
 def write_sealed(file: Path, node: Mapping[str, Any]) -> None:
-    """Write an object as JSON; its last key is the xxh3 of all keys before."""
+    """Write an object as JSON. A last key is added: the xxh3 of the text before it."""
     from xxhash import xxh3_64_hexdigest
 
     body = json.dumps(node, indent=1).removesuffix("\n}")
@@ -103,7 +103,8 @@ def write_sealed(file: Path, node: Mapping[str, Any]) -> None:
 
 
 def read_sealed(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
-    """Read a file of `write_sealed` and check it against `shape`. Raises ZooError when a byte of it differs."""
+    """Read a file that `write_sealed` wrote. Raises ZooError if the file is missing, is damaged or does not fit
+    `shape`."""
     from xxhash import xxh3_64_hexdigest
 
     try:

@@ -1,5 +1,6 @@
 # B rows, T tokens, S tokens of an encoder
-"""Make batches of corrupted rows. A row's corruption is a function of (seed, epoch, row number)."""
+"""Make batches of corrupted rows, of pairs and of labelled rows. A row's corruption is a function of (seed, epoch, row
+number)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def split_documents(row: np.ndarray, eos_id: int) -> list[np.ndarray]:
 
 
 def number_documents(rows: np.ndarray, eos_id: int) -> np.ndarray:
-    """Number the documents of rows [B, T] from 0."""
+    """Return the number of each token's document [B, T], counted from 0 in each row."""
     numbers = (rows == eos_id).cumsum(1)
     return numbers - numbers[:, :1]
 
@@ -62,8 +63,8 @@ class InPlace:
 
 @dataclass(frozen=True)
 class Runs:
-    """Corrupts a row run by run. Without `documents` its first `length` tokens are one run; with `documents` each
-    document in them is a run, several are packed in a row, and a document that no longer fits is left out."""
+    """Corrupts the first `length` tokens of a row: as one run, or with `documents` each document as a run of its own.
+    Subclasses pack the corrupted runs into one row, and leave out a run that does not fit."""
 
     corrupt: Corrupt
     seed: int
@@ -81,7 +82,8 @@ class Runs:
 class Continued(Runs):
     """Makes batches for a decoder: each corrupted run is followed by its targets, in one row.
 
-    Rows have `width` tokens. With `prefixed` a run's corrupted tokens see one another in both directions (prefix LM).
+    Rows have `width` tokens. With `prefixed`, a row has one run, whose corrupted tokens attend to one another in both
+    directions (prefix LM).
     """
 
     width: int
@@ -94,7 +96,7 @@ class Continued(Runs):
         return Batch(ids, targets, numbers if self.documents else None, prefix=prefix)
 
     def _write(self, row: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """Lay out a row: its ids, targets and document numbers, and the number of tokens before its first target."""
+        """Lay out a row: its ids, targets and document numbers, and the number of corrupted tokens of its first run."""
         at, read = 0, 0
         ids, targets = np.full(self.width, self.eos_id, np.int64), np.full(self.width, IGNORED, np.int64)
         numbers = np.zeros(self.width, np.int64)
@@ -143,7 +145,7 @@ class Rewritten(Runs):
                 continue
             read[s:behind], source[s:behind], targets[t:after] = part.inputs, number, part.targets
             written[t:after] = np.append(self.start_id, part.targets[:-1])
-            target[t:] = number  # padding too, so that it sees some source; no token sees it
+            target[t:] = number  # padding too, so that it attends to a source; no token attends to it
             source[behind:] = number + 1  # padding, which no target sees
             s, t = behind, after
         return read, targets, written, source, target, np.arange(self.widths[0]) < s

@@ -19,7 +19,8 @@ TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".yaml"
 # Files of records, with the text in one of their fields: training on the raw file would be training on its syntax.
 RECORDS = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".avro", ".orc"}
 PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}
-# A file of more than 1/20 of a corpus is cut into pieces of about 1/200 of it, so that some of them can validate.
+# A file larger than 1/20 of the corpus is cut into about 200 pieces of 256 to 16,384 characters, so that some of them
+# can validate.
 LARGE, PIECES, SMALLEST_PIECE, LARGEST_PIECE = 20, 200, 256, 16384
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 FAULTS_SHOWN = 10
@@ -61,7 +62,8 @@ class Corpus:
 
     Binary files (git's rule: they have a NUL byte) are skipped. With `strict`, three kinds of files are faults: a file
     in another encoding than UTF-8; a binary file that is the only file or has the suffix of a text file; and a file of
-    records such as JSON Lines. Without `strict`, the first two kinds are skipped, and records are read as text.
+    records such as JSON Lines, or of packed text. Without `strict`, the first two kinds are skipped, and the third is
+    read as text.
     """
 
     root: Path
@@ -69,7 +71,8 @@ class Corpus:
     strict: bool = True
 
     def __iter__(self) -> Iterator[Document]:
-        """Read every file. At the end raises ConfigError with a line for each unreadable file, or for no text."""
+        """Read every file. Raises ConfigError after the last file if some cannot be read (a line for each of the first
+        FAULTS_SHOWN), or if none has text."""
         total, empty = self.n_bytes, True
         faults = []
         for file in self.files:
@@ -107,7 +110,8 @@ class Corpus:
 
 
 def open_stdlib_corpus() -> Corpus:
-    """Open the Python standard library of this machine as a corpus of source files, without its tests."""
+    """Open the Python standard library of this machine as a corpus of source files, without its tests. Raises
+    ConfigError if no source file is found."""
     root = Path(sysconfig.get_path("stdlib"))
 
     def keep(file: Path) -> bool:
@@ -122,7 +126,7 @@ def open_stdlib_corpus() -> Corpus:
 
 
 def open_text_corpus(path: str | Path) -> Corpus:
-    """Open a file, or every text file below a folder but hidden ones. Raises ConfigError if `path` is missing."""
+    """Open a file, or all files below a folder that are not hidden. Raises ConfigError if `path` is missing."""
     root = Path(path).expanduser()
     if root.is_dir():
         files = list_files(root, set(), lambda file: not file.name.startswith("."))
@@ -134,7 +138,8 @@ def open_text_corpus(path: str | Path) -> Corpus:
 
 
 def list_files(root: Path, without: set[str], keep: Callable[[Path], bool]) -> tuple[Path, ...]:
-    """List the files below `root` in the order of their relative paths. Links to folders are not followed."""
+    """List the files below `root` that pass `keep`, sorted by relative path. Hidden folders, folders named in `without`
+    and links to folders are skipped. Raises ConfigError for a folder that cannot be read."""
 
     def refuse(error: OSError) -> None:
         what = f"cannot read {error.filename}, found {error.strerror}"
@@ -148,7 +153,7 @@ def list_files(root: Path, without: set[str], keep: Callable[[Path], bool]) -> t
 
 
 def describe_records_fault(file: Path) -> str | None:
-    """Word the fault of a file whose suffixes say that it holds records or packed text; None for any other file."""
+    """Describe the fault of a file whose suffixes say that it holds records or packed text; None for any other file."""
     *before, last = ["", *(suffix.lower() for suffix in file.suffixes)]
     packed = last in PACKED
     kind = before[-1] if packed and before else last
@@ -199,7 +204,7 @@ def cut_document(path: str, text: str, total: int) -> Iterator[Document]:
 def cut_paragraphs(text: str, size: int) -> Iterator[str]:
     """Cut a text into pieces of `size` to 2 × `size` characters (the last may be shorter).
 
-    A piece ends after a blank line; without one in that range, after a line; without a line end either, at 2 × `size`.
+    A piece ends after the first blank line in that range, else after the last line end in it, else at 2 × `size`.
     """
     start = 0
     while len(text) - start > size:

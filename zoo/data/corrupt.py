@@ -1,6 +1,6 @@
 """Corrupt rows of token ids for denoising objectives: masks, noise spans, text infilling, sentence permutation.
 
-Each function takes one row or document [L] and a numpy generator, and depends on nothing else. L tokens.
+L tokens of one row or document. All random draws come from the numpy generator that is passed in.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ def count_noise(length: int, rate: float, mean: float) -> tuple[int, int]:
     """Count the noise tokens of a row and their spans, as T5's `random_spans_noise_mask` does (Raffel et al., 2020). At
     least one token is noise, and at least one is not.
 
-    512 tokens at rate 0.15 and a mean of 3: 77 tokens of noise in 26 spans.
+    Example: 512 tokens at rate 0.15, with spans of 3 tokens on average, have 77 noise tokens in 26 spans.
     """
     noise = min(max(round(length * rate), 1), length - 1)
     return noise, min(max(round(noise / mean), 1), noise, length - noise)
 
 
 def draw_spans(length: int, rate: float, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw which tokens of a row are noise [L] (T5): all divisions are equally likely. The first token is not noise."""
+    """Draw spans of noise in a row (T5), all divisions equally likely. Returns whether each token is noise [L]; the
+    first token never is."""
     noise, spans = count_noise(length, rate, mean)
     lengths = np.stack([_segment(length - noise, spans, rng), _segment(noise, spans, rng)], 1).ravel()
     return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
 
 
 def _segment(count: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the lengths of `parts` parts of `count` tokens, at least 1 each; all ways are equally likely."""
+    """Divide `count` tokens into `parts` parts of 1 token or more, all divisions equally likely. Returns the
+    lengths."""
     cuts = np.sort(rng.choice(count - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate(([0], cuts, [count])))
 
@@ -46,7 +48,7 @@ def _segment(count: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 def fold(ids: np.ndarray, noise: np.ndarray, sentinels: Sequence[int], eos_id: int) -> Corrupted:
     """Replace each span of noise by a sentinel; the targets are each sentinel followed by its span (T5).
 
-    a b c d e with b c and e as noise: inputs a <0> d <1> EOS, targets <0> b c <1> e EOS.
+    Example: a b c d e, of which b c and e are noise, give the inputs a <0> d <1> EOS and the targets <0> b c <1> e EOS.
     """
     starts = noise & ~np.concatenate(([False], noise[:-1]))
     numbers = np.asarray(sentinels)[np.cumsum(starts) - 1]  # sentinel of a token's span, or of the span before
@@ -64,8 +66,8 @@ def count_infilled(length: int, rate: float, mean: float) -> tuple[int, int]:
 
 def infill(ids: np.ndarray, rate: float, mean: float, mask_id: int, rng: np.random.Generator) -> np.ndarray:
     """Replace spans of tokens by one mask each (BART's text infilling; Lewis et al., 2019). Span lengths are Poisson
-    draws given their sum, which makes them multinomial and the row's length known. A span of length 0 only adds a
-    mask."""
+    draws conditioned on their sum, which is one multinomial draw: so the resulting length is known beforehand. A span
+    of length 0 only adds a mask."""
     noise, spans = count_infilled(len(ids), rate, mean)
     lengths = rng.multinomial(noise, np.full(spans, 1 / spans))
     left = len(ids) - noise
@@ -96,12 +98,12 @@ def mask_tokens(
     mask_id: int,
     rng: np.random.Generator,
 ) -> Corrupted:
-    """Mask tokens for prediction (BERT; Devlin et al., 2018). Gives inputs and targets [L]; targets not predicted are
-    -100.
+    """Mask tokens for prediction (BERT; Devlin et al., 2018). Gives inputs and targets [L]; the target of a token that
+    is not to be predicted is -100.
 
-    `rates` are the share of tokens to predict, and of these the shares replaced by the mask and by a random token; the
-    rest stay. `ordinary` are the ids that may be predicted or drawn: all but special tokens. With `words` [L], the
-    number of each token's word, whole words are chosen.
+    `rates` are three shares: of tokens to predict; and, of these, those replaced by the mask and those replaced by a
+    random token (the others stay). `ordinary` are the ids that may be predicted or drawn: all but special tokens. With
+    `words` [L], the number of each token's word, whole words are chosen.
     """
     rate, masked, random = rates
     open_ = np.flatnonzero(np.isin(ids, ordinary))

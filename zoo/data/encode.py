@@ -157,7 +157,7 @@ def group_texts(texts: Iterable[tuple[Part, Texts]]) -> Iterator[list[tuple[Part
 
 
 def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: Tokenizer, dtype: str) -> None:
-    """Write the last shards, and the index of all shards with their checksums."""
+    """Write the last shards, then the index of all shards with their checksums, and delete the shards' own records."""
     splits = {}
     for part, writer in writers.items():
         writer.flush()
@@ -179,7 +179,8 @@ def open_tokens(folder: Path, parts: Sequence[Part] = PARTS) -> dict[Part, Token
 
 
 def open_split(folder: Path, part: Part, index: Mapping[str, Any]) -> TokenFile:
-    """Open the shards of one split as one array, with an end of text before the first document."""
+    """Open the shards of one split as one array, with an end of text before the first document. Raises ZooError if
+    there is no shard, or a file's length has changed."""
     import numpy as np
 
     records = index["splits"].get(part) or []

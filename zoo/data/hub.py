@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 SAVED = ("state.json", "dataset_dict.json")
-"""Files of a folder that `save_to_disk` wrote: of one split, and of several."""
+"""The files by which a folder of `save_to_disk` is recognised: of one split, and of several."""
 
 DEFAULT_SPLIT = "train"
 
@@ -84,8 +84,8 @@ def refuse_idle_fields(settings: HF) -> None:
 
 
 def pick_split(saved: Any, settings: HF) -> Any:
-    """Return the split that the settings name; a folder may hold a single one. Raises ConfigError, with all names, if
-    the split is missing."""
+    """Return the split that the settings name; by default a folder's single split, or "train". Raises ConfigError, with
+    the names of all splits, if that split is missing."""
     wanted = settings.split or DEFAULT_SPLIT
     if not isinstance(saved, dict):
         own = str(saved.split) if saved.split is not None else None

@@ -83,7 +83,7 @@ class LabelledTask:
 
 
 class ClassTask(LabelledTask):
-    """A class for each record: a string, a whole number, or true and false."""
+    """Reads a class for each record: a string, a whole number, or true and false."""
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
         name = spell_label(value)
@@ -100,7 +100,7 @@ class ClassTask(LabelledTask):
 
 
 class NumberTask(LabelledTask):
-    """A number for each record, or a list of numbers, of equal length in all records."""
+    """Reads a number for each record, or a list of numbers that has the same length in all records."""
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
         given = value if isinstance(value, list) else [value]
@@ -126,7 +126,7 @@ def is_in_range(number: float) -> bool:
 
 
 class TagTask(LabelledTask):
-    """A tag for each word: two lists of one length."""
+    """Reads a tag for each word of a record: words and tags are two lists of one length."""
 
     keys: ClassVar[str] = "objective.tokens=NAME objective.tags=NAME"
 
@@ -156,7 +156,7 @@ class TagTask(LabelledTask):
         return encoder.encode_words([example.texts for example in examples])
 
     def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
-        """The number of each word's tag at its first piece [T]; no other token is scored."""
+        """The targets [T]: the number of a word's tag at the word's first token, IGNORED at all other tokens."""
         import numpy as np
 
         target = np.full(len(row.ids), IGNORED, np.int64)
@@ -192,7 +192,7 @@ class LabelledFile(TokenFile):
         return len(self.rows)
 
     def read_row(self, number: int, seq_len: int) -> LabelledRow:
-        """Read a row. It was truncated when it was encoded."""
+        """Read a row. Rows were truncated when they were encoded, so `seq_len` has no effect."""
         return self.rows[number]
 
 
@@ -307,7 +307,8 @@ def _order(name: str) -> tuple[bool, int, str]:
 
 
 def count_numbers(parts: Mapping[Part, Sequence[Example]], known: Any = None) -> int:
-    """Count the numbers of a label. Raises ConfigError for a record that differs from `known`, or from the first."""
+    """Count the numbers of a label. Raises ConfigError for a record with another count than `known`, or than the first
+    record if `known` is None."""
     every = [example for examples in parts.values() for example in examples]
     wanted, whose = (known, "the head") if known is not None else (len(every[0].label), every[0].where)
     for each in every:

@@ -1,6 +1,6 @@
-"""Compute the order of training rows: from a row's number, the row's source and the window of that source.
+"""Compute the order of training rows: which source a row is read from, and which window of that source.
 
-Both are functions of a row's number alone, so a run's position is one count of rows.
+Both are functions of the row's number alone, so a run's position is one count of rows.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEAST_ROUNDS = 24
-ROUNDS_A_BIT = 6  # rounds for each bit of n, as the paper's proof requires
-LONGEST_PERIOD = 100_000  # rows after which the weights of a mix repeat
+ROUNDS_A_BIT = 6  # rounds for each bit of n, as the proof of Hoang et al. (2012) requires
+LONGEST_PERIOD = 100_000  # rows: a mix must repeat within this many
 
 
 class Permutation:
     """A pseudo-random permutation of 0 … n − 1, computed by index: swap-or-not (Hoang, Morris and Rogaway, 2012).
 
-    Each round pairs x with (k − x) mod n, and a hash of the larger of the two decides whether they change places. It
-    works for any n, where a Feistel network needs a power of two and is poor for a few elements. A shuffled array would
-    take 8 bytes an element, and numpy does not promise its shuffles to later versions.
+    Each round pairs x with (k − x) mod n, and a hash of the larger of the two decides whether they change places. This
+    works for any n; a Feistel network needs a power of two and is poor for a few elements. A shuffled array would take
+    8 bytes an element, and numpy does not promise the same shuffle in later versions.
 
     `key` is any text; the rounds are derived from it by SHAKE-256, so the order is the same on every machine.
     """
@@ -65,7 +65,7 @@ class Interleaving:
 
     The weights are scaled to whole numbers aᵢ with sum P. The order repeats after P rows, which hold exactly aᵢ of
     source i. Row j of source i must come between rows ⌊j·P/aᵢ⌋ and ⌈(j + 1)·P/aᵢ⌉. Of the rows that may come next, the
-    one with the earliest deadline does, so that all deadlines are met (Pfair scheduling; Baruah et al., 1996).
+    one with the earliest deadline is taken, so that all deadlines are met (Pfair scheduling; Baruah et al., 1996).
 
     Example: weights 2 and 1 give sources 0, 0, 1, 0, 0, 1, …
     """

@@ -92,7 +92,7 @@ class Faults:
             raise ConfigError(*self.lines, f"{self.key}: reading stopped here, there may be more")
 
     def settle(self) -> None:
-        """Raise ConfigError if there are any."""
+        """Raise ConfigError if any fault was added."""
         if self.lines:
             raise ConfigError(*self.lines)
 
@@ -271,7 +271,8 @@ def parse_line(line: bytes, where: str, offset: int, faults: Faults) -> dict[str
 
 @contextmanager
 def open_packed(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file, decompressed if its suffix says gzip or zstd. Raises ConfigError if a package is missing."""
+    """Open a file, decompressed if its suffix says gzip or zstd. Raises ConfigError if the package for zstd is missing,
+    and EOFError for damaged zstd."""
     suffix = file.suffix.lower()
     if suffix == ".gz":
         with gzip.open(file, "rb") as lines:

@@ -1,5 +1,5 @@
 # T tokens
-"""Encode whole texts as rows: a text, two texts, or words whose first pieces are known."""
+"""Encode whole texts as rows: a text, two texts, or words, with the index of each word's first token."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class RowEncoder:
     """Encodes texts as rows of at most `limit` tokens, with the special tokens of the tokenizer's file. Longer texts
     lose their end; of two texts, the longer one is truncated first.
 
-    If the file adds no special tokens, an end of text separates two texts, and with `opens` a row begins with one, for
-    a head that reads the first token.
+    If the file adds no special tokens, an end of text separates two texts. With `opens`, an end of text also begins
+    such a row, for a head that reads the first token.
     """
 
     tokenizer: Tokenizer
@@ -63,8 +63,8 @@ class RowEncoder:
 
     @contextmanager
     def _cutting(self, less: int = 0) -> Iterator[tokenizers.Tokenizer]:
-        """Enable the tokenizer's truncation, and disable it again: the tokenizer is saved with a run, and encodes other
-        texts too."""
+        """Truncate to `limit - less` tokens inside the `with` block only, because the tokenizer is saved with a run and
+        encodes other texts too."""
         backend = self.tokenizer.backend
         backend.encode_special_tokens = True  # a special token spelled in a text is text
         backend.enable_truncation(self.limit - less)

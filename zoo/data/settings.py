@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationInfo
 
 Default = Field(validate_default=True)
-"""A field whose default is validated too: some kinds refuse it."""
+"""Marks a field whose default is validated too, because some kinds refuse the default."""
 
 TEXT_FIELD = "text"
 
@@ -76,11 +76,11 @@ class Bytes(TokenizerSettings, kind="byte"):
 
 
 class TokenizerFile(TokenizerSettings, kind="file"):
-    """The tokenizer.json at `path`, or in the folder there. `eos` names the token that ends a text."""
+    """A tokenizer.json. `path` is the file, or a folder that has one. `eos` names the token that ends a text."""
 
 
 class DataSettings(Spec, axis="data", default="stdlib"):
-    """The `data` node of a training config: a source of text, and what is made of it."""
+    """The `data` node of a training config: a source of text, its tokenizer and its split."""
 
     tokenizer: TokenizerSettings = Field(default_factory=BPE)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -131,7 +131,7 @@ class Stdlib(DataSettings, kind="stdlib"):
 
 
 class TextSettings(DataSettings, kind="text"):
-    """A text file, or every text file below a folder. Each file is a document."""
+    """A text file, or every file below a folder, except hidden ones. Each file is a document."""
 
     path: Annotated[str | None, Default] = None
 
@@ -222,8 +222,8 @@ class ParquetFiles(RecordSettings, kind="parquet"):
 class HF(RecordSettings, kind="hf"):
     """A data set of Hugging Face's `datasets` (the extra `hf`): a folder on disk, or a name on the hub.
 
-    `split` null is `train`, or the only one there is. `streaming` reads over the network once in each of two passes,
-    without a copy on disk; `max_rows` takes the first rows alone.
+    `split` null is `train`, or the only split of a saved folder. `streaming` reads over the network once in each of two
+    passes, without a copy on disk; `max_rows` takes only the first rows.
     """
 
     name: str | None = None
@@ -246,8 +246,8 @@ SHARED = ("tokenizer", "validation_fraction", "documents")
 
 
 def read_weighted(node: object) -> WeightedSource:
-    """Validate one source of a mix; a WeightedSource is returned unchanged. Raises ValueError for a node that is no
-    mapping, and ValidationError with all faults of any other."""
+    """Validate one source of a mix; a WeightedSource is returned unchanged. Raises ValueError if the node is no
+    mapping, and ValidationError with all faults of a mapping."""
     if isinstance(node, WeightedSource):
         return node
     if not isinstance(node, Mapping):
@@ -269,7 +269,8 @@ def read_weighted(node: object) -> WeightedSource:
 
 
 class Mix(DataSettings, kind="mix"):
-    """Several sources. After n rows each has given its share of them, ± 1: `of: {name: {weight: 7, kind: text, …}}`."""
+    """Several sources: `of: {name: {weight: 7, kind: text, …}}`. Of any first n rows, each source gives the share that
+    its weight states, ± 1."""
 
     of: Annotated[dict[str, Annotated[Any, PlainValidator(read_weighted)]] | None, Default] = None
 

@@ -2,7 +2,7 @@
 
 `.bin` holds the ids of all sequences, end to end: uint16, or int32 for a vocabulary above 65,536. `.idx` holds, little
 endian: the 9 bytes `MMIDIDX\\0\\0`; the version (1, u64); the code of the dtype (u8); the numbers of sequences and of
-document boundaries (u64 each); the length of each sequence (i32); its offset in bytes in `.bin` (i64); the first
+document boundaries (u64 each); the length of each sequence (i32); the byte in `.bin` where it begins (i64); the first
 sequence of each document, and the number of sequences (i64).
 
 A document is a sequence that ends with the end of text; a pair is two of them. A validation shard has a third file,
@@ -69,7 +69,7 @@ def pack_index(lengths: Sequence[int], sequences: int, dtype: str) -> bytes:
 
 
 class SplitWriter:
-    """Writes one split as shards NAME-00000, NAME-00001 … in a folder. The document that fills a shard is its last.
+    """Writes one split as shards NAME-00000, NAME-00001 … in a folder. A shard ends with the document that fills it.
 
     Where shards end depends on the documents alone. Whole shards that a killed process left are kept: `n_documents`
     counts their documents, and `add` continues after them.
@@ -146,7 +146,8 @@ def find_whole_shards(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: its path without suffix, its tokens, and the records of its files by suffix."""
+    """One shard: its path without suffix, the dtype and number of its tokens, and the records of its files by
+    suffix."""
 
     path: Path
     dtype: str

@@ -16,12 +16,13 @@ Texts = tuple[str, ...]
 
 MOST_BLOCKS = 10  # contiguous blocks of validation text in one large file
 LONGEST = 1 << 20
-"""Texts of more characters are cut: a tokenizer takes about 120 bytes of memory a character, and one core."""
-PIECES_PER_BLOCK = 2  # at least, where a file has more than one block
+"""Texts of more characters are cut: a tokenizer encodes a text on one core, with about 120 bytes of memory a
+character."""
+PIECES_PER_BLOCK = 2  # fewest pieces in a block, where a file has several blocks
 
 
 def hash_text(text: str) -> bytes:
-    """Hash a text regardless of its white space, so that a copy with other line ends is a duplicate."""
+    """Hash a text with all white space made single spaces, so that a copy with other line ends is a duplicate."""
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
@@ -30,10 +31,10 @@ def split_corpus(
 ) -> list[Part | None]:
     """Choose the part of each document; None for duplicates and for documents left out by `max_bytes`.
 
-    Validation gets its fraction of the bytes. A large file (one in pieces) gives contiguous blocks, at the end of each
-    of up to MOST_BLOCKS equal sections. The rest are whole files, in the order of their content's hash, until the
-    fraction is reached. So names and order do not matter, no duplicate is in both parts, and adding a file moves about
-    as much text as the file has. Raises ConfigError unless both parts get a document.
+    Validation gets its fraction of the bytes. A large file (one in pieces) gives contiguous blocks, one at the end of
+    each of up to MOST_BLOCKS equal sections. Then whole files are added, in the order of their content's hash, until
+    the fraction is reached. So names and order do not matter, no text is in both parts, and adding a file moves about
+    as much text from part to part as the file has. Raises ConfigError unless both parts get a document.
 
     Example: of a book of 1,000,000 bytes and a fraction of 0.05, validation has the bytes from 190,000 to 200,000, from
     390,000 to 400,000 and so on, cut where paragraphs end.
@@ -74,7 +75,7 @@ def keep_whole(units: list[Unit], max_bytes: int | None = None) -> list[Part | N
 
 
 def describe_missing_part(pieces: int, different: int, chosen: int, max_bytes: int | None) -> str:
-    """Word why one of the two parts is empty, given the numbers of pieces, of different pieces and of chosen ones."""
+    """Describe why a part is empty, given the numbers of pieces, of different pieces and of chosen pieces."""
     if different == 1 and pieces > 1:
         found = f"found {pieces:,} pieces of text that are all the same, of which one is kept"
         return f"data: training and validation need different text, {found} (a text that repeats itself less)"
@@ -83,7 +84,7 @@ def describe_missing_part(pieces: int, different: int, chosen: int, max_bytes: i
 
 
 class Unit(NamedTuple):
-    """A document as the split sees it: the hash of its text, its file, and its bytes."""
+    """The facts about a document that the split needs: the hash of its text, its file, and its size in bytes."""
 
     key: bytes
     path: str
@@ -97,7 +98,8 @@ def measure_unit(document: Document) -> Unit:
 
 
 def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:
-    """Choose the validation documents among `kept`, which are sorted by hash. Two documents suffice for both parts."""
+    """Choose the validation documents among `kept`, which are sorted by hash. Of two or more, each part gets one at
+    least."""
     files: dict[str, list[int]] = {}
     for number, unit in enumerate(units):
         files.setdefault(unit.path, []).append(number)
@@ -128,8 +130,8 @@ def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set
 
 
 def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 0) -> list[int]:
-    """Sample documents of at most `room` bytes in all: each that still fits, in the order of the half of the hash that
-    the split does not use. If none fits, the smallest is taken if it has at most `most` bytes."""
+    """Sample documents of at most `room` bytes in all. They are tried in the order of the second half of their hash,
+    and taken if they still fit. If none fits, the smallest is taken if it has at most `most` bytes."""
     chosen = []
     for number in sorted(numbers, key=lambda number: units[number].key[8:]):
         if units[number].size <= room:

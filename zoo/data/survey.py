@@ -36,10 +36,10 @@ class Fingerprint:
 
 
 class LowestHashes:
-    """The documents with the lowest hashes, of about `room` bytes together, however many there are.
+    """Keeps the documents with the lowest hashes, about `room` bytes of text, whatever the size of the corpus.
 
-    `max_bytes` samples by the same half of the hash, so a corpus limited by it keeps the documents of this sample
-    first.
+    Documents are ordered by the second half of the hash, as `max_bytes` orders them: a corpus limited by `max_bytes`
+    keeps the documents of this sample first.
     """
 
     def __init__(self, room: int) -> None:

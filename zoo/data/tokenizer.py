@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EOS = "<|endoftext|>"
 BYTE_LEVEL = "ByteLevel"
 MASKS = ("[MASK]", "<mask>")
-"""The mask token of published tokenizers."""
+"""Spellings of the mask token in published tokenizers."""
 # The end of text in published tokenizers, for a tokenizer without a tokenizer_config.json that names it.
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 
@@ -44,7 +44,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The number of rows an embedding needs: the largest id plus one, since some vocabularies have gaps."""
+        """The number of rows an embedding needs: the largest id plus one, because some vocabularies have gaps."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def add_special(self, names: Sequence[str]) -> None:
@@ -61,8 +61,8 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Encode text. Special tokens spelled in it are plain characters, so that no text can end a document.
 
-        With `special`, which is Hugging Face's default, they are special tokens, and the tokens that the tokenizer's
-        file adds (a start token, say) are added.
+        With `special`, which is Hugging Face's default, they are encoded as special tokens, and the tokenizer's file
+        adds its own (a start token, say).
         """
         self.backend.encode_special_tokens = not special
         check_text(text, "text")
@@ -70,7 +70,7 @@ class Tokenizer:
             return self.backend.encode(text, add_special_tokens=special).ids
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Encode the output of a chat template: special tokens spelled in the text are special, and none are added."""
+        """Encode the output of a chat template: special tokens spelled in the text are special; no others are added."""
         self.backend.encode_special_tokens = False
         check_text(text, "text")
         with naming_panics():
@@ -81,8 +81,8 @@ class Tokenizer:
         return [found.ids for found in self.encode_many(texts)]
 
     def encode_many(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """Encode many texts on all cores, without offsets and without Python lists of ids, so that a thread can do it
-        while Python goes on."""
+        """Encode many texts on all cores. Neither offsets nor Python lists of ids are made, so a thread can encode
+        while other Python code runs."""
         self.backend.encode_special_tokens = True
         with naming_panics():
             return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -104,7 +104,7 @@ class Tokenizer:
             return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and what `transformers.AutoTokenizer` needs beside it."""
+        """Write tokenizer.json and the tokenizer_config.json that `transformers.AutoTokenizer` needs."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos}
@@ -116,8 +116,9 @@ class Tokenizer:
     def load(cls, path: str | Path, eos: str | None = None, *, where: str = "tokenizer") -> Tokenizer:
         """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages.
 
-        The end of a text is `eos`, else what tokenizer_config.json beside it says, else the first of its common
-        spellings that the vocabulary has. Raises ConfigError for a missing or malformed file, and if no token is found.
+        The end of a text is `eos`, else the `eos_token` of the tokenizer_config.json in the same folder, else the first
+        of KNOWN_EOS that the vocabulary has. Raises ConfigError for a missing or malformed file, and if none of these
+        gives a token.
         """
         file = find_tokenizer_file(path, where)
         backend = open_backend(file, where)
@@ -132,8 +133,8 @@ class Tokenizer:
 
 @contextmanager
 def naming_panics() -> Iterator[None]:
-    """Raise CheckpointError where `tokenizers` fails on a tokenizer.json: it raises the bare Exception, or
-    PanicException, which it does not export, if its Rust code panics."""
+    """Turn failures of `tokenizers` into CheckpointError. The library raises a bare Exception, or, if its Rust code
+    panics, a PanicException that it does not export."""
     try:
         yield
     except BaseException as error:
@@ -169,7 +170,7 @@ def open_backend(given: TokenizerSource, where: str) -> tokenizers.Tokenizer:
 
 
 def find_tokenizer_file(path: str | Path, where: str) -> Path:
-    """Find tokenizer.json: the path itself, or in the folder it names. Raises ConfigError if there is none."""
+    """Find tokenizer.json: `path` itself, or a file in the folder `path`. Raises ConfigError if there is none."""
     path = Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -249,7 +250,7 @@ def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> np.ndarr
 
     In a byte-level vocabulary a token's spelling gives its bytes. In any other, or if these do not add up to the text
     (a normaliser changed it), a token has the bytes from its start in the text to the next token's start. The end of
-    text has none, unless it is the only token: then the tokenizer encodes the text as nothing.
+    text has none, except where the tokenizer encodes the text to no token at all: then it has all bytes.
     """
     import numpy as np
 
@@ -263,10 +264,11 @@ def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> np.ndarr
 
 
 def measure_by_offsets(tokenizer: Tokenizer, text: str, count: int) -> np.ndarray:
-    """Divide the bytes of a text among its `count` tokens by the tokens' starts in it.
+    """Divide the bytes of a text among its `count` tokens [count + 1]: each token has those from its start to the next
+    token's start, and the end of text has none.
 
     Text before the first token counts for the first; text after a token, such as white space, counts for that token. If
-    several tokens have one start, such as the bytes of a character, the last gets its bytes.
+    several tokens have the same start, such as the bytes of one character, the last token gets all bytes.
     """
     import numpy as np
 

@@ -102,13 +102,13 @@ class Batch(NamedTuple):
     """A batch; an objective fills the fields it needs. Tensors are int64, except targets that are numbers.
 
     - `input_ids` [B, T]: what the model reads; of an encoder-decoder, what its encoder reads [B, S].
-    - `targets` [B, T]: what each position is to predict, -100 where it predicts nothing. Of an encoder-decoder they are
-      those of `decoder_input_ids` [B, T]; of a head that reads whole rows, a row's class [B, 1] or numbers [B, 1, C].
+    - `targets` [B, T]: what each position is to predict, -100 where it predicts nothing. In an encoder-decoder, the
+      positions are the decoder's. For a head that reads whole rows: a row's class [B, 1] or numbers [B, 1, C].
     - `documents`, `decoder_documents`: the number of each token's document, where rows are packed.
     - `attention_mask` [B, T|S]: 1 for a real token, where rows have padding.
-    - `prefix` [B]: how many leading tokens of a row see one another.
-    - `token_type_ids` [B, T]: which of its row's texts a token is of.
-    - `row_numbers` [B]: the number of each row in a run, counted from its start. It decides what dropout drops.
+    - `prefix` [B]: how many leading tokens of a row attend to one another in both directions (prefix LM).
+    - `token_type_ids` [B, T]: the number, from 0, of each token's text within its row.
+    - `row_numbers` [B]: the number of each row, counted from the start of the run. Dropout masks depend on it.
     """
 
     input_ids: torch.Tensor
@@ -168,7 +168,7 @@ class Batches:
 
     Row n is a function of (seed, n) alone: sources take turns by weight (`Interleaving`), and each gives its windows in
     an order of its own. So the position is one count, `consumed`, and the stream of rows stays the same when the batch
-    size changes. A batch in which an epoch ends is filled from the next, so all batches have one shape.
+    size changes. A batch in which an epoch ends is filled from the next epoch: all batches have one shape.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Batches:
         return batch
 
     def batch(self, step: int) -> Batch:
-        """Make the batch of a step, if all steps before had the present batch size."""
+        """Make the batch of a step, assuming that all earlier steps had the present batch size."""
         return self.read(step * self.batch_size, self.batch_size)
 
     def read(self, first: int, count: int) -> Batch:
@@ -265,7 +265,7 @@ class Batches:
 
 
 def count_windows(source: Source, seq_len: int) -> int:
-    """Count the rows of a source. Raises ConfigError if its tokens do not fill one."""
+    """Count the rows of a source. Raises ConfigError if its tokens do not fill a row."""
     if not (count := source.tokens.count_rows(seq_len)):
         where = f"data.of.{source.name}" if source.name else "data"
         found = f"found {len(source.tokens)} (a longer text, or shorter rows)"
@@ -294,8 +294,8 @@ def read_evaluation_batches(
 ) -> Iterator[Batch]:
     """Yield the split in order, or its first `limit` batches: each id after the first is a target once.
 
-    The last batch of whole rows may have fewer of them, and the remaining ids form a batch of one shorter row, so
-    batches must be weighted by their numbers of targets. With `collate`, only whole rows are read.
+    The last batch of whole rows may have fewer rows, and the ids left over form a batch of one shorter row. So a mean
+    over batches must be weighted by their numbers of targets. With `collate`, only whole rows are read.
     """
     n_rows = tokens.count_rows(seq_len)
     groups: list[Sequence[int]] = [
@@ -333,8 +333,8 @@ def hold_out(
     documents: bool,
     collate: Collate | None = None,
 ) -> list[Held]:
-    """Take the validation splits of all sources as batches: whole, or about `wanted` rows, spread evenly since the
-    first rows would be a few documents. Each source gives rows in proportion to its length, at least one.
+    """Take the validation splits of all sources as batches: whole, or about `wanted` rows, spread evenly because the
+    first rows alone would be a few documents. Each source gives rows in proportion to its length, at least one.
 
     With `collate`, ids that fill no row are left out. Raises ZooError if a split then has no row.
     """

@@ -125,8 +125,8 @@ def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings
 
 
 def _bind_words(node: ast.BinOp, text: str, env: Mapping[str, Any]) -> Bindings:
-    """Bind both operands of a sum of texts, as "sparse" + "_sliding"; the right part is as long as possible. Only list
-    entries are bound: whole fields are bound by other expressions, which give more than whether a field is true."""
+    """Bind both operands of a sum of texts, such as "sparse" + "_sliding"; the right part is as long as possible. Only
+    list entries are bound. Whole fields are left to other expressions, because here only their truth is found."""
     cut = next(_list_cuts(node, text), None)
     found = {} if cut is None else {**bind(node.left, text[:cut], env), **bind(node.right, text[cut:], env)}
     return {name: value for name, value in found.items() if name.endswith("]")}
@@ -163,7 +163,7 @@ def _bind_arithmetic(node: ast.BinOp, value: object, env: Mapping[str, Any]) -> 
         if isinstance(node.op, ast.Div) and value:
             return bind(node.right, left / value, env)
         if isinstance(node.op, ast.Sub) and not _reads_fields(node.left):
-            return bind(node.right, round(left - value, 12), env)  # as short as a file states it
+            return bind(node.right, round(left - value, 12), env)  # files state few digits
         if isinstance(node.op, ast.Mult) and left:
             return bind(node.right, value / left, env)
     return {}

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Body:
-    """A model that a config.json describes: `model` in our grammar, `kinds` the family's kind of each layer by tower,
-    `fields` the completed config, `towers` the bodies of towers with configs of their own."""
+    """A model that a config.json describes: `model` in our grammar; `kinds`, by tower, the family's kind of each layer;
+    `fields`, the completed config; `towers`, the bodies of towers with configs of their own."""
 
     family: Family
     architecture: str
@@ -27,7 +27,7 @@ class Body:
 
     @property
     def keys(self) -> Mapping[str, str]:
-        """The rows of the tensors' map: the class's own first, which replace the family's rows of the same names."""
+        """The rows of the tensors' map. The class's own rows come first, and replace family rows of the same names."""
         own = self.family.architectures[self.architecture].get("keys") or {}
         return {**own, **{ours: theirs for ours, theirs in self.family.keys.items() if ours not in own}}
 
@@ -46,7 +46,8 @@ class Body:
         return [*map(self.full_name, read(self)), *inner]
 
     def pair_names(self, read: Callable[[Body], Mapping[str, str | None]]) -> dict[str, str | None]:
-        """Map full names of tensors, paired by `read`, for this model and for each tower with a config."""
+        """Complete both names in each pair of tensors that `read` gives, for this model and each tower with a
+        config."""
         pairs = {self.full_name(one): other and self.full_name(other) for one, other in read(self).items()}
         for tower, body in self.towers.items():
             before = f"{self.prefix}{tower}."

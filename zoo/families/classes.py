@@ -14,7 +14,7 @@ from zoo.paths import read_conf
 Classes = dict[str, dict[str, Any]]
 
 BARE = {"prefix": "", "model": {"head": {"kind": "none"}}}
-"""What makes a family's base model: no prefix, and no head."""
+"""The changes that make a family's base model: no prefix, and no head."""
 
 
 def name_classes(

@@ -41,7 +41,7 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 class Misfit(ValueError):
-    """Values that an expression cannot take. The message says which values would do."""
+    """Raised for values that an expression cannot take. The message says which values would do."""
 
 
 LARGEST_POWER = 64

@@ -39,9 +39,9 @@ YAML for each.
                                          # `keys` replaces inherited rows of the same tensors, and null removes what is
                                          # inherited
 
-A class may have `requires`, `keys` and `defaults` of its own. A `model_type` has a family of its own even if another
-family's class in transformers loads it (EXAONE, InternLM3: Llama's), unless nothing differs: its defaults and names
-differ, and serving engines choose their code by its published class.
+A class may have `requires`, `keys` and `defaults` of its own. A `model_type` usually has a family of its own, even if
+transformers loads it with another family's class (EXAONE and InternLM3 with Llama's): its defaults and names differ,
+and serving engines choose their code by its published class. It has none if nothing differs.
 
 Both directions use this one description. Import evaluates `model`. Export pairs the unevaluated `model` with a Spec,
 finds fields with which each expression has the Spec's value, and imports the result: only a config that gives the same
@@ -85,9 +85,9 @@ attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version se
 sbert_ce_default_activation_function
 """
 MOST_LAYERS = 2_000
-"""Maximum number of layers of a published model, each of which is mapped to tensors."""
+"""Maximum number of layers of a published model: mapping each of them to tensors takes time."""
 MOST_KINDS = 1_000
-"""Maximum number of kinds of layer, each of which is compared with all others."""
+"""Maximum number of kinds of layer: comparing each of them with all others takes time."""
 HARMLESS = frozenset(_HARMLESS.split())
 """Fields of any config.json that do not change a forward pass, unless a family reads them by name."""
 
@@ -159,8 +159,8 @@ class Family:
         return faults
 
     def _unknown_fields(self, full: Mapping[str, Any]) -> list[str]:
-        """List a line for each field that nothing reads, except fields that are false, null or empty or begin with an
-        underscore, which change no model."""
+        """List a line for each field that nothing reads. Fields that are false, 0, null or empty, or that begin with an
+        underscore, are left out: they change no model."""
         known = self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
         unread = [
             name

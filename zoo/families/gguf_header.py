@@ -145,7 +145,8 @@ ARCHITECTURE: dict[str, Any] = {
     "rope.scaling.original_context_length": Count,
     "rope.scaling.type": str,
 }
-"""Types of the architecture's entries, by name after its prefix. Expressions check the types of other entries."""
+"""Types of the architecture's entries, by name without the architecture's prefix. The types of other entries are
+checked by the expressions that read them."""
 
 
 @functools.cache

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from zoo.paths import read_conf
 
 WAYS = ("text", "transformers", "pooling")
-"""Ways in which an engine runs an architecture: the keys of its lists. If several have it, the first counts."""
+"""Ways in which an engine runs an architecture, which are the keys of its lists. If several lists have an architecture,
+the first counts."""
 
 REMARKS = {"text": "", "transformers": " (through transformers)", "pooling": " (pooling)"}
 

@@ -51,7 +51,7 @@ class GenerationFile(JsonShape):
 
 
 class ConfigFile(InnerConfig):
-    """config.json."""
+    """The types of a config.json's fields, and of the configs nested in it."""
 
     text_config: InnerConfig | None = None
     llm_config: InnerConfig | None = None

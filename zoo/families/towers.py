@@ -24,8 +24,8 @@ LACKING = {
     "encoder": ("whose tokens all see one another", "an encoder's, such as 'bert'"),
     "decoder": ("with cross-attention that is read here", "'bert', 'roberta' or 'gpt2'"),
 }
-"""By tower, for messages: which class a family lacks that cannot be this tower of a pair, and which families have
-one."""
+"""By tower, for messages: the class that a family needs in order to be this tower of a pair, and families that have
+such a class."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TowerConfig:
 
     @property
     def outer(self) -> str:
-        """The field with the multimodal encoder's config that contains this one; empty if there is none."""
+        """The field with the multimodal encoder's config, if that contains this tower's config; otherwise empty."""
         return self.field.rpartition(".")[0]
 
     def read(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def find_class(family: Family, tower: str) -> str | None:
 
 
 def find_member(family: Family, tower: str) -> tuple[Family, str] | None:
-    """Find a family and its class as one tower of a pair. A decoder gets the cross-attention that the family's
+    """Return a family, and its class that can be one tower of a pair. A decoder's family gets the cross-attention that
     `crossed` states. None for a family without such a class, or for a decoder's family without `crossed`."""
     name = find_class(family, tower)
     if name is None or (tower == "decoder" and not family.crossed):
@@ -142,7 +142,8 @@ def join_models(own: dict[str, Any], towers: Mapping[str, Body]) -> dict[str, An
 
 
 def _name_outward(node: object) -> Any:
-    """Copy a model, replacing `${x}`, which looks from the root, by `${up:x}`, so that it can be part of another."""
+    """Copy a model with each `${x}`, which is looked up from the root, replaced by `${up:x}`. So the model can be part
+    of another."""
     if isinstance(node, Mapping):
         return {key: _name_outward(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -1,5 +1,5 @@
-"""Write a model's body in the plain dialect: the inverse of `expand`. A node equal to a choice's file becomes that
-choice's word, any other becomes the word with the fields that differ."""
+"""Write a model's YAML in the plain dialect: the inverse of `expand`. A node equal to a choice's file becomes that
+choice's word; any other node becomes a word with the fields that differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zoo.spec import Node, Spec
 
 
 def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Write a composed body as a person would, such that expanding the result gives the same model."""
+    """Write a composed model as a person would, such that expanding the result gives the same model."""
     root = expand(body)
     found = contract_keys(root, {})
     for tower in TOWERS:
@@ -37,20 +37,20 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def contract_choices(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Shorten each choice with a kind at the top of a body to the fields that differ from the choice's file. One choice
-    can then be swapped."""
+    """Shorten each choice with a kind at the top of a model's YAML to the fields that differ from the choice's file, so
+    that a single choice can be swapped."""
     slots = list_slots()
     stated = {key for key in BASES if isinstance(node := body.get(key), Mapping) and "kind" in node}
     return {key: _contract(value, slots[key], None, body) if key in stated else value for key, value in body.items()}
 
 
 def find_names(body: Mapping[Any, Any]) -> set[str]:
-    """Find the names that a body's interpolations look up."""
+    """Find the names that the interpolations in a model's YAML look up."""
     return set(re.findall(r"\b[^\W\d]\w*", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(body)))))
 
 
 def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Shorten the choices of an expanded body, or of a patch of the body `around`. Interpolations stay."""
+    """Shorten the choices of an expanded model, or of a patch of the model `around`. Interpolations stay."""
     slots = list_slots()
     stated = _list_stated(node) | _list_stated(around)
     found = {
@@ -67,7 +67,7 @@ def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[An
 
 
 def _find_word(axis: str, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> str | None:
-    """Find the word that gives a patch's choice when it is laid over the model's own choice of the same kind."""
+    """Find the word that gives a patch's choice when the word is laid over the model's own choice of the same kind."""
     node, old = patch.get(axis), around.get(axis)
     kind = node.get("kind") if isinstance(node, Mapping) else None
     if kind is None or not isinstance(old, Mapping) or old.get("kind") != kind:
@@ -82,7 +82,7 @@ def _find_word(axis: str, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -
 
 
 def _list_stated(body: Mapping[Any, Any]) -> set[Any]:
-    """List the keys of a body, of its towers and of its kinds of layer."""
+    """List the keys that a model's YAML states, also in its towers and in its kinds of layer."""
     layers = body.get("layers")
     patches = [*(layers.values() if isinstance(layers, Mapping) else ()), *(body.get(tower) for tower in TOWERS)]
     return set(body).union(*(_list_stated(each) for each in patches if isinstance(each, Mapping)))
@@ -125,8 +125,8 @@ def _contract_node(node: object, base: type[Node], around: object) -> Any:
 
 
 def _contract(node: object, base: type[Spec], around: object = None, stated: Container[Any] = ()) -> Any:
-    """Shorten one component: to a word, or to a word with the fields that differ. `stated` are the keys of the
-    enclosing body, for a component at its top level."""
+    """Shorten one component: to a word, or to a word with the fields that differ. For a component at the model's top
+    level, `stated` are the keys that the model states."""
     if issubclass(base, Node):
         return _contract_node(node, base, around)
     if isinstance(node, str) and node == find_usual(base):

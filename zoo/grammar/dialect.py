@@ -43,7 +43,7 @@ SHARED: dict[str, type[Spec]] = {"shared_expert": SharedExpert, "expert_latent":
 
 
 def expand(root: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Write every choice of a model's body in full, as a mapping with its kind. A mixture of experts whose model states
+    """Write every choice in a model's YAML in full, as a mapping with its kind. A mixture of experts whose model states
     no router gets USUAL_ROUTER."""
     found = _expand_keys(root, root, root)
     for tower in TOWERS:
@@ -55,15 +55,15 @@ def expand(root: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _lacks_router(node: Mapping[Any, Any]) -> bool:
-    """Tell whether an expanded body has a mixture of experts and states no router."""
+    """Tell whether an expanded model has a mixture of experts and states no router."""
     if "router" in node:
         return node["router"] == "${up:router}"
     return any(_lacks_router(value) for value in node.values() if isinstance(value, Mapping))
 
 
 def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Expand the keys of a body or of a patch. `around` has the choices that the patch changes. `scope` has the model's
-    choices, for which `true` and a mapping without a kind stand."""
+    """Expand the keys of a model or of a patch. `around` has the choices that the patch changes. `scope` has the
+    model's choices, for which `true` and a mapping without a kind stand."""
     slots = list_slots()
     found = {
         key: _expand(keep_stated(key, value, node, around), slots[key], around.get(key), scope)
@@ -80,8 +80,8 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
 
 
 def keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> Any:
-    """Lay a choice in a patch over the model's own choice of the same kind. Fields that the model states and the
-    choice's file only looks up stay: `layers.near.attention: sliding` keeps `bias: qkv` of the model's attention,
+    """Lay a choice in a patch over the model's own choice of the same kind. A field stays if the model states it and
+    the choice's file only looks it up: `layers.near.attention: sliding` keeps `bias: qkv` of the model's attention,
     unless the patch states `bias`. Fields that mark another choice of the kind (`list_marks`) get their defaults:
     `layers.far.attention: gqa` has no window in a sliding model."""
     value, old = _name_cross(key, value), around.get(key)
@@ -104,8 +104,8 @@ def keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping[
 
 
 def _is_of_file(axis: str, kind: object, name: str, value: object) -> bool:
-    """Tell whether a field's value came from the file of a choice, and is not what a model states: it looks up a key,
-    or is the value that a file gives (`n_kv_heads: 1` of `mqa`)."""
+    """Tell whether a field's value came from the file of a choice, not from a model: the value looks up a key, or
+    equals the value in a file of this kind (`n_kv_heads: 1` of `mqa`)."""
     return "${" in str(value) or any(name in file and file[name] == value for file in _list_kin(axis, kind))
 
 
@@ -132,7 +132,6 @@ def _list_marks(axis: str, kind: object) -> frozenset[str]:
 
 @functools.cache
 def _list_kin(axis: str, kind: object) -> tuple[dict[str, Any], ...]:
-    """List the files of an axis whose choices are of one kind."""
     return tuple(file for file in (read_file(axis, word) for word in list_files(axis)) if file["kind"] == kind)
 
 
@@ -152,8 +151,8 @@ def _name_cross(key: object, value: object) -> Any:
 
 
 def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Lay each kind of layer that is `like` another over the other's patch. Raises ConfigError for an unknown name, a
-    cycle, or a patch that is no mapping."""
+    """Lay the patch of each kind of layer that is `like` another over that other's patch. Raises ConfigError for an
+    unknown name, a cycle, or a patch that is no mapping."""
 
     def whole(name: object, above: tuple[Any, ...]) -> Any:
         patch = layers[name]

@@ -1,7 +1,7 @@
 """Say how Zoo writes keys that a model does not have: fields of its choices, and other libraries' names.
 
-What is printed can be pasted: the node that the model has, with the field added, as `attention: {kind: mha, qk_norm:
-true}`, or on the command line `attention.qk_norm=true`."""
+What is printed can be pasted: the node that the model has, with the field added (`attention: {kind: mha, qk_norm:
+true}`), or on the command line an override (`attention.qk_norm=true`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoo.spec.foreign import CHOICES, FOREIGN, fill_form, find_form
 from zoo.untrusted.text import shorten
 
 MOST = 240
-"""Maximum characters of a node that a message prints; for a longer one it prints the overrides alone."""
+"""Maximum characters of a node that a message prints. Instead of a longer node, only the overrides are printed."""
 
 ALWAYS = ("head", "embedding")
 """Components that every model has, of the default kind where it states none."""
@@ -188,8 +188,8 @@ def _lay(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) -> Patc
 
 
 def _lay_choice(axis: str, patch: Mapping[str, Any], own: Any, there: Any) -> Any:
-    """Add the fields of a patch to a choice. The choice keeps its kind if that has the fields; else it gets the kind of
-    the patch."""
+    """Add the fields of a patch to a choice. The choice keeps its kind if this kind has the fields; else it gets the
+    kind of the patch."""
     base = list_slots().get(axis)
     if base is None:
         return patch

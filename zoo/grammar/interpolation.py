@@ -56,8 +56,8 @@ def _split_arguments(resolver: str, asked: str) -> tuple[list[str], str | None]:
 
 
 def list_sizes(node: Any) -> dict[str, int]:
-    """Map each key of the `${or:key,literal}` in a node to its literal, if that is a positive whole number: the value
-    where the key is not stated. A key with several literals is left out."""
+    """For each `${or:key,literal}` in a node, map the key to the literal, its value if the model does not state it.
+    Keys with several literals are left out, and literals that are no positive whole number."""
     found: dict[str, set[str]] = {}
     for text in _INNERMOST.findall(str(node)):
         names, literal = split_interpolation(f"${{{text}}}")
@@ -87,7 +87,8 @@ def find_foreign(text: str) -> Iterator[str]:
 
 
 def read_literal(text: str) -> Any:
-    """Read the literal of `${or:a,literal}` as OmegaConf reads YAML: 1e-3 is a number. A copy, which may be changed."""
+    """Read the literal of `${or:a,literal}` as OmegaConf reads YAML: 1e-3 is a number. The caller may change the
+    result, which is a copy."""
     return copy.deepcopy(_parse_literal(text))
 
 
@@ -97,7 +98,7 @@ def _parse_literal(text: str) -> Any:
 
 
 class Unresolvable(ConfigError):
-    """An interpolation cannot be resolved. `place` is the key that holds it."""
+    """Raised for an interpolation that cannot be resolved. `place` is the key that holds the interpolation."""
 
     def __init__(self, reason: str, place: str) -> None:
         super().__init__(f"{place}: {reason}")
@@ -128,8 +129,8 @@ class Scope:
         self.node, self.above, self.key = node, above, key
         self.root: Scope = above.root if above else self
         self.reads: set[str] = set()
-        """The names that interpolations have looked up since `take_reads`. Only the root's are used, as with the next
-        two attributes."""
+        """The names that interpolations have looked up since `take_reads`. Only the root scope's set is used; the same
+        holds for the next two attributes."""
         self.following: list[tuple[int, Any]] = []
         """The places whose interpolations are being followed, to find cycles."""
         self.followed = 0
@@ -220,7 +221,7 @@ class Scope:
 
     def find_nearest(self, names: Sequence[str]) -> tuple[bool, Any]:
         """Look up names outwards, one after another, from the scope around this component. Gives whether one was found,
-        and its value. A key that this component is inside of does not count: `norm` within `norm`, say."""
+        and its value. A key does not count if this component stands inside it: `norm` within `norm`, say."""
         for name in names:
             self.root.reads.add(name)
             inner, scope = self, self.above

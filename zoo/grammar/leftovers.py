@@ -24,9 +24,9 @@ from zoo.spec import Spec
 def drop_leftovers(
     body: Mapping[Any, Any], swapped: Mapping[str, Any], touched: Collection[str]
 ) -> tuple[Any, list[str]]:
-    """Drop from a model's body, after axes were swapped, the fields that no choice reads any more and the fields that
-    mark the old choice (`list_marks`). Gives the body and the dropped keys. `swapped` maps each swapped axis to the
-    word typed for the whole model, if one was; `touched` are the keys that the user set."""
+    """Drop from a model's YAML, after axes were swapped, the fields that no choice reads any more and the fields that
+    mark the old choice (`list_marks`). Returns the YAML's data and the dropped keys. `swapped` maps each swapped axis
+    to the word typed for the whole model, if one was; `touched` are the keys that the user set."""
     root = expand(body)
     marks: dict[str, Collection[str]] = dict.fromkeys(swapped, ())
     for axis, word in swapped.items():
@@ -110,8 +110,8 @@ def _refuses(choice: type[Spec], name: str, value: object) -> bool:
 
 
 def _drop_positions(root: dict[Any, Any], idle: Collection[str], touched: Collection[str]) -> Iterator[str]:
-    """Drop the positions of each tower in `idle` ("" is the model), whose attention reads none; yield the dropped keys.
-    A tower without positions of its own has the model's."""
+    """Drop the positions of each tower in `idle` ("" is the model), because its attention reads none. Yields the
+    dropped keys. A tower without positions of its own has the model's."""
     for name in dict.fromkeys(idle):
         scope, place = (root.get(name) or {}, f"{name}.position") if name else (root, "position")
         node = scope.get("position", root.get("position"))

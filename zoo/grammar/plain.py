@@ -50,7 +50,7 @@ def _is_off(value: object, default: object) -> bool:
 
 
 def to_body(spec: Topology) -> dict[str, Any]:
-    """Write a Spec as the body of a model's file, each kind of layer in full. `to_spec` gives the same Spec back."""
+    """Write a Spec as the data of a model's YAML, each kind of layer in full. `to_spec` gives the same Spec back."""
     return _to_body(to_dict(spec))
 
 

@@ -22,7 +22,7 @@ from zoo.model.tower import Topology
 def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> Any:
     """Read the Spec that a model node describes. Raises ConfigError with every fault and its YAML path.
 
-    `touched` are the keys that the user overrode. If no component reads such a key, it is refused: it would have no
+    `touched` are the keys that the user overrode. Those that no component reads are refused, because they would have no
     effect.
     """
     problems: list[str] = []

@@ -37,7 +37,7 @@ class TowerNode:
         """Names in any interpolation of the tower."""
 
     def _find_unresolvable(self) -> list[str]:
-        """List the interpolations in kinds of layer that cannot be resolved, one line for a fault that several have."""
+        """List the interpolations in kinds of layer that cannot be resolved. Kinds with the same fault share a line."""
         kinds, found = get_kinds(self.root), {}
         for kind, scope in self.scopes.items():
             for fault in find_unresolvable(scope) if kind in kinds else ():
@@ -82,7 +82,7 @@ class TowerNode:
         ]
 
     def _find_unknown_kinds(self) -> list[str]:
-        """List the axes with an unknown kind, also axes that no layer reads: a model may state these for swapping."""
+        """List the axes with an unknown kind, axes that no layer reads included: a model may state them for swaps."""
         found = ((axis, _describe_node(self.root, axis)) for axis in BASES)
         return [f"{self.prefix if axis in self.patch else ''}{axis}: {fault}" for axis, fault in found if fault]
 

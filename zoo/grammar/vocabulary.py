@@ -41,7 +41,8 @@ COMMON = {
 """Descriptions of keys that fill fields of several choices, where each field has a description of its own."""
 
 TAKEN = "vocab_size"
-"""The field of heads and of embeddings that takes the value of the model's key of that name (`zoo.grammar.towers`)."""
+"""A field of heads and of embeddings. Its value is taken from the model's key of the same name
+(`zoo.grammar.towers`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class AxisChoice:
     spec: type[Spec]
     body: Mapping[str, Any]
     comment: str
-    """The comment at the top of its file, on one line."""
+    """The comment at the top of the choice's file, on one line."""
     owner: AxisChoice | None = None
 
     @property
@@ -63,12 +64,12 @@ class AxisChoice:
 
     @property
     def what(self) -> str:
-        """Its description: the first sentence of the file's comment, or of the class docstring."""
+        """The choice's description: the first sentence of the file's comment, or of the class docstring."""
         return first_sentence(self.comment or inspect.getdoc(self.spec) or "")
 
     @property
     def paper(self) -> str:
-        """Its paper and year, from the file's comment or the class docstring."""
+        """The choice's paper and year, from the file's comment or the class docstring."""
         return find_paper(self.comment) or find_paper(inspect.getdoc(self.spec) or "")
 
     def open_node(self, name: str) -> AxisChoice | None:
@@ -93,7 +94,8 @@ class AxisChoice:
         return "must be given" if main is None else _describe_value(find_usual(main))  # as the dialect fills it in
 
     def describe_filling(self, name: str, key: str) -> str:
-        """Describe a field's value in a model without the key that fills it: the next key, a default, or a demand."""
+        """Describe a field's value in a model without the key that fills it: the next key's value, a default, or none,
+        so that the key must be stated."""
         names, literal = split_interpolation(self.body.get(name))
         if not names:
             return self.describe_default(name)

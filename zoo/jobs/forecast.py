@@ -148,7 +148,8 @@ def _time(run: Run, began: float) -> Timing:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The forecast of a job. Without a timing its seconds are unknown, and `fault` may have the reason."""
+    """The forecast of a job. Without a timing its seconds are unknown, and `fault` may have the reason. `refused` says
+    that the job would not start: a ConfigError was raised."""
 
     price: Price
     timing: Timing | None = None

@@ -46,9 +46,9 @@ class JobLoader(ConfigLoaderImpl):
 
     body: Mapping[str, Any] = TRAINING
     label = "conf/config.yaml"
-    """The body's name in messages."""
+    """The name of `body` in messages."""
     trusted = False
-    """Whether the body may name code."""
+    """Whether `body` may name code."""
     folder: str | None = None
     """The folder of the run or sweep, after it is made."""
     sweeps = False

@@ -227,7 +227,7 @@ def read_dimension(plan: LaunchPlan, job: SweepPoint, by: str) -> int:
 
 
 def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], by: str) -> MatchedArm:
-    """Price a solved arm; its name is set by the caller."""
+    """Price a solved arm. The caller sets the arm's new name."""
     price = price_run(jobs[0].planned, memory=False)
     figures = {each: value for each in CURRENCIES if (value := getattr(price, each)) is not None}
     return MatchedArm(was, was, jobs, read_dimension(plan, jobs[0], by), figures)

@@ -344,7 +344,6 @@ def _faults(jobs: Sequence[Composed]) -> list[str]:
 
 
 def _model_files(parsed: Sequence[Override]) -> list[str]:
-    """List the files given as values of `model=`."""
     chosen = [each for each in parsed if each.get_key_element() == ROOT]
     return [value for each in chosen for value in list_values(each) if is_file(value)]
 

@@ -34,8 +34,8 @@ TOLERANCE = 0.01
 """A rate is in the window if its loss exceeds the best loss by at most this fraction."""
 
 FEWEST, MOST = len(GRID) + 1, len(GRID) + len(FURTHER) + 1
-"""Minimum and maximum runs of an arm's search in addition to its seeds' runs: the grid, FURTHER (in the maximum), and
-two around the best, without the best itself, which is the first seed's run."""
+"""Minimum and maximum number of runs that a search adds to an arm: the grid, and two rates around the best; in the
+maximum FURTHER too. The best rate's run is not counted, because it is the run of the arm's first seed."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class RateSearch:
         return [each for each in (best - 1, best + 1) if each not in self.losses]
 
     def tell(self, quarter: float, loss: float | None, status: str | None = None) -> None:
-        """Note the loss of a rate; None if its run ended without one, with this `status`."""
+        """Record the loss of a rate. The loss is None if the run ended without one; `status` is the run's."""
         self.losses[quarter] = loss if loss is not None and math.isfinite(loss) else math.inf
 
     def note(self, quarter: float) -> dict[str, Any]:

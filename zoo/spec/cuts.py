@@ -90,7 +90,6 @@ class Cut:
 
 
 def _fill_up(piece: Tensor, dim: int, missing: int) -> Tensor:
-    """Add zeros at the end of a dimension."""
     return piece if not missing else F.pad(piece, (*(0, 0) * (piece.ndim - 1 - dim), 0, missing))
 
 
@@ -106,8 +105,8 @@ def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
 
 
 def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
-    """Yield a line for each tensor whose segments have several numbers of copies besides 1. The gradients of such a
-    tensor cannot be summed."""
+    """Yield a line for each tensor whose segments have two or more different numbers of copies above 1. The gradients
+    of such a tensor cannot be summed."""
     for name, cut in cuts.items():
         if len({each.copies(cut.ranks) for each in cut.segments} - {1}) > 1:
             found = ", ".join(str(each.whole) for each in cut.segments)

@@ -38,7 +38,6 @@ def _fault(template: str, /, **values: Any) -> PydanticCustomError:
 
 
 def _show(value: object) -> str:
-    """Show a value of the YAML, shortened."""
     return quote(value) if isinstance(value, int) else shorten(repr(value))
 
 
@@ -61,7 +60,6 @@ def list_choices(axis: type[Spec]) -> list[str]:
 
 
 def _is_of_model(axis: type[Spec]) -> bool:
-    """Tell whether an axis belongs to a model (and not to training)."""
     return axis.__module__.startswith("zoo.model.")
 
 

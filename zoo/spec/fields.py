@@ -98,7 +98,8 @@ def find_formula(text: str) -> str:
 
 
 def _cut_formula(words: list[str], marked: list[int]) -> str:
-    """Cut the first run of marked words out of a clause, with operands at its ends and up to its closing bracket."""
+    """Cut the first formula out of a clause: a run of words with signs (at the indices `marked`), with the operands at
+    the run's ends, up to the closing bracket."""
     last = next((at for at, after in itertools.pairwise(marked) if after > at + 2), marked[-1])
     first = marked[0] - (len(words[marked[0]]) == 1 and marked[0] > 0)
     last += len(words[last]) == 1 and last + 1 < len(words)

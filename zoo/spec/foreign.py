@@ -103,7 +103,7 @@ by `name=value` for a value that is written differently. In a form `$` is the va
 (`zoo.grammar.hints`)."""
 
 _BLANK = re.compile(r"<.*?>|(?:not |rsqrt )?\$[^,}\n]*")
-"""Matches what a form takes from the model; a form that is shown without a model has `…` there."""
+"""Matches a placeholder of a form (FORMS). A form that is shown without a model has `…` for each placeholder."""
 
 CHOICES = {
     **{"swish": "silu", "swiglu": "gated", "geglu": "gated", "reglu": "gated", "glu": "gated", "relu_squared": "relu2"},
@@ -117,7 +117,7 @@ CHOICES = {
 
 
 def hint_choice(word: str, options: Iterable[str]) -> str:
-    """Hint at another library's name of a choice, or at the closest one: ` (did you mean 'x'?)`."""
+    """Hint at Zoo's choice for another library's name, or else at the closest option: ` (did you mean 'x'?)`."""
     options, word = list(options), word.casefold()
     ours = CHOICES.get(word, "")
     return f" (did you mean '{ours}'?)" if ours in options else did_you_mean(word, options)
@@ -145,7 +145,7 @@ def translate_name(name: str, value: object = None, known: Collection[str] | Non
 
 
 def find_form(name: str, value: Any) -> str:
-    """Find the form in which Zoo writes a key with this value; "" for none."""
+    """Find the YAML text with placeholders in which Zoo writes another library's key with this value; "" for none."""
     if isinstance(value, Mapping):
         tag = value.get("rope_type") or value.get("type") or "default"
     else:
@@ -154,8 +154,8 @@ def find_form(name: str, value: Any) -> str:
 
 
 def fill_form(form: str, value: Any, look: Callable[[str], Any]) -> dict[str, Any]:
-    """Fill a form with the stated value and other keys of the model, which `look` finds (None for a missing one).
-    Fields that the value lacks are left out."""
+    """Fill the placeholders of `form` (from `find_form`) with the stated value and with other keys of the model, which
+    `look` finds (None for a missing key). Fields whose placeholder has no value are left out."""
     return _fill(yaml.safe_load(form), value, look)
 
 
@@ -173,8 +173,8 @@ def _fill(node: Any, value: Any, look: Callable[[str], Any]) -> Any:
 
 
 def _compute(text: str, value: Any, look: Callable[[str], Any]) -> Any:
-    """Compute the first alternative of a form's value (`$ * $head_dim or 8192`) that has all its numbers. If none has,
-    a product or a difference is written in words, such as `4 * head_dim`."""
+    """Compute a placeholder's first alternative (of `$ * $head_dim or 8192`) whose numbers are all known. If there is
+    none, a product or a difference is written in words, such as `4 * head_dim`."""
 
     def read(term: str) -> Any:
         if term.startswith("$."):

@@ -232,7 +232,7 @@ class Tied(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Reused(Tied):
-    """A product of other vectors with the module of another part: no module here, all of the FLOPs."""
+    """The module of another part, applied to other vectors: no module of its own, all of the FLOPs."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {}

@@ -144,7 +144,7 @@ class Spec:
         return {}
 
     def core_flops(self, pairs: int) -> int:
-        """Count the forward FLOPs without weights (QKᵀ, PV), for `pairs` visible (query, key) pairs."""
+        """Count the forward FLOPs of products without weights (QKᵀ, PV), for `pairs` visible (query, key) pairs."""
         return 0
 
     def decode_flops(self, pairs: int) -> int:

@@ -52,10 +52,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **values: Any,
     ) -> str:
-        """Render the text of a conversation, as transformers' `apply_chat_template` does; with `add_generation_prompt`
-        it ends where the answer begins. Further `values` are passed to the template (`enable_thinking=False`).
+        """Render the text of a conversation, as transformers' `apply_chat_template` does. With `add_generation_prompt`
+        the text ends where the answer begins. Further `values` go to the template (`enable_thinking=False`).
 
-        Raises ConfigError for malformed messages, and if the template refuses them or exceeds its time.
+        Raises ConfigError for malformed messages, and if the template refuses them or takes too long.
         """
         if faults := list_faults(messages):
             raise ConfigError(*faults)
@@ -69,7 +69,8 @@ class ChatTemplate:
         return tokenizer.encode_rendered(self.render(messages, **options))
 
     def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
-        """Find what ends an answer: ids of the special token that the template puts after one, or the stop string."""
+        """Find what the template puts after an answer: the id of a special token, or a stop string. Both lists are
+        empty if the template refuses the conversation that is tried."""
         asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         try:
             _, found, after = self.render(asked, add_generation_prompt=False).rpartition(MARK)

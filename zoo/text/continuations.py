@@ -114,7 +114,8 @@ def find_branches(asked: Sequence[Continuation], limit: int) -> list[Branch]:
 def make_rows(
     asked: Sequence[Continuation], limit: int, numbers: Sequence[int], *, prefixed: bool = False
 ) -> list[SharedRow]:
-    """Make the rows to read for the continuations of these `numbers`, the longest first. Equal rows are merged."""
+    """Make the rows to read for the continuations at the indices `numbers`, the longest row first. Equal rows are
+    merged."""
     rows: dict[tuple[Any, ...], SharedRow] = {}
     for number in numbers:
         context, tokens = asked[number]
@@ -201,7 +202,7 @@ def shares_contexts(spec: Any, device: Device) -> bool:
 
 
 def group_branches(branches: Sequence[Branch], tokens: int) -> Iterator[list[Branch]]:
-    """Yield groups of branches that read at most `tokens` tokens each, or of one branch."""
+    """Yield groups of branches. A group has at most `tokens` tokens to read, or is a single longer branch."""
     held: list[Branch] = []
     for branch in branches:
         if held and sum(each.size for each in held) + branch.size > tokens:

@@ -53,8 +53,9 @@ class FolderDefaults:
     missing: tuple[str, ...] = ()
 
     def beside(self, given: Mapping[str, Any]) -> FolderDefaults:
-        """Drop the folder's options that the user's options `given` state too or conflict with. Sampling options of the
-        user drop the folder's greedy decoding or beam search, and beam search drops the folder's sampling options."""
+        """Drop the folder's options that the user's options `given` state too, or that conflict with them. If the user
+        states sampling options, the folder's greedy decoding or beam search is dropped. For beam search, whoever states
+        it, the folder's sampling options are dropped."""
         options = dict(self.options)
         asked = {name for name, value in given.items() if (name, value) not in (("temperature", 0), ("n_beams", 1))}
         if "n_beams" in asked or ("n_beams" in options and not asked <= {*PLAIN}):
@@ -107,8 +108,8 @@ def read_defaults(folder: Path) -> FolderDefaults:
 
 
 def _take_search(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Keep the options that beam search has, at temperature 0; also give the names of those it lacks. Sampling options
-    are dropped silently, as in transformers."""
+    """Keep the options that beam search has, at temperature 0, and list the names of the options that it lacks.
+    Sampling options are dropped silently, as in transformers."""
     without = [name for name in found if name not in (*SEARCHES, *DRAWS, "temperature")]
     return {**{name: value for name, value in found.items() if name in SEARCHES}, "temperature": 0}, without
 

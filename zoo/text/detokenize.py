@@ -16,8 +16,8 @@ LONGEST_WAIT = 16  # tokens to wait for the rest of a character, which has at mo
 
 
 class TextStream:
-    """Decodes one sequence of tokens as a stream. Its text is the results of `push` for each token and of `finish`,
-    joined.
+    """Decodes one sequence of tokens as a stream. The text is everything that `push` returns, token by token, followed
+    by what `finish` returns.
 
     The text ends before the first of the strings `stop`; then `stopped` is true, and further tokens are ignored.
     `before` are the tokens that the sequence continues.
@@ -147,8 +147,8 @@ def _shared(a: str, b: str) -> int:
 
 
 def _last_words(backend: tokenizers.Tokenizer, tokens: Sequence[int]) -> list[int]:
-    """Return the shortest suffix tried whose text begins with a whole character: decoding the whole prompt at each step
-    is slow."""
+    """Return the last of the tokens, from the start of a whole character on: decoding the whole prompt at each step is
+    slow. Numbers of tokens are tried from CONTEXT on, each twice the one before."""
     count = CONTEXT
     while count < len(tokens):
         last = list(tokens[-count:])

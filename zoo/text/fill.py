@@ -56,7 +56,7 @@ def _check_model(spec: Any) -> None:
 
 
 def _read_tokenizer(given: TokenizerSource) -> tuple[Any, int]:
-    """Read the tokenizer and the id of its mask token."""
+    """Read the tokenizer and the id of its mask token. Raises ConfigError if it has none."""
     backend, stated = open_backend(given, "tokenizer"), None
     if isinstance(given, str | Path):
         stated = read_special_token(find_tokenizer_file(given, "tokenizer"), "mask_token", "tokenizer")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class WrittenSample:
-    """One of a job's texts in progress. Its tokens include the one that ended it; its text excludes the end."""
+    """One of a job's texts in progress. `tokens` include the token that ended the text; `text` excludes that token, or
+    the stop string."""
 
     job: TextJob
     number: int
@@ -48,7 +49,7 @@ class WrittenSample:
         if event.token is not None:
             self.tokens.append(event.token)
             self.logprobs.append(event.logprob)
-            if event.token not in self.job.request.stop_ids:  # a stop token has no text, a grammar's last one has
+            if event.token not in self.job.request.stop_ids:  # a stop token has no text; a grammar's end has
                 piece = self.stream.push(event.token)
         self.reason, self.fault = "stop" if self.stream.stopped else event.finished, event.fault
         if self.reason:
@@ -78,7 +79,8 @@ def describe_cache(engine: Engine) -> str:
 
 
 def count_rows(asked: Iterable[Request | Options]) -> int:
-    """Count the rows for these requests: one a sample or beam, at most ROWS unless one request needs more beams."""
+    """Count the rows that serve these requests: one for each sample or beam, at most ROWS unless a single request has
+    more beams."""
     wanted = [(max(each.n, each.n_beams), each.n_beams) for each in asked]
     most = max((beams for _, beams in wanted), default=1)
     return max(most, min(ROWS, sum(rows for rows, _ in wanted)))
@@ -116,7 +118,7 @@ def _serve(engine: Engine, pieces: Generator[str]) -> Iterator[str]:
 
 
 def write(engine: Engine, job: TextJob, tokenizer: Tokenizer) -> Generator[str]:
-    """Stream one text in pieces. Raises ConfigError as `follow` does, and ZooError if there is no next token."""
+    """Stream one text in pieces. Raises ConfigError as `follow` does, and ZooError if the text fails (NaN logits)."""
     return _write(follow(engine, [job], tokenizer))
 
 

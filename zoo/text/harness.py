@@ -45,7 +45,7 @@ class Harness(TemplateLM):
 
     The base class splits contexts from continuations, and chooses the token before an empty context. Texts are encoded
     as the harness's `hf` models do, so that scores are comparable: the tokenizer's file adds special tokens, unless the
-    text itself spells the first. A context that is too long loses its beginning.
+    text begins with the first of them already. A context that is too long loses its beginning.
     """
 
     def __init__(self, loaded: Loaded, limit: int, *, kernel: str | None, progress: Progress | None) -> None:
@@ -100,7 +100,9 @@ class Harness(TemplateLM):
     def _score(self, asked: Sequence[Continuation]) -> list[tuple[float, bool]]:
         advance = self._count("scoring answers", len(asked))
         with serving(self.model, self.kernel):
-            return list(score_continuations(self.model, asked, self.max_length, advance))  # tuples of both
+            return list(
+                score_continuations(self.model, asked, self.max_length, advance)
+            )  # a Likelihood is such a tuple
 
     # ---------------------------------------------------------------- texts
 
@@ -132,7 +134,7 @@ class Harness(TemplateLM):
         return replace(job, before=(), request=replace(job.request, copy=copy))
 
     def _write(self, jobs: Sequence[TextJob]) -> list[str]:
-        """Generate the texts of jobs. Raises ZooError if there is no next token."""
+        """Generate the texts of jobs. Raises ZooError if a text fails (NaN logits)."""
         advance = self._count("writing answers", len(jobs))
         tokens = max(len(job.request.ids) + job.request.max_new_tokens for job in jobs)
         engine = Engine(self.model, rows=min(ROWS, len(jobs)), tokens=tokens, kernel=self.kernel)
@@ -218,7 +220,7 @@ def settle_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
 
 def describe_task(found: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Describe the outcome of a task as plain data: each metric's `value`, its `stderr` where there is one, and whether
-    higher is better. A metric of several filters has one entry for each: `exact_match,strict`."""
+    higher is better. A metric under several filters has an entry for each: `exact_match,strict`."""
     results, better = found["results"][name], found.get("higher_is_better", {}).get(name, {})
     metrics = {}
     for key, value in results.items():

@@ -51,8 +51,8 @@ class JobMaker:
         self._special = {each.content: id for id, each in tokenizer.backend.get_added_tokens_decoder().items()}
 
     def make_job(self, given: Mapping[str, Any], options: Options, where: str, prompt: Prompt | None = None) -> TextJob:
-        """Make a job of a prompt, token ids or messages. Raises ConfigError for messages without a template, or refused
-        by it."""
+        """Make a job of a prompt, token ids or messages. Raises ConfigError for messages if there is no chat template
+        or the template refuses them, and for token ids beyond the vocabulary in the options."""
         ids, stop, ends = self._encode(given), list(options.stop), {*options.stop_ids}
         if not options.ignore_eos:
             ends |= self.ends

@@ -119,7 +119,7 @@ def settle_activation(head: Head, chosen: str | None, folder: Path | None) -> Ac
 
 def read_activation(folder: Path, *, classes: bool) -> Activation | None:
     """Read the activation of a published folder: a CrossEncoder's function, or sigmoid for multi-label classes. None if
-    it states none. Raises ConfigError for a function that zoo lacks."""
+    the folder states none, or Identity. Raises ConfigError for a function that zoo lacks."""
     config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     beside = read_settings(folder / PROMPTS, PromptsFile)
     own = config.get("sentence_transformers")
@@ -145,7 +145,7 @@ def is_conversation(text: Texts) -> bool:
 
 
 def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool) -> None:
-    """Raise ConfigError, with all faults, for texts of a form that the head does not read."""
+    """Raise ConfigError, with the first faults, for texts that are empty or of a type that the head does not read."""
     faults = []
     for text, place in zip(texts, places, strict=True):
         parts = text if isinstance(text, tuple | list) else (text,)

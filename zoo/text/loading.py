@@ -100,7 +100,8 @@ def check_serving(folder: Path, speculate: int, draft: Path | None, deterministi
 
 
 def check_precision(device: str, fp8: str | None, weights: str | None) -> None:
-    """Raise ConfigError, before anything is read, for a precision that this device does not have."""
+    """Raise ConfigError, before anything is read, for a precision that this device does not have, and if both `fp8` and
+    `weights` are given."""
     from zoo.run.fp8 import WEIGHT_ONLY, require_fp8
 
     check_weights(weights, pick_device(device))

@@ -32,8 +32,8 @@ LARGEST = 1e30
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of a request. `stop_ids` end a text in addition to the model's end-of-text tokens, which `ignore_eos`
-    treats as ordinary tokens. `bad_words` are given as text; `guide` is a grammar's kind and source. Both are compiled
-    to tokens later, with the tokenizer."""
+    treats as ordinary tokens. `bad_words` are texts; `guide` is a grammar's kind and source. Texts and grammar are
+    compiled to tokens later, with the tokenizer."""
 
     max_new_tokens: int = 256
     n: int = 1

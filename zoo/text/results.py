@@ -63,7 +63,7 @@ class Results:
         return {index: "".join(kept) for index, kept in lines.items() if len(kept) == prompts[index].options.n}
 
     def add(self, sample: WrittenSample, tokenizer: Tokenizer) -> None:
-        """Add a finished text. A prompt's samples are written together, and not if one of them failed."""
+        """Add a finished text. A prompt's samples are written together, and only if none of them failed."""
         prompt = sample.job.prompt
         assert prompt is not None
         samples = self._waiting.setdefault(prompt.index, [])
@@ -97,7 +97,7 @@ def dump(sample: WrittenSample, prompt: Prompt, tokenizer: Tokenizer) -> str:
 
 
 def _describe(tokens: Sequence[int], logprobs: Sequence[Logprob | None], tokenizer: Tokenizer) -> list[Any]:
-    """Describe each token with its log-probability and the most likely alternatives; null for a token without."""
+    """Describe each token with its log-probability and the most likely alternatives; null if it has none."""
     rows: list[Any] = []
     for token, found in zip(tokens, logprobs, strict=True):
         if found is None:

@@ -210,7 +210,6 @@ def score(
 
 
 def _group(windows: Iterator[TextWindow], rows: int) -> Iterator[list[TextWindow]]:
-    """Yield groups of at most `rows` windows of equal length."""
     for _, alike in groupby(windows, lambda window: window.length):
         held = list(alike)
         yield from (held[first : first + rows] for first in range(0, len(held), rows))

@@ -64,7 +64,7 @@ class SentenceLayer:
     folder: Path = Path()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply the module to vectors [N, D]. Raises CheckpointError for another width than it reads."""
+        """Apply the module to vectors [N, D]. Raises CheckpointError if D is not the width that the module reads."""
         own = self.weights
         width = own[next(iter(own))].shape[-1]
         if x.shape[-1] != width:
@@ -114,7 +114,7 @@ class SentencePipeline:
 
     def apply(self, hidden: Tensor, real: Tensor, n_prompt: int, dim: int | None) -> Tensor:
         """Make vectors of hidden states [N, T, D], float32; with `dim` the first `dim` numbers of each (Matryoshka;
-        Kusupati et al., 2022). Raises ConfigError if there are fewer."""
+        Kusupati et al., 2022). Raises ConfigError if the vectors have fewer numbers than `dim`."""
         x = self.pooled(hidden, real, n_prompt)
         for layer in self.layers:
             x = F.normalize(x, dim=-1) if layer is None else layer(x)

@@ -226,7 +226,6 @@ def read_score(record: Mapping[str, Any], where: str, faults: list[str]) -> floa
 
 
 def _show(value: object) -> str:
-    """Quote a field's value; numbers as text."""
     return quote(value) if isinstance(value, list | dict) else quote(str(value)[:80], 40)
 
 

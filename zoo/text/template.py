@@ -23,7 +23,7 @@ PATIENCE = 5.0  # seconds of wall-clock time for one text; the process itself st
 class Renderer:
     """A process that renders templates, started for the first template and again after one that had to be stopped.
 
-    It ends at `close`, or when this process ends in any way, which closes its standard input.
+    The renderer ends at `close`, or when this process ends in any way, because that closes the renderer's input.
     """
 
     def __init__(self) -> None:

@@ -126,7 +126,7 @@ def limit_memory() -> None:
 
 
 def main() -> None:
-    """Answer jobs until standard input ends, which it does when the parent does."""
+    """Answer jobs until standard input ends, at the latest when the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may go on
     limit_memory()
     timer = getattr(signal, "setitimer", None)  # absent on Windows, where only the parent's limit holds

@@ -43,8 +43,8 @@ def embed(
     vectors are scaled to length 1. The default is the mean over a text's tokens, scaled (Reimers and Gurevych, 2019).
     `pooling` (mean, cls, last, max, mean_sqrt_len, weighted) and `normalize` override both. `dim` keeps the first
     numbers of each vector, which are scaled again (Matryoshka; Kusupati et al., 2022). `prompt` names one of the
-    folder's prompts, which is put before every text. Longer texts are truncated, and `note` gets a line on it. Raises
-    ConfigError for invalid options and texts without tokens, ZooError for a vector that is not finite.
+    folder's prompts, which is put before every text. Longer texts are truncated, and `note` gets a line with their
+    number. Raises ConfigError for invalid options and texts without tokens, ZooError for a vector that is not finite.
     """
     pipeline = read_pipeline(find(model) if isinstance(model, str | Path) else None).choose(pooling, normalize)
     before = pipeline.find_prompt(prompt)

@@ -25,7 +25,7 @@ LARGEST = 2**63
 COUNTED = 2**100
 """The limit for the counters of runs: the FLOPs of a training can exceed 2⁶³."""
 UNLIMITED = "model_max_length"
-"""The tokenizer key whose number may be larger: transformers writes 10^30 for no limit."""
+"""The tokenizer key whose number may exceed LARGEST: transformers writes 10^30 for no limit."""
 
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
@@ -177,7 +177,7 @@ def _describe_faults(place: str, faults: Sequence[Mapping[str, Any]]) -> list[st
 
 
 def _is_type(name: str) -> bool:
-    """Tell whether a step of pydantic's `loc` is its name for a member of a union, not a key of the file."""
+    """Tell whether a step of pydantic's `loc` names a member of a union rather than a key of the file."""
     return name in ("str", "int", "float", "bool", "none", "nullable", "[key]") or name.startswith(
         ("list[", "dict[", "function-", "literal[", "constrained-")
     )

@@ -11,7 +11,7 @@ from zoo.untrusted.json_file import COUNTED, JsonShape
 Count = Annotated[int, Field(ge=0, lt=COUNTED)]
 Number = Annotated[int, Field(ge=-COUNTED, lt=COUNTED)] | float
 Work = Annotated[int, Field(ge=0, lt=COUNTED)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""A figure that reports sum, such as FLOPs: never infinite, whereas a loss may be."""
+"""A figure that reports add up, such as FLOPs. It must be finite; a loss need not be."""
 Words = list[str]
 
 # ---------------------------------------------------------------- a run

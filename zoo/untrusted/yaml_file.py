@@ -20,7 +20,8 @@ from zoo.untrusted.text import quote, shorten
 LARGEST = 4 << 20
 """Maximum bytes of a YAML file."""
 NODES = 20_000
-"""Maximum values of a file for OmegaConf, aliases expanded, for which it takes seconds. A model's YAML has hundreds."""
+"""Maximum values of a file for OmegaConf, aliases expanded: OmegaConf takes seconds for as many. A model's YAML has
+hundreds."""
 PLAIN_NODES = 400_000
 """Maximum values of a file that is read as plain data, such as the pattern of a model of 100,000 layers."""
 DIGITS = 40
@@ -29,7 +30,7 @@ DIGITS = 40
 _TYPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "bool", "int", "float", "binary")}
 """Refused tags: their constructors raise errors of many kinds for an invalid text, and plain values need no tag."""
 INDENTED = ("mapping values are not allowed here", "expected <block end>, but found '<block mapping start>'")
-"""What PyYAML says of a key that stands in another column than its neighbours."""
+"""PyYAML's messages for a key that stands in another column than its neighbours."""
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
 
 

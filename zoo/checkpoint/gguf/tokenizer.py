@@ -121,7 +121,8 @@ def _make_sentencepiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Token
 
 
 def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Find the merges of a SentencePiece vocabulary, which stores scores instead: best score first.
+    """Find the merges of a SentencePiece vocabulary, which stores a score for each token instead. Merges are sorted by
+    the score of the merged token, best first.
 
     Each token of at least two characters gives one merge for each pair of tokens that concatenate to it. Raises
     ValueError for more than MOST_CUTS characters in all tokens together.
@@ -181,7 +182,7 @@ def _add_special(made: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
 
 
 def _add_ends(made: Tokenizer, vocabulary: Mapping[str, Any], adds_start: bool) -> None:
-    """Add the BOS and EOS tokens around a text, where the file says so."""
+    """Add the BOS and EOS tokens around a text, where the file says so; `adds_start` is the default for BOS."""
     from tokenizers import processors
 
     parts, special = ["$A"], []

@@ -1,5 +1,5 @@
-"""Unpack a GGUF file into a Hugging Face folder, so that it is read as one: config.json, the tokenizer's files, and a
-pointer to the GGUF file for the tensors. The folder is made from the file's header and lies in the cache folder."""
+"""Unpack a GGUF file into a Hugging Face folder: config.json, the tokenizer's files, and a pointer to the GGUF file,
+which keeps the tensors. The folder is made from the file's header and lies in the cache folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.paths import find_cache_folder
 from zoo.untrusted.json_file import SETTINGS, JsonShape, read_json
 
 POINTER = "gguf.json"
-"""Name of the file in the folder that holds the GGUF file's path."""
+"""Name of the file, in the unpacked folder, that states the GGUF file's path."""
 
 VERSION = 1
 """Version of the unpacked files: a folder of an older version is made anew."""
@@ -39,8 +39,8 @@ def find(path: str | Path) -> Path:
 
 
 def unpack(file: Path) -> Path:
-    """Unpack a GGUF file, unless that is done already, and return the folder. Raises CheckpointError for an unsupported
-    architecture; warns of an unsupported vocabulary."""
+    """Unpack a GGUF file, unless that is done already, and return the folder. Raises CheckpointError for a missing file
+    and for an unsupported architecture; warns of an unsupported vocabulary."""
     try:
         file = file.resolve()
         seen = file.stat()
@@ -73,7 +73,8 @@ def _find_unpacked() -> Path:
 
 
 def is_unpacked(folder: Path) -> bool:
-    """Whether a folder is an unpacked GGUF file. It must lie in the cache: a downloaded POINTER could name any file."""
+    """Whether a folder is an unpacked GGUF file. Only folders in the cache count: a downloaded POINTER could name any
+    file."""
     return (folder / POINTER).is_file() and folder.resolve().parent == _find_unpacked().resolve()
 
 

@@ -63,7 +63,8 @@ def is_multimodal(config: Mapping[str, Any]) -> bool:
 
 
 def check_wrapper(wrapper: Wrapper, file: Path) -> None:
-    """Raise CheckpointError for models not in conf/multimodal.yaml: a wrapper may change how text is attended to."""
+    """Raise CheckpointError for models not in conf/multimodal.yaml: a wrapper may change the attention between text
+    tokens."""
     if not wrapper.is_read:
         known = ", ".join(read_catalogue().models)
         raise CheckpointError(
@@ -108,7 +109,7 @@ def _find_layout(family: Family, listed: Mapping[str, Header], folder: Path) -> 
 
 
 def _list_namings(family: Family) -> Iterator[Naming]:
-    """Yield the naming of the family's class with the longest prefix, then of each `within` class with own `keys`."""
+    """Yield the Naming of the family's class with the longest prefix, then of each `within` class that has `keys`."""
     inner = [each for each in family.architectures.values() if each.get("within") and each.get("keys")]
     outer = (each.get("prefix") or "" for each in family.architectures.values() if each not in inner)
     yield _read_naming(max(outer, key=len), family.keys)
@@ -155,7 +156,8 @@ def write_whole(
 
 
 def _lost_heads(whole: Whole, body: Body, ours: Mapping[str, Entry]) -> set[str]:
-    """Name the head's weight if the files have one and this model has none, because its head is tied."""
+    """Return the name of the head's weight if the files have that tensor and the model, whose head is tied, lacks
+    it."""
     head = body.family.about.get("head")
     name = "" if head is None else whole.name_in_file(head, body.prefix or "~")
     return {name} if name in whole.listed and name not in ours else set()
@@ -164,7 +166,7 @@ def _lost_heads(whole: Whole, body: Body, ours: Mapping[str, Entry]) -> set[str]
 def _list_theirs(
     entries: Sequence[Entry], held: Mapping[str, Tensor], whole: Whole, body: Body
 ) -> Iterator[tuple[str, Tensor]]:
-    """Convert our tensors to theirs, one entry at a time, under their names in the files."""
+    """Convert our model's tensors to those of the files, one entry at a time. Yields the files' names and tensors."""
     for entry in entries:
         names = [whole.name_in_file(name, body.prefix) for name in entry.theirs]
         yield from zip(names, entry.to_theirs([held[each] for each in entry.ours]), strict=True)

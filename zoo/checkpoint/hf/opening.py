@@ -87,8 +87,8 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
 def _open_by_tensors(
     folder: Path, config: Mapping[str, Any], family: Family, listed: Mapping[str, Header]
 ) -> tuple[HFSource, dict[str, Header]]:
-    """Read a folder as the class that its config names. If up to MOST_OF_CLASS tensors are missing or unknown there,
-    read it as the family's first class that has exactly these tensors, if there is one."""
+    """Read a folder as the class that its config names. If 1 to MOST_OF_CLASS tensors are missing or unknown in that
+    class, read the folder as the family's first class that has exactly the folder's tensors, if there is one."""
     stated = read_presence(family, config, {name: header.shape for name, header in listed.items()})
     opened = _open_as_stated(folder, listed, stated)
     unplaced = _count_unplaced(*opened)
@@ -131,7 +131,6 @@ def _is_present(pattern: str, name: str, given: tuple[int, ...], config: Mapping
 
 
 def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:
-    """Read the folder that a GGUF file was unpacked to."""
     config, body = read_body(folder)
     file = gguf.read_unpacked(folder)
     laid = gguf.lay_keys(body, file)
@@ -263,7 +262,7 @@ def _count_unplaced(source: HFSource, found: Mapping[str, Header]) -> int:
 
 
 def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> bool:
-    """Whether the file stores a tied head as an equal copy of the weight that `same` of the family names."""
+    """Whether the file stores a tied head as a copy, equal to the weight that the family's `same` names."""
     head = str(body.head)
     original = body.copies.get(head, "")
     if head not in found or original not in found or found[head].shape != found[original].shape:
@@ -273,7 +272,7 @@ def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> b
 
 
 def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | None:
-    """Return the change of the model that ties or unties the head as in the file; None if config.json agrees."""
+    """Return the patch that ties or unties the model's head as in the file; None if config.json does so already."""
     head = body.model.get("decoder", {}).get("head") or body.model.get("head") or {}
     own = body.head
     if own is None or not can_be_tied(head):
@@ -283,7 +282,7 @@ def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | Non
 
 
 def _find_stand_ins(body: Body, found: Mapping[str, Header]) -> dict[str, Header]:
-    """List the headers of copies under the names of their originals, for files that store only the copy."""
+    """For files that store only the copy of a tensor, map the original's name to the copy's header."""
     pairs = body.copies.items()
     return {name: _keep_file_name(found[copy], copy) for copy, name in pairs if copy in found and copy != body.head}
 
@@ -324,7 +323,7 @@ def _rename_unprefixed(name: str, family: Family) -> str:
 
 
 def _keep_file_name(header: Header, name: str) -> Header:
-    """Record the tensor's name in the file in its header: reading needs this name after the tensor is renamed."""
+    """Record in a header the tensor's name in the file: reading needs that name after the tensor is renamed."""
     return header if header.name else dataclasses.replace(header, name=name)
 
 

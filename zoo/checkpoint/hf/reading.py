@@ -60,8 +60,8 @@ def _list_forms(entry: Entry, found: Mapping[str, Header]) -> Iterator[tuple[str
 
 
 class _OursReader:
-    """Reads our tensors by name. Reading one converts its whole entry; the entry's other tensors are kept until they
-    are read, or until another entry is."""
+    """Reads our tensors by name. Reading a tensor converts its whole entry; the entry's other tensors are kept until
+    they are read, or until a tensor of another entry is read."""
 
     def __init__(self, entries: Sequence[Entry], reader: TensorReader, fresh: Mapping[str, Tensor]) -> None:
         self.entries = {name: entry for entry in entries for name in entry.ours}

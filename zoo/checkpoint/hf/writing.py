@@ -173,7 +173,6 @@ def _write_shards(held: StoredTensors, mapped: Sequence[Entry], folder: Path, sh
 
 
 def _list_theirs(group: Sequence[Entry], held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Convert our tensors to theirs, one entry at a time."""
     for entry in group:
         yield from zip(entry.theirs, entry.to_theirs([held[each] for each in entry.ours]), strict=True)
 

@@ -38,7 +38,8 @@ class NestedState(State):
 
 
 class FourBit(QuantisedLayout):
-    """QLoRA's NF4, or FP4 (Dettmers et al., 2023): 4-bit codes in blocks of the flat weight, two a byte, high first.
+    """QLoRA's NF4, or FP4 (Dettmers et al., 2023): 4-bit codes in blocks of the flat weight, two a byte (high bits
+    first).
 
     A weight is `quant_map[code]` times the absmax of its block. With double quantisation, absmax is itself coded in 8
     bits in blocks of its own, and `nested_offset` is added. The state with all sizes is JSON, as a tensor of bytes.

@@ -24,7 +24,7 @@ ROOM = 2**22
 
 
 class QuantisedLayout:
-    """One quantised weight. A file has one for each tensor whose name is a stem plus one of `marks`. The weight's
+    """One quantised weight. Each tensor whose name is a stem plus one of `marks` belongs to such a weight. The weight's
     tensors are named by the stem plus an end from `ends` (by role); the dequantised weight is named by the stem plus
     `target`.
 

@@ -113,7 +113,7 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
     """Replace the tensors of each quantised weight by one `Packed` header with the weight's name and shape.
 
     Weights get the dtype of `_read_dtype`. Raises CheckpointError for an unsupported method, for tensors that do not
-    fit it, and for float8 or int8 weights without a scale.
+    fit the method, and for float8 or int8 weights without a scale.
     """
     where = str(folder / "config.json")
     method = find_method(config, where)

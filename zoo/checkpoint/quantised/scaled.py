@@ -16,7 +16,7 @@ STORED = ("F8_E4M3", "F8_E5M2", "I8")
 
 
 class ScaledWeight(QuantisedLayout):
-    """(stored weight − zero point) · scale; zero points are optional.
+    """float8 or int8 weights: (stored weight − zero point) · scale, where zero points are optional.
 
     DeepSeek-V3 (2024, 3.3.2) has one scale for each block of 128 × 128 weights, called `scale_inv`, though weights are
     multiplied by it. One-byte scales are exponents e of 2^(e − 127) (E8M0).
@@ -102,7 +102,8 @@ def find_block(shape: tuple[int, ...], scale: Header, settings: Mapping[str, Any
 
 
 def _stated_blocks(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """List the block sizes that a quantization_config states: two scales for 100 rows may mean blocks of 64 or 50."""
+    """List the block sizes that a quantization_config states. Shapes may not tell: two scales for 100 rows may mean
+    blocks of 64 or 50."""
     groups = (settings.get("config_groups") or {}).values()
     stated = [
         settings.get("weight_block_size"),

@@ -17,7 +17,7 @@ like) have layouts for the kernels of a particular device."""
 
 
 class TorchAO(ScaledWeight):
-    """(stored weight − zero point) · scale, one scale per row, group or tensor."""
+    """torchao's weights: (stored weight − zero point) · scale, one scale per row, group or tensor."""
 
     marks = ("._weight_qdata",)
     ends: ClassVar[Mapping[str, str]] = {

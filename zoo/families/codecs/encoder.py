@@ -25,7 +25,7 @@ def _parse_types(stated: Any) -> list[str]:
 
 def read_types(is_relative: bool, stated: Any) -> list[str]:
     """`pos_types(relative_attention, pos_att_type)`: the kinds of relative-position scores (c2p, p2c) of DeBERTa's
-    attention; none unless it is relative."""
+    attention; none unless the attention is relative."""
     return _parse_types(stated) if is_relative else []
 
 
@@ -35,9 +35,9 @@ def write_types(types: list[str] | None) -> tuple[Any, ...]:
 
 
 class PosScale(Codec):
-    """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of DeBERTa's attention if it is not relative,
-    1 / √(head_dim · (1 + number of position types)), although no position type is then used. None for attention's
-    default scale."""
+    """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of DeBERTa's attention if the attention is not
+    relative, 1 / √(head_dim · (1 + number of position types)). The stated types count, although none is then used. None
+    means attention's default scale."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_relative, stated, head_dim = args
@@ -58,8 +58,8 @@ def read_positions(
 ) -> dict[str, Any]:
     """`relative(types, max_relative_positions, max_position_embeddings, position_biased_input)`: DeBERTa's positions.
 
-    They are relative if there are position types, plus learned embeddings if the input is biased. Version 2 has three
-    more arguments: `position_buckets`, `norm_rel_ebd` and `layer_norm_eps`.
+    Positions are relative if there are position types. Learned embeddings are added if `position_biased_input` is true.
+    Version 2 has three more arguments: `position_buckets`, `norm_rel_ebd` and `layer_norm_eps`.
     """
     learned = {"kind": "learned", "max_seq_len": length} if biased else None
     if not types:

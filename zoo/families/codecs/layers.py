@@ -59,8 +59,8 @@ class Choose(Codec):
 
 
 class Inner(Codec):
-    """`inner(attn_config, "clip_qkv")`: a field of a nested config, None if either is missing. Further names go deeper:
-    `inner(ffn_config, "ffn_act_fn", "name")`."""
+    """`inner(attn_config, "clip_qkv")`: a field of a nested config; None if the config or the field is missing. Further
+    names go deeper: `inner(ffn_config, "ffn_act_fn", "name")`."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         found = args[0]
@@ -106,8 +106,8 @@ class First(Codec):
 
 
 class HalvedIf(Codec):
-    """`halved_if(use_bidirectional_attention, sliding_window)`: the number, or half of it, rounded down, if the first
-    argument is true: the window to one side, where a config states the width of both sides together."""
+    """`halved_if(use_bidirectional_attention, sliding_window)`: the number, halved and rounded down if the first
+    argument is true. Such a config states the window's width over both sides; the result is that of one side."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_halved, number = args
@@ -146,7 +146,7 @@ def find_run(items: list[Any], name: object) -> list[int]:
 
 
 def find_cycle(items: list[Any], name: object) -> list[int]:
-    """`cycle`: the period and offset of a name's indices in a list; both past its end if there are none (Jamba)."""
+    """`cycle`: the period and offset of a name's indices in a list; both beyond the list if there are none (Jamba)."""
     found, count = find_places(items, name), len(items)
     if not found:
         return [count + 1, count]
@@ -155,7 +155,8 @@ def find_cycle(items: list[Any], name: object) -> list[int]:
 
 
 def find_stride(items: list[Any], name: object) -> int:
-    """`stride`: the step of a name's indices in a list, from index 1 on; 1 if everywhere, 0 if nowhere (Switch)."""
+    """`stride`: the step of a name's indices in a list, from index 1 on; 1 if all entries have the name, 0 if none has
+    (Switch)."""
     found = find_places(items, name)
     steps = (
         step

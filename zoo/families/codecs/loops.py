@@ -15,7 +15,8 @@ def find_looped(layer: int, start: int, end: int, passes: int) -> int:
 
 
 def find_pass(layer: int, start: int, end: int, passes: int) -> int | None:
-    """`pass_of(layer, start, end, passes)`: the pass of the loop to which a layer belongs, from 0; None outside it."""
+    """`pass_of(layer, start, end, passes)`: the pass of the loop to which a layer belongs, from 0; None for a layer
+    outside the loop."""
     inside = start <= layer < start + passes * (end - start)
     return (layer - start) // (end - start) if inside else None
 

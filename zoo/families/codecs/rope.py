@@ -24,7 +24,8 @@ AXES = ("mrope_section", "mrope_interleaved", "xdrope_section")
 
 
 def read_rope_parameters(config: Mapping[str, Any], layer_type: str | None = None) -> dict[str, Any]:
-    """Read a config's rotary parameters, of either style, in the style of `rope_parameters`."""
+    """Read a config's rotary parameters, of either style, in the style of `rope_parameters`. Raises ConfigError if
+    parameters of the layer type and `rope_scaling` are both stated."""
     stated = config.get("rope_parameters")
     if isinstance(stated, Mapping) and (layer_type or not config.get("rope_scaling")):
         inner = stated.get(layer_type) if layer_type else None
@@ -270,12 +271,13 @@ class YarnScale(Codec):
             return {}
         for width in try_evaluate(args[0], env):
             share = (math.sqrt(value * math.sqrt(width)) - 1.0) / (0.1 * math.log(factor))
-            return {"rope_parameters.mscale_all_dim": round(share, 9)}  # as short as a file states it
+            return {"rope_parameters.mscale_all_dim": round(share, 9)}  # files state few digits
         return {}
 
 
 class Even(Codec):
-    """`even(rope(head_dim), head_dim)`: refuse an odd number of rotated channels, at which transformers fails."""
+    """`even(rope(head_dim), head_dim)`: raise ConfigError for an odd number of rotated channels, with which
+    transformers fails."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         position, head_dim = args
@@ -305,7 +307,8 @@ SCALINGS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
 
 
 def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Make the scaling node that rotary parameters describe; None for no scaling."""
+    """Make the scaling node that rotary parameters describe; None for no scaling. Raises ConfigError for an unknown
+    type, and for a factor that is missing."""
     kind = found.get("rope_type") or "default"
     if kind == "default":
         return None

@@ -44,10 +44,10 @@ def count_readers(pattern: Sequence[str]) -> int:
 
 
 class OfType(Codec):
-    """`of_full("head_dim", global_head_dim, 512)`: a field's value in the layers of one type. It is read from
-    `per_layer_config` (as transformers writes it), else from the field in the second argument (as in published
-    configs), else it is the third argument. If there is a fourth argument and it is false, the second is ignored.
-    `sizes` are the fields for which these layers may have their own values."""
+    """`of_full("head_dim", global_head_dim, 512)`: a field's value in the layers of one type. The value comes from
+    `per_layer_config` (as transformers writes it), else from the second argument (a field of published configs), else
+    it is the third argument. If a fourth argument is false, the second is ignored. `sizes` are the fields for which
+    these layers may have their own values; ConfigError is raised for others, and for values that differ by layer."""
 
     def __init__(self, layer_type: str, sizes: Sequence[str]) -> None:
         self.layer_type, self.sizes = layer_type, sizes
@@ -111,7 +111,7 @@ def write_sliding_sizes(pattern: Sequence[str], *sizes: int) -> dict[str, dict[s
 def find_source_part(kv_source_layers: Sequence[int], groups: Sequence[Any], layer: int) -> str:
     """`kv_source_part(kv_source_layers, no_rope_layers, layer)`: LENDS, READS or "" as for `kv_part`, for configs that
     name the layer whose latents each layer reads: itself, or the last lender of its group (with or without positions)
-    before it. Raises ConfigError for any other layer, since the reference always reads the last lender."""
+    before it. Raises ConfigError for any other layer: the published code always reads the last lender."""
     source = kv_source_layers[layer]
     if source == layer:
         return LENDS if layer in kv_source_layers[layer + 1 :] else ""

@@ -56,8 +56,8 @@ class RowHeadCodec(Codec):
     for classification. The arguments are the fields in COMMON: the activation stands between the head's two products
     (None: one product).
 
-    With `skip_id` (the padding's id) a decoder's row is read at its last token with another id, as in transformers: a
-    reward model that pads with its end-of-text token reads the token before. A negative id (Llama 1's padding) counts
+    With `skip_id` (the padding's id) a decoder's row is read at its last token that has another id, as in transformers:
+    a reward model that pads with its end-of-text token reads the token before. A negative id (Llama 1's padding) counts
     as none."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:

@@ -37,7 +37,7 @@ ACTIVATIONS = {
     "sqrtsoftplus": "sqrtsoftplus",
     "xielu": "xielu",
 }
-"""Our name of an activation by transformers'. Of several of transformers' names for one, the first is written."""
+"""Our name of an activation, by transformers' name. If transformers has several names for it, the first is written."""
 
 
 def read_activation(name: Any) -> dict[str, Any]:
@@ -86,12 +86,12 @@ def round_to_bf16(value: float) -> float:
 
 
 def round_up(number: float, multiple: int) -> int:
-    """`round_up(width, multiple)`: the smallest multiple that is not below a number."""
+    """`round_up(width, multiple)`: the smallest multiple of `multiple` that is at least `width`."""
     return int((number + multiple - 1) // multiple) * multiple
 
 
 def write_round_up(value: int) -> tuple[int, int]:
-    """Invert `round_up`: a width is a multiple of itself, whatever the rounding error of the number."""
+    """Invert `round_up`: both arguments become the width, which is a multiple of itself."""
     return value, value
 
 
