@@ -171,7 +171,7 @@ def find_source(component: Spec, comment: str) -> str:
 
 
 def describe_looks(component: Spec) -> str:
-    """Say in which direction a component reads along the tokens; empty for a component that fits both directions,
-    unless it is an attention."""
+    """Say in which direction a component reads along the tokens. Of the components that fit both directions, only an
+    attention gets a text; for the others it is empty."""
     either = "both ways, or only backwards in a decoder" if component.axis == "attention" else ""
     return {None: either, True: "only backwards (in decoders)", False: "both ways (in encoders)"}[component.causal]

@@ -66,7 +66,7 @@ def compare_fields(first: Spec, second: Spec) -> dict[str, dict[str, Any]]:
     field).
 
     A kind of layer that only one model has is compared with the most similar kind of the other, under `layer/global`. A
-    decoder (or encoder) is compared with that tower of an encoder-decoder.
+    model of one tower is compared with the tower of an encoder-decoder that is of the same kind, encoder or decoder.
     """
     from zoo.grammar import to_dict
 
@@ -101,8 +101,9 @@ def _find_own(kind: str) -> str:
 
 
 def pair_figures(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rename the figures of kinds of layer as `compare_fields` pairs these, `layer/global`. Sums over all layers of a
-    kind are renamed only if the kind is in one pair; in two pairs it would count twice."""
+    """Rename figures that are given by kind of layer: two kinds that `compare_fields` pairs get one name,
+    `layer/global`. A sum over all layers of a kind is renamed only if the kind is in a single pair; in two pairs the
+    sum would be counted twice."""
     from zoo.grammar import to_dict
 
     one, other = to_dict(first), to_dict(second)
@@ -123,7 +124,7 @@ def pair_figures(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]])
 
 
 def _rename_kinds(figures: Mapping[str, Any], pairs: list[tuple[str, str]], side: int, whole: bool) -> dict[str, Any]:
-    """Rename one model's figures by kind of layer to the pairs that each kind is in."""
+    """Rename one model's figures, given by kind of layer, after the pairs that each kind is in."""
     found: dict[str, Any] = {}
     for kind, figure in figures.items():
         own = [pair for pair in pairs if pair[side] == kind]

@@ -33,8 +33,9 @@ def find_holders(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict
     """Find the accelerator that holds each peak, by use (`generate`, or `run` for an encoder; `train`): the `gpu`, its
     `memory`, the number of `gpus`, the `options` that divide the model, and whether it `fits`.
 
-    A model on one rank may be divided, by tensor parallelism to generate, by ZeRO to train; ranks of the set-up stay as
-    they are. A `gpu` in the set-up is the only one tried. If nothing fits, the largest layout is returned.
+    For a set-up of one rank, layouts of several GPUs are tried too: tensor parallelism to generate, ZeRO to train. For
+    a set-up of several ranks only its own layout is. A `gpu` in the set-up is the only one tried. If nothing fits, the
+    last layout tried is returned, on the largest accelerator.
     """
     peaks = figures["memory"]
     tried: dict[str, Iterable[tuple[int, str, int]]] = {}
@@ -61,7 +62,8 @@ def _generating(spec: Priced, setup: Setup, peaks: Mapping[str, Any]) -> Iterato
 
 
 def _count_running(spec: Priced, setup: Setup, peaks: Mapping[str, Any]) -> int | None:
-    """Count the peak bytes of an encoder's pass without gradients; None on several ranks, or if it cannot be traced."""
+    """Count the peak bytes of an encoder's pass without gradients; None on several ranks, and for a pass that cannot be
+    traced."""
     if setup.ranks > 1:
         return None
     run = GenerationShape(setup.tokens(spec), setup.batch, setup.dtype, setup.cache_dtype, True)

@@ -89,7 +89,7 @@ def _find_moved(name: str) -> dict[str, str]:
 
 def _find_fields(name: str) -> dict[str, int]:
     """Find the places of a field name (`axis.choice.field`), each with the number of packaged models that have a choice
-    with the field. A field and the classes that inherit it are one place."""
+    with the field. All classes that inherit a field from one class are one place."""
     groups: dict[Any, dict[str, AxisChoice]] = {}
     for axis in vocabulary.list_axes():
         for word, choice in read_choices(axis).items() if axis != "cross" else ():
@@ -104,7 +104,7 @@ def _find_fields(name: str) -> dict[str, int]:
 
 
 def _plain(choice: AxisChoice, word: str) -> str:
-    """Name a choice by its kind, if the kind is also a choice's name."""
+    """Name a choice by its kind, if the kind is the name of a choice too; else by `word`."""
     return choice.spec.kind if choice.spec.kind in read_choices(choice.axis) else word
 
 

@@ -21,7 +21,8 @@ WIDEST = 1000.0
 def compute_power(effect: float, n: int, level: float = LEVEL) -> float:
     """Compute the power of a two-sided paired t-test for a difference of `effect` standard deviations with n pairs.
 
-    With Z standard normal and s = estimated ÷ true deviation, it is the probability of |Z + effect·√n| > t·s.
+    The power is the probability of |Z + effect·√n| > t·s, where Z is standard normal, s the estimated ÷ the true
+    standard deviation, and t the critical value of Student's t at this `level`.
     """
     freedom, shift, normal = n - 1, effect * math.sqrt(n), NormalDist().cdf
     limit = student_quantile(1 - level / 2, freedom)

@@ -44,7 +44,8 @@ class Speedup:
     interval: tuple[float, float] | None
 
     def times(self, ratio: float) -> Speedup:
-        """Convert the speedup to another currency, of which the baseline spent `ratio` times as much as the variant."""
+        """Express the speedup in a cost (tokens, FLOPs, seconds) of which the baseline spent `ratio` times as much as
+        the variant."""
         between = None if self.interval is None else (self.interval[0] * ratio, self.interval[1] * ratio)
         return Speedup(self.factor * ratio, between)
 

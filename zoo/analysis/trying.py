@@ -58,9 +58,9 @@ class FieldExample:
 
 
 def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> FieldExample | None:
-    """Set a field to the first of its `common` values, or of others of its type, that a small model accepts and that
-    changes a figure; failing that, to the first accepted value. If none is accepted, the example has a `refusal`. None
-    if no model can have the choice."""
+    """Try the `common` values of a field in small models, then other values of its type. Return the first accepted
+    value that changes a figure; if none does, the first accepted value; if none is accepted, an example with a
+    `refusal`. None if no model can have the choice."""
     refused: FieldExample | None = None
     for target, overrides, path in _choose_places(choice, field):
         found = _try_in(choice, field, common, target, overrides, path)
@@ -133,7 +133,6 @@ def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
 
 
 def _read_values(spec: Spec, kind: type[Spec], name: str) -> list[Any]:
-    """Read a field of every component of a kind in a model."""
     return [getattr(each, name) for each in _walk_fields(spec) if type(each) is kind]
 
 

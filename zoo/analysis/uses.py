@@ -45,7 +45,7 @@ def list_uses(body: Mapping[str, Any]) -> Iterator[Use]:
 
 
 def _read_chosen(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the choices of a body's defaults list by axis."""
+    """Read the choices in a body's `defaults` list, by axis."""
     return {
         group.removeprefix("override ").lstrip("/"): word
         for each in body.get("defaults", ())
@@ -99,7 +99,8 @@ def _walk_fields(spec: type[Spec], body: Mapping[str, Any], fields: Mapping[str,
 
 
 def _walk_node(base: type[Node], value: object, path: str) -> Iterator[Use]:
-    """List a node, and the components within its fields. A value that is no mapping of its fields is its main field."""
+    """List a node, and the components within its fields. Keys of a mapping that are not fields of the node, or a value
+    that is no mapping, belong to the node's main field."""
     if value is None or value is False:
         return
     own = {field.name for field in base.fields()}
@@ -150,8 +151,8 @@ def find_users(axis: str, word: str) -> tuple[list[str], list[str]]:
 
 
 def find_setters(spec: type[Spec], field: str) -> tuple[dict[str, list[str]], list[str]]:
-    """List the packaged models that set a field of a class, by its value as YAML, the most frequent first; and the
-    families that set the field."""
+    """List the packaged models that set a field of a class, by the field's value as YAML, the most frequent value
+    first; and the families that set the field."""
     models, families = read_uses()
     bodies = read_bodies()
     values: dict[str, list[str]] = {}
@@ -179,7 +180,8 @@ def _spell(value: object, body: Mapping[str, Any], spec: type[Spec], field: str)
 
 
 def _settle(value: object, body: Mapping[str, Any], base: type[Spec] | None) -> Any:
-    """Write the default component of a field as `true`, and an interpolation (`${up:d_model}`) as its value here."""
+    """Write the default component of a field as `true`, and an interpolation (`${up:d_model}`) as its value in the
+    model's `body`."""
     main = list_fields(base).get(base.word) if base is not None and issubclass(base, Node) else base
     if main is not None and value == find_usual(main):
         return True
@@ -192,7 +194,7 @@ def _settle(value: object, body: Mapping[str, Any], base: type[Spec] | None) -> 
 
 
 def list_stated(key: str) -> dict[str, list[str]]:
-    """List the packaged models that state a key, also within a layer or a tower, by its value."""
+    """List the packaged models that state a key, also within a layer or a tower, by the key's value."""
     found: dict[str, list[str]] = {}
     for name, body in read_bodies().items():
         stated = [each[key] for each in _list_scopes(body) if key in each]

@@ -15,7 +15,7 @@ from statistics import NormalDist, mean, stdev
 from typing import Literal
 
 LEVEL = 0.05
-"""Significance level: the chance of any verdict over all arms if there is no difference."""
+"""Significance level: the chance that any arm is called better or worse if there is no difference."""
 
 POWER = 0.8
 """The power for which the number of seeds needed is computed."""
@@ -30,8 +30,8 @@ Verdict = Literal["better", "worse", "no significant difference"]
 class Comparison:
     """The difference between an arm's losses and the baseline's: seed by seed, or of two samples that have no common
     seed (not `paired`). `n` is the number of seeds. `p` is two-sided, `adjusted` is p after Holm's correction over all
-    arms; both are None with one seed, and so is `interval`. `needed` is the number of seeds at which the difference
-    would be significant, None if no number would do."""
+    arms. `needed` is the number of seeds at which the difference would be significant with power POWER; None for more
+    than MOST. With one seed `p`, `adjusted`, `interval` and `needed` are None."""
 
     n: int
     difference: float
@@ -86,7 +86,7 @@ class MeanDifference:
         return self.difference - half, self.difference + half
 
     def count_needed(self, level: float) -> int | None:
-        """Count the seeds at which the difference would be significant; None if no number would do."""
+        """Count the seeds at which the difference would be significant with power POWER; None for more than MOST."""
         return (count_seeds if self.paired else count_seeds_per_arm)(self.difference, self.spread, level)
 
 

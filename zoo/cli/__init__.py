@@ -89,8 +89,8 @@ def _without(args: list[str], option: str) -> tuple[list[str], bool]:
 
 
 def _find_unreadable(args: Sequence[str]) -> list[str]:
-    """List faults of arguments with a NUL, and of arguments that are not UTF-8 (Python decodes such bytes as lone
-    surrogates), unless they name an existing file."""
+    """List the arguments with a NUL, and those that are not UTF-8 and name no existing file. Python decodes bytes that
+    are not UTF-8 as lone surrogates."""
     faults = []
     for number, arg in enumerate(args, 1):
         if "\0" in arg:

@@ -1,4 +1,4 @@
-"""List the verbs with one line each, so that `zoo --help` imports none of their modules."""
+"""List the verbs of `zoo VERB` with one line each, so that `zoo --help` imports no verb's module."""
 
 from __future__ import annotations
 
@@ -105,7 +105,6 @@ def _check_numbers_of(command: Any) -> None:
 
 
 def _find_number_faults(value: object) -> Iterator[str]:
-    """Yield the faults of an option's value: of a number, or of each number in a list."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, float) and not math.isfinite(each):
             yield f"is {each} (a finite number)"

@@ -69,7 +69,6 @@ def run(
 
 
 def _stream(pieces: Iterable[str], writes: bool) -> None:
-    """Print a single text piece by piece as it is generated, if this process writes."""
     for piece in pieces:
         if writes:
             print_generated(piece, "")

@@ -125,7 +125,6 @@ def _finish(
 
 
 def _race(workload: str, race: RaceOptions, tell: Tell) -> tuple[Any, Any, list[str]]:
-    """Run a race; return its report, table and notes."""
     from zoo.bench import compare, plan, show
 
     planned = plan.plan_race(workload, race.given, race.shape.split(",") if race.shape else [])

@@ -93,8 +93,8 @@ def _time_layer(block: Block, d_model: int) -> float:
 
 
 def describe_kernels(spec: Priced, device: torch.device, dtype: str, kernel: str) -> list[str]:
-    """List, for each kind of layer, the attention kernel that would run there, its call, and why the kernels before it
-    were refused.
+    """List, for each kind of layer, the attention kernel that would run on the device (for meta, CUDA or else a CPU),
+    its call, and why earlier kernels were refused.
 
     Raises KernelError if a named kernel does not exist or refuses, or if no layer has attention for it.
     """

@@ -83,7 +83,6 @@ def run(talk: Talk, sampled: Sampled, kernel: Kernel = None, device: Device = "a
 
 
 def _pipe(conversation: Conversation) -> None:
-    """Answer each line of standard input."""
     for line in sys.stdin:
         text = line.removesuffix("\n").removesuffix("\r")
         if text.strip() and not _obey(conversation, text, say):

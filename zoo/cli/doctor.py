@@ -79,7 +79,6 @@ def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
 
 
 def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
-    """Describe the order in which `auto` tries the kernels."""
     named = [row.kernel.name for row in rows if row.kernel.on_request]
     told = "auto takes the first that can, from the left"
     told += "" if masked is None else f"; where a mask must be read: {', '.join(masked)}"

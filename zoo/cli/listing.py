@@ -70,7 +70,6 @@ def read_range(text: str) -> tuple[float, float]:
 
 
 def _list_axis(axis: str, choice: str | None = None, *, as_json: bool) -> None:
-    """Print the choices of an axis, or the page of one choice."""
     from zoo.analysis.axes import describe_axis, find_axis
     from zoo.analysis.pages import describe_named
 

@@ -116,8 +116,8 @@ def _count_searched(options: SweepOptions, jobs: Sequence[SweepPoint]) -> tuple[
 
 
 def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[SweepPoint], sweep: Sweep) -> Match:
-    """Match the arms in the budget of the options. A resumed sweep keeps values that were solved by measured seconds,
-    because a new measurement would differ."""
+    """Match the arms in the cost that --match names. A resumed sweep keeps values that were solved by measured seconds,
+    because a new measurement would differ. Raises ConfigError for an unknown cost."""
     from zoo.jobs.forecast import Forecaster
     from zoo.jobs.matching import BUDGETS, Matching
 
@@ -233,7 +233,6 @@ EXPENDABLE = ("params", "peak memory", "seconds")
 
 
 def _print_rows(folder: Path, rows: list[list[str]]) -> list[list[str]]:
-    """Print as many columns as fit the screen, and return the printed rows."""
     header, rows = report.fit_columns(HEADER, rows, EXPENDABLE)
     numbers = [at for at, name in enumerate(header) if name in HEADER[2:6]]
     report.print_tables(report.make_table(str(folder), header, rows, right=numbers))

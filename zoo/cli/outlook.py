@@ -29,7 +29,7 @@ def print_plan(outlook: Outlook) -> None:
 
 
 def print_match(match: Match) -> None:
-    """Print each arm's solved value, its costs in every currency, and their ratios to the baseline's."""
+    """Print for each arm the value that was solved for, the arm's costs, and the costs' ratios to the baseline's."""
     forms = {"all_flops": format_si, "cache_bytes": lambda value: format_si(value, "B")}
     names = {"all_flops": "FLOPs", "cache_bytes": "cache", "active": "active"}
     rows = []

@@ -65,7 +65,7 @@ PAIRS = (("query", "document"), ("text", "text_pair"), ("prompt", "response"))
 
 
 class Fields(NamedTuple):
-    """The fields to read from a record. With `chat` the two are the user's message and the model's answer."""
+    """The fields to read from a record. With `chat`, `text` is the user's message and `second` the model's answer."""
 
     text: str
     second: str | None = None

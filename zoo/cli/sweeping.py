@@ -52,7 +52,6 @@ def sweep(
 
 
 def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Point]:
-    """List every point of every model."""
     from zoo.compose.sweep import read_points
 
     found = []
@@ -66,7 +65,6 @@ def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Point]:
 
 
 def _first(points: Sequence[Point], setup: Setup) -> dict[str, Any] | None:
-    """Price the first point that is not refused, with all figures."""
     return next((figures for point in points if (figures := _priced(point, setup)) is not None), None)
 
 

@@ -147,7 +147,8 @@ def _resume(folder: Path, overrides: list[str]) -> None:
 
 
 def _show(plan: LaunchPlan, cfg: ConfigPart | None, resolve: bool, info: Info | None) -> None:
-    """Print Hydra's own report of the config (of a sweep's first job). Raises ConfigError for faulty interpolations."""
+    """Print the composed config (of a sweep, that of the first job), or with `info` Hydra's own report on it. Raises
+    ConfigError for interpolations that cannot be resolved."""
     from omegaconf.errors import OmegaConfBaseException
 
     from zoo.compose.faults import shorten_error

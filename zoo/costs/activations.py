@@ -50,13 +50,13 @@ class Kept(NamedTuple):
 
 
 class Section(NamedTuple):
-    """The saved tensors (`kept`) of one section of a pass, and its memory in bytes.
+    """The saved tensors (`kept`) of one section of a pass, and the section's memory in bytes.
 
     `bytes` is the size of the saved tensors, `input` the size of the section's input. `forward` is the peak of the
-    forward pass, `peak` that of the backward pass with all gradients, `moving` that of the backward pass without the
-    weights' gradients. `gradients` is the size of the weights' gradients, `beside` that of the gradients of tensors
-    that all layers read (a bias, an encoder's output). `lent` is the size of the keys, values and depth averages that
-    later layers read.
+    forward pass, `peak` the peak of the backward pass with all gradients, `moving` the same without the weights'
+    gradients. `gradients` is the size of the weights' gradients. `beside` is the size of the gradients of tensors that
+    all layers read (a bias, an encoder's output), `lent` the size of keys, values and depth averages that later layers
+    read.
     """
 
     kept: tuple[Kept, ...]
@@ -147,7 +147,7 @@ def trace_shorter(
     towers: Iterable[Tower], run: Shape, trace: Callable[[Shape], Value]
 ) -> tuple[list[Value], int] | None:
     """Trace a pass at two or three shorter lengths, one stride apart, for `extrapolate`. Return the traces, and the
-    number of strides from the first length to the whole. None for a pass that is short, or without a mixer that loops.
+    number of strides from the first length to the whole. Return None for a short pass, or if no mixer loops.
 
     A stride is a whole number of iterations of every mixer's loop. Two traces do where bytes are linear in length
     (recurrent mixers), three where they may be quadratic (a looping mixer with softmax attention, whose scores may be
@@ -281,12 +281,12 @@ class _Trace:
         return {each: None for each in saved if each not in taken}
 
     def _count_givers(self, kind: str) -> int:
-        """Count the ordered channels that a kind of layer reads. The kind is traced after the kinds that give values in
-        these channels."""
+        """Count the ordered channels (values handed from layer to layer) that a kind of layer reads. The kind is traced
+        after the kinds that give these values."""
         return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
 
     def _trace(self, channel: str, kind: str, x: Shadow) -> Any:
-        """Make the shadow of the value that a kind of layer, whose input is x [B, T, D], reads in a channel."""
+        """Make a shadow of the value that layers of this kind read from a channel; x [B, T, D] is a layer's input."""
         return Channel.named[channel].trace(Shadows(self.tower, kind, x, _make, self.given[channel]))
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
@@ -328,8 +328,8 @@ class _Trace:
     def file(
         self, name: str, begun: tuple[int, int], roots: list[Any], given: Any, shared: Collection[Storage] = ()
     ) -> dict[Storage, None]:
-        """Add the section `name`, whose results are `roots`, without the `shared` storages. Return the shared storages
-        that it saves."""
+        """Add the operations since `begun` as the section `name`: `roots` are its results, `given` its input. Storages
+        in `shared` are left out; return those of them that the section saves."""
         operations, live = begun
         nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)
@@ -348,7 +348,7 @@ def _shared(step: Step) -> list[Any]:
     for each in (step, step.cross):
         if each is not None:
             tables = _tuple(each.tables)
-            held = each.extra.values()  # hasattr of the class: a shadow raises for names that torch.Tensor lacks
+            held = each.extra.values()  # hasattr below asks the class, because a shadow itself raises UnknownOperation
             extra = [value.list_shared() if hasattr(type(value), "list_shared") else value for value in held]
             extra = [value if isinstance(value, tuple) else (value,) for value in extra]
             bias = None if each.keys.bias is None else each.keys.bias._dense
@@ -378,6 +378,5 @@ def _tuple(value: Any) -> tuple[Any, ...]:
 
 
 def _described(storages: Iterable[Storage]) -> tuple[tuple[Kept, ...], int]:
-    """Describe storages as Kept, and sum their bytes."""
     found = tuple(Kept(each.name, each.shape, each.dtype.name, each.nbytes) for each in storages)
     return found, sum(each.bytes for each in found)

@@ -28,7 +28,6 @@ def advice(setup: Setup, figures: dict[str, Any], peak: Callable[[Setup], int]) 
 
 
 def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    """List the options to try, one change each."""
     if not setup.chunked_loss:
         yield "--chunked-loss", replace(setup, chunked_loss=True)
     apart = setup.pipeline.splits_backward  # such a schedule allows neither recomputation nor sharded weights

@@ -11,7 +11,7 @@ from zoo.model.depth_read import GroupSums, count_groups
 from zoo.model.tower import Tower
 
 RECOMPUTE = ("none", "selective", "full")
-"""The names of recomputation; `every_N` is one more."""
+"""Values of `recompute`. `every_n` is valid too, for n of 2 or more."""
 
 AGAIN = " (again)"
 """Suffix of the kind of recomputed layers, where other layers of that kind are not recomputed."""
@@ -28,13 +28,13 @@ def name_stored(kind: str) -> str:
 
 
 def read_every(recompute: str) -> int | None:
-    """Read n, 2 or more, from `every_n`; None for any other name."""
+    """Read n, 2 or more, from `every_n`; None for any other value of `recompute`."""
     found = re.fullmatch(r"every_(\d{1,9})", recompute)
     return int(found[1]) if found and int(found[1]) > 1 else None
 
 
 def explain_unknown(recompute: str) -> str | None:
-    """Say why a name of recomputation is invalid; None for a valid one."""
+    """Say why a value of `recompute` is invalid; None for a valid one."""
     if recompute in RECOMPUTE or read_every(recompute):
         return None
     if re.fullmatch(r"every_0*1", recompute):
@@ -49,8 +49,8 @@ def runs_again(index: int, every: int) -> bool:
 
 
 def keeps_input(name: str, recompute: str) -> bool:
-    """Whether a section keeps only its input: a recomputed layer does, and so does "shared", the tensors that all
-    layers read."""
+    """Whether a section keeps only its input for the backward pass. Under `full` and `every_n` these are the recomputed
+    layers, and "shared", the section of tensors that all layers read."""
     piece = name.split(".")[-1]
     if read_every(recompute):
         return piece.endswith(AGAIN) or piece == "shared"
@@ -58,7 +58,7 @@ def keeps_input(name: str, recompute: str) -> bool:
 
 
 def tell_depths_apart(spec: Priced) -> Priced:
-    """Split the kinds whose layers read different numbers of earlier groups of layers (attention over depth).
+    """Split each kind of layer by the number of earlier groups of layers that a layer reads (attention over depth).
     Return the same object where nothing is split."""
     return change_towers(spec, split_by_depth)
 

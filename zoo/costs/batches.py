@@ -12,7 +12,7 @@ from zoo.costs.rows import CostTable, Priced, tabulate
 
 
 class RowFlops:
-    """Forward FLOPs of a model's rows, counted as `count_flops` does under `exact`. A row counts as it is computed:
+    """Count the forward FLOPs of a model's rows, as `count_flops` does under `exact`. A row counts as it is computed:
     padding included, packed documents as a single sequence."""
 
     def __init__(self, spec: Priced) -> None:
@@ -24,10 +24,10 @@ class RowFlops:
         """FLOPs of a row without the head: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A lone
         decoder with cross-attention reads a memory as long as its row."""
         self.skipped = cache(partial(self._count_row, _count_skipped))
-        """FLOPs of a row's gradients that nothing needs: its backward pass = 2 × its forward pass − these."""
+        """FLOPs of gradients that nothing needs, called as `body`: backward pass = 2 × forward pass − these."""
         self.shown = cache(self._count_shown)
-        """`shown(n)`: FLOPs of the (query, key) pairs that a prefix of n tokens, which all see one another, adds to a
-        row; and FLOPs of the gradients of these pairs that nothing needs."""
+        """`shown(n)`, for a prefix of n tokens that all see one another: the forward FLOPs of the (query, key) pairs
+        that the prefix adds to a row, and the FLOPs of these pairs' gradients that nothing needs."""
 
     def _count_row(self, count: Callable[[CostTable, int, int], int], read: int, written: int | None = None) -> int:
         if written is None:

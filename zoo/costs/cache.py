@@ -80,9 +80,9 @@ def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
 def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count the bytes of the KV cache and states for a set-up's sequences in its engine; 0 for an encoder.
 
-    `bytes_per_token` is the cost of one more token while every layer still keeps all tokens. `bytes` is the whole, with
-    `cross_bytes` (cross-attention's keys and values of an encoder's `context` tokens) and `state_bytes` (recurrent
-    states) in it; neither grows with a token.
+    `bytes_per_token` is the cost of one more token while every layer still keeps all tokens. `bytes` is the whole. Two
+    parts of it do not grow with a token: `cross_bytes` (cross-attention's keys and values of an encoder's `context`
+    tokens) and `state_bytes` (recurrent states).
     """
     context, dtype = setup.tokens(spec), setup.cached
     width, rows = DTYPES[dtype], list(list_cache_rows(spec, setup))

@@ -20,8 +20,8 @@ LINK_SHARE, NETWORK_SHARE = 0.65, 0.9
 systems/a100_80g.json)."""
 
 LINK_USAGE, NETWORK_USAGE = 0.15, 0.02
-"""The share of a GPU's compute that a transfer takes from what is computed meanwhile: a transfer over a link, and over
-the network (the same file of Calculon)."""
+"""The share of a GPU's compute that a transfer over a link, and one over the network, takes from overlapping work (the
+same file of Calculon)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Cluster:
 
     @property
     def link(self) -> float:
-        """The bytes a second that a collective reaches within a node."""
+        """Give the bytes a second that a collective reaches within a node; 0 if the device's link is not known."""
         return LINK_SHARE * (self.device.link or 0.0)
 
     def is_inside(self, stride: int, size: int) -> bool:
@@ -70,8 +70,8 @@ class Cluster:
         return sent / (min(self.link, across) if self.members(stride, size) > 1 else across)
 
     def exchange_seconds(self, sent: float, stride: int, size: int) -> float:
-        """Time an all-to-all of `sent` bytes a rank, in seconds. Bytes for other nodes use each GPU's own network
-        card."""
+        """Time an all-to-all of `sent` bytes a rank, in seconds. Transfers within the node and to other nodes overlap;
+        the latter use each GPU's own network card."""
         if size == 1 or not sent:
             return 0.0
         here = self.members(stride, size)

@@ -70,7 +70,8 @@ def row_flops(spec: Priced | CostTable) -> int:
 
 
 def memory_flops(spec: Priced | CostTable) -> int:
-    """Forward FLOPs of making cross-attention's keys and values of one token of the encoder's output, in all layers."""
+    """Forward FLOPs of the keys and values that cross-attention makes from one token of the encoder's output, in all
+    layers."""
     return _flops(spec, reads_memory)
 
 
@@ -92,7 +93,8 @@ def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
 
 def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
     """FLOPs of gradients that nothing needs, for `new` tokens: backward pass = 2 × forward pass − these. An indexer's
-    products need neither of their two gradients, because its choice has none; a product with a constant needs one."""
+    products need neither of their two gradients, because a choice of keys has none; a product with a constant needs
+    only one."""
     table = tabulate(spec)
     once, constant = table.forward_only(), 0
     for row in table.attentions:
@@ -111,8 +113,8 @@ ITERATIONS = 5
 
 
 def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
-    """FLOPs of the matrix products in one optimizer step. Only Muon has any: it orthogonalises every matrix inside a
-    layer that has a gradient.
+    """FLOPs of the matrix products in one optimizer step. Only Muon has any: in each layer it orthogonalises every
+    matrix that has a gradient.
 
     An iteration on an [A, B] matrix X, A ≤ B, computes G = X·Xᵀ, G² and one product with X: 2·A²·B + 2·A³ + 2·A²·B.
     """

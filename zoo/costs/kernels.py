@@ -24,17 +24,17 @@ READING = ("train", "encode")
 """The uses of a causal tower (GENERATING) and of a bidirectional one (READING)."""
 
 INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
-"""Packages installed besides torch: its compiler only, or all packages that kernels use."""
+"""Packages installed besides torch: torch's compiler only, or all packages that kernels use."""
 
 
 def kernels(spec: Priced, setup: Setup | None = None) -> dict[str, Any]:
     """Choose the kernel of every kind of layer, as plain data: the GPU, and in `layers` a line for each kind and use.
 
     A line has the layer's place, its `use`, the AttentionQuery (`ask`), and the chosen kernel with its call: under
-    "torch" if torch alone is installed, under "everything" if all packages are. `refusals` has the reasons of kernels
-    that come earlier in the order and refuse whatever packages are installed. A mixer without softmax attention has one
-    line, with no use. Rows are taken to be of one length and unpadded; `without` names inputs that would change the
-    choice. Raises ConfigError for an unknown GPU, and for one that does not multiply the Setup's dtype.
+    "torch" if torch alone is installed, under "everything" if all packages are. `refusals` names the kernels earlier in
+    the order that refuse even with all packages, each with its reason. A mixer without softmax attention has one line,
+    with no use. Rows are taken to be of one length and unpadded; `without` names inputs that would change the choice.
+    Raises ConfigError for an unknown GPU, and for one that does not multiply the Setup's dtype.
     """
     setup = Setup() if setup is None else setup
     if setup.gpu is not None:
@@ -66,9 +66,8 @@ def machine_for(gpu: str | None) -> tuple[Machine, str]:
 def asks(
     tower: Tower, kind: str, use: str, setup: Setup, memory: int | None = None
 ) -> dict[str, AttentionQuery | None]:
-    """Describe the attention of a kind of layer in one use as an AttentionQuery, under "attention"; under "cross" its
-    cross-attention to `memory` tokens (None: as many as the context). The value is None for a mixer that uses no
-    kernel."""
+    """Describe a kind of layer in one use by AttentionQueries: its attention under "attention", its cross-attention to
+    `memory` tokens (None: as many as the context) under "cross". The value is None for a mixer that uses no kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
     new = 1 if use == "decode" else tokens
     read = tokens if memory is None else memory

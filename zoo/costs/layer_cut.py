@@ -1,10 +1,10 @@
 """Cut the layers of a model into the chunks of a pipeline, balanced by each layer's training FLOPs.
 
-Price (`zoo.costs.parallel.stages`) and program (`zoo.training.layout`) call the same function. A layer's time is taken
-to be in proportion to its FLOPs of training on one sequence: products and visible pairs, forward and backward, an
-indexer's forward only. The embedding costs nothing; the head costs its product. So Llama 3 405B has 15 layers on the
-first and the last of 8 stages, and 16 on every other stage (Dubey et al., 2024, Llama 3, §3.3.2, also put a layer less
-on the first and the last).
+Prices (`zoo.costs.parallel.stages`) and the training program (`zoo.training.layout`) call the same function. A layer's
+time is taken to be proportional to its training FLOPs on one sequence: products and visible pairs, forward and
+backward. An indexer counts its forward pass only. The embedding counts nothing, the head its product. Example: Llama 3
+405B has 15 layers on the first and the last of 8 stages, and 16 on every other stage (Dubey et al., 2024, Llama 3,
+§3.3.2, also put one layer less on these two).
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def count_part(row: PartRow, context: int) -> float:
 
 
 def count_attention(row: AttentionRow, context: int) -> float:
-    """Count the FLOPs of an attention that involve no weight in a forward pass of a sequence, over all its uses."""
+    """Count those FLOPs of an attention that involve no weights (QKᵀ, PV, states), in a forward pass of a sequence,
+    over all uses of the attention."""
     return (row.pair_flops(row.look.pairs(context, 0, context)) + row.other_flops(context)) * row.used
 
 
@@ -97,8 +98,8 @@ def _find_bound(sums: Sequence[int], count: int) -> int:
 
 
 def _find_latest(sums: Sequence[int], count: int, bound: int) -> list[int]:
-    """For 0 to `count` runs, laid from the end of the list and with sums up to `bound`, find the earliest element that
-    they reach."""
+    """Find for n = 0 to `count` the earliest element from which n runs, each with a sum of at most `bound`, reach the
+    end of the list. `sums` are cumulative, from 0."""
     found = [len(sums) - 1]
     for _ in range(count):
         found.append(min(bisect_left(sums, sums[found[-1]] - bound), found[-1]))

@@ -64,8 +64,8 @@ def _generating(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 
 def _note_bias(spec: Priced, setup: Setup, peak: int) -> str | None:
-    """Note the size of a position bias on the scores, where it is 1/20 of the peak or more; else None. torch's
-    attention takes the bias as a tensor; flash-attn 2 computes ALiBi's itself."""
+    """Describe the memory of a position bias on the scores; None if it is below 1/20 of the peak. torch's attention
+    takes the bias as a tensor; flash-attn 2 computes ALiBi's itself."""
     attentions = [block.attention for block in list_blocks(spec)]
     schemes = [(each.positioning, getattr(each, "n_heads", 1)) for each in attentions]
     biased = [(scheme, heads) for scheme, heads in schemes if scheme is not None and scheme.biases]
@@ -349,8 +349,8 @@ class StepMemory:
         return {**there, "a chunk's gradients": head.gradients}
 
     def _many(self) -> dict[str, dict[str, float]]:
-        """Bound the fullest moments where the model is spread over ranks: all gradients and all activations, with the
-        loss or one layer's backward pass."""
+        """Bound the fullest moments from above where the model is spread over ranks: all gradients and all activations
+        exist, and the loss or one layer's backward pass is computed."""
         setup, layers = self.setup, name_layers(self.spec, self.passes).values()
         made = {"gradients": self.held["gradients"], "whole gradients": self.held["reducing"]}
         share, there = setup.tp * setup.cp, {**made, "activations": self.activations}

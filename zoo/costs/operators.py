@@ -1,10 +1,10 @@
 # B sequences, T new tokens of each, S tokens of a sequence, E experts, k of them a token
 """Count each operator of a pass: its FLOPs, and the bytes of weights, cache and states that it moves.
 
-An operator is the products of one sub-layer in all layers of a kind, or the core of its attention, or the head. Bytes
-are the least that a pass can move: each weight that it uses once, each visible key and value once a sequence, recurrent
-states read and written. Tensors between operators stay on the chip; writing a step's own keys and values is not
-counted.
+An operator is the products of one sub-layer in all layers of a kind, or the core of an attention (QKᵀ, PV, states), or
+the head. Bytes are the least that a pass can move: each used weight once, each visible key and value once a sequence,
+recurrent states read and written. Tensors between operators stay on the chip; writing a step's own keys and values is
+not counted.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class Chosen(NamedTuple):
 class Operator:
     """The products of one sub-layer in all layers of a kind; with `core` the QKᵀ, PV and states of its attention.
 
-    `flops` and `own` (bytes of cache and states) count one sequence. `weights` (bytes that every token uses) and
-    `chosen` (weights that depend on the tokens' choice) count the whole batch.
+    `new` is the number of the pass's tokens in each sequence. `flops` and `own` (bytes of cache and states) count one
+    sequence. `weights` (bytes that every token uses) and `chosen` (weights that depend on the token: experts, rows of a
+    table) count the whole batch.
     """
 
     new: Amount
@@ -90,8 +91,8 @@ class Operator:
 
 
 def operators(spec: Priced | CostTable, setup: Setup, *, decode: bool, expanded: bool = False) -> dict[str, Operator]:
-    """List every operator of a pass by name, on one rank of tensor parallelism; layers of a kind are one operator.
-    With `expanded` MLA caches the keys and values of every head."""
+    """List every operator of a pass by name, on one rank of tensor parallelism. With `decode` the pass decodes a token,
+    otherwise it is a prefill. With `expanded` MLA caches the keys and values of every head."""
     table = tabulate(spec)
     found: dict[str, Operator] = {}
     for where, tower in table.towers.items():

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Look(NamedTuple):
-    """Which keys the queries of an attention see, as far as counting pairs needs it."""
+    """Which keys the queries of an attention see, for counting pairs."""
 
     causal: bool
     cross: bool  # keys are an encoder's output
@@ -56,7 +56,7 @@ class Look(NamedTuple):
         """Count the pairs that a prefix LM adds to causal attention: the first `prefix` tokens all see one another."""
         if self.cross or not self.causal:
             return 0
-        if self.chunk is not None:  # a prefix does not reach beyond its chunks
+        if self.chunk is not None:  # prefix tokens see one another within their chunk only
             return chunked_pairs(prefix, self.chunk) - prefix
         if self.top_k is not None:
             return prefix * self._choose(prefix) - self._chosen(prefix)
@@ -72,7 +72,7 @@ class Look(NamedTuple):
         return seen if seen < self.top_k + self.granule else self.top_k + seen % self.granule
 
     def _chosen(self, tokens: int) -> int:
-        """Count the pairs of a causal row of `tokens` tokens with selected keys."""
+        """Count the pairs of a query and a key selected for it, in a causal row of `tokens` tokens."""
         assert self.top_k is not None
         return (tailed_pairs if self.tail else chosen_pairs)(tokens, self.top_k, self.granule)
 
@@ -107,16 +107,17 @@ def tailed_pairs(tokens: int, top_k: int, granule: int) -> int:
 
 
 def pooled_pairs(tokens: int, pool: int, most: int | None = None) -> int:
-    """Count the pairs of `tokens` tokens with the pools that have ended by then, `most` at most: the first `pool` − 1
-    tokens see none, each of the next `pool` tokens sees one, and so on."""
+    """Count the causal pairs of `tokens` tokens with pools of `pool` tokens. A token sees the pools that have ended
+    with it or before: the first `pool` − 1 tokens see none, each of the next `pool` tokens one, and so on, up to `most`
+    pools (None: all)."""
     few = tokens if most is None else min(tokens, most * pool)
     whole, rest = divmod(few, pool)
     return pool * (whole * (whole - 1) // 2) + whole * (rest + 1) + (tokens - few) * (most or 0)
 
 
 def both_ways_pairs(tokens: int, reach: int | None, ahead: int | None = None) -> int:
-    """Count the pairs of tokens at most `reach` apart, a token's pair with itself included; if `ahead` is given,
-    forward at most `ahead` apart."""
+    """Count the pairs of `tokens` bidirectional queries. Each sees itself, `reach` tokens before (None: all tokens) and
+    `ahead` tokens after (None: `reach`)."""
     if reach is None:
         return tokens * tokens
     sides = (min(each, tokens - 1) for each in (reach, reach if ahead is None else ahead))
@@ -130,8 +131,9 @@ def chunked_pairs(tokens: int, chunk: int) -> int:
 
 
 def block_pairs(tokens: int, blocks: BlockPattern) -> int:
-    """Count the pairs of block-sparse attention: tokens of the first and the last block see all tokens, the others the
-    two end blocks and three neighbouring blocks, which overlap near the ends."""
+    """Count the pairs of block-sparse attention. Tokens of the first and the last block see all tokens. The others see
+    these two blocks, their own block and its two neighbours; blocks that coincide count once. Up to `whole_until`
+    tokens, every token sees all."""
     size, whole_until = blocks
     if tokens <= whole_until:
         return tokens * tokens

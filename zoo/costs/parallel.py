@@ -95,7 +95,7 @@ class Stage(PricedPart):
 
 def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
     """Give a rank's part of each tower under tensor parallelism. Raises ConfigError with a line for each dimension that
-    the set-up's ranks do not divide, and for each component without `shard`."""
+    the set-up's ranks do not divide, each component without `shard`, and layers that cannot be cut into the stages."""
     towers, shared, found = spec.towers(), {}, []
     for name, tower in towers.items():
         try:
@@ -136,7 +136,8 @@ def fullest(spec: Priced, setup: Setup) -> Stage:
 def _take(
     whole: Mapping[str, Any], chunks: Sequence[tuple[int, int]]
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """Select chunks of the towers' concatenated layers, with the slots before and behind them."""
+    """Select the part of each tower that the `chunks` of the towers' concatenated layers cover, and the slots outside
+    the layers (embedding, head …) that go with it."""
     held, ends = {}, {}
     for name, tower, runs in _list_runs(whole, chunks):
         pattern = sum((tower.pattern[start:end] for start, end in runs), ())
@@ -150,7 +151,6 @@ def _take(
 
 
 def _count_kinds(whole: Mapping[str, Any], start: int, end: int) -> dict[tuple[str, str], int]:
-    """Count the layers of a chunk by tower and kind."""
     return {
         (name, kind): count
         for name, tower, ((low, high),) in _list_runs(whole, [(start, end)])
@@ -161,8 +161,8 @@ def _count_kinds(whole: Mapping[str, Any], start: int, end: int) -> dict[tuple[s
 def _list_runs(
     whole: Mapping[str, Any], chunks: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[str, Any, list[tuple[int, int]]]]:
-    """List each tower with its run (start, end) of layers in each chunk of the concatenated layers; (0, 0) for a chunk
-    with none of its layers."""
+    """List each tower with the runs (start, end) of its layers that fall into each chunk of the towers' concatenated
+    layers; (0, 0) for a chunk with no layer of the tower."""
     before = 0
     for name, tower in whole.items():
         count = len(tower.pattern)

@@ -41,7 +41,6 @@ def price(
 
 
 def _combine(table: CostTable, setup: Setup, figures: dict[str, Any]) -> dict[str, Any]:
-    """Give the figures that are computed from other figures."""
     from zoo.costs.rules import rules_of_thumb
 
     found = {}

@@ -17,7 +17,7 @@ TRIES = 8
 
 
 def find_repeats(items: Sequence[Item]) -> list[tuple[tuple[Item, ...], int]]:
-    """Cut a sequence into pairs (block, times): each block repeated that often, one pair after the other.
+    """Cut a sequence into pairs (block, times). Each block repeated `times` times, pair after pair, gives the sequence.
 
     Example: a, b, b, c, b, b, c, b, b, c, b are a once, (b, b, c) three times and b once.
     """
@@ -73,13 +73,14 @@ NOTHING = Section((), 0)
 
 
 def list_decisive(run: PassRun) -> list[PassPiece]:
-    """List the pieces of a run at which its peak can be, in the order of the backward pass: a fixed number of repeats,
+    """List the pieces of a run at which memory can peak, in the order of the backward pass: a fixed number of repeats,
     whatever the depth.
 
     From one repeat to the next, the bytes kept before a piece fall by a constant and gradients grow by a constant. So
     the bytes at a piece are the larger of two straight lines, and the peak is at an end of the run. The repeat that the
     backward pass meets first is kept apart, because the gradients of shared tensors (`beside`) exist only after it.
-    Example: 100 repeats become 1, 1, 97 and 1. The 97 are one step without memory of its own, which never is the peak.
+    Example: 100 repeats become 1, 1, 97 and 1. The 97 are a single piece with kept bytes and gradients, but without
+    memory of its own, so that the peak is never there.
     """
     once = list(reversed(run.pieces))
     if run.times < 4:

@@ -159,8 +159,8 @@ def _each(parts: Mapping[str, Operator], batch: int, device: Hardware, peak: flo
 
 
 def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> int | None:
-    """Find the smallest batch at which arithmetic takes as long as memory. None if there is none, because reading the
-    cache of one more sequence takes longer than computing its FLOPs.
+    """Find the smallest batch at which arithmetic takes as long as memory. None if there is no such batch: reading the
+    cache of one more sequence then takes longer than computing its FLOPs.
 
     FLOPs grow in proportion to the batch; bytes grow less, because sequences share weights and experts. So memory is
     the bound below that batch, arithmetic above it.

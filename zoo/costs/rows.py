@@ -174,7 +174,7 @@ class CostTable:
     routers: tuple[RouterRow, ...]
 
     def select(self, kept: Callable[[Any], bool]) -> CostTable:
-        """Some of the rows."""
+        """Select the rows for which `kept` is true."""
         parts, attentions, routers = (filter(kept, every) for every in (self.parts, self.attentions, self.routers))
         return replace(self, parts=tuple(parts), attentions=tuple(attentions), routers=tuple(routers))
 
@@ -189,7 +189,7 @@ class CostTable:
 
     @cached_property
     def ties(self) -> dict[str, str | None]:
-        """Each part's path → the path that it is tied to, or None, as `zoo.spec.owner_of` takes it."""
+        """Map each part's path to that of the part that it is tied to (None if untied), for `zoo.spec.owner_of`."""
         return {row.path: row.part.to if isinstance(row.part, Tied) else None for row in self.parts}
 
 

@@ -67,7 +67,7 @@ def _describe(rule: str, unit: str, holds: str, value: float, exact: float | Non
 
 
 def _evaluate(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Give for each rule its value, the exact figure, and texts against it."""
+    """Give for each rule its value, the exact figure, and reasons against the rule (empty where they do not apply)."""
     params, memory, context = figures["params"], figures["memory"], setup.tokens(spec)
     counted = figures["flops"] if setup.convention == "exact" else flops.count_flops(spec, context)
     total, active, forward, train = params["total"], params["active"], counted["forward"], counted["train"]
@@ -96,7 +96,7 @@ def _evaluate(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[st
 
 
 def _describe_recurrent(spec: Priced, least: int = 1) -> str:
-    """Say why a rule for attention does not apply if at least `least` layers keep a state; else empty."""
+    """Say why rules for attention do not apply: at least `least` layers keep a recurrent state. Empty if fewer do."""
     (tower, *_) = spec.towers().values()
     found = sum(count_kinds(tower.pattern)[kind] for kind, block in tower.blocks.items() if block.attention.state())
     several = f"{found} of the {len(tower.pattern)} layers" if found < len(tower.pattern) else "its layers"

@@ -144,8 +144,8 @@ class Setup:
 
     def count_holders(self, expert: bool) -> tuple[int, int]:
         """Count the ranks among which ZeRO shards the same weights, and the replicas of these shards. Ranks of ep hold
-        different experts: an `expert` has dp × cp / ep shards, or is whole and in fewer replicas where ep is larger
-        than dp × cp."""
+        different experts: an `expert` has dp × cp / ep shards. Where ep is larger than dp × cp an expert is whole, and
+        has fewer replicas."""
         parts, ep = self.dp * self.cp, self.ep if expert else 1
         return (parts // ep, self.replicas) if parts % ep == 0 else (1, self.replicas * parts // ep)
 

@@ -138,7 +138,7 @@ def expert_faults(spec: Priced, ep: int) -> Iterator[str]:
 
 
 def _refusals(part: Any, tp: int) -> Iterator[str]:
-    """List the faults of each sub-layer of a block that refuses `shard`, or of an embedding or head."""
+    """List why `part` refuses `shard`: the faults of an embedding or head, or those of each sub-layer of a block."""
     inner = [getattr(part, field.name) for field in part.fields()] if part.axis == "block" else []
     for each in [each for each in inner if hasattr(each, "shard")] or [part]:
         try:
@@ -148,7 +148,7 @@ def _refusals(part: Any, tp: int) -> Iterator[str]:
 
 
 def ceil_share(elements: int, ways: int) -> int:
-    """Count the elements on the fullest rank."""
+    """Count the elements on the fullest of `ways` ranks."""
     return -(-elements // ways)
 
 

@@ -217,9 +217,9 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: int) -> int:
     """Count the scratch bytes of updating one tensor by pieces (`zoo.training.optim.piecewise`).
 
-    With rounding a piece has fp32 weights, gradients and states, and the larger of the rule's temporaries and the
-    random bits of rounding (2 bytes an element). Without rounding it has the piece's offloaded states and the rule's
-    temporaries. Where a rule needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
+    With rounding a piece has fp32 weights, gradients and states, and the larger of the optimizer's temporaries and the
+    random bits of rounding (2 bytes an element). Without rounding a piece has its offloaded states and the optimizer's
+    temporaries. Where an update needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
     """
     optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "pure" and width == 2
     orthogonal = optimizer == "muon" and hidden
@@ -276,8 +276,8 @@ class WholeUnits(NamedTuple):
 
 
 def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
-    """Count the peak bytes of weights that FSDP2 gathers in a step; and of unsharded gradients, with the buffer of the
-    largest reduce-scatter.
+    """Count two peaks of FSDP2 in a step, in bytes: gathered weights, and unsharded gradients together with the buffer
+    of the largest reduce-scatter. Both are 0 below ZeRO 3.
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
     layers of a chunk are gathered at once, because the next one is prefetched. Of experts that are a unit of their own,

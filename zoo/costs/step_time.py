@@ -47,7 +47,7 @@ FLASH2_A100 = 0.6
 
 FORWARD_MOVES, BACKWARD_MOVES = 2, 3
 """Memory moves of each byte that a layer saves: the byte is written and read in the forward pass; in the backward pass
-the byte is read, and its gradient written and read. (A fused kernel between two products has no other.)"""
+the byte is read, and its gradient written and read. (A fused kernel between two products moves nothing else.)"""
 
 MEMORY_SHARE = 0.9
 """The share of the memory bandwidth that is reached (Isaev et al., 2023, Calculon, systems/a100_80g.json)."""
@@ -79,10 +79,10 @@ class StepPlan:
 
 
 class StageWork(NamedTuple):
-    """The work of a rank of a stage in a forward pass of one sequence: FLOPs of matrix products inside `layers` and
-    outside (`beside`, routers included), FLOPs of `attention`, bytes of saved activations (`saved`). `units` counts
-    FSDP's units; `stage` is the stage's index. `once` has the FLOPs in `layers` and in `attention` that have no
-    backward pass."""
+    """The work of a rank of a stage in a forward pass of one sequence: FLOPs of matrix products in `layers`, of all
+    other products (`beside`: routers, and those outside the layers) and of `attention`; bytes of saved activations
+    (`saved`). `units` counts FSDP's units; `stage` is the stage's index. `once` has two numbers: the FLOPs of `layers`
+    and of `attention` without a backward pass."""
 
     layers: float
     beside: float
@@ -100,8 +100,8 @@ class StageWork(NamedTuple):
 
 
 class StageTraffic(NamedTuple):
-    """Bytes that a rank sends, by kind of parallelism: for each sequence of a microbatch (`streams`), and once a step
-    (`fixed`); those of data parallelism in one microbatch (`data`)."""
+    """Bytes that a rank sends. `streams` (for each sequence of a microbatch) and `fixed` (once a step) are by kind of
+    parallelism, without data parallelism; `data` are those of data parallelism, for one microbatch."""
 
     streams: Mapping[str, float]
     fixed: Mapping[str, float]
@@ -173,8 +173,8 @@ class PassTime(NamedTuple):
 
 
 def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
-    """Time the compute of one microbatch. The gradients of weights take one product for each product of the forward
-    pass, without those of indexers."""
+    """Time the compute of one microbatch in seconds. The gradients of weights take as long as the products of the
+    forward pass, indexers' products left out."""
     setup = plan.setup
     sequences = setup.batch / setup.cp
     rate = device.flops(setup.computed) * share_of_peak(device) * REACHED

@@ -1,8 +1,8 @@
 """Let prices and their explanations share the same sums, so that no formula is stated twice.
 
 A price is computed by plain functions of numbers. An explanation calls the same functions with terms, numbers that
-remember their formula (`zoo.analysis.explain.terms`). For that, min, max and one probability are functions that terms
-overload here, and a Note is called with each intermediate figure.
+remember their formula (`zoo.analysis.explain.terms`). For that, min, max and one probability are `singledispatch`
+functions with an overload for terms, and a Note is called with each intermediate figure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Note = Callable[[str, Amount], Amount]
 
 
 def keep_value(name: str, value: Amount) -> Amount:
-    """Return a figure unchanged: the Note of a price."""
+    """Return a figure unchanged. Prices use this function as their Note."""
     return value
 
 
@@ -38,6 +38,6 @@ def take_larger(a: Amount, b: Amount) -> Amount:
 
 @singledispatch
 def compute_chance(k: Amount, count: Amount, tries: Amount) -> Amount:
-    """Compute the chance that one of `count` things is among the k chosen in any of `tries` tries: 1 − (1 −
-    k/count)^tries."""
+    """Compute the probability that a given one of `count` things is chosen at least once, if k things are chosen
+    uniformly `tries` times: 1 − (1 − k/count)^tries."""
     return -math.expm1(tries * math.log1p(-k / count))

@@ -39,8 +39,9 @@ def _stream(stage: Stage, setup: Setup) -> float:
 def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Count the traffic of tensor parallelism. With sequence parallelism the stream is all-gathered before each divided
     sub-layer and reduce-scattered after it, the other way round in the backward pass (Korthikanti et al., 2022,
-    §4.2.2); so are the embedding's look-up and the last hidden states. In addition ranks exchange two numbers a token
-    for the loss (Shoeybi et al., 2019, §3), sums inside some mixers, and gradients of weights held in common."""
+    §4.2.2). The embedding's output is reduce-scattered too, and the head's input gathered. In addition ranks exchange
+    two numbers a token for the loss (Shoeybi et al., 2019, §3), sums inside some mixers, and the gradients of weights
+    that several ranks hold."""
     ring, vectors, amid = (setup.tp - 1) / setup.tp, 0, 0
     for name, kind, count in stage.layers():
         tower = stage.held[name]
@@ -106,9 +107,9 @@ def ring_forward_share(setup: Setup) -> float:
 
 
 def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """Count the traffic of a pipeline: each chunk sends the stream to the next chunk and its gradient to the one
-    before, if that chunk is on another stage. Each rank of tp sends its part (Narayanan et al., 2021, §4.1). The stages
-    with the embedding and with a head tied to it all-reduce the table's gradient."""
+    """Count the traffic of a pipeline. Each chunk sends the residual stream to the next chunk and the stream's gradient
+    to the chunk before; nothing is sent within a stage. Each rank of tp sends its part (Narayanan et al., 2021, §4.1).
+    The stage with the embedding and the stage with a head tied to it all-reduce the table's gradient."""
     sent = stage.schedule.count_sends(stage.index) * _stream(stage, setup) / setup.tp
     if stage.begins != stage.finishes and any(
         isinstance(row.part, Tied) and row.part.role == LOGITS for row in tabulate(stage.spec).parts
@@ -119,7 +120,6 @@ def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
 
 
 def _sharded(piece: RankTensor, setup: Setup) -> int:
-    """Count the elements of a tensor on a rank."""
     return math.prod(shard_shape(piece.shape, setup, piece.expert)) * piece.copies
 
 

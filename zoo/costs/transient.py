@@ -26,8 +26,8 @@ from zoo.model.tower import Tower
 
 
 class GenerationShape(NamedTuple):
-    """A generation of `batch` rows with `context` tokens each. `dtype` is that of the weights, `cache` that of the
-    cache (None: the same); `fused` means a CUDA device, otherwise a CPU."""
+    """A generation of `batch` rows with `context` tokens each. `dtype` is the weights' dtype, `cache` the cache's
+    (None: the weights'); `fused` means a CUDA device, otherwise a CPU."""
 
     context: int
     batch: int = 1
@@ -38,8 +38,9 @@ class GenerationShape(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """Peak bytes without weights and cache: while an encoder reads the prompts (0 without one); while a decoder reads
-    them (or, after an encoder, its first token) up to the first logits; while a token is decoded."""
+    """Peak bytes without weights and cache. `encode`: while an encoder reads the prompts (0 without an encoder).
+    `prefill`: while a decoder reads the prompts (after an encoder, its own first token) up to the first logits.
+    `decode`: while a token is decoded."""
 
     encode: int
     prefill: int

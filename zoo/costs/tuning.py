@@ -1,7 +1,8 @@
 # R rank
 """Describe how a run tunes a model: frozen weights, low-rank adapters, dropout.
 
-A kind whose layers are tuned differently is split into several kinds (`PricedPart`), so that prices count kinds.
+A kind whose layers are tuned differently is split into several kinds (`PricedPart`), because prices take all layers of
+a kind to be equal.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Tuning:
 @dataclass(frozen=True)
 class PartTuning:
     """The tuning of one module of a model: paths, below the module, of `frozen` tensors and `adapted` products. Without
-    `reached` the module's input needs no gradient, because nothing before it trains."""
+    `reached` the module's input needs no gradient, because nothing before it trains. `whole` is the model's Tuning."""
 
     frozen: frozenset[str] = frozenset()
     adapted: frozenset[str] = frozenset()
@@ -140,7 +141,6 @@ def _shapes(part: Part) -> Any:
 
 
 def _trains(block: Block, d_model: int, part: PartTuning) -> bool:
-    """Whether anything trains in a layer."""
     names = {name for name, row, _ in placed_tensors(block, d_model) if not isinstance(row.part, Buffer)}
     return bool(part.adapted) or bool(names - part.frozen)
 

@@ -17,8 +17,8 @@ ASIDE = (SEED, "hydra.")
 """Prefixes of overrides that do not distinguish arms."""
 
 CURRENCIES = ("params", "tokens", "flops", "cache_bytes", "seconds")
-"""The costs of arms: parameters, tokens and FLOPs of training, bytes of KV cache and recurrent states for one row of
-the training length, seconds of training."""
+"""The costs of arms, called currencies: parameters, tokens and FLOPs of training, bytes of KV cache and recurrent
+states for one row of the training length, seconds of training."""
 
 ALIKE = 0.01
 """Arms are matched in a cost if their values differ by at most this fraction."""
@@ -40,7 +40,7 @@ class Arm:
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """The mean of each currency over the runs, if all runs have it."""
+        """The mean of each of CURRENCIES over the runs, if all runs have it; the cache's bytes are of one run."""
         outcomes = [run.outcome for run in self.runs.values()]
         found = {
             name: mean(float(each[name]) for each in outcomes)

@@ -258,7 +258,6 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
 
 
 def _changed(found: Mapping[str, Any]) -> TextRow:
-    """Format how much an option would reduce the training peak."""
     saved = format_figure(found["saves"], "B", short=True)
     return (f"    with {found['change']}", f"saves {saved}", format_figure(found["train_peak"], "B"))
 
@@ -296,7 +295,6 @@ def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[TextRow]:
 
 
 def _wrapped(text: str) -> list[TextRow]:
-    """Wrap a long text into rows with one cell each."""
     return [(line, "", "") for line in wrap_text(text, 0, 4, WIDTH - 2).splitlines()]
 
 

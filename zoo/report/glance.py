@@ -110,7 +110,6 @@ def _flops(flops: Mapping[str, Any]) -> str:
 
 
 def _assumed(cache: Mapping[str, Any], setup: Setup) -> str:
-    """Describe the set-up of the figures: batch, context, dtypes, optimizer."""
     precision = PRECISIONS.get(setup.precision, setup.precision)
     kept = f", cache in {cache['dtype']}" if cache["bytes"] and cache["dtype"] != setup.dtype else ""
     batch = f"batch {cache['batch']:,} of {cache['tokens']:,} tokens"

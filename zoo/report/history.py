@@ -169,8 +169,8 @@ class RunRecord:
 
 @lru_cache(maxsize=8)
 def _read_searched(folder: Path, written: int) -> frozenset[str]:
-    """Read the names of a sweep's search jobs. Cached, because each run needs them, until sweep.json is `written`
-    again."""
+    """Read the names of a sweep's search jobs. They are cached, because each run needs them. `written` is the time of
+    sweep.json's last change, in ns: a new time makes a new entry."""
     return frozenset(name for name, job in runs.read_sweep(folder).items() if "search" in job)
 
 

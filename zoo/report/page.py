@@ -70,7 +70,7 @@ def render_page(body: str, **values: Any) -> str:
 
 @functools.cache
 def _compile_page(body: str) -> Any:
-    """Compile a page, once in a process: a run writes its own at every evaluation."""
+    """Compile a page, once in a process: a run writes its own page at every evaluation."""
     import jinja2
 
     settings = {"trim_blocks": True, "lstrip_blocks": True, "finalize": _clean_value}
@@ -83,7 +83,6 @@ def _clean_value(value: object) -> Any:
 
 
 def _show(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Format names and values for people; unknown values (None) are left out."""
     known = {name: value for name, value in values.items() if value is not None}
     return [(NAMES.get(name, name.replace("_", " ")), _format(name, value)) for name, value in known.items()]
 

@@ -55,7 +55,6 @@ def _list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _join_field(row: Mapping[str, str]) -> str:
-    """Write a field's description, then its type and default in brackets."""
     default = row["default"] if row["default"] == "must be given" else f"default {row['default']}"
     return f"{row['what']} [{row['type']}; {default}]".strip()
 

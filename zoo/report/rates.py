@@ -20,7 +20,8 @@ def read_searches(sweeps: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def list_rows(searches: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """List a row per arm: the best rate, its loss, the width of the window, and the number of rates tried."""
+    """List a row per arm: the best rate, its loss, how many decades of rates are nearly as good, and the number of
+    rates tried."""
     return [
         [name, f"{each['best']:g}", f"{each['val_loss']:.4f}", _describe_window(each), _describe_edge(each)]
         for name, each in searches.items()
@@ -32,7 +33,6 @@ def _describe_window(found: Mapping[str, Any]) -> str:
 
 
 def _describe_edge(found: Mapping[str, Any]) -> str:
-    """Describe the rates tried, and whether the best is on their edge."""
     tried = f"{len(found['losses'])} rates{', extended' if found['extended'] else ''}"
     tried += f", {found['pruned']} ended early" if found.get("pruned") else ""
     return f"{tried}; the best is on the edge" if found["edge"] else tried

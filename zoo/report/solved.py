@@ -96,7 +96,7 @@ def format_gpus(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> s
 
 
 def format_caches(found: Sequence[Mapping[str, Any]], target: str, most: float) -> str:
-    """Format the KV cache of the model, and with each change that brings it under the budget."""
+    """Format the size of a model's KV cache, unchanged and with each change that brings the cache under the budget."""
     rows = [("KV cache", f"at most {format_size(most)}", "")]
     for each in found:
         rows.append(

@@ -42,7 +42,7 @@ def make_report_page(report: Report, title: str) -> str:
 
 
 def describe_verdict(report: Report, arm: Arm) -> str:
-    """Write a verdict with its figures, and the currencies in which the arm is not matched."""
+    """Write a verdict with its figures, and the costs in which the arm differs from the baseline by more than 1 %."""
     each, unmatched = report.found[arm.name], report.unmatched(arm)
     between = "" if each.interval is None else " (95 %: {:+.4f} to {:+.4f})".format(*each.interval)
     said = f"{report.sentence(arm)}: {each.difference:+.4f} {report.metric}{between}."

@@ -28,7 +28,7 @@ FORMS: dict[str, Any] = {
 }
 
 SPENT = ("tokens", "flops", "seconds")
-"""The currencies that training spends, in which speedups are given."""
+"""The costs of training in which speedups are given."""
 
 FORECAST = ("seconds", "peak_memory")
 """Figures that a sweep predicts before its runs measure them."""
@@ -88,7 +88,7 @@ class Report:
         return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.runs.values())
 
     def unmatched(self, arm: Arm) -> dict[str, float]:
-        """Divide an arm's costs by the baseline's, for the currencies in which they differ by more than 1 %."""
+        """Divide an arm's costs by the baseline's, for the costs (CURRENCIES) that differ by more than 1 %."""
         theirs = self.baseline.costs
         ratios = {name: own / theirs[name] for name, own in arm.costs.items() if theirs.get(name)}
         return {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > ALIKE}
@@ -194,7 +194,7 @@ class Report:
         return [f"{each.name}: {said}" for each in self.others if "(" in (said := self.sentence(each))]
 
     def cost_rows(self) -> list[list[str]]:
-        """List a row per arm with its cost in every currency, and the ratio to the baseline's if they differ."""
+        """List a row per arm with each of its costs (CURRENCIES), and the ratio to the baseline's if they differ."""
         found = []
         for arm in self.arms:
             apart = {} if arm is self.baseline else self.unmatched(arm)
@@ -226,7 +226,7 @@ class Report:
         return rates.read_searches(dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values()))
 
     def speedup_rows(self) -> list[list[str]]:
-        """List a row per arm with its effective speedup in every currency of training; empty without a law."""
+        """List a row per arm with its effective speedup in tokens, FLOPs and seconds; empty without a law."""
         if not self.decays:
             return []
         return [[each.name, *_format_speedups(self.speedups(each))] for each in self.others]
@@ -266,7 +266,7 @@ def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
 
 
 def format_p(p: float | None) -> str:
-    """Format a p-value with three digits."""
+    """Format a p-value with three decimals, or as `< 0.001`; empty for None."""
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -55,7 +55,8 @@ def build(
 
 
 def load_spec(config: str | Path | Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Any:
-    """Return a Spec as it is, or load one from a packaged name, a YAML path or a mapping. A Spec takes no overrides."""
+    """Return a Spec as it is, or load one from a packaged name, a YAML path or a mapping. Raises ConfigError for a Spec
+    with overrides, and for a faulty config."""
     if isinstance(config, Spec):
         if overrides:
             raise ConfigError("overrides: a Spec takes none (pass a name or a path, or dataclasses.replace)")
@@ -70,7 +71,8 @@ ADDRESSED = 2**62
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Return the torch dtype for fp32, bf16, fp16, torch's names of these, or a torch dtype. None means float32."""
+    """Return the torch dtype for fp32, bf16, fp16, torch's names of these, or a torch dtype. None means float32. Raises
+    ConfigError for another name."""
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     if dtype is None:
         return torch.float32

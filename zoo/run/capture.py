@@ -50,7 +50,8 @@ class CudaRecorder:
 
 
 def find_blocker(writer: Tower, dtype: str) -> str | None:
-    """Say which part of a decoder waits for CUDA within a step because it counts experts' rows on the host, or None."""
+    """Find a part of a decoder that waits for CUDA within a step, because it counts the rows of each expert on the
+    host. Return the part's path with the reason, or None."""
     from zoo.kernels.grouped import refuses
 
     for path, part in walk(writer, writer.d_model):

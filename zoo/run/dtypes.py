@@ -79,7 +79,7 @@ def is_slow(dtype: torch.dtype, device: torch.device, *, training: bool = False)
 
 
 def describe_slow_dtype(dtype: torch.dtype, device: torch.device, option: str, *, training: bool = False) -> str | None:
-    """Return a line that `dtype`, set by `option`, is slow on this device, or None if it is not."""
+    """Return a line that says how slow `dtype`, set by `option`, is on this device; None if the dtype is not slow."""
     if not is_slow(dtype, device, training=training):
         return None
     times = measure_slowdown(dtype, training=training)

@@ -17,7 +17,7 @@ def choose_layout(
     tower: Tower, dtype: Any, device: torch.device, kernel: str, *, paged: bool | None = None, page: int | None = None
 ) -> dict[str, Any]:
     """Return the arguments `paged` and `page` of the cache (`Store`) for a decoder on a device. By default the cache is
-    paged on any device but a CPU, and its page size is the one that the kernels installed there read in place."""
+    paged on any device but a CPU, with the page size that the kernels of most layers read in place there."""
     paged = device.type != "cpu" if paged is None else paged
     return {"paged": paged, "page": page or (_choose_page(tower, dtype, device, kernel) if paged else PAGE)}
 

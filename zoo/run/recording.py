@@ -205,7 +205,6 @@ class Recorder(TorchFunctionMode):
         return self._names[id(value)]
 
     def _keep(self, value: object) -> str:
-        """Add a constant, and return its name."""
         self.constants.append(value)
         return f"k{len(self.constants) - 1}"
 

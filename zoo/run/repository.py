@@ -28,8 +28,8 @@ HARMLESS = (
 
 
 def read_commit(folder: Path) -> str | None:
-    """Read the commit of the repository that a folder is in, with `+changes` if tracked files differ from it; None
-    outside a repository, without a commit, or without git. No program of the repository's config is run."""
+    """Read the commit of the repository that a folder is in, with `+changes` if tracked files differ from the commit;
+    None outside a repository, without a commit, or without git. No program of the repository's config is run."""
     found = find_repository(folder)
     if found is None or (commit := read_head(*found[1:])) is None:
         return None

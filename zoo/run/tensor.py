@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TensorSeam(Seam):
-    """The seam between the ranks of a process group; its methods are documented in `Seam`."""
+    """Call the collectives of tensor parallelism among the ranks of a process group. `Seam` documents the methods."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = RankGroup(group)
@@ -97,7 +97,8 @@ class TensorSeam(Seam):
 
 
 def divide_layers(model: Model, seam: TensorSeam) -> None:
-    """Set the seam of every layer of a rank's part, and mark divided sub-layers. Only rank 0 adds summed biases."""
+    """Give every layer of a rank's part the `seam` with the collectives, and mark divided sub-layers. Where outputs are
+    summed over ranks, only rank 0 adds the bias."""
     for module in model.modules():
         if (spec := getattr(module, "spec", None)) is None:
             continue

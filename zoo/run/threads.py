@@ -62,13 +62,13 @@ def list_candidates(most: int) -> list[int]:
 
 def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
     """Measure which number of threads, up to `most`, computes fastest now, in about `SPEND` seconds. The present number
-    `now` (default `most`) is kept unless another is faster by more than `MARGIN`."""
+    `now` (default `most`) is kept unless another is faster by a factor of at least `MARGIN`."""
     rates = measure_rates(list_candidates(most), make_probe(most))
     return choose_fastest(rates, most, now or most)
 
 
 def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
-    """Choose the number with most laps per second, but keep `now` unless another is faster by at least `MARGIN`."""
+    """Choose the number with most laps per second; keep `now` unless another is at least `MARGIN` times as fast."""
     best = max(rates, key=lambda threads: rates[threads])
     if now in rates and rates[best] < MARGIN * rates[now]:
         best = now
@@ -76,8 +76,8 @@ def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadCho
 
 
 def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = SPEND) -> dict[int, float]:
-    """Measure laps per second with each number of threads, taking turns; restore torch's number. A rate is a mean, not
-    that of the best lap, because a run would also wait for busy cores."""
+    """Measure laps per second with each number of threads, taking turns; restore torch's number. A rate is the mean of
+    all laps rather than the rate of the best one, because a run would also wait for busy cores."""
     turn = spend / ROUNDS / len(numbers)
     laps, seconds = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0.0)
     with keep_threads():

@@ -69,7 +69,6 @@ def _name(row: CacheRow, what: str) -> str:
 
 
 def _held(attention: Attention, context: Traced, engine: str, page: int) -> Term:
-    """Give the number of tokens that a layer caches."""
     window = attention.sight.window
     if engine == "ideal" and window is not None:
         return call("min", context, window)

@@ -88,7 +88,7 @@ class Flops:
     # ---------------------------------------------------------------- products with weights
 
     def _products(self) -> None:
-        """Add a line for each component of a kind of layer: its FLOPs, or its parameters for the convention 6N."""
+        """Add a line for each component of a kind of layer: its FLOPs, or its parameters under palm and kaplan (6N)."""
         unit = "parameters a token" if self.convention in ("palm", "kaplan") else TOKEN
         for piece in list_component_formulas(self.table, COUNTED[self.convention], stored=False):
             row = "FLOP a sequence" if piece.once and unit == TOKEN else unit

@@ -36,8 +36,8 @@ class ComponentFormula(NamedTuple):
 def list_component_formulas(
     table: CostTable, of: Callable[[PartRow], Any], stored: bool = True
 ) -> Iterator[ComponentFormula]:
-    """Sum `of(row)` over the rows of each component, times the number of its layers: with `stored` of those with
-    weights of their own, else of those in a pass."""
+    """Sum `of(row)` over the rows of each component, and count the layers to multiply by: with `stored` the layers with
+    weights of their own, else all layers of a pass."""
     found: dict[tuple[str, str | None, str, str], list[PartRow]] = {}
     for row in table.parts:
         what = label = component_of(row)
@@ -71,7 +71,7 @@ def list_parameter_lines(table: CostTable) -> list[Line]:
 
 
 def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
-    """Sum a component's lines; give the sum, or the only line, its path in the result of `price`."""
+    """Sum a component's lines. The sum, or the only line, gets its path in the result of `price`."""
     figure = f"params.by_component.{what}"
     if len(held) == 1:
         index = next(i for i, line in enumerate(sheet.lines) if line.name == held[0].symbol)

@@ -122,8 +122,8 @@ class Roofline:
         return self.sheet.add(f"{name} FLOPs", call("round", made), "FLOP", "FLOPs above", figure)
 
     def _closer(self, name: str, path: str, parts: Mapping[str, Operator], tokens: Term) -> None:
-        """Add the bound of each operator, and the sum of the bounds. `price` has the single bounds only for the path
-        that the model takes."""
+        """Add the bound of each operator, and the sum of the bounds. Of a pass with MLA's expanded keys `price` has the
+        sum only."""
         times, written = [], "expanded" not in path
         for key, part in parts.items():
             work = symbol("flops", part.flops * self.setup.batch)
@@ -148,7 +148,6 @@ class Roofline:
             bound_run(symbol("train_tokens", setup.train_tokens), bounds, gpus, self._note)
 
     def _note(self, key: str, made: Term) -> Number:
-        """Add a line for a figure of training; return its symbol."""
         name, unit, why = TRAINING[key]
         return self.sheet.add(name, made, unit, why, f"roofline.train.{key}")
 

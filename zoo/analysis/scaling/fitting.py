@@ -101,8 +101,9 @@ class FittedLaw:
         return cls(law, LossPoints.collect(data["points"]), float(data["objective"]), tuple(laws))
 
     def list_open(self) -> list[str]:
-        """List the exponents that the points do not determine: exponents at a bound, and those of a term that hardly
-        changes the loss over the points. Resamples stay at such a minimum, so their interval would be misleading."""
+        """List the exponents that the points do not determine: an exponent at a bound, or of a term that hardly changes
+        the loss over the points. Resamples start at the fit and stay near it, so that the interval of such an exponent
+        would be misleading."""
         law, found = self.law, []
         terms = (("alpha", law.A, self.points.params, "parameters"), ("beta", law.B, self.points.tokens, "tokens"))
         for name, scale, values, what in terms:

@@ -1,8 +1,8 @@
 """Fit parabolas to runs of equal FLOPs, and a power law to their minima (Hoffmann et al., 2022, approach 2).
 
-A law's loss is symmetric in log N only if α = β. Otherwise the parabola's minimum is biased even without noise, the
-more the wider the sizes of a budget spread. `measure_bias` fits parabolas to a law's own losses at the same points, and
-compares the minima with the law's optimum.
+A law's loss is symmetric in log N only if α = β. Otherwise the parabola's minimum is biased even without noise, and the
+bias grows with the range of a budget's sizes. `measure_bias` fits parabolas to a law's own losses at the same points,
+and compares the minima with the law's optimum.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def find_interval(resampled: Sequence[float], share: float) -> tuple[float, floa
 
 @dataclass(frozen=True)
 class FlopBudget:
-    """Points of about equal FLOPs, and the parameters at the minimum of their parabola (None: it has no minimum among
-    the sizes)."""
+    """Points of about equal FLOPs, and the parameters at the minimum of the parabola fitted to them (None: the parabola
+    has no minimum within the range of sizes)."""
 
     flops: float
     points: LossPoints
@@ -80,10 +80,10 @@ class ParabolaBias:
 
 
 def fit_isoflop(points: LossPoints, tolerance: float = TOLERANCE, bootstrap: int = 1000, seed: int = 0) -> IsoFlop:
-    """Fit a parabola of log N to each budget's losses, and a power law to the minima; then `bootstrap` times to losses
-    with resampled residuals.
+    """Fit a parabola in log N to each budget's losses, and a power law to the minima. Repeat both `bootstrap` times on
+    losses with resampled residuals.
 
-    Raises ConfigError for points that have fewer than two budgets with a minimum.
+    Raises ConfigError if fewer than two budgets have a parabola with a minimum within the range of sizes.
     """
     groups = group_budgets(points, tolerance)
     if len(groups) < LEAST_BUDGETS:
@@ -103,8 +103,8 @@ def fit_isoflop(points: LossPoints, tolerance: float = TOLERANCE, bootstrap: int
 
 
 def group_budgets(points: LossPoints, tolerance: float = TOLERANCE) -> list[tuple[float, LossPoints]]:
-    """Group points of about equal FLOPs: give each group's geometric mean and points. Groups below 3 sizes are
-    dropped."""
+    """Group points of about equal FLOPs: give the geometric mean of each group's FLOPs, and its points. Groups with
+    fewer than 3 sizes are dropped."""
     rows = sorted(points.rows(), key=lambda row: row[0] * row[1])
     groups: list[list[tuple[float, float, float]]] = []
     for row in rows:
@@ -120,8 +120,8 @@ def group_budgets(points: LossPoints, tolerance: float = TOLERANCE) -> list[tupl
 
 
 def find_minimum(params: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Find the parameters at the minimum of the parabola fitted to losses over log N; None if it opens downwards or its
-    minimum lies beyond the sizes."""
+    """Find the parameters at the minimum of the parabola fitted to losses over log N; None if the parabola opens
+    downwards, or has its minimum beyond the sizes."""
     x = np.log(params)
     square, slope, _ = np.polyfit(x - x.mean(), losses, 2)
     if square <= 0:

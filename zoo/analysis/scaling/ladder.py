@@ -53,7 +53,7 @@ class RunLengths:
 
     @property
     def updates(self) -> int:
-        """Count all updates, including those of earlier decays, before which the run goes back."""
+        """Count all updates, including those of earlier decays, which the weights lose when the run goes back."""
         return self.ends[-1]
 
 
@@ -132,7 +132,7 @@ def _match(sizes: Sequence[int], targets: Sequence[float]) -> list[int]:
 
 
 def _list_sizes(recipe: ComposedModel, most: float) -> Iterator[LadderSize]:
-    """List the sizes up to `most` parameters: at each width the depths next to the model's d_model / n_layers."""
+    """List the sizes up to `most` parameters: at each width the depths nearest to the model's d_model / n_layers."""
     yield _measure(recipe, {key: recipe.own[key] for key in recipe.solved})
     aspect = recipe.own["d_model"] / recipe.own["n_layers"]
     for width in _list_widths(recipe):

@@ -55,8 +55,8 @@ def price_memory(spec: Priced, setup: Setup, *, train: bool = False, prefill: bo
     """Price one GPU's memory at the peak of generation, or with `train` of a training step: bytes by part, and `total`.
 
     Without `prefill` the prompt is taken to be read in small chunks, so that generation needs only weights and cache.
-    Raises ConfigError for a model that cannot generate (unless `train`), and for dimensions that the ranks do not
-    divide.
+    Raises ConfigError for a model that cannot generate (unless `train`), for dimensions that the ranks do not divide,
+    and for a pass that cannot be traced.
     """
     if not train:
         return _generating(spec, setup, prefill)

@@ -1,7 +1,8 @@
 """Price many meshes of one model, with a cache for each figure that repeats among them.
 
-Pipeline stages depend only on tp, pp, ep and the schedule; states also on the ranks that shard the weights; activations
-on the microbatch and the recomputation. So thousands of meshes need few prices: 30,000 take 5 seconds on a core.
+Pipeline stages depend only on tp, pp, ep and the schedule. States depend also on the ranks that shard the weights.
+Activations depend on the stages, cp, the microbatch and the recomputation. So thousands of meshes need few prices:
+30,000 take 5 seconds on a core.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class ComposedModel:
     """A composed model whose dimensions can be changed.
 
     `own` are its published dimensions, `dims` the dimensions with the user's overrides. `fixed` are the keys of these
-    overrides. `solved` are the dimensions that a shape sets: those of SOLVED that are read and not fixed.
+    overrides, and n_layers if the model has a loop. `solved` are the dimensions that a shape sets: those in SOLVED and
+    every d_ff, if the model reads them and they are not fixed.
     """
 
     def __init__(self, model: ModelSource, overrides: Iterable[str]) -> None:
@@ -85,8 +86,8 @@ class ComposedModel:
         return [*self.typed, *(f"{key}={dims[key]}" for key in self.solved)]
 
     def at_width(self, width: int) -> Iterator[Dims]:
-        """List dimensions at this width, with unchanged depth: first with the recipe's ratio of key-value heads, then
-        with fewer. The list is empty if the recipe's heads do not fit the width."""
+        """List dimensions at this width, with unchanged depth: first with the model's own ratio of query heads to
+        key-value heads, then with fewer key-value heads. The list is empty if heads do not fit the width."""
         dims = {key: self.dims[key] for key in self.solved} | ({} if "d_model" in self.fixed else {"d_model": width})
         for key in self.solved:
             if key.split(".")[-1] == "d_ff":
@@ -103,9 +104,9 @@ class ComposedModel:
         yield from ({**dims, "n_kv_heads": n} for n in self._key_heads(n_heads))
 
     def _key_heads(self, n_heads: int) -> list[int]:
-        """List numbers of key-value heads that divide these query heads: the nearest to the recipe's ratio, then fewer.
-        The list is empty if the nearest is off by a factor of more than 2, or if 4 or more groups of query heads are
-        not all whole."""
+        """List numbers of key-value heads that divide these query heads: the nearest to the model's own ratio, then
+        fewer. The list is empty if the nearest is off by a factor of more than 2. It is empty too if there are query
+        heads for 4 of the model's own groups or more, and they do not fill whole groups."""
         group = self.own["n_heads"] / self.own["n_kv_heads"]
         if n_heads >= 4 * group and n_heads % group:
             return []
@@ -114,12 +115,13 @@ class ComposedModel:
         return [n for n in divisors if n <= nearest] if 0.5 <= nearest * group / n_heads <= 2 else []
 
     def ffn(self, width: int, key: str = "d_ff", ratio: float = 1.0) -> int:
-        """Compute d_ff: `ratio` times the recipe's multiple of d_model, rounded to a step."""
+        """Compute d_ff: `ratio` times the model's own d_ff / d_model times this width, rounded to a step."""
         step = choose_ffn_step(width)
         return max(1, round(ratio * width * self.own[key] / self.own["d_model"] / step)) * step
 
     def _heads(self, width: int) -> int | None:
-        """Compute the query heads at this width; None if they must fill d_model, as the recipe's do, and cannot."""
+        """Compute the query heads at this width; None if the model's own heads fill d_model, and whole heads cannot
+        fill this width."""
         if "n_heads" not in self.solved:
             return self.dims.get("n_heads", 1)
         was = self.own["n_heads"] * self.own.get("head_dim", 1)

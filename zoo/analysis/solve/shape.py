@@ -31,13 +31,13 @@ from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS
 
 KEYS = "kv_bytes_per_token"
-"""The budget that only limits key-value heads; no other dimension is solved for it."""
+"""The budget that is met by fewer key-value heads alone; no other dimension is solved for it."""
 
 ASPECT = (16.0, 128.0)
 """Default range of d_model / n_layers."""
 
 FFN_RANGE = (0.75, 4 / 3)
-"""The range of d_ff, relative to the recipe's multiple of d_model."""
+"""The range of d_ff / d_model, relative to the model's own."""
 
 NARROWEST = 64
 """The smallest width that is tried."""
@@ -92,10 +92,10 @@ def solve_shapes(
     """Find up to `count` shapes of a model within the budget, the nearest to it first.
 
     Each shape has its dimensions, its exact `figures`, its `share` (the largest of figure ÷ budget), and the
-    `overrides` that make it. Dimensions set by `overrides` are fixed. The others keep the recipe's proportions: the
-    width of heads, heads per unit of width, query heads per key-value head, and d_ff near the recipe's multiple of
-    d_model. A budget of `kv_bytes_per_token` may reduce the key-value heads. With `nearest`, a shape may exceed the
-    budget. Raises ConfigError if there is no shape.
+    `overrides` that make it. Dimensions set by `overrides` are fixed. The others keep the model's own proportions: the
+    width of heads, heads per unit of width, query heads per key-value head, and approximately d_ff / d_model. A budget
+    of `kv_bytes_per_token` may reduce the key-value heads. With `nearest`, a shape may exceed the budget. Raises
+    ConfigError if there is no shape.
     """
     if not 0 < aspect[0] <= aspect[1]:
         raise ConfigError(f"aspect: must be least:most, found {aspect[0]:g}:{aspect[1]:g} (16:128, say)")
@@ -127,8 +127,8 @@ def _describe_lack(recipe: ComposedModel, search: ShapeSearch) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapeSearch:
-    """A search for shapes of a recipe: budget, set-up, the range of d_model / n_layers (`aspect`), and with `nearest`
-    the permission to exceed the budget for a closer shape."""
+    """A search for shapes of a model (`recipe`): budget, set-up, the range of d_model / n_layers (`aspect`), and with
+    `nearest` the permission to exceed the budget for a closer shape."""
 
     recipe: ComposedModel
     budget: ShapeBudget

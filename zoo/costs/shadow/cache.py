@@ -98,7 +98,8 @@ class ShadowCache:
         """End a pass."""
 
     def lay_out(self, kind: str, new: int) -> SlotMapping | None:
-        """Say where `new` tokens go in layers of this kind, as the real cache does."""
+        """Give the slots of `new` tokens in layers of this kind, as the real cache does; None for attention that caches
+        nothing."""
         attention = self.tower.blocks[kind].attention
         if not attention.cache():
             return None

@@ -27,7 +27,7 @@ OPTIONS = {
 """Further arguments that an operation accepts. None of them changes the tensors saved."""
 
 OF_INTEGERS = ("abs", "clamp", "relu", "relu6", "square")
-"""Operations that save a tensor and map integers to integers. The others that save one map integers to floats."""
+"""Operations that save a tensor and map integers to integers. All others that save a tensor map integers to floats."""
 
 
 def refuse_others(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +101,7 @@ def _combine(
 
 def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
     """Promote operands as torch does. Tensors with dimensions decide first. A tensor without dimensions, and last a
-    Python number, changes the dtype only if its own rank is higher."""
+    Python number, changes the dtype only if its own dtype is of a higher rank (bool, integer, float)."""
     tensors = [each for each in operands if is_shadow(each)]
     levels = (
         [each.dtype for each in tensors if each.shape],

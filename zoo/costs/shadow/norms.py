@@ -24,8 +24,8 @@ def layer_norm(x: Core, normalized_shape: Shape, weight: Any = None, bias: Any =
 
 
 def rms_norm(x: Core, normalized_shape: Shape, weight: Core | None = None, eps: float | None = None) -> Any:
-    """Apply RMSNorm. It saves its input and each row's rstd. On a CPU it is a composition of float32 operations, which
-    also save the normalised input."""
+    """Apply RMSNorm. On CUDA it saves its input and each row's rstd. On a CPU it is a composition of float32
+    operations, which also save the normalised input."""
     if x.is_cuda:
         rstd = make_result("rstd", [], (*x.shape[:-1], 1), FLOAT32)
         return make_result("rms_norm", [x, weight], x.shape, x.dtype, saves=[x, rstd, *_present(weight)])

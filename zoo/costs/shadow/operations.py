@@ -1,8 +1,8 @@
 """List torch's operations on shadows, by the name that a forward pass uses.
 
 Each operation gives its result's shape and dtype, and the tensors that autograd saves. These follow torch 2.13's
-derivatives.yaml; tests/costs/shadow/test_shadow.py compares each with torch itself. Saved numbers take no memory here.
-A product saves an operand only if the other operand requires a gradient.
+derivatives.yaml; tests/costs/shadow/test_shadow.py compares each with torch itself. Python numbers that autograd saves
+are not counted. A product saves an operand only if the other operand requires a gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from zoo.costs.shadow.reductions import maximum_along, mean, sum_along
 
 
 def _pick(module: Any, *names: str) -> dict[str, Callable[..., Any]]:
-    """Pick functions that have torch's names."""
     return {name: getattr(module, name) for name in names}
 
 

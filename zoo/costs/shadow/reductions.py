@@ -62,7 +62,6 @@ class Pair(tuple):
 
 
 def _pick(name: str, x: Core, shape: tuple[int, ...], saves: Sequence[Any] = ()) -> Pair:
-    """Pick values along a dimension. Their indices are saved."""
     where_from = make_result("indices", [], shape, INT64)
     return Pair((make_result(name, [x], shape, x.dtype, saves=[*saves, where_from]), where_from))
 

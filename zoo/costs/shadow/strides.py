@@ -58,7 +58,7 @@ def flat_sizes(sizes: tuple[Any, ...]) -> Shape:
 
 
 def sizes_of(shape: Sequence[int], count: int) -> Shape:
-    """Replace -1 in a shape by the size that gives `count` values."""
+    """Replace -1 in a shape by the size that gives `count` values. Raises ValueError if no size does."""
     if -1 not in shape:
         if math.prod(shape) != count:
             raise ValueError(f"{count} values do not make a shape {tuple(shape)}")

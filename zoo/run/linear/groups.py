@@ -23,7 +23,8 @@ AXES = ("attention", "ffn")
 
 @dataclass(eq=False)
 class ProductGroup:
-    """Linears of one input that become one product. `pinned`: the plain weight stays, because it is read elsewhere."""
+    """Linears with the same input, to be computed as one product. `pinned`: the plain weight stays, because other code
+    reads it."""
 
     modules: list[Any]
     precision: str

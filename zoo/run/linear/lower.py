@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_FP16 = 65504.0
-MOST_COLUMNS = 2**31 // (255 * 127)  # of an int8 product, so that K products of 255 × 127 fit int32
+MOST_COLUMNS = 2**31 // (255 * 127)  # largest K of an int8 product: its sum of K products of 255 × 127 must fit int32
 
 
 def _needs_floats(dtype: str) -> str | None:
-    """Say why inputs of a dtype cannot be converted to the way's own and back, or None."""
+    """Say why inputs of a dtype cannot be converted to the dtype that a way computes in, and back; None if they can."""
     return None if dtype in ("float32", "bfloat16", "float16") else f"has no product in {dtype}"
 
 

@@ -31,8 +31,8 @@ PROMPT = 0.25  # weight of a prompt's log time; the mean log time of decoding st
 
 SPEND = 2.0  # seconds for all shapes of a model
 LONGEST = 3  # factor by which SPEND may be exceeded if other programs use the cores
-SPAN, TOGETHER = 12e6, 48e6  # minimum bytes of weights read by a lap, and by one lap of each shape together: before a
-# lap is repeated its weights must have left the CPU's caches, as in a model
+SPAN, TOGETHER = 12e6, 48e6  # minimum bytes of weights: of one lap, and of one lap of every shape together. A lap must
+# find its weights outside the CPU's caches, as a pass of a model does
 WIDEST = 50e6  # bytes of the largest weight: of a vocabulary's product only the first rows are timed
 FEW = 8  # rows up to which a lap reads its whole span, as reading weights then dominates
 FAR = 20  # a way that is slower for one row by this factor is not timed for more rows: oneDNN has no fast code for some
@@ -90,7 +90,7 @@ def time_shapes(shapes: Iterable[LinearShape], processor: Processor, spend: floa
 def is_crowded() -> bool:
     """Tell whether other programs use the cores now: a busy loop then gets less processor time than passes.
 
-    Timings of several threads mean nothing then, as threads wait for each other. One thread is timed by its own
+    Timings of several threads mean nothing then, because threads wait for each other. One thread is timed by its own
     processor time.
     """
     began, had = time.perf_counter(), time.thread_time()
@@ -132,7 +132,7 @@ def _time_together(shapes: Sequence[LinearShape], processor: Processor, spend: f
 
 
 class _Lap:
-    """Products of one shape by one way, over the copies of a random weight that fit into `span` bytes."""
+    """Products of one shape by one way, over copies of a random weight that take about `span` bytes in all."""
 
     def __init__(self, way: Way, shape: LinearShape, span: float) -> None:
         self.way, dtype = way, getattr(torch, shape.dtype)

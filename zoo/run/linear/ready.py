@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SMALL = 65536
-"""Weights of up to this many values are not timed: they stay in the cache, and the call costs more than the sums."""
+"""Weights of up to this many values are not timed: they stay in the CPU's caches, and calls outweigh arithmetic."""
 
 
 class PreparedModel:
@@ -83,9 +83,10 @@ def prepare(
     Linears that read the same input become one product. It is computed in the way that is fastest on this CPU for a
     prompt and for `rows`, the numbers of rows in decoding. Ways are timed once per processor, in about two seconds, and
     the timings stored on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4), ways keep the model's dtype
-    and differ only by rounding. With `stable` a row's bits depend neither on other rows nor on its place, nor on the
-    number of rows if `PreparedModel.stable` is true. `way` names a way (see `zoo doctor`) for all products that it can
-    compute, in place of the timed choice. The result is also kept as `model.ready`.
+    and differ only by rounding. With `stable` a row's bits depend neither on other rows nor on the row's place; if
+    `PreparedModel.stable` is true, they do not depend on the number of rows either. `way` names a way (see `zoo
+    doctor`) for all products that it can compute, in place of the timed choice. The result is also kept as
+    `model.ready`.
 
     Memory: at most one packed copy in addition to the plain weights. Without `keep` plain weights are dropped once they
     are packed, except those that something else reads (a tied embedding, MLA's absorbed products); such a model can
@@ -197,8 +198,9 @@ def _check_named(way: str, weights: str | None, processor: Processor) -> str | N
 
 
 def _choose_ways(groups: Sequence[ProductGroup], processor: Processor, rows: Sequence[int], stable: bool) -> bool:
-    """Choose the way of each group: for fewer bits the first that can, else the fastest; with `stable` the first that
-    gives a row the same bits for any number of rows. Returns whether every group has such a stable way."""
+    """Choose the way of each group: with weights in fewer bits the first that can compute it, else the fastest; with
+    `stable` the first, if any, that gives a row the same bits for any number of rows. Returns whether `stable` was
+    asked and every group has such a way."""
     found = stable
     timed: list[ProductGroup] = []
     for group in groups:
@@ -231,13 +233,13 @@ def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
 
 
 def _list_able(group: ProductGroup, processor: Processor, *, on_request: bool = False) -> list[str]:
-    """List the ways that can compute a group; with `on_request` also those that are used only on request."""
     shape = group.shape
     return list_able(group.precision, (shape.n, shape.k), shape.dtype, processor, on_request=on_request)
 
 
 def _leave_what_does_not_fit(groups: Sequence[ProductGroup], keep: bool) -> None:
-    """Leave exact weights unpacked if all packed copies together would take 80% of free memory or more."""
+    """Leave exact weights unpacked if the packed copies that are kept beside plain weights would together take 80% of
+    free memory or more."""
     copied = [group for group in groups if WAYS[group.way].packs and (keep or group.pinned)]
     extra = 0
     for group in copied:
