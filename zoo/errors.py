@@ -61,16 +61,31 @@ COMPARED, LONGEST_WORD = 2_000, 200
 """Maximum options that a word is compared with (10 µs each), and maximum characters of a word that is compared."""
 
 
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Write ` (did you mean 'x'?)` for the closest option, or "" when none is close. At most COMPARED options of
+def did_you_mean(word: str, options: Iterable[str], n: int = 1) -> str:
+    """Write ` (did you mean 'x'?)` for the `n` closest options, or "" when none is close. At most COMPARED options of
     similar length are compared."""
     if len(word) > LONGEST_WORD:
         return ""
     alike = (each for each in options if len(each) <= 3 * len(word) and len(word) <= 3 * len(each))  # no other is close
-    close = difflib.get_close_matches(word, islice(alike, COMPARED), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    close = [f"'{each}'" for each in difflib.get_close_matches(word, islice(alike, COMPARED), n=n)]
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+WORDS = {
+    "EOFError": "an end too early",
+    "MemoryError": "too little memory",
+    "RecursionError": "data nested too deeply",
+    "UnicodeDecodeError": "bytes that are no UTF-8",
+    "UnpicklingError": "other than tensors, or a damaged file",
+}
+"""What errors mean whose own text is for programmers, or empty."""
 
 
 def short(error: BaseException) -> str:
-    """Describe another library's error on one line: its type and the first 200 characters of its message."""
-    return " ".join(f"{type(error).__name__} {error}".split())[:200]
+    """Describe another library's error on one line: the first 200 characters of its text, without the name of its
+    Python class."""
+    name = type(error).__name__
+    text = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
+    if not text or name in ("UnicodeDecodeError", "UnpicklingError"):
+        text = WORDS.get(name, name)
+    return " ".join(text.split())[:200]

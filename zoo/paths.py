@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,17 @@ def find_cache_folder() -> Path:
     if os.name == "nt":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "zoo" / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
+
+
+def is_first_time(note: str) -> bool:
+    """Tell whether `note`, a short name, is asked for the first time on this machine: a note for the user is printed
+    once a machine. An empty file in the cache folder records it; without a writable cache every time is the first."""
+    mark = find_cache_folder() / "notes" / f"{note}-{platform.node() or 'here'}"
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass
+    return True

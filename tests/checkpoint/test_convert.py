@@ -199,11 +199,11 @@ def test_a_head_is_tied_as_the_file_has_it_whatever_the_flag_says(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"model_type": "lama"}, "model_type: 'lama' is no family here (did you mean 'llama'?)"),
+        ({"model_type": "lama"}, "model_type: 'lama' is no family here (did you mean 'llama' or 'zamba' or 'jamba'?)"),
         ({"hidden_size": None}, "hidden_size: is missing (a config.json of this kind states it)"),
         ({"hidden_act": "geluu"}, "activation: 'geluu' is not supported (did you mean 'gelu'?)"),
         ({"moon_phase": 3}, "moon_phase: is 3, a field that llama does not have"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method: None is not read (one of: fp8,"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method: null is not read (one of: fp8,"),
         ({"architectures": ["LlamaForRewards"]}, "'LlamaForRewards' is not read (one of:"),
         ({"rope_parameters": {"rope_type": "bent", "rope_theta": 1.0}}, "rope_type: 'bent' is not supported"),
         ({"intermediate_size": 64}, "mlp.gate_proj.weight has shape [48, 32], the model's is [64, 32]"),

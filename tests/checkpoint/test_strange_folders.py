@@ -88,9 +88,9 @@ def refuse(capsys, *args: object, code: int = 2) -> str:
         ({"num_hidden_layers": 10**6}, "n_layers: is 1000000 (at most 2,000)"),
         (
             {"num_attention_heads": 0},
-            "'head_dim or hidden_size // num_attention_heads', found None, 32, 0 (",
+            "'head_dim or hidden_size // num_attention_heads', found null, 32, 0 (",
         ),
-        ({"hidden_size": "a"}, "found None, 'a', 2 (numbers, and 'a' is none)"),
+        ({"hidden_size": "a"}, "found null, 'a', 2 (numbers, and 'a' is none)"),
         ({"rope_parameters": {"rope_theta": {}}}, "rope_parameters, default_theta: give no 'whole(rope("),
         ({"intermediate_size": "${oc.env:HOME}"}, "intermediate_size: gives '${oc.env:HOME}' (a text without ${)"),
         ({"eos_token_id": "x"}, "eos_token_id: is 'x' (a whole number or a list)"),
@@ -126,6 +126,29 @@ def test_a_model_type_is_no_path(folder, capsys, tmp_path):
     for kind in (where, str(tmp_path / "evil"), "\0"):
         rewrite(folder / "config.json", {"model_type": kind})
         assert "is no family here" in refuse(capsys, "stats", folder)
+
+
+@pytest.mark.parametrize(
+    "config, fault",
+    [
+        (transformers.WhisperConfig(), "text models only: num_mel_bins is for images or sound"),
+        (transformers.ViTConfig(), "text models only: image_size is for images or sound"),
+        ({"model_type": "lama", "auto_map": {"AutoModel": "m.M"}}, "the code of the folder (auto_map) is not run"),
+        ({"model_type": "qwen4"}, "(did you mean 'qwen3' or "),
+    ],
+)
+def test_a_model_of_no_family_is_told_what_it_is(folder, capsys, config, fault):
+    rewrite(folder / "config.json", config if isinstance(config, dict) else config.to_dict())
+    assert fault in refuse(capsys, "stats", folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_named_so(folder, capsys, name):
+    for file in folder.glob("model*.safetensors*") if "model" in name else ():
+        file.unlink()
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * 'a'}\nsize 12345\n")
+    said = refuse(capsys, "generate", "--checkpoint", folder, "--prompt", "a")
+    assert said.endswith(f"{name}: is a Git LFS pointer, not the file itself (`git lfs pull` fetches the file)")
 
 
 def test_a_hundred_thousand_unknown_fields_are_ten_lines_and_a_count(folder, capsys):

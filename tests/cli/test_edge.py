@@ -55,7 +55,9 @@ def test_too_little_memory_is_no_mistake_of_zoos(monkeypatch, capsys) -> None:
 
     monkeypatch.setattr("zoo.costs.price", fail)
     assert run(["stats", "gpt2"]) == 1
-    assert capsys.readouterr().err == "zoo: error: memory: the command needs more than there is, found MemoryError\n"
+    assert (
+        capsys.readouterr().err == "zoo: error: memory: the command needs more than there is, found too little memory\n"
+    )
 
 
 # ---------------------------------------------------------------- what exit codes say

@@ -157,5 +157,5 @@ def test_memory_that_runs_out_in_a_run_is_told_with_what_fits(tmp_path, monkeypa
         raise MemoryError
 
     monkeypatch.setattr("zoo.training.loop.update", run_out)
-    with pytest.raises(ZooError, match=r"memory: ran out, found MemoryError \((recompute=|a shorter seq_len)"):
+    with pytest.raises(ZooError, match=r"memory: ran out, found too little memory \((recompute=|a shorter seq_len)"):
         start_run(config, tmp_path / "run")

@@ -336,14 +336,17 @@ ERRORS = {
     ),
     "safetensors": (
         OSError("/there/file: I/O error"),
-        "cannot be read or written, found OSError /there/file: I/O error",
+        "cannot be read or written, found /there/file: I/O error",
     ),
-    "CUDA": (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"), "memory: ran out, found OutOf"),
+    "CUDA": (
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+        "memory: ran out, found CUDA out of memory. Tried to allocate 2 GiB",
+    ),
     "CPU": (
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
         "memory: ran",
     ),
-    "Python": (MemoryError(), "memory: ran out, found MemoryError (accumulate=2 "),
+    "Python": (MemoryError(), "memory: ran out, found too little memory (accumulate=2 "),
 }
 
 

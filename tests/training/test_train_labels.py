@@ -267,7 +267,7 @@ FAULTS = [  # records, how they are read, classes that are known, and how the on
     ([GOOD, {"text": "b"}], TEXTS, None, r"line 2 has no field 'label', found text \(objective.text=NAME "),
     ([GOOD, {**GOOD, "label": None}], TEXTS, None, "line 2 has no class in 'label', found null"),
     ([{**GOOD, "label": 0.5}], TEXTS, None, r"line 1 has no class in 'label', found 0.5 \(a string or a whole number"),
-    ([{**GOOD, "text": 3}], TEXTS, None, "line 1 has no text in 'text', found int"),
+    ([{**GOOD, "text": 3}], TEXTS, None, "line 1 has no text in 'text', found 3"),
     (
         [{**GOOD, "tags": ["O", "O"]}],
         TAGS,

@@ -19,6 +19,7 @@ from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
 from zoo.untrusted.json_file import FILE, check_shape, parse_json
 from zoo.untrusted.paths import find_inside
+from zoo.untrusted.pointer import refuse_pointer
 from zoo.untrusted.text import list_first, quote, shorten
 
 if TYPE_CHECKING:
@@ -196,9 +197,12 @@ def _read_node(file: Path) -> tuple[dict[str, Any], int]:
     """Read a header's JSON, and the byte where tensors begin. Raises ValueError for a header longer than the file or
     LONGEST_HEADER, CheckpointError for malformed JSON or more than MOST_TENSORS tensors, and OSError."""
     with file.open("rb") as stream:
-        length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
+        start, size = stream.read(64), file.stat().st_size
+        refuse_pointer(start, file)
+        length = int.from_bytes(start[:8], "little")
         if length > min(size - 8, LONGEST_HEADER):
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        stream.seek(8)
         text = stream.read(length)
     if (found := text.count(b'"data_offsets"')) > MOST_TENSORS:
         raise CheckpointError(f"{file}: header: lists {found:,} tensors (at most {MOST_TENSORS:,} in a file)")
@@ -296,11 +300,13 @@ def read_bin(file: Path) -> dict[str, Tensor]:
     import torch
 
     try:
+        with file.open("rb") as stream:
+            refuse_pointer(stream.read(64), file)
         mapped = zipfile.is_zipfile(file)  # the layout before torch 1.6 is no zip, and cannot be mapped
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{file}: cannot be read with weights_only, found {type(error).__name__} (safetensors would do)"
+            f"{file}: cannot be read with weights_only, found {short(error)} (safetensors would do)"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: holds a {type(state).__name__} (tensors by name)")
@@ -352,7 +358,7 @@ class TensorReader:
                 self._open[file] = safe_open(file, framework="pt")
             return self._open[file].get_tensor(name)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: cannot be read, found {type(error).__name__} (a whole file)") from error
+            raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a whole file)") from error
 
 
 def _read_tensor(header: Header) -> Tensor:
@@ -362,5 +368,5 @@ def _read_tensor(header: Header) -> Tensor:
     with header.file.open("rb") as stream:
         stream.seek(header.start)
         if stream.readinto(place) != len(place):
-            raise OSError(f"{header.file}: ends in the middle of a tensor")
+            raise OSError("an end in the middle of a tensor")
     return tensor

@@ -46,7 +46,7 @@ def _may_be_read(file: Path) -> bool:
 def describe_os_error(error: OSError) -> str:
     """Describe which file could not be read or written, and why. An OSError that Zoo raised keeps its own text."""
     if error.strerror is None:
-        return str(error) or type(error).__name__
+        return short(error)
     return f"{error.filename or 'file'}: cannot be read or written, found {error.strerror}"
 
 
@@ -61,7 +61,10 @@ def describe_bug(error: BaseException, args: Sequence[str]) -> tuple[str, int]:
         return f"memory: the command needs more than there is, found {short(error)}", ZooError.exit_code
     where = write_trace(error, args)
     how = f"please report it with its trace, which is in {where}" if where else "--debug shows its trace: report it"
-    return f"bug: this is a mistake of Zoo's, not yours, found {short(error)} ({how})", ZooError.exit_code
+    return (
+        f"bug: this is a mistake of Zoo's, not yours, found {type(error).__name__} {short(error)} ({how})",
+        ZooError.exit_code,
+    )
 
 
 def _is_short_of_memory(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from typing import IO, Any, ClassVar
 from zoo.data.corpus import FAULTS_SHOWN, Document, list_files
 from zoo.errors import CheckpointError, ConfigError, short
 from zoo.untrusted.lines import read_lines
-from zoo.untrusted.text import escape_controls, shorten
+from zoo.untrusted.text import escape_controls, quote, shorten
 
 JSONL = (".jsonl", ".ndjson")
 PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz", ".zst"))
@@ -116,7 +116,7 @@ def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, whe
 def is_text(text: object, column: str, where: str, faults: Faults) -> bool:
     """Whether a field's value is a text that UTF-8 can encode. Any other value is added to `faults`."""
     if not isinstance(text, str):
-        faults.add(f"{where} has no text in '{column}', found {type(text).__name__} (a string, or another field)")
+        faults.add(f"{where} has no text in '{column}', found {quote(text)} (a string, or another field)")
         return False
     try:
         text.encode()
@@ -265,7 +265,7 @@ def parse_line(line: bytes, where: str, offset: int, faults: Faults) -> dict[str
     else:
         if isinstance(record, dict):
             return record
-        faults.add(f"{where} is no record, found {type(record).__name__} (an object in each line)")
+        faults.add(f"{where} is no record, found {quote(record)} (an object in each line)")
     return None
 
 

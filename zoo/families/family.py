@@ -402,16 +402,35 @@ def by_model_type() -> dict[str, str]:
     return {each: name for name in family_names() for each in read_family(name).model_types}
 
 
+def find_name(model_type: object) -> str | None:
+    """Find the name of the family of a `model_type`, or None. Reads the files of all families only where none has this
+    name."""
+    if not isinstance(model_type, str):
+        return None
+    if model_type in family_names() and model_type in read_family(model_type).model_types:
+        return model_type
+    return by_model_type().get(model_type)
+
+
 def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     """Find the family of a config.json by its model_type. Raises CheckpointError if there is none."""
     kind = config.get("model_type")
     if kind is None:
         raise CheckpointError(f"{where}: has no model_type, so its family is not known (transformers writes one)")
-    if kind in family_names() and kind in read_family(kind).model_types:  # fast: reads only this family's file
-        return read_family(kind)
-    known = by_model_type()
-    if not isinstance(kind, str) or kind not in known:
-        would = f" (one of {len(known)}, such as bert, gpt2 and llama; `zoo family new` drafts another)"
-        hint = did_you_mean(str(kind), known) or would
-        raise CheckpointError(f"{where}: model_type: {quote(kind)} is no family here{hint}")
-    return read_family(known[kind])
+    name = find_name(kind)
+    if name is None:
+        raise CheckpointError(f"{where}: model_type: {quote(kind)} is no family here{_describe_unknown(config)}")
+    return read_family(name)
+
+
+SENSES = ("image_size", "num_channels", "num_mel_bins", "feat_extract_norm", "sampling_rate", "audio_channels")
+"""Fields of models that read images or sound."""
+
+
+def _describe_unknown(config: Mapping[str, Any]) -> str:
+    """Say why the model_type of a config is not read, as far as its fields tell, or which names are nearest to it."""
+    own_code = ", and the code of the folder (auto_map) is not run" if config.get("auto_map") else ""
+    if sense := next((key for key in SENSES if key in config), None):
+        return f"{own_code} (text models only: {sense} is for images or sound)"
+    near = did_you_mean(str(config["model_type"]), by_model_type(), n=3)
+    return own_code + (near or f" (one of {len(by_model_type())}; `zoo family new` drafts another)")

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from zoo.errors import CheckpointError
 from zoo.untrusted.json_file import JsonShape, check_shape
+from zoo.untrusted.pointer import refuse_pointer
 from zoo.untrusted.text import quote, shorten
 
 SUFFIX = ".gguf"
@@ -251,6 +252,7 @@ class _Header:
 
     def read(self) -> GGUFFile:
         """Read the whole header. The result's `size` is the header's length; tensors' starts count from its end."""
+        refuse_pointer(self.data[:64], self.file)
         if self.data[:4] != b"GGUF":
             self.refuse("cannot be read, found other bytes than GGUF at its beginning (a GGUF file)")
         self.place = 4

@@ -80,14 +80,14 @@ def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
     """Find the text model of a multimodal config, if it is of a known family. None for any other config."""
     kind = str(config.get("model_type"))
     flat = read_catalogue().flat.get(kind)
-    if flat is None and kind in families.by_model_type():
+    if flat is None and families.find_name(config.get("model_type")):
         return None
     for name in TEXT:
         inner = config.get(name)
-        if isinstance(inner, Mapping) and inner.get("model_type") in families.by_model_type():
+        if isinstance(inner, Mapping) and families.find_name(inner.get("model_type")):
             return Wrapper(config, name, _complete(inner, config))
     if flat is not None and not any(isinstance(config.get(name), Mapping) for name in TEXT):
-        family = families.read_family(families.by_model_type()[flat])
+        family = families.family_of_config({"model_type": flat}, kind)
         known = family.reads | set(family.defaults) | set(family.requires) | set(family.harmless) | HARMLESS
         plain = {key: value for key, value in config.items() if key in known and not key.endswith("_config")}
         return Wrapper(config, None, _complete({**plain, "model_type": flat}, config))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo import disk
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError, ZooError, short
 from zoo.jobs.command import Command
 from zoo.training.launcher import SlurmLauncher
 from zoo.untrusted.text import quote
@@ -88,9 +88,7 @@ def _submit_file(file: Path) -> str:
     try:
         done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True, timeout=PATIENCE)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ZooError(
-            f"{file}: cannot be submitted, found {type(error).__name__} of sbatch (run it by hand)"
-        ) from error
+        raise ZooError(f"{file}: cannot be submitted, sbatch: {short(error)} (run it by hand)") from error
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise ZooError(f"{file}: sbatch refused it, found: {said} (launcher.lines=['#SBATCH …'] adds options)")

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from zoo.lazy import torch
+from zoo.paths import is_first_time
 from zoo.run.threads import keep_threads, use_fastest_threads
 
 if TYPE_CHECKING:
@@ -110,11 +111,12 @@ def settle_cpu(
 ) -> None:
     """Set the fastest number of threads, and convert a model on a CPU to its fastest dtype.
 
-    `tell` is called with a line for each change. If the user chose the dtype, `dtype` is the option's text: the model
-    then keeps its dtype, and `tell` gets a line if that is slow. With `keep` (float8 weights) there is no such line.
+    `tell` is called with a line for each change; the line on the number of threads comes once a machine. If the user
+    chose the dtype, `dtype` is the option's text: the model then keeps its dtype, and `tell` gets a line if that is
+    slow. With `keep` (float8 weights) there is no such line.
     """
     weight = next(model.parameters())
-    if choice := use_fastest_threads(weight.device):
+    if (choice := use_fastest_threads(weight.device)) and is_first_time("threads"):
         tell(f"computes with {choice}")
     if keep:
         return

@@ -104,6 +104,9 @@ class LinearModule(nn.Linear):
 
     adds_bias = True  # False on all but one of the ranks whose outputs are summed
 
+    def reset_parameters(self) -> None:
+        """Draw nothing: the model's initial values are set as a whole, or read from a file."""
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return multiply(input, self.weight, self.bias if self.adds_bias else None)
 
@@ -193,9 +196,10 @@ def make_module(part: Any, d_model: int) -> nn.Module:
     """Make the module that stores a part; its tensors are not initialised."""
     match part:
         case S.Linear():
-            return nn.utils.skip_init(LinearModule, part.d_in, part.d_out, bias=part.bias, device=_device())
+            return LinearModule(part.d_in, part.d_out, bias=part.bias)
         case S.Embedding():
-            return nn.utils.skip_init(nn.Embedding, part.count, part.width, device=_device())
+            table = torch.empty(part.count, part.width)  # the draw of `nn.Embedding` would import torch._dynamo: 1 s
+            return nn.Embedding.from_pretrained(table, freeze=False)
         case S.Experts():
             return StackedLinear(part)
         case S.Conv():
@@ -226,10 +230,6 @@ def list_common(layer: nn.Module) -> list[nn.Module]:
     """List the modules of a layer that all layers of its kind share."""
     parts = layer.spec.parts(layer.d_model) if isinstance(layer, Layer) else {}
     return [layer.get_submodule(name) for name in layer._modules if getattr(parts[name], "common", False)]
-
-
-def _device() -> torch.device:
-    return torch.empty(0).device  # the device of the surrounding `with torch.device(...)`
 
 
 class Model(Layer):

@@ -14,7 +14,7 @@ from zoo.errors import ConfigError, ZooError, did_you_mean
 from zoo.families.described import CONFIG, read_config
 from zoo.lazy import torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
-from zoo.untrusted.text import check_text, shorten
+from zoo.untrusted.text import check_text, quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,7 +154,7 @@ def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool)
             strings or is_conversation(text)
         ):
             wanted = "a list of words, as each word gets a tag" if by_word else "a string, a pair, or messages"
-            faults.append(f"{place} is a {type(text).__name__} ({wanted})")
+            faults.append(f"{place} is {quote(text)} ({wanted})")
         elif not text or (isinstance(text, str) and text.isspace()):
             faults.append(f"{place} is empty (one that is not)")
         for part in parts:

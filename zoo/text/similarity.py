@@ -256,7 +256,7 @@ def _read_json(stream: Iterable[str], place: str) -> Iterator[tuple[str, Mapping
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not JSON, found {shorten(str(error))} (an object a line)") from error
         if not isinstance(record, dict):
-            raise ConfigError(f"{where} holds {type(record).__name__} (an object with the fields)")
+            raise ConfigError(f"{where} holds {quote(record)} (an object with the fields)")
         yield where, record
 
 

@@ -111,7 +111,7 @@ def answer(job: dict[str, Any]) -> dict[str, str]:
     except jinja2.exceptions.TemplateError as error:
         return {"error": f"{error.message or error}"}
     except Exception as error:  # a template can raise any error of Python
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": str(error) or type(error).__name__}
 
 
 def limit_memory() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from zoo.errors import CheckpointError
+from zoo.untrusted.pointer import refuse_pointer
 from zoo.untrusted.text import quote, shorten
 
 FILE = 128 << 20
@@ -68,6 +69,7 @@ def read_bytes(file: Path, most: int = FILE) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         found = getattr(error, "strerror", None) or shorten(str(error))
         raise CheckpointError(f"{file}: cannot be read, found {found} (a readable file)") from error
+    refuse_pointer(data, file)
     if len(data) > most:
         raise CheckpointError(f"{file}: is larger than {most >> 20} MiB (a file that is no larger)")
     return data

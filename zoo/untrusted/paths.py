@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, short
 from zoo.untrusted.text import quote
 
 
@@ -22,7 +22,7 @@ def find_inside(folder: Path, stated: object, place: str) -> Path:
     try:
         real, root = path.resolve(), folder.resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
-        raise CheckpointError(f"{place}: {quote(stated)} cannot be followed, found {type(error).__name__}") from error
+        raise CheckpointError(f"{place}: {quote(stated)} cannot be followed, found {short(error)}") from error
     if not real.is_relative_to(root) and not _in_store(root, real):
         raise CheckpointError(f"{place}: {quote(stated)} is a link that leads out of {folder} (a file inside it)")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 
@@ -40,7 +41,10 @@ def shorten(text: str, longest: int = LONGEST) -> str:
 
 
 def quote(value: object, longest: int = 60) -> str:
-    """Quote an untrusted value for a message: a container by its kind and size, a text or a number shortened."""
+    """Quote an untrusted value for a message: a container by its kind and size, a text or a number shortened, and
+    what YAML and JSON spell in a word (`null`, `true`) as they spell it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, dict | list | tuple | set):
         kind = "mapping" if isinstance(value, dict) else "list"
         return f"a {kind} of {len(value):,}"

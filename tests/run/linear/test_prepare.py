@@ -161,6 +161,8 @@ def test_joined_products_answer_each_tensor_in_whatever_order_they_are_asked():
     dice = random.Random(1)
     draw = torch.Generator().manual_seed(1)
     members = [LinearModule(32, width, bias=width == 16) for width in (48, 16, 32)]
+    for each in members:
+        nn.Linear.reset_parameters(each)
     weights = [(member.weight.detach().clone(), None if member.bias is None else member.bias) for member in members]
     joined = ReadyProduct(members, "transposed", keep=True)
     inputs = [torch.randn(rows, 32, generator=draw) for rows in (1, 3, 3, 40)]

@@ -121,7 +121,7 @@ def test_another_window_or_position_scheme_takes_the_weights_as_they_are_and_say
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (["n_layers=2"], "weights: blocks.#.attention_norm.weight belongs to no part of the model"),
+        (["n_layers=2"], "n_layers: 3 layers to 2 is not possible (at least 3)"),
         (["attention=mla"], "weights: have no blocks.#.attention.kv_a.weight"),
         (["ffn=mlp"], "weights: blocks.#.ffn.gate.weight belongs to no part of the model"),
         (["d_ff=40"], "weights: blocks.#.ffn.gate.weight has shape [48, 32], the model's is [40, 32]"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, short
 from zoo.untrusted.json_file import SETTINGS, read_bytes
 from zoo.untrusted.lines import read_lines
 from zoo.untrusted.text import quote, shorten
@@ -102,14 +102,14 @@ def _read_csv(file: Path) -> list[tuple[str, dict[str, Any]]]:
             lines = read_lines(stream, str(file), SETTINGS)
             return [(f"{file}, line {at}", row) for at, row in enumerate(csv.DictReader(lines), 2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{file}: cannot be read, found {type(error).__name__} (a UTF-8 file of points)") from error
+        raise ConfigError(f"{file}: cannot be read, found {short(error)} (a UTF-8 file of points)") from error
 
 
 def _read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         lines = read_bytes(file).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read, found {type(error).__name__} (a UTF-8 file of points)") from error
+        raise ConfigError(f"{file}: cannot be read, found {short(error)} (a UTF-8 file of points)") from error
     found = []
     for at, line in enumerate(lines, 1):
         try:

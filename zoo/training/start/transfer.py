@@ -68,7 +68,10 @@ def transfer(source: Any, target: Any, tensors: Mapping[str, Any], added: str = 
         raise ConfigError(f"weights: are of a model of kind '{source.kind}', found kind '{target.kind}' (the same)")
     for path, tower in towers.items():
         prefix = f"{path}." if path else ""
-        if added == "identity" and len(tower.pattern) > len(others[path].pattern) and (kind := find_unsilenced(tower)):
+        now, before = len(tower.pattern), len(others[path].pattern)
+        if now < before:
+            raise ConfigError(f"{prefix}n_layers: {before} layers to {now} is not possible (at least {before})")
+        if added == "identity" and now > before and (kind := find_unsilenced(tower)):
             raise ConfigError(f"deepen: identity needs blocks that add to the stream, found {kind} (stack)")
         _transfer_tower(made, others[path], tower, prefix, added, shapes, generator)
     if faults := [*dict.fromkeys(_find_misfits(made, shapes))]:

@@ -1,0 +1,15 @@
+"""Recognise the text files that Git LFS leaves in place of large files that were not fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo.errors import CheckpointError
+
+START = b"version https://git-lfs"
+
+
+def refuse_pointer(start: bytes, file: Path) -> None:
+    """Raise CheckpointError if the first bytes of a file are those of a Git LFS pointer (at least 23 bytes tell)."""
+    if start.startswith(START):
+        raise CheckpointError(f"{file}: is a Git LFS pointer, not the file itself (`git lfs pull` fetches the file)")
