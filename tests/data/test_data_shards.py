@@ -213,7 +213,7 @@ def test_a_broken_off_encoding_goes_on_at_the_last_whole_shard_to_the_same_bytes
     whole = len(list((tmp_path / "killed").glob("train-*.json")))
     assert (whole > 0) == (after > 1)
     encode, encoded = bpe.encode_many, []
-    monkeypatch.setattr(bpe, "encode_many", lambda texts: (encoded.extend(texts), encode(texts))[1])
+    monkeypatch.setattr(bpe, "encode_many", lambda texts, **how: (encoded.extend(texts), encode(texts, **how))[1])
     done = []
     assert contents(write_poem(tmp_path / "killed", bpe, report=done.append)) == expected
     assert done[-1] == len("".join(POEM).encode())

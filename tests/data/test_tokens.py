@@ -64,8 +64,11 @@ def test_a_byte_is_its_own_id():
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (257, 256)
 
 
-def test_special_tokens_are_read_only_when_asked_for(tokenizer):
-    assert tokenizer.encode(f"a{EOS}", special=True)[-1] == tokenizer.eos_id
+def test_a_special_token_spelled_in_a_text_is_plain_for_a_tokenizer_of_ours_unless_asked(tokenizer):
+    assert tokenizer.split
+    tokenizer.split = False
+    assert tokenizer.encode(f"a{EOS}")[-1] == tokenizer.eos_id
+    tokenizer.split = True
     assert tokenizer.decode([tokenizer.eos_id], special=True) == EOS
     assert tokenizer.decode(torch.tensor(tokenizer.encode(EOS))) == EOS
 

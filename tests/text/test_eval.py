@@ -163,8 +163,10 @@ def test_a_text_opens_with_the_tokens_that_its_tokenizer_puts_before_one(tmp_pat
     tokenizer = Tokenizer.load(tmp_path)
     assert find_start(tokenizer, tmp_path) == [256, 257]
     stream = scoring.encode("é</s>", tokenizer, "text", [256, 257])
-    assert stream.ids.tolist() == [256, 257, *"é</s>".encode()]  # spelled, as no text ends itself
-    assert (stream.n_scored, stream.n_bytes) == (6, 6)
+    assert stream.ids.tolist() == [256, 257, *"é".encode(), 258]  # as transformers reads it
+    assert (stream.n_scored, stream.n_bytes) == (3, 6)
+    tokenizer.split = True
+    assert scoring.encode("é</s>", tokenizer, "text", [256, 257]).ids.tolist() == [256, 257, *"é</s>".encode()]
 
 
 # ---------------------------------------------------------------- what a precision costs

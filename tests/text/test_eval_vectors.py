@@ -137,7 +137,7 @@ def test_a_trained_encoder_finds_paraphrases(folder, tmp_path, capsys):  # noqa:
         ("a.jsonl", "", "similarity: a.jsonl has no pairs in it"),
         ("a.jsonl", "{}", "similarity: a.jsonl, line 1: has no text 'sentence1', found there are none"),
         ("a.jsonl", "\n{", "similarity: a.jsonl, line 2: is not JSON"),
-        ("a.jsonl", "[1]", "similarity: a.jsonl, line 1: holds list"),
+        ("a.jsonl", "[1]", "similarity: a.jsonl, line 1: holds a list of 1"),
         (
             "a.csv",
             "sentence1,sentence2,score\na,b,much",

@@ -167,7 +167,7 @@ def test_an_encoder_decoder_labels_texts_by_what_it_reads_again(tmp_path):
     ("records", "more", "fault"),
     [
         ([PAIRS[0], {"query": "no document"}], [], "line 2 has no field 'document', found query"),
-        ([PAIRS[0], {"query": "a", "document": 3}], [], "line 2 is a tuple (a string, a pair, or messages)"),
+        ([PAIRS[0], {"query": "a", "document": 3}], [], "line 2 is a list of 2 (a string, a pair, or messages)"),
         ([{"messages": [{"content": "who?"}]}], ["--template", "chatml"], "line 1: messages[0]: has no role"),
         ([PAIRS[0]], ["--activation", "softmax"], "activation: softmax is over classes"),
         ([PAIRS[0]], ["--activation", "sigmod"], "activation: 'sigmod' is none (did you mean 'sigmoid'?)"),

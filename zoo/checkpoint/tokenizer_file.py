@@ -65,6 +65,7 @@ class TokenizerConfig(JsonShape):
     bos_token: str | NamedToken | None = None
     mask_token: str | NamedToken | None = None
     chat_template: str | list[NamedTemplate] | None = None
+    split_special_tokens: bool | None = None
 
 
 def check_tokenizer(node: Mapping[str, Any], place: str) -> None:

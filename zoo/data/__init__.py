@@ -154,7 +154,8 @@ def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = 
         tuple(Source(name, each.weight, tokens[name][part]) for name, each in settings.sources.items() if part in parts)
         for part in PARTS
     )
-    return PreparedData(Tokenizer.load(folder), sources, held_out, key, folder)
+    tokenizer = Tokenizer.load(folder, split=settings.tokenizer.splits, adds=settings.tokenizer.adds)
+    return PreparedData(tokenizer, sources, held_out, key, folder)
 
 
 def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole: bool = False) -> str:
@@ -172,6 +173,8 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
     if tokenizer.path is not None:
         files = find_tokenizer_files(tokenizer.path).values()
         on["files"] = [hashlib.blake2b(file.read_bytes()).hexdigest() for file in files]
+    if tokenizer.path is not None or not tokenizer.splits:
+        on["special"] = {"split": tokenizer.splits, "add": tokenizer.adds}
     return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -252,8 +255,9 @@ def write_source(
 
 def make_tokenizer(settings: TokenizerSettings, texts: Callable[[], Iterator[str]]) -> Tokenizer:
     """Make the tokenizer that the settings name. Only a BPE reads the texts."""
-    if settings.kind == "byte":
-        return make_byte_tokenizer()
     if settings.path is not None:
-        return Tokenizer.load(settings.path, settings.eos, where="data.tokenizer")
-    return train_bpe(texts(), settings.vocab_size or BPE_SIZE)
+        split, adds = settings.splits, settings.adds
+        return Tokenizer.load(settings.path, settings.eos, split=split, adds=adds, where="data.tokenizer")
+    made = make_byte_tokenizer() if settings.kind == "byte" else train_bpe(texts(), settings.vocab_size or BPE_SIZE)
+    made.split = bool(settings.splits)
+    return made

@@ -158,16 +158,17 @@ def pad_pairs(
     eos_id: int,
     start_id: int | None,
     widths: tuple[int, int],
+    opening: int = 0,
 ) -> Batch:
     """Make a batch of sources with an answer to each; `eos_id` ends an answer. The loss is on the answers alone.
 
     An encoder reads the sources [B, S], and a decoder that starts from `start_id` predicts the answers [B, T]. If
     `start_id` is None, one decoder reads each source followed by its answer, in rows of S + T − 1 tokens: the last
     token is a target only. Rows are padded at their end to the `widths` (S, T), or to S + T − 1. Longer sources lose
-    their beginning, longer answers their end.
+    their beginning, except its first `opening` tokens (a start token); longer answers lose their end.
     """
     s, t = widths
-    asked = [np.asarray(source[-s:], np.int64) for source in sources]
+    asked = [_keep_end(np.asarray(source, np.int64), s, opening) for source in sources]
     told = [np.append(np.asarray(answer, np.int64), eos_id)[:t] for answer in answers]
     if start_id is not None:
         read, real = _pad(asked, s, eos_id), _pad([np.ones(len(each), np.int64) for each in asked], s, 0)
@@ -180,6 +181,14 @@ def pad_pairs(
     return Batch(
         to_tensor(_pad([row[:-1] for row in rows], s + t - 1, eos_id)), to_tensor(_pad(targets, s + t - 1, IGNORED))
     )
+
+
+def _keep_end(ids: np.ndarray, size: int, opening: int) -> np.ndarray:
+    """Cut ids [L] to at most `size`: the first `opening` ones, and the last."""
+    if len(ids) <= size:
+        return ids
+    first = min(opening, size)
+    return np.concatenate([ids[:first], ids[len(ids) - (size - first) :]])
 
 
 STEP = 8

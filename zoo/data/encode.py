@@ -66,6 +66,7 @@ def write_tokens(
     writers: dict[Part, SplitWriter] = {
         part: SplitWriter(folder, part, dtype, sequences=sequences, keep_lengths=part == "validation") for part in PARTS
     }
+    end = None if sequences == 1 and ends_in_eos(tokenizer) else tokenizer.eos_id
     done = 0
 
     def skip_whole_shards() -> Iterator[tuple[Part, Texts]]:
@@ -79,7 +80,7 @@ def write_tokens(
                 yield part, document
 
     for document in encode_ahead(group_texts(skip_whole_shards()), tokenizer):
-        ids = [pack_ids(each.ids, tokenizer.eos_id, dtype) for each in document.encodings]
+        ids = [pack_ids(each.ids, end, dtype) for each in document.encodings]
         size = count_bytes(document.texts)
         writers[document.part].add(ids, size, document.lengths)
         done += size
@@ -94,12 +95,18 @@ def count_bytes(texts: Texts) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def pack_ids(ids: Sequence[int], eos_id: int, dtype: str) -> np.ndarray:
-    """Make an array of ids followed by the end of text. `array` reads a list in half of numpy's time."""
+def ends_in_eos(tokenizer: Tokenizer) -> bool:
+    """Tell whether the tokenizer's file puts the end of text after every text, as T5's does."""
+    return tokenizer.around[1][-1:] == [tokenizer.eos_id]
+
+
+def pack_ids(ids: Sequence[int], end: int | None, dtype: str) -> np.ndarray:
+    """Make an array of ids followed by `end`, if one is given. `array` reads a list in half of numpy's time."""
     import numpy as np
 
     packed = array("H" if dtype == "uint16" else "i", ids)
-    packed.append(eos_id)
+    if end is not None:
+        packed.append(end)
     return np.frombuffer(packed, dtype)
 
 
@@ -121,11 +128,13 @@ def encode_ahead(groups: Iterable[list[tuple[Part, Texts]]], tokenizer: Tokenize
 
 
 def encode_group(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[Encoded]:
-    """Encode the documents of a group. Validation documents also get the bytes of each token."""
-    rest = iter(tokenizer.encode_many([text for _, texts in group for text in texts]))
+    """Encode the documents of a group; the answers of pairs are bare. Validation documents also get the bytes of each
+    token."""
+    firsts = iter(tokenizer.encode_many([texts[0] for _, texts in group]))
+    answers = iter(tokenizer.encode_many([text for _, texts in group for text in texts[1:]], bare=True))
     found = []
     for part, texts in group:
-        encodings = [next(rest) for _ in texts]
+        encodings = [next(firsts), *(next(answers) for _ in texts[1:])]
         found.append(Encoded(part, texts, encodings, measure(texts, encodings, tokenizer, part)))
     return found
 
@@ -138,8 +147,9 @@ def measure(
 
     if part != "validation":
         return None
-    pairs = zip(texts, encodings, strict=True)
-    return np.concatenate([measure_tokens(tokenizer, text, np.array(each.ids, np.int64)) for text, each in pairs])
+    pairs = enumerate(zip(texts, encodings, strict=True))
+    found = [measure_tokens(tokenizer, text, np.array(each.ids, np.int64), bare=i > 0) for i, (text, each) in pairs]
+    return np.concatenate(found)[: -1 if len(texts) == 1 and ends_in_eos(tokenizer) else None]
 
 
 def group_texts(texts: Iterable[tuple[Part, Texts]]) -> Iterator[list[tuple[Part, Texts]]]:

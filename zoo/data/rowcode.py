@@ -66,7 +66,7 @@ class RowEncoder:
         """Truncate to `limit - less` tokens inside the `with` block only, because the tokenizer is saved with a run and
         encodes other texts too."""
         backend = self.tokenizer.backend
-        backend.encode_special_tokens = True  # a special token spelled in a text is text
+        backend.encode_special_tokens = self.tokenizer.split
         backend.enable_truncation(self.limit - less)
         try:
             yield backend

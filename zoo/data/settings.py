@@ -42,6 +42,20 @@ class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
     vocab_size: Annotated[int, Field(ge=257)] | None = None
     path: Annotated[str | None, Default] = None
     eos: str | None = None
+    add_special_tokens: bool | None = None
+    split_special_tokens: bool | None = None
+
+    @property
+    def adds(self) -> bool:
+        """Whether a text gets the tokens that the tokenizer's file puts around one, as in generation."""
+        return self.add_special_tokens is not False
+
+    @property
+    def splits(self) -> bool | None:
+        """Whether special tokens spelled in a text are plain characters. By default they are for a tokenizer that Zoo
+        makes; for one that is read it is None: as its tokenizer_config.json says (transformers' default: false)."""
+        stated = self.split_special_tokens
+        return True if stated is None and self.kind != "file" else stated
 
     @field_validator("vocab_size")
     @classmethod
@@ -66,6 +80,13 @@ class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
             raise ValueError(f"only kind: file has an end of text of its own, found {value!r} (null)")
         return value
 
+    @field_validator("add_special_tokens")
+    @classmethod
+    def only_a_file_adds_tokens(cls, value: bool | None) -> bool | None:
+        if cls.kind != "file" and value is not None:
+            raise ValueError(f"a {cls.kind} tokenizer adds no tokens to a text, found {value} (null, or kind: file)")
+        return value
+
 
 class BPE(TokenizerSettings, kind="bpe"):
     """A byte-level BPE, trained on the training split. `vocab_size` counts its end of text; null is 4096."""
@@ -76,7 +97,9 @@ class Bytes(TokenizerSettings, kind="byte"):
 
 
 class TokenizerFile(TokenizerSettings, kind="file"):
-    """A tokenizer.json. `path` is the file, or a folder that has one. `eos` names the token that ends a text."""
+    """The tokenizer.json at `path`, or in the folder there. `eos` names the token that ends a text. As in
+    transformers, a text gets the tokens that the file puts around one (`add_special_tokens`), and special tokens
+    spelled in it are special unless `split_special_tokens`."""
 
 
 class DataSettings(Spec, axis="data", default="stdlib"):

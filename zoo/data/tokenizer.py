@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,17 @@ KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` and the token that ends a text."""
+    """A `tokenizers.Tokenizer`, the token that ends a text, and how text is encoded: the same way for training,
+    evaluation and generation.
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos: str = EOS) -> None:
+    `split` (transformers' `split_special_tokens`): special tokens spelled in a text are plain characters, so that no
+    text can end a document; else they are special. `adds` (its `add_special_tokens`): `encode` adds the tokens that the
+    tokenizer's file puts around a text, such as a start token.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, eos: str = EOS, *, split: bool = False, adds: bool = True
+    ) -> None:
         eos_id = backend.token_to_id(eos)
         if eos_id is None:
             hint = did_you_mean(eos, backend.get_vocab()) or " (a token of the vocabulary)"
@@ -41,6 +50,8 @@ class Tokenizer:
         self.backend = backend
         self.eos = eos
         self.eos_id: int = eos_id
+        self.split = split
+        self.adds = adds
 
     @cached_property
     def vocab_size(self) -> int:
@@ -58,16 +69,23 @@ class Tokenizer:
         assert None not in found, f"of {names} some are no tokens"
         return found  # type: ignore[return-value]
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Encode text. Special tokens spelled in it are plain characters, so that no text can end a document.
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The tokens that `encode` adds before and after a text."""
+        if not self.adds:
+            return [], []
+        with naming_panics():
+            found = self.backend.encode("a", add_special_tokens=True)
+        marked = list(zip(found.ids, found.special_tokens_mask, strict=True))
+        before, after = (list(takewhile(lambda pair: pair[1], each)) for each in (marked, reversed(marked)))
+        return [token for token, _ in before], [token for token, _ in reversed(after)]
 
-        With `special`, which is Hugging Face's default, they are encoded as special tokens, and the tokenizer's file
-        adds its own (a start token, say).
-        """
-        self.backend.encode_special_tokens = not special
+    def encode(self, text: str, *, bare: bool = False) -> list[int]:
+        """Encode text as `transformers` does with this tokenizer. With `bare` no tokens are added around it."""
+        self.backend.encode_special_tokens = self.split
         check_text(text, "text")
         with naming_panics():
-            return self.backend.encode(text, add_special_tokens=special).ids
+            return self.backend.encode(text, add_special_tokens=self.adds and not bare).ids
 
     def encode_rendered(self, text: str) -> list[int]:
         """Encode the output of a chat template: special tokens spelled in the text are special; no others are added."""
@@ -77,19 +95,19 @@ class Tokenizer:
             return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode many texts on all cores, as `encode` does."""
-        return [found.ids for found in self.encode_many(texts)]
+        """Encode many texts on all cores, with no tokens added around them."""
+        return [found.ids for found in self.encode_many(texts, bare=True)]
 
-    def encode_many(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """Encode many texts on all cores. Neither offsets nor Python lists of ids are made, so a thread can encode
-        while other Python code runs."""
-        self.backend.encode_special_tokens = True
+    def encode_many(self, texts: Sequence[str], *, bare: bool = False) -> list[tokenizers.Encoding]:
+        """Encode many texts on all cores, as `encode` does. Neither offsets nor Python lists of ids are made, so a
+        thread can encode while other Python code runs."""
+        self.backend.encode_special_tokens = self.split
         with naming_panics():
-            return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            return self.backend.encode_batch_fast(list(texts), add_special_tokens=self.adds and not bare)
 
     def find_offsets(self, text: str) -> list[tuple[int, int]]:
-        """Find the start and end of each token of a text, in characters."""
-        self.backend.encode_special_tokens = True
+        """Find the start and end of each token of a text, in characters, with no tokens added around it."""
+        self.backend.encode_special_tokens = self.split
         with naming_panics():
             return self.backend.encode(text, add_special_tokens=False).offsets
 
@@ -108,13 +126,22 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos}
-        settings |= {"clean_up_tokenization_spaces": False}
+        settings |= {"clean_up_tokenization_spaces": False, "split_special_tokens": self.split}
         (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path, eos: str | None = None, *, where: str = "tokenizer") -> Tokenizer:
-        """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages.
+    def load(
+        cls,
+        path: str | Path,
+        eos: str | None = None,
+        *,
+        split: bool | None = None,
+        adds: bool = True,
+        where: str = "tokenizer",
+    ) -> Tokenizer:
+        """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages. `split` null is as
+        tokenizer_config.json beside it says, else false.
 
         The end of a text is `eos`, else the `eos_token` of the tokenizer_config.json in the same folder, else the first
         of KNOWN_EOS that the vocabulary has. Raises ConfigError for a missing or malformed file, and if none of these
@@ -128,7 +155,9 @@ class Tokenizer:
             eos = next((known for known in KNOWN_EOS if backend.token_to_id(known) is not None), None)
         if eos is None:
             raise ConfigError(f"{where}.eos: which token ends a text is not known, found none in {file} (name it)")
-        return cls(backend, eos)
+        if split is None:
+            split = bool(read_settings(file, where).get("split_special_tokens", False))
+        return cls(backend, eos, split=split, adds=adds)
 
 
 @contextmanager
@@ -186,11 +215,16 @@ def _read_checked(file: Path, where: str, shape: Any, most: int = SETTINGS) -> d
         raise ConfigError(*(f"{where}.path: {fault}" for fault in error.faults)) from error
 
 
+def read_settings(file: Path, where: str) -> dict[str, Any]:
+    """Read the tokenizer_config.json beside a tokenizer.json; empty if there is none."""
+    config = file.with_name("tokenizer_config.json")
+    return _read_checked(config, where, TokenizerConfig) if config.is_file() else {}
+
+
 def read_special_token(file: Path, name: str, where: str) -> str | None:
     """Read a special token (`eos_token`, `mask_token`) from the tokenizer_config.json beside a tokenizer.json: a
     string, or an object with its `content`."""
-    config = file.with_name("tokenizer_config.json")
-    stated = _read_checked(config, where, TokenizerConfig).get(name) if config.is_file() else None
+    stated = read_settings(file, where).get(name)
     return stated.get("content") if isinstance(stated, dict) else stated
 
 
@@ -203,7 +237,7 @@ def make_byte_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # pyright: ignore
     backend.decoder = decoders.ByteLevel()  # pyright: ignore
     backend.add_special_tokens([EOS])
-    return Tokenizer(backend)
+    return Tokenizer(backend, split=True)
 
 
 def spell_bytes() -> list[str]:
@@ -234,7 +268,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend)
+    return Tokenizer(backend, split=True)
 
 
 # ---------------------------------------------------------------- bytes of text
@@ -244,9 +278,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 # strip, lower-case or normalise its text.
 
 
-def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> np.ndarray:
+def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray, *, bare: bool = False) -> np.ndarray:
     """Count the bytes of `text` that each token stands for [L + 1]: the tokens `ids` [L] of the text, and the end of
-    text after them.
+    text after them. Tokens that the tokenizer adds around a text have no bytes; `bare` ids have none of them.
 
     In a byte-level vocabulary a token's spelling gives its bytes. In any other, or if these do not add up to the text
     (a normaliser changed it), a token has the bytes from its start in the text to the next token's start. The end of
@@ -254,13 +288,16 @@ def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> np.ndarr
     """
     import numpy as np
 
-    n_bytes = len(text.encode())
-    table = tokenizer.byte_lengths
-    if table is not None and len(ids):
-        found = table[ids]
-        if found.sum() == n_bytes:
-            return np.append(found, 0)
-    return measure_by_offsets(tokenizer, text, len(ids))
+    before, after = (0, 0) if bare else map(len, tokenizer.around)
+    lengths = np.zeros(len(ids) + 1, np.int64)
+    own = ids[before : len(ids) - after]
+    n_bytes, table = len(text.encode()), tokenizer.byte_lengths
+    if table is not None and len(own) and (found := table[own]).sum() == n_bytes:
+        lengths[before : before + len(own)] = found
+    else:
+        found = measure_by_offsets(tokenizer, text, len(own))
+        lengths[before : before + len(found)] = found
+    return lengths
 
 
 def measure_by_offsets(tokenizer: Tokenizer, text: str, count: int) -> np.ndarray:

@@ -69,7 +69,7 @@ class Harness(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self.opening_word)
-        return self.texts.encode(string, special=True) if add_special_tokens else self.texts.encode_rendered(string)
+        return self.texts.encode(string) if add_special_tokens else self.texts.encode_rendered(string)
 
     # ---------------------------------------------------------------- likelihoods
 

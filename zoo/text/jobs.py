@@ -105,7 +105,7 @@ class JobMaker:
             return list(given["ids"])
         if "prompt" in given:
             check_text(given["prompt"], "prompt")
-            return self.tokenizer.encode(given["prompt"], special=True) or [self.tokenizer.eos_id]
+            return self.tokenizer.encode(given["prompt"]) or [self.tokenizer.eos_id]
         if self.template is None:
             raise ConfigError("messages: the model has no chat template (--template FILE, or a prompt)")
         return self.template.encode(self.tokenizer, given["messages"], tools=given.get("tools"))
@@ -132,5 +132,5 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int,
     """
     if "" in words:
         raise ConfigError("bad_words: an empty word bars nothing (leave it out)")
-    spelled = [tuple(tokenizer.encode(prefix + word)) for word in words for prefix in ("", " ")]
+    spelled = [tuple(tokenizer.encode(prefix + word, bare=True)) for word in words for prefix in ("", " ")]
     return tuple(dict.fromkeys(ids for ids in spelled if ids))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,7 +139,7 @@ def encode(text: str, tokenizer: Tokenizer, where: str, start: Sequence[int]) ->
     """Encode one text as a document, after the tokens `start`. Raises ConfigError for a text without tokens."""
     import numpy as np
 
-    ids = tokenizer.encode(check_text(text, where))
+    ids = tokenizer.encode(check_text(text, where), bare=True)
     if not ids:
         found = "is empty" if not text else "has no token that the tokenizer knows"
         raise ConfigError(f"{where}: {found}, so there is nothing to score (a text)")
@@ -151,14 +151,11 @@ def find_start(tokenizer: Tokenizer, place: Path) -> list[int]:
     tokenizer_config.json, else the end of text."""
     from zoo.data.tokenizer import find_tokenizer_file, read_special_token
 
-    backend = tokenizer.backend
-    backend.encode_special_tokens = True
-    found = backend.encode("a", add_special_tokens=True)
-    opening = list(takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True)))
+    opening, _ = tokenizer.around
     if opening:
-        return [token for token, _ in opening]
+        return opening
     named = read_special_token(find_tokenizer_file(place, "tokenizer"), "bos_token", "tokenizer")
-    start = None if named is None else backend.token_to_id(named)
+    start = None if named is None else tokenizer.backend.token_to_id(named)
     return [tokenizer.eos_id if start is None else start]
 
 

@@ -108,16 +108,26 @@ class Seq2Seq(Objective, kind="seq2seq"):
     def collator(self, context: Context) -> Collate:
         start = None if context.spec.kind == "decoder" else context.spec.start_id
         widths = self.lay_out(context.spec, context.seq_len)
-        eos = context.tokenizer.eos_id
-        return partial(_collate_pairs, eos_id=eos, start_id=start, widths=widths)  # type: ignore[return-value]
+        eos, (before, after) = context.tokenizer.eos_id, context.tokenizer.around
+        how = {"eos_id": eos, "start_id": start, "widths": widths, "opening": len(before)}
+        if start is not None:  # a decoder of its own writes an answer as a text of its own
+            how["around"] = (before, after[:-1] if after[-1:] == [eos] else after)
+        return partial(_collate_pairs, **how)  # type: ignore[return-value]
 
 
-def _collate_pairs(rows: Sequence[tuple[Sequence[int], Sequence[int]]], keys: Any, **how: Any) -> Batch:
-    """Make a batch of pairs of ids. `keys` are unused, because nothing is random."""
+def _collate_pairs(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    keys: Any,
+    *,
+    around: tuple[list[int], list[int]] = ([], []),
+    **how: Any,
+) -> Batch:
+    """Make a batch of pairs of ids, each answer with the tokens `around` it. `keys` are unused, because nothing is
+    random."""
     from zoo.data.collate import pad_pairs
 
     sources, answers = zip(*rows, strict=True)
-    return pad_pairs(sources, answers, **how)
+    return pad_pairs(sources, [[*around[0], *answer, *around[1]] for answer in answers], **how)
 
 
 def refuse_decoder(name: str, spec: Any) -> str | None:
