@@ -265,7 +265,8 @@ def test_a_failing_evaluation_sample_or_picture_is_a_warning_after_the_checkpoin
 
     monkeypatch.setattr(where, work, fail_at_step_3)
     result = start_run(config(), tmp_path / "run")
-    assert f"step 3: no {what}, found {type(error).__name__}" in " ".join(capsys.readouterr().err.split())
+    said = getattr(error, "strerror", None) or str(error)
+    assert f"step 3: no {what}, found {said}" in " ".join(capsys.readouterr().err.split())
     assert result["status"] == "done" and result["val_loss"] == whole["val_loss"]
     lines = [
         line

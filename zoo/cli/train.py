@@ -42,6 +42,7 @@ def run(
     cfg: ConfigPart | None = option("Print the composed YAML instead."),
     resolve: bool = flag("Print it with its interpolations resolved."),
     info: Info | None = option("Print Hydra's own report instead."),
+    show_data: bool = flag("Print the first three rows instead, with the tokens that the loss is on coloured."),
     *,
     options: SweepOptions,
 ) -> None:
@@ -57,7 +58,7 @@ def run(
 
     overrides = _name_model(overrides or [])
     if resume is not None:
-        if multirun or config or trust or cfg or info or resolve or options != SweepOptions():
+        if multirun or config or trust or cfg or info or resolve or show_data or options != SweepOptions():
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
         with _ended_by_sigterm():
             return _resume(resume, overrides)
@@ -67,6 +68,10 @@ def run(
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False, trust=trust) as launch:
             _tell_left_out(launch)
             return _show(launch, cfg, resolve, info)
+    if show_data:
+        with jobs.plan_launch(overrides, config=config, sweeps=multirun, trust=trust) as launch:
+            _tell_left_out(launch)
+            return _show_rows(launch)
     asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=options.plan, trust=trust)
     with _ended_by_sigterm(), asked as launch:
         _tell_left_out(launch)
@@ -82,6 +87,28 @@ def _tell_left_out(launch: LaunchPlan) -> None:
     """Print which fields were dropped because their axis was swapped, each line once."""
     for note in dict.fromkeys(note for job in launch.jobs for note in job.left_out):
         print_note(note)
+
+
+ROWS = 3
+"""Rows that --show-data prints."""
+
+
+def _show_rows(launch: LaunchPlan) -> None:
+    """Print the first rows of a run (of a sweep, of its first job). Tokens that the loss is on are green; without
+    colours they stand in ⟦ ⟧."""
+    from rich.text import Text
+
+    from zoo.jobs.plan import task_config
+    from zoo.jobs.train import decode_first_rows
+    from zoo.report.console import make_console
+
+    console = make_console()
+    around = ("", "") if console.color_system else ("⟦", "⟧")
+    for number, row in enumerate(decode_first_rows(task_config(launch.jobs[0]), ROWS), 1):
+        console.print(f"row {number}", style="bold")
+        learned = ("green", *around)
+        parts = [(each.text, learned if each.learned else ("dim", "", "")) for each in row]
+        console.print(Text.assemble(*((f"{left}{text}{right}", style) for text, (style, left, right) in parts)))
 
 
 def _name_model(overrides: list[str]) -> list[str]:

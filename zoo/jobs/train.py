@@ -18,7 +18,7 @@ from zoo.checkpoint.whole import ChosenCheckpoint, choose_checkpoint, leave_behi
 from zoo.data import copy_tokenizer, refuse_old_position
 from zoo.disk import remove_drafts, write_text
 from zoo.distributed.meeting import join_processes
-from zoo.distributed.world import World, read_world
+from zoo.distributed.world import ALONE, World, read_world
 from zoo.errors import CheckpointError, ConfigError, FinishedRun, ZooError, short
 from zoo.grammar.saved import read_spec
 from zoo.report.history import RunRecord
@@ -28,7 +28,8 @@ from zoo.report.runplot import draw_losses
 from zoo.run.builder import pick_device
 from zoo.run.environment import describe_environment
 from zoo.run.threads import keep_threads
-from zoo.training.building import build_run, prepare_device_and_data
+from zoo.training.building import build_run, open_batches, prepare_device_and_data
+from zoo.training.decoded import Piece, decode_row, describe_rows
 from zoo.training.failures import FORESEEN, failures_in_one_line
 from zoo.training.fitting import advise, take_share
 from zoo.training.flops import count_parameters_of
@@ -76,11 +77,21 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     if again := describe_restart():
         show.say(f"{again}starts anew, as there is no checkpoint yet")
     run = build_run(planned, folder, device, data, show, world, drawings=list_drawings())
+    show.say(describe_rows(run.batches.read(0, 1), data.tokenizer))
     if world.main:
         copy_tokenizer(planned.data, folder / runs.TOKENIZER)
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
     return complete_run(run)
+
+
+def decode_first_rows(cfg: DictConfig, count: int) -> list[list[Piece]]:
+    """Prepare a run's data, and decode the first `count` rows that it would train on. Nothing is written but the cache
+    of tokens. Raises ConfigError as a run does."""
+    planned = plan_training(cfg)
+    planned, _, data = prepare_device_and_data(planned, Show(planned.settings.steps), ALONE)
+    batch = open_batches(planned, data).read(0, count)
+    return [decode_row(batch, row, data.tokenizer) for row in range(count)]
 
 
 def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictConfig | None = None) -> dict[str, Any]:
