@@ -32,7 +32,8 @@ class LayerCache:
         self.slots = slots  # state slots of the rows: (first, last + 1), or a tensor [B]
 
     def append(self, where: SlotMapping, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Write new tokens by name; return the keys to read, new ones included [B, S, …], or whole pools [N, …]."""
+        """Write new tokens to the pools that have their names. Return the tensors to read, new tokens included:
+        [B, S, …], or whole pools [N, …]."""
         return tuple(self._append(where, self.layer.tensors[name], tensor) for name, tensor in new.items())
 
     def _append(self, where: SlotMapping, pool: Tensor, new: Tensor) -> Tensor:
@@ -51,8 +52,8 @@ class LayerCache:
     def recall(
         self, where: SlotMapping, compute: Callable[[], tuple[Tensor, ...]] | None, names: Sequence[str]
     ) -> tuple[Tensor, ...]:
-        """Return keys and values of an encoder's output by name, [B, S, …] or pools. `compute` makes new ones, which
-        are written first; None: they are cached already."""
+        """Return the keys and values of an encoder's output that `names` lists, [B, S, …] or pools. `compute` makes new
+        ones, which are written first. If it is None, they are cached already."""
         pools = [self.layer.cross[name] for name in names]
         if compute is not None:
             for pool, new in zip(pools, compute(), strict=True):
@@ -79,10 +80,10 @@ class LayerCache:
 class Cache:
     """The rows of a Store that a forward pass reads and extends; each row has its own length.
 
-    A pass takes token ids [B, T], of T columns: row b's next tokens are the first `counts[b]`, the rest is padding; or,
-    with `varlen`, [1, N], the next tokens of all rows end to end. `apart` attends each row by itself; `packs` copies
-    keys before they are read, so that no bit depends on their place in the pool. In a paged store rows are read by page
-    table, except for prompt chunks longer than a draft.
+    A pass takes token ids [B, T]: of T columns, row b's next tokens are the first `counts[b]`, and the rest is padding.
+    With `varlen` a pass takes [1, N], the next tokens of all rows end to end. `apart` attends each row by itself;
+    `packs` copies keys before they are read, so that no bit depends on their place in the pool. In a paged store rows
+    are read by page table, except for prompt chunks longer than a draft.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Cache:
         return self.counts is None and self.past is not None and not (self.apart or self.varlen)
 
     def list_places(self) -> list[int]:
-        """List the positions of all rows' new tokens in their rows, end to end."""
+        """List the position of each new token in its row, row after row."""
         counts = self.counts or [1] * len(self.rows)
         return [row.length + n for row, count in zip(self.rows, counts, strict=True) for n in range(count)]
 
@@ -274,9 +275,9 @@ class Cache:
         return where
 
     def _reads_apart(self, group: LayerGroup) -> bool:
-        """Whether rows that are alike are attended one by one all the same, if their slots have no common stride. A CPU
-        takes 20 times longer to gather 32 rows of 400 tokens (float32). A row's first pass may have a prefix, which is
-        for all rows at once."""
+        """Whether rows of equal length are attended one by one if their slots have no common stride. A CPU takes 20
+        times longer to gather 32 rows of 400 tokens (float32). Not in a first pass, which may have a prefix, and a
+        prefix is for all rows at once."""
         able = all(self.store.tower.blocks[kind].attention.passes.ragged for kind in group.kinds)
         return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
 

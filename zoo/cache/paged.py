@@ -1,4 +1,4 @@
-"""Place the rows of a pass that reads by page table, on the host: slots of new tokens, and each row's pages."""
+"""Prepare a pass that reads by page table, on the host: find the slots of new tokens, and each row's pages."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ INTERVAL = 256
 
 
 class Checkpoint(NamedTuple):
-    """A copy of what a row holds after `tokens` tokens, without full attention: its windows' `pages` by group, and the
-    `slot` of its recurrent states."""
+    """A copy of what a row holds after `tokens` tokens, except for full attention: its windows' `pages` by group, and
+    the `slot` of its recurrent states."""
 
     tokens: int
     pages: dict[int, list[int]]
@@ -37,7 +37,7 @@ class Checkpoint(NamedTuple):
 class Prefixes:
     """Prefix cache: pages and checkpoints kept from earlier rows. Rows start at multiples of `step` tokens, a common
     multiple of `align` and of the page of each kind of layer. Not for prefix-LMs: prompt tokens there see one another
-    both ways, so that the keys serve the same prompt only."""
+    in both directions, so their keys serve only the same prompt."""
 
     def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
         self.step = math.lcm(align, *(store.page * group.rate for group in store.groups), store.page)
@@ -100,7 +100,7 @@ class Prefixes:
         return held
 
     def _lacks(self, group: int, names: Sequence[bytes], number: int) -> bool:
-        """Whether a group has a page that ends with token page `number`, and it is not cached."""
+        """Whether a page of a group ends with token page `number` and is not cached."""
         return (number + 1) % self.store.groups[group].rate == 0 and self._find(group, names[number]) is None
 
     def awaits(self, names: Sequence[bytes], most: int, ahead: Sequence[bytes], length: int, last: int) -> bool:

@@ -45,8 +45,8 @@ class CachedRow:
         return True
 
     def turn(self, group: int, token: int) -> int:
-        """Reuse a window's pages, without copying them, so that they begin with the page of `token`. Return the first
-        token to write: `token`, because reused pages hold other tokens; if the pages begin there already, the next new
+        """Let a window's pages begin with the page of `token`, without copying. Return the first token to write:
+        `token`, because the pages then hold other tokens. If the pages begin there already, return the next new
         token."""
         gone = token // self.store.page - self.dropped[group]
         if gone <= 0:

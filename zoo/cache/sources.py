@@ -30,7 +30,7 @@ class Sources:
         return [whole + number.to_bytes(4, "little") for number in range(-(-len(source) // self.page))]
 
     def restore(self, row: CachedRow, names: Sequence[bytes], tokens: int) -> None:
-        """Give a new row its source of `tokens` tokens if it is cached; drop one that is cached only in part."""
+        """Give a new row its source of `tokens` tokens if it is cached. Drop a source that is cached only in part."""
         found = [page for name in names if (page := self.pool.find(name)) is not None]
         if len(found) < len(names):
             for page in found:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 class LayerGroup(NamedTuple):
-    """The `kinds` of layers whose rows hold the same tokens. A token there sees a window of `window` tokens, or its own
-    chunk of `chunk` tokens; all earlier tokens if both are None. The `cross` group holds a source's tokens, read by
-    cross-attention. One slot stands for `rate` tokens, and is written when the last of them comes."""
+    """The `kinds` of layers whose rows hold the same tokens. In these layers a token sees a window of `window` tokens,
+    or its own chunk of `chunk` tokens; all earlier tokens if both are None. The `cross` group holds a source's tokens,
+    read by cross-attention. One slot stands for `rate` tokens, and is written when the last of them comes."""
 
     kinds: tuple[str, ...]
     window: int | None = None
@@ -160,8 +160,9 @@ class Store:
         return make_zeros((heads, slots, *rest), dtype, self.device).transpose(0, 1)
 
     def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy slots of a group in all of its layers; `targets` may be longer than `sources`, and both may overlap.
-        `sources` may be empty: a checkpoint at the start of a chunk, or of a window of one token, keeps no page."""
+        """Copy slots `sources` of a group to `targets`, in all layers of the group. The two lists may overlap, and
+        `targets` may be longer. `sources` may be empty: a checkpoint at the start of a chunk, or of a window of one
+        token, keeps no page."""
         if not sources:
             return
         read = torch.tensor(sources, device=self.device)
@@ -224,10 +225,10 @@ def plan_store(
     paged: bool = False,
 ) -> StorePlan:
     """Plan a Store for `rows` rows of up to `tokens` tokens (and `source` encoder tokens), or for as many rows as
-    `memory` bytes hold. Full attention gets the pages that rows may need divided by `overcommit`, but enough for one
-    row. `reuse` doubles windows and state slots, for checkpoints. With `new` above 1 (drafts of new − 1 tokens) there
-    are as many state slots again, to undo rejected tokens. A `paged` store has one more slot of everything. `width` is
-    the bytes of a cached value. Raises ConfigError if `memory` holds no row."""
+    `memory` bytes hold. For full attention the pages that rows may need are divided by `overcommit`, but are enough for
+    one row. `reuse` doubles windows and state slots, for checkpoints. With `new` above 1 (drafts of new − 1 tokens)
+    there are as many state slots again, to undo rejected tokens. A `paged` store has one more slot of everything.
+    `width` is the bytes of a cached value. Raises ConfigError if `memory` holds no row."""
     groups = list_groups(tower)
     copies = 1 + (reuse + (new > 1)) * any(block.state() for block in tower.blocks.values())
     each = [group.pages(source if group.cross else tokens, new, page) for group in groups]

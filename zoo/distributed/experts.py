@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Visit:
     """Rows that this rank has received for its experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where each
     expert's rows end, `experts` [M'] each row's expert. `order`, `sent` and `received` serve to send outputs back.
-    `count` is M, the number of this rank's own rows; those after the last expert's end have no expert and stay here."""
+    `count` is M, the number of this rank's own rows. Own rows after the last expert's end have no expert and are not
+    sent."""
 
     group: RankGroup
     rows: Tensor
@@ -31,7 +32,7 @@ class Visit:
     count: int
 
     def bring(self, rows: Tensor) -> Tensor:
-        """Send another tensor of the same rows [M, …] in the same way, without a gradient; return [M', …]."""
+        """Send another tensor [M, …] of the same rows to the same ranks, without a gradient; return [M', …]."""
         return self.group.send_rows(rows[: sum(self.sent)], self.sent, self.received)[self.order]
 
     def go_back(self, y: Tensor) -> Tensor:

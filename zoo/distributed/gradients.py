@@ -95,7 +95,8 @@ def measure_gradient(model: Any) -> Tensor:
 
 
 def sum_squares(by_copies: dict[int, list[Tensor]]) -> Tensor:
-    """Sum the squares of gradients, grouped by the number n of ranks that hold them. Each rank counts 1/n of them."""
+    """Sum the squares of gradients, grouped by the number n of ranks that hold a gradient. Each rank counts 1/n of its
+    squares, so that a sum over ranks counts each gradient once."""
     return torch.stack([measure_norm(each).square() / copies for copies, each in by_copies.items()]).sum()
 
 

@@ -1,4 +1,4 @@
-"""The mesh of a run: the number of ways of each kind of parallelism."""
+"""The mesh of a run: the number of processes along each kind of parallelism."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ With `zero_bubble_v` the chunks go to the last stage and back: chunk c of the se
 | schedule | chunks of a stage | as in |
 | --- | --- | --- |
 | 1f1b | 1 | Narayanan et al., 2021, Megatron-LM, §2.2 |
-| interleaved | 2 or more | the same: a pass of a chunk is shorter, and so is the bubble |
+| interleaved | 2 or more | Narayanan et al., 2021, §2.2: passes of a chunk are shorter, and so is the bubble |
 | zero_bubble | 1 or more | Qi et al., 2023, Zero Bubble, ZB-H1: the gradients of weights (W) wait for idle time |
-| zero_bubble_v | 2 | Qi et al., 2023, §6, ZB-V: all stages keep equal activations, no more than 1f1b's first |
+| zero_bubble_v | 2 | Qi et al., 2023, §6, ZB-V: stages keep equal activations, no more than the first of 1f1b |
 
 Training runs torch's schedules of these names (`zoo.training.pipeline`). The same order is computed here for prices.
 """

@@ -63,7 +63,7 @@ class Division:
     group: RankGroup
 
     def find(self, name: str) -> Cut | None:
-        """Return the cut of a tensor, None if it is whole on each rank."""
+        """Return the cut of a tensor, None if each rank has the whole tensor."""
         cut = self.cuts.get(name)
         return None if cut is None or cut.is_whole else cut
 
@@ -146,7 +146,8 @@ class Shares:
         return tensors if self.stages is None else self.stages.collect(tensors)
 
     def mark_common(self, name: str, parameter: Tensor) -> Tensor | None:
-        """Mark the values of this process' part that other tensor-parallel ranks hold too; None if all or none are."""
+        """Make a mask, 1 for the values of this process' part that other tensor-parallel ranks hold too. None if others
+        hold all or none of these values."""
         if self.tensor is None or not self.tensor.cuts[name].is_mixed:
             return None
         part = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
@@ -179,8 +180,9 @@ def hold_back_replicas(model: Module, hold: bool) -> None:
 
 @contextmanager
 def ends_gathered(model: Module) -> Iterator[None]:
-    """Keep the weights outside the layers gathered within the block, because its passes may begin at a part of the
-    model, such as an encoder. Layers gather their own weights as they run. All processes must enter the block."""
+    """Gather the weights that lie outside layers, and free them after the block: a pass in the block may begin at a
+    part of the model, such as an encoder. Layers gather their own weights as they run. All processes must enter the
+    block."""
     unshard = getattr(model, "unshard", None)
     if unshard is None:
         yield

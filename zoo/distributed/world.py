@@ -108,5 +108,5 @@ def read_world() -> World:
 
 
 def leave_at_once() -> None:
-    """Do not destroy the process group when this process exits: that would wait for a dead process."""
+    """Cancel the destruction of the process group at the exit of this process, which would wait for a dead process."""
     atexit.unregister(torch.distributed.destroy_process_group)

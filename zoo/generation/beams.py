@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Finished(NamedTuple):
-    """A finished beam: its new tokens, and as `score` their log-probability ÷ (number of tokens)^length_penalty."""
+    """A finished beam. `score` is the log-probability of its new `tokens` ÷ (number of tokens)^length_penalty."""
 
     score: float
     tokens: list[int]
@@ -117,7 +117,8 @@ def _agree(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def check_beams(request: Request, vocab_size: int) -> None:
-    """Check a request's beam search. Raises ConfigError for options that it cannot honour, such as sampling options."""
+    """Check a request's beam search. Raises ConfigError for options that beams cannot honour, such as sampling
+    options."""
     if request.n_beams == 1:
         return
     if request.n_beams < 1 or request.n > request.n_beams:

@@ -54,9 +54,9 @@ class Engine:
     Scheduler's. Prefixes and sources of earlier requests are reused unless `reuse` is false. Speculative decoding
     proposes up to `speculate` tokens a step, by the model `draft` or else from n-grams of the text. With
     `deterministic`, a request's log-probabilities are bit-identical whatever else is in the batch: prompts are computed
-    TILE tokens at a time, and rows one by one unless the model was prepared for it (`zoo.prepare(model, stable=True)`).
-    While requests are in flight the model must stay in eval mode (see `serving`), and its weights must not change
-    (recorded layers are replayed).
+    TILE tokens at a time, and rows one by one unless the model was prepared by `zoo.prepare(model, stable=True)`. While
+    requests are in flight the model must stay in eval mode (see `serving`), and its weights must not change (recorded
+    layers are replayed).
 
     `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
     (default: what the device's kernels read). On CUDA, steps of one token a row are replayed as CUDA graphs unless
@@ -180,7 +180,7 @@ class Engine:
                 raise ConfigError(f"memory: {found} (fewer max_new_tokens, a shorter prompt, or more memory)")
 
     def abort(self, number: int, sample: int | None = None) -> list[Event]:
-        """Drop a request, or one of its samples, and return the "aborted" events; none if it is not live."""
+        """Drop a request, or one of its samples, and return the "aborted" events; none if the request is not live."""
         live = self.live.get(number, [])
         gone = [each for each in live if each.finished is None and sample in (None, each.sample)]
         self.scheduler.remove(gone)
@@ -306,7 +306,7 @@ class Engine:
 
     def _take_back(self, ready: list[Chunk], tokens: list[list[int]], saved: Mapping[RunningSequence, int]) -> None:
         """Take rejected draft tokens back out of the cache. Recurrent layers restore the states before the draft, and
-        read its accepted tokens once more."""
+        read the accepted tokens once more."""
         again = []
         for chunk, new in zip(ready, tokens, strict=True):
             each, row = chunk.sequence, chunk.sequence.row
@@ -371,7 +371,8 @@ class Engine:
 
 
 def name_fault(logits: Tensor, draws: DrawState | None = None) -> str:
-    """Say why a row with these logits [V] has no next token, as the end of a sentence ("row 3 has logits that …")."""
+    """Say why a row with these logits [V] has no next token, in words that follow the row's name ("has logits that are
+    NaN …")."""
     if draws is not None and draws.fault:
         return f"cannot follow its grammar, found {draws.fault}"
     if draws is not None and float(logits.amax()) > -math.inf:  # NaN is above nothing

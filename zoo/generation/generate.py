@@ -68,7 +68,8 @@ def stream(
     """Yield the tokens that `generate` adds, one step [B] at a time, with the same stops and options.
 
     While the iterator runs the model is in eval mode and uses `kernel`; when it ends or is closed both are restored.
-    Raises ConfigError as `generate` does, but at the call, and ZooError at a step whose logits are NaN.
+    Raises ConfigError for what `generate` refuses, before the first step. Raises ZooError at a step whose logits are
+    NaN.
     """
     prompts = _read_prompts(find_reader(model.spec) is not find_writer(model.spec), ids, attention_mask)
     if max_new_tokens < 0:
@@ -96,8 +97,8 @@ def stream(
 
 
 def _check(spec: Topology, prompts: Sequence[Sequence[int]]) -> None:
-    """Check prompts as `Engine.add` would, for a call that generates no tokens. Raises ConfigError for one that it
-    would refuse."""
+    """Check prompts as `Engine.add` would, for a call that generates no tokens. Raises ConfigError for a prompt that
+    `Engine.add` would refuse."""
     reader, writer = find_reader(spec), find_writer(spec)
     for prompt in prompts:
         check_prompt(reader, prompt, reader is not writer)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 LEAST = 256
-"""Capacity of the narrowest page table in tokens. Wider ones double it repeatedly, so that rows which grow are
-recorded anew only when they have doubled."""
+"""Capacity, in tokens, of the narrowest page table that is recorded. Each wider one has twice the capacity of the one
+before. So growing rows need a new recording only when their length has doubled."""
 
 
 class RecordedStep(NamedTuple):
@@ -106,8 +106,8 @@ def _double(count: int) -> int:
 def make_graphs(
     model: Model, writer: Tower, store: Store, *, asked: bool | None, note: Callable[[str], object]
 ) -> Graphs | None:
-    """Make the Graphs of an engine. If `asked` is None they are made only on CUDA with a paged store; if it is false,
-    never (None). Raises ConfigError if `asked` is true and the store is not on CUDA or not paged."""
+    """Make the Graphs of an engine. Returns None if `asked` is false, or if it is None and the store is not on CUDA or
+    not paged. Raises ConfigError if `asked` is true and the store is not on CUDA or not paged."""
     able = store.device.type == "cuda" and store.paged
     if asked is False or (asked is None and not able):
         return None

@@ -39,8 +39,8 @@ class EnginePasses:
         self.recurrent = any(block.state() for block in writer.blocks.values())
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Yield the chunks of each forward pass. Where the model can, one pass takes all chunks end to end as [1, N].
-        Else all decoding rows share a pass, and so do prompt chunks of equal length and equal past."""
+        """Yield the chunks of each forward pass. If the model can read chunks end to end, one pass takes all of them as
+        [1, N]. Else all decoding rows share a pass, and so do prompt chunks of equal length and equal past."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
@@ -63,9 +63,9 @@ class EnginePasses:
 
     @cached_property
     def _takes_varlen(self) -> bool:
-        """Whether rows that lie end to end cost no more than each row by itself. Not for MLA (absorbed), compressed
-        attention, windows, recurrent layers, positions that read a row's length, prefix-LMs, encoder-decoders, or a
-        paged store (as on CUDA)."""
+        """Whether the model reads rows end to end at no extra cost. Not for MLA (absorbed), compressed attention,
+        windows, recurrent layers, positions that read a row's length, prefix-LMs, encoder-decoders, or a paged store
+        (as on CUDA)."""
         blocks = self.writer.blocks.values()
         able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
@@ -73,7 +73,8 @@ class EnginePasses:
         return able and fixed and plain and not self.store.paged and all(group.full for group in self.store.groups)
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
-        """Whether these chunks go through the model end to end: a prompt chunk among them, and unequal lengths."""
+        """Whether these chunks go through the model end to end: if the model takes rows so, one of the chunks is of a
+        prompt, and lengths differ."""
         if (
             self.deterministic
             or not self._takes_varlen
@@ -103,7 +104,8 @@ class EnginePasses:
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 
     def run(self, batch: list[Chunk]) -> Tensor:
-        """Run one forward over a batch of chunks. Returns the logits [B, K, V] after the last K tokens of each."""
+        """Run one forward pass over a batch of chunks. Returns the logits [B, K, V] after each chunk's last K
+        tokens."""
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
         longest, varlen = max(counts), self._lies_flat(batch)

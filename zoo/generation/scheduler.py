@@ -60,8 +60,8 @@ class RunningSequence:
 @dataclass(frozen=True)
 class Chunk:
     """The next `count` uncomputed tokens of one sequence, for one step. The last of them may be a `draft` of K proposed
-    tokens, drawn with probabilities `shares` [K, V]. `whole` computes all tokens without the cache, where positions
-    change earlier keys (dynamic NTK past the trained length)."""
+    tokens, drawn with probabilities `shares` [K, V]. With `whole` all tokens are computed without the cache, because
+    positions change earlier keys (dynamic NTK past the trained length)."""
 
     sequence: RunningSequence
     count: int
@@ -89,8 +89,9 @@ class Scheduler:
     A step computes one token of each decoding sequence, and chunks of prompts within `budget` tokens in all: at least
     one prompt token (else decoding sequences could starve a prompt), and at most `max_prefill_tokens` while any
     sequence decodes. A sequence reserves pages for all tokens that it may reach, divided by `overcommit`; if pages run
-    out, the sequence that started last is preempted and waits again. With `tile`, prompts are cut at its multiples and
-    tokens generated before a preemption are recomputed one at a time, so that shapes do not depend on what else runs.
+    out, the sequence that started last is preempted and waits again. With `tile`, prompts are cut at multiples of it,
+    and tokens generated before a preemption are recomputed one at a time, so that shapes do not depend on what else
+    runs.
     """
 
     def __init__(
@@ -275,8 +276,8 @@ class Scheduler:
         return True
 
     def preempt(self, sequence: RunningSequence) -> None:
-        """Release a running sequence's row, and put the sequence first in the queue. It starts over with the tokens it
-        has; a beam search starts over with its prompt."""
+        """Release a running sequence's row, and put the sequence first in the queue. The sequence starts over with the
+        tokens it has; a beam search starts over with its prompt."""
         if sequence.beams is not None:
             sequence = self._narrow(sequence.beams)
         else:
@@ -322,7 +323,8 @@ class Scheduler:
     # ---------------------------------------------------------------- afterwards
 
     def keep(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
-        """Keep the pages and states that a step computed for reuse; `before` are the rows' lengths before the step."""
+        """Keep the pages and states of a step, so that later rows can reuse them. `before` are the rows' lengths before
+        the step."""
         for chunk, length in zip(chunks, before, strict=True):
             row = chunk.sequence.row
             if self.sources is not None and not length and row is not None and row.source:

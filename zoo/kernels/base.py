@@ -110,7 +110,8 @@ class Kernel:
     pages_in_place: bool = False  # reads a paged cache in place; else keys are copied out first
 
     def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
-        """Say why this kernel cannot serve the ask on that machine, or None. Pure, and cheap enough for each layer."""
+        """Say why this kernel cannot serve the ask on that machine, or None. Pure, and cheap enough to be called for
+        each layer."""
         raise NotImplementedError
 
     def call(self, ask: AttentionQuery) -> Call:
@@ -120,7 +121,8 @@ class Kernel:
     def prepare(
         self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
     ) -> None:
-        """Compute the tensors that `__call__` reads, and keep them on the mask, once for all layers that share it."""
+        """Compute the tensors that `__call__` reads, and keep them on the mask, once for all layers that share the
+        mask."""
         raise NotImplementedError
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:

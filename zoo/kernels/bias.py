@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Bias:
     """A number added to the score of each head, query and key.
 
-    `at` defines it element by element, and flex compiles `at` into its kernel; `dense` computes all pairs at once. Both
-    call one function of the position scheme, so that they cannot disagree.
+    `at` computes the bias element by element, and flex compiles `at` into its kernel. `dense` computes the bias of all
+    pairs at once. Both call one function of the position scheme, so that they cannot disagree.
     """
 
     slopes: Tensor | None = None  # [H] float32, set if the bias is exactly −slope·|i − j| (ALiBi)
@@ -27,7 +27,7 @@ class Bias:
 
     @property
     def source(self) -> object:
-        """An object that identifies the bias; two Bias objects made of one tensor have the same."""
+        """An object that identifies the bias. Two Bias objects made of one tensor have the same `source`."""
         return self
 
     @property
@@ -103,8 +103,8 @@ class Placed(Bias):
 
 
 class ByDistance(Placed):
-    """A bias from each query's own logits [B, T, H, R]: logit i − j for a key 0 to R − 1 tokens before the query, 0 for
-    other keys."""
+    """A bias from each query's own logits [B, T, H, R]. For query i and key j the bias is logit number i − j if there
+    is one (0 to R − 1), else 0."""
 
     def __init__(self, logits: Tensor, queries: Tensor, keys: Tensor) -> None:
         super().__init__(queries, keys, logits.shape[2], learned=logits.requires_grad)
@@ -152,7 +152,7 @@ def _picking() -> Any:
 
 
 class OwnHeads(Bias):
-    """The part of a bias for `count` heads from head `first` on, which one rank has."""
+    """The part of a bias for one rank's heads: `count` heads from head `first` on."""
 
     def __init__(self, whole: Bias, first: int, count: int) -> None:
         super().__init__(whole.learned)

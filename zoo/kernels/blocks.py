@@ -48,8 +48,8 @@ def options(
     """Choose flex_attention's `kernel_options` for heads of these widths, `group` query heads per key head.
 
     torch has a second kernel for few queries, which holds all queries of a group at once and splits keys over thread
-    blocks. It is used for decoding `one` query of one row. With a hundred queries it takes minutes to compile and too
-    much memory, and is disabled ("BACKEND": "TRITON").
+    blocks. It is used for decoding `one` query of one row, and disabled ("BACKEND": "TRITON") in all other cases: with
+    a hundred queries it takes minutes to compile and too much memory.
     """
     row, room = _row(dtype, widths), _room(capability)
     few = one and (max(_power(group), 16) + DECODED) * row <= room

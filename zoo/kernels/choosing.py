@@ -28,11 +28,12 @@ def choose_keys(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int) -
 
 
 def choose_blocks(q: Tensor, k: Tensor, mask: Mask, *, size: int, count: int, local: int, n_heads: int) -> Tensor:
-    """Choose the `count` blocks of `size` keys with the largest q·k in them: q [B, T, G, C] and k [B, S, C] → mask of
-    keys in chosen blocks [B, H, T, S], where G groups share the `n_heads` heads H. A query's newest `local` blocks are
-    always chosen. Blocks are counted from the first token of a query's document.
+    """Choose the `count` best blocks of `size` keys for each query: q [B, T, G, C] and k [B, S, C] → mask of keys in
+    chosen blocks [B, H, T, S], where G groups share the `n_heads` heads H. A block's score is the maximum of q·k over
+    its visible keys. A query's newest `local` blocks are always chosen. Blocks are counted from the first token of a
+    query's document.
 
-    With blocks of 4 and a document of 10 keys, a query that sees 7 of them has blocks 0 and 1; 1 is its newest.
+    With blocks of 4 and a document of 10 keys, a query that sees 7 of them has blocks 0 and 1; block 1 is the newest.
     """
     with torch.no_grad():
         seen = mask.dense(q.device)[:, 0]  # B|1 T S
@@ -50,12 +51,14 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Mask, *, size: int, count: int, lo
 
 
 def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, places: Tensor) -> Tensor:
-    """Choose keys by pools of P consecutive tokens of a row or document, like `choose_keys`: k [B, S, 2C] holds keys
-    and, behind them, gates; `places` [P, C] is the positional logit of each place → mask of chosen keys [B, T, S].
+    """Choose keys like `choose_keys`, but by pools of P consecutive tokens of a row or document: k [B, S, 2C] holds
+    keys followed by gates, `places` [P, C] is the positional logit of each place in a pool → mask of chosen keys
+    [B, T, S].
 
     A pool's key is the mean of its tokens' keys, weighted per channel by a softmax over gate + place. Of the pools that
     a query sees completely, the `top_k` // P best are chosen with all their tokens. Visible tokens of incomplete pools
-    are always chosen. With pools of 4 the 7th token of a row may choose the first pool, and always has tokens 4 to 6.
+    are always chosen. With pools of 4 token 6 of a row may choose the first pool, tokens 0 to 3, and always sees tokens
+    4 to 6.
     """
     with torch.no_grad():
         pool = places.shape[0]
@@ -80,7 +83,8 @@ class Pools:
         self.own = number[:, None].expand(rows, seen.shape[1], -1)  # B|1 T S: of each key
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
-        """Choose the keys [B, T, S] of the `count` best complete pools (scores [B, T, E]), and of incomplete ones."""
+        """Choose the keys of the `count` best complete pools by scores [B, T, E], and all visible keys of incomplete
+        pools. Returns a mask [B, T, S]."""
         best = take_best(scores.masked_fill(~self.whole, -math.inf), count) & self.whole
         ended = F.pad(self.whole, (0, 1)).gather(-1, self.own)  # whether a query sees the last token of a key's pool
         taken = F.pad(best, (0, 1)).gather(-1, self.own.expand(best.shape[0], -1, -1))
@@ -88,8 +92,8 @@ class Pools:
 
 
 def find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the pools of `n_keys` keys, at most E: the last token of each [B|1, E], whether the pool exists [B|1, E],
-    and the number of each key's pool [B|1, S] (E for a key in none)."""
+    """Find the pools of `n_keys` keys, E = n_keys // pool at most. Returns the last token of each pool [B|1, E],
+    whether the pool exists [B|1, E], and the number of each key's pool [B|1, S] (E for a key in none)."""
     count, keys = n_keys // pool, torch.arange(n_keys, device=device)[None]
     if mask.documents is None and mask.padding is None:
         last = keys[:, pool - 1 :: pool]
@@ -128,8 +132,8 @@ def score_keys(q: Tensor, weights: Tensor | None, k: Tensor) -> Tensor:
 
 
 def take_best(scores: Tensor, count: int) -> Tensor:
-    """Make a mask that is True for the `count` largest of scores [..., S], among equal scores for the first. Many are
-    equal: relu gives 0."""
+    """Make a mask that is True for the `count` largest of scores [..., S]. Of equal scores the first are taken; many
+    scores are equal, because relu gives 0."""
     if count >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     least = scores.topk(count, -1)[0][..., -1:]

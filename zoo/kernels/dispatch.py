@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""Compute attention (`attend`), and choose the kernel that does: which one runs, and why not the others."""
+"""Compute attention (`attend`), and choose the kernel for it: which one runs, and why the others do not."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def prepare(
     kernel: str = "auto",
 ) -> None:
     """Compute the tensors that the kernel for `ask` will read, and keep them on the mask, before the layers that share
-    it run. If each layer chooses its own keys (`ask.chosen`), only the mask to choose from is computed.
+    the mask run. If each layer chooses its own keys (`ask.chosen`), only the mask to choose from is computed.
 
     `dtype` is q's, `bias` the one that the layers will pass.
     """
@@ -190,7 +190,6 @@ def prepare(
 
 
 def _ask(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> AttentionQuery:
-    """Describe a call as an AttentionQuery."""
     sinks, bias = how.sinks, how.bias
     wanted = any(each is not None and each.requires_grad for each in (q, k, v, sinks))
     wanted = wanted or (bias is not None and bias.learned)

@@ -50,7 +50,7 @@ def drop_values(x: Tensor, rows: Tensor, columns: Tensor, rate: float) -> Tensor
 
 
 def draw_uniform(rows: Tensor, columns: Tensor) -> Tensor:
-    """Draw uniform float32 numbers in (0, 1), by keys as in `drop_values`."""
+    """Draw uniform float32 numbers in (0, 1) from the keys of rows and columns, as in `drop_values`."""
     whole = (_draw_bits(rows, columns) >> 9) + (1 << 22)  # 23 bits, so that the midpoint of each step is a float32
     return (whole.float() + 0.5) * 2.0**-23
 
@@ -66,8 +66,8 @@ def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionDropout:
-    """Dropout of attention probabilities, by int64 keys of queries [B, T], of the rank's own heads [H] and of tokens
-    [S]."""
+    """Dropout of attention probabilities. What is dropped follows from int64 keys of the queries [B, T], of the rank's
+    own heads [H] and of the tokens [S]."""
 
     rate: float
     queries: Tensor

@@ -69,7 +69,7 @@ def score(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> tuple[Te
 
 
 def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:
-    """Compute the softmax over visible keys [B, H, T, S]. `sinks` [H] or [B, T, H] add a term to its denominator."""
+    """Compute the softmax over visible keys [B, H, T, S]. `sinks` [H] or [B, T, H] add a term to the denominator."""
     if seen is not None:
         # The lowest finite score, not -inf: a query that sees no key gives no NaN, forward or backward.
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)

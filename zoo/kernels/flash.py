@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""The flash-attn family of kernels: what it refuses, which function serves an ask, and the call."""
+"""The flash-attn family of kernels: what they refuse, which of their functions serves a query, and the call."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WIDEST = 256  # maximum head width of all versions, except for special shapes
 DTYPES = ("float16", "bfloat16")
 
 DENSE, VARLEN, CACHED = "dense", "varlen", "cached"
-"""The three kinds of call: whole rows; a varlen batch (cu_seqlens), which is rows or documents of unequal length laid
-end to end; and queries after keys in a cache, forward only."""
+"""The three kinds of call: whole rows; a varlen batch (cu_seqlens), in which rows or documents of unequal length are
+concatenated; and queries that attend to a cache, forward only."""
 
 
 class Flash(Kernel):
@@ -103,8 +103,8 @@ class Flash(Kernel):
         return self.loaded
 
     def module(self) -> Any:
-        """Import the module. A kernel with a `repository` is downloaded from the hub instead, once: the newest build of
-        its version 1."""
+        """Import the module. A kernel with a `repository` is instead downloaded from the hub, once: the newest build of
+        the repository's version 1."""
         if not self.repository:
             return importlib.import_module(self.imported)
         from kernels import get_kernel  # type: ignore[import-not-found]
@@ -195,7 +195,7 @@ def _refuse_width(ask: AttentionQuery) -> str | None:
 
 
 def _refuse_lengths(ask: AttentionQuery) -> str | None:
-    """Say which rows of unequal length cannot be a varlen batch, or None."""
+    """Say why padding, documents or a cache cannot be served by a varlen batch or the cache's function, or None."""
     if ask.padding and (ask.window is not None or ask.bias != "none"):
         return "once padding is taken out token indices change, and a window or ALiBi counts them"
     if ask.padding and ask.causal and ask.short_q:
@@ -215,7 +215,7 @@ def refuse_width(ask: AttentionQuery) -> str | None:
 
 
 def refuse_cached_width(ask: AttentionQuery) -> str | None:
-    """Refuse cached values narrower than keys, because the cache would be copied and padded at every step; or None."""
+    """Say why cached values narrower than keys are refused (padding would copy the cache at every step), or None."""
     if way(ask) != CACHED or ask.v_head_dim == ask.head_dim:
         return None
     return f"values in a cache are as wide as keys, found {ask.v_head_dim} and {ask.head_dim}"

@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""torch's own flash-attn 2 kernels, by the operator behind scaled_dot_product_attention. The operator has windows and
-cu_seqlens, which the function does not offer."""
+"""torch's own flash-attn 2 kernels, called through the operator behind scaled_dot_product_attention. The operator has
+windows and cu_seqlens, which scaled_dot_product_attention does not offer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ OPERATOR = "_flash_attention_forward"
 
 
 class FlashTorch(Flash):
-    """aten::_flash_attention_forward. Its argument for ALiBi slopes raises: torch's kernels are built without them."""
+    """aten::_flash_attention_forward. Its argument for ALiBi slopes raises an error, because torch builds the kernels
+    without ALiBi."""
 
     name = "flash_torch"
     about = "torch's own flash-attn 2: windows, documents; no ALiBi, no softcap, no sinks"

@@ -36,9 +36,10 @@ class Flex(Kernel):
     """FlexAttention (Dong et al., 2024). `mask.sees` and `bias.at` are traced into the kernel, so that masks and biases
     have one definition for all kernels.
 
-    Lengths are dynamic, so that one more token compiles nothing; so is the batch size, unless the mask differs by row.
-    Numbers and widths of heads, window, scale and softcap are constants of the compiled code. The kernel is compiled at
-    first use, and Inductor caches it on disk. Up to BLOCK queries form one block, so that decoding needs no block mask.
+    Lengths are dynamic, so that one more token compiles nothing. The batch size is dynamic too, unless the mask differs
+    by row. Numbers and widths of heads, window, scale and softcap are constants of the compiled code. The kernel is
+    compiled at first use, and Inductor caches it on disk. Up to BLOCK queries form one block, so that decoding needs no
+    block mask.
 
     Sinks are applied after the kernel, from each query's logsumexp. On a CPU the kernel does not return the logsumexp:
     there an additional first key has the sink as its score and 0 as its value.
@@ -117,7 +118,7 @@ class Drawn(NamedTuple):
 
 
 def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
-    """Prepare a mask once, and keep the result on it. `column`: a key for sinks comes before the others."""
+    """Prepare a mask once, and keep the result on the mask. With `column` a first key for sinks is added."""
     kept = mask.kept.get(("flex", column))
     if kept is not None and kept.blocks[0].device == device:
         return kept
@@ -280,7 +281,6 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, drawn: Drawn, how: Scores) -> Tensor:
-    """Call flex_attention with the prepared mask `drawn`."""
     from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
     softcap, sinks, bias = how.softcap, how.sinks, how.bias

@@ -98,7 +98,7 @@ def _has_compiler() -> bool:
 
 
 MACHINES: dict[str, Machine] = {}
-"""This machine by device type, filled when a model is moved to a device."""
+"""This machine by device type, filled by `machine_of`: at the latest when a model is moved to a device."""
 
 
 def machine_of(device: torch.device) -> Machine:

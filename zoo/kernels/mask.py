@@ -22,14 +22,14 @@ class Mask:
     its row, padding included).
 
     Keys are consecutive tokens, and the queries are the last T of them: a causal mask on a rectangle is aligned at its
-    bottom right. `causal` shows keys at or before the query. A `window` W shows a causal query the W newest of these,
-    itself included, and a bidirectional one keys with |i − j| <= W, or with `ahead` A W keys before and A after it.
-    Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et al., 2020, prefix-LM), and
-    `also` [B|1, T, S] lists pairs one by one. Three fields hide pairs. `padding` [B, S] is True for keys that are real
-    tokens. `documents` (of queries [B|1, T], of keys [B|1, S]) numbers packed documents, each contiguous in its row,
-    which do not see one another. `only` [B|1, T, S] is True for the keys that a layer chose for each query,
-    [B|1, H, T, S] if by head: then only `dense` is used, not `sees`.
-    With `lengths` [B] row b has that many keys, and its queries are the last T of them.
+    bottom right. `causal` shows keys at or before the query. With a `window` W a causal query sees only the W newest of
+    these keys, its own included. A bidirectional query sees keys with |i − j| <= W; if `ahead` is A, it sees W keys
+    before itself and A after. Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et
+    al., 2020, prefix-LM), and `also` [B|1, T, S] lists pairs one by one. Three fields hide pairs. `padding` [B, S] is
+    True for keys that are real tokens. `documents` (of queries [B|1, T], of keys [B|1, S]) numbers packed documents,
+    each contiguous in its row, which do not see one another. `only` [B|1, T, S] is True for the keys that a layer chose
+    for each query, [B|1, H, T, S] if by head: then only `dense` is used, not `sees`. With `lengths` [B] row b has that
+    many keys, and its queries are the last T of them.
 
     `sees` is the definition; `dense` evaluates it for all pairs, and flex compiles it. Tensors are kept on the object,
     which serves one forward pass. They are made before the layers run (`kernels.prepare`): layers then only read the
@@ -160,7 +160,7 @@ class Mask:
         return places - places.gather(-1, first)
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Return whether `query` sees `key` in `row`: indices, tensors that broadcast."""
+        """Return whether `query` sees `key` in `row`. All three are tensors of indices that broadcast together."""
         device = key.device
         i, j = self._query_token(row, query), key
         seen = self._by_distance(i - j)
@@ -181,7 +181,7 @@ class Mask:
         return seen
 
     def dense(self, device: torch.device) -> Tensor:
-        """Return the mask as a tensor, True where a query sees a key [B|1, 1, T, S]; kept."""
+        """Return the mask as a tensor [B|1, 1, T, S], True where a query sees a key. The tensor is kept."""
         if self._dense is None or self._dense.device != device:
             rows = max([1, *(each.shape[0] for each in self.row_tensors)])
             row = torch.arange(rows, device=device)[:, None, None]
@@ -213,7 +213,6 @@ class Mask:
         return (distance <= self.window) & (distance >= -self.ahead)
 
     def _query_token(self, row: Tensor, query: Tensor) -> Tensor:
-        """Return the token index of a query."""
         keys = self.n_keys if self.lengths is None else _of(self.lengths, row, query.device)
         return query + (keys - self.n_queries)
 

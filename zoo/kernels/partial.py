@@ -1,8 +1,8 @@
 # B rows, T queries, S keys, H heads, K kv heads, G = H/K query heads to a kv head, C head width
-"""Attention over a part of the keys, with its log-sum-exp; and the part's gradients of the softmax over all keys.
+"""Compute attention over a part of the keys, with its log-sum-exp, and the part's gradients in attention over all keys.
 
-The gradients of a part need only the part itself, and output y and log-sum-exp of all parts together: with P =
-exp(s − lse), dS = P·(dP − Σ dy·y) (Dao et al., 2022, FlashAttention, appendix B.4).
+The gradients of a part need the part's q, k and v, and the output y and log-sum-exp of all parts together. With scores
+s, P = exp(s − lse) and dP = dy·vᵀ, ds = P·(dP − Σ dy·y) (Dao et al., 2022, FlashAttention, appendix B.4).
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ EAGER, FUSED, FLASH = EagerPart(), FusedPart(), FlashPart()
 
 
 def choose_part(q: Tensor, v: Tensor, how: PartScores, kernel: str) -> PartKernel:
-    """Choose the kernel of a part: with `kernel` auto the device's fused kernel where that can compute the part, else
-    eager."""
+    """Choose the kernel of a part: the device's fused kernel if it can compute the part, else eager. With `kernel`
+    eager, always eager."""
     width = q.shape[3]
     if kernel == "eager" or how.softcap is not None or how.learned or v.shape[3] > width:
         return EAGER

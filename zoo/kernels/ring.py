@@ -43,7 +43,8 @@ class RingBlock(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """A function that makes keys and values of the tensors that travel (MLA's latents), and its weights."""
+    """A function `make` that computes keys and values from the tensors that travel (MLA's latents), and the weights of
+    this function."""
 
     make: Callable[..., tuple[Tensor, Tensor]]
     weights: tuple[Tensor, ...]
@@ -51,9 +52,9 @@ class Expansion(NamedTuple):
 
 @dataclass
 class Ring:
-    """The plan of a pass that layers of a kind share: in turn n this rank holds the keys of the rank n places before
-    it, and computes the blocks `turns[n]`. `biases` has one per run of queries. If they are learned, `learned` has
-    their tensors [1, H, L, L], one per block."""
+    """The plan of a pass, which layers of a kind share. In turn n this rank holds the keys of the rank n places before
+    it, and computes the blocks `turns[n]`. `biases` has one bias per run of queries. If biases are learned, `learned`
+    has one bias tensor [1, H, L, L] per block."""
 
     context: SpreadContext
     device: torch.device
@@ -90,7 +91,7 @@ class Ring:
         return drawn.expand(n_heads, len(queries), len(queries))[None]
 
     def send_round(self, held: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """Yield the tensors of each rank by turns, this rank's own first, while those of the next turn are being
+        """Yield the tensors of one rank in each turn, this rank's own first. Meanwhile the tensors of the next turn are
         received."""
         for turn in range(self.context.size):
             coming = self.context.group.pass_on(held) if turn + 1 < self.context.size else None
@@ -126,7 +127,8 @@ class RingCall:
         return self.how._replace(mask=block.mask, seen=block.seen, bias=self.ring.draw_bias(block, n_heads))
 
     def attend(self, q: Tensor, sinks: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Go round once: compute the output [B, T, H, Cv] and its log-sum-exp [B, H, T], sinks included."""
+        """Send keys and values round once, and compute the output [B, T, H, Cv] and the log-sum-exp of the scores
+        [B, H, T], sinks included."""
         held, _, biases = self.split(tensors)
         learned, y = iter(biases), None
         wide, shape = torch.promote_types(q.dtype, torch.float32), (q.shape[0], q.shape[2], q.shape[1])  # B H T
@@ -161,8 +163,9 @@ class RingGradients:
         self.of_biases: list[Tensor] = []
 
     def go_round(self, held: Sequence[Tensor]) -> list[Tensor]:
-        """Go round, and return the gradients of this rank's own tensors. Gradients follow their tensors one turn later,
-        and arrive at their rank in the last turn; a rank's contribution to its own tensors stays there."""
+        """Send the tensors round, and return the gradients of this rank's own tensors. Gradients follow their tensors
+        one turn later, and arrive at their rank in the last turn. A rank's contribution to its own tensors stays
+        there."""
         ring, coming, own = self.call.ring, None, []
         for turn, theirs in enumerate(ring.send_round(held)):
             found = self._go_back(ring.turns[turn], theirs)
@@ -174,8 +177,8 @@ class RingGradients:
         return own if coming is None else [a + b for a, b in zip(own, coming.wait(), strict=True)]
 
     def _go_back(self, blocks: Sequence[RingBlock], theirs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradients of the held tensors that this rank's queries cause; add up those of q, weights and
-        biases."""
+        """Return this rank's contribution to the gradients of the tensors held in a turn. Add those of q, weights and
+        biases to their sums."""
         wide, (dtype, enabled) = self.lse.dtype, self.call.autocast
         if not blocks:
             return [torch.zeros_like(each, dtype=wide) for each in theirs]
@@ -219,8 +222,8 @@ def attend_ring(
     expansion: Expansion | None = None,
 ) -> Tensor:
     """Attend over the keys of all ranks: a rank's own q [B, T, H, C] and `held` k [B, T, K, C], v [B, T, K, Cv] →
-    [B, T, H, Cv]; with an expansion, `held` are its inputs. Arguments are those of `attend`; masks and biases are the
-    ring's. All ranks of the ring must run this, and its backward pass, together."""
+    [B, T, H, Cv]; with an expansion, `held` are the expansion's inputs. The other arguments are as in `attend`; masks
+    and biases are the ring's. All ranks of the ring must run this, and its backward pass, together."""
     kind = q.device.type
     autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     call = RingCall(ring, PartScores(scale, softcap), kernel, len(held), expansion, autocast)

@@ -52,7 +52,7 @@ class RunningSums(NamedTuple):
         return RunningSums(*(each[:, start:stop] for each in self))
 
     def pick(self, window: Tensor) -> RunningSums:
-        """Return the sums of one window of each row, by number [B]."""
+        """Return the sums of one window of each row, given by the window's number [B]."""
         index = window[:, None, None].expand(-1, 1, self.top.shape[-1])
         return RunningSums(*(each.gather(1, index) for each in self))
 

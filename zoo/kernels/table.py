@@ -29,7 +29,8 @@ PLAIN = AttentionQuery("bfloat16", 128, 128, n_heads=8, n_kv_heads=8, causal=Fal
 
 
 class Feature(NamedTuple):
-    """A feature of attention: an `ask` that has it, without a gradient. `trains`: whether training may use it."""
+    """A feature of attention, as an `ask` that uses the feature without a gradient. `trains`: whether training may use
+    the feature."""
 
     name: str
     ask: AttentionQuery
@@ -177,7 +178,8 @@ def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | No
 
 
 def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str]]:
-    """Collect the reasons of features in a state (NEVER, ELSEWHERE): lines `features: reason` by kernels' names."""
+    """Collect why kernels do not support features, for the features in a state (NEVER, ELSEWHERE). Returns lines
+    `features: reason` by the names of the kernels that they are about."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for reason, names in _by_reason(row, state).items():

@@ -1,7 +1,7 @@
 # B batch, T queries, S keys, H heads, C head width, N tokens of all rows together, D sequences
-"""Varlen batches: packed documents or padded rows as sequences laid end to end, delimited by cu_seqlens.
+"""Varlen batches: packed documents or padded rows as concatenated sequences, delimited by cu_seqlens.
 
-torch.compile specialises on shapes and Python ints, so both depend on the batch's shape and not on its contents:
+torch.compile specialises on shapes and Python ints. So these depend here on the batch's shape and not on its contents:
 `max_seqlen` is the row's length, an upper bound, and padding stays in the batch. The only number read from the contents
 is the number of documents, rounded up.
 """
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from zoo.kernels.mask import Mask
 
 LEAST = 8
-"""Minimum number of documents per row that cu_seqlens has room for. Every empty sequence costs thread blocks, so that
-room for one document per token would be slower than attention itself."""
+"""Minimum number of documents per row that cu_seqlens has room for. There is not room for one document per token: every
+empty sequence costs thread blocks, and so many would take longer than attention itself."""
 
 
 class Side(NamedTuple):
-    """Queries or keys of a varlen batch: `order` [N] is the permutation of the flattened rows' tokens, None for none;
-    `hidden` [B, T] is True for padding, None without padding."""
+    """Queries or keys of a varlen batch. `order` [N] is the permutation of the flattened rows' tokens, None if their
+    order stays. `hidden` [B, T] is True for padding, None without padding."""
 
     order: Tensor | None = None
     hidden: Tensor | None = None
 
     def take(self, x: Tensor) -> Tensor:
-        """Lay rows end to end: [B, T, H, C] → [N, H, C]."""
+        """Concatenate the rows' tokens in `order`: [B, T, H, C] → [N, H, C]."""
         flat = x.flatten(0, 1)
         return flat if self.order is None else flat.index_select(0, self.order)
 
@@ -63,7 +63,7 @@ class VarlenBatch(NamedTuple):
 
 
 def lay_varlen(mask: Mask, device: torch.device) -> VarlenBatch:
-    """Make a varlen batch of a mask's documents or padding, once; it is kept on the mask."""
+    """Make a varlen batch of a mask's documents or padding. The batch is made once and kept on the mask."""
     if "varlen" not in mask.kept:
         mask.kept["varlen"] = _lay_documents(mask, device) if mask.documents is not None else _lay_padded(mask, device)
     return mask.kept["varlen"]

@@ -18,14 +18,15 @@ BLOCK = 64  # random numbers made at a time
 
 
 def make_generator(seed: int, prompt: tuple[int, ...], copy: int, stream: str = "") -> torch.Generator:
-    """Make the random generator of one sequence from the seed, its prompt, and the number of the prompt's copy. So its
-    numbers do not depend on batch or device. Another `stream` gives independent numbers."""
+    """Make the random generator of one sequence from the seed, the prompt, and the sequence's number `copy` among equal
+    prompts. So the random numbers do not depend on batch or device. Another `stream` gives independent numbers."""
     key = f"{seed} {copy} {prompt}{stream}".encode()
     return torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
 
 
 class UniformPoints:
-    """Uniform numbers in [0, 1) by position: those that one `torch.rand` call of the same generator would give."""
+    """Uniform numbers in [0, 1), indexed by position. One `torch.rand` call with the same generator would give the same
+    numbers."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
@@ -38,7 +39,7 @@ class UniformPoints:
 
 
 class Tally:
-    """The distinct tokens of a sequence, and how often each was generated, in arrays that are copied as bytes."""
+    """The distinct tokens of a sequence, and how often each was generated, in arrays that are quick to copy."""
 
     def __init__(self, context: Iterable[int]) -> None:
         self.tokens = array("q", dict.fromkeys(context))

@@ -55,8 +55,8 @@ class GuideCompiler:
         self._limits = engine.LLParserLimits(**FUEL, verbose_errors=False)
 
     def compile(self, kind: Kind, source: str | dict[str, Any] | bool, *, where: str | None = None) -> Guide:
-        """Compile a grammar. Raises ConfigError, under the name `where`, if it is wrong, unsupported or too large;
-        there is no fallback to unconstrained text."""
+        """Compile a grammar. Raises ConfigError, under the name `where`, if the grammar is wrong, unsupported or too
+        large; there is no fallback to unconstrained text."""
         where = where or kind
         matcher = _require_llguidance().LLMatcher
         text = source if isinstance(source, str) else _dump(source, where)
@@ -108,7 +108,7 @@ class Matcher:
         return " ".join(self.state.get_error().removesuffix("<non-verbose/>").split())[:200]
 
     def consume(self, token: int) -> None:
-        """Advance by a chosen token. If the grammar forbids it, `fault` says so from then on."""
+        """Advance by a chosen token. If the grammar forbids the token, `fault` says so from then on."""
         if not self.finished:
             self.state.consume_token(token)
 

@@ -55,8 +55,9 @@ class Sampling:
     - `repetition_penalty` (Keskar et al., 2019) divides the logits of tokens in the prompt or the text so far; it
       multiplies negative ones;
     - `presence_penalty` is subtracted from the logit of every token generated so far, `frequency_penalty` once for each
-      time it was (OpenAI's definitions; tokens of the prompt do not count);
-    - `bad_words` are token sequences that must not be written: after all but its last token, the last one is barred;
+      time that the token was generated (OpenAI's definitions; tokens of the prompt do not count);
+    - `bad_words` are token sequences that must not be written: after all tokens of a sequence but the last, the last is
+      barred;
     - `min_tokens` bars stop ids until that many tokens are generated;
     - `process` is a function of the caller's: from the token ids so far and the logits [V] to new logits [V];
     - `temperature` divides the logits; 0 takes the likeliest token and skips the rest of this list;

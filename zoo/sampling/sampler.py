@@ -76,7 +76,6 @@ class Sampler:
         return shares
 
     def _lay_out(self, logits: Tensor, states: Sequence[DrawState]) -> BatchLayout:
-        """Return the batch's layout: the last one, if the rows and the logits' width are the same."""
         layout, key = self._layout, (logits.shape[1], logits.device)
         if layout is None or layout.key != key or layout.states != list(states):
             layout = self._layout = BatchLayout(states, *key)
@@ -128,7 +127,8 @@ class BatchLayout:
         self.penalties = torch.tensor(penalties, device=device) if self.tallied else None  # [B, 3]
 
     def edit(self, logits: Tensor) -> Tensor:
-        """Apply every option that comes before the temperature: to a copy, or return `logits` if no row has one."""
+        """Return a copy of the logits with every option applied that comes before the temperature, or `logits` itself
+        if no row has such an option."""
         if not (self.bias or self.tallied or self.barring or self.processed or self.guided):
             return logits
         scores = logits.to(torch.float32, copy=True)
@@ -177,7 +177,6 @@ class BatchLayout:
 
 
 def _process(scores: Tensor, state: DrawState) -> Tensor:
-    """Apply the caller's function to a row of logits."""
     assert state.sampling.process is not None
     found = state.sampling.process([*state.context, *state.generated], scores.clone())
     if not isinstance(found, torch.Tensor) or found.shape != scores.shape:
@@ -192,8 +191,8 @@ def _take_likeliest(scores: Tensor) -> Tensor:
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Join logits [K, V] to [B, V]: a view if they follow one another in memory, as those of one pass do. Copying 32
-    rows of 32,000 logits takes longer than everything else in a step but the model."""
+    """Join logits [K, V] to [B, V]: a view if they follow one another in memory, as the logits of one pass do. Copying
+    32 rows of 32,000 logits takes longer than everything else in a step but the model."""
     first = parts[0]
     rows, start = 0, first.storage_offset()
     for part in parts:
@@ -205,8 +204,8 @@ def join_rows(parts: Sequence[Tensor]) -> Tensor:
 
 
 def find_logprobs(logits: Tensor, tokens: Sequence[int], tops: Sequence[int | None]) -> list[Logprob | None]:
-    """Compute the log-probability of each row's token from unedited logits [B, V], and those of its `tops[row]`
-    likeliest tokens; None for rows whose `tops` is None. A token that the model excludes has −inf."""
+    """Compute the log-probabilities of each row's token and of the row's `tops[row]` likeliest tokens, from unedited
+    logits [B, V]; None for rows whose `tops` is None. A token that the model excludes has −inf."""
     asked = [row for row, top in enumerate(tops) if top is not None and tokens[row] >= 0]
     found: list[Logprob | None] = [None] * len(tops)
     if not asked:

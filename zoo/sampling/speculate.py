@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def draw_draft(sampler: Sampler, logits: Tensor, states: Sequence[DrawState]) -> tuple[list[int], Tensor]:
     """Draw a draft token per row from the draft model's logits; return them and the distributions [B, V] drawn from.
 
-    Each row's sampling options apply to the draft too, so that it proposes what the target may accept. A row without a
-    token gets −1. For further tokens of a draft, pass the last of `state.ahead(draft so far)`.
+    Each row's sampling options apply to the draft too, so that only tokens that the target may accept are proposed. A
+    row without a token gets −1. For further tokens of a draft, pass the last of `state.ahead(draft so far)`.
     """
     shares = sampler.find_shares(logits, states)
     points = torch.tensor([[state.point("draft")] for state in states], dtype=torch.float64, device=logits.device)
@@ -108,7 +108,7 @@ def _draw_one(weights: Tensor, state: DrawState) -> int:
 
 
 def _draw(weights: Tensor, points: Tensor) -> Tensor:
-    """Draw one token a row [B] by weights [B, V], in float64; −1 where they are NaN."""
+    """Draw one token a row [B] by weights [B, V], in float64; −1 for a row whose weights are NaN or all 0."""
     total = weights.cumsum(-1)
     last = (torch.arange(weights.shape[1], device=weights.device) * (weights > 0)).amax(-1, keepdim=True)
     tokens = torch.minimum(torch.searchsorted(total, points * total[:, -1:], right=True), last)

@@ -86,8 +86,8 @@ def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor:
     """Draw one token a row [R] from edited logits [R, V] by `points` [R, 1] in [0, 1); −1 for rows without a token.
 
-    The cumulative distribution over token ids is inverted at the point. `head` is these rows' common
-    `find_head`: on a CPU a row is sorted whole only if its `head` likeliest tokens do not determine the truncation.
+    The cumulative distribution over token ids is inverted at the point. `head` is what `find_head` returns for each of
+    these rows: on a CPU a row is sorted whole only if its `head` likeliest tokens do not determine the truncation.
     """
     scores, tiles, best = _tile(scores)
     if head and scores.is_cpu:
@@ -139,7 +139,7 @@ def _weigh(scores: Tensor, best: Tensor, cuts: Cuts, head: int | None) -> Tensor
 
 
 def _draw_from_head(scores: Tensor, tiles: Tensor, best: Tensor, cuts: Cuts, points: Tensor, size: int) -> Tensor:
-    """Draw from the `size` likeliest tokens of each row; from the whole row if truncation may keep more of them."""
+    """Draw from the `size` likeliest tokens of each row, or from the whole row if truncation may keep more tokens."""
     values, ids = _find_head(scores, tiles, size)
     falls = (values - best).div_(cuts.temperature)
     weights = falls.double().exp_()
@@ -228,8 +228,8 @@ def _sum_blocks(weights: Tensor) -> Tensor:
 
 
 def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None = None) -> Tensor:
-    """Find the index [R, 1] at which the cumulative weights reach the target; `right`: exceed it. Searches blocks, then
-    inside one: a cumulative sum of the whole row takes ten times as long."""
+    """Find the index [R, 1] at which the cumulative weights reach the target, or with `right` exceed it. Searches the
+    blocks' sums, then inside one block: a cumulative sum of the whole row takes ten times as long."""
     sums = _sum_blocks(weights) if sums is None else sums
     blocks = weights.unflatten(1, (sums.shape[1], -1))
     block, rest = _pick(sums, target, right)

@@ -44,11 +44,11 @@ def _read_decay(value: object) -> Any:
 
 
 Average = Annotated[EMA, BeforeValidator(_read_decay)]
-"""An EMA, or its decay alone."""
+"""An EMA, or only its decay as a number."""
 
 
 class MovingAverage:
-    """The moving average of a model's parameters, by name, in float32."""
+    """The moving average of a model's parameters, by name, in float32 or wider (`copy_wide`)."""
 
     def __init__(self, settings: EMA, model: Model) -> None:
         self.settings = settings
@@ -66,7 +66,8 @@ class MovingAverage:
             take_in([own], [each.to(own.dtype)], step)
 
     def restore(self, folder: Path, shares: Shares = ALL) -> None:
-        """Read this process's part of the average from a checkpoint. Raises CheckpointError if it is not there."""
+        """Read this process's part of the average from a checkpoint. Raises CheckpointError if the checkpoint's weights
+        are missing or damaged."""
         found = read_weights(folder)
         for name, each in self.weights.items():
             each.copy_(shares.take_part(name, found[name], each))

@@ -51,7 +51,7 @@ def prepare_device_and_data(
     planned: TrainingPlan, show: Progress, world: World
 ) -> tuple[TrainingPlan, Any, PreparedData]:
     """Choose the device, prepare the data, and check the model against both. Returns the plan, completed from the data
-    (`TrainingPlan.learn`), the device and the data. Raises ConfigError if they do not go together."""
+    (`TrainingPlan.learn`), the device and the data. Raises ConfigError if model, device and data do not suit."""
     device = pick_run_device(planned, world, show.say)
     with world.main_first():
         data = prepare_data(planned, show)
@@ -70,7 +70,8 @@ def prepare_device_and_data(
 
 
 def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], object]) -> Device:
-    """Choose the device, and report limits such as memory. Raises ConfigError for settings that cannot run on it."""
+    """Choose the device, and warn if memory is short or dropout depends on the number of processes. Raises ConfigError
+    for settings that cannot run on the device."""
     settings = planned.settings
     if settings.launcher.kind != "none" and not is_launched():
         found = f"is {settings.launcher.kind}, and neither a sweep nor a program starts processes"
@@ -110,7 +111,8 @@ def choose_kernels(planned: TrainingPlan, device: Device) -> set[str]:
 
 
 def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -> str | None:
-    """Return a warning if processes drop other attention probabilities than one would, as sdpa does; or None."""
+    """Return a warning if several processes drop other attention probabilities than one process would (with sdpa, which
+    draws by itself); or None."""
     drops = planned.settings.dropout is not None and planned.settings.dropout.attention > 0
     if not drops or world.size == 1 or "sdpa" not in kernels:
         return None
@@ -197,8 +199,8 @@ def open_batches(planned: TrainingPlan, data: PreparedData) -> Batches:
 def build_model(
     planned: TrainingPlan, layout: ProcessGroups, device: Device, say: Callable[[str], object], *, fresh: bool
 ) -> Model:
-    """Build this process's part of the model, spread over the mesh. With `fresh` it gets its initial weights; else a
-    checkpoint is read later."""
+    """Build this process's part of the model, spread over the mesh. With `fresh` the model gets its initial weights;
+    else a checkpoint is read into it later."""
     settings, mesh = planned.settings, layout.mesh
     divided = mesh.tp > 1 or mesh.ep > 1 or mesh.pp > 1
     apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever holds the whole model

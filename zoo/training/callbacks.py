@@ -1,4 +1,4 @@
-"""Call the user's callbacks while a run trains, and note that the run is inside another program."""
+"""Call the user's callbacks while a run trains, and record whether the run is inside another program."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class TrainingState:
 class Callback:
     """Methods that a run calls. Any object with one of them is a callback; a subclass inherits empty methods.
 
-    They are called between steps, while the clock of `tokens_per_second` is stopped. They may change the weights, and
-    draw from training's random generators. Afterwards the model is put back into training mode. An exception ends the
-    run as failed, with a ZooError that names the callback, the method and the step.
+    The methods are called between steps, while the clock of `tokens_per_second` is stopped. They may change the
+    weights, and draw from training's random generators. Afterwards the model is put back into training mode. An
+    exception ends the run as failed, with a ZooError that names the callback, the method and the step.
     """
 
     def after_update(self, state: TrainingState) -> None:
         """Called after each optimizer step, and after its line of metrics if there is one."""
 
     def after_eval(self, state: TrainingState) -> None:
-        """Called after each evaluation, its sample and picture."""
+        """Called after each evaluation that did not fail, and after its sample and pictures."""
 
     def on_save(self, state: TrainingState, checkpoint: Path) -> None:
         """Called after a checkpoint was written whole, with its folder."""
@@ -57,7 +57,7 @@ class Callback:
 
 @dataclass
 class Host:
-    """The program that a run trains in: its callbacks, and the run once it has begun."""
+    """The program in which a run trains: the callbacks that the program gave, and the run once it has begun."""
 
     callbacks: tuple[Any, ...] = ()
     runs: list[Run] = field(default_factory=list)

@@ -1,8 +1,8 @@
-"""Compile a run's layers: if the config says so, or with `compile=auto` if a trial shows that it is faster.
+"""Compile a run's layers: if the config says so, or with `compile=auto` if a trial shows that compiled ones are faster.
 
-Compiling takes seconds for each kind of layer, and its gain depends on the processor, the width and the precision:
-small models gain most, as more of their time goes to elementwise operations, which Inductor fuses. So a run that would
-take minutes measures the gain once, after its first steps.
+Compiling takes seconds for each kind of layer, and its gain depends on the processor, the width and the precision.
+Small models gain most, because elementwise operations, which Inductor fuses, take more of their time. So a run that
+would take minutes measures the gain once, after its first steps.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def may_pay(run: Run) -> bool:
 
 
 def try_compiled(run: Run) -> bool:
-    """Compile the layers and time them against plain ones. Returns whether they are faster; if not, undoes it."""
+    """Compile the layers and time them against plain ones. Returns whether compiled layers are faster; if they are not,
+    layers run uncompiled again."""
     began, trial, model = time.perf_counter(), Trial(run), run.computing.model
     compile_model(model)
     try:
@@ -83,7 +84,7 @@ def try_compiled(run: Run) -> bool:
 
 
 class Trial:
-    """Times one microbatch of held-out text, forward and backward, as a run computes it."""
+    """Times a run's forward and backward pass on one microbatch of held-out text."""
 
     def __init__(self, run: Run) -> None:
         assert isinstance(run.computing, WholeModel)  # one process: `may_pay` has checked it
@@ -110,13 +111,13 @@ class Trial:
 
 
 def run_eagerly(compiled: bool) -> AbstractContextManager[Any]:
-    """Run plain layers inside the block, if `compiled`."""
+    """Run `compiled` layers uncompiled inside the block."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def compile_model(model: Any) -> None:
-    """Compile each layer by itself, and the loss of each head. Equal layers share one compilation, so that its time
-    does not grow with depth."""
+    """Compile each layer by itself, and the loss of each head. Equal layers share one compilation, so the time that
+    compiling takes does not grow with depth."""
     for path, _ in model.towers():
         tower = model.get_submodule(path)
         if hasattr(tower, "head"):  # of a pipeline's stages, only the last has a head

@@ -1,4 +1,4 @@
-"""Run a coordinate check of a parametrisation: how activations' change in a few updates scales with width or depth.
+"""Run a coordinate check of a parametrisation: measure how much activations change in a few updates, by width or depth.
 
 Under muP the change does not depend on the width; under the standard parametrisation it grows (Yang et al., 2022,
 section D.1). Under CompleteP it does not depend on the depth either (Dey et al., 2025). So the slope of log change over
@@ -29,14 +29,15 @@ SCALED = ("d_model", "n_heads", "n_kv_heads", "d_ff", "kv_lora_rank", "q_lora_ra
 
 UPDATES, SEEDS = 4, 4
 ROWS, TOKENS = 1, 8
-"""Few tokens, so that their gradients do not cancel and noise does not hide a step's change at small widths."""
+"""Few tokens: the gradients of many would cancel, and noise would hide a step's change at small widths."""
 
 RATE = 0.3
 """Adam's learning rate times the smallest width. A step changes a matrix's output by about this much."""
 
 FLAT = 0.4
-"""The largest absolute slope of a change taken as independent of width (measured: within 0.1, and down to −0.3 for the
-logits of an untied head, whose initial values count less at larger widths). Faulty rules give 0.6 and more."""
+"""A change counts as independent of the size if its slope is at most this in absolute value. Correct rules measured
+within 0.1, and down to −0.3 for the logits of an untied head, whose initial values count less at larger widths. Faulty
+rules give 0.6 and more."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
 
     def apply(self, model: Any, seed: int = 0) -> None:
         """Make a built model drop values in training mode. A hash of the seed, the row's number and a value's place
-        decides whether it is dropped (`zoo.model.drops`), so recomputation, resuming and any mesh drop the same."""
+        decides whether that value is dropped (`zoo.model.drops`). So recomputation, resuming and any mesh drop the same
+        values."""
         rates, whole = {name: getattr(self, name) for name in RATES}, model.whole
         units = [part.of.d_in if isinstance(part, Experts) else part.d_in for part in _list_downs(whole)]
         width = max(whole.d_model, count_draws(whole), *units)
@@ -80,7 +81,7 @@ def count_draws(spec: Topology) -> int:
 
 
 def _list_downs(spec: Topology) -> Iterator[Any]:
-    """List the down projections of feed-forwards, which read their hidden units."""
+    """List the down projections of feed-forwards: their inputs are the hidden units."""
     parts = (part for row, part in walk(spec, spec.d_model) if row.path.split(".")[-1] == "down")
     return (part for part in parts if isinstance(part, Linear | Experts))
 

@@ -30,7 +30,7 @@ ELSEWHERE = {
     "batch_size": "rows are read together as many as are fast",
     "eval_batches": "all rows are read; data.max_bytes takes a sample of a text",
 }
-"""Settings of training that an evaluation does not take, each with what it does instead."""
+"""Training settings that an evaluation refuses, each with what to use instead or what happens instead."""
 
 SPLIT = ("validation_fraction", "max_bytes")
 """Settings that decide which text is the validation split."""

@@ -179,7 +179,8 @@ def prepare_records(
 
 
 def settle_length(plan: EvaluationPlan, spec: Topology, context: int | None) -> int:
-    """Choose the maximum of tokens in a row. Raises ConfigError for more than the model reads."""
+    """Choose the maximum number of tokens in a row. Raises ConfigError for a `context` below 1, or above the model's
+    length."""
     most = longest_text(spec)
     if context is not None and not 1 <= context <= most:
         raise ConfigError(f"context: is {context}, not a whole number from 1 to {most}, the model's length")
@@ -209,7 +210,7 @@ def check_ids(data: PreparedData, spec: Topology, added: int) -> None:
 
 
 def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
-    """Report the tokens of a source that are not scored. Raises ConfigError if it fills no row."""
+    """Report the tokens of a source that are not scored. Raises ConfigError if the source fills no row."""
     tokens, of = part.tokens, f" of {part.name}" if part.name else ""
     if not part.size:
         found = f"fills no row of {part.context} tokens, found {len(tokens)}"

@@ -54,25 +54,25 @@ def evaluate(
     note: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model: `loss` (nats a target), `perplexity` and `bits_per_byte`, over `tokens` tokens and `bytes`
-    bytes.
+    """Evaluate a model. Returns its `loss` (nats per target), `perplexity` and `bits_per_byte`, over `tokens` tokens
+    and `bytes` bytes.
 
     `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder). What is scored:
 
     - `texts`, each a document of its own, by a decoder; no end of text is scored.
     - with `overrides`, as `zoo train` takes them (`data=jsonl`, `data.path=…`, `objective=…`): all of that data, by the
       objective of the run or that of the model's topology.
-    - else the validation split of the run that the folder belongs to, by its own objective.
+    - else the validation split of the run that the folder belongs to, by the run's own objective.
 
     Next-token prediction is scored in windows of `context` tokens (default: the model's length) that begin `stride`
     apart (default: half of that), each token once. In data, ends of text are scored too, and have no bytes. Other
     objectives are scored in rows of `context` tokens (default: the run's), corrupted the same way every time. Their
-    loss is the mean over targets, and bits per byte are None, as targets are not all of the text. For a mix, `sources`
-    has each source's figures.
+    loss is the mean over targets, and bits per byte are None, because targets are not all of the text. For a mix,
+    `sources` has each source's figures.
 
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
     precision: `results` has a row for each, the second with its `loss_difference` and how its products are `made`.
-    Products are rounded as in decoding one row: for a whole prompt, a product may unpack the weights and round less.
+    Products are rounded as in decoding one row. (Generation may unpack the weights for a whole prompt, and round less.)
     Raises ConfigError if there is nothing to score, or if data, `context`, `stride` or the precision do not suit.
     """
     tell, report = note or (lambda line: None), progress or (lambda what, done, total: None)
@@ -108,7 +108,7 @@ class Scorer:
         self.total = TextScore(0.0, 0, None)
 
     def measure(self, model: Model, name: str) -> dict[str, Any]:
-        """Score all parts. Returns a row of results; several parts also have their own results in it."""
+        """Score all parts. Returns a row of results, which includes those of each part if there are several."""
         done = 0
 
         def advance(count: int) -> None:
@@ -127,7 +127,7 @@ class Scorer:
 
 
 def describe_score(score: TextScore) -> dict[str, Any]:
-    """Describe a score as plain data. A perplexity beyond the range of floats is None, as JSON has no infinity.
+    """Describe a score as plain data. A perplexity beyond the range of floats is None, because JSON has no infinity.
     Labelled data has metrics in place of a perplexity."""
     finite = not score.measures and math.isfinite(score.perplexity)
     perplexity = score.perplexity if finite else None
@@ -136,7 +136,7 @@ def describe_score(score: TextScore) -> dict[str, Any]:
 
 
 class Subject:
-    """The model to evaluate: that of a folder, or a given one with its tokenizer. `spec` is the model's."""
+    """The model to evaluate, which is loaded from a folder, or given together with its tokenizer."""
 
     def __init__(
         self, model: Any, tokenizer: Any, *, dtype: str | None, device: str, note: Callable[[str], object]
@@ -159,7 +159,8 @@ class Subject:
         loading.check_precision(self.device, fp8, weights)
 
     def load(self) -> Model:
-        """Load the model with its own weights. On a CPU it computes in the fastest dtype and number of threads."""
+        """Load the model with its own weights. On a CPU, also choose its dtype and the number of threads
+        (`settle_cpu`)."""
         if self.model is None:
             assert self.folder is not None
             self.model = store.load(self.folder, self.dtype, self.device)

@@ -1,4 +1,4 @@
-"""Turn a full disk, exhausted memory or a lost process into an error of one line, if no other code has done so."""
+"""Turn an error of the file system, exhausted memory or a lost process into a ZooError of one line."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Changes = Mapping[str, str]
 
 
 def take_share(settings: Training) -> Training:
-    """Return the settings of one process, whose batch is its own rows."""
+    """Return the settings as one process sees them: `batch_size` counts only this process's rows."""
     size = settings.parallel.settle(find_world(settings)).rows
     return dataclasses.replace(settings, batch_size=settings.batch_size // size) if size > 1 else settings  # type: ignore[type-var]
 
@@ -87,7 +87,7 @@ def advise(settings: Training, spec: Topology, free: int | None, *, cuda: bool =
 
 
 class MemoryFit(NamedTuple):
-    """Changes that make a run fit, the rows in a microbatch then, and the peak in bytes."""
+    """Changes that make a run fit into memory, the rows of a microbatch after the changes, and the peak in bytes."""
 
     changes: str
     rows: int
@@ -95,8 +95,8 @@ class MemoryFit(NamedTuple):
 
 
 def find_fitting(settings: Training, spec: Topology, free: int, *, cuda: bool) -> Iterator[MemoryFit]:
-    """Yield each change that fits alone: the fewest microbatches, which cost hardly any time; the least recomputation;
-    lighter states. If none does, yield the first combination that fits."""
+    """Yield each change that alone makes the run fit: the fewest microbatches, which cost hardly any time; the least
+    recomputation; lighter states. If no change alone does, yield the first combination that does, if there is one."""
     now, found = settings.batch_size // settings.accumulate, False
     again, lighter = list_recomputation(settings, spec), list_lighter_states(settings, cuda)
     parts = [{"accumulate": str(count)} for count in list_finer(settings)]
@@ -151,7 +151,7 @@ def list_recomputation(settings: Training, spec: Topology) -> list[Changes]:
 
 
 def has_layers_for(recompute: str, spec: Topology) -> bool:
-    """Whether a model has at least the n layers of `every_n`."""
+    """Whether a model has enough layers for a value of `recompute`: at least n for `every_n`."""
     try:
         mark_layers(spec, recompute)
     except ConfigError:
@@ -172,9 +172,9 @@ def list_lighter_states(settings: Training, cuda: bool) -> list[Changes]:
 
 
 def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = True, **changes: str) -> dict[str, Any]:
-    """Price the memory of a step with `rows` rows in a microbatch, in bytes: its `peak`, None if the model's
-    activations are unknown, and `states`, which do not depend on the rows. Both include a moving average of the
-    weights.
+    """Price the memory of a step with `rows` rows in a microbatch, in bytes. `peak` is None if the model's activations
+    are unknown. `states` sums weights, gradients and the optimizer's states, which do not depend on the rows. Both
+    include a moving average of the weights.
 
     Counts adapters, dropout's masks and accumulated gradients, but no gradients or states of frozen weights. Counts
     only this process's part of sharded weights. `changes` replace settings of the run: recompute, offload, precision.

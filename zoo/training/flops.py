@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 class TrainingFlops:
     """Counts the FLOPs of training on batches: three times a forward pass, plus a teacher's forward pass. The head
-    counts for targets only, gradients that nothing needs (an indexer's) are left out, and so is recomputation.
+    counts for targets only. Not counted are recomputation, and gradients that nothing needs (an indexer's).
 
-    Undefined with frozen weights: they have no gradient, and not all activations have one.
+    Wrong if weights are frozen: frozen weights have no gradient, and not all activations have one.
     """
 
     def __init__(self, spec: Topology, objective: Objective) -> None:

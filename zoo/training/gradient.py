@@ -38,8 +38,8 @@ class Gradient(NamedTuple):
 
 @dataclass(frozen=True)
 class WholeModel:
-    """Computes gradients of a model without pipeline stages, in `parts` microbatches. With bf16_master, a bfloat16 copy
-    of the weights (`copies`) computes them."""
+    """Computes gradients of a model without pipeline stages, in `parts` microbatches. With bf16_master, the gradients
+    are computed with a bfloat16 copy of the weights (`copies`)."""
 
     weights: Model
     objective: Objective
@@ -70,7 +70,7 @@ def accumulate_gradient(
 
     Each microbatch's summed loss is divided by the targets of the whole batch, so that a microbatch with fewer targets
     weighs less. A model's own losses are means, weighted by the microbatch's share of the targets. If several processes
-    share the batch, `whole` counts the targets of all of it.
+    share the batch, `whole` counts the targets of all processes.
     """
     device = next(model.parameters()).device
     targets = objective.targets(batch)

@@ -16,7 +16,7 @@ class Launcher(Spec, axis="launcher", default="none"):
 
 
 class NoLauncher(Launcher, kind="none"):
-    """Starts nothing: torchrun has started the processes, or there is one."""
+    """Starts nothing: torchrun has started the processes, or there is only one."""
 
 
 class TorchrunLauncher(Launcher, kind="torchrun"):

@@ -185,7 +185,8 @@ class ProcessGroups:
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
     def _lay_out_experts(self, model: Model, how: dict[str, Any]) -> None:
-        """Apply FSDP2 to experts over the processes that hold the same ones; if that is one process, exclude them."""
+        """Apply FSDP2 to experts over the processes that hold the same experts. If that is one process, exclude the
+        experts from FSDP2."""
         from torch.distributed.fsdp import fully_shard
 
         from zoo.run.layer import Layer

@@ -27,8 +27,8 @@ LATEST = ("lr",)
 
 
 class Means:
-    """Means since the last line of metrics: of each term of the loss, the gradient's norm and the experts' loads, over
-    the steps in which each is finite.
+    """Means since the last line of metrics: of each term of the loss, the gradient's norm and the experts' loads. Steps
+    in which a value is not finite do not count for its mean.
 
     Sums are float64 and stay on the device, so that adding does not wait for it. Example: losses of 4.0, 3.0 and 2.0
     with `log_every=3` give a line with 3.0.
@@ -132,7 +132,7 @@ class RunLog:
         self._append(TABLE, row.getvalue())
 
     def _refuse_gone(self, name: str) -> None:
-        """Raise ZooError if a file was deleted, as lines written to it would be lost."""
+        """Raise ZooError if a file was deleted, because lines written to it would be lost."""
         if not (self.folder / name).exists():
             self.failed = True
             what = "is gone" if not self.folder.exists() else f"its {name} is gone"
@@ -162,7 +162,7 @@ class Unwritten(RunLog):
 
 
 def find_record(folder: Path, name: str) -> Path:
-    """Find one of a run's files of lines by its name. Raises CheckpointError for any other, and for a link."""
+    """Find one of a run's files of lines by its name. Raises CheckpointError for any other name, and for a link."""
     place = f"{folder}: lengths of its checkpoint"
     if name not in (*APPENDED, NONFINITE):
         known = ", ".join((*APPENDED, NONFINITE))
@@ -171,7 +171,7 @@ def find_record(folder: Path, name: str) -> Path:
 
 
 def cut_file(file: Path, length: int) -> None:
-    """Truncate a file to an earlier length. Raises CheckpointError if it is shorter than that."""
+    """Truncate a file to an earlier `length` in bytes. Raises CheckpointError if the file is shorter already."""
     found = file.stat().st_size if file.is_file() else 0
     if found < length:
         raise CheckpointError(f"{file}: has lost lines, found {found} bytes of {length} (as the run left it)")

@@ -55,7 +55,7 @@ class Logger(Spec, axis="logger", default="none"):
     """An experiment tracker that gets each line of metrics and each sample, in addition to the run's own files."""
 
     package: ClassVar[str | None] = None
-    """The package that it imports."""
+    """The package that this tracker imports."""
 
     def refuses(self) -> str | None:
         """Name a missing package, or None."""
@@ -108,7 +108,7 @@ class _TensorBoardSink:
 
 
 class WandB(Logger, kind="wandb"):
-    """Weights & Biases. Offline, a resumed run is a further part of the same run, joined when it is synced."""
+    """Weights & Biases. Offline, a resumed run is a further part of the same run; syncing joins the parts."""
 
     package = "wandb"
     project: str = "zoo"
@@ -220,8 +220,8 @@ class _TrackioSink(_WandBSink):
 
 
 class Relay:
-    """Passes a run's lines on to a tracker. If the tracker fails, one line reports it, nothing more is sent, and
-    training continues."""
+    """Passes a run's lines on to a tracker. If the tracker fails, one line reports the failure, nothing more is sent,
+    and training continues."""
 
     def __init__(self, sink: Sink | None, kind: str, say: Callable[[str], object]) -> None:
         self._sink, self._kind, self._say = sink, kind, say

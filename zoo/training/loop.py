@@ -28,8 +28,9 @@ SETTLED = 3
 def fit(run: Run) -> dict[str, Any]:
     """Train to the last step and return the outcome.
 
-    Raises ZooError when the loss, a gradient or a weight is not finite. After Ctrl-C it saves and raises
-    KeyboardInterrupt, after SIGTERM Terminated.
+    Raises ZooError if a weight to be saved is not finite, and after `skip_nonfinite` steps in a row whose loss or
+    gradient is not finite (0: after the first). After Ctrl-C it saves and raises KeyboardInterrupt, after SIGTERM
+    Terminated.
     """
     introduce(run)
     run.model.train()

@@ -1,4 +1,4 @@
-# B rows, T tokens, N scored places, C classes or numbers
+# B rows, T tokens, C classes or numbers
 """Metrics of labelled rows, accumulated over batches: accuracy and F1, F1 of entities, correlations."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Metrics:
     """Metrics over all batches added since creation."""
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: logits [B, C] or [B, T, C], and its targets as in a Batch."""
+        """Add a batch: logits [B, C] or [B, T, C], and the batch's `targets`."""
         raise NotImplementedError
 
     def compute(self) -> dict[str, float]:
@@ -94,9 +94,9 @@ class ClassRow(NamedTuple):
 
 
 class TagMetrics(Metrics):
-    """Accuracy of words, and F1 = 2·right / (true + found) of entities if tags are spelled B-PER, I-PER, O, or with E-
-    and S- too; counted as in conlleval and seqeval (Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018). Otherwise F1
-    of the words whose tag is not O."""
+    """Accuracy of words, and F1 = 2·right / (true + found). If tags are spelled B-PER, I-PER and O (also E- and S-), F1
+    is that of entities, counted as in conlleval and seqeval (Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018).
+    Otherwise F1 is that of the words whose tag is not O."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
@@ -129,7 +129,8 @@ class TagMetrics(Metrics):
 
 
 def spell_entities(labels: Sequence[str]) -> bool:
-    """Whether tags spell entities: each is O, or B, I, E or S, alone or with a dash and a kind; some are B or I."""
+    """Whether tags mark entities: each is O, or a letter B, I, E or S, alone or followed by a dash and a kind (B-PER).
+    At least one has the letter B or I."""
     inside = [label for label in labels if label != OUTSIDE]
     spelled = all(label[:1] in PREFIXES and label[1:2] in ("", "-") for label in inside)
     return spelled and any(label[0] in "BI" for label in inside)
@@ -165,9 +166,9 @@ def list_entities(tags: Sequence[str]) -> Iterator[Entity]:
 
 
 class NumberMetrics(Metrics):
-    """Pearson's correlation of outputs and targets, and Spearman's, which is Pearson's of their ranks (equal numbers
-    share the mean of their ranks). For several numbers a row, the mean over them. Undefined for a number that is equal
-    in all rows."""
+    """Pearson's correlation of outputs and targets, and Spearman's: Pearson's of their ranks (equal numbers share the
+    mean of their ranks). If a row has several numbers, each correlation is the mean over them. A correlation is
+    undefined if one of the numbers is equal in all rows."""
 
     def __init__(self) -> None:
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []

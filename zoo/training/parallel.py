@@ -39,7 +39,7 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     tokens of the same rows (Llama 3; Dubey et al., 2024), and `cp_comm` exchanges keys and values by an `all_gather`
     before each layer's attention, or around a `ring` during it (Liu et al., 2023). `pp`: pipeline stages, each with
     some of the layers in `chunks` chunks (Narayanan et al., 2021); `accumulate` microbatches pass in the order of
-    `schedule` (`zoo.distributed.schedule`). One of these five may be `auto`: what torchrun's processes allow. `ep`:
+    `schedule` (`zoo.distributed.schedule`). One of these five may be `auto`: as many as the other four allow. `ep`:
     groups among the processes of dp, shard and cp that divide a mixture's experts and send tokens to them (GShard;
     Lepikhin et al., 2020); `auto` is one group of all.
     """
@@ -69,7 +69,7 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
 
     def settle(self, world: World) -> Mesh:
         """Make the mesh of a world's processes. Raises ConfigError if the dimensions do not multiply to the number of
-        processes, if `ep` does not divide these, or if there is a schedule without stages."""
+        processes, if `ep` does not fit dp, shard and cp, or if a schedule other than 1f1b has no stages."""
         stated = math.prod(each for each in self.ways.values() if isinstance(each, int))
         left, rest = divmod(world.size, stated)
         open_ = "auto" in self.ways.values()

@@ -1,8 +1,8 @@
 """Parametrise a model so that its best learning rate stays the same at another width (muP) and depth (CompleteP).
 
 A parametrisation changes the Spec (initial values, multipliers of logits, scores and residual branches) and scales the
-learning rate, weight decay and epsilon of each tensor. It reads a tensor's part, roles and layer from its row of the
-Spec, not from its name.
+learning rate, weight decay and epsilon of each tensor. It recognises a tensor by its part, roles and layer in the Spec,
+not by its name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from zoo.model.tower import Topology, Tower
 
 ADAPTIVE = ("adamw", "adamw8bit", "lion", "schedule_free")
-"""Optimizers whose step for an element does not grow with its gradient. The rules here hold only for these."""
+"""Optimizers whose step for an element does not grow with its gradient. The rules of muP here hold only for these
+optimizers."""
 
 
 class Parametrisation(Spec, axis="parametrisation", default="standard"):
@@ -52,11 +53,12 @@ class Standard(Parametrisation, kind="standard"):
 class MuP(Parametrisation, kind="mup"):
     """Maximal update parametrisation for Adam (Yang et al., 2022, table 8): with m = d_model / `base_width`
 
-    - matrices inside layers start √m times smaller, those with few outputs (routers) m times; both have rate lr / m;
-    - logits are multiplied by 1/m; tables, norms and biases keep start and rate;
+    - initial values of matrices inside layers are divided by √m, those with few outputs (routers) by m; both have rate
+      lr / m;
+    - logits are multiplied by 1/m; tables, norms and biases keep initial values and rate;
     - with `base_head_dim` scores are multiplied by √base_head_dim / head_dim instead of 1/√head_dim;
     - weight decay is multiplied by m where the rate is divided, so that their product stays (as in the package `mup`);
-      epsilon is divided by m everywhere, as gradients shrink by m (Dey et al., 2025).
+      epsilon is divided by m everywhere, because gradients shrink by m (Dey et al., 2025).
 
     At the base width it changes nothing. Every width of a layer (d_ff, heads, ranks of MLA) must grow with d_model.
     """
@@ -132,7 +134,8 @@ class MuP(Parametrisation, kind="mup"):
 
 class CompleteP(MuP, kind="completep"):
     """muP extended to depth, α = 1 (Dey et al., 2025): a sub-layer's output is multiplied by `base_depth` / n_layers
-    before it is added to the stream, and so is epsilon inside layers. Rates do not change with depth."""
+    before it is added to the stream. Epsilon inside layers is multiplied by the same ratio. Rates do not change with
+    depth."""
 
     base_depth: PositiveInt
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class ChunkModule(nn.Module):
-    """A chunk of a stage's layers as torch's pipeline calls it. Reads the previous chunk's stream [B, T, D], and the
-    first chunk ids [B, T]; returns the stream, and the last chunk the loss. Every chunk gets the batch's other fields.
-    With `splits_backward` the gradients of inputs and of weights are computed in separate passes."""
+    """A chunk of a stage's layers, as a module for torch's pipeline. The first chunk reads ids [B, T], the others the
+    previous chunk's stream [B, T, D]. The last chunk returns the loss, the others the stream. Every chunk gets the
+    batch's other fields. With `splits_backward`, separate passes compute the gradients of inputs and of weights."""
 
     def __init__(
         self, model: Any, chunk: int, objective: Objective, autocast: Autocast, splits_backward: bool = False
@@ -89,9 +89,9 @@ def _attaching() -> Any:
 
 
 class Pipeline:
-    """Computes gradients over the stages of a pipeline: this process runs one, and `group` has all. A rank holds
-    `tokens` tokens of a row between sub-layers. With `holds`, possible if no weight is sharded, FSDP sums gradients
-    over replicas once a step, not once a microbatch."""
+    """Computes gradients over the stages of a pipeline. This process runs one stage, and `group` is the process group
+    of all stages. A rank holds `tokens` tokens of a row between sub-layers. With `holds`, possible if no weight is
+    sharded, FSDP sums gradients over replicas once a step, not once a microbatch."""
 
     def __init__(
         self,

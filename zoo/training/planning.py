@@ -106,7 +106,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
         faults += find_mismatches(settings, data, spec)
     if faults:
         raise ConfigError(*faults)
-    config["model"] = grammar.call_resolvers(config["model"])  # now, as a config in a run's folder may call none
+    config["model"] = grammar.call_resolvers(config["model"])  # now: a config in a run's folder may call none
     title = make_title(config["model"], spec)
     spec = settings.objective.adapt(settings.parametrisation.adapt(spec))
     return TrainingPlan(title, settings, data, spec, config)
@@ -255,8 +255,8 @@ def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | 
 
 
 def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """Drop from a folder's config the keys taken from the command line only, and a kernel to download. Returns the
-    rest, and a line for each dropped setting that the user did not give."""
+    """Drop the keys that only the command line may set (TYPED) from a folder's config, and a kernel to download.
+    Returns the rest, and a line for each dropped setting that the user did not give."""
     stated = {override.partition("=")[0].split(".")[0] for override in overrides}
     body: Any = OmegaConf.to_container(cfg, resolve=False)
     asked = resolve_settings({key: value for key, value in body.items() if key != "model"})

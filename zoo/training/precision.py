@@ -37,8 +37,9 @@ def find_priced(precision: str) -> str:
 class ComputingCopies:
     """A bfloat16 copy of a model that computes gradients for its float32 masters (Micikevicius et al., 2017).
 
-    Each gradient is added to its master's in float32 as soon as it is complete, and freed, so that microbatches are
-    summed in float32 (Megatron-LM). Buffers, such as a router's selection biases, are shared with the masters.
+    As soon as a parameter's gradient is complete, it is added in float32 to the master's gradient, and freed. So
+    microbatches are summed in float32 (Megatron-LM). Buffers, such as a router's selection biases, are shared with the
+    masters.
     """
 
     def __init__(self, masters: Model) -> None:
@@ -57,8 +58,8 @@ class ComputingCopies:
                 low.register_post_accumulate_grad_hook(lambda low, high=high: hand_over(low, high))
 
     def refresh(self) -> Model:
-        """Round the masters into the bfloat16 copy, and return it. Each step begins with this, so that the masters may
-        be changed by anything in between."""
+        """Round the masters into the bfloat16 copy, and return the copy. Each step begins with this, so that anything
+        may change the masters between steps."""
         with torch.no_grad():
             for low, high in zip(self.low, self.high, strict=True):
                 low.copy_(high)
@@ -72,7 +73,7 @@ def lower_weights(model: Model) -> None:
 
 
 def hand_over(low: Tensor, high: Tensor) -> None:
-    """Add a copy's gradient to its master's, and free it."""
+    """Add the gradient of a copy `low` to that of its master `high`, and free the copy's."""
     assert low.grad is not None
     if high.grad is None:
         high.grad = low.grad.to(high.dtype)

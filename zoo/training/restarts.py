@@ -1,8 +1,8 @@
 """Resume a run automatically after torchrun has restarted its processes.
 
 A run notes its launch in its folder. A process of the same launch with the same config resumes from the newest
-checkpoint; any other is refused, as the folder has a run in it. torchrun's count of restarts cannot tell: each machine
-counts for itself, and the count stays 0 when machines join or leave.
+checkpoint. Any other process is refused, because the folder has a run in it. torchrun's count of restarts does not show
+a restart reliably: each machine counts for itself, and the count stays 0 when machines join or leave.
 
     RUN/launch.json    {"launch": "…", "config": "…"}: the id that torchrun gave, and a digest of the composed config;
                        {"launch": "…", "chosen": "400"} of a launch with `--resume RUN@400`
@@ -40,13 +40,14 @@ class Launch:
 
 
 _begun: set[Path] = set()
-"""Folders of runs that this process has begun. For these it is no restart, although it finds its own note."""
+"""Folders of runs that this process has begun. The note in such a folder is this process's own, and no sign of a
+restart."""
 
 
 def read_launch() -> Launch | None:
     """Read torchrun's environment variables; None in a process that torchrun has not started.
 
-    Without `--rdzv-id` torchrun's id is "none" for every launch: then torchrun's process and host identify it.
+    Without `--rdzv-id` torchrun's id is "none" for every launch. Then torchrun's process and host identify the launch.
     """
     known = os.environ.get("TORCHELASTIC_RUN_ID")
     if known is None:
@@ -81,8 +82,8 @@ def belongs_to_launch(folder: Path, cfg: DictConfig) -> bool:
 
 
 def settle_choice(folder: Path, which: str) -> str:
-    """Choose the checkpoint for `--resume RUN@WHICH`: `which`, or the newest ("") if an earlier process of this launch
-    has resumed from `which` and torchrun has restarted it."""
+    """Choose the checkpoint for `--resume RUN@WHICH`: `which`, or the newest ("") if this process is a restart by
+    torchrun and an earlier process of its launch has resumed from `which`."""
     launch = read_launch()
     return "" if which and launch is not None and _is_noted(folder, _describe_choice(launch, which)) else which
 

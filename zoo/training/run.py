@@ -51,7 +51,8 @@ class Progress(Protocol):
 
 @dataclass
 class Saves:
-    """The checkpoints of a run (`zoo.training.saving`). `world` has all processes, in a process group for saving."""
+    """The checkpoints of a run (`zoo.training.saving`). `world` has all processes, and the process group that saves
+    communicate by."""
 
     world: World = ALONE
     step: int = 0  # step of the newest checkpoint

@@ -89,7 +89,7 @@ def finish_saving(run: Run) -> None:
 
 
 def is_milestone(run: Run, step: int) -> bool:
-    """Whether the schedule wants a checkpoint after `step` updates that is never deleted."""
+    """Whether the schedule wants the checkpoint after `step` updates to be written and never deleted."""
     return run.settings.schedule.is_milestone(step, run.settings.steps)
 
 
@@ -102,7 +102,7 @@ def is_spared(run: Run, step: int, also: frozenset[int] = frozenset()) -> bool:
 
 
 def compute_averages(run: Run) -> dict[str, Mapping[str, Tensor]]:
-    """Compute the averages of weights (`ema`, `lawa`) that a checkpoint holds as checkpoints of their own, by name."""
+    """Compute the averaged weights (`ema`, `lawa`), by name. A checkpoint stores each in a folder of its own."""
     found: dict[str, Mapping[str, Tensor]] = {}
     if run.ema is not None:
         found["ema"] = run.ema.weights
@@ -113,8 +113,8 @@ def compute_averages(run: Run) -> dict[str, Mapping[str, Tensor]]:
 
 
 def find_optimizer_average(run: Run) -> dict[str, Tensor]:
-    """Return by name the weights that the optimizer evaluates in place of the trained ones (schedule-free's average);
-    {} for most. A checkpoint has them as its model, and the trained weights with the optimizer's states."""
+    """Return the weights, by name, that are evaluated in place of the trained ones (schedule-free's average); {} for
+    most optimizers. A checkpoint stores these as its model, and the trained weights with the optimizer's states."""
     find = getattr(run.optimizer, "evaluation_weights", None)
     found = {} if find is None else find()
     return {name: found[each] for name, each in run.model.named_parameters() if each in found}
@@ -156,7 +156,7 @@ def note_evaluation(run: Run) -> None:
 
 
 def point_at_best(run: Run) -> None:
-    """Point `best` at the checkpoint with the best evaluation; remove `best` if no checkpoint is kept for that."""
+    """Point `best` at the checkpoint with the best evaluation; remove `best` if no checkpoint is kept as a best one."""
     if not run.world.main:
         return
     root = run.folder / CHECKPOINTS
@@ -179,8 +179,8 @@ def restore_run(run: Run, checkpoint: Path) -> None:
 
 def go_back_if_due(run: Run) -> None:
     """Restore an earlier checkpoint's weights and states if the schedule starts the next update from them; the data
-    continues. This depends on the step alone, so a resumed run does the same. Raises ZooError if that checkpoint is
-    gone."""
+    continues. Whether it is due depends on the step alone, so a resumed run does the same. Raises ZooError if the
+    earlier checkpoint is gone."""
     before = run.settings.schedule.goes_back_to(run.step, run.settings.steps)
     if before is None:
         return

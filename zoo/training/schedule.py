@@ -61,7 +61,7 @@ class Schedule(Spec, axis="schedule"):
         return 0
 
     def after_warmup(self, step: int, steps: int) -> float:
-        """Compute the factor at a step counted from the end of the warm-up, in a decay over `steps` steps."""
+        """Compute the factor at update `step` of the `steps` updates that follow the warm-up, counted from 0."""
         raise NotImplementedError
 
 
@@ -93,7 +93,8 @@ class Cosine(Schedule, kind="cosine"):
 class WSD(Schedule, kind="wsd"):
     """Warm-up, stable, decay (Hu et al., 2024): the peak until the last `decay` of the run, then down to `min_ratio`.
 
-    `shape` sqrt is 1 − √p at fraction p of the decay, the best shape that Hägele et al. (2024) compared.
+    With `shape` sqrt the factor is 1 − √p at fraction p of the decay, the best shape that Hägele et al. (2024)
+    compared.
     """
 
     decay: Span = 0.2
@@ -137,7 +138,7 @@ class WSDS(Schedule, kind="wsd_s"):
     continue_from: Literal["before", "decayed"] = "before"
 
     def decays(self, steps: int) -> list[tuple[int, int]]:
-        """List for each decay its first update, and the number of updates at its end."""
+        """List the decays, each as its first update (counted from 0) and the number of updates at its end."""
         ends = [count_steps(point, steps) for point in self.points] + [steps]
         return [(end - max(count_steps(self.decay, end), 1), end) for end in ends]
 

@@ -79,11 +79,11 @@ class Training(Spec, axis="command", kind="train", default="train"):
     seed: NonNegativeInt = 0
     clip: PositiveFloat | None = 1.0  # maximum norm of the gradient; null: no clipping
     precision: Literal["fp32", "bf16", "bf16_master", "bf16_pure", "fp8_tensorwise", "fp8_rowwise"] = (
-        "fp32"  # of matrix products (`zoo.training.precision`); trained weights are float32, except in bf16_pure
+        "fp32"  # dtype of matrix products (`zoo.training.precision`); trained weights are float32, except in bf16_pure
     )
-    compile: Literal["auto", True, False] = "auto"  # layers (`zoo.training.compiling`)
-    offload: Literal["none", "states"] = "none"  # kept in host memory between updates; CUDA only
-    recompute: str = "none"  # of activations: none, selective, full or every_n (`zoo.run.recompute`)
+    compile: Literal["auto", True, False] = "auto"  # whether to compile layers (`zoo.training.compiling`)
+    offload: Literal["none", "states"] = "none"  # optimizer states kept in host memory between updates; CUDA only
+    recompute: str = "none"  # activations to recompute: none, selective, full or every_n (`zoo.run.recompute`)
     device: str = "auto"
     kernel: str = "auto"
     log_every: PositiveInt | None = 1
@@ -207,7 +207,8 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @property
     def autocast(self) -> str:
-        """The precision that forward passes are autocast to, fp32 for none. Weights of bf16_pure need none."""
+        """The precision that forward passes are autocast to; fp32 means no autocast. In bf16_pure the weights are
+        bfloat16 already."""
         return "fp32" if self.pure else self.arithmetic
 
 

@@ -42,7 +42,8 @@ class Peak:
         return replace(self, flops=max(self.flops, measure_peak(device, precision)))
 
     def share(self, flops: float) -> float | None:
-        """Compute the MFU, the ratio of `flops` per second to the peak. None above 1, where the peak was too low."""
+        """Compute the MFU, the ratio of `flops` per second to the peak. None if it exceeds 1, because the peak was then
+        measured too low."""
         share = flops / self.flops
         return share if share <= 1 else None
 
@@ -75,9 +76,9 @@ def measure_peak(device: Device, precision: str) -> float:
 def measure_product_rate(
     device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float | None = None
 ) -> float:
-    """Measure the best rate of products of these shapes, in FLOP/s, with torch's present threads.
+    """Measure the best rate of products of these shapes, in FLOP/s, with torch's present number of threads.
 
-    Takes about `spend` seconds (default: MEASURED_FOR): a shape that would exceed the time left is skipped.
+    Takes about `spend` seconds (default: MEASURED_FOR): stops before a shape that would exceed the time left.
     """
     best, until = 0.0, time.perf_counter() + (MEASURED_FOR if spend is None else spend)
     for rows, inner, columns in shapes:

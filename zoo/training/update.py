@@ -44,7 +44,8 @@ def update(run: Run) -> dict[str, Any]:
 
 
 def count_batch(run: Run, batch: Batch) -> int:
-    """Count a step's tokens, FLOPs and targets over all processes. Returns the targets."""
+    """Count a step's tokens, FLOPs and targets over all processes, and add tokens and FLOPs to the run's. Returns the
+    number of targets."""
     objective = run.settings.objective
     targets = objective.targets(batch)
     flops = 0 if run.flops is None else run.counter.count(batch, targets)
@@ -70,10 +71,12 @@ def apply_update(run: Run, loads: list[Tensor]) -> None:
 
 
 def may_update(run: Run, terms: dict[str, Any]) -> bool:
-    """Whether a step's gradient may change the weights. A gradient that is not finite is counted, and its rows noted.
+    """Whether a step's gradient may change the weights. A step whose loss or gradient is not finite is counted, and its
+    rows are noted.
 
-    Waits for the device, unless `skip_nonfinite` is 0: then nothing is skipped, and a CPU checks at once, any other
-    device when the metrics are written. Raises ZooError after `skip_nonfinite` skipped steps in a row.
+    Waits for the device, unless `skip_nonfinite` is 0. Then no step is skipped: a CPU checks at once and raises
+    ZooError; another device is checked when the metrics are written. Else raises ZooError after `skip_nonfinite`
+    skipped steps in a row.
     """
     most = run.settings.skip_nonfinite
     if most == 0:

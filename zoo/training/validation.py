@@ -59,7 +59,7 @@ def measure(run: Run) -> None:
 
 
 def find_evaluated_weights(run: Run) -> Mapping[str, Tensor]:
-    """Return by name the weights to evaluate and sample from; {} for the model's own."""
+    """Return the weights, by name, to evaluate and sample from; {} for the model's own."""
     if run.settings.eval_weights == "ema":
         assert run.ema is not None
         return run.ema.weights
@@ -114,14 +114,15 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
 
 
 def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:
-    """Return by name the mean loss over targets and, if the bytes of their text are known, the bits per byte."""
+    """Compute the mean loss over targets (in nats for tokens and classes) and, if the bytes of the targets' text are
+    known, the bits per byte. Both names end with `suffix`."""
     bits = {f"bits_per_byte{suffix}": nats / math.log(2) / n_bytes} if n_bytes else {}
     return {f"val_loss{suffix}": nats / targets, **bits}
 
 
 def count_trained(run: Run) -> dict[str, int]:
-    """Count the tokens that the weights were trained on, if one of several decays has just ended. Tokens of earlier
-    decays are left out if the run went back to before them."""
+    """Count the tokens that the weights were trained on, if one of several decays has just ended; else return {}.
+    Tokens of earlier decays are left out if the run went back to before those decays."""
     if not run.at_point:
         return {}
     kept = run.step - run.settings.schedule.count_left_behind(run.step, run.settings.steps)
@@ -139,8 +140,8 @@ def write_sample(run: Run) -> None:
     kernel, _ = choose_sampling_kernel(spec, settings, run.device)
     sampling = Sampling(temperature=sample.temperature, seed=settings.seed)  # not training's draws
     options = Options(max_new_tokens=sample.tokens, sampling=sampling)
-    # Every process generates the sample, as each may hold a part of the weights. Compiled layers would be recompiled
-    # for each token, as the length grows.
+    # Every process generates the sample, because each may hold a part of the weights. Compiled layers would be
+    # recompiled for each token, because the length grows.
     with ends_gathered(run.model), run_eagerly(run.compiled is True):
         text = "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))
     run.records.write_sample(run.step, sample.prompt + text)

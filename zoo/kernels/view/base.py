@@ -51,7 +51,7 @@ class KeySegment:
 
 class KeyView:
     """The keys that the queries of a pass see, in layers of one kind: where they lie in a layer's tensors, and mask and
-    bias of each segment of queries. Here rows have equal lengths: keys are [B, S, …], and queries are one segment.
+    bias of each segment of queries. In this class rows have equal lengths: keys are [B, S, …], all queries one segment.
 
     `slots` tell where the pass's own tokens are stored, None without a cache. `kernels` caches the kernels that the
     first layer chose, for the other layers; None if each layer chooses its own.
@@ -72,7 +72,7 @@ class KeyView:
 
     @property
     def mask(self) -> Mask:
-        """The mask of all queries; if segments have their own, a mask of the right size only."""
+        """The mask of all queries. If segments have masks of their own, only the sizes of this mask are right."""
         return self.segments[0].mask
 
     @property
@@ -86,7 +86,8 @@ class KeyView:
         return self.segments[0].index
 
     def split(self, x: Tensor, before: int = 0) -> list[Tensor]:
-        """Split x [B, before + T, …] into each segment's queries, with `before` tokens before them."""
+        """Split x [B, before + T, …] by segment: each part has the segment's queries and `before` tokens before
+        them."""
         return [x]
 
     def join(self, outputs: list[Tensor], tokens: int) -> Tensor:
@@ -107,7 +108,7 @@ class KeyView:
         return attend(q, k, v, segment.mask, bias=segment.bias, chosen=self.kernels, **how)
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> list[Tensor]:
-        """Choose keys of each segment by `pick(*queries, k, mask)`, for `narrow`."""
+        """Choose keys for each segment by `pick(*queries, k, mask)`. `narrow` takes the result."""
         each = zip(self.segments, self.read(k), *map(self.split, queries), strict=True)
         return [pick(*mine, keys, segment.mask) for segment, keys, *mine in each]
 
@@ -117,14 +118,14 @@ class KeyView:
         return self.replace([replace(segment, mask=segment.mask.narrow(keys)) for segment, keys in each])
 
     def with_bias(self, make: Callable[..., Bias | None], n_heads: int, read: Tensor | None = None) -> KeyView:
-        """Return the view with a layer's own bias for its `n_heads` heads: `make` makes it from the token indices of
-        queries and keys, and from the segment's queries of `read` [B, T, …], if given."""
+        """Return the view with a layer's own bias for its `n_heads` heads. `make` computes the bias from the token
+        indices of queries and keys and, if `read` [B, T, …] is given, from the segment's queries of `read`."""
         reads = [None] * len(self.segments) if read is None else self.split(read)
         each = zip(self.segments, reads, strict=True)
         return self.replace([segment.with_bias(make, mine) for segment, mine in each])
 
     def replace(self, segments: list[KeySegment]) -> KeyView:
-        """Return the view with other masks and biases."""
+        """Return the view with other segments, that is with other masks and biases."""
         view = copy(self)
         view.segments = segments
         return view

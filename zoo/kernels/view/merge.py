@@ -27,14 +27,14 @@ of 64, 128 and 256 slots copying takes 0.9, 1.6 and 3.1 ms, merging 1.1, 1.4 and
 thread). Runs are not cut into parts shorter than this either."""
 
 LONG = 1024
-"""Number of unmasked keys from which a row of several queries gains by merging. Such a row computes more for each key,
-so that a saved copy counts for less."""
+"""Number of unmasked keys from which merging makes a row of several queries faster. Such a row computes more for each
+key than a row of one query, so a saved copy counts for less."""
 
 
 @dataclass
 class KeyPart:
-    """Consecutive keys that `rows` read, in runs of slots. All of them are visible, or with `mask` they are the last
-    keys of one row."""
+    """Consecutive keys that `rows` read, in runs of slots. Without a `mask` all these keys are visible. A part with a
+    `mask` has the last keys of one row."""
 
     runs: list[Run]
     rows: list[int]
@@ -125,8 +125,8 @@ def _by_query(y: Tensor, group: int) -> Tensor:
 
 
 def plan_merge(rows: Sequence[KeySegment]) -> MergePlan | None:
-    """Plan merged attention for the rows that gain by it (None if none does): rows of several long runs, and rows that
-    share the start of a run. Their kernel must be sdpa."""
+    """Plan merged attention for the rows that it makes faster (None if there are none): rows of several long runs, and
+    rows that share the start of a run. The kernel of all rows must be sdpa."""
     starts = Counter(start for row in rows for start, _ in row.runs)
     several = (
         number for number, row in enumerate(rows) if len(row.runs) > 1 or any(starts[a] > 1 for a, _ in row.runs)
@@ -157,7 +157,7 @@ def _gains(row: KeySegment, parts: list[KeyPart]) -> bool:
 
 
 def _eligible(row: KeySegment) -> bool:
-    """Whether a row has no bias, and a mask that is causal or none."""
+    """Whether a row has no bias, and hides no keys or only later ones."""
     found = row.mask.features
     hidden = any(found[name] for name in ("window", "padding", "documents", "pairs", "lengths", "chosen"))
     return row.bias is None and not hidden
@@ -165,7 +165,7 @@ def _eligible(row: KeySegment) -> bool:
 
 def _unmasked(row: KeySegment) -> int:
     """Count a row's leading keys that need no mask. The keys of its own queries are left to the last part, so that each
-    query sees a key there too: the kernel has no logsumexp for a query without keys."""
+    query sees a key in the last part too: the kernel has no logsumexp for a query without keys."""
     held = row.mask.n_keys
     return held if row.count == 1 or not row.mask.causal else held - row.count
 

@@ -23,8 +23,8 @@ PAGE = PAGES[0]
 
 
 def choose_page(asks: Iterable[AttentionQuery], machine: Machine, kernel: str = "auto") -> int:
-    """Choose the page size with which the kernels serve most of `asks` in place (decoding, with
-    `AttentionQuery.lengths`); the smaller one if equal. `kernel` is the one that will be used."""
+    """Choose the page size with which kernels serve the most of `asks` in place (decoding, with
+    `AttentionQuery.lengths`), on a tie the smaller one. `kernel` names the kernel that will be used."""
     asks = list(asks)
     return max(PAGES, key=lambda page: sum(reads_pages(replace(ask, page=page), machine, kernel) for ask in asks))
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class PooledView(KeyView):
     """Rows whose keys are runs of slots of a pool [N, …], one segment per row. No padding is read or computed.
 
-    With `splits` keys may be read in parts, and keys that rows share only once: much faster with long prefixes, equal
-    up to rounding. Without `splits` a row's output is bit-identical to that of the row alone. `packs` copies a row's
-    keys, so that no bit depends on their place in the pool. If `varlen`, queries are [1, N, H, C], those of all rows
-    end to end.
+    With `splits` keys may be read in parts, and keys that several rows share are read once. This is much faster with
+    long prefixes, and equal up to rounding. Without `splits` a row's output is bit-identical to that of the row alone.
+    `packs` copies a row's keys, so that no bit depends on their place in the pool. With `varlen` the queries of all
+    rows are concatenated to [1, N, H, C].
     """
 
     pooled = True
@@ -119,8 +119,8 @@ class PooledView(KeyView):
         return self.join([done[place] for place in range(len(rows))], q.shape[1])
 
     def _attend_single(self, q: list[Tensor], k: Tensor, v: Tensor, done: dict[int, Tensor], scale: float) -> None:
-        """Attend, with less overhead, for rows of one query over one run of keys, if their kernel is sdpa; add them to
-        `done`. 32 rows of 60 to 300 keys take 2.9 ms in place of 4.2 (float32, H 12, K 4, C 64, 1 thread)."""
+        """Attend, with less overhead, for rows of one query over one run of keys if their kernel is sdpa, and add their
+        outputs to `done`. 32 rows of 60 to 300 keys take 2.9 ms, not 4.2 (float32, H 12, K 4, C 64, 1 thread)."""
         if not self._single:
             self._single += [
                 row.count == 1

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class SlotMapping:
     """The slots of a pass's tokens in the pools of a group.
 
-    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these. Else `write`
-    [n] are the slots of new tokens that are stored, and `taken` [n] their indices among the B·T tokens (None: all).
-    With `joins` (more new tokens than a window's pages hold) the keys to read are those in the pool followed by the new
-    ones; of these [B·S] the ones at `taken` are then stored.
+    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens have the last of these slots. Else
+    `write` [n] are the slots of new tokens that are stored, and `taken` [n] their indices among the B·T tokens (None:
+    all). With `joins` (more new tokens than a window's pages hold) the keys to read are those in the pool followed by
+    the new ones; of these [B·S] the ones at `taken` are then stored.
     """
 
     rows: list[list[Run]]
@@ -49,7 +49,8 @@ class SlotMapping:
         pool[self.write] = flat
 
     def whole(self, pool: Tensor) -> Tensor:
-        """Return the pool for ragged rows; with a page table without the last slot, which is for padding."""
+        """Return the pool for ragged rows. If there is a page table, the last slot, which is for padding, is left
+        out."""
         return pool if self.table is None else pool[:-1]
 
     def load(self, pool: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class RingView(SpreadView):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor | None, *, expansion: Expansion | None = None, **how: Any
     ) -> Tensor:  # type: ignore[override]
-        """Attend: q [B, T, H, C] → [B, T, H, Cv]. With an expansion, k is its input."""
+        """Attend: q [B, T, H, C] → [B, T, H, Cv]. With an expansion, k is the expansion's input."""
         held = (k,) if v is None else (k, v)
         own = {name: how.get(name) for name in ("softcap", "sinks")}
         return attend_ring(q, held, self.ring, scale=how["scale"], kernel=how["kernel"], expansion=expansion, **own)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """Settings for making batches: rows of `seq_len` tokens, which with `documents` see only their own document."""
+    """Settings for making batches: rows of `seq_len` tokens. With `documents` a token sees only its own document."""
 
     spec: Any
     tokenizer: Tokenizer
@@ -58,11 +58,11 @@ class Objective(Spec, axis="objective"):
     """Whether every token is a target, given the tokens before it: then bits per byte follow from the loss, and MFU
     counts the head on all tokens."""
     scored: ClassVar[str] = "targets"
-    """The targets that its loss is a mean over, in words."""
+    """What the targets are, in words. The loss is a mean over them."""
     reads_pairs: ClassVar[bool] = False
-    """Whether its rows are pairs of a source and an answer, not text."""
+    """Whether the objective reads pairs of a source and an answer, not text."""
     reads_labels: ClassVar[bool] = False
-    """Whether its rows are labelled records (`zoo.training.objective.labelled`)."""
+    """Whether the objective reads labelled records (`zoo.training.objective.labelled`)."""
     measures: ClassVar[tuple[str, ...]] = ()
     """The metrics of an evaluation in addition to `val_loss`, as named in lines of metrics."""
     ranked_by: ClassVar[str | None] = None
@@ -84,7 +84,7 @@ class Objective(Spec, axis="objective"):
         return "is true, and pairs are not packed (data.documents=false)" if self.reads_pairs else None
 
     def adapt(self, spec: Topology) -> Topology:
-        """Return the model as this objective trains it: labelled objectives put a task head on it."""
+        """Return the Spec of the model that this objective trains: labelled objectives put a task head on it."""
         return spec
 
     def widths(self, spec: Topology, seq_len: int, documents: bool) -> dict[str, int]:
@@ -96,7 +96,7 @@ class Objective(Spec, axis="objective"):
         return 0
 
     def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
-        """Append the special tokens that the tokenizer lacks to its vocabulary. The model needs embedding rows for
+        """Extend the tokenizer's vocabulary by the special tokens that are missing. The model needs embedding rows for
         them. Raises ConfigError for an unsuitable tokenizer."""
 
     def collator(self, context: Context) -> Collate:
@@ -147,13 +147,13 @@ def list_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def describe(spec: Topology) -> str:
-    """Name a model's topology with its article, for a sentence."""
+    """Name a model's topology with its article ("an encoder")."""
     return f"an {spec.kind.replace('_', '-')}" if spec.kind[0] == "e" else f"a {spec.kind}"
 
 
 def refuse_topology(name: str, spec: Topology, kind: str, instead: str) -> str | None:
-    """Return the reason if an objective for models of `kind` cannot train this one, or None. `instead` names one
-    that can."""
+    """Return the reason why an objective for models of `kind` cannot train this model, or None. `instead` names an
+    objective that can."""
     if spec.kind != kind:
         learned = f"{name} is learned by {'an' if kind[0] == 'e' else 'a'} {kind.replace('_', '-')}"
         return f"{learned}, the model is {describe(spec)} (kind: {kind}, or objective={instead})"
@@ -166,7 +166,7 @@ def suggest(spec: Topology) -> str:
 
 
 def refuse_headless(name: str, spec: Topology) -> str | None:
-    """Return the reason if no tower of a model has a head that predicts tokens, or None."""
+    """Return the reason why no tower of a model predicts tokens, or None if a tower has a head that does."""
     heads = [tower.head for tower in spec.towers().values()]
     if any(head.predicts_tokens for head in heads):
         return None

@@ -131,7 +131,8 @@ def _collate_pairs(
 
 
 def refuse_decoder(name: str, spec: Any) -> str | None:
-    """Return the reason why a model is no autoregressive decoder, or None."""
+    """Return the reason why an autoregressive objective cannot train a model, or None: the model is no decoder, reads
+    an encoder's output, or has no head that predicts tokens."""
     if reason := refuse_topology(name, spec, "decoder", suggest(spec)):
         return reason
     if spec.reads_memory:

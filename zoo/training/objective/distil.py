@@ -29,7 +29,7 @@ class Distil(Objective, kind="distil"):
     """Minimise (1 − mix) × the cross-entropy of another objective, `base`, plus mix × t² · KL(teacher ‖ student) at the
     same tokens, with both models' logits divided by the `temperature` t (Hinton et al., 2015).
 
-    The `teacher` is a folder that `zoo.load` reads: of the student's topology, vocabulary and tokenizer.
+    The `teacher` is a model's folder that `zoo.load` reads. Topology, vocabulary and tokenizer must be the student's.
     """
 
     teacher: str
@@ -99,7 +99,7 @@ class Distil(Objective, kind="distil"):
 
 @cache
 def load_teacher(folder: str, device: Any) -> Any:
-    """Load a teacher, once for each device."""
+    """Load a frozen teacher in float32, once for each device."""
     from zoo.checkpoint import store
 
     model = store.load(folder, torch.float32, str(device))

@@ -1,6 +1,6 @@
 # B rows, T tokens, C classes or numbers
-"""Objectives of labelled records: a class for each, a tag for each word, or numbers. They put a task head on the model
-(`zoo.model.task_head`)."""
+"""Objectives of labelled records: predict a class for each record, a tag for each word, or numbers. The objectives put
+a task head on the model (`zoo.model.task_head`)."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Labelled(Objective):
     by_token: ClassVar[bool] = False
     """Whether each token has a label; if not, each row has one."""
     head: ClassVar[type[Head]]
-    """The kind of head that it trains."""
+    """The kind of head that this objective trains."""
     shared: ClassVar[tuple[str, ...]]
-    """The fields that set the head's fields of the same names. If the model's own head is of this kind, null keeps its
-    value; otherwise null stands for the default, or for the data's value."""
+    """The fields that set the head's fields of the same names. Null keeps the value of the model's own head if that is
+    of this kind; else null stands for the default, or for the value that follows from the data."""
     guessed: ClassVar[dict[str, Any]] = {"labels": ("0", "1")}
     """Placeholder values of the head's fields until the data is read."""
 
@@ -88,7 +88,7 @@ class Labelled(Objective):
         raise NotImplementedError
 
     def learn(self, data: PreparedLabels) -> dict[str, Any]:
-        """Return the fields that the data decides if they are not set."""
+        """Return the fields that follow from the data, with their values."""
         return {"labels": data.labels}
 
     def collator(self, context: Context) -> Collate:

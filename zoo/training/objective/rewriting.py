@@ -44,8 +44,8 @@ class Rewriting(Objective):
         return dict(zip(spec.towers(), widths, strict=True))
 
     def lay_out(self, spec: Topology, seq_len: int, documents: bool) -> tuple[int, ...]:
-        """Return the tokens of text in a row, and the length of each tower's row: as much text as fits rows of
-        `seq_len`."""
+        """Return the number of text tokens in a row (as many as fit rows of `seq_len`), and the length of each tower's
+        row."""
         room = max(seq_len // ROOM, 1) if documents else 0
         if spec.kind == "decoder":
             lengths = range(2, seq_len + 1)

@@ -51,8 +51,8 @@ class SpanCorruption(Rewriting, kind="span_corruption"):
 class Denoising(Rewriting, kind="denoising"):
     """Text infilling and sentence permutation; the model writes the whole text (BART; Lewis et al., 2019). The share
     `rate` of the tokens is replaced, in spans of Poisson(`mean_span`) tokens with one mask each. With `permute` the
-    sentences are in random order. A sentence ends with a token that is spelled with `.`, `!` or `?` at its end, or with
-    a line end, and at the end of a text."""
+    sentences are in random order. A sentence ends with a token whose text ends in `.`, `!` or `?` or contains a line
+    end, and at the end of a text."""
 
     rate: Rate = 0.3
     mean_span: PositiveFloat = 3.0
@@ -104,7 +104,7 @@ class Denoiser(Spec, axis="denoiser", default="spans"):
         return 1
 
     def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw which tokens are noise [L]."""
+        """Draw a mask [length] of the tokens that are noise."""
         raise NotImplementedError
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 FUSED = ("cpu", "cuda", "xpu", "mps")
-"""Devices with a fused AdamW in torch. On a CPU it takes a quarter of the unfused one's time."""
+"""Devices with a fused AdamW in torch. On a CPU a fused step takes a quarter of the time of an unfused one."""
 
 
 class RateFactors(NamedTuple):
@@ -34,7 +34,8 @@ class RateFactors(NamedTuple):
 
 
 Scale = Callable[[SpecRow | None, str], RateFactors]
-"""A parametrisation's factors of a tensor, from the row of its part and its name in the part."""
+"""A function that returns a parametrisation's factors for a tensor, given the row of its part in the Spec and its name
+in the part."""
 
 
 def unscaled(row: SpecRow | None, leaf: str) -> RateFactors:
@@ -43,7 +44,8 @@ def unscaled(row: SpecRow | None, leaf: str) -> RateFactors:
 
 
 class GroupOptions(Spec, axis="optim_group", kind="group", default="group"):
-    """Options of a group of tensors, in place of the optimizer's `lr` and `weight_decay`; null keeps these."""
+    """Options of a group of tensors, in place of the optimizer's `lr` and `weight_decay`. Null keeps the optimizer's
+    value."""
 
     lr: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 LEAST = 1e-16
-"""Adafactor's lower bound on mean squared gradients. torch's default, float32's epsilon, is above those of a large
-model. torch also uses the bound's square, which must not be 0 in float32."""
+"""Adafactor's lower bound on mean squared gradients. torch's default, float32's epsilon, exceeds the mean squared
+gradients of a large model. torch also uses the bound's square, which must not be 0 in float32."""
 
 
 class Adafactor(Optim, kind="adafactor"):
-    """Second moments as products of row and column means, and no first moment (Shazeer and Stern, 2018); torch's
-    implementation.
+    """Adafactor: second moments as products of row and column means, and no first moment (Shazeer and Stern, 2018);
+    torch's implementation.
 
     Steps are relative: min(`lr`, 1/√t) times the tensor's RMS, which counts as at least `min_rms`. An update is scaled
     down to an RMS of at most `clip_rms`. β₂ at step t is 1 − t^`beta2_decay`. Weight decay is decoupled.

@@ -1,4 +1,4 @@
-"""Step an optimizer piece by piece, if weights or states are stored in another form than its rule computes with: in
+"""Step an optimizer piece by piece, if weights or states are not stored as the update rule computes with them: in
 bfloat16 with stochastic rounding, or in the host's memory."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Beside:
         return kept
 
     def give_back(self, value: Tensor, kept: Tensor) -> None:
-        """Write an updated piece to its place."""
+        """Write an updated piece back to `kept`, the memory that it was fetched from."""
         write(value, kept)
 
     def finish(self) -> None:
@@ -87,7 +87,7 @@ class Piecewise(Optimizer):
 
     @torch.no_grad()
     def evaluation_weights(self) -> dict[Tensor, Tensor]:
-        """Return by parameter the weights that the rule evaluates in place of the trained ones; {} for most rules."""
+        """Return the weights, by parameter, that evaluation uses in place of the trained ones; {} for most rules."""
         found: dict[Tensor, Tensor] = {}
         evaluates = getattr(self._rule, "evaluation_weights", None)
         if evaluates is None:
@@ -145,7 +145,6 @@ class Piecewise(Optimizer):
         return shell
 
     def _take_back(self) -> None:
-        """Remove all parameters and states from the rule."""
         self._rule.param_groups, self._rule.state = [], defaultdict(dict)
 
     def _widen(self, value: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StartSettings:
-    """How a run starts. The fields are those of a training config."""
+    """The settings of how a run starts. The fields have the names of those of a training config."""
 
     weights: str | None
     deepen: str

@@ -37,7 +37,8 @@ def change(tensors: Tensors, name: str, how: Callable[[Tensor], Tensor]) -> None
 
 
 def add_layers(source: Tower, target: Tower, held: Tensors, path: str, how: str) -> tuple[str | None, list[int]]:
-    """Make the layers of a deeper tower from a shallower one's. Returns the line, and for each layer its original.
+    """Make the layers of a deeper tower from a shallower one's. Returns the line, and the number of each layer's
+    original.
 
     `stack` repeats the whole stack (Gong et al., 2019; Du et al., 2024): 0 1 2 becomes 0 1 2 0 1 2. `identity` repeats
     each layer after itself, with zeroed outputs to the residual stream, so that the model's function is unchanged
@@ -206,7 +207,7 @@ def widen_ffn(source: Any, target: Any, held: Tensors, path: str, generator: Any
 
 def widen_stream(source: Tower, target: Tower, held: Tensors, path: str, generator: Generator) -> str | None:
     """Repeat every channel of the residual stream, and divide a product's input weights among the copies. The function
-    is kept, as norms see the same mean square. Not for a tied head, whose logits would be multiplied."""
+    is kept, because norms see the same mean square. Does nothing for a tied head, whose logits would be multiplied."""
     before, after = source.d_model, target.d_model
     if after <= before or after % before or getattr(target.head, "tied", False):
         return None

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 BY_RECIPE = re.compile(
     r"(.*\.)?(n_heads|n_kv_heads|d_ff|d_model|vocab_size|pattern|tied|n_experts)|(.*\.)?(init|ffn|position)\..*"
 )
-"""Pattern of fields whose change a recipe reports itself, or that do not concern existing weights."""
+"""Pattern of the fields whose change is not reported here: a recipe reports it, or it does not concern existing
+weights."""
 
 
 SHOWN = 10
@@ -53,10 +54,12 @@ class Transfer:
 
 
 def transfer(source: Any, target: Any, tensors: Mapping[str, Any], added: str = "stack", seed: int = 0) -> Transfer:
-    """Convert tensors of the Spec `source` to tensors of `target`, except the result's `fresh` ones.
+    """Convert the tensors of a model of Spec `source` to those of Spec `target`. Tensors that keep their random initial
+    values are named in the result's `fresh`.
 
     `added` says how added layers are made (`stack`, `identity`); recipes draw from `seed`. With tensors on the meta
-    device this only checks. Raises ConfigError with a line for each kind of tensor that no recipe makes.
+    device this only checks. Raises ConfigError if the towers differ, if a kind of block cannot get added layers by
+    `identity`, and with a line for each kind of tensor that does not fit (at most SHOWN).
     """
     made = Transfer(dict(tensors))
     if source == target:
@@ -181,7 +184,6 @@ def _describe_other_settings(
 
 
 def _compare(one: object, other: object, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the path of each field that differs, with both values."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             yield from _compare(one.get(key), other.get(key), f"{path}.{key}" if path else key)
@@ -196,7 +198,7 @@ def _shorten(value: object) -> str:
 
 
 def _find_misfits(made: Transfer, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """Yield a fault for each kind of tensor that the recipes did not make."""
+    """Yield a fault for each tensor that is missing, has another shape, or belongs to no part of the model."""
     would = "no recipe makes it"
     for name, shape in shapes.items():
         if name not in made.held and name not in made.fresh:
