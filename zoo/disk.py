@@ -148,7 +148,9 @@ def remove_drafts(parent: Path, name: str = "*") -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk (fsync). Otherwise a power cut could leave a name without content."""
+    """Wait until a file or folder is on the disk (fsync). Without this, a power cut could leave a name without
+    content.
+    """
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -197,8 +199,8 @@ def _put_in_place(draft: Path, folder: Path, keep: bool) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two folders in one atomic step; False where the operating system has no such call. Raises
-    OSError if the call fails."""
+    """Swap the names of two folders in one atomic step; False if the operating system has no such call. Raises OSError
+    if the call fails."""
     import ctypes
 
     at, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS

@@ -50,7 +50,9 @@ class KernelError(ConfigError):
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint is missing, broken, or of another architecture."""
+    """A checkpoint, or another file that is read as untrusted, is missing, broken, over a limit, or of another
+    architecture.
+    """
 
 
 class FitError(ConfigError):
@@ -78,12 +80,12 @@ WORDS = {
     "UnicodeDecodeError": "bytes that are no UTF-8",
     "UnpicklingError": "other than tensors, or a damaged file",
 }
-"""What errors mean whose own text is for programmers, or empty."""
+"""The meaning of errors whose own text is empty or only of use to programmers, by the name of their class."""
 
 
 def short(error: BaseException) -> str:
-    """Describe another library's error on one line: the first 200 characters of its text, without the name of its
-    Python class."""
+    """Describe another library's error on one line: the first 200 characters of its text. An error without a text, or
+    with one for programmers, is described by WORDS, else by the name of its Python class."""
     name = type(error).__name__
     text = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
     if not text or name in ("UnicodeDecodeError", "UnpicklingError"):

@@ -164,14 +164,16 @@ def _power(figure: Callable[[int], float]) -> str:
 
 
 def find_source(component: Spec, comment: str) -> str:
-    """Find the paper and year of a choice: in the comment of its YAML, or in the docstring of its scaling or class."""
+    """Find the paper and year of a choice. The comment of its YAML is read first, then the docstring of its `scaling`
+    (of rotary positions), then that of its class. Empty if none of them names a paper.
+    """
     inside = getattr(component, "scaling", None)
     docs = (inspect.getdoc(each) or "" for each in (type(inside), type(component)) if each is not None)
     return next(filter(None, map(find_paper, (comment, *docs))), "")
 
 
 def describe_looks(component: Spec) -> str:
-    """Say in which direction a component reads along the tokens. Of the components that fit both directions, only an
-    attention gets a text; for the others it is empty."""
+    """Say in which direction a component reads along the tokens. A component that fits both directions gets a text only
+    if it is an attention, otherwise an empty one."""
     either = "both ways, or only backwards in a decoder" if component.axis == "attention" else ""
     return {None: either, True: "only backwards (in decoders)", False: "both ways (in encoders)"}[component.causal]

@@ -65,8 +65,9 @@ def compare_fields(first: Spec, second: Spec) -> dict[str, dict[str, Any]]:
     """List the fields in which two Specs differ, by dotted path, with the value of each Spec (null for a missing
     field).
 
-    A kind of layer that only one model has is compared with the most similar kind of the other, under `layer/global`. A
-    model of one tower is compared with the tower of an encoder-decoder that is of the same kind, encoder or decoder.
+    A kind of layer that only one model has is compared with the other model's most similar kind, under both names:
+    `near/global` for `near` in the first model and `global` in the second. A decoder is compared with the decoder of an
+    encoder-decoder, an encoder with its encoder.
     """
     from zoo.grammar import to_dict
 
@@ -101,9 +102,9 @@ def _find_own(kind: str) -> str:
 
 
 def pair_figures(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rename figures that are given by kind of layer: two kinds that `compare_fields` pairs get one name,
-    `layer/global`. A sum over all layers of a kind is renamed only if the kind is in a single pair; in two pairs the
-    sum would be counted twice."""
+    """Rename figures that are given by kind of layer. Two kinds that `compare_fields` pairs get one name, such as
+    `near/global`. A sum over all layers of a kind is renamed only if neither kind of the pair is in another pair as
+    well, because the sum would then be counted twice."""
     from zoo.grammar import to_dict
 
     one, other = to_dict(first), to_dict(second)

@@ -44,8 +44,9 @@ def explain(name: str) -> dict[str, Any]:
 
 
 def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
-    """Describe a key of the model, or a choice or field that is named without its axis. Of several places, describe the
-    one that nearly all packaged models have, and name the others (`also`)."""
+    """Describe a key of the model, or a choice or field that is named without its axis. If the name stands in several
+    places, describe the one that nearly all packaged models have, and name the others (`also`). Raises ConfigError for
+    an unknown name, and if no place is that common."""
     if not rest and (first in list_keys()):
         return describe_key(first)
     owners = [axis for axis in vocabulary.list_axes() if first in read_choices(axis)]
@@ -257,8 +258,8 @@ def describe_key(key: str) -> dict[str, Any]:
 
 
 def _describe_defaults(key: str) -> str:
-    """Describe the value that each choice takes for a key that is not stated; "" if all take the same value or more
-    than MOST_DEFAULTS values, or if one needs the key."""
+    """Describe the values that choices take for a key that is not stated. Empty if there is only one value, or more
+    than MOST_DEFAULTS different values, or if a choice needs the key."""
     found: dict[str, list[AxisChoice]] = {}
     for choice, field in list_filled().get(key, []):
         if choice.fields.get(field.name) == field and choice.find_key(field.name) == key:

@@ -38,7 +38,9 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Speedup:
-    """An effective speedup, and its 95 % bootstrap interval (None with one seed and one law)."""
+    """An effective speedup, and its 95 % bootstrap interval. The interval is None with one seed and one law, or if no
+    resample gives a speedup.
+    """
 
     factor: float
     interval: tuple[float, float] | None

@@ -173,7 +173,9 @@ def _of(uses: Iterable[Use], spec: type[Spec], field: str) -> Iterator[Use]:
 
 
 def _spell(value: object, body: Mapping[str, Any], spec: type[Spec], field: str) -> str:
-    """Write a value as a user would, on one line; a long value as its kind alone."""
+    """Write a value as a user would, on one line; a component that takes more than LONGEST characters as its kind
+    alone.
+    """
     settled = _settle(value, body, list_fields(spec).get(field))
     text = write_value(settled)
     return str(settled["kind"]) if len(text) > LONGEST and isinstance(settled, Mapping) and "kind" in settled else text

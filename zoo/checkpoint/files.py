@@ -108,7 +108,9 @@ class Header:
 
 
 class ReadsQuantised(Protocol):
-    """The layout of one quantised weight in a file (`zoo.checkpoint.quantised.layout`)."""
+    """How one quantised weight is stored in a file: its shape, and how to compute it from its stored tensors.
+    `zoo.checkpoint.quantised.layout` has the layouts.
+    """
 
     shape: Shape
 
@@ -165,7 +167,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, Header]:
 def read_header(file: Path) -> dict[str, Header]:
     """Read the header of one safetensors file: eight bytes of length, then JSON. No tensor is read.
 
-    Raises CheckpointError where the header is broken, or where the tensors it lists are not exactly the file's content.
+    Raises CheckpointError if the header is broken, or if the tensors it lists are not exactly the file's content.
     """
     try:
         node, begin = _read_node(file)
@@ -195,7 +197,8 @@ def _read_metadata(file: Path, changed: int, size: int) -> dict[str, str]:
 
 def _read_node(file: Path) -> tuple[dict[str, Any], int]:
     """Read a header's JSON, and the byte where tensors begin. Raises ValueError for a header longer than the file or
-    LONGEST_HEADER, CheckpointError for malformed JSON or more than MOST_TENSORS tensors, and OSError."""
+    LONGEST_HEADER, CheckpointError for a Git LFS pointer, malformed JSON or more than MOST_TENSORS tensors, and
+    OSError."""
     with file.open("rb") as stream:
         start, size = stream.read(64), file.stat().st_size
         refuse_pointer(start, file)
@@ -321,8 +324,9 @@ def read_bin(file: Path) -> dict[str, Tensor]:
 class TensorReader:
     """Read a folder's tensors by name, lazily; quantised weights are dequantised.
 
-    With `mapped`, tensors are memory-mapped (torch's .bin files always are). Otherwise each tensor is read into memory
-    of its own, which is freed with the tensor. Pages read from a mapped file keep counting as the process' memory.
+    With `mapped`, tensors are memory-mapped (torch's .bin files always are). Without it, each tensor is read into
+    memory of its own, which is freed with the tensor. Pages read from a mapped file keep counting as the process'
+    memory.
     """
 
     def __init__(self, folder: Path, found: Mapping[str, Header], mapped: bool = True) -> None:

@@ -11,7 +11,7 @@ from zoo.untrusted.text import list_first, shorten
 
 
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare a file's names and shapes with those expected. Raises CheckpointError, one line for each difference."""
+    """Compare a file's names and shapes with those expected, as `compare_shapes` does."""
     compare_shapes(file, {name: header.shape for name, header in read_header(file).items()}, expected)
 
 

@@ -158,7 +158,7 @@ def try_family(
     family: Family, architecture: str, spec: WholeSpec, source: HFSource | None = None
 ) -> tuple[dict[str, Any], Body | None, list[str]]:
     """Find a config.json of one family and class: the config, the model it describes, and the fields that differ from
-    the Spec. Fields of the config of `source` are kept where they still hold."""
+    the Spec. Fields of the config of `source` are kept if they still describe the Spec."""
     template = family.template(architecture)
     start = dict(source.config) if source is not None else {}
     if source is not None and source.body.architecture == architecture and _is_same(_compose(source.body), spec):

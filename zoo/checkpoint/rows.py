@@ -78,7 +78,12 @@ def find_fields(template: Mapping[str, Any], spec: Topology, stated: Mapping[str
 
 
 def pair_fields(node: object, value: object) -> Iterator[FieldRow]:
-    """Pair each value of a composed template with the Spec's value of the same field, recursively."""
+    """Pair a family's composed template (`node`) with the Spec of the same component (`value`): yield a FieldRow for
+    each field, of components inside too.
+
+    A field that the template leaves out is paired with its default, except `init`, which is skipped. Of the field
+    LENDER, only whether it is set is paired.
+    """
     if isinstance(node, Mapping) and BOX in node:  # composing may have added keys next to BOX, as a head's vocab_size
         node = node[BOX]
     if isinstance(value, Node) and value.word and not _spells_out(node, value):

@@ -42,7 +42,8 @@ def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
 
 
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare a checkpoint's names and shapes with its model's. Raises CheckpointError, one line per difference."""
+    """Compare a checkpoint's names and shapes with its model's. Raises CheckpointError, one line for each difference
+    (the first few of each sort)."""
     from zoo.checkpoint.headers import check_tensors
 
     if is_sharded(folder):

@@ -69,7 +69,8 @@ class TokenizerConfig(JsonShape):
 
 
 def check_tokenizer(node: Mapping[str, Any], place: str) -> None:
-    """Check a tokenizer.json that was validated as TokenizerJson. Raises CheckpointError with the key at fault."""
+    """Check a tokenizer.json that was validated as TokenizerJson: its ids, the number of its steps, and how much they
+    lengthen a text. Raises CheckpointError with the key at fault."""
     _check_ids(node, place)
     growth = 1.0
     for part, children in PARTS.items():

@@ -30,7 +30,9 @@ SHORT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def choose_exit_code(error: OSError) -> int:
-    """Choose exit code 2 if the user named a file that cannot be read, and 1 if the work failed."""
+    """Choose the exit code for an error of the file system: 2 if the user named a file that cannot be opened by that
+    name (WRONG_NAMES) or may not be read, 1 for any other failure, such as a refused write or a full disk.
+    """
     if error.filename is None:
         return ZooError.exit_code
     named = error.errno in WRONG_NAMES or (error.errno in FORBIDDEN and not _may_be_read(Path(error.filename)))

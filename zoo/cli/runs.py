@@ -53,7 +53,8 @@ def run(
 HEADER: tuple[str, ...] = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "score", "status", "when")
 NUMBERS = HEADER[2:8]
 SCORES = ("val_f1", "val_pearson")
-"""The metrics of labelled rows that the column `score` can show. Of several, the first in this order is shown."""
+"""The metrics of labelled rows that the column `score` can show. If a run has several, the first in this order is
+shown."""
 EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
 """Columns that are left out on a narrow screen, in this order."""
 

@@ -223,7 +223,7 @@ class Choices:
 
     def _added(self, override: Override) -> Override | None:
         """Return the override that adds a group to the defaults list: for an axis of the model always, for any other
-        group only with an explicit `+`. Otherwise add a fault and return None."""
+        group only with an explicit `+`. If the override may not add it, add a fault and return None."""
         group, package = override.key_or_group, override.package
         place = f"{group}@{package}" if package else group
         if group not in AXES and not self.root:

@@ -69,7 +69,9 @@ def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str
 
 
 def _values(override: Override, faults: list[str]) -> list[str]:
-    """List the alternatives of one override. An interval, which has none to list, is added to `faults`."""
+    """List the alternatives of one override. An interval, which has none to list, is added to `faults`, and so is a
+    sweep over nothing.
+    """
     if isinstance(override.value(), IntervalSweep):
         faults.append(
             f"{format_override(override)}: an interval is for a sampler (name values, or range(start,stop,step))"

@@ -78,10 +78,10 @@ class Section(NamedTuple):
 class PassShape(NamedTuple):
     """The shape of a forward pass: `batch` sequences of `context` tokens.
 
-    `fused` means a CUDA device, otherwise a CPU. `dtype` is the dtype of weights, `autocast` that of matrix products
-    where it differs. `selective` recomputes the inside of attention in the backward pass. `kernel` is the attention
-    kernel. `model` says which weights train and which adapters and dropout are added; None: all weights train, nothing
-    is added.
+    `fused` means a CUDA device, otherwise a CPU. `dtype` is the dtype of weights, `autocast` that of matrix products if
+    it differs. `selective` recomputes the inside of attention in the backward pass. `kernel` is the attention kernel.
+    `model` says which weights train and which adapters and dropout are added; None: all weights train, nothing is
+    added.
     """
 
     context: int
@@ -149,9 +149,9 @@ def trace_shorter(
     """Trace a pass at two or three shorter lengths, one stride apart, for `extrapolate`. Return the traces, and the
     number of strides from the first length to the whole. Return None for a short pass, or if no mixer loops.
 
-    A stride is a whole number of iterations of every mixer's loop. Two traces do where bytes are linear in length
-    (recurrent mixers), three where they may be quadratic (a looping mixer with softmax attention, whose scores may be
-    saved).
+    A stride is a whole number of iterations of every mixer's loop. Two traces are enough if bytes are linear in length
+    (recurrent mixers); three are needed if they may be quadratic (a looping mixer with softmax attention, whose scores
+    may be saved).
     """
     looping = list_looping(towers)
     stride = math.lcm(SPAN, *(getattr(mixer, "chunk_size", None) or SPAN for mixer in looping))
@@ -286,7 +286,9 @@ class _Trace:
         return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
 
     def _trace(self, channel: str, kind: str, x: Shadow) -> Any:
-        """Make a shadow of the value that layers of this kind read from a channel; x [B, T, D] is a layer's input."""
+        """Make a shadow of a channel's value, as layers of `kind` read it ("": all layers). x [B, T, D] is a layer's
+        input.
+        """
         return Channel.named[channel].trace(Shadows(self.tower, kind, x, _make, self.given[channel]))
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ RECOMPUTE = ("none", "selective", "full")
 """Values of `recompute`. `every_n` is valid too, for n of 2 or more."""
 
 AGAIN = " (again)"
-"""Suffix of the kind of recomputed layers, where other layers of that kind are not recomputed."""
+"""Suffix of the kind of the layers that `every_n` recomputes."""
 
 
 def name_part(kind: str, number: int) -> str:

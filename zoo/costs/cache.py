@@ -109,7 +109,7 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 
 def token_bytes(row: CacheRow, width: float) -> float:
-    """Bytes that all layers of a kind cache for one more token. Where an entry stands for several tokens, this is the
+    """Bytes that all layers of a kind cache for one more token. If an entry stands for several tokens, this is the
     token's share of the entry."""
     size, rate = row.values * width * row.layers, row.block.attention.sight.rate
     return size / rate if rate > 1 else size
@@ -124,8 +124,8 @@ def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
 
 
 def memory_tokens(context: int, engine: str, page: int = PAGE, more: int = 0) -> int:
-    """Round `context` tokens of an encoder's output (or entries) up to whole pages of the engine, and add `more`
-    pages."""
+    """Round a number of tokens (or of entries) up to whole pages of the engine, and add `more` pages. `ideal` and `hf`
+    have no pages: there each token counts alone."""
     size = {"paged": BLOCK, "zoo": page}.get(engine, 1)
     return (-(-context // size) + more) * size
 

@@ -39,7 +39,8 @@ CONVENTIONS = {
 """What each convention counts, and its source."""
 
 FLASH_BACKWARD = 2.5
-"""FLOPs of FlashAttention's backward pass ÷ those of its forward pass: 5 products (scores are recomputed) to 2."""
+"""FLOPs of FlashAttention's backward pass ÷ those of its forward pass: 5 matrix products (scores are recomputed)
+against 2."""
 
 
 # ---------------------------------------------------------------- what a pass computes
@@ -86,8 +87,8 @@ def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decodi
 
 
 def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
-    """Forward FLOPs, for `new` tokens after `held`, that depend neither on weights nor on pairs: recurrent states,
-    shared tables."""
+    """Count the forward FLOPs, for `new` tokens after `held` earlier ones, that depend neither on weights nor on pairs:
+    updating and reading recurrent states, and products on a table that all tokens share."""
     return sum(row.other_flops(new, held) * row.used for row in tabulate(spec).attentions)
 
 
@@ -156,13 +157,14 @@ def count_flops(
 ) -> dict[str, Any]:
     """Count the FLOPs of one sequence of `context` tokens.
 
-    `forward` and `train` are per token, the mean over the sequence. `train` is 3 × `forward`. `exact` and `hfu`
-    subtract gradients that nothing needs (`skipped_flops`); `hfu` adds recomputation. `train_hardware` is `train` plus
-    recomputation: of QKᵀ and PV (`selective`), of a whole forward pass (`full`), or of every n-th layer (`every_n`).
-    `prefill` is a whole prompt of `context` tokens up to the first logits; an encoder-decoder reads the prompt and
-    writes one token. `decode` is the last of `context` tokens (an encoder-decoder has read `context` tokens, too),
-    `decode_expanded` the same token where MLA caches keys and values of every head in place of its latent. `palm` and
-    `megatron` define neither prefill nor decode, `kaplan` only for one tower.
+    `forward` and `train` are per token, the mean over the sequence. `train` is 3 × `forward`; `exact` and `hfu`
+    subtract gradients that nothing needs (`skipped_flops`). `train_hardware` is `train` plus recomputation: of QKᵀ and
+    PV (`selective`), of a whole forward pass (`full`), or of every n-th layer (`every_n`). `hfu` counts recomputation,
+    FlashAttention's too (FLASH_BACKWARD), in both. `prefill` is a whole prompt of `context` tokens up to the first
+    logits; an encoder-decoder reads the prompt and writes one token. `decode` is the last of `context` tokens (an
+    encoder-decoder has read `context` tokens, too), `decode_expanded` the same token where MLA caches keys and values
+    of every head in place of its latent. `palm` and `megatron` define neither prefill nor decode, `kaplan` only for one
+    tower.
 
     `documents` are the lengths of packed documents, each of which sees only itself; the first `prefix` tokens all see
     one another. Both change `exact` and `hfu`; the other conventions count the sequence as one. With `documents` no
@@ -228,7 +230,8 @@ class SequenceFlops:
         return PassFlops(products, pair_flops(table, pairs), other, choosing, skipped)
 
     def count_generation(self) -> dict[str, int]:
-        """Count the FLOPs of a prefill and of decoding a token, where the convention defines them."""
+        """Count the FLOPs of a prefill and, for a model that generates, of decoding a token; empty if the convention
+        defines neither."""
         table, context, towers = self.table, self.context, self.table.towers
         if self.convention == "kaplan" and len(towers) == 1:
             forward = 2 * multiplied(table, head=False)
@@ -278,9 +281,9 @@ class SequenceFlops:
 
 
 def count_training(passed: PassFlops, convention: str, recompute: str, layers: Amount = 0) -> tuple[Amount, Amount]:
-    """Count the FLOPs of training on a sequence, without and with recomputation. `passed` is its forward pass, `layers`
-    the forward FLOPs of the layers that `every_n` recomputes. Selective recomputation does not repeat an indexer's
-    choice."""
+    """Count the FLOPs of training on a sequence, without and with recomputation (`hfu`: with it in both). `passed` is
+    its forward pass, `layers` the forward FLOPs of the layers that `every_n` recomputes. Selective recomputation does
+    not repeat an indexer's choice."""
     pairs = passed.pairs - passed.choosing
     again = {"none": 0, "selective": pairs, "full": passed.whole}.get(recompute, layers)
     train = passed.whole * 3 - passed.skipped

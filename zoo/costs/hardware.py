@@ -58,7 +58,7 @@ CARDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SheetFigure:
-    """A number and its source. `sparse_factor` is that of a single rate, where it differs from the accelerator's."""
+    """A number and its source. `sparse_factor` is that of a single rate, if it differs from the accelerator's."""
 
     value: float
     source: str

@@ -117,7 +117,7 @@ def _mask_next(attention: Attention, tokens: int) -> Mask:
 
 
 def _join(block: Block, mask: Mask, memory: int) -> Mask:
-    """Join an encoder's `memory` tokens to the keys of a mask, where self-attention reads them too."""
+    """Join an encoder's `memory` tokens to the keys of a mask, if self-attention reads them too."""
     if block.cross is None or block.crosses:
         return mask
     pairs = {"window": mask.window, "also": ()} if mask.features["window"] else {}

@@ -128,7 +128,7 @@ def _training(
     passes: Mapping[str, Section] | None = None,
     tuned: TunedModel | None = None,
 ) -> tuple[dict[str, Any], Mapping[str, Section] | None]:
-    """Count the figures of `training`; return the traced sections too (`passes` where given, None if untraceable)."""
+    """Count the figures of `training`; return the traced sections too (`passes` if given, None if untraceable)."""
     held = states(spec, setup, tuned=tuned)
     spec = mark_layers(spec if tuned is None else tuned.spec, setup.recompute)
     figures: dict[str, Any] = {name: round(held[name]) for name in ("weights", "gradients", "optimizer", "master")}
@@ -227,7 +227,7 @@ class StepMemory:
     fused: bool = True
 
     def find_peak(self) -> tuple[int, str]:
-        """Find the peak of a step in bytes, and where it is: `train_peak` and `peak_at` of `training`."""
+        """Find two figures of `training`: `train_peak` in bytes, and `peak_at`, the place of that peak."""
         moments = self.list_moments()
         where = max(moments, key=lambda name: sum(moments[name].values()))
         return round(sum(self.held[name] for name in STAYS) + sum(moments[where].values())), where
@@ -240,7 +240,7 @@ class StepMemory:
 
     @cached_property
     def logits(self) -> int:
-        """Count the logits of a batch: those of each token, or of each row where the head reads whole rows."""
+        """Count the logits of a batch: those of each token, or of each row if the head reads whole rows."""
         head = find_head(self.spec)
         if head is None:
             return 0
@@ -349,7 +349,7 @@ class StepMemory:
         return {**there, "a chunk's gradients": head.gradients}
 
     def _many(self) -> dict[str, dict[str, float]]:
-        """Bound the fullest moments from above where the model is spread over ranks: all gradients and all activations
+        """Bound the fullest moments from above if the model is spread over ranks: all gradients and all activations
         exist, and the loss or one layer's backward pass is computed."""
         setup, layers = self.setup, name_layers(self.spec, self.passes).values()
         made = {"gradients": self.held["gradients"], "whole gradients": self.held["reducing"]}

@@ -1,10 +1,10 @@
 # B sequences, T new tokens of each, S tokens of a sequence, E experts, k of them a token
 """Count each operator of a pass: its FLOPs, and the bytes of weights, cache and states that it moves.
 
-An operator is the products of one sub-layer in all layers of a kind, or the core of an attention (QKᵀ, PV, states), or
-the head. Bytes are the least that a pass can move: each used weight once, each visible key and value once a sequence,
-recurrent states read and written. Tensors between operators stay on the chip; writing a step's own keys and values is
-not counted.
+An operator is the head or, for all layers of a kind together, either the matrix products of one sub-layer or the core
+of an attention (QKᵀ, PV, states). Bytes are the least that a pass can move: each used weight once, each visible key and
+value once a sequence, recurrent states read and written. Tensors between operators stay on the chip; writing a step's
+own keys and values is not counted.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Span(NamedTuple):
 
 
 def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
-    """Give a tower's Span. With `decode` this is the last of `context` tokens; None for an encoder. Otherwise it is a
-    prompt up to the first logits: an encoder reads the prompt, its decoder makes cross-attention's keys and values and
-    writes one token."""
+    """Give the tokens of a pass in a tower. A pass that decodes computes the last of `context` tokens; None for an
+    encoder, which has no part in it. A prefill goes up to the first logits: an encoder or a lone decoder reads
+    `context` tokens, the decoder of an encoder-decoder makes cross-attention's keys and values and writes one token."""
     if decode:
         return Span(1, context - 1, context, True) if tower.causal else None
     return Span(1 if tower.causal and tower is not spec else context, 0, context, False)
@@ -69,7 +69,8 @@ class Chosen(NamedTuple):
 
 @dataclass
 class Operator:
-    """The products of one sub-layer in all layers of a kind; with `core` the QKᵀ, PV and states of its attention.
+    """The matrix products of one sub-layer in all layers of a kind; with `core` instead the QKᵀ, PV and states of its
+    attention.
 
     `new` is the number of the pass's tokens in each sequence. `flops` and `own` (bytes of cache and states) count one
     sequence. `weights` (bytes that every token uses) and `chosen` (weights that depend on the token: experts, rows of a

@@ -53,7 +53,8 @@ class Look(NamedTuple):
         return pooled + tokens * tokens if self.near else pooled
 
     def shown_by(self, prefix: int) -> int:
-        """Count the pairs that a prefix LM adds to causal attention: the first `prefix` tokens all see one another."""
+        """Count the pairs that a prefix LM adds to causal attention: the first `prefix` tokens all see one another, in
+        chunked attention those of one chunk."""
         if self.cross or not self.causal:
             return 0
         if self.chunk is not None:  # prefix tokens see one another within their chunk only

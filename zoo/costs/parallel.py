@@ -204,9 +204,10 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
 
 
 class ChunkActivations(NamedTuple):
-    """The activations of a chunk of layers, in bytes. `layers` are (tower, kind, number of layers, bytes of one layer);
-    `first` and `last` are the bytes before and behind the layers. `split` ranks share all these. `gathered` keys and
-    values (`count_gathered`) come in addition. `in_flight` is the number of micro-batches held at the stage's peak."""
+    """The activations of a chunk of layers, in bytes of one micro-batch. `layers` are (tower, kind, number of layers,
+    bytes of one layer); `first` and `last` are the bytes before and behind the layers. All these are divided among
+    `split` ranks. Each rank also saves the keys and values `gathered` from other ranks (`count_gathered`). `in_flight`
+    is the number of micro-batches whose activations exist at the stage's peak."""
 
     layers: tuple[tuple[str, str, Amount, Amount], ...]
     first: Amount

@@ -18,8 +18,8 @@ def price(
     """Price a Spec under a Setup, or under `Setup(**changes)`: every figure, as plain data.
 
     `parts` are dotted paths of the figures wanted (None: all). Most of the time goes to tracing a pass for its
-    activations, which "memory" needs. `traffic` is present for more than one rank, `roofline` where the set-up names a
-    GPU, `flops.optimizer_step` (of a whole step, not a token) where the optimizer multiplies matrices (Muon). Raises
+    activations, which "memory" needs. `traffic` is present for more than one rank, `roofline` if the set-up names a
+    GPU, `flops.optimizer_step` (of a whole step, not a token) if the optimizer multiplies matrices (Muon). Raises
     ConfigError for an invalid set-up.
     """
     setup = Setup(**changes) if setup is None else setup

@@ -1,9 +1,10 @@
 # B sequences, T tokens, S tokens of a sequence, t ranks of tensor parallelism
-"""Bound the speed of generation, prefill and training on an accelerator (roofline).
+"""Bound the speed of generation and prefill on an accelerator (roofline), and estimate that of training.
 
 A pass takes at least the time of its FLOPs at the peak rate or of its bytes at the peak bandwidth, whichever is longer
 (Williams et al., 2009, Roofline). The same bound on each operator, summed, is closer. Kernel launches, activations and
-waiting cost no time here, so real code is slower than every figure.
+waiting cost no time here, so real code generates and prefills more slowly (BOUND). Training has no such bound: its
+figures assume the utilisation `mfu` of the set-up, which real code may exceed (`bound_training`, `bound_run`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DAY = 24 * 3600
 
 
 def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Bound the speed of a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
+    """Bound or estimate the speed of a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
 
     `decode` is one step of `batch` sequences with `context` tokens each, on `tp` GPUs, in `dp` replicas; `prefill`
     reads their prompts; `train` runs at the set-up's `mfu` on all ranks. `figures` are those of `zoo.costs.price`; the
@@ -81,7 +82,8 @@ def _pass(table: CostTable, setup: Setup, device: Hardware, *, decode: bool) -> 
 def _describe_decoding(
     table: CostTable, setup: Setup, device: Hardware, parts: Mapping[str, Operator]
 ) -> dict[str, Any]:
-    """Give the figures that decoding alone has: the turnover, the experts that are read, MLA with expanded keys."""
+    """Give the figures that only decoding has: the turnover batch, the experts that are read, and for MLA the bound
+    with expanded keys."""
     found: dict[str, Any] = {"turnover_batch": turnover(parts, device.flops(setup.dtype), device.bandwidth)}
     if experts := {name: _met(row, setup.batch) for name, row in mixtures(table)}:
         found["experts"] = experts
@@ -96,7 +98,9 @@ def _describe_decoding(
 def _bound(
     parts: Mapping[str, Operator], batch: int, setup: Setup, device: Hardware, tokens: int = 1
 ) -> dict[str, Any]:
-    """Bound a pass over `tokens` of each of `batch` sequences on one rank; tokens per second count all replicas."""
+    """Bound a pass over `tokens` tokens of each of `batch` sequences on one rank; tokens per second count all
+    replicas.
+    """
     peak, bandwidth = device.flops(setup.dtype), device.bandwidth
     work, weights, own = count_work(parts, batch), count_weights(parts, batch), count_own(parts, batch)
     seconds = bound_seconds(work, weights + own, peak, bandwidth)
@@ -135,7 +139,9 @@ def bound_seconds(work: Amount, moved: Amount, peak: Amount, bandwidth: Amount) 
 
 
 def count_rates(tokens: Amount, batch: Amount, dp: Amount, seconds: Amount) -> dict[str, Amount]:
-    """Count tokens a second, of all `dp` replicas and of one sequence, in a pass over `tokens` of each sequence."""
+    """Count tokens a second, of all `dp` replicas and of one sequence. A replica's pass is over `tokens` tokens of each
+    of `batch` sequences, and takes `seconds`.
+    """
     return {"tokens_per_second": tokens * batch * dp / seconds, "tokens_per_second_each": tokens / seconds}
 
 
@@ -194,7 +200,7 @@ def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -
 
 
 def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
-    """Bound a training step over the batches of all data-parallel ranks at a utilisation of `mfu`. As MFU is defined
+    """Estimate a training step over the batches of all data-parallel ranks at a utilisation of `mfu`. As MFU is defined
     (Chowdhery et al., 2022), recomputation is not counted."""
     context = setup.tokens(table.spec)
     each = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"]
@@ -219,7 +225,9 @@ class TrainingStep(NamedTuple):
 
 
 def bound_training(step: TrainingStep, peak: Amount, note: Note = keep_value) -> dict[str, Amount]:
-    """Bound a training step: its tokens, FLOPs, seconds, and tokens a second. `peak` is one GPU's FLOP/s."""
+    """Estimate a training step at its `mfu`: its tokens, FLOPs, seconds, and tokens a second. `peak` is one GPU's
+    FLOP/s.
+    """
     tokens = note("tokens", step.context * step.batch * step.dp)
     work = note("flops", step.flops * tokens)
     seconds = note("seconds", work / (peak * step.mfu * step.gpus))
@@ -230,7 +238,7 @@ def bound_training(step: TrainingStep, peak: Amount, note: Note = keep_value) ->
 def bound_run(
     train_tokens: Amount, step: Mapping[str, Amount], gpus: Amount, note: Note = keep_value
 ) -> dict[str, Amount]:
-    """Bound the days and GPU-hours of training on `train_tokens`, at the `tokens_per_second` of a step."""
+    """Estimate the days and GPU-hours of training on `train_tokens`, at the `tokens_per_second` of a step."""
     days = note("days", train_tokens / step["tokens_per_second"] / DAY)
     return {"days": days, "gpu_hours": note("gpu_hours", days * 24 * gpus)}
 

@@ -1,8 +1,10 @@
 """List a Spec as a table of rows. Parameters, FLOPs, operators and explanations are sums over this table.
 
-`tabulate(spec)` visits every component and part once; layers of a kind are one row with a count, so that no table grows
-with depth. A row says what a part is by its **roles**, one for each step down from its layer or tower: `("ffn",
-"experts", "")` for an expert's matrix, `("head", "logits")`. Its path is only a name to print.
+`tabulate(spec)` visits every component and part once. A row is a part (a matrix, a table, a vector), an attention or a
+router. All layers of a kind share their rows, each of which counts how often it is used, so that no table grows with
+depth. A row says what it is by its **roles**, one for each step down from its layer or tower: `("ffn", "experts", "")`
+for an expert's matrix, `("head", "logits")`. A part that states no role has the empty one; directly in a layer or a
+tower it has its name. A row's path tells tensors apart; what a tensor is, is read from roles only.
 """
 
 from __future__ import annotations

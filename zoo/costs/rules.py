@@ -67,7 +67,8 @@ def _describe(rule: str, unit: str, holds: str, value: float, exact: float | Non
 
 
 def _evaluate(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Give for each rule its value, the exact figure, and reasons against the rule (empty where they do not apply)."""
+    """Give for each rule its value, the exact figure, and reasons against the rule (an empty text for one that does not
+    apply)."""
     params, memory, context = figures["params"], figures["memory"], setup.tokens(spec)
     counted = figures["flops"] if setup.convention == "exact" else flops.count_flops(spec, context)
     total, active, forward, train = params["total"], params["active"], counted["forward"], counted["train"]

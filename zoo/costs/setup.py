@@ -18,7 +18,7 @@ DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes per value, by the name that users give a dtype."""
 
 COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
-"""The dtype of activations by the model's dtype; with fp8 only the weights' products are in float8."""
+"""The dtype of activations by the model's dtype; with fp8 only the matrix products with weights are in float8."""
 
 CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
 ENGINES = ("ideal", "zoo", "hf", "paged")
@@ -107,8 +107,8 @@ class Setup:
         return int(spec.max_seq_len if self.context is None else self.context)
 
     def documents(self, spec: Priced) -> list[int] | None:
-        """List the lengths of the documents in a packed sequence, the last one cut off; None without packing. Raises
-        ConfigError for too many documents."""
+        """List the lengths of the documents in a packed sequence: `document` tokens each, and last what is left of the
+        sequence. None without packing. Raises ConfigError for too many documents."""
         if self.document is None:
             return None
         whole, rest = divmod(self.tokens(spec), self.document)
@@ -124,7 +124,7 @@ class Setup:
 
     @property
     def computed(self) -> str:
-        """Give the dtype of a training step's products."""
+        """Give the dtype of a training step's matrix products."""
         return "fp32" if self.precision == "fp32" else self.dtype
 
     @property
@@ -144,7 +144,7 @@ class Setup:
 
     def count_holders(self, expert: bool) -> tuple[int, int]:
         """Count the ranks among which ZeRO shards the same weights, and the replicas of these shards. Ranks of ep hold
-        different experts: an `expert` has dp × cp / ep shards. Where ep is larger than dp × cp an expert is whole, and
+        different experts: an `expert` has dp × cp / ep shards. If ep is larger than dp × cp, an expert is whole, and
         has fewer replicas."""
         parts, ep = self.dp * self.cp, self.ep if expert else 1
         return (parts // ep, self.replicas) if parts % ep == 0 else (1, self.replicas * parts // ep)

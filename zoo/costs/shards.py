@@ -24,7 +24,7 @@ from zoo.spec.sharding import divisors
 
 
 def shard_tower(tower: Tower, tp: int) -> Tower:
-    """Give a rank's part of a tower under tensor parallelism. Raises ConfigError where a component refuses."""
+    """Give a rank's part of a tower under tensor parallelism. Raises ConfigError if a component cannot be divided."""
     if tp == 1:
         return tower
     blocks = {name: block.shard(tp) for name, block in tower.blocks.items()}
@@ -80,7 +80,8 @@ def context_faults(spec: Priced, cp: int) -> list[str]:
 
 
 def _describe_reading(attention: Any) -> str:
-    """Name the field that makes an attention need all tokens of a row; empty where the attention itself does."""
+    """Name the field that makes an attention need all tokens of a row; empty if not a field but the attention itself
+    does."""
     scheme = attention.positioning
     if getattr(attention, "short_conv", None):
         return " with short_conv"

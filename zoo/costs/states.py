@@ -102,9 +102,9 @@ class StateRow(NamedTuple):
 def list_state_rows(
     pieces: Iterable[RankTensor], setup: Setup, trained: Iterable[RankTensor] | None = None
 ) -> dict[str, StateRow]:
-    """List a rank's states: `weights`, `gradients`, `master` copy, and the optimizer's `states` where every element has
-    the same number of values (otherwise `optimizer_bytes` counts them by tensor). Gradients and states are those of
-    `trained` tensors (None: all that learn)."""
+    """List a rank's states: `weights`, `gradients`, `master` copy, and the optimizer's `states`. These are left out,
+    for `optimizer_bytes` to count, if elements have different numbers of values or ZeRO 1 or 2 shards the states.
+    Gradients and states are those of `trained` tensors (None: all that learn)."""
     pieces, (weight, gradient, state, master) = list(pieces), widths(setup)
     trained = [each for each in pieces if each.learns] if trained is None else list(trained)
     rows = {
@@ -219,7 +219,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
 
     With rounding a piece has fp32 weights, gradients and states, and the larger of the optimizer's temporaries and the
     random bits of rounding (2 bytes an element). Without rounding a piece has its offloaded states and the optimizer's
-    temporaries. Where an update needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
+    temporaries. If an update needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
     """
     optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "pure" and width == 2
     orthogonal = optimizer == "muon" and hidden
@@ -304,7 +304,7 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
 
 def _list_units(stage: Stage, setup: Setup, learning: bool) -> WholeUnits:
     """List FSDP's units as the program makes them (`zoo.training.layout`): each layer with weights of its own, its
-    experts where ranks hold different ones, and the rest. `learning` counts only weights that get a gradient."""
+    experts if ranks hold different ones, and the rest. `learning` counts only weights that get a gradient."""
     layers: dict[tuple[str, str], int] = {}
     experts: dict[tuple[str, str], int] = {}
     beside = last = 0

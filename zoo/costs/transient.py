@@ -133,7 +133,7 @@ def _cache(tower: Tower, run: GenerationShape, length: int) -> Any:
 
 
 CACHED = {"fp8": "float8_e4m3fn"}
-"""The dtype of cached values where it differs from that of activations."""
+"""The dtype of cached values if it differs from that of activations."""
 
 
 def _run(tower: Tower, run: GenerationShape, new: int, cache: Any, memory: Any) -> Any:

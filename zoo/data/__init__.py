@@ -84,9 +84,10 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     """Read and split a corpus, train a tokenizer and encode; or open the cached result. Raises ConfigError for a corpus
     that cannot be read, split or used to train the tokenizer.
 
-    With `whole` nothing is split: all documents, duplicates too, go to validation, and the tokenizer must not be a BPE.
-    The text is read once to compute the cache key, and a second time if the cache has no such key (`zoo.data.survey`
-    says why). `progress(what, done, total)` is called with bytes of text.
+    With `whole` nothing is split: all documents, duplicates too, go to validation. The tokenizer must then not be of
+    kind `bpe`, which is trained on the training split. The text is read once to compute the cache key, and a second
+    time if the cache has no such key (`zoo.data.survey` says why). `progress(what, done, total)` is called with bytes
+    of text.
     """
     progress = progress or (lambda what, done, total: None)
     surveys = {}

@@ -64,7 +64,8 @@ class InPlace:
 @dataclass(frozen=True)
 class Runs:
     """Corrupts the first `length` tokens of a row: as one run, or with `documents` each document as a run of its own.
-    Subclasses pack the corrupted runs into one row, and leave out a run that does not fit."""
+    Subclasses pack the corrupted runs into one row, and leave out a run that does not fit. A run of one token is left
+    out too."""
 
     corrupt: Corrupt
     seed: int
@@ -82,8 +83,8 @@ class Runs:
 class Continued(Runs):
     """Makes batches for a decoder: each corrupted run is followed by its targets, in one row.
 
-    Rows have `width` tokens. With `prefixed`, a row has one run, whose corrupted tokens attend to one another in both
-    directions (prefix LM).
+    Rows have `width` tokens. With `prefixed`, a row has one run, and the tokens of its corrupted input attend to one
+    another in both directions (prefix LM).
     """
 
     width: int
@@ -96,7 +97,9 @@ class Continued(Runs):
         return Batch(ids, targets, numbers if self.documents else None, prefix=prefix)
 
     def _write(self, row: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """Lay out a row: its ids, targets and document numbers, and the number of corrupted tokens of its first run."""
+        """Lay out a row: its ids, targets and document numbers, and the length of the corrupted input of the first run
+        that fits (0 if none fits).
+        """
         at, read = 0, 0
         ids, targets = np.full(self.width, self.eos_id, np.int64), np.full(self.width, IGNORED, np.int64)
         numbers = np.zeros(self.width, np.int64)
@@ -205,9 +208,9 @@ def pad_labelled(
     typed: bool,
     by_token: bool,
 ) -> Batch:
-    """Make a batch of labelled rows: nothing in it is random. Rows are padded at their end to the longest row, or with
-    `one_shape` to `seq_len`. `typed` adds token_type_ids [B, T]. Targets are [B, T] if `by_token`, else a class [B, 1]
-    or numbers [B, 1, C] for each row."""
+    """Make a batch of labelled rows: nothing in it is random. Rows are padded at their end to the longest row, rounded
+    up to a multiple of STEP but at most `seq_len`; with `one_shape` to `seq_len`. `typed` adds token_type_ids [B, T].
+    Targets are [B, T] if `by_token`, else a class [B, 1] or numbers [B, 1, C] for each row."""
     longest = max(len(row.ids) for row in rows)
     width = seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)
     there = [np.ones(len(row.ids), np.int64) for row in rows]

@@ -63,7 +63,7 @@ class Corpus:
     Binary files (git's rule: they have a NUL byte) are skipped. With `strict`, three kinds of files are faults: a file
     in another encoding than UTF-8; a binary file that is the only file or has the suffix of a text file; and a file of
     records such as JSON Lines, or of packed text. Without `strict`, the first two kinds are skipped, and the third is
-    read as text.
+    read as any other file is.
     """
 
     root: Path

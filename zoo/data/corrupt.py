@@ -31,8 +31,9 @@ def count_noise(length: int, rate: float, mean: float) -> tuple[int, int]:
 
 
 def draw_spans(length: int, rate: float, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw spans of noise in a row (T5), all divisions equally likely. Returns whether each token is noise [L]; the
-    first token never is."""
+    """Draw which tokens of a row of `length` tokens are noise, as T5 does: spans that stay and spans of noise
+    alternate, in the numbers that `count_noise` gives. All divisions into spans are equally likely. Returns whether
+    each token is noise, bool [L]; the first token never is."""
     noise, spans = count_noise(length, rate, mean)
     lengths = np.stack([_segment(length - noise, spans, rng), _segment(noise, spans, rng)], 1).ravel()
     return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
@@ -66,8 +67,8 @@ def count_infilled(length: int, rate: float, mean: float) -> tuple[int, int]:
 
 def infill(ids: np.ndarray, rate: float, mean: float, mask_id: int, rng: np.random.Generator) -> np.ndarray:
     """Replace spans of tokens by one mask each (BART's text infilling; Lewis et al., 2019). Span lengths are Poisson
-    draws conditioned on their sum, which is one multinomial draw: so the resulting length is known beforehand. A span
-    of length 0 only adds a mask."""
+    draws conditioned on their sum, drawn as one multinomial, so the resulting length is known beforehand. A span of
+    length 0 only adds a mask."""
     noise, spans = count_infilled(len(ids), rate, mean)
     lengths = rng.multinomial(noise, np.full(spans, 1 / spans))
     left = len(ids) - noise

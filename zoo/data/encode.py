@@ -128,8 +128,8 @@ def encode_ahead(groups: Iterable[list[tuple[Part, Texts]]], tokenizer: Tokenize
 
 
 def encode_group(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[Encoded]:
-    """Encode the documents of a group; the answers of pairs are bare. Validation documents also get the bytes of each
-    token."""
+    """Encode the documents of a group. No tokens are added around the targets of pairs. Validation documents also get
+    the bytes of each token."""
     firsts = iter(tokenizer.encode_many([texts[0] for _, texts in group]))
     answers = iter(tokenizer.encode_many([text for _, texts in group for text in texts[1:]], bare=True))
     found = []

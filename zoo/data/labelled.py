@@ -237,7 +237,9 @@ def prepare_labelled(
 
 
 def read_parts(settings: DataSettings, task: LabelledTask, progress: Progress) -> dict[Part, list[Example]]:
-    """Read both parts of a labelled set."""
+    """Read both parts of a labelled set. Without the setting `validation`, the records are split, and records of equal
+    texts go to the same part.
+    """
     validation = getattr(settings, "validation", None)
     read = read_examples(settings, task, False, progress)
     if validation is not None:

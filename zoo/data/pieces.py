@@ -33,10 +33,11 @@ class Pieces(NamedTuple):
     begins: np.ndarray
     """Whether a word begins with this token, whichever token precedes it."""
     first: np.ndarray
-    """Kind of the token's first character: LETTER, OTHER, or SPACE if the token is white space alone. A word also
-    begins where `first` differs from `last` of the token before, unless that `last` is SPACE."""
+    """Kind of the token's first character after white space: LETTER or OTHER. It is SPACE if the token is white space
+    alone, and for all tokens of WordPiece. A word also begins where `first` differs from `last` of the token before,
+    unless that `last` is SPACE."""
     last: np.ndarray
-    """Kind of the token's last character."""
+    """Kind of the token's last character, else SPACE as in `first`."""
     ends: np.ndarray
     """Whether a sentence ends with this token: at `.`, `!`, `?`, a line end or the end of a text."""
 

@@ -52,8 +52,8 @@ class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
 
     @property
     def splits(self) -> bool | None:
-        """Whether special tokens spelled in a text are plain characters. By default they are for a tokenizer that Zoo
-        makes; for one that is read it is None: as its tokenizer_config.json says (transformers' default: false)."""
+        """Whether special tokens spelled in a text are plain characters. The default is true for a tokenizer that Zoo
+        makes. For one read from a file it is None: as its tokenizer_config.json says, else false as in transformers."""
         stated = self.split_special_tokens
         return True if stated is None and self.kind != "file" else stated
 
@@ -97,9 +97,9 @@ class Bytes(TokenizerSettings, kind="byte"):
 
 
 class TokenizerFile(TokenizerSettings, kind="file"):
-    """The tokenizer.json at `path`, or in the folder there. `eos` names the token that ends a text. As in
-    transformers, a text gets the tokens that the file puts around one (`add_special_tokens`), and special tokens
-    spelled in it are special unless `split_special_tokens`."""
+    """The tokenizer.json at `path`, or in the folder there. `eos` names the token that ends a text. As in transformers,
+    a text gets the tokens that the file puts around one (`add_special_tokens`), and special tokens spelled in it are
+    special unless `split_special_tokens` (null: as tokenizer_config.json says)."""
 
 
 class DataSettings(Spec, axis="data", default="stdlib"):

@@ -71,8 +71,8 @@ def pack_index(lengths: Sequence[int], sequences: int, dtype: str) -> bytes:
 class SplitWriter:
     """Writes one split as shards NAME-00000, NAME-00001 … in a folder. A shard ends with the document that fills it.
 
-    Where shards end depends on the documents alone. Whole shards that a killed process left are kept: `n_documents`
-    counts their documents, and `add` continues after them.
+    Where shards end depends on the documents alone, so a resumed process makes the same shards. Whole shards that a
+    killed process left are kept: `n_documents` counts their documents, and `add` continues after them.
     """
 
     def __init__(self, folder: Path, name: str, dtype: str, *, sequences: int = 1, keep_lengths: bool = False) -> None:

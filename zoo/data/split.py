@@ -64,8 +64,8 @@ def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | 
 
 
 def keep_whole(units: list[Unit], max_bytes: int | None = None) -> list[Part | None]:
-    """Put all documents into validation, duplicates too; or with `max_bytes` an even sample. Raises ConfigError if
-    there are none."""
+    """Put all documents into validation, duplicates too; or with `max_bytes` a sample of at most that size, by hash.
+    Raises ConfigError if there are none."""
     everything = list(range(len(units)))
     chosen = set(everything if max_bytes is None else sample_within(units, everything, max_bytes))
     if not chosen:
@@ -98,8 +98,8 @@ def measure_unit(document: Document) -> Unit:
 
 
 def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:
-    """Choose the validation documents among `kept`, which are sorted by hash. Of two or more, each part gets one at
-    least."""
+    """Choose the validation documents among `kept`, which are sorted by hash. If there are two documents or more,
+    validation and training each get at least one."""
     files: dict[str, list[int]] = {}
     for number, unit in enumerate(units):
         files.setdefault(unit.path, []).append(number)
@@ -144,8 +144,8 @@ def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 
 
 
 def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> Iterator[tuple[Part, Texts]]:
-    """Yield texts with their part. Consecutive pieces of a file in one part are joined; a text of more than LONGEST
-    characters is cut where a paragraph ends.
+    """Yield texts with their part, without the documents that have none. Consecutive pieces of a file in one part are
+    joined; a text of more than LONGEST characters is cut where a paragraph ends.
 
     Raises ZooError when the corpus no longer has as many documents as there are parts.
     """
@@ -167,7 +167,9 @@ def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> 
 
 
 def cut_long(part: Part, pieces: list[Texts]) -> Iterator[tuple[Part, Texts]]:
-    """Join the pieces of one text, and cut it into texts of LONGEST to 2 × LONGEST characters. A pair is never cut."""
+    """Join the pieces of one text. If it has more than LONGEST characters, cut it into texts of LONGEST to 2 × LONGEST
+    characters (the last may be shorter). A pair is never cut.
+    """
     if len(pieces[0]) > 1:
         yield part, pieces[0]
         return

@@ -113,7 +113,9 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> np.ndarray | None:
-        """The bytes of each token of a byte-level vocabulary, by id; None for another kind."""
+        """The number of bytes that each token of a byte-level vocabulary stands for, by id [V]; None for a vocabulary
+        of another kind.
+        """
         return tabulate_byte_level(self)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
@@ -140,8 +142,8 @@ class Tokenizer:
         adds: bool = True,
         where: str = "tokenizer",
     ) -> Tokenizer:
-        """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages. `split` null is as
-        tokenizer_config.json beside it says, else false.
+        """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages. `split` None is as
+        the tokenizer_config.json in the same folder says, else false.
 
         The end of a text is `eos`, else the `eos_token` of the tokenizer_config.json in the same folder, else the first
         of KNOWN_EOS that the vocabulary has. Raises ConfigError for a missing or malformed file, and if none of these
@@ -326,7 +328,7 @@ def measure_characters(text: str) -> np.ndarray:
 
 
 def tabulate_byte_level(tokenizer: Tokenizer) -> np.ndarray | None:
-    """List the bytes of each token of a byte-level vocabulary, by id; None for another kind of vocabulary.
+    """Count the bytes of each token of a byte-level vocabulary, by id [V]; None for another kind of vocabulary.
 
     A byte-level vocabulary spells each byte as one character (GPT-2, 2019). Added tokens are spelled in plain text, so
     the count of a non-ASCII one is wrong, and a text that contains it does not add up.

@@ -112,7 +112,7 @@ def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> RecipeOutcom
 def weigh(
     values: Values, costs: Mapping[str, Mapping[str, float]], recipe: Recipe, expected: Sequence[Expectation]
 ) -> list[Finding]:
-    """Test values and costs, by arm, against expectations. Verdicts hold at a level of 5 % over all expectations
+    """Test values and costs, by arm, against expectations. Verdicts are tested at a level of 5 % over all of them
     together (Holm's correction)."""
     measured = [values.get(each.metric or recipe.metric, {}) for each in expected]
     samples = {

@@ -1,4 +1,4 @@
-"""Price a recipe's arms before any of them runs, and check that they cost the same where the recipe says so."""
+"""Price a recipe's arms before any of them runs, and check that they cost the same if the recipe says so."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from zoo.training.planning import plan_training
 
 
 def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, float]]:
-    """Price each arm by its config: parameters, tokens and FLOPs of training, and the cache of a row in bytes. Raises
-    ConfigError for an arm that cannot be trained."""
+    """Price each arm by its config: parameters, tokens and FLOPs of training, and the cache of a row in bytes; for a
+    ladder only the parameters of its largest size. Raises ConfigError for an arm that cannot be trained."""
     if recipe.probe is not None:
         return {name: price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
     if recipe.ladder is not None:

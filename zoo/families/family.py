@@ -203,7 +203,7 @@ class Family:
         return name == "layer" or (name.startswith("_") and name in self.derive)
 
     def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
-        """Return a class's changes of the family. Raises CheckpointError for a class of another family."""
+        """Return a class's changes to the family. Raises CheckpointError for a class of another family."""
         if architecture not in self.architectures:
             known = ", ".join(self.architectures)
             raise CheckpointError(f"{where}: architectures: {quote(architecture)} is not read (one of: {known})")
@@ -371,7 +371,8 @@ MAPS = (
 
 
 def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
-    """Complete a family that states only its differences from `base`. A key that it sets to null is removed."""
+    """Complete a family that states only its differences from `base`. A key that it sets to null is removed, except in
+    `defaults` and `requires`, where null is a value."""
     node["inherited"] = frozenset(base.defaults) - frozenset(node.get("defaults", {}))
     for name in LISTS:
         node[name] = [*getattr(base, name), *node.get(name, ())]
@@ -403,8 +404,8 @@ def by_model_type() -> dict[str, str]:
 
 
 def find_name(model_type: object) -> str | None:
-    """Find the name of the family of a `model_type`, or None. Reads the files of all families only where none has this
-    name."""
+    """Find the name of the family of a `model_type`, or None. The files of all families are read only if no family of
+    this name has this `model_type`."""
     if not isinstance(model_type, str):
         return None
     if model_type in family_names() and model_type in read_family(model_type).model_types:

@@ -91,9 +91,9 @@ def _list_stated(body: Mapping[Any, Any]) -> set[Any]:
 def _find_rest(
     fields: Mapping[str, Any], whole: Mapping[str, Any], choice: type[Spec] | None = None, stated: Container[Any] = ()
 ) -> dict[str, Any]:
-    """List the `fields` that differ from those of a choice's file (`whole`), or from its class's defaults where the
-    file states none. Mappings of the same kind are compared field by field. `stated` are the keys that the file's
-    interpolations may find; empty if unknown."""
+    """List the `fields` that differ from those of a choice's file (`whole`), or, if the file does not state the field,
+    from its class's default. Mappings of the same kind are compared field by field. `stated` are the keys that the
+    file's interpolations may find; empty if unknown."""
     rest = {}
     defaults = {field.name: field.default for field in choice.fields()} if choice else {}
     for key, value in fields.items():

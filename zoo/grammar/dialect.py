@@ -33,7 +33,8 @@ MOST_LIKE = 50
 """Maximum length of a chain of layer kinds, each `like` the next."""
 
 INNER = {"ffn": "gated", "attention": "gqa"}
-"""The usual choice of an axis inside another component, where the model's own choice may be that component itself."""
+"""The usual choice of an axis for a component inside another one. The model's own choice may be that outer
+component."""
 
 USUAL_ROUTER = "softmax_topk"
 """The router of a mixture of experts whose model states none."""

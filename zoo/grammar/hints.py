@@ -26,7 +26,7 @@ MOST = 240
 """Maximum characters of a node that a message prints. Instead of a longer node, only the overrides are printed."""
 
 ALWAYS = ("head", "embedding")
-"""Components that every model has, of the default kind where it states none."""
+"""Components that every model has, of the default kind if it states none."""
 
 Patch = dict[str, Any]
 """Keys of a model, with what to change in them: `{attention: {qk_norm: true}}`."""

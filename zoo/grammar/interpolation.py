@@ -67,8 +67,8 @@ def list_sizes(node: Any) -> dict[str, int]:
 
 
 def find_foreign(text: str) -> Iterator[str]:
-    """Yield the names of all resolvers but the grammar's that a text calls. Hydra's and OmegaConf's resolvers read
-    environment variables, so an untrusted file may not call them."""
+    """Yield the name of each resolver that a text calls, other than the grammar's `up` and `or`. Such resolvers are
+    OmegaConf's and Hydra's. Some of them read environment variables, so an untrusted file may call none."""
     opened: list[int | None] = []  # where each open interpolation's name starts; None once its resolver is known
     at = 0
     while at < len(text):
@@ -106,8 +106,8 @@ class Unresolvable(ConfigError):
 
 
 class MissingName(Unresolvable):
-    """No scope around `place` has the names that its `key` looks up. Of several names the last, most general one is
-    reported: n_heads of `${up:n_kv_heads,n_heads}`."""
+    """No scope around `place` has the names that its `key` looks up. If there are several names, the last, most general
+    one is reported: n_heads of `${up:n_kv_heads,n_heads}`."""
 
     def __init__(self, name: str, place: str, key: str) -> None:
         super().__init__("", place)

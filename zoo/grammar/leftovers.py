@@ -57,7 +57,9 @@ def _trim(
 
 
 def _fix(place: str, node: dict[Any, Any], choice: Mapping[Any, Any], touched: Collection[str]) -> None:
-    """Set the fields of a component that its choice's file fixes, and likewise in the components among its fields."""
+    """Give a component (`node`) the values that the file of its new choice fixes, except where the user set a field.
+    The components among its fields get theirs likewise.
+    """
     for name, value in choice.items():
         key, old = f"{place}.{name}", node.get(name)
         if isinstance(value, Mapping) and isinstance(old, dict):
@@ -69,8 +71,9 @@ def _fix(place: str, node: dict[Any, Any], choice: Mapping[Any, Any], touched: C
 def _trim_node(
     place: str, node: dict[Any, Any], base: type[Spec], kind: Any, gone: Collection[str], touched: Collection[str]
 ) -> Iterator[str]:
-    """Delete the fields of a component that its choice does not have, and the fields in `gone`; likewise in the
-    components among its fields. Yields the deleted keys."""
+    """Delete the fields of a component that its choice does not have or whose value it refuses, and the fields in
+    `gone`; likewise in the components among its fields. What the user set (`touched`) stays. Yields the deleted
+    keys."""
     choice = base.kinds.get(kind) if isinstance(kind, str) else None
     if choice is None:
         return
@@ -88,7 +91,9 @@ def _trim_node(
 
 
 def _is_touched(key: str, touched: Collection[str]) -> bool:
-    """Tell whether the user set a key, a key below it, or the component that it is a field of."""
+    """Tell whether the user set a key, a key below it, or a key above it. An axis above it does not count: a swapped
+    axis is why its fields are dropped.
+    """
     own = (each for each in touched if each.rpartition(".")[2] not in BASES)
     return any(each == key or each.startswith(f"{key}.") for each in touched) or any(
         key.startswith(f"{e}.") for e in own

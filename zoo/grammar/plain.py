@@ -29,7 +29,8 @@ def _name_kind(spec: Spec) -> dict[str, Any]:
 
 
 def to_essentials(spec: Spec) -> Any:
-    """Write a Spec as `to_dict` does, without the fields whose value is a default of None, False, 0, 1 or empty.
+    """Write a Spec as `to_dict` does, without the fields that have their default, if this default is None, False, 0, 1,
+    empty or a Node.
 
     Hashes are made of this: different Specs give different data, and a Spec's data stays the same when its class gains
     a field that is off by default."""

@@ -47,8 +47,8 @@ def _has_topology(root: Scope) -> bool:
 
 
 def settle_faults(faults: Iterable[str], root: Scope) -> list[str]:
-    """Leave out "KEY: is missing" where the key is stated under another library's name, or misspelt: the stated key has
-    a fault already. Write the other faults in the words of the file (`settle_line`)."""
+    """Leave out "KEY: is missing" if the key is stated under another library's name, or misspelt: the stated key has a
+    fault already. Write the other faults in the words of the file (`settle_line`)."""
     faults = list(dict.fromkeys(faults))
     there = {FOREIGN[str(key)] for key in root.node if key not in KNOWN and str(key) in FOREIGN}
     there |= {found[1] for fault in faults if (found := _MISSPELT.fullmatch(fault))}

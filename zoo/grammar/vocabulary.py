@@ -38,7 +38,7 @@ COMMON = {
     "bias": "Whether the products of attention and of feed-forwards have a bias.",
     "norm_eps": "Epsilon under the root of norms. RMSNorm adds it to the mean square, LayerNorm to the variance.",
 }
-"""Descriptions of keys that fill fields of several choices, where each field has a description of its own."""
+"""Descriptions of keys that fill fields of several choices. Each of these fields has a description of its own, too."""
 
 TAKEN = "vocab_size"
 """A field of heads and of embeddings. Its value is taken from the model's key of the same name

@@ -56,7 +56,7 @@ class LaunchPlan:
     planned: list[TrainingPlan | None] = dataclasses.field(default_factory=list)
     """The training plan of each job; None for a job that has faults or was not checked."""
     varied: set[str] | None = None
-    """The keys of the model that a sweep varies."""
+    """The keys that a sweep varies, those of the model without `model.`; None for a run."""
     samples: bool = False
     """Whether a sampling sweeper draws the jobs, so that they are not known in advance."""
     made: list[Path] = dataclasses.field(default_factory=list)
@@ -71,7 +71,10 @@ class LaunchPlan:
             raise ConfigError(f"{key}: {shorten_error(error)}") from error
 
     def make_folder(self) -> Path:
-        """Make a new folder for this run or sweep; a number is added if another run started in the same second."""
+        """Make a new folder for this run or sweep; a number is added if another run started in the same second. A
+        folder that the overrides name is used as it is. Raises ConfigError if the named folder is in use, or a folder
+        cannot be made.
+        """
         wanted, key = self.find_folder(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
         try:
             self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
@@ -198,8 +201,8 @@ class LaunchPlan:
 
 
 def _unused(folder: Path, sweeps: bool) -> Path:
-    """Return the folder that the user named. Raises ConfigError if it has a run, also one without a checkpoint yet:
-    Hydra would overwrite its files before the run takes its lock. A sweep may continue in its own folder."""
+    """Return the folder that the user named. Raises ConfigError if another process trains in it, or if it has a run:
+    Hydra would overwrite that run's files before the new run takes its lock. A sweep may continue in its own folder."""
     if runs.is_locked(folder):
         raise ConfigError(f"{folder}: another process is training in it (wait for it, stop it, or name another folder)")
     _refuse_used(folder, sweeps)

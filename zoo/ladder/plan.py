@@ -181,9 +181,9 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
 
 
 def predict_seconds(ladder: Ladder) -> Ladder:
-    """Predict the seconds of each run. Some updates and evaluations of it are timed if the updates take at most
-    PATIENCE. Otherwise the seconds follow from the FLOP/s of the last timed size or, before any, of matrix products
-    alone. Raises ZooError if a run could not begin."""
+    """Predict the seconds of each run. If its updates are expected to take at most PATIENCE, some updates and an
+    evaluation are timed. The seconds of a longer run follow from the FLOP/s of the last timed size or, before any, of
+    matrix products alone. Raises ZooError if a run could not begin."""
     from zoo.run.builder import pick_device
     from zoo.training.speed import find_peak
 

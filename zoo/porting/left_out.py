@@ -46,7 +46,7 @@ def _derive_rope(maker: Maker) -> dict[str, str]:
 
 
 def _list_by_layer(family: Family, maker: Maker) -> list[str]:
-    """List the fields that the draft reads and whose default is a list with an entry per layer."""
+    """List the fields that the draft reads and for which the class derives a list with an entry per layer."""
     count = maker.defaults.get(maker.config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
     return [
         name

@@ -194,7 +194,7 @@ def _list_positions(model_type: str) -> tuple[tuple[str, Any], ...]:
 
 
 def list_positions(draft: Draft) -> Iterator[Move]:
-    """Yield changes to the position schemes of other families."""
+    """Yield changes that take the position scheme of another family."""
     own = draft.to_family().model.get("position")
     for name, value in _list_positions(draft.model_type):
         if value != own:

@@ -39,7 +39,7 @@ class ParityReport:
 
 
 def check_parity(draft: Draft, maker: Maker, reference: Reference, outcome: TrialOutcome) -> ParityReport:
-    """Compare the draft with its reference in all ways except the fields."""
+    """Compare the draft with its reference in all ways except the fields; if the logits differ, by logits alone."""
     found = ParityReport()
     gap = outcome.gaps.get("logits")
     said = f"largest difference {gap:.0e}" if gap is not None else "were not computed"
@@ -125,8 +125,8 @@ def place_fields(
 ) -> tuple[Draft, dict[str, str]]:
     """Set each field of the config to other values, and find a place for fields whose values the draft misreads.
 
-    A field that cannot be placed is added to `requires` with the tiny model's value, so that any other value is
-    refused. Returns the draft and a verdict for each field.
+    A field that cannot be placed is added to `requires` with the tiny model's value, unless this is a list or a
+    mapping, so that any other value is refused. Returns the draft and a verdict for each field.
     """
     said: dict[str, str] = {}
     effects = list_effects(maker, reference, list_fields(reference))

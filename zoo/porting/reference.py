@@ -38,7 +38,9 @@ SIZES = {
     **{"type_vocab_size": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8},
     **{"linear_value_head_dim": 10, "attention_chunk_size": 6},
 }
-"""Sizes of a tiny model by transformers' names. Dimensions of one product are never equal."""
+"""Sizes of a tiny model by transformers' names. Different sizes that meet in one matrix are never equal numbers, so
+that a transposed weight is noticed by its shape.
+"""
 
 AUTO = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
 """transformers' mappings from a config class to a model class; the first that has the type decides its class."""

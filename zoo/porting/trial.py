@@ -109,7 +109,9 @@ def try_spec(outcome: TrialOutcome, reference: Reference) -> TrialOutcome:
 
 
 def _find_tying(draft: Draft, reference: Reference) -> dict[str, Any] | None:
-    """Return the setting of `tied`: whether the file lacks a weight for the head. None without such a head."""
+    """Return the setting of `tied`: whether the file lacks a weight for the head. None without a head of kind `lm`, and
+    if the name of the head's weight is unknown.
+    """
     kind = (draft.to_family().template(reference.architecture).get("head") or {}).get("kind")
     if kind != "lm" or draft.head is None:
         return None

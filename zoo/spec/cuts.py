@@ -114,7 +114,9 @@ def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
 
 
 def compare_parts(whole: Any, part: Any, leaf: str, ranks: int) -> Cut:
-    """Find how a tensor is cut: `leaf` of the Spec's part `whole`, of which each of `ranks` ranks holds `part`."""
+    """Find how the tensor named `leaf` is cut over `ranks` ranks, by comparing its shapes in a part of the whole model
+    (`whole`) and in the same part on one rank (`part`).
+    """
     shapes = [each.shapes()[leaf] for each in (whole, part)]
     dims = [dim for dim, (one, other) in enumerate(zip(*shapes, strict=True)) if one != other]
     dim = dims[0] if dims else 0

@@ -195,7 +195,7 @@ def _message(choice: type[Spec], item: Any) -> str:
 
 
 def _would_do(choice: type[Spec], name: str) -> str:
-    """Name a value that the field takes: null if allowed, else its default."""
+    """Name a value that the field takes: null if allowed, else its default if that is a boolean or a number."""
     field = next((field for field in choice.fields() if field.name == name), None)
     if field is None or "None" in str(field.type):
         return " (null would do)" if field else ""

@@ -1,8 +1,8 @@
 """Define parts: the weights that a component lists. No torch here.
 
 A part or a slot may state its **role**, which counting reads instead of its name: an embedding's table of tokens is
-TOKENS, a head's product with the vocabulary LOGITS. The default role is the component's axis. `zoo.spec.walk` yields
-roles from the layer or tower down.
+TOKENS, a head's product with the vocabulary LOGITS. The default role of a slot is its component's axis, that of a part
+the empty text. `zoo.spec.walk` yields roles from the layer or tower down.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def describe_node(names: Sequence[str], word: str, main: str, takes_true: bool) 
 
 
 def name_axis(axis: str) -> str:
-    """Name a component of an axis, with its article where it has one."""
+    """Name a component of an axis, with an article if it takes one."""
     noun = axis.replace("_", " ")
     return NOUNS.get(axis) or f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 

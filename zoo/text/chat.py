@@ -69,8 +69,9 @@ class ChatTemplate:
         return tokenizer.encode_rendered(self.render(messages, **options))
 
     def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
-        """Find what the template puts after an answer: the id of a special token, or a stop string. Both lists are
-        empty if the template refuses the conversation that is tried."""
+        """Find what the template puts after an answer. Returns two lists: the id of a special token, and a stop string.
+        At least one is empty; both are if the template refuses the conversation that is tried, or nothing follows its
+        answer."""
         asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         try:
             _, found, after = self.render(asked, add_generation_prompt=False).rpartition(MARK)
@@ -155,7 +156,7 @@ def list_faults(messages: object) -> list[str]:
 
 
 def _complete(message: Message) -> dict[str, Any]:
-    """Copy a message without None values, its reasoning under every key that templates read."""
+    """Copy a message without None values, its reasoning under both `reasoning_content` and `thinking`."""
     message = {key: value for key, value in message.items() if value is not None}
     reasoning = next((message[key] for key in REASONING if key in message), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}

@@ -53,9 +53,10 @@ class FolderDefaults:
     missing: tuple[str, ...] = ()
 
     def beside(self, given: Mapping[str, Any]) -> FolderDefaults:
-        """Drop the folder's options that the user's options `given` state too, or that conflict with them. If the user
-        states sampling options, the folder's greedy decoding or beam search is dropped. For beam search, whoever states
-        it, the folder's sampling options are dropped."""
+        """Drop the folder's options that the user's options `given` state too, or that conflict with them. The folder's
+        greedy decoding is dropped if the user states any of DRAWS. The folder's beam search is dropped if the user
+        states an option that beam search lacks (none of PLAIN); then only `max_new_tokens` stays. If the user asks for
+        beam search, only the folder's SEARCHES stay."""
         options = dict(self.options)
         asked = {name for name, value in given.items() if (name, value) not in (("temperature", 0), ("n_beams", 1))}
         if "n_beams" in asked or ("n_beams" in options and not asked <= {*PLAIN}):
@@ -76,7 +77,8 @@ class FolderDefaults:
 def read_defaults(folder: Path) -> FolderDefaults:
     """Read the options of a Hugging Face folder; none for a folder of ours, or one without generation_config.json.
 
-    `do_sample: false` and beam search become temperature 0. Raises ConfigError for invalid values.
+    `do_sample: false` becomes temperature 0, and so does beam search without sampling. Raises ConfigError for invalid
+    values.
     """
     from zoo import runs
     from zoo.families.described import read_json

@@ -126,7 +126,8 @@ class Detokenizer:
     def _give_up(self, text: str) -> str:
         """Return the new text without its last three U+FFFD, which may be bytes of one character. Shorten the window.
 
-        Otherwise the window of a model that repeats a stray byte would grow, and be decoded whole at each step.
+        A window that is not shortened would grow with a model that repeats a stray byte, and be decoded whole at each
+        step.
         """
         known, sure = self._known(text), len(text) - 3
         window = self._window[-CONTEXT:]
@@ -147,8 +148,8 @@ def _shared(a: str, b: str) -> int:
 
 
 def _last_words(backend: tokenizers.Tokenizer, tokens: Sequence[int]) -> list[int]:
-    """Return the last of the tokens, from the start of a whole character on: decoding the whole prompt at each step is
-    slow. Numbers of tokens are tried from CONTEXT on, each twice the one before."""
+    """Return the last few of the tokens, beginning with a whole character, because decoding the whole prompt at each
+    step is slow. Numbers of tokens are tried from CONTEXT on, each twice the one before."""
     count = CONTEXT
     while count < len(tokens):
         last = list(tokens[-count:])

@@ -45,7 +45,7 @@ class Harness(TemplateLM):
 
     The base class splits contexts from continuations, and chooses the token before an empty context. Texts are encoded
     as the harness's `hf` models do, so that scores are comparable: the tokenizer's file adds special tokens, unless the
-    text begins with the first of them already. A context that is too long loses its beginning.
+    text begins with the start token already. A context that is too long loses its beginning.
     """
 
     def __init__(self, loaded: Loaded, limit: int, *, kernel: str | None, progress: Progress | None) -> None:

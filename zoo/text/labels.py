@@ -221,7 +221,9 @@ def compute_logits(model: Model, rows: Sequence[EncodedRow]) -> list[Tensor]:
 
 
 def read_result(head: Any, row: EncodedRow, logits: Tensor, activation: Activation, every: bool) -> dict[str, Any]:
-    """Make the result of a row from its logits."""
+    """Make the result of a row from its logits. With activation none, a class has its `logit` in place of a
+    probability.
+    """
     if not hasattr(head, "labels"):
         numbers = logits.sigmoid() if activation == "sigmoid" else logits
         return {"predicted": numbers.item() if head.n_logits == 1 else numbers.tolist()}

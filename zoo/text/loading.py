@@ -51,7 +51,7 @@ def load(
 ) -> Loaded:
     """Load a model and its tokenizer for generating.
 
-    `checkpoint` is as in `find_folder`. `dtype` None is the file's dtype, or float32 where a CPU computes that faster.
+    `checkpoint` is as in `find_folder`. `dtype` None is the file's dtype, or float32 if a CPU computes that faster.
     `fp8` converts weights to float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` is given. On a
     CPU the model is prepared (`zoo.run.linear.prepare`) to serve up to `rows` rows at once; `weights` names the bits of
     its quantised weights. `note` gets a line each on the unread parts of a multimodal folder, on weights in float8 or

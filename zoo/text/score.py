@@ -30,7 +30,7 @@ CHUNK = 64 << 20
 """Most bytes of logits held at once."""
 
 TOGETHER = {"cpu": 2048}
-"""Tokens in a batch of windows: enough for fast matrix products."""
+"""Tokens in a batch of windows by type of device: enough for fast matrix products."""
 
 MANY_TOGETHER = 32768  # on any other device
 

@@ -208,8 +208,9 @@ def _read_layer(module: Module) -> SentenceLayer | None:
 def _pick_weights(
     weights: Mapping[str, Tensor], folder: Path, needed: Sequence[str], vectors: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return a module's weights, the `needed` ones first. Raises CheckpointError for missing weights, and for `vectors`
-    whose length is not the number of rows of the first weight."""
+    """Return a module's weights: those named in `needed`, then those in `vectors`. The `needed` ones must be matrices
+    of one shape (of a LayerNorm, a vector), and each of `vectors` must have a number for each of their rows. Raises
+    CheckpointError if not, and for a missing weight."""
     for name in (*needed, *vectors):
         shape = list(weights[name].shape) if name in weights else None
         first = list(weights[needed[0]].shape) if needed[0] in weights else []

@@ -8,7 +8,7 @@ from zoo.errors import ConfigError
 
 
 def is_task_file(name: str) -> bool:
-    """Whether a task is given as a YAML file."""
+    """Whether a task is given as a file: the name ends in .yaml or .yml, or has a slash."""
     return name.endswith((".yaml", ".yml")) or "/" in name
 
 

@@ -55,7 +55,7 @@ def evaluate_tasks(
     its format; such a file can run any code, so it needs `trust`. `limit` takes only the first examples, `num_fewshot`
     is the number of few-shot examples, and `context` the maximum of tokens the model reads (default: its own length).
     Encoding, truncation and start tokens equal those of the harness's `hf` models. `weights` and `fp8` quantise the
-    weights of products.
+    weights of matrix products.
 
     Raises ConfigError for a model that does not generate text, unknown tasks and invalid options, and if the package
     lm_eval is missing.
@@ -100,7 +100,9 @@ def load(model: str | Path | Model, tokenizer: str | Path | None, how: dict[str,
 
 
 def settle_context(spec: Topology, context: int | None) -> int:
-    """Choose the maximum of tokens that the model reads at once. Raises ConfigError for more than its length."""
+    """Choose the maximum of tokens that the model reads at once. Raises ConfigError for fewer than 2 or more than its
+    length.
+    """
     most = longest_text(spec)
     if context is not None and not 2 <= context <= most:
         raise ConfigError(f"context: is {context}, not a whole number from 2 to {most}, the model's length")

@@ -1,5 +1,5 @@
-"""Render chat templates in a process of their own: a template is a program by the checkpoint's author, and limits
-within one interpreter leak (a string that doubles sixty times is one call of C).
+"""Render chat templates in a process of their own. A template is a program by the checkpoint's author, and a limit
+inside one interpreter does not hold: Python cannot interrupt a single call into C.
 
 Run as a script by `zoo.text.template`: each line of standard input is one job, each line of standard output its answer.
 A job that takes too much time ends this process; a job that takes too much memory ends in an error.

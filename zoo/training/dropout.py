@@ -62,7 +62,7 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
     def apply(self, model: Any, seed: int = 0) -> None:
         """Make a built model drop values in training mode. A hash of the seed, the row's number and a value's place
         decides whether that value is dropped (`zoo.model.drops`). So recomputation, resuming and any mesh drop the same
-        values."""
+        values. Only the kernel sdpa draws by itself which attention probabilities it drops."""
         rates, whole = {name: getattr(self, name) for name in RATES}, model.whole
         units = [part.of.d_in if isinstance(part, Experts) else part.d_in for part in _list_downs(whole)]
         width = max(whole.d_model, count_draws(whole), *units)

@@ -54,8 +54,8 @@ def evaluate(
     note: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model. Returns its `loss` (nats per target), `perplexity` and `bits_per_byte`, over `tokens` tokens
-    and `bytes` bytes.
+    """Evaluate a model. Returns plain data: the `tokens` and `bytes` scored, and in `results` a row with `loss` (nats
+    per target), `perplexity` and `bits_per_byte`.
 
     `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder). What is scored:
 
@@ -68,12 +68,12 @@ def evaluate(
     apart (default: half of that), each token once. In data, ends of text are scored too, and have no bytes. Other
     objectives are scored in rows of `context` tokens (default: the run's), corrupted the same way every time. Their
     loss is the mean over targets, and bits per byte are None, because targets are not all of the text. For a mix,
-    `sources` has each source's figures.
+    `sources` of a row has each source's figures.
 
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
-    precision: `results` has a row for each, the second with its `loss_difference` and how its products are `made`.
-    Products are rounded as in decoding one row. (Generation may unpack the weights for a whole prompt, and round less.)
-    Raises ConfigError if there is nothing to score, or if data, `context`, `stride` or the precision do not suit.
+    precision. `results` then has a second row, with its `loss_difference` and how its products are `made`. Products are
+    rounded as in decoding one row. (Generation may unpack the weights for a whole prompt, and round less.) Raises
+    ConfigError if there is nothing to score, or if data, `context`, `stride` or the precision do not suit.
     """
     tell, report = note or (lambda line: None), progress or (lambda what, done, total: None)
     subject = Subject(model, tokenizer, dtype=dtype, device=device, note=tell)

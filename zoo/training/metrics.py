@@ -95,8 +95,8 @@ class ClassRow(NamedTuple):
 
 class TagMetrics(Metrics):
     """Accuracy of words, and F1 = 2·right / (true + found). If tags are spelled B-PER, I-PER and O (also E- and S-), F1
-    is that of entities, counted as in conlleval and seqeval (Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018).
-    Otherwise F1 is that of the words whose tag is not O."""
+    is that of entities, counted as in conlleval and seqeval (Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018). With
+    any other tags, F1 is that of the words whose tag is not O."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)

@@ -48,10 +48,11 @@ def find_checkpoint(run: Run, step: int) -> Path:
 
 
 def save_if_due(run: Run, terms: dict[str, Any]) -> None:
-    """Save if the config or the schedule wants a checkpoint after this step.
+    """Save a checkpoint if one is due after this step, by the config or the schedule. After the last step one is always
+    due.
 
-    After a skipped update the checkpoint waits for the next update that is made: the weights may be at fault, and each
-    checkpoint replaces an older one. The last step always saves.
+    If this step's update was skipped, the checkpoint waits for the next update that is made, unless this is the last
+    step: the weights may be what makes updates fail, and the checkpoint would replace an older one.
     """
     run.saves.due |= run.due(run.settings.save_every) or is_milestone(run, run.step)
     if run.saves.due and (not run.skipped_in_row or run.step == run.settings.steps):

@@ -26,14 +26,16 @@ def _begin(nodes: list[yaml.Node]) -> list[int]:
 
 
 def _walk(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Yield the path of each item of a node, the node that states it, and its value."""
+    """Yield each item below a node, at any depth: its path, the node that states it, and its value."""
     for name, stated, value in _list_items(node):
         yield (*path, name), stated, value
         yield from _walk(value, (*path, name))
 
 
 def _list_items(node: yaml.Node | None) -> Iterator[tuple[str, Any, Any]]:
-    """Yield name, stating node and value of each item of a mapping or a list, including items merged by `<<`."""
+    """Yield each item of a mapping or a list: its name (a key or an index), the node that states it (the key's, or the
+    entry itself), and its value. Items merged by `<<` are included.
+    """
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.value == "<<":

@@ -1,4 +1,6 @@
-"""Declare the types of the files of runs and sweeps, in a module that pricing never needs to import."""
+"""Declare the types of the keys in the files of runs and sweeps. Pricing reads none of these files, and so does not
+import this module.
+"""
 
 from __future__ import annotations
 

@@ -159,8 +159,8 @@ class Memory:
     # ---------------------------------------------------------------- the update, the loss, and peaks
 
     def _step(self) -> None:
-        """Add the scratch memory of the update. Where it is so many bytes for each parameter, or for each element of
-        the largest tensor, the line shows this product."""
+        """Add the scratch memory of the update. If it is a whole number of bytes for each parameter, or for each
+        element of the largest tensor, the line shows this product."""
         found, width = self.found["step"], symbol("bytes of each", widths(self.setup)[2])
         made, why = term(found), f"temporaries of {self.setup.optimizer}, counted tensor by tensor"
         if found and found % width.number == 0:

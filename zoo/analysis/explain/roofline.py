@@ -122,8 +122,8 @@ class Roofline:
         return self.sheet.add(f"{name} FLOPs", call("round", made), "FLOP", "FLOPs above", figure)
 
     def _closer(self, name: str, path: str, parts: Mapping[str, Operator], tokens: Term) -> None:
-        """Add the bound of each operator, and the sum of the bounds. Of a pass with MLA's expanded keys `price` has the
-        sum only."""
+        """Add the bound of each operator, and the sum of the bounds. For a pass with MLA's expanded keys, `price` has
+        the sum alone, so the operators' lines name no figure."""
         times, written = [], "expanded" not in path
         for key, part in parts.items():
             work = symbol("flops", part.flops * self.setup.batch)

@@ -21,7 +21,8 @@ from zoo.spec import Spec
 
 
 class Term:
-    """An expression with its exact `value`; `text(named)` writes it with symbols, or with their numbers."""
+    """An expression with its exact `value`; `text(named)` writes it with symbols if `named`, else with their
+    numbers."""
 
     loose = False  # whether the term needs brackets inside a product
 
@@ -273,7 +274,7 @@ def symbol(name: str, value: Any) -> Number:
 
 
 class Traced(int):
-    """An int with its Term. Sums, products and quotients of Traced are Traced, other results plain numbers."""
+    """An int with its Term. The results of +, −, ·, // and % are Traced, those of other operations plain numbers."""
 
     term: Term
 

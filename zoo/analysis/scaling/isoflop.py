@@ -1,8 +1,8 @@
 """Fit parabolas to runs of equal FLOPs, and a power law to their minima (Hoffmann et al., 2022, approach 2).
 
-A law's loss is symmetric in log N only if α = β. Otherwise the parabola's minimum is biased even without noise, and the
-bias grows with the range of a budget's sizes. `measure_bias` fits parabolas to a law's own losses at the same points,
-and compares the minima with the law's optimum.
+A law's loss is symmetric in log N only if α = β. If they differ, the parabola's minimum is biased even without noise,
+and the bias grows with the range of a budget's sizes. `measure_bias` fits parabolas to a law's own losses at the same
+points, and compares the minima with the law's optimum.
 """
 
 from __future__ import annotations

@@ -156,7 +156,9 @@ def _measure(recipe: ComposedModel, dims: Dims) -> LadderSize:
 
 
 def _list_widths(recipe: ComposedModel) -> Iterable[int]:
-    """List widths about a sixteenth apart: multiples of head_dim if heads fill d_model, else of FINE."""
+    """List widths about a sixteenth apart: multiples of head_dim if heads fill d_model, else of FINE. If d_model is
+    fixed, its width is the only one.
+    """
     if "d_model" not in recipe.solved:
         return [recipe.dims["d_model"]]
     heads = recipe.dims.get("head_dim", 0) if "n_heads" in recipe.solved else 0

@@ -19,8 +19,9 @@ def find_smaller_caches(
     """Find single changes that bring a model's KV cache to `most` bytes or less, each as small as possible: the most
     key-value heads that divide the query heads, and the widest window.
 
-    The first row is the unchanged model. A row has its `overrides` and the cache's `bytes`. A change is left out if the
-    attention has no such field, or if no value of the field suffices. Raises ConfigError for a model without a cache.
+    The first row is the unchanged model; if its cache is small enough, there is no other row. A row has its `overrides`
+    and the cache's `bytes`. A change is left out if the attention has no such field, or if no value of the field
+    suffices. Raises ConfigError for a model without a cache.
     """
     if most <= 0:
         raise ConfigError(f"bytes: must be above 0, found {most:g}")

@@ -37,9 +37,11 @@ def find_crossing(figure: Figure, low: int, high: int) -> int:
 
 
 def find_reach(figure: Figure, most: int) -> int:
-    """Find the largest integer from 1 to a distant `most` at which a figure is at most 1; 0 if there is none.
+    """Find the largest integer from 1 to `most` at which a figure is at most 1; 0 if there is none. `most` may be far
+    beyond it.
 
-    It extrapolates from the figure at 1 and 2, and doubles the distance until the figure exceeds 1."""
+    The straight line through the figures at 1 and 2 gives a first upper bound. While the figure at the bound is at most
+    1, the bound is moved up, by steps that at least double. `find_crossing` then searches below the bound."""
     figure = functools.cache(figure)
     if figure(1) > 1 or most == 1:
         return find_crossing(figure, 1, 1)

@@ -91,11 +91,11 @@ def solve_shapes(
 ) -> list[dict[str, Any]]:
     """Find up to `count` shapes of a model within the budget, the nearest to it first.
 
-    Each shape has its dimensions, its exact `figures`, its `share` (the largest of figure ÷ budget), and the
-    `overrides` that make it. Dimensions set by `overrides` are fixed. The others keep the model's own proportions: the
-    width of heads, heads per unit of width, query heads per key-value head, and approximately d_ff / d_model. A budget
-    of `kv_bytes_per_token` may reduce the key-value heads. With `nearest`, a shape may exceed the budget. Raises
-    ConfigError if there is no shape.
+    Each shape has its dimensions, its exact `figures`, its `share` (the largest of figure ÷ budget,
+    `kv_bytes_per_token` left out), and the `overrides` that make it. Dimensions set by `overrides` are fixed. The
+    others keep the model's own proportions: the width of heads, heads per unit of width, query heads per key-value
+    head, and approximately d_ff / d_model. A budget of `kv_bytes_per_token` may reduce the key-value heads. With
+    `nearest`, a shape may exceed the other budgets. Raises ConfigError if there is no shape.
     """
     if not 0 < aspect[0] <= aspect[1]:
         raise ConfigError(f"aspect: must be least:most, found {aspect[0]:g}:{aspect[1]:g} (16:128, say)")
@@ -215,7 +215,7 @@ class ShapeSearch:
 
     def _with_ffn(self, dims: Dims, width: int, layers: int) -> tuple[Dims, float] | None:
         """Choose the d_ff within FFN_RANGE that brings a shape nearest to the budget; return the shape and its share.
-        None if the smallest d_ff exceeds the budget."""
+        Without `nearest`, None if even the smallest d_ff exceeds the budget."""
 
         def share(dims: Dims) -> float:
             return self.share(self._cut(dims, width, layers))

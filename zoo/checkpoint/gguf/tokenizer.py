@@ -182,7 +182,7 @@ def _add_special(made: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
 
 
 def _add_ends(made: Tokenizer, vocabulary: Mapping[str, Any], adds_start: bool) -> None:
-    """Add the BOS and EOS tokens around a text, where the file says so; `adds_start` is the default for BOS."""
+    """Add the BOS and EOS tokens around a text, if the file says so; `adds_start` is the default for BOS."""
     from tokenizers import processors
 
     parts, special = ["$A"], []

@@ -41,7 +41,10 @@ class Whole:
     listed: Mapping[str, Header]
 
     def name_in_file(self, name: str, prefix: str) -> str:
-        """Translate a tensor's name in the text model's class, whose prefix is `prefix`, to its name in the files."""
+        """Translate a tensor's name in the text model's class to its name in the files. If the name begins with the
+        class's `prefix`, the layout's `base` replaces the prefix; any other tensor belongs to the head, and the
+        layout's `head` is put before its name.
+        """
         if name.startswith(prefix):
             return self.layout.base + name.removeprefix(prefix)
         return self.layout.head + name

@@ -282,7 +282,7 @@ def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | Non
 
 
 def _find_stand_ins(body: Body, found: Mapping[str, Header]) -> dict[str, Header]:
-    """For files that store only the copy of a tensor, map the original's name to the copy's header."""
+    """Map the name of each tensor whose copy is in the files to the copy's header, for files that lack the original."""
     pairs = body.copies.items()
     return {name: _keep_file_name(found[copy], copy) for copy, name in pairs if copy in found and copy != body.head}
 

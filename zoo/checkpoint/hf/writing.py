@@ -113,7 +113,7 @@ def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
 
 
 def _read_special_ids(folder: Path) -> dict[str, int]:
-    """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, where it states them."""
+    """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, if it states them."""
     if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return {}
     tokenizer = read_json(folder / "tokenizer.json", TokenizerJson, LARGEST)

@@ -102,7 +102,7 @@ class TapeNode:
 class Tape:
     """The record of one pass: the number of operations, the `path` of the running part, the `live` bytes and their peak
     (`most`). A `selective` pass saves no intermediate tensors of attention and recomputes them. `autocast` is the dtype
-    of products, if any; `unknown` is the first operation that could not be traced."""
+    of matrix products under autocast, None without; `unknown` is the first operation that could not be traced."""
 
     device: ShadowDevice
     selective: bool

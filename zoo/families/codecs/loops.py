@@ -6,8 +6,8 @@ from zoo.families.expression import FUNCTIONS, PlainFunction
 
 
 def find_looped(layer: int, start: int, end: int, passes: int) -> int:
-    """`looped(layer, start, end, passes)`: the index of a layer's weights, where layers `start` to `end` - 1 are run
-    `passes` times. With start 1, end 3 and 2 passes, seven layers have the indices 0, 1, 2, 1, 2, 3, 4."""
+    """`looped(layer, start, end, passes)`: the index of a layer's weights in a model that runs layers `start` to `end`
+    - 1 `passes` times. With start 1, end 3 and 2 passes, seven layers have the indices 0, 1, 2, 1, 2, 3, 4."""
     again = (passes - 1) * (end - start)
     if layer < end:
         return layer

@@ -126,12 +126,14 @@ class Labelled(Objective):
 
 
 class Classify(Labelled, kind="classify"):
-    """Predict a class for each text, or pair of texts (Devlin et al., 2018, §4.1), from records with the fields `text`,
-    `second` (of a pair) and `label`. The classes are `labels`, by default those of the training split, sorted.
+    """Predict a class for each text, or pair of texts (Devlin et al., 2018, §4.1). `text`, `second` (of a pair) and
+    `label` name the fields of the records. The classes are `labels`; by default those of the model's own classification
+    head, if it has one, else those of the training split, sorted.
 
-    `pooling` takes a row's vector from its first token (cls), the mean or its last token; the default is cls for an
-    encoder and last for a decoder. With cls, and in an encoder-decoder, a new head begins with BERT's dense layer and
-    tanh. Evaluations give accuracy and macro F1.
+    `pooling` takes a row's vector from its first token (cls) or its last token (last), or as the mean over its tokens
+    (mean). The default is that of the model's own classification head, if it has one; else cls for an encoder, and last
+    for a decoder or an encoder-decoder. A new head begins with BERT's dense layer and tanh if either the pooling is cls
+    or the model is an encoder-decoder. Evaluations give accuracy and macro F1.
     """
 
     head: ClassVar[type[Head]] = SequenceHead
@@ -158,9 +160,9 @@ class Classify(Labelled, kind="classify"):
 
 
 class Tag(Labelled, kind="tag"):
-    """Predict a tag for each word (Devlin et al., 2018, §5.3), from records with the fields `tokens` and `tags`, lists
-    of one length. A word's tag is predicted at its first token. The tags are `labels`, by default those of the training
-    split, sorted.
+    """Predict a tag for each word (Devlin et al., 2018, §5.3). `tokens` and `tags` name the fields of the records,
+    lists of one length. A word's tag is predicted at its first token. The tags are `labels`; by default those of the
+    model's own tagging head, if it has one, else those of the training split, sorted.
 
     Evaluations give the accuracy of words, and F1: of entities if tags are spelled B-…, I-… and O, else of the words
     whose tag is not O.
@@ -189,10 +191,12 @@ class Tag(Labelled, kind="tag"):
 
 
 class Regress(Labelled, kind="regress"):
-    """Predict a number for each text or pair of texts, or a list of numbers, from records with the fields `text`,
-    `second` and `label`. The loss is the mean squared error; evaluations give Pearson's and Spearman's correlation.
+    """Predict a number, or a list of numbers, for each text or pair of texts. `text`, `second` (of a pair) and `label`
+    name the fields of the records. The loss is the mean squared error; evaluations give Pearson's and Spearman's
+    correlation.
 
-    `n_outputs` is the count of numbers in a label, by default the data's. `pooling` is as in `classify`.
+    `n_outputs` is the count of numbers in a label, by default that of the model's own regression head, if it has one,
+    else the data's. `pooling` is as in `classify`.
     """
 
     head: ClassVar[type[Head]] = RegressionHead

@@ -82,7 +82,7 @@ def find_mask(tokenizer: Tokenizer) -> int:
 
 
 def refuse_mask(mask_id: int | None, spec: Topology) -> str | None:
-    """Return the reason if the mask is beyond the model's vocabulary, or None."""
+    """Return a fault if the mask's id is beyond the model's vocabulary, else None."""
     size = next(iter(spec.towers().values())).vocab_size
     if mask_id is not None and mask_id >= size:
         return f"mask_id is {mask_id}, the model's vocabulary is 0 to {size - 1} (null: the tokenizer's)"

@@ -110,8 +110,9 @@ def _transfer_tower(
 
 
 def _swap_head(source: Any, target: Any, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
-    """Draw a task head anew, if the source has another head or other classes, and drop the source's head and pooler. A
-    head whose first product has the form of BERT's pooler starts with the pooler's weights."""
+    """Draw a task head anew, if the source has another head or other classes, and drop the source's head, and its
+    pooler unless the target has one. A head whose first product has the form of BERT's pooler starts with the pooler's
+    weights."""
     head, own = target.head, source.head
     names = [getattr(each, "labels", each.n_logits) for each in (head, own)]
     if head.predicts_tokens or not head.n_logits or (own.kind == head.kind and names[0] == names[1]):
