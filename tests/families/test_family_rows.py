@@ -3,9 +3,11 @@
 import dataclasses
 
 import pytest
+import transformers
 
 from zoo.families.body import combine_kinds, lay_rows, write_out_keys
-from zoo.families.family import parse_family, read_family
+from zoo.families.family import family_names, parse_family, read_family
+from zoo.paths import read_conf
 
 
 def rows(keys, base=None):
@@ -108,3 +110,22 @@ def test_a_default_of_another_family_is_written_where_the_field_is_read():
     assert "attention_bias" in read_family("llama").written and "attention_bias" not in plain.written
     assert "mlp_bias" in plain.written and plain.model_types == ("new_text",)
     assert "attention_bias" in dataclasses.replace(plain, inherited=frozenset()).written
+
+
+def test_a_class_that_a_family_does_not_state_is_the_one_that_transformers_has_for_it():
+    named = {name: next(iter(read_family(name).architectures)) for name in family_names()}
+    found = {name: each for name, each in named.items() if "architectures" not in read_conf(f"family/{name}")}
+    assert len(found) > 90 and found["qwen3_5_text"] == "Qwen3_5ForCausalLM"
+    types = {name: getattr(transformers, each).config_class.model_type for name, each in found.items()}
+    assert {
+        name: kind for name, kind in types.items() if name not in (kind, f"{kind}_text", kind.replace("-", "_"))
+    } == {}
+
+
+def test_the_encoder_of_an_encoder_decoder_alone_has_its_towers_settings_and_rows():
+    family = read_family("longt5")
+    alone, both = family.template("LongT5EncoderModel"), family.model
+    assert (alone["kind"], alone["head"], alone["pattern"]) == ("encoder", {"kind": "none"}, both["encoder"]["pattern"])
+    assert not alone.keys() & {"start_id", "cross", "encoder", "decoder"}
+    keys = family.body({"architectures": ["LongT5EncoderModel"]}, "config.json").keys
+    assert keys["embedding.tokens"] == "~shared" and not any(ours.startswith("decoder") for ours in keys)

@@ -27,9 +27,13 @@ class Body:
 
     @property
     def keys(self) -> Mapping[str, str]:
-        """The rows of the tensors' map. The class's own rows come first, and replace family rows of the same names."""
-        own = self.family.architectures[self.architecture].get("keys") or {}
-        return {**own, **{ours: theirs for ours, theirs in self.family.keys.items() if ours not in own}}
+        """The rows of the tensors' map. The class's own rows come first, and replace family rows of the same names. The
+        encoder of an encoder-decoder has the rows of that tower."""
+        patch, rows = self.family.architectures[self.architecture], self.family.keys
+        own = patch.get("keys") or {}
+        if patch.get("alone"):
+            rows = {ours[len("encoder.") :]: theirs for ours, theirs in rows.items() if ours.startswith("encoder.")}
+        return {**own, **{ours: theirs for ours, theirs in rows.items() if ours not in own}}
 
     @property
     def prefix(self) -> str:
@@ -73,6 +77,14 @@ def lay_over(base: object, patch: object) -> Any:
     if not isinstance(base, Mapping) or not isinstance(patch, Mapping) or "kind" in patch:
         return patch
     return {**base, **{key: lay_over(base.get(key), value) for key, value in patch.items()}}
+
+
+def take_encoder(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the encoder out of the model of an encoder-decoder, as a model of its own without a head."""
+    shared = {key: value for key, value in model.items() if key not in ("start_id", "cross", "encoder", "decoder")}
+    axes = [each for each in model["defaults"] if "/cross" not in each]
+    own = lay_over(shared, model.get("encoder") or {})
+    return {**own, "kind": "encoder", "defaults": axes, "head": {"kind": "none"}}
 
 
 def combine_kinds(layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Add the classes that many families have in common: the base model, without a head, and classes with a head for a
-task, stated in a family's file or in conf/tasks.yaml."""
+"""Name the classes of a family that its file need not state: the first one where it is named after the family, the base
+model without a head, and classes with a head for a task, stated in a family's file or in conf/tasks.yaml."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ BARE = {"prefix": "", "model": {"head": {"kind": "none"}}}
 """The changes that make a family's base model: no prefix, and no head."""
 
 
+HEADED = re.compile(r"(For[A-Z]\w*|(With)?LMHeadModel)$")
+"""The end of a class's name, which says what its head is for."""
+
+
+def name_first_class(family: str, base: Mapping[str, Any]) -> Classes:
+    """Name the class of a family that states none, as transformers does: after the family, with the purpose and the
+    prefix of the first class of its base. `qwen3_5_text`, like Llama (`LlamaForCausalLM: {prefix: model.}`), has
+    `Qwen3_5ForCausalLM: {prefix: model.}`."""
+    first, changes = next(iter(base.items()))
+    stem = re.sub(r"(^|[_-])([a-z])", lambda word: word[2].upper(), family.removesuffix("_text"))
+    return {stem + first.removeprefix(HEADED.sub("", first)): changes}
+
+
 def name_classes(
     family: str, stated: Mapping[str, Any], bare: Mapping[str, Any] | None, tasks: Mapping[str, Any]
 ) -> Classes:
@@ -25,7 +38,7 @@ def name_classes(
     without a head, None if there is no such class; `tasks` are the classes with a head for a task in the family's file.
     """
     first, *others = stated
-    stem, prefix = re.sub(r"(For[A-Z]\w*|(With)?LMHeadModel)$", "", first), stated[first].get("prefix")
+    stem, prefix = HEADED.sub("", first), stated[first].get("prefix")
     made: Classes = {first: stated[first]}
     base = stem.removesuffix("Text") + ("TextModel" if family.endswith("_text") else "Model")
     if bare is not None and stem != first and base not in stated:
@@ -35,7 +48,7 @@ def name_classes(
         if family in group["families"]:
             given = {**(group["families"][family] or {})}
             name = given.pop("class", stem + group["suffix"])
-            change = {key: group[key] for key in ("model", "keys", "requires") if key in group}
+            change = {key: group[key] for key in ("model", "keys", "requires", "alone") if key in group}
             made[name] = {"prefix": group.get("prefix", prefix), **change, "defaults": given}
     return {**made, **{stem + suffix: {"prefix": prefix, **task} for suffix, task in tasks.items()}}
 

@@ -2,10 +2,12 @@
 YAML for each.
 
     model_type: llama                    # as in config.json; by default the name of the file
-    architectures:                       # the classes, each with its changes; the first is the default
+    architectures:                       # the classes, each with its changes, the default first; not stated if that is
+                                         # the first class of `like`, under the family's own name (classes.py)
       LlamaForCausalLM: {prefix: model.}
       LLaMAForCausalLM: {as: LlamaForCausalLM}  # another name of a class: an older one, or transformers' own
       XVLForConditionalGeneration: {prefix: model., within: true}  # its head exists only inside a multimodal folder
+      T5EncoderModel: {alone: true}      # the encoder of an encoder-decoder, with the rows of its tower
     bare: {model: {pooler: {…}}}         # further changes of the class without a head (LlamaModel, named after the
                                          # first class); null if there is no such class
     tasks:                               # classes with a head for a task, named after the first, and their changes
@@ -60,8 +62,8 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
-from zoo.families.body import Body, combine_kinds, lay_over, lay_rows, write_out_keys
-from zoo.families.classes import name_classes
+from zoo.families.body import Body, combine_kinds, lay_over, lay_rows, take_encoder, write_out_keys
+from zoo.families.classes import name_classes, name_first_class
 from zoo.families.expression import Expression, evaluate_tree, get_item, read_names
 from zoo.families.towers import TowerConfig, join_models, read_towers
 from zoo.paths import conf_dir, list_conf, read_conf
@@ -211,9 +213,10 @@ class Family:
 
     def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
         """Merge a class's changes into `model`, with expressions unevaluated. A null in the changes removes a key."""
-        patch = self.patch(architecture, where).get("model") or {}
-        changed = {key: lay_over(self.model.get(key), value) for key, value in patch.items()}
-        return {key: value for key, value in {**self.model, **changed}.items() if patch.get(key, 0) is not None}
+        patch = self.patch(architecture, where)
+        model, changes = take_encoder(self.model) if patch.get("alone") else self.model, patch.get("model") or {}
+        changed = {key: lay_over(model.get(key), value) for key, value in changes.items()}
+        return {key: value for key, value in {**model, **changed}.items() if changes.get(key, 0) is not None}
 
     def body(self, config: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Body:
         """Translate a config.json to a model in our grammar. `changes` are merged into the model last; they come from
@@ -332,9 +335,9 @@ def read_family(name: str) -> Family:
 
 @functools.cache
 def _read_usual() -> Family:
-    """Read what all families that are `like` no other have in common, as a Family without classes."""
+    """Read what all families that are `like` no other have in common, as a Family."""
     node = read_conf("usual")
-    return Family(name="usual", model_types=(), architectures={}, keys={}, stated=node["model"], **node)
+    return Family(name="usual", model_types=(), stated=node["model"], **write_out_keys(node))
 
 
 def parse_family(name: str, node: dict[str, Any]) -> Family:
@@ -348,7 +351,8 @@ def parse_family(name: str, node: dict[str, Any]) -> Family:
     node |= {key: tuple(node.pop(key, ())) for key in LISTS}
     node["defaults"] = {**dict.fromkeys(node.get("derive", {})), **node.get("defaults", {})}
     node["towers"] = {tower: _parse_tower(name, tower, each) for tower, each in node.pop("towers", {}).items()}
-    node["architectures"] = name_classes(name, node["architectures"], node.get("bare", {}), node.get("tasks", {}))
+    stated = node.get("architectures") or name_first_class(name, (base or _read_usual()).architectures)
+    node["architectures"] = name_classes(name, stated, node.get("bare", {}), node.get("tasks", {}))
     return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 from zoo.families.body import write_out_keys
 from zoo.families.expression import Expression
-from zoo.families.family import family_of_config
+from zoo.families.family import HARMLESS, Family, family_of_config
 from zoo.families.gguf_header import GGUFFile as GGUFFile
 from zoo.families.gguf_header import StoredTensor as StoredTensor
 from zoo.families.gguf_header import is_gguf as is_gguf
@@ -87,13 +87,23 @@ def _faults_of(found: GGUFFile) -> Iterator[None]:
 
 def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate the catalogue's expressions for the fields of a config.json over the metadata."""
-    own = row.get("config") or {}
-    common = {name: value for name, value in read_catalogue()["config"].items() if name.removesuffix("?") not in own}
     config = {"model_type": _evaluate(row.get("model_type", found.architecture), fields)}
-    for name, value in {**common, **own}.items():
+    for name, value in _list_rows(family_of_config(config, str(found.file)), row.get("config") or {}).items():
         if value is not None and not (name.endswith("?") and not _has_fields(value, fields)):
             config[name.removesuffix("?")] = _evaluate(value, fields)
     return config
+
+
+def _list_rows(family: Family, own: Mapping[str, Any]) -> dict[str, Any]:
+    """List the rows for the fields of a family's config.json: those of all files, under the family's names and without
+    fields that the family does not have, then an architecture's `own`, which replace them."""
+    known = family.reads | family.defaults.keys() | set(family.harmless) | HARMLESS
+    rows = {}
+    for name, value in read_catalogue()["config"].items():
+        field = family.aliases.get(name.removesuffix("?"), name.removesuffix("?"))
+        if field in known and not own.keys() & {field, f"{field}?"}:
+            rows[field + "?" * name.endswith("?")] = value
+    return rows | dict(own)
 
 
 SPECIAL = {"bos_token_id": "bos_token_id", "pad_token_id": "padding_token_id"}
