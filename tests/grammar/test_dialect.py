@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import yaml
 
 from zoo.cli import run
 from zoo.compose import load
-from zoo.compose.targets import Composer, compose_model, list_packaged, note_sizes, spec_of_composed, to_plain_yaml
+from zoo.compose.targets import Composer, compose_model, list_packaged, spec_of_composed, to_plain_yaml
 from zoo.errors import ConfigError
 from zoo.grammar.contract import contract
 from zoo.grammar.dialect import expand, list_fields, list_slots
@@ -350,118 +349,6 @@ def test_a_files_component_is_not_merged_into_the_models(tmp_path: Path) -> None
     text = "defaults: [/model/llama-tiny@_here_]\nattention: {kind: mha, position: {kind: none}}\n"
     (tmp_path / "mine.yaml").write_text(text)
     assert load(tmp_path / "mine.yaml").blocks["layer"].attention.position.kind == "none"
-
-
-# ---------------------------------------------------------------- what a swap leaves over
-
-
-def test_positions_that_no_part_of_a_block_reads_are_left_out_of_a_swap() -> None:
-    with pytest.warns(UserWarning, match=r"^block=feed_forward: reads no positions, so position"):
-        assert load("llama-tiny", ["block=feed_forward"]).position.kind == "none"
-
-
-def test_a_swap_leaves_out_what_nothing_reads_any_more_and_says_so() -> None:
-    line = (
-        "attention=gated_delta: leaves out attention.qk_norm, attention.scale, layers.local.attention.window, "
-        "position (rope), layers.local.rope_theta, which the model set"
-    )
-    with pytest.warns(UserWarning) as found:
-        made = spec("attention=gated_delta", target="gemma3-1b")
-    assert [str(each.message) for each in found] == [line]
-    assert made.position.kind == "none"
-    assert {block.attention.kind for block in made.blocks.values()} == {"gated_delta"}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "notes"),
-    [
-        (["attention=sliding"], ["attention=sliding: takes window 4,096"]),
-        (["attention=sliding", "window=64"], []),
-        (["attention=sliding", "attention.window=64"], []),
-        (["attention=mla"], ["attention=mla: takes kv_lora_rank 512"]),
-        (["attention=mqa"], ["attention=mqa: takes n_kv_heads 1"]),
-        (["norm=layernorm"], []),
-    ],
-)
-def test_a_swap_says_which_sizes_the_new_choice_takes_of_its_own(overrides: list[str], notes: list[str]) -> None:
-    assert note_sizes(overrides, compose_model("llama-tiny", overrides).cfg) == notes
-
-
-@pytest.mark.parametrize(("axis", "place"), [("decoder.attention", "decoder.position"), ("attention", "position")])
-def test_a_swap_in_towers_leaves_out_the_positions_that_no_attention_there_reads(axis: str, place: str) -> None:
-
-    with pytest.warns(UserWarning, match=rf"{place} \(t5\)(, which the model set| is left out)"):
-        made = load("t5-tiny", [f"{axis}=mamba2", *(["encoder.attention=fourier"] if axis == "attention" else [])])
-    assert made.decoder.position.kind == "none"
-    assert made.encoder.position.kind == ("none" if axis == "attention" else "t5")
-
-
-def test_a_swap_that_leaves_nothing_over_says_nothing() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        spec("attention=mqa", "norm=layernorm")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "fault"),
-    [
-        (["attention=gated_delta", "position=rope"], "model: position 'rope' acts inside attention"),
-        (
-            ["attention=gated_delta", "attention.softcap=50"],
-            "attention.softcap: attention 'gated_delta' has no such field",
-        ),
-    ],
-)
-def test_what_was_set_by_hand_is_refused_after_a_swap(overrides: list[str], fault: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        spec(*overrides)
-    assert error.value.faults[0].startswith(fault)
-
-
-def test_a_swap_in_a_training_leaves_its_other_keys_as_they_are(capsys, refused) -> None:
-    swap = ["train", "llama-tiny", "attention=gated_delta"]
-    assert refused(*swap, "ema=${nope}")[-1].endswith("Interpolation key 'nope' not found")
-    assert run([*swap, "steps=${batch_size}", "--cfg", "job"]) == 0
-    out, err = capsys.readouterr()
-    assert yaml.safe_load(out)["steps"] == "${batch_size}"
-    assert err.count("reads no positions, so position (rope) is left out") == 1
-
-
-def test_a_text_is_no_choice_that_could_have_fields(refused) -> None:
-    assert refused("stats", "llama-tiny", "about.title.y=1")[0].startswith("about.title.y: unknown key")
-
-
-def test_train_takes_the_model_first_and_says_what_a_swap_leaves_over(capsys) -> None:
-    assert run(["train", "gpt-tiny", "attention.softcap=50", "n_layers=2", "steps=3", "--cfg", "job"]) == 0
-    config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["about"]["title"].startswith("GPT")
-    assert (config["model"]["n_layers"], config["model"]["attention"]["softcap"], config["steps"]) == (2, 50, 3)
-
-
-# ---------------------------------------------------------------- what packaged models have
-
-
-def test_models_are_listed_by_what_they_have(capsys, refused) -> None:
-    def names(*args: str) -> set[str]:
-        assert run(["list", *args]) == 0
-        return {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
-
-    some = random.Random(1).sample(list_packaged(), 20)
-    experts = {name for name in some if any(row.axis == "router" for _, row, _ in components_of(load(name)))}
-    assert names("--with", "moe") & set(some) == experts
-    assert "gpt-oss-20b" in names("--with", "moe_clamped") < names("--with", "moe")
-    assert names("moe") >= experts
-    assert names("--with", "moe,mla") == names("--with", "moe") & names("--with", "mla")
-    assert names("--params", "1B..2B") & names("--params", "2.1B..") == set()
-    assert refused("list", "--with", "moee") == ["with: no packaged model has 'moee' (did you mean 'moe'?)"]
-    assert refused("list", "--params", "1B") == ["params: cannot read '1B' (FROM..TO, as 1B..10B or ..500M)"]
-
-
-def components_of(spec):
-    from zoo.spec import components
-
-    for tower in spec.towers().values():
-        yield from components(tower, tower.d_model)
 
 
 DENSE = {

@@ -107,9 +107,12 @@ def _read_files() -> Mapping[str, Any]:
 def _read_whole(name: str, files: Mapping[str, Any]) -> dict[str, Any]:
     body = files[name]
     base = next(iter(body.get("defaults", ())), None)
-    inherited = _read_whole(base, files) if isinstance(base, str) and base in files else {}
-    choices = [*inherited.get("defaults", ()), *body.get("defaults", ())]
-    return {**lay_patch(inherited, body, name, []), "defaults": choices}
+    inherited = {}
+    if isinstance(base, str):  # another model, or `/llama@_here_`: the choices of Llama
+        inherited = _read_whole(base, files) if base in files else read_conf("llama")
+    entries = [*inherited.get("defaults", ()), *body.get("defaults", ())]
+    chosen = {group.split()[-1]: word for each in entries if isinstance(each, Mapping) for group, word in each.items()}
+    return {**lay_patch(inherited, body, name, []), "defaults": [{group: word} for group, word in chosen.items()]}
 
 
 def _text(model: Mapping[str, Any]) -> str:
