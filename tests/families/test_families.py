@@ -202,7 +202,7 @@ def hub_style(config):
     own = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
     for name in ("rope_theta", "partial_rotary_factor"):
         if name in stated:
-            old[own[name] if config["model_type"] == "gpt_neox" else name] = stated[name]
+            old[own[name] if config["model_type"].startswith("gpt_neox") else name] = stated[name]
     if scaling.get("rope_type", "default") != "default":
         old["rope_scaling"] = scaling
     return old
