@@ -22,8 +22,10 @@ def write_corpus(folder: Path) -> Path:
 
 
 def compose_run(corpus: Path, *overrides: str):
-    """Compose the packaged training config with SMALL and these overrides laid over it."""
-    with plan_launch([*SMALL, f"data.path={corpus}", *overrides], check=False) as plan:
+    """Compose the packaged training config with SMALL and these overrides laid over it. A run writes samples if one of
+    them says of how many tokens (`sample.tokens=4`)."""
+    small = SMALL[:-1] if any(each.startswith("sample.") for each in overrides) else SMALL
+    with plan_launch([*small, f"data.path={corpus}", *overrides], check=False) as plan:
         return task_config(plan.jobs[0])
 
 

@@ -5,10 +5,8 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,55 +14,27 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from support.packaged_specs import one_in
-from support.tiny_models import model_of
+from support.tiny_runs import compose_run, read_metrics, write_corpus
 from zoo import runs
 from zoo.checkpoint import store
 from zoo.data import DataSettings, hold_out, prepare
-from zoo.distributed.world import ALONE
-from zoo.errors import CheckpointError, ConfigError, ZooError
-from zoo.jobs import train
-from zoo.jobs.plan import plan_launch, task_config
+from zoo.errors import CheckpointError, ConfigError
 from zoo.jobs.train import resume_run, start_run
 from zoo.paths import conf_dir
-from zoo.training import finite, loop, validation
-from zoo.training.failures import is_out_of_memory
 from zoo.training.fitting import advise, price_training
 from zoo.training.objective import NextToken
 from zoo.training.planning import plan_training
 
-TINY = [
-    *("model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=8"),
-    *("model.d_ff=48", "model.vocab_size=257", "model.max_seq_len=32", "data=text", "data.tokenizer.kind=byte"),
-    *("steps=6", "batch_size=4", "seq_len=16", "eval_every=3", "eval_batches=2", "save_every=3", "sample.tokens=4"),
-]
-MEASURED = ("tokens_per_second", "mfu", "memory")
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Many short texts of few words: what a tiny model learns in a few steps."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for number in range(40):
-        lines = [f"the {noun} {number} is {number * step}\n" for step, noun in enumerate(("cat", "dog", "cow", "hen"))]
-        (folder / f"{number}.txt").write_text("".join(lines * 2))
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture
 def config(corpus):
-    """Composes the packaged training config with TINY and a test's own overrides laid over it."""
-
-    def compose(*overrides):
-        with plan_launch([*TINY, f"data.path={corpus}", *overrides], check=False) as plan:
-            return task_config(plan.jobs[0])
-
-    return compose
-
-
-def lines_of(run: Path) -> list[dict]:
-    """The metrics of a run without those that a clock gave."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+    """Composes a tiny run that writes samples, with a test's own overrides."""
+    return partial(compose_run, corpus, "sample.tokens=4")
 
 
 def data_of(path):
@@ -90,7 +60,7 @@ def test_a_packaged_schedule_is_positive_and_reaches_its_peak_in_runs_of_any_len
 def test_a_run_learns_and_leaves_behind_what_it_says(config, tmp_path, pictures):
     cfg = config("steps=40", "optim.lr=0.01", "eval_every=20", "eval_batches=null", "accumulate=2")
     result = start_run(cfg, tmp_path)
-    lines = lines_of(tmp_path)
+    lines = read_metrics(tmp_path)
     training = [line["loss"] for line in lines if "loss" in line]
     assert training[0] == pytest.approx(math.log(257), abs=0.3)
     assert result["val_loss"] < 3.0 < training[0]
@@ -144,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(config, tmp_path, monkey
     assert runs.find(tmp_path / "parts").name == "step-000004"
     assert json.loads((tmp_path / "parts/result.json").read_text())["status"] == "stopped"
     resume_run(tmp_path / "parts", ["save_every=3"])
-    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
     for name in ("samples.txt", "checkpoints/latest"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     for name in (store.WEIGHTS, store.STATES):
@@ -154,10 +124,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(config, tmp_path, monkey
 
 def test_a_run_that_was_killed_after_its_checkpoint_repeats_what_was_lost_once(config, tmp_path):
     start_run(config(), tmp_path)
-    whole = lines_of(tmp_path)
+    whole = read_metrics(tmp_path)
     (tmp_path / "checkpoints/latest").write_text("step-000003\n")
     resume_run(tmp_path)
-    assert lines_of(tmp_path) == whole
+    assert read_metrics(tmp_path) == whole
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == len(whole) + 1
 
 
@@ -170,7 +140,7 @@ def test_a_finished_run_says_so_and_goes_on_when_it_is_given_more_steps(config, 
     assert [fault.split(":")[0] for fault in refused.value.faults] == ["seq_len", "stpes", "steps"]
     assert "did you mean 'steps'?" in refused.value.faults[1]
     assert resume_run(tmp_path, ["steps=7"])["steps"] == 7
-    assert [line["step"] for line in lines_of(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["step"] for line in read_metrics(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_run_whose_metrics_were_cut_off_does_not_go_on(config, tmp_path):
@@ -204,177 +174,6 @@ def test_a_run_does_not_go_on_with_other_data(config, tmp_path, corpus):
             resume_run(tmp_path, ["steps=4"])
     finally:
         added.unlink()
-
-
-def test_a_loss_that_is_no_number_ends_the_run_with_one_line_and_keeps_the_checkpoint(config, tmp_path):
-    with pytest.raises(ZooError) as failed:
-        start_run(config("optim.lr=1e30", "clip=null", "save_every=1", "skip_nonfinite=0"), tmp_path)
-    assert failed.value.exit_code == 1
-    assert str(failed.value).startswith("step 2: the ") and "\n" not in str(failed.value)
-    assert runs.find(tmp_path).name == "step-000001"
-
-
-@pytest.mark.parametrize("value", one_in(3, [math.nan, math.inf, -math.inf]))
-def test_weights_that_are_not_finite_are_named_and_never_saved(config, tmp_path, monkeypatch, value):
-    update = loop.update
-
-    def spoil(run):
-        terms = update(run)
-        if run.step == 4:
-            with torch.no_grad():  # after the step's loss was seen
-                run.model.blocks[1].ffn.up.weight[3, 5] = value
-        return terms
-
-    monkeypatch.setattr(loop, "update", spoil)
-    with pytest.raises(ZooError) as failed:
-        start_run(config("save_every=2"), tmp_path)
-    found = (
-        "step 4: blocks.1.ffn.up.weight is not finite, found 1 of its 1,536 values; the checkpoint of step 2 is whole"
-    )
-    assert str(failed.value).startswith(found) and failed.value.exit_code == 1
-    assert runs.find(tmp_path).name == "step-000002"
-
-
-def test_the_largest_finite_weights_are_saved():
-    run = SimpleNamespace(model=model_of(), step=1, world=ALONE)
-    with torch.no_grad():
-        run.model.norm.weight.fill_(torch.finfo(torch.float32).max)  # their norm would overflow
-    finite.refuse_nonfinite_weights(run)
-
-
-FAILURES = {
-    "evaluate": (validation, "evaluation", torch.OutOfMemoryError("CUDA out of memory")),
-    "write_sample": (validation, "sample", ConfigError("kernel: cannot decode")),
-    "draw_picture": (train, "picture", OSError(28, "No space left on device")),
-}
-
-
-@pytest.mark.parametrize("work", one_in(3, FAILURES))
-def test_a_failing_evaluation_sample_or_picture_is_a_warning_after_the_checkpoint(
-    config, tmp_path, monkeypatch, capsys, work
-):
-    where, what, error = FAILURES[work]
-    whole = start_run(config(), tmp_path / "whole")
-    real = getattr(where, work)
-
-    def fail_at_step_3(run):
-        if run.step == 3:
-            assert run.saves.step == 3
-            raise error
-        real(run)
-
-    monkeypatch.setattr(where, work, fail_at_step_3)
-    result = start_run(config(), tmp_path / "run")
-    said = getattr(error, "strerror", None) or str(error)
-    assert f"step 3: no {what}, found {said}" in " ".join(capsys.readouterr().err.split())
-    assert result["status"] == "done" and result["val_loss"] == whole["val_loss"]
-    lines = [
-        line
-        for line in lines_of(tmp_path / "whole")
-        if work != "evaluate" or "val_loss" not in line or line["step"] != 3
-    ]
-    assert lines_of(tmp_path / "run") == lines
-
-
-@pytest.mark.parametrize("step", one_in(2, [3, 6]))
-def test_a_process_killed_while_it_evaluates_goes_on_with_that_evaluation(config, tmp_path, monkeypatch, step):
-    start_run(config(), tmp_path / "whole")
-    evaluate = validation.evaluate
-
-    def die(run):
-        if run.step == step:
-            raise SystemExit(9)  # nothing in the loop catches it, as nothing catches a kill
-        evaluate(run)
-
-    monkeypatch.setattr(validation, "evaluate", die)
-    with pytest.raises(SystemExit):
-        start_run(config(), tmp_path / "parts")
-    monkeypatch.setattr(validation, "evaluate", evaluate)
-    assert runs.find(tmp_path / "parts").name == f"step-{step:06}"
-    result = resume_run(tmp_path / "parts")
-    assert result["status"] == "done" and result["val_loss"] is not None
-    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
-    for name in ("samples.txt", "checkpoints/latest"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    with pytest.raises(ConfigError, match="is finished"):
-        resume_run(tmp_path / "parts")
-
-
-HOLD = """
-import os, pathlib, sys, time
-from zoo import runs
-with runs.locked(pathlib.Path(sys.argv[1]), print):
-    print(os.getpid(), flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_process_is_refused_while_the_first_trains_and_a_killed_one_blocks_nobody(config, tmp_path):
-    run = tmp_path / "run"
-    first = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
-    try:
-        number = first.stdout.readline().strip()
-        with pytest.raises(CheckpointError) as refused:
-            start_run(config("steps=1"), run)
-    finally:
-        first.kill()
-        first.communicate()
-    (fault,) = refused.value.faults
-    assert fault.startswith(f"{run}: process {number} on ") and "is training in it (" in fault
-    start_run(config("steps=1"), run)
-    with (
-        runs.locked(run, print),
-        pytest.raises(CheckpointError, match=f"process {os.getpid()} on .* is training in it"),
-    ):
-        resume_run(run, ["steps=2"])
-    assert resume_run(run, ["steps=2"])["steps"] == 2
-
-
-ERRORS = {
-    "a full disk": (
-        OSError(28, "No space left on device", "/there/file"),
-        "/there/file: cannot be read or written, found No",
-    ),
-    "safetensors": (
-        OSError("/there/file: I/O error"),
-        "cannot be read or written, found /there/file: I/O error",
-    ),
-    "CUDA": (
-        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
-        "memory: ran out, found CUDA out of memory. Tried to allocate 2 GiB",
-    ),
-    "CPU": (
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
-        "memory: ran",
-    ),
-    "Python": (MemoryError(), "memory: ran out, found too little memory (accumulate=2 "),
-}
-
-
-@pytest.mark.parametrize("error, said", ERRORS.values(), ids=ERRORS)
-def test_a_full_disk_and_a_lack_of_memory_end_the_run_with_one_line(config, tmp_path, monkeypatch, error, said):
-    def fail(run):
-        if run.step == 4:
-            raise error
-        return update(run)
-
-    update = loop.update
-    monkeypatch.setattr(loop, "update", fail)
-    with pytest.raises(ZooError) as failed:
-        start_run(config(), tmp_path)
-    assert failed.value.exit_code == 1 and said in str(failed.value) and "\n" not in str(failed.value)
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["status"], result["error"], result["steps"]) == ("failed", str(failed.value), 4)
-    assert runs.find(tmp_path).name == "step-000003"
-    monkeypatch.setattr(loop, "update", update)
-    assert resume_run(tmp_path)["steps"] == 6
-
-
-def test_torchs_own_allocator_is_understood():
-    with pytest.raises(RuntimeError) as refused:
-        torch.empty(1 << 60, dtype=torch.uint8)
-    assert is_out_of_memory(refused.value)
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_what_fits_is_said_as_the_exact_price_has_it(config):
@@ -434,7 +233,7 @@ def test_a_vocabulary_that_is_too_small_is_found_before_anything_is_written(conf
 def test_compiled_layers_train_to_the_same_losses(config, tmp_path):
     start_run(config(), tmp_path / "eager")
     start_run(config("compile=true"), tmp_path / "compiled")
-    for eager, compiled in zip(lines_of(tmp_path / "eager"), lines_of(tmp_path / "compiled"), strict=True):
+    for eager, compiled in zip(read_metrics(tmp_path / "eager"), read_metrics(tmp_path / "compiled"), strict=True):
         assert compiled == pytest.approx(eager, rel=1e-4)
 
 
