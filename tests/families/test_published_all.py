@@ -4,14 +4,12 @@ from collections import Counter
 
 import pytest
 import test_published
-import test_published_dense
 import test_published_rest
 import test_rwkv7
 from test_published import NAMES, about
 
 REFERENCES = (
     test_published.REFERENCE,
-    test_published_dense.REFERENCE,
     test_published_rest.REFERENCE,
     test_rwkv7.PUBLISHED,  # by their paper's formula
 )

@@ -1,4 +1,4 @@
-"""What the released config.json files of packaged models of 2025 and 2026 say, and the parameters of their weights."""
+"""What the released config.json files of packaged models of 2025 and 2026 say."""
 
 from typing import Any
 
@@ -6,42 +6,6 @@ import transformers
 
 from support.released_configs import gqa as config
 from support.released_configs import stated
-
-# Parameters of the released weights (a tied table once, saved buffers left out), typed here and not read off our YAML.
-PUBLISHED = {
-    "qwen3.5-4b": 4_205_751_296,
-    "qwen3.5-35b-a3b": 34_660_610_688,
-    "lfm2-350m": 354_483_968,
-    "lfm2-1.2b": 1_170_340_608,
-    "lfm2-2.6b": 2_569_272_320,
-    "lfm2-8b-a1b": 8_339_929_856,
-    "ministral-3-3b": 3_429_006_336,
-    "ministral-3-8b": 8_489_553_920,
-    "ministral-3-14b": 13_506_073_600,
-    "olmo3-7b": 7_298_011_136,
-    "olmo3-32b": 32_233_522_176,
-    "olmo-hybrid-7b": 7_430_870_688,
-    "kimi-linear-48b-a3b": 49_122_675_072,
-    "kimi-k2": 1_026_408_209_408,
-    "nemotron-h-8b": 8_100_852_736,
-    "nemotron-3-nano-30b-a3b": 31_577_937_344,
-    "falcon-h1-0.5b": 521_411_104,
-    "nanochat-d20": 560_988_160,
-    "nanochat-d32": 1_879_048_192,
-    "bitnet-b1.58-2b-4t": 2_412_820_480,
-    "modernbert-large": 395_881_664,
-    "glm-4.5": 352_797_814_784,
-    "glm-4.6": 352_797_814_784,
-    "glm-4.5-air": 106_852_245_504,
-    "longcat-flash": 560_664_958_976,
-    "zamba-7b": 7_232_490_496,
-    "zaya1-8b": 8_840_488_784,
-    "mistral-large-4": 1_050_118_202_912,
-    "inkling-2-small": 593_722_930_176,
-    "inkling-2-mini": 26_070_382_080,
-    "hrm-text-1b": 1_447_821_312,
-    "dots3-note-prev": 279_551_718_016,
-}
 
 
 def qwen35(kind: str, d: int, layers: int, kv_heads: int, **more: Any) -> Any:

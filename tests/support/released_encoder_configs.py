@@ -1,19 +1,8 @@
-"""What the released config.json files of packaged encoders of proteins and for retrieval say, and their parameters."""
+"""What the released config.json files of packaged encoders of proteins and for retrieval say."""
 
 from typing import Any
 
 import transformers
-
-# Parameters of the released weights (a tied table once, saved buffers left out), typed here and not read off our YAML.
-PUBLISHED = {
-    "esm2-8m": 7_512_353,
-    "esm2-35m": 33_501_153,
-    "esm2-150m": 148_139_553,
-    "esm2-650m": 651_042_593,
-    "esm2-3b": 2_839_004_193,
-    "esm2-15b": 15_129_098_273,
-    "gte-multilingual-base": 305_368_320,
-}
 
 NAMED = {"gte-multilingual-base": "GteModel"}
 
