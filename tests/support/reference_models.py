@@ -4,6 +4,7 @@ test_families.py."""
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import re
 import tempfile
@@ -81,6 +82,29 @@ class Case:
         model = made.from_pretrained(folder, config=config, attn_implementation=self.attention).eval()
         restore_buffers(model, folder)
         return model
+
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+CLASSES = frozenset(dir(transformers))  # which imports none of them
+OPTIONS = {each.name for each in dataclasses.fields(Case)} - {"name", "config", "model", "sizes"}
+
+
+def case(name: str, config: str, model: str = "ForCausalLM", /, base: Mapping[str, Any] = SMALL, **more: Any) -> Case:
+    """Make a case of the class that `model` names of this config's family, with the sizes of `base` and more. A class
+    may have the config's name without "Text". A model without a head writes nothing."""
+    family = config.removesuffix("Config")
+    family = family if family + model in CLASSES else family.removesuffix("Text")
+    options = {key: value for key, value in more.items() if key in OPTIONS}
+    sizes = {key: value for key, value in more.items() if key not in OPTIONS}
+    return Case(name, config, family + model, {**base, **sizes}, **{"writes": model != "Model", **options})
 
 
 @dataclass

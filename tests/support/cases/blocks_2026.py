@@ -4,7 +4,6 @@ import copy
 
 from support.cases.decoders_2025 import TYPES
 from support.cases.experts import SMALL, YARN, case
-from support.reference_models import Case
 
 ROPES = {
     "full_attention": {**YARN, "rope_theta": 500.0},
@@ -89,38 +88,39 @@ CASES = [
         rope_parameters={"full_attention": {**YARN, "rope_theta": 500.0}, "sliding_attention": None},
     ),
     case("beam-base", "BeamConfig", "Model", base=BEAM, layer_types=None, mlp_layer_types=None),
-    Case("muse_spark_text", "MuseSparkTextConfig", "MuseSparkTextModel", SPARK, writes=False),
-    Case(
+    case("muse_spark_text", "MuseSparkTextConfig", "Model", base=SPARK),
+    case(
         "muse_spark_text-dense",
         "MuseSparkTextConfig",
-        "MuseSparkTextModel",
-        {**SPARK, "attention_bias": True, "mlp_layer_types": ["dense"] * 5, "rope_parameters": YARN},
-        writes=False,
+        "Model",
+        base=SPARK,
+        attention_bias=True,
+        mlp_layer_types=["dense"] * 5,
+        rope_parameters=YARN,
     ),
-    Case("embedding_gemma2_text", "EmbeddingGemma2TextConfig", "EmbeddingGemma2TextModel", EMBEDDER, writes=False),
-    Case(
+    case("embedding_gemma2_text", "EmbeddingGemma2TextConfig", "Model", base=EMBEDDER),
+    case(
         "embedding_gemma2_text-biased",
         "EmbeddingGemma2TextConfig",
-        "EmbeddingGemma2TextModel",
-        {
-            **EMBEDDER,
-            "layer_types": TYPES[:3],
-            "num_hidden_layers": 3,
-            "attention_bias": True,
-            "hidden_activation": "silu",
-        },
-        writes=False,
+        "Model",
+        base=EMBEDDER,
+        layer_types=TYPES[:3],
+        num_hidden_layers=3,
+        attention_bias=True,
+        hidden_activation="silu",
     ),
     case("lfm3", "Lfm3Config", base=LFM3),
     case("lfm3-biased", "Lfm3Config", base=LFM3, attention_bias=True, conv_bias=True, tie_word_embeddings=False),
     case("lfm3-pre", "Lfm3Config", base=LFM3, use_sandwich_norm=False, use_attention_gate=False, rope_parameters=ROPES),
     case("lfm3-base", "Lfm3Config", "Model", base=LFM3, norm_eps=1e-3, use_sandwich_norm=False),
-    Case("muse_glimmer_text", "MuseGlimmerTextConfig", "MuseGlimmerTextModel", GLIMMER, writes=False),
-    Case(
+    case("muse_glimmer_text", "MuseGlimmerTextConfig", "Model", base=GLIMMER),
+    case(
         "muse_glimmer_text-biased",
         "MuseGlimmerTextConfig",
-        "MuseGlimmerTextModel",
-        {**copy.deepcopy(GLIMMER), "attention_bias": True, "layer_rope_theta": None, "rope_parameters": YARN},
-        writes=False,
+        "Model",
+        base=copy.deepcopy(GLIMMER),
+        attention_bias=True,
+        layer_rope_theta=None,
+        rope_parameters=YARN,
     ),
 ]

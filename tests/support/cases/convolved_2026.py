@@ -1,6 +1,6 @@
 """Decoders with short convolutions inside and after their sub-layers."""
 
-from support.cases.experts import Case
+from support.reference_models import Case, case
 
 INKLING = {
     **{"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "max_position_embeddings": 64, "head_dim": 8},
@@ -31,17 +31,14 @@ CASES = [
             **{"hidden_act": "gelu", "swa_num_attention_heads": 6, "swa_num_key_value_heads": 3, "swa_head_dim": 4},
         },
     ),
-    Case(
+    case(
         "inkling_text-base",
         "InklingTextConfig",
-        "InklingTextModel",
-        {
-            **INKLING,
-            "dense_intermediate_size": 24,
-            "log_scaling_alpha": 0.7,
-            "num_key_value_heads": 4,
-            "rel_extent": 40,
-        },
-        writes=False,
+        "Model",
+        base=INKLING,
+        dense_intermediate_size=24,
+        log_scaling_alpha=0.7,
+        num_key_value_heads=4,
+        rel_extent=40,
     ),
 ]

@@ -1,6 +1,6 @@
 """Decoders whose sub-layers read earlier layers by attention over depth."""
 
-from support.cases.experts import Case
+from support.reference_models import Case, case
 
 INKLING2 = {
     **{"vocab_size": 97, "unpadded_vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 5, "head_dim": 8},
@@ -31,17 +31,14 @@ CASES = [
             **{"swa_num_attention_heads": 6, "swa_num_key_value_heads": 3, "swa_head_dim": 4},
         },
     ),
-    Case(
+    case(
         "inkling2_text-base",
         "Inkling2TextConfig",
-        "Inkling2TextModel",
-        {
-            **INKLING2,
-            "layer_types": ["hybrid", "hybrid_sliding", "hybrid_sliding", "hybrid", "hybrid_sliding"],
-            "n_layers_per_attn_res_block": 6,
-            "num_key_value_heads": 4,
-        },
-        writes=False,
+        "Model",
+        base=INKLING2,
+        layer_types=["hybrid", "hybrid_sliding", "hybrid_sliding", "hybrid", "hybrid_sliding"],
+        n_layers_per_attn_res_block=6,
+        num_key_value_heads=4,
     ),
     Case("inkling2_loop_text", "Inkling2LoopTextConfig", "Inkling2LoopForCausalLM", LOOP),
     Case(
@@ -54,11 +51,13 @@ CASES = [
             "layer_types": ["hybrid", "hybrid", "hybrid_sliding", "hybrid_sliding"],
         },
     ),
-    Case(
+    case(
         "inkling2_loop_text-base",
         "Inkling2LoopTextConfig",
-        "Inkling2LoopTextModel",
-        {**LOOP, "n_layers_per_attn_res_block": 2, "loop_layer_index_end": 4, "num_key_value_heads": 4},
-        writes=False,
+        "Model",
+        base=LOOP,
+        n_layers_per_attn_res_block=2,
+        loop_layer_index_end=4,
+        num_key_value_heads=4,
     ),
 ]

@@ -1,32 +1,10 @@
 """Mixtures of experts."""
 
-import copy
+from support.reference_models import SMALL, Case, case
 
-from support.reference_models import Case
-
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
 QWEN = {**SMALL, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 SHARED = {**QWEN, "shared_expert_intermediate_size": 28}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
-
-
-def case(name, config, model="ForCausalLM", /, base=SMALL, **sizes):
-    """A case of the class that `model` names, of this config's family."""
-    family = config.removesuffix("Config")
-    options = {
-        key: sizes.pop(key) for key in ("writes", "unbind", "tokens", "inputs", "embedded", "rows") if key in sizes
-    }
-    return Case(
-        name, config, family + model, copy.deepcopy({**base, **sizes}), **{"writes": model != "Model", **options}
-    )
 
 
 MIXTRAL = [

@@ -1,9 +1,8 @@
 """Gemmas with per-layer embeddings, and layers that read the keys and values of earlier ones."""
 
-import copy
+from functools import partial
 
-from support.cases.experts import SMALL
-from support.reference_models import Case
+from support.reference_models import SMALL, case
 
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"]
 TYPES = [*TYPES, "sliding_attention", "full_attention"]
@@ -32,15 +31,7 @@ GEMMA3N |= {
 }
 
 
-def case(name, config, model="ForCausalLM", /, base=GEMMA4, **sizes):
-    """A case of the class that `model` names, of this config's family, which may have a name without "Text"."""
-    family = config.removesuffix("Config")
-    family = family if model == "Model" else family.removesuffix("Text")
-    options = {key: sizes.pop(key) for key in ("writes", "tokens", "unbind", "streams") if key in sizes}
-    return Case(
-        name, config, family + model, copy.deepcopy({**base, **sizes}), **{"writes": model != "Model", **options}
-    )
-
+case = partial(case, base=GEMMA4)
 
 CASES = [
     case("gemma4_text", "Gemma4TextConfig", use_double_wide_mlp=True),

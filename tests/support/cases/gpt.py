@@ -1,6 +1,6 @@
 """GPT-2 and what came of it."""
 
-from support.reference_models import Case
+from support.reference_models import case
 
 N = {"vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 H = {
@@ -29,35 +29,36 @@ def longrope(pairs, trained, factor=None):
 
 
 GPT2 = [
-    Case("gpt2", "GPT2Config", "GPT2LMHeadModel", {**N, "n_inner": 56}),
-    Case("gpt2-scaled", "GPT2Config", "GPT2LMHeadModel", {**N, "scale_attn_by_inverse_layer_idx": True}),
-    Case("gpt2-unscaled", "GPT2Config", "GPT2LMHeadModel", {**N, "scale_attn_weights": False, "n_head": 2}),
-    Case(
+    case("gpt2", "GPT2Config", "LMHeadModel", base=N, n_inner=56),
+    case("gpt2-scaled", "GPT2Config", "LMHeadModel", base=N, scale_attn_by_inverse_layer_idx=True),
+    case("gpt2-unscaled", "GPT2Config", "LMHeadModel", base=N, scale_attn_weights=False, n_head=2),
+    case(
         "gpt2-unscaled-inverse",
         "GPT2Config",
-        "GPT2LMHeadModel",
-        {**N, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "n_layer": 1},
+        "LMHeadModel",
+        base=N,
+        scale_attn_weights=False,
+        scale_attn_by_inverse_layer_idx=True,
+        n_layer=1,
     ),
-    Case(
+    case(
         "gpt2-both",
         "GPT2Config",
-        "GPT2LMHeadModel",
-        {**N, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3},
+        "LMHeadModel",
+        base=N,
+        scale_attn_weights=False,
+        scale_attn_by_inverse_layer_idx=True,
+        layer_norm_epsilon=1e-3,
     ),
-    Case(
-        "gpt2-untied",
-        "GPT2Config",
-        "GPT2LMHeadModel",
-        {**N, "tie_word_embeddings": False, "activation_function": "relu"},
-    ),
-    Case("gpt2-base", "GPT2Config", "GPT2Model", N, writes=False),
+    case("gpt2-untied", "GPT2Config", "LMHeadModel", base=N, tie_word_embeddings=False, activation_function="relu"),
+    case("gpt2-base", "GPT2Config", "Model", base=N),
 ]
 
 GPT1 = [
-    Case("openai-gpt", "OpenAIGPTConfig", "OpenAIGPTLMHeadModel", N),
-    Case("openai-silu", "OpenAIGPTConfig", "OpenAIGPTLMHeadModel", {**N, "afn": "silu", "tie_word_embeddings": False}),
-    Case("openai-relu", "OpenAIGPTConfig", "OpenAIGPTLMHeadModel", {**N, "afn": "relu", "n_head": 2}),
-    Case("openai-base", "OpenAIGPTConfig", "OpenAIGPTModel", N, writes=False),
+    case("openai-gpt", "OpenAIGPTConfig", "LMHeadModel", base=N),
+    case("openai-silu", "OpenAIGPTConfig", "LMHeadModel", base=N, afn="silu", tie_word_embeddings=False),
+    case("openai-relu", "OpenAIGPTConfig", "LMHeadModel", base=N, afn="relu", n_head=2),
+    case("openai-base", "OpenAIGPTConfig", "Model", base=N),
 ]
 
 NEO = {
@@ -69,283 +70,252 @@ NEO = {
     "window_size": 5,
 }
 GPT_NEO = [
-    Case(
-        "gpt_neo", "GPTNeoConfig", "GPTNeoForCausalLM", {**NEO, "attention_types": [[["global", "local", "local"], 1]]}
-    ),
-    Case(
+    case("gpt_neo", "GPTNeoConfig", base=NEO, attention_types=[[["global", "local", "local"], 1]]),
+    case(
         "gpt_neo-lists",
         "GPTNeoConfig",
-        "GPTNeoForCausalLM",
-        {
-            **NEO,
-            "num_layers": 5,
-            "attention_types": [[["local"], 1], [["global", "local"], 2]],
-            "intermediate_size": 40,
-        },
+        base=NEO,
+        num_layers=5,
+        attention_types=[[["local"], 1], [["global", "local"], 2]],
+        intermediate_size=40,
     ),
-    Case(
+    case(
         "gpt_neo-untied",
         "GPTNeoConfig",
-        "GPTNeoForCausalLM",
-        {**NEO, "attention_types": [[["global"], 3]], "tie_word_embeddings": False, "activation_function": "gelu"},
+        base=NEO,
+        attention_types=[[["global"], 3]],
+        tie_word_embeddings=False,
+        activation_function="gelu",
     ),
-    Case("gpt_neo-base", "GPTNeoConfig", "GPTNeoModel", {**NEO, "attention_types": [[["local"], 3]]}, writes=False),
+    case("gpt_neo-base", "GPTNeoConfig", "Model", base=NEO, attention_types=[[["local"], 3]]),
 ]
 
 GPT_NEOX = [
-    Case("gpt_neox", "GPTNeoXConfig", "GPTNeoXForCausalLM", F),
-    Case(
-        "gpt_neox-sequential", "GPTNeoXConfig", "GPTNeoXForCausalLM", {**F, "use_parallel_residual": False, **rope(1.0)}
-    ),
-    Case(
+    case("gpt_neox", "GPTNeoXConfig", base=F),
+    case("gpt_neox-sequential", "GPTNeoXConfig", base=F, use_parallel_residual=False, **rope(1.0)),
+    case(
         "gpt_neox-tied",
         "GPTNeoXConfig",
-        "GPTNeoXForCausalLM",
-        {**F, "tie_word_embeddings": True, "attention_bias": False, "hidden_act": "gelu_new", **rope(0.5, **LINEAR)},
+        base=F,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        hidden_act="gelu_new",
+        **rope(0.5, **LINEAR),
     ),
-    Case("gpt_neox-yarn", "GPTNeoXConfig", "GPTNeoXForCausalLM", {**F, "num_attention_heads": 2, **rope(0.5, **YARN)}),
-    Case("gpt_neox-odd", "GPTNeoXConfig", "GPTNeoXForCausalLM", {**F, "hidden_size": 48}),  # 3 of 12, rounded up
-    Case("gpt_neox-one", "GPTNeoXConfig", "GPTNeoXForCausalLM", {**F, "hidden_size": 16}),
-    Case("gpt_neox-base", "GPTNeoXConfig", "GPTNeoXModel", {**F, **rope(0.75)}, writes=False),
+    case("gpt_neox-yarn", "GPTNeoXConfig", base=F, num_attention_heads=2, **rope(0.5, **YARN)),
+    case("gpt_neox-odd", "GPTNeoXConfig", base=F, hidden_size=48),  # 3 of 12, rounded up
+    case("gpt_neox-one", "GPTNeoXConfig", base=F, hidden_size=16),
+    case("gpt_neox-base", "GPTNeoXConfig", "Model", base=F, **rope(0.75)),
 ]
 
 GPTJ = [
-    Case("gptj", "GPTJConfig", "GPTJForCausalLM", {**N, "rotary_dim": 4}),
-    Case(
-        "gptj-whole",
-        "GPTJConfig",
-        "GPTJForCausalLM",
-        {**N, "rotary_dim": 8, "n_inner": 40, "activation_function": "gelu"},
-    ),
-    Case(
-        "gptj-tied", "GPTJConfig", "GPTJForCausalLM", {**N, "rotary_dim": 6, "n_head": 2, "tie_word_embeddings": True}
-    ),
-    Case("gptj-base", "GPTJConfig", "GPTJModel", {**N, "rotary_dim": 2}, writes=False),
-    Case("codegen", "CodeGenConfig", "CodeGenForCausalLM", {**N, "rotary_dim": 4}),
-    Case("codegen-wide", "CodeGenConfig", "CodeGenForCausalLM", {**N, "rotary_dim": 8, "n_head": 2, "n_inner": 40}),
-    Case(
-        "codegen-tied",
-        "CodeGenConfig",
-        "CodeGenForCausalLM",
-        {**N, "rotary_dim": 2, "n_head": 8, "tie_word_embeddings": True},
-    ),
-    Case("codegen-base", "CodeGenConfig", "CodeGenModel", {**N, "rotary_dim": 4}, writes=False),
+    case("gptj", "GPTJConfig", base=N, rotary_dim=4),
+    case("gptj-whole", "GPTJConfig", base=N, rotary_dim=8, n_inner=40, activation_function="gelu"),
+    case("gptj-tied", "GPTJConfig", base=N, rotary_dim=6, n_head=2, tie_word_embeddings=True),
+    case("gptj-base", "GPTJConfig", "Model", base=N, rotary_dim=2),
+    case("codegen", "CodeGenConfig", base=N, rotary_dim=4),
+    case("codegen-wide", "CodeGenConfig", base=N, rotary_dim=8, n_head=2, n_inner=40),
+    case("codegen-tied", "CodeGenConfig", base=N, rotary_dim=2, n_head=8, tie_word_embeddings=True),
+    case("codegen-base", "CodeGenConfig", "Model", base=N, rotary_dim=4),
 ]
 
 BLOOM = {"vocab_size": 97, "hidden_size": 32, "n_layer": 3, "n_head": 4}
 ALIBI = [
-    Case("bloom", "BloomConfig", "BloomForCausalLM", BLOOM),
-    Case(
+    case("bloom", "BloomConfig", base=BLOOM),
+    case(
         "bloom-after-norm",
         "BloomConfig",
-        "BloomForCausalLM",
-        {**BLOOM, "apply_residual_connection_post_layernorm": True, "hidden_size": 42, "n_head": 6},
+        base=BLOOM,
+        apply_residual_connection_post_layernorm=True,
+        hidden_size=42,
+        n_head=6,
     ),
-    Case("bloom-untied", "BloomConfig", "BloomForCausalLM", {**BLOOM, "n_head": 2, "tie_word_embeddings": False}),
-    Case("bloom-base", "BloomConfig", "BloomModel", BLOOM, writes=False),
+    case("bloom-untied", "BloomConfig", base=BLOOM, n_head=2, tie_word_embeddings=False),
+    case("bloom-base", "BloomConfig", "Model", base=BLOOM),
 ]
 
 MPT = {"vocab_size": 97, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}
 ALIBI += [
-    Case("mpt", "MptConfig", "MptForCausalLM", MPT),
-    Case(
-        "mpt-clipped",
-        "MptConfig",
-        "MptForCausalLM",
-        {**MPT, "d_model": 48, "n_heads": 6, "attn_config": {"clip_qkv": 0.4, "softmax_scale": 0.7}},
+    case("mpt", "MptConfig", base=MPT),
+    case(
+        "mpt-clipped", "MptConfig", base=MPT, d_model=48, n_heads=6, attn_config={"clip_qkv": 0.4, "softmax_scale": 0.7}
     ),
-    Case("mpt-untied", "MptConfig", "MptForCausalLM", {**MPT, "n_heads": 1, "tie_word_embeddings": False}),
-    Case("mpt-base", "MptConfig", "MptModel", {**MPT, "d_model": 24, "n_heads": 3}, writes=False),
+    case("mpt-untied", "MptConfig", base=MPT, n_heads=1, tie_word_embeddings=False),
+    case("mpt-base", "MptConfig", "Model", base=MPT, d_model=24, n_heads=3),
 ]
 
 # The reference's eager attention adds ALiBi twice, once in the mask that holds it.
 FALCON = [
-    Case("falcon", "FalconConfig", "FalconForCausalLM", H),
-    Case(
-        "falcon-biased",
-        "FalconConfig",
-        "FalconForCausalLM",
-        {**H, "bias": True, "multi_query": False, **rope(**LINEAR)},
-    ),
-    Case(
+    case("falcon", "FalconConfig", base=H),
+    case("falcon-biased", "FalconConfig", base=H, bias=True, multi_query=False, **rope(**LINEAR)),
+    case(
         "falcon-rw",
         "FalconConfig",
-        "FalconForCausalLM",
-        {**H, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False, "ffn_hidden_size": 40},
+        base=H,
+        alibi=True,
+        bias=True,
+        multi_query=False,
+        parallel_attn=False,
+        ffn_hidden_size=40,
         attention="sdpa",
     ),
-    Case(
+    case(
         "falcon-alibi",
         "FalconConfig",
-        "FalconForCausalLM",
-        {**H, "hidden_size": 36, "num_attention_heads": 6, "alibi": True, "activation": "gelu_new"},
+        base=H,
+        hidden_size=36,
+        num_attention_heads=6,
+        alibi=True,
+        activation="gelu_new",
         attention="sdpa",
     ),
-    Case(
-        "falcon-sequential",
-        "FalconConfig",
-        "FalconForCausalLM",
-        {**H, "parallel_attn": False, "tie_word_embeddings": False},
-    ),
-    Case("falcon-new", "FalconConfig", "FalconForCausalLM", {**H, "new_decoder_architecture": True, "num_kv_heads": 2}),
-    Case(
-        "falcon-new-alone",
-        "FalconConfig",
-        "FalconForCausalLM",
-        {**H, "new_decoder_architecture": True, "num_kv_heads": 1, "bias": True},
-    ),
-    Case(
+    case("falcon-sequential", "FalconConfig", base=H, parallel_attn=False, tie_word_embeddings=False),
+    case("falcon-new", "FalconConfig", base=H, new_decoder_architecture=True, num_kv_heads=2),
+    case("falcon-new-alone", "FalconConfig", base=H, new_decoder_architecture=True, num_kv_heads=1, bias=True),
+    case(
         "falcon-new-one-norm",
         "FalconConfig",
-        "FalconForCausalLM",
-        {**H, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, **rope(**YARN)},
+        base=H,
+        new_decoder_architecture=True,
+        num_kv_heads=2,
+        num_ln_in_parallel_attn=1,
+        **rope(**YARN),
     ),
-    Case("falcon-new-mha", "FalconConfig", "FalconForCausalLM", {**H, "new_decoder_architecture": True}),
-    Case(
-        "falcon-base",
-        "FalconConfig",
-        "FalconModel",
-        {**H, "new_decoder_architecture": True, "num_kv_heads": 4},
-        writes=False,
-    ),
+    case("falcon-new-mha", "FalconConfig", base=H, new_decoder_architecture=True),
+    case("falcon-base", "FalconConfig", "Model", base=H, new_decoder_architecture=True, num_kv_heads=4),
 ]
 
 OPT = {**H, "ffn_dim": 56}
 SMALL_OPT = {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20}
 META = [
-    Case("opt", "OPTConfig", "OPTForCausalLM", OPT),
-    Case("opt-350m", "OPTConfig", "OPTForCausalLM", SMALL_OPT),
-    Case(
-        "opt-post", "OPTConfig", "OPTForCausalLM", {**OPT, "do_layer_norm_before": False, "activation_function": "gelu"}
-    ),
-    Case(
-        "opt-projected", "OPTConfig", "OPTForCausalLM", {**OPT, "word_embed_proj_dim": 44, "tie_word_embeddings": False}
-    ),
-    Case(
+    case("opt", "OPTConfig", base=OPT),
+    case("opt-350m", "OPTConfig", base=SMALL_OPT),
+    case("opt-post", "OPTConfig", base=OPT, do_layer_norm_before=False, activation_function="gelu"),
+    case("opt-projected", "OPTConfig", base=OPT, word_embed_proj_dim=44, tie_word_embeddings=False),
+    case(
         "opt-plain",
         "OPTConfig",
-        "OPTForCausalLM",
-        {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False, "_remove_final_layer_norm": True},
+        base=OPT,
+        enable_bias=False,
+        layer_norm_elementwise_affine=False,
+        _remove_final_layer_norm=True,
     ),
-    Case("opt-base", "OPTConfig", "OPTModel", OPT, writes=False),
-    Case("opt-base-350m", "OPTConfig", "OPTModel", SMALL_OPT, writes=False),
+    case("opt-base", "OPTConfig", "Model", base=OPT),
+    case("opt-base-350m", "OPTConfig", "Model", base=SMALL_OPT),
 ]
 
 PHI = [
-    Case("phi", "PhiConfig", "PhiForCausalLM", F),
-    Case(
-        "phi-grouped",
-        "PhiConfig",
-        "PhiForCausalLM",
-        {**F, "num_key_value_heads": 2, "qk_layernorm": True, **rope(0.25)},
-    ),
-    Case(
+    case("phi", "PhiConfig", base=F),
+    case("phi-grouped", "PhiConfig", base=F, num_key_value_heads=2, qk_layernorm=True, **rope(0.25)),
+    case(
         "phi-tied",
         "PhiConfig",
-        "PhiForCausalLM",
-        {**F, "num_key_value_heads": 1, "tie_word_embeddings": True, "hidden_act": "relu", **rope(1.0, **LINEAR)},
+        base=F,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        hidden_act="relu",
+        **rope(1.0, **LINEAR),
     ),
-    Case("phi-base", "PhiConfig", "PhiModel", {**F, "qk_layernorm": True, **rope(0.75, **YARN)}, writes=False),
-    Case(
-        "phi3", "Phi3Config", "Phi3ForCausalLM", {**F, "pad_token_id": 0, "num_key_value_heads": 2, "sliding_window": 7}
-    ),
-    Case("phi3-long", "Phi3Config", "Phi3ForCausalLM", {**F, "pad_token_id": 0, **longrope(4, 16)}),
-    Case(
+    case("phi-base", "PhiConfig", "Model", base=F, qk_layernorm=True, **rope(0.75, **YARN)),
+    case("phi3", "Phi3Config", base=F, pad_token_id=0, num_key_value_heads=2, sliding_window=7),
+    case("phi3-long", "Phi3Config", base=F, pad_token_id=0, **longrope(4, 16)),
+    case(
         "phi3-short",
         "Phi3Config",
-        "Phi3ForCausalLM",
-        {**F, "pad_token_id": 0, "num_key_value_heads": 1, "tie_word_embeddings": True, **longrope(4, 32)},
+        base=F,
+        pad_token_id=0,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        **longrope(4, 32),
     ),
-    Case("phi3-factor", "Phi3Config", "Phi3ForCausalLM", {**F, "pad_token_id": 0, **longrope(4, 16, 3.3)}),
-    Case(
+    case("phi3-factor", "Phi3Config", base=F, pad_token_id=0, **longrope(4, 16, 3.3)),
+    case(
         "phi3-phi4",
         "Phi3Config",
-        "Phi3ForCausalLM",
-        {**F, "pad_token_id": 0, "hidden_size": 64, "tie_word_embeddings": True, "sliding_window": 40}
+        base={**F, "pad_token_id": 0, "hidden_size": 64, "tie_word_embeddings": True, "sliding_window": 40}
         | {**longrope(6, 32), "partial_rotary_factor": 0.75},
     ),
-    Case("phi3-partial", "Phi3Config", "Phi3ForCausalLM", {**F, "pad_token_id": 0, **rope(0.5)}),
-    Case("phi3-base", "Phi3Config", "Phi3Model", {**F, "pad_token_id": 0}, writes=False),
+    case("phi3-partial", "Phi3Config", base=F, pad_token_id=0, **rope(0.5)),
+    case("phi3-base", "Phi3Config", "Model", base=F, pad_token_id=0),
 ]
 
 GROUPED = {**F, "num_key_value_heads": 2}
 CODE = [
-    Case("starcoder2", "Starcoder2Config", "Starcoder2ForCausalLM", {**GROUPED, "sliding_window": 7}),
-    Case(
+    case("starcoder2", "Starcoder2Config", base=GROUPED, sliding_window=7),
+    case(
         "starcoder2-plain",
         "Starcoder2Config",
-        "Starcoder2ForCausalLM",
-        {
-            **F,
-            "num_key_value_heads": 1,
-            "use_bias": False,
-            "tie_word_embeddings": False,
-            "hidden_act": "gelu",
-            **rope(**YARN),
-        },
+        base=F,
+        num_key_value_heads=1,
+        use_bias=False,
+        tie_word_embeddings=False,
+        hidden_act="gelu",
+        **rope(**YARN),
     ),
-    Case(
-        "starcoder2-mha", "Starcoder2Config", "Starcoder2ForCausalLM", {**F, "num_key_value_heads": 4, **rope(**LINEAR)}
-    ),
-    Case("starcoder2-base", "Starcoder2Config", "Starcoder2Model", GROUPED, writes=False),
-    Case("gpt_bigcode", "GPTBigCodeConfig", "GPTBigCodeForCausalLM", N),
-    Case(
+    case("starcoder2-mha", "Starcoder2Config", base=F, num_key_value_heads=4, **rope(**LINEAR)),
+    case("starcoder2-base", "Starcoder2Config", "Model", base=GROUPED),
+    case("gpt_bigcode", "GPTBigCodeConfig", base=N),
+    case(
         "gpt_bigcode-mha",
         "GPTBigCodeConfig",
-        "GPTBigCodeForCausalLM",
-        {**N, "multi_query": False, "n_inner": 40, "scale_attn_weights": False, "tie_word_embeddings": False},
+        base=N,
+        multi_query=False,
+        n_inner=40,
+        scale_attn_weights=False,
+        tie_word_embeddings=False,
     ),
-    Case(
-        "gpt_bigcode-relu",
-        "GPTBigCodeConfig",
-        "GPTBigCodeForCausalLM",
-        {**N, "n_head": 2, "activation_function": "relu"},
-    ),
-    Case("gpt_bigcode-base", "GPTBigCodeConfig", "GPTBigCodeModel", {**N, "multi_query": False}, writes=False),
+    case("gpt_bigcode-relu", "GPTBigCodeConfig", base=N, n_head=2, activation_function="relu"),
+    case("gpt_bigcode-base", "GPTBigCodeConfig", "Model", base=N, multi_query=False),
 ]
 
 STABLE = {**GROUPED, "hidden_size": 64}
 STABLELM = [
-    Case("stablelm", "StableLmConfig", "StableLmForCausalLM", STABLE),
-    Case("stablelm-biased", "StableLmConfig", "StableLmForCausalLM", {**STABLE, "use_qkv_bias": True, **rope(1.0)}),
-    Case(
+    case("stablelm", "StableLmConfig", base=STABLE),
+    case("stablelm-biased", "StableLmConfig", base=STABLE, use_qkv_bias=True, **rope(1.0)),
+    case(
         "stablelm-parallel",
         "StableLmConfig",
-        "StableLmForCausalLM",
-        {
-            **STABLE,
-            "use_parallel_residual": True,
-            "qk_layernorm": True,
-            "tie_word_embeddings": True,
-            **rope(0.5, **LINEAR),
-        },
+        base=STABLE,
+        use_parallel_residual=True,
+        qk_layernorm=True,
+        tie_word_embeddings=True,
+        **rope(0.5, **LINEAR),
     ),
-    Case(
+    case(
         "stablelm-normed",
         "StableLmConfig",
-        "StableLmForCausalLM",
-        {**STABLE, "num_key_value_heads": 1, "qk_layernorm": True, "hidden_act": "gelu", "layer_norm_eps": 1e-3},
+        base=STABLE,
+        num_key_value_heads=1,
+        qk_layernorm=True,
+        hidden_act="gelu",
+        layer_norm_eps=1e-3,
     ),
-    Case("stablelm-base", "StableLmConfig", "StableLmModel", {**STABLE, "num_key_value_heads": 4}, writes=False),
-    Case("persimmon", "PersimmonConfig", "PersimmonForCausalLM", F),
-    Case(
+    case("stablelm-base", "StableLmConfig", "Model", base=STABLE, num_key_value_heads=4),
+    case("persimmon", "PersimmonConfig", base=F),
+    case(
         "persimmon-plain",
         "PersimmonConfig",
-        "PersimmonForCausalLM",
-        {**F, "qk_layernorm": False, "tie_word_embeddings": True, "hidden_act": "gelu", **rope(0.25)},
+        base=F,
+        qk_layernorm=False,
+        tie_word_embeddings=True,
+        hidden_act="gelu",
+        **rope(0.25),
     ),
-    Case("persimmon-base", "PersimmonConfig", "PersimmonModel", {**F, **rope(1.0, **YARN)}, writes=False),
+    case("persimmon-base", "PersimmonConfig", "Model", base=F, **rope(1.0, **YARN)),
 ]
 
 BIOGPT = [
-    Case("biogpt", "BioGptConfig", "BioGptForCausalLM", F),
-    Case(
+    case("biogpt", "BioGptConfig", base=F),
+    case(
         "biogpt-untied",
         "BioGptConfig",
-        "BioGptForCausalLM",
-        {**F, "scale_embedding": False, "tie_word_embeddings": False, "hidden_act": "relu", "num_attention_heads": 2},
+        base=F,
+        scale_embedding=False,
+        tie_word_embeddings=False,
+        hidden_act="relu",
+        num_attention_heads=2,
     ),
-    Case("biogpt-base", "BioGptConfig", "BioGptModel", F, writes=False),
+    case("biogpt-base", "BioGptConfig", "Model", base=F),
 ]
 
 XGLM = {
@@ -357,14 +327,16 @@ XGLM = {
     "max_position_embeddings": 64,
 }
 SINES = [
-    Case("xglm", "XGLMConfig", "XGLMForCausalLM", XGLM),
-    Case(
+    case("xglm", "XGLMConfig", base=XGLM),
+    case(
         "xglm-untied",
         "XGLMConfig",
-        "XGLMForCausalLM",
-        {**XGLM, "scale_embedding": False, "tie_word_embeddings": False, "activation_function": "relu"},
+        base=XGLM,
+        scale_embedding=False,
+        tie_word_embeddings=False,
+        activation_function="relu",
     ),
-    Case("xglm-base", "XGLMConfig", "XGLMModel", {**XGLM, "attention_heads": 2}, writes=False),
+    case("xglm-base", "XGLMConfig", "Model", base=XGLM, attention_heads=2),
 ]
 
 CASES = [*GPT2, *GPT1, *GPT_NEO, *GPT_NEOX, *GPTJ, *ALIBI, *FALCON, *META, *PHI, *CODE, *STABLELM, *BIOGPT, *SINES]

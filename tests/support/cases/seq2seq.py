@@ -4,7 +4,7 @@ import torch
 import transformers
 
 from support import nllb_experts  # noqa: F401  (puts them into transformers)
-from support.reference_models import Case
+from support.reference_models import Case, case
 
 T5 = {
     "vocab_size": 97,
@@ -71,31 +71,26 @@ LED |= {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings"
 LED_CLASS = "LEDForConditionalGeneration"
 
 CASES: list[Case] = [
-    Case("t5", "T5Config", "T5ForConditionalGeneration", T5, inputs=decoding),
-    Case(
+    case("t5", "T5Config", "ForConditionalGeneration", base=T5, inputs=decoding),
+    case(
         "t5-1.1",
         "T5Config",
-        "T5ForConditionalGeneration",
-        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        "ForConditionalGeneration",
+        base=T5,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
         inputs=decoding,
     ),
-    Case(
-        "t5-silu", "T5Config", "T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-silu"}, inputs=decoding
-    ),
-    Case("t5-base", "T5Config", "T5Model", {**T5, "num_decoder_layers": None}, inputs=decoding, writes=False),
-    Case("t5-encoder", "T5Config", "T5EncoderModel", T5, writes=False),
-    Case("mt5", "MT5Config", "MT5ForConditionalGeneration", T5, inputs=decoding),
-    Case("mt5-encoder", "MT5Config", "MT5EncoderModel", {**T5, "feed_forward_proj": "gelu"}, writes=False),
-    Case("umt5", "UMT5Config", "UMT5ForConditionalGeneration", {**T5, "tie_word_embeddings": False}, inputs=decoding),
-    Case("umt5-base", "UMT5Config", "UMT5Model", {**T5, "feed_forward_proj": "relu"}, inputs=decoding, writes=False),
-    Case("umt5-encoder", "UMT5Config", "UMT5EncoderModel", T5, writes=False),
-    Case(
-        "t5-deep",
-        "T5Config",
-        "T5ForConditionalGeneration",
-        {**T5, "num_decoder_layers": 5},
-        inputs=decoding,
-        writes=False,
+    case("t5-silu", "T5Config", "ForConditionalGeneration", base=T5, feed_forward_proj="gated-silu", inputs=decoding),
+    case("t5-base", "T5Config", "Model", base=T5, num_decoder_layers=None, inputs=decoding),
+    case("t5-encoder", "T5Config", "EncoderModel", base=T5, writes=False),
+    case("mt5", "MT5Config", "ForConditionalGeneration", base=T5, inputs=decoding),
+    case("mt5-encoder", "MT5Config", "EncoderModel", base=T5, feed_forward_proj="gelu", writes=False),
+    case("umt5", "UMT5Config", "ForConditionalGeneration", base=T5, tie_word_embeddings=False, inputs=decoding),
+    case("umt5-base", "UMT5Config", "Model", base=T5, feed_forward_proj="relu", inputs=decoding),
+    case("umt5-encoder", "UMT5Config", "EncoderModel", base=T5, writes=False),
+    case(
+        "t5-deep", "T5Config", "ForConditionalGeneration", base=T5, num_decoder_layers=5, inputs=decoding, writes=False
     ),
     *cases("bart", "Bart", "BartForConditionalGeneration", {**BART, "activation_function": "relu"}),
     *cases("mbart", "MBart", "MBartForConditionalGeneration", BART),
@@ -105,20 +100,15 @@ CASES: list[Case] = [
     *cases(
         "marian", "Marian", "MarianMTModel", {**MARIAN, "activation_function": "swish"}, unbind=("embed_positions",)
     ),
-    Case("marian-apart", "MarianConfig", "MarianMTModel", APART, inputs=decoding, unbind=("embed_positions",)),
-    Case(
-        "marian-apart-base",
-        "MarianConfig",
-        "MarianModel",
-        {**APART, "decoder_vocab_size": 91},
-        inputs=decoding,
-        writes=False,
-    ),
-    Case(
+    case("marian-apart", "MarianConfig", "MTModel", base=APART, inputs=decoding, unbind=("embed_positions",)),
+    case("marian-apart-base", "MarianConfig", "Model", base=APART, decoder_vocab_size=91, inputs=decoding),
+    case(
         "marian-apart-untied",
         "MarianConfig",
-        "MarianMTModel",
-        {**APART, **UNTIED, "decoder_vocab_size": 91},
+        "MTModel",
+        base=APART,
+        **UNTIED,
+        decoder_vocab_size=91,
         inputs=decoding,
         unbind=("embed_positions",),
     ),
@@ -129,26 +119,23 @@ CASES: list[Case] = [
     # Ten tokens are more than the seven up to which all is seen, after which the reference would do so ever after. It
     # counts padding among the blocks.
     *cases("bigbird_pegasus", "BigBirdPegasus", "BigBirdPegasusForConditionalGeneration", BIRD, pads=False),
-    Case(
-        "bigbird_pegasus-blocks",
-        "BigBirdPegasusConfig",
-        "BigBirdPegasusModel",
-        {**BIRD, "block_size": 2},
-        inputs=decoding,
-        writes=False,
-        pads=False,
+    case(
+        "bigbird_pegasus-blocks", "BigBirdPegasusConfig", "Model", base=BIRD, block_size=2, inputs=decoding, pads=False
     ),
-    Case(
+    case(
         "bigbird_pegasus-full",
         "BigBirdPegasusConfig",
-        "BigBirdPegasusForConditionalGeneration",
-        {**BIRD, "attention_type": "original_full", "use_bias": True, "activation_function": "relu"},
+        "ForConditionalGeneration",
+        base=BIRD,
+        attention_type="original_full",
+        use_bias=True,
+        activation_function="relu",
         inputs=decoding,
     ),
     *cases("m2m_100", "M2M100", "M2M100ForConditionalGeneration", BART),
     *cases("nllb_moe", "NllbMoe", "NllbMoeForConditionalGeneration", NLLB),
-    Case("nllb_moe-biased", "NllbMoeConfig", "NllbMoeForConditionalGeneration", {**NLLB, **BIASED}, inputs=decoding),
+    case("nllb_moe-biased", "NllbMoeConfig", "ForConditionalGeneration", base=NLLB, **BIASED, inputs=decoding),
     Case("led", "LEDConfig", LED_CLASS, LED, inputs=decoding),
     Case("led-global", "LEDConfig", LED_CLASS, {**LED, "attention_window": [4, 16, 8], **UNTIED}, inputs=attending),
-    Case("led-base", "LEDConfig", "LEDModel", {**LED, "activation_function": "relu"}, inputs=attending, writes=False),
+    case("led-base", "LEDConfig", "Model", base=LED, activation_function="relu", inputs=attending),
 ]

@@ -199,15 +199,17 @@ FOURIER = [
 LOCAL = {**T5, "local_radius": 4}
 GLOBALS = {**LOCAL, "encoder_attention_type": "transient-global", "global_block_size": 4}
 LONGS = [
-    Case("longt5", "LongT5Config", "LongT5ForConditionalGeneration", LOCAL, inputs=decoding),
-    Case(
+    case("longt5", "LongT5Config", "ForConditionalGeneration", base=LOCAL, inputs=decoding),
+    case(
         "longt5-gated",
         "LongT5Config",
-        "LongT5ForConditionalGeneration",
-        {**LOCAL, "feed_forward_proj": "gated-gelu", "local_radius": 2},
+        "ForConditionalGeneration",
+        base=LOCAL,
+        feed_forward_proj="gated-gelu",
+        local_radius=2,
         inputs=decoding,
     ),
-    Case("longt5-base", "LongT5Config", "LongT5Model", {**LOCAL, "local_radius": 30}, inputs=decoding, writes=False),
+    case("longt5-base", "LongT5Config", "Model", base=LOCAL, local_radius=30, inputs=decoding),
     *(
         Case(f"longt5-{name}", "LongT5Config", f"LongT5{model}", GLOBALS | more, **own)
         for name, model, more, own in (
@@ -217,7 +219,7 @@ LONGS = [
             ("globals-encoder", "EncoderModel", {"local_radius": 9, "global_block_size": 16}, {"writes": False}),
         )
     ),
-    Case("longt5-encoder", "LongT5Config", "LongT5EncoderModel", LOCAL, writes=False),
+    case("longt5-encoder", "LongT5Config", "EncoderModel", base=LOCAL, writes=False),
 ]
 
 CASES = [*INDEXERS, *AXK2, *DOTS3, *LENDERS, *BLOCKS, *DIFFERENTIAL, *FOURIER, *LONGS]

@@ -1,7 +1,7 @@
 """Encoder-decoders whose config.json has a config for each tower."""
 
 from support.cases.seq2seq import decoding
-from support.reference_models import Case
+from support.reference_models import Case, case
 
 GEMMA = {
     "vocab_size": 97,
@@ -71,7 +71,7 @@ def paired(name, encoder, decoder, **more):
     """An encoder and a decoder of two families."""
     sizes = {"encoder": encoder, "decoder": decoder, "decoder_start_token_id": 3, "pad_token_id": 0, **more}
     sines = ("embed_positions",)  # RoFormer saves them
-    return Case(name, "EncoderDecoderConfig", "EncoderDecoderModel", sizes, inputs=decoding, unbind=sines)
+    return case(name, "EncoderDecoderConfig", "Model", base=sizes, inputs=decoding, unbind=sines, writes=True)
 
 
 CASES = [
