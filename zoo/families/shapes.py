@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from zoo.families.family import MOST_LAYERS
+from zoo.families.layering import MOST_LAYERS
 from zoo.untrusted.json_file import JsonShape
 
 LARGEST_VOCABULARY = 2**31 - 1
