@@ -167,7 +167,10 @@ ERRORS = {
         OSError("/there/file: I/O error"),
         "cannot be read or written, found /there/file: I/O error",
     ),
-    "CUDA": (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"), "memory: ran out, found CUDA out of memory. Tried to allocate 2 GiB"),
+    "CUDA": (
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+        "memory: ran out, found CUDA out of memory. Tried to allocate 2 GiB",
+    ),
     "CPU": (
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
         "memory: ran",
