@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from zoo.cache.cache import Cache
 from zoo.costs.activations import PassShape, list_sections
-from zoo.costs.again import tell_depths_apart
+from zoo.costs.again import tell_reads_apart
 from zoo.costs.cache import kv_cache
 from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops, skipped_flops
 from zoo.costs.memory import training
@@ -224,7 +224,7 @@ def _kept(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[
     sizes = {each.tensor.untyped_storage()._cdata: each.tensor.untyped_storage().nbytes() for each in saved}
     found = sum(size for storage, size in sizes.items() if storage not in known)
     del out
-    apart = tell_depths_apart(spec)
+    apart = tell_reads_apart(spec)
     counted = list_sections(apart, PassShape(context=ids.shape[1], dtype=setup.dtype, fused=False))
     note = f"torch's saved_tensors_hooks, {ids.shape[1]} tokens on a CPU"
     yield _row("saved activations, bytes", _whole(apart, counted), found, note)

@@ -12,12 +12,12 @@ from support.packaged_specs import load
 from support.tiny_models import DEEP, model_of, spec_of
 from zoo.cache.cache import Cache
 from zoo.cli import run
-from zoo.costs.again import tell_depths_apart
+from zoo.costs.again import tell_reads_apart
 from zoo.costs.shards import context_faults
 from zoo.kernels.dispatch import attend
 from zoo.kernels.mask import Mask
 from zoo.model.activation import Activation
-from zoo.model.depth_read import count_groups, find_depth_faults
+from zoo.model.depth_read import GroupSums, find_depth_faults
 from zoo.model.ffn import FFN
 from zoo.model.norm import Norm
 
@@ -120,10 +120,10 @@ def test_softcaps_bound_the_linear_factor_of_the_gate_and_what_it_multiplies():
 
 def test_layers_that_read_other_numbers_of_groups_are_priced_apart():
     spec = spec_of(GROUPS)
-    assert count_groups(spec) == [0, 1, 1, 2, 2]
-    apart = tell_depths_apart(spec).towers()[""]
+    assert GroupSums.count_read(spec) == [0, 1, 1, 2, 2, 3]  # the last of them before the final norm
+    apart = tell_reads_apart(spec).towers()[""]
     assert apart.pattern == ("first", "layer (part 1)", "opens (part 1)", "layer (part 2)", "opens (part 2)")
-    assert tell_depths_apart(spec_of(DEEP)).towers()[""].pattern == ("first", "near", "opens")  # one number for each
+    assert tell_reads_apart(spec_of(DEEP)).towers()[""].pattern == ("first", "near", "opens")  # one number for each
 
 
 @pytest.mark.parametrize(

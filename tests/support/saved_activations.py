@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from zoo.costs.activations import PassShape, Section, list_sections
-from zoo.costs.again import tell_depths_apart
+from zoo.costs.again import tell_reads_apart
 from zoo.run.builder import build
 
 
@@ -64,6 +64,6 @@ def passes(model: Any, spec: Any, batch: int, context: int) -> Callable[[], Any]
 
 def check(spec, *, batch=2, context=9, dtype="fp32", kernel="auto"):
     model = build(spec, device="cpu", dtype=dtype, kernel=kernel).train()
-    apart = tell_depths_apart(spec)
+    apart = tell_reads_apart(spec)
     found = list_sections(apart, PassShape(batch=batch, context=context, dtype=dtype, kernel=kernel, fused=False))
     assert told(apart, found) == saved_by(model, passes(model, spec, batch, context))

@@ -29,7 +29,6 @@ from zoo.costs.tuning import TunedModel
 from zoo.model.attention.base import Attention
 from zoo.model.block.base import Block
 from zoo.model.channels import Channel, Shadows
-from zoo.model.depth_read import GroupSums, count_groups
 from zoo.model.step import Step
 from zoo.model.tower import Tower
 
@@ -312,10 +311,9 @@ class _Trace:
         x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
         single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)
         read: list[Storage] = []  # storages that the layers' sections count already
-        if tower.final_read:
-            count = count_groups(tower)[-1] + (GroupSums.name in tower.blocks[tower.pattern[-1]].gives)
-            earlier = GroupSums.trace_sums(Shadows(tower, tower.pattern[-1], x, _make, {}), count)
-            single, read = m.final_read(single, earlier), [] if earlier is None else [earlier.storage]
+        if last := tower.last_read:
+            value = self._trace(last[0], "", x)
+            single, read = m.final_read(single, value), [each.storage for each in _flatten(value)]
         hidden = m.norm(single) if tower.has_final_norm else single
         hidden = m.project(hidden) if tower.out_width else hidden
         head = replace_torch(tower.head)

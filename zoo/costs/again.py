@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import partial
 
 from zoo.costs.rows import Priced, change_copy, change_towers
 from zoo.errors import ConfigError, did_you_mean
-from zoo.model.depth_read import GroupSums, count_groups
+from zoo.model.channels import count_reads
 from zoo.model.tower import Tower
 
 RECOMPUTE = ("none", "selective", "full")
@@ -17,14 +18,14 @@ AGAIN = " (again)"
 """Suffix of the kind of the layers that `every_n` recomputes."""
 
 
-def name_part(kind: str, number: int) -> str:
+def name_part(kind: str, *numbers: int) -> str:
     """Name a part of a kind's layers: layers that must be priced apart from the others of the kind."""
-    return f"{kind} (part {number})"
+    return f"{kind} (part {', '.join(map(str, numbers))})"
 
 
 def name_stored(kind: str) -> str:
     """Strip the suffixes of `name_part` and AGAIN: give the kind's name in the model itself."""
-    return re.sub(r"( \(part \d+\))?( \(again\))?$", "", kind)
+    return re.sub(r"( \(part [\d, ]+\))?( \(again\))?$", "", kind)
 
 
 def read_every(recompute: str) -> int | None:
@@ -57,22 +58,18 @@ def keeps_input(name: str, recompute: str) -> bool:
     return recompute == "full" and (piece.startswith("layer:") or piece == "shared")
 
 
-def tell_depths_apart(spec: Priced) -> Priced:
-    """Split each kind of layer by the number of earlier groups of layers that a layer reads (attention over depth).
-    Return the same object where nothing is split."""
-    return change_towers(spec, split_by_depth)
+def tell_reads_apart(spec: Priced) -> Priced:
+    """Split the kinds whose layers read different numbers of values in a channel. Return the same object where nothing
+    is split."""
+    return change_towers(spec, split_by_reads)
 
 
-def split_by_depth(tower: Tower) -> Tower:
-    """Split the kinds of one tower as `tell_depths_apart` does."""
-    if not any(GroupSums.name in block.takes for block in tower.blocks.values()):
-        return tower
-    counts: dict[str, set[int]] = {}
-    each = count_groups(tower)
-    for kind, count in zip(tower.pattern, each, strict=True):
-        counts.setdefault(kind, set()).add(count)
-    pattern = tuple(name_part(k, n) if len(counts[k]) > 1 else k for k, n in zip(tower.pattern, each, strict=True))
-    if pattern == tower.pattern:
+def split_by_reads(tower: Tower) -> Tower:
+    """Split the kinds of one tower as `tell_reads_apart` does."""
+    each = [*zip(tower.pattern, count_reads(tower), strict=False)]  # no items where all layers of a kind read alike
+    several = Counter(kind for kind, _ in dict.fromkeys(each))
+    pattern = tuple(name_part(kind, *read) if several[kind] > 1 else kind for kind, read in each)
+    if pattern in ((), tower.pattern):
         return tower
     blocks = {label: tower.blocks[kind] for label, kind in zip(pattern, tower.pattern, strict=True)}
     return change_copy(tower, pattern=pattern, blocks=blocks)
@@ -81,7 +78,7 @@ def split_by_depth(tower: Tower) -> Tower:
 def mark_layers(spec: Priced, recompute: str) -> Priced:
     """Split kinds by depth, then add the suffix AGAIN to the kind of each layer that `every_n` recomputes. Return the
     same object where nothing changes. Raises ConfigError where `every_n` recomputes no layer."""
-    spec, every = tell_depths_apart(spec), read_every(recompute)
+    spec, every = tell_reads_apart(spec), read_every(recompute)
     if every is None:
         return spec
     marked = change_towers(spec, partial(_mark, every=every))

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.costs.activations import extrapolate, make_memory, trace_shorter
-from zoo.costs.again import split_by_depth
+from zoo.costs.again import split_by_reads
 from zoo.costs.rows import Priced, change_copy
 from zoo.costs.setup import COMPUTED
 from zoo.costs.shadow.cache import ShadowCache
@@ -52,7 +52,7 @@ def measure_peaks(spec: Priced, run: GenerationShape) -> Peaks:
 
     Raises UnknownOperation for a pass that shadows cannot follow, ConfigError for more tokens than a model can read.
     """
-    towers = {name: _each_kind_once(split_by_depth(tower)) for name, tower in spec.towers().items()}
+    towers = {name: _each_kind_once(split_by_reads(tower)) for name, tower in spec.towers().items()}
     looping = {name: _only(tower, loops=True) for name, tower in towers.items()}
     shorter = trace_shorter(towers.values(), run, partial(_traced, looping))
     return _traced(towers, run) if shorter is None else _extended(towers, run, *shorter)

@@ -16,7 +16,7 @@ from zoo.costs.again import name_part
 from zoo.costs.parallel import RankTensor
 from zoo.costs.rows import Priced, PricedPart, change_copy
 from zoo.model.block.base import Block
-from zoo.model.depth_read import count_groups
+from zoo.model.channels import count_reads
 from zoo.model.tower import Tower
 from zoo.spec import Buffer, Experts, Part, Tied, owner_of, placed_tensors, rows
 
@@ -92,11 +92,11 @@ def apply_tuning(spec: Priced, tuning: Tuning) -> TunedModel:
         ends[where] = PartTuning(frozen, frozenset(tuning.adapted), True, tuning).below(where)
         own = [ends[where].below(f"blocks.{index(i)}") for i in range(len(tower.pattern))]
         before = _trains_first(where, tower, ends[where])
-        labels: dict[tuple[str, PartTuning, int], str] = {}
+        labels: dict[tuple[str, PartTuning, tuple[int, ...]], str] = {}
         pattern = []
-        earlier = count_groups(tower)
-        for kind, each, count in zip(tower.pattern, own, earlier, strict=True):
-            key, block = (kind, replace(each, reached=before), count), tower.blocks[kind]
+        reads = count_reads(tower) or [()] * len(own)
+        for kind, each, read in zip(tower.pattern, own, reads, strict=True):
+            key, block = (kind, replace(each, reached=before), read), tower.blocks[kind]
             label = labels.setdefault(key, name_part(kind, len(labels)))
             pattern.append(label)
             layers[where, label] = key[1]

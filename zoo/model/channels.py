@@ -25,8 +25,8 @@ Fault = tuple[tuple[str, ...], str]
 
 class Shadows(NamedTuple):
     """Arguments of `Channel.trace`, which makes shadows (tensors without values) to price activations. `kind` is the
-    kind of layer that reads, x [B, T, D] the layer's input. `make(shape, dtype, name, grad)` makes a shadow. `given`
-    has the values that kinds of layer traced earlier gave to this channel."""
+    kind of layer that reads ("" after the last layer), x [B, T, D] the layer's input. `make(shape, dtype, name, grad)`
+    makes a shadow. `given` has the values that kinds of layer traced earlier gave to this channel."""
 
     tower: Tower
     kind: str
@@ -80,6 +80,17 @@ class Channel:
         raise NotImplementedError
 
     @classmethod
+    def count_read(cls, tower: Tower) -> list[int]:
+        """Count the values that each layer reads, and at last those that `find_last_reader` reads. Empty where all
+        layers of a kind read equally many."""
+        return []
+
+    @classmethod
+    def find_last_reader(cls, tower: Tower) -> Spec | None:
+        """Find the component that reads the channel once more, after the last layer; None for none."""
+        return None
+
+    @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
         """Yield the faults of a tower's layers in this channel: a reader without a giver, say."""
         yield from ()
@@ -99,6 +110,12 @@ def list_uses(blocks: Mapping[str, Spec]) -> dict[str, Uses]:
     anywhere = {name for names in reads.values() for name in names}
     gives = {kind: {name for each in parts for name in each.gives} & anywhere for kind, parts in found.items()}
     return {kind: Uses(_sort(reads[kind]), _sort(gives[kind])) for kind in blocks}
+
+
+def count_reads(tower: Tower) -> list[tuple[int, ...]]:
+    """Count the values that each layer reads in each channel whose numbers differ; no items where none does."""
+    counts = (Channel.named[name].count_read(tower)[:-1] for name in tower.channels)
+    return list(zip(*filter(None, counts), strict=True))
 
 
 def _sort(names: Collection[str]) -> tuple[str, ...]:

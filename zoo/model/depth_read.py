@@ -30,7 +30,7 @@ class GroupSums(Channel, name="groups"):
 
     @classmethod
     def trace(cls, at: Shadows) -> Any:
-        counts = dict(zip(at.tower.pattern, count_groups(at.tower), strict=True))
+        counts = dict(zip((*at.tower.pattern, ""), cls.count_read(at.tower), strict=True))
         return cls.trace_sums(at, counts.get(at.kind, 0))
 
     @classmethod
@@ -38,6 +38,29 @@ class GroupSums(Channel, name="groups"):
         """Make the shadow of the sums of `count` groups; None for 0."""
         shape = (*at.x.shape[:2], count, at.x.shape[2])
         return at.make(shape, "float32", "earlier", at.x.wants_grad) if count else None
+
+    @classmethod
+    def count_read(cls, tower: Tower) -> list[int]:
+        """Count, for each layer and then for the last read, the earlier sums that there are. Each pass of a restarting
+        loop begins again with the count before the loop.
+
+        Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2, 3 and 3: a layer that opens a
+        group still reads the sum that it ends as the present one.
+        """
+        opens = {name: int(cls.name in block.gives) for name, block in tower.blocks.items()}
+
+        def count(names: Sequence[str], before: int) -> list[int]:
+            return list(accumulate(map(opens.__getitem__, names), initial=before))
+
+        loop, pattern = tower.loop, tower.pattern
+        if loop is None or not loop.restarts:
+            return count(pattern, 0)
+        once = count(pattern[: loop.end], 0)
+        return once[:-1] + once[loop.start : loop.end] * (loop.passes - 1) + count(pattern[loop.stop :], once[-1])
+
+    @classmethod
+    def find_last_reader(cls, tower: Tower) -> Spec | None:
+        return getattr(tower.blocks[tower.pattern[-1]], "depth_read", None)
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
@@ -102,25 +125,6 @@ def _attend(own: Tensor, earlier: Tensor | None, query: Tensor) -> Tensor:
     logits = torch.cat(((earlier * query).sum(-1), (own * query).sum(-1, keepdim=True)), 2)  # B T S+1
     chances = logits.softmax(-1)
     return (chances[..., :-1, None] * earlier).sum(2) + chances[..., -1:] * own
-
-
-def count_groups(tower: Tower) -> list[int]:
-    """Count, for each layer of a tower, the earlier group sums that its attention can read. Each pass of a restarting
-    loop begins again with the count before the loop.
-
-    Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: a layer that opens a group
-    still reads the sum that it ends as the present one.
-    """
-    opens = {name: int(GroupSums.name in block.gives) for name, block in tower.blocks.items()}
-
-    def count(names: Sequence[str], before: int) -> list[int]:
-        return list(accumulate(map(opens.__getitem__, names), initial=before))
-
-    loop, pattern = tower.loop, tower.pattern
-    if loop is None or not loop.restarts:
-        return count(pattern, 0)[:-1]
-    once = count(pattern[: loop.end], 0)
-    return once[:-1] + once[loop.start : loop.end] * (loop.passes - 1) + count(pattern[loop.stop :], once[-1])[:-1]
 
 
 def count_passed(tower: Tower) -> int:

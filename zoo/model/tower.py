@@ -12,9 +12,8 @@ from pydantic import PositiveInt
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.block.base import Block
-from zoo.model.channels import Exchange, Uses, list_uses
+from zoo.model.channels import Channel, Exchange, Uses, list_uses
 from zoo.model.context import ForwardContext
-from zoo.model.depth_read import DepthRead, GroupSums
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler, keep_last
 from zoo.model.init import Init, Normal
@@ -202,9 +201,10 @@ class Tower(Topology):
         return range(len(self.pattern)), True
 
     @property
-    def final_read(self) -> DepthRead | None:
-        """Component that reads the groups of layers once more before the final norm, where layers read groups."""
-        return getattr(self.blocks[self.pattern[-1]], "depth_read", None)
+    def last_read(self) -> tuple[str, Spec] | None:
+        """The channel that is read once more before the final norm, and the component that reads it."""
+        found = ((name, Channel.named[name].find_last_reader(self)) for name in self.channels)
+        return next(((name, reader) for name, reader in found if reader is not None), None)
 
     @property
     def uses(self) -> dict[str, Uses]:
@@ -238,7 +238,7 @@ class Tower(Topology):
             **({"streams": Sized(self.streams, d_model)} if self.streams else {}),
             "blocks": self.stack,
             **({"loop": self.loop} if self.loop else {}),
-            **({"final_read": self.final_read} if self.final_read else {}),
+            **({"final_read": last[1]} if (last := self.last_read) else {}),
             **({"norm": self.norm} if self.has_final_norm else {}),
             **({"project": Linear(d_model, self.out_width, self.out_bias)} if self.out_width else {}),
             **({"pooler": self.pooler} if self.pooler else {}),
@@ -313,7 +313,7 @@ class Tower(Topology):
         if not ends:
             return Output(x, None, losses, loads=loads)
         x = self.streams.collapse(m.streams, x) if self.streams else x  # B T D
-        x = m.final_read(x, exchange.find(GroupSums.name).last) if self.final_read else x
+        x = m.final_read(x, exchange.find(last[0]).last) if (last := self.last_read) else x
         normed = m.norm(x) if self.has_final_norm else x
         hidden = seam.gather(m.project(normed) if self.out_width else normed, context.own)
         pooled = m.pooler(seam.gather(normed, context.own) if self.out_width else hidden) if self.pooler else None
