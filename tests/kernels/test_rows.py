@@ -16,7 +16,7 @@ from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store, list_groups
 from zoo.kernels import attend
 from zoo.kernels.mask import Mask
-from zoo.kernels.view import KeySegment, PooledView, merge, pooled
+from zoo.kernels.view import KeySegment, PooledView, pooled, split_kv
 from zoo.model.position.bias import ALiBi, T5Buckets
 
 SCALE = 0.3
@@ -145,7 +145,7 @@ def check(data):
     made = PooledView(of_rows, splits=draw(st.booleans()))
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         for limit in ("SHORT", "LONG"):
-            patch.setattr(merge, limit, draw(st.sampled_from([1, 64])))
+            patch.setattr(split_kv, limit, draw(st.sampled_from([1, 64])))
         for _ in range(2):  # layers
             y = made.attend(q, k, v, scale=SCALE, kernel=kernel, **scores)
             for number, row in enumerate(of_rows):
@@ -232,7 +232,7 @@ def test_what_rows_share_is_read_once(of_rows, keys):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("seed", range(3))
-def test_merged_parts_err_no_more_than_twice_what_eager_does(dtype, seed):
+def test_joined_parts_err_no_more_than_twice_what_eager_does(dtype, seed):
     lengths = [1100 + 37 * n for n in range(6)]
     q, k, v, of_rows = make(seed, lengths, [1] * 5 + [20], 1100, heads=(6, 2), width=16)
     q, k, v = (3 * x.to(getattr(torch, dtype)) for x in (q, k, v))
@@ -251,9 +251,9 @@ def test_a_plan_is_made_once_for_all_layers(monkeypatch):
 
     def plan(*arguments, **options):
         made.append(1)
-        return merge.plan_merge(*arguments, **options)
+        return split_kv.plan_split(*arguments, **options)
 
-    monkeypatch.setattr(pooled, "plan_merge", plan)
+    monkeypatch.setattr(pooled, "plan_split", plan)
     q, k, v, of_rows = make(1, [200, 90, 140], [1, 1, 1], 64)
     of_layers = PooledView(of_rows)
     for _ in range(4):

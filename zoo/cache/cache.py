@@ -37,7 +37,7 @@ class LayerCache:
         return tuple(self._append(where, self.layer.tensors[name], tensor) for name, tensor in new.items())
 
     def _append(self, where: SlotMapping, pool: Tensor, new: Tensor) -> Tensor:
-        if where.joins:
+        if where.overflows:
             joined = torch.cat((where.load(pool), new.to(pool.dtype)), 1) if where.rows[0] else new
             where.store(pool, joined)
             return joined
@@ -219,19 +219,19 @@ class Cache:
             row.length += self.count(number, new)
 
     def _lay_out(self, number: int, group: LayerGroup, new: int) -> SlotMapping:
-        """Map the next tokens to slots in a group. Where an entry stands for `rate` tokens, a pass makes `columns`
-        entries of each row, and stores those whose last token has come."""
+        """Map the next tokens to slots in a group. Where a slot stands for `rate` tokens, a pass computes `columns`
+        slots of each row, and stores those whose last token has come."""
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
-        columns = new if group.rate == 1 else count_windows(group.rate, new, self.past)
+        columns = count_windows(group.rate, new, self.past)
         stops = [row.length + self.count(place, new) for place, row in enumerate(self.rows)]
-        joins = room is not None and any(
-            self._joins(group, row.length, stop, room) for row, stop in zip(self.rows, stops, strict=True)
+        overflows = room is not None and any(
+            self._overflows(group, row.length, stop, room) for row, stop in zip(self.rows, stops, strict=True)
         )
         reads, slots, taken, column = [], [], [], 0
         for place, (row, stop) in enumerate(zip(self.rows, stops, strict=True)):
             first = group.first_seen(row.length)
             begin, origin = row.length, row.length  # first token to write; first token of the tensor to write from
-            if joins:
+            if overflows:
                 reads.append(row.runs(number, first, row.length))
                 begin, origin = row.turn(number, group.first_seen(stop)), first
             elif room is not None:
@@ -242,31 +242,31 @@ class Cache:
             column += stop - row.length
             slots += written
             taken.extend(range(start, start + len(written)))
-            if not joins:
+            if not overflows:
                 reads.append(row.runs(number, first, stop))
-        if joins and not self.alike:
+        if overflows and not self.alike:
             raise ConfigError("cache: a window takes this many new tokens of rows that are alike (fewer at a time)")
-        where = self._map(reads, slots, ragged=not self.alike, joins=joins, singly=self._reads_apart(group))
+        where = self._map(reads, slots, ragged=not self.alike, overflows=overflows, singly=self._reads_apart(group))
         where.first = group.first_seen(self.rows[0].length) if self.alike else 0
-        whole = len(taken) == len(self.rows) * columns and (not joins or not any(reads))
+        whole = len(taken) == len(self.rows) * columns and (not overflows or not any(reads))
         if where.write is not None and not whole:
             where.taken = torch.tensor(taken, device=self.store.device)
         return where
 
-    def _joins(self, group: LayerGroup, length: int, stop: int, room: int) -> bool:
+    def _overflows(self, group: LayerGroup, length: int, stop: int, room: int) -> bool:
         """Whether several new tokens and the tokens that they see take more pages than a row has."""
         first, last = group.first_seen(length) // self.store.page, (stop - 1) // self.store.page
         return stop - length > 1 and last - first + 1 > room
 
     def _map(
-        self, reads: list[list[Run]], slots: list[int], *, ragged: bool, joins: bool = False, singly: bool = False
+        self, reads: list[list[Run]], slots: list[int], *, ragged: bool, overflows: bool = False, singly: bool = False
     ) -> SlotMapping:
         """Make the SlotMapping that reads these runs and writes these slots. Rows of equal length without a common
         stride are gathered, or with `singly` read one by one."""
-        where, strided = SlotMapping(reads, joins=joins, ragged=ragged), _strided(reads)
+        where, strided = SlotMapping(reads, overflows=overflows, ragged=ragged), _strided(reads)
         if not ragged:
-            where.in_place = strided and not joins
-            where.ragged = singly and not strided and not joins
+            where.in_place = strided and not overflows
+            where.ragged = singly and not strided and not overflows
             where.index = None if strided or where.ragged else self._slots(reads)
         if where.in_place:
             where.kept = len(slots) // len(self.rows)
@@ -330,7 +330,7 @@ class TensorCache(Cache):
 def lay_pages(store: Store, tensors: PassTensors, number: int) -> SlotMapping:
     """Map the tokens of a pass to slots in a group, to be read by page table."""
     write, first, lengths, table = tensors.groups[number]
-    if store.groups[number].rate > 1:  # entries that a pass makes of each row
+    if store.groups[number].rate > 1:  # the pass computes fewer slots than tokens
         write = write.view(len(table), -1)
         write = write[:, : count_windows(store.groups[number].rate, write.shape[1], None)].flatten()
     by_page = {"table": table.int(), "lengths": lengths.int(), "first": first, "page": store.page}

@@ -72,7 +72,7 @@ class CachedRow:
         self.dropped[group] += gone
 
     def runs(self, group: int, start: int, stop: int) -> list[Run]:
-        """Return the slots of tokens `start` to `stop` as runs of consecutive slots. An entry that stands for several
+        """Return the slots of tokens `start` to `stop` as runs of consecutive slots. A slot that stands for several
         tokens counts as the last of them."""
         start, stop = map(self.store.groups[group].count_slots, (start, stop))
         page, first, own = self.store.page, self.dropped[group], self.pages[group]

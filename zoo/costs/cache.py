@@ -16,9 +16,9 @@ Engines keep different amounts of the same model, so a figure always names its e
   page boundary; a chunk of W tokens holds W and MAX_BATCHED_TOKENS, without that page. Layers of different reach share
   one pool, in groups of equally many layers; vLLM fills the last group up with padding layers.
 
-Where one key stands for several tokens (DeepSeek-V4's compressed entries), pages hold entries, and the window of single
-tokens is a state. transformers keeps this state in the cache's dtype, together with the values and gates of tokens that
-do not fill an entry yet. `paged` is taken to have Zoo's states of fixed size.
+Where one key stands for several tokens, pages hold such keys, and the window of single tokens is a state. transformers
+keeps this state in the cache's dtype, together with the values and gates of tokens that do not fill a key yet. `paged`
+is taken to have Zoo's states of fixed size.
 
 Cached values have the cache's dtype. Recurrent states are float32. In vLLM they have the model's dtype, as have the
 states of convolutions in transformers.
@@ -52,7 +52,7 @@ MAX_BATCHED_TOKENS = 2048
 
 class CacheRow(NamedTuple):
     """The cache of a kind of layer. `layers` is the number of such layers, `room` that number with vLLM's padding
-    layers (`padded_counts`). Each layer caches `values` numbers for a token (or an entry of several tokens) and
+    layers (`padded_counts`). Each layer caches `values` numbers for a token (or a key of several tokens) and
     `cross_values` for a token of the encoder; `state` is the bytes of its recurrent states."""
 
     where: str
@@ -109,8 +109,8 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 
 def token_bytes(row: CacheRow, width: float) -> float:
-    """Bytes that all layers of a kind cache for one more token. If an entry stands for several tokens, this is the
-    token's share of the entry."""
+    """Bytes that all layers of a kind cache for one more token. Where a key stands for several tokens, this is the
+    token's share of the key."""
     size, rate = row.values * width * row.layers, row.block.attention.sight.rate
     return size / rate if rate > 1 else size
 
@@ -124,14 +124,14 @@ def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
 
 
 def memory_tokens(context: int, engine: str, page: int = PAGE, more: int = 0) -> int:
-    """Round a number of tokens (or of entries) up to whole pages of the engine, and add `more` pages. `ideal` and `hf`
+    """Round a number of tokens (or of keys) up to whole pages of the engine, and add `more` pages. `ideal` and `hf`
     have no pages: there each token counts alone."""
     size = {"paged": BLOCK, "zoo": page}.get(engine, 1)
     return (-(-context // size) + more) * size
 
 
 def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> int:
-    """Count the tokens (or entries of several tokens) that a layer caches or has pages for, when a sequence has
+    """Count the tokens (or keys of several tokens) that a layer caches or has pages for, when a sequence has
     `context` tokens. `page` is the page size of Zoo's own engine."""
     window, chunk, rate = attention.sight.window, attention.sight.chunk, attention.sight.rate
     if rate > 1:

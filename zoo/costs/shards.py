@@ -73,8 +73,8 @@ def context_faults(spec: Priced, cp: int) -> list[str]:
     mixtures = [ffn for ffn in ffns if isinstance(ffn, MoE)]
     found += [f"{some} '{ffn.kind}' sees the token before (cp=1)" for ffn in ffns if not isinstance(ffn, MoE)]
     found += [f"cp: the {ffn.router.kind} router counts a row's tokens (cp=1)" for ffn in mixtures]
-    merged = any(block.cross is not None and not block.crosses for block in blocks)
-    found += [f"{some} merged attention sees an encoder's beside (cp=1)"] if merged else []
+    joined = [block.cross for block in blocks if block.cross is not None and not block.crosses]
+    found += [f"{some} {each.kind} attention sees an encoder's beside (cp=1)" for each in joined]
     found += [f"{some} n-grams are of those before (cp=1)" for block in blocks if getattr(block, "ngrams", None)]
     return list(dict.fromkeys(found))
 

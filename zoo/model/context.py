@@ -13,7 +13,7 @@ from zoo.kernels.packed import count_in_run, find_run_firsts
 from zoo.kernels.view import KeySegment, KeyView, PagedView, PooledView, RingView, SpreadView, count_slots
 from zoo.kernels.view.joined import join_views
 from zoo.lazy import torch
-from zoo.model.attention.entries import POOL_TABLES, share_entries
+from zoo.model.attention.entries import share_entries
 from zoo.model.step import Inputs, Step
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ class ForwardContext:
         position = attention.positioning
         if position is not None:
             step.tables = self._share_tables(position, attention.rotary_width, dtype, own)
-            if attention.chooser is not None and attention.chooser.rotates_pools:
-                step.extra[POOL_TABLES] = self._turn_pools(attention, own, slots, dtype)
+            if attention.chooser is not None:
+                attention.chooser.prepare(self, step, attention, own, slots, dtype)
         if attention.sight.rate > 1:
             share_entries(self, step, attention, own, slots, dtype)  # type: ignore[arg-type]
         else:
@@ -210,14 +210,6 @@ class ForwardContext:
             places = self.context.own(self.positions)
             self._tables[key] = position.tables(places, width, dtype, lengths, own)
         return self._tables[key]
-
-    def _turn_pools(self, attention: Any, own: Weights | None, slots: SlotMapping | None, dtype: torch.dtype) -> Any:
-        """Make the rotary tables of an indexer's pooled keys, each at the position of its first token, for the largest
-        possible number of pools."""
-        pool = attention.chooser.pooled
-        n_keys = self.total if slots is None or slots.table is None else slots.n_keys
-        places = torch.arange(n_keys // pool, device=self.device)[None] * pool  # 1 E
-        return attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
     def see(self, attention: Attention, own: Weights | None, slots: SlotMapping | None) -> KeyView:
         """Make the view of the keys that layers with this attention see, if each key is of one token. The layout of

@@ -61,7 +61,7 @@ def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
         memory = block.cross and block.cross.memory
         if memory is None or given == (memory.width or decoder.d_model):
             continue
-        if memory.merges:
+        if not block.crosses:
             found = f"is read by the decoder's attention, {decoder.d_model} wide, and the encoder gives {given}"
             would = f"the same d_model for both, or encoder.out_width: {decoder.d_model}"
             yield ("decoder", "blocks", name, "cross"), f"{found} ({would})"

@@ -38,7 +38,7 @@ class ShadowLayerCache:
     def _append(self, where: SlotMapping, buffer: Any, new: Any) -> Any:
         keys = count_slots(where.rows[0])
         held = keys - new.shape[1]
-        if not where.joins:
+        if not where.overflows:
             return buffer[:, :keys]
         joined = cat((buffer[:, :held], new.to(buffer.dtype)), 1) if held else new
         stored = new[:, max(0, new.shape[1] - buffer.shape[1]) :].flatten(0, 1).to(buffer.dtype)
@@ -107,8 +107,8 @@ class ShadowCache:
         first = max(0, self.longest - window + 1) if window else 0
         first = self.longest // chunk * chunk if chunk else first
         keys = (self.longest + new - first) // attention.sight.rate
-        joins = new > 1 and keys > self._slots(self.tower.blocks[kind])
-        return SlotMapping([[(0, keys)]], first=first, joins=joins)
+        overflows = new > 1 and keys > self._slots(self.tower.blocks[kind])
+        return SlotMapping([[(0, keys)]], first=first, overflows=overflows)
 
     def lay_out_source(self, tokens: int | None) -> SlotMapping:
         """Say where the keys of an encoder's output lie."""

@@ -61,7 +61,7 @@ class KeyView:
     """Whether keys lie in pools [N, …]."""
     travels = False
     """Whether keys and values travel between ranks while they are attended to."""
-    joins: tuple[KeyView, KeyView] | None = None
+    joined: tuple[KeyView, KeyView] | None = None
     """The views of an encoder's keys and of the tokens' own keys, if both are attended (`zoo.kernels.view.joined`)."""
 
     def __init__(

@@ -28,7 +28,7 @@ def join_views(memory: KeyView, own: KeyView, device: torch.device, pool: Callab
             segments.append(KeySegment(mask, [(first, first + mask.n_keys)]))
             first += mask.n_keys
         view = pool(segments, own.slots)
-    view.joins = memory, own
+    view.joined = memory, own
     return view
 
 
@@ -42,7 +42,7 @@ def join_keys(step: Any, memory: tuple[Tensor, ...], own: tuple[Tensor, ...]) ->
     `step.keys`. A pooled view gets a new pool [N, …] with each row's keys end to end."""
     view, found = step.keys, []
     for both in zip(memory, own, strict=True):
-        theirs, mine = (each.read(held) for each, held in zip(view.joins, both, strict=True))
+        theirs, mine = (each.read(held) for each, held in zip(view.joined, both, strict=True))
         if view.pooled:
             rows = zip(_list_rows(theirs), _list_rows(mine), strict=True)
             found.append(torch.cat([part for pair in rows for part in pair]))

@@ -9,7 +9,7 @@ from zoo.kernels.base import Scores
 from zoo.kernels.dispatch import choose_kernel
 from zoo.kernels.mask import Mask
 from zoo.kernels.view.base import KeySegment, KeyView
-from zoo.kernels.view.merge import MergePlan, plan_merge
+from zoo.kernels.view.split_kv import SplitPlan, plan_split
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class PooledView(KeyView):
         self.splits, self.packs, self.varlen = splits, packs, varlen
         self._whole = Mask(tokens, tokens)
         self.kernels = []  # each row's, chosen by the first layer
-        self._plans: list[MergePlan | None] = []  # empty until the plan is made
+        self._plans: list[SplitPlan | None] = []  # empty until the plan is made
         self._single: list[bool] = []  # whether each row is one query over one run of keys
 
     @property
@@ -73,13 +73,13 @@ class PooledView(KeyView):
     def read(self, held: Tensor) -> list[Tensor]:
         return [read_runs(held, row)[None] for row in self.segments]
 
-    def plan(self, q: Tensor, k: Tensor, v: Tensor) -> MergePlan | None:
-        """Plan merged attention (`plan_merge`), once for all layers; None if it does not apply."""
+    def plan(self, q: Tensor, k: Tensor, v: Tensor) -> SplitPlan | None:
+        """Plan split-KV attention (`plan_split`), once for all layers; None if it does not apply."""
         if not self._plans:
             taken = self.splits and q.device.type == "cpu" and k.shape[2] == v.shape[2]
             taken = taken and all(kernel.name == "sdpa" for kernel in self.kernels or ())
             taken = taken and not (q.requires_grad and torch.is_grad_enabled())
-            self._plans.append(plan_merge(self.segments) if taken else None)
+            self._plans.append(plan_split(self.segments) if taken else None)
         return self._plans[0]
 
     def attend(

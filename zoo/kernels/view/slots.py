@@ -18,8 +18,8 @@ class SlotMapping:
 
     `rows` are the runs of slots of each row's keys. With `in_place` the new tokens have the last of these slots. Else
     `write` [n] are the slots of new tokens that are stored, and `taken` [n] their indices among the B·T tokens (None:
-    all). With `joins` (more new tokens than a window's pages hold) the keys to read are those in the pool followed by
-    the new ones; of these [B·S] the ones at `taken` are then stored.
+    all). With `overflows` (more new tokens than a window's pages hold) the keys to read are those in the pool followed
+    by the new ones; of these [B·S] the ones at `taken` are then stored.
     """
 
     rows: list[list[Run]]
@@ -27,7 +27,7 @@ class SlotMapping:
     taken: Tensor | None = None
     in_place: bool = False
     kept: int | None = None  # in place: number of each row's new tokens that are stored, the first ones; None: all
-    joins: bool = False
+    overflows: bool = False
     ragged: bool = False
     index: Tensor | None = None  # [B, S] slots to read, if rows have no common stride
     first: int | Tensor = 0  # token index of the first key; [B] if read by page table

@@ -64,8 +64,8 @@ class MemoryReading(NamedTuple):
 
     width: int | None = None
     """Width of the encoder's output; None for the width of the attention's own stream."""
-    merges: bool = False
-    """Whether the layer's self-attention reads the encoder's output next to its own tokens (merged attention)."""
+    own_sublayer: bool = True
+    """Whether it is a sub-layer. Otherwise the layer's self-attention reads the encoder's output next to its tokens."""
     fault: str = ""
     """Error message for a field that cross-attention cannot use, with what would do instead; empty for none."""
     check: Callable[[Attention], None] = lambda attention: None
@@ -186,7 +186,7 @@ class SoftmaxAttention(Attention):
         return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery:
-        if self.sight.rate > 1:  # its mask is a tensor: window tokens and compressed entries in one row of keys
+        if self.sight.rate > 1:  # its mask is a tensor: single tokens and keys of several in one row
             features |= {"chosen": True, "window": None, "documents": False, "padding": False, "short_q": True}
         width, v_width = self.head_widths
         return AttentionQuery(

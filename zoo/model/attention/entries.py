@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-ENTRIES, ENTRY_TABLES, POOL_TABLES = "entries", "entry_tables", "pool_tables"
-"""Keys of `Step.extra`: the Entries of a kind of layer, the rotary tables of these entries, and the rotary tables of an
-indexer's pools, in the order of the pools in a text."""
+ENTRIES, ENTRY_TABLES = "entries", "entry_tables"
+"""Keys of `Step.extra`: the Entries of a kind of layer, and the rotary tables of these entries."""
 
 
 @dataclass

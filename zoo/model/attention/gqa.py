@@ -242,7 +242,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
             q = self._queries(m, q, step)
             k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
             k, v = step.give(LentKeys.name, step.remember(k=k, v=v))
-        if step.keys.joins:
+        if step.keys.joined:
             k, v = step.apply(join_keys, self._read_memory(m, step.cross), (k, v))
         return self._attend(m, x, q, k, v, step)
 

@@ -26,6 +26,8 @@ from zoo.spec.sharding import divisors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.kernels.view.slots import SlotMapping
+    from zoo.model.context import ForwardContext
     from zoo.model.step import Step, Weights
     from zoo.model.tower import Tower
 
@@ -68,7 +70,6 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
     owns: ClassVar[bool] = True  # whether it chooses by itself, rather than reusing an earlier layer's choice
     gives: ClassVar[tuple[str, ...]] = (CHOICE,)
-    rotates_pools: ClassVar[bool] = False  # whether it reads `step.extra[POOL_TABLES]`
 
     @property
     def most_keys(self) -> int:
@@ -106,6 +107,17 @@ class Indexer(Spec, axis="indexer", default="lightning"):
     def check(self, position: Position, width: int, n_heads: int) -> None:
         """Raises ValueError if the indexer cannot rotate `width` channels as the attention's position scheme does, or
         cannot choose for `n_heads` heads."""
+
+    def prepare(
+        self,
+        context: ForwardContext,
+        step: Step,
+        attention: Any,
+        own: Weights | None,
+        slots: SlotMapping | None,
+        dtype: torch.dtype,
+    ) -> None:
+        """Put into `step.extra` what the indexers of all layers of this kind share in a pass; nothing by default."""
 
     def shard(self, ranks: int) -> Indexer:
         """Return the part that one of `ranks` tensor-parallel ranks holds; by default the whole indexer."""

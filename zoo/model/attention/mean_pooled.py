@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
 from zoo.kernels.choosing import Pools, score_keys, take_pools
 from zoo.lazy import torch
-from zoo.model.attention.entries import POOL_TABLES
 from zoo.model.attention.indexer import ByPools, NormedIndexer, check_rotation, rotate_part
 from zoo.model.position.base import Position
 
@@ -18,7 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.mask import Mask
+    from zoo.kernels.view.slots import SlotMapping
+    from zoo.model.context import ForwardContext
     from zoo.model.step import Step, Weights
+
+POOL_TABLES = "pool_tables"
+"""Key of `Step.extra`: the rotary tables of the pools' keys."""
 
 
 class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
@@ -29,8 +33,6 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
     rotated by attention's own angles, those of k̄ by the angles of the pool's first token. Keys k are cached, and k̄
     computed from them in each pass. Pools are counted from where a text begins.
     """
-
-    rotates_pools: ClassVar[bool] = True
 
     n_heads: PositiveInt = 32
     """Number of the indexer's heads, whose scores are added up."""
@@ -47,6 +49,21 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
 
     def attended(self) -> dict[str, tuple[int, ...]]:
         return {"index": (self.head_dim * self.pool,)}
+
+    def prepare(
+        self,
+        context: ForwardContext,
+        step: Step,
+        attention: Any,
+        own: Weights | None,
+        slots: SlotMapping | None,
+        dtype: torch.dtype,
+    ) -> None:
+        """Make the rotary tables of the pools' keys, each at the position of its first token, for the largest possible
+        number of pools."""
+        n_keys = context.total if slots is None or slots.table is None else slots.n_keys
+        places = torch.arange(n_keys // self.pool, device=context.device)[None] * self.pool  # 1 E
+        step.extra[POOL_TABLES] = attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         with torch.no_grad():

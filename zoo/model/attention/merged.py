@@ -32,7 +32,7 @@ class MergedAttention(Attention, kind="merged"):
 
     @property
     def memory(self) -> MemoryReading:
-        return MemoryReading(merges=True, check=self.check_beside)
+        return MemoryReading(own_sublayer=False, check=self.check_beside)
 
     def check_beside(self, attention: Attention) -> None:
         """Raises ValueError if a self-attention cannot also read an encoder's output, or has other dimensions than this

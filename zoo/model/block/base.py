@@ -64,7 +64,7 @@ class Block(Spec, axis="block"):
             raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre, post and sandwich do)")
         if getattr(self.attention, "memory_width", None) is not None:  # kinds that cannot cross, too
             raise ValueError("attention.memory_width is of an encoder's output, and attention reads tokens (null)")
-        if self.attention.memory and self.attention.memory.merges:
+        if self.attention.memory and not self.attention.memory.own_sublayer:
             raise ValueError(f"attention '{self.attention.kind}' says how an encoder is read (cross: it, and gqa here)")
         if self.cross is not None and self.cross.memory is not None:
             self.cross.memory.check(self.attention)
@@ -76,7 +76,7 @@ class Block(Spec, axis="block"):
     @property
     def crosses(self) -> bool:
         """Whether cross-attention is a sub-layer of its own."""
-        return self.cross is not None and not (self.cross.memory and self.cross.memory.merges)
+        return self.cross is not None and (self.cross.memory is None or self.cross.memory.own_sublayer)
 
     @property
     def streams(self) -> int:

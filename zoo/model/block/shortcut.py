@@ -36,14 +36,13 @@ class Shortcut(Block, kind="shortcut"):
         if isinstance(self.dense, MoE) or self.dense.state():
             found = f"dense: every token passes it alone, and '{self.dense.kind}'"
             raise ValueError(f"{found} {'chooses' if isinstance(self.dense, MoE) else 'sees others'} (gated or mlp)")
-        for name in ("loan", "chooser"):
-            if getattr(self.attention, name) is not None:
-                what = "reads another layer's keys" if name == "loan" else "chooses keys by an indexer"
+        for what, given in (
+            ("reads another layer's keys", self.attention.loan is not None),
+            ("chooses keys by an indexer", self.attention.chooser is not None),
+            ("makes one key of several tokens", self.attention.sight.rate > 1),
+        ):
+            if given:
                 raise ValueError(f"attention: one that {what} has no place in a '{self.kind}' block, which has two")
-        if self.attention.sight.rate > 1:
-            raise ValueError(
-                f"attention: one of compressed entries has no place in a '{self.kind}' block, which has two"
-            )
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         own = super().cache()

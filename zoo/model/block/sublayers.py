@@ -172,7 +172,7 @@ class SubLayers(Block):
             found |= {each.in_norm: norms["in_norm"]} if each.in_norm else {}
             found[each.name] = crossed if each.name == "cross" else getattr(self, each.name)
             found |= {getattr(each, place): norms[place] for place in norms if place != "in_norm"}
-        found |= {"cross": crossed} if crossed and not self.crosses else {}  # if merged, attention reads this part
+        found |= {"cross": crossed} if crossed and not self.crosses else {}  # attention reads its parts
         found |= {each.residual: self.residual for each in self.sublayers if each.residual}
         return found | {each.conv: self.out_conv for each in self.sublayers if each.conv}
 

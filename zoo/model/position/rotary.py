@@ -65,7 +65,7 @@ class DynamicScaling(Scaling, kind="dynamic"):
     """A base that grows with the row once the row passes the trained length (dynamic NTK; bloc97 and emozilla, 2023).
 
     The length of a row excludes padding. Beyond the trained length every new token changes the rotation of all tokens.
-    A cache is refused there: its entries in deeper layers are made of outputs under earlier rotations.
+    A cache is refused there: its keys in deeper layers are made of outputs under earlier rotations.
     """
 
     reads_length: ClassVar[bool] = True

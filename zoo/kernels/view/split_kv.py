@@ -1,5 +1,6 @@
 # T queries of a row, Q of all rows, N slots of a pool, P parts of a row, H heads, K kv heads, G = H/K, C head width
-"""Attention over parts of a row's keys, merged by log-sum-exp, so that keys which several rows share are read once.
+"""Split-KV attention: attend to parts of a row's keys and join the parts by log-sum-exp. Keys of several rows are read
+once.
 
 softmax(s)·V over keys in parts p is Σ wₚ·yₚ, where yₚ is attention over part p alone and w the softmax of the parts'
 logsumexps (Dao et al., 2023, Flash-Decoding). Shared parts take all rows' queries at once (Juravsky et al., 2024).
@@ -58,7 +59,7 @@ class KeyPart:
 
 
 @dataclass
-class MergePlan:
+class SplitPlan:
     """The rows that `attend` serves, with their numbers of queries (`counts`), and the parts of their keys."""
 
     counts: dict[int, int]
@@ -124,9 +125,9 @@ def _by_query(y: Tensor, group: int) -> Tensor:
     return y.unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
 
 
-def plan_merge(rows: Sequence[KeySegment]) -> MergePlan | None:
-    """Plan merged attention for the rows that it makes faster (None if there are none): rows of several long runs, and
-    rows that share the start of a run. The kernel of all rows must be sdpa."""
+def plan_split(rows: Sequence[KeySegment]) -> SplitPlan | None:
+    """Plan split-KV attention for the rows that it makes faster (None if there are none): rows of several long runs,
+    and rows that share the start of a run. The kernel of all rows must be sdpa."""
     starts = Counter(start for row in rows for start, _ in row.runs)
     several = (
         number for number, row in enumerate(rows) if len(row.runs) > 1 or any(starts[a] > 1 for a, _ in row.runs)
@@ -146,7 +147,7 @@ def plan_merge(rows: Sequence[KeySegment]) -> MergePlan | None:
             counts[number] = row.count
             for part in own:
                 parts.setdefault((*part.runs, part.mask), replace(part, rows=[])).rows.append(number)
-    return MergePlan(counts, list(parts.values())) if counts else None
+    return SplitPlan(counts, list(parts.values())) if counts else None
 
 
 def _gains(row: KeySegment, parts: list[KeyPart]) -> bool:
