@@ -155,6 +155,11 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
         (["list", "--axis"], "axis: AXIS is missing (list the choices of an axis instead: attention, position, norm, "),
         (["list", "--params", "10B..1B"], "params: FROM is larger than TO, found '10B..1B' (1B..10B)"),
         (["stats", "gpt2", "ffn.moe"], "ffn.moe: no packaged model of that name (ffn=moe chooses the ffn of a model)"),
+        (["stats", "gpt2", "d_ff:512"], "d_ff:512: no packaged model of that name (d_ff=512 sets a model's d_ff)"),
+        (
+            ["stats", "gpt2", "base=llama3-8b"],
+            "base: unknown key (a model is named first: `zoo stats llama3-8b`; in a file: [/model/llama3-8b@_here_])",
+        ),
         (["stats", "gpt2", "--batch", "0"], "Invalid value for '--batch':"),
         (["stats", "lama"], "lama: no packaged model of that name (did you mean 'llama'?)"),
         (["stats", "no/such.yaml"], "no/such.yaml: no such file"),

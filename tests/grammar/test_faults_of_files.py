@@ -68,9 +68,13 @@ def test_what_is_typed_is_named_as_it_was_typed():
         "n_layers: must be a whole number above 0, found 'seven'",
         "mine.yaml:2: attention.qk_nrom: attention 'gqa' has no such field (did you mean 'qk_norm'?)",
     ]
-    assert faults(START + "n_heads: 7\n") == ["mine.yaml:2: attention: n_heads=7 is not a multiple of n_kv_heads=2"]
+    assert faults(START + "n_heads: 7\n") == [
+        "mine.yaml:2: attention: n_heads=7 is not a multiple of n_kv_heads=2 (n_kv_heads: 1, 7 would do)"
+    ]
     (fault,) = faults(START + "attention: {softcap: 5}\n", "n_kv_heads=5")
-    assert fault.startswith("attention: n_heads=") and fault.endswith(" is not a multiple of n_kv_heads=5")
+    assert (
+        fault.startswith("attention: n_heads=") and " is not a multiple of n_kv_heads=5 (n_kv_heads: 1, 2, 3, " in fault
+    )
 
 
 def test_the_lines_of_a_training_config_and_of_its_model_are_named(capsys):
@@ -104,7 +108,7 @@ def test_a_fault_of_a_config_json_names_the_file_and_its_fields():
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", **sizes, **more}
     assert faults(json.dumps(config), name="config.json") == [
         "config.json: attention: n_heads=4 is not a multiple of n_kv_heads=3 "
-        "(num_attention_heads and num_key_value_heads of the file)"
+        "(n_kv_heads: 1, 2, 4 would do) (num_attention_heads and num_key_value_heads of the file)"
     ]
 
 
@@ -192,9 +196,13 @@ def test_a_wrong_field_of_an_axis_that_no_layer_reads_is_refused():
 
 def test_a_number_that_divides_no_other_is_named_in_its_own_line():
     text = START + "n_kv_heads: 4\nattention: {softcap: 5}\n"
-    assert faults(text) == ["mine.yaml:2: attention: n_heads=6 is not a multiple of n_kv_heads=4"]
+    assert faults(text) == [
+        "mine.yaml:2: attention: n_heads=6 is not a multiple of n_kv_heads=4 (n_kv_heads: 1, 2, 3, 6 would do)"
+    ]
     text = START + "n_kv_heads: 4\nattention:\n  softcap: 5\n  n_kv_heads: 5\n"
-    assert faults(text) == ["mine.yaml:5: attention: n_heads=6 is not a multiple of n_kv_heads=5"]
+    assert faults(text) == [
+        "mine.yaml:5: attention: n_heads=6 is not a multiple of n_kv_heads=5 (n_kv_heads: 1, 2, 3, 6 would do)"
+    ]
 
 
 def test_a_list_of_factors_of_a_wrong_length_is_named_where_it_stands():
@@ -320,3 +328,80 @@ def test_one_missing_dimension_is_one_line_whatever_number_of_parts_read_it():
     assert faults(yaml.safe_dump(WHOLE | {"about": read})) == [
         "mine.yaml: nope: is missing (about.a, about.b and 3 more read it; state it at the model's top level)"
     ]
+
+
+# ---------------------------------------------------------------- hybrids and towers
+
+PLAIN = """d_model: 64
+n_layers: 4
+n_heads: 4
+head_dim: 16
+d_ff: 256
+attention: mha
+"""
+SHARED = """vocab_size: 100
+max_seq_len: 128
+position: rope
+block: pre
+norm: rmsnorm
+ffn: gated
+activation: silu
+"""
+HYBRID = f"""{SHARED}{PLAIN}
+layers:
+  full: {{attention: mha}}
+  linear: {{attention: retention}}
+pattern: {{every: 4, is: full, else: linear}}
+"""
+
+
+def test_a_field_of_a_choice_that_every_kind_of_layer_replaces_is_refused_with_the_kinds_that_have_it():
+    overruled = "no layer reads it, as each kind of layer states its own attention"
+    assert faults(HYBRID, "attention.window=16") == [f"attention.window: {overruled} (layers.full.attention.window)"]
+    recurrent = HYBRID.replace("full: {attention: mha}", "full: {attention: retention}")
+    assert faults(recurrent, "attention.window=16") == [f"attention.window: {overruled} (leave it out)"]
+    Path("mine.yaml").write_text(HYBRID)
+    windowed = compose.load("mine.yaml", ["layers.full.attention.window=16"])
+    assert {name: getattr(block.attention, "window", None) for name, block in windowed.blocks.items()} == {
+        "full": 16,
+        "linear": None,
+    }
+    assert (
+        compose.load("mine.yaml", ["pattern=[layer,full,linear]", "attention.window=16"])
+        .blocks["layer"]
+        .attention.window
+        == 16
+    )
+
+
+def test_a_field_is_offered_where_a_layer_reads_it():
+    (fault,) = faults(HYBRID, "qk_norm=rmsnorm")
+    assert fault == (
+        "qk_norm: no such key of a model; layers.full.attention 'mha' has it (layers.full.attention.qk_norm=rmsnorm)"
+    )
+
+
+def test_a_position_that_no_layer_reads_is_noted(capsys):
+    Path("mine.yaml").write_text(HYBRID)
+    nope = ["layers.full.position=none", "layers.linear.position=none"]
+    assert cli.run(["stats", "mine.yaml", *nope]) == 0
+    note = "position: no layer reads rope, as each that has positions states none (position: none would do)"
+    assert note in capsys.readouterr().err
+    assert cli.run(["stats", "mine.yaml", nope[0]]) == 0
+    assert "no layer reads" not in capsys.readouterr().err
+
+
+def test_towers_may_state_all_that_the_models_own_keys_lack():
+    tower = yaml.safe_load(PLAIN)
+    whole = {"kind": "encoder_decoder", "cross": "mha", **yaml.safe_load(SHARED)}
+    apart = compose.load({**whole, "encoder": tower, "decoder": tower})
+    assert apart == compose.load({**whole, **tower})
+    assert any("n_heads: is missing" in fault for fault in faults(yaml.safe_dump({**whole, "encoder": tower})))
+
+
+def test_an_encoder_decoder_without_towers_is_told_where_their_keys_stand():
+    found = faults("kind: encoder_decoder\nvocab_size: 100\n")
+    assert found[-1] == (
+        "encoder and decoder: nothing is stated there beside the model's own keys "
+        "(what both towers have at the top level, what differs under encoder and decoder)"
+    )

@@ -77,14 +77,14 @@ def is_override(word: str) -> bool:
 
 def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Decoder]:
     """Load the Spec of each model under the overrides. Raises ConfigError with the faults of all models."""
-    from zoo.compose.targets import note_sizes, spec_of_composed
+    from zoo.compose.targets import note_positions, note_sizes, spec_of_composed
 
     found, faults = [], []
     for target in targets:
         try:
             composed = compose_target(target, overrides)
             found.append(spec_of_composed(composed))
-            for note in note_sizes(overrides, composed.cfg):
+            for note in [*note_sizes(overrides, composed.cfg), *note_positions(found[-1])]:
                 print_note(note)
         except ConfigError as error:
             alone = len(targets) == 1 or all(fault.startswith(target) for fault in error.faults)

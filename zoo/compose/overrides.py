@@ -25,10 +25,14 @@ from zoo.errors import did_you_mean
 from zoo.grammar import AXES
 from zoo.grammar.dialect import is_choice
 from zoo.grammar.hints import hint_keys
+from zoo.paths import list_conf
 from zoo.untrusted.text import shorten
 
 LONGEST = 16_384
 """Maximum characters of an override: Hydra's parser takes 1.5 s for as many, and far longer for more."""
+
+STARTS = ("model", "base", "base_model", "like", "extends", "inherits", "from")
+"""Keys by which other tools name the model that a file or a command line starts from."""
 
 
 def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
@@ -86,6 +90,10 @@ def describe_typed(override: Override, model: Any, root: str) -> str | None:
     key = override.key_or_group.removeprefix(place)
     if "." in key or not isinstance(model, DictConfig):
         return None
+    if key in STARTS and (name := override.value()) in list_conf("model"):
+        return (
+            f"{place}{key}: unknown key (a model is named first: `zoo stats {name}`; in a file: [/model/{name}@_here_])"
+        )
     body: Any = OmegaConf.to_container(model, resolve=False)
     hint = hint_keys({key: override.value()}, body, place, typed=True).get(key)
     return f"{place}{key}: {hint.replace('no such key (', 'unknown key (')}" if hint else None

@@ -7,7 +7,7 @@ import functools
 import io
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from zoo.compose.composing import Composed, Composition
 from zoo.compose.engine import Listed, create_defaults_list, open_repository, store_primary
 from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
 from zoo.compose.gate import check_body
+from zoo.compose.overrides import STARTS
 from zoo.compose.shorthand import Body, expand_shorthand, find_choices
 from zoo.compose.sources import StatedFile, locate_faults, locating
 from zoo.errors import ConfigError, did_you_mean
@@ -30,7 +31,7 @@ from zoo.untrusted.text import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
 
 if TYPE_CHECKING:
-    from zoo.model.tower import Decoder
+    from zoo.model.tower import Decoder, Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +98,6 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     return Target(str(target), body, path.resolve().parent, option, sources=sources)
 
 
-STARTS = ("model", "base", "base_model", "like", "extends", "inherits", "from")
-"""Keys by which files of other tools name the model that they start from."""
-
-
 def check_start(body: Body, path: Path) -> None:
     """Raise ConfigError for a training config, and for a file that names the packaged model it starts from in another
     way than `defaults: [/model/NAME@_here_]`. The message has the form that works."""
@@ -154,6 +151,9 @@ def name_packaged(name: str) -> Body:
         if said := describe_unpublished(name):
             raise ConfigError(f"{name}: {said}")
         axis, _, word = name.partition(".")
+        key, colon, value = name.partition(":")
+        if colon and key.partition(".")[0] in KNOWN:
+            raise ConfigError(f"{name}: no packaged model of that name ({key}={value} sets a model's {key})")
         if axis in BASES and is_choice(axis, word):
             raise ConfigError(f"{name}: no packaged model of that name ({axis}={word} chooses the {axis} of a model)")
         beside = f"; the file here is ./{name}.yaml" if Path(f"{name}.yaml").exists() else ""
@@ -256,6 +256,16 @@ def note_sizes(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
             told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
             notes += [f"{axis}={word}: takes {told}"] if told else []
     return notes
+
+
+def note_positions(spec: Topology) -> Iterator[str]:
+    """Write a note for each tower whose position scheme acts inside attention, where no attention has it."""
+    for where, tower in spec.towers().items():
+        kinds = {block.attention.positioning.kind for block in tower.blocks.values() if block.attention.positioning}
+        if tower.position.inside and kinds == {"none"} != {tower.position.kind}:
+            place = f"{where}.position" if where else "position"
+            found = f"no layer reads {tower.position.kind}, as each that has positions states none"
+            yield f"{place}: {found} ({place}: none would do)"
 
 
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:

@@ -6,6 +6,7 @@ true}`), or on the command line an override (`attention.qk_norm=true`)."""
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from zoo.grammar.dialect import expand, is_fixed, knows, list_fields, list_marks
 from zoo.grammar.interpolation import split_interpolation
 from zoo.grammar.keys import BASES, DIMS
 from zoo.grammar.patches import lay_patch
+from zoo.grammar.pattern import PLAIN
 from zoo.spec import Spec
 from zoo.spec.foreign import CHOICES, FOREIGN, fill_form, find_form
 from zoo.untrusted.text import shorten
@@ -154,8 +156,17 @@ def _list_choices(whole: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], s
         stated = node.get(axis)
         kind = stated.get("kind") if isinstance(stated, Mapping) else None
         kind = base.default if kind is None and axis in ALWAYS and not place else kind
+        if not place and _is_overruled(axis, [each for _, each in nodes[1:]], whole):
+            continue
         if isinstance(kind, str) and kind in base.kinds:
             yield place, axis, kind, base.kinds[kind]
+
+
+def _is_overruled(axis: str, patches: list[Mapping[Any, Any]], whole: Mapping[Any, Any]) -> bool:
+    """Tell whether every layer is of a kind that states a choice of its own, so that none reads the model's."""
+    own = [each[axis].get("kind") for each in patches if isinstance(each.get(axis), Mapping)]
+    plain = PLAIN in re.findall(r"[\w.-]+", str(whole.get("pattern", PLAIN)))
+    return bool(own) and None not in own and len(own) == len(patches) and not plain
 
 
 def _look(name: str, whole: Mapping[Any, Any]) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,10 +13,10 @@ from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand
 from zoo.grammar.hints import find_stated
 from zoo.grammar.interpolation import Scope, call_resolvers, find_unresolvable
-from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE
+from zoo.grammar.keys import AXES, BASES, BOTH, DIMS, OWN, STRUCTURE
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
 from zoo.grammar.strangers import find_strangers, settle_faults
-from zoo.grammar.towers import read_fields, split_towers
+from zoo.grammar.towers import TowerNode, read_fields, split_towers
 from zoo.model.tower import Topology
 
 
@@ -36,7 +37,9 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
         trees[tower.name], names = tower.read(problems, asked)
         read |= names
     problems += find_strangers(root, asked | read, towers)
+    touched = tuple(touched)
     problems += [_describe_idle(key, root) for key in touched if _idle(key, asked, read)]
+    problems += [_describe_overruled(key, towers) for key in touched if _is_overruled(key, root, towers, read)]
     tree, named = _join(root, trees), {tower.name: tower for tower in towers}
     try:
         spec = Topology.parse(tree)
@@ -46,6 +49,10 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
             return spec
     except ValidationError as error:
         problems += locate_faults(error, named)
+    absent = [name for name in trees if name and name not in root.node]
+    if absent and any("is missing" in each for each in problems):
+        would = "what both towers have at the top level, what differs under encoder and decoder"
+        problems.append(f"{' and '.join(absent)}: nothing is stated there beside the model's own keys ({would})")
     raise ConfigError(*settle_faults(problems, root))
 
 
@@ -59,9 +66,18 @@ def to_root(node: DictConfig | dict[Any, Any]) -> Scope:
     """Expand a copy of the node and make it a root Scope. Raises ConfigError if an interpolation cannot be resolved."""
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     root = Scope(expand(call_resolvers(raw)))
-    if faults := find_unresolvable(root):  # perhaps because a key is misspelled, so unknown keys come first
+    faults = find_unresolvable(root)
+    if faults and not _resolves_by_tower(root):  # perhaps because a key is misspelled, so unknown keys come first
         raise ConfigError(*settle_faults([*find_strangers(root, root.take_reads(), ()), *faults], root))
     return root
+
+
+def _resolves_by_tower(root: Scope) -> bool:
+    """Tell whether each tower of an encoder-decoder states the keys that the model's own keys lack."""
+    try:
+        return len(split_towers(root, [])) > 1
+    except ConfigError:
+        return False
 
 
 def _join(root: Scope, trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -79,3 +95,30 @@ def _describe_idle(key: str, root: Scope) -> str:
     stated = find_stated(key, root.node)
     why = f"{stated} is stated in its place (set that, or leave {key} out)" if stated else "leave it out"
     return f"{key}: nothing in this model reads it{f', as {why}' if stated else f' ({why})'}"
+
+
+def _is_overruled(key: str, root: Scope, towers: Iterable[TowerNode], read: set[str]) -> bool:
+    """Tell whether a key is a field of a choice in whose place every kind of layer states a choice of its own."""
+    axis, *fields = key.split(".")
+    if not fields or fields == ["kind"] or axis not in read & BASES.keys() - OWN:
+        return False
+    scopes = [scope for tower in towers for scope in tower.scopes.values()]
+    return all(_look_up(scope.node, key) != _look_up(root.node, key) for scope in scopes)
+
+
+def _look_up(node: Any, key: str) -> Any:
+    return reduce(lambda each, name: each.get(name) if isinstance(each, Mapping) else None, key.split("."), node)
+
+
+def _describe_overruled(key: str, towers: Iterable[TowerNode]) -> str:
+    """Describe a field of a choice that no layer has, with the kinds of layer whose own choice has such a field."""
+    axis, name = key.split(".")[:2]
+    places = [
+        f"{tower.prefix}layers.{kind}.{key}"
+        for tower in towers
+        for kind, scope in tower.scopes.items()
+        if (choice := BASES[axis].kinds.get(str(_look_up(scope.node, f"{axis}.kind"))))
+        and name in {field.name for field in choice.fields()}
+    ]
+    would = f"{', or '.join(places)}" if places else "leave it out"
+    return f"{key}: no layer reads it, as each kind of layer states its own {axis} ({would})"

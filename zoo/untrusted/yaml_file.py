@@ -31,6 +31,8 @@ _TYPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "bool", "int", "
 """Refused tags: their constructors raise errors of many kinds for an invalid text, and plain values need no tag."""
 INDENTED = ("mapping values are not allowed here", "expected <block end>, but found '<block mapping start>'")
 """PyYAML's messages for a key that stands in another column than its neighbours."""
+TWICE = "found duplicate key "
+"""The message of OmegaConf's loader for a key that its mapping has already, before the key."""
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
 
 
@@ -115,8 +117,11 @@ def describe_yaml_error(place: str, error: yaml.YAMLError) -> str:
     if found := _describe_layout(error, mark):
         line, text = found
         return f"{place}:{line}: not YAML, {text}"
+    problem = str(getattr(error, "problem", None) or error)
+    if mark and problem.startswith(TWICE):
+        return f"{place}:{mark.line + 1}: {shorten(problem.removeprefix(TWICE))}: is stated twice (once)"
     where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    return f"{place}{where}: not YAML, {shorten(str(getattr(error, 'problem', None) or error))}"
+    return f"{place}{where}: not YAML, {shorten(problem)}"
 
 
 def _describe_layout(error: Any, mark: Any) -> tuple[int, str] | None:

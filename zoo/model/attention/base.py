@@ -12,6 +12,7 @@ from zoo.kernels.base import AttentionQuery
 from zoo.model.lending import LentKeys, Loan
 from zoo.model.position.base import Position
 from zoo.spec import Spec
+from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -241,4 +242,5 @@ class MultiHead(SoftmaxAttention):
 def check_multiple(spec: Spec, name: str, of: str) -> None:
     """Raises ValueError if one field of a Spec is not a multiple of another."""
     if getattr(spec, name) % getattr(spec, of):
-        raise ValueError(f"{name}={getattr(spec, name)} is not a multiple of {of}={getattr(spec, of)}")
+        found = f"{name}={getattr(spec, name)} is not a multiple of {of}={getattr(spec, of)}"
+        raise ValueError(f"{found} ({of}: {divisors(getattr(spec, name))} would do)")
