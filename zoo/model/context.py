@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoo import kernels
@@ -187,7 +188,8 @@ class ForwardContext:
         if position is not None:
             step.tables = self._share_tables(position, attention.rotary_width, dtype, own)
             if attention.chooser is not None:
-                attention.chooser.prepare(self, step, attention, own, slots, dtype)
+                rotate = partial(position.tables, head_dim=attention.rotary_width, dtype=dtype, m=own)
+                attention.chooser.prepare(self, step, slots, rotate)
         if attention.sight.rate > 1:
             share_entries(self, step, attention, own, slots, dtype)  # type: ignore[arg-type]
         else:

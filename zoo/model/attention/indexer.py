@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from zoo.model.context import ForwardContext
     from zoo.model.step import Step, Weights
     from zoo.model.tower import Tower
+
+
+Rotate = Callable[["Tensor"], Any]
 
 
 class ChosenKeys(Channel, name=CHOICE):
@@ -108,16 +111,9 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         """Raises ValueError if the indexer cannot rotate `width` channels as the attention's position scheme does, or
         cannot choose for `n_heads` heads."""
 
-    def prepare(
-        self,
-        context: ForwardContext,
-        step: Step,
-        attention: Any,
-        own: Weights | None,
-        slots: SlotMapping | None,
-        dtype: torch.dtype,
-    ) -> None:
-        """Put into `step.extra` what the indexers of all layers of this kind share in a pass; nothing by default."""
+    def prepare(self, context: ForwardContext, step: Step, slots: SlotMapping | None, rotate: Rotate) -> None:
+        """Put into `step.extra` what the indexers of all layers of a kind share in a pass: nothing by default. `rotate`
+        makes the rotary tables of positions [1, E]."""
 
     def shard(self, ranks: int) -> Indexer:
         """Return the part that one of `ranks` tensor-parallel ranks holds; by default the whole indexer."""

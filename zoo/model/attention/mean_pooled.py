@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from zoo.kernels.choosing import Pools, score_keys, take_pools
 from zoo.lazy import torch
-from zoo.model.attention.indexer import ByPools, NormedIndexer, check_rotation, rotate_part
+from zoo.model.attention.indexer import ByPools, NormedIndexer, Rotate, check_rotation, rotate_part
 from zoo.model.position.base import Position
 
 if TYPE_CHECKING:
@@ -50,20 +50,12 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
     def attended(self) -> dict[str, tuple[int, ...]]:
         return {"index": (self.head_dim * self.pool,)}
 
-    def prepare(
-        self,
-        context: ForwardContext,
-        step: Step,
-        attention: Any,
-        own: Weights | None,
-        slots: SlotMapping | None,
-        dtype: torch.dtype,
-    ) -> None:
+    def prepare(self, context: ForwardContext, step: Step, slots: SlotMapping | None, rotate: Rotate) -> None:
         """Make the rotary tables of the pools' keys, each at the position of its first token, for the largest possible
         number of pools."""
         n_keys = context.total if slots is None or slots.table is None else slots.n_keys
         places = torch.arange(n_keys // self.pool, device=context.device)[None] * self.pool  # 1 E
-        step.extra[POOL_TABLES] = attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
+        step.extra[POOL_TABLES] = rotate(places)
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         with torch.no_grad():
