@@ -44,7 +44,7 @@ def test_holm_corrects_as_in_his_paper():
 def test_the_seeds_that_would_tell_do_so_four_times_in_five():
     drawn, told, n = np.random.default_rng(0), 0, verdict.count_seeds(0.8, 1.0)
     for _ in range(2000):
-        told += verdict.MeanDifference.of_pairs((0.8 + drawn.standard_normal(n)).tolist()).chance() < 0.05
+        told += verdict.MeanDifference.of_pairs((0.8 + drawn.standard_normal(n)).tolist()).p_value() < 0.05
     assert 0.76 < told / 2000 < 0.88, n
     assert verdict.count_seeds(0.0, 1.0) is None and verdict.count_seeds(1e-6, 1.0) is None
 
@@ -55,8 +55,8 @@ def test_arms_without_a_difference_are_told_apart_in_one_experiment_of_twenty():
     for _ in range(1000):
         base, *others = (3 + 0.1 * drawn.standard_normal((4, 3))).tolist()
         pairs = {str(at): [a - b for a, b in zip(arm, base, strict=True)] for at, arm in enumerate(others)}
-        chances = {arm: verdict.MeanDifference.of_pairs(each).chance() for arm, each in pairs.items()}
-        wrong += min(verdict.adjust_by_holm(chances).values()) < verdict.LEVEL
+        p_values = {arm: verdict.MeanDifference.of_pairs(each).p_value() for arm, each in pairs.items()}
+        wrong += min(verdict.adjust_by_holm(p_values).values()) < verdict.LEVEL
     assert wrong / 1000 < 0.07
 
 

@@ -74,7 +74,7 @@ class MeanDifference:
         spread = math.sqrt((stdev(losses) ** 2 + stdev(baseline) ** 2) / 2)
         return cls(n, difference, math.sqrt(total), total**2 / below if below else n - 1, spread, paired=False)
 
-    def chance(self) -> float:
+    def p_value(self) -> float:
         """Give the two-sided p-value of the difference."""
         if self.error == 0:
             return 1.0 if self.difference == 0 else 0.0
@@ -96,9 +96,9 @@ def compare_arms(
     """Compare each arm with the baseline, over their common seeds, or over all seeds if they have none in common.
     `losses` are by arm and seed, lower is better."""
     samples = {arm: _sample(each, losses[baseline]) for arm, each in losses.items() if arm != baseline}
-    chances = {arm: each.chance() for arm, each in samples.items() if each.n > 1}
-    adjusted = adjust_by_holm(chances)
-    return {arm: _describe(each, chances.get(arm), adjusted.get(arm), level) for arm, each in samples.items()}
+    p_values = {arm: each.p_value() for arm, each in samples.items() if each.n > 1}
+    adjusted = adjust_by_holm(p_values)
+    return {arm: _describe(each, p_values.get(arm), adjusted.get(arm), level) for arm, each in samples.items()}
 
 
 def _sample(losses: Mapping[int, float], baseline: Mapping[int, float]) -> MeanDifference:
@@ -115,12 +115,12 @@ def _describe(sample: MeanDifference, p: float | None, adjusted: float | None, l
     return Comparison(sample.n, sample.difference, between, p, adjusted, verdict, needed, sample.paired)
 
 
-def adjust_by_holm(chances: Mapping[str, float]) -> dict[str, float]:
+def adjust_by_holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Correct p-values for multiple comparisons (Holm, 1979): the k-th smallest of m is multiplied by m − k + 1, and is
     at least the corrected one before it."""
     found, highest = {}, 0.0
-    for rank, (name, p) in enumerate(sorted(chances.items(), key=lambda each: each[1])):
-        highest = max(highest, min(1.0, p * (len(chances) - rank)))
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda each: each[1])):
+        highest = max(highest, min(1.0, p * (len(p_values) - rank)))
         found[name] = highest
     return found
 

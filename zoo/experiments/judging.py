@@ -120,7 +120,7 @@ def weigh(
         for at, (each, own) in enumerate(zip(expected, measured, strict=True))
         if each.verdict is not None and each.against is not None
     }
-    adjusted = adjust_by_holm({at: p for at, each in samples.items() if (p := each.chance()) is not None})
+    adjusted = adjust_by_holm({at: p for at, each in samples.items() if (p := each.p_value()) is not None})
     found = []
     for at, (each, own) in enumerate(zip(expected, measured, strict=True)):
         if str(at) in samples:

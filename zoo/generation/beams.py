@@ -64,8 +64,8 @@ class Beams:
     def _rank(self, logits: Sequence[Tensor], count: int) -> list[tuple[float, RunningSequence, int]]:
         """Return the `count` likeliest continuations of all beams, best first: (score, beam, token)."""
         scores = torch.tensor(self.scores, device=logits[0].device)[:, None]
-        chances = (torch.cat(list(logits)).float().log_softmax(-1) + scores).flatten()
-        values, places = chances.topk(min(count, len(chances)))
+        log_probs = (torch.cat(list(logits)).float().log_softmax(-1) + scores).flatten()
+        values, places = log_probs.topk(min(count, len(log_probs)))
         size = logits[0].shape[-1]
         pairs = zip(values.tolist(), places.tolist(), strict=True)
         return [(value, self.running[place // size], place % size) for value, place in pairs]

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 
-def measure_entropy(chances: Tensor) -> Tensor:
+def measure_entropy(probs: Tensor) -> Tensor:
     """Compute the entropy −Σ p log p of probabilities [..., S], in nats: log S if all are equal, 0 if all are 0. The
     probabilities are normalised first, which leaves out a sink's share."""
-    share = chances / chances.sum(-1, keepdim=True).clamp(min=1e-30)
+    share = probs / probs.sum(-1, keepdim=True).clamp(min=1e-30)
     return -torch.xlogy(share, share).sum(-1)
 
 
@@ -48,17 +48,17 @@ class HeadStats:
     maps: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, chances: Tensor, visible: Tensor) -> None:
+    def add(self, probs: Tensor, visible: Tensor) -> None:
         """Add rows of probabilities [B, H, T, S]; `visible` [B, H, T] is the number of keys that each query sees."""
-        chances = chances.double()
+        probs = probs.double()
         sees = (visible > 0).double()
-        self._sum("entropy", (measure_entropy(chances) * sees).sum((0, 2)))
+        self._sum("entropy", (measure_entropy(probs) * sees).sum((0, 2)))
         self._sum("uniform", visible.clamp(min=1).double().log().sum((0, 2)))
-        self._sum("sink", ((1 - chances.sum(-1)) * sees).sum((0, 2)))
-        self._sum("rank", measure_rank(chances).sum(0))
-        self.rows += len(chances)
+        self._sum("sink", ((1 - probs.sum(-1)) * sees).sum((0, 2)))
+        self._sum("rank", measure_rank(probs).sum(0))
+        self.rows += len(probs)
         self.queries += int(sees[:, 0].sum())
-        maps = chances.sum(0)
+        maps = probs.sum(0)
         if self.maps is not None:
             both = tuple(map(min, self.maps.shape, maps.shape))
             cut = tuple(slice(size) for size in both)
@@ -91,21 +91,21 @@ class Watcher(Eager):
         self.places: dict[str, int] = {}
 
     def weigh(self, q: Tensor, k: Tensor, how: Scores) -> Tensor:
-        chances = super().weigh(q, k, how)
+        probs = super().weigh(q, k, how)
         if self.running:
-            self.note(chances.detach(), how)
-        return chances
+            self.note(probs.detach(), how)
+        return probs
 
-    def note(self, chances: Tensor, how: Scores) -> None:
+    def note(self, probs: Tensor, how: Scores) -> None:
         """Record a call's probabilities under the running attention and the number of the call in this pass."""
         attention = self.running[-1]
         number = self.places[attention.path] = self.places.get(attention.path, -1) + 1
         heads = self.calls.setdefault((attention.path, number), HeadStats(attention.path, attention.kind))
         if how.mask.sees_all:
-            visible = chances.new_full(chances.shape[:3], chances.shape[-1])
+            visible = probs.new_full(probs.shape[:3], probs.shape[-1])
         else:
-            visible = how.mask.dense(chances.device).sum(-1).expand(chances.shape[:3])
-        heads.add(chances, visible)
+            visible = how.mask.dense(probs.device).sum(-1).expand(probs.shape[:3])
+        heads.add(probs, visible)
 
 
 @contextmanager

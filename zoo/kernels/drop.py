@@ -78,8 +78,8 @@ class AttentionDropout:
         """Split by queries, `counts[i]` in part i, for parts that attend separately."""
         return [replace(self, queries=each) for each in self.queries.split(counts, 1)]
 
-    def apply(self, chances: Tensor) -> Tensor:
+    def apply(self, probs: Tensor) -> Tensor:
         """Apply dropout to probabilities [B, K, G, T, S]."""
-        heads = (self.heads ^ GOLDEN).view(*chances.shape[1:3], 1, 1)  # K G 1 1
-        columns = mix(heads + self.tokens[: chances.shape[-1]])
-        return drop_values(chances, self.queries[:, None, None, :, None], columns, self.rate)
+        heads = (self.heads ^ GOLDEN).view(*probs.shape[1:3], 1, 1)  # K G 1 1
+        columns = mix(heads + self.tokens[: probs.shape[-1]])
+        return drop_values(probs, self.queries[:, None, None, :, None], columns, self.rate)

@@ -42,10 +42,10 @@ class Eager(Kernel):
             bias.dense()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
-        chances = self.weigh(q, k, how).to(v.dtype).unflatten(1, (k.shape[2], q.shape[2] // k.shape[2]))  # B K G T S
+        probs = self.weigh(q, k, how).to(v.dtype).unflatten(1, (k.shape[2], q.shape[2] // k.shape[2]))  # B K G T S
         if how.dropout is not None:
-            chances = how.dropout.apply(chances)
-        return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv
+            probs = how.dropout.apply(probs)
+        return torch.einsum("bkgts,bskc->btkgc", probs, v).flatten(2, 3)  # B T H Cv
 
     def weigh(self, q: Tensor, k: Tensor, how: Scores) -> Tensor:
         """Compute the attention probabilities [B, H, T, S] before dropout."""
@@ -74,9 +74,9 @@ def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tenso
         # The lowest finite score, not -inf: a query that sees no key gives no NaN, forward or backward.
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     if sinks is None:
-        chances = scores.softmax(-1)
+        probs = scores.softmax(-1)
     else:
         each = sinks[None, None] if sinks.ndim == 1 else sinks
         column = each.to(scores.dtype).mT[..., None].expand(*scores.shape[:3], 1)  # B H T 1
-        chances = torch.cat((scores, column), -1).softmax(-1)[..., :-1]
-    return chances if seen is None else chances.masked_fill(~seen, 0)
+        probs = torch.cat((scores, column), -1).softmax(-1)[..., :-1]
+    return probs if seen is None else probs.masked_fill(~seen, 0)

@@ -74,20 +74,20 @@ class EagerPart(PartKernel):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
         scores, _ = _score(q, k, how)
         lse = scores.logsumexp(-1)
-        chances = _exponentiate(scores, lse).to(v.dtype).unflatten(1, (k.shape[2], -1))  # B K G T S
-        return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3), lse
+        probs = _exponentiate(scores, lse).to(v.dtype).unflatten(1, (k.shape[2], -1))  # B K G T S
+        return torch.einsum("bkgts,bskc->btkgc", probs, v).flatten(2, 3), lse
 
     def backward(
         self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, how: PartScores
     ) -> PartGradients:
         scores, slope = _score(q, k, how)
         wide, heads = scores.dtype, (k.shape[2], -1)
-        chances, dy = _exponentiate(scores, lse), dy.to(wide)
+        probs, dy = _exponentiate(scores, lse), dy.to(wide)
         spent = (dy * y).sum(-1).transpose(1, 2)[..., None]  # B H T 1
         dy = dy.unflatten(2, heads)  # B T K G Cv
-        dv = torch.einsum("bkgts,btkgc->bskc", chances.unflatten(1, heads), dy)
+        dv = torch.einsum("bkgts,btkgc->bskc", probs.unflatten(1, heads), dy)
         met = torch.einsum("btkgc,bskc->bkgts", dy, v.to(wide)).flatten(1, 2)  # B H T S
-        found = chances * (met - spent)
+        found = probs * (met - spent)
         bias = found if how.learned else None
         found = (found * how.scale if slope is None else found * slope * how.scale).unflatten(1, heads)
         dq = torch.einsum("bkgts,bskc->btkgc", found, k.to(wide)).flatten(2, 3)

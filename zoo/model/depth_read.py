@@ -123,8 +123,8 @@ def _attend(own: Tensor, earlier: Tensor | None, query: Tensor) -> Tensor:
     if earlier is None:
         return own
     logits = torch.cat(((earlier * query).sum(-1), (own * query).sum(-1, keepdim=True)), 2)  # B T S+1
-    chances = logits.softmax(-1)
-    return (chances[..., :-1, None] * earlier).sum(2) + chances[..., -1:] * own
+    probs = logits.softmax(-1)
+    return (probs[..., :-1, None] * earlier).sum(2) + probs[..., -1:] * own
 
 
 def count_passed(tower: Tower) -> int:

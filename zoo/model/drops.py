@@ -135,7 +135,7 @@ class Drops:
         """Draw uniform numbers in 0 to 1, by which a router samples experts by scores [B, T, E]: [B, T, count]."""
         return draw_uniform(self._key(self.tokens, "experts")[..., None], self.columns[:count])
 
-    def drop_chances(self, heads: int, crosses: bool) -> AttentionDropout | None:
+    def drop_attention(self, heads: int, crosses: bool) -> AttentionDropout | None:
         """Make the dropout mask of attention probabilities, for `heads` heads on this rank."""
         if not self.attention:
             return None

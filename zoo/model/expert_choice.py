@@ -35,12 +35,12 @@ class ExpertChoice(Router, kind="expert_choice"):
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         batch, length, _ = x.shape
-        chances = self.score(m, x).softmax(-1).transpose(1, 2)  # B E T
+        probs = self.score(m, x).softmax(-1).transpose(1, 2)  # B E T
         taken = length * self.top_k // self.n_experts
         if step.documents is not None or step.real is not None or not taken:
-            chances = self._limited(chances, step)
+            probs = self._limited(probs, step)
             taken = max(taken, 1)  # the experts' products need a row
-        weights, places = chances.topk(taken, -1)  # B E C
+        weights, places = probs.topk(taken, -1)  # B E C
         starts = length * torch.arange(batch, device=x.device)
         tokens = (places + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C
         experts = torch.arange(self.n_experts, device=x.device)
@@ -48,19 +48,19 @@ class ExpertChoice(Router, kind="expert_choice"):
         weights = weights.clamp(min=0).transpose(0, 1).flatten() * self.scale
         return Routes(tokens, experts.repeat_interleave(batch * taken), ends.to(torch.int32), weights)
 
-    def _limited(self, chances: Tensor, step: Step) -> Tensor:
+    def _limited(self, probs: Tensor, step: Step) -> Tensor:
         """Set probabilities [B, E, T] to −1 for padding and for tokens that rank below their document's share of an
         expert."""
-        batch, _, length = chances.shape
-        real = chances.new_ones(batch, length, dtype=torch.bool) if step.real is None else step.real
+        batch, _, length = probs.shape
+        real = probs.new_ones(batch, length, dtype=torch.bool) if step.real is None else step.real
         documents = torch.zeros_like(real, dtype=torch.long) if step.documents is None else step.documents
         share = count_in_run(documents, real) * self.top_k // self.n_experts  # B T, of the token's own document
-        chances = chances.masked_fill(~real[:, None], -1.0)
-        order = chances.argsort(dim=-1, descending=True, stable=True)  # B E T
+        probs = probs.masked_fill(~real[:, None], -1.0)
+        order = probs.argsort(dim=-1, descending=True, stable=True)  # B E T
         numbers = documents[:, None].expand_as(order).gather(-1, order)
         by_document = numbers.argsort(dim=-1, stable=True)  # within a document still from the best to the worst
         order, numbers = order.gather(-1, by_document), numbers.gather(-1, by_document)
         places = torch.arange(length, device=order.device).expand_as(order)
         rank = places - find_run_firsts(numbers)
         rank = torch.zeros_like(order).scatter(-1, order, rank)
-        return chances.masked_fill(rank >= share[:, None], -1.0)
+        return probs.masked_fill(rank >= share[:, None], -1.0)

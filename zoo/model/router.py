@@ -234,12 +234,12 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
     def route(self, m: Weights, x: Tensor, step: Step) -> Routes:
         """Route tokens by the scores of x [B, T, …], the vectors that `score` reads."""
         scores = self._score(m, x)  # B T E
-        chances = scores.softmax(-1)
-        chosen = self._choose(m, chances)  # B T K
+        probs = scores.softmax(-1)
+        chosen = self._choose(m, probs)  # B T K
         if m.training:
-            step.losses += _losses(self, scores, chances, chosen, step.real)
-        # Not chances divided by their sum: a selection bias may choose experts whose chances all round to 0.
-        weights = scores.gather(-1, chosen).softmax(-1) if self.normalize else chances.gather(-1, chosen)
+            step.losses += _losses(self, scores, probs, chosen, step.real)
+        # Not probs divided by their sum: a selection bias may choose experts whose probabilities all round to 0.
+        weights = scores.gather(-1, chosen).softmax(-1) if self.normalize else probs.gather(-1, chosen)
         return make_routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
 
 
@@ -351,12 +351,12 @@ class SparseMixer(Router, kind="sparsemixer"):
             best, chosen = open_scores.max(-1, keepdim=True)
             far = (best - scores) / scores.abs().maximum(best) > 2 * self.jitter
         near = open_scores.masked_fill(far, -math.inf)
-        chances = near.softmax(-1)
+        probs = near.softmax(-1)
         if chance is None:
-            return chosen, chances.gather(-1, chosen)
+            return chosen, probs.gather(-1, chosen)
         noise = -(-chance[..., :-1].log()).log()
         drawn = (near + noise).argmax(-1, keepdim=True)  # the Gumbel-max trick
-        weight = chances.gather(-1, drawn)
+        weight = probs.gather(-1, drawn)
         whole = (drawn == chosen) | (chance[..., -1:] > 0.75)
         return drawn, weight - (weight * torch.where(whole, 0.0, 2 / 3)).detach()
 
@@ -425,7 +425,7 @@ def _admitted(router: Router, chosen: Tensor, capacity: int, step: Step) -> Tens
 def _losses(
     router: TopK | SparseMixer,
     scores: Tensor,
-    chances: Tensor,
+    probs: Tensor,
     chosen: Tensor,
     real: Tensor | None,
 ) -> list[tuple[str, Tensor]]:
@@ -436,7 +436,7 @@ def _losses(
     if router.balance_coef:
         experts = torch.arange(router.n_experts, device=chosen.device)
         choices = (chosen[..., None] == experts).float().mean(-2)  # B T E
-        share, chance = (choices * weight).sum((0, 1)), (chances * weight).sum((0, 1))
+        share, chance = (choices * weight).sum((0, 1)), (probs * weight).sum((0, 1))
         losses.append(("balance", router.balance_coef * router.n_experts * (share * chance).sum()))
     if router.z_coef:
         square = scores.logsumexp(-1, keepdim=True).square()

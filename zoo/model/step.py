@@ -155,7 +155,7 @@ class Step:
         keys = self.keys if self.choice is None else self.keys.narrow(self.choice)
         if own is not None:
             keys = keys.with_bias(self._bias_maker(own, q.shape[2]), q.shape[2], read)
-        how = {"kernel": self.kernel, "again": self.again, "dropout": self.drop_chances(q)}
+        how = {"kernel": self.kernel, "again": self.again, "dropout": self.drop_attention(q)}
         return keys.attend(q, k, v, scale=scale, **how, **scores)  # type: ignore[arg-type]
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> None:
@@ -183,9 +183,9 @@ class Step:
         make = scheme.bias if self.seam is None else partial(self.seam.bias, scheme)
         return partial(make, weights, n_heads, causal=self.mask.causal)
 
-    def drop_chances(self, q: Tensor) -> AttentionDropout | None:
+    def drop_attention(self, q: Tensor) -> AttentionDropout | None:
         """Make the dropout mask of attention probabilities, for queries [B, T, H, C]."""
-        return None if self.drops is None else self.drops.drop_chances(q.shape[2], self.crosses)
+        return None if self.drops is None else self.drops.drop_attention(q.shape[2], self.crosses)
 
     def for_rows(self, tokens: Tensor, experts: Tensor) -> Step:
         """Make the Step of a mixture's rows [M], each of one token at one of its experts."""

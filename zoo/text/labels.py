@@ -234,8 +234,8 @@ def read_result(head: Any, row: EncodedRow, logits: Tensor, activation: Activati
     if activation == "none":
         whole = {"logits": dict(zip(head.labels, logits.tolist(), strict=True))} if every else {}
         return {"predicted": best, "logit": logits.max().item(), **whole}
-    chances = (logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)).tolist()
-    by_name = dict(zip(head.labels, chances, strict=True))
+    probs = (logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)).tolist()
+    by_name = dict(zip(head.labels, probs, strict=True))
     whole = {"probabilities": by_name} if every else {}
     if activation == "sigmoid":
         return {"predicted": [name for name, chance in by_name.items() if chance > 0.5], **whole}

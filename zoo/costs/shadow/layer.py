@@ -43,7 +43,7 @@ class ShadowDrops:
     def draw_experts(self, scores: Core, count: int) -> Any:
         return make_result("drawn", [], (*scores.shape[:-1], count), FLOAT32)
 
-    def drop_chances(self, *_: Any) -> Any:
+    def drop_attention(self, *_: Any) -> Any:
         return SimpleNamespace(rate=0.5, apply=drop_values) if self.attention else None
 
 

@@ -157,5 +157,5 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 
 def cross_entropy(logits: Core, targets: Core) -> Any:
     """Compute the mean cross-entropy of logits [N, V]. It saves the log-probabilities and the targets."""
-    chances = make_result("log_softmax", [logits], logits.shape, logits.dtype, saves_result=True)
-    return make_result("cross_entropy", [chances], (), logits.dtype, saves=[chances, targets])
+    probs = make_result("log_softmax", [logits], logits.shape, logits.dtype, saves_result=True)
+    return make_result("cross_entropy", [probs], (), logits.dtype, saves=[probs, targets])

@@ -116,7 +116,7 @@ class Disentangled(MultiHead, kind="disentangled"):
         k, v = step.remember(k=k, v=v)  # B S H C
         scale = (self.head_dim * (1 + len(self.types))) ** -0.5 if self.scale is None else self.scale
         bias = self._position_scores(m, q, k.to(q.dtype), step, scale) if self.types else step.keys.bias
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
+        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
         y = attend(q, k, v, step.mask, scale=scale, bias=bias, **how)
         return m.o(y.flatten(-2))  # B T D
 

@@ -168,7 +168,7 @@ def attend_entries(
     ragged rows, and rows read by page table, entries are a pool [N, C]."""
     made, keys = step.extra[ENTRIES], step.keys
     how = {"kernel": step.kernel, "chosen": made.kernels, "scale": scale, **scores}
-    how |= {"again": step.again, "dropout": step.drop_chances(q)}
+    how |= {"again": step.again, "dropout": step.drop_attention(q)}
     if made.joined is not None:
         return _attend(q, near, keys.read(entries)[0], made.joined, how)
     keys = keys if step.choice is None else keys.narrow(step.choice)

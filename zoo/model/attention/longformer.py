@@ -92,5 +92,5 @@ class Longformer(MultiHead, kind="longformer"):
     def _read(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step, mask: Mask) -> Tensor:
         """Attend under `mask`, with `parts` as the projections of q, k and v: [B, T, H, C]."""
         q, k, v = self.project(parts, x, step)
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
+        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
         return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.keys.bias, **how)

@@ -99,7 +99,7 @@ class Nystrom(Attention, kind="nystrom"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
         if self.n_landmarks is None:
-            how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
+            how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
             y = attend(q, k, v, step.mask, scale=self.head_dim**-0.5, **how)
         else:
             q, k = q * self.head_dim**-0.25, k * self.head_dim**-0.25

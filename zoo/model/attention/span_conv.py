@@ -65,7 +65,7 @@ class SpanConv(Attention, kind="span_conv"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         heads = (self.n_heads, self.head_dim)
         q, k, v, values = (part(x).unflatten(-1, heads) for part in (m.q, m.k, m.v, m.conv_v))  # B T H C
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
+        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
         attended = attend(q, k, v, step.mask, scale=self.head_dim**-0.5, **how)
         spans = m.span_k(convolve_both_ways(m.span, x, step, self.conv_width))  # B T HC
         weights = m.conv_weights(spans * q.flatten(-2)).unflatten(-1, (self.n_heads, self.conv_width))  # B T H W

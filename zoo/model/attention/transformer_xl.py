@@ -103,7 +103,7 @@ class TransformerXL(Attention, kind="transformer_xl"):
         bias = self._distance_scores(m, x, q, step)
         if self.segments and "types" in step.extra:
             bias = bias + self._segment_scores(m, q, step.extra["types"])
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
+        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
         y = attend(q + m.content_bias.to(q.dtype), k, v, step.mask, scale=scale, bias=bias * scale, **how)
         return m.o(y.flatten(-2))  # B T D
 
