@@ -148,7 +148,7 @@ def test_fields_of_hub_configs_that_nothing_reads_are_let_through(name):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"is_decoder": True}, "is_decoder: is True"),
+        ({"is_decoder": True}, "is_decoder: is true"),
         ({"feed_forward_proj": "gated-swoosh"}, "swoosh"),
         ({"d_mdel": 3}, "d_mdel"),
     ],
@@ -188,9 +188,9 @@ def test_fsmts_greedy_continuation_equals_the_references_with_a_cache(name):
     [
         ("encoder", {"model_type": "gpt2"}, "encoder: model_type: 'gpt2' has no class whose tokens all see"),
         ("decoder", {"model_type": "llama"}, "decoder: model_type: 'llama' has no class with cross-attention"),
-        ("decoder", {"add_cross_attention": False}, "decoder: add_cross_attention: is False"),
-        ("decoder", {"is_decoder": False}, "decoder: is_decoder: is False"),
-        ("encoder", None, "encoder: is None, no config of a model"),
+        ("decoder", {"add_cross_attention": False}, "decoder: add_cross_attention: is false"),
+        ("decoder", {"is_decoder": False}, "decoder: is_decoder: is false"),
+        ("encoder", None, "encoder: is null, no config of a model"),
     ],
 )
 def test_a_pair_of_towers_that_cannot_be_is_refused_by_the_tower(tower, change, says):

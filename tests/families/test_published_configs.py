@@ -44,5 +44,5 @@ def test_one_unknown_field_that_asks_for_something_is_refused_by_name(tmp_path):
 def test_a_decoder_that_is_to_look_both_ways_is_refused_where_its_family_has_no_such_models(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**PUBLISHED["llama-2-7b"]["config"], "is_causal": False}))
-    with pytest.raises(CheckpointError, match="is_causal: is False, which no model here implements"):
+    with pytest.raises(CheckpointError, match="is_causal: is false, which no model here implements"):
         zoo.stats(file)

@@ -1,8 +1,9 @@
 """Compare contenders' speed with the same weights and threads, each in fresh processes, by medians and paired ratios.
 
-A machine's speed drifts, so each round runs every contender once, and a ratio is the median over rounds of two rates
-of the same round. Before any ratio is given, the contenders' float32 logits must be equal, and so must the logits or
-losses of the timed runs. Whether they generate the same tokens is reported: near ties may be rounded either way.
+A machine's speed drifts, so each round runs every contender once. The rates of two contenders are divided round by
+round, and the median of these ratios is given. Before any ratio is given, the contenders' float32 logits must be equal
+up to rounding, and so must the logits or losses of the timed runs. Whether they generate the same tokens is reported:
+near ties may be rounded either way.
 """
 
 import dataclasses
@@ -55,7 +56,8 @@ class Field:
         self._missing: dict[str, MissingPeer] = {}  # by worker, which may have several rows
 
     def ask(self, racer: Racer, **changes: Any) -> Answer | None:
-        """Run a job with a racer; None if the racer leaves the race. Raises ZooError if zoo itself fails."""
+        """Run a job with a racer; None if the racer leaves the race. Raises ZooError if zoo itself fails, and
+        ConfigError for a Python that cannot be run."""
         try:
             if racer.worker in self._missing:
                 raise self._missing[racer.worker]
@@ -142,7 +144,8 @@ def settle_machine(plan: Race, python: str, tell: Tell) -> tuple[Race, Answer]:
 
 
 def _check_logits(field: Field) -> Answer:
-    """Compute float32 logits with every racer, and compare them. This is the first job, so missing peers leave here."""
+    """Compute float32 logits with every racer, and compare those of racers with exact weights. For `load`, only load
+    once. This is the first job, so missing peers leave here."""
     if field.plan.workload == "load":
         for racer in list(field.racers):
             field.ask(racer)  # afterwards the files are in the page cache for all racers

@@ -136,8 +136,8 @@ def parse_peers(text: str) -> list[str]:
 
 
 def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """Choose the Python of zoo and of each peer: the running one, unless `given` as `NAME=PATH` or a PATH for all.
-    Raises ConfigError for a NAME that is not raced."""
+    """Choose the Python of zoo and of each peer: the running one, or for peers the one `given` as `NAME=PATH`, or as a
+    PATH for all of them. Raises ConfigError for a NAME that is not raced."""
     pythons = {name: sys.executable for name in (OURS, *peers)}
     for text in given:
         name, named, path = text.partition("=")

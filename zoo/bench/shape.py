@@ -45,7 +45,8 @@ class RaceShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertShape(RaceShape):
-    """Post-norm, learned positions, LayerNorm, GELU, biases, tied head with its own layer: 109,514,298 parameters."""
+    """Post-norm, learned positions, LayerNorm, GELU, biases, a dense layer before the tied head: 109,514,298
+    parameters."""
 
     model: ClassVar[str] = "bert-base"
 

@@ -113,8 +113,9 @@ def format_ratio(ratios: Sequence[float]) -> str:
 
 
 def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines below the table: the processor and its limits, the definition of shares, the bare linears,
-    versions, whether tokens are equal, absent contenders with reasons, and whether other programs ran."""
+    """Yield the lines below the table: the processor and its limits, the definition of shares, the bare linears, how
+    contenders multiply, versions, whether tokens are equal, absent contenders with reasons, whether bf16 is slow here,
+    and whether other programs ran."""
     machine, rows, processor = report["machine"], report["contenders"], report["processor"]
     held = f", held to {name_isa(report['race']['isa'])}" if report["race"]["isa"] else ""
     yield f"processor: {processor['name']}; {_count(processor['cores'], 'core')}, {name_isa(processor['isa'])}{held}"
@@ -153,8 +154,8 @@ def _name_versions(name: str, row: Row) -> str:
 
 
 def describe_linears(report: Mapping[str, Any]) -> str:
-    """Describe the times of the bare linears in each way, a lower bound of a decoding step. The fastest way of each
-    precision, with which rows are compared, has a star."""
+    """Describe the times of the bare linears by each way to multiply, lower bounds of a decoding step's. The fastest
+    way of each precision, with which rows are compared, has a star."""
     times = []
     for ways in report["machine"].get("linears", {}).values():
         best = min(ways.values(), default=0)

@@ -82,8 +82,8 @@ class Cache:
 
     A pass takes token ids [B, T]: of T columns, row b's next tokens are the first `counts[b]`, and the rest is padding.
     With `varlen` a pass takes [1, N], the next tokens of all rows end to end. `apart` attends each row by itself;
-    `packs` copies keys before they are read, so that no bit depends on their place in the pool. In a paged store rows
-    are read by page table, except for prompt chunks longer than a draft.
+    `packs` copies keys before they are read, so that no bit depends on their place in the pool. In a paged store
+    decoding rows are read by page table (`_reads_pages`).
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Cache:
         **layout: Any,
     ) -> Cache:
         """Allocate a cache for `batch` rows of up to `capacity` tokens, each reading `source` tokens of an encoder's
-        output. dtype and device default to the model's. `layout` holds Store's `page` and `paged`."""
+        output. dtype and device default to the model's. `layout` are the arguments `page` and `paged` of Store."""
         spec = next(tower for tower in getattr(model, "spec", model).towers().values() if tower.causal)
         if dtype is None or device is None:
             weight = next(model.parameters())
@@ -175,7 +175,8 @@ class Cache:
         return self.counts is None and self.past is not None and not (self.apart or self.varlen)
 
     def list_places(self) -> list[int]:
-        """List the position of each new token in its row, row after row."""
+        """List the position of each new token in its row, row after row. Without `counts`, the pass has one new token
+        for each row."""
         counts = self.counts or [1] * len(self.rows)
         return [row.length + n for row, count in zip(self.rows, counts, strict=True) for n in range(count)]
 
@@ -196,7 +197,8 @@ class Cache:
         return self._laid[number]
 
     def begin(self, counts: Sequence[int] | None, new: int) -> None:
-        """Start a pass of `new` columns in which row b adds `counts[b]` tokens; None: all rows add `new`."""
+        """Start a pass of `new` columns. Row b adds `counts[b]` tokens; if `counts` is None, every row adds `new`
+        tokens."""
         self.counts = None if counts is None else list(counts)
         self._laid: dict[int, SlotMapping] = {}
         self.tensors = None
@@ -275,9 +277,9 @@ class Cache:
         return where
 
     def _reads_apart(self, group: LayerGroup) -> bool:
-        """Whether rows of equal length are attended one by one if their slots have no common stride. A CPU takes 20
-        times longer to gather 32 rows of 400 tokens (float32). Not in a first pass, which may have a prefix, and a
-        prefix is for all rows at once."""
+        """Whether rows of equal length are attended one by one if their slots have no common stride. To gather 32 rows
+        of 400 tokens takes a CPU 20 times longer (float32). Not in a first pass, which may have a prefix, and a prefix
+        is for all rows at once."""
         able = all(self.store.tower.blocks[kind].attention.passes.ragged for kind in group.kinds)
         return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
 
@@ -320,7 +322,8 @@ class TensorCache(Cache):
         """Do nothing: the tensors describe the pass."""
 
     def reach(self, new: int) -> int:
-        """Return a lower bound of the longest row's length; limits were checked when requests were added."""
+        """Return `new`, a lower bound of the longest row's length after the pass. Limits were checked when requests
+        were added."""
         return new
 
     def end(self, new: int) -> None:
@@ -338,7 +341,8 @@ def lay_pages(store: Store, tensors: PassTensors, number: int) -> SlotMapping:
 
 
 def _strided(rows: list[list[Run]]) -> bool:
-    """Whether rows are single runs of equal length and equal distance, without overlap: one strided view."""
+    """Whether rows can be read as one strided view: single runs of equal length and equal distance, without overlap.
+    Also True if all rows are empty."""
     if any(len(runs) != 1 for runs in rows):
         return not any(rows)
     starts = [runs[0][0] for runs in rows]

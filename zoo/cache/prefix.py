@@ -76,7 +76,8 @@ class Prefixes:
         return min(end, *stops)
 
     def restore(self, row: CachedRow, names: Sequence[bytes], most: int) -> None:
-        """Start a new row with the longest cached prefix of its tokens, at most `most` tokens."""
+        """Start a new row with the longest cached prefix of its tokens, at most `most` tokens. Does nothing if there is
+        none, or no room for the copies of its windows."""
         held = self._count_held(names, most)
         if not held or not self._has_room(self.kept[names[held - 1]].pages if self.checkpoints else {}):
             return

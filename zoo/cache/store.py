@@ -91,8 +91,8 @@ class LayerStore:
 
 class Store:
     """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A
-    window has room for `new` new tokens and the tokens that these see; for longer prompt chunks, window and chunk are
-    concatenated. Up to `undone` of a row's last tokens may be taken back after several passes.
+    window has room for `new` new tokens and the tokens that these see; for longer prompt chunks, the window's tokens
+    and the new ones are concatenated. Up to `undone` of a row's last tokens may be taken back after several passes.
 
     In a `paged` store (default on any device but a CPU) decoding rows are read by page table. There each pool and state
     has one more slot, the scratch slot for padding.
@@ -224,11 +224,11 @@ def plan_store(
     page: int = PAGE,
     paged: bool = False,
 ) -> StorePlan:
-    """Plan a Store for `rows` rows of up to `tokens` tokens (and `source` encoder tokens), or for as many rows as
-    `memory` bytes hold. For full attention the pages that rows may need are divided by `overcommit`, but are enough for
-    one row. `reuse` doubles windows and state slots, for checkpoints. With `new` above 1 (drafts of new − 1 tokens)
-    there are as many state slots again, to undo rejected tokens. A `paged` store has one more slot of everything.
-    `width` is the bytes of a cached value. Raises ConfigError if `memory` holds no row."""
+    """Plan a Store for `rows` rows of up to `tokens` tokens (and `source` encoder tokens), or for fewer rows if
+    `memory` bytes hold only these. For full attention the pages that rows may need are divided by `overcommit`, but are
+    enough for one row. `reuse` doubles windows and adds a state slot for each row, for checkpoints. With `new` above 1
+    (drafts of new − 1 tokens) each row has one more state slot, to undo rejected tokens. A `paged` store has one more
+    slot of everything. `width` is the bytes of a cached value. Raises ConfigError if `memory` holds no row."""
     groups = list_groups(tower)
     copies = 1 + (reuse + (new > 1)) * any(block.state() for block in tower.blocks.values())
     each = [group.pages(source if group.cross else tokens, new, page) for group in groups]

@@ -63,8 +63,8 @@ def sum_over_stages(model: Any) -> None:
 
 
 def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
-    """Yield each weight that gets a gradient, the number of tensor-parallel ranks that hold the same values, and a mask
-    of these values if the weight also has values of this rank alone."""
+    """Yield for each weight that gets a gradient: the number of tensor-parallel ranks that hold the same values, the
+    weight, and a mask of these values if the weight also has values of this rank alone."""
     for name, each in model.named_parameters():
         if each.requires_grad and model.shares.learns(name):
             yield model.shares.count_copies(name), each, model.shares.mark_common(name, each)

@@ -33,7 +33,8 @@ class Mesh:
         return PipelineSchedule(self.schedule, self.pp, self.chunks)
 
     def as_dict(self) -> dict[str, object]:
-        """Return WAYS as a dict, with `cp_comm` only for a ring, `schedule` and `chunks` only if not the default."""
+        """Return the number of processes of each of WAYS by name; also `cp_comm` for a ring, and `schedule` and
+        `chunks` if they are not the defaults."""
         found: dict[str, object] = {name: getattr(self, name) for name in WAYS}
         found |= {"cp_comm": self.cp_comm} if self.rings and self.cp > 1 else {}
         plain = self.pipeline == PipelineSchedule(stages=self.pp)
@@ -46,12 +47,12 @@ class Mesh:
 
     @property
     def rows(self) -> int:
-        """Number of ways in which the rows of a batch are divided."""
+        """Number of parts into which the rows of a batch are divided."""
         return self.dp * self.shard
 
     @property
     def tokens(self) -> int:
-        """Number of ways in which the tokens of a batch are divided."""
+        """Number of parts into which the tokens of a batch are divided."""
         return self.rows * self.cp
 
     @property

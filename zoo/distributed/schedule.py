@@ -70,7 +70,8 @@ class PipelineSchedule:
         return tuple(chunk for chunk in range(self.n_chunks) if self.find_stage(chunk) == stage)
 
     def count_sends(self, stage: int) -> int:
-        """Count how often a stage sends a microbatch's residual stream, or its gradient, to another stage."""
+        """Count the tensors that a stage sends to other stages for each microbatch: residual streams and their
+        gradients."""
         found = 0
         for chunk in self.list_chunks(stage):
             beside = (each for each in (chunk - 1, chunk + 1) if 0 <= each < self.n_chunks)
@@ -182,7 +183,8 @@ class PipelineSchedule:
         yield from take(*[(WEIGHT, 1)] * stage, *[(WEIGHT, 0)] * stage)
 
     def shorten(self, microbatches: int) -> int:
-        """Return the smallest legal number of microbatches that has the same peak memory as `microbatches`."""
+        """Return a legal number of microbatches, smaller if possible, that has the same peak memory as
+        `microbatches`."""
         count = self.least if self.kind == "1f1b" else max(microbatches, self.least)
         rounds = count // self.stages
         return count if rounds <= ROUNDS else ROUNDS * (count // rounds)

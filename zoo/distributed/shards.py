@@ -46,7 +46,8 @@ def make_whole(tensor: Tensor) -> Tensor:
 
 
 def take_part(whole: Tensor, like: Tensor) -> Tensor:
-    """Shard a whole tensor, which every process has, as the tensor `like` is sharded; unchanged if `like` is plain."""
+    """Shard a whole tensor, which every process has, as the tensor `like` is sharded; unchanged if `like` is plain or
+    has another shape."""
     if not is_shared(like) or whole.shape != like.shape:
         return whole
     from torch.distributed.tensor import distribute_tensor

@@ -21,8 +21,8 @@ TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run: this one is `rank` of `size`, and `local_rank` on its machine. With one process every
-    collective is the identity. `group` is a process group of some processes, None for all."""
+    """The processes of a run: this one is `rank` of `size`, and `local_rank` on its machine. With one process no
+    collective communicates. `group` is a process group of some processes, None for all."""
 
     rank: int = 0
     size: int = 1
@@ -99,7 +99,8 @@ ALONE = World()
 
 
 def read_world() -> World:
-    """Read this process' rank and the number of processes from torchrun's environment variables."""
+    """Read this process' rank and the number of processes from torchrun's environment variables; without these
+    variables there is one process."""
     found = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if None in found:
         return ALONE

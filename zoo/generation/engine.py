@@ -48,15 +48,15 @@ class Engine:
     """Continue many requests at once with one model.
 
     A step computes the next token of every running sequence and chunks of prompts, at most `budget` tokens in all.
-    While any sequence decodes, at most `max_prefill_tokens` of them are prompt tokens: a smaller number shortens the
-    time between tokens and lengthens the time to the first one. The cache has room for `rows` sequences of `tokens`
-    tokens (for an encoder-decoder also `source` tokens each), or for as many as fit `memory` bytes; `overcommit` is the
-    Scheduler's. Prefixes and sources of earlier requests are reused unless `reuse` is false. Speculative decoding
-    proposes up to `speculate` tokens a step, by the model `draft` or else from n-grams of the text. With
-    `deterministic`, a request's log-probabilities are bit-identical whatever else is in the batch: prompts are computed
-    TILE tokens at a time, and rows one by one unless the model was prepared by `zoo.prepare(model, stable=True)`. While
-    requests are in flight the model must stay in eval mode (see `serving`), and its weights must not change (recorded
-    layers are replayed).
+    While any sequence decodes, at most `max_prefill_tokens` of a step's tokens are of prompts: a smaller number
+    shortens the time between tokens and lengthens the time to the first one. The cache has room for `rows` sequences of
+    `tokens` tokens (for an encoder-decoder also `source` tokens each), or for fewer if only these fit in `memory`
+    bytes; `overcommit` is the Scheduler's. Prefixes and sources of earlier requests are reused unless `reuse` is false.
+    Speculative decoding proposes up to `speculate` tokens a step, by the model `draft` or else from n-grams of the
+    text. With `deterministic`, a request's log-probabilities are bit-identical whatever else is in the batch: prompts
+    are computed TILE tokens at a time, and rows one by one unless the model was prepared by `zoo.prepare(model,
+    stable=True)`. While requests are in flight the model must stay in eval mode (see `serving`), and its weights must
+    not change (recorded layers are replayed).
 
     `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
     (default: what the device's kernels read). On CUDA, steps of one token a row are replayed as CUDA graphs unless

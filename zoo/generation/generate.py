@@ -39,10 +39,10 @@ def generate(
     Generation ends after `max_new_tokens`, or when every row has met one of `stop_ids`; a row that stops earlier
     repeats its stop id to the end. Prompts of unequal length are padded on the left (an encoder-decoder's anywhere),
     with zeros in `attention_mask` [B, P] at the padding. Each row gets the tokens that it would get alone, also when
-    sampled. The remaining `options` are fields of `Sampling`.
+    sampled; but rows with equal prompts draw different tokens. The remaining `options` are fields of `Sampling`.
 
-    Raises ConfigError for invalid options and for a length beyond the model's positions, ZooError if the logits of a
-    step are NaN.
+    Raises ConfigError for invalid options and for a length beyond the model's positions, ZooError if a row has no next
+    token, as when its logits are NaN.
     """
     sampling = Sampling.checked(temperature=temperature, **options)
     tokens = stream(model, ids, max_new_tokens, sampling, stop_ids, attention_mask=attention_mask, kernel=kernel)
@@ -68,8 +68,8 @@ def stream(
     """Yield the tokens that `generate` adds, one step [B] at a time, with the same stops and options.
 
     While the iterator runs the model is in eval mode and uses `kernel`; when it ends or is closed both are restored.
-    Raises ConfigError for what `generate` refuses, before the first step. Raises ZooError at a step whose logits are
-    NaN.
+    Raises ConfigError for what `generate` refuses, before the first step. Raises ZooError at a step in which a row has
+    no next token, as when its logits are NaN.
     """
     prompts = _read_prompts(find_reader(model.spec) is not find_writer(model.spec), ids, attention_mask)
     if max_new_tokens < 0:

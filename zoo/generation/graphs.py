@@ -2,7 +2,8 @@
 """Record decoding steps as CUDA graphs: one launch in place of hundreds, and no host code between kernels.
 
 A graph runs the same kernels on the same memory. So a step is recorded once for each number of rows and width of page
-tables. Ids, slots, lengths and page tables come from one tensor, which is filled before each replay.
+tables, both rounded up to powers of two. Ids, slots, lengths and page tables come from one tensor, which is filled
+before each replay.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class Graphs:
         self.note(f"graphs: decoding runs without CUDA graphs: {reason}")
 
     def decode(self, numbers: Tensor, shape: PagedShape) -> Tensor:
-        """Compute one decoding step: logits [B, 1, V] of the rows that `numbers` describe. Depends on nothing else."""
+        """Compute one decoding step: logits [B, 1, V] of the rows that `numbers` describe. Besides weights and the
+        store's tensors it reads only `numbers`, so a recording can be replayed with other numbers of the same shape."""
         cache = TensorCache(self.store, PassTensors(numbers[shape.rows :], shape))
         return self.model(numbers[: shape.rows, None], cache=cache, logits_to_keep=1).logits
 

@@ -39,8 +39,11 @@ class EnginePasses:
         self.recurrent = any(block.state() for block in writer.blocks.values())
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Yield the chunks of each forward pass. If the model can read chunks end to end, one pass takes all of them as
-        [1, N]. Else all decoding rows share a pass, and so do prompt chunks of equal length and equal past."""
+        """Yield the chunks of each forward pass. If the model can read chunks end to end (`_lies_flat`), one pass takes
+        them as [1, N], except `whole` chunks and those of requests with prompt_logprobs. Of the other chunks, those of
+        decoding rows share a pass if the attention takes ragged rows, and those of equal length and equal past share
+        one. In the first pass of an encoder-decoder, sources must have equal lengths, too. With `deterministic`, see
+        `_stable_batches`."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return

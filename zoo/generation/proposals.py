@@ -35,7 +35,7 @@ class Proposer(Protocol):
         ...
 
     def report(self, sequence: RunningSequence, proposed: int, accepted: int) -> None:
-        """Learn how many proposed tokens were accepted; the sequence has the accepted ones already."""
+        """Take note of how many proposed tokens were accepted. The accepted ones are already part of the sequence."""
         ...
 
     def forget(self, sequence: RunningSequence) -> None:
@@ -129,7 +129,8 @@ class DraftModel:
         return sequence.draws.ahead(draft)[-1] if draft else sequence.draws
 
     def _catch_up(self, sequence: RunningSequence) -> Tensor:
-        """Compute the tokens that the draft model has not read yet; return the logits [1, V] after the last one."""
+        """Run the draft model on the tokens of a sequence that it has not read yet. Return the logits [1, V] after the
+        last one."""
         if sequence not in self._rows:
             self._rows[sequence] = CachedRow(self.store)
         return self._pass([sequence], [sequence.ids[self._rows[sequence].length :]])

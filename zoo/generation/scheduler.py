@@ -86,12 +86,12 @@ class Chunk:
 class Scheduler:
     """Schedule first come, first served: a waiting sequence starts when there is room, and runs until it ends.
 
-    A step computes one token of each decoding sequence, and chunks of prompts within `budget` tokens in all: at least
-    one prompt token (else decoding sequences could starve a prompt), and at most `max_prefill_tokens` while any
-    sequence decodes. A sequence reserves pages for all tokens that it may reach, divided by `overcommit`; if pages run
-    out, the sequence that started last is preempted and waits again. With `tile`, prompts are cut at multiples of it,
-    and tokens generated before a preemption are recomputed one at a time, so that shapes do not depend on what else
-    runs.
+    A step computes one token of each decoding sequence, and chunks of prompts, at most `budget` tokens in all. At least
+    one prompt token is computed even if the budget is spent, because decoding sequences could else starve a prompt.
+    While any sequence decodes, a step computes at most `max_prefill_tokens` prompt tokens. A sequence reserves pages
+    for all tokens that it may reach, divided by `overcommit`; if pages run out, the sequence that started last is
+    preempted and waits again. With `tile`, prompts are cut at multiples of it, and tokens generated before a preemption
+    are recomputed one at a time, so that shapes do not depend on what else runs.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class Scheduler:
         sequence.row = None
 
     def remove(self, sequences: Iterable[RunningSequence]) -> None:
-        """Drop sequences wherever they are."""
+        """Drop sequences, running or waiting, and release their rows."""
         for each in sequences:
             if each.beams is not None:
                 self.end(each.beams)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """A device described by what kernels depend on: torch's device type, CUDA compute capability, and the optional
-    packages installed (`zoo.kernels.found`). The device itself need not be present. `outdated` lists packages whose
+    """A device described by what kernels depend on: torch's device type, CUDA compute capability, and those keys of
+    `zoo.kernels.found.PACKAGES` that it has. The device itself need not be present. `outdated` lists packages whose
     installed version is too old, as (package, version)."""
 
     device: str
@@ -93,7 +93,8 @@ class Scores:
     dropout: AttentionDropout | None = None
 
     def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Scores]:
-        """Copy each row's keys and values out of the pools to [B, P·page, K, C]; without pages, return k and v."""
+        """Copy each row's keys and values out of the pools to [B, P·page, K, C], and return them with Scores without
+        `pages`. Without pages, return all as they are."""
         if self.pages is None:
             return k, v, self
         pages = self.pages.long()

@@ -27,7 +27,7 @@ class Bias:
 
     @property
     def source(self) -> object:
-        """An object that identifies the bias. Two Bias objects made of one tensor have the same `source`."""
+        """The object that identifies the bias: the Bias itself or, for one given as a tensor, that tensor."""
         return self
 
     @property

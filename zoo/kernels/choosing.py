@@ -18,8 +18,9 @@ AT_ONCE = 1 << 24
 
 
 def choose_keys(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int) -> Tensor:
-    """Choose the `top_k` visible keys of each query with the largest Σ_h w_h·relu(q_h·k): q [B, T, H, C], weights
-    [B, T, H] and k [B, S, C] → mask of chosen keys [B, T, S]. A query that sees fewer keys chooses all of them."""
+    """Choose the `top_k` visible keys of each query with the largest Σ_h w_h·relu(q_h·k): q [B, T, H, C], weights [B,
+    T, H] and k [B, S, C] → mask of chosen keys [B, T, S]. A query that sees fewer keys chooses all of these; the result
+    may then be True for hidden keys, too."""
     with torch.no_grad():
         seen = mask.dense(q.device)[:, 0]  # B|1 T S
         if not k.shape[1]:

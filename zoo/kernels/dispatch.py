@@ -176,7 +176,8 @@ def prepare(
     kernel: str = "auto",
 ) -> None:
     """Compute the tensors that the kernel for `ask` will read, and keep them on the mask, before the layers that share
-    the mask run. If each layer chooses its own keys (`ask.chosen`), only the mask to choose from is computed.
+    the mask run. If each layer chooses its own keys (`ask.chosen`), only the mask to choose from and the bias are
+    computed.
 
     `dtype` is q's, `bias` the one that the layers will pass.
     """

@@ -215,7 +215,8 @@ def refuse_width(ask: AttentionQuery) -> str | None:
 
 
 def refuse_cached_width(ask: AttentionQuery) -> str | None:
-    """Say why cached values narrower than keys are refused (padding would copy the cache at every step), or None."""
+    """Say why cached values of another width than keys are refused (padding would copy the cache at every step), or
+    None."""
     if way(ask) != CACHED or ask.v_head_dim == ask.head_dim:
         return None
     return f"values in a cache are as wide as keys, found {ask.v_head_dim} and {ask.head_dim}"

@@ -136,7 +136,8 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
 
 
 def _measured(mask: Mask, device: torch.device) -> Mask:
-    """Copy the mask for compiled code: lengths as tensors, since ints are constants, and tensors padded (`_roomy`)."""
+    """Copy the mask for compiled code: lengths as tensors, since ints are constants, and padding, pairs and documents
+    as padded tensors (`_roomy`)."""
     like = copy(mask)
     like.kept = {}
     for name in ("n_queries", "n_keys"):
@@ -179,7 +180,8 @@ def _roomy(tensor: Tensor, axes: int) -> Any:
     """Pad the last `axes` axes of a tensor to one of a few sizes; None stays None. The padding is never read.
 
     Strides must be constants in compiled code: Inductor's CPU template may confuse variable ones (torch 2.13 replaces
-    ks3 inside ks38). To compile seldom, sizes are powers of 8 for one axis (from 1024), of 2 for two (from 128).
+    ks3 inside ks38). To compile seldom, an axis has one of few sizes: 1 stays 1, otherwise 1024, 8192, 65536, … if one
+    axis is padded, and 128, 256, 512, … if two are.
     """
     if tensor is None:
         return None

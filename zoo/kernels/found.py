@@ -80,7 +80,8 @@ def explain_missing(package: str, machine: Machine) -> str | None:
 
 
 def _find_version(package: str) -> str | None:
-    """Return the installed version; "" for a module without metadata; None if nothing is installed."""
+    """Return the installed version; "named X" if only the package's earlier name X is installed (EARLIER_NAME); "" for
+    a module without metadata; None if nothing is installed."""
     for name in (package, EARLIER_NAME.get(package)):
         try:
             if name is not None:
@@ -92,7 +93,6 @@ def _find_version(package: str) -> str | None:
 
 
 def _has_compiler() -> bool:
-    """Whether torch.compile would find a C++ compiler."""
     names = (os.environ.get("CXX"), "g++", "clang++", "cl")
     return any(name and shutil.which(name) for name in names)
 

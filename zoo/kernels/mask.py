@@ -25,8 +25,8 @@ class Mask:
     bottom right. `causal` shows keys at or before the query. With a `window` W a causal query sees only the W newest of
     these keys, its own included. A bidirectional query sees keys with |i − j| <= W; if `ahead` is A, it sees W keys
     before itself and A after. Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et
-    al., 2020, prefix-LM), and `also` [B|1, T, S] lists pairs one by one. Three fields hide pairs. `padding` [B, S] is
-    True for keys that are real tokens. `documents` (of queries [B|1, T], of keys [B|1, S]) numbers packed documents,
+    al., 2020, prefix-LM), and `also` [B|1, T, S] is True for further pairs. Three fields hide pairs. `padding` [B, S]
+    is True for keys that are real tokens. `documents` (of queries [B|1, T], of keys [B|1, S]) numbers packed documents,
     each contiguous in its row, which do not see one another. `only` [B|1, T, S] is True for the keys that a layer chose
     for each query, [B|1, H, T, S] if by head: then only `dense` is used, not `sees`. With `lengths` [B] row b has that
     many keys, and its queries are the last T of them.
@@ -56,7 +56,8 @@ class Mask:
 
     @classmethod
     def of_pairs(cls, seen: Tensor) -> Mask:
-        """Make a mask of pairs listed one by one [B|1, T, S], for causal queries over keys that are not tokens."""
+        """Make a mask that shows the pairs for which `seen` [B|1, T, S] is True, and no others. The keys need not be
+        tokens, so causality must be part of `seen`."""
         mask = cls(seen.shape[1], seen.shape[2], only=seen)
         mask._dense = seen[:, None]
         return mask
@@ -119,7 +120,7 @@ class Mask:
         return mask
 
     def by_row(self, rows: int) -> list[Mask]:
-        """Return a mask for each of `rows` rows. Not for packed documents."""
+        """Return a mask for each of `rows` rows, which may differ in padding only."""
         padding = [None] * rows if self.padding is None else self.padding.split(1)
         return [replace(self, padding=each) for each in padding]
 
@@ -193,7 +194,7 @@ class Mask:
     def additive(self, device: torch.device, dtype: torch.dtype, bias: Bias | None = None) -> Tensor:
         """Return `bias` (or 0) where a query sees a key and −inf elsewhere: [B|1, H|1, T, S].
 
-        The result is kept for one bias. For another bias object, even an equal one, it is computed anew.
+        The result is kept for one bias. For a bias of another `source`, even an equal one, it is computed anew.
         """
         kept, source = self._additive, None if bias is None else bias.source
         if kept is None or kept.device != device or kept.dtype != dtype or self._source is not source:

@@ -55,7 +55,8 @@ class PartGradients(NamedTuple):
 
 
 class PartKernel:
-    """A way to compute a part: q [B, T, H, C], k [B, S, K, C] and v [B, S, K, Cv] of one dtype."""
+    """Base of the ways to compute attention over a part of the keys: q [B, T, H, C], k [B, S, K, C] and v [B, S, K, Cv]
+    have one dtype."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
         """Compute the output [B, T, H, Cv] and the log-sum-exp [B, H, T] in float32, −inf for a query without keys."""

@@ -72,8 +72,8 @@ def lay_varlen(mask: Mask, device: torch.device) -> VarlenBatch:
 def _lay_documents(mask: Mask, device: torch.device) -> VarlenBatch:
     """Make each document a sequence: two rows [0, 0, 1, 1] and [2, 2, 2, 2] give cu_seqlens [0, 2, 4, 8, 8, …, 8].
 
-    The end is repeated (empty sequences) up to a power of two, so that batches with similar numbers of documents have
-    cu_seqlens of one shape.
+    The end is repeated (empty sequences) up to a power of two or to the number of tokens, so that batches with similar
+    numbers of documents have cu_seqlens of one shape.
     """
     queries, keys = mask.documents  # type: ignore[misc]
     if queries.shape != keys.shape or queries.data_ptr() != keys.data_ptr():

@@ -92,7 +92,7 @@ class GELUTanh(Activation, kind="gelu_tanh"):
 
 
 class GELUClipped(Activation, kind="gelu_clipped"):
-    """Exact GELU held within ±`limit`, for quantisation (Wu et al., 2020)."""
+    """Exact GELU clamped to ±`limit`, for quantisation (Wu et al., 2020)."""
 
     limit: PositiveFloat = 10.0
     """Bound of the result on either side."""

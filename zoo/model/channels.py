@@ -2,7 +2,8 @@
 
 A channel is a class in the file of the component that uses it. Components name the channels that they read and give
 (`Spec.takes`, `Spec.gives`). All other code treats channels alike: a tower hands their values from layer to layer,
-prices trace the values, recorded steps replay them, and a pipeline refuses to cut them.
+prices trace the values, recorded steps replay them, and a pipeline refuses to be cut between the layers that give and
+read one.
 """
 
 from __future__ import annotations

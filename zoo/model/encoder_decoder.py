@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class EncoderDecoder(Topology, kind="encoder_decoder"):
     """A decoder that reads an encoder's output by cross-attention (Vaswani et al., 2017; T5, BART).
 
-    Where the head is for a task, the decoder reads the text again, shifted right.
+    If the decoder's head is for a task, the decoder reads the source again, shifted right.
     """
 
     encoder: Tower
@@ -104,7 +104,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         **others: Any,
     ) -> Output:
         """Compute logits for `decoder_input_ids` [B, T] after the encoder read `input_ids` [B, S]. Without
-        `decoder_input_ids` the decoder reads the start token alone or, where the head is for a task, the source shifted
+        `decoder_input_ids` the decoder reads the start token alone or, if its head is for a task, the source shifted
         right (Lewis et al., 2019, BART, §3.1). `documents` [B, S] and `decoder_documents` [B, T] number the documents
         packed into each tower's rows: a target reads its own source alone. Raises ConfigError if only one of the two is
         given. `global_attention_mask` [B, S] is the encoder's; the other arguments are the decoder's."""
@@ -130,7 +130,8 @@ def shift_right(ids: Tensor, mask: Tensor | None, start_id: int | None) -> Tenso
     """Shift the tokens of rows [B, T] right by one, behind the start token or, if `start_id` is None, behind the row's
     last token. `mask` [B, T] is 0 for padding.
 
-    Example: with the start token s, (pad, a, b, c) becomes (pad, s, a, b); without one (pad, c, a, b).
+    Example, with _ for padding: with the start token s, (_, a, b, c) becomes (_, s, a, b); without one (_, c, a, b).
+    The ids at padding are arbitrary.
     """
     real = torch.ones_like(ids) if mask is None else mask.long()
     counted = real.cumsum(1)

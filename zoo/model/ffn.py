@@ -79,7 +79,7 @@ class GatedFFN(FFN, kind="gated"):
     activation: Activation
     """Activation of the gate."""
     bias: bool = False
-    """Whether the products have a bias; `down_bias` says it for W_down alone."""
+    """Whether the three projections have a bias. `down_bias`, if given, decides for W_down."""
     gate_scale: float = 1.0
     """Constant factor of x·W_gate, a multiplier of µP (Falcon-H1, 2025)."""
     out_scale: float = 1.0
@@ -92,7 +92,7 @@ class GatedFFN(FFN, kind="gated"):
     """Approximate share s of the gate's channels that are set to 0: the activation reads
     relu(g − mean(g) − Φ⁻¹(s)·std(g)) in place of g = x·W_gate (Gemma 3n, 2025)."""
     limit: PositiveFloat | None = None
-    """Bound L of the projections: x·W_gate is at most L, and x·W_up is held within ±L (DeepSeek-V4, 2026)."""
+    """Bound L of the projections: x·W_gate is at most L, and x·W_up is clamped to ±L (DeepSeek-V4, 2026)."""
     up_softcap: PositiveFloat | None = None
     """Bound c of x·W_up, c·tanh(x·W_up/c) (Inkling 2, 2026). Not together with `limit`."""
     global_scale: bool = False
@@ -143,7 +143,7 @@ class GatedFFN(FFN, kind="gated"):
 
 
 class GatedClamped(FFN, kind="gated_clamped"):
-    """(g·σ(alpha·g) ⊙ (u + 1))·W_down with g = min(x·W_gate, limit), u = x·W_up held within ±limit (gpt-oss, 2025).
+    """(g·σ(alpha·g) ⊙ (u + 1))·W_down with g = min(x·W_gate, limit), u = x·W_up clamped to ±limit (gpt-oss, 2025).
 
     The gate needs no lower bound: g·σ(alpha·g) goes to 0 as g falls.
     """
@@ -189,8 +189,8 @@ def multiply(x: Tensor, by: float) -> Tensor:
 
 
 def multiply_gate(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    """Compute act(gate) ⊙ up for gate and up [..., F]. Training saves gate and up alone; the backward pass computes
-    act(gate) again, as Liger's kernels do (Hsu et al., 2024)."""
+    """Compute act(gate) ⊙ up for gate and up [..., F]. Training without torch.compile saves gate and up alone, and the
+    backward pass computes act(gate) again, as Liger's kernels do (Hsu et al., 2024)."""
     wanted = torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)
     if wanted and not torch.compiler.is_compiling():
         return _gating().apply(act, gate, up)

@@ -1,5 +1,5 @@
 # B batch, T tokens, H heads, C head width, D model width, F feed-forward width
-"""Attention and a feed-forward with grouped products: each group of channels has a product of its own."""
+"""Attention and a feed-forward with grouped projections: each group of channels has a matrix of its own."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 
 def group_product(name: str, d_in: int, d_out: int, groups: int, bias: bool) -> Conv:
-    """Make a grouped product: a convolution of width 1. Raises ConfigError unless `groups` divides both widths."""
+    """Make a grouped projection: a convolution of width 1. Raises ConfigError unless `groups` divides both widths."""
     if d_in % groups or d_out % groups:
         raise ConfigError(f"{name}: {groups} groups do not divide {d_in} and {d_out} channels (a divisor of both)")
     return Conv(d_in, d_out, 1, groups, bias)
 
 
 class GroupedAttention(MultiHead, kind="grouped_linear"):
-    """Multi-head attention with products in groups (Iandola et al., 2020, SqueezeBERT): each of the g groups of a
-    product maps its share of the inputs to its share of the outputs, so that 1/g of the weights remain."""
+    """Multi-head attention with grouped projections (Iandola et al., 2020, SqueezeBERT): each of the g groups of a
+    projection maps its share of the inputs to its share of the outputs, so that the projection has 1/g of the
+    weights."""
 
     q_groups: PositiveInt = 4
     """Number of groups of the query projection, a divisor of its input and output widths."""
@@ -65,7 +66,7 @@ class GroupedAttention(MultiHead, kind="grouped_linear"):
 
 
 class GroupedMLP(FFN, kind="grouped_linear"):
-    """act(x·W_up)·W_down with products in groups (Iandola et al., 2020, SqueezeBERT)."""
+    """act(x·W_up)·W_down with grouped projections (Iandola et al., 2020, SqueezeBERT)."""
 
     stacks: ClassVar[bool] = False
 

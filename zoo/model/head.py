@@ -144,17 +144,17 @@ class MLMHead(VocabularyHead, kind="mlm"):
     activation: PlainActivation = GELU()
     """Activation of x·W."""
     norm: WholeNorm | None = LayerNorm(eps=1e-12)
-    """Norm before the vocabulary's product; null for none."""
+    """Norm before the vocabulary's matrix; null for none."""
     tied: bool = True
     """Whether the vocabulary's matrix is the token embedding's."""
     bias: bool = True
     """Whether a learned number is added to each logit."""
     transform_bias: bool = True
-    """Whether the products before the norm have a bias."""
+    """Whether the projections before the norm have a bias."""
     width: PositiveInt | None = None
     """Channels of x·W; d_model unless given (ALBERT: the embedding's)."""
     deep: bool = False
-    """Whether a second product leads back to d_model before the norm, act(act(x·W)·V) (UltraBERT, 2026)."""
+    """Whether a second projection leads back to d_model before the norm, act(act(x·W)·V) (UltraBERT, 2026)."""
     table_width: PositiveInt | None = None
     """Width of the token table, in channels, if narrower than the norm's output: the table reads the first channels,
     and a further matrix, `rest`, reads the others (Sun et al., 2020, MobileBERT)."""

@@ -20,7 +20,7 @@ class Loan(NamedTuple):
     """Keys and values of another layer that a layer reads in place of its own, or values that it mixes with its own."""
 
     lender: str
-    """The kind of layer that lends: the last layer of this kind before the reader."""
+    """Kind of layer that lends: the reader takes the keys or values of the last layer of this kind before it."""
     field: str = "kv_from"
     """The field of the attention that names the lender."""
     alike: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 MOST_VISITS = 100_000
-"""Upper bound of the layers of all passes of a loop, equal to that of a tower's layers."""
+"""Most layers that all passes of a loop may have together, as many as a tower may have."""
 
 
 class Loop(Spec, axis="loop", default="plain"):
@@ -90,7 +90,7 @@ class Rounds:
     """A loop during one forward pass of a model: changes the stream and its group sums between the loop's passes."""
 
     def enter(self, place: int, x: Tensor) -> Tensor:
-        """Return the input [B, T, D] of the layer at a place, given the last layer's output x."""
+        """Return the input [B, T, D] of the layer at a place of the pattern. x is the output of the layer before it."""
         raise NotImplementedError
 
 

@@ -151,8 +151,8 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
 
 
 def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
-    """Find the indices of labelled targets [N]; None where all are labelled, as targets [N, C] of a regression always
-    are. `count` is the number of labelled ones, if known."""
+    """Find the indices of labelled targets [N]. Returns None if `count`, the number of labelled ones if known, says
+    that all are labelled, and for targets [N, C] of a regression, which always are."""
     if count == len(targets) or targets.ndim > 1:
         return None
     kept = targets != IGNORED
@@ -175,7 +175,6 @@ def _zeros(loss: TokenLoss, hidden: Tensor) -> Tensor:
 
 
 def _weigh(sums: Tensor, loss: TokenLoss) -> tuple[Tensor, Tensor]:
-    """Compute the weighted total, and the weighted terms."""
     terms = sums * loss.weight
     total = torch.zeros_like(terms[0])
     for share, term in zip(loss.coefficients, terms, strict=True):

@@ -62,8 +62,7 @@ def _find_router(block: Block) -> MLPTopK | None:
 
 class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     """Softmax top-k router with scores from an MLP of two hidden layers on norm(r), where r = x·W_down is `d_router`
-    wide (Zyphra, 2026, ZAYA1). `bias` says whether the last product has a bias; the others always do.
-    """
+    wide (Zyphra, 2026, ZAYA1). `bias` says whether the last projection has a bias; the others always do."""
 
     d_router: PositiveInt
     """Channels of r and of the hidden layers."""
@@ -105,7 +104,7 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
         return self.route(m, step.give(DepthAverage.name, r), step)
 
     def score(self, m: Weights, x: Tensor) -> Tensor:
-        """Score every expert for each token from r [B, T, R]: [B, T, E] in float32."""
+        """Score every expert for each token: x [B, T, R], the tokens' vectors r, to [B, T, E] in float32."""
         hidden = m.mlp_norm(x)
         for product in (m.first, m.second):
             hidden = self.activation.apply(product(hidden))

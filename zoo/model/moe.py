@@ -43,8 +43,8 @@ class SharedExpert(Node, name="shared", word="expert"):
 
 
 class ExpertLatent(Node, name="latent", word="width"):
-    """A narrower vector that routed experts read and write. One product before all experts makes it, and one after them
-    leads back to d_model (NVIDIA, 2025, Nemotron 3). The router and the shared expert read d_model."""
+    """A narrower vector that routed experts read and write. One projection before all experts makes it, and one after
+    them leads back to d_model (NVIDIA, 2025, Nemotron 3). The router and the shared expert read d_model."""
 
     width: PositiveInt
     """Channels of the latent."""
@@ -58,8 +58,7 @@ class MoE(FFN, kind="moe"):
 
     A router with `n_shared` weighs that many shared experts, each a copy of `shared` (Inkling, 2026).
 
-    Where some experts compute nothing, active parameters and FLOPs are means, as if all experts were chosen equally
-    often.
+    If some experts compute nothing, active parameters and FLOPs are means, as if all experts were chosen equally often.
     """
 
     moved: ClassVar[dict[str, str]] = {
@@ -231,8 +230,8 @@ class MoE(FFN, kind="moe"):
         return self.expert.forward(experts, rows, step)
 
     def _list_computed(self, routes: Routes) -> tuple[Tensor, Tensor]:
-        """List where each computing expert's rows end, and the expert of each row. Rows after the last end name any
-        expert: their results are not used."""
+        """List where each computing expert's rows end, and the expert of each row. Rows after the last end are listed
+        with any expert: their results are not used."""
         if self.n_computing == self.router.n_experts:
             return routes.ends, routes.experts
         return routes.ends[: self.n_computing], routes.experts.clamp(max=self.n_computing - 1)
@@ -264,8 +263,9 @@ class SpreadMoE(MoE):
 
 
 class _Routed:
-    """The weights passed to an expert's `forward`. Under each part's name stands a product with all experts' stacked
-    weights, for rows sorted by expert, or the module that all experts share."""
+    """The weights passed to an expert's `forward`, under the names of its parts. For a part that each expert has for
+    itself, the value is a function that multiplies rows, sorted by expert, by all experts' stacked weights. For any
+    other part it is the module that all experts share."""
 
     def __init__(self, m: Any, ends: Tensor, expert_of_row: Tensor, stacks: Mapping[str, Any] | None = None) -> None:
         for name, module in m.named_children():

@@ -1,5 +1,5 @@
 # D model width
-"""Normalise the residual stream. Computed in float32, returned in the input's dtype."""
+"""Normalise vectors. Computed in float32, returned in the input's dtype."""
 
 from __future__ import annotations
 
@@ -225,8 +225,8 @@ WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
 
 
 class GatedNorm(Norm, kind="gated"):
-    """y · σ(silu(y·W_a)·W_b) with y = norm(x): a gate for each channel, computed from y by a product of low rank (Qiu
-    et al., 2026, GatedNorm; SK Telecom, 2026, A.X K2)."""
+    """y · σ(silu(y·W_a)·W_b) with y = norm(x): a gate for each channel, computed from y by two matrices of low rank
+    (Qiu et al., 2026, GatedNorm; SK Telecom, 2026, A.X K2)."""
 
     norm: WholeNorm
     """Norm whose output y is gated."""

@@ -95,8 +95,8 @@ class ExpertGroups(Node, name="groups"):
 
 
 class Router(Spec, axis="router"):
-    """Choose experts for each token of x [B, T, D] by a linear score. An expert's output is weighted by the router's
-    probability for it."""
+    """Choose experts for each token of x [B, T, D] by a linear score. An expert's output is multiplied by the router's
+    weight for it."""
 
     moved: ClassVar[dict[str, str]] = {
         "input_norm": "input: {norm: rmsnorm}",
@@ -143,7 +143,7 @@ class Router(Spec, axis="router"):
 
 class TopK(Router):
     """Base of the routers that send each token to its `top_k` best experts. In training they add a load-balancing loss
-    and a z loss over real tokens."""
+    and a z loss over real tokens, each unless its coefficient is 0."""
 
     moved: ClassVar[dict[str, str]] = (
         Router.moved

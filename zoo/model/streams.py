@@ -116,7 +116,6 @@ class GatedStreams(Streams, kind="gated"):
 
 
 def _copy(x: Tensor, count: int) -> Tensor:
-    """Make equal streams [B, T, S, D] of x [B, T, D]."""
     return torch.stack((x,) * count, 2)
 
 

@@ -53,13 +53,13 @@ class TaskHead(Head):
     """Base of the heads for a task: norm(act(x·W + b))·V + c."""
 
     activation: PlainActivation | None = None
-    """Activation of the first product; null for no such product."""
+    """Activation of the first projection x·W + b; null to leave out this projection."""
     norm: WholeNorm | None = None
-    """Norm after the first product (ModernBERT); null for none."""
+    """Norm after the first projection's activation (ModernBERT); null for none."""
     bias: bool = True
-    """Whether the products have a bias; the first one's follows `transform_bias` where that is given."""
+    """Whether the projections have a bias; `transform_bias`, if given, decides for the first one."""
     transform_bias: bool | None = None
-    """Whether the first product has a bias; as `bias` unless given."""
+    """Whether the first projection has a bias; as `bias` unless given."""
 
     def __post_init__(self) -> None:
         idle = [name for name in ("norm", "transform_bias") if getattr(self, name) is not None]
@@ -103,8 +103,8 @@ class RowHead(TaskHead):
 
 
 class SequenceHead(RowHead, kind="sequence"):
-    """A logit for each class of a row. BERT's reads the first token, by two products with a tanh between them (Devlin
-    et al., 2018, §4.1); decoders' read the last token, by one product (Radford et al., 2018)."""
+    """A logit for each class of a row. BERT's reads the first token, by two projections with a tanh between them
+    (Devlin et al., 2018, §4.1); decoders' read the last token, by one projection (Radford et al., 2018)."""
 
     labels: ClassNames
     """Names of the classes, or their number."""

@@ -44,7 +44,8 @@ class Topology(Spec, axis="topology", default="decoder"):
 
     @classmethod
     def parse(cls, node: object) -> Any:
-        """Parse a node into a Spec. Raises all misfits of a whole model (not of a tower inside another) together."""
+        """Parse a node into a Spec. For a whole model, but not for a tower inside another, raises one error with all
+        misfits."""
         spec = super().parse(node)
         found = list(spec.misfits()) if cls is Topology else []  # a tower inside another model is parsed as Tower
         if found:

@@ -73,7 +73,7 @@ def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
 
 
 def refuse_borrowed_table(tower: Tower) -> Iterator[Misfit]:
-    """Yield a fault where a tower without an encoder next to it reads another tower's table."""
+    """Yield a fault if a tower without an encoder next to it reads another tower's table."""
     tied = getattr(tower.embedding, "tied", None)
     if tied is not None:
         yield ("embedding", "tied"), f"is {tied!r}, and no model around this one has that table (null)"
@@ -119,7 +119,8 @@ def _check_row_head(tower: Tower) -> Iterator[Misfit]:
 
 def _check_positions(tower: Tower) -> Iterator[Misfit]:
     """Yield the faults of layers' position schemes: a learned bias must have a column for each head of its attention; a
-    scheme that adds to the embedding must be the model's own."""
+    table for distances between blocks needs transient-global attention; a scheme that adds to the embedding must be the
+    model's own."""
     for name, block in tower.blocks.items():
         position, heads = block.attention.positioning, block.attention.score_heads
         path = ("blocks", name, "attention", "position")

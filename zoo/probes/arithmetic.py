@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Probe mental arithmetic: expressions are evaluated without writing down a step."""
+"""A probe of mental arithmetic: expressions are evaluated without writing down a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mano(Probe, name="mano"):
     A row is padding and an expression in prefix notation: n operations +, − and ×, each followed by its two operands,
     and n + 1 numbers below p. Operations and numbers are equally likely, and so are all splits of the operations
     between two operands. The answer is asked at the last token. The level is n; training draws it from 1 to the highest
-    level. The chance accuracy is the probability of the likeliest value, 0.
+    level. Chance is the probability of the likeliest value, which is the number 0.
     """
 
     level_is: ClassVar[str] = "operations"

@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Probe compression: a whole row is reconstructed from the one vector at its end."""
+"""A probe of compression: a whole row is reconstructed from the one vector at its end."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Probe copying: letters among blanks (select), strings (copy), the token that followed a marker (induction)."""
+"""Probes of copying: letters among blanks (select), strings (copy), the token that followed a marker (induction)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Probe reasoning in several steps over facts that the row states."""
+"""A probe of reasoning in several steps over facts that the row states."""
 
 from __future__ import annotations
 

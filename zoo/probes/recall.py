@@ -1,5 +1,5 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Probe associative recall: of values in the row (mqar, overwrite, bind, needle), or in the weights (memorise)."""
+"""Probes of associative recall: of values in the row (mqar, overwrite, bind, needle), or in the weights (memorise)."""
 
 from __future__ import annotations
 

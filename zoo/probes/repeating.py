@@ -1,5 +1,5 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Probe recall of repeated pairs: among noise (noisy), with keys of several tokens (fuzzy)."""
+"""Probes of the recall of repeated pairs: among noise (noisy), and with keys of several tokens (fuzzy)."""
 
 from __future__ import annotations
 

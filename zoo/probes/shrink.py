@@ -235,7 +235,8 @@ def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: DimensionRu
 
 
 def strip(block: dict[str, Any]) -> dict[str, Any]:
-    """Remove the feed-forward of a block: keep its mixer and norm."""
+    """Remove the feed-forward of a block: keep its mixer, norm and scales. Blocks that are not STRIPPED stay as they
+    are."""
     if block["kind"] not in STRIPPED:
         return block
     shared = {key: block[key] for key in ("attention", "norm", "residual_scale", "stream_scale")}

@@ -42,7 +42,7 @@ class ScoreStore:
 
     @classmethod
     def open(cls, folder: Path | None, key: str) -> ScoreStore:
-        """Open a folder. Scores of another architecture or other settings (another `key`) are dropped. Raises
+        """Open a folder. Scores of another architecture or other settings (another `key`) are ignored. Raises
         ConfigError for an unreadable file."""
         if folder is None or not (folder / RUNS).is_file():
             return cls(folder, key)
@@ -76,7 +76,8 @@ def name_task(task: ProbeTraining) -> str:
 
 
 def name_folder(model: str, overrides: Sequence[str]) -> str:
-    """Name the folder of a model under overrides: `llama-tiny,attention=sliding,window=16`."""
+    """Name the folder of a model under overrides: `llama-tiny,attention=sliding,window=16`. A name of more than LONGEST
+    characters is cut, and ends with a hash of the whole."""
     text = re.sub(r"[^\w.,=+-]+", "_", ",".join([Path(model).name or model, *overrides]))
     if len(text) <= LONGEST:
         return text

@@ -1,5 +1,6 @@
 # B rows, T tokens, G elements of a group
-"""Probe state tracking: parity, and the word problems of finite groups."""
+"""Probes of state tracking: the parity of bits, and the word problems of finite groups (the product of all elements so
+far)."""
 
 from __future__ import annotations
 
@@ -110,8 +111,8 @@ class Word(Probe):
     al., 2024; Grazzi et al., 2024).
 
     Tokens are elements of `group`, with `swaps_only` its transpositions; answers are any elements. A row is correct if
-    all of its answers are. The level is the length T; training has `context`. Chance is c^−T for c possible tokens (G,
-    or with `swaps_only` the number of transpositions), because each answer has c possible values after the one before.
+    all of its answers are. The level is the length T, in training `context`. Chance is c^−T, where c is the number of
+    possible tokens: each answer has c possible values after the one before.
     """
 
     level_is: ClassVar[str] = "elements"

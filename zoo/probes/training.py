@@ -146,7 +146,8 @@ def answer(learner: Learner, examples: Examples) -> Tensor:
 
 
 def read_out(readout: Readout, hidden: Tensor, examples: Examples) -> Tensor:
-    """Compute the logits [N, V] of `answer` by the readout, from the outputs [B, T, D] at the last tokens only."""
+    """Compute the logits [N, V] of all N positions with an answer by the readout, which reads only the last token's
+    output of each row. `hidden` are the model's outputs [B, T, D]."""
     logits = readout(hidden[:, -1], hidden.shape[1])
     return logits[torch.from_numpy(examples.labels != IGNORED)]
 

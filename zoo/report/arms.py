@@ -84,7 +84,8 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
 
 
 def name_arms(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Name each run's arm by those of its overrides that not all runs share, seeds left out."""
+    """Name each run's arm by those of its overrides that not all runs share, seeds left out; "all runs" if there are
+    none."""
     words = [[_shorten(word) for word in each if not word.startswith(ASIDE)] for each in overrides]
     shared = set.intersection(*map(set, words)) if words else set()
     return [" ".join(word for word in own if word not in shared) or "all runs" for own in words]

@@ -34,8 +34,8 @@ LABEL = 12
 def list_first_figures(
     figures: Mapping[str, Any], setup: Setup, holders: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """List labels with their sentences: parameters, cache, memory to train and to generate, FLOPs, and the GPUs on
-    which the model fits (`holders`, from `zoo.analysis.holding`)."""
+    """List labels with their sentences: parameters, cache, memory to train and to generate, FLOPs, the GPUs on which
+    the model fits (`holders`, from `zoo.analysis.holding`), and what was assumed."""
     found = [("parameters", _parameters(figures["params"]))]
     if cached := _cache(figures["kv_cache"]):
         found.append(cached)
@@ -117,8 +117,8 @@ def _assumed(cache: Mapping[str, Any], setup: Setup) -> str:
 
 
 def _held(holders: Mapping[str, Mapping[str, Any]]) -> str:
-    """Describe the GPUs for each use, `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`, then uses that fit
-    none."""
+    """Describe the GPUs for each use, `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`, then each use that fits
+    nowhere, with the largest GPUs tried."""
     uses: dict[str, list[str]] = {}
     for use, holder in holders.items():
         if holder["fits"]:

@@ -74,7 +74,7 @@ class RunRecord:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The outcome (result.json); empty while the run is training."""
+        """The outcome (result.json); empty if there is none yet, or if the run was cut off."""
         return runs.read_result(self.folder / runs.RESULT)
 
     @cached_property
@@ -253,8 +253,9 @@ def sort_rows(rows: Sequence[Mapping[str, Any]], by: str, reverse: bool = False)
 def compare_runs(first: RunRecord, second: RunRecord) -> dict[str, Any]:
     """Compare the training configs of two runs and their results.
 
-    `config` has the keys that differ, except the model's, with both values; `results` has each figure, with `delta`
-    and `relative`. `val_loss_at_equal_tokens` is from the last evaluation that both runs made at the same token count.
+    `config` has the keys that differ, except the model's, with both values; `results` has each figure that either run
+    has, with `delta` and `relative`. `val_loss_at_equal_tokens` is from the last evaluation that both runs made at the
+    same token count.
     """
     a, b = (flatten({key: node for key, node in each.config.items() if key != "model"}) for each in (first, second))
     config = {path: {"a": a.get(path), "b": b.get(path)} for path in merge_orders([a, b]) if a.get(path) != b.get(path)}

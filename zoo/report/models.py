@@ -43,7 +43,8 @@ def list_model_rows(
 ) -> tuple[list[str], list[list[str]]]:
     """Make the header and the rows of a table of models, for the figures that any of `all_of` has.
 
-    `differing` leaves out figures that are the same in all models, and sections without any difference.
+    `differing` leaves out figures that are the same in the first and the last model, and sections without any
+    difference.
     """
     all_of = priced if all_of is None else all_of
     two = len(all_of) == 2

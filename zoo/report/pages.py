@@ -94,7 +94,8 @@ def _list_nature(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _list_setters(label: str, values: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """Yield a line for each of the first values, with the models that have it."""
+    """Yield a line for each of the first VALUES values, with the models that have it, then a line that counts the other
+    values."""
     if not values:
         yield label, "no packaged model"
         return

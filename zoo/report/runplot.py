@@ -47,10 +47,12 @@ def draw_runs(
     share: float = SMOOTHED_OVER,
     log: bool = False,
 ) -> None:
-    """Draw a metric of runs, given by label, over `x` (one of `AXES`) into a .png or .svg file.
+    """Draw one metric of several runs against `x` (one of `AXES`) into a .png or .svg file. `records` maps the label of
+    each run to the run.
 
-    Training metrics are smoothed over the fraction `share` of each run, with all points faint in the background. For
-    `loss` the validation loss is drawn too, with markers. Raises ConfigError as `check_curves` does.
+    A metric of training is drawn as its moving average over the fraction `share` of the run, with the single values
+    faint behind it; if `share` is 0, as the single values alone. Metrics of evaluations are not smoothed. With the
+    metric `loss`, the validation loss is drawn too, with markers. Raises ConfigError as `check_curves` does.
     """
     check_curves(records, x, metric, share, file)
     axes = make_axes(8, 5, dpi=150)

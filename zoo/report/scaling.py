@@ -115,7 +115,8 @@ def format_head(fit: FittedLaw) -> str:
 
 
 def find_bias(points: LossPoints, fit: IsoFlop) -> tuple[Law, ParabolaBias] | str:
-    """Fit approach 3 to all points, and measure the bias of approach 2 for that law; returns a reason if impossible."""
+    """Fit approach 3 to all points, and measure the bias of approach 2 for that law. If this is impossible, return the
+    reason instead."""
     from zoo.analysis.scaling import fit_law, measure_bias
 
     try:

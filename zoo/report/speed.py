@@ -13,7 +13,8 @@ SIDES = {"compute": "compute-bound", "bandwidth": "memory-bound"}
 
 
 def list_speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
-    """List rows per use: minimum seconds of a step, its bound, maximum tokens per second; then whether memory fits."""
+    """List rows for decoding and prefill: minimum seconds of a step, its bound, maximum tokens per second. Then list
+    rows for training, estimated from MFU, and whether memory fits."""
     peak, bandwidth = (
         format_si(found["peak_flops_per_second"], "FLOP/s"),
         format_si(found["bandwidth_bytes_per_second"], "B/s"),

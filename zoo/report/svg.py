@@ -58,7 +58,7 @@ def draw_panel(title: str, curves: Sequence[Curve], label: str, width: int = 480
 
 
 class _Scale:
-    """A linear scale from values to pixels, with ticks at 1, 2, 2.5 or 5 times a power of ten."""
+    """A linear scale from values to pixels, with ticks at multiples of 1, 2, 2.5 or 5 times a power of ten."""
 
     def __init__(self, values: Sequence[float], first: float, last: float) -> None:
         low, high = min(values), max(values)

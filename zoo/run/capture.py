@@ -31,7 +31,7 @@ class CudaRecorder:
 
     def __call__(self, function: Callable[[Tensor], Tensor], numbers: Tensor) -> Replay:
         """Record `function(numbers)`, after warm-up passes on a side stream. Raises RuntimeError if the function does
-        something that a graph cannot hold, such as waiting for the device."""
+        something that a graph cannot contain, such as waiting for the device."""
         with torch.cuda.device(self.device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())

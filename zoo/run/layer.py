@@ -29,7 +29,7 @@ torch.export.register_dataclass(Output)
 
 class Layer(nn.Module):
     """The module of one component: it stores the parts that its Spec lists, under their names, and runs the Spec's
-    forward. Parts shared with another layer are stored only there.
+    forward. A part that it shares with another layer is stored in that other layer alone.
 
     `forward` is a property that returns the Spec's own method. So torch.compile caches by component, rather than under
     one code object shared by all, and a traceback goes straight to the component's file.

@@ -28,10 +28,10 @@ class _Course:
 class Recordings:
     """The recordings of a model's layers in decoding steps, one for each layer, number of rows and kind of step.
 
-    A layer first runs normally, in half as many passes as there are rows: with many rows a replay gains little, and the
-    number of rows soon changes. It is recorded in the next two passes, and replayed if both made the same calls with
-    the same constants (a count of tokens, say, would differ). A layer that cannot be replayed runs normally; `refused`
-    counts the reasons. The model must not change in the meantime.
+    A layer first runs normally, in half as many passes as there are rows, but at least one: with many rows a replay
+    gains little, and the number of rows soon changes. It is recorded in the next two passes, and replayed if both made
+    the same calls with the same constants (a count of tokens, say, would differ). A layer that cannot be replayed runs
+    normally; `refused` counts the reasons. The model must not change in the meantime.
     """
 
     def __init__(self) -> None:

@@ -159,7 +159,7 @@ class ThreadWatch:
         """The best pace so far, in tokens per second."""
 
     def begin(self) -> ThreadChoice | None:
-        """Choose before the first step. Returns the choice if it is not torch's own number."""
+        """Choose before the first step. Returns the choice if it changed the number."""
         return self._look() if self.watches else None
 
     def follow(self, pace: float) -> ThreadChoice | None:

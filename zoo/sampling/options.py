@@ -49,7 +49,8 @@ _Seed = Annotated[int | None, _must(lambda s: 0 <= s < 2**63, "from 0 to 2**63 -
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Sampling:
-    """Sampling parameters of one request. They are applied in this order, which is also that of transformers' options:
+    """Sampling parameters of one request. They are applied in the order of this list, in which transformers applies its
+    options, too:
 
     - `logit_bias` adds to the logits of single tokens; −inf bars one;
     - `repetition_penalty` (Keskar et al., 2019) divides the logits of tokens in the prompt or the text so far; it
@@ -64,8 +65,8 @@ class Sampling:
     - `top_k` (Fan et al., 2018) keeps the k likeliest tokens, and all that tie with the k-th;
     - `top_p` (Holtzman et al., 2020) keeps the fewest likeliest tokens whose probabilities sum to at least p;
     - `min_p` (Nguyen et al., 2024) keeps tokens with at least p times the probability of the likeliest;
-    - `typical_p` (Meister et al., 2022) keeps the tokens whose negative log-likelihood is nearest to the entropy, up to
-      probability p in total.
+    - `typical_p` (Meister et al., 2022) keeps the fewest tokens, nearest to the entropy by their negative
+      log-likelihood, whose probabilities sum to at least p.
 
     With a `seed` a row's draws do not depend on the rest of the batch. Without one, the seed is drawn from torch's own
     generator.

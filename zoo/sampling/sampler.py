@@ -61,7 +61,8 @@ class Sampler:
         return draw(scores, group.cuts, points, group.head)
 
     def find_shares(self, logits: Tensor, states: Sequence[DrawState]) -> Tensor:
-        """Return the probabilities [B, V] of the next tokens, all options applied; NaN for a row without a token."""
+        """Return the probabilities [B, V] of the next tokens, with all options applied. They are NaN for a row without
+        a next token (see `choose`)."""
         layout = self._lay_out(logits, states)
         scores = layout.edit(logits)
         shares = torch.empty_like(scores, dtype=torch.float64)
@@ -127,8 +128,8 @@ class BatchLayout:
         self.penalties = torch.tensor(penalties, device=device) if self.tallied else None  # [B, 3]
 
     def edit(self, logits: Tensor) -> Tensor:
-        """Return a copy of the logits with every option applied that comes before the temperature, or `logits` itself
-        if no row has such an option."""
+        """Return a copy of the logits with each row's grammar and every option that comes before the temperature
+        applied, or `logits` itself if no row has any of these."""
         if not (self.bias or self.tallied or self.barring or self.processed or self.guided):
             return logits
         scores = logits.to(torch.float32, copy=True)

@@ -154,7 +154,8 @@ class PromptLookup:
         return []
 
     def report(self, proposed: int, accepted: int) -> None:
-        """Learn how a proposal went: if less than a quarter was accepted, the next pause doubles; else pauses end."""
+        """Take note of a proposal's result. If less than a quarter of it was accepted, the lookup pauses, twice as long
+        as the last time (up to 256 tokens); else pauses end."""
         if not proposed:
             return
         self._pause = 1 if 4 * accepted >= proposed else min(2 * self._pause, 256)

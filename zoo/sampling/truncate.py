@@ -193,8 +193,8 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
 
 
 def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
-    """Make a mask that is True for the tokens whose −log p is nearest to the entropy, up to probability `mass`, and for
-    ties with the last."""
+    """Make a mask that is True for the fewest tokens, nearest to the entropy by −log p, whose probabilities sum to at
+    least `mass`, and for ties with the last."""
     shares = weights.double() / weights.sum(-1, keepdim=True)
     surprisal = -shares.log()
     distance = (surprisal - (shares * surprisal).nansum(-1, keepdim=True)).abs()

@@ -61,7 +61,8 @@ def run_together(parts: Sequence[CheckPart], settings: Settings, until: float) -
 
 
 def run_apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
-    """Run a part in its own process until time.monotonic() reaches `until`, and return a row for each of its jobs."""
+    """Run a part in its own process until time.monotonic() reaches `until`. Return a row for each of its jobs, or one
+    row with the reason if no job could begin."""
     if until - time.monotonic() < LEAST:
         return [{"name": part.name, "left_out": "the check's time was over"}]
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

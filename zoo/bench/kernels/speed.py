@@ -85,8 +85,8 @@ def time_window(kernel: str, shape: tuple[int, int, int, int], window: int, sett
 def time_passes(
     kernel: str, shape: tuple[int, int, int, int], window: int | None, settings: Settings
 ) -> dict[str, Any]:
-    """Time the `forward` pass and `both` passes in seconds, or give the reason under "refused" or "left_out", such as a
-    score matrix that does not fit in memory."""
+    """Time the `forward` pass and, if the kernel has a gradient, `both` passes in seconds, or give the reason under
+    "refused" or "left_out", such as a score matrix that does not fit in memory."""
     rows, length, heads, width = shape
     mask = Mask(length, length, window=window)
     ask = AttentionQuery("bfloat16", width, width, heads, heads, **mask.features)
@@ -109,7 +109,7 @@ def time_passes(
 
 
 def _free_for_scores(device: str) -> float:
-    """Return the bytes that a score matrix may take: half of the free memory."""
+    """Return the bytes that a score matrix may take: half of the free memory of a GPU, 1 GB on a CPU."""
     return torch.cuda.mem_get_info()[0] / 2 if device == "cuda" else 1e9
 
 

@@ -38,8 +38,9 @@ class Limits:
 
 
 def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
-    """Time a call: the median of as many calls as take `spend` seconds. On CUDA the time is between two events on the
-    stream: the device's time or, if launching takes longer than the kernels, that of launching."""
+    """Time a call: the median of as many calls as take `spend` seconds, at least LEAST and at most MOST, but fewer of
+    slow calls. On CUDA the time is between two events on the stream: the device's time or, if launching takes longer
+    than the kernels, that of launching."""
     start = time.perf_counter()
     for _ in range(WARM):
         run()
@@ -118,7 +119,6 @@ def measure_limits(device: str, *, quick: bool = False) -> Limits:
 
 
 def _product_rate(side: int, dtype: torch.dtype, device: str) -> float:
-    """Measure FLOP/s of a square product."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     return 2 * side**3 / time_call(lambda: torch.mm(a, b.t(), out=out), device, spend=0.1)

@@ -102,7 +102,8 @@ def compute_mfu(spec: Priced, length: int, rate: float, settings: Settings) -> d
     """Compute FLOPs per token and MFU by convention, relative to the datasheet's FLOP/s (if known) and to the measured
     FLOP/s.
 
-    The measured peak is the fastest dtype's. An MFU above 1 means that its peak is wrong, and is left out.
+    The measured peak is the fastest dtype's. If the exact MFU at a peak is above 1, the peak must be wrong, and all
+    MFUs at that peak are left out.
     """
     flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(name_device(settings.device))
@@ -115,7 +116,7 @@ def compute_mfu(spec: Priced, length: int, rate: float, settings: Settings) -> d
 
 
 def fit_rows(spec: Priced, length: int, free: int | None) -> int:
-    """Choose the rows of a batch: the largest power of two that fits by zoo.costs, at least 1."""
+    """Choose the rows of a batch: the largest power of two up to MOST_ROWS that fits by zoo.costs, at least 1."""
     setup = {"context": length, "precision": "amp", "fused_optimizer": True, "chunked_loss": True}
     rows = MOST_ROWS
     while rows > 1 and price(spec, batch=rows, **setup)["memory"]["train_peak"] > SHARE * (free or 0):
@@ -156,7 +157,7 @@ def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -
 
 
 def name_kernel(spec: Tower, length: int, device: torch.device, *, grad: bool = True) -> str:
-    """Name the kernel that `auto` chooses for the model's attention in a causal pass."""
+    """Name the kernel that `auto` chooses in a causal pass, for the attention of the first kind of layer."""
     attention = next(iter(spec.blocks.values())).attention
     ask: AttentionQuery | None = attention.ask("bfloat16", **{**Mask(length, length).features, "needs_grad": grad})
     return "none" if ask is None else select(ask, machine_of(device)).name

@@ -140,7 +140,8 @@ def make_targets(job: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sample_logits(contender: Contender, model: Any, job: dict[str, Any]) -> list[float]:
-    """Sample the logits after a fixed prompt. They are equal for contenders that compute the same function."""
+    """Sample the logits after a fixed prompt. They are equal up to rounding for contenders that compute the same
+    function."""
     with torch.inference_mode():
         last = contender.logits(model, make_token_ids(1, 32, job["shape"]["vocab_size"]))[0, -1].float()
     return last[:: max(1, len(last) // PROBED_LOGITS)].tolist()
@@ -192,7 +193,8 @@ def time_batch(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete(contender: Contender, found: dict[str, Any]) -> dict[str, Any]:
-    """Add how the products were computed, and drop `busy` if another thread does the work."""
+    """Add `ways`, which says how the products were computed, if the contender can say it. Set `busy` to None if the
+    work is done in another thread, which the measurement does not see."""
     told = {} if contender.describe is None else {"ways": contender.describe()}
     return found | told | ({"busy": None} if contender.threaded else {})
 

@@ -123,7 +123,8 @@ WAYS: dict[str, dict[str, tuple[torch.dtype, Prepare]]] = {
 
 
 def time_linears(job: dict[str, Any], precisions: list[str]) -> dict[str, dict[str, float]]:
-    """Time the ways of these precisions. Returns, by precision, the ms per step of each way that runs here."""
+    """Time the ways to multiply at each of these precisions. Returns, by precision, the ms per step of each way that
+    runs here."""
     torch.manual_seed(0)
     weights = [torch.randn(shape) / shape[1] ** 0.5 for shape in list_shapes(job["shape"])]
     found: dict[str, dict[str, float]] = {}

@@ -67,8 +67,8 @@ def load_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
 
 
 def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
-    """Prepare a model to serve, as `zoo generate` does, with weights of the job's precision. Adds the ways to multiply
-    to WAYS."""
+    """Prepare a model to serve, as `zoo generate` does, with its weights in the job's precision. Append to WAYS a line
+    on how the model multiplies."""
     found = importlib.util.find_spec("zoo.run.linear")
     if found is None and job["weights"]:
         raise timing.Absent("not yet: zoo has no weights of fewer bits on a CPU")

@@ -42,7 +42,7 @@ class KeySegment:
         return self.mask.n_queries
 
     def with_bias(self, make: Callable[..., Bias | None], read: Tensor | None) -> KeySegment:
-        """Return the queries with a layer's own bias. The mask is copied, because tensors made of this bias are kept on
+        """Return the segment with a layer's own bias. The mask is copied, because tensors made of this bias are kept on
         the mask while the layer runs."""
         if self.index is None:
             return self

@@ -33,7 +33,6 @@ def join_views(memory: KeyView, own: KeyView, device: torch.device, pool: Callab
 
 
 def _list_masks(view: KeyView, rows: int) -> list[Mask]:
-    """List the mask of each row."""
     return [each.mask for each in view.segments] if isinstance(view, PooledView) else view.mask.by_row(rows)
 
 

@@ -41,7 +41,7 @@ class SlotMapping:
         return self.table.shape[1] * self.page  # type: ignore[union-attr]
 
     def store(self, pool: Tensor, new: Tensor) -> None:
-        """Write new tokens [B, T, …] to the slots `write` of a pool."""
+        """Write new tokens [B, T, …] to the slots `write` of a pool; nothing if `write` is None."""
         if self.write is None:
             return
         flat = new.flatten(0, 1)

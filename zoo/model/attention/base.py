@@ -30,7 +30,7 @@ class BlockPattern(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """Limit the keys that a query may attend to, in addition to causality. The defaults hide none."""
+    """Limits on the keys that a query may attend to, in addition to causality. The defaults hide none."""
 
     window: int | None = None
     """Window W: a causal query sees W keys, itself included; a bidirectional one sees W keys to either side."""
@@ -57,7 +57,7 @@ class Passes(NamedTuple):
     split: bool = False
     """Whether context parallelism may divide the tokens of a row among ranks."""
     loops: bool = False
-    """Whether a long pass is a loop over parts of the row."""
+    """Whether a pass over a long row is a Python loop over parts of it."""
 
 
 class MemoryReading(NamedTuple):
@@ -209,7 +209,8 @@ class SoftmaxAttention(Attention):
 
     def attend(self, m: Weights, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float, **scores: Any) -> Tensor:
         """Attend with the position bias: this layer's own if its position scheme has weights in every layer, else the
-        one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap, sinks and `read`."""
+        one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are the arguments softcap, sinks and read of
+        `Step.attend`."""
         own = (self.position, m.position) if self.position.per_layer else None
         return step.attend(q, k, v, scale, own, **scores)
 
@@ -234,7 +235,8 @@ class MultiHead(SoftmaxAttention):
             raise ValueError(f"{self.kind} has no place for them, found {found} (one for all layers)")
 
     def project(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Make queries, keys and values [B, T, H, C] of x [B, T, D] by three products. Queries and keys are rotated."""
+        """Make queries, keys and values [B, T, H, C] of x [B, T, D] by three projections, and rotate queries and
+        keys."""
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)
         return self.position.rotate(q, step.tables), self.position.rotate(k, step.tables), v
 

@@ -34,7 +34,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     block see and are seen by all. Others see their own block, its two neighbours and, in training, a few random blocks.
     A hash of the block numbers draws them, the same in every pass, layer and head. Outside training the first block
     stands in for each random block, as in transformers: its keys count 1 + random_blocks times in the softmax, and no
-    pair is added. A text of at most (5 + 2·random_blocks)·block_size tokens is attended in full.
+    query-key pair is added. A text of at most (5 + 2·random_blocks)·block_size tokens is attended in full.
 
     FLOPs are counted without random blocks. In training they add 4·block_size·random_blocks·H·C for each token that is
     in neither the first nor the last block.

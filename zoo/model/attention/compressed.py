@@ -28,13 +28,13 @@ class Compressed(MultiHead, kind="compressed"):
     """Compressed attention (DeepSeek-V4, 2026): one softmax over a window of tokens and over entries, each of which a
     compressor makes of `rate` consecutive earlier tokens.
 
-    One vector c = norm(x·W_kv) is the key and the value of all heads. Queries are a product of low rank. Queries, keys
-    and entries are rotated in their last channels, an entry by the position of its first token; each head's output is
-    rotated back by the position of its query. The output projection is two products: one for each group of heads, then
-    one over all groups.
+    One vector c = norm(x·W_kv) is the key and the value of all heads. Queries are a low-rank projection of x. Queries,
+    keys and entries are rotated in their last channels, an entry by the position of its first token; each head's output
+    is rotated back by the position of its query. The output projection has two matrices: one for each group of heads,
+    then one for all groups.
 
-    Only the number of entries grows with a row's length. The tokens of the row's window, and the sums over the tokens
-    of an entry that is not complete yet, are states.
+    With a compressor, only the number of entries grows with a row's length. The tokens of the row's window, and the
+    sums over the tokens of an entry that is not complete yet, are states. Without one, the vectors c are cached.
     """
 
     causal: ClassVar[bool | None] = True
@@ -45,9 +45,10 @@ class Compressed(MultiHead, kind="compressed"):
     q_lora_rank: PositiveInt
     """Rank of the query projection: channels of the latent between its two matrices."""
     o_groups: PositiveInt
-    """Number of groups of heads that the output's first product projects separately, a divisor of `n_heads`."""
+    """Number of groups of heads, a divisor of `n_heads`. The output projection's first matrix projects each
+    separately."""
     o_lora_rank: PositiveInt
-    """Output channels of the first product for each group."""
+    """Channels that the output projection's first matrix makes of each group."""
     window: PositiveInt
     """Number of uncompressed tokens that a query sees, itself included."""
     norm: WholeNorm = RMSNorm()

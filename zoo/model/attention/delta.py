@@ -39,9 +39,9 @@ EPS = 1e-6  # added under the square root of the L2 norm of q and k, as in the r
 class GatedDelta(Attention, kind="gated_delta"):
     """Gated DeltaNet (Yang, Kautz and Hatamizadeh, 2024; Qwen3-Next).
 
-    q, k [G, K] and v [H, V] pass a convolution and `activation`; q and k are L2-normalised, and q is multiplied by
-    1/√K. a and b [H] and z [H, V] are products of x, too. With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β =
-    beta_scale·σ(b),
+    q, k [G, K], v [H, V], a and b [H] and z [H, V] are projections of x. q, k and v pass a convolution and
+    `activation`; q and k are L2-normalised, and q is multiplied by 1/√K. With α = exp(−exp(A_log)·softplus(a +
+    dt_bias)) and β = beta_scale·σ(b),
 
         S ← α·S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, V],   y = Sᵀq,   out = (norm(y) ⊙ gate(z))·W_out.
 
@@ -69,7 +69,7 @@ class GatedDelta(Attention, kind="gated_delta"):
     """Factor of β, the strength of writing. A factor of 2 lets S change its sign along k (Grazzi et al., 2024, negative
     eigenvalues)."""
     decay: bool = True
-    """Whether the state decays. Otherwise α is 1: the delta rule alone (Yang et al., 2024, DeltaNet)."""
+    """Whether the state decays. If false, α is 1: the delta rule alone (Yang et al., 2024, DeltaNet)."""
     gate: PlainActivation | None = SiLU()
     """Activation of the output gate z; null for no gate (DeltaNet)."""
     norm: WholeNorm = RMSNorm(eps=1e-6)

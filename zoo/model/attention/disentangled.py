@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """Project the position table once a pass, whatever the number of tokens: no FLOPs are counted per token."""
+    """Project the position table once a pass, whatever the number of tokens, so no FLOPs are counted per token."""
 
     precise: bool = True
 

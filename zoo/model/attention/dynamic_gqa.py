@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width, W tokens of the short convolution, D model width
-"""Grouped-query attention whose sinks and short convolution depend on the token."""
+"""Grouped-query attention whose sinks and short convolution may depend on the token."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class DynamicGQA(GQA, kind="dynamic_gqa"):
-    """Grouped-query attention whose sinks and convolution weights are computed from its input (Thinking Machines, 2026,
-    Inkling 2)."""
+    """Grouped-query attention that can compute its sinks and its convolution's weights from its input (Thinking
+    Machines, 2026, Inkling 2)."""
 
     moved: ClassVar[dict[str, str]] = GQA.moved | {
         "dynamic_conv": "short_conv: {dynamic: true}",

@@ -66,7 +66,7 @@ class Entries:
     kernels: list[Any] | None = None  # the kernel that the first of these layers chose
 
     def list_shared(self) -> tuple[Any, ...]:
-        """List the tensors that all layers of a kind read."""
+        """List the tensors that all layers of a kind read, so that prices of activations count them once."""
         drawn = () if self.joined is None else (self.joined._dense, self.joined._additive)
         return (self.places, self.near, *drawn)
 
@@ -255,8 +255,8 @@ def _read_texts(context: ForwardContext, attention: SoftmaxAttention) -> tuple[E
 
 
 def _continue_alike(context: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor | None]:
-    """Find the windows of new tokens where all rows have equally many cached tokens, and the entries that each query
-    sees [1, T, E] (None for a single token, which sees all)."""
+    """Find the windows of the new tokens, for rows that all have the same number of cached tokens, and the entries that
+    each query sees [1, T, E] (None for a single token, which sees all)."""
     rate, new, device, past = attention.sight.rate, context.new, context.device, context.past
     assert past is not None
     count, held = count_windows(rate, new, past), min(past, attention.sight.near - 1)
@@ -274,7 +274,7 @@ def _continue_alike(context: ForwardContext, attention: SoftmaxAttention) -> tup
 
 
 def _continue_rows(context: ForwardContext, attention: SoftmaxAttention) -> Entries:
-    """Find the windows of new tokens where the rows have different numbers of cached tokens."""
+    """Find the windows of the new tokens, for rows that have different numbers of cached tokens."""
     rate, new, device, before = attention.sight.rate, context.new, context.device, attention.sight.near - 1
     assert context.cache is not None
     starts = context.cache.starts  # B
@@ -296,7 +296,8 @@ def _continue_rows(context: ForwardContext, attention: SoftmaxAttention) -> Entr
 
 
 def _see_row(context: ForwardContext, rate: int, count: int, stop: int, runs: list[Run]) -> KeySegment:
-    """Find the entries of a row attended by itself, and which of them its `count` queries before index `stop` see."""
+    """Make the key segment of one row: its entries, and a mask of those that its last `count` queries, which end before
+    index `stop`, see."""
     held = count_slots(runs)
     if count == 1:
         return KeySegment(Mask(1, held), runs)

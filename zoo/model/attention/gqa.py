@@ -268,7 +268,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return step.recall(lambda memory: self._keys_values(m, *self._made_of(m, memory), step), "k", "v")
 
     def _made_of(self, m: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Make keys [B, S, K·C] and values [B, S, K·V] of x [B, S, D]. Tied keys and values are one product."""
+        """Make keys [B, S, K·C] and values [B, S, K·V] of x [B, S, D]. Tied keys and values come from one
+        projection."""
         k = m.k(x)
         return k, k if self.values and self.values.tied else m.v(x)
 

@@ -335,8 +335,8 @@ class BlockIndexer(NormedIndexer, kind="blocks"):
 
 
 class ByPools:
-    """Base of indexers over pools of `pool` tokens: they choose `top_k` // `pool` pools, and a query also sees the pool
-    that is still filling. Raises ValueError unless `pool` divides `top_k`."""
+    """Base of indexers over pools of `pool` tokens: they choose `top_k` // `pool` pools, and a query also sees its own
+    pool while that is incomplete. Raises ValueError unless `pool` divides `top_k`."""
 
     top_k: PositiveInt
     pool: PositiveInt

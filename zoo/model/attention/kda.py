@@ -54,11 +54,11 @@ class KDA(Attention, kind="kda"):
     norm: WholeNorm = RMSNorm(eps=1e-5)
     """Norm of each head's output y."""
     low_rank: bool = True
-    """Whether decay and output gate are products of two matrices, W_fa and W_ga being K wide. Otherwise one matrix W_f
-    stands for W_fa·W_fb, and W_g for W_ga·W_gb."""
+    """Whether decay and output gate are projected by two matrices each, W_fa and W_ga being K wide. If false, one
+    matrix W_f stands for W_fa·W_fb, and W_g for W_ga·W_gb."""
     lower_bound: Annotated[float, Field(lt=0)] | None = None
     """Lower bound of the decay's logarithm ln α, below 0: α = exp(lower_bound·σ(exp(A_log)·(x·W_f + dt_bias))) (Ling 3,
-    2026). None unless given."""
+    2026). null for no bound."""
     chunk_size: PositiveInt = 64
     """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
 
@@ -117,6 +117,6 @@ class KDA(Attention, kind="kda"):
         return m.out(y.flatten(-2).to(mixed.dtype))  # B T D
 
     def _decay(self, f: Tensor, m: Weights) -> Tensor:
-        """Compute ln α [B, T, H, K] of f, the product of the tokens with W_f."""
+        """Compute ln α [B, T, H, K] of f, the projection of the tokens plus dt_bias."""
         rate = m.A_log.float().exp()[:, None]  # H 1
         return -rate * F.softplus(f) if self.lower_bound is None else self.lower_bound * (rate * f).sigmoid()

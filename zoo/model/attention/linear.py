@@ -75,7 +75,7 @@ class Lightning(Attention, kind="lightning"):
         }
 
     def shard(self, ranks: int) -> Lightning:
-        """The part of one rank: some of the heads, with one norm over the channels of all ranks."""
+        """Return the part of one rank: some of the heads, with one norm over the channels of all ranks."""
         own = split(self, ranks, equal=("n_heads",))
         return LightningShard(**{field.name: getattr(own, field.name) for field in own.fields()})
 
@@ -97,7 +97,6 @@ class Lightning(Attention, kind="lightning"):
         return m.out((y * m.gate(x).float().sigmoid()).to(x.dtype))  # B T D
 
     def _divide(self, y: Tensor, m: Weights) -> Tensor:
-        """Divide y [B, T, H·K] by its root mean square."""
         return divide_by_rms(y, None, self.norm_eps)
 
 
@@ -120,8 +119,8 @@ def _fill_slopes(tensor: Tensor, scale: float) -> None:
 
 
 class GatedLinear(Attention):
-    """Base of gated linear attention whose keys and values have different head widths: S ← α ⊙ S + k⊗v [H, K, V], y =
-    Sᵀq/√K, out = (norm(y) ⊙ silu(x·W_g))·W_out, with q, k [H, K], v [H, V] and a decay α.
+    """Base of gated linear attention whose keys and values may have different head widths: S ← α ⊙ S + k⊗v [H, K, V], y
+    = Sᵀq/√K, out = (norm(y) ⊙ silu(x·W_g))·W_out, with q, k [H, K], v [H, V] and a decay α.
 
     The recurrence is computed in float32.
     """

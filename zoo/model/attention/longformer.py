@@ -39,7 +39,8 @@ class Longformer(MultiHead, kind="longformer"):
     are given with each input: `step.extra["global"]` [B, T], None for none.
 
     FLOPs are counted without global tokens: q, k, v, o and the pairs in the window. If some are given, a pass of T
-    tokens adds 6·T·D·H·C for the global projections, and each global token 8·T·H·C for its pairs.
+    tokens adds 6·T·D·H·C for the global projections, and each global token needs 8·T·H·C for its pairs. The code
+    computes more: all T² pairs by the global projections.
     """
 
     causal: ClassVar[bool | None] = False

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class Mamba(Attention, kind="mamba"):
     """A selective state space, whose step, input and output depend on the token (Gu and Dao, 2023).
 
-    u = act(conv(x·W)) has E = expand·d_model channels. Products of u give B and C [S], and Δ = softplus(u·W_Δ +
-    b). With A = −exp(A_log),
+    u = act(conv(x·W)) has E = expand·d_model channels. Projections of u give B and C [S], and Δ = softplus(u·W_Δ + b).
+    With A = −exp(A_log),
 
         h ← exp(Δ·A) ⊙ h + (Δ ⊙ u)⊗B [E, S],   y = h·C + D ⊙ u,   out = (y ⊙ silu(z))·W_out.
 
@@ -239,8 +239,8 @@ class Mamba2(Attention, kind="mamba2"):
     """State space duality (Dao and Gu, 2024): one decay rate a head, so that a chunk of tokens is a few matrix
     products.
 
-    One product gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`. With Δ =
-    softplus(Δ + dt_bias), clamped to [`dt_min`, `dt_max`], and A = −exp(A_log),
+    One projection of the input gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`.
+    With Δ = softplus(Δ + dt_bias), clamped to [`dt_min`, `dt_max`], and A = −exp(A_log),
 
         h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out,
 
@@ -274,7 +274,7 @@ class Mamba2(Attention, kind="mamba2"):
     out_bias: bool | None = None
     """Whether W_out has a bias; as `bias` unless given."""
     multipliers: tuple[float, float, float, float, float] | None = None
-    """Constant factors of the product's outputs z, x, B, C and Δ: multipliers of µP (Falcon-H1, 2025)."""
+    """Constant factors of the input projection's outputs z, x, B, C and Δ: multipliers of µP (Falcon-H1, 2025)."""
     dt_min: NonNegativeFloat = 0.0
     """Lower bound of Δ."""
     dt_max: PositiveFloat | None = None
@@ -315,8 +315,8 @@ class Mamba2(Attention, kind="mamba2"):
         }
 
     def shard(self, ranks: int) -> Mamba2:
-        """The part of one rank: some of the heads. Each group of the norm lies on one rank; if there is only one group,
-        it spans all ranks. Raises ConfigError if several groups cannot be spread evenly over the ranks."""
+        """Return the part of one rank: some of the heads. Each group of the norm lies on one rank; if there is only one
+        group, it spans all ranks. Raises ConfigError if several groups cannot be spread evenly over the ranks."""
         own = split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
         groups = self.norm_groups or self.n_groups
         if self.norm_eps is None or groups % ranks == 0:
@@ -355,7 +355,7 @@ class Mamba2(Attention, kind="mamba2"):
         return m.out_proj(y.to(z.dtype))  # B T D
 
     def _multiplied(self, y: Tensor) -> Tensor:
-        """Multiply the parts z, x, B, C and Δ of the product [B, T, …] by `multipliers`."""
+        """Multiply the input projection's outputs z, x, B, C and Δ [B, T, …] by `multipliers`."""
         if self.multipliers is None:
             return y
         width = self.n_groups * self.d_state
@@ -372,7 +372,6 @@ class Mamba2(Attention, kind="mamba2"):
         return y * F.silu(z) if self.norm_before_gate else y
 
     def _divide(self, groups: Tensor, m: Weights) -> Tensor:
-        """Divide the groups [B, T, G, C] by their root mean squares."""
         assert self.norm_eps is not None
         return divide_by_rms(groups, None, self.norm_eps)
 

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, E pools, H heads, C head width, D model width, Q width of what queries are made of
-"""An indexer that scores the mean key of every few tokens."""
+"""An indexer that scores pools of consecutive tokens, each by the mean of its tokens' keys."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
 
 def choose_mean_pools(q: Tensor, k: Tensor, mask: Mask, *, top_k: int, pool: int, norm: Any, tables: Any) -> Tensor:
     """Choose keys by pools of `pool` tokens of a row or document, with scores Σ_h relu(q_h·k̄): q [B, T, H, C] and k
-    [B, S, C] → True for a chosen key [B, T, S] (see `choose_pools`). `tables` rotate k̄ by the number of its pool in
-    the text."""
+    [B, S, C] → True for a chosen key [B, T, S] (see `choose_pools`). `tables` hold the rotary cosines and sines of a
+    text's pools, in the pools' order; None rotates nothing."""
     with torch.no_grad():
         if k.shape[1] < pool:
             return mask.dense(q.device)[:, 0]

@@ -64,7 +64,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     bias: bool = False
     """Whether the projections to the latents and the output projection have a bias."""
     scale: PositiveFloat | None = None
-    """Factor of the scores; 1/√(nope + rope) unless given."""
+    """Factor of the scores; 1/√(qk_nope_head_dim + qk_rope_head_dim) unless given."""
     indexer: Indexer | None = None
     """Indexer that chooses the keys that a query attends to (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025)."""
     tempering: Tempering | None = None
@@ -88,7 +88,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     before their norm (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 tokens."""
     kv_from: str | None = None
     """Kind of layer whose latents this layer reads instead of making its own: those of the last layer of that kind
-    before it. This layer expands them by its own products (Mistral Large 4, 2026)."""
+    before it. This layer expands them by its own projections (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)

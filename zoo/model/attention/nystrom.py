@@ -32,7 +32,7 @@ class Nystrom(Attention, kind="nystrom"):
     softmax(QK~ᵀ) · softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse of A =
     softmax(Q~K~ᵀ) is found by six iterations of Razavi et al. (2014). They start from Aᵀ divided by the largest column
     sum of A over all heads of a text (in transformers: of a batch). The time is that of T·n_landmarks pairs. A
-    depthwise convolution of the values, with separate weights for each head, is added before the product o.
+    depthwise convolution of the values, with separate weights for each head, is added before the output projection o.
     """
 
     causal: ClassVar[bool | None] = False

@@ -96,7 +96,7 @@ class RGLRU(Attention, kind="rg_lru"):
         return m.out(states.to(y.dtype) * y)  # B T D
 
     def _gate(self, gate: Any, u: Tensor) -> Tensor:
-        """Compute a gate's block-diagonal product [B, T, E]."""
+        """Multiply u [B, T, E] by a gate's block-diagonal matrix and add the bias: [B, T, E]."""
         blocks = gate.weight.view(self.n_heads, -1, self.d_inner // self.n_heads)
         product = torch.einsum("bthi,hoi->btho", u.unflatten(-1, (self.n_heads, -1)), blocks)
         return product.flatten(-2) + gate.bias

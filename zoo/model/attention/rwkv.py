@@ -35,7 +35,7 @@ ALMOST_ONE = 1e-30
 class RWKV(Attention, kind="rwkv"):
     """Time mix of RWKV-4 (Peng et al., 2023), an attention-free mixer.
 
-    r, k and v are products of x mixed with the token before it, x·µ + x'·(1 − µ). In each channel, token t reads a
+    r, k and v are projections of x mixed with the token before it, x·µ + x'·(1 − µ). In each channel, token t reads a
     weighted mean of the values so far, its own with a bonus u: y_t = Σ_i e^(b_ti)·v_i / Σ_i e^(b_ti), b_tt = u + k_t,
     b_ti = k_i − (t − 1 − i)·exp(decay) for i < t, and out = (σ(r) ⊙ y)·W_out.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class ShortConv(Attention, kind="short_conv"):
     """Gated short convolution (Liquid AI, 2025, LFM2).
 
-    One product gives B, C and u. With a depthwise causal convolution,
+    One projection of x gives B, C and u. With a depthwise causal convolution,
 
         y = C ⊙ conv(B ⊙ u),   out = y·W_out.
 

@@ -39,7 +39,7 @@ class LogTempering(Tempering, kind="log"):
     """q · (1 + scale·ln(1 + ⌊(position + first) / floor⌋)) (Nakanishi, 2025)."""
 
     floor: PositiveInt = 8192
-    """Length of a step of the growth, in tokens."""
+    """Number of tokens after which the factor takes its next step."""
     scale: PositiveFloat = 0.1
     """Factor of the logarithm."""
     first: NonNegativeInt = 1

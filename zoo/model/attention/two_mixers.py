@@ -61,7 +61,7 @@ class TwoMixers(Attention):
         return self.softmax.rotary_width
 
     def shard(self, ranks: int) -> TwoMixers:
-        """The part of one rank: its heads of both mixers."""
+        """Return the part of one rank: its heads of both mixers."""
         own = {field.name: getattr(self, field.name) for field in self.fields()}
         return type(self)(**own | {name: own[name].shard(ranks) for name in ("softmax", "recurrent")})
 

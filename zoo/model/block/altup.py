@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class AltUp(Sandwich, kind="altup"):
-    """Predict every stream from all streams, compute one by a layer, and correct all by the error in predicting that
-    one (Baykal et al., 2023, AltUp): x̂ = x + P·x, y = sandwich(x̂ₐ), x = x̂ + (1 + c)·(y − x̂ₐ), where a is the
+    """Predict every stream from all streams, run the layer on one of them, and correct all by the error of that one's
+    prediction (Baykal et al., 2023, AltUp): x̂ = x + P·x, y = sandwich(x̂ₐ), x = x̂ + (1 + c)·(y − x̂ₐ), where a is the
     `active` stream.
 
     The coefficients P [S, S] and c [S] are linear in tanh(norm(·)·W / D), P of the active stream xₐ and c of y (Gemma

@@ -36,8 +36,8 @@ class AttentionResidual(Block, kind="attention_residual"):
     opens: bool = True
     """Whether the layer starts a group. If every layer does, the output of each layer is a group of its own."""
     reads_earlier: bool = True
-    """Whether attention reads earlier groups. False in the first layer of a model whose attention reads the embedding
-    as it is."""
+    """Whether attention reads earlier groups. False if it reads the layer's input x alone, as in a first layer that
+    reads the embedding as it is."""
     joint_read: bool = False
     """Whether all inputs of an attention that reads several vectors are read by one query and normalised by one norm.
     They then differ by their messages alone."""
@@ -125,7 +125,8 @@ class AttentionResidual(Block, kind="attention_residual"):
         return x + (m.ffn_conv(y, step, "ffn") if self.out_conv else y)
 
     def _read_messages(self, m: Weights, step: Step) -> tuple[Tensor, ...]:
-        """Read the messages, [B, T, D] for each input of the sub-layers; () in a loop's first pass."""
+        """Read the messages, [B, T, D] for each input of the sub-layers; () in a loop's first pass, and for a block
+        without messages."""
         passed = None if self.messages is None else step.read(PassBefore.name)
         return () if passed is None else m.message_read(passed.x, passed.earlier).unbind(2)
 

@@ -21,7 +21,7 @@ class Parallel(Block, kind="parallel"):
     ffn: FFN
     """Feed-forward of the layer."""
     shared_norm: bool = True
-    """Whether attention and feed-forward read the same norm (GPT-J). Otherwise each has its own (GPT-NeoX)."""
+    """Whether attention and feed-forward read the same norm (GPT-J). If false, each has its own (GPT-NeoX)."""
 
     @property
     def reductions(self) -> int:

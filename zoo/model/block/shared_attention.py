@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 READS = {"attention": ("q", "k", "v"), "ffn": ("gate", "up")}
-"""The products of a shared block that may have an adapter, by sub-layer: those that read the sub-layer's input."""
+"""The projections of a shared block that may have an adapter, by sub-layer: those that read the sub-layer's input."""
 
 
 class Embedded(Channel, name="embedded"):
@@ -63,7 +63,7 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
 
     def forward(self, m: Weights, x: Tensor, adapt: Mapping[str, Any], step: Step) -> Tensor:
         """Run the block on x [B, T, D]. `adapt` has a function for each sub-layer, by name. From the sub-layer's input
-        it computes the outputs of the layer's own adapters, by product."""
+        it computes the outputs of the layer's own adapters, by the name of the projection that each is added to."""
         seam, tokens = m.seam, step.mask.n_queries
         joined = seam.gather(m.attention_norm(torch.cat((x, step.read(Embedded.name)), -1)), tokens)
         y = self.attention.forward(AdaptedWeights(m.attention, adapt["attention"](joined)), joined, step)  # type: ignore[arg-type]
@@ -72,7 +72,8 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
 
 
 class AdaptedWeights:
-    """A component's weights, with a tensor (an adapter's output) added to the result of some products."""
+    """A component's weights. Each projection named in `added` adds the tensor given there, an adapter's output, to its
+    result."""
 
     def __init__(self, m: Weights, added: Mapping[str, Tensor]) -> None:
         self._m, self._added = m, added
@@ -91,7 +92,7 @@ class SharedAttention(Block, kind="shared_attention"):
     its weights (two shared blocks in turn are two kinds of layer). The recurrent mixer (Mamba-2, say), W and the norm
     before the mixer are each layer's own.
 
-    With a rank R each layer has adapters of its own: A·B is added to shared products, as in LoRA (Zamba2, 2024).
+    With a rank R each layer has adapters of its own: A·B is added to shared projections, as in LoRA (Zamba2, 2024).
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention",)  # the shared block has its seams in its `forward`

@@ -39,7 +39,7 @@ MOVED = {
 
 
 AS_KIND: Any = "as_kind"
-"""Value of a norm that is not stated: the block's `norm` where the block's kind has one, else none."""
+"""Value of a norm that is not stated: the block's `norm` if the block's kind has a norm in this place, else none."""
 
 
 def _keep_as_kind(value: object, handler: Any) -> Any:

@@ -55,7 +55,7 @@ class Sinusoidal(Position, kind="sinusoidal"):
     theta: PositiveFloat = 10000.0
     """Base of the frequencies: pair i turns by theta^(−2i/D) radians a position."""
     interleaved: bool = True
-    """Whether sines and cosines alternate, as in the paper. Otherwise all sines come before all cosines (tensor2tensor;
+    """Whether sines and cosines alternate, as in the paper. If false, all sines come before all cosines (tensor2tensor;
     Marian, Pegasus)."""
     inclusive: bool = False
     """Whether the slowest wave turns by 1/theta a position (tensor2tensor; M2M-100), rather than by

@@ -81,8 +81,8 @@ class Position(Spec, axis="position"):
         length: Tensor | None = None,
         m: Weights | None = None,
     ) -> Any:
-        """Make the tables that `rotate` reads for positions [B, T], once a forward pass. `length` [B, 1] is the number
-        of tokens in the row, `m` the scheme's weights."""
+        """Make the tables that `rotate` reads for positions [B, T], once a forward pass. `length` is the number of
+        tokens in each row [B, 1] or, for packed rows, in each token's document [B, T]. `m` are the scheme's weights."""
         return None
 
     def rotate(self, x: Tensor, tables: Any) -> Tensor:

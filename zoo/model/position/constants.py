@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KEPT: dict[tuple[Hashable, str], Any] = {}
-"""Tensors by (key, device); a key is the numbers themselves, say."""
+"""Tensors by (key, device); a key is for example the numbers themselves."""
 
 
 def place_constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:

@@ -73,7 +73,8 @@ class RelativePosition(WithAbsolute, kind="relative"):
         return table, (distance + half).clamp(0, rows - 1)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """Find the bucket of each distance, with its sign. A distance out of reach gets the bucket after the last."""
+        """Find the bucket of each distance, with its sign. A distance out of reach gets a bucket beyond the last, which
+        `look_up` clamps."""
         if self.position_buckets is None:
             return distance
         half = self.position_buckets // 2

@@ -39,15 +39,17 @@ class Scaling(Spec, axis="rope_scaling"):
         return 1.0
 
     def magnitude_of(self, length: Tensor | None) -> Any:
-        """Compute the factor for rows of these lengths [B, 1]: a number, or [B, 1, 1] if it depends on the row."""
+        """Compute the factor for rows of these lengths [B, 1], or documents of these lengths [B, T]: a number or, if it
+        depends on the length, [B, 1|T, 1]."""
         return self.magnitude
 
     def check(self, width: int) -> None:
         """Raises ValueError if the scaling cannot rotate `width` channels."""
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
-        """Compute the radians per position of each rotated pair [width / 2], or [B, 1, width / 2] if they depend on the
-        row. `length` [B, 1] is given if the scheme `reads_length`."""
+        """Compute the radians per position of each rotated pair [width / 2] or, if they depend on the length, [B, 1|T,
+        width / 2]. `length` is given if the scheme `reads_length`: that of each row [B, 1], or of each token's packed
+        document [B, T]."""
         return _frequencies(width, theta, device)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Layer
 
 AXES = ("attention", "ffn")
-"""The axes whose weights `weights=` lowers, in addition to the head's."""
+"""The axes whose weights `weights=` stores in fewer bits, in addition to the head's."""
 
 
 @dataclass(eq=False)

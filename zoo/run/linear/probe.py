@@ -88,7 +88,7 @@ def time_shapes(shapes: Iterable[LinearShape], processor: Processor, spend: floa
 
 
 def is_crowded() -> bool:
-    """Tell whether other programs use the cores now: a busy loop then gets less processor time than passes.
+    """Tell whether other programs use the cores now: a busy loop then gets less processor time than wall time.
 
     Timings of several threads mean nothing then, because threads wait for each other. One thread is timed by its own
     processor time.

@@ -98,7 +98,9 @@ class ReadyProduct:
 
 
 class ReadyForward:
-    """The `forward` of a prepared Linear: by the product if it `serves` the input, else the module's own."""
+    """The `forward` of a prepared Linear: by the product if it `serves` the input, else the module's own. If the plain
+    weights were dropped, an input that it does not serve goes through the product without gradients
+    (`_serve_anyway`)."""
 
     def __init__(self, product: ReadyProduct, place: int) -> None:
         self.product, self.place = product, place

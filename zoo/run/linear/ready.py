@@ -32,7 +32,8 @@ class PreparedModel:
         self.stable = stable
         """Whether `stable` was requested, and every product gives a row the same bits for any number of rows."""
         self.plain = plain
-        """Number of products that are left unchanged because no way is faster."""
+        """Number of Linears that are left unchanged, because they are small, no other way is faster, or its packed copy
+        would not fit in memory."""
 
     def __enter__(self) -> PreparedModel:
         return self
@@ -135,8 +136,8 @@ def make_ready(
     *,
     stable: bool = False,
 ) -> None:
-    """Prepare a model on a CPU that will only generate, in place, if it is large (WORTH), `weights` are given or rows
-    must be `stable`.
+    """Prepare a model on a CPU that will only generate, in place, in one of three cases: it is large (WORTH), `weights`
+    are given, or rows must be `stable`.
 
     Plain weights are not kept, so that packing takes no additional memory. `tell` gets a line if `weights` are given.
     """
@@ -183,7 +184,8 @@ def _check(model: nn.Module, weights: str | None) -> None:
 
 
 def _check_named(way: str, weights: str | None, processor: Processor) -> str | None:
-    """Return a named way's precision. Raises ConfigError if the way is unknown, cannot run or contradicts `weights`."""
+    """Return the precision of a named way to multiply, None if it is exact. Raises ConfigError if the way is unknown,
+    cannot run or contradicts `weights`."""
     if way not in WAYS:
         raise ConfigError(f"way: there is no {way!r}{did_you_mean(way, WAYS)} (one of: {', '.join(WAYS)})")
     if reason := refuse(WAYS[way], (512, 512), "float32", processor):
