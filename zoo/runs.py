@@ -10,7 +10,7 @@ RUN/metrics.csv, samples.txt         the same as a table, and the samples writte
 RUN/loss.png, index.html             a plot of the losses, and the run's page
 RUN/environment.json                 the machine and versions of each start and resumption
 RUN/config.yaml, model.yaml          the training config, and the model's Spec
-RUN/tokenizer/                       a copy of the tokenizer files that the config names by path
+RUN/tokenizer/                       what the run does not change: tokenizer, template, … (zoo/checkpoint/beside.py)
 runs/last                            the folder of the last run, for `zoo generate`
 SWEEP/sweep.json                     the jobs of a sweep, by the names of their folders (zoo/jobs/sweep.py)
 """

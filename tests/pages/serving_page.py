@@ -52,12 +52,12 @@ merged into the weights. One line says which engines list the architecture:
 
 ## What the folder needs
 
-- **Tokenizer**: `zoo convert` copies `tokenizer.json`, `tokenizer_config.json` and their like from the checkpoint.
+- **Tokenizer**: `zoo convert` copies `tokenizer.json`, `tokenizer_config.json` and their like byte for byte, of a run those of the folder
+  that its weights or its tokenizer came from. A tokenizer trained here gets a `tokenizer_config.json` (padding, length).
 - **End of a text**: for a model trained here, config.json states `eos_token_id`, from its tokenizer. Without it, vLLM and SGLang would
   also stop at the default token of the transformers class (Llama: 2).
-- **Chat template**: `/v1/chat/completions` needs one. `zoo convert DIR OUT` copies that of a Hugging Face folder. A run has none, even if
-  it started from a chat model. Copy that model's `chat_template.jinja` into OUT, or name the file: `--chat-template FILE` (vLLM, SGLang),
-  `--chat_template FILE` (TensorRT-LLM). `/v1/completions` works without.
+- **Chat template**: `/v1/chat/completions` needs one. That of the folder that a run started from is copied. Any other is named:
+  `--chat-template FILE` (vLLM, SGLang), `--chat_template FILE` (TensorRT-LLM). `/v1/completions` works without.
 - **Sampling**: `generation_config.json` is copied where there is one. vLLM and SGLang take their defaults (temperature, top_p, …) from it.
 
 ## What is not handed over

@@ -30,13 +30,6 @@ Shape = tuple[int, ...]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BIN_INDEX, BIN = "pytorch_model.bin.index.json", "pytorch_model.bin"
 
-BESIDE = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
-    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja"),
-    "generation_config.json",
-)
-"""Tokenizer and generation files, copied along with the weights."""
-
 METADATA = "__metadata__"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_DIMENSIONS = 64  # torch's own limit
@@ -77,7 +70,7 @@ def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
         return
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is no folder (a new folder would do)")
-    names = tuple(names)
+    names = tuple(name.split("/")[0] for name in names)
     others = [each.name for each in folder.iterdir() if not any(fnmatchcase(each.name, name) for name in names)]
     if others:
         found = f"found {min(others)}, which is no part of {what}"

@@ -1,4 +1,4 @@
-"""Copy and write the files of sentence-transformers (Reimers and Gurevych, 2019): modules.json, and a folder for each
+"""Read and write the files of sentence-transformers (Reimers and Gurevych, 2019): modules.json, and a folder for each
 module after the model itself."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from zoo.checkpoint.files import copy_inside
+from zoo.checkpoint.beside import MODULES
 from zoo.errors import CheckpointError
 from zoo.families.described import read_json
 from zoo.untrusted.json_file import SETTINGS, JsonShape
@@ -19,11 +19,8 @@ from zoo.untrusted.json_file import read_json as read_any
 from zoo.untrusted.paths import find_inside
 from zoo.untrusted.text import shorten
 
-MODULES, PROMPTS, LIMITS = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
-FILES = (MODULES, PROMPTS, LIMITS)
+PROMPTS, LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
-FOLDERS = tuple(f"[0-9]_{kind}" for kind in KINDS[1:])
-"""Folders of the modules after the model, as glob patterns."""
 
 POOLINGS = {
     "cls": "pooling_mode_cls_token",
@@ -101,19 +98,6 @@ def list_modules(folder: Path) -> list[Module]:
 
 def _find_module(folder: Path, stated: str, place: str) -> Path:
     return find_inside(folder, stated, place) if stated else folder
-
-
-def copy_modules(folder: Path, out: Path) -> None:
-    """Copy a folder's modules, other than the model itself, unless `out` has modules already."""
-    if (out / MODULES).exists() or not (folder / MODULES).is_file():
-        return
-    for module in list_modules(folder)[1:]:
-        for file in sorted(module.folder.rglob("*")) if module.folder != folder else ():
-            if file.is_file():
-                copy_inside(folder, str(file.relative_to(folder)), out)
-    for name in FILES:
-        if (folder / name).is_file():
-            copy_inside(folder, name, out)
 
 
 def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:

@@ -6,7 +6,7 @@ A checkpoint's folder is always whole: it is written under another name, flushed
     RUN/checkpoints/step-000400/
         zoo.yaml  model.safetensors      the model: `load` needs no more
         manifest.json                  bytes and hash of each file (zoo/checkpoint/manifest.py)
-        tokenizer.json …                 its tokenizer, if it has one
+        tokenizer.json …                 what travels with it unchanged (zoo/checkpoint/beside.py)
         adapter.json adapter.safetensors  low-rank adapters of a run; model.safetensors has the weights without them
         training.json                  of a run: its counters
         training.safetensors           of a run: states of the optimizer and of the random generators; trained weights
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zoo.checkpoint import adapters, sentence, spread
-from zoo.checkpoint.files import BESIDE, refuse_to_replace, stream_tensors, write_tensors
+from zoo.checkpoint.beside import BESIDE, copy_beside
+from zoo.checkpoint.files import refuse_to_replace, stream_tensors, write_tensors
 from zoo.checkpoint.gguf import find
 from zoo.checkpoint.manifest import MANIFEST, read_sealed, seal, verify, write_manifests
 from zoo.checkpoint.publish import publish, retire
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
 
-OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapters.FILES, *BESIDE, *sentence.FILES, *sentence.FOLDERS)
+OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapters.FILES, *BESIDE)
 """Names, or glob patterns, of all files of a saved model; a folder with other files is not replaced."""
 
 
@@ -83,13 +84,12 @@ def save_model(model: Model, folder: str | Path, tokenizer: Any = None) -> Path:
 def save_stored(model: StoredModel, folder: Path, beside: Path) -> None:
     """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files from the folder
     `beside`."""
-    from zoo.checkpoint import hf
-
     refuse_to_replace(folder, "a model of ours", OWN)
     with replace_folder(folder) as draft:
         write_architecture(model.spec, draft)
         stream_tensors(model.tensors.forms, model.tensors.items(), draft / WEIGHTS)
-        hf.copy_beside(beside, draft)
+        sentence.list_modules(beside)  # refuses what it cannot read
+        copy_beside(beside, draft)
         write_manifests(draft)
 
 
@@ -105,7 +105,7 @@ def write_architecture(spec: Topology, folder: Path, tokenizer: Any = None) -> N
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
     if tokenizer is not None:
-        tokenizer.save(folder)
+        tokenizer.save(folder, spec.max_seq_len)
 
 
 def load(

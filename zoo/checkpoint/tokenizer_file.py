@@ -1,15 +1,18 @@
-"""Check a tokenizer.json before the package `tokenizers` reads it: types, and bounds on run time and on output size."""
+"""Read a folder's special tokens, and check a tokenizer.json before the package `tokenizers` reads it: types, and
+bounds on run time and on output size."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from zoo.checkpoint.pattern import find_slow_part
 from zoo.errors import CheckpointError
+from zoo.families.described import read_json
 from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.text import quote, shorten
 
@@ -66,6 +69,18 @@ class TokenizerConfig(JsonShape):
     mask_token: str | NamedToken | None = None
     chat_template: str | list[NamedTemplate] | None = None
     split_special_tokens: bool | None = None
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """Read the special tokens that a folder's files name, as text: {"eos_token": "</s>", …}."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        stated = read_json(folder / name) if (folder / name).is_file() else {}
+        for key, value in stated.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                found[key] = text
+    return found
 
 
 def check_tokenizer(node: Mapping[str, Any], place: str) -> None:

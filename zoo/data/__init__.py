@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from zoo.data.tokens import (
     read_evaluation_batches,
     refuse_old_position,
 )
-from zoo.disk import complete_folder, remove_drafts, replace_folder
+from zoo.disk import complete_folder, remove_drafts
 from zoo.errors import ConfigError
 from zoo.paths import find_cache_folder
 
@@ -41,9 +40,9 @@ __all__ = [
     "TokenFile",
     "Tokenizer",
     "TokenizerSettings",
-    "copy_tokenizer",
     "hold_out",
     "make_paths_absolute",
+    "make_tokenizer",
     "prepare",
     "read_evaluation_batches",
     "refuse_old_position",
@@ -53,7 +52,8 @@ LAYOUT = 3  # version of the cached folders; folders of any other version are no
 BPE_SIZE = 4096
 BPE_SAMPLE = 16 << 20  # bytes of text, sampled by hash, that a BPE is trained on: more text changes few merges
 SEALS = "tokenizer.seal.json"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+ENCODING = ("tokenizer.json", "tokenizer_config.json")
+"""The files of a tokenizer that decide its tokens and which of them ends a text."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def survey_source(source: WeightedSource, settings: DataSettings, progress: Prog
 def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = False) -> PreparedData:
     """Open a folder of the cache. Raises ZooError for a damaged tokenizer or index, or a shard of another length."""
     for name, record in read_sealed(folder / SEALS, dict[str, FileShape | str]).items():
-        if name in TOKENIZER:
+        if name in ENCODING:
             verify_file(folder / name, record)
     parts: tuple[Part, ...] = ("validation",) if whole else PARTS
     tokens = {name: open_tokens(folder / name, parts) for name in settings.sources}
@@ -180,20 +180,11 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
 
 
 def find_tokenizer_files(path: str) -> dict[str, Path]:
-    """Find the files of a tokenizer, keyed by their standard names. Raises ConfigError if there is no
-    tokenizer.json."""
+    """Find the files of a tokenizer that the tokens depend on, keyed by their standard names. Raises ConfigError if
+    there is no tokenizer.json."""
     file = find_tokenizer_file(path, "data.tokenizer")
-    files = dict(zip(TOKENIZER, (file, file.with_name(TOKENIZER[1])), strict=True))
+    files = dict(zip(ENCODING, (file, file.with_name(ENCODING[1])), strict=True))
     return {name: file for name, file in files.items() if file.is_file()}
-
-
-def copy_tokenizer(settings: DataSettings, folder: Path) -> None:
-    """Copy the files of a tokenizer that has a path, byte for byte, so that the data's key stays the same. Raises
-    ConfigError if there is no tokenizer.json."""
-    if settings.tokenizer.path is not None:
-        with replace_folder(folder) as draft:
-            for name, file in find_tokenizer_files(settings.tokenizer.path).items():
-                shutil.copyfile(file, draft / name)
 
 
 def write_prepared(
@@ -208,7 +199,7 @@ def write_prepared(
             parts[name] = keep_whole(units, most) if whole else split_units(units, settings.validation_fraction, most)
     tokenizer = make_tokenizer(settings.tokenizer, lambda: read_samples(surveys, parts, progress))
     tokenizer.save(folder)
-    write_sealed(folder / SEALS, {name: record_file(folder / name) for name in TOKENIZER})
+    write_sealed(folder / SEALS, {name: record_file(folder / name) for name in ENCODING})
     for name, source in settings.sources.items():
         if not (folder / name / INDEX).is_file():
             write_source(folder / name, source, surveys[name], parts[name], tokenizer, progress)

@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.beside import TOKENIZER, copy_beside, list_beside
 from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerJson, check_tokenizer
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 from zoo.families.described import read_json
@@ -29,6 +30,13 @@ MASKS = ("[MASK]", "<mask>")
 """Spellings of the mask token in published tokenizers."""
 # The end of text in published tokenizers, for a tokenizer without a tokenizer_config.json that names it.
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
+KNOWN = {
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "unk_token": ("<unk>", "[UNK]"),
+    "mask_token": MASKS,
+}
+"""Other special tokens of published tokenizers, for a tokenizer.json that comes alone."""
 
 
 class Tokenizer:
@@ -37,8 +45,11 @@ class Tokenizer:
 
     `split` (transformers' `split_special_tokens`): special tokens spelled in a text are plain characters, so that no
     text can end a document; else they are special. `adds` (its `add_special_tokens`): `encode` adds the tokens that the
-    tokenizer's file puts around a text, such as a start token.
+    tokenizer's file puts around a text, such as a start token. `files` is the folder whose files `save` copies: those
+    that the tokenizer was read from, and others that travel with a run's model (`zoo.checkpoint.beside`).
     """
+
+    files: Path | None = None
 
     def __init__(
         self, backend: tokenizers.Tokenizer, eos: str = EOS, *, split: bool = False, adds: bool = True
@@ -52,6 +63,7 @@ class Tokenizer:
         self.eos_id: int = eos_id
         self.split = split
         self.adds = adds
+        self.grown = False  # by tokens that its files do not have
 
     @cached_property
     def vocab_size(self) -> int:
@@ -60,7 +72,9 @@ class Tokenizer:
 
     def add_special(self, names: Sequence[str]) -> None:
         """Append the special tokens that the vocabulary lacks."""
-        self.backend.add_special_tokens([name for name in names if self.backend.token_to_id(name) is None])
+        self.grown |= (
+            self.backend.add_special_tokens([name for name in names if self.backend.token_to_id(name) is None]) > 0
+        )
         self.__dict__.pop("vocab_size", None)
 
     def ids_of(self, names: Sequence[str]) -> list[int]:
@@ -123,14 +137,49 @@ class Tokenizer:
         with naming_panics():
             return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and the tokenizer_config.json that `transformers.AutoTokenizer` needs."""
+    def save(self, folder: str | Path, limit: int | None = None) -> None:
+        """Write the tokenizer for this package and for transformers: its files as they were read, where there are some.
+
+        tokenizer.json is written anew only if tokens were added, and tokenizer_config.json only if the run named
+        another end of text or another `split`. A tokenizer that was trained here, or a tokenizer.json that came alone, gets a
+        tokenizer_config.json; `limit` is the length of the model's texts.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos}
-        settings |= {"clean_up_tokenization_spaces": False, "split_special_tokens": self.split}
-        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if self.files is not None:
+            copy_beside(self.files, folder)
+        file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+        if self.files is None or self.grown or not file.exists():
+            file.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        if self.files is None or list_beside(folder, TOKENIZER) == [file.name]:
+            _write_json(config, self._describe(limit))
+            return
+        stated = json.loads(config.read_bytes()) if config.is_file() else {}
+        other: dict[str, Any] = {}
+        if find_eos(self.backend, file, "tokenizer") != self.eos:
+            other["eos_token"] = self.eos
+        if bool(stated.get("split_special_tokens")) != self.split:
+            other["split_special_tokens"] = self.split
+        if other:
+            _write_json(config, {**stated, **other})
+
+    def _describe(self, limit: int | None) -> dict[str, Any]:
+        """Make the tokenizer_config.json of a tokenizer that has none. Without a token for padding, texts are padded by
+        the token that ends them."""
+        known = {**KNOWN, "pad_token": ("<pad>", "[PAD]", self.eos)}
+        there = {
+            name: next((each for each in spelled if self.backend.token_to_id(each) is not None), None)
+            for name, spelled in known.items()
+        }
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos,
+            **{name: found for name, found in there.items() if found is not None},
+            **({} if limit is None else {"model_max_length": limit}),
+            "model_input_names": ["input_ids", "attention_mask"],
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": self.split,
+        }
 
     @classmethod
     def load(
@@ -151,15 +200,23 @@ class Tokenizer:
         """
         file = find_tokenizer_file(path, where)
         backend = open_backend(file, where)
-        if eos is None:
-            eos = read_special_token(file, "eos_token", where)
-        if eos is None:
-            eos = next((known for known in KNOWN_EOS if backend.token_to_id(known) is not None), None)
+        eos = eos if eos is not None else find_eos(backend, file, where)
         if eos is None:
             raise ConfigError(f"{where}.eos: which token ends a text is not known, found none in {file} (name it)")
         if split is None:
             split = bool(read_settings(file, where).get("split_special_tokens", False))
         return cls(backend, eos, split=split, adds=adds)
+
+
+def find_eos(backend: tokenizers.Tokenizer, file: Path, where: str) -> str | None:
+    """Find the token that ends a text: what tokenizer_config.json beside `file` says, else the first of its common
+    spellings that the vocabulary has."""
+    stated = read_special_token(file, "eos_token", where)
+    return stated or next((known for known in KNOWN_EOS if backend.token_to_id(known) is not None), None)
+
+
+def _write_json(file: Path, node: Any) -> None:
+    file.write_text(json.dumps(node, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -46,6 +46,8 @@ class GenerationFile(JsonShape):
     sampling are checked by `zoo.text.defaults`."""
 
     eos_token_id: TokenId | list[TokenId] | None = None
+    bos_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | list[TokenId] | None = None
     max_new_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
     bad_words_ids: list[list[TokenId]] | None = None
 

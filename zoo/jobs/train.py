@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint.whole import ChosenCheckpoint, choose_checkpoint, leave_behind
-from zoo.data import copy_tokenizer, refuse_old_position
+from zoo.data import refuse_old_position
 from zoo.disk import remove_drafts, write_text
 from zoo.distributed.meeting import join_processes
 from zoo.distributed.world import ALONE, World, read_world
@@ -44,6 +44,7 @@ from zoo.training.run import Run
 from zoo.training.saving import check_counters, restore_run, tidy_checkpoints
 from zoo.training.settings import TextSample
 from zoo.training.start.begin import StartSettings
+from zoo.training.start.tokens import keep_files
 from zoo.training.validation import choose_sampling_kernel, describe_silence, writes
 from zoo.untrusted.paths import find_inside
 
@@ -69,7 +70,8 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
 
 def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, held: ExitStack) -> dict[str, Any]:
     """Train a run from its first step in a folder that has no checkpoint. `held` keeps the folder locked."""
-    StartSettings.of(planned.settings).check(planned.spec)
+    start = StartSettings.of(planned.settings)
+    start.check(planned.spec, planned.data.tokenizer, show.say)
     planned, device, data = prepare_device_and_data(planned, show, world)
     if world.main:
         held.enter_context(runs.locked(folder, show.say))
@@ -79,7 +81,7 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     run = build_run(planned, folder, device, data, show, world, drawings=list_drawings())
     show.say(describe_rows(run.batches.read(0, 1), data.tokenizer))
     if world.main:
-        copy_tokenizer(planned.data, folder / runs.TOKENIZER)
+        keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
     return complete_run(run)
@@ -205,6 +207,8 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 
 def complete_run(run: Run) -> dict[str, Any]:
     """Train to the end and write the outcome, also of a failure."""
+    if (kept := run.folder / runs.TOKENIZER).is_dir():
+        run.data.tokenizer.files = kept
     describe_run(run)
     if not run.world.main:
         return fit(run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.tokenizer_file import TokenizerConfig
+from zoo.checkpoint.tokenizer_file import TokenizerConfig, read_special_tokens
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import read_json
 from zoo.text.template import RENDERER
@@ -90,7 +90,7 @@ def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
 
     Raises ConfigError for a checkpoint without a template, and for an unknown name or file.
     """
-    special = _read_special(folder)
+    special = read_special_tokens(folder)
     if chosen is not None:
         return ChatTemplate(_read_chosen(chosen), special=special)
     file, stated = folder / FILE, None
@@ -126,18 +126,6 @@ def _read_text(file: Path) -> str:
         return read_bytes(file, SETTINGS).decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: is not UTF-8 (a chat template)") from error
-
-
-def _read_special(folder: Path) -> dict[str, Any]:
-    """Read the special tokens that the folder's files name, as text."""
-    found: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        stated = read_json(folder / name) if (folder / name).is_file() else {}
-        for key, value in stated.items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if key.endswith("_token") and isinstance(text, str):
-                found[key] = text
-    return found
 
 
 def list_faults(messages: object) -> list[str]:

@@ -59,7 +59,6 @@ def load(
     `world` holds a part of the model (tensor parallelism). Raises ConfigError for a folder that cannot be loaded, and
     for a precision that the device lacks.
     """
-    from zoo import runs
     from zoo.checkpoint import hf, store
     from zoo.data.tokenizer import Tokenizer
     from zoo.run.fp8 import quantize, summarize_products
@@ -78,8 +77,7 @@ def load(
         model = take_part(model, world, device)
     elif not fp8:
         make_ready(model, weights, tell, rows=tuple(count for count in BUCKETS if count <= rows), stable=stable)
-    ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
-    return Loaded(model, tokenizer, ends, folder)
+    return Loaded(model, tokenizer, hf.read_end_ids(folder), folder)
 
 
 def check_serving(folder: Path, speculate: int, draft: Path | None, deterministic: bool) -> None:

@@ -100,6 +100,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     sample: SampleSettings | None = None
     router_bias_rate: NonNegativeFloat | None = None  # step of selection biases; null: 0.001
     weights: str | None = None  # folder of the initial weights; null: drawn from the seed
+    other_tokenizer: bool = False  # embeddings of the weights are kept under a tokenizer that numbers other tokens
     deepen: Literal["stack", "identity"] = "stack"  # how added layers are initialised from these weights
     freeze: tuple[str, ...] = ()  # patterns of the names of weights that do not train
     train: tuple[str, ...] = ()  # patterns of the names of weights that train; empty: all

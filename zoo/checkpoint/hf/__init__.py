@@ -10,5 +10,4 @@ from zoo.checkpoint.hf.opening import open_folder as open_folder
 from zoo.checkpoint.hf.opening import read_end_ids as read_end_ids
 from zoo.checkpoint.hf.reading import open_model as open_model
 from zoo.checkpoint.hf.writing import SHARD as SHARD
-from zoo.checkpoint.hf.writing import copy_beside as copy_beside
 from zoo.checkpoint.hf.writing import save as save

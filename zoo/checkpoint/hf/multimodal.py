@@ -194,7 +194,7 @@ def write_config(whole: Whole, folder: Path, draft: Path, text: Mapping[str, Any
     (draft / CONFIG).write_text(node + "\n", encoding="utf-8")
 
 
-def list_beside(folder: Path) -> list[Path]:
+def list_other_files(folder: Path) -> list[Path]:
     """List the files of a folder other than weights and config.json: tokenizer, processors, templates."""
     kept = (each for each in sorted(folder.iterdir()) if each.is_file() and each.suffix not in WEIGHTS)
     return [each for each in kept if each.name not in (CONFIG, INDEX) and not each.name.startswith(".")]

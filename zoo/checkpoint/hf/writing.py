@@ -9,23 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import sentence
+from zoo.checkpoint.beside import BESIDE, GENERATION, copy_beside
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, TensorReader, copy_inside, refuse_to_replace, stream_tensors
-from zoo.checkpoint.hf.multimodal import Whole, list_beside, write_config, write_whole
+from zoo.checkpoint.files import INDEX, SINGLE, TensorReader, copy_inside, refuse_to_replace, stream_tensors
+from zoo.checkpoint.hf.multimodal import Whole, list_other_files, write_config, write_whole
 from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
-from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerJson
+from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, read_special_tokens
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.described import CONFIG, is_folder, read_config, read_json, to_jsonable
 from zoo.families.expression import evaluate_tree
+from zoo.families.shapes import GenerationFile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OTHERS = (*sentence.FILES, *sentence.FOLDERS)
 SHARD = 5_000_000_000
 """Maximum bytes of weights in one file; larger models are written to several."""
 
@@ -46,7 +47,7 @@ def save(
     `into` names such a folder for any other model. With `pooling`, the folder also has the files of
     sentence-transformers: embeddings are pooled by `pooling` and scaled to length 1.
 
-    The config of a model that came from no Hugging Face folder gets the BOS and EOS ids of the tokenizer in `beside`;
+    The config of a model that came from no Hugging Face folder gets the EOS, BOS and padding ids of `beside`;
     otherwise transformers would use the class's defaults (Llama: EOS is 2). The folder appears whole or not at all.
     Raises ConfigError for an architecture that no family can describe, CheckpointError if `out` has other files.
     """
@@ -56,14 +57,14 @@ def save(
     config, body = find_config(model.spec, source)
     if source is not None and source.whole is not None:
         return _save_whole(model, source, source.whole, config, body, out)
-    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE, *OTHERS))
+    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE))
     if (out / CONFIG).exists() and not read_json(out / CONFIG).keys() & {"model_type", "architectures"}:
         raise CheckpointError(
             f"{out / CONFIG}: is the config of no model, and would be replaced (a new folder would do)"
         )
     mapped = map_tensors(model.spec, body)
     with replace_folder(out) as draft:
-        special = {} if source is not None or beside is None else _read_special_ids(beside)
+        special = {} if source is not None or beside is None else _read_special_ids(beside, model.spec.vocab_size)
         config = {**special, **config, "dtype": str(model.dtype).removeprefix("torch.")}
         config = _leave_out_own(config, body)
         (draft / CONFIG).write_text(json.dumps(to_jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -71,7 +72,9 @@ def save(
         if pooling is not None:
             tower = next(iter(model.spec.towers().values()))
             sentence.write_modules(draft, pooling, tower.out_width or tower.d_model, tower.max_seq_len)
-        for folder in (each for each in (beside, source.folder if source else None) if each is not None):
+        if (folder := beside or (source and source.folder)) is not None:
+            if pooling is None:
+                sentence.list_modules(folder)  # refuses what it cannot read
             copy_beside(folder, draft)
     return config
 
@@ -89,7 +92,7 @@ def _save_whole(
     """Write a multimodal folder with this model as its text model. Returns the whole config."""
     from zoo.disk import replace_folder
 
-    files = list_beside(source.folder)
+    files = list_other_files(source.folder)
     weights = [header.file.name for header in whole.listed.values()]
     refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, *(file.name for file in files), *weights, *BESIDE))
     if out.exists() and out.samefile(source.folder):
@@ -112,28 +115,23 @@ def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
     return left
 
 
-def _read_special_ids(folder: Path) -> dict[str, int]:
-    """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, if it states them."""
-    if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+def _read_special_ids(folder: Path, size: int) -> dict[str, Any]:
+    """Read the ids below `size` of the tokens that end, begin and pad a text: as generation_config.json states them,
+    else those of the tokenizer's tokens."""
+    if not (folder / "tokenizer.json").is_file():
         return {}
+    file = folder / GENERATION
+    stated: Mapping[str, Any] = read_json(file, GenerationFile) if file.is_file() else {}
+    tokens = read_special_tokens(folder)
     tokenizer = read_json(folder / "tokenizer.json", TokenizerJson, LARGEST)
-    stated = read_json(folder / "tokenizer_config.json", TokenizerConfig)
     numbers = {each["content"]: each["id"] for each in tokenizer.get("added_tokens") or []}
     found = {}
-    for name in ("eos_token", "bos_token"):
-        token = stated.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        if text in numbers:
-            found[f"{name}_id"] = numbers[text]
+    for name in ("eos_token", "bos_token", "pad_token"):
+        given = stated.get(f"{name}_id")
+        ids = numbers.get(tokens.get(name)) if given is None else given
+        if ids is not None and all(0 <= each < size for each in (ids if isinstance(ids, list) else [ids])):
+            found[f"{name}_id"] = ids
     return found
-
-
-def copy_beside(folder: Path, out: Path) -> None:
-    """Copy the tokenizer, generation and sentence-transformers files of a folder that `out` does not have yet."""
-    for name in BESIDE:
-        if (folder / name).is_file() and not (out / name).exists():
-            copy_inside(folder, name, out)
-    sentence.copy_modules(folder, out)
 
 
 def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> StoredTensors:

@@ -14,9 +14,11 @@ from zoo.lazy import torch
 from zoo.spec import table
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
+from zoo.training.start.tokens import check_tokens
 from zoo.training.start.transfer import transfer
 
 if TYPE_CHECKING:
+    from zoo.data import TokenizerSettings
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
 
@@ -26,6 +28,7 @@ class StartSettings:
     """The settings of how a run starts. The fields have the names of those of a training config."""
 
     weights: str | None
+    other_tokenizer: bool
     deepen: str
     freeze: tuple[str, ...]
     train: tuple[str, ...]
@@ -54,6 +57,8 @@ class StartSettings:
                 faults.append("lora: its products are not taken in float8 (precision=bf16)")
         elif self.weights is None and self.deepen != "stack":
             faults.append(f"deepen: is {self.deepen}, and no weights are read (weights=FOLDER)")
+        if self.weights is None and self.other_tokenizer:
+            faults.append("other_tokenizer: is true, and no weights are read (weights=FOLDER)")
         for check in checks:
             try:
                 check()
@@ -65,10 +70,12 @@ class StartSettings:
         """Return the names of the model's own weights that train. Raises ConfigError for faulty patterns."""
         return choose_trained(spec, self.freeze, self.train, self.lora is not None)
 
-    def check(self, spec: Topology) -> None:
-        """Check the folder of weights, if any. Raises CheckpointError if unreadable, ConfigError if it does not fit."""
+    def check(self, spec: Topology, tokenizer: TokenizerSettings, say: Callable[[str], object]) -> None:
+        """Check the folder of weights, if any. Raises CheckpointError if unreadable, ConfigError if it does not fit the
+        model, or has another tokenizer."""
         if self.weights is not None:
             check_weights(self.weights, spec, self.deepen)
+            check_tokens(self.weights, tokenizer, self.other_tokenizer, say)
 
     def read(self, model: Model, say: Callable[[str], object]) -> None:
         """Fill a built model with the initial weights, and report what was read."""
