@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,10 +329,29 @@ def test_resuming_does_what_is_missing_and_gives_what_one_go_gives(generating):
     again = generating(*args, "--out", "part.jsonl", "--resume")
     assert "6 of 6 prompts are done already" in again.err
     assert sorted(Path("part.jsonl").read_text().splitlines(keepends=True)) == sorted(whole)
+    for other in (["--seed", "2"], ["--top-k", "3"], ["--n", "3"], ["--max-new-tokens", "5"]):
+        said = generating(*args, *other, "--out", "part.jsonl", "--resume", code=2).err
+        assert "part.jsonl:1 was written by another seed or other options (--force, or another file)" in said
+    said = generating(*args, "--dtype", "bf16", "--out", "part.jsonl", "--resume", code=2).err
+    assert "part.jsonl:1 was written by another model, or in another precision (--force, or another file)" in said
     Path("p.txt").write_text("another prompt\n" * 6)
     assert "part.jsonl:1 is of other prompts" in generating(*args, "--out", "part.jsonl", "--resume", code=2).err
     generating(*args, "--out", "part.jsonl", "--force")
     assert {row["prompt"] for row in rows("part.jsonl")} == {"another prompt"}
+
+
+def test_resuming_with_another_model_is_refused_and_with_a_copy_of_the_model_is_not(checkpoint, tmp_path, capsys):
+    args = ["--prompt", "ab", "--max-new-tokens", "2", "--temperature", "0", "--device", "cpu", "--out"]
+    out, same = str(tmp_path / "o.jsonl"), shutil.copytree(checkpoint, tmp_path / "same")
+    other = tmp_path / "other"
+    model = store.load(checkpoint)
+    model.get_parameter("norm.weight").data[0] += 1
+    store.save_model(model, other, make_byte_tokenizer())
+    assert run(["generate", "--checkpoint", str(checkpoint), *args, out]) == 0
+    assert run(["generate", "--checkpoint", str(same), *args, out, "--resume"]) == 0
+    capsys.readouterr()
+    assert run(["generate", "--checkpoint", str(other), *args, out, "--resume"]) == 2
+    assert f"zoo: error: out: {out}:1 was written by another model" in capsys.readouterr().err
 
 
 PROGRAM = f"""

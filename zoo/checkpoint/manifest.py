@@ -94,6 +94,24 @@ def read_manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     return read_sealed(folder / MANIFEST, Manifest)["files"]
 
 
+def identify(folder: Path) -> str:
+    """Hash a model's folder, without what resumes a run: equal folders, wherever they lie, have equal hashes. A
+    manifest has the hashes of the files; those of another folder are computed. Raises OSError."""
+    if (folder / MANIFEST).is_file():
+        found = {name: entry["xxh3"] for name, entry in read_manifest(folder).items()}
+    else:
+        found = {each.name: hash_file(each) for each in folder.iterdir() if each.is_file()}
+    kept = {name: each for name, each in found.items() if not name.startswith("training.")}
+    return hash_text(json.dumps(kept, sort_keys=True))
+
+
+def hash_text(text: str) -> str:
+    """Hash a text by xxh3 (64 bits, in hex)."""
+    from xxhash import xxh3_64_hexdigest
+
+    return xxh3_64_hexdigest(text.encode())
+
+
 def find_fault(file: Path, entry: Mapping[str, Any]) -> str | None:
     """Describe how a file differs from its manifest entry; None if it does not."""
     would = "another copy of it; --no-verify reads it as it is"

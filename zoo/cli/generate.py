@@ -26,6 +26,7 @@ from zoo.errors import ConfigError, refuse
 if TYPE_CHECKING:
     from zoo.distributed.world import World
     from zoo.text.prompts import Complete, Prompt
+    from zoo.text.results import Results
 
 MOST_GUESSES = 64
 
@@ -161,7 +162,6 @@ def run(
     from zoo.cli import batching
     from zoo.text.follow import count_rows
     from zoo.text.loading import check_precision, check_serving, find_folder, load
-    from zoo.text.results import Results
 
     given = read_given(texts, batch, drawing, ending, grammar)
     batch.check(model.template)
@@ -170,7 +170,7 @@ def run(
     reads_input = "-" in (texts.prompt, str(batch.prompt_file))
     world = _find_world(model.tp, folder, context.find_root().obj, reads_input, **model.lower)
     prompts = _read_prompts(texts.prompt, batch, given, read_folder_options(folder, given))
-    results = None if batch.out is None else Results(batch.out, prompts, force=batch.force, resume=batch.resume)
+    results = None if batch.out is None else open_results(batch.out, batch, prompts, folder, model)
     rows, speculate = count_rows(prompt.options for prompt in prompts), model.count_guesses()
     check_serving(folder, speculate, model.draft, model.deterministic)
     note = print_note if world.main else lambda line: None
@@ -182,6 +182,16 @@ def run(
     serving |= {"graphs": model.graphs if world.size == 1 else False, "note": note}
     how = {"template": model.template, "kernel": model.kernel, "serving": serving}
     batching.run(loaded, prompts, results, **how, note=note, writes=world.main)
+
+
+def open_results(file: Path, batch: BatchOptions, prompts: list[Prompt], folder: Path, model: Serving) -> Results:
+    """Open the file of results of a folder's model. Raises ConfigError for a file that is there already, and for one to
+    resume that another model wrote, or this one in another precision or by another template."""
+    from zoo.checkpoint.manifest import hash_text, identify
+    from zoo.text.results import Results
+
+    made_by = hash_text(repr((identify(folder), model.dtype, model.lower, model.template)))
+    return Results(file, prompts, made_by, force=batch.force, resume=batch.resume)
 
 
 def read_given(texts: Texts, batch: BatchOptions, drawing: Drawing, ending: Ending, grammar: Grammar) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.manifest import hash_text
 from zoo.disk import replace_file
 from zoo.errors import CheckpointError, ConfigError
 from zoo.sampling.sampler import Logprob
@@ -29,11 +30,14 @@ class Results:
     """A file with a line for each text, in order of completion.
 
     An existing file is refused, unless `force` replaces it or `resume` keeps its lines. `missing` are the prompts
-    without results. Raises ConfigError for a file to resume that belongs to other prompts.
+    without results. Each line has the hash of its `model` and that of its options. Raises ConfigError for a file to
+    resume that belongs to other prompts, another model or other options.
     """
 
-    def __init__(self, file: Path, prompts: Sequence[Prompt], *, force: bool = False, resume: bool = False) -> None:
-        self.file, self._waiting = file, dict[int, list[WrittenSample]]()
+    def __init__(
+        self, file: Path, prompts: Sequence[Prompt], model: str, *, force: bool = False, resume: bool = False
+    ) -> None:
+        self.file, self.model, self._waiting = file, model, dict[int, list[WrittenSample]]()
         self._kept: dict[int, str] = {}
         if file.is_file() and not force:
             if not resume:
@@ -59,6 +63,10 @@ class Results:
             index = row["index"]
             if not (0 <= index < len(prompts)) or _differs(row, prompts[index]):
                 raise ConfigError(f"out: {self.file}:{number} is of other prompts (--force, or another file)")
+            if (mark := str(row.get("made_by"))) != make_mark(self.model, prompts[index]):
+                same = mark.startswith(f"{self.model}-")
+                what = "by another seed or other options" if same else "by another model, or in another precision"
+                raise ConfigError(f"out: {self.file}:{number} was written {what} (--force, or another file)")
             lines.setdefault(index, []).append(line + "\n")
         return {index: "".join(kept) for index, kept in lines.items() if len(kept) == prompts[index].options.n}
 
@@ -75,19 +83,25 @@ class Results:
             return
         samples.sort(key=lambda each: each.number)
         with self.file.open("a", encoding="utf-8") as file:
-            file.write("".join(dump(each, prompt, tokenizer) for each in samples))
+            file.write("".join(dump(each, prompt, tokenizer, self.model) for each in samples))
+
+
+def make_mark(model: str, prompt: Prompt) -> str:
+    """Make the mark of what decides a prompt's text: the hash of the model, and that of the options and the seed."""
+    return f"{model}-{hash_text(repr(prompt.options))}"
 
 
 def _differs(row: dict[str, Any], prompt: Prompt) -> bool:
     return any(row.get(name) != value for name, value in prompt.given.items())
 
 
-def dump(sample: WrittenSample, prompt: Prompt, tokenizer: Tokenizer) -> str:
-    """Make one line of results."""
+def dump(sample: WrittenSample, prompt: Prompt, tokenizer: Tokenizer, model: str) -> str:
+    """Make one line of results, by the model with this hash."""
     request = sample.job.request
     row: dict[str, Any] = {"index": prompt.index, **prompt.given, "sample": sample.number, "text": sample.text}
     row |= {"tokens": sample.tokens, "finish_reason": sample.reason}
     row |= {"prompt_tokens": len(request.ids), "new_tokens": len(sample.tokens)}
+    row["made_by"] = make_mark(model, prompt)
     if request.logprobs is not None:
         row["logprobs"] = _describe(sample.tokens, sample.logprobs, tokenizer)
     if request.prompt_logprobs is not None:
