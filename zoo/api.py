@@ -180,18 +180,21 @@ def export(
     A model loaded from a multimodal folder is written as that folder with the text model's weights replaced; `into`
     names the multimodal folder for a model from elsewhere (a run that began with its weights, say).
 
-    With `verify` the folder must give the model's own logits in transformers, run in a fresh process. Raises
+    With `verify` the folder must give the model's own ids and logits in transformers, run in a fresh process. Raises
     ConfigError for an architecture that fits no family, with the fields that prevent it, and CheckpointError when the
     logits differ. `shard` is the maximum bytes of a weight file.
     """
     from zoo.checkpoint import hf
     from zoo.checkpoint import verify as verification
     from zoo.checkpoint.stored import StoredModel
+    from zoo.text.handover import choose_readings
 
     if verify:
         verification.require_transformers()
     folder = Path(path)
-    hf.save(StoredModel.of(model), folder, shard=shard or hf.SHARD, into=None if into is None else Path(into))
+    stored = StoredModel.of(model)
+    hf.save(stored, folder, shard=shard or hf.SHARD, into=None if into is None else Path(into))
     if verify:
-        verification.verify_folder(model, folder)
+        own = getattr(getattr(model, "source", None), "folder", folder)
+        verification.verify_folder(model, folder, *choose_readings(own, folder, stored.spec.max_seq_len))
     return folder

@@ -125,7 +125,7 @@ def test_a_changed_text_model_is_written_into_its_folder_and_the_rest_is_kept(tm
 def test_transformers_gives_the_logits_of_a_written_folder(tmp_path):
     model = zoo.load(pair(QWEN).folder)
     zoo.export(model, tmp_path / "out", verify=False)
-    assert verify_folder(model, tmp_path / "out") < 5e-5
+    assert verify_folder(model, tmp_path / "out").largest < 5e-5
 
 
 def test_a_checkpoint_of_ours_is_converted_into_a_multimodal_folder(tmp_path, capsys):

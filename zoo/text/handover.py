@@ -1,0 +1,101 @@
+"""Choose the texts on which an export is compared with its model: padded, truncated, with special tokens, by the chat
+template and in transformers' pipeline. They are encoded as the model's own folder does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoint.verify import Reading
+from zoo.data.tokenizer import Tokenizer
+from zoo.errors import ConfigError, ZooError, short
+from zoo.families.described import CONFIG, read_config, read_json
+from zoo.text import chat
+
+TEXTS = ("Hello!", "A longer text, of naïve words, 42 numbers and 東京.", "x")
+LONG = "A text that is longer than what the model reads, and so loses its end. "
+ROOM, SHORT = 64, 16
+"""Tokens that short texts are cut to, in case, and that a long one is cut to."""
+MOST = 1024
+"""The largest model_max_length to which the pipeline's text is made to extend."""
+
+PIPELINES = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "Model": "feature-extraction",
+}
+"""The pipeline of a class, by the end of its name. An encoder-decoder's class has none in transformers 5."""
+
+
+def choose_readings(folder: Path, out: Path, limit: int) -> tuple[list[Reading], str]:
+    """Choose what transformers is asked to read with the export `out` of a model whose texts have at most `limit`
+    tokens. The ids are those that the model's own `folder` gives. Also returns why there are none, or ""."""
+    if not (folder / "tokenizer.json").is_file():
+        return [], "it has no tokenizer.json"
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except ZooError as error:
+        return [], f"its tokenizer cannot be read: {short(error)}"
+    config = folder / "tokenizer_config.json"
+    stated = read_json(config) if config.is_file() else {}
+    side = stated.get("truncation_side", "right")
+    special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if token.special]
+    texts = [*TEXTS, " and ".join(["special tokens", *special[:3]])]
+    readings = [make_texts(f"{len(texts)} texts with special tokens", tokenizer, texts, min(limit, ROOM), side)]
+    few = min(limit, SHORT)
+    readings += [make_texts(f"a text truncated to {few} tokens", tokenizer, [LONG * 2], few, side)]
+    readings += read_template(folder, tokenizer, limit)
+    architecture = read_config(out / CONFIG)["architectures"][0]
+    kind = next((each for each in PIPELINES if architecture.endswith(each)), None)
+    if kind is not None:
+        readings += ask_pipeline(PIPELINES[kind], tokenizer, stated, limit, side)
+    return readings, ""
+
+
+def make_texts(what: str, tokenizer: Tokenizer, texts: list[str], limit: int, side: str) -> Reading:
+    """Make a reading of texts in one batch."""
+    return Reading(what, {"texts": texts, "limit": limit}, [encode(tokenizer, text, limit, side) for text in texts])
+
+
+def read_template(folder: Path, tokenizer: Tokenizer, limit: int) -> Iterator[Reading]:
+    """Yield a reading of a message by the folder's chat template, if it has one that takes it."""
+    messages = [{"role": "user", "content": TEXTS[1]}]
+    try:
+        ids = chat.load(folder).encode(tokenizer, messages)
+    except ConfigError:  # there is none, or it wants other messages
+        return
+    if len(ids) <= limit:
+        yield Reading("a message by the chat template", {"messages": messages}, [ids])
+
+
+def ask_pipeline(
+    task: str, tokenizer: Tokenizer, stated: Mapping[str, Any], limit: int, side: str
+) -> Iterator[Reading]:
+    """Yield a reading by the pipeline of a task, of a text longer than model_max_length if that is stated and short."""
+    stated_most = stated.get("model_max_length")
+    most = int(min(stated_most, limit)) if isinstance(stated_most, int | float) else limit
+    cut = isinstance(stated_most, int) and stated_most == most <= MOST
+    text = LONG * (most // 8) if cut else TEXTS[1]
+    if task == "fill-mask":
+        mask = stated.get("mask_token")
+        mask = mask.get("content") if isinstance(mask, Mapping) else mask
+        if mask is None:
+            return
+        text = f"{mask} {text}"
+    ids = encode(tokenizer, text, most, side)
+    what = f"the pipeline {task}{f' truncated to {most} tokens' if cut else ''}"
+    yield Reading(what, {"task": task, "text": text}, [ids])
+
+
+def encode(tokenizer: Tokenizer, text: str, limit: int, side: str) -> list[int]:
+    """Encode a text as for generation, to at most `limit` tokens."""
+    backend = tokenizer.backend
+    backend.encode_special_tokens = False
+    backend.enable_truncation(limit, direction=side)
+    try:
+        return backend.encode(text).ids
+    finally:
+        backend.no_truncation()
