@@ -173,7 +173,13 @@ def evaluate(
 
 
 def export(
-    model: nn.Module, path: str | Path, *, verify: bool = True, shard: int | None = None, into: str | Path | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    verify: bool = True,
+    shard: int | None = None,
+    into: str | Path | None = None,
+    force: bool = False,
 ) -> Path:
     """Write a model as a Hugging Face folder that transformers loads; return the folder.
 
@@ -182,7 +188,8 @@ def export(
 
     With `verify` the folder must give the model's own ids and logits in transformers, run in a fresh process. Raises
     ConfigError for an architecture that fits no family, with the fields that prevent it, and CheckpointError when the
-    logits differ. `shard` is the maximum bytes of a weight file.
+    logits differ. `shard` is the maximum bytes of a weight file; with `force` a model that zoo did not write is
+    replaced too.
     """
     from zoo.checkpoint import hf
     from zoo.checkpoint import verify as verification
@@ -193,7 +200,7 @@ def export(
         verification.require_transformers()
     folder = Path(path)
     stored = StoredModel.of(model)
-    hf.save(stored, folder, shard=shard or hf.SHARD, into=None if into is None else Path(into))
+    hf.save(stored, folder, shard=shard or hf.SHARD, into=None if into is None else Path(into), force=force)
     if verify:
         own = getattr(getattr(model, "source", None), "folder", folder)
         verification.verify_folder(model, folder, *choose_readings(own, folder, stored.spec.max_seq_len))

@@ -16,7 +16,7 @@ from zoo.checkpoint.files import refuse_to_replace, write_tensors
 from zoo.checkpoint.headers import check_tensors
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors
-from zoo.checkpoint.stored import StoredTensors
+from zoo.checkpoint.stored import StoredTensors, refuse_nonfinite
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
@@ -131,12 +131,12 @@ def _read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device 
 # ---------------------------------------------------------------- for peft
 
 
-def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
+def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
     """Write a checkpoint's adapters in peft's format, under the names of the Hugging Face model. Returns the config.
 
     Linears that the Hugging Face model fuses (GPT-2's c_attn) get one adapter whose rank is the sum of the adapters'
     ranks: the A matrices are stacked, the B matrices form a block diagonal. Raises CheckpointError if there are no
-    adapters, if other weights were trained too, and for adapters that peft has no layer for.
+    adapters, if other weights were trained too, for adapters that peft has no layer for, and for values not finite.
     """
     plan = read_plan(folder)
     if plan is None:
@@ -158,7 +158,9 @@ def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
         ranks[module] = len(a)
         tensors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
     config = describe_for_peft(plan, ranks, any(isinstance(step, Transpose) for e in entries for step in e.steps))
-    refuse_to_replace(out, "adapters", PEFT)
+    refuse_to_replace(out, "adapters", PEFT, source=folder, force=force)
+    for name, each in tensors.items():
+        refuse_nonfinite(name, each)
     with replace_folder(out) as draft:
         (draft / PEFT[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_tensors(tensors, draft / PEFT[1])

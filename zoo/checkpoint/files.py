@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
+from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import FILE, check_shape, parse_json
 from zoo.untrusted.paths import find_inside
 from zoo.untrusted.pointer import refuse_pointer
@@ -30,7 +31,7 @@ Shape = tuple[int, ...]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BIN_INDEX, BIN = "pytorch_model.bin.index.json", "pytorch_model.bin"
 
-METADATA = "__metadata__"
+METADATA, WRITER = "__metadata__", "zoo"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_DIMENSIONS = 64  # torch's own limit
 MOST_TENSORS = 65_536
@@ -63,18 +64,34 @@ def copy_inside(folder: Path, name: str, out: Path) -> None:
     shutil.copyfile(source, out / name)
 
 
-def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
-    """Raise CheckpointError if `folder`, which `what` would replace, is no folder or holds other files than `names`
-    (glob patterns)."""
+def refuse_to_replace(
+    folder: Path, what: str, names: Iterable[str], *, source: Path | None = None, force: bool = False
+) -> None:
+    """Raise CheckpointError if `folder`, which `what` would replace, is no folder, is the `source` itself, or holds
+    other files than `names` (glob patterns); without `force` also if zoo did not write it."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is no folder (a new folder would do)")
+    if source is not None and source.exists() and folder.samefile(source):
+        raise CheckpointError(f"{folder}: is the checkpoint itself (a new folder would do)")
     names = tuple(name.split("/")[0] for name in names)
-    others = [each.name for each in folder.iterdir() if not any(fnmatchcase(each.name, name) for name in names)]
-    if others:
+    there = [each.name for each in folder.iterdir()]
+    if others := [each for each in there if not any(fnmatchcase(each, name) for name in names)]:
         found = f"found {min(others)}, which is no part of {what}"
         raise CheckpointError(f"{folder}: would be replaced, {found} (a new folder would do)")
+    if there and not force and not was_written_here(folder):
+        raise CheckpointError(f"{folder}: would be replaced, and zoo did not write it (a new folder, or --force)")
+
+
+def was_written_here(folder: Path) -> bool:
+    """Whether zoo wrote a model's folder: it has a checkpoint's zoo.yaml, or weights with WRITER in their header."""
+    if (folder / ARCHITECTURE).is_file():
+        return True
+    try:
+        return any(read_metadata(file).get("writer") == WRITER for file in folder.glob("*.safetensors"))
+    except (OSError, ValueError, CheckpointError):  # no header that zoo wrote
+        return False
 
 
 @dataclass(frozen=True)
@@ -256,7 +273,7 @@ def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Ten
 
 def lay_out_file(forms: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
     """Make the header of a safetensors file, and find the byte where each tensor begins."""
-    node: dict[str, Any] = {METADATA: {"format": "pt"}}
+    node: dict[str, Any] = {METADATA: {"format": "pt", "writer": WRITER}}
     at, starts = 0, {}
     for name, form in sort_aligned(forms).items():
         starts[name], at = at, at + form.nbytes

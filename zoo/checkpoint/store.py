@@ -81,10 +81,12 @@ def save_model(model: Model, folder: str | Path, tokenizer: Any = None) -> Path:
     return folder
 
 
-def save_stored(model: StoredModel, folder: Path, beside: Path) -> None:
+def save_stored(model: StoredModel, folder: Path, beside: Path, *, force: bool = False) -> None:
     """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files from the folder
-    `beside`."""
-    refuse_to_replace(folder, "a model of ours", OWN)
+    `beside`. With `force` a model that zoo did not write is replaced too. Raises CheckpointError for a tensor that is
+    not finite."""
+    refuse_to_replace(folder, "a model of ours", OWN, source=beside, force=force)
+    model = model.refuse_nonfinite()
     with replace_folder(folder) as draft:
         write_architecture(model.spec, draft)
         stream_tensors(model.tensors.forms, model.tensors.items(), draft / WEIGHTS)

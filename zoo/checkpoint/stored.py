@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.errors import CheckpointError
 from zoo.lazy import torch
 from zoo.spec import Buffer, tensors
 
@@ -34,6 +35,15 @@ class StoredTensors(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self.forms)
+
+
+def refuse_nonfinite(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor. Raises CheckpointError if a value is not finite."""
+    if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        bad = int((~tensor.isfinite()).sum())  # the extremes of a tensor with a NaN are NaN
+        what = f"is not finite, found {bad:,} of its {tensor.numel():,} values"
+        raise CheckpointError(f"{name}: {what} (an earlier checkpoint, or another --dtype)")
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,11 @@ class StoredModel:
         parameters, read = {*self.list_parameters()}, self.tensors.read
         forms = {name: form.to(dtype) if name in parameters else form for name, form in self.tensors.forms.items()}
         return replace(self, tensors=StoredTensors(forms, lambda name: read(name).to(forms[name].dtype)))
+
+    def refuse_nonfinite(self) -> StoredModel:
+        """Return the model, whose tensors raise CheckpointError when they are read if a value is not finite."""
+        read = self.tensors.read
+        return replace(self, tensors=replace(self.tensors, read=lambda name: refuse_nonfinite(name, read(name))))
 
     def build(self, device: torch.device) -> nn.Module:
         """Build the model on a device, in eval mode."""

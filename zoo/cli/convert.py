@@ -7,9 +7,9 @@ from typing import Literal
 
 from zoo import report
 from zoo.cli.common import Dtype, Pooling
-from zoo.cli.options import argument, option
+from zoo.cli.options import argument, flag, option
 from zoo.costs.params import count_parameters
-from zoo.errors import CheckpointError, ConfigError
+from zoo.errors import ConfigError
 
 
 def run(
@@ -25,6 +25,7 @@ def run(
     into: Path | None = option("Original multimodal folder: OUT is a copy with the text model's weights replaced."),
     pooling: Pooling | None = option("Write a sentence-transformers folder with this pooling and normalization."),
     dtype: Dtype = None,
+    force: bool = flag("Replace OUT also if it is a model that zoo did not write."),
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
 
@@ -47,7 +48,7 @@ def run(
         verification.require_transformers()
     folder = gguf.find(checkpoint)
     if to == "peft":
-        config = adapters.save_for_peft(folder, out)
+        config = adapters.save_for_peft(folder, out, force=force)
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")
         print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
         return
@@ -56,12 +57,10 @@ def run(
         print(note)
     held = count_parameters(stored.spec)["total"]
     if to == "zoo":
-        if out.exists() and out.samefile(folder):
-            raise CheckpointError(f"{out}: is the checkpoint itself (a new folder would do)")
-        store.save_stored(stored, out, beside=folder)
+        store.save_stored(stored, out, beside=folder, force=force)
         print(f"written: {out}, {held:,} parameters")
         return
-    config = hf.save(stored, out, beside=folder, into=into, pooling=pooling)
+    config = hf.save(stored, out, beside=folder, into=into, pooling=pooling, force=force)
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")

@@ -39,6 +39,7 @@ def save(
     shard: int = SHARD,
     into: Path | None = None,
     pooling: str | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write a Hugging Face folder: config.json, safetensors, and the tokenizer's files. Returns the config.
 
@@ -49,19 +50,23 @@ def save(
 
     The config of a model that came from no Hugging Face folder gets the EOS, BOS and padding ids of `beside`;
     otherwise transformers would use the class's defaults (Llama: EOS is 2). The folder appears whole or not at all.
-    Raises ConfigError for an architecture that no family can describe, CheckpointError if `out` has other files.
+    With `force` a model that zoo did not write is replaced too. Raises ConfigError for an architecture that no family
+    can describe, CheckpointError if `out` has other files, and for a tensor that is not finite.
     """
     from zoo.disk import replace_folder
 
+    model = model.refuse_nonfinite()
     source = model.source if into is None else _open_multimodal(into)
     config, body = find_config(model.spec, source)
     if source is not None and source.whole is not None:
-        return _save_whole(model, source, source.whole, config, body, out)
-    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE))
+        return _save_whole(model, source, source.whole, config, body, out, force)
+    own = beside or (source and source.folder)
     if (out / CONFIG).exists() and not read_json(out / CONFIG).keys() & {"model_type", "architectures"}:
         raise CheckpointError(
             f"{out / CONFIG}: is the config of no model, and would be replaced (a new folder would do)"
         )
+    names = (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE)
+    refuse_to_replace(out, "a checkpoint", names, source=own, force=force)
     mapped = map_tensors(model.spec, body)
     with replace_folder(out) as draft:
         special = {} if source is not None or beside is None else _read_special_ids(beside, model.spec.vocab_size)
@@ -72,10 +77,10 @@ def save(
         if pooling is not None:
             tower = next(iter(model.spec.towers().values()))
             sentence.write_modules(draft, pooling, tower.out_width or tower.d_model, tower.max_seq_len)
-        if (folder := beside or (source and source.folder)) is not None:
+        if own is not None:
             if pooling is None:
-                sentence.list_modules(folder)  # refuses what it cannot read
-            copy_beside(folder, draft)
+                sentence.list_modules(own)  # refuses what it cannot read
+            copy_beside(own, draft)
     return config
 
 
@@ -87,16 +92,21 @@ def _open_multimodal(folder: Path) -> HFSource:
 
 
 def _save_whole(
-    model: StoredModel, source: HFSource, whole: Whole, config: Mapping[str, Any], body: Body, out: Path
+    model: StoredModel,
+    source: HFSource,
+    whole: Whole,
+    config: Mapping[str, Any],
+    body: Body,
+    out: Path,
+    force: bool,
 ) -> dict[str, Any]:
     """Write a multimodal folder with this model as its text model. Returns the whole config."""
     from zoo.disk import replace_folder
 
     files = list_other_files(source.folder)
     weights = [header.file.name for header in whole.listed.values()]
-    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, *(file.name for file in files), *weights, *BESIDE))
-    if out.exists() and out.samefile(source.folder):
-        raise CheckpointError(f"{out}: is the multimodal folder itself (a new folder would do)")
+    names = (CONFIG, INDEX, *(file.name for file in files), *weights, *BESIDE)
+    refuse_to_replace(out, "a checkpoint", names, source=source.folder, force=force)
     with replace_folder(out) as draft:
         write_whole(model.tensors, whole, source.folder, draft, body, map_tensors(model.spec, body))
         write_config(whole, source.folder, draft, None if body is source.body else _leave_out_own(config, body))
