@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from zoo.data import PreparedData, hash_settings, make_tokenizer
+from zoo.data.cuts import describe_cuts
 from zoo.data.records import Faults, has_fields, is_text
 from zoo.data.rowcode import EncodedRow, RowEncoder
 from zoo.data.settings import DataSettings
@@ -214,12 +215,14 @@ def prepare_labelled(
     opens: bool,
     say: Callable[[str], object],
     progress: Progress,
+    whole: bool = False,
 ) -> PreparedLabels:
     """Read and split a labelled set, and encode rows of at most `limit` tokens (`opens`: see `RowEncoder`). The
-    classes, or the count of numbers in a label, are found in the data unless they are `known`. Raises ConfigError for a
-    record that cannot be read or has a wrong label, and for an empty part."""
+    classes, or the count of numbers in a label, are found in the data unless they are `known`. With `whole` both parts
+    are the same records, and `say` gets lines on one. Raises ConfigError for a record that cannot be read or has a
+    wrong label, and for an empty part."""
     parts = read_parts(settings, task, progress)
-    for line in describe_copies(parts):
+    for line in () if whole else describe_copies(parts):
         say(line)
     if isinstance(known, int) or isinstance(task, NumberTask):
         classes, n_outputs = {}, count_numbers(parts, known)
@@ -228,7 +231,8 @@ def prepare_labelled(
         n_outputs = len(classes)
     tokenizer = make_tokenizer(settings.tokenizer, lambda: (text for each in parts["train"] for text in each.texts))
     encoder = RowEncoder(tokenizer, limit, opens)
-    files = {part: encode_part(examples, task, classes, encoder, say, part) for part, examples in parts.items()}
+    tells = {"train": (lambda line: None) if whole else say, "validation": say}
+    files = {part: encode_part(each, task, classes, encoder, tells[part], part) for part, each in parts.items()}
     key = hash_settings(settings, {"": fingerprint(parts, task, limit, opens)})
     sources = {part: (Source("", Fraction(1), file),) for part, file in files.items()}
     return PreparedLabels(
@@ -333,8 +337,9 @@ def encode_part(
     import numpy as np
 
     encoded = task.encode(examples, encoder)
-    if cut := sum(row.cut for row in encoded):
-        say(f"data: {cut:,} of {len(encoded):,} texts ({part}) are cut at {encoder.limit} tokens")
+    sizes = np.array([row.whole for row in encoded])
+    if line := describe_cuts(sizes, encoder.limit, f"texts ({part}) lose a part", lambda size: f"seq_len={size}"):
+        say(f"data: {line}")
     rows = tuple(
         LabelledRow(np.array(row.ids), np.array(row.types), task.make_target(example, row, classes))
         for example, row in zip(examples, encoded, strict=True)

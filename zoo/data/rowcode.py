@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.tokenizer import Tokenizer
 
@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 class EncodedRow(NamedTuple):
     """A row's tokens: ids [T]; `types` [T], 1 for tokens of a second text, else 0; `places`, the index of each word's
-    first token (None for a word without a token, or truncated); and whether anything was truncated."""
+    first token (None for a word without a token, or truncated); and how many tokens the row had before truncation."""
 
     ids: list[int]
     types: list[int]
     places: list[int | None]
-    cut: bool
+    whole: int
+
+    @property
+    def cut(self) -> bool:
+        """Whether anything was truncated."""
+        return self.whole > len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,23 @@ class RowEncoder:
             parts = self.tokenizer.encode_batch([text for row in texts for text in row])
             rest = iter(parts)
             return [self._join([next(rest) for _ in row]) for row in texts]
-        with self._cutting() as backend:
-            found = backend.encode_batch([text if not second else (text, *second) for text, *second in texts])
-        return [EncodedRow(each.ids, each.type_ids, [], bool(each.overflowing)) for each in found]
+        inputs = [text if not second else (text, *second) for text, *second in texts]
+        return [EncodedRow(each.ids, each.type_ids, [], whole) for each, whole in self._encode(inputs)]
 
     def encode_words(self, rows: Sequence[Sequence[str]]) -> list[EncodedRow]:
         """Encode rows of words joined by spaces. `EncodedRow.places` has the first token that begins in each word."""
         texts = [" ".join(words) for words in rows]
-        with self._cutting(0 if not self.plain else int(self.opens)) as backend:
-            found = backend.encode_batch(texts)
-        return [self._place(*each) for each in zip(rows, texts, found, strict=True)]
+        found = self._encode(texts, 0 if not self.plain else int(self.opens))
+        return [self._place(words, text, *each) for words, text, each in zip(rows, texts, found, strict=True)]
+
+    def _encode(self, inputs: Sequence[Any], less: int = 0) -> list[tuple[tokenizers.Encoding, int]]:
+        """Encode inputs of the tokenizer, truncated to `less` tokens below the limit, each with its length before."""
+        with self._cutting(less) as backend:
+            found = backend.encode_batch(inputs)
+        long = [number for number, each in enumerate(found) if each.overflowing]
+        again = self.tokenizer.backend.encode_batch([inputs[number] for number in long])
+        whole = {number: len(each) for number, each in zip(long, again, strict=True)}
+        return [(each, whole.get(number, len(each))) for number, each in enumerate(found)]
 
     @contextmanager
     def _cutting(self, less: int = 0) -> Iterator[tokenizers.Tokenizer]:
@@ -82,10 +94,11 @@ class RowEncoder:
         for number, part in enumerate(kept):
             between = eos if number else []
             ids, types = [*ids, *between, *part], [*types, *[number] * (len(between) + len(part))]
-        return EncodedRow(ids, types, [], kept != parts)
+        return EncodedRow(ids, types, [], len(ids) + sum(map(len, parts)) - sum(map(len, kept)))
 
-    def _place(self, words: Sequence[str], text: str, found: tokenizers.Encoding) -> EncodedRow:
-        """Make a row of encoded words, with the index of each word's first token."""
+    def _place(self, words: Sequence[str], text: str, found: tokenizers.Encoding, whole: int) -> EncodedRow:
+        """Make a row of encoded words, with the index of each word's first token. `whole` is its length before
+        truncation."""
         starts, at = [], 0
         for word in words:
             starts.append(at)
@@ -100,7 +113,7 @@ class RowEncoder:
             if places[word] is None:
                 places[word] = place + len(opening)
         ids = [*opening, *found.ids]
-        return EncodedRow(ids, [*[0] * len(opening), *found.type_ids], places, bool(found.overflowing))
+        return EncodedRow(ids, [*[0] * len(opening), *found.type_ids], places, len(opening) + whole)
 
 
 def share_room(lengths: Sequence[int], room: int) -> list[int]:

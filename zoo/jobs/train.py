@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 from zoo import grammar, runs
 from zoo.checkpoint.whole import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import refuse_old_position
+from zoo.data.cuts import describe_pair_cuts
+from zoo.data.tokens import PairFile
 from zoo.disk import remove_drafts, write_text
 from zoo.distributed.meeting import join_processes
 from zoo.distributed.world import ALONE, World, read_world
@@ -36,7 +38,7 @@ from zoo.training.flops import count_parameters_of
 from zoo.training.log import APPENDED, NONFINITE
 from zoo.training.loggers import open_relay
 from zoo.training.loop import fit
-from zoo.training.objective import Auto
+from zoo.training.objective import Auto, Seq2Seq
 from zoo.training.objective.base import describe
 from zoo.training.planning import CONFIG, MODEL, TrainingPlan, plan_resumption, plan_training
 from zoo.training.restarts import describe_restart, has_checkpoint, note_choice, settle_choice
@@ -249,8 +251,20 @@ def describe_run(run: Run) -> None:
         _, line = choose_sampling_kernel(run.model.spec, settings, run.device)
         if line is not None:
             say(line)
+    for line in describe_cut_pairs(run):
+        say(line)
     if settings.objective.reads_labels and (line := describe_sample_of_rows(run)):
         say(line)
+
+
+def describe_cut_pairs(run: Run) -> Iterator[str]:
+    """Yield lines on training pairs that lose a part, if the objective reads pairs."""
+    objective, seq_len = run.settings.objective, run.settings.seq_len
+    for source in run.data.sources:
+        if isinstance(objective, Seq2Seq) and isinstance(source.tokens, PairFile):
+            of = f" of {source.name}" if source.name else ""
+            most = objective.lay_out(run.planned.spec, seq_len)
+            yield from (f"data: {line}" for line in describe_pair_cuts(source.tokens, of, most, seq_len))
 
 
 def note_failure(run: Run, status: str, error: BaseException) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from zoo.data.cuts import describe_pair_cuts
 from zoo.data.labelled import prepare_labelled
 from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
 from zoo.errors import ConfigError, ZooError
@@ -174,8 +175,8 @@ def prepare_records(
         raise ConfigError(f"context: is {context}, the run's rows have {plan.seq_len} tokens (leave it out)")
     known = getattr(objective, objective.shared[0])
     how = {"limit": settle_length(plan, spec, context), "opens": objective.pools_first}
-    say = (lambda line: None) if plan.whole else tell  # with `whole` training and validation have the same records
-    return prepare_labelled(plan.data, objective.make_task(), known, **how, say=say, progress=progress)
+    how |= {"say": tell, "progress": progress, "whole": plan.whole}
+    return prepare_labelled(plan.data, objective.make_task(), known, **how)
 
 
 def settle_length(plan: EvaluationPlan, spec: Topology, context: int | None) -> int:
@@ -217,15 +218,8 @@ def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
         raise ConfigError(f"data: the text{of} {found} (a longer text, or --context {max(len(tokens) - 1, 2)})")
     if isinstance(tokens, PairFile):
         if isinstance(part.objective, Seq2Seq):
-            tell_of_cuts(tokens, of, part.objective.lay_out(spec, part.context), tell)
+            most = part.objective.lay_out(spec, part.context)
+            for line in describe_pair_cuts(tokens, of, most, part.context, "--context "):
+                tell(line)
     elif left := len(tokens) - 1 - part.size * part.context:
         tell(f"{left:,} of {len(tokens) - 1:,} tokens{of} fill no row of {part.context}, and are not scored")
-
-
-def tell_of_cuts(pairs: PairFile, of: str, most: tuple[int, int], tell: Tell) -> None:
-    """Report how many sources are cut at the beginning, and answers at the end, to `most` (source, answer) tokens."""
-    sizes = pairs.sizes()  # each includes an end of text, which is an answer's last target
-    sources, answers = int((sizes[::2] - 1 > most[0]).sum()), int((sizes[1::2] > most[1]).sum())
-    for count, what, lost, length in ((sources, "sources", "beginning", most[0]), (answers, "answers", "end", most[1])):
-        if count:
-            tell(f"{count:,} of {pairs.n_documents:,} {what}{of} lose their {lost}, at {length} tokens")
