@@ -225,7 +225,7 @@ def test_a_request_that_is_alone_is_named_by_its_option():
 def test_lines_that_are_no_results_are_refused(line):
     Path("o.jsonl").write_text(line + "\n")
     with pytest.raises(ConfigError, match=r"o\.jsonl:1 is no line of results"):
-        Results(Path("o.jsonl"), read_lines("a", "p", {}), resume=True)
+        Results(Path("o.jsonl"), read_lines("a", "p", {}), resume=True, model="m")
 
 
 def test_texts_with_nul_bytes_and_other_bytes_are_refused_by_their_place(monkeypatch):

@@ -141,8 +141,8 @@ class Tokenizer:
         """Write the tokenizer for this package and for transformers: its files as they were read, where there are some.
 
         tokenizer.json is written anew only if tokens were added, and tokenizer_config.json only if the run named
-        another end of text or another `split`. A tokenizer that was trained here, or a tokenizer.json that came alone, gets a
-        tokenizer_config.json; `limit` is the length of the model's texts.
+        another end of text or another `split`. A tokenizer that was trained here, or a tokenizer.json that came alone,
+        gets a tokenizer_config.json; `limit` is the length of the model's texts.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
