@@ -31,7 +31,7 @@ from zoo.run.builder import pick_device
 from zoo.run.environment import describe_environment
 from zoo.run.threads import keep_threads
 from zoo.training.building import build_run, open_batches, prepare_device_and_data
-from zoo.training.decoded import Piece, decode_row, describe_rows
+from zoo.training.decoded import RowPiece, decode_row, describe_rows
 from zoo.training.failures import FORESEEN, failures_in_one_line
 from zoo.training.fitting import advise, take_share
 from zoo.training.flops import count_parameters_of
@@ -89,7 +89,7 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     return complete_run(run)
 
 
-def decode_first_rows(cfg: DictConfig, count: int) -> list[list[Piece]]:
+def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:
     """Prepare a run's data, and decode the first `count` rows that it would train on. Nothing is written but the cache
     of tokens. Raises ConfigError as a run does."""
     planned = plan_training(cfg)

@@ -17,14 +17,14 @@ SHOWN = 100
 """Characters of a row that a line shows."""
 
 
-class Piece(NamedTuple):
+class RowPiece(NamedTuple):
     """A piece of a row's text, and whether its tokens are targets of the loss."""
 
     text: str
     learned: bool
 
 
-def decode_row(batch: Batch, row: int, tokenizer: Tokenizer) -> list[Piece]:
+def decode_row(batch: Batch, row: int, tokenizer: Tokenizer) -> list[RowPiece]:
     """Decode a row, special tokens included and padding left out.
 
     For next-token objectives, the row and its last target, in order. For an encoder-decoder, the source, then the
@@ -37,7 +37,7 @@ def decode_row(batch: Batch, row: int, tokenizer: Tokenizer) -> list[Piece]:
     if batch.decoder_input_ids is not None:
         marked = [*((token, False) for token in ids), *((token, True) for token in targets if token != IGNORED)]
     elif batch.targets.shape != batch.input_ids.shape:
-        return [*_join(((token, False) for token in ids), tokenizer), Piece(f" → {targets}", True)]
+        return [*_join(((token, False) for token in ids), tokenizer), RowPiece(f" → {targets}", True)]
     elif _predicts_next(ids, targets):
         marked = [(ids[0], False), *_shift(ids, targets)]
     else:
@@ -66,10 +66,10 @@ def _in_place(token: int, target: int) -> Iterator[tuple[int, bool]]:
         yield target, True
 
 
-def _join(marked: Iterable[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[Piece]:
+def _join(marked: Iterable[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[RowPiece]:
     """Decode runs of tokens with equal marks together: the bytes of a character may be several tokens."""
     for learned, run in groupby(marked, key=lambda each: each[1]):
-        yield Piece(tokenizer.decode([token for token, _ in run], special=True), learned)
+        yield RowPiece(tokenizer.decode([token for token, _ in run], special=True), learned)
 
 
 def describe_rows(batch: Batch, tokenizer: Tokenizer) -> str:
