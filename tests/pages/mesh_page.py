@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -71,7 +72,9 @@ class Page:
     """The rows of the page by what they are of; written after each."""
 
     def __init__(self) -> None:
-        lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
+        page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        lines, kept = page.splitlines(), re.search(r"\n## As packaged\n.*?(?=\n## |\Z)", page, re.DOTALL)
+        self.as_packaged = kept.group() if kept else ""  # written by hand
         known = {self.begin_row(*case) for case in CASES} | {self.begin_sent(*case[:2]) for case in SENT}
         self.rows = {begin: line for line in lines for begin in known if line.startswith(begin)}
         width = HEAD.strip().splitlines()[-1].count("|")
@@ -92,7 +95,7 @@ class Page:
         text = HEAD.format(**facts, machine=f"{os.cpu_count()} cores, {describe_processor().isa}")
         tables = [[self.begin_row(*case) for case in CASES], [self.begin_sent(*case[:2]) for case in SENT]]
         first, second = ("".join(f"{self.rows[key]}\n" for key in keys if key in self.rows) for keys in tables)
-        PAGE.write_text(text + first + (SENDS + second if second else ""), encoding="utf-8")
+        PAGE.write_text(text + first + self.as_packaged + (SENDS + second if second else ""), encoding="utf-8")
 
 
 def compare(one: str, other: str) -> tuple[float, float, float, float]:

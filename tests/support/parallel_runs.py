@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -242,6 +242,33 @@ def train_alike(name, processes, ways, steps):
     """Train a model in one process and in several, on the same microbatches; returns the folders."""
     train_one(name, processes, steps)
     return train_spread(name, processes, ways, steps)
+
+
+PACKAGED = [
+    *("seq_len=128", "seed=1", "data.max_bytes=2000000"),
+    *("eval_every=null", "save_every=null", "sample=null"),
+]
+"""`zoo train` at its own rate and with its own model, on rows half as long. With an embedding of 0.02, losses of seed 1
+part after 20 steps."""
+
+
+def train_packaged(ways, steps):
+    """Train as packaged: in one process with two microbatches (the folder `one`) and with one (`alone`), and in two
+    processes, each in a folder of its way's name."""
+    for folder, parts in (("one", 2), ("alone", 1)):
+        zoo.train("llama-tiny", [*PACKAGED, f"steps={steps}", f"accumulate={parts}", f"hydra.run.dir={folder}"])
+    shared = {way: f"accumulate={2 // settle(way, 2).rows}" for way in ways}
+    common = [*PACKAGED, f"steps={steps}"]
+    spread(
+        2,
+        [("llama-tiny", [*common, parts, f"parallel={way}", f"hydra.run.dir={way}"]) for way, parts in shared.items()],
+    )
+
+
+def compare_losses(one, other):
+    """The largest difference of the losses of two runs so far, after each step."""
+    pairs = zip(lines_of(one), lines_of(other), strict=True)
+    return list(accumulate((abs(a["loss"] - b["loss"]) for a, b in pairs if "loss" in a), max))
 
 
 def find_rank(parent, rank):

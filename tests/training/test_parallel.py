@@ -20,10 +20,12 @@ from support.parallel_runs import (  # noqa: F401  (a fixture)
     WAYS,
     compare,
     compare_gradients,
+    compare_losses,
     find_rank,
     here,
     spread,
     train_alike,
+    train_packaged,
     wait_for,
 )
 
@@ -43,6 +45,13 @@ def test_processes_train_as_one_does_on_their_rows_by_turns(name, processes, way
     for folder in train_alike(name, processes, ways, 20 if processes == 4 else 6):
         compare("one", folder)
         assert compare_gradients("one", folder) < 1e-5, folder
+
+
+@pytest.mark.parametrize("ways", [("tp",), pytest.param(("ddp", "fsdp", "pp"), marks=[pytest.mark.slow])])
+def test_the_packaged_run_at_its_own_rate_has_the_losses_of_one_process(ways, here):  # noqa: F811
+    train_packaged(ways, 30)
+    for folder in ("alone", *ways):
+        assert compare_losses("one", folder)[-1] < 5e-5, folder
 
 
 @pytest.mark.slow
