@@ -1,0 +1,41 @@
+"""Any model of ours as a transformers model.
+
+Importing the package registers its classes with transformers' Auto classes, without custom code:
+
+    import zoo.hf
+    model = AutoModelForCausalLM.from_config(zoo.hf.ZooConfig.of("llama-tiny"))
+"""
+
+from __future__ import annotations
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from zoo.hf.cache import ZooCache as ZooCache
+from zoo.hf.config import ZooConfig as ZooConfig
+from zoo.hf.models import ZooForCausalLM as ZooForCausalLM
+from zoo.hf.models import ZooForMaskedLM as ZooForMaskedLM
+from zoo.hf.models import ZooForSeq2SeqLM as ZooForSeq2SeqLM
+from zoo.hf.models import ZooForSequenceClassification as ZooForSequenceClassification
+from zoo.hf.models import ZooForTokenClassification as ZooForTokenClassification
+from zoo.hf.models import ZooModel as ZooModel
+from zoo.hf.models import load as load
+from zoo.hf.models import wrap as wrap
+
+AutoConfig.register("zoo", ZooConfig)
+for auto, model in {
+    AutoModel: ZooModel,
+    AutoModelForCausalLM: ZooForCausalLM,
+    AutoModelForMaskedLM: ZooForMaskedLM,
+    AutoModelForSeq2SeqLM: ZooForSeq2SeqLM,
+    AutoModelForSequenceClassification: ZooForSequenceClassification,
+    AutoModelForTokenClassification: ZooForTokenClassification,
+}.items():
+    auto.register(ZooConfig, model)

@@ -1,0 +1,102 @@
+"""Describe a model to transformers: a config.json whose `model` is the plain data of a YAML."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedConfig
+
+from zoo.grammar import to_dict
+from zoo.grammar.plain import from_dict
+from zoo.run.builder import load_spec
+
+if TYPE_CHECKING:
+    from zoo.api import Named
+
+
+class ZooConfig(PreTrainedConfig):
+    """The config of a model that a YAML describes. `model` is the Spec as plain data, with every field, as in zoo.yaml.
+
+    What transformers and the libraries above it ask of a config (hidden_size, vocab_size, id2label and so on) is read
+    from the Spec, and is not stored beside it.
+    """
+
+    model_type = "zoo"
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 - transformers reads a list
+
+    model: dict[str, Any] | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    use_cache: bool = True
+
+    def __post_init__(self, **others: Any) -> None:
+        head = self.writer and self.writer.head
+        names = getattr(head, "labels", None) or ["LABEL_0"] * getattr(head, "n_outputs", 0)
+        if self.id2label is None and names and others.get("num_labels") in (None, len(names)):
+            self.id2label = dict(enumerate(names))
+            self.label2id = {name: number for number, name in enumerate(names)}
+        if self.model is not None:
+            self.is_encoder_decoder = self.spec.kind == "encoder_decoder"
+        if getattr(head, "kind", None) == "regression":
+            self.problem_type = self.problem_type or "regression"
+        super().__post_init__(**others)
+
+    @classmethod
+    def of(cls, model: Named, overrides: Iterable[str] = (), **fields: Any) -> ZooConfig:
+        """Make the config of a packaged name, the path of a YAML, or a Spec. Raises ConfigError for a faulty model."""
+        return cls(model=to_dict(load_spec(model, list(overrides))), **fields)
+
+    @property
+    def spec(self) -> Any:
+        """The model's Spec; None without a `model`. Raises ConfigError for a faulty one."""
+        return self.model and _parse(json.dumps(self.model))
+
+    @property
+    def writer(self) -> Any:
+        """The tower with the head: the model's only one, or an encoder-decoder's decoder."""
+        return self.spec and list(self.spec.towers().values())[-1]
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of tokens that the head predicts."""
+        return self.writer and self.writer.output_vocab_size
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Width of the residual stream, in channels."""
+        return self.spec and self.spec.d_model
+
+    @property
+    def num_hidden_layers(self) -> int | None:
+        """Number of layers; of an encoder-decoder, of its decoder."""
+        return self.spec and self.spec.n_layers
+
+    @property
+    def num_attention_heads(self) -> int | None:
+        """Number of query heads, the most of any layer; None without attention."""
+        blocks = self.writer.blocks.values() if self.model else ()
+        return max((getattr(block.attention, "n_heads", 0) for block in blocks), default=0) or None
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """Longest sequence that the model is made for, in tokens."""
+        return self.spec and self.spec.max_seq_len
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the head reads the token table."""
+        return bool(self.model and getattr(self.writer.head, "tied", False))
+
+    @property
+    def decoder_start_token_id(self) -> int | None:
+        """Token id that an encoder-decoder's decoder begins from."""
+        return getattr(self.spec, "start_id", None)
+
+
+@functools.lru_cache(32)
+def _parse(text: str) -> Any:
+    return from_dict(json.loads(text))

@@ -1,0 +1,348 @@
+# B rows, T tokens, S columns so far, D model width, V vocabulary
+"""Hold a model of ours as a transformers PreTrainedModel: its weights, its passes and its vocabulary."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from zoo.checkpoint.store import write_architecture
+from zoo.distributed.shards import ALL
+from zoo.errors import CheckpointError, ConfigError
+from zoo.grammar import to_dict
+from zoo.hf.cache import ZooCache, can_crop
+from zoo.hf.config import ZooConfig
+from zoo.model.init import initialise
+from zoo.run.layer import Borrowed, Layer, LinearModule, Model
+from zoo.run.recompute import set_recompute
+from zoo.spec import Linear, owner_of, tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Output
+    from zoo.model.tower import Topology, Tower
+
+
+NO_MATTER = {"return_dict", "use_cache", "cache_position", "num_items_in_batch", "output_router_logits"}
+"""Arguments that transformers gives models and that change no output of ours, or are read before."""
+
+HEAD = r"^(decoder\.)?head\."
+"""The names of a head's tensors."""
+
+HUB = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
+"""Arguments that a config and a model are both found by."""
+
+
+class ZooPreTrainedModel(PreTrainedModel):
+    """The base of the models over a Spec. The modules, and so the names of the tensors, are those of `zoo.build`.
+
+    Attention kernels are chosen as in zoo, so `attn_implementation` does nothing, and attention probabilities are not
+    returned. A router's losses are added to the loss in training, with the weights that its Spec states.
+    """
+
+    config_class = ZooConfig
+    config: ZooConfig
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["Layer"]  # type: ignore[assignment]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [HEAD]  # type: ignore[assignment]
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+
+    # what a Spec's forward reads of the outermost Layer, where one process has all of a model
+    kernel, recompute, dropping = Layer.kernel, Layer.recompute, Layer.dropping
+    seam, context = Layer.seam, Layer.context
+
+    def __init__(self, config: ZooConfig) -> None:
+        if config.model is None:
+            raise ConfigError("model: the config describes no model (ZooConfig.of(NAME) does)")
+        spec = self.fit(config.spec, config)
+        if spec != config.spec:
+            config = copy.deepcopy(config)
+            config.model = to_dict(spec)
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        self.take(Model(spec))
+        self.post_init()
+
+    def take(self, model: Model) -> None:
+        """Take the modules of a built model as this one's own."""
+        self.spec: Topology = model.spec
+        for name, module in model.named_children():
+            self.add_module(name, module)
+        parts = tensors(self.spec, self.spec.d_model)
+        self._bare = [name.rpartition(".")[0] for name, part, _ in parts if isinstance(part, Linear) and part.bare]
+
+    @classmethod
+    def fit(cls, spec: Topology, config: ZooConfig) -> Topology:
+        """Return the Spec with the head that this class needs. Raises ConfigError if it can have none."""
+        return spec
+
+    def towers(self) -> list[tuple[str, Tower]]:
+        """List the stacks of layers: each one's module path and Spec."""
+        return list(self.spec.towers().items())
+
+    @property
+    def _tower(self) -> Any:
+        """The module of the tower with the head."""
+        path = self.towers()[-1][0]
+        return self.get_submodule(path) if path else self
+
+    # ------------------------------------------------------------ weights
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draw the tensors that no checkpoint had, as `zoo.build` does: by their place in the Spec, not by module."""
+        held = self.state_dict(keep_vars=True).items()
+        self._draw({name: each for name, each in held if not getattr(each, "_is_hf_initialized", False)})
+
+    def _draw(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors, by name, with initial values that follow from torch's random generator."""
+        if tensors:
+            drawn = {name: each.detach() for name, each in tensors.items()}
+            initialise(SimpleNamespace(state_dict=lambda: drawn, whole=self.spec, shares=ALL), torch.initial_seed())
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *given: Any, config: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """Load a model. Where the class has another head than the files, theirs is left aside and a new one drawn.
+        Raises CheckpointError if another tensor than the head's has another shape than the config says."""
+        if config is None:
+            left: Any
+            where = {name: each for name, each in options.items() if name in HUB}
+            config, left = ZooConfig.from_pretrained(path, return_unused_kwargs=True, **options)
+            options = {**left, **where}
+        if cls.fit(config.spec, config) == config.spec:
+            return super().from_pretrained(path, *given, config=config, **options)
+        asked = options.pop("output_loading_info", False)
+        options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        found: Any = super().from_pretrained(path, *given, config=config, **options)
+        model, info = found
+        head = {name: each for name, each in model.state_dict().items() if re.match(HEAD, name)}
+        if odd := [name for name, *_ in info["mismatched_keys"] if name not in head]:
+            raise CheckpointError(f"{path}: {odd[0]} has another shape than its config says (the files of one model)")
+        with torch.no_grad():
+            model._draw(head)
+        info |= {"missing_keys": {*info["missing_keys"], *head}, "mismatched_keys": set()}
+        return (model, info) if asked else model
+
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
+        """Write the model as transformers does, and a zoo.yaml, so that zoo's verbs read the folder too."""
+        super().save_pretrained(save_directory, **options)
+        if options.get("is_main_process", True) and not getattr(self, "_hf_peft_config_loaded", False):
+            write_architecture(self.spec, Path(save_directory))
+
+    # ------------------------------------------------------------ embeddings
+
+    def get_input_embeddings(self) -> nn.Module:
+        first = self.towers()[0][0]
+        return self.get_submodule(f"{first}.embedding.tokens" if first else "embedding.tokens")
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        first = self.towers()[0][0]
+        self.set_submodule(f"{first}.embedding.tokens" if first else "embedding.tokens", value)
+        self._borrow()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return getattr(self._tower.head, "out", None) if self.config.writer.head.predicts_tokens else None
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self._tower.head.out = new_embeddings
+
+    def _borrow(self) -> None:
+        """Point the modules that read another module's weight to it, after a module was replaced."""
+        modules = dict(self.named_modules())
+        ties = {name: module.source if isinstance(module, Borrowed) else None for name, module in modules.items()}
+        for name, module in modules.items():
+            if isinstance(module, Borrowed):
+                module.borrow(modules[owner_of(name, ties)])
+
+    @torch.no_grad()
+    def resize_token_embeddings(  # type: ignore[override]
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Change the number of tokens, in the table, the head and the config; return the table.
+
+        New rows are the mean of the old ones (Hewitt, 2021), or initial values without `mean_resizing`. Raises
+        ConfigError where something besides the table and the head knows the vocabulary (a hash router, n-grams).
+        """
+        table: Any = self.get_input_embeddings()
+        if pad_to_multiple_of is not None and not isinstance(pad_to_multiple_of, int):
+            raise ValueError(f"pad_to_multiple_of: must be an integer, found {pad_to_multiple_of!r}")
+        count = len(table.weight) if new_num_tokens is None else new_num_tokens
+        count += -count % (pad_to_multiple_of or 1)
+        if count == self.spec.vocab_size == self.config.vocab_size:
+            return table
+        self.config.model = resize_vocabulary(to_dict(self.spec), count)
+        self.spec = self.config.spec
+        with torch.device("meta"):
+            wanted = Model(self.spec)
+        old = {name: each for name, each in self.state_dict(keep_vars=True).items()}
+        for name, module in wanted.named_modules():
+            for field in ("spec", "num_embeddings", "out_features"):
+                if name and hasattr(module, field):
+                    setattr(self.get_submodule(name), field, getattr(module, field))
+        for name, form in wanted.state_dict().items():
+            if form.shape != old[name].shape:
+                self._resize(name, old[name], form.shape, mean_resizing)
+        return table
+
+    def _resize(self, name: str, held: Tensor, shape: torch.Size, mean_resizing: bool) -> None:
+        """Change the number of rows of a tensor."""
+        kept = min(len(held), shape[0])
+        rows = held.new_empty(shape)
+        if mean_resizing:
+            rows[kept:] = held.float().mean(0).to(held.dtype)
+        else:
+            self._draw({name: rows})
+        rows[:kept] = held[:kept]
+        held.data, held.grad = rows, None
+
+    # ------------------------------------------------------------ passes
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode. Raises ConfigError for an adapter on a product that is also read as a plain weight."""
+        if mode:
+            for path in self._bare:
+                if not isinstance(self.get_submodule(path), LinearModule):
+                    raise ConfigError(
+                        f"{path}: is also read as a plain weight, which would pass by its adapter (another)"
+                    )
+        return super().train(mode)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, every_n_layers: int = 1, **_: Any) -> None:  # type: ignore[override]
+        """Recompute each layer, or every n-th, in the backward pass; always in torch's non-reentrant way, whose
+        gradients are those of the other way."""
+        set_recompute(self, f"every_{every_n_layers}" if enable else "none")  # type: ignore[arg-type]
+        self.gradient_checkpointing = enable
+
+    @property
+    def _is_stateful(self) -> bool:  # type: ignore[override]
+        """Whether generated tokens cannot be taken back, so that no assistant can propose some."""
+        return not can_crop(self.config.writer)
+
+    def read(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        others: Mapping[str, Any],
+        *,
+        keep: int | None = None,
+        picks: Tensor | None = None,
+        cache: ZooCache | None = None,
+        records: bool | None = None,
+        types: Tensor | None = None,
+        positions: Tensor | None = None,
+        forward: Callable[..., Output] | None = None,
+        memory: Mapping[str, Tensor | None] | None = None,
+        **given: Any,
+    ) -> Computed:
+        """Run token ids [B, T] through `forward`, by default the model's own, with arguments as transformers has them.
+
+        With a cache the ids follow those before, and `mask` is [B, S + T]. `keep` is the number of last columns that
+        get logits, or `picks` are their numbers. `records` also returns what each layer reads. `others` are checked:
+        no model of ours takes them.
+        """
+        check_arguments(mask, others)
+        if types is not None and (self.towers()[0][1].takes_types or bool(types.any())):
+            given["token_type_ids"] = types  # tokenizers give zeros unasked
+        if positions is not None and cache is None and (found := number_documents(positions, mask)) is not None:
+            given["documents"], mask = found, None
+        records, losses = bool(self.config.output_hidden_states if records is None else records), []
+
+        def run(ids: Tensor, **how: Any) -> dict[str, Tensor]:
+            with recording(self._tower, records) as states:
+                out = (forward or partial(self.spec.forward, self))(ids, **given, **how)  # type: ignore[attr-defined]
+            losses.extend(out.losses.values())
+            named = {"hidden": out.hidden, "logits": out.logits, "pooled": out.pooled}
+            named |= {f"layer {number}": each for number, each in enumerate(states)}
+            return {name: each for name, each in named.items() if each is not None}
+
+        if cache is None:
+            done = run(ids, attention_mask=mask, logits_to_keep=keep, **(memory or {}))
+        else:
+            done = cache.run(run, ids, mask, keep, **(memory or {}))
+        if picks is not None:
+            done["logits"] = done["logits"][:, picks]
+        states = (*(each for name, each in done.items() if name.startswith("layer ")), done["hidden"])
+        return Computed(done, states if records else None, losses)
+
+    def measure(self, done: Computed, labels: Tensor | None, others: Mapping[str, Any]) -> Tensor | None:
+        """Compute transformers' loss of this class; in training the routers' losses are added to it."""
+        if labels is None:
+            return None
+        logits, how = (
+            done.found["logits"],
+            {"config": self.config, "num_items_in_batch": others.get("num_items_in_batch")},
+        )
+        own = {"logits": logits, "pooled_logits": logits, "labels": labels, "vocab_size": logits.shape[-1]}
+        loss = self.loss_function(**own, **{name: each for name, each in how.items() if each is not None})
+        return loss + sum(done.losses) if self.training and done.losses else loss
+
+
+class Computed(NamedTuple):
+    """What a pass gave: tensors by name, the layers' inputs and the last hidden states if asked for, and the routers'
+    losses."""
+
+    found: Mapping[str, Tensor]
+    states: tuple[Tensor, ...] | None
+    losses: list[Tensor]
+
+
+def check_arguments(mask: Tensor | None, others: Mapping[str, Any]) -> None:
+    """Raise TypeError for an argument in `others` that would do something, such as inputs_embeds, and ValueError for a
+    mask that is not of rows of tokens."""
+    asked = (name for name, each in others.items() if each is not None and each is not False)
+    if name := next((name for name in asked if name not in NO_MATTER), None):
+        raise TypeError(f"{name}: no model of zoo takes this argument (leave it out)")
+    if mask is not None and mask.ndim != 2:
+        raise ValueError(f"attention_mask: has {mask.ndim} dimensions (one number for each token, [B, T])")
+
+
+@contextmanager
+def recording(tower: nn.Module, records: bool) -> Iterator[list[Tensor]]:
+    """List, in the order of the passes through them, what the layers of a tower read in this block."""
+    states: list[Tensor] = []
+    with ExitStack() as stack:
+        for layer in tower.blocks if records else ():  # type: ignore[union-attr]
+            handle = layer.register_forward_pre_hook(lambda _, given: states.append(given[0]))
+            stack.callback(handle.remove)
+        yield states
+
+
+def resize_vocabulary(node: Any, count: int, path: str = "") -> Any:
+    """Give a model's node another number of tokens. Raises ConfigError for a part that has a value for each token."""
+    if not isinstance(node, Mapping):
+        return node
+    place = path.rpartition(".")[2]
+    if node.get("vocab_size") and place not in ("", "encoder", "decoder", "embedding", "head"):
+        raise ConfigError(f"{path}.vocab_size: is of a part made for one vocabulary (a model without it)")
+    resized = {key: resize_vocabulary(value, count, f"{path}.{key}") for key, value in node.items()}
+    return resized | ({"vocab_size": count} if node.get("vocab_size") else {})
+
+
+def number_documents(position_ids: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Number the documents [B, T] that positions [B, T] tell of, each beginning at 0; None for one document.
+
+    Example: (0, 1, 2, 0, 1) are the documents (0, 0, 0, 1, 1). Raises ValueError for positions that a model of ours
+    cannot have: a document's, or a padded row's, are 0, 1, 2 and so on.
+    """
+    if mask is not None and not bool(mask.all()):
+        counted = mask.long().cumsum(1) - 1
+        places = torch.arange(mask.shape[1], device=mask.device)
+        if not any(bool(((position_ids == each) | (mask == 0)).all()) for each in (counted, places)):
+            raise ValueError("position_ids: a padded row's are 0, 1, 2 … (leave them out)")
+        return None
+    first = torch.ones_like(position_ids, dtype=torch.bool)
+    first[:, 1:] = position_ids.diff(dim=1) != 1
+    if not bool((position_ids[first] == 0).all()):
+        raise ValueError("position_ids: each document's are 0, 1, 2 … (leave them out)")
+    return None if int(first.sum()) == len(first) else first.long().cumsum(1) - 1
