@@ -49,6 +49,10 @@ class KernelError(ConfigError):
     """A kernel was named that cannot compute this architecture's attention."""
 
 
+class FitsNoFamily(ConfigError):
+    """No published family describes this architecture."""
+
+
 class CheckpointError(ConfigError):
     """A checkpoint, or another file that is read as untrusted, is missing, broken, over a limit, or of another
     architecture.

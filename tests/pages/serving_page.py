@@ -63,7 +63,8 @@ merged into the weights. One line says which engines list the architecture:
 ## What is not handed over
 
 - **An architecture that no family describes.** Every family of [zoo.md](zoo.md) can be written, but a model may mix choices that no family
-  has together. Then nothing is written, the exit code is 2, and each field in the way has a line. Here for `block=parallel` on a Llama:
+  has together. Then it is written for [`import zoo.hf`](transformers.md), which no engine knows, and each field in the
+  way has a line. Here for `block=parallel` on a Llama:
 
 {error}
 
@@ -108,7 +109,7 @@ def refusal() -> str:
     try:
         find_config(load(*REFUSED))
     except ConfigError as error:
-        return "".join(f"      zoo: error: {fault}\n" for fault in error.faults).rstrip()
+        return "".join(f"      no family: {fault}\n" for fault in error.faults).rstrip()
     raise AssertionError("a family describes it")
 
 

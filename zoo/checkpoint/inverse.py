@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.likeness import list_spec_differences
 from zoo.checkpoint.rows import FieldRow, find_fields, pair_fields
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, FitsNoFamily
 from zoo.families import family as families
 from zoo.families.binding import assemble_fields
 from zoo.families.body import Body
@@ -47,7 +47,7 @@ def find_config(spec: WholeSpec, source: HFSource | None = None) -> tuple[dict[s
     """Find a config.json that describes a Spec, and the model that this config describes.
 
     A model from a folder (`source`) keeps its family and class. Any other gets the first family that describes all of
-    it. Raises ConfigError with the fields that the nearest family cannot describe.
+    it. Raises FitsNoFamily with the fields that the nearest family cannot describe.
     """
     if source is not None:
         tried = [(0, source.family, source.body.architecture)]
@@ -65,9 +65,9 @@ def find_config(spec: WholeSpec, source: HFSource | None = None) -> tuple[dict[s
         if nearest is None or rank < nearest[0]:
             nearest = (rank, family.name, faults)
     if nearest is None:
-        raise ConfigError(f"kind: no family has models of kind '{spec.kind}'")
+        raise FitsNoFamily(f"kind: no family has models of kind '{spec.kind}'")
     _, name, faults = nearest
-    raise ConfigError(*(f"{fault}; {name}, the nearest family, cannot describe this" for fault in faults[:8]))
+    raise FitsNoFamily(*(f"{fault}; {name}, the nearest family, cannot describe this" for fault in faults[:8]))
 
 
 def _list_mixers(spec: Topology) -> set[str]:

@@ -94,12 +94,13 @@ def _watch_pipeline(model: Any, tokenizer: Any, asked: dict[str, Any]) -> tuple[
 
 
 def _open_model(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
-    """Open the folder's model by its class, or by AutoModel if transformers has no such class (it reads EXAONE as
-    Llama)."""
+    """Open the folder's model by its class, or by the Auto class of its task if transformers has no such class (it
+    reads EXAONE as Llama)."""
     import transformers
 
     name = config["architectures"][0]
-    auto = transformers.AutoModel if name.endswith("Model") else transformers.AutoModelForCausalLM
+    task = "" if name.endswith("Model") else name[name.find("For") :]
+    auto = getattr(transformers, f"AutoModel{task}", transformers.AutoModelForCausalLM)
     model = getattr(transformers, name, auto).from_pretrained(folder, dtype=dtype)
     restore_buffers(model, folder)
     return model

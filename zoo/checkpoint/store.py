@@ -46,6 +46,7 @@ from zoo.disk import replace_folder, write_text
 from zoo.distributed.shards import Shares, drop_gathered
 from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError
+from zoo.families.described import CONFIG
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
@@ -81,17 +82,22 @@ def save_model(model: Model, folder: str | Path, tokenizer: Any = None) -> Path:
     return folder
 
 
-def save_stored(model: StoredModel, folder: Path, beside: Path, *, force: bool = False) -> None:
+def save_stored(
+    model: StoredModel, folder: Path, beside: Path, *, config: str | None = None, force: bool = False
+) -> None:
     """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files from the folder
-    `beside`. With `force` a model that zoo did not write is replaced too. Raises CheckpointError for a tensor that is
-    not finite."""
-    refuse_to_replace(folder, "a model of ours", OWN, source=beside, force=force)
+    `beside`, and `config` as its config.json (`zoo.hf`). With `force` a model that zoo did not write is replaced too.
+    Raises CheckpointError for a tensor that is not finite."""
+    names = (*OWN, CONFIG) if config is not None else OWN
+    refuse_to_replace(folder, "a model of ours", names, source=beside, force=force)
     model = model.refuse_nonfinite()
     with replace_folder(folder) as draft:
         write_architecture(model.spec, draft)
         stream_tensors(model.tensors.forms, model.tensors.items(), draft / WEIGHTS)
         sentence.list_modules(beside)  # refuses what it cannot read
         copy_beside(beside, draft)
+        if config is not None:
+            write_text(draft / CONFIG, config)
         write_manifests(draft)
 
 

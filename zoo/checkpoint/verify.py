@@ -61,8 +61,16 @@ def require_transformers() -> None:
         raise ConfigError("verify: transformers is not installed (pip install 'transformer-zoo[hf]', or --no-verify)")
 
 
+REFERENCE = Path(__file__).with_name("reference.py")
+"""The program that runs a folder's model in transformers."""
+
+
 def verify_folder(
-    model: Any, folder: Path, readings: Sequence[Reading] = (), without: str = "no tokenizer was given"
+    model: Any,
+    folder: Path,
+    readings: Sequence[Reading] = (),
+    without: str = "no tokenizer was given",
+    program: Path = REFERENCE,
 ) -> Agreement:
     """Compare a model with what transformers reads from a folder, in float32: logits (hidden states if it has no head)
     of random tokens, then ids and logits of the `readings`; `without` says why there are none.
@@ -76,7 +84,7 @@ def verify_folder(
     beside = {name: each for name, each in inputs.items() if name != "input_ids"}
     if spec.kind == "encoder_decoder" and spec.decoder.head.reads_text:
         readings, without = (), "its head reads the last token of a text"
-    given, ids = _run_transformers(folder, inputs, [each.asked for each in readings])
+    given, ids = _run_transformers(folder, inputs, [each.asked for each in readings], program)
     with torch.inference_mode(), computing_in_float32(model):
         largest = measure(compute(model, inputs), given["given"], spec, folder, "random tokens")
         compared = [f"{inputs['input_ids'].numel()} random tokens"]
@@ -130,7 +138,7 @@ def _show(found: list[list[int]], reading: Reading) -> str:
 
 
 def _run_transformers(
-    folder: Path, inputs: dict[str, Tensor], asked: list[dict[str, Any]]
+    folder: Path, inputs: dict[str, Tensor], asked: list[dict[str, Any]], program: Path
 ) -> tuple[dict[str, Tensor], list[tuple[list[list[int]], str]]]:
     """Run the folder's tokenizer, model and pipeline in transformers, in a fresh process. Returns logits by name, and
     of each reading the ids and how texts were put together. Raises CheckpointError with its last error line."""
@@ -140,7 +148,7 @@ def _run_transformers(
         save_file(inputs, Path(place) / "asked.safetensors")
         (Path(place) / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
         run = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("reference.py")), str(folder), place],
+            [sys.executable, str(program), str(folder), place],
             capture_output=True,
             text=True,
         )

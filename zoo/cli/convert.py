@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo import report
 from zoo.cli.common import Dtype, Pooling
 from zoo.cli.options import argument, flag, option
 from zoo.costs.params import count_parameters
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, FitsNoFamily
+
+if TYPE_CHECKING:
+    from zoo.checkpoint.stored import StoredModel
 
 
 def run(
@@ -28,6 +31,9 @@ def run(
     force: bool = flag("Replace OUT also if it is a model that zoo did not write."),
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
+
+    A model that no published family describes is written for the classes of `import zoo.hf`, with a line for each field
+    in the way.
 
     With --verify the command succeeds only if transformers, in a fresh process, gives the same token ids and logits,
     also of padded and truncated texts, by the chat template and in its pipeline; one line says of which. Low-rank
@@ -60,15 +66,37 @@ def run(
         store.save_stored(stored, out, beside=folder, force=force)
         print(f"written: {out}, {held:,} parameters")
         return
-    config = hf.save(stored, out, beside=folder, into=into, pooling=pooling, force=force)
+    compare = verification.verify_folder
+    try:
+        config = hf.save(stored, out, beside=folder, into=into, pooling=pooling, force=force)
+        name, served = config["architectures"][0], not hf.is_multimodal(config)
+    except FitsNoFamily as error:
+        if into is not None or pooling is not None:
+            raise
+        (name, compare), served = _write_own(stored, out, folder, force, error), False
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
-    print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")
-    if not hf.is_multimodal(config):
-        print(f"{describe_serving(config['architectures'][0])} (docs/serving.md)")
+    print(f"written: {out}, {held:,} parameters as {name}, {size} in {len(files)} files")
+    if served:
+        print(f"{describe_serving(name)} (docs/serving.md)")
     if not verify:
         print("not verified: nothing has been compared with transformers")
         return
     readings, without = choose_readings(folder, out, stored.spec.max_seq_len)
-    found = verification.verify_folder(store.load(folder, dtype), out, readings, without)
-    print(f"verified: {found.describe()}")
+    print(f"verified: {compare(store.load(folder, dtype), out, readings, without).describe()}")
+
+
+def _write_own(stored: StoredModel, out: Path, folder: Path, force: bool, error: FitsNoFamily) -> tuple[str, Any]:
+    """Write a model that fits no published family for the classes of zoo.hf; return the class and how to compare."""
+    from zoo.checkpoint.verify import require_transformers
+
+    require_transformers()
+    from zoo.hf import writing
+
+    try:
+        name = writing.save(stored, out, folder, force=force)
+    except ConfigError as own:
+        raise ConfigError(*error.faults, *own.faults) from None
+    print(*(f"no family: {fault}" for fault in error.faults), sep="\n")
+    print(f"transformers opens it after `import zoo.hf`: {writing.name_auto(name)}.from_pretrained({str(out)!r})")
+    return name, writing.verify

@@ -13,6 +13,7 @@ from zoo.families import family as families
 from zoo.families.body import Body
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
+from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
 from zoo.untrusted.text import shorten
@@ -26,9 +27,11 @@ def is_folder(path: Path) -> bool:
 
 
 def is_config(path: str | Path) -> bool:
-    """Whether a path names a config.json, a folder with one, or a GGUF file."""
+    """Whether a path names a config.json, a folder with one, or a GGUF file. A checkpoint of ours is described by its
+    zoo.yaml, also if it has a config.json for `zoo.hf`."""
     path = Path(path)
-    return path.suffix == ".json" or is_gguf(path) or (path.is_dir() and is_folder(path))
+    published = path.is_dir() and is_folder(path) and not (path / ARCHITECTURE).is_file()
+    return path.suffix == ".json" or is_gguf(path) or published
 
 
 def read_body(

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from zoo.grammar import to_dict
 from zoo.grammar.plain import from_dict
+from zoo.model.head import ROOT
 from zoo.run.builder import load_spec
 
 if TYPE_CHECKING:
@@ -90,6 +91,22 @@ class ZooConfig(PreTrainedConfig):
     def tie_word_embeddings(self) -> bool:
         """Whether the head reads the token table."""
         return bool(self.model and getattr(self.writer.head, "tied", False))
+
+    @property
+    def logit_scale(self) -> float | None:
+        """Factor of the logits, which a library that computes them by itself reads; None for none."""
+        scale = getattr(self.writer and self.writer.head, "scale", None)
+        return (self.writer.out_width or self.writer.d_model) ** -0.5 if scale == ROOT else scale
+
+    @property
+    def final_logit_softcapping(self) -> float | None:
+        """Bound of the logits, as `logit_scale`."""
+        return getattr(self.writer and self.writer.head, "softcap", None)
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """Files of custom code: none. TRL asks for it where a class is not in transformers itself."""
+        return {}
 
     @property
     def decoder_start_token_id(self) -> int | None:

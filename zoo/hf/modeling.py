@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 NO_MATTER = {"return_dict", "use_cache", "cache_position", "num_items_in_batch", "output_router_logits"}
 """Arguments that transformers gives models and that change no output of ours, or are read before."""
 
+PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+"""Arguments that tell of packed documents, as positions do."""
+
 HEAD = r"^(decoder\.)?head\."
 """The names of a head's tensors."""
 
@@ -152,7 +155,11 @@ class ZooPreTrainedModel(PreTrainedModel):
         self._borrow()
 
     def get_output_embeddings(self) -> nn.Module | None:
-        return getattr(self._tower.head, "out", None) if self.config.writer.head.predicts_tokens else None
+        """Return the matrix of a head that predicts tokens; None where logits are more than its product, a scale and a
+        cap, which the config states (an offset, further rows)."""
+        head = self.config.writer.head
+        more = getattr(head, "offset", False) or getattr(head, "spare_rows", 0)
+        return self._tower.head.out if head.predicts_tokens and not more else None
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self._tower.head.out = new_embeddings
@@ -251,7 +258,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         get logits, or `picks` are their numbers. `records` also returns what each layer reads. `others` are checked:
         no model of ours takes them.
         """
-        check_arguments(mask, others)
+        check_arguments(mask, others, NO_MATTER if positions is None else NO_MATTER | PACKED)
         if types is not None and (self.towers()[0][1].takes_types or bool(types.any())):
             given["token_type_ids"] = types  # tokenizers give zeros unasked
         if positions is not None and cache is None and (found := number_documents(positions, mask)) is not None:
@@ -297,11 +304,11 @@ class Computed(NamedTuple):
     losses: list[Tensor]
 
 
-def check_arguments(mask: Tensor | None, others: Mapping[str, Any]) -> None:
-    """Raise TypeError for an argument in `others` that would do something, such as inputs_embeds, and ValueError for a
-    mask that is not of rows of tokens."""
+def check_arguments(mask: Tensor | None, others: Mapping[str, Any], known: set[str]) -> None:
+    """Raise TypeError for an argument in `others` that is not `known` and would do something, such as inputs_embeds,
+    and ValueError for a mask that is not of rows of tokens."""
     asked = (name for name, each in others.items() if each is not None and each is not False)
-    if name := next((name for name in asked if name not in NO_MATTER), None):
+    if name := next((name for name in asked if name not in known), None):
         raise TypeError(f"{name}: no model of zoo takes this argument (leave it out)")
     if mask is not None and mask.ndim != 2:
         raise ValueError(f"attention_mask: has {mask.ndim} dimensions (one number for each token, [B, T])")

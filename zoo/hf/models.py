@@ -213,6 +213,10 @@ class ZooForCausalLM(GeneratingModel):
     def fit(cls, spec: Topology, config: ZooConfig) -> Topology:
         return require_tokens(spec, "decoder")
 
+    @property
+    def base_model(self) -> nn.Module:
+        return Backbone(self)
+
     @can_return_tuple
     def forward(
         self,
@@ -309,6 +313,23 @@ class ZooForSeq2SeqLM(GeneratingModel):
             encoder_hidden_states=encoder_outputs[1] if len(encoder_outputs) > 1 else None,
             **{CACHE: cache},  # type: ignore[arg-type]
         )
+
+
+class Backbone(nn.Module):
+    """A decoder without its head. TRL computes its losses from hidden states and the head's matrix."""
+
+    _tp_plan = _pp_plan = None
+
+    def __init__(self, model: ZooForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **others: Any
+    ) -> BaseModelOutput:
+        """Compute hidden states [B, T, D] after the final norm."""
+        done = self.model.read(input_ids, attention_mask, others, keep=0, positions=position_ids)
+        return BaseModelOutput(done.found["hidden"])  # type: ignore[arg-type]
 
 
 class ReadingEncoder(nn.Module):

@@ -69,7 +69,7 @@ def save(
     refuse_to_replace(out, "a checkpoint", names, source=own, force=force)
     mapped = map_tensors(model.spec, body)
     with replace_folder(out) as draft:
-        special = {} if source is not None or beside is None else _read_special_ids(beside, model.spec.vocab_size)
+        special = {} if source is not None or beside is None else read_special_ids(beside, model.spec.vocab_size)
         config = {**special, **config, "dtype": str(model.dtype).removeprefix("torch.")}
         config = _leave_out_own(config, body)
         (draft / CONFIG).write_text(json.dumps(to_jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -125,7 +125,7 @@ def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
     return left
 
 
-def _read_special_ids(folder: Path, size: int) -> dict[str, Any]:
+def read_special_ids(folder: Path, size: int) -> dict[str, Any]:
     """Read the ids below `size` of the tokens that end, begin and pad a text: as generation_config.json states them,
     else those of the tokenizer's tokens."""
     if not (folder / "tokenizer.json").is_file():
