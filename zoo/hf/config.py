@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
+from zoo.errors import ConfigError
 from zoo.grammar import to_dict
 from zoo.grammar.plain import from_dict
 from zoo.model.head import ROOT
@@ -66,6 +68,11 @@ class ZooConfig(PreTrainedConfig):
         """Number of tokens that the head predicts."""
         return self.writer and self.writer.output_vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, count: int) -> None:
+        """Change the number of tokens. Raises ConfigError where a part has a value for each token."""
+        self.model = resize_vocabulary(self.model, count)
+
     @property
     def hidden_size(self) -> int | None:
         """Width of the residual stream, in channels."""
@@ -92,6 +99,15 @@ class ZooConfig(PreTrainedConfig):
         """Whether the head reads the token table."""
         return bool(self.model and getattr(self.writer.head, "tied", False))
 
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, tied: bool) -> None:
+        """Tie the head to the token table, or part them. Raises ConfigError for a head that cannot be tied."""
+        if tied == self.tie_word_embeddings:
+            return
+        self.model = copy.deepcopy(self.model)
+        (self.model or {}).get("decoder", self.model)["head"]["tied"] = tied  # type: ignore[index, union-attr]
+        self.spec  # noqa: B018 - raises what is wrong
+
     @property
     def logit_scale(self) -> float | None:
         """Factor of the logits, which a library that computes them by itself reads; None for none."""
@@ -117,3 +133,14 @@ class ZooConfig(PreTrainedConfig):
 @functools.lru_cache(32)
 def _parse(text: str) -> Any:
     return from_dict(json.loads(text))
+
+
+def resize_vocabulary(node: Any, count: int, path: str = "") -> Any:
+    """Give a model's node another number of tokens. Raises ConfigError for a part that has a value for each token."""
+    if not isinstance(node, Mapping):
+        return node
+    place = path.rpartition(".")[2]
+    if node.get("vocab_size") and place not in ("", "encoder", "decoder", "embedding", "head"):
+        raise ConfigError(f"{path}.vocab_size: is of a part made for one vocabulary (a model without it)")
+    resized = {key: resize_vocabulary(value, count, f"{path}.{key}") for key, value in node.items()}
+    return resized | ({"vocab_size": count} if node.get("vocab_size") else {})

@@ -46,6 +46,8 @@ HEAD = r"^(decoder\.)?head\."
 HUB = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
 """Arguments that a config and a model are both found by."""
 
+DTYPES = {"dtype", "torch_dtype"}
+
 
 class ZooPreTrainedModel(PreTrainedModel):
     """The base of the models over a Spec. The modules, and so the names of the tensors, are those of `zoo.build`.
@@ -106,7 +108,10 @@ class ZooPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Draw the tensors that no checkpoint had, as `zoo.build` does: by their place in the Spec, not by module."""
         held = self.state_dict(keep_vars=True).items()
-        self._draw({name: each for name, each in held if not getattr(each, "_is_hf_initialized", False)})
+        fresh = {name: each for name, each in held if not getattr(each, "_is_hf_initialized", False)}
+        self._draw(fresh)
+        for each in fresh.values():
+            each._is_hf_initialized = True  # type: ignore[attr-defined] - transformers calls this again later
 
     def _draw(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill tensors, by name, with initial values that follow from torch's random generator."""
@@ -115,14 +120,18 @@ class ZooPreTrainedModel(PreTrainedModel):
             initialise(SimpleNamespace(state_dict=lambda: drawn, whole=self.spec, shares=ALL), torch.initial_seed())
 
     @classmethod
-    def from_pretrained(cls, path: Any, *given: Any, config: Any = None, **options: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, *given: Any, config: Any = None, **options: Any
+    ) -> Any:
         """Load a model. Where the class has another head than the files, theirs is left aside and a new one drawn.
         Raises CheckpointError if another tensor than the head's has another shape than the config says."""
+        path = pretrained_model_name_or_path
         if config is None:
             left: Any
-            where = {name: each for name, each in options.items() if name in HUB}
-            config, left = ZooConfig.from_pretrained(path, return_unused_kwargs=True, **options)
-            options = {**left, **where}
+            kept = {name: each for name, each in options.items() if name in HUB | DTYPES}
+            asked = {name: each for name, each in options.items() if name not in DTYPES}
+            config, left = ZooConfig.from_pretrained(path, return_unused_kwargs=True, **asked)
+            options = {**left, **kept}
         if cls.fit(config.spec, config) == config.spec:
             return super().from_pretrained(path, *given, config=config, **options)
         asked = options.pop("output_loading_info", False)
@@ -148,6 +157,11 @@ class ZooPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         first = self.towers()[0][0]
         return self.get_submodule(f"{first}.embedding.tokens" if first else "embedding.tokens")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the head predicts."""
+        return self.config.vocab_size or 0
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         first = self.towers()[0][0]
@@ -183,12 +197,12 @@ class ZooPreTrainedModel(PreTrainedModel):
         """
         table: Any = self.get_input_embeddings()
         if pad_to_multiple_of is not None and not isinstance(pad_to_multiple_of, int):
-            raise ValueError(f"pad_to_multiple_of: must be an integer, found {pad_to_multiple_of!r}")
+            return self._get_resized_embeddings(table, new_num_tokens, pad_to_multiple_of)  # which refuses it
         count = len(table.weight) if new_num_tokens is None else new_num_tokens
         count += -count % (pad_to_multiple_of or 1)
         if count == self.spec.vocab_size == self.config.vocab_size:
             return table
-        self.config.model = resize_vocabulary(to_dict(self.spec), count)
+        self.config.vocab_size = count
         self.spec = self.config.spec
         with torch.device("meta"):
             wanted = Model(self.spec)
@@ -323,17 +337,6 @@ def recording(tower: nn.Module, records: bool) -> Iterator[list[Tensor]]:
             handle = layer.register_forward_pre_hook(lambda _, given: states.append(given[0]))
             stack.callback(handle.remove)
         yield states
-
-
-def resize_vocabulary(node: Any, count: int, path: str = "") -> Any:
-    """Give a model's node another number of tokens. Raises ConfigError for a part that has a value for each token."""
-    if not isinstance(node, Mapping):
-        return node
-    place = path.rpartition(".")[2]
-    if node.get("vocab_size") and place not in ("", "encoder", "decoder", "embedding", "head"):
-        raise ConfigError(f"{path}.vocab_size: is of a part made for one vocabulary (a model without it)")
-    resized = {key: resize_vocabulary(value, count, f"{path}.{key}") for key, value in node.items()}
-    return resized | ({"vocab_size": count} if node.get("vocab_size") else {})
 
 
 def number_documents(position_ids: Tensor, mask: Tensor | None) -> Tensor | None:

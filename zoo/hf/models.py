@@ -292,16 +292,17 @@ class ZooForSeq2SeqLM(GeneratingModel):
     ) -> Seq2SeqLMOutput:
         """Compute logits [B, K, V] for `decoder_input_ids` [B, T], by default `labels` shifted right or the start
         token, after the encoder read `input_ids` [B, M]. With `labels` the loss is each token's of its own label."""
+        records = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         reader: Any = self.get_encoder()
         if encoder_outputs is None:
-            encoder_outputs = reader(input_ids, attention_mask, output_hidden_states)
+            encoder_outputs = reader(input_ids, attention_mask, records)
         memory = encoder_outputs[0]
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         elif decoder_input_ids is None:
             decoder_input_ids = memory.new_full((len(memory), 1), self.spec.start_id, dtype=torch.long)  # type: ignore[attr-defined]
         cache = self.start_cache(cache if past_key_values is None else past_key_values, use_cache)
-        how: dict[str, Any] = {"keep": logits_to_keep or None, "cache": cache, "records": output_hidden_states}
+        how: dict[str, Any] = {"keep": logits_to_keep or None, "cache": cache, "records": records}
         how |= {"forward": self.decoder, "memory": {"memory": memory, "memory_mask": attention_mask}}
         done = self.read(decoder_input_ids, decoder_attention_mask, others, **how)  # type: ignore[arg-type]
         done.losses.extend(reader.losses)
