@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 import zoo
 import zoo.hf
 from support.tiny_models import LOOPED
+from zoo.cache.cache import Cache
 from zoo.errors import ConfigError
 from zoo.hf import ZooConfig, ZooForCausalLM
 
@@ -112,6 +113,18 @@ def test_padded_rows_are_generated_as_zoo_generates_each_alone(name):
 
 
 @pytest.mark.parametrize("name", OWN)
+def test_rows_that_are_read_by_page_are_the_same(name, monkeypatch):
+    """As on a GPU, where a store is read by page table."""
+    model, _ = make(*OWN[name])
+    ids, mask = batch()
+    how = {"attention_mask": mask, "max_new_tokens": 20, "do_sample": False, "num_beams": 2}
+    wanted = model.generate(ids, **how)
+    allocate = Cache.allocate
+    monkeypatch.setattr(Cache, "allocate", lambda *given, **options: allocate(*given, **{**options, "paged": True}))
+    assert torch.equal(model.generate(ids, **how), wanted)
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_a_cache_is_extended_by_several_padded_columns_and_grows(name):
     model, _ = make(*OWN[name])
     ids, mask = batch()
@@ -148,7 +161,7 @@ def test_packed_documents_are_read_from_positions():
 @pytest.mark.parametrize("name", OWN)
 def test_a_saved_model_is_read_by_transformers_and_by_zoo(name, tmp_path):
     model, twin = make(*OWN[name], eos_token_id=3)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")  # in several files
     ids, _ = batch()
     read = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(read) is ZooForCausalLM and AutoConfig.from_pretrained(tmp_path).spec == twin.spec

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import TensorReader, read_header
+from zoo.checkpoint.files import INDEX, Header, TensorReader, read_header, read_headers
 from zoo.checkpoint.headers import compare_shapes
 from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
 from zoo.checkpoint.stored import StoredTensors
@@ -36,7 +36,7 @@ def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
     if is_sharded(folder):
         shards = ShardedTensors(folder / SHARDS)
         return StoredTensors(shards.forms, shards.__getitem__)
-    found = read_header(folder / WEIGHTS)  # raises where the file is broken
+    found = _read_whole(folder)
     forms = {name: header.make_empty("meta") for name, header in found.items()}
     return StoredTensors(forms, TensorReader(folder, found, mapped).__getitem__)
 
@@ -44,13 +44,17 @@ def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Compare a checkpoint's names and shapes with its model's. Raises CheckpointError, one line for each difference
     (the first few of each sort)."""
-    from zoo.checkpoint.headers import check_tensors
-
     if is_sharded(folder):
         found = ShardedTensors(folder / SHARDS).forms
         compare_shapes(folder / SHARDS, {name: tuple(each.shape) for name, each in found.items()}, expected)
     else:
-        check_tensors(folder / WEIGHTS, expected)
+        compare_shapes(folder / WEIGHTS, {name: each.shape for name, each in _read_whole(folder).items()}, expected)
+
+
+def _read_whole(folder: Path) -> Mapping[str, Header]:
+    """Read the headers of whole tensors: of our one file, or of several that transformers wrote with an index. Raises
+    CheckpointError for a broken file."""
+    return read_headers(folder) if (folder / INDEX).is_file() else read_header(folder / WEIGHTS)
 
 
 # ---------------------------------------------------------------- what a process holds

@@ -275,6 +275,8 @@ class ZooPreTrainedModel(PreTrainedModel):
         check_arguments(mask, others, NO_MATTER if positions is None else NO_MATTER | PACKED)
         if types is not None and (self.towers()[0][1].takes_types or bool(types.any())):
             given["token_type_ids"] = types  # tokenizers give zeros unasked
+            if cache is not None:
+                raise ValueError("token_type_ids: rows of a cache have none (use_cache=False)")
         if positions is not None and cache is None and (found := number_documents(positions, mask)) is not None:
             given["documents"], mask = found, None
         records, losses = bool(self.config.output_hidden_states if records is None else records), []
