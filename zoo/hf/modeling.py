@@ -114,7 +114,7 @@ class ZooPreTrainedModel(PreTrainedModel):
             each._is_hf_initialized = True  # type: ignore[attr-defined] - transformers calls this again later
 
     def _draw(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill tensors, by name, with initial values that follow from torch's random generator."""
+        """Fill tensors, by name, with initial values that follow from torch's seed and their names."""
         if tensors:
             drawn = {name: each.detach() for name, each in tensors.items()}
             initialise(SimpleNamespace(state_dict=lambda: drawn, whole=self.spec, shares=ALL), torch.initial_seed())
@@ -302,12 +302,11 @@ class ZooPreTrainedModel(PreTrainedModel):
         """Compute transformers' loss of this class; in training the routers' losses are added to it."""
         if labels is None:
             return None
-        logits, how = (
-            done.found["logits"],
-            {"config": self.config, "num_items_in_batch": others.get("num_items_in_batch")},
-        )
-        own = {"logits": logits, "pooled_logits": logits, "labels": labels, "vocab_size": logits.shape[-1]}
-        loss = self.loss_function(**own, **{name: each for name, each in how.items() if each is not None})
+        logits = done.found["logits"]
+        how: dict[str, Any] = {"logits": logits, "pooled_logits": logits, "labels": labels, "config": self.config}
+        if (count := others.get("num_items_in_batch")) is not None:
+            how["num_items_in_batch"] = count  # targets of all microbatches of a step
+        loss = self.loss_function(**how, vocab_size=logits.shape[-1])
         return loss + sum(done.losses) if self.training and done.losses else loss
 
 

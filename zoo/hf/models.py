@@ -211,6 +211,10 @@ class ZooForCausalLM(GeneratingModel):
 
     @classmethod
     def fit(cls, spec: Topology, config: ZooConfig) -> Topology:
+        if getattr(spec, "prefix_lm", False):
+            raise ConfigError(
+                "prefix_lm: transformers tells no model how long a prompt is (prefix_lm: false, or AutoModel)"
+            )
         return require_tokens(spec, "decoder")
 
     @property

@@ -21,14 +21,15 @@ def save(model: StoredModel, out: Path, beside: Path, *, force: bool = False) ->
     """Write a folder, tensor by tensor, with the tokenizer's files of the folder `beside`; return the class's name.
     With `force` a model that zoo did not write is replaced too.
 
-    It is a checkpoint of ours with a config.json, so that zoo's verbs read it too. Raises ConfigError for a head that
-    no class has, and CheckpointError if `out` has other files.
+    It is a checkpoint of ours with a config.json, so that zoo's verbs read it too. Raises ConfigError for a model
+    that no class takes, and CheckpointError if `out` has other files.
     """
-    name, dtype = find_class(model.spec).__name__, str(model.dtype).removeprefix("torch.")
+    kind, dtype = find_class(model.spec), str(model.dtype).removeprefix("torch.")
     ids: dict[str, Any] = read_special_ids(beside, model.spec.vocab_size)
-    config = ZooConfig(model=to_dict(model.spec), architectures=[name], dtype=dtype, **ids)
+    config = ZooConfig(model=to_dict(model.spec), architectures=[kind.__name__], dtype=dtype, **ids)
+    kind.fit(model.spec, config)
     store.save_stored(model, out, beside, config=config.to_json_string(), force=force)
-    return name
+    return kind.__name__
 
 
 def name_auto(name: str) -> str:
