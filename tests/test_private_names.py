@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from zoo.compose import engine
+from zoo.compose import hydra_engine
 
 ROOT = Path(__file__).parents[1]
-HOMES = {"hydra": "zoo/compose/engine.py", "omegaconf": "", "typer": "", "click": ""}
+HOMES = {"hydra": "zoo/compose/hydra_engine.py", "omegaconf": "", "typer": "", "click": ""}
 """The one file that may use what a library keeps private; none for the others."""
 
 OF_NODES = {"_get_parent", "_get_full_key", "_get_node", "_value", "_is_interpolation", "_is_none", "_dereference_node"}
@@ -58,7 +58,7 @@ def test_private_modules_are_imported_in_one_file_a_library() -> None:
 
 
 def test_private_methods_of_hydra_and_omegaconf_are_called_in_one_file_a_library() -> None:
-    names = {**dict.fromkeys(OF_NODES, "omegaconf"), **dict.fromkeys(engine.METHODS, "hydra")}
+    names = {**dict.fromkeys(OF_NODES, "omegaconf"), **dict.fromkeys(hydra_engine.METHODS, "hydra")}
     strays = {
         f"{file}:{node.lineno}: {node.attr}"
         for file, tree in parsed_files().items()
@@ -75,7 +75,7 @@ def test_every_private_method_called_in_the_one_file_is_listed_there() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
     }
-    assert called == set(engine.METHODS)
+    assert called == set(hydra_engine.METHODS)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,6 @@ def test_a_private_name_is_still_there(module: str, name: str) -> None:
     assert not name or hasattr(found, name), f"{module} has no {name} any more"
 
 
-@pytest.mark.parametrize(("name", "owner"), engine.METHODS.items())
+@pytest.mark.parametrize(("name", "owner"), hydra_engine.METHODS.items())
 def test_hydras_classes_still_have_the_private_attribute(name: str, owner: type) -> None:
     assert hasattr(owner, name), f"{owner.__name__} has no {name} any more"

@@ -192,7 +192,7 @@ def export(
     replaced too.
     """
     from zoo.checkpoint import hf
-    from zoo.checkpoint import verify as verification
+    from zoo.checkpoint import verify_folder as verification
     from zoo.checkpoint.stored import StoredModel
     from zoo.text.handover import choose_readings
 

@@ -29,8 +29,8 @@ from typing import Any
 from zoo import disk
 from zoo.errors import CheckpointError, ConfigError
 from zoo.untrusted.json_file import COUNTED, SETTINGS, check_shape, read_bytes, read_json
-from zoo.untrusted.paths import check_settings, find_inside
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
+from zoo.untrusted.stated_paths import check_settings, find_inside
 
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
@@ -213,7 +213,7 @@ def last_run() -> Path:
 
 def read_result(file: Path) -> dict[str, Any]:
     """Read a result.json or a measured.json; empty if there is none. Raises CheckpointError if it is unreadable."""
-    from zoo.untrusted.shapes import Result
+    from zoo.untrusted.run_types import Result
 
     return _read_if_there(file, Result)
 
@@ -229,7 +229,7 @@ def read_whole_result(file: Path) -> dict[str, Any]:
 def read_sweep_record(folder: Path) -> dict[str, Any]:
     """Read a sweep's sweep.json; empty if there is none. Raises CheckpointError if it is unreadable, or names a job
     outside the sweep's folder."""
-    from zoo.untrusted.shapes import SweepRecord
+    from zoo.untrusted.run_types import SweepRecord
 
     found = _read_if_there(folder / SWEEP, SweepRecord)
     for name in found.get("jobs", {}):
@@ -247,7 +247,7 @@ def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """Read a file of metrics; empty if there is none. A half-written last line is left out. Raises CheckpointError for
     any other faulty line."""
-    from zoo.untrusted.shapes import MetricsLine
+    from zoo.untrusted.run_types import MetricsLine
 
     if not is_file(file):
         return []

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from zoo.cache.cache import Cache
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.again import tell_reads_apart
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops, skipped_flops
 from zoo.costs.memory import training
 from zoo.costs.pairs import Look

@@ -11,7 +11,7 @@ import zoo
 from support.call_counts import calls_of
 from support.packaged_specs import load, one_in
 from zoo.analysis import compare
-from zoo.compose import sweep
+from zoo.compose import sweep_specs
 from zoo.costs import price
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
@@ -22,7 +22,7 @@ NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
 def points(target: str, overrides: list[str]) -> list[Any]:
     """The points of a sweep."""
-    return list(sweep.read_points(target, overrides))
+    return list(sweep_specs.read_points(target, overrides))
 
 
 def alone(target: str, overrides: list[str]) -> tuple[object, list[str]]:

@@ -15,7 +15,7 @@ from pydantic import PositiveFloat, PositiveInt
 from pages import choices_page
 from support.packaged_specs import load, one_in
 from zoo import costs
-from zoo.analysis.pages import describe_field, explain, list_names
+from zoo.analysis.grammar_names import describe_field, explain, list_names
 from zoo.analysis.uses import find_setters
 from zoo.cli import run
 from zoo.errors import ConfigError

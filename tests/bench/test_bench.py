@@ -8,10 +8,10 @@ import pytest
 
 from zoo.bench import calling, show
 from zoo.bench.calling import PEERS, WORKERS, MissingPeer, run_worker
-from zoo.bench.compare import require_equal
-from zoo.bench.plan import Race, Racer, choose_interpreters, parse_peers, plan_race
-from zoo.bench.report import compute_share, make_report
-from zoo.bench.shape import RaceShape, parse_shape
+from zoo.bench.race_model import RaceShape, parse_shape
+from zoo.bench.race_plan import Race, Racer, choose_interpreters, parse_peers, plan_race
+from zoo.bench.race_report import compute_share, make_report
+from zoo.bench.racing import require_equal
 from zoo.cli import run
 from zoo.errors import ConfigError, ZooError
 
@@ -216,7 +216,7 @@ def test_a_slow_contender_is_measured_once_and_a_fast_one_as_often_as_the_time_a
 
 
 def test_threads_that_nobody_asked_for_are_those_that_the_machine_finds_fastest(monkeypatch):
-    from zoo.bench import compare
+    from zoo.bench import racing
 
     jobs, told = [], []
 
@@ -225,13 +225,13 @@ def test_threads_that_nobody_asked_for_are_those_that_the_machine_finds_fastest(
         machine = {"name": "a processor", "cores": 2, "memory_bytes": 1, "isa": "avx2"}
         return {"threads": 1, "why": "1 thread of 2: 4.0 times as fast as 2 now"} | machine
 
-    monkeypatch.setattr(compare, "run_worker", worker)
-    assert compare.settle_machine(Race(workload="decode"), "python", told.append)[0].threads == 1
+    monkeypatch.setattr(racing, "run_worker", worker)
+    assert racing.settle_machine(Race(workload="decode"), "python", told.append)[0].threads == 1
     assert jobs == [("machine", "threads", None)]
     assert told == ["on a processor, AVX2", "every contender computes with 1 thread of 2: 4.0 times as fast as 2 now"]
-    assert compare.settle_machine(Race(workload="decode", threads=2), "python", told.append)[0].threads == 2
+    assert racing.settle_machine(Race(workload="decode", threads=2), "python", told.append)[0].threads == 2
     with pytest.raises(ConfigError, match="--isa avx512: a processor has AVX2, and not AVX-512"):
-        compare.settle_machine(Race(workload="decode", isa="avx512"), "python", told.append)
+        racing.settle_machine(Race(workload="decode", isa="avx512"), "python", told.append)
 
 
 def test_a_share_is_of_the_float32_rate_where_bf16_is_the_slower():
@@ -241,6 +241,6 @@ def test_a_share_is_of_the_float32_rate_where_bf16_is_the_slower():
 
 
 def test_losses_are_compared_as_far_as_the_slower_contender_came():
-    from zoo.bench.compare import _cut_to_shortest
+    from zoo.bench.racing import _cut_to_shortest
 
     assert _cut_to_shortest({"zoo": [3.0, 2.0, 1.0], "hf": [3.0, 2.0]}) == {"zoo": [3.0, 2.0], "hf": [3.0, 2.0]}

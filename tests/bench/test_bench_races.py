@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from pages import bench_page as page
-from zoo.bench import compare, loading, show
+from zoo.bench import load_time, racing, show
 from zoo.bench.calling import PEERS, WORKERS, MissingPeer, make_environment
-from zoo.bench.plan import Race, list_racers, list_strangers, plan_race
-from zoo.bench.report import compute_linears_share, count_same, make_report, take_medians, write_report
+from zoo.bench.race_plan import Race, list_racers, list_strangers, plan_race
+from zoo.bench.race_report import compute_linears_share, count_same, make_report, take_medians, write_report
 from zoo.cli import run
 from zoo.errors import ConfigError, ZooError
 
@@ -40,8 +40,8 @@ def staged(monkeypatch):
                 raise found
             return found
 
-        monkeypatch.setattr(compare.loading, "write_tokenizer", lambda folder: None)
-        monkeypatch.setattr(compare, "run_worker", worker)
+        monkeypatch.setattr(racing.load_time, "write_tokenizer", lambda folder: None)
+        monkeypatch.setattr(racing, "run_worker", worker)
         return asked
 
     return stage
@@ -50,7 +50,7 @@ def staged(monkeypatch):
 def test_a_missing_peer_is_told_in_one_line_and_the_others_are_raced(staged):
     staged({"litgpt": MissingPeer("--against litgpt: /a/python says: No module (pip install litgpt)")})
     told = []
-    found = compare.run_race(Race(workload="decode", rounds=2), PYTHONS, told.append)
+    found = racing.run_race(Race(workload="decode", rounds=2), PYTHONS, told.append)
     assert list(found["contenders"]) == ["zoo", "hf"]
     assert len(found["contenders"]["hf"]["rates"]) == 2
     assert [line for line in told if "litgpt" in line] == [
@@ -63,7 +63,7 @@ def test_a_missing_peer_is_told_in_one_line_and_the_others_are_raced(staged):
 def test_a_race_whose_peers_are_all_missing_is_an_error_with_a_line_each(staged):
     staged({name: MissingPeer(f"--against {name}: missing") for name in ("hf", "litgpt")})
     with pytest.raises(ConfigError) as error:
-        compare.run_race(Race(workload="decode"), PYTHONS)
+        racing.run_race(Race(workload="decode"), PYTHONS)
     assert error.value.faults == ["--against hf: missing", "--against litgpt: missing"]
 
 
@@ -75,13 +75,13 @@ def test_a_peer_that_fails_halfway_leaves_and_zoo_failing_is_an_error(staged):
         return answer() if len(calls) < 3 else ZooError("hf decode: ended by signal 9")
 
     asked = staged({"hf": fail_later})
-    found = compare.run_race(Race(workload="decode", rounds=3), PYTHONS)
+    found = racing.run_race(Race(workload="decode", rounds=3), PYTHONS)
     assert list(found["contenders"]) == ["zoo", "litgpt"]
     assert found["absent"] == {"hf": "hf decode: ended by signal 9"}
     assert sum(name == "hf" for name, *_ in asked) == 3  # the check and two rounds, and never again
     staged({"zoo": lambda job: answer() if job["workload"] == "export" else ZooError("zoo: broken")})
     with pytest.raises(ZooError, match="zoo: broken"):
-        compare.run_race(Race(workload="decode"), PYTHONS)
+        racing.run_race(Race(workload="decode"), PYTHONS)
 
 
 def test_what_zoo_cannot_do_yet_is_a_row_that_says_so(staged):
@@ -90,7 +90,7 @@ def test_what_zoo_cannot_do_yet_is_a_row_that_says_so(staged):
         return answer() if ready else {"absent": "not yet: zoo has no Engine"}
 
     staged({"zoo": lack})
-    found = compare.run_race(Race(workload="batch", rounds=1), {"zoo": "python", "hf": "python"})
+    found = racing.run_race(Race(workload="batch", rounds=1), {"zoo": "python", "hf": "python"})
     assert list(found["contenders"]) == ["zoo, one by one", "hf"]
     assert found["contenders"]["hf"]["ratio"] is None
     assert show.make_table(found).row_count == 3
@@ -103,7 +103,7 @@ def test_other_weights_are_a_row_more_that_need_not_compute_the_same(staged):
 
     asked = staged({"zoo": weigh, "ctranslate2": weigh})
     pythons = {"zoo": "python", "hf": "python", "ctranslate2": "python"}
-    found = compare.run_race(Race(workload="decode", rounds=1, weights="int8"), pythons)
+    found = racing.run_race(Race(workload="decode", rounds=1, weights="int8"), pythons)
     assert list(found["contenders"]) == ["zoo", "hf", "ctranslate2", "zoo int8", "ctranslate2 int8"]
     assert {weights for name, _, weights, _ in asked if name == "hf"} == {""}
     assert found["contenders"]["zoo int8"]["ratio"] == 0.5  # our float32 beside our int8
@@ -115,15 +115,15 @@ def test_a_peer_is_raced_only_in_what_it_does_and_alone_in_nothing_is_an_error(s
     assert list(list_strangers(Race(workload="batch"), ["hf", "litgpt"])) == ["litgpt"]
     staged({})
     with pytest.raises(ConfigError, match=r"--against litgpt: not raced in load \(train, decode, prefill"):
-        compare.run_race(Race(workload="load"), {"zoo": "python", "litgpt": "python"})
+        racing.run_race(Race(workload="load"), {"zoo": "python", "litgpt": "python"})
 
 
 def test_rounds_end_by_the_clock_or_by_number():
-    assert compare.goes_on(Race(workload="decode", seconds=0), [])  # one at least
-    assert compare.goes_on(Race(workload="decode", seconds=100), [40.0])
-    assert not compare.goes_on(Race(workload="decode", seconds=100), [40.0, 35.0])
-    assert compare.goes_on(Race(workload="decode", seconds=0, rounds=2), [40.0])
-    assert not compare.goes_on(Race(workload="decode", seconds=100, rounds=2), [1.0, 1.0])
+    assert racing.goes_on(Race(workload="decode", seconds=0), [])  # one at least
+    assert racing.goes_on(Race(workload="decode", seconds=100), [40.0])
+    assert not racing.goes_on(Race(workload="decode", seconds=100), [40.0, 35.0])
+    assert racing.goes_on(Race(workload="decode", seconds=0, rounds=2), [40.0])
+    assert not racing.goes_on(Race(workload="decode", seconds=100, rounds=2), [1.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_a_billion_parameters_are_loaded_unless_the_shape_says_otherwise():
 
 
 def test_a_folder_that_the_disk_has_no_room_for_is_refused_with_the_bytes(monkeypatch, tmp_path):
-    monkeypatch.setattr(loading.shutil, "disk_usage", lambda place: type("usage", (), {"free": 2**30}))
+    monkeypatch.setattr(load_time.shutil, "disk_usage", lambda place: type("usage", (), {"free": 2**30}))
     with pytest.raises(ConfigError, match=r"load: 1.0 GiB free in .*, 7.1 are needed \(--shape for a smaller model"):
-        loading.require_room(plan_race("load", {}, []), str(tmp_path))
+        load_time.require_room(plan_race("load", {}, []), str(tmp_path))
 
 
 def test_tokens_are_counted_up_to_the_first_that_differs_in_each_row():

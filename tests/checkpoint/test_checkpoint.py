@@ -16,7 +16,7 @@ from support.packaged_specs import one_in
 from support.tiny_models import every_choice, model_of, name
 from zoo import disk, runs
 from zoo.checkpoint import store
-from zoo.checkpoint.files import TensorReader, read_header, read_headers, stream_tensors, write_tensors
+from zoo.checkpoint.tensor_files import TensorReader, read_header, read_headers, stream_tensors, write_tensors
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar import to_dict

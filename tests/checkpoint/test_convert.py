@@ -17,7 +17,7 @@ import zoo
 import zoo.cli
 from support.packaged_specs import load, one_in
 from support.reference_folders import SIZES, edit, folder, run
-from zoo.checkpoint import spread, store
+from zoo.checkpoint import parallel_checkpoint, store
 from zoo.checkpoint.inverse import find_config
 from zoo.errors import ConfigError
 
@@ -41,7 +41,7 @@ def test_a_difference_is_found_and_said(tmp_path):
     spoiled = load_file(file)
     spoiled["model.norm.weight"] = spoiled["model.norm.weight"] + 0.1
     save_file(spoiled, file, {"format": "pt"})
-    from zoo.checkpoint.verify import verify_folder
+    from zoo.checkpoint.verify_folder import verify_folder
 
     with pytest.raises(zoo.CheckpointError, match="transformers' logits differ from the model's by"):
         verify_folder(model, tmp_path / "out")
@@ -67,7 +67,7 @@ def rebased(config):
     ],
 )
 def test_a_mistake_is_found_in_16_bits_as_in_32(spoil, change, tmp_path):
-    from zoo.checkpoint.verify import verify_folder
+    from zoo.checkpoint.verify_folder import verify_folder
 
     model, out = zoo.load(folder(tmp_path / "there"), dtype="bf16"), tmp_path / "out"
     for parameter in model.parameters():
@@ -337,7 +337,7 @@ def test_a_head_that_no_class_here_has_is_left_out_of_a_price_and_said(tmp_path,
 
 def test_without_transformers_nothing_is_written_before_it_is_said(tmp_path, capsys, monkeypatch):
     made = folder(tmp_path / "there")
-    monkeypatch.setattr("zoo.checkpoint.verify.find_spec", lambda name: None)
+    monkeypatch.setattr("zoo.checkpoint.verify_folder.find_spec", lambda name: None)
     code, _, said = run(capsys, "convert", made, tmp_path / "out")
     assert code == 2 and "zoo: error: verify: transformers is not installed" in said
     assert not (tmp_path / "out").exists()
@@ -453,7 +453,9 @@ def save_three_ways(model, folder):
     zoo.export(model, folder / "hf", verify=False)
     (folder / "shards").mkdir()
     store.write_architecture(model.spec, folder / "shards")
-    spread.save_shards(spread.hold_weights(model), folder / "shards" / spread.SHARDS)
+    parallel_checkpoint.save_shards(
+        parallel_checkpoint.hold_weights(model), folder / "shards" / parallel_checkpoint.SHARDS
+    )
 
 
 def test_a_checkpoint_in_shards_is_converted_as_a_whole_one_is(tmp_path, capsys):

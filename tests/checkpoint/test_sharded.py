@@ -23,7 +23,7 @@ from support.parallel_runs import (  # noqa: F401  (a fixture)
     spread,
 )
 from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
-from zoo.checkpoint.tensors import compare_tensors
+from zoo.checkpoint.tensor_check import compare_tensors
 from zoo.errors import CheckpointError
 
 STEPS = ["steps=6", "eval_every=2", "save_every=2", "batch_size=8", *BASE]

@@ -18,17 +18,17 @@ from safetensors.torch import load_file, save_file
 import zoo
 import zoo.cli
 from support.tokenizer_splits import PATTERNS
-from zoo.checkpoint.files import read_header
+from zoo.checkpoint.backtracking import find_slow_part
 from zoo.checkpoint.headers import compare_shapes
-from zoo.checkpoint.pattern import find_slow_part
-from zoo.checkpoint.sentence import write_modules
+from zoo.checkpoint.sentence_files import write_modules
+from zoo.checkpoint.tensor_files import read_header
 from zoo.checkpoint.tokenizer_file import GROWTH, check_tokenizer
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import family
+from zoo.families.config_types import ConfigFile
 from zoo.families.expression import Expression
 from zoo.families.gguf import read_catalogue
-from zoo.families.shapes import ConfigFile
 from zoo.text.defaults import read_defaults
 from zoo.untrusted.json_file import check_shape
 

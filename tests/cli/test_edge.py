@@ -226,7 +226,7 @@ def test_rich_tables_show_a_strangers_text_as_it_is(monkeypatch) -> None:
 def test_svg_and_pictures_hold_a_title_literally(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from zoo.report.plot import as_label, write_figure
+    from zoo.report.price_plot import as_label, write_figure
 
     ElementTree.fromstring(draw_panel(EVIL, [Curve([1, 2], [1, 2], EVIL)], EVIL))
     figure = Figure()
@@ -241,7 +241,7 @@ def test_svg_and_pictures_hold_a_title_literally(tmp_path: Path) -> None:
 
 
 def test_a_page_holds_no_control_character() -> None:
-    from zoo.report.page import render_page
+    from zoo.report.run_page import render_page
 
     made = render_page("<p>{{ title }}</p>{{ picture | safe }}", title=EVIL + "<b>", picture="<svg/>")
     assert "<p>\\x1b]0;title\\x07$\\frac$[/red]\\x9b31m&lt;b&gt;</p><svg/>" in made

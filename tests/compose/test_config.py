@@ -18,7 +18,7 @@ from support.tiny_models import choices
 from zoo import grammar
 from zoo.compose import load
 from zoo.compose.composing import TRAINING, Composed, Composition
-from zoo.compose.engine import open_repository
+from zoo.compose.hydra_engine import open_repository
 from zoo.compose.targets import Composer, compose_model, spec_of_composed, to_plain_yaml
 from zoo.costs import price
 from zoo.errors import ConfigError

@@ -20,7 +20,7 @@ from support.tiny_models import MIXED, every_choice, model_of, name, spec_of
 from zoo.cache.cache import Cache
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup
-from zoo.costs.cache import BLOCK, MAX_BATCHED_TOKENS, held_tokens, kv_cache
+from zoo.costs.cache_sizes import BLOCK, MAX_BATCHED_TOKENS, held_tokens, kv_cache
 from zoo.model.attention.gqa import GQA
 
 CONTEXT = 23  # beyond the windows of the tiny models

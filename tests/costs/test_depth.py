@@ -6,7 +6,7 @@ import pytest
 
 from support.tiny_models import spec_of
 from zoo.compose import load
-from zoo.compose.sweep import read_points
+from zoo.compose.sweep_specs import read_points
 from zoo.costs import Setup, memory, price
 from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS

@@ -15,7 +15,7 @@ from zoo.compose import load
 from zoo.costs import Setup, price
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.generating import generating
-from zoo.costs.shadow.layer import FEW_ROWS
+from zoo.costs.shadow.shadow_layer import FEW_ROWS
 from zoo.costs.transient import GenerationShape, _traced, measure_peaks
 from zoo.kernels.mask import Mask
 from zoo.model.position.bias import Sloped

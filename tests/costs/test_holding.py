@@ -18,7 +18,7 @@ from zoo.run.adapters import Adapters, attach_adapters
 from zoo.run.builder import build
 from zoo.training.building import build_run, deposit_tied_gradients
 from zoo.training.dropout import Dropout
-from zoo.training.fitting import price_training
+from zoo.training.memory_fit import price_training
 from zoo.training.objective.causal import NextToken, Seq2Seq
 from zoo.training.planning import plan_training
 from zoo.training.start.frozen import choose_trained, freeze_others

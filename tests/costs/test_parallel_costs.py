@@ -58,7 +58,7 @@ def test_what_a_process_sends_is_what_is_predicted(name, way, processes, here): 
 
 
 def test_a_process_needs_memory_for_its_part_alone(here, monkeypatch):  # noqa: F811
-    from zoo.training.fitting import price_training, take_share
+    from zoo.training.memory_fit import price_training, take_share
     from zoo.training.planning import plan_resumption
 
     zoo.train("llama-tiny", [*BASE, *SMALL, "steps=1", "batch_size=8", "hydra.run.dir=run"])

@@ -14,8 +14,8 @@ from zoo.analysis.explain.terms import trace_spec
 from zoo.cli import run
 from zoo.costs import Setup, price
 from zoo.costs.operators import operators
-from zoo.costs.parallel import fullest, stages
 from zoo.costs.params import count_parameters
+from zoo.costs.rank_tensors import fullest, stages
 from zoo.costs.roofline import roofline
 from zoo.costs.rows import tabulate
 from zoo.costs.setup import CONVENTIONS

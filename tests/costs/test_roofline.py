@@ -8,7 +8,7 @@ import pytest
 from support.packaged_specs import load, one_in
 from support.tiny_models import every_choice, name, spec_of
 from zoo.costs import Setup, flops, params
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.hardware import hardware, list_gpus
 from zoo.costs.operators import Chosen, operators
 from zoo.costs.roofline import MOST, roofline, turnover

@@ -9,8 +9,8 @@ import pytest
 from support.packaged_specs import load, one_in
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, flops, price
-from zoo.costs.cache import kv_cache
-from zoo.costs.rules import rules_of_thumb
+from zoo.costs.cache_sizes import kv_cache
+from zoo.costs.rules_of_thumb import rules_of_thumb
 
 
 @cache

@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from support.packaged_specs import load, one_in
 from support.tiny_models import model_of, needs, spec_of
-from zoo.checkpoint.states import take_apart
+from zoo.checkpoint.resume_states import take_apart
 from zoo.costs import Setup, params
-from zoo.costs.parallel import fullest
+from zoo.costs.rank_tensors import fullest
 from zoo.costs.setup import OPTIMIZERS
 from zoo.costs.states import state_bytes, states
 from zoo.errors import ConfigError

@@ -10,7 +10,7 @@ from tokenizers import processors
 
 import zoo.cli
 from support.published_folders import byte_level
-from zoo.data.cuts import describe_cuts
+from zoo.data.cut_rows import describe_cuts
 from zoo.data.rowcode import RowEncoder
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 

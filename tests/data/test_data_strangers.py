@@ -17,7 +17,7 @@ from zoo.analysis.scaling.points import read_points
 from zoo.cli.files import read_text
 from zoo.data import DataSettings, prepare
 from zoo.data import records as reading
-from zoo.data.labelled import ClassTask, NumberTask, prepare_labelled
+from zoo.data.labelled_records import ClassTask, NumberTask, prepare_labelled
 from zoo.data.parquet import Parquet
 from zoo.data.records import Faults, match_pattern, read_json_lines
 from zoo.data.shards import find_whole_shards

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from support.forked_processes import read_found, run_ranks
 from zoo.compose import load
-from zoo.costs.parallel import count_gathered, fullest, stages
+from zoo.costs.rank_tensors import count_gathered, fullest, stages
 from zoo.costs.setup import Setup
 from zoo.costs.traffic import traffic
-from zoo.distributed.context import SpreadContext
-from zoo.kernels.bias import Given
+from zoo.distributed.context_parallel import SpreadContext
 from zoo.kernels.mask import Mask
 from zoo.kernels.partial import EAGER, FLASH, FUSED, PartScores, choose_part
 from zoo.kernels.ring import Ring
+from zoo.kernels.score_bias import Given
 
 TINY = ["n_layers=2", "d_model=48", "d_ff=64"]
 FEATURES = {

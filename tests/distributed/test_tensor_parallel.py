@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from support.forked_processes import read_found, run_ranks
 from zoo.compose import load
-from zoo.costs.shards import shard_model
+from zoo.costs.rank_model import shard_model
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
 from zoo.spec import table

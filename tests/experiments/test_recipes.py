@@ -18,7 +18,7 @@ from zoo.experiments.laddering import climb_recipe
 from zoo.experiments.pricing import check_matched
 from zoo.experiments.recipe import Expectation, RecipeForm, find_recipe, list_recipes, read_recipe
 from zoo.paths import recipes_dir
-from zoo.probes.catalogue import make_probe
+from zoo.probes.all_probes import make_probe
 
 
 @pytest.mark.parametrize("name", one_in(4, list_recipes()))

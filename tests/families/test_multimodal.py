@@ -16,7 +16,7 @@ from support.logit_bounds import assert_close
 from support.multimodal_models import WHOLE, Whole, pair
 from support.reference_models import CLOSE, tensors
 from zoo.checkpoint import hf, store
-from zoo.checkpoint.verify import verify_folder
+from zoo.checkpoint.verify_folder import verify_folder
 from zoo.cli import run
 from zoo.errors import CheckpointError
 from zoo.families.multimodal import read_catalogue

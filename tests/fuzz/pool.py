@@ -60,7 +60,7 @@ def warm_up(seeds: Path) -> None:
 
 
 ROOMS = (
-    *("zoo.cli", "zoo.api", "zoo.training.loop", "zoo.jobs.train", "zoo.report.page", "zoo.report.runplot"),
+    *("zoo.cli", "zoo.api", "zoo.training.loop", "zoo.jobs.train", "zoo.report.run_page", "zoo.report.runplot"),
     *(
         "zoo.text.jobs",
         "zoo.text.labels",

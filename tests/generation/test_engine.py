@@ -24,7 +24,7 @@ from support.tiny_generators import (
     make_draft,
     make_guides,
 )
-from zoo.cache.rows import CachedRow
+from zoo.cache.cached_row import CachedRow
 from zoo.errors import ConfigError, ZooError
 from zoo.generation import invariants
 from zoo.generation.engine import Engine, serving

@@ -19,7 +19,7 @@ from support.logit_bounds import assert_close
 from support.request_schedules import full_logits, make_schedule, run_schedule
 from support.tiny_generators import KINDS, PREFIX_LM, SEQ2SEQ, choose, make
 from zoo.costs import Setup
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.generation import invariants
 from zoo.generation.engine import Engine
 from zoo.generation.request import Request

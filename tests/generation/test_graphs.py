@@ -17,7 +17,7 @@ from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
 from zoo.generation.graphs import Graphs
 from zoo.generation.request import Request
-from zoo.kernels.view.paging import PagedShape
+from zoo.kernels.view.page_tables import PagedShape
 from zoo.model.position import constants
 from zoo.run.capture import find_blocker
 

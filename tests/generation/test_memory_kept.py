@@ -23,7 +23,7 @@ glibc = pytest.mark.skipif(
 
 FAULTS = """
     import resource, sys
-    from zoo.run.memory import keep_memory
+    from zoo.run.machine_memory import keep_memory
     {call}
     for turn in range(3):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_verbs_that_compute_on_a_cpu_keep_memory_and_functions_do_not(folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("zoo.run.memory.keep_memory", lambda: calls.append(1))
+    monkeypatch.setattr("zoo.run.machine_memory.keep_memory", lambda: calls.append(1))
     text = tmp_path / "text.txt"
     text.write_text("some words")
     zoo.evaluate(folder, ["some words"])
@@ -75,7 +75,7 @@ def test_verbs_that_compute_on_a_cpu_keep_memory_and_functions_do_not(folder, tm
 def test_resident_memory_is_what_is_planned_where_memory_is_kept():
     """As `test_engine_memory` measures it: a cache of 256 MiB that is filled to the last page."""
     before, planned, peak = measure("""
-        from zoo.run.memory import keep_memory
+        from zoo.run.machine_memory import keep_memory
         keep_memory()
         size = ["n_layers=2", "d_model=64", "n_heads=32", "n_kv_heads=32", "head_dim=64", "d_ff=64", "vocab_size=97"]
         model = zoo.build(compose.load("llama-tiny", [*size, "max_seq_len=1024"]), device="cpu").eval()

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from support.packaged_specs import load
 from support.tiny_decoders import TINY, prompt, recomputed, tiny
 from zoo.costs import price
-from zoo.costs.shards import shard_model
+from zoo.costs.rank_model import shard_model
 from zoo.errors import ConfigError
 from zoo.generation.generate import generate
 

@@ -15,9 +15,9 @@ from support.request_schedules import find_faults, full_logits, make_schedule
 from support.tiny_generators import HYBRIDS, KINDS, MIXED, PREFIX_LM, SAME_CACHE, SEQ2SEQ, make
 from support.tiny_models import model_of
 from zoo.cache.cache import Cache
-from zoo.cache.store import Store
+from zoo.cache.pool_store import Store
 from zoo.costs import Setup
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
 from zoo.generation.request import Request
@@ -25,8 +25,8 @@ from zoo.kernels import KERNELS, Machine, attend
 from zoo.kernels.base import AttentionQuery
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
-from zoo.kernels.view.paging import choose_page, reads_pages
-from zoo.run.layout import choose_layout
+from zoo.kernels.view.page_tables import choose_page, reads_pages
+from zoo.run.cache_layout import choose_layout
 from zoo.text.follow import describe_cache
 
 HOPPER = (9, 0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from support.tiny_generators import make
+from zoo.cache.pool_store import Store, list_groups
 from zoo.cache.prefix import Prefixes
-from zoo.cache.store import Store, list_groups
 from zoo.generation.request import Request
 from zoo.generation.scheduler import RunningSequence, Scheduler
 

@@ -6,7 +6,7 @@ import pytest
 
 from support.request_schedules import check_alone, search_alone
 from support.tiny_generators import SEQ2SEQ, make
-from zoo.cache.pages import PagePool
+from zoo.cache.page_pool import PagePool
 from zoo.generation import invariants
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import zoo
-from zoo.analysis.pages import key_sentence
-from zoo.analysis.writing import TOUR, write_model
+from zoo.analysis.grammar_names import key_sentence
+from zoo.analysis.model_file import TOUR, write_model
 from zoo.cli import run
 from zoo.compose import load
 from zoo.costs.params import count_parameters

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from zoo import runs
 from zoo.compose.composing import TRAINING
-from zoo.compose.engine import RunMode, open_session
+from zoo.compose.hydra_engine import RunMode, open_session
 from zoo.errors import CheckpointError, ConfigError, FitError
 from zoo.jobs.loader import JobLoader
 from zoo.jobs.plan import plan_launch
@@ -162,7 +162,7 @@ def test_a_run_is_locked_before_hydra_writes_and_trains_under_that_lock(tmp_path
         with runs.locked(tmp_path / "run", print):  # as the training does
             return SimpleNamespace(return_value=3)
 
-    monkeypatch.setattr("zoo.compose.engine.Hydra.run", write)
+    monkeypatch.setattr("zoo.compose.hydra_engine.Hydra.run", write)
     with plan_launch([f"hydra.run.dir={tmp_path / 'run'}"], check=False) as plan:
         assert plan.run() == 3
     assert seen == [([runs.LOCK], True)]

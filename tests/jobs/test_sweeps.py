@@ -32,7 +32,7 @@ from zoo.jobs.sweep import SweepPoint, drop_duplicates
 from zoo.report.arms import name_arms
 from zoo.report.history import RunRecord
 from zoo.report.progress import Show
-from zoo.run.memory import begin_peak_memory, read_peak_since, release_memory
+from zoo.run.machine_memory import begin_peak_memory, read_peak_since, release_memory
 
 SWEEP = "hydra.sweep.dir=sweep"
 

@@ -10,9 +10,9 @@ from support.kernel_asks import ALL, HOPPER, PACKAGE
 from support.packaged_specs import one_in
 from support.tiny_models import every_choice, model_of
 from support.tiny_models import name as named
+from zoo.bench.kernels.accuracy import check_case, list_refusals
 from zoo.bench.kernels.cases import find_case, list_cases, make_inputs
-from zoo.bench.kernels.errors import check_case, list_refusals
-from zoo.bench.kernels.parts import Settings
+from zoo.bench.kernels.processes import Settings
 from zoo.cache.cache import Cache
 from zoo.errors import KernelError
 from zoo.generation.generate import generate

@@ -14,9 +14,9 @@ from zoo import generate
 from zoo.errors import KernelError
 from zoo.kernels import attend, flex, prepare
 from zoo.kernels.base import AttentionQuery, Machine
-from zoo.kernels.bias import Given
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
+from zoo.kernels.score_bias import Given
 from zoo.kernels.view import KeySegment, PooledView
 from zoo.lazy import load
 from zoo.model.position.bias import ALiBi, T5Buckets

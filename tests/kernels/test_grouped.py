@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import KernelError
-from zoo.kernels.grouped import grouped_linear, refuses
+from zoo.kernels.grouped_products import grouped_linear, refuses
 
 SIZES = [3, 0, 5, 0, 1, 7]  # rows of each expert; some get none
 OFFSETS = torch.tensor(SIZES).cumsum(0).to(torch.int32)

@@ -15,8 +15,8 @@ from zoo import lazy
 from zoo.bench.kernels import cases
 from zoo.errors import KernelError
 from zoo.kernels import AttentionQuery, Machine, attend, pick, prepare
-from zoo.kernels.bias import Given
 from zoo.kernels.mask import Mask
+from zoo.kernels.score_bias import Given
 
 lazy.load()  # as building a model does: what torch.compile traces must not import
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from zoo.kernels.bias import Given
 from zoo.kernels.mask import Mask
+from zoo.kernels.score_bias import Given
 
 CPU = torch.device("cpu")
 

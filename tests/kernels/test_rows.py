@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.tiny_models import model_of
-from zoo.bench.kernels.errors import FACTOR, SLACK
+from zoo.bench.kernels.accuracy import FACTOR, SLACK
 from zoo.cache.cache import Cache
-from zoo.cache.rows import CachedRow
-from zoo.cache.store import Store, list_groups
+from zoo.cache.cached_row import CachedRow
+from zoo.cache.pool_store import Store, list_groups
 from zoo.kernels import attend
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeySegment, PooledView, pooled, split_kv

@@ -7,8 +7,15 @@ from dataclasses import replace
 import pytest
 
 from support.tiny_runs import write_corpus
-from zoo.analysis.scaling.ladder import EVAL_ROWS, choose_lengths, choose_rows, choose_sizes, compute_rate, space_sizes
-from zoo.analysis.solve.recipe import ComposedModel
+from zoo.analysis.scaling.ladder_sizes import (
+    EVAL_ROWS,
+    choose_lengths,
+    choose_rows,
+    choose_sizes,
+    compute_rate,
+    space_sizes,
+)
+from zoo.analysis.solve.proportions import ComposedModel
 from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.cli.fit import collect_points
@@ -16,7 +23,7 @@ from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Timing
 from zoo.ladder import LadderRequest, climb, plan_ladder
-from zoo.ladder.plan import plan_run
+from zoo.ladder.ladder_plan import plan_run
 from zoo.training.schedule import WSDS
 
 TINY = ["model.head_dim=8", "model.vocab_size=257"]

@@ -3,7 +3,7 @@
 import pytest
 
 from support.packaged_specs import load
-from zoo.costs.shards import context_faults
+from zoo.costs.rank_model import context_faults
 from zoo.errors import ConfigError
 
 

@@ -14,8 +14,8 @@ from support.packaged_specs import make_loud
 from support.saved_activations import passes, saved_by, told
 from zoo.compose import load
 from zoo.costs.activations import PassShape, list_sections
-from zoo.costs.shards import layer_faults
-from zoo.distributed.schedule import PipelineSchedule
+from zoo.costs.rank_model import layer_faults
+from zoo.distributed.pipeline_schedule import PipelineSchedule
 from zoo.model.channels import Channel
 from zoo.model.ffn import MLP
 from zoo.run.builder import build

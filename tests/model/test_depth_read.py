@@ -13,7 +13,7 @@ from support.tiny_models import DEEP, model_of, spec_of
 from zoo.cache.cache import Cache
 from zoo.cli import run
 from zoo.costs.again import tell_reads_apart
-from zoo.costs.shards import context_faults
+from zoo.costs.rank_model import context_faults
 from zoo.kernels.dispatch import attend
 from zoo.kernels.mask import Mask
 from zoo.model.activation import Activation

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from zoo.kernels.bias import pick_last
+from zoo.kernels.score_bias import pick_last
 from zoo.model.activation import Activation
 from zoo.model.ffn import multiply_gate
 from zoo.model.norm import divide_by_rms

@@ -6,11 +6,11 @@ import torch
 from torch.testing import assert_close
 
 from support.tiny_models import LOOPED, MODULES, TOLD, model_of, spec_of
-from zoo.analysis.solve.recipe import ComposedModel
+from zoo.analysis.solve.proportions import ComposedModel
 from zoo.checkpoint import hf
 from zoo.cli import run
 from zoo.families.family import read_family
-from zoo.model.loop import Loop
+from zoo.model.layer_loop import Loop
 from zoo.probes.shrink import SizeDemand, shrink
 from zoo.run.builder import build
 

@@ -12,9 +12,9 @@ from support.packaged_specs import load
 from support.tiny_models import CONVOLVED, model_of, spec_of
 from zoo.cache.cache import Cache
 from zoo.cli import run
-from zoo.costs.shards import context_faults, expert_faults, shard_model
+from zoo.costs.rank_model import context_faults, expert_faults, shard_model
 from zoo.errors import ConfigError
-from zoo.kernels.bias import ByDistance
+from zoo.kernels.score_bias import ByDistance
 from zoo.model.attention.tempering import Tempering
 from zoo.model.ffn import FFN
 from zoo.spec import tensors

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from support.expert_mixtures import TIGHT, D, E, F, layer, moe, step, tokens
 from support.packaged_specs import one_in
 from zoo.cache.cache import LayerCache
-from zoo.cache.store import LayerStore
+from zoo.cache.pool_store import LayerStore
 from zoo.model.expert_choice import ExpertChoice
 from zoo.model.moe import MoE
 from zoo.model.router import ExpertGroups, Router, SigmoidTopK, SoftmaxTopK, SparseMixer

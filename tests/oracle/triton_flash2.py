@@ -33,9 +33,9 @@ from torch import Tensor
 
 from zoo import lazy
 from zoo.kernels import KERNELS, Machine, attend
-from zoo.kernels.bias import Given
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
+from zoo.kernels.score_bias import Given
 
 SCALE = 0.3
 WIDTH, HEADS, KV_HEADS = 32, 4, 2

@@ -50,8 +50,8 @@ from triton.runtime.driver import driver
 from triton.runtime.interpreter import TensorHandle
 
 from zoo import lazy
+from zoo.bench.kernels.accuracy import compare_errors, run_kernel
 from zoo.bench.kernels.cases import AttentionCase, list_cases, make_ask, make_inputs
-from zoo.bench.kernels.errors import compare_errors, run_kernel
 from zoo.kernels import KERNELS, Machine, flex
 from zoo.kernels.blocks import SHARED
 from zoo.kernels.flex import Flex

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from zoo.analysis.axes import describe_axis, list_axes
-from zoo.report.axes import HEAD, LEGEND, list_rows
+from zoo.report.axis_table import HEAD, LEGEND, list_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "axes.md"
 HEADING = "## Every choice"

@@ -6,9 +6,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from zoo.analysis.pages import describe_page, key_sentence
+from zoo.analysis.grammar_names import describe_page, key_sentence
 from zoo.grammar import vocabulary
-from zoo.report.pages import write_choices
+from zoo.report.grammar_pages import write_choices
 
 DOCS = Path(__file__).parents[2] / "docs"
 FOLDER, SCHEMA = DOCS / "choices", DOCS / "model.schema.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo.experiments.judging import RecipeOutcome, find_outcome
 from zoo.experiments.recipe import Recipe, find_recipe, list_recipes
-from zoo.experiments.tables import FINDINGS, list_arms, list_cells, list_costs
+from zoo.experiments.recipe_tables import FINDINGS, list_arms, list_cells, list_costs
 from zoo.paths import recipes_dir
 from zoo.probes.card import draw_card, format_reach, group_by_model
 from zoo.probes.card import list_costs as list_prices

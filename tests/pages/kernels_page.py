@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from support import kernel_asks
+from zoo.bench.kernels.accuracy import FACTOR, SLACK, check_case
 from zoo.bench.kernels.cases import list_cases
-from zoo.bench.kernels.errors import FACTOR, SLACK, check_case
-from zoo.bench.kernels.parts import Settings
+from zoo.bench.kernels.processes import Settings
 from zoo.errors import KernelError
 from zoo.kernels import AttentionQuery, Machine, order, pick
 from zoo.kernels.base import Kernel

@@ -13,7 +13,7 @@ from zoo.analysis.explain.cache import ENGINES
 from zoo.analysis.explain.memory import PRECISIONS
 from zoo.costs import Setup, price
 from zoo.costs.flops import CONVENTIONS, optimizer_flops
-from zoo.costs.rules import rules_of_thumb
+from zoo.costs.rules_of_thumb import rules_of_thumb
 from zoo.costs.setup import OPTIMIZERS
 from zoo.costs.states import states, widths
 

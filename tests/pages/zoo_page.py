@@ -21,7 +21,7 @@ from support import rwkv7_equations
 from support.packaged_specs import load
 from support.reference_models import Case, both, pair
 from zoo.checkpoint import hf
-from zoo.checkpoint.files import read_json
+from zoo.checkpoint.tensor_files import read_json
 from zoo.compose.catalogue import read_models
 from zoo.costs import price
 from zoo.families import family as families

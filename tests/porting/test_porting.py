@@ -66,5 +66,5 @@ def test_what_cannot_be_drafted_is_said_in_one_line(tmp_path, capsys, words, lin
 
 
 def test_transformers_missing_is_said_in_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zoo.checkpoint.verify.find_spec", lambda name: None)
+    monkeypatch.setattr("zoo.checkpoint.verify_folder.find_spec", lambda name: None)
     assert "transformers is not installed" in refuse(capsys, "llama", "--out", str(tmp_path / "draft.yaml"))

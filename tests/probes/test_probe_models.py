@@ -11,11 +11,11 @@ from zoo.cli import run
 from zoo.compose import load
 from zoo.compose.targets import list_packaged
 from zoo.errors import ConfigError
+from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small, open_pool, run_probe
-from zoo.probes.catalogue import make_probe
 from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
+from zoo.probes.outcome_store import name_folder
 from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
-from zoo.probes.store import name_folder
 from zoo.probes.training import Learner, score
 from zoo.run.builder import build
 

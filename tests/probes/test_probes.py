@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from zoo.errors import ConfigError
+from zoo.probes.all_probes import EVERY, make_probe
 from zoo.probes.base import IGNORED, STREAMS
-from zoo.probes.catalogue import EVERY, make_probe
 from zoo.probes.copying import LETTERS
 
 NAMES = [each.name for each in EVERY]

@@ -10,7 +10,7 @@ from support.packaged_specs import load
 from zoo.cli import run
 from zoo.costs import Setup
 from zoo.errors import ConfigError
-from zoo.report.plot import draw_models, join_equal, list_contexts
+from zoo.report.price_plot import draw_models, join_equal, list_contexts
 
 
 def written(file: Path) -> str:
@@ -93,7 +93,7 @@ def test_no_legend_covers_an_axis(names: tuple[str, ...], tmp_path: Path, monkey
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     drawn: list = []
-    monkeypatch.setattr("zoo.report.plot.write_figure", lambda figure, file: drawn.append(figure))
+    monkeypatch.setattr("zoo.report.price_plot.write_figure", lambda figure, file: drawn.append(figure))
     draw_models({name: load(name) for name in names}, Setup(gpu="h100"), tmp_path / "any.png")
     (figure,) = drawn
     FigureCanvasAgg(figure).draw()

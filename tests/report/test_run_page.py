@@ -19,7 +19,7 @@ from zoo.errors import ZooError
 from zoo.jobs import train
 from zoo.jobs.train import resume_run, start_run
 from zoo.report.history import RunRecord
-from zoo.report.page import draw_curves, make_page, read_samples, thin, write_page
+from zoo.report.run_page import draw_curves, make_page, read_samples, thin, write_page
 from zoo.report.svg import Curve, draw_panel
 from zoo.run.environment import describe_environment, read_commit
 from zoo.runs import PAGE

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 import zoo
 from support.tiny_models import every_choice, model_of
 from support.tiny_models import name as named
+from zoo.bench.kernels.accuracy import check_case
 from zoo.bench.kernels.cases import list_cases
-from zoo.bench.kernels.errors import check_case
-from zoo.bench.kernels.parts import Settings
+from zoo.bench.kernels.processes import Settings
 from zoo.cache.cache import Cache
 from zoo.kernels import KERNELS, machine_of
 from zoo.kernels.table import PLAIN

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zoo.errors import ConfigError
-from zoo.run import memory
+from zoo.run import machine_memory
 from zoo.run.builder import pick_device
 
 VM_STAT = """Mach Virtual Memory Statistics: (page size of 16384 bytes)
@@ -63,19 +63,19 @@ def test_the_cpu_may_be_numbered_as_torch_numbers_it():
 
 
 def test_free_memory_is_what_each_system_counts_as_available():
-    assert memory.read_meminfo(MEMINFO) == 8_192_000 * 1024
-    assert memory.read_vm_stat(VM_STAT) == 16384 * (12345 + 300000 + 1000 + 655)
+    assert machine_memory.read_meminfo(MEMINFO) == 8_192_000 * 1024
+    assert machine_memory.read_vm_stat(VM_STAT) == 16384 * (12345 + 300000 + 1000 + 655)
     for broken in ("", "Pages free: 1.", "page size of 4096 bytes", "MemTotal: 1 kB"):
-        assert memory.read_meminfo(broken) is None and memory.read_vm_stat(broken) is None
+        assert machine_memory.read_meminfo(broken) is None and machine_memory.read_vm_stat(broken) is None
 
 
 def test_on_a_mac_it_is_read_from_vm_stat_and_unknown_without_it(monkeypatch):
-    monkeypatch.setattr(memory, "Path", lambda path: type("Missing", (), {"exists": lambda self: False})())
+    monkeypatch.setattr(machine_memory, "Path", lambda path: type("Missing", (), {"exists": lambda self: False})())
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(memory, "_output_of", lambda command: VM_STAT if command == "vm_stat" else "")
-    assert memory.read_free_memory(torch.device("cpu")) == 16384 * 314000
+    monkeypatch.setattr(machine_memory, "_output_of", lambda command: VM_STAT if command == "vm_stat" else "")
+    assert machine_memory.read_free_memory(torch.device("cpu")) == 16384 * 314000
     monkeypatch.undo()
-    assert memory._output_of("no-such-program-anywhere") == ""
+    assert machine_memory._output_of("no-such-program-anywhere") == ""
 
 
 def test_without_sysconf_and_resource_as_on_windows_the_figures_are_unknown_and_nothing_fails(monkeypatch):
@@ -86,14 +86,14 @@ def test_without_sysconf_and_resource_as_on_windows_the_figures_are_unknown_and_
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    monkeypatch.setattr(memory, "Path", lambda path: type("Missing", (), {"exists": lambda self: False})())
+    monkeypatch.setattr(machine_memory, "Path", lambda path: type("Missing", (), {"exists": lambda self: False})())
     monkeypatch.setattr(sys, "platform", "none")
     monkeypatch.delattr(os, "sysconf_names")
     monkeypatch.setattr(builtins, "__import__", without_resource)
-    assert memory.read_free_memory(torch.device("cpu")) is None
-    assert memory.read_peak_memory(torch.device("cpu")) is None
+    assert machine_memory.read_free_memory(torch.device("cpu")) is None
+    assert machine_memory.read_peak_memory(torch.device("cpu")) is None
 
 
 def test_windows_own_structure_has_the_size_and_the_place_that_its_documentation_states():
-    assert memory.ctypes.sizeof(memory.WindowsMemory) == 64
-    assert memory.WindowsMemory.available_physical.offset == 16
+    assert machine_memory.ctypes.sizeof(machine_memory.WindowsMemory) == 64
+    assert machine_memory.WindowsMemory.available_physical.offset == 16

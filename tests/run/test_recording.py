@@ -16,7 +16,7 @@ from support.tiny_generators import KINDS, make
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.model.step import Step
-from zoo.run.recordings import Recordings
+from zoo.run.recording_plan import Recordings
 
 REREADS = {"position=rope_dynamic original_max_seq_len=8"}
 """Kinds whose positions end the cache before a layer is replayed."""
@@ -160,7 +160,7 @@ def _refuse_one_token(graph, examples):
 
 
 def test_more_layers_than_are_kept_are_recorded_anew(monkeypatch):
-    monkeypatch.setattr("zoo.run.recordings.MOST", 3)
+    monkeypatch.setattr("zoo.run.recording_plan.MOST", 3)
     model = make("attention=gqa")
     replayed, recordings = serve(model)
     assert replayed == serve(model, Running())[0] and len(recordings._courses) <= 3

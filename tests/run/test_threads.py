@@ -8,7 +8,7 @@ import torch
 from support.tiny_models import model_of
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.jobs.train import resume_run, start_run
-from zoo.run import dtypes, threads
+from zoo.run import fastest_dtype, threads
 from zoo.run.threads import ThreadWatch, choose_fastest, list_candidates
 from zoo.training import speed
 
@@ -143,14 +143,14 @@ def test_a_resumed_run_goes_on_with_the_threads_of_its_checkpoint(free, measured
 @pytest.fixture
 def bf16_is(monkeypatch):
     """Says how many times slower bfloat16 is, in place of a measurement."""
-    return lambda times: monkeypatch.setattr(dtypes, "measure_slowdown", lambda dtype, **_: times)
+    return lambda times: monkeypatch.setattr(fastest_dtype, "measure_slowdown", lambda dtype, **_: times)
 
 
 def test_16_bits_that_are_slow_compute_in_float32_with_the_same_values(bf16_is):
     bf16_is(6.0)
     model = model_of(dtype="bf16")
     before = {name: each.detach().clone() for name, each in model.state_dict().items()}
-    line = dtypes.use_fastest_dtype(model)
+    line = fastest_dtype.use_fastest_dtype(model)
     assert line == "computes in float32: the weights' bfloat16 is 6.0 times slower than float32 on this CPU"
     for name, each in model.state_dict().items():
         assert each.dtype is torch.float32
@@ -161,7 +161,7 @@ def test_a_model_that_came_to_compute_in_float32_in_inference_mode_can_be_traine
     bf16_is(6.0)
     model = model_of(dtype="bf16")
     with torch.inference_mode():
-        dtypes.use_fastest_dtype(model)
+        fastest_dtype.use_fastest_dtype(model)
     model(torch.arange(8)[None]).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -170,10 +170,10 @@ def test_16_bits_that_are_fast_or_asked_for_stay(bf16_is):
     told = []
     bf16_is(0.5)
     model = model_of(dtype="bf16")
-    dtypes.settle_cpu(model, told.append)
+    fastest_dtype.settle_cpu(model, told.append)
     assert told == []
     bf16_is(6.0)
-    dtypes.settle_cpu(model, told.append, dtype="dtype: bf16")
+    fastest_dtype.settle_cpu(model, told.append, dtype="dtype: bf16")
     assert told == ["dtype: bf16 is 6.0 times slower than fp32 on this CPU"]
     assert next(model.parameters()).dtype is torch.bfloat16
 
@@ -184,15 +184,15 @@ def test_a_model_that_does_not_fit_in_float32_stays_in_16_bits_and_that_is_said(
     bf16_is(6.0)
     model = model_of(dtype="bf16")
     monkeypatch.setattr(builder, "read_free_memory", lambda device: 1000)
-    assert dtypes.use_fastest_dtype(model).startswith("computes in bfloat16, 6.0 times slower than float32")
+    assert fastest_dtype.use_fastest_dtype(model).startswith("computes in bfloat16, 6.0 times slower than float32")
     assert next(model.parameters()).dtype is torch.bfloat16
 
 
 def test_the_probe_of_a_dtype_leaves_torchs_number_of_threads():
-    dtypes.measure_slowdown.cache_clear()
+    fastest_dtype.measure_slowdown.cache_clear()
     before = torch.get_num_threads()
     for training in (False, True):
-        assert 0 < dtypes.measure_slowdown(torch.bfloat16, training=training) < float("inf")
+        assert 0 < fastest_dtype.measure_slowdown(torch.bfloat16, training=training) < float("inf")
     assert torch.get_num_threads() == before
 
 

@@ -14,7 +14,7 @@ from torch import distributed
 from support.sent_bytes import Sent
 from support.tensor_parallel_ranks import randomise
 from zoo.compose import load
-from zoo.distributed.context import SpreadContext
+from zoo.distributed.context_parallel import SpreadContext
 from zoo.distributed.meeting import join_processes
 from zoo.distributed.world import read_world
 from zoo.run.builder import build

@@ -7,11 +7,11 @@ Each is a rule of the engine broken by a patch, the kind of layer on which it is
 from hashlib import blake2b
 
 from zoo.cache.cache import Cache
-from zoo.cache.pages import PagePool
+from zoo.cache.cached_row import CachedRow
+from zoo.cache.encoder_reuse import Sources
+from zoo.cache.page_pool import PagePool
+from zoo.cache.pool_store import LayerGroup, Store
 from zoo.cache.prefix import Prefixes
-from zoo.cache.rows import CachedRow
-from zoo.cache.sources import Sources
-from zoo.cache.store import LayerGroup, Store
 from zoo.generation import beams
 from zoo.generation.engine import Engine
 from zoo.generation.proposals import DraftModel

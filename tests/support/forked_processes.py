@@ -22,7 +22,7 @@ PROGRAMS = (
     "support.context_parallel_ranks",
     "support.pipeline_parallel_ranks",
 )
-IMPORTED = [*PROGRAMS, "zoo.cli", "zoo.training.loop", "zoo.jobs.train", "zoo.report.page", "matplotlib.figure"]
+IMPORTED = [*PROGRAMS, "zoo.cli", "zoo.training.loop", "zoo.jobs.train", "zoo.report.run_page", "matplotlib.figure"]
 
 
 def run_ranks(processes, program, *args, timeout=600):

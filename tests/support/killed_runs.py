@@ -32,7 +32,7 @@ import torch._dynamo  # which torch imports late: forked with everything there, 
 from support.tiny_runs import compose_run
 from zoo import runs
 from zoo.checkpoint import store
-from zoo.checkpoint.files import read_header
+from zoo.checkpoint.tensor_files import read_header
 from zoo.disk import write_text
 from zoo.errors import Terminated, ZooError
 from zoo.generation import engine  # noqa: F401

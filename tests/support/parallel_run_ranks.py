@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 import zoo
 from support.gathered_weights import Gathered
 from support.sent_bytes import Sent
-from zoo.distributed.shards import own_part
+from zoo.distributed.sharded_tensors import own_part
 from zoo.training import update
 
 warnings.filterwarnings("error", message="FSDP2-wrapped module")  # of what loses a hook, and so gradients

@@ -14,8 +14,8 @@ import zoo
 from support.forked_processes import read_found, run_ranks
 from support.parallel_run_ranks import keeping_gradients
 from zoo.distributed.world import World
+from zoo.training.mesh_settings import ParallelSettings
 from zoo.training.packaged import read_packaged
-from zoo.training.parallel import ParallelSettings
 
 WORDS = ("fox", "dog", "runs", "jumps", "over", "the", "lazy", "quick", "brown", "sleeps", "and", "it", "tree", "river")
 BASE = [

@@ -3,7 +3,7 @@
 import collections
 
 import zoo
-from zoo.run.recordings import Recordings
+from zoo.run.recording_plan import Recordings
 
 
 class Running(Recordings):

@@ -24,7 +24,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 from zoo.cache.cache import LayerCache
-from zoo.cache.store import LayerStore
+from zoo.cache.pool_store import LayerStore
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.model.activation import Sigmoid

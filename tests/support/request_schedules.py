@@ -16,8 +16,8 @@ import torch
 from zoo.errors import ConfigError
 from zoo.generation import invariants
 from zoo.generation.engine import Engine, serving
+from zoo.generation.prompt_towers import find_reader, find_writer
 from zoo.generation.request import Request
-from zoo.generation.towers import find_reader, find_writer
 from zoo.sampling.draws import DrawState
 from zoo.sampling.options import Sampling
 from zoo.sampling.sampler import Sampler

@@ -7,7 +7,7 @@ from typing import Any
 
 from support.packaged_specs import load
 from zoo.grammar import from_dict, to_dict
-from zoo.model.loop import Loop
+from zoo.model.layer_loop import Loop
 from zoo.probes.shrink import shorten
 
 SIZES = {

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from support.parallel_runs import BASE, INTERLEAVED, MODELS, SCHEDULES, SMALL, ZERO_BUBBLE, here, settle, spread_all  # noqa: F401  (a fixture)
 from zoo.compose import load
-from zoo.costs.parallel import stages
+from zoo.costs.rank_tensors import stages
 from zoo.costs.setup import Setup
 from zoo.costs.traffic import traffic
 

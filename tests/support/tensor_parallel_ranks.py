@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from zoo.costs.shards import shard_model
+from zoo.costs.rank_model import shard_model
 from zoo.distributed.gradients import measure_gradient, sum_common_gradients
 from zoo.distributed.meeting import join_processes
 from zoo.distributed.mesh import Mesh
@@ -22,7 +22,7 @@ from zoo.model.init import initialise
 from zoo.run.builder import build, load_spec
 from zoo.spec.cuts import find_cut_faults, find_cuts
 from zoo.training.layout import ProcessGroups
-from zoo.training.parallel import find_wide_norms
+from zoo.training.mesh_settings import find_wide_norms
 
 ROWS, TOKENS, SOURCE = 2, 21, 13
 

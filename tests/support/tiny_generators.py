@@ -11,7 +11,7 @@ from support.tiny_decoders import COMBINATIONS, TINY
 from support.tiny_models import needs
 from support.tiny_seq2seq import ALIBI, BART, BIASED, MERGED, MODERN, NEAR, PREFIX, SINES, T5, UMT5
 from zoo.data.tokenizer import Tokenizer
-from zoo.generation.towers import find_writer
+from zoo.generation.prompt_towers import find_writer
 from zoo.run.builder import build
 from zoo.sampling.guide import GuideCompiler
 

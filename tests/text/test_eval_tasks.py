@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-from zoo.text.harness import Harness, read_options
+from zoo.text.eval_harness import Harness, read_options
 from zoo.text.tasks import load
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it brings

@@ -11,7 +11,7 @@ import pytest
 import zoo
 from support import published_folders
 from support.reference_folders import edit, folder, run
-from zoo.checkpoint.verify import verify_folder
+from zoo.checkpoint.verify_folder import verify_folder
 from zoo.errors import CheckpointError
 from zoo.text.handover import choose_readings
 

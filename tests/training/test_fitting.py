@@ -7,7 +7,7 @@ from zoo.costs import price
 from zoo.errors import ConfigError, ZooError
 from zoo.jobs.train import start_run
 from zoo.training import building
-from zoo.training.fitting import advise, check_memory, list_finer, price_training
+from zoo.training.memory_fit import advise, check_memory, list_finer, price_training
 from zoo.training.planning import plan_training
 
 LARGE = ["batch_size=8", "seq_len=32", "model.n_layers=8"]

@@ -7,7 +7,7 @@ from support.parallel_runs import BASE, SMALL, here  # noqa: F401  (a fixture)
 from zoo import cli
 from zoo.distributed.world import World
 from zoo.errors import ConfigError
-from zoo.training.parallel import ParallelSettings
+from zoo.training.mesh_settings import ParallelSettings
 
 
 @pytest.mark.parametrize(

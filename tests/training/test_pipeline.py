@@ -16,14 +16,14 @@ from zoo.compose import load as compose
 from zoo.costs import Setup, price
 from zoo.costs.flops import count_flops
 from zoo.costs.layer_cut import cut_evenly, cut_layers, time_layers
-from zoo.costs.parallel import stages
+from zoo.costs.rank_tensors import stages
 from zoo.costs.step_time import PassTime, bubble_seconds, measure_work
-from zoo.distributed.schedule import PipelineSchedule
+from zoo.distributed.pipeline_schedule import PipelineSchedule
 from zoo.distributed.world import World
 from zoo.errors import ConfigError
 from zoo.model.stage import take_chunks
 from zoo.run.builder import build
-from zoo.training.parallel import ParallelSettings
+from zoo.training.mesh_settings import ParallelSettings
 from zoo.training.pipeline import find_schedule_class
 
 INTERLEAVED = {"schedule": "interleaved", "chunks": 2}

@@ -10,7 +10,7 @@ from support.memory_tracker import StorageTracker
 from support.packaged_specs import one_in
 from support.tiny_runs import compose_run, read_folder, read_metrics, write_corpus
 from zoo import runs
-from zoo.checkpoint.files import read_header
+from zoo.checkpoint.tensor_files import read_header
 from zoo.costs import price
 from zoo.costs.setup import PRECISIONS
 from zoo.data import Batch

@@ -15,7 +15,7 @@ from support.tiny_runs import SMALL, compose_run, read_folder, read_metrics, wri
 from zoo import cli, runs
 from zoo.checkpoint import store
 from zoo.checkpoint.manifest import MANIFEST, SKIP
-from zoo.checkpoint.whole import choose_checkpoint
+from zoo.checkpoint.newest_checkpoint import choose_checkpoint
 from zoo.errors import CheckpointError
 from zoo.jobs.train import start_run
 from zoo.training import loop

@@ -21,7 +21,7 @@ from zoo.data import DataSettings, hold_out, prepare
 from zoo.errors import CheckpointError, ConfigError
 from zoo.jobs.train import resume_run, start_run
 from zoo.paths import conf_dir
-from zoo.training.fitting import advise, price_training
+from zoo.training.memory_fit import advise, price_training
 from zoo.training.objective import NextToken
 from zoo.training.planning import plan_training
 

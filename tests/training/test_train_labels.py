@@ -18,7 +18,7 @@ from support.corpora import faults_of
 from support.packaged_specs import load
 from zoo.cli import run
 from zoo.data import DataSettings
-from zoo.data.labelled import ClassTask, NumberTask, TagTask, prepare_labelled
+from zoo.data.labelled_records import ClassTask, NumberTask, TagTask, prepare_labelled
 from zoo.data.rowcode import RowEncoder
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.jobs.train import resume_run

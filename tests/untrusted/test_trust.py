@@ -20,7 +20,7 @@ from zoo.compose.gate import check_overrides
 from zoo.errors import ConfigError
 from zoo.training.planning import plan_training
 from zoo.untrusted.json_file import parse_json
-from zoo.untrusted.paths import find_inside
+from zoo.untrusted.stated_paths import find_inside
 from zoo.untrusted.yaml_file import check_yaml, read_yaml_text
 
 pytestmark = pytest.mark.quick

@@ -11,7 +11,7 @@ from zoo.costs.hardware import Hardware, hardware
 from zoo.costs.memory import training
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
-from zoo.costs.shadow.recording import UnknownOperation
+from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.transient import GenerationShape, measure_peaks
 from zoo.errors import ConfigError
 

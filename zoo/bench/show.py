@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.bench.isa import name_isa
-from zoo.bench.plan import OURS
+from zoo.bench.race_plan import OURS
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from zoo.cache.paged import make_room, place_rows
-from zoo.cache.rows import CachedRow, list_slots
-from zoo.cache.store import PAGE, LayerGroup, LayerStore, Store, list_groups
+from zoo.cache.cached_row import CachedRow, list_slots
+from zoo.cache.page_rows import make_room, place_rows
+from zoo.cache.pool_store import PAGE, LayerGroup, LayerStore, Store, list_groups
 from zoo.errors import ConfigError
-from zoo.kernels.running import count_windows
+from zoo.kernels.running_sums import count_windows
 from zoo.kernels.view import Run
-from zoo.kernels.view.paging import PassTensors, as_tensor
+from zoo.kernels.view.page_tables import PassTensors, as_tensor
 from zoo.kernels.view.slots import SlotMapping
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.run.recordings import Recordings
+    from zoo.run.recording_plan import Recordings
 
 
 class LayerCache:

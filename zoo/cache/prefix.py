@@ -18,8 +18,8 @@ from hashlib import blake2b
 from typing import NamedTuple
 from weakref import WeakMethod
 
-from zoo.cache.rows import CachedRow
-from zoo.cache.store import Store
+from zoo.cache.cached_row import CachedRow
+from zoo.cache.pool_store import Store
 
 INTERVAL = 256
 """Tokens between two checkpoints of windows and recurrent states."""

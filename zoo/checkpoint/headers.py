@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from zoo.checkpoint.files import read_header
+from zoo.checkpoint.tensor_files import read_header
 from zoo.errors import CheckpointError, did_you_mean
-from zoo.untrusted.text import list_first, shorten
+from zoo.untrusted.printable import list_first, shorten
 
 
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:

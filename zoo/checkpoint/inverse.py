@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.field_pairs import FieldRow, find_fields, pair_fields
 from zoo.checkpoint.likeness import list_spec_differences
-from zoo.checkpoint.rows import FieldRow, find_fields, pair_fields
 from zoo.errors import ConfigError, FitsNoFamily
 from zoo.families import family as families
 from zoo.families.binding import assemble_fields
 from zoo.families.body import Body
 from zoo.families.expression import Bindings, evaluate_tree, is_expression
 from zoo.families.family import Family
-from zoo.families.towers import find_member
+from zoo.families.tower_configs import find_member
 from zoo.grammar import to_dict
 from zoo.grammar.keys import BOTH
 from zoo.model.head import NoHead, can_be_tied

@@ -21,7 +21,7 @@ from typing import Any
 from zoo.errors import CheckpointError, short
 from zoo.runs import ARCHITECTURE, AVERAGES, COUNTERS
 from zoo.untrusted.json_file import COUNTED, JsonShape, check_shape, parse_json, read_bytes
-from zoo.untrusted.paths import find_inside
+from zoo.untrusted.stated_paths import find_inside
 
 MANIFEST = "manifest.json"
 SKIP = "ZOO_NO_VERIFY"

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.entries import STEPS, Entry, Shape, Shards, TensorStep
+from zoo.checkpoint.conversion import STEPS, Entry, Shape, Shards, TensorStep
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.expression import Expression, evaluate_tree

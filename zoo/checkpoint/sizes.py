@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo import runs
-from zoo.checkpoint.files import BITS, Header, read_headers
+from zoo.checkpoint.tensor_files import BITS, Header, read_headers
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, is_folder, read_config
 from zoo.families.gguf import is_gguf, read_gguf
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 
 def measure_stored(path: Path) -> dict[str, Any] | None:

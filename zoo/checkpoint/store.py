@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from zoo.checkpoint import adapters, sentence, spread
+from zoo.checkpoint import adapter_files, parallel_checkpoint, sentence_files
 from zoo.checkpoint.beside import BESIDE, copy_beside
-from zoo.checkpoint.files import refuse_to_replace, stream_tensors, write_tensors
 from zoo.checkpoint.gguf import find
 from zoo.checkpoint.manifest import MANIFEST, read_sealed, seal, verify, write_manifests
 from zoo.checkpoint.publish import publish, retire
-from zoo.checkpoint.states import (
+from zoo.checkpoint.resume_states import (
     STATES,
     list_states,
     name_random,
@@ -42,8 +41,9 @@ from zoo.checkpoint.states import (
     take_apart,
 )
 from zoo.checkpoint.stored import StoredModel, StoredTensors
+from zoo.checkpoint.tensor_files import refuse_to_replace, stream_tensors, write_tensors
 from zoo.disk import replace_folder, write_text
-from zoo.distributed.shards import Shares, drop_gathered
+from zoo.distributed.sharded_tensors import Shares, drop_gathered
 from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
 
-OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapters.FILES, *BESIDE)
+OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapter_files.FILES, *BESIDE)
 """Names, or glob patterns, of all files of a saved model; a folder with other files is not replaced."""
 
 
@@ -94,7 +94,7 @@ def save_stored(
     with replace_folder(folder) as draft:
         write_architecture(model.spec, draft)
         stream_tensors(model.tensors.forms, model.tensors.items(), draft / WEIGHTS)
-        sentence.list_modules(beside)  # refuses what it cannot read
+        sentence_files.list_modules(beside)  # refuses what it cannot read
         copy_beside(beside, draft)
         if config is not None:
             write_text(draft / CONFIG, config)
@@ -104,7 +104,7 @@ def save_stored(
 def write_model(model: Model, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the files of `save_model` into an existing folder, with `weights` in place of the model's own."""
     write_architecture(model.whole, folder, tokenizer)
-    write_tensors(adapters.write(model, folder, weights or {}), folder / WEIGHTS)
+    write_tensors(adapter_files.write(model, folder, weights or {}), folder / WEIGHTS)
 
 
 def write_architecture(spec: Topology, folder: Path, tokenizer: Any = None) -> None:
@@ -150,13 +150,13 @@ def open_own(folder: Path, mapped: bool, checked: bool = True) -> StoredModel:
     """Open the model of one of our checkpoint folders."""
     spec = read_spec(folder)
     shapes = table(spec, spec.d_model)
-    spread.check_weights(folder, shapes)  # first: its message says more than a checksum's
+    parallel_checkpoint.check_weights(folder, shapes)  # first: its message says more than a checksum's
     if checked:
         verify(folder)
-    found = spread.open_weights(folder, mapped)
+    found = parallel_checkpoint.open_weights(folder, mapped)
     forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards store scalars as [1]
     tensors = StoredTensors(forms, lambda name: found[name].view(shapes[name]))
-    return StoredModel(spec, adapters.merge(tensors, spec, folder))
+    return StoredModel(spec, adapter_files.merge(tensors, spec, folder))
 
 
 def load_spec(path: str | Path) -> WholeSpec:
@@ -246,15 +246,17 @@ class Sharded:
     def __init__(self, state: Resumable, tokenizer: Any, copied: bool = False) -> None:
         model = state.model
         self.state, self.tokenizer = state, tokenizer
-        parts = {spread.SHARDS: spread.hold_weights(model, state.evaluated)}
+        parts = {parallel_checkpoint.SHARDS: parallel_checkpoint.hold_weights(model, state.evaluated)}
         for name, weights in state.averages.items():
-            parts[f"{name}/{spread.SHARDS}"] = spread.hold_weights(model, weights)
-        states = spread.hold_states(model, state.optimizer, take_apart)
+            parts[f"{name}/{parallel_checkpoint.SHARDS}"] = parallel_checkpoint.hold_weights(model, weights)
+        states = parallel_checkpoint.hold_states(model, state.optimizer, take_apart)
         names = {name: each for name, each in model.named_parameters() if name in state.evaluated}
-        states |= {f"weights.{name}": spread.locate(model.shares, name, each) for name, each in names.items()}
+        states |= {
+            f"weights.{name}": parallel_checkpoint.locate(model.shares, name, each) for name, each in names.items()
+        }
         for name, each in read_random_states().items():
-            states[f"random.{name_random(name, state.world.rank)}"] = spread.HeldTensor.whole(each)
-        parts[spread.STATE_SHARDS] = states
+            states[f"random.{name_random(name, state.world.rank)}"] = parallel_checkpoint.HeldTensor.whole(each)
+        parts[parallel_checkpoint.STATE_SHARDS] = states
         if copied:
             parts = {name: {key: each.copy() for key, each in held.items()} for name, held in parts.items()}
         self.parts = parts
@@ -265,13 +267,13 @@ class Sharded:
         if world.main:
             publish(folder, self._write, keeps)
         else:
-            spread.write_shards(Path(world.broadcast("")), self.parts, world.group)
+            parallel_checkpoint.write_shards(Path(world.broadcast("")), self.parts, world.group)
         world.barrier()
         return folder
 
     def _write(self, draft: Path) -> None:
         world, model = self.state.world, self.state.model
-        spread.write_shards(Path(world.broadcast(str(draft))), self.parts, world.group)
+        parallel_checkpoint.write_shards(Path(world.broadcast(str(draft))), self.parts, world.group)
         write_architecture(model.whole, draft, self.tokenizer)
         for name in self.state.averages:
             write_architecture(model.whole, draft / name, self.tokenizer)
@@ -313,15 +315,15 @@ def load_run(
     have been compared with the manifest already. Raises CheckpointError for a checkpoint that is broken, or of another
     model."""
     counters = read_counters(folder)
-    spread.check_weights(folder, table(model.whole, model.whole.d_model))
+    parallel_checkpoint.check_weights(folder, table(model.whole, model.whole.d_model))
     if not checked:
         verify(folder, training=True)
     take = model.shares.take_part
-    if spread.is_sharded(folder):
-        spread.fill_weights(model, folder)
+    if parallel_checkpoint.is_sharded(folder):
+        parallel_checkpoint.fill_weights(model, folder)
     else:
-        own, held = spread.open_weights(folder), model.state_dict()
-        there = {**own, **adapters.read(model, folder)}
+        own, held = parallel_checkpoint.open_weights(folder), model.state_dict()
+        there = {**own, **adapter_files.read(model, folder)}
         place = next(model.parameters()).device
         mine = {name: take(name, there[name].to(place), each) for name, each in held.items() if name in there}
         model.load_state_dict(mine)

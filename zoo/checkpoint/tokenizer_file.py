@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from zoo.checkpoint.pattern import find_slow_part
+from zoo.checkpoint.backtracking import find_slow_part
 from zoo.errors import CheckpointError
 from zoo.families.described import read_json
 from zoo.untrusted.json_file import JsonShape
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 LARGEST = 64 << 20
 """Maximum bytes of a tokenizer.json; the largest published one has 34 MB."""

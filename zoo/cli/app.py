@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from zoo.cli.options import read_options
 from zoo.errors import ConfigError, did_you_mean
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 LARGEST = 2**63
 """Whole numbers must be from -LARGEST to LARGEST - 1."""

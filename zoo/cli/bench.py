@@ -13,7 +13,7 @@ from zoo.cli.options import argument, flag, option, options
 from zoo.errors import ZooError, refuse
 
 if TYPE_CHECKING:
-    from zoo.bench.compare import Tell
+    from zoo.bench.racing import Tell
 
 Workload = Literal["train", "mlm", "decode", "prefill", "batch", "load", "engine", "kernels"]
 RACED = "races have it (train, decode, prefill, batch or load)"
@@ -47,7 +47,7 @@ class RaceOptions:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The settings of a race, by the names that `zoo.bench.plan.plan_race` takes."""
+        """The settings of a race, by the names that `zoo.bench.race_plan.plan_race` takes."""
         rest = {name: value for name, value in vars(self).items() if name not in ("against", "peer_python", "shape")}
         return rest | {"weights": self.weights or "", "isa": self.isa or ""}
 
@@ -108,10 +108,10 @@ def _finish(
     measure: Callable[[RaceOptions, Tell], tuple[Any, Any, list[str]]], race: RaceOptions, out: str, as_json: bool
 ) -> None:
     """Measure; print the report, or its table and notes; and write the report to --out."""
-    from zoo.bench import report
+    from zoo.bench import race_report
     from zoo.report.console import make_console
 
-    place = report.check_place(out) if out else None
+    place = race_report.check_place(out) if out else None
     found, table, notes = measure(race, make_console(stderr=True).print)
     if as_json:
         print(json.dumps(found, indent=2))
@@ -121,41 +121,41 @@ def _finish(
         for line in notes:
             screen.print(line, style="dim")
     if place is not None:
-        say(report.write_report(found, place))
+        say(race_report.write_report(found, place))
 
 
 def _race(workload: str, race: RaceOptions, tell: Tell) -> tuple[Any, Any, list[str]]:
-    from zoo.bench import compare, plan, show
+    from zoo.bench import race_plan, racing, show
 
-    planned = plan.plan_race(workload, race.given, race.shape.split(",") if race.shape else [])
-    pythons = plan.choose_interpreters(plan.parse_peers(race.against), race.peer_python or [])
-    found = compare.run_race(planned, pythons, tell=tell)
+    planned = race_plan.plan_race(workload, race.given, race.shape.split(",") if race.shape else [])
+    pythons = race_plan.choose_interpreters(race_plan.parse_peers(race.against), race.peer_python or [])
+    found = racing.run_race(planned, pythons, tell=tell)
     return found, show.make_table(found), list(show.list_notes(found))
 
 
 def _measure_engine(race: RaceOptions, tell: Tell) -> tuple[Any, Any, list[str]]:
     """Run the engine's scenarios; return the report, its table, and no notes."""
-    from zoo.bench import compare, engine, plan, show
-    from zoo.bench.shape import parse_shape
+    from zoo.bench import engine_gains, race_plan, racing, show
+    from zoo.bench.race_model import parse_shape
     from zoo.lazy import torch
 
     chosen = parse_shape(race.shape.split(",") if race.shape else [])
-    planned = plan.plan_race("decode", {}, [], threads=race.threads)
-    planned, processor = compare.settle_machine(planned, sys.executable, tell)
+    planned = race_plan.plan_race("decode", {}, [], threads=race.threads)
+    planned, processor = racing.settle_machine(planned, sys.executable, tell)
     torch.set_num_threads(planned.threads or 1)
-    rows = engine.run_scenarios(chosen, race.seconds, tell)
-    found = engine.make_report(rows, processor, planned.threads or 1, chosen)
+    rows = engine_gains.run_scenarios(chosen, race.seconds, tell)
+    found = engine_gains.make_report(rows, processor, planned.threads or 1, chosen)
     return found, show.make_scenario_table(found), []
 
 
 def _check(asked: Checked, out: str, as_json: bool) -> None:
     """Check the kernels, and print and write the report. Raises ZooError if a kernel fails its check."""
-    from zoo.bench.kernels import checking, report
+    from zoo.bench.kernels import checking, kernel_report
 
-    place = report.check_place(out or None, asked.device, asked.quick)
+    place = kernel_report.check_place(out or None, asked.device, asked.quick)
     found = checking.check_kernels(asked.device, quick=asked.quick, fetched=asked.hub, tell=say)
-    print(report.format_report(found) if as_json else report.format_table(found))
+    print(kernel_report.format_report(found) if as_json else kernel_report.format_table(found))
     if place is not None:
-        say(report.write_report(found, place))
+        say(kernel_report.write_report(found, place))
     if failures := checking.list_failures(found):
         raise ZooError(f"kernels: {len(failures)} failures, the first: {failures[0]}")

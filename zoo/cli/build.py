@@ -141,7 +141,7 @@ def _places(spec: Priced) -> Iterator[tuple[str, Any, str]]:
 def describe_memory(model: nn.Module, spec: Priced, dtype: str) -> list[str]:
     """List the memory of the weights, and the estimated peaks of generating and of training."""
     from zoo import costs
-    from zoo.run.memory import read_peak_memory
+    from zoo.run.machine_memory import read_peak_memory
 
     held = sum(p.numel() for p in model.parameters())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

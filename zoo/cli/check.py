@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zoo import report
 from zoo.cli.options import argument, option
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
     from zoo.training.coordinates import Coordinates
@@ -36,7 +36,7 @@ def run(
     """
     from pathlib import Path
 
-    from zoo.checkpoint.tensors import compare_tensors
+    from zoo.checkpoint.tensor_check import compare_tensors
 
     if coordinates is not None:
         print_coordinates(target, overrides or [], coordinates, None if widths is None else read_widths(widths))

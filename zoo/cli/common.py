@@ -83,9 +83,9 @@ def print_note(line: str) -> None:
 
 
 def keep_memory_on(device: str) -> None:
-    """Let the allocator keep freed memory in this process if `device` is a CPU (`zoo.run.memory`)."""
+    """Let the allocator keep freed memory in this process if `device` is a CPU (`zoo.run.machine_memory`)."""
     from zoo.run.builder import pick_device
-    from zoo.run.memory import keep_memory
+    from zoo.run.machine_memory import keep_memory
 
     if pick_device(device).type == "cpu":
         keep_memory()

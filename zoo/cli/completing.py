@@ -20,7 +20,7 @@ def complete_target(ctx: Any, incomplete: str) -> list[str]:
 
 def complete_name(ctx: Any, incomplete: str) -> list[str]:
     """Complete the name of an axis, a choice, a field or a key of the model."""
-    from zoo.analysis.pages import list_names
+    from zoo.analysis.grammar_names import list_names
 
     return [name for name in list_names(incomplete.rpartition(".")[0]) if name.startswith(incomplete)]
 

@@ -41,8 +41,8 @@ def run(
     and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
     model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
     """
-    from zoo.checkpoint import adapters, gguf, hf, store
-    from zoo.checkpoint import verify as verification
+    from zoo.checkpoint import adapter_files, gguf, hf, store
+    from zoo.checkpoint import verify_folder as verification
     from zoo.families.serving import describe_serving
     from zoo.text.handover import choose_readings
 
@@ -54,7 +54,7 @@ def run(
         verification.require_transformers()
     folder = gguf.find(checkpoint)
     if to == "peft":
-        config = adapters.save_for_peft(folder, out, force=force)
+        config = adapter_files.save_for_peft(folder, out, force=force)
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")
         print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
         return
@@ -88,15 +88,15 @@ def run(
 
 def _write_own(stored: StoredModel, out: Path, folder: Path, force: bool, error: FitsNoFamily) -> tuple[str, Any]:
     """Write a model that fits no published family for the classes of zoo.hf; return the class and how to compare."""
-    from zoo.checkpoint.verify import require_transformers
+    from zoo.checkpoint.verify_folder import require_transformers
 
     require_transformers()
-    from zoo.hf import writing
+    from zoo.hf import own_folder
 
     try:
-        name = writing.save(stored, out, folder, force=force)
+        name = own_folder.save(stored, out, folder, force=force)
     except ConfigError as own:
         raise ConfigError(*error.faults, *own.faults) from None
     print(*(f"no family: {fault}" for fault in error.faults), sep="\n")
-    print(f"transformers opens it after `import zoo.hf`: {writing.name_auto(name)}.from_pretrained({str(out)!r})")
-    return name, writing.verify
+    print(f"transformers opens it after `import zoo.hf`: {own_folder.name_auto(name)}.from_pretrained({str(out)!r})")
+    return name, own_folder.verify

@@ -13,7 +13,7 @@ from zoo.cli.setup import SetupOptions
 from zoo.cli.showing import OutputOptions, Plot, Shown, load_specs, shorten_labels, split_words
 from zoo.errors import ConfigError
 from zoo.report.models import list_field_rows, list_model_rows, make_diff_tables
-from zoo.report.plot import check_picture, draw_models
+from zoo.report.price_plot import check_picture, draw_models
 
 
 def run(

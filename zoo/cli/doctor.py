@@ -89,7 +89,7 @@ def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
 def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
     """Yield the kernels that are not attention: name, whether it can run here, and a remark."""
     from zoo.kernels.found import PACKAGES as SOURCES
-    from zoo.kernels.grouped import refuses
+    from zoo.kernels.grouped_products import refuses
     from zoo.run import fp8
 
     dtypes = ("bfloat16", "float16", "float32")
@@ -161,7 +161,7 @@ def _cuda(torch: ModuleType, index: int) -> str:
 
 def _memory() -> str:
     from zoo.lazy import torch
-    from zoo.run.memory import read_free_memory
+    from zoo.run.machine_memory import read_free_memory
 
     free = read_free_memory(torch.device("cpu"))
     return "free memory unknown" if free is None else f"{report.format_size(free)} free"

@@ -82,7 +82,7 @@ def _jsonl(texts: list[str], vectors: Tensor) -> str:
 
 def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
     """Write the vectors to a file atomically, in the format of its suffix."""
-    from zoo.checkpoint.files import write_tensors
+    from zoo.checkpoint.tensor_files import write_tensors
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(out) as draft:

@@ -88,21 +88,21 @@ def run(
     --tasks runs lm-evaluation-harness on a decoder; --similarity and --retrieval evaluate vectors of texts.
     """
     import zoo
-    from zoo.cli import evaluating
+    from zoo.cli import eval_options
 
-    folder, overrides = evaluating.tell_apart(folder, overrides or [])
+    folder, overrides = eval_options.tell_apart(folder, overrides or [])
     asked: dict[str, Any] = {**vars(scored), **vars(tasks), **vars(vectors), "trust": tasks.trust or None}
     modes = {name: asked.pop(name) for name in TAKEN if name is not None}
-    mode = evaluating.choose_mode(modes)
+    mode = eval_options.choose_mode(modes)
     taken = (*TAKEN[mode], *(() if mode else overrides))
-    evaluating.refuse_idle({**dict.fromkeys(overrides, True), **asked}, taken, mode)
+    eval_options.refuse_idle({**dict.fromkeys(overrides, True), **asked}, taken, mode)
     how = {name: asked[name] for name in taken if name in asked and name != "file"}
     if mode is None:
-        how |= {"texts": evaluating.read_texts(scored.file) if scored.file else None, "overrides": overrides}
+        how |= {"texts": eval_options.read_texts(scored.file) if scored.file else None, "overrides": overrides}
     else:
         how[mode] = modes[mode]
     keep_memory_on(device)
-    with evaluating.showing_progress() as progress:
+    with eval_options.showing_progress() as progress:
         if mode in (None, "tasks"):
             how["progress"] = progress
         place = runs.last_run() if folder is None else folder

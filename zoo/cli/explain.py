@@ -5,7 +5,7 @@ from __future__ import annotations
 from zoo import report
 from zoo.cli.completing import complete_name
 from zoo.cli.options import argument, flag
-from zoo.report.pages import format_page
+from zoo.report.grammar_pages import format_page
 
 
 def run(
@@ -21,7 +21,7 @@ def run(
       zoo explain attention.gqa.qk_norm      a field: type, default, paper, users, an example and its price
       zoo explain n_kv_heads                 a key of the model
     """
-    from zoo.analysis.pages import explain
+    from zoo.analysis.grammar_names import explain
 
     page = explain(name)
     print(report.format_json(page) if as_json else format_page(page))

@@ -10,7 +10,7 @@ from zoo.cli.app import SETTINGS
 from zoo.cli.common import say
 from zoo.cli.options import argument, flag, option, read_options
 from zoo.errors import ConfigError
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 

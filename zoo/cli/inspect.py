@@ -27,13 +27,13 @@ def run(
     gradient noise scale (McCandlish et al., 2018). Writes a page (index.html), pictures, inspect.json and
     maps.safetensors.
     """
-    from zoo.cli import evaluating
+    from zoo.cli import eval_options
     from zoo.inspection import inspect_model
-    from zoo.inspection.page import format_lines, make_tables, write_inspection
+    from zoo.inspection.inspection_page import format_lines, make_tables, write_inspection
 
-    folder, overrides = evaluating.tell_apart(folder, overrides or [])
+    folder, overrides = eval_options.tell_apart(folder, overrides or [])
     place = runs.last_run() if folder is None else folder
-    with evaluating.showing_progress() as progress:
+    with eval_options.showing_progress() as progress:
         found = inspect_model(
             place,
             overrides,

@@ -44,7 +44,7 @@ def run(
     """
     from zoo.ladder import LadderRequest, plan_ladder, predict_seconds
     from zoo.ladder.climbing import LADDER
-    from zoo.ladder.tables import format_plan, make_plan_table
+    from zoo.ladder.ladder_tables import format_plan, make_plan_table
 
     low, high = (
         None if value is None else read_amount(value, name, "20K, 60M or 1e9")
@@ -69,7 +69,7 @@ def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
     run does."""
     from zoo.analysis.scaling import FittedLaw
     from zoo.ladder import climb
-    from zoo.ladder.tables import describe_climb
+    from zoo.ladder.ladder_tables import describe_climb
 
     try:
         outcome = climb(ladder, folder, say, bootstrap)

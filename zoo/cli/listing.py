@@ -9,8 +9,8 @@ from typing import Any
 from zoo import report
 from zoo.cli.options import argument, flag, option
 from zoo.errors import ConfigError
-from zoo.report.axes import format_axis
-from zoo.report.pages import format_page
+from zoo.report.axis_table import format_axis
+from zoo.report.grammar_pages import format_page
 
 
 def run(
@@ -71,7 +71,7 @@ def read_range(text: str) -> tuple[float, float]:
 
 def _list_axis(axis: str, choice: str | None = None, *, as_json: bool) -> None:
     from zoo.analysis.axes import describe_axis, find_axis
-    from zoo.analysis.pages import describe_named
+    from zoo.analysis.grammar_names import describe_named
 
     found: Any = describe_axis(axis) if choice is None else describe_named(find_axis(axis), choice)
     print(report.format_json(found) if as_json else format_axis(found) if choice is None else format_page(found))

@@ -13,7 +13,7 @@ from zoo.cli.common import say
 from zoo.cli.options import flag, option, options
 from zoo.cli.outlook import print_match, print_plan
 from zoo.errors import ConfigError, did_you_mean, refuse
-from zoo.report import rates
+from zoo.report import rate_table
 
 if TYPE_CHECKING:
     from zoo.jobs.matching import Match
@@ -207,8 +207,10 @@ def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int 
     found = {name: search.to_dict() for name, search in searches.items()}
     sweep.content["search"] = found
     sweep.write()
-    report.print_tables(report.make_table("Learning rates", rates.HEADER, rates.list_rows(found), right=(1, 2)))
-    print(rates.NOTE)
+    report.print_tables(
+        report.make_table("Learning rates", rate_table.HEADER, rate_table.list_rows(found), right=(1, 2))
+    )
+    print(rate_table.NOTE)
     return jobs
 
 

@@ -30,7 +30,7 @@ def run(
       zoo new mix.yaml --with moe,mla n_layers=6
       zoo new --tour tour
     """
-    from zoo.analysis.writing import TOUR, write_model
+    from zoo.analysis.model_file import TOUR, write_model
     from zoo.cli.setup import read_amount
 
     if tour is not None:

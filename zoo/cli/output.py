@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-from zoo.untrusted.text import escape_controls
+from zoo.untrusted.printable import escape_controls
 
 BOLD = ("\ufdd0", "\ufdd1")
 """Marks of `zoo.report.make_bold` for the codes that start and end bold text: noncharacters of Unicode, which are for a

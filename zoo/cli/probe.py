@@ -12,7 +12,7 @@ from zoo.cli.common import Overrides, Target, say
 from zoo.cli.options import option
 from zoo.cli.showing import Json, Markdown, OutputOptions, Plot, Shown, split_words
 from zoo.errors import ConfigError
-from zoo.report.plot import check_picture
+from zoo.report.price_plot import check_picture
 
 if TYPE_CHECKING:
     from zoo.probes.outcome import ProbeOutcome
@@ -41,8 +41,8 @@ def run(
     The model is scaled down, and keeps its kinds of layer and what the overrides set. Each probe tunes the learning
     rate, then trains several seeds. The same command resumes interrupted probes.
     """
+    from zoo.probes.all_probes import CARD
     from zoo.probes.card import draw_card, format_card_markdown, print_card
-    from zoo.probes.catalogue import CARD
 
     targets, overrides = split_words([target, *(overrides or [])])
     shown = OutputOptions(as_json=as_json, as_md=as_md).shown
@@ -67,9 +67,9 @@ def run_battery(
 ) -> list[ProbeOutcome]:
     """Run the probes on every model. Every model is first scaled to every probe, so that faults are found before any
     training. `how` are the options of `run_probe`. Raises ConfigError as `load_small` and `make_probe` do."""
+    from zoo.probes.all_probes import make_probe
     from zoo.probes.battery import load_small, open_pool, run_probe
-    from zoo.probes.catalogue import make_probe
-    from zoo.probes.store import name_folder
+    from zoo.probes.outcome_store import name_folder
 
     for target, name in product(targets, names):
         load_small(target, make_probe(name, how["size"], how["settings"]), overrides)

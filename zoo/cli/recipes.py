@@ -109,7 +109,7 @@ def _draw_probed(names: list[str], values: Values, outcomes: list[Probed], file:
 def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
     """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
     from zoo.ladder.climbing import read_points
-    from zoo.ladder.tables import draw_ladder
+    from zoo.ladder.ladder_tables import draw_ladder
 
     first = outcomes[0]
     drawn = draw_ladder(read_points(Path(first["folder"])).rows(), first["held_out"])
@@ -117,7 +117,7 @@ def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
 
 
 def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[RecipeOutcome], as_json: bool) -> None:
-    from zoo.experiments.tables import make_outcome_tables
+    from zoo.experiments.recipe_tables import make_outcome_tables
 
     if as_json:
         print(report.format_json([asdict(each) for each in outcomes]))
@@ -129,7 +129,7 @@ def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[RecipeOutcome], a
 def _show(recipes: dict[str, Recipe], whole: bool, as_json: bool) -> None:
     """Print all recipes in one table, or with `whole` each recipe with its figures."""
     from zoo.experiments.judging import find_outcome
-    from zoo.experiments.tables import list_machines, make_list, make_outcome_tables
+    from zoo.experiments.recipe_tables import list_machines, make_list, make_outcome_tables
 
     kept = {name: find_outcome(name) for name in recipes}
     if as_json:

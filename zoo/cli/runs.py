@@ -11,7 +11,7 @@ from zoo import report
 from zoo.cli.options import argument, flag, option
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError
-from zoo.untrusted.text import escape_controls, shorten
+from zoo.untrusted.printable import escape_controls, shorten
 
 FOLDERS = ("runs", "sweeps")
 

@@ -11,7 +11,7 @@ import typer
 
 from zoo.costs.setup import CHOICES, MOST_AMOUNT, Setup
 from zoo.errors import ConfigError
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 HELP = {
     "context": "Sequence length in tokens. [default: the model's max_seq_len]",

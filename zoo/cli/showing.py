@@ -150,7 +150,7 @@ def compare_headers(targets: Sequence[str]) -> None:
         folder = Path(target)
         if not is_file(target) or not folder.is_dir() or not any(folder.rglob("*.safetensors")):
             continue
-        from zoo.checkpoint.tensors import compare_tensors
+        from zoo.checkpoint.tensor_check import compare_tensors
 
         try:
             found = compare_tensors(folder)

@@ -20,11 +20,11 @@ from zoo.costs.setup import Setup
 from zoo.errors import ConfigError, ZooError
 from zoo.report import format_json, format_size, meshes
 from zoo.report import solved as answers
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
     from zoo.analysis.solve import Room
-    from zoo.analysis.solve.mesh import MeshSearch
+    from zoo.analysis.solve.mesh_search import MeshSearch
     from zoo.costs.rows import Priced
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
@@ -277,7 +277,7 @@ class Searched:
     def search(self, spec: Priced, setup: Setup, recompute: str | None) -> MeshSearch:
         """Make the search over one kind of recomputation, or over all (None). Raises ConfigError without a GPU, or if
         both --global-batch and --batch-tokens are given."""
-        from zoo.analysis.solve.mesh import MeshSearch, round_sequences
+        from zoo.analysis.solve.mesh_search import MeshSearch, round_sequences
 
         if setup.gpu is None:
             raise ConfigError("gpu: is missing (--gpu h100, say)")

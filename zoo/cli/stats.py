@@ -75,7 +75,7 @@ def _price(
     from zoo.cli import showing
 
     if plot is not None:
-        from zoo.report.plot import check_picture
+        from zoo.report.price_plot import check_picture
 
         check_picture(plot, len(targets))
     specs = showing.load_specs(targets, overrides)
@@ -95,7 +95,7 @@ def _price(
     if shown is Shown.text and not overrides:
         showing.compare_headers(targets)
     if plot is not None:
-        from zoo.report.plot import draw_models
+        from zoo.report.price_plot import draw_models
 
         draw_models(dict(zip(showing.shorten_labels(targets), specs, strict=True)), setup, plot)
 
@@ -105,7 +105,7 @@ def _kernels(targets: list[str], overrides: list[str], setup: Setup, shown: Show
     from zoo import costs
     from zoo.cli import showing
     from zoo.costs.kernels import kernels
-    from zoo.report.kernels import format_kernels
+    from zoo.report.kernel_table import format_kernels
 
     specs = showing.load_specs(targets, overrides)
     found = [kernels(spec, setup) for spec in specs]

@@ -13,10 +13,10 @@ from zoo.cli.showing import Shown, shorten_labels
 from zoo.errors import ConfigError
 from zoo.report.figures import find_unit
 from zoo.report.models import make_sweep_table
-from zoo.report.plot import check_picture, draw_models
+from zoo.report.price_plot import check_picture, draw_models
 
 if TYPE_CHECKING:
-    from zoo.compose.sweep import Point
+    from zoo.compose.sweep_specs import Point
     from zoo.costs.setup import Setup
 
 REFUSED = "refused"
@@ -52,7 +52,7 @@ def sweep(
 
 
 def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Point]:
-    from zoo.compose.sweep import read_points
+    from zoo.compose.sweep_specs import read_points
 
     found = []
     for target, label in zip(targets, shorten_labels(targets), strict=True):

@@ -178,7 +178,7 @@ def _show(plan: LaunchPlan, cfg: ConfigPart | None, resolve: bool, info: Info | 
     ConfigError for interpolations that cannot be resolved."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from zoo.compose.faults import shorten_error
+    from zoo.compose.fault_lines import shorten_error
 
     if info is not None:
         plan.hydra.show_info(info, plan.config_name, plan.jobs[0].overrides)

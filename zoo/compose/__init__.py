@@ -1,7 +1,7 @@
 """Compose YAML and overrides, and load the Spec of a packaged model, a YAML file or a mapping. No torch.
 
-Hydra's own engine composes; only `zoo.compose.engine` uses Hydra's private names. Hydra is imported when a function
-here is called, so `import zoo.compose` costs nothing.
+Hydra's own engine composes; only `zoo.compose.hydra_engine` uses Hydra's private names. Hydra is imported when a
+function here is called, so `import zoo.compose` costs nothing.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.compose.composing import TRAINING, Composed, Composition
-from zoo.compose.engine import Listed, open_repository
-from zoo.compose.faults import list_children
+from zoo.compose.fault_lines import list_children
+from zoo.compose.hydra_engine import Listed, open_repository
 from zoo.compose.targets import Composer, list_packaged
 from zoo.errors import ConfigError
 from zoo.grammar import AXES, DIMS

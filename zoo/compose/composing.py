@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo import grammar
-from zoo.compose.engine import (
+from zoo.compose.fault_lines import FAULTS, descend, describe_unknown_key, find_mapping, shorten_error
+from zoo.compose.hydra_engine import (
     DefaultsList,
     HydraException,
     Listed,
@@ -22,7 +23,6 @@ from zoo.compose.engine import (
     name_primary,
     store_primary,
 )
-from zoo.compose.faults import FAULTS, descend, describe_unknown_key, find_mapping, shorten_error
 from zoo.compose.overrides import (
     Choices,
     describe_typed,

@@ -20,7 +20,7 @@ from omegaconf import Container, OmegaConf
 
 from zoo.errors import ConfigError
 from zoo.grammar.interpolation import find_foreign
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 STATED = "zoo-file"
 """The provider, in Hydra's records, of a config from an untrusted file."""

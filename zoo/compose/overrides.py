@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.compose.engine import (
+from zoo.compose.fault_lines import describe_missing_option, shorten_error
+from zoo.compose.hydra_engine import (
     ChoiceSweep,
     DefaultsList,
     HydraException,
@@ -20,13 +21,12 @@ from zoo.compose.engine import (
     create_defaults_list,
     format_value,
 )
-from zoo.compose.faults import describe_missing_option, shorten_error
 from zoo.errors import did_you_mean
 from zoo.grammar import AXES
 from zoo.grammar.dialect import is_choice
 from zoo.grammar.hints import hint_keys
 from zoo.paths import list_conf
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 LONGEST = 16_384
 """Maximum characters of an override: Hydra's parser takes 1.5 s for as many, and far longer for more."""

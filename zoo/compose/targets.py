@@ -16,9 +16,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.composing import Composed, Composition
-from zoo.compose.engine import Listed, create_defaults_list, open_repository, store_primary
-from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
+from zoo.compose.fault_lines import FAULTS, describe_missing_option, shorten_error
 from zoo.compose.gate import check_body
+from zoo.compose.hydra_engine import Listed, create_defaults_list, open_repository, store_primary
 from zoo.compose.overrides import STARTS
 from zoo.compose.shorthand import Body, expand_shorthand, find_choices
 from zoo.compose.sources import StatedFile, locate_faults, locating
@@ -27,7 +27,7 @@ from zoo.grammar.dialect import is_choice, read_choice
 from zoo.grammar.interpolation import list_sizes
 from zoo.grammar.keys import BASES, KNOWN
 from zoo.paths import conf_dir, list_conf, read_conf
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from zoo.costs.rows import Priced
 from zoo.costs.setup import COMPUTED
 from zoo.costs.shadow.backward import replay_backward
 from zoo.costs.shadow.dtypes import INT64
-from zoo.costs.shadow.layer import ShadowDrops, ShadowLayer
 from zoo.costs.shadow.names import DTYPES
-from zoo.costs.shadow.recording import Storage, Tape, named_failures, taping
 from zoo.costs.shadow.reductions import cross_entropy
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.shadow import Shadow
+from zoo.costs.shadow.shadow_layer import ShadowDrops, ShadowLayer
+from zoo.costs.shadow.tape import Storage, Tape, named_failures, taping
 from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 from zoo.costs.tuning import TunedModel
 from zoo.model.attention.base import Attention

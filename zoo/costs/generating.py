@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from zoo.costs.cache import kv_cache
-from zoo.costs.parallel import Stage, stages
+from zoo.costs.cache_sizes import kv_cache
+from zoo.costs.rank_tensors import Stage, stages
 from zoo.costs.rows import Priced, generates
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.transient import GenerationShape, Peaks, measure_peaks

@@ -12,11 +12,11 @@ from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
 from zoo.costs.again import keeps_input, mark_layers, name_stored, read_every
 from zoo.costs.generating import generating
-from zoo.costs.parallel import sum_activations
+from zoo.costs.rank_tensors import sum_activations
 from zoo.costs.repeats import PassPiece, PassRun, find_repeats, list_decisive
 from zoo.costs.rows import Priced, generates, list_blocks
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shadow.recording import UnknownOperation
+from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.states import states, widths
 from zoo.costs.sums import Amount, take_smaller
 from zoo.costs.tuning import TunedModel, Tuning, apply_tuning

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.costs.cache import STATE_BYTES
+from zoo.costs.cache_sizes import STATE_BYTES
 from zoo.costs.flops import is_row_wise, reads_memory
 from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, absorbs, count_values, tabulate
 from zoo.costs.setup import DTYPES, Setup

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from zoo.costs import flops, params
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import Setup
 
@@ -41,7 +41,7 @@ def price(
 
 
 def _combine(table: CostTable, setup: Setup, figures: dict[str, Any]) -> dict[str, Any]:
-    from zoo.costs.rules import rules_of_thumb
+    from zoo.costs.rules_of_thumb import rules_of_thumb
 
     found = {}
     if setup.ranks > 1:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.costs.again import RECOMPUTE, explain_unknown
 from zoo.distributed.mesh import Mesh
-from zoo.distributed.schedule import SCHEDULES, WHOLE_BACKWARD, PipelineSchedule
+from zoo.distributed.pipeline_schedule import SCHEDULES, WHOLE_BACKWARD, PipelineSchedule
 from zoo.errors import ConfigError, did_you_mean
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
     from zoo.costs.rows import Priced
@@ -64,9 +64,9 @@ class Setup:
     `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism, `cp_comm` the way keys and values are exchanged
     (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP), `replicas` the number of
     groups that each hold all weights sharded and sum up gradients (HSDP). A pipeline's stages follow a `schedule`, with
-    `chunks` of layers each (`zoo.distributed.schedule`). `gpu` names a file of conf/hardware/; `train_tokens` and `mfu`
-    are for the time to train. `page` is the tokens of a page of the engine "zoo" when it reads rows by page table, as
-    on a GPU.
+    `chunks` of layers each (`zoo.distributed.pipeline_schedule`). `gpu` names a file of conf/hardware/; `train_tokens`
+    and `mfu` are for the time to train. `page` is the tokens of a page of the engine "zoo" when it reads rows by page
+    table, as on a GPU.
     """
 
     context: int | None = None

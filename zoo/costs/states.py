@@ -19,10 +19,10 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from zoo.costs.layer_cut import BEFORE
-from zoo.costs.parallel import RankTensor, Stage, fullest
+from zoo.costs.rank_model import ceil_share, dim0_share
+from zoo.costs.rank_tensors import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shards import ceil_share, dim0_share
 from zoo.costs.sums import Amount
 from zoo.costs.tuning import TunedModel
 from zoo.errors import ConfigError
@@ -34,7 +34,7 @@ TABLES = 2 * 256 * 4
 """Bytes of a tensor's code tables for 8-bit states: 256 fp32 values for each of two moments."""
 
 STACK = 1 << 24
-"""Elements that Muon orthogonalises at once (`zoo.training.optim.rules`)."""
+"""Elements that Muon orthogonalises at once (`zoo.training.optim.update_rules`)."""
 
 PIECE = 1 << 22
 """Elements of a piece in a piecewise update (`zoo.training.optim.piecewise`)."""

@@ -21,11 +21,11 @@ from zoo.costs.cluster import Cluster
 from zoo.costs.flops import FLASH_BACKWARD
 from zoo.costs.hardware import Hardware
 from zoo.costs.layer_cut import BEFORE, BEHIND, count_attention, count_part
-from zoo.costs.parallel import Stage
+from zoo.costs.rank_tensors import Stage
 from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import Setup
 from zoo.costs.traffic import DataTraffic, ring_forward_share, split_data, traffic
-from zoo.distributed.schedule import PipelineSchedule
+from zoo.distributed.pipeline_schedule import PipelineSchedule
 
 MATMUL = {"a100": 0.869, "gh200": 0.836, "h100": 0.803, "mi325x": 0.604, "mi300x": 0.514}
 """The share of the peak that the fastest bf16 product reaches, by the beginning of a GPU's name (Bekman,

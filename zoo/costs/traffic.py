@@ -8,7 +8,7 @@ A ring sends (n − 1)/n of the bytes for an all-gather or a reduce-scatter amon
 import math
 from typing import Any, NamedTuple
 
-from zoo.costs.parallel import RankTensor, Stage, fullest
+from zoo.costs.rank_tensors import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced, count_values, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import shard_shape, widths

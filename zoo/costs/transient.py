@@ -14,12 +14,12 @@ from zoo.costs.activations import extrapolate, make_memory, trace_shorter
 from zoo.costs.again import split_by_reads
 from zoo.costs.rows import Priced, change_copy
 from zoo.costs.setup import COMPUTED
-from zoo.costs.shadow.cache import ShadowCache
 from zoo.costs.shadow.dtypes import INT64
-from zoo.costs.shadow.layer import ShadowLayer
 from zoo.costs.shadow.names import DTYPES
-from zoo.costs.shadow.recording import named_failures, taping
 from zoo.costs.shadow.replay import replace_torch
+from zoo.costs.shadow.shadow_cache import ShadowCache
+from zoo.costs.shadow.shadow_layer import ShadowLayer
+from zoo.costs.shadow.tape import named_failures, taping
 from zoo.costs.shadow.tensor import make_shadow
 from zoo.model.position.none import NoPosition
 from zoo.model.tower import Tower

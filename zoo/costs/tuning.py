@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from zoo.costs.again import name_part
-from zoo.costs.parallel import RankTensor
+from zoo.costs.rank_tensors import RankTensor
 from zoo.costs.rows import Priced, PricedPart, change_copy
 from zoo.model.block.base import Block
 from zoo.model.channels import count_reads

@@ -16,7 +16,7 @@ from zoo.data.tokens import Batch
 if TYPE_CHECKING:
     import torch
 
-    from zoo.data.labelled import LabelledRow
+    from zoo.data.labelled_records import LabelledRow
 
 Corrupt = Callable[[np.ndarray, np.random.Generator], Corrupted]
 """Makes the inputs and targets of a model from a run of tokens [L], with random draws from the generator."""

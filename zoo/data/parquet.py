@@ -20,7 +20,7 @@ from zoo.data.records import (
 )
 from zoo.errors import short
 from zoo.untrusted.lines import LINE
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 READ_AT_ONCE = 1024  # records: a few MiB of ordinary text
 PIECE = 16 << 20

@@ -1,5 +1,5 @@
 """Read records as documents: JSON Lines here, Parquet in `zoo.data.parquet`. Each record is a text, or a pair of source
-and target. `zoo.data.labelled` reads labelled records.
+and target. `zoo.data.labelled_records` reads labelled records.
 
 A record that cannot be read is named by its file and line. Reading stops after FAULTS_SHOWN such records.
 """
@@ -23,7 +23,7 @@ from typing import IO, Any, ClassVar
 from zoo.data.corpus import FAULTS_SHOWN, Document, list_files
 from zoo.errors import CheckpointError, ConfigError, short
 from zoo.untrusted.lines import read_lines
-from zoo.untrusted.text import escape_controls, quote, shorten
+from zoo.untrusted.printable import escape_controls, quote, shorten
 
 JSONL = (".jsonl", ".ndjson")
 PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz", ".zst"))

@@ -16,7 +16,7 @@ from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerJso
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 from zoo.families.described import read_json
 from zoo.untrusted.json_file import SETTINGS
-from zoo.untrusted.text import check_text
+from zoo.untrusted.printable import check_text
 
 if TYPE_CHECKING:
     import numpy as np

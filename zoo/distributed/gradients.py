@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zoo.distributed.shards import make_whole, own_part
+from zoo.distributed.sharded_tensors import make_whole, own_part
 from zoo.lazy import torch
 
 if TYPE_CHECKING:

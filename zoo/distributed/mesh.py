@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zoo.distributed.schedule import PipelineSchedule
+from zoo.distributed.pipeline_schedule import PipelineSchedule
 
 WAYS = ("dp", "shard", "cp", "tp", "ep", "pp")
 """The kinds of parallelism: data, sharded (FSDP), context, tensor, expert and pipeline."""

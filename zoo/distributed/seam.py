@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 class Seam:
     """The seam of a model that one process holds whole: its methods call no collective.
 
-    Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) overrides the methods in `zoo.run.tensor.TensorSeam`; the
-    docstrings here say what they do then. There, in a pass with gradients, a rank computes a part of each sub-layer for
-    all tokens, and between sub-layers holds the residual stream of its own tokens only (sequence parallelism;
-    Korthikanti et al., 2022).
+    Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) overrides the methods in
+    `zoo.run.tensor_parallel.TensorSeam`; the docstrings here say what they do then. There, in a pass with gradients, a
+    rank computes a part of each sub-layer for all tokens, and between sub-layers holds the residual stream of its own
+    tokens only (sequence parallelism; Korthikanti et al., 2022).
     """
 
     rank = 0
@@ -69,8 +69,9 @@ WHOLE = Seam()
 
 class ContextSeam:
     """The seam of context parallelism where one process holds all tokens of a row: its methods call no collective.
-    `zoo.distributed.context.SpreadContext` overrides them: a rank holds two runs of a row's tokens, and ranks exchange
-    only attention's keys and values. With `rings` ranks exchange these inside attention, and `gather` is not used."""
+    `zoo.distributed.context_parallel.SpreadContext` overrides them: a rank holds two runs of a row's tokens, and ranks
+    exchange only attention's keys and values. With `rings` ranks exchange these inside attention, and `gather` is not
+    used."""
 
     rank = 0
     size = 1

@@ -11,8 +11,8 @@ from zoo.experiments.recipe import Laddering, Probing, Recipe, list_overrides
 from zoo.jobs.forecast import price_run
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.ladder import plan_ladder
+from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small
-from zoo.probes.catalogue import make_probe
 from zoo.report.arms import ALIKE
 from zoo.training.planning import plan_training
 

@@ -125,7 +125,7 @@ class Probing(Modelled):
 
     def list_settings(self) -> dict[str, Any]:
         """Give all settings of the probe, defaults included."""
-        from zoo.probes.catalogue import make_probe
+        from zoo.probes.all_probes import make_probe
 
         return make_probe(self.name, self.size, self.settings).settings()
 

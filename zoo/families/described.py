@@ -16,7 +16,7 @@ from zoo.families.multimodal import find_wrapper
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 CONFIG = "config.json"
 
@@ -110,6 +110,6 @@ def read_json(file: Path, shape: type[JsonShape] = JsonShape, most: int = SETTIN
 
 def read_config(file: Path) -> dict[str, Any]:
     """Read a config.json. Raises CheckpointError as `read_json` does."""
-    from zoo.families.shapes import ConfigFile  # creates pydantic classes, which takes milliseconds
+    from zoo.families.config_types import ConfigFile  # creates pydantic classes, which takes milliseconds
 
     return read_json(file, ConfigFile)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: _join(a, b) if isinstance(a, str | list) else operator.add(*_numbers(a, b)),

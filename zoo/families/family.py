@@ -66,9 +66,9 @@ from zoo.families.body import Body, combine_kinds, lay_over, lay_rows, take_enco
 from zoo.families.classes import name_classes, name_first_class
 from zoo.families.expression import Expression, evaluate_tree, read_names
 from zoo.families.layering import evaluate_layers
-from zoo.families.towers import TowerConfig, join_models, read_towers
+from zoo.families.tower_configs import TowerConfig, join_models, read_towers
 from zoo.paths import conf_dir, list_conf, read_conf
-from zoo.untrusted.text import list_first, quote, shorten
+from zoo.untrusted.printable import list_first, quote, shorten
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures

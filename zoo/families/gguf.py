@@ -20,7 +20,7 @@ from zoo.families.gguf_header import StoredTensor as StoredTensor
 from zoo.families.gguf_header import is_gguf as is_gguf
 from zoo.families.gguf_header import read_gguf as read_gguf
 from zoo.paths import read_conf
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """torch's dtype of a ggml type that is not quantised."""

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from zoo.errors import CheckpointError
 from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.pointer import refuse_pointer
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 SUFFIX = ".gguf"
 VERSIONS = (2, 3)

@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.families.expression import evaluate_tree, get_item, read_names
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 MOST_LAYERS = 2_000
 """Maximum number of layers of a published model, each of which is mapped to tensors."""

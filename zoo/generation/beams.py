@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.cache.rows import copy_row
+from zoo.cache.cached_row import copy_row
 from zoo.errors import ConfigError
 from zoo.generation.request import Event, Reason, Request
 from zoo.lazy import torch

@@ -9,20 +9,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.cache.encoder_reuse import Sources
+from zoo.cache.pool_store import Store, plan_store, token_bytes
 from zoo.cache.prefix import Prefixes
-from zoo.cache.sources import Sources
-from zoo.cache.store import Store, plan_store, token_bytes
 from zoo.errors import ConfigError
 from zoo.generation.beams import Beams, check_beams
 from zoo.generation.graphs import make_graphs
 from zoo.generation.invariants import ensure_drained
 from zoo.generation.passes import EnginePasses, check_deterministic, serving
+from zoo.generation.prompt_towers import check_length, check_prompt, find_reader, find_writer
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
 from zoo.generation.scheduler import Chunk, RunningSequence, Scheduler
-from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
-from zoo.run.layout import choose_layout
+from zoo.run.cache_layout import choose_layout
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler, find_logprobs, join_rows
 from zoo.sampling.speculate import accept

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.engine import Engine, serving
+from zoo.generation.prompt_towers import check_length, check_prompt, find_reader, find_writer
 from zoo.generation.request import Request
-from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
 from zoo.sampling.options import Sampling
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.cache.cache import TensorCache
-from zoo.cache.paged import RowsOfPass, place_rows
-from zoo.cache.rows import CachedRow
-from zoo.cache.store import Store
+from zoo.cache.cached_row import CachedRow
+from zoo.cache.page_rows import RowsOfPass, place_rows
+from zoo.cache.pool_store import Store
 from zoo.errors import ConfigError
-from zoo.kernels.view.paging import PagedShape, PassTensors, as_tensor
+from zoo.kernels.view.page_tables import PagedShape, PassTensors, as_tensor
 from zoo.run.capture import CudaRecorder, Record, find_blocker
 
 if TYPE_CHECKING:

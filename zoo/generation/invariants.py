@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from zoo.cache.store import LayerGroup
+from zoo.cache.pool_store import LayerGroup
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zoo.cache.cache import Cache
-from zoo.cache.store import Store
+from zoo.cache.pool_store import Store
 from zoo.errors import ConfigError
 from zoo.generation.graphs import Graphs
 from zoo.generation.scheduler import Chunk, RunningSequence
@@ -33,7 +33,7 @@ class EnginePasses:
         self.model, self.writer, self.store, self.device = model, writer, store, device
         self.seq2seq, self.deterministic = writer is not model.spec, deterministic
         self.graphs: Graphs | None = None
-        from zoo.run.recordings import Recordings
+        from zoo.run.recording_plan import Recordings
 
         self.recordings = Recordings()
         self.recurrent = any(block.state() for block in writer.blocks.values())

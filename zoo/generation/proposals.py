@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from zoo.cache.cache import Cache
-from zoo.cache.rows import CachedRow
-from zoo.cache.store import Store, plan_store
+from zoo.cache.cached_row import CachedRow
+from zoo.cache.pool_store import Store, plan_store
 from zoo.errors import ConfigError
+from zoo.generation.prompt_towers import find_limit, find_writer
 from zoo.generation.scheduler import RunningSequence
-from zoo.generation.towers import find_limit, find_writer
 from zoo.lazy import torch
-from zoo.run.layout import choose_layout
+from zoo.run.cache_layout import choose_layout
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler
 from zoo.sampling.speculate import PromptLookup, draw_draft

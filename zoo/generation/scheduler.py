@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from zoo.cache.cached_row import CachedRow
+from zoo.cache.encoder_reuse import Sources
+from zoo.cache.pool_store import Store
 from zoo.cache.prefix import Prefixes
-from zoo.cache.rows import CachedRow
-from zoo.cache.sources import Sources
-from zoo.cache.store import Store
 from zoo.generation.beams import Beams
 from zoo.generation.request import Reason, Request
 

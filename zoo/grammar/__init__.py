@@ -6,8 +6,8 @@ from zoo.grammar.hints import hint_keys
 from zoo.grammar.interpolation import call_resolvers, resolve
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
 from zoo.grammar.leftovers import drop_leftovers
+from zoo.grammar.parsing import to_spec, to_tree
 from zoo.grammar.plain import from_dict, to_body, to_dict, to_essentials
-from zoo.grammar.reading import to_spec, to_tree
 
 __all__ = [
     "AXES",

@@ -8,7 +8,7 @@ differ.
 
 A word is the name of a file in conf/AXIS (`mha`, `rope_yarn`), or of a kind. It stands for that file's content, whose
 interpolations take dimensions from the enclosing keys. Expanding works on plain data before interpolations are resolved
-(`zoo.grammar.reading`), so that files, overrides, layer patches, towers and mappings in Python all mean the same.
+(`zoo.grammar.parsing`), so that files, overrides, layer patches, towers and mappings in Python all mean the same.
 """
 
 from __future__ import annotations

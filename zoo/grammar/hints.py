@@ -22,7 +22,7 @@ from zoo.grammar.patches import lay_patch
 from zoo.grammar.pattern import PLAIN
 from zoo.spec import Spec
 from zoo.spec.foreign import CHOICES, FOREIGN, fill_form, find_form
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 MOST = 240
 """Maximum characters of a node that a message prints. Instead of a longer node, only the overrides are printed."""

@@ -15,7 +15,7 @@ from zoo.grammar.interpolation import RESOLVERS, find_foreign
 from zoo.grammar.plain import from_dict
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import JsonShape, check_shape
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 from zoo.untrusted.yaml_file import parse_yaml, read_yaml_text
 
 FORMAT = 1

@@ -18,16 +18,16 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from zoo.hf.cache import ZooCache as ZooCache
 from zoo.hf.config import ZooConfig as ZooConfig
-from zoo.hf.models import ZooForCausalLM as ZooForCausalLM
-from zoo.hf.models import ZooForMaskedLM as ZooForMaskedLM
-from zoo.hf.models import ZooForSeq2SeqLM as ZooForSeq2SeqLM
-from zoo.hf.models import ZooForSequenceClassification as ZooForSequenceClassification
-from zoo.hf.models import ZooForTokenClassification as ZooForTokenClassification
-from zoo.hf.models import ZooModel as ZooModel
-from zoo.hf.models import load as load
-from zoo.hf.models import wrap as wrap
+from zoo.hf.generation_cache import ZooCache as ZooCache
+from zoo.hf.task_models import ZooForCausalLM as ZooForCausalLM
+from zoo.hf.task_models import ZooForMaskedLM as ZooForMaskedLM
+from zoo.hf.task_models import ZooForSeq2SeqLM as ZooForSeq2SeqLM
+from zoo.hf.task_models import ZooForSequenceClassification as ZooForSequenceClassification
+from zoo.hf.task_models import ZooForTokenClassification as ZooForTokenClassification
+from zoo.hf.task_models import ZooModel as ZooModel
+from zoo.hf.task_models import load as load
+from zoo.hf.task_models import wrap as wrap
 
 AutoConfig.register("zoo", ZooConfig)
 for auto, model in {

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from zoo.checkpoint.store import write_architecture
-from zoo.distributed.shards import ALL
+from zoo.distributed.sharded_tensors import ALL
 from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar import to_dict
-from zoo.hf.cache import ZooCache, can_crop
 from zoo.hf.config import ZooConfig
+from zoo.hf.generation_cache import ZooCache, can_crop
 from zoo.model.init import initialise
 from zoo.run.layer import Borrowed, Layer, LinearModule, Model
 from zoo.run.recompute import set_recompute

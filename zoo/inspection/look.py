@@ -15,7 +15,7 @@ from zoo.inspection.heads import list_mapless, watch_heads
 from zoo.inspection.noise import measure_noise
 from zoo.lazy import torch
 from zoo.model.loss import IGNORED
-from zoo.text.reading import longest_text
+from zoo.text.reader import longest_text
 from zoo.training.eval_parts import check_ids, check_rows
 from zoo.training.evaluate import Progress, Subject
 from zoo.training.gradient import map_tensors, move_batch

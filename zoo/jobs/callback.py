@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from zoo import disk
-from zoo.compose.engine import get_failure
+from zoo.compose.hydra_engine import get_failure
 from zoo.errors import ZooError
 from zoo.runs import RESULT, read_whole_result
 

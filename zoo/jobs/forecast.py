@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.flops import optimizer_flops
 from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError, ZooError, short
 from zoo.jobs.sweep import hash_pace
-from zoo.training.flops import price_step
 from zoo.training.planning import TrainingPlan
+from zoo.training.run_flops import price_step
 
 if TYPE_CHECKING:
     from zoo.training.run import Run
@@ -50,7 +50,7 @@ class Price:
 def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True) -> Price:
     """Price a run. With `cuda` the peak memory is that of CUDA kernels. Without `memory` no pass is traced, and the
     peak memory is None."""
-    from zoo.training.fitting import price_training, take_share
+    from zoo.training.memory_fit import price_training, take_share
 
     settings, spec = planned.settings, planned.spec
     counted, step, share = count_parameters(spec), price_step(settings, spec), take_share(settings)
@@ -100,7 +100,7 @@ def time_steps(planned: TrainingPlan) -> Timing:
     start, or its loss is not finite."""
     from zoo.distributed.world import ALONE
     from zoo.report.progress import Show
-    from zoo.run.memory import release_memory
+    from zoo.run.machine_memory import release_memory
     from zoo.run.threads import keep_threads
     from zoo.training.building import build_run, prepare_device_and_data
 
@@ -187,8 +187,8 @@ class Forecaster:
 
     def _forecast(self, planned: TrainingPlan, pace: str) -> Forecast:
         from zoo.run.builder import pick_device
-        from zoo.run.memory import read_free_memory
-        from zoo.training.fitting import check_memory, take_share
+        from zoo.run.machine_memory import read_free_memory
+        from zoo.training.memory_fit import check_memory, take_share
 
         device = pick_device(planned.settings.device)
         cuda = device.type == "cuda"

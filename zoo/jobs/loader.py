@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zoo.compose.composing import TRAINING, Composed, Composition
-from zoo.compose.engine import ConfigLoaderImpl, Listed, RunMode, fill_hydra_node
+from zoo.compose.hydra_engine import ConfigLoaderImpl, Listed, RunMode, fill_hydra_node
 from zoo.compose.overrides import parse_overrides
 from zoo.errors import ConfigError
 from zoo.grammar import resolve

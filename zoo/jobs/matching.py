@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from zoo.analysis.solve.search import find_crossing
+from zoo.analysis.solve.bisection import find_crossing
 from zoo.errors import ConfigError
 from zoo.grammar import resolve
 from zoo.jobs.forecast import Forecaster, price_run

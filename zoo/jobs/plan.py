@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import runs
 from zoo.checkpoint.gguf import find
 from zoo.compose.composing import Composed
-from zoo.compose.engine import (
+from zoo.compose.fault_lines import shorten_error
+from zoo.compose.hydra_engine import (
     Hydra,
     HydraConfig,
     Listed,
@@ -28,7 +29,6 @@ from zoo.compose.engine import (
     store_model,
     store_primary,
 )
-from zoo.compose.faults import shorten_error
 from zoo.compose.overrides import format_override, list_alternatives, list_values, parse_overrides
 from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.sources import StatedFile, locating

@@ -21,7 +21,7 @@ def run_one_job(cfg: DictConfig) -> Any:
     from zoo.jobs.pinning import count_workers, pin_worker
     from zoo.jobs.train import resume_run, start_run
     from zoo.jobs.trials import pruned_as_trial
-    from zoo.run.memory import release_memory
+    from zoo.run.machine_memory import release_memory
     from zoo.training.restarts import clear_for_restart, has_checkpoint
 
     folder, hydra = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get()

@@ -15,7 +15,7 @@ from zoo import disk
 from zoo.errors import ConfigError, ZooError, short
 from zoo.jobs.command import Command
 from zoo.training.launcher import SlurmLauncher
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
     from zoo.training.settings import Training

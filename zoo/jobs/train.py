@@ -14,9 +14,9 @@ import yaml
 from omegaconf import DictConfig
 
 from zoo import grammar, runs
-from zoo.checkpoint.whole import ChosenCheckpoint, choose_checkpoint, leave_behind
+from zoo.checkpoint.newest_checkpoint import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import refuse_old_position
-from zoo.data.cuts import describe_pair_cuts
+from zoo.data.cut_rows import describe_pair_cuts
 from zoo.data.tokens import PairFile
 from zoo.disk import remove_drafts, write_text
 from zoo.distributed.meeting import join_processes
@@ -24,8 +24,8 @@ from zoo.distributed.world import ALONE, World, read_world
 from zoo.errors import CheckpointError, ConfigError, FinishedRun, ZooError, short
 from zoo.grammar.saved import read_spec
 from zoo.report.history import RunRecord
-from zoo.report.page import write_page
 from zoo.report.progress import Show
+from zoo.report.run_page import write_page
 from zoo.report.runplot import draw_losses
 from zoo.run.builder import pick_device
 from zoo.run.environment import describe_environment
@@ -33,22 +33,22 @@ from zoo.run.threads import keep_threads
 from zoo.training.building import build_run, open_batches, prepare_device_and_data
 from zoo.training.decoded import RowPiece, decode_row, describe_rows
 from zoo.training.failures import FORESEEN, failures_in_one_line
-from zoo.training.fitting import advise, take_share
-from zoo.training.flops import count_parameters_of
 from zoo.training.log import APPENDED, NONFINITE
 from zoo.training.loggers import open_relay
 from zoo.training.loop import fit
+from zoo.training.memory_fit import advise, take_share
 from zoo.training.objective import Auto, Seq2Seq
 from zoo.training.objective.base import describe
 from zoo.training.planning import CONFIG, MODEL, TrainingPlan, plan_resumption, plan_training
 from zoo.training.restarts import describe_restart, has_checkpoint, note_choice, settle_choice
 from zoo.training.run import Run
+from zoo.training.run_flops import count_parameters_of
 from zoo.training.saving import check_counters, restore_run, tidy_checkpoints
 from zoo.training.settings import TextSample
 from zoo.training.start.begin import StartSettings
-from zoo.training.start.tokens import keep_files
+from zoo.training.start.other_tokenizer import keep_files
 from zoo.training.validation import choose_sampling_kernel, describe_silence, writes
-from zoo.untrusted.paths import find_inside
+from zoo.untrusted.stated_paths import find_inside
 
 
 def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
     from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask
+    from zoo.kernels.score_bias import Bias
 
 
 @dataclass(frozen=True)

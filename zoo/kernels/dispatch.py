@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.errors import KernelError, did_you_mean
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
-from zoo.kernels.bias import describe_bias
 from zoo.kernels.eager import Eager
 from zoo.kernels.flash2 import Flash2, Flash2Hub
 from zoo.kernels.flash3 import Flash3, Flash3Hub
@@ -20,15 +19,16 @@ from zoo.kernels.flash4 import Flash4
 from zoo.kernels.flash_torch import FlashTorch
 from zoo.kernels.flex import Flex
 from zoo.kernels.found import machine_of
+from zoo.kernels.score_bias import describe_bias
 from zoo.kernels.sdpa import SDPA, plain
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
     from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask
+    from zoo.kernels.score_bias import Bias
 
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel

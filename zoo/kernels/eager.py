@@ -11,8 +11,8 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
+    from zoo.kernels.score_bias import Bias
 
 
 class Eager(Kernel):

@@ -16,8 +16,8 @@ from zoo.lazy import F, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
+    from zoo.kernels.score_bias import Bias
 
 WIDEST = 256  # maximum head width of all versions, except for special shapes
 DTYPES = ("float16", "bfloat16")

@@ -11,7 +11,7 @@ from zoo.kernels.flash import Flash, refuse_cached_width, refuse_width, since_am
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
+    from zoo.kernels.score_bias import Bias
 
 PAGE = 256  # page sizes are multiples of this, in tokens
 

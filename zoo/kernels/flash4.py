@@ -11,7 +11,7 @@ from zoo.kernels.flash import CACHED, DENSE, WIDEST, Flash, way
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
+    from zoo.kernels.score_bias import Bias
 
 PAGED = 16  # in a paged cache a head's width is a multiple of this
 UNEQUAL = (192, 128), (128, 64), (64, 128)

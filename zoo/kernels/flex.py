@@ -9,10 +9,10 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
-from zoo.kernels.bias import Bias, ByDistance, Given, Placed
 from zoo.kernels.blocks import options, too_large
 from zoo.kernels.found import machine_of
 from zoo.kernels.mask import Mask
+from zoo.kernels.score_bias import Bias, ByDistance, Given, Placed
 from zoo.lazy import F, load, torch
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
+    from zoo.kernels.score_bias import Bias
 
 
 @dataclass(eq=False, repr=False)

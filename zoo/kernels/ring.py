@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.kernels.bias import describe_bias
 from zoo.kernels.mask import Mask
 from zoo.kernels.partial import PartGradients, PartScores, choose_part
+from zoo.kernels.score_bias import describe_bias
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.distributed.context import SpreadContext
-    from zoo.kernels.bias import Bias
+    from zoo.distributed.context_parallel import SpreadContext
+    from zoo.kernels.score_bias import Bias
 
 PART_KERNELS = ("auto", "eager")
 """Values of `kernel` that a ring accepts: its parts have their own kernels (`zoo.kernels.partial`)."""

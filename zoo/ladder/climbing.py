@@ -24,12 +24,12 @@ from zoo.analysis.scaling import FittedLaw, LossPoints, fit_law
 from zoo.disk import write_text
 from zoo.errors import ConfigError, FinishedRun, ZooError
 from zoo.jobs.plan import plan_launch, task_config
-from zoo.ladder.plan import Ladder, Rung, spell
-from zoo.ladder.tables import draw_ladder
+from zoo.ladder.ladder_plan import Ladder, Rung, spell
+from zoo.ladder.ladder_tables import draw_ladder
 from zoo.report.history import RunRecord
 from zoo.report.scaling import compare_held
 from zoo.untrusted.json_file import JsonShape, read_json
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 LADDER, POINTS, PREDICTION, FIT = "ladder.json", "points.jsonl", "prediction.json", "fit.json"
 PICTURE = "ladder.svg"

@@ -97,7 +97,8 @@ class Step:
     a cache, drops and results of its own; layers of one kind share the rest.
 
     Everything that depends on the pass, rather than on a layer's input and weights, comes from the Step. All else in a
-    layer is the same sequence of torch calls in every pass, so it can be recorded and replayed (`zoo.run.recordings`).
+    layer is the same sequence of torch calls in every pass, so it can be recorded and replayed
+    (`zoo.run.recording_plan`).
     """
 
     keys: KeyView  # the keys that the layer's queries see

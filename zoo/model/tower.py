@@ -17,7 +17,7 @@ from zoo.model.context import ForwardContext
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler, keep_last
 from zoo.model.init import Init, Normal
-from zoo.model.loop import Loop
+from zoo.model.layer_loop import Loop
 from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zoo.model.channels import Channel
 from zoo.model.head import TABLE
-from zoo.model.loop import find_loop_faults
+from zoo.model.layer_loop import find_loop_faults
 from zoo.spec import Linear, Tied
 
 if TYPE_CHECKING:

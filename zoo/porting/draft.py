@@ -11,7 +11,7 @@ from typing import Any
 from zoo.families.body import lay_over
 from zoo.families.expression import read_names
 from zoo.families.family import HARMLESS, Family, parse_family, read_family
-from zoo.porting.reference import Maker, Reference
+from zoo.porting.reference_model import Maker, Reference
 
 LOCAL = frozenset({"layer", "pattern", "rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"})
 """Names in expressions that are no fields of config.json, or fields that may always be left out."""

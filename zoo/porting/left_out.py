@@ -12,7 +12,7 @@ from zoo.families.expression import Expression, read_names
 from zoo.families.family import Family, read_family
 from zoo.porting.draft import LOCAL, Draft
 from zoo.porting.nearest import list_others
-from zoo.porting.reference import Maker
+from zoo.porting.reference_model import Maker
 
 DEPTHS = (3, 4, 6, 7, 12, 13)
 """Numbers of layers at which a rule for a list with an entry per layer is compared with the config class."""

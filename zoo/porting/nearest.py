@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from zoo.families.expression import is_expression
 from zoo.families.family import HARMLESS, Family, family_folder, family_names, read_family
 from zoo.porting.draft import find_aliases
-from zoo.porting.reference import Maker, Reference
+from zoo.porting.reference_model import Maker, Reference
 
 
 @dataclass(frozen=True)

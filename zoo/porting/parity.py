@@ -13,10 +13,10 @@ from zoo.checkpoint.inverse import try_family
 from zoo.checkpoint.likeness import list_spec_differences
 from zoo.errors import ConfigError
 from zoo.porting.draft import Draft
-from zoo.porting.fields import Effect, list_effects, list_fields
+from zoo.porting.field_effects import Effect, list_effects, list_fields
 from zoo.porting.moves import Move, list_borrowed, list_placements
 from zoo.porting.nearest import list_others
-from zoo.porting.reference import Illegal, Maker, Reference
+from zoo.porting.reference_model import Illegal, Maker, Reference
 from zoo.porting.trial import CLOSE, TrialOutcome, measure_gap, try_draft
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 from zoo.porting.draft import Draft
 from zoo.porting.left_out import complete
 from zoo.porting.parity import ParityReport, check_parity, count_fields, place_fields
-from zoo.porting.reference import Maker, quieten_transformers
+from zoo.porting.reference_model import Maker, quieten_transformers
 from zoo.porting.search import Attempt, describe_rank, search
 from zoo.porting.trial import TrialOutcome, try_draft
 

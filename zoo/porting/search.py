@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from zoo.checkpoint.inverse import FIRST
 from zoo.errors import ConfigError
 from zoo.porting.draft import Draft, start_draft
-from zoo.porting.fields import list_effects, list_fields
+from zoo.porting.field_effects import list_effects, list_fields
 from zoo.porting.moves import (
     Move,
     is_relevant,
@@ -19,8 +19,8 @@ from zoo.porting.moves import (
     list_positions,
 )
 from zoo.porting.nearest import Likeness, list_others, rank_families
-from zoo.porting.reference import Maker, Reference
-from zoo.porting.rows import place_tensors
+from zoo.porting.reference_model import Maker, Reference
+from zoo.porting.tensor_rows import place_tensors
 from zoo.porting.trial import TrialOutcome, try_draft, try_spec
 
 TRIED = 8

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from zoo.checkpoint.entries import Entry
+from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.hf.opening import compose_spec, read_presence
 from zoo.checkpoint.mapping import find_entries, matches
 from zoo.errors import ConfigError, short
 from zoo.porting.draft import Draft
-from zoo.porting.reference import Reference
+from zoo.porting.reference_model import Reference
 from zoo.spec import Buffer, tensors
 
 CLOSE = 5e-5

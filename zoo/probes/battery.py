@@ -15,11 +15,11 @@ from zoo.costs.params import count_parameters
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
+from zoo.probes.all_probes import make_probe
 from zoo.probes.base import Probe
-from zoo.probes.catalogue import make_probe
 from zoo.probes.outcome import ProbeOutcome, SeedReport
+from zoo.probes.outcome_store import ScoreStore
 from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
-from zoo.probes.store import ScoreStore
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from zoo.probes.outcome import ProbeOutcome
-from zoo.report.plot import as_label, list_colors, make_axes, write_figure
+from zoo.report.price_plot import as_label, list_colors, make_axes, write_figure
 from zoo.report.tables import format_markdown, make_table, print_tables
 from zoo.report.units import format_count, format_si
 

@@ -13,7 +13,7 @@ from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.grammar import from_dict, to_dict
 from zoo.model.init import Normal
-from zoo.model.loop import Loop
+from zoo.model.layer_loop import Loop
 from zoo.model.tower import Decoder
 from zoo.spec import Spec
 

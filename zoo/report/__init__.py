@@ -3,9 +3,9 @@
 from zoo.report.evaluation import format_evaluation
 from zoo.report.figures import format_cost_table, list_cost_rows, list_exact_rows
 from zoo.report.tables import fit_columns, format_csv, format_markdown, make_table, print_tables
-from zoo.report.text import align_columns, format_json, make_bold, wrap_text
 from zoo.report.tree import list_module_rows
 from zoo.report.units import format_change, format_count, format_figure, format_share, format_si, format_size
+from zoo.report.wrapping import align_columns, format_json, make_bold, wrap_text
 
 __all__ = [
     "align_columns",

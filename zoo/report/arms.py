@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
 
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.setup import Setup
 from zoo.errors import CheckpointError, refuse
 from zoo.report.history import RunRecord

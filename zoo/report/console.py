@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from zoo.untrusted.text import escape_controls
+from zoo.untrusted.printable import escape_controls
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.report.text import align_columns
+from zoo.report.wrapping import align_columns
 
 
 def format_evaluation(found: Mapping[str, Any], files: Sequence[Path] = ()) -> str:

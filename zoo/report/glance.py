@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.report.text import wrap_text
 from zoo.report.units import format_count, format_si
+from zoo.report.wrapping import wrap_text
 
 if TYPE_CHECKING:
     from zoo.costs.setup import Setup

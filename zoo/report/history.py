@@ -16,7 +16,7 @@ from zoo.costs.price import price
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
 from zoo.grammar.saved import read_model
 from zoo.untrusted.json_file import check_shape
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 from zoo.untrusted.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The training config. Raises CheckpointError if its file is missing or invalid."""
-        from zoo.untrusted.shapes import RunConfig
+        from zoo.untrusted.run_types import RunConfig
 
         return _read_mapping(self.folder / runs.CONFIG, RunConfig)
 

@@ -10,7 +10,15 @@ from zoo.disk import replace_file
 from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
 from zoo.report.history import AXES, RunRecord
-from zoo.report.plot import as_label, check_picture, draw_literally, join_equal, list_colors, make_axes, write_figure
+from zoo.report.price_plot import (
+    as_label,
+    check_picture,
+    draw_literally,
+    join_equal,
+    list_colors,
+    make_axes,
+    write_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

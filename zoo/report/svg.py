@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from zoo.untrusted.text import escape_controls
+from zoo.untrusted.printable import escape_controls
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 24, 36  # margins around the axes, in pixels
 TEXT, GRID, AXES = "#444", "#e8e8e8", "#888"

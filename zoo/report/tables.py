@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.report.text import measure_screen
+from zoo.report.wrapping import measure_screen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.report.text import TextRow
+from zoo.report.wrapping import TextRow
 
 
 def list_module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:

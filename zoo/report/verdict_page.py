@@ -8,8 +8,8 @@ from zoo import runs
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.report.arms import Arm
-from zoo.report.page import render_page
-from zoo.report.plot import format_svg
+from zoo.report.price_plot import format_svg
+from zoo.report.run_page import render_page
 from zoo.report.units import format_seconds
 from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import NAMES, Report

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.analysis.verdict import LEVEL, MeanDifference
 from zoo.report.arms import Arm
 from zoo.report.curves import read_curve
-from zoo.report.plot import check_picture, list_colors, write_figure
+from zoo.report.price_plot import check_picture, list_colors, write_figure
 from zoo.report.units import format_count, format_si
 from zoo.report.verdicts import NAMES, Report
 

@@ -15,7 +15,7 @@ from typing import Any
 from zoo.analysis.speedup import PowerLaw, Speedup, find_speedup
 from zoo.analysis.verdict import Comparison, compare_arms, find_front
 from zoo.errors import ConfigError
-from zoo.report import rates
+from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
 from zoo.report.units import format_count, format_si
 
@@ -184,7 +184,7 @@ class Report:
             ("Verdicts", header, list(map(self._row, self.arms)), range(1, 5)),
             ("What they cost", COSTS, self.cost_rows(), range(1, 6)),
             ("Effective speedup", SPEEDUPS, self.speedup_rows(), range(1, 4)),
-            ("Learning rates", rates.HEADER, rates.list_rows(self.searches()), (1, 2)),
+            ("Learning rates", rate_table.HEADER, rate_table.list_rows(self.searches()), (1, 2)),
             ("Predicted, and measured", FORECASTS, self.forecast_rows(), range(1, 7)),
         ]
         return [table for table in made if table[2]]
@@ -223,7 +223,9 @@ class Report:
 
     def searches(self) -> dict[str, dict[str, Any]]:
         """Read the results of the sweeps' learning-rate searches, by arm."""
-        return rates.read_searches(dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values()))
+        return rate_table.read_searches(
+            dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values())
+        )
 
     def speedup_rows(self) -> list[list[str]]:
         """List a row per arm with its effective speedup in tokens, FLOPs and seconds; empty without a law."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.kernels.grouped import grouped_linear
+from zoo.kernels.grouped_products import grouped_linear
 from zoo.run.layer import LinearModule, Model, StackedLinear
 
 INSIDE = ".lora."

@@ -11,7 +11,7 @@ from zoo.costs import DTYPES
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, FitError, did_you_mean
 from zoo.lazy import torch
-from zoo.run.memory import read_free_memory
+from zoo.run.machine_memory import read_free_memory
 from zoo.spec import Spec, table
 
 if TYPE_CHECKING:

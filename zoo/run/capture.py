@@ -52,7 +52,7 @@ class CudaRecorder:
 def find_blocker(writer: Tower, dtype: str) -> str | None:
     """Find a part of a decoder that waits for CUDA within a step, because it counts the rows of each expert on the
     host. Return the part's path with the reason, or None."""
-    from zoo.kernels.grouped import refuses
+    from zoo.kernels.grouped_products import refuses
 
     for path, part in walk(writer, writer.d_model):
         if isinstance(part, Experts) and isinstance(part.of, Linear):

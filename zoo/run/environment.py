@@ -13,7 +13,7 @@ from pathlib import Path
 from zoo import __version__
 from zoo.lazy import torch
 from zoo.run.linear.base import describe_processor
-from zoo.run.memory import read_free_memory
+from zoo.run.machine_memory import read_free_memory
 from zoo.run.repository import read_commit
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "hydra-core", "pydantic", "triton", "torchao", "flash-attn")

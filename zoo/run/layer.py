@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from zoo import kernels, lazy
 from zoo import spec as S
 from zoo.distributed.seam import WHOLE, WHOLE_ROWS
-from zoo.distributed.shards import ALL
+from zoo.distributed.sharded_tensors import ALL
 from zoo.kernels.depthwise import convolve_tokens
-from zoo.kernels.grouped import grouped_linear
+from zoo.kernels.grouped_products import grouped_linear
 from zoo.model.drops import Dropping
 from zoo.model.step import Output
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.costs.shards import shard_model
+from zoo.costs.rank_model import shard_model
 from zoo.distributed.meeting import join_processes
-from zoo.distributed.shards import Division, Shares
+from zoo.distributed.sharded_tensors import Division, Shares
 from zoo.distributed.world import World, read_world
 from zoo.errors import ConfigError
 from zoo.lazy import torch
@@ -34,7 +34,7 @@ def find_ranks(asked: int) -> World:
 def take_part(model: Any, world: World, device: str) -> Model:
     """Take this rank's part of a loaded model, on the rank's device. All processes must call it."""
     from zoo.run.builder import build, pick_device
-    from zoo.run.tensor import TensorSeam, divide_layers
+    from zoo.run.tensor_parallel import TensorSeam, divide_layers
 
     where = pick_device(device)
     if where.type == "cuda":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ConfigError, short
 from zoo.lazy import torch
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
     import numpy as np

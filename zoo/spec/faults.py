@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from zoo.errors import did_you_mean
 from zoo.paths import conf_dir
 from zoo.spec.foreign import hint_choice, translate_name
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 if TYPE_CHECKING:
     from zoo.spec.spec import Spec

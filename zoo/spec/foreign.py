@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from zoo.errors import did_you_mean
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 _KEYS = {
     "d_model": "hidden_size n_embd embed_dim model_dim dim_model d_embed embedding_size dim",

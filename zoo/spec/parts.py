@@ -189,7 +189,8 @@ class Experts(Part):
         return {name: (self.count, *shape) for name, shape in self.of.shapes().items()}
 
     def shard(self, ranks: int) -> Experts:
-        """Return the experts of one of `ranks` ranks of expert parallelism. `zoo.costs.shards` refuses a remainder."""
+        """Return the experts of one of `ranks` ranks of expert parallelism. `zoo.costs.rank_model` refuses a
+        remainder."""
         return dataclasses.replace(self, count=self.count // ranks) if self.spread else self
 
     @property

@@ -12,7 +12,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import read_json
 from zoo.text.template import RENDERER
 from zoo.untrusted.json_file import SETTINGS, read_bytes
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

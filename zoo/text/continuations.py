@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.cache.cache import Cache
-from zoo.cache.rows import CachedRow
-from zoo.cache.store import Store, list_groups
+from zoo.cache.cached_row import CachedRow
+from zoo.cache.pool_store import Store, list_groups
 from zoo.errors import ConfigError, ZooError
-from zoo.generation.towers import find_writer
+from zoo.generation.prompt_towers import find_writer
 from zoo.lazy import torch
 from zoo.run.likelihood import score_targets
-from zoo.text.reading import find_weight, pad_rows
+from zoo.text.reader import find_weight, pad_rows
 from zoo.text.score import CHUNK, MANY_TOGETHER, TOGETHER
 
 if TYPE_CHECKING:

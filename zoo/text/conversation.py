@@ -12,7 +12,7 @@ from zoo.generation.engine import Engine
 from zoo.text.follow import write
 from zoo.text.jobs import JobMaker
 from zoo.text.prompts import Options
-from zoo.untrusted.text import check_text
+from zoo.untrusted.printable import check_text
 
 
 class Conversation:

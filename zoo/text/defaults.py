@@ -81,8 +81,8 @@ def read_defaults(folder: Path) -> FolderDefaults:
     values.
     """
     from zoo import runs
+    from zoo.families.config_types import GenerationFile
     from zoo.families.described import read_json
-    from zoo.families.shapes import GenerationFile
 
     file = folder / FILE
     if (folder / runs.ARCHITECTURE).is_file() or not file.is_file():

@@ -11,8 +11,8 @@ from zoo.data.tokenizer import MASKS, find_tokenizer_file, open_backend, read_sp
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.head import describe_lack
-from zoo.text.reading import load_reader, longest_text, pad_rows
-from zoo.untrusted.text import check_text
+from zoo.text.reader import load_reader, longest_text, pad_rows
+from zoo.untrusted.printable import check_text
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import TokenizerSource

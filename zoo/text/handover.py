@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoint.verify import Reading
+from zoo.checkpoint.verify_folder import Reading
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError, ZooError, short
 from zoo.families.described import CONFIG, read_config, read_json

@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
+from zoo.generation.prompt_towers import find_writer
 from zoo.generation.request import Request
-from zoo.generation.towers import find_writer
 from zoo.sampling.guide import Guide, GuideCompiler, Kind
 from zoo.sampling.options import Sampling
 from zoo.text.chat import ChatTemplate
 from zoo.text.prompts import Options, Prompt
-from zoo.untrusted.text import check_text, quote
+from zoo.untrusted.printable import check_text, quote
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoo.checkpoint.sentence import PROMPTS, PromptsFile, read_settings
+from zoo.checkpoint.sentence_files import PROMPTS, PromptsFile, read_settings
 from zoo.data.corpus import FAULTS_SHOWN
 from zoo.errors import ConfigError, ZooError, did_you_mean
 from zoo.families.described import CONFIG, read_config
 from zoo.lazy import torch
-from zoo.text.reading import load_reader, longest_text, pad_rows
-from zoo.untrusted.text import check_text, quote, shorten
+from zoo.text.reader import load_reader, longest_text, pad_rows
+from zoo.untrusted.printable import check_text, quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor

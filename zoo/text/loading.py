@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.distributed.world import ALONE, World
 from zoo.errors import ConfigError
 from zoo.run.builder import pick_device
-from zoo.run.dtypes import settle_cpu
+from zoo.run.fastest_dtype import settle_cpu
 from zoo.run.linear.probe import BUCKETS
 from zoo.run.linear.ready import check_weights, make_ready
 from zoo.run.rank import take_part
@@ -85,8 +85,8 @@ def check_serving(folder: Path, speculate: int, draft: Path | None, deterministi
     incompatible draft model, or a deterministic mode that it lacks."""
     from zoo.checkpoint import store
     from zoo.generation.passes import check_deterministic
+    from zoo.generation.prompt_towers import find_writer
     from zoo.generation.proposals import check_draft
-    from zoo.generation.towers import find_writer
 
     if draft is None and not deterministic:
         return

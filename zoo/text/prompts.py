@@ -13,7 +13,7 @@ from zoo.sampling.guide import Kind
 from zoo.sampling.options import Sampling
 from zoo.text.chat import list_faults
 from zoo.untrusted.json_file import NESTED
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 SOURCES = ("prompt", "ids", "messages")
 """A request has exactly one of these keys. `messages` are a conversation, for models with a chat template."""

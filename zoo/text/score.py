@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.tokens import Batch, to_next_tokens
 from zoo.errors import ConfigError, ZooError
-from zoo.generation.towers import find_limit
+from zoo.generation.prompt_towers import find_limit
 from zoo.lazy import torch
 from zoo.model.head import describe_lack
 from zoo.run.likelihood import IGNORED, sum_negative_log_likelihood
-from zoo.text.reading import longest_text
-from zoo.untrusted.text import check_text
+from zoo.text.reader import longest_text
+from zoo.untrusted.printable import check_text
 
 if TYPE_CHECKING:
     import numpy as np

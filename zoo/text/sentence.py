@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import BIN, SINGLE, TensorReader, read_bin, read_header
-from zoo.checkpoint.sentence import (
+from zoo.checkpoint.sentence_files import (
     LIMITS,
     POOLINGS,
     PROMPTS,
@@ -22,10 +21,11 @@ from zoo.checkpoint.sentence import (
     list_modules,
     read_settings,
 )
+from zoo.checkpoint.tensor_files import BIN, SINGLE, TensorReader, read_bin, read_header
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.lazy import F, torch
 from zoo.model.task_head import pool
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from zoo.checkpoint.gguf import find
 from zoo.errors import ConfigError, ZooError
 from zoo.text.vectors import embed
 from zoo.untrusted.lines import read_lines
-from zoo.untrusted.text import check_text, quote, shorten
+from zoo.untrusted.printable import check_text, quote, shorten
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,10 +12,10 @@ from packaging.version import Version
 from zoo.checkpoint import store
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError
-from zoo.run.dtypes import spell_dtype
+from zoo.run.fastest_dtype import spell_dtype
 from zoo.text import loading
 from zoo.text.loading import Loaded
-from zoo.text.reading import find_weight, longest_text
+from zoo.text.reader import find_weight, longest_text
 from zoo.text.score import check_model
 from zoo.text.task_files import refuse_files
 
@@ -66,7 +66,7 @@ def evaluate_tasks(
     loaded = load(model, tokenizer, how, note or (lambda line: None))
     most = settle_context(loaded.model.spec, context)
 
-    from zoo.text.harness import Harness, run_tasks
+    from zoo.text.eval_harness import Harness, run_tasks
 
     lm = Harness(loaded, most, kernel=kernel, progress=progress)
     found = run_tasks(lm, [str(task) for task in tasks], limit=limit, num_fewshot=num_fewshot)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zoo.errors import ConfigError, ZooError
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 WORKER = Path(__file__).with_name("template_worker.py")
 START = 60.0  # seconds that the process may take to start, on a busy machine

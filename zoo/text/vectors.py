@@ -12,9 +12,9 @@ from zoo.checkpoint.gguf import find
 from zoo.data.tokenizer import open_backend
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import F, torch
-from zoo.text.reading import load_reader, longest_text, pad_rows
+from zoo.text.reader import load_reader, longest_text, pad_rows
 from zoo.text.sentence import read_pipeline
-from zoo.untrusted.text import check_text
+from zoo.untrusted.printable import check_text
 
 if TYPE_CHECKING:
     from torch import Tensor

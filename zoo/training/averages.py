@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from zoo.checkpoint.spread import is_sharded, open_weights
-from zoo.distributed.shards import ALL, Shares, drop_gathered, own_part
+from zoo.checkpoint.parallel_checkpoint import is_sharded, open_weights
+from zoo.distributed.sharded_tensors import ALL, Shares, drop_gathered, own_part
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
 from zoo.runs import WEIGHTS

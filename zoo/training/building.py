@@ -10,23 +10,23 @@ from zoo.costs.kernels import mask_whole
 from zoo.data import Batches, PreparedData, prepare
 from zoo.distributed.world import ALONE, World
 from zoo.errors import ConfigError
-from zoo.generation.towers import check_length
+from zoo.generation.prompt_towers import check_length
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.model.init import initialise, mix_seed
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
-from zoo.run.dtypes import describe_slow_dtype
-from zoo.run.memory import begin_peak_memory, keep_memory, read_free_memory
+from zoo.run.fastest_dtype import describe_slow_dtype
+from zoo.run.machine_memory import begin_peak_memory, keep_memory, read_free_memory
 from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch
 from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
 from zoo.training.dropout import Dropout, count_draws
-from zoo.training.fitting import check_memory, take_share
 from zoo.training.gradient import WholeModel, choose_autocast
 from zoo.training.layout import ProcessGroups
 from zoo.training.log import RunLog, Unwritten
+from zoo.training.memory_fit import check_memory, take_share
 from zoo.training.objective import Context, Labelled
 from zoo.training.planning import TrainingPlan, collect_faults, describe_vocabulary_fault
 from zoo.training.precision import MASTER, ComputingCopies, lower_weights
@@ -125,7 +125,7 @@ def prepare_data(planned: TrainingPlan, show: Progress) -> PreparedData:
     objective = planned.settings.objective
     if not isinstance(objective, Labelled):
         return prepare(planned.data, show.preparing)
-    from zoo.data.labelled import prepare_labelled
+    from zoo.data.labelled_records import prepare_labelled
 
     how = {"limit": planned.settings.seq_len, "opens": objective.pools_first}
     task, known = objective.make_task(), getattr(objective, objective.shared[0])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from zoo.analysis.solve.recipe import ComposedModel, ModelSource
+from zoo.analysis.solve.proportions import ComposedModel, ModelSource
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.training.optim import AdamW, Optim, set_rates

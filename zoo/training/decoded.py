@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.model.loss import IGNORED
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
     from zoo.data import Batch, Tokenizer

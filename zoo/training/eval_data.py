@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from zoo import runs
 from zoo.compose.composing import Composition
-from zoo.compose.engine import Override, open_repository
+from zoo.compose.hydra_engine import Override, open_repository
 from zoo.compose.overrides import parse_overrides
 from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoo.data.cuts import describe_pair_cuts
-from zoo.data.labelled import prepare_labelled
+from zoo.data.cut_rows import describe_pair_cuts
+from zoo.data.labelled_records import prepare_labelled
 from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
-from zoo.text.reading import longest_text
+from zoo.text.reader import longest_text
 from zoo.text.score import MANY_TOGETHER, TOGETHER, Stream, TextScore, check_vocabulary, score, settle_windows
 from zoo.training.gradient import move_batch
 from zoo.training.objective import Context, Labelled, Objective, Seq2Seq

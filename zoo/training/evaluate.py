@@ -15,7 +15,7 @@ from zoo.data import prepare as prepare_data
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError
 from zoo.generation.passes import serving
-from zoo.run.dtypes import settle_cpu, spell_dtype
+from zoo.run.fastest_dtype import settle_cpu, spell_dtype
 from zoo.run.linear.ready import prepare
 from zoo.text import loading
 from zoo.text.score import Stream, TextScore, add_scores, check_model, encode, find_start, settle_windows

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.distributed.shards import own_part
+from zoo.distributed.sharded_tensors import own_part
 from zoo.errors import ZooError
 from zoo.lazy import torch
 from zoo.training.run import Run

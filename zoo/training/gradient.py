@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
-from zoo.distributed.shards import group_by_mesh, hold_back_replicas
+from zoo.distributed.sharded_tensors import group_by_mesh, hold_back_replicas
 from zoo.distributed.world import World
 from zoo.lazy import torch
 from zoo.training.objective import Objective

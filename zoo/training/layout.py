@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.layer_cut import cut_layers
-from zoo.costs.shards import shard_model, spread_experts
+from zoo.costs.rank_model import shard_model, spread_experts
 from zoo.distributed.group import RankGroup
 from zoo.distributed.mesh import Mesh
-from zoo.distributed.shards import Division, Shares, Stages
+from zoo.distributed.sharded_tensors import Division, Shares, Stages
 from zoo.distributed.world import World
 from zoo.lazy import torch
 from zoo.model.stage import reads_table, take_chunks
@@ -104,9 +104,9 @@ class ProcessGroups:
 
     def divide(self, model: Any, whole: Topology) -> None:
         """Connect a model built from `take_part` to other ranks: cp's context, ep's groups, tp's seams, pp's stages."""
-        from zoo.distributed.context import SpreadContext
+        from zoo.distributed.context_parallel import SpreadContext
         from zoo.run.layer import Layer
-        from zoo.run.tensor import TensorSeam, divide_layers
+        from zoo.run.tensor_parallel import TensorSeam, divide_layers
 
         if self.context is not None:
             for path, _ in model.towers():

@@ -15,8 +15,8 @@ from zoo.errors import CheckpointError, ZooError
 from zoo.lazy import torch
 from zoo.runs import METRICS, SAMPLES, TABLE, read_lines
 from zoo.training.loggers import Relay
-from zoo.untrusted.paths import find_inside
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
+from zoo.untrusted.stated_paths import find_inside
 
 APPENDED = (METRICS, TABLE, SAMPLES)
 NONFINITE = "nonfinite.jsonl"  # a line for each skipped update, if any

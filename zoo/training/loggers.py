@@ -270,7 +270,7 @@ def open_relay(
 
 
 def _read_key(file: Path, kind: str) -> str | None:
-    from zoo.untrusted.shapes import LoggerNote
+    from zoo.untrusted.run_types import LoggerNote
 
     if not file.is_file():
         return None

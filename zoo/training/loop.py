@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from zoo.errors import Terminated
-from zoo.run.memory import read_used_memory
+from zoo.run.machine_memory import read_used_memory
 from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated
 from zoo.training.finite import refuse_nonfinite
-from zoo.training.flops import count_parameters_of
 from zoo.training.run import Run
+from zoo.training.run_flops import count_parameters_of
 from zoo.training.saving import find_checkpoint, finish_saving, go_back_if_due, save_checkpoint, save_if_due
 from zoo.training.update import update
 from zoo.training.validation import measure

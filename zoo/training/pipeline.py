@@ -1,6 +1,6 @@
 # B rows of a microbatch, T tokens, D model width
 """Train over the stages of a pipeline with torch.distributed.pipelining: microbatches pass through chunks of layers in
-the order of a schedule (`zoo.distributed.schedule`)."""
+the order of a schedule (`zoo.distributed.pipeline_schedule`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import device as Device
 
     from zoo.distributed.group import RankGroup
-    from zoo.distributed.schedule import PipelineSchedule
+    from zoo.distributed.pipeline_schedule import PipelineSchedule
     from zoo.training.gradient import Autocast
     from zoo.training.objective import Objective
 

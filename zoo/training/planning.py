@@ -21,12 +21,12 @@ from zoo.grammar.saved import read_config
 from zoo.kernels import KERNELS
 from zoo.run import fp8
 from zoo.training import settings as S
+from zoo.training.mesh_settings import find_parallel_faults, find_world
 from zoo.training.objective.labelled import find_reading_tower
 from zoo.training.packaged import read_packaged
-from zoo.training.parallel import find_parallel_faults, find_world
 from zoo.training.routing import has_selection_bias
 from zoo.training.start.begin import StartSettings
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 if TYPE_CHECKING:
     from zoo.model.tower import Topology

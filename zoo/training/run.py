@@ -14,11 +14,11 @@ from zoo.data import Batches, PreparedData, hold_out
 from zoo.data.tokens import Held
 from zoo.distributed.world import ALONE, World
 from zoo.training.averages import MovingAverage
-from zoo.training.flops import TrainingFlops
 from zoo.training.gradient import WholeModel
 from zoo.training.layout import ProcessGroups
 from zoo.training.log import Means, RunLog
 from zoo.training.planning import TrainingPlan
+from zoo.training.run_flops import TrainingFlops
 from zoo.training.settings import Training
 from zoo.training.speed import Gauges
 

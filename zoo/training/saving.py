@@ -22,7 +22,7 @@ from zoo.training.log import find_record
 from zoo.training.run import Run
 from zoo.training.settings import Training
 from zoo.untrusted.json_file import JsonShape, check_shape
-from zoo.untrusted.shapes import Count, Number
+from zoo.untrusted.run_types import Count, Number
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,10 +27,10 @@ from zoo.training.averages import Average
 from zoo.training.dropout import Dropout
 from zoo.training.launcher import Launcher, NoLauncher, find_count_fault
 from zoo.training.loggers import Logger, NoLogger
+from zoo.training.mesh_settings import ParallelSettings
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
 from zoo.training.packaged import read_packaged
-from zoo.training.parallel import ParallelSettings
 from zoo.training.parametrisation import Parametrisation, Standard
 from zoo.training.schedule import Schedule
 from zoo.training.start.lora import Lora

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from zoo.costs.hardware import of_device
 from zoo.lazy import torch
-from zoo.run.memory import read_peak_since
+from zoo.run.machine_memory import read_peak_since
 from zoo.run.threads import ThreadChoice, ThreadWatch
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.costs.kernels import asks
 from zoo.costs.setup import Setup
 from zoo.data import Batch
-from zoo.distributed.shards import ends_gathered
+from zoo.distributed.sharded_tensors import ends_gathered
 from zoo.distributed.world import ALONE
 from zoo.errors import short
 from zoo.kernels import KERNELS, machine_of

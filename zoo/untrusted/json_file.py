@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from zoo.errors import CheckpointError
 from zoo.untrusted.pointer import refuse_pointer
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 FILE = 128 << 20
 """Maximum bytes of a file: published ones include a tokenizer of 34 MB and an index of 140,000 tensors (14 MB)."""

@@ -15,7 +15,7 @@ import yaml
 from zoo.errors import CheckpointError
 from zoo.untrusted.json_file import NESTED, read_bytes
 from zoo.untrusted.marks import LOADER, find_key
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 LARGEST = 4 << 20
 """Maximum bytes of a YAML file."""

@@ -32,7 +32,7 @@ from zoo.costs.flops import PassFlops, count_training
 from zoo.costs.hardware import usable_bytes
 from zoo.costs.memory import count_loss
 from zoo.costs.operators import Chosen, Operator
-from zoo.costs.parallel import ChunkActivations, StageActivations
+from zoo.costs.rank_tensors import ChunkActivations, StageActivations
 from zoo.costs.roofline import (
     TrainingStep,
     bound_run,

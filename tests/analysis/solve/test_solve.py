@@ -19,11 +19,11 @@ from zoo.analysis.solve import (
     find_smaller_caches,
     solve_shapes,
 )
-from zoo.analysis.solve.fit import price_memory
-from zoo.analysis.solve.search import find_crossing, find_reach
+from zoo.analysis.solve.bisection import find_crossing, find_reach
+from zoo.analysis.solve.largest_fit import price_memory
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.generating import generating
 from zoo.costs.hardware import hardware
 from zoo.errors import ConfigError

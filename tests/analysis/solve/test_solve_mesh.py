@@ -13,17 +13,17 @@ from test_solve_verb import failed
 from support.packaged_specs import load
 from support.tiny_models import spec_of
 from zoo.analysis.solve import MeshSearch, Room, find_meshes
-from zoo.analysis.solve.mesh import list_candidates, list_meshes, round_sequences
 from zoo.analysis.solve.mesh_prices import MeshPrices
+from zoo.analysis.solve.mesh_search import list_candidates, list_meshes, round_sequences
 from zoo.cli import run
 from zoo.costs import Setup, price
 from zoo.costs.cluster import Cluster
 from zoo.costs.hardware import hardware
 from zoo.costs.step_time import PassTime, StepPlan, bubble_seconds, travel_seconds
-from zoo.distributed.schedule import PipelineSchedule
+from zoo.distributed.pipeline_schedule import PipelineSchedule
 from zoo.distributed.world import World
 from zoo.errors import ConfigError
-from zoo.training.parallel import ParallelSettings
+from zoo.training.mesh_settings import ParallelSettings
 
 H100 = hardware("h100")
 ROOM = Room(memory=H100.memory, gpu="h100")

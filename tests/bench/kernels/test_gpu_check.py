@@ -10,8 +10,17 @@ import torch
 
 from support.packaged_specs import load
 from zoo import kernels
-from zoo.bench.kernels import cases, checking, errors, pieces, report, speed, timing, training
-from zoo.bench.kernels.parts import Settings
+from zoo.bench.kernels import (
+    accuracy,
+    attention_speed,
+    between_products,
+    cases,
+    checking,
+    device_timing,
+    kernel_report,
+    training_mfu,
+)
+from zoo.bench.kernels.processes import Settings
 from zoo.cli import run
 from zoo.costs.hardware import CARDS, list_gpus, of_device
 from zoo.kernels import dispatch
@@ -21,7 +30,7 @@ from zoo.run.builder import build
 
 CPU = Settings("cpu", quick=True)
 ALL = cases.list_cases()
-LIMITS = timing.Limits({"float32": 1e12, "bfloat16": 2e12}, 1e11)
+LIMITS = device_timing.Limits({"float32": 1e12, "bfloat16": 2e12}, 1e11)
 
 
 def ids(case):
@@ -65,7 +74,7 @@ def test_a_kernel_that_leaves_a_feature_out_gives_another_answer_by_far(case):
         tensors = {name: each for name, each in whole.tensors.items() if name != "sinks" or less.sinks}
         hidden = whole.hidden if less.hides else {}
         other = replace(whole, case=less, tensors=tensors, hidden=hidden).forward("eager")
-        assert errors.measure_errors(other, y)["norm"] > 0.05, field
+        assert accuracy.measure_errors(other, y)["norm"] > 0.05, field
 
 
 @pytest.mark.parametrize("case", ALL, ids=ids)
@@ -142,23 +151,23 @@ def others(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_kernel_that_leaves_windows_out_fails_where_there_are_some_and_passes_elsewhere(others, dtype):
-    assert errors.check_case("deaf", cases.find_case("causal"), dtype, CPU)["passed"]
-    row = errors.check_case("deaf", cases.find_case("window"), dtype, CPU)
+    assert accuracy.check_case("deaf", cases.find_case("causal"), dtype, CPU)["passed"]
+    row = accuracy.check_case("deaf", cases.find_case("window"), dtype, CPU)
     assert not row["passed"]
     assert row["forward"]["excess"] > 5
     assert row["backward"]["excess"] > 5
 
 
 def test_no_number_is_an_error_beyond_any_other(others):
-    row = errors.check_case("broken", cases.find_case("causal"), "float32", CPU)
+    row = accuracy.check_case("broken", cases.find_case("causal"), "float32", CPU)
     assert not row["passed"]
     assert row["forward"]["excess"] == math.inf
-    text = report.format_report(row)
+    text = kernel_report.format_report(row)
     assert json.loads(text)["forward"]["tensors"]["y"]["norm"] == "nan"
 
 
 def test_errors_are_the_difference_over_what_was_to_come():
-    found = errors.measure_errors(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+    found = accuracy.measure_errors(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
     assert found == {"largest": pytest.approx(0.125), "norm": pytest.approx(0.1)}
 
 
@@ -166,11 +175,11 @@ def test_twice_eagers_error_passes_and_more_does_not():
     exact = {"y": torch.ones(4, dtype=torch.float64)}
     eager = {"y": torch.full((4,), 1.01, dtype=torch.float64)}
     for error, passes in ((0.0199, True), (0.0202, True), (0.0212, False)):  # and a thousandth of bfloat16
-        assert errors.compare_errors({"y": exact["y"] + error}, exact, eager, "bfloat16")["passed"] is passes
+        assert accuracy.compare_errors({"y": exact["y"] + error}, exact, eager, "bfloat16")["passed"] is passes
 
 
 def test_a_refusal_is_told_in_the_kernels_own_words():
-    row = errors.check_case("sdpa", cases.find_case("softcap"), "float32", CPU)
+    row = accuracy.check_case("sdpa", cases.find_case("softcap"), "float32", CPU)
     assert row["refused"] == "scaled_dot_product_attention has no softcap"
     assert "passed" not in row
 
@@ -200,9 +209,12 @@ class Event:
 def test_on_cuda_a_call_takes_what_its_events_say(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    for spend, timed in ((60.0, timing.WARM + 1 + timing.MOST), (0.0, 3)):  # no time: warm up once, look once, time one
+    for spend, timed in (
+        (60.0, device_timing.WARM + 1 + device_timing.MOST),
+        (0.0, 3),
+    ):  # no time: warm up once, look once, time one
         calls = []
-        assert timing.time_call(lambda: calls.append(1), "cuda", spend=spend) == pytest.approx(1e-3)  # noqa: B023
+        assert device_timing.time_call(lambda: calls.append(1), "cuda", spend=spend) == pytest.approx(1e-3)  # noqa: B023
         assert len(calls) == timed
 
 
@@ -234,23 +246,26 @@ def test_every_card_has_a_sheet_and_what_is_no_card_has_none():
 
 
 def test_mfu_is_the_textbooks_formula():
-    spec = load(training.TINY.of, training.TINY.overrides)
+    spec = load(training_mfu.TINY.of, training_mfu.TINY.overrides)
     params, table = sum(map(math.prod, spec_shapes(spec))), spec.vocab_size * spec.d_model
     assert spec.head.tied  # so that the table is the head's matrix, which counts
     attention = spec.blocks["layer"].attention
     flops = 6 * params + 12 * spec.n_layers * attention.n_heads * attention.head_dim * 64
-    found = training.compute_mfu(spec, 64, 1000.0, replace(CPU, limits=LIMITS))
+    found = training_mfu.compute_mfu(spec, 64, 1000.0, replace(CPU, limits=LIMITS))
     assert table in map(math.prod, spec_shapes(spec))
     assert found["flops_per_token"]["palm"] == flops
     assert found["mfu"] == {"measured": {name: each * 1000 / 2e12 for name, each in found["flops_per_token"].items()}}
 
 
 def test_mfu_is_of_the_float32_rate_where_bf16_is_slower_and_left_out_above_one():
-    spec = load(training.TINY.of, training.TINY.overrides)
+    spec = load(training_mfu.TINY.of, training_mfu.TINY.overrides)
     slow = replace(CPU, limits=replace(LIMITS, flops={"float32": 2e12, "bfloat16": 4e9}))
     fast = replace(CPU, limits=replace(LIMITS, flops={"float32": 4e9, "bfloat16": 2e12}))
-    assert training.compute_mfu(spec, 64, 1000.0, slow)["mfu"] == training.compute_mfu(spec, 64, 1000.0, fast)["mfu"]
-    assert training.compute_mfu(spec, 64, 1e9, fast)["mfu"] == {}
+    assert (
+        training_mfu.compute_mfu(spec, 64, 1000.0, slow)["mfu"]
+        == training_mfu.compute_mfu(spec, 64, 1000.0, fast)["mfu"]
+    )
+    assert training_mfu.compute_mfu(spec, 64, 1e9, fast)["mfu"] == {}
 
 
 def spec_shapes(spec):
@@ -259,10 +274,10 @@ def spec_shapes(spec):
 
 def test_a_batch_is_as_large_as_its_price_allows():
     spec = load("llama3.2-1b")
-    free = [training.fit_rows(spec, 2048, gigabytes * 10**9) for gigabytes in (1, 40, 80, 10**4)]
+    free = [training_mfu.fit_rows(spec, 2048, gigabytes * 10**9) for gigabytes in (1, 40, 80, 10**4)]
     assert free[0] == 1
     assert free == sorted(free)
-    assert free[3] == training.MOST_ROWS
+    assert free[3] == training_mfu.MOST_ROWS
 
 
 def window_rows(**seconds):
@@ -272,27 +287,27 @@ def window_rows(**seconds):
 
 
 def test_a_windows_gain_is_the_best_kernels_over_a_masked_sdpa():
-    found = speed.find_window_gain(
+    found = attention_speed.find_window_gain(
         [*window_rows(sdpa=(3.0, 9.0), flash2=(1.0, 5.0), flex=(1.2, 4.5)), {"kernel": "sdpa"}]
     )
     assert found["forward"] == {"kernel": "flash2", "ratio": 3.0}
     assert found["both"] == {"kernel": "flex", "ratio": 2.0}
     assert found["passed"]
-    assert not speed.find_window_gain(list(window_rows(sdpa=(3.0, 9.0), flash2=(1.0, 7.0))))["passed"]
-    assert speed.find_window_gain(list(window_rows(flash2=(1.0, 7.0)))) is None
+    assert not attention_speed.find_window_gain(list(window_rows(sdpa=(3.0, 9.0), flash2=(1.0, 7.0))))["passed"]
+    assert attention_speed.find_window_gain(list(window_rows(flash2=(1.0, 7.0)))) is None
 
 
 def test_scores_that_do_not_fit_are_not_tried(monkeypatch):
-    monkeypatch.setattr(speed, "_free_for_scores", lambda device: 1e6)
-    assert speed.time_passes("eager", (1, 512, 2, 16), None, CPU) == {
+    monkeypatch.setattr(attention_speed, "_free_for_scores", lambda device: 1e6)
+    assert attention_speed.time_passes("eager", (1, 512, 2, 16), None, CPU) == {
         "left_out": "its scores take 0.0 GB, more than 0.0 GB, half of the free memory"
     }
 
 
 @pytest.mark.parametrize("name", ["rmsnorm", "layernorm", "rotary", "swiglu", "cross-entropy"])
 def test_libraries_that_are_not_there_are_said_to_be_missing(name, monkeypatch):
-    monkeypatch.setattr(pieces, "find_version", lambda package: None)
-    row = pieces.time_piece(name, "liger", pieces.SMALL, Settings("cuda"))
+    monkeypatch.setattr(between_products, "find_version", lambda package: None)
+    row = between_products.time_piece(name, "liger", between_products.SMALL, Settings("cuda"))
     assert row["left_out"] == "liger-kernel is not installed"
 
 
@@ -346,7 +361,7 @@ def test_a_whole_run_in_small_finds_nothing_wrong(whole):
     code, found, file = whole
     assert checking.list_failures(found) == []
     assert code == 0
-    assert file.name == report.name_file(found)
+    assert file.name == kernel_report.name_file(found)
     assert file.name.endswith("cpu.json")
 
 
@@ -371,14 +386,14 @@ def test_what_was_measured_is_there_and_above_nothing(whole):
     assert 0 < found["training"][0]["mfu"]["measured"]["exact"] < 1
     assert found["decoding"][1]["share_of_copy"] > 0
     measured = [row for row in found["pieces"] if "both" in row]
-    assert {row["piece"] for row in measured} == {*pieces.PIECES, "grouped", "layer"}
+    assert {row["piece"] for row in measured} == {*between_products.PIECES, "grouped", "layer"}
     assert all(row["both"]["seconds"] > 0 for row in measured)
 
 
 @pytest.mark.slow  # all in one worker, as they share a run
 @pytest.mark.xdist_group("gpu_check")
 def test_the_table_fits_a_page_and_says_what_it_is_not(whole):
-    lines = report.format_table(whole[1]).splitlines()
+    lines = kernel_report.format_table(whole[1]).splitlines()
     assert "cpu, quick: not a GPU result" in lines
     assert len([line for line in lines if line]) <= 45
     assert max(map(len, lines)) <= 180

@@ -11,14 +11,14 @@ import pytest
 from test_gpu_check import CPU, spec_shapes
 
 from support.packaged_specs import load
-from zoo.bench.kernels import checking, decoding, report, training, vllm
-from zoo.bench.kernels.parts import Settings
-from zoo.cache import paged
+from zoo.bench.kernels import checking, decoding, kernel_report, training_mfu, vllm
+from zoo.bench.kernels.processes import Settings
+from zoo.cache import page_rows
 
 
 def test_decoding_reads_every_weight_but_the_table_and_all_that_is_held():
-    spec = load(training.TINY.of, ("d_model=32", "d_ff=48"))
-    model = decoding.DecodedModel("tiny", training.TINY.of, 0.5, ("d_model=32", "d_ff=48"))
+    spec = load(training_mfu.TINY.of, ("d_model=32", "d_ff=48"))
+    model = decoding.DecodedModel("tiny", training_mfu.TINY.of, 0.5, ("d_model=32", "d_ff=48"))
     weights = 2 * sum(map(math.prod, spec_shapes(spec)))  # the head is tied: the table is read as its matrix
     for rows, goal in ((1, 0.5), (3, None)):
         row = decoding.time_decoding(model, rows, CPU)
@@ -32,7 +32,7 @@ def test_decoding_reads_every_weight_but_the_table_and_all_that_is_held():
 def test_a_model_that_does_not_fit_is_left_out_with_its_size():
     model = decoding.MODELS[-1]
     spec = load(model.of, model.overrides)
-    assert decoding.refuse_size(load(training.TINY.of), 1, decoding.QUICK, "cpu") is None
+    assert decoding.refuse_size(load(training_mfu.TINY.of), 1, decoding.QUICK, "cpu") is None
     huge = load(model.of, (*model.overrides, "n_layers=4000"))
     assert re.fullmatch(
         r"it needs [\d.]+ GB, [\d.]+ GB are free", decoding.refuse_size(huge, 32, decoding.WHOLE, "cpu")
@@ -42,13 +42,13 @@ def test_a_model_that_does_not_fit_is_left_out_with_its_size():
 
 def test_tokens_that_part_from_the_cpus_are_a_failure(monkeypatch):
     assert decoding.check_tokens(CPU)["passed"]
-    place = paged.place_row
+    place = page_rows.place_row
 
     def reversed_pages(row, number, group, count, new):
         found = place(row, number, group, count, new)
         return found._replace(pages=found.pages[::-1])
 
-    monkeypatch.setattr(paged, "place_row", reversed_pages)
+    monkeypatch.setattr(page_rows, "place_row", reversed_pages)
     row = decoding.check_tokens(CPU)
     assert not row["passed"]
     found = {kind: [] for kind in checking.KINDS} | {"quick": True, "window": None}
@@ -86,6 +86,6 @@ def test_vllm_is_asked_for_the_same_shape_prompts_and_lengths(monkeypatch):
     ours |= {"bytes_per_step": 2e10, "share_of_copy": 0.5, "goal": None, "plain": {"tokens_per_second": 100.0}}
     ours["graphs"] = {"refusal": None}
     row["tokens_per_second"] = 128000.0
-    lines = [line for each in (ours, row) for line in report._decoding(each, [ours, row])]
+    lines = [line for each in (ours, row) for line in kernel_report._decoding(each, [ours, row])]
     assert lines[0].endswith("64,000.0 tok/s; 20.0 GB a step, 50.0 % of copy; without graphs 100.0 tok/s")
     assert lines[1].endswith("32 rows, vLLM 0.0: 128,000.0 tok/s; ours 0.50 × that (goal 0.8)")

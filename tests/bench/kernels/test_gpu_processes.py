@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from zoo.bench.kernels import parts
+from zoo.bench.kernels import processes
 from zoo.bench.kernels.checking import Settings
-from zoo.bench.kernels.parts import CheckPart, Measurement
+from zoo.bench.kernels.processes import CheckPart, Measurement
 
 CPU = Settings("cpu", quick=True)
 
@@ -43,7 +43,9 @@ def jobs(settings, *, runs):
 
 
 def rows_of(*runs, seconds=60.0):
-    return parts.run_together([CheckPart("part", partial(jobs, runs=runs), seconds)], CPU, time.monotonic() + seconds)
+    return processes.run_together(
+        [CheckPart("part", partial(jobs, runs=runs), seconds)], CPU, time.monotonic() + seconds
+    )
 
 
 def test_what_raises_is_a_finding_and_the_rest_goes_on():
@@ -68,7 +70,7 @@ def test_what_hangs_is_stopped_in_time():
 
 def test_parts_beside_each_other_are_all_told_and_start_no_processes_of_their_own():
     group = [CheckPart("part", partial(jobs, runs=(run, threads)), 60.0, beside=True) for run in (fine, raises)]
-    rows = parts.run_together(group, CPU, time.monotonic() + 60)
+    rows = processes.run_together(group, CPU, time.monotonic() + 60)
     assert [row["name"] for row in rows] == ["fine", "threads", "raises", "threads"]
     assert [row["figure"] for row in rows if row["name"] == "threads"] == [1, 1]
 
@@ -86,10 +88,10 @@ def test_a_lost_device_leaves_the_rest_out(monkeypatch):
     def lost(device):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(parts, "synchronize", lost)
-    row = {"name": "one", **parts.attempt_job(raises, "cpu")}
+    monkeypatch.setattr(processes, "synchronize", lost)
+    row = {"name": "one", **processes.attempt_job(raises, "cpu")}
     assert row["lost"]
-    told = parts.collect_rows("part", [["one", "two"], row], "its process ended with exit code 0")
+    told = processes.collect_rows("part", [["one", "two"], row], "its process ended with exit code 0")
     assert told == [
         {"name": "one", "raised": "NotImplementedError: not"},
         {"name": "two", "left_out": "the device was lost in 'one'"},
@@ -97,4 +99,4 @@ def test_a_lost_device_leaves_the_rest_out(monkeypatch):
 
 
 def test_a_process_that_says_nothing_is_a_failure():
-    assert parts.collect_rows("part", [], "why") == [{"name": "part", "raised": "nothing was measured: why"}]
+    assert processes.collect_rows("part", [], "why") == [{"name": "part", "raised": "nothing was measured: why"}]

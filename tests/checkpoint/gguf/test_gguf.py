@@ -16,7 +16,7 @@ import transformers
 import zoo
 from support.logit_bounds import assert_close
 from support.reference_folders import run
-from zoo.checkpoint.gguf.tokenizer import find_merges
+from zoo.checkpoint.gguf.gguf_tokenizer import find_merges
 from zoo.families import gguf as headers
 
 gguf = pytest.importorskip("gguf", reason="needs gguf (the extra of that name)")

@@ -10,7 +10,7 @@ from tokenizers import BertWordPieceTokenizer
 import zoo
 from support.logit_bounds import assert_close
 from support.packaged_specs import one_in
-from zoo.checkpoint.gguf.tokenizer import describe_tokenizer, make_tokenizer
+from zoo.checkpoint.gguf.gguf_tokenizer import describe_tokenizer, make_tokenizer
 from zoo.families.gguf import GGUFFile, read_catalogue
 
 pytest.importorskip("gguf", reason="needs gguf (the extra of that name)")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import zoo
-from zoo.checkpoint.gguf.tokenizer import make_tokenizer
+from zoo.checkpoint.gguf.gguf_tokenizer import make_tokenizer
 from zoo.checkpoint.gguf.unpacking import is_unpacked
 from zoo.cli import run
 from zoo.errors import CheckpointError

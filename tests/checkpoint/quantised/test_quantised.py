@@ -17,8 +17,8 @@ from support.cases.depth_2026 import LOOP
 from support.cases.streams import V4
 from support.logit_bounds import assert_close
 from support.reference_folders import edit, folder, run
-from zoo.checkpoint.files import TensorReader, read_header
-from zoo.checkpoint.quantised import layout, unpack_headers
+from zoo.checkpoint.quantised import base, unpack_headers
+from zoo.checkpoint.tensor_files import TensorReader, read_header
 
 QUANTISED = re.compile(r"\.(wq_a|wq_b|wkv|wo_a|wo_b|w1|w2|w3)\.weight$")  # of DeepSeek-V4's matrices
 
@@ -107,7 +107,7 @@ def test_each_layout_has_the_numbers_that_its_bits_mean(tmp_path, method, monkey
     assert set(found) == {"a.weight", "a.bias"} and torch.equal(found["a.bias"], bias)
     assert found["a.weight"].shape == weight.shape
     assert_close(found["a.weight"], weight)
-    monkeypatch.setattr(layout, "ROOM", 8 * 64)  # a few rows at a time, as of a large weight
+    monkeypatch.setattr(base, "ROOM", 8 * 64)  # a few rows at a time, as of a large weight
     assert torch.equal(
         read(tmp_path, {f"a{name}": each for name, each in tensors.items()}, settings)["a.weight"], found["a.weight"]
     )

@@ -20,7 +20,7 @@ from support.saved_activations import passes, saved_by, told
 from support.tiny_models import spec_of
 from zoo.costs import price
 from zoo.costs.activations import PassShape, list_sections
-from zoo.costs.shadow.recording import UnknownOperation
+from zoo.costs.shadow.tape import UnknownOperation
 from zoo.model.activation import Activation
 from zoo.run.builder import build
 

@@ -12,9 +12,9 @@ from support.tiny_models import model_of, spec_of
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.shadow import names
 from zoo.costs.shadow.names import DTYPES
-from zoo.costs.shadow.recording import UnknownOperation, taping
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.strides import view_strides
+from zoo.costs.shadow.tape import UnknownOperation, taping
 from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 
 # Each takes torch and its functional, or their shadows, and x [2, 6, 8], y of the same shape, a matrix w [5, 8], a

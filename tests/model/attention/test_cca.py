@@ -13,8 +13,8 @@ from support.saved_activations import check
 from support.tiny_models import AVERAGED, model_of, spec_of
 from zoo.cli import run
 from zoo.costs import Setup, price
-from zoo.costs.shards import context_faults, pipeline_faults
-from zoo.distributed.schedule import PipelineSchedule
+from zoo.costs.rank_model import context_faults, pipeline_faults
+from zoo.distributed.pipeline_schedule import PipelineSchedule
 from zoo.errors import ConfigError
 
 OURS = ["attention=cca", "attention.bias=true", "attention.token_width=3", "attention.head_width=4"]

@@ -12,7 +12,7 @@ from zoo.cache.cache import Cache
 from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
 from zoo.generation.request import Request
-from zoo.kernels.running import NOTHING, RunningSums, read_sums, sum_windows
+from zoo.kernels.running_sums import NOTHING, RunningSums, read_sums, sum_windows
 
 CSA, HCA = (["attention=csa", *needs("attention=csa")], ["attention=hca", *needs("attention=hca")])
 

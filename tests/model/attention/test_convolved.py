@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from support.packaged_specs import load
 from support.tiny_models import model_of, spec_of
 from zoo.cli import run
-from zoo.costs.shards import context_faults
+from zoo.costs.rank_model import context_faults
 from zoo.model.position.rotary import RoPE
 
 OURS = ["attention.short_conv=3", "n_layers=2"]

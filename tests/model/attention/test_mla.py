@@ -9,7 +9,7 @@ from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 
 from zoo.cache.cache import LayerCache
-from zoo.cache.store import LayerStore
+from zoo.cache.pool_store import LayerStore
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.kernels.view.slots import SlotMapping

@@ -18,8 +18,8 @@ from support.packaged_specs import make_loud
 from support.saved_activations import passes, saved_by, told
 from zoo.compose import load
 from zoo.costs.activations import PassShape, list_sections
-from zoo.costs.shards import context_faults, layer_faults, tensor_faults
-from zoo.distributed.schedule import PipelineSchedule
+from zoo.costs.rank_model import context_faults, layer_faults, tensor_faults
+from zoo.distributed.pipeline_schedule import PipelineSchedule
 from zoo.model.attention.base import Attention, Passes, Sight, SoftmaxAttention
 from zoo.model.attention.entries import attend_entries, pool_entries, slide_window
 from zoo.model.lending import Loan

@@ -13,9 +13,9 @@ from zoo.checkpoint import store
 from zoo.costs.flops import count_flops
 from zoo.jobs.train import resume_run
 from zoo.run.builder import build
-from zoo.training.flops import TrainingFlops, sum_forward
 from zoo.training.objective import Objective
 from zoo.training.objective.distil import load_teacher
+from zoo.training.run_flops import TrainingFlops, sum_forward
 
 MODELS = {
     "next_token": ["gqa", "mla", "sliding", "mamba2", "gated_delta"],

@@ -15,7 +15,7 @@ from zoo.costs.setup import OPTIMIZERS
 from zoo.costs.states import STACK
 from zoo.errors import ConfigError
 from zoo.run.builder import build
-from zoo.training.optim import SGD, Adafactor, AdamW, Lion, Muon, Optim, ScheduleFree, rules, set_rates
+from zoo.training.optim import SGD, Adafactor, AdamW, Lion, Muon, Optim, ScheduleFree, set_rates, update_rules
 
 MIXTURE = ["ffn=moe", "n_experts=3", "norm=layernorm", "attention.bias=true", "attention.qk_norm={kind: rmsnorm}"]
 STEPS = 4
@@ -202,7 +202,7 @@ def test_muon_is_torchs_on_matrices():
     torch.manual_seed(0)
     shapes = [(24, 16), (16, 24), (16, 16), (24, 16)]
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    rule = rules.MuonOptimizer(
+    rule = update_rules.MuonOptimizer(
         [{"params": ours, "weight_decay": 0.1}],
         **{"lr": 0.1, "momentum": 0.95, "nesterov": True, "iterations": 5, "dtype": torch.bfloat16},
         **{"betas": (0.9, 0.95), "eps": 1e-8},
@@ -219,19 +219,19 @@ def test_muon_is_torchs_on_matrices():
 
 
 def test_an_orthogonalised_matrix_has_singular_values_near_one():
-    x = rules.orthogonalise(torch.randn(3, 20, 50, dtype=torch.float64), 5)
+    x = update_rules.orthogonalise(torch.randn(3, 20, 50, dtype=torch.float64), 5)
     values = torch.linalg.svdvals(x)
     assert float(values.min()) > 0.5 and float(values.max()) < 1.3
 
 
 def test_stacks_hold_one_shape_on_either_side_and_no_more_than_they_may(monkeypatch):
-    assert rules.STACK == STACK
-    monkeypatch.setattr(rules, "STACK", 40)
+    assert update_rules.STACK == STACK
+    monkeypatch.setattr(update_rules, "STACK", 40)
     shapes = [(4, 5), (5, 4), (3, 4, 5), (4, 4), (4, 5), (4, 5)]
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
     for each in parameters:
         each.grad = torch.zeros_like(each)
-    stacks = [[tuple(each.shape) for each in stack] for stack in rules.stack_by_shape(parameters)]
+    stacks = [[tuple(each.shape) for each in stack] for stack in update_rules.stack_by_shape(parameters)]
     assert stacks == [[(4, 5), (5, 4)], [(3, 4, 5)], [(4, 5), (4, 5)], [(4, 4)]]
 
 

@@ -11,7 +11,7 @@ import torch
 from support.tiny_models import spec_of
 from support.tiny_runs import compose_run, read_folder, read_metrics, write_corpus
 from zoo import runs
-from zoo.checkpoint.files import read_header
+from zoo.checkpoint.tensor_files import read_header
 from zoo.errors import ConfigError
 from zoo.jobs.train import resume_run, start_run
 from zoo.run.builder import build

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import zoo
 from support.tiny_models import model_of, spec_of
-from zoo.checkpoint import adapters, store
+from zoo.checkpoint import adapter_files, store
 from zoo.cli import run
 from zoo.errors import CheckpointError, ConfigError
 from zoo.run.adapters import Adapters, attach_adapters
@@ -174,17 +174,17 @@ def test_peft_loads_exported_adapters_onto_the_hugging_face_model(case, tmp_path
 def test_what_pefts_format_cannot_hold_is_refused_by_name(tmp_path):
     store.save_model(model_of(), tmp_path / "plain")
     with pytest.raises(CheckpointError, match="has no adapters"):
-        adapters.save_for_peft(tmp_path / "plain", tmp_path / "out")
+        adapter_files.save_for_peft(tmp_path / "plain", tmp_path / "out")
     store.save_model(adapted(model_of(["ffn=moe"]), ("ffn",)), tmp_path / "experts")
     with pytest.raises(
         CheckpointError, match=r"blocks.0.ffn.experts.gate.weight is adapted, and peft adapts no stacked"
     ):
-        adapters.save_for_peft(tmp_path / "experts", tmp_path / "out")
+        adapter_files.save_for_peft(tmp_path / "experts", tmp_path / "out")
     model = adapted(model_of(), ("ffn",))
     model.adapters = Adapters(3, 5.0, 0.0, model.adapters.paths, trained=("norm.weight",))
     store.save_model(model, tmp_path / "beside")
     with pytest.raises(CheckpointError, match=r"found norm.weight trained beside them"):
-        adapters.save_for_peft(tmp_path / "beside", tmp_path / "out")
+        adapter_files.save_for_peft(tmp_path / "beside", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

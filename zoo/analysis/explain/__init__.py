@@ -1,8 +1,8 @@
 """Explain every figure of `zoo stats`: its formula, the formula with numbers put in, and its source.
 
 No formula is written a second time. A model's dimensions become traced numbers (`zoo.analysis.explain.terms`), so that
-the rows of the traced model (`zoo.costs.rows`, `zoo.costs.cache`) remember their formulas. The functions that sum up
-memory and the roofline are called with terms in place of numbers (`zoo.costs.sums`). Each figure is checked against
+the rows of the traced model (`zoo.costs.rows`, `zoo.costs.cache_sizes`) remember their formulas. The functions that sum
+up memory and the roofline are called with terms in place of numbers (`zoo.costs.sums`). Each figure is checked against
 `price`.
 """
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component
 from zoo.analysis.explain.terms import Term, Traced, call, name_number, symbol, term, total
-from zoo.costs.cache import BLOCK, CacheRow, held_tokens, list_cache_rows, memory_tokens, padding_bytes
+from zoo.costs.cache_sizes import BLOCK, CacheRow, held_tokens, list_cache_rows, memory_tokens, padding_bytes
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
-from zoo.kernels.view.paging import PAGE
+from zoo.kernels.view.page_tables import PAGE
 from zoo.model.attention.base import Attention
 
 ENGINES = {

@@ -15,7 +15,7 @@ from zoo.costs.activations import Section, list_looping, list_sections
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
 from zoo.costs.memory import STAYS, StepMemory, count_loss, find_head, name_layers, shape_pass, sum_ends
-from zoo.costs.parallel import ChunkActivations, StageActivations, fullest, sum_activations
+from zoo.costs.rank_tensors import ChunkActivations, StageActivations, fullest, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths

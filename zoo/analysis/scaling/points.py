@@ -13,7 +13,7 @@ from typing import Any
 from zoo.errors import ConfigError, short
 from zoo.untrusted.json_file import SETTINGS, read_bytes
 from zoo.untrusted.lines import read_lines
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 LEAST = 8
 """Fewest points to which a law with five coefficients is fitted."""

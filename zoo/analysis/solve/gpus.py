@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from zoo.analysis.solve.fit import Room, price_memory
+from zoo.analysis.solve.largest_fit import Room, price_memory
 from zoo.costs.rows import Priced
 from zoo.costs.setup import ZERO, Setup
 from zoo.errors import ConfigError

@@ -15,10 +15,10 @@ from typing import Any
 from zoo.costs.activations import Section
 from zoo.costs.cluster import Cluster
 from zoo.costs.memory import StepMemory, count_kept, name_layers, sum_ends, trace_passes
-from zoo.costs.parallel import Stage, stages, sum_activations
+from zoo.costs.rank_tensors import Stage, stages, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
-from zoo.costs.shadow.recording import UnknownOperation
+from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.states import states
 from zoo.costs.step_time import (
     StageTraffic,

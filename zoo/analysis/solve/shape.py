@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from zoo.analysis.solve.fit import price_memory
-from zoo.analysis.solve.recipe import (
+from zoo.analysis.solve.bisection import find_crossing
+from zoo.analysis.solve.largest_fit import price_memory
+from zoo.analysis.solve.proportions import (
     SOLVED,
     ComposedModel,
     Dims,
@@ -22,9 +23,8 @@ from zoo.analysis.solve.recipe import (
     choose_width_step,
     truncate_layers,
 )
-from zoo.analysis.solve.search import find_crossing
 from zoo.costs import flops, params
-from zoo.costs.cache import kv_cache
+from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError

@@ -21,7 +21,7 @@ from zoo.model.position.bias import ALiBi, T5Buckets
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from zoo.kernels.bias import Bias
+    from zoo.kernels.score_bias import Bias
 
 SPREAD = 2.0
 """Standard deviation of the attention scores."""

@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from zoo.bench.kernels import decoding, errors, pieces, speed, training, vllm
-from zoo.bench.kernels.parts import CheckPart, Measurement, ReportRow, Settings, run_together
-from zoo.bench.kernels.timing import Limits, describe_machine, measure_limits
+from zoo.bench.kernels import accuracy, attention_speed, between_products, decoding, training_mfu, vllm
+from zoo.bench.kernels.device_timing import Limits, describe_machine, measure_limits
+from zoo.bench.kernels.processes import CheckPart, Measurement, ReportRow, Settings, run_together
 from zoo.errors import ConfigError
 from zoo.kernels import KERNELS
 from zoo.lazy import torch
@@ -76,15 +76,15 @@ def check_kernels(
         "machine": measured[0]["machine"],
         "limits": measured[0]["limits"],
         "accounting": {
-            "errors": errors.RULE,
-            "slack": errors.SLACK,
-            "speed": speed.ACCOUNTING,
-            "training": training.ACCOUNTING,
+            "errors": accuracy.RULE,
+            "slack": accuracy.SLACK,
+            "speed": attention_speed.ACCOUNTING,
+            "training": training_mfu.ACCOUNTING,
             "decoding": decoding.ACCOUNTING,
-            "pieces": pieces.ACCOUNTING,
+            "pieces": between_products.ACCOUNTING,
         },
         **found,
-        "window": speed.find_window_gain(found["speed"]),
+        "window": attention_speed.find_window_gain(found["speed"]),
     }
 
 
@@ -102,15 +102,15 @@ def list_parts(quick: bool = False, fetched: bool = False) -> Iterator[list[Chec
     """List all parts, correctness first. Parts in one list run at the same time."""
     kernels = (*ORDER, *(list_on_request() if fetched else ()))
     for kernel in kernels:
-        count = BESIDE if kernel in errors.COMPILED and not quick else 1
-        shares = [partial(errors.list_jobs, kernel=kernel, first=first, every=count) for first in range(count)]
+        count = BESIDE if kernel in accuracy.COMPILED and not quick else 1
+        shares = [partial(accuracy.list_jobs, kernel=kernel, first=first, every=count) for first in range(count)]
         yield [_make_part(f"errors {kernel}", jobs, beside=count > 1) for jobs in shares]
     for kernel in kernels:
-        yield [_make_part(f"speed {kernel}", partial(speed.list_jobs, kernel=kernel))]
+        yield [_make_part(f"speed {kernel}", partial(attention_speed.list_jobs, kernel=kernel))]
     for kind, jobs in (
-        ("training", training.list_jobs),
+        ("training", training_mfu.list_jobs),
         ("decoding", decoding.list_jobs),
-        ("pieces", pieces.list_jobs),
+        ("pieces", between_products.list_jobs),
         ("decoding vllm", vllm.list_jobs),
     ):
         yield [_make_part(kind, jobs)]
@@ -171,7 +171,7 @@ def list_failures(report: Mapping[str, Any]) -> list[str]:
                 found.append(f"{row['name']}: not checked: {row['left_out']}")  # an unchecked case may be wrong
     window = report["window"]
     if not report["quick"] and (window is None or not window["passed"]):
-        found.append(f"window: gains less than {speed.LEAST_GAIN} over a masked SDPA, found {window}")
+        found.append(f"window: gains less than {attention_speed.LEAST_GAIN} over a masked SDPA, found {window}")
     return found
 
 

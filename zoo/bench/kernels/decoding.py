@@ -9,9 +9,9 @@ import time
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.bench.kernels.parts import Measurement, ReportRow, Settings
-from zoo.bench.kernels.timing import synchronize
-from zoo.bench.kernels.training import TINY
+from zoo.bench.kernels.device_timing import synchronize
+from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
+from zoo.bench.kernels.training_mfu import TINY
 from zoo.compose import load
 from zoo.costs import Setup, price
 from zoo.costs.operators import operators
@@ -20,7 +20,7 @@ from zoo.generation.request import Request
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.run.builder import build
-from zoo.run.memory import read_free_memory
+from zoo.run.machine_memory import read_free_memory
 
 if TYPE_CHECKING:
     from zoo.costs.rows import Priced

@@ -11,9 +11,9 @@ import timing
 import torch
 
 import zoo
-from zoo.bench.shape import BertShape, RaceShape
+from zoo.bench.race_model import BertShape, RaceShape
 from zoo.data import Batch
-from zoo.run.memory import keep_memory
+from zoo.run.machine_memory import keep_memory
 from zoo.training.compiling import compile_model
 from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import MLM, NextToken

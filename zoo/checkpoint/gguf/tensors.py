@@ -10,13 +10,13 @@ from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import NAMES, Header, Packed
-from zoo.checkpoint.quantised.layout import fill_rows
+from zoo.checkpoint.quantised.base import fill_rows
+from zoo.checkpoint.tensor_files import NAMES, Header, Packed
 from zoo.errors import CheckpointError, ConfigError
 from zoo.families.body import Body
 from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture
 from zoo.lazy import torch
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from zoo import runs
-from zoo.checkpoint.gguf.tokenizer import describe_tokenizer, make_tokenizer
+from zoo.checkpoint.gguf.gguf_tokenizer import describe_tokenizer, make_tokenizer
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, to_jsonable

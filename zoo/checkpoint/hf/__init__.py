@@ -1,6 +1,6 @@
 """Open, read and write Hugging Face folders: config.json and tensors to a model of ours, and back."""
 
-from zoo.checkpoint.hf.multimodal import is_multimodal as is_multimodal
+from zoo.checkpoint.hf.multimodal_folder import is_multimodal as is_multimodal
 from zoo.checkpoint.hf.opening import HFSource as HFSource
 from zoo.checkpoint.hf.opening import compare_headers as compare_headers
 from zoo.checkpoint.hf.opening import compose_spec as compose_spec

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import gguf
-from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import Header, TensorReader, read_headers
-from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
+from zoo.checkpoint.conversion import Entry
+from zoo.checkpoint.hf.multimodal_folder import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import fill_braces, map_tensors, matches
 from zoo.checkpoint.quantised import FIELD, unpack_headers
+from zoo.checkpoint.tensor_files import Header, TensorReader, read_headers
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families import family as families
 from zoo.families.binding import try_evaluate
 from zoo.families.body import Body
+from zoo.families.config_types import ConfigFile, GenerationFile
 from zoo.families.described import CONFIG, read_body, read_config, read_json
 from zoo.families.expression import Expression
 from zoo.families.family import Family
 from zoo.families.multimodal import find_wrapper
-from zoo.families.shapes import ConfigFile, GenerationFile
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
-from zoo.untrusted.text import list_first, shorten
+from zoo.untrusted.printable import list_first, shorten
 
 if TYPE_CHECKING:
     from zoo.checkpoint.stored import WholeSpec

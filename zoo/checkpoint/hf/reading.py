@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import NAMES, Header, Packed, TensorReader
+from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.hf.opening import HFSource, find_differences, open_folder
 from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.stored import StoredModel, StoredTensors
+from zoo.checkpoint.tensor_files import NAMES, Header, Packed, TensorReader
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
 from zoo.spec import Buffer, tensors

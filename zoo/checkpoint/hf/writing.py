@@ -8,21 +8,21 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint import sentence
+from zoo.checkpoint import sentence_files
 from zoo.checkpoint.beside import BESIDE, GENERATION, copy_beside
-from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import INDEX, SINGLE, TensorReader, copy_inside, refuse_to_replace, stream_tensors
-from zoo.checkpoint.hf.multimodal import Whole, list_other_files, write_config, write_whole
+from zoo.checkpoint.conversion import Entry
+from zoo.checkpoint.hf.multimodal_folder import Whole, list_other_files, write_config, write_whole
 from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
+from zoo.checkpoint.tensor_files import INDEX, SINGLE, TensorReader, copy_inside, refuse_to_replace, stream_tensors
 from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, read_special_tokens
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
+from zoo.families.config_types import GenerationFile
 from zoo.families.described import CONFIG, is_folder, read_config, read_json, to_jsonable
 from zoo.families.expression import evaluate_tree
-from zoo.families.shapes import GenerationFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,10 +76,10 @@ def save(
         _write_shards(model.tensors, mapped, draft, shard, _find_unread(model, body, mapped))
         if pooling is not None:
             tower = next(iter(model.spec.towers().values()))
-            sentence.write_modules(draft, pooling, tower.out_width or tower.d_model, tower.max_seq_len)
+            sentence_files.write_modules(draft, pooling, tower.out_width or tower.d_model, tower.max_seq_len)
         if own is not None:
             if pooling is None:
-                sentence.list_modules(own)  # refuses what it cannot read
+                sentence_files.list_modules(own)  # refuses what it cannot read
             copy_beside(own, draft)
     return config
 

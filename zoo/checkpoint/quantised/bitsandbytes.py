@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from zoo.checkpoint.files import BITS, Header
-from zoo.checkpoint.quantised.layout import QuantisedLayout, ReadTensor, refuse
+from zoo.checkpoint.quantised.base import QuantisedLayout, ReadTensor, refuse
+from zoo.checkpoint.tensor_files import BITS, Header
 from zoo.lazy import torch
 from zoo.untrusted.json_file import JsonShape, parse_json
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.checkpoint.files import Header
-from zoo.checkpoint.quantised.layout import QuantisedLayout, ReadTensor, refuse, unpack_nibbles
+from zoo.checkpoint.quantised.base import QuantisedLayout, ReadTensor, refuse, unpack_nibbles
 from zoo.checkpoint.quantised.scaled import read_scales
+from zoo.checkpoint.tensor_files import Header
 from zoo.lazy import torch
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from zoo.checkpoint.files import Header, read_metadata
-from zoo.checkpoint.quantised.layout import ReadTensor, refuse
+from zoo.checkpoint.quantised.base import ReadTensor, refuse
 from zoo.checkpoint.quantised.scaled import ScaledWeight
+from zoo.checkpoint.tensor_files import Header, read_metadata
 from zoo.untrusted.json_file import parse_json
-from zoo.untrusted.text import shorten
+from zoo.untrusted.printable import shorten
 
 CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
 """Classes that store one plain integer or float per weight, scales and zero points. Other classes (Int4Tensor and the

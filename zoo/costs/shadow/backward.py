@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow.recording import GradientTarget, Storage, TapeNode
+from zoo.costs.shadow.tape import GradientTarget, Storage, TapeNode
 from zoo.costs.shadow.tensor import collect_saved, source_of
 
 PASSED_ON = ("add",)

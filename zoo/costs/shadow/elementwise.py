@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zoo.costs.shadow.dtypes import BOOL, FLOAT32, INT64, ShadowDtype, promote
-from zoo.costs.shadow.recording import UnknownOperation
 from zoo.costs.shadow.strides import broadcast, elementwise_strides
+from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.shadow.tensor import Core, Operand, is_shadow, make_result, save_operands, wants_gradient
 
 # ---------------------------------------------------------------- elementwise, of one tensor

@@ -13,9 +13,9 @@ from zoo.costs.shadow.elementwise import UNARY, refuse_others
 from zoo.costs.shadow.norms import attend_torch
 from zoo.costs.shadow.operations import FUNCTIONAL, TORCH
 from zoo.costs.shadow.products import solve_triangular
-from zoo.costs.shadow.recording import UnknownOperation, current_tape
 from zoo.costs.shadow.reductions import vector_norm
 from zoo.costs.shadow.strides import flat_sizes
+from zoo.costs.shadow.tape import UnknownOperation, current_tape
 from zoo.costs.shadow.tensor import Core, make_result, make_shadow
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from zoo.costs.shadow.dtypes import BOOL, FLOAT32
 from zoo.costs.shadow.elementwise import UNARY, add, multiply
 from zoo.costs.shadow.products import cast_for_autocast, matmul
-from zoo.costs.shadow.recording import current_tape
 from zoo.costs.shadow.reductions import mean, repeat_interleave, softmax
 from zoo.costs.shadow.strides import Shape
+from zoo.costs.shadow.tape import current_tape
 from zoo.costs.shadow.tensor import Core, make_result, wants_gradient
 
 

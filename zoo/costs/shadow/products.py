@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
-from zoo.costs.shadow.recording import UnknownOperation, current_tape
 from zoo.costs.shadow.strides import broadcast, dense_strides
+from zoo.costs.shadow.tape import UnknownOperation, current_tape
 from zoo.costs.shadow.tensor import Core, is_shadow, make_result, save_operands
 
 

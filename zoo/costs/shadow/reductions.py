@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoo.costs.shadow.dtypes import INT64, ShadowDtype, promote
-from zoo.costs.shadow.recording import UnknownOperation
 from zoo.costs.shadow.strides import broadcast
+from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.shadow.tensor import Core, Operand, is_shadow, make_result
 
 # ---------------------------------------------------------------- along a dimension
@@ -94,7 +94,7 @@ def gather(x: Core, dim: int, places: Core) -> Any:
 
 
 def pick_last(x: Core, places: Core) -> Any:
-    """Apply `zoo.kernels.bias.pick_last`, which saves only the indices."""
+    """Apply `zoo.kernels.score_bias.pick_last`, which saves only the indices."""
     return make_result("gather", [x], places.shape, x.dtype, saves=[places])
 
 

@@ -16,10 +16,10 @@ from zoo import lazy
 from zoo.costs.shadow import names
 from zoo.costs.shadow.elementwise import multiply
 from zoo.costs.shadow.norms import divide_by_rms, fused_attention
-from zoo.costs.shadow.recording import current_tape
 from zoo.costs.shadow.reductions import pick_last
+from zoo.costs.shadow.tape import current_tape
 from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node
-from zoo.kernels import attend, bias, machine_of
+from zoo.kernels import attend, machine_of, score_bias
 from zoo.kernels.base import Kernel, Machine
 from zoo.model import ffn, norm
 from zoo.model.position import rotary
@@ -158,7 +158,7 @@ REPLACED = {
     (machine_of.__module__, machine_of.__name__): _machine_of,
     (norm.divide_by_rms.__module__, norm.divide_by_rms.__name__): lambda _: divide_by_rms,
     (ffn.multiply_gate.__module__, ffn.multiply_gate.__name__): lambda _: multiply_gate,
-    (bias.pick_last.__module__, bias.pick_last.__name__): lambda _: pick_last,
+    (score_bias.pick_last.__module__, score_bias.pick_last.__name__): lambda _: pick_last,
     (rotary.turn.__module__, rotary.turn.__name__): lambda _: replace_torch(rotary.turn_pairs),
 }
 """Functions with a wrapper or substitute on shadows: `attend`; `machine_of`, which gives a machine with torch alone;
@@ -198,7 +198,11 @@ def _works(cls: type) -> bool:
         (value.__module__, value.__name__) in REPLACED
         or (
             value.__module__ != cls.__module__
-            and (issubclass(value, bias.Bias) if isinstance(value, type) else value.__module__.startswith("zoo.model"))
+            and (
+                issubclass(value, score_bias.Bias)
+                if isinstance(value, type)
+                else value.__module__.startswith("zoo.model")
+            )
             and _uses_torch(value.__module__)
         )
         for value in vars(sys.modules[cls.__module__]).values()

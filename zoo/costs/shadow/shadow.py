@@ -10,7 +10,6 @@ from typing import Any
 from zoo.costs.shadow.dtypes import BOOL, FLOAT32, INT32, INT64, ShadowDtype
 from zoo.costs.shadow.elementwise import refuse_others
 from zoo.costs.shadow.operations import COMPARISONS, METHODS, OPERATORS
-from zoo.costs.shadow.recording import NEEDS_VALUES, WRITES, ShadowDevice, UnknownOperation, current_tape
 from zoo.costs.shadow.reductions import pick_at
 from zoo.costs.shadow.strides import (
     broadcast,
@@ -20,6 +19,7 @@ from zoo.costs.shadow.strides import (
     sizes_of,
     view_strides,
 )
+from zoo.costs.shadow.tape import NEEDS_VALUES, WRITES, ShadowDevice, UnknownOperation, current_tape
 from zoo.costs.shadow.tensor import Core, is_shadow, make_result, make_shadow
 
 

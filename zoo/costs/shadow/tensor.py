@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeGuard
 
 from zoo.costs.shadow.dtypes import ShadowDtype
-from zoo.costs.shadow.recording import GradientTarget, ShadowDevice, Storage, TapeNode, UnknownOperation, current_tape
 from zoo.costs.shadow.strides import Shape, dense_strides
+from zoo.costs.shadow.tape import GradientTarget, ShadowDevice, Storage, TapeNode, UnknownOperation, current_tape
 
 
 class Core:

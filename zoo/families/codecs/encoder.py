@@ -9,7 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.families.binding import UNSAID, TwoWay, bind, try_evaluate
 from zoo.families.expression import FUNCTIONS, Bindings, Codec, PlainFunction
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 TYPES = ("c2p", "p2c")
 

@@ -10,7 +10,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.families.binding import bind, try_evaluate
 from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec, PlainFunction, evaluate, get_item
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 
 class Each(Codec):

@@ -13,7 +13,7 @@ from zoo.errors import ConfigError
 from zoo.families.binding import TwoWay, bind, try_evaluate
 from zoo.families.expression import FUNCTIONS, Bindings, Codec, evaluate
 from zoo.model.position.rotary import Scaling
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 OTHER_NAMES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic", "deepseek_yarn": "yarn"}
 """transformers' name of a `rope_type`, by other names in files. M-RoPE (Qwen2-VL) and xdrope (HunyuanOCR) have

@@ -9,7 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.binding import UNSAID, TwoWay
 from zoo.families.expression import FUNCTIONS, PlainFunction
-from zoo.untrusted.text import quote
+from zoo.untrusted.printable import quote
 
 ACTIVATIONS = {
     "silu": "silu",

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.base import Kernel
-    from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
+    from zoo.kernels.score_bias import Bias
 
 Run = tuple[int, int]
 """Consecutive slots of a pool: (first, last + 1)."""

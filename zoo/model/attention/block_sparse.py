@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.kernels.base import AttentionQuery
-from zoo.kernels.bias import Given
 from zoo.kernels.choosing import take_best
 from zoo.kernels.mask import Mask
+from zoo.kernels.score_bias import Given
 from zoo.kernels.view import KeyView
 from zoo.lazy import torch
 from zoo.model.attention.base import BlockPattern, MultiHead, Sight

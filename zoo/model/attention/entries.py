@@ -15,7 +15,7 @@ from zoo.errors import ConfigError
 from zoo.kernels import attend
 from zoo.kernels.choosing import find_pools
 from zoo.kernels.mask import Mask
-from zoo.kernels.running import NOTHING, RunningSums, count_windows, read_sums, sum_windows
+from zoo.kernels.running_sums import NOTHING, RunningSums, count_windows, read_sums, sum_windows
 from zoo.kernels.view import KeySegment, KeyView, PagedView, count_slots
 from zoo.lazy import F, torch
 from zoo.model.attention.recurrent import join_earlier

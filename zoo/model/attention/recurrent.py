@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError
-from zoo.kernels.running import NOTHING
+from zoo.kernels.running_sums import NOTHING
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:

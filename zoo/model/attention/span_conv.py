@@ -11,7 +11,7 @@ from zoo.kernels import attend
 from zoo.kernels.base import AttentionQuery
 from zoo.lazy import F, torch
 from zoo.model.attention.base import Attention
-from zoo.model.packed import convolve_both_ways
+from zoo.model.packed_conv import convolve_both_ways
 from zoo.spec import Conv, Linear
 
 if TYPE_CHECKING:

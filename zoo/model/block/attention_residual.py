@@ -12,7 +12,7 @@ from zoo.model.block.out_conv import OutConv
 from zoo.model.block.sublayers import CONVOLVED
 from zoo.model.depth_read import DepthRead, GroupSums, SoftmaxDepthRead
 from zoo.model.ffn import FFN
-from zoo.model.loop import MessageGate, PassBefore
+from zoo.model.layer_loop import MessageGate, PassBefore
 from zoo.model.norm import Norm, give_weights
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class AttentionResidual(Block, kind="attention_residual"):
     """Convolution of the outputs of attention and feed-forward, before each joins the stream (Inkling, 2026)."""
     messages: MessageGate | None = None
     """Gate that mixes a message into each sub-layer's input: a read over the groups that ended in the loop's previous
-    pass (`zoo.model.loop`)."""
+    pass (`zoo.model.layer_loop`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from zoo.errors import ConfigError
 from zoo.model.activation import PlainActivation
 from zoo.model.block.sublayers import Post
-from zoo.model.packed import convolve_both_ways
+from zoo.model.packed_conv import convolve_both_ways
 from zoo.spec import Conv
 
 if TYPE_CHECKING:

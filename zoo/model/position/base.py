@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
+    from zoo.kernels.score_bias import Bias
     from zoo.model.step import Weights
 
 
@@ -92,8 +92,8 @@ class Position(Spec, axis="position"):
     def bias(
         self, m: Weights, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Tensor | None = None
     ) -> Bias | None:
-        """Make the `zoo.kernels.bias.Bias` on the scores of queries and keys at the row indices [T] and [S]; None for
-        none. `m` holds the scheme's weights, `read` what the method `read` returned for these queries."""
+        """Make the `zoo.kernels.score_bias.Bias` on the scores of queries and keys at the row indices [T] and [S]; None
+        for none. `m` holds the scheme's weights, `read` what the method `read` returned for these queries."""
         return None
 
     def read(self, m: Weights, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.kernels.bias import Bias, Given, Placed
+from zoo.kernels.score_bias import Bias, Given, Placed
 from zoo.lazy import torch
 from zoo.model.position.base import Position, WithAbsolute
 from zoo.model.position.constants import place_constants

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels.bias import Bias, ByDistance
+from zoo.kernels.score_bias import Bias, ByDistance
 from zoo.model.norm import WholeNorm, give_weights
 from zoo.model.position.base import Position
 from zoo.spec import Linear, Sized, split

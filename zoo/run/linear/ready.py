@@ -13,7 +13,7 @@ from zoo.run.linear.groups import ProductGroup, find_groups
 from zoo.run.linear.probe import BUCKETS, choose_way, time_shapes
 from zoo.run.linear.product import ReadyForward, ReadyProduct
 from zoo.run.linear.ways import WAYS, is_count_stable, list_able, list_ways, refuse
-from zoo.run.memory import read_free_memory
+from zoo.run.machine_memory import read_free_memory
 
 if TYPE_CHECKING:
     from torch import nn

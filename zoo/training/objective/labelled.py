@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.data import Batch
-    from zoo.data.labelled import LabelledTask, PreparedLabels
+    from zoo.data.labelled_records import LabelledTask, PreparedLabels
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology, Tower
     from zoo.run.layer import Model
@@ -148,9 +148,9 @@ class Classify(Labelled, kind="classify"):
     pooling: Pooling | None = None
 
     def make_task(self) -> LabelledTask:
-        from zoo.data import labelled
+        from zoo.data import labelled_records
 
-        return labelled.ClassTask((self.text, *([self.second] if self.second else [])), self.label)
+        return labelled_records.ClassTask((self.text, *([self.second] if self.second else [])), self.label)
 
     def open_metrics(self) -> Metrics:
         from zoo.training.metrics import ClassMetrics
@@ -179,9 +179,9 @@ class Tag(Labelled, kind="tag"):
     labels: ClassNames | None = None
 
     def make_task(self) -> LabelledTask:
-        from zoo.data import labelled
+        from zoo.data import labelled_records
 
-        return labelled.TagTask((self.tokens,), self.tags)
+        return labelled_records.TagTask((self.tokens,), self.tags)
 
     def open_metrics(self) -> Metrics:
         from zoo.training.metrics import TagMetrics
@@ -224,9 +224,9 @@ class Regress(Labelled, kind="regress"):
         return len(batch.targets)
 
     def make_task(self) -> LabelledTask:
-        from zoo.data import labelled
+        from zoo.data import labelled_records
 
-        return labelled.NumberTask((self.text, *([self.second] if self.second else [])), self.label)
+        return labelled_records.NumberTask((self.text, *([self.second] if self.second else [])), self.label)
 
     def open_metrics(self) -> Metrics:
         from zoo.training.metrics import NumberMetrics

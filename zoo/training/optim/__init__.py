@@ -1,10 +1,10 @@
-"""Optimizers by kind. `base` groups a model's parameters; `rules` has the update rules that torch lacks.
+"""Optimizers by kind. `base` groups a model's parameters; `update_rules` has the update rules that torch lacks.
 
 Importing this does not import torch: a training config is checked without it.
 """
 
 from zoo.training.optim.base import GroupOptions, Optim, RateFactors, set_rates, unscaled
-from zoo.training.optim.kinds import SGD, Adafactor, AdamW, AdamW8bit, Lion, Muon, ScheduleFree
+from zoo.training.optim.optimizers import SGD, Adafactor, AdamW, AdamW8bit, Lion, Muon, ScheduleFree
 
 __all__ = [
     "SGD",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from zoo.distributed.shards import find_mesh
+from zoo.distributed.sharded_tensors import find_mesh
 from zoo.errors import did_you_mean
 from zoo.lazy import torch
 from zoo.spec import Buffer, Spec, SpecRow, placed_tensors

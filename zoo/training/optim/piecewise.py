@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from zoo.costs.states import PIECE
-from zoo.training.optim.rules import Closure, evaluate, list_due
+from zoo.training.optim.update_rules import Closure, evaluate, list_due
 
 DROPPED = 16
 """Low bits of a float32 that bfloat16 lacks."""

@@ -14,7 +14,7 @@ from zoo.lazy import torch
 from zoo.spec import table
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
-from zoo.training.start.tokens import check_tokens
+from zoo.training.start.other_tokenizer import check_tokens
 from zoo.training.start.transfer import transfer
 
 if TYPE_CHECKING:

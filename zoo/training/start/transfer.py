@@ -12,7 +12,7 @@ from zoo.errors import ConfigError
 from zoo.grammar import to_dict
 from zoo.lazy import torch
 from zoo.spec import table
-from zoo.training.start.recipes import (
+from zoo.training.start.conversions import (
     Tensors,
     add_heads,
     add_layers,

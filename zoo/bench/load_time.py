@@ -1,0 +1,77 @@
+"""Time loading: a whole process that opens a Hugging Face folder and generates one token."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.bench.calling import make_environment, run_worker
+from zoo.bench.race_plan import OURS, Race, Racer
+from zoo.errors import ConfigError, ZooError
+
+PROMPT = "abcdefgh"
+BYTES = {"fp32": 4, "bf16": 2}
+SPARE = 2**30  # bytes left free on the disk
+
+
+def require_room(plan: Race, place: str) -> None:
+    """Raise ConfigError if the disk lacks room for the folder and a peer's conversion of it, possibly in float32."""
+    needed = plan.shape.count_params() * (BYTES[plan.dtype] + 4) + SPARE
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        found = f"{free / 2**30:.1f} GiB free in {place}, {needed / 2**30:.1f} are needed"
+        raise ConfigError(f"load: {found} (--shape for a smaller model, or TMPDIR on another disk)")
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of single characters, the smallest that zoo, transformers and `tokenizers` all read."""
+    words = {chr(code): code for code in range(32, 127)} | {"<unk>": 0, "<eos>": 1}
+    special = [
+        {"id": words[word], "content": word, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for word in ("<unk>", "<eos>")
+    ]
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": ""}, "behavior": "Isolated", "invert": False},
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def time_load(racer: Racer, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Time one whole process, its start and its end included."""
+    start = time.perf_counter()
+    if racer.worker == OURS:
+        answer = _run_zoo(racer.python, job)
+    else:
+        answer = run_worker(racer.worker, racer.python, dict(job, prompt=PROMPT))
+    seconds = time.perf_counter() - start
+    return answer | {"seconds": seconds, "rate": 1 / seconds, "busy": None}
+
+
+def _run_zoo(python: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Run `zoo generate` as a user would."""
+    command = [python, "-m", "zoo", "generate", "--checkpoint", job["folder"], "--prompt", PROMPT]
+    command += ["--max-new-tokens", "1", "--temperature", "0", "--device", "cpu"]
+    env = make_environment(OURS, job)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ZooError(f"zoo generate {os.path.basename(job['folder'])}: {said}")
+    from zoo import __version__
+
+    text = done.stdout.removesuffix("\n")
+    return {"text": text, "version": __version__, "torch": None, "peak_bytes": None}

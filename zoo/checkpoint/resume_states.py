@@ -1,0 +1,99 @@
+"""Save and restore, as tensors by name, the states that a run resumes from: the optimizer's and random generators'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.parallel_checkpoint import STATE_SHARDS
+from zoo.checkpoint.sharded import ShardedTensors
+from zoo.checkpoint.stored import StoredTensors
+from zoo.checkpoint.tensor_files import TensorReader, read_header
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from zoo.checkpoint.store import Resumable
+
+STATES = "training.safetensors"
+
+
+def list_states(state: Resumable) -> dict[str, Tensor]:
+    """List the tensors that a run resumes from in addition to the model: the optimizer's by parameter name; the trained
+    weights that other weights replace in the saved model (schedule-free); and the random generators' states of all
+    processes."""
+    tensors: dict[str, Tensor] = {}
+    shares = state.model.shares
+    for name, parameter in state.model.named_parameters():
+        if name in state.evaluated:
+            tensors[f"weights.{name}"] = shares.make_whole(name, parameter.detach())
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            whole = shares.make_whole(name, value) if torch.is_tensor(value) and shares.splits(name, value) else value
+            for inner, tensor in take_apart(whole).items():
+                tensors[f"optimizer.{name}/{key}{inner}"] = tensor
+    tensors = shares.collect(tensors)
+    for rank, found in enumerate(state.world.gather(read_random_states())):
+        tensors |= {f"random.{name_random(name, rank)}": each for name, each in found.items()}
+    return tensors
+
+
+def open_states(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Read the states of a checkpoint whose names begin with `prefix`, lazily, one by one. Raises CheckpointError for a
+    broken file."""
+    if (folder / STATE_SHARDS).is_dir():
+        tensors: Any = ShardedTensors(folder / STATE_SHARDS)
+    else:
+        found = read_header(folder / STATES)  # raises where the file is broken
+        forms = {name: each.make_empty("meta") for name, each in found.items()}
+        tensors = StoredTensors(forms, TensorReader(folder, found).__getitem__)
+    yield from ((name, tensors[name]) for name in tensors if name.startswith(prefix))
+
+
+def name_random(device: str, rank: int) -> str:
+    """Name the random generator of a device and a rank: `cuda:0@3`; rank 0's by the device alone."""
+    return f"{device}@{rank}" if rank else device
+
+
+def take_apart(value: Any) -> dict[str, Tensor]:
+    """Split an optimizer state into plain tensors, by a suffix of its name: "" for a plain tensor or a number
+    (float64), `:part` for each part of an 8-bit tensor."""
+    if hasattr(value, "__tensor_flatten__"):
+        return {f":{inner}": getattr(value, inner) for inner in value.__tensor_flatten__()[0]}
+    return {"": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)}
+
+
+def restore_optimizer(
+    optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor, take: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Set one tensor of a parameter's optimizer state; `take` cuts the process' part out of the whole tensor. Scalars
+    (step counters) go to the device for a fused optimizer, else stay on the CPU. An 8-bit state, which consists of
+    several tensors, must exist already."""
+    own = optimizer.state[parameter]
+    key, _, inner = key.partition(":")
+    if value.shape == (1,) and parameter.shape != (1,):  # a scalar: shards store it with shape [1]
+        value = value.reshape(())
+    if inner:
+        getattr(own[key], inner).copy_(value)
+        return
+    if (keep := getattr(optimizer, "keep_state", None)) is not None:  # the optimizer stores its states elsewhere
+        own[key] = keep(parameter, value)
+        return
+    beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    own[key] = take(value.to(parameter.device), parameter) if beside else value
+
+
+def read_random_states() -> dict[str, Tensor]:
+    """Read the states of torch's random generators, by device; dropout, for one, draws from them."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(cuda)}}
+
+
+def restore_random(device: str, state: Tensor) -> None:
+    """Set the state of a device's random generator, if the device exists."""
+    if device == "cpu":
+        torch.set_rng_state(state)
+    elif torch.cuda.is_available() and int(device.removeprefix("cuda:")) < torch.cuda.device_count():
+        torch.cuda.set_rng_state(state, device)

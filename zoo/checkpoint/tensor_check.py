@@ -1,0 +1,52 @@
+"""Compare the tensors in a folder's files with its architecture, by their headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo import runs
+from zoo.checkpoint import hf
+from zoo.checkpoint.gguf import find
+from zoo.checkpoint.parallel_checkpoint import check_weights
+from zoo.costs.params import count_parameters
+from zoo.errors import CheckpointError
+from zoo.grammar.saved import read_spec
+from zoo.spec import table
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """The result of comparing a folder's headers with its model: the format (`kind`), the counts of tensors in the
+    files (`theirs`) and in the model (`ours`), and a line for each fault."""
+
+    folder: Path
+    kind: str
+    theirs: int
+    ours: int
+    parameters: int
+    faults: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        tensors = f"{self.theirs} tensors in its files are the {self.ours} of the model"
+        return f"{self.folder}: whole ({self.kind}): {tensors}, {self.parameters:,} parameters"
+
+
+def compare_tensors(path: Path) -> TensorReport:
+    """Compare the headers of a checkpoint, a run's newest checkpoint, or a Hugging Face folder with its model.
+
+    Reads no weight. Raises CheckpointError for broken or missing files.
+    """
+    folder = find(path)
+    if (folder / runs.ARCHITECTURE).is_file():
+        spec = read_spec(folder)
+        names, faults = table(spec, spec.d_model), []
+        try:
+            check_weights(folder, names)
+        except CheckpointError as error:
+            faults = error.faults
+        return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))
+    source, laid, faults = hf.compare_headers(folder)
+    theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
+    total, of = count_parameters(source.spec)["total"], f"{source.family.name}, {source.body.architecture}"
+    return TensorReport(source.file or folder, of, theirs, ours, total, tuple(faults))

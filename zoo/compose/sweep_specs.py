@@ -1,0 +1,130 @@
+"""Read the Spec of every point of a sweep: one for each combination of the swept values of one model.
+
+Composing takes most of the time of a point, and a number in an override usually changes only the value at its key. So
+points that differ only in numbers are composed once, and the numbers are put in place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from zoo.compose.composing import Composed
+from zoo.compose.hydra_engine import IntervalSweep, Override
+from zoo.compose.overrides import format_override, list_alternatives, parse_overrides
+from zoo.compose.targets import Composer, spec_of_composed
+from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Decoder
+
+DIGITS = 20
+"""Maximum characters of a number that is put in place; longer ones are composed by Hydra."""
+
+
+@dataclasses.dataclass
+class Point:
+    """One combination: its overrides, the swept values by key, and the Spec or the faults."""
+
+    overrides: list[str]
+    swept: dict[str, str]
+    target: str = ""
+    spec: Decoder | None = None
+    faults: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
+    """Read every point of a sweep in Hydra's grammar (commas, range, choice, glob), the last key varying fastest.
+
+    Raises ConfigError for a faulty target and for overrides that cannot be read; an invalid point is yielded with its
+    faults.
+    """
+    composer = Composer(target)
+    lines, keys = _lines(overrides, composer)
+    reader = _Reader(composer)
+    for line in lines:
+        point = Point(list(line), {key: line[index].partition("=")[2] for index, key in keys.items()})
+        try:
+            point.spec = reader.spec(point.overrides)
+        except ConfigError as error:
+            point.faults = error.faults
+        yield point
+
+
+def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str, ...]], dict[int, str]]:
+    """List the overrides of each point, and map the indices of the swept overrides to their keys."""
+    faults: list[str] = []
+    parsed = parse_overrides(overrides, faults, composer.repo)
+    choices = [_values(each, faults) for each in parsed]
+    if faults:
+        raise ConfigError(*faults)
+    keys = {i: each.get_key_element().lstrip("+") for i, each in enumerate(parsed) if each.is_sweep_override()}
+    return list(itertools.product(*choices)), keys
+
+
+def _values(override: Override, faults: list[str]) -> list[str]:
+    """List the alternatives of one override. An interval, which has none to list, is added to `faults`, and so is a
+    sweep over nothing.
+    """
+    if isinstance(override.value(), IntervalSweep):
+        faults.append(
+            f"{format_override(override)}: an interval is for a sampler (name values, or range(start,stop,step))"
+        )
+    found = list_alternatives(override)
+    if not found:
+        faults.append(f"{format_override(override)}: sweeps over nothing (no choice goes by that)")
+    return found
+
+
+class _Reader:
+    """Read the Specs of points. Of points that differ only in numbers, the first is composed; the others reuse its
+    config."""
+
+    def __init__(self, composer: Composer) -> None:
+        self.composer = composer
+        self.alike: dict[tuple[str, ...], Composed | None] = {}
+        """Composed configs by the overrides without their numbers; None if a number changes more than its own key, so
+        that each point must be composed."""
+
+    def spec(self, line: Sequence[str]) -> Decoder:
+        """Read the Spec of a point. Raises ConfigError with its faults."""
+        numbers = {key: number for key, _, value in map(_split, line) if (number := _number(value)) is not None}
+        shape = tuple(key if key in numbers else text for key, text, _ in map(_split, line))
+        if (first := self.alike.get(shape)) is not None:
+            body: Any = functools.reduce(_put, numbers.items(), first.cfg)
+            return spec_of_composed(dataclasses.replace(first, cfg=body, typed=list(line)))
+        made = self.composer.compose(list(line))
+        spec = spec_of_composed(made)
+        if shape not in self.alike:
+            body = OmegaConf.to_container(made.cfg, resolve=False)
+            own = not made.left_out and functools.reduce(_put, numbers.items(), body) == body
+            self.alike[shape] = dataclasses.replace(made, cfg=body) if own else None
+        return spec
+
+
+def _split(override: str) -> tuple[str, str, str]:
+    """Split an override into its key, the whole text, and its value."""
+    key, _, value = override.partition("=")
+    return key.lstrip("+"), override, value
+
+
+def _number(value: str) -> int | float | None:
+    """Read a number as Hydra's grammar does, or None."""
+    whole, point, part = value.partition(".")
+    if not (whole + part).isascii() or not (whole + part).isdigit() or len(value) > DIGITS:
+        return None
+    return float(value) if point else None if value != "0" and value.startswith("0") else int(value)
+
+
+def _put(node: object, place: tuple[str, Any]) -> Any:
+    """Copy a mapping with a number put at a dotted key, which must exist."""
+    key, _, rest = place[0].partition(".")
+    if not isinstance(node, dict) or key not in node:
+        return None
+    return {**node, key: _put(node[key], (rest, place[1])) if rest else place[1]}

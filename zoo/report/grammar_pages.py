@@ -1,0 +1,174 @@
+"""Format the pages of `zoo.analysis.grammar_names` on names of the grammar, for a terminal and in Markdown
+(docs/choices/)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from zoo.report.axis_table import format_axis
+from zoo.report.units import format_change
+from zoo.report.wrapping import make_bold, measure_screen, wrap_text
+
+SHOWN, VALUES = 6, 5
+"""Maximum names of models in a line, and maximum values listed."""
+
+
+def format_page(page: Mapping[str, Any]) -> str:
+    """Write a page for a terminal."""
+    lines = {"axis": _write_axis, "choice": _write_choice, "field": _write_field, "key": _write_key}[page["page"]](page)
+    also = _rows([("also", ", ".join(page["also"]))]) if "also" in page else ()
+    return "\n".join([make_bold(page["name"]), *lines, *also])
+
+
+def _write_axis(page: Mapping[str, Any]) -> Iterator[str]:
+    yield from _wrap(page["what"])
+    if "time" in page["choices"][0]:
+        yield f"\n{format_axis(page['choices'])}"
+    else:
+        yield ""
+        for each in page["choices"]:
+            yield _fill(f"{each['choice']}: {each['what']}", 2, 6)
+
+
+def _write_choice(page: Mapping[str, Any]) -> Iterator[str]:
+    yield from _wrap(page["what"])
+    yield from _rows(_list_facts(page))
+    width = max((len(each["field"]) for each in page["fields"]), default=0)
+    if page["fields"]:
+        yield "\nfields"
+    for each in page["fields"]:
+        yield _fill(f"{each['field']:<{width}}  {_join_field(each)}", 2, width + 4)
+    yield ""
+    yield from _rows([(whose, _name_few(page[whose]) or "none") for whose in ("models", "families")])
+
+
+def _list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if page["kind"] != page["name"].rpartition(".")[2]:
+        yield "kind", page["kind"]
+    if page["source"]:
+        yield "paper", page["source"]
+    if page.get("looks"):
+        yield "reads", page["looks"]
+    if "time" in page:
+        more = f", {page['token']} for one more token, cache {page['cache']}" if page["token"] != "-" else ""
+        yield "growth", f"time {page['time']}{more}"
+
+
+def _join_field(row: Mapping[str, str]) -> str:
+    default = row["default"] if row["default"] == "must be given" else f"default {row['default']}"
+    return f"{row['what']} [{row['type']}; {default}]".strip()
+
+
+def _write_field(page: Mapping[str, Any]) -> Iterator[str]:
+    yield from _wrap(page["text"])
+    yield from _rows([*_list_nature(page), *_list_setters("set in", page["models"])])
+    if page["key"]:
+        count = len({name for names in page["stated"].values() for name in names})
+        yield from _rows([("key", f"{page['key']}, which {count} models state (zoo explain {page['key']})")])
+    if page["families"]:
+        yield from _rows([("families", f"{len(page['families'])}: {_name_few(page['families'])}")])
+    yield from _write_example(page["example"])
+
+
+def _write_key(page: Mapping[str, Any]) -> Iterator[str]:
+    yield from _wrap(page["text"])
+    rows = [*_list_nature(page), *_list_setters("stated in", page["stated"])]
+    if page["read_by"]:
+        rows.append(("read by", _name_few(page["read_by"])))
+    yield from _rows(rows)
+    yield from _write_example(page.get("example"))
+
+
+def _list_nature(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if page.get("type"):
+        yield "type", page["type"] + (f", in {page['unit']}" if page.get("unit") else "")
+    if page.get("default"):
+        key = page.get("key")
+        yield (
+            "default",
+            page["default"] + (f" (the key {key} of the model fills it)" if key and key not in page["default"] else ""),
+        )
+    for name in ("formula", "paper"):
+        if page.get(name):
+            yield name, page[name]
+
+
+def _list_setters(label: str, values: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """Yield a line for each of the first VALUES values, with the models that have it, then a line that counts the other
+    values."""
+    if not values:
+        yield label, "no packaged model"
+        return
+    for value, names in list(values.items())[:VALUES]:
+        models = "1 model" if len(names) == 1 else f"{len(names)} models"
+        yield label, f"{value} in {models}: {_name_few(names)}"
+        label = ""
+    if len(values) > VALUES:
+        yield "", f"and {len(values) - VALUES} other values"
+
+
+def _write_example(example: Mapping[str, Any] | None) -> Iterator[str]:
+    if example is None:
+        return
+    if example["refusal"]:
+        yield from _rows([("alone", f"{example['model']} refuses other values: {example['refusal']}")])
+        return
+    yield from (
+        f"{label:<10}{text}" for label, text in (("in a file", example["line"]), ("command", example["command"]))
+    )
+    changes = [_write_change(name, pair) for name, pair in example["figures"].items()]
+    yield from _rows([("costs", f"in {example['model']}: {'; '.join(changes) or 'changes no figure'}")])
+
+
+def _write_change(name: str, pair: Mapping[str, float]) -> str:
+    before, after = pair["before"], pair["after"]
+    share = f", {format_change((after - before) / before)}" if before else ""
+    unit = " B" if name in ("cache a token", "recurrent state") else ""
+    return f"{name} {after - before:+,.0f}{unit}{share}"
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    for label, text in rows:
+        yield _fill(f"{label:<10}{text}", 0, 10)
+
+
+def _wrap(text: str) -> Iterator[str]:
+    if text:
+        yield _fill(text, 0, 0)
+
+
+def _fill(text: str, indent: int, below: int) -> str:
+    """Wrap a text at the screen's width, without breaking names at hyphens."""
+    return wrap_text(text, indent, below, min(max(measure_screen(), 60), 120), hyphens=False)
+
+
+def _name_few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+# ---------------------------------------------------------------- docs/choices/
+
+
+def write_choices(axis: str, what: str, pages: Sequence[Mapping[str, Any]]) -> str:
+    """Write the page of an axis in Markdown: a section for each choice."""
+    parts = [f"# {axis}\n\n{what}\n"]
+    parts += ["".join(f"{line}\n" for line in _write_section(page)) for page in pages]
+    return "\n".join(parts)
+
+
+def _write_section(page: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {page['name'].rpartition('.')[2]}\n"
+    yield f"{page['what']}\n"
+    facts = [f"{name}: {_escape(text)}" for name, text in _list_facts(page)]
+    facts += [f"{whose}: {_name_few(page[whose])}" for whose in ("models", "families") if page[whose]]
+    yield from (f"- {fact}" for fact in facts)
+    if page["fields"]:
+        yield "\n| field | type | default | |\n| --- | --- | --- | --- |"
+    for each in page["fields"]:
+        yield f"| `{each['field']}` | {each['type']} | {each['default']} | {_escape(each['what'])} |"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,220 @@
+"""The optimizers, by kind. The updates that torch lacks are in `update_rules`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from zoo.errors import ConfigError, short
+from zoo.lazy import torch
+from zoo.run.fastest_dtype import is_slow
+from zoo.spec import SpecRow, is_hidden_matrix
+from zoo.training.optim.base import Beta, Optim, Scale, can_fuse, set_rates, unscaled
+
+if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.optim import Optimizer
+
+    from zoo.run.layer import Model
+
+LEAST = 1e-16
+"""Adafactor's lower bound on mean squared gradients. torch's default, float32's epsilon, exceeds the mean squared
+gradients of a large model. torch also uses the bound's square, which must not be 0 in float32."""
+
+
+class Adafactor(Optim, kind="adafactor"):
+    """Adafactor: second moments as products of row and column means, and no first moment (Shazeer and Stern, 2018);
+    torch's implementation.
+
+    Steps are relative: min(`lr`, 1/√t) times the tensor's RMS, which counts as at least `min_rms`. An update is scaled
+    down to an RMS of at most `clip_rms`. β₂ at step t is 1 − t^`beta2_decay`. Weight decay is decoupled.
+    """
+
+    by_element: ClassVar[bool] = False
+    by_part: ClassVar[bool] = False
+
+    lr: PositiveFloat = 1e-2
+    beta2_decay: Annotated[float, Field(lt=0)] = -0.8
+    min_rms: PositiveFloat = 1e-3
+    clip_rms: PositiveFloat = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+        eps = (LEAST, self.min_rms)
+        groups = self.make_groups(model, scale)
+        return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=eps, d=self.clip_rms)
+
+
+class AdamW(Optim, kind="adamw"):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2017). Norm scales and biases are not decayed."""
+
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+        groups = self.make_groups(model, scale)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=can_fuse(groups))
+
+
+class AdamW8bit(AdamW, kind="adamw8bit"):
+    """AdamW with moments of 8 bits and a scale for each 256 values (Dettmers et al., 2021); torchao's implementation.
+
+    Tensors with fewer than 4,096 elements, or not a multiple of 256, have moments in their own dtype. torchao compiles
+    the update once for each shape.
+    """
+
+    whole_step: ClassVar[str | None] = "packs its states in 8 bits by itself"
+    by_part: ClassVar[bool] = False
+
+    def check_device(self, device: Device) -> None:
+        """Raise ConfigError if torchao is missing, or cannot compile its update for this device."""
+        parameter = torch.nn.Parameter(torch.zeros(16, 256, device=device))
+        optimizer = _import_torchao()([parameter])
+        parameter.grad = torch.zeros_like(parameter)
+        try:
+            optimizer.step()
+        except (RuntimeError, NotImplementedError, OSError) as error:
+            reason = f"cannot run on {device}, found {short(error)}"
+            raise ConfigError(f"optim: adamw8bit {reason} (optim=adamw would do)") from error
+
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+        groups = self.make_groups(model, scale)
+        optimizer = _import_torchao()(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0)
+        _make_states(optimizer)
+        return optimizer
+
+
+def _import_torchao() -> Any:
+    try:
+        from torchao.optim import AdamW8bit as Quantised
+    except ImportError as error:
+        needs = f"needs torchao, found {short(error)}"
+        raise ConfigError(f"optim: adamw8bit {needs} (pip install torchao, or optim=adamw)") from error
+    return Quantised
+
+
+def _make_states(optimizer: Optimizer) -> None:
+    """Create torchao's states before the first step, so that a checkpoint can be read into them: take a step with rate
+    0 and gradients of 0, which changes no weight."""
+    set_rates(optimizer, 0.0)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        state["step"].zero_()
+
+
+class Muon(Optim, kind="muon"):
+    """Momentum, orthogonalised by Newton-Schulz iterations for matrices (Jordan et al., 2024).
+
+    Muon steps the weight matrices inside layers, each expert's by itself. AdamW, with `betas` and `eps`, steps
+    embeddings, heads, norms, biases, convolutions and all other vectors. The update of an [A, B] matrix is scaled by
+    0.2·√max(A, B), which gives it the RMS of AdamW's update, so that AdamW's `lr` and `weight_decay` can be kept (Liu
+    et al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32. A matrix divided
+    among processes is gathered; every process orthogonalises the whole and steps its own part.
+    """
+
+    by_part: ClassVar[bool] = False
+    gathers: ClassVar[bool] = True
+
+    lr: PositiveFloat = 1e-3
+    momentum: Beta = 0.95
+    nesterov: bool = True
+    iterations: PositiveInt = 5
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+    def mark(self, row: SpecRow | None, leaf: str) -> dict[str, Any]:
+        hidden = row is not None and row.part is not None and is_hidden_matrix(row.kind, row.part, leaf)
+        return {"orthogonalise": hidden}
+
+    def describe(self, device: Device) -> str | None:
+        dtype = "float32" if self.choose_dtype(device) is torch.float32 else "bfloat16"
+        why = ", the faster here" if self.dtype == "auto" else ""
+        return f"muon: orthogonalises in {dtype}{why}"
+
+    def choose_dtype(self, device: Device) -> torch.dtype:
+        """Choose the dtype of the Newton-Schulz iterations on a device."""
+        if self.dtype == "auto":
+            return torch.float32 if is_slow(torch.bfloat16, device, training=True) else torch.bfloat16
+        return torch.float32 if self.dtype == "fp32" else torch.bfloat16
+
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+        from zoo.training.optim.update_rules import MuonOptimizer as Rule
+
+        groups = self.make_groups(model, scale)
+        return Rule(
+            groups,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            iterations=self.iterations,
+            dtype=self.choose_dtype(next(model.parameters()).device),
+            betas=self.betas,
+            eps=self.eps,
+            fused=can_fuse(groups),
+        )
+
+
+class ScheduleFree(Optim, kind="schedule_free"):
+    """Schedule-free AdamW (Defazio et al., 2024): gradients are taken at y = (1 − β₁)·z + β₁·x, the step is applied to
+    z, and the average x of all z, weighted by the squared rate, is evaluated and saved.
+
+    `schedule` must be constant, with or without warm-up: the average replaces a decay.
+    """
+
+    averages: ClassVar[bool] = True
+
+    lr: PositiveFloat = 2.5e-3
+    betas: tuple[Annotated[float, Field(gt=0, lt=1)], Beta] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+        from zoo.training.optim.update_rules import ScheduleFreeAdamW
+
+        return ScheduleFreeAdamW(self.make_groups(model, scale), lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+class Lion(Optim, kind="lion"):
+    """Lion: steps by the sign of an interpolation of momentum and gradient, with decoupled weight decay (Chen et al.,
+    2023).
+
+    Its steps are larger than AdamW's at the same rate: the paper divides `lr` by 3 to 10, and multiplies `weight_decay`
+    by as much.
+    """
+
+    lr: PositiveFloat = 1e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    weight_decay: NonNegativeFloat = 1.0
+
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+        from zoo.training.optim.update_rules import LionOptimizer as Rule
+
+        return Rule(self.make_groups(model, scale), lr=self.lr, betas=self.betas)
+
+
+class SGD(Optim, kind="sgd"):
+    """Gradient descent with momentum (Polyak, 1964), or Nesterov's (1983). Weight decay is added to the gradient, not
+    decoupled, as in torch."""
+
+    lr: PositiveFloat = 0.1
+    momentum: Beta = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 0.0
+
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            found = "nesterov looks ahead along the momentum, which is 0"
+            raise ValueError(f"{found} (momentum above 0, or nesterov: false)")
+
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+        groups = self.make_groups(model, scale)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
