@@ -48,7 +48,8 @@ def test_it_is_written_for_zoo_hf_and_says_so(made, capsys):
     opened = AutoModelForCausalLM.from_pretrained(out)
     assert opened.generation_config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<end>")
     assert zoo.stats(out)["params"] == zoo.stats(model.spec)["params"]
-    assert convert(capsys, out, out, "--no-verify")[0] == 0  # what was written so is written again
+    assert convert(capsys, folder, out, "--no-verify")[0] == 0  # what was written so is written again
+    assert convert(capsys, out, out, "--no-verify")[0] == 2  # but never onto itself
 
 
 def test_a_sentence_transformers_folder_is_refused_as_before(made, capsys):
