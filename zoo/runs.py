@@ -41,6 +41,7 @@ TABLE, SAMPLES = "metrics.csv", "samples.txt"
 PICTURE, PAGE, ENVIRONMENT = "loss.png", "index.html", "environment.json"
 MEASURED = "measured.json"  # measurements made after the run's training
 CONFIG, MODEL, TOKENIZER = "config.yaml", "model.yaml", "tokenizer"
+TEMPLATE = "chat_template.jinja"  # beside a tokenizer, in runs as in transformers' folders
 LOCK = "lock"
 SWEEP = "sweep.json"
 LAST_RUN = Path("runs", "last")

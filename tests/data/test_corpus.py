@@ -46,7 +46,7 @@ def test_a_folder_gives_its_text_files_in_order_and_passes_over_what_is_not_text
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
-    assert [document.text for document in open_text_corpus(tmp_path / "a.txt")] == ["one\r\ntwo"]
+    assert [document.texts[0] for document in open_text_corpus(tmp_path / "a.txt")] == ["one\r\ntwo"]
 
 
 def test_a_missing_or_empty_text_is_one_line(tmp_path):
@@ -155,16 +155,16 @@ def test_a_long_text_is_cut_where_paragraphs_end(tmp_path, monkeypatch):
     assert "".join(text for _, text in cut) == file.read_text("utf-8")
     assert max(len(text) for _, text in cut) <= 10_000 < max(len(text) for _, text in whole)
     assert all(text.endswith("\n\n") for _, text in cut[:-1])
-    pair = Document("a", 0, "a\n\n" * 9000, "b")
+    pair = Document("a", 0, ("a\n\n" * 9000, "b"))
     assert list(join_pieces([pair], ["train"])) == [("train", pair.texts)]
 
 
 def test_a_gap_in_a_file_ends_a_document():
-    pieces = [Document("a", 0, "A"), Document("a", 1, "B"), Document("a", 3, "D"), Document("b", 4, "E")]
+    pieces = [Document("a", 0, ("A",)), Document("a", 1, ("B",)), Document("a", 3, ("D",)), Document("b", 4, ("E",))]
     assert texts_of(pieces, ["train"] * 4) == [("train", "AB"), ("train", "D"), ("train", "E")]
     assert texts_of(pieces[:2], ["train", None]) == [("train", "A")]
-    pair = Document("a", 0, "A", "one")
-    assert list(join_pieces([pair, pair._replace(text="B")], ["train"] * 2)) == [
+    pair = Document("a", 0, ("A", "one"))
+    assert list(join_pieces([pair, pair._replace(texts=("B", "one"))], ["train"] * 2)) == [
         ("train", ("A", "one")),
         ("train", ("B", "one")),
     ]

@@ -30,7 +30,7 @@ def write_lines(file: Path, records, opener=open) -> Path:
 
 def texts_in(node: dict) -> list[str]:
     """The texts of a source, in its order."""
-    return [document.text for document in DataSettings.read(node).open()]
+    return [document.texts[0] for document in DataSettings.read(node).open()]
 
 
 def faults_in(node: dict) -> list[str]:

@@ -237,7 +237,7 @@ def _tidy() -> None:
         handler.close()
     if (hydra := sys.modules.get("hydra.core.global_hydra")) is not None:
         hydra.GlobalHydra.instance().clear()
-    if (template := sys.modules.get("zoo.text.template")) is not None:
+    if (template := sys.modules.get("zoo.data.chat.renderer")) is not None:
         template.RENDERER.close()
 
 

@@ -33,8 +33,8 @@ Every packaged tiny model on every objective that it takes, {steps} steps of 4 r
 library: the loss of the first step and the mean of the last five, in nats per target, and the validation loss after
 them. `prefix_lm` is trained with `model.prefix_lm=true`, `distil` from the same model after {steps} steps on its own
 objective. Decoders have 128 more tokens in their vocabulary for `span_corruption`, `denoising` and `ul2`: sentinels,
-masks and modes. `seq2seq` learns from pairs, and `classify`, `tag` and `regress` from labels (below), which this text
-has none of. Losses of different objectives are not comparable.
+masks and modes. `seq2seq` learns from pairs, `chat` from conversations, and `classify`, `tag` and `regress` from labels
+(below), which this text has none of. Losses of different objectives are not comparable.
 {date}.
 
 | model | objective | first | last | validation |
@@ -87,7 +87,7 @@ def list_pairs() -> Iterator[Pair]:
     """List the pairs that are legal, as the objectives themselves say it."""
     for model in tiny_models():
         for kind in sorted(Objective.kinds):
-            if kind in ("auto", "seq2seq") or Objective.kinds[kind].reads_labels:  # this text has no pairs or labels
+            if kind in ("auto", "chat", "seq2seq") or Objective.kinds[kind].reads_labels:  # this is plain text
                 continue
             prefix = ["prefix_lm=true"] if kind == "prefix_lm" and load(model, []).kind == "decoder" else []
             if kind == "distil" or takes(load(model, prefix), kind):

@@ -21,7 +21,7 @@ def faults_of(call) -> list[str]:
 
 
 def documents(*texts: str) -> list[Document]:
-    return [Document(f"{number}.txt", 0, text) for number, text in enumerate(texts)]
+    return [Document(f"{number}.txt", 0, (text,)) for number, text in enumerate(texts)]
 
 
 def texts_of(documents, parts) -> list[tuple]:

@@ -20,11 +20,11 @@ import zoo
 from support.watched_engine import WatchedEngine
 from zoo.checkpoint import store
 from zoo.cli import run
+from zoo.data.chat import template as chat
+from zoo.data.chat.template import ChatTemplate
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation.generate import generate
-from zoo.text import chat
-from zoo.text.chat import ChatTemplate
 from zoo.text.conversation import Conversation
 from zoo.text.jobs import JobMaker
 from zoo.text.prompts import Options
@@ -56,7 +56,7 @@ def checkpoint(tmp_path_factory) -> Path:
         for weight in model.parameters():
             weight.copy_(torch.randn(weight.shape) * 0.3)
     store.save_model(model, folder, make_byte_tokenizer())
-    (folder / chat.FILE).write_text(TEMPLATE)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 

@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerFast
 
 from support.chat_templates import SPECIAL, TEMPLATES
 from support.packaged_specs import one_in
+from zoo.data.chat import template as chat
+from zoo.data.chat.renderer import Renderer
+from zoo.data.chat.template import ChatTemplate
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.text import chat
-from zoo.text.chat import ChatTemplate
-from zoo.text.template import Renderer
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -259,7 +259,7 @@ def test_a_template_that_takes_too_much_memory_is_told_so():
 
 
 def test_the_clock_stops_what_takes_no_time_of_the_processor(monkeypatch):
-    monkeypatch.setattr("zoo.text.template.PATIENCE", 0.3)
+    monkeypatch.setattr("zoo.data.chat.renderer.PATIENCE", 0.3)
     renderer = Renderer()
     renderer.render("x", {})
     process = renderer._process
@@ -291,7 +291,7 @@ def test_many_threads_get_each_its_own_text():
 @pytest.mark.parametrize("end", ["pass", "import os; os.kill(os.getpid(), 9)", "raise SystemExit(3)"])
 def test_no_process_is_left_however_the_program_ends(end):
     code = (
-        "from zoo.text.template import RENDERER\n"
+        "from zoo.data.chat.renderer import RENDERER\n"
         "assert RENDERER.render('x', {}) == 'x'\n"
         f"print(RENDERER._process.pid, flush=True)\n{end}"
     )

@@ -75,10 +75,11 @@ def test_a_class_follows_its_row():
 
 
 def test_packed_documents_show_their_own_last_target():
-    """The target at a document's end is the end of text, not the next document's first token."""
+    """The target at a document's end is the end of text; the next document's first token is read and not learned."""
     ids, targets = read("abXY"), [read("b")[0], 256, *read("Y"), 256]
-    (row,) = [decode_row(Batch(torch.tensor([ids]), torch.tensor([targets])), 0, make_byte_tokenizer())]
-    assert row == [("a", False), ("b<|endoftext|>Y<|endoftext|>", True)]
+    batch = Batch(torch.tensor([ids]), torch.tensor([targets]), documents=torch.tensor([[0, 0, 1, 1]]))
+    row = decode_row(batch, 0, make_byte_tokenizer())
+    assert row == [("a", False), ("b<|endoftext|>", True), ("X", False), ("Y<|endoftext|>", True)]
 
 
 def test_a_run_says_how_its_first_row_begins():

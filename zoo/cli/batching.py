@@ -33,8 +33,8 @@ def run(
 ) -> None:
     """Generate all texts, and write them to `results`, or to standard output in the order of the prompts. With `writes`
     False, as in all processes of tensor parallelism but the main one, this process only computes."""
+    from zoo.data.chat import template as chat
     from zoo.generation.engine import serving as serve
-    from zoo.text import chat
     from zoo.text.follow import describe_cache, follow, make_engine, measure, write
     from zoo.text.jobs import JobMaker
 

@@ -57,8 +57,8 @@ def run(talk: Talk, sampled: Sampled, kernel: Kernel = None, device: Device = "a
     Without a terminal each line of standard input is a message, and each answer ends with a newline. Options that are
     not given default to the checkpoint's generation_config.json, if it has one.
     """
+    from zoo.data.chat import template as chat
     from zoo.generation.engine import Engine, serving
-    from zoo.text import chat
     from zoo.text.conversation import Conversation
     from zoo.text.jobs import JobMaker
     from zoo.text.loading import find_folder, load

@@ -8,12 +8,16 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from zoo.data.chat.forms import Conversations
+from zoo.data.chat.template import ChatTemplate, find_chat_template
+from zoo.data.chat.turns import find_fault
 from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
+from zoo.data.corpus import Documents
 from zoo.data.encode import INDEX, PARTS, open_tokens, write_tokens
-from zoo.data.settings import DataSettings, TokenizerSettings, WeightedSource, make_paths_absolute
+from zoo.data.settings import DataSettings, TokenizerSettings, make_paths_absolute
 from zoo.data.split import Part, join_pieces, keep_whole, split_units
 from zoo.data.survey import Fingerprint, Survey, survey
 from zoo.data.tokenizer import Tokenizer, find_tokenizer_file, make_byte_tokenizer, train_bpe
@@ -66,6 +70,8 @@ class PreparedData:
     key: str
     folder: Path | None
     """The cache folder that holds the tokens; None for labelled sets, which stay in memory."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user about what of the data is not learned."""
 
     @property
     def train(self) -> TokenFile:
@@ -90,17 +96,35 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     of text.
     """
     progress = progress or (lambda what, done, total: None)
-    surveys = {}
+    surveys, template = {}, find_template(settings)
     for name, source in settings.sources.items():
         with faults_of_source(name):
-            surveys[name] = survey_source(source, settings, progress)
+            surveys[name] = survey_source(source.settings.open(template), settings, progress)
     key = hash_settings(settings, {name: found.fingerprint for name, found in surveys.items()}, whole)
 
     def build(folder: Path) -> None:
         write_prepared(folder, settings, surveys, progress, whole)
 
     folder = fill_cache(f"{settings.kind}-{key}", build)
-    return open_prepared(folder, settings, key, whole)
+    prepared = open_prepared(folder, settings, key, whole)
+    if template is not None and settings.chosen_template is not None:
+        prepared.tokenizer.template = template.default
+    read = (each.documents for each in surveys.values())
+    notes = (line for each in read if isinstance(each, Conversations) for line in each.describe_passed())
+    return replace(prepared, notes=tuple(notes))
+
+
+def find_template(settings: DataSettings) -> ChatTemplate | None:
+    """Find the template that writes the conversations of the data; None for other data, and for a tokenizer without
+    one. Raises ConfigError for a template that is not found."""
+    if not settings.reads_turns:
+        return None
+    path = settings.tokenizer.path
+    folder = None if path is None else find_tokenizer_file(path, "data.tokenizer").parent
+    template = find_chat_template(folder, settings.chosen_template, "data.template=")
+    byte = settings.tokenizer.kind == "bpe"  # whose special tokens are those of bytes
+    tokenizer = make_byte_tokenizer() if byte else make_tokenizer(settings.tokenizer, lambda: iter(()))
+    return None if template is None else replace(template, fault=find_fault(template, tokenizer))
 
 
 def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
@@ -135,9 +159,8 @@ def faults_of_source(name: str) -> Iterator[None]:
         raise ConfigError(*(re.sub(r"^data(?=[.:])", f"data.of.{name}", fault) for fault in error.faults)) from error
 
 
-def survey_source(source: WeightedSource, settings: DataSettings, progress: Progress) -> Survey:
+def survey_source(documents: Documents, settings: DataSettings, progress: Progress) -> Survey:
     """Make the first of two passes over a source: hash its documents, and sample text for a BPE."""
-    documents = source.settings.open()
     total = documents.n_bytes
     room = BPE_SAMPLE if settings.tokenizer.kind == "bpe" else 0
     progress("reading", 0, total)
@@ -150,7 +173,7 @@ def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = 
         if name in ENCODING:
             verify_file(folder / name, record)
     parts: tuple[Part, ...] = ("validation",) if whole else PARTS
-    tokens = {name: open_tokens(folder / name, parts) for name in settings.sources}
+    tokens = {name: open_tokens(folder / name, parts, settings.apart) for name in settings.sources}
     sources, held_out = (
         tuple(Source(name, each.weight, tokens[name][part]) for name, each in settings.sources.items() if part in parts)
         for part in PARTS
@@ -174,6 +197,8 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
     if tokenizer.path is not None:
         files = find_tokenizer_files(tokenizer.path).values()
         on["files"] = [hashlib.blake2b(file.read_bytes()).hexdigest() for file in files]
+    if settings.reads_turns:
+        on["conversations"] = True  # a pair and a prompt with its completion have the same texts
     if tokenizer.path is not None or not tokenizer.splits:
         on["special"] = {"split": tokenizer.splits, "add": tokenizer.adds}
     return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -200,9 +225,9 @@ def write_prepared(
     tokenizer = make_tokenizer(settings.tokenizer, lambda: read_samples(surveys, parts, progress))
     tokenizer.save(folder)
     write_sealed(folder / SEALS, {name: record_file(folder / name) for name in ENCODING})
-    for name, source in settings.sources.items():
+    for name in settings.sources:
         if not (folder / name / INDEX).is_file():
-            write_source(folder / name, source, surveys[name], parts[name], tokenizer, progress)
+            write_source(folder / name, settings, surveys[name], parts[name], tokenizer, progress)
 
 
 def read_samples(
@@ -223,7 +248,7 @@ def read_samples(
 
 def write_source(
     folder: Path,
-    source: WeightedSource,
+    settings: DataSettings,
     found: Survey,
     parts: list[Part | None],
     tokenizer: Tokenizer,
@@ -236,10 +261,10 @@ def write_source(
     folder.mkdir(exist_ok=True)
     write_tokens(
         folder,
-        join_pieces(fingerprint.follow(source.settings.open()), parts),
+        join_pieces(fingerprint.follow(found.documents), parts),
         tokenizer,
         lambda done: progress("encoding", min(done, total), total),
-        sequences=2 if source.settings.reads_pairs else 1,
+        sequences=0 if settings.reads_turns else 2 if settings.reads_pairs else 1,
         unchanged=lambda: fingerprint.hexdigest() == found.fingerprint,
     )
     progress("encoding", total, total)

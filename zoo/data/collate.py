@@ -174,15 +174,15 @@ def pad_pairs(
     asked = [_keep_end(np.asarray(source, np.int64), s, opening) for source in sources]
     told = [np.append(np.asarray(answer, np.int64), eos_id)[:t] for answer in answers]
     if start_id is not None:
-        read, real = _pad(asked, s, eos_id), _pad([np.ones(len(each), np.int64) for each in asked], s, 0)
-        written = _pad([np.append(start_id, each[:-1]) for each in told], t, eos_id)
-        targets = to_tensor(_pad(told, t, IGNORED))
+        read, real = pad(asked, s, eos_id), pad([np.ones(len(each), np.int64) for each in asked], s, 0)
+        written = pad([np.append(start_id, each[:-1]) for each in told], t, eos_id)
+        targets = to_tensor(pad(told, t, IGNORED))
         return Batch(to_tensor(read), targets, None, to_tensor(written), None, to_tensor(real))
     rows = [np.concatenate(pair) for pair in zip(asked, told, strict=True)]
     unasked = [np.full(max(len(each) - 1, 0), IGNORED) for each in asked]  # a source's last token predicts the answer
     targets = [np.concatenate([quiet, row[len(quiet) + 1 :]]) for quiet, row in zip(unasked, rows, strict=True)]
     return Batch(
-        to_tensor(_pad([row[:-1] for row in rows], s + t - 1, eos_id)), to_tensor(_pad(targets, s + t - 1, IGNORED))
+        to_tensor(pad([row[:-1] for row in rows], s + t - 1, eos_id)), to_tensor(pad(targets, s + t - 1, IGNORED))
     )
 
 
@@ -214,14 +214,15 @@ def pad_labelled(
     longest = max(len(row.ids) for row in rows)
     width = seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)
     there = [np.ones(len(row.ids), np.int64) for row in rows]
-    targets = _pad([row.target for row in rows], width, IGNORED) if by_token else np.stack([row.target for row in rows])
+    targets = pad([row.target for row in rows], width, IGNORED) if by_token else np.stack([row.target for row in rows])
     return Batch(
-        to_tensor(_pad([row.ids for row in rows], width, pad_id)),
+        to_tensor(pad([row.ids for row in rows], width, pad_id)),
         to_tensor(targets, targets.dtype),
-        attention_mask=to_tensor(_pad(there, width, 0)),
-        token_type_ids=to_tensor(_pad([row.types for row in rows], width, 0)) if typed else None,
+        attention_mask=to_tensor(pad(there, width, 0)),
+        token_type_ids=to_tensor(pad([row.types for row in rows], width, 0)) if typed else None,
     )
 
 
-def _pad(rows: Sequence[np.ndarray], width: int, value: int) -> np.ndarray:
+def pad(rows: Sequence[np.ndarray], width: int, value: int) -> np.ndarray:
+    """Pad rows at their end with a value, and stack them to [B, width]."""
     return np.stack([np.concatenate([row, np.full(width - len(row), value)]) for row in rows])

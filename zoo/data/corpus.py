@@ -31,18 +31,13 @@ WOULD = "data=jsonl and data=parquet read records; or move it away"
 class Document(NamedTuple):
     """The unit of the split: a file, a piece of a large one (pieces count from 0), or a record.
 
-    A pair has a `target`; its `text` is the source.
+    It has one text; a pair has a source and a target; a conversation has the parts of `zoo.data.chat.turns.Turns`, or
+    a prompt and its completion.
     """
 
     path: str
     piece: int
-    text: str
-    target: str | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The text; of a pair, the source and the target."""
-        return (self.text,) if self.target is None else (self.text, self.target)
+    texts: tuple[str, ...]
 
 
 class Documents(Protocol):
@@ -198,7 +193,7 @@ def cut_document(path: str, text: str, total: int) -> Iterator[Document]:
         pieces = cut_paragraphs(text, min(max(len(text) // PIECES, SMALLEST_PIECE), LARGEST_PIECE))
     for number, piece in enumerate(pieces):
         if piece and not piece.isspace():
-            yield Document(path, number, piece)
+            yield Document(path, number, (piece,))
 
 
 def cut_paragraphs(text: str, size: int) -> Iterator[str]:

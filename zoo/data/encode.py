@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -34,8 +35,15 @@ class Index(JsonShape):
 
     dtype: Literal["uint16", "int32"]
     eos_id: Count
-    sequences: Annotated[int, Field(ge=1, le=2)]
+    sequences: Annotated[int, Field(ge=0, le=2)]
+    """The sequences of each document; 0: those of conversations (`zoo.data.chat.conversation_rows`)."""
     splits: dict[Part, list[ShardRecord]]
+
+
+class TokenRun(NamedTuple):
+    """The ids of a part of an encoded text."""
+
+    ids: list[int]
 
 
 class Encoded(NamedTuple):
@@ -43,7 +51,7 @@ class Encoded(NamedTuple):
 
     part: Part
     texts: Texts
-    encodings: Sequence[tokenizers.Encoding]
+    encodings: Sequence[tokenizers.Encoding | TokenRun]
     lengths: np.ndarray | None
 
 
@@ -58,15 +66,15 @@ def write_tokens(
 ) -> None:
     """Encode the documents of both parts into `folder`: shards (`zoo.data.shards`), then the index of all of them.
 
-    A document has one sequence, or two (source and target). Whole shards that a killed process left are kept: their
-    documents are read but not encoded. `report` is called with the bytes of text done so far. If `unchanged()` is false
-    after the last text, ZooError is raised and no index is written.
+    A document has one sequence, or two (source and target); 0 `sequences`: those of a conversation. Whole shards that a
+    killed process left are kept: their documents are read but not encoded. `report` is called with the bytes of text
+    done so far. If `unchanged()` is false after the last text, ZooError is raised and no index is written.
     """
     dtype = choose_dtype(tokenizer.vocab_size)
     writers: dict[Part, SplitWriter] = {
-        part: SplitWriter(folder, part, dtype, sequences=sequences, keep_lengths=part == "validation") for part in PARTS
+        part: SplitWriter(folder, part, dtype, keep_lengths=sequences > 0 and part == "validation") for part in PARTS
     }
-    end = None if sequences == 1 and ends_in_eos(tokenizer) else tokenizer.eos_id
+    end = None if sequences == 0 or (sequences == 1 and ends_in_eos(tokenizer)) else tokenizer.eos_id
     done = 0
 
     def skip_whole_shards() -> Iterator[tuple[Part, Texts]]:
@@ -79,7 +87,8 @@ def write_tokens(
             else:
                 yield part, document
 
-    for document in encode_ahead(group_texts(skip_whole_shards()), tokenizer):
+    encode = encode_group if sequences else encode_turns
+    for document in encode_ahead(group_texts(skip_whole_shards()), tokenizer, encode):
         ids = [pack_ids(each.ids, end, dtype) for each in document.encodings]
         size = count_bytes(document.texts)
         writers[document.part].add(ids, size, document.lengths)
@@ -87,7 +96,7 @@ def write_tokens(
         report(done)
     if not unchanged():
         raise ZooError("data: the corpus changed while it was read (start again)")
-    write_index(folder, writers, tokenizer, dtype)
+    write_index(folder, writers, tokenizer, dtype, sequences)
 
 
 def count_bytes(texts: Texts) -> int:
@@ -110,7 +119,11 @@ def pack_ids(ids: Sequence[int], end: int | None, dtype: str) -> np.ndarray:
     return np.frombuffer(packed, dtype)
 
 
-def encode_ahead(groups: Iterable[list[tuple[Part, Texts]]], tokenizer: Tokenizer) -> Iterator[Encoded]:
+def encode_ahead(
+    groups: Iterable[list[tuple[Part, Texts]]],
+    tokenizer: Tokenizer,
+    encode: Callable[[list[tuple[Part, Texts]], Tokenizer], list[Encoded]],
+) -> Iterator[Encoded]:
     """Encode groups of documents in a thread: a group is encoded while the one before it is written.
 
     The tokenizer has threads of its own, one a core (or RAYON_NUM_THREADS), which run without Python's lock. Their
@@ -119,7 +132,7 @@ def encode_ahead(groups: Iterable[list[tuple[Part, Texts]]], tokenizer: Tokenize
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[list[Encoded]] | None = None
         for group in groups:
-            ahead = pool.submit(encode_group, group, tokenizer)
+            ahead = pool.submit(encode, group, tokenizer)
             if waiting is not None:
                 yield from waiting.result()
             waiting = ahead
@@ -137,6 +150,42 @@ def encode_group(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[
         encodings = [next(firsts), *(next(answers) for _ in texts[1:])]
         found.append(Encoded(part, texts, encodings, measure(texts, encodings, tokenizer, part)))
     return found
+
+
+def encode_turns(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[Encoded]:
+    """Encode the conversations of a group, each as a whole, and divide its tokens among its texts.
+
+    Two texts are a prompt and its completion, in plain text: they get the tokens that the tokenizer's file puts around
+    a text, and an end of text. More than two were written by a template, which spells all of its tokens.
+    """
+    written = [len(texts) > 2 for _, texts in group]
+    whole = ["".join(texts) for _, texts in group]
+    found = {
+        kind: iter(tokenizer.encode_with_offsets([t for t, w in zip(whole, written, strict=True) if w is kind], kind))
+        for kind in (True, False)
+    }
+    encoded = []
+    for (part, texts), kind in zip(group, written, strict=True):
+        runs = divide_tokens(next(found[kind]), texts)
+        if not kind and runs[-1].ids[-1:] != [tokenizer.eos_id]:
+            runs[-1].ids.append(tokenizer.eos_id)
+        encoded.append(Encoded(part, texts, runs, None))
+    return encoded
+
+
+def divide_tokens(encoding: tokenizers.Encoding, texts: Texts) -> list[TokenRun]:
+    """Divide the tokens of joined texts among them. A token of two texts is that of the second, fourth …, which are
+    learned, as in transformers' masks."""
+    import numpy as np
+
+    starts, ends = np.maximum.accumulate(np.array(encoding.offsets, np.int64).reshape(-1, 2)).T
+    borders = np.cumsum([len(text) for text in texts])[:-1]
+    # before a learned text: the first token that ends after the border; after it: the first that begins at it
+    before, after = np.searchsorted(ends, borders[::2], "right"), np.searchsorted(starts, borders[1::2], "left")
+    cuts = np.empty(len(borders), np.int64)
+    cuts[::2], cuts[1::2] = before, after
+    cuts, ids = [0, *np.maximum.accumulate(cuts).tolist(), len(starts)], encoding.ids
+    return [TokenRun(ids[first:last]) for first, last in pairwise(cuts)]
 
 
 def measure(
@@ -166,13 +215,15 @@ def group_texts(texts: Iterable[tuple[Part, Texts]]) -> Iterator[list[tuple[Part
         yield group
 
 
-def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: Tokenizer, dtype: str) -> None:
+def write_index(
+    folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: Tokenizer, dtype: str, sequences: int
+) -> None:
     """Write the last shards, then the index of all shards with their checksums, and delete the shards' own records."""
     splits = {}
     for part, writer in writers.items():
         writer.flush()
         splits[part] = writer.shards
-    about = {"dtype": dtype, "eos_id": tokenizer.eos_id, "sequences": writers["train"].sequences}
+    about = {"dtype": dtype, "eos_id": tokenizer.eos_id, "sequences": sequences}
     write_sealed(folder / INDEX, {**about, "splits": splits})
     for record in (folder / f"{shard['name']}.json" for shards in splits.values() for shard in shards):
         record.unlink(missing_ok=True)
@@ -181,14 +232,14 @@ def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: To
 # ---------------------------------------------------------------- reading
 
 
-def open_tokens(folder: Path, parts: Sequence[Part] = PARTS) -> dict[Part, TokenFile]:
-    """Open `parts` of a folder that `write_tokens` filled. Raises ZooError if the index is damaged or a file's length
-    has changed. Contents are compared with their checksums when first read."""
+def open_tokens(folder: Path, parts: Sequence[Part] = PARTS, packed: bool = False) -> dict[Part, TokenFile]:
+    """Open `parts` of a folder that `write_tokens` filled, conversations `packed` or not. Raises ZooError if the index
+    is damaged or a file's length has changed. Contents are compared with their checksums when first read."""
     index = read_sealed(folder / INDEX, Index)
-    return {part: open_split(folder, part, index) for part in parts}
+    return {part: open_split(folder, part, index, packed) for part in parts}
 
 
-def open_split(folder: Path, part: Part, index: Mapping[str, Any]) -> TokenFile:
+def open_split(folder: Path, part: Part, index: Mapping[str, Any], packed: bool) -> TokenFile:
     """Open the shards of one split as one array, with an end of text before the first document. Raises ZooError if
     there is no shard, or a file's length has changed."""
     import numpy as np
@@ -211,7 +262,15 @@ def open_split(folder: Path, part: Part, index: Mapping[str, Any]) -> TokenFile:
         about["lengths"] = join_shards(shards, np.zeros(1, "<u4"), lambda shard: shard.lengths)
     if index["sequences"] == 1:
         return TokenFile(**about)
-    return PairFile(**about, sizes=lambda: np.concatenate([shard.sizes for shard in shards]))
+
+    def read(name: str) -> np.ndarray:
+        return np.concatenate([getattr(shard, name) for shard in shards])
+
+    if index["sequences"] == 2:
+        return PairFile(**about, sizes=lambda: read("sizes"))
+    from zoo.data.chat.conversation_rows import TurnFile
+
+    return TurnFile(**about, packed=packed, sequences=lambda: (read("sizes"), read("counts")))
 
 
 def join_shards(shards: Sequence[Shard], first: np.ndarray, read: Callable[[Shard], np.ndarray]) -> Joined:

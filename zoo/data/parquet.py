@@ -44,7 +44,8 @@ class Parquet(RecordFiles):
                 texts = _list_texts(table)
             with opener(file, read_dictionary=texts) as table:
                 most, total = max(SMALL, RATIO * file.stat().st_size), 0
-                batches = table.iter_batches(batch_size=READ_AT_ONCE, columns=list(self.columns))
+                names = [*self.columns, *(each for each in self.optional if each in table.schema_arrow.names)]
+                batches = table.iter_batches(batch_size=READ_AT_ONCE, columns=names)
                 for rows, size in (each for batch in batches for each in _split(batch)):
                     total += size
                     if size > LINE and len(rows) == 1:
@@ -65,15 +66,15 @@ class Parquet(RecordFiles):
 
     def _find_fault(self, table: Any, file: Path) -> str | None:
         """Describe a fault of a file's columns, judged from its schema and metadata alone; None if there is none."""
-        names = table.schema_arrow.names
-        if twice := [column for column in self.columns if names.count(column) > 1]:
+        names, read = table.schema_arrow.names, {*self.columns, *self.optional}
+        if twice := [column for column in names if column in read and names.count(column) > 1]:
             return f"{file} has the field '{twice[0]}' {names.count(twice[0])} times (once)"
         if lacking := [column for column in self.columns if column not in names]:
             found = ", ".join(shorten(each, 40) for each in names[:FIELDS_SHOWN]) or "none"
             return f"{file} has no field '{lacking[0]}', found {found} ({self.keys})"
         meta = table.metadata
         groups = [meta.row_group(group) for group in range(meta.num_row_groups)]
-        used = [at for at in range(meta.num_columns) if meta.schema.column(at).path.split(".")[0] in self.columns]
+        used = [at for at in range(meta.num_columns) if meta.schema.column(at).path.split(".")[0] in read]
         size = sum(group.column(at).total_uncompressed_size for group in groups for at in used)
         if size > max(SMALL, RATIO * file.stat().st_size):
             return f"{file} unpacks to {size:,} bytes, more than {RATIO} times its size (a file of text)"

@@ -138,7 +138,7 @@ def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str,
         texts.append(text)
     if any(not text or text.isspace() for text in texts):
         return None
-    return Document(where, 0, *texts)
+    return Document(where, 0, tuple(texts))
 
 
 class RecordSource:
@@ -175,7 +175,7 @@ class RecordSource:
 class RecordFiles(RecordSource):
     """Files of records, read in the order of files and lines. Records without text give no document.
 
-    `keys` names the config keys that choose the columns, for messages.
+    `keys` names the config keys that choose the columns, for messages. Records may have the `optional` fields too.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
@@ -184,6 +184,7 @@ class RecordFiles(RecordSource):
     files: tuple[Path, ...]
     columns: tuple[str, ...]
     keys: str
+    optional: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PlainValidator, PositiveInt, ValidationError, field_validator
 
+from zoo.data.chat.forms import FORMS, Conversations
+from zoo.data.chat.template import NAMED, ChatTemplate
 from zoo.data.corpus import Documents, open_stdlib_corpus, open_text_corpus
 from zoo.data.parquet import Parquet
 from zoo.data.records import JsonLines, RecordFiles, RecordSource, find_files, name_keys
@@ -25,6 +27,7 @@ Default = Field(validate_default=True)
 """Marks a field whose default is validated too, because some kinds refuse the default."""
 
 TEXT_FIELD = "text"
+NOT_FOR_TEXT = "is of conversations, and the records have no data.form, found {!r} (null, or data.form=messages)"
 
 
 def parse_node(kind: Any, node: object, where: str = "") -> Any:
@@ -125,8 +128,24 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         """Whether documents are pairs of source and target."""
         return False
 
-    def open(self) -> Documents:
-        """Open the source as documents. Raises ConfigError if the source is missing."""
+    @property
+    def reads_turns(self) -> bool:
+        """Whether documents are conversations, written by a chat template."""
+        return False
+
+    @property
+    def chosen_template(self) -> str | None:
+        """The chat template that the user has chosen: a name or a file."""
+        return getattr(self, "template", None)
+
+    @property
+    def apart(self) -> bool:
+        """Whether a row holds several documents that do not see one another."""
+        return self.documents
+
+    def open(self, template: ChatTemplate | None = None) -> Documents:
+        """Open the source as documents; `template` writes conversations. Raises ConfigError if the source is
+        missing."""
         raise NotImplementedError
 
 
@@ -149,7 +168,7 @@ class Stdlib(DataSettings, kind="stdlib"):
             raise ValueError(f"data=stdlib reads Python's own source, found {value!r} (data=text data.path={value})")
         return value
 
-    def open(self) -> Documents:
+    def open(self, template: ChatTemplate | None = None) -> Documents:
         return open_stdlib_corpus()
 
 
@@ -165,7 +184,7 @@ class TextSettings(DataSettings, kind="text"):
             raise ValueError("data=text needs a text, found none (data.path=FILE_OR_FOLDER)")
         return value
 
-    def open(self) -> Documents:
+    def open(self, template: ChatTemplate | None = None) -> Documents:
         assert self.path is not None
         return open_text_corpus(self.path)
 
@@ -173,7 +192,11 @@ class TextSettings(DataSettings, kind="text"):
 class RecordSettings(DataSettings):
     """Records with fields. A record is the text in `field` (null: `text`), or the pair in `source` and `target`. An
     objective with labels names its fields itself, and `validation` names the validation records: files, or for `hf` a
-    split (null: `validation_fraction` of all records)."""
+    split (null: `validation_fraction` of all records).
+
+    With a `form` a record is a conversation: `messages` (and `tools`), `prompt_completion`, `sharegpt` or `alpaca`.
+    `template` writes it: null is the template in the tokenizer's folder, else a built-in one (chatml) or a file. A row
+    holds several conversations that do not see one another, or one each if `packing` is false."""
 
     reader: ClassVar[type[RecordFiles]]
     """The reader of this kind's files."""
@@ -183,6 +206,9 @@ class RecordSettings(DataSettings):
     source: str | None = None
     target: Annotated[str | None, Default] = None
     validation: str | None = None
+    form: Literal["messages", "prompt_completion", "sharegpt", "alpaca"] | None = None
+    template: str | None = None
+    packing: bool | None = None
 
     @field_validator("path")
     @classmethod
@@ -204,30 +230,66 @@ class RecordSettings(DataSettings):
             raise ValueError("a row of pairs holds one of them, found documents: true beside a pair (documents: false)")
         return value
 
+    @field_validator("form")
+    @classmethod
+    def has_these_fields(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        for name in ("field", "source", "target"):
+            if info.data.get(name) is not None and name not in FORMS[value].named:
+                raise ValueError(f"{value} has no such field to name, found {name}: {info.data[name]} ({name}: null)")
+        if info.data.get("documents"):
+            raise ValueError("conversations are kept apart always, found documents: true (documents: false)")
+        return value
+
+    @field_validator("template", "packing")
+    @classmethod
+    def is_of_conversations(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("form") is None:
+            raise ValueError(NOT_FOR_TEXT.format(value))
+        return value
+
     @classmethod
     def example(cls) -> str:
         return "FILE_OR_FOLDER"
 
-    def open(self) -> Documents:
-        return self.open_records(self.columns, name_keys(self.columns))
+    def open(self, template: ChatTemplate | None = None) -> Documents:
+        if self.form is None:
+            return self.open_records(self.columns, name_keys(self.columns))
+        form = FORMS[self.form]
+        keys = " ".join(f"data.{name}=NAME" for name in form.named) or "another data.form"
+        return Conversations(self.open_records(self.columns, keys, optional=form.optional), form, template, keys)
 
     @property
     def reads_pairs(self) -> bool:
-        return self.target is not None
+        return self.target is not None and self.form is None
+
+    @property
+    def reads_turns(self) -> bool:
+        return self.form is not None
+
+    @property
+    def apart(self) -> bool:
+        return self.documents if self.form is None else self.packing is not False
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The fields to read: the text's, or the source's and the target's."""
+        """The fields to read: the text's, the source's and the target's, or those of the form."""
+        if self.form is not None:
+            named, own = FORMS[self.form].named, FORMS[self.form].columns
+            return tuple(getattr(self, name) or default for name, default in zip(named, own, strict=False)) or own
         if self.source is not None and self.target is not None:
             return (self.source, self.target)
         return (self.field or TEXT_FIELD,)
 
-    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> RecordSource:
-        """Open all records, or those of the `validation` setting, to read `columns`. `keys` are the config keys that
-        chose the columns. Raises ConfigError if there are no files."""
+    def open_records(
+        self, columns: tuple[str, ...], keys: str, validation: bool = False, optional: tuple[str, ...] = ()
+    ) -> RecordSource:
+        """Open all records, or those of the `validation` setting, to read `columns` and, where they are, the `optional`
+        ones. `keys` are the config keys that chose the columns. Raises ConfigError if there are no files."""
         name = "validation" if validation else "path"
         files = find_files(str(getattr(self, name)), self.reader.suffixes, f"data.{name}")
-        return self.reader(files, columns, keys)
+        return self.reader(files, columns, keys, optional)
 
 
 class Jsonl(RecordSettings, kind="jsonl"):
@@ -258,13 +320,15 @@ class HF(RecordSettings, kind="hf"):
     def example(cls) -> str:
         return "FOLDER_OR_NAME"
 
-    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> RecordSource:
+    def open_records(
+        self, columns: tuple[str, ...], keys: str, validation: bool = False, optional: tuple[str, ...] = ()
+    ) -> RecordSource:
         from zoo.data.hub import open_dataset
 
         return open_dataset(replace(self, split=self.validation) if validation else self, columns, keys)
 
 
-SHARED = ("tokenizer", "validation_fraction", "documents")
+SHARED = ("tokenizer", "validation_fraction", "documents", "template", "packing")
 """Settings that a mix states once for all of its sources."""
 
 
@@ -296,6 +360,16 @@ class Mix(DataSettings, kind="mix"):
     its weight states, ± 1."""
 
     of: Annotated[dict[str, Annotated[Any, PlainValidator(read_weighted)]] | None, Default] = None
+    template: str | None = None
+    packing: bool | None = None
+
+    @field_validator("template", "packing")
+    @classmethod
+    def is_of_conversations(cls, value: Any, info: ValidationInfo) -> Any:
+        sources = info.data.get("of") or {}
+        if value is not None and not all(each.settings.reads_turns for each in sources.values()):
+            raise ValueError(NOT_FOR_TEXT.format(value))
+        return value
 
     @field_validator("max_bytes")
     @classmethod
@@ -313,6 +387,8 @@ class Mix(DataSettings, kind="mix"):
             raise ValueError(f"a source's name is the name of a folder, found {odd[0]!r} (letters, digits, _ and -)")
         if len(pairs := {name for name, each in value.items() if each.settings.reads_pairs}) not in (0, len(value)):
             raise ValueError(f"sources are all of pairs or none is, found pairs in {', '.join(sorted(pairs))}")
+        if len(turns := {name for name, each in value.items() if each.settings.reads_turns}) not in (0, len(value)):
+            raise ValueError(f"sources all have a form or none has, found one in {', '.join(sorted(turns))}")
         return value
 
     @property
@@ -323,6 +399,14 @@ class Mix(DataSettings, kind="mix"):
     @property
     def reads_pairs(self) -> bool:
         return all(each.settings.reads_pairs for each in self.sources.values())
+
+    @property
+    def reads_turns(self) -> bool:
+        return all(each.settings.reads_turns for each in self.sources.values())
+
+    @property
+    def apart(self) -> bool:
+        return self.packing is not False if self.reads_turns else self.documents
 
 
 def make_paths_absolute(node: object) -> None:
@@ -340,3 +424,5 @@ def make_paths_absolute(node: object) -> None:
             each["path"] = str(place.absolute())
         if each.get("kind") != "hf" and isinstance(other := each.get("validation"), str):
             each["validation"] = str(Path(other).expanduser().absolute())
+    if isinstance(template := node.get("template"), str) and template not in NAMED:
+        node["template"] = str(Path(template).expanduser().absolute())

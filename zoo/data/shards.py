@@ -5,7 +5,8 @@ endian: the 9 bytes `MMIDIDX\\0\\0`; the version (1, u64); the code of the dtype
 document boundaries (u64 each); the length of each sequence (i32); the byte in `.bin` where it begins (i64); the first
 sequence of each document, and the number of sequences (i64).
 
-A document is a sequence that ends with the end of text; a pair is two of them. A validation shard has a third file,
+A document is a sequence that ends with the end of text; a pair is two of them. A conversation is sequences that take
+turns: not learned, learned, not learned … A validation shard has a third file,
 `.len`: the bytes of text that each token stands for (u32).
 """
 
@@ -54,13 +55,13 @@ def choose_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "int32"
 
 
-def pack_index(lengths: Sequence[int], sequences: int, dtype: str) -> bytes:
-    """Make the `.idx` from the lengths of the sequences in tokens. A document has `sequences` sequences."""
+def pack_index(lengths: Sequence[int], counts: Sequence[int], dtype: str) -> bytes:
+    """Make the `.idx` from the lengths of the sequences in tokens, and the number of sequences in each document."""
     import numpy as np
 
     sizes = np.array(lengths, "<i4")
     ends = np.cumsum(sizes, dtype="<i8") * np.dtype(dtype).itemsize
-    boundaries = np.arange(0, len(sizes) + 1, sequences, dtype="<i8")
+    boundaries = np.cumsum([0, *counts], dtype="<i8")
     head = struct.pack("<9sQBQQ", MAGIC, VERSION, CODES[dtype], len(sizes), len(boundaries))
     return b"".join([head, sizes.tobytes(), (ends - sizes * np.dtype(dtype).itemsize).tobytes(), boundaries.tobytes()])
 
@@ -75,14 +76,8 @@ class SplitWriter:
     killed process left are kept: `n_documents` counts their documents, and `add` continues after them.
     """
 
-    def __init__(self, folder: Path, name: str, dtype: str, *, sequences: int = 1, keep_lengths: bool = False) -> None:
-        self.folder, self.name, self.dtype, self.sequences, self.keep_lengths = (
-            folder,
-            name,
-            dtype,
-            sequences,
-            keep_lengths,
-        )
+    def __init__(self, folder: Path, name: str, dtype: str, *, keep_lengths: bool = False) -> None:
+        self.folder, self.name, self.dtype, self.keep_lengths = folder, name, dtype, keep_lengths
         self.shards = list(find_whole_shards(folder, name))
         self._empty()
 
@@ -96,7 +91,7 @@ class SplitWriter:
         self._ids += sequences
         self._sizes += [len(sequence) for sequence in sequences]
         self._tokens += sum(len(sequence) for sequence in sequences)
-        self._documents += 1
+        self._counts.append(len(sequences))
         self._bytes += n_bytes
         if lengths is not None:
             self._lengths.append(lengths)
@@ -107,15 +102,15 @@ class SplitWriter:
         """Write the shard filled so far, if any. Its record is written last: a shard with a record is whole."""
         import numpy as np
 
-        if not self._documents:
+        if not self._counts:
             return
         name = f"{self.name}-{len(self.shards):05}"
         contents = {"bin": np.concatenate(self._ids).astype(self.dtype).tobytes()}
-        contents["idx"] = pack_index(self._sizes, self.sequences, self.dtype)
+        contents["idx"] = pack_index(self._sizes, self._counts, self.dtype)
         if self.keep_lengths:
             contents["len"] = np.concatenate(self._lengths).astype("<u4").tobytes()
         files = {suffix: write_checked(self.folder / f"{name}.{suffix}", data) for suffix, data in contents.items()}
-        record = {"name": name, "n_tokens": self._tokens, "n_documents": self._documents, "n_bytes": self._bytes}
+        record = {"name": name, "n_tokens": self._tokens, "n_documents": len(self._counts), "n_bytes": self._bytes}
         self.shards.append({**record, "files": files})
         write_text(self.folder / f"{name}.json", json.dumps(self.shards[-1]))
         self._empty()
@@ -123,8 +118,9 @@ class SplitWriter:
     def _empty(self) -> None:
         self._ids: list[np.ndarray] = []
         self._sizes: list[int] = []
+        self._counts: list[int] = []
         self._lengths: list[np.ndarray] = []
-        self._tokens = self._documents = self._bytes = 0
+        self._tokens = self._bytes = 0
 
 
 def find_whole_shards(folder: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -181,9 +177,22 @@ class Shard:
         """Read the length of each sequence from the `.idx`, checked first. Raises ZooError if the shard is damaged."""
         import numpy as np
 
-        index = self._map("idx", "u1")
-        count = int(index[HEADER - 16 : HEADER - 8].view("<u8")[0])
+        count, index = self._index
         return np.frombuffer(index[HEADER : HEADER + 4 * count].tobytes(), "<i4")
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Read the number of sequences in each document from the `.idx`, as `sizes` does."""
+        import numpy as np
+
+        count, index = self._index
+        return np.diff(np.frombuffer(index[HEADER + 12 * count :].tobytes(), "<i8"))
+
+    @cached_property
+    def _index(self) -> tuple[int, np.ndarray]:
+        """The number of sequences, and the bytes of the `.idx`."""
+        index = self._map("idx", "u1")
+        return int(index[HEADER - 16 : HEADER - 8].view("<u8")[0]), index
 
     def _map(self, suffix: str, dtype: str) -> np.ndarray:
         import numpy as np

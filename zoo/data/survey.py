@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from zoo.data.corpus import Document
+from zoo.data.corpus import Document, Documents
 from zoo.data.split import Part, Unit, join_pieces, measure_unit
 
 
@@ -65,14 +65,15 @@ class LowestHashes:
 
 
 class Survey(NamedTuple):
-    """The result of the first pass over the data: a Unit for each document, the fingerprint of all, and a sample."""
+    """The result of the first pass over the `documents`: a Unit for each, the fingerprint of all, and a sample."""
 
     units: list[Unit]
     fingerprint: str
     sample: LowestHashes
+    documents: Documents
 
 
-def survey(documents: Iterable[Document], room: int, report: Callable[[int], object]) -> Survey:
+def survey(documents: Documents, room: int, report: Callable[[int], object]) -> Survey:
     """Read a source once, keeping a sample of `room` bytes. `report` is called with the bytes read so far."""
     fingerprint, sample, units, done = Fingerprint(), LowestHashes(room), [], 0
     for number, document in enumerate(fingerprint.follow(documents)):
@@ -81,4 +82,4 @@ def survey(documents: Iterable[Document], room: int, report: Callable[[int], obj
         sample.add(number, unit, document)
         done += unit.size
         report(done)
-    return Survey(units, fingerprint.hexdigest(), sample)
+    return Survey(units, fingerprint.hexdigest(), sample, documents)

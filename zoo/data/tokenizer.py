@@ -15,6 +15,7 @@ from zoo.checkpoint.beside import TOKENIZER, copy_beside, list_beside
 from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerJson, check_tokenizer
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 from zoo.families.described import read_json
+from zoo.runs import TEMPLATE
 from zoo.untrusted.json_file import SETTINGS
 from zoo.untrusted.printable import check_text
 
@@ -50,6 +51,8 @@ class Tokenizer:
     """
 
     files: Path | None = None
+    template: str | None = None
+    """A chat template to write in place of that of the files."""
 
     def __init__(
         self, backend: tokenizers.Tokenizer, eos: str = EOS, *, split: bool = False, adds: bool = True
@@ -119,6 +122,13 @@ class Tokenizer:
         with naming_panics():
             return self.backend.encode_batch_fast(list(texts), add_special_tokens=self.adds and not bare)
 
+    def encode_with_offsets(self, texts: Sequence[str], rendered: bool) -> list[tokenizers.Encoding]:
+        """Encode many texts on all cores, with the place of each token in its text: `rendered` ones as
+        `encode_rendered` does, others as `encode` does."""
+        self.backend.encode_special_tokens = self.split and not rendered
+        with naming_panics():
+            return self.backend.encode_batch(list(texts), add_special_tokens=self.adds and not rendered)
+
     def find_offsets(self, text: str) -> list[tuple[int, int]]:
         """Find the start and end of each token of a text, in characters, with no tokens added around it."""
         self.backend.encode_special_tokens = self.split
@@ -148,10 +158,12 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         if self.files is not None:
             copy_beside(self.files, folder)
+        if self.template is not None:
+            (folder / TEMPLATE).write_text(self.template, encoding="utf-8")
         file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
         if self.files is None or self.grown or not file.exists():
             file.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-        if self.files is None or list_beside(folder, TOKENIZER) == [file.name]:
+        if self.files is None or {*list_beside(folder, TOKENIZER)} <= {file.name, TEMPLATE}:
             _write_json(config, self._describe(limit))
             return
         stated = json.loads(config.read_bytes()) if config.is_file() else {}

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from zoo import grammar, runs
 from zoo.checkpoint.newest_checkpoint import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import refuse_old_position
-from zoo.data.cut_rows import describe_pair_cuts
+from zoo.data.cut_rows import describe_pair_cuts, describe_turn_cuts
 from zoo.data.tokens import PairFile
 from zoo.disk import remove_drafts, write_text
 from zoo.distributed.meeting import join_processes
@@ -84,9 +84,16 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     show.say(describe_rows(run.batches.read(0, 1), data.tokenizer))
     if world.main:
         keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
+        keep_template(data.tokenizer.template, folder / runs.TOKENIZER)
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
     return complete_run(run)
+
+
+def keep_template(template: str | None, folder: Path) -> None:
+    """Write the chat template that a run learns beside its tokenizer, for the run that goes on."""
+    if template is not None and folder.is_dir():
+        write_text(folder / runs.TEMPLATE, template)
 
 
 def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:
@@ -244,27 +251,31 @@ def describe_run(run: Run) -> None:
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
     say(f"{run.name}: {what}, {size}; MFU of {run.gauges.peak}")
     if planned.config.get("objective", {}).get("kind") == Auto.kind:
-        say(f"objective: {settings.objective.kind}, as the model is {describe(planned.spec)}")
+        why = "the data is of conversations" if planned.data.reads_turns else f"the model is {describe(planned.spec)}"
+        say(f"objective: {settings.objective.kind}, as {why}")
     if isinstance(settings.sample, TextSample) and not writes(planned.spec):
         say(f"sample: none, as the model is {describe_silence(planned.spec)}, which writes no text")
     elif isinstance(settings.sample, TextSample):
         _, line = choose_sampling_kernel(run.model.spec, settings, run.device)
         if line is not None:
             say(line)
-    for line in describe_cut_pairs(run):
+    for line in describe_cut_rows(run):
         say(line)
     if settings.objective.reads_labels and (line := describe_sample_of_rows(run)):
         say(line)
 
 
-def describe_cut_pairs(run: Run) -> Iterator[str]:
-    """Yield lines on training pairs that lose a part, if the objective reads pairs."""
+def describe_cut_rows(run: Run) -> Iterator[str]:
+    """Yield lines on training pairs and conversations that lose a part."""
     objective, seq_len = run.settings.objective, run.settings.seq_len
     for source in run.data.sources:
+        of = f" of {source.name}" if source.name else ""
         if isinstance(objective, Seq2Seq) and isinstance(source.tokens, PairFile):
-            of = f" of {source.name}" if source.name else ""
             most = objective.lay_out(run.planned.spec, seq_len)
             yield from (f"data: {line}" for line in describe_pair_cuts(source.tokens, of, most, seq_len))
+        elif objective.reads_turns:
+            tokens: Any = source.tokens
+            yield from (f"data: {line}" for line in describe_turn_cuts(tokens, of, seq_len))
 
 
 def note_failure(run: Run, status: str, error: BaseException) -> None:

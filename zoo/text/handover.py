@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoint.verify_folder import Reading
+from zoo.data.chat import template as chat
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError, ZooError, short
 from zoo.families.described import CONFIG, read_config, read_json
-from zoo.text import chat
 
 TEXTS = ("Hello!", "A longer text, of naïve words, 42 numbers and 東京.", "x")
 LONG = "A text that is longer than what the model reads, and so loses its end. "

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from zoo.data.chat.template import ChatTemplate
 from zoo.errors import ConfigError
 from zoo.generation.prompt_towers import find_writer
 from zoo.generation.request import Request
 from zoo.sampling.guide import Guide, GuideCompiler, Kind
 from zoo.sampling.options import Sampling
-from zoo.text.chat import ChatTemplate
 from zoo.text.prompts import Options, Prompt
 from zoo.untrusted.printable import check_text, quote
 

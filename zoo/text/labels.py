@@ -19,12 +19,12 @@ from zoo.untrusted.printable import check_text, quote, shorten
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.data.chat.template import ChatTemplate
     from zoo.data.rowcode import EncodedRow, RowEncoder
     from zoo.data.tokenizer import Tokenizer
     from zoo.model.head import Head
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
-    from zoo.text.chat import ChatTemplate
 
 Texts = str | tuple[str, str] | list[str] | list[dict[str, Any]]
 """A text, a pair of texts, a list of words to tag, or the messages of a conversation."""
@@ -165,7 +165,7 @@ def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool)
 
 
 def _load_template(tokenizer: str | Path | Tokenizer, chosen: str | None) -> ChatTemplate:
-    from zoo.text import chat
+    from zoo.data.chat import template as chat
 
     if not isinstance(tokenizer, str | Path):
         raise ConfigError(

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, get_args
 
+from zoo.data.chat.template import list_faults
 from zoo.errors import ConfigError, did_you_mean
 from zoo.sampling.guide import Kind
 from zoo.sampling.options import Sampling
-from zoo.text.chat import list_faults
 from zoo.untrusted.json_file import NESTED
 from zoo.untrusted.printable import quote, shorten
 

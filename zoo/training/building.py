@@ -101,7 +101,7 @@ def choose_kernels(planned: TrainingPlan, device: Device) -> set[str]:
     for tower in planned.spec.towers().values():
         for block in tower.blocks.values():
             tokens = planned.settings.seq_len
-            mask = mask_whole(tower, block, tokens, planned.data.documents, tokens)
+            mask = mask_whole(tower, block, tokens, planned.data.apart, tokens)
             drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
             asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
             for ask in (block.attention.ask(dtype, **{**mask.features, **each}) for each in asks):
@@ -121,10 +121,13 @@ def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -
 
 
 def prepare_data(planned: TrainingPlan, show: Progress) -> PreparedData:
-    """Prepare text, pairs or labelled records, whichever the objective reads."""
+    """Prepare text, pairs, conversations or labelled records, whichever the objective reads."""
     objective = planned.settings.objective
     if not isinstance(objective, Labelled):
-        return prepare(planned.data, show.preparing)
+        prepared = prepare(planned.data, show.preparing)
+        for note in prepared.notes:
+            show.say(note)
+        return prepared
     from zoo.data.labelled_records import prepare_labelled
 
     how = {"limit": planned.settings.seq_len, "opens": objective.pools_first}
@@ -189,7 +192,7 @@ def settle_process(settings: Training, device: Device, rank: int) -> tuple[int |
 
 def open_batches(planned: TrainingPlan, data: PreparedData) -> Batches:
     """Open a run's stream of batches, collated by its objective."""
-    settings, documents = planned.settings, planned.data.documents
+    settings, documents = planned.settings, planned.data.apart
     one_shape = settings.compile is True or settings.recipe is not None
     context = Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents, one_shape)
     collate = settings.objective.collator(context)

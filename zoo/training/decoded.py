@@ -38,26 +38,32 @@ def decode_row(batch: Batch, row: int, tokenizer: Tokenizer) -> list[RowPiece]:
         marked = [*((token, False) for token in ids), *((token, True) for token in targets if token != IGNORED)]
     elif batch.targets.shape != batch.input_ids.shape:
         return [*_join(((token, False) for token in ids), tokenizer), RowPiece(f" → {targets}", True)]
-    elif _predicts_next(ids, targets):
+    elif _predicts_next(ids, targets, None if batch.documents is None else batch.documents[row].tolist()):
         marked = [(ids[0], False), *_shift(ids, targets)]
     else:
         marked = [each for token, target in zip(ids, targets, strict=False) for each in _in_place(token, target)]
     return list(_join(marked, tokenizer))
 
 
-def _predicts_next(ids: list[int], targets: list[int]) -> bool:
-    """Tell whether most targets are the next token of their row; those at the ends of packed documents may not be."""
-    pairs = [(token, target) for token, target in zip(ids[1:], targets, strict=False) if target != IGNORED]
+def _predicts_next(ids: list[int], targets: list[int], documents: list[int] | None) -> bool:
+    """Tell whether most targets are the next token of their row. The last targets of a row and of packed documents,
+    which need not be, are left out where there are others."""
+    places = [place for place, target in enumerate(targets) if target != IGNORED and place + 1 < len(ids)]
+    inner = [at for at in places[:-1] if documents is None or documents[at] == documents[at + 1]]
+    pairs = [(ids[at + 1], targets[at]) for at in inner or places]
     return 2 * sum(token == target for token, target in pairs) > len(pairs) or not pairs
 
 
 def _shift(ids: list[int], targets: list[int]) -> Iterator[tuple[int, bool]]:
-    """Yield what follows each position: its target if it has one, else the next token. Trailing tokens that no target
-    follows are padding."""
+    """Yield what follows each position: its target if it has one, and the next token if that is another one, with which
+    a packed document begins. Trailing tokens that no target follows are padding."""
     last = max((place for place, target in enumerate(targets) if target != IGNORED), default=len(ids) - 2)
     for place in range(last + 1):
         learned = targets[place] != IGNORED
-        yield targets[place] if learned else ids[place + 1], learned
+        if learned:
+            yield targets[place], True
+        if not learned or (place < last and ids[place + 1] != targets[place]):
+            yield ids[place + 1], False
 
 
 def _in_place(token: int, target: int) -> Iterator[tuple[int, bool]]:

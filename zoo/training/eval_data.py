@@ -17,7 +17,14 @@ from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
 from zoo.training.objective import Distil, Objective
-from zoo.training.planning import CONFIG, TrainingPlan, find_misfits_of_labels, plan_resumption, resolve_settings
+from zoo.training.planning import (
+    CONFIG,
+    TrainingPlan,
+    describe_turns_fault,
+    find_misfits_of_labels,
+    plan_resumption,
+    resolve_settings,
+)
 
 if TYPE_CHECKING:
     from zoo.model.tower import Topology
@@ -85,7 +92,7 @@ def plan_evaluation(
     whole = data is None
     objective = choose_objective(own, node["objective"], typed, spec)
     if data is None:
-        apart = own is not None and own.data.documents
+        apart = own is not None and own.data.apart
         if objective.reads_labels and "validation" in node["data"]:  # all records that `validation` names
             records = node["data"]
             validating = (records.get("split") or "train") if records.get("kind") == "hf" else records.get("path")
@@ -151,7 +158,8 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
     Raises ConfigError if the node splits the run's text in another way, because validation might then contain training
     text, and if an override changes the tokenizer.
     """
-    found = DataSettings.read({**node, "tokenizer": own.data.tokenizer})
+    template = {"template": own.data.template} if own.data.reads_turns else {}  # type: ignore[attr-defined]
+    found = DataSettings.read({**node, "tokenizer": own.data.tokenizer, **template})
     if list_fields(found, SPLIT + BATCHES) != list_fields(own.data, SPLIT + BATCHES):
         return None
     faults = [f"data.{name}: the run's own data keeps its split (leave it out)" for name in SPLIT]
@@ -176,7 +184,7 @@ def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[s
     eos = node.get("tokenizer", {}).get("eos") if "data.tokenizer.eos" in typed else None
     node = {**node, "tokenizer": {"kind": "file", "path": str(tokenizer), "eos": eos}}
     data = DataSettings.read(node)
-    inherits = apart and "data.documents" not in typed and not data.reads_pairs
+    inherits = apart and "data.documents" not in typed and not (data.reads_pairs or data.reads_turns)
     return DataSettings.read({**node, "documents": True}) if inherits else data
 
 
@@ -212,6 +220,8 @@ def refuse_misfits(objective: Objective, data: DataSettings, spec: Topology) -> 
         return
     if data.documents and (reason := objective.refuses_documents(spec)):
         raise ConfigError(f"data.documents: {reason}")
+    if objective.reads_turns != data.reads_turns:
+        raise ConfigError(describe_turns_fault(objective, data))
     if objective.reads_pairs and not data.reads_pairs:
         would = "data.source=FIELD data.target=FIELD"
         raise ConfigError(f"objective: {objective.kind} scores answers to a source, found text alone ({would})")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoo.data.cut_rows import describe_pair_cuts
+from zoo.data.cut_rows import describe_pair_cuts, describe_turn_cuts
 from zoo.data.labelled_records import prepare_labelled
 from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
 from zoo.errors import ConfigError, ZooError
@@ -133,7 +133,7 @@ def make_parts(
     or stride that does not suit model, data or objective."""
     if plan.objective.every_token:
         windows = settle_windows(spec, context, stride, tell)
-        streams = [(each.name, [make_stream(each.tokens, plan.data.documents)]) for each in data.held_out]
+        streams = [(each.name, [make_stream(each.tokens, plan.data.apart)]) for each in data.held_out]
         return cut_windows(streams, plan.describe(), spec, windows)
     return make_rows(plan, data, spec, context, stride, tell)
 
@@ -148,7 +148,7 @@ def make_rows(
 ) -> Material:
     """Make rows of `context` tokens for an objective; by default of the run's length, else the model's. Raises
     ConfigError for a stride, and for rows that do not suit the model or the data."""
-    objective, documents, labelled = plan.objective, plan.data.documents, plan.objective.reads_labels
+    objective, documents, labelled = plan.objective, plan.data.apart, plan.objective.reads_labels
     if stride is not None:
         raise ConfigError(f"stride: is {stride}, and rows of {objective.kind} do not overlap (leave it out)")
     length = settle_length(plan, spec, context) if labelled else context or plan.seq_len or longest_text(spec)
@@ -221,5 +221,8 @@ def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
             most = part.objective.lay_out(spec, part.context)
             for line in describe_pair_cuts(tokens, of, most, part.context, "--context "):
                 tell(line)
+    elif part.objective.reads_turns:
+        for line in describe_turn_cuts(tokens, of, part.context, "--context "):  # type: ignore[arg-type]
+            tell(line)
     elif left := len(tokens) - 1 - part.size * part.context:
         tell(f"{left:,} of {len(tokens) - 1:,} tokens{of} fill no row of {part.context}, and are not scored")

@@ -31,7 +31,7 @@ from zoo.untrusted.printable import quote, shorten
 if TYPE_CHECKING:
     from zoo.model.tower import Topology
 
-CONFIG, MODEL = runs.CONFIG, runs.MODEL
+CONFIG, MODEL, TEMPLATE = runs.CONFIG, runs.MODEL, runs.TEMPLATE
 
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
@@ -101,7 +101,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     data = collect_faults(faults, lambda: DataSettings.read(config.get("data") or {}))
     spec = collect_faults(faults, lambda: grammar.to_spec(cfg.model, touched), "model")
     if settings and spec:
-        settings = replace(settings, objective=settings.objective.settle(spec))
+        settings = replace(settings, objective=settings.objective.settle(spec, data))
     if settings and data and spec:
         faults += find_mismatches(settings, data, spec)
     if faults:
@@ -186,13 +186,15 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
         yield from find_misfits_of_labels(objective, data)
     elif getattr(data, "validation", None) is not None:
         yield f"data.validation: is read with labels alone, and {objective.kind} reads none (null)"
-    if not objective.reads_labels and objective.reads_pairs != data.reads_pairs:
+    if not objective.reads_labels and objective.reads_turns != data.reads_turns:
+        yield describe_turns_fault(objective, data)
+    elif not objective.reads_labels and objective.reads_pairs != data.reads_pairs:
         needs = "pairs of a source and an answer" if objective.reads_pairs else "text, not pairs"
         would = "data of pairs" if objective.reads_pairs else "objective=seq2seq"
         yield f"objective: {objective.kind} learns from {needs}, found data={data.kind} ({would})"
     if data.documents and (reason := objective.refuses_documents(spec)):
         yield f"data.documents: {reason}"
-    for path, width in objective.widths(spec, settings.seq_len, data.documents).items():
+    for path, width in objective.widths(spec, settings.seq_len, data.apart).items():
         most, place = spec.towers()[path].max_seq_len, f"model.{path}.max_seq_len" if path else "model.max_seq_len"
         if width > most:
             found = f"is {settings.seq_len}, more than {place}={most}"
@@ -201,13 +203,21 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
             yield f"seq_len: {found} (seq_len={most - max(width - settings.seq_len, 0)}, or {place}={width})"
 
 
+def describe_turns_fault(objective: Any, data: DataSettings) -> str:
+    """Return the fault of an objective or of data that alone is of conversations."""
+    if data.reads_turns:
+        would = "objective=chat, or no data.form"
+        return f"objective: {objective.kind} learns from no conversations, found a data.form ({would})"
+    return f"objective: {objective.kind} learns from conversations, found data={data.kind} without (data.form=messages)"
+
+
 def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
     """Yield conflicts between an objective that reads labelled records and the data."""
     if not isinstance(data, RecordSettings):
         yield f"objective: {objective.kind} reads labelled records, found data={data.kind} (data=jsonl data.path=FILE)"
         return
     fields = "objective.tokens and objective.tags" if objective.by_token else "objective.text and objective.label"
-    for name in ("field", "source", "target"):
+    for name in ("field", "source", "target", "form"):
         if (found := getattr(data, name)) is not None:
             yield f"data.{name}: is {found!r}, and {fields} name the fields (data.{name}=null)"
     if data.max_bytes is not None:
@@ -312,7 +322,10 @@ def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
     stated = planned.data.tokenizer
     if stated.path is None or not folder.is_dir():
         return planned
-    return replace(planned, data=replace(planned.data, tokenizer=replace(stated, path=str(folder.absolute()))))
+    data = replace(planned.data, tokenizer=replace(stated, path=str(folder.absolute())))
+    if data.reads_turns and (own := folder / TEMPLATE).is_file():
+        data = replace(data, template=str(own.absolute()))
+    return replace(planned, data=data)
 
 
 def make_title(node: Mapping[str, Any], spec: Topology) -> str:

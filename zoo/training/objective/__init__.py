@@ -4,6 +4,7 @@ from typing import Any
 
 from zoo.training.objective.base import Context, Loss, Objective, suggest
 from zoo.training.objective.causal import NextToken, PrefixLM, Seq2Seq
+from zoo.training.objective.chat import Chat
 from zoo.training.objective.distil import Distil
 from zoo.training.objective.labelled import Classify, Labelled, Regress, Tag
 from zoo.training.objective.masked import MLM
@@ -13,6 +14,7 @@ __all__ = [
     "MLM",
     "UL2",
     "Auto",
+    "Chat",
     "Classify",
     "Context",
     "Denoising",
@@ -30,11 +32,12 @@ __all__ = [
 
 
 class Auto(Objective, kind="auto"):
-    """The usual objective: next_token for a decoder, mlm for an encoder, span_corruption for an encoder-decoder."""
+    """The usual objective: chat for conversations; next_token for a decoder, mlm for an encoder, span_corruption for an
+    encoder-decoder."""
 
-    def settle(self, spec: Any) -> Objective:
-        known = {each.kind: each for each in (NextToken, MLM, SpanCorruption)}
-        return known[suggest(spec)](z_loss=self.z_loss, chunk_mib=self.chunk_mib)
+    def settle(self, spec: Any, data: Any = None) -> Objective:
+        known = {each.kind: each for each in (NextToken, MLM, SpanCorruption, Chat)}
+        return known[suggest(spec, data)](z_loss=self.z_loss, chunk_mib=self.chunk_mib)
 
     def collator(self, context: Context) -> Any:
         return self.settle(context.spec).collator(context)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from zoo.data import Batch, Tokenizer
+    from zoo.data import Batch, DataSettings, Tokenizer
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
@@ -61,6 +61,8 @@ class Objective(Spec, axis="objective"):
     """What the targets are, in words. The loss is a mean over them."""
     reads_pairs: ClassVar[bool] = False
     """Whether the objective reads pairs of a source and an answer, not text."""
+    reads_turns: ClassVar[bool] = False
+    """Whether the objective reads conversations (`zoo.data.chat`)."""
     reads_labels: ClassVar[bool] = False
     """Whether the objective reads labelled records (`zoo.training.objective.labelled`)."""
     measures: ClassVar[tuple[str, ...]] = ()
@@ -71,8 +73,8 @@ class Objective(Spec, axis="objective"):
     z_loss: NonNegativeFloat = 0.0
     chunk_mib: PositiveInt = 256
 
-    def settle(self, spec: Topology) -> Objective:
-        """Return the objective with `auto` and unset fields replaced by the choice for this model."""
+    def settle(self, spec: Topology, data: DataSettings | None = None) -> Objective:
+        """Return the objective with `auto` and unset fields replaced by the choice for this model and data."""
         return self
 
     def refuses(self, spec: Topology) -> str | None:
@@ -160,8 +162,10 @@ def refuse_topology(name: str, spec: Topology, kind: str, instead: str) -> str |
     return None
 
 
-def suggest(spec: Topology) -> str:
-    """Name the default objective of a model."""
+def suggest(spec: Topology, data: DataSettings | None = None) -> str:
+    """Name the default objective of a model, learning from this data."""
+    if data is not None and data.reads_turns:
+        return "chat"
     return {"encoder": "mlm", "encoder_decoder": "span_corruption"}.get(spec.kind, "next_token")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from zoo.data import Batch, Tokenizer
+    from zoo.data import Batch, DataSettings, Tokenizer
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
@@ -37,10 +37,10 @@ class Distil(Objective, kind="distil"):
     temperature: PositiveFloat = 1.0
     mix: Annotated[float, Field(gt=0, le=1)] = 0.5
 
-    def settle(self, spec: Topology) -> Objective:
+    def settle(self, spec: Topology, data: DataSettings | None = None) -> Objective:
         from dataclasses import replace
 
-        return replace(self, base=self.base.settle(spec))  # type: ignore[type-var]
+        return replace(self, base=self.base.settle(spec, data))  # type: ignore[type-var]
 
     def refuses(self, spec: Topology) -> str | None:
         from zoo.checkpoint import store

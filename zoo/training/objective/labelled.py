@@ -47,7 +47,7 @@ class Labelled(Objective):
     guessed: ClassVar[dict[str, Any]] = {"labels": ("0", "1")}
     """Placeholder values of the head's fields until the data is read."""
 
-    def settle(self, spec: Topology) -> Objective:
+    def settle(self, spec: Topology, data: Any = None) -> Objective:
         own, causal = (tower := find_reading_tower(spec)).head, tower.causal
         known: dict[str, Any] = {"pooling": "last" if causal else "cls"}
         if isinstance(own, self.head):

@@ -1,8 +1,8 @@
 """Render chat templates in a process of their own. A template is a program by the checkpoint's author, and a limit
 inside one interpreter does not hold: Python cannot interrupt a single call into C.
 
-Run as a script by `zoo.text.template`: each line of standard input is one job, each line of standard output its answer.
-A job that takes too much time ends this process; a job that takes too much memory ends in an error.
+Run as a script by `zoo.data.chat.renderer`: each line of standard input is one job, each line of standard output its
+answer. A job that takes too much time ends this process; a job that takes too much memory ends in an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jinja2
 from jinja2 import ext, nodes, parser, runtime, sandbox, utils
@@ -23,9 +23,12 @@ LENGTH = 2**24  # characters of a text
 
 
 class GenerationTag(ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's text, for training; here it has no effect."""
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text. Like transformers', it records where that text
+    begins and ends, which is known if the mark stands in no macro: `blocks` are the pieces written before it."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
+    blocks: ClassVar[list[str]] = []
+    spans: ClassVar[list[tuple[int, int]]] = []
 
     def parse(self, parser: parser.Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -33,7 +36,9 @@ class GenerationTag(ext.Extension):
         return nodes.CallBlock(self.call_method("_give"), [], [], body).set_lineno(line)
 
     def _give(self, caller: runtime.Macro) -> str:
-        return caller()
+        text, start = caller(), sum(map(len, self.blocks))
+        self.spans.append((start, start + len(text)))
+        return text
 
 
 class TemplateNamespace(utils.Namespace):
@@ -76,6 +81,17 @@ def to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def strftime_now(form: str) -> str:
+    """Format the present time; or the day that the job names, so that training data is the same tomorrow."""
+    return (datetime.fromisoformat(Today.day) if Today.day else datetime.now()).strftime(form)
+
+
+class Today:
+    """The day that templates see; "" is today."""
+
+    day: ClassVar[str] = ""
+
+
 def make_environment() -> sandbox.ImmutableSandboxedEnvironment:
     """Make the jinja2 environment of transformers, which published templates are written for."""
     environment = sandbox.ImmutableSandboxedEnvironment(
@@ -84,7 +100,7 @@ def make_environment() -> sandbox.ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = to_json
     environment.globals |= {
         "raise_exception": raise_exception,
-        "strftime_now": lambda form: datetime.now().strftime(form),
+        "strftime_now": strftime_now,
         "dict": Dict(),
         "namespace": TemplateNamespace,
     }
@@ -95,13 +111,25 @@ ENVIRONMENT = make_environment()
 compiled = lru_cache(ENVIRONMENT.from_string)
 
 
-def answer(job: dict[str, Any]) -> dict[str, str]:
-    """Render one job. Gives its text, or the template's error."""
+def render_view(job: dict[str, Any], upto: int | None, prompt: bool) -> dict[str, Any]:
+    """Render the first `upto` messages of a job (None: all). Gives the text, and the spans that the template marks."""
+    GenerationTag.blocks, GenerationTag.spans, length = [], [], 0
+    values = {**job["values"], "add_generation_prompt": prompt}
+    if upto is not None:
+        values["messages"] = values["messages"][:upto]
+    for block in compiled(job["template"]).generate(**values):
+        GenerationTag.blocks.append(block)
+        if (length := length + len(block)) > LENGTH:
+            raise jinja2.exceptions.TemplateError(f"it wrote {length} characters (at most {LENGTH})")
+    return {"text": "".join(GenerationTag.blocks), "spans": GenerationTag.spans}
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """Render the views of one job: (number of messages, add_generation_prompt) for each. Gives them, or the template's
+    error."""
     try:
-        text = compiled(job["template"]).render(**job["values"])
-        if len(text) > LENGTH:
-            return {"error": f"it wrote {len(text)} characters (at most {LENGTH})"}
-        return {"text": text}
+        Today.day = job["day"]
+        return {"views": [render_view(job, upto, prompt) for upto, prompt in job["views"]]}
     except MemoryError:
         return {"error": f"it took more than {MEMORY >> 20} MiB of memory"}
     except RecursionError:

@@ -1,21 +1,21 @@
-"""Render conversations to prompts with a checkpoint's chat template."""
+"""Render conversations with a checkpoint's chat template, to prompts and to training text."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.checkpoint.tokenizer_file import TokenizerConfig, read_special_tokens
+from zoo.data.chat.renderer import RENDERER, RenderedView
+from zoo.data.tokenizer import EOS, Tokenizer
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import read_json
-from zoo.text.template import RENDERER
+from zoo.runs import TEMPLATE
 from zoo.untrusted.json_file import SETTINGS, read_bytes
 from zoo.untrusted.printable import quote
-
-if TYPE_CHECKING:
-    from zoo.data.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
@@ -25,10 +25,14 @@ CHATML = """\
 NAMED = {"chatml": CHATML}
 """Built-in templates, for models without one."""
 
-FILE = "chat_template.jinja"
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which a message's reasoning is passed: most templates read the first, some the second."""
 MARK = "zoo-marks-an-answer"
+EXAMPLE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": MARK})
+MARKS = re.compile(r"\{%-?\s*generation\b")
+DAY = "2024-07-26"
+"""The day that templates write in training data, which must not change with the day of the run: the one that Llama 3.1
+falls back to where it gets no clock."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,13 @@ class ChatTemplate:
     """A chat template: messages → the text that the model continues.
 
     `tool_use` is the template for conversations with tools, if there is a separate one. `special` are the special
-    tokens that templates refer to (`bos_token`, …).
+    tokens that templates refer to (`bos_token`, …). `fault` is why training text cannot be written by it.
     """
 
     default: str
     tool_use: str | None = None
     special: Mapping[str, Any] = field(default_factory=dict)
+    fault: str | None = None
 
     def render(
         self,
@@ -59,10 +64,27 @@ class ChatTemplate:
         """
         if faults := list_faults(messages):
             raise ConfigError(*faults)
-        template = self.tool_use if tools and self.tool_use is not None else self.default
         given = {**self.special, **values, "messages": [_complete(message) for message in messages]}
         given |= {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
-        return RENDERER.render(template, given)
+        return RENDERER.render(self.choose(tools), given)
+
+    def render_views(
+        self, messages: Sequence[Message], views: Sequence[tuple[int | None, bool]], tools: Sequence[Any] | None = None
+    ) -> list[RenderedView]:
+        """Render a conversation's beginnings for training: each of the `views` is a number of leading messages (None:
+        all) and add_generation_prompt. A template that writes the date writes DAY. Raises ConfigError as `render`."""
+        if faults := list_faults(messages):
+            raise ConfigError(*faults)
+        given = {**self.special, "messages": [_complete(message) for message in messages], "tools": tools}
+        return RENDERER.render_views(self.choose(tools), {**given, "documents": None}, views, DAY)
+
+    def choose(self, tools: Sequence[Any] | None) -> str:
+        """Choose the template for a conversation with these tools."""
+        return self.tool_use if tools and self.tool_use is not None else self.default
+
+    def marks_answers(self, tools: Sequence[Any] | None = None) -> bool:
+        """Tell whether the template marks the assistant's text with `{% generation %}`."""
+        return MARKS.search(self.choose(tools)) is not None
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
         """Encode a conversation to token ids; `options` are those of `render`. The template spells the start token."""
@@ -72,9 +94,8 @@ class ChatTemplate:
         """Find what the template puts after an answer. Returns two lists: the id of a special token, and a stop string.
         At least one is empty; both are if the template refuses the conversation that is tried, or nothing follows its
         answer."""
-        asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         try:
-            _, found, after = self.render(asked, add_generation_prompt=False).rpartition(MARK)
+            _, found, after = self.render(EXAMPLE, add_generation_prompt=False).rpartition(MARK)
         except ConfigError:  # the template refuses this conversation: the tokenizer's EOS must do
             return [], []
         if not found:
@@ -86,24 +107,34 @@ class ChatTemplate:
 
 
 def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
-    """Load the template of a checkpoint, or the `chosen` one: the name of a built-in template, or a file.
+    """Load the template of a checkpoint, or the `chosen` one. Raises ConfigError if there is none, and as
+    `find_chat_template` does."""
+    if (found := find_chat_template(folder, chosen)) is None:
+        raise ConfigError(
+            f"chat template: {folder} has none, so how a conversation is written for it is not known "
+            f"(--template FILE, or --template {', '.join(NAMED)})"
+        )
+    return found
 
-    Raises ConfigError for a checkpoint without a template, and for an unknown name or file.
-    """
-    special = read_special_tokens(folder)
+
+def find_chat_template(
+    folder: Path | None, chosen: str | None = None, option: str = "--template "
+) -> ChatTemplate | None:
+    """Find the template of a checkpoint, or the `chosen` one: the name of a built-in template, or a file. Messages name
+    the `option` that chooses. Raises ConfigError for an unknown name or file, and for an unreadable template."""
+    special = {"eos_token": EOS} if folder is None else read_special_tokens(folder)
     if chosen is not None:
-        return ChatTemplate(_read_chosen(chosen), special=special)
-    file, stated = folder / FILE, None
+        return ChatTemplate(_read_chosen(chosen, option), special=special)
+    if folder is None:
+        return None
+    file, stated = folder / TEMPLATE, None
     if file.is_file():
         return ChatTemplate(_read_text(file), special=special)
     config = folder / "tokenizer_config.json"
     if config.is_file():
         stated = read_json(config, TokenizerConfig).get("chat_template")
     if stated is None:
-        raise ConfigError(
-            f"chat template: {folder} has none, so how a conversation is written for it is not known "
-            f"(--template FILE, or --template {', '.join(NAMED)})"
-        )
+        return None
     if isinstance(stated, str):
         return ChatTemplate(stated, special=special)
     named = {each["name"]: each["template"] for each in stated}
@@ -112,12 +143,12 @@ def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
     return ChatTemplate(named["default"], named.get("tool_use"), special)
 
 
-def _read_chosen(chosen: str) -> str:
+def _read_chosen(chosen: str, option: str) -> str:
     if chosen in NAMED:
         return NAMED[chosen]
     if not Path(chosen).is_file():
         hint = did_you_mean(chosen, NAMED) or f" (a file, or one of: {', '.join(NAMED)})"
-        raise ConfigError(f"template: there is no file {chosen}{hint}")
+        raise ConfigError(f"{option.strip(' -=')}: there is no file {chosen}{hint}")
     return _read_text(Path(chosen))
 
 

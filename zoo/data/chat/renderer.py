@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from zoo.errors import ConfigError, ZooError
 from zoo.untrusted.printable import shorten
@@ -18,6 +19,16 @@ from zoo.untrusted.printable import shorten
 WORKER = Path(__file__).with_name("template_worker.py")
 START = 60.0  # seconds that the process may take to start, on a busy machine
 PATIENCE = 5.0  # seconds of wall-clock time for one text; the process itself stops after 0.5 s of processor time
+
+VIEWS = 16
+"""The most texts of one job."""
+
+
+class RenderedView(NamedTuple):
+    """A rendered conversation, or its beginning; and where the template marks text of the assistant."""
+
+    text: str
+    spans: list[tuple[int, int]]
 
 
 class Renderer:
@@ -31,20 +42,30 @@ class Renderer:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def render(self, template: str, values: Mapping[str, object], where: str = "chat template") -> str:
+    def render(self, template: str, values: Mapping[str, object]) -> str:
         """Render a jinja2 template with these values, which are plain data. Raises ConfigError if it fails, or exceeds
         the limits of time, memory or length."""
-        job = json.dumps({"template": template, "values": dict(values)}) + "\n"
+        return self.render_views(template, values, [(None, bool(values.get("add_generation_prompt")))])[0].text
+
+    def render_views(
+        self, template: str, values: Mapping[str, object], views: Sequence[tuple[int | None, bool]], day: str = ""
+    ) -> list[RenderedView]:
+        """Render a text for each of the `views`: the number of leading messages (None: all), and add_generation_prompt.
+        `day` is what the template takes for today. Raises ConfigError as `render` does."""
+        if len(views) > VIEWS:  # the limits are for a few texts
+            parts = [views[first : first + VIEWS] for first in range(0, len(views), VIEWS)]
+            return [each for part in parts for each in self.render_views(template, values, part, day)]
+        job = json.dumps({"template": template, "values": dict(values), "views": views, "day": day}) + "\n"
         with self._lock:
             process = self._started()
             line = _ask(process, job, PATIENCE)
             if not line:
                 self._end()
-                raise ConfigError(f"{where}: was stopped, it took too much time or memory (a template that ends)")
+                raise ConfigError("chat template: was stopped, it took too much time or memory (a template that ends)")
         found = json.loads(line)
         if "error" in found:
-            raise ConfigError(f"{where}: {shorten(found['error'], 400)}")
-        return found["text"]
+            raise ConfigError(f"chat template: {shorten(found['error'], 400)}")
+        return [RenderedView(each["text"], [tuple(span) for span in each["spans"]]) for each in found["views"]]
 
     def close(self) -> None:
         """End the process."""

@@ -1,0 +1,202 @@
+"""Forms of chat and instruction data: each as the same conversation, and faults by file, line and key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.corpora import faults_of
+from zoo.data import DataSettings
+from zoo.data.chat.template import CHATML, ChatTemplate
+from zoo.data.settings import make_paths_absolute
+
+SAID = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "2+3?"},
+    {"role": "assistant", "content": "5"},
+    {"role": "user", "content": "é?"},
+    {"role": "assistant", "content": "è"},
+]
+TEXTS = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n",
+    "5<|im_end|>\n",
+    "<|im_start|>user\né?<|im_end|>\n<|im_start|>assistant\n",
+    "è<|im_end|>\n",
+    "",
+)
+SHAREGPT = [{"from": "human", "value": "2+3?"}, {"from": "gpt", "value": "5"}]
+SHAREGPT += [{"from": "human", "value": "é?"}, {"from": "gpt", "value": "è"}]
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read records of a form as documents."""
+
+    def read(form: str, *records: object, kind: str = "jsonl", template: str | None = CHATML, refused=None, **settings):
+        file = tmp_path / f"records.{kind}"
+        if kind == "jsonl":
+            file.write_text("".join(json.dumps(each) + "\n" for each in records))
+        elif kind == "hf":
+            pytest.importorskip("datasets").Dataset.from_list(list(records)).save_to_disk(file)
+        else:
+            arrow = pytest.importorskip("pyarrow")
+            pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(list(records)), file)
+        node = {"kind": kind, "path": str(file), "form": form, **settings}
+        return [each.texts for each in DataSettings.read(node).open(template and ChatTemplate(template, fault=refused))]
+
+    return read
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hf"])
+@pytest.mark.parametrize(
+    ("form", "record", "settings"),
+    [
+        ("messages", {"messages": SAID}, {}),
+        ("messages", {"messages": SAID, "tools": "[]"}, {}),
+        ("messages", {"said": SAID}, {"field": "said"}),
+        ("sharegpt", {"conversations": SHAREGPT, "system": "Be brief."}, {}),
+        ("sharegpt", {"conversations": [{"from": "system", "value": "Be brief."}, *SHAREGPT]}, {}),
+    ],
+)
+def test_each_form_is_the_same_conversation(read, kind, form, record, settings):
+    assert read(form, record, kind=kind, **settings) == [TEXTS]
+
+
+def test_a_completion_of_messages_is_learned_and_its_prompt_is_not(read):
+    record = {"prompt": SAID[:4], "completion": SAID[4:]}
+    assert read("prompt_completion", record) == [("".join(TEXTS[:3]), *TEXTS[3:])]
+
+
+def test_texts_need_no_template(read):
+    named = {"source": "q", "target": "a"}
+    assert read("prompt_completion", {"prompt": "2+3=", "completion": "5"}, template=None) == [("2+3=", "5")]
+    assert read("prompt_completion", {"q": "2+3=", "a": "5"}, {"q": "x", "a": " "}, **named) == [("2+3=", "5")]
+    assert read("prompt_completion", {"prompt": "2+3=", "completion": "5"}, refused="no") == [("2+3=", "5")]
+    assert faults_of(lambda: read("messages", {"messages": SAID}, refused="no")) == ["data.template: no"]
+    fault = "data.template: messages need one, and the tokenizer has none (chatml, or a file)"
+    assert faults_of(lambda: read("messages", {"messages": SAID}, template=None)) == [fault]
+
+
+def test_alpaca_is_its_published_prompt_and_the_output(read):
+    """The prompts of tatsu-lab/stanford_alpaca, train.py."""
+    with_input = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Input:\n2 and 3\n\n### Response:"
+    )
+    without = (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nGreet.\n\n### Response:"
+    )
+    records = [{"instruction": "Add.", "input": "2 and 3", "output": "5"}, {"instruction": "Greet.", "output": "Hi"}]
+    asked = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in (with_input, without)]
+    expected = [(asked[0], "5<|im_end|>\n", ""), (asked[1], "Hi<|im_end|>\n", "")]
+    assert read("alpaca", *records) == expected
+    assert read("alpaca", {**records[0]}, {"instruction": "Greet.", "input": None, "output": "Hi"}) == expected
+
+
+def test_tools_are_a_list_or_its_json_text(read):
+    template = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + CHATML
+    for tools in (TOOLS, json.dumps(TOOLS)):
+        (texts,) = read("messages", {"messages": SAID, "tools": tools}, template=template)
+        assert texts[0].startswith("add<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("form", "record", "fault"),
+    [
+        ("messages", {"text": "a"}, " has no field 'messages', found text (data.field=NAME, or a record that has it)"),
+        (
+            "messages",
+            {"messages": "a"},
+            ": messages: not a list of messages (one at least, each with role and",
+        ),
+        ("messages", {"messages": [{"content": "a"}]}, ": messages[0]: has no role (system, user or assistant, say)"),
+        ("messages", {"messages": SAID[:2]}, ": messages: have no answer to learn (one of role assistant)"),
+        (
+            "messages",
+            {"messages": SAID, "tools": "{"},
+            ': tools: is "{" (a list, or its JSON text)',
+        ),
+        (
+            "prompt_completion",
+            {"prompt": "a", "completion": SAID},
+            ": prompt and completion are not of one kind, found 'a' and ",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "me", "value": "a"}]},
+            ": conversations[0].from: is 'me' (one of:",
+        ),
+        ("sharegpt", {"conversations": [{"from": "gpt"}]}, ": messages[0]: has no content (a text)"),
+        ("alpaca", {"instruction": "a", "output": 3}, ": output: is 3 (a text)"),
+        (
+            "alpaca",
+            {"instruction": "a"},
+            " has no field 'output', found instruction (another data.form,",
+        ),
+        ("messages", {"messages": [*SAID[:1], SAID[0], SAID[2]]}, ": chat template: two of them"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named_by_its_line(read, tmp_path, form, record, fault):
+    template = (
+        "{% if messages|length > 1 and messages[1].role == 'system' %}{{ raise_exception('two of them') }}{% endif %}"
+        + CHATML
+    )
+    good = {"messages": SAID, "conversations": SHAREGPT, "instruction": "a", "output": "b"}
+    good |= {"prompt": "a", "completion": "b"}
+    (found,) = faults_of(lambda: read(form, good, record, template=template))
+    start = f"data.path: {tmp_path / 'records.jsonl'}, line 2{fault}"
+    assert found.replace("'", '"').startswith(start.replace("'", '"'))
+
+
+@pytest.mark.parametrize(
+    ("node", "fault"),
+    [
+        ({"form": "chat"}, "data.form: must be 'messages', 'prompt_completion', 'sharegpt' or 'alpaca', found 'chat'"),
+        (
+            {"form": "alpaca", "field": "text"},
+            "data.form: alpaca has no such field to name, found field: text (field: null)",
+        ),
+        (
+            {"form": "messages", "documents": True},
+            "data.form: conversations are kept apart always, found documents: true (documents: false)",
+        ),
+        (
+            {"template": "chatml"},
+            "data.template: is of conversations, and the records have no data.form, found 'chatml' (null, or "
+            "data.form=messages)",
+        ),
+        (
+            {"packing": False},
+            "data.packing: is of conversations, and the records have no data.form, found False (null, or "
+            "data.form=messages)",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_told(node, fault):
+    (found,) = faults_of(lambda: DataSettings.read({"kind": "jsonl", "path": "a.jsonl", **node}))
+    assert found.startswith(fault)
+
+
+def test_the_sources_of_a_mix_all_have_a_form_and_one_template():
+    source = {"kind": "jsonl", "path": "a.jsonl", "weight": 1}
+    chat = {**source, "form": "messages"}
+    mixed = {"kind": "mix", "of": {"a": chat, "b": {**chat, "form": "alpaca"}}, "template": "chatml", "packing": False}
+    data = DataSettings.read(mixed)
+    assert data.reads_turns and not data.apart and data.template == "chatml"  # type: ignore[attr-defined]
+    faults = faults_of(lambda: DataSettings.read({"kind": "mix", "of": {"a": chat, "b": source}}))
+    assert faults == ["data.of: sources all have a form or none has, found one in a"]
+    faults = faults_of(lambda: DataSettings.read({"kind": "mix", "of": {"a": {**chat, "template": "chatml"}}}))
+    assert faults == ["data.of.a.template: a mix has one for all of its sources, found one here (data.template)"]
+
+
+def test_a_template_is_a_name_or_a_path_that_becomes_absolute():
+    named, path = {"template": "chatml"}, {"template": "x.jinja"}
+    make_paths_absolute(named)
+    make_paths_absolute(path)
+    assert (named, path) == ({"template": "chatml"}, {"template": str(Path("x.jinja").absolute())})

@@ -1,0 +1,120 @@
+"""Train on conversations: answers are learned, the template stays with the model, and the verbs that follow."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+
+import pytest
+from transformers import AutoTokenizer
+
+from support.corpora import faults_of
+from support.tiny_runs import SMALL, read_metrics
+from zoo.cli import run
+from zoo.data.chat.template import CHATML
+from zoo.data.tokenizer import make_byte_tokenizer
+from zoo.jobs.plan import plan_launch, task_config
+from zoo.jobs.train import resume_run, start_run
+from zoo.training.evaluate import evaluate
+from zoo.training.planning import plan_training
+
+SIZES = ["model.vocab_size=259", "model.max_seq_len=64", "seq_len=64", "steps=20", "eval_every=20", "optim.lr=1e-2"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    tokenizer = make_byte_tokenizer()
+    tokenizer.backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.split = False  # as in published folders
+    tokenizer.save(tmp_path / "words")
+    (tmp_path / "words" / "chat_template.jinja").write_text(CHATML)
+    with open("chat.jsonl", "w") as file:
+        for number in range(60):
+            said = [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "yes"}]
+            file.write(json.dumps({"messages": said * (1 + number % 2)}) + "\n")
+    return tmp_path
+
+
+def compose(*overrides: str):
+    own = [each for each in SMALL if not each.startswith(("data", *(size.split("=")[0] for size in SIZES)))]
+    data = ["data=jsonl", "data.path=chat.jsonl", "data.form=messages"]
+    words = ["data.tokenizer.kind=file", "data.tokenizer.path=words"]
+    with plan_launch([*own, *SIZES, *data, *words, *overrides], check=False) as plan:
+        return task_config(plan.jobs[0])
+
+
+def test_answers_are_learned_and_the_verbs_that_follow_know_the_template(here, capsys, monkeypatch):
+    start_run(compose(), here / "run")
+    losses = [line["val_loss"] for line in read_metrics(here / "run") if "val_loss" in line]
+    first = next(line["loss"] for line in read_metrics(here / "run") if "loss" in line)
+    assert losses[-1] < 0.3 * first
+    assert "objective: chat" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("7?\n"))
+    assert run(["chat", "--checkpoint", "run", "--temperature", "0", "--max-new-tokens", "8"]) == 0
+    assert capsys.readouterr().out == "yes\n"
+    assert run(["convert", "run", "out"]) == 0
+    assert AutoTokenizer.from_pretrained(here / "out").chat_template == CHATML
+    scored = evaluate(here / "run", device="cpu")
+    assert scored["objective"] == "chat" and scored["results"][0]["loss"] == pytest.approx(losses[-1], abs=1e-5)
+    found = evaluate(here / "run", ["data=jsonl", "data.path=chat.jsonl", "data.form=messages"], device="cpu")
+    assert found["results"][0]["loss"] > 0
+
+
+def test_a_run_goes_on_with_its_own_template_after_the_file_is_gone(here):
+    (here / "mine.jinja").write_text(CHATML.replace("\\n", ""))
+    start_run(compose("data.template=mine.jinja", "steps=4", "save_every=2", "eval_every=null"), here / "whole")
+    shutil.copytree(here / "whole", here / "moved")
+    (here / "moved/checkpoints/latest").write_text("step-000002\n")
+    (here / "mine.jinja").unlink()
+    shutil.rmtree(here / "words")
+    resume_run(here / "moved")
+    assert read_metrics(here / "moved") == read_metrics(here / "whole")
+    for folder in (here / "moved/tokenizer", here / "moved/checkpoints/step-000004"):
+        assert (folder / "chat_template.jinja").read_text() == CHATML.replace("\\n", "")
+
+
+def test_shown_rows_have_every_token_and_the_answers_marked(here, capsys):
+    words = ["data.tokenizer.kind=file", "data.tokenizer.path=words"]
+    args = ["llama-tiny", "data=jsonl", "data.path=chat.jsonl", "data.form=messages", *words, "seq_len=96"]
+    assert run(["train", *args, "--show-data"]) == 0
+    shown = capsys.readouterr().out.split("row 1\n")[1].split("row 2\n")[0].rstrip("\n")
+    one = "<|im_start|>user\n0?<|im_end|>\n<|im_start|>assistant\n⟦yes<|im_end|>\n⟧"
+    parts = shown.split("<|im_start|>user\n")
+    assert parts[0] == "" and len(parts) > 2
+    for part in parts[1:]:
+        asked, rest = part.split("?", 1)
+        assert f"<|im_start|>user\n{asked}?{rest}".rstrip("\n") == one.replace("0?", f"{asked}?").rstrip("\n")
+
+
+def test_packed_and_single_rows_say_what_they_cut(here, capsys):
+    start_run(compose("data.packing=false", "seq_len=44", "steps=1", "eval_every=null"), here / "run")
+    out = capsys.readouterr().err
+    assert "conversations lose what follows the last answer that fits (" in out and "%), at 44 tokens (seq_len=" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["objective=next_token"], "objective: next_token learns from no conversations, found a data.form (objective="),
+        (["objective=chat", "data.form=null"], "objective: chat learns from conversations, found data=jsonl without"),
+        (["model=bert-tiny", "objective=chat"], "objective: chat is learned by a decoder, the model is an encoder"),
+        (["objective=classify"], "data.form: is 'messages', and objective.text and objective.label name the fields"),
+    ],
+)
+def test_data_objective_and_model_that_do_not_go_together_are_told(here, overrides, fault):
+    config = compose(*overrides)
+    assert any(each.startswith(fault) for each in faults_of(lambda: plan_training(config)))
+
+
+def test_chatml_on_a_vocabulary_without_its_tokens_is_one_line(here):
+    make_byte_tokenizer().save(here / "plain")
+    plain = ["data.tokenizer.path=plain", "data.template=chatml"]
+    fault = (
+        "data.template: writes <|im_start|>, which is no token of the vocabulary (a tokenizer that has it, or another "
+        "template)"
+    )
+    assert faults_of(lambda: start_run(compose(*plain), here / "run")) == [fault]
+    assert not (here / "run").exists()

@@ -1,0 +1,143 @@
+# L tokens of conversations, B rows of T tokens
+"""Rows of conversations: several in a row, kept apart, or one in each."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoo.data.collate import IGNORED, pad, to_tensor
+from zoo.data.tokens import Batch, TokenFile
+from zoo.errors import ConfigError
+
+
+class TurnRow(NamedTuple):
+    """The conversations of a row: their ids [L], whether the loss is on each [L], and its conversation's number [L]."""
+
+    ids: np.ndarray
+    learned: np.ndarray
+    numbers: np.ndarray
+
+
+class TurnCuts(NamedTuple):
+    """What rows of some length hold of conversations: the tokens `kept` of each, up to the end of an answer (0: not
+    even the first answer fits), and the tokens up to its last answer."""
+
+    kept: np.ndarray
+    whole: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnFile(TokenFile):
+    """One part of a corpus of conversations. The sequences of a document take turns: not learned, learned, …
+
+    A row holds whole conversations of at most T + 1 tokens, the last of each as a target only. A longer conversation
+    is cut after the last answer that fits. With `packed` a row holds several.
+    """
+
+    sequences: Callable[[], tuple[np.ndarray, np.ndarray]] = field(compare=False, repr=False)
+    """Reads the number of tokens of each sequence, and of sequences in each document."""
+    packed: bool
+
+    @cached_property
+    def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The tokens of each sequence; the first sequence of each document, and after them their number; the index in
+        `ids` of each document. The first id, an end of text, belongs to none."""
+        sizes, counts = self.sequences()
+        firsts = np.concatenate([[0], np.cumsum(counts)])
+        return sizes, firsts, 1 + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[firsts[:-1]]
+
+    def cut(self, seq_len: int) -> TurnCuts:
+        """Cut each conversation after the last answer that ends within `seq_len` + 1 tokens."""
+        sizes, firsts, starts = self.layout
+        of = np.repeat(np.arange(len(starts)), np.diff(firsts))
+        ends = 1 + np.cumsum(sizes, dtype=np.int64) - starts[of]
+        answers = ((np.arange(len(sizes)) - firsts[of]) % 2 == 1) & (sizes > 0) & (ends > 1)
+        kept, whole = np.zeros((2, len(starts)), np.int64)
+        np.maximum.at(whole, of[answers], ends[answers])
+        answers &= ends <= seq_len + 1
+        np.maximum.at(kept, of[answers], ends[answers])
+        return TurnCuts(kept, whole)
+
+    @cached_property
+    def plan(self) -> Callable[[int], tuple[TurnCuts, list[list[int]]]]:
+        """Plan rows of a length, once each: the cuts, and the numbers of the conversations of each row. Raises
+        ConfigError if no conversation has an answer within it."""
+
+        @cache
+        def plan(seq_len: int) -> tuple[TurnCuts, list[list[int]]]:
+            cuts = self.cut(seq_len)
+            numbers = np.flatnonzero(cuts.kept)
+            if not len(numbers):
+                part = "" if self.path is None else f" of the {self.path.name} split"
+                found = f"is {seq_len}, and no conversation{part} has its first answer within it"
+                raise ConfigError(f"seq_len: {found} (a larger one: with {cuts.whole.max() - 1} all would be whole)")
+            if not self.packed:
+                return cuts, [[number] for number in numbers.tolist()]
+            return cuts, [
+                [int(numbers[each]) for each in row] for row in pack_best_fit(cuts.kept[numbers] - 1, seq_len)
+            ]
+
+        return plan
+
+    def count_rows(self, seq_len: int) -> int:
+        return len(self.plan(seq_len)[1])
+
+    def read_row(self, number: int, seq_len: int) -> TurnRow:
+        (cuts, rows), (sizes, firsts, starts) = self.plan(seq_len), self.layout
+        ids, learned = [], []
+        for each in rows[number]:
+            kept = int(cuts.kept[each])
+            runs = sizes[firsts[each] : firsts[each + 1]]
+            ids.append(self.ids[starts[each] : starts[each] + kept].astype(np.int64))
+            learned.append(np.repeat(np.arange(len(runs)) % 2 == 1, runs)[:kept])
+        numbers = np.repeat(np.arange(len(ids)), [len(each) for each in ids])
+        return TurnRow(np.concatenate(ids), np.concatenate(learned), numbers)
+
+
+def pack_best_fit(sizes: np.ndarray, room: int) -> list[list[int]]:
+    """Pack items into rows of `room` by best-fit decreasing: the longest first, each into the fullest row that still
+    has room for it (Ding et al., 2024). Returns the numbers of each row's items."""
+    rows: list[list[int]] = []
+    free: dict[int, list[int]] = {}  # rows by the room that is left in them
+    rooms: list[int] = []  # its keys, in order
+    for item in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[item])
+        at = bisect_left(rooms, size)
+        left = (rooms[at] if at < len(rooms) else room) - size
+        if at < len(rooms):
+            row = free[rooms[at]].pop()
+            if not free[rooms[at]]:
+                del free[rooms.pop(at)]
+        else:
+            row = len(rows)
+            rows.append([])
+        rows[row].append(item)
+        if left:
+            if left not in free:
+                insort(rooms, left)
+            free.setdefault(left, []).append(row)
+    return rows
+
+
+def collate_turns(rows: Sequence[TurnRow], keys: Any, *, eos_id: int, seq_len: int, packed: bool) -> Batch:
+    """Make a batch of rows [B, T], padded at their end, for next-token prediction; nothing in it is random. The last
+    token of a conversation is a target only. With `packed` tokens see their own conversation alone; padding has a
+    number of its own."""
+    made = []
+    for ids, learned, numbers in rows:
+        inside = numbers[1:] == numbers[:-1]
+        targets = np.where(learned[1:], ids[1:], IGNORED)
+        made.append((ids[:-1][inside], targets[inside], numbers[:-1][inside]))
+    ids, targets, numbers = zip(*made, strict=True)
+    documents = [np.append(each, np.full(seq_len - len(each), each[-1] + 1)) for each in numbers]
+    return Batch(
+        to_tensor(pad(ids, seq_len, eos_id)),
+        to_tensor(pad(targets, seq_len, IGNORED)),
+        to_tensor(np.stack(documents)) if packed else None,
+    )

@@ -1,0 +1,194 @@
+"""Read the forms in which chat and instruction data are published, as conversations.
+
+A record that cannot be read is named by its file and line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.data.chat.template import ChatTemplate, list_faults
+from zoo.data.chat.turns import ANSWERS, split_turns
+from zoo.data.corpus import Document
+from zoo.data.records import Faults, RecordSource, has_fields, is_text
+from zoo.errors import ConfigError
+from zoo.untrusted.printable import quote
+
+if TYPE_CHECKING:
+    from zoo.data.chat.template import Message
+
+SHAREGPT = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), ANSWERS),
+    "system": "system",
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+}
+"""The roles of ShareGPT's `from`."""
+
+ALPACA = """\
+Below is an instruction that describes a task{}. Write a response that appropriately completes the request.
+
+### Instruction:
+{}
+
+{}### Response:"""
+"""The prompt of Stanford Alpaca (Taori et al., 2023)."""
+
+
+class Dialogue(NamedTuple):
+    """The messages of a record and its tools. Answers from message `first` on are learned."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+    first: int = 0
+
+
+Pair = tuple[str, str]
+"""A prompt and its completion, plain texts that no template writes."""
+
+Report = Callable[[str], object]
+"""Called with a fault of a record: what is wrong, what was found, what would do."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of records: the fields that it needs and those that it may have; `named` are the settings that give the
+    first fields other names. `read` makes a conversation of a record's values, or None after reporting a fault."""
+
+    columns: tuple[str, ...]
+    read: Callable[[list[Any], Mapping[str, Any], Report], Dialogue | Pair | None]
+    named: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+def read_messages(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | None:
+    """Read `messages`, each with role and content; `tools` are a list, or its JSON text."""
+    if faults := list_faults(values[0]):
+        report(faults[0])
+        return None
+    tools = record.get("tools") or None
+    if isinstance(tools, str):
+        with suppress(ValueError):
+            tools = json.loads(tools)
+    if tools is not None and not isinstance(tools, list):
+        report(f"tools: is {quote(tools)} (a list, or its JSON text)")
+        return None
+    return Dialogue(values[0], tools or None)
+
+
+def read_prompt_completion(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | Pair | None:
+    """Read a prompt and its completion: two texts, or two lists of messages."""
+    prompt, completion = values
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return (prompt, completion)
+    if not (isinstance(prompt, list) and isinstance(completion, list)):
+        found = f"found {quote(prompt)} and {quote(completion)}"
+        report(f"prompt and completion are not of one kind, {found} (two texts, or two lists of messages)")
+        return None
+    read = read_messages([prompt + completion], record, report)
+    return None if read is None else read._replace(first=len(prompt))
+
+
+def read_sharegpt(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | None:
+    """Read ShareGPT's `conversations`, each with `from` and `value`; a field `system` goes before them."""
+    messages: list[Message] = []
+    if isinstance(system := record.get("system"), str) and system:
+        messages.append({"role": "system", "content": system})
+    for number, each in enumerate(values[0] if isinstance(values[0], list) else []):
+        said = each.get("from") if isinstance(each, Mapping) else None
+        if said not in SHAREGPT:
+            report(f"conversations[{number}].from: is {quote(said)} (one of: {', '.join(SHAREGPT)})")
+            return None
+        messages.append({"role": SHAREGPT[said], "content": each.get("value")})
+    return read_messages([messages], record, report)
+
+
+def read_alpaca(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | None:
+    """Read an instruction, its input if there is one, and the output, as one turn by Alpaca's own prompt."""
+    instruction, output = values
+    given = record.get("input") or ""
+    for name, text in (("instruction", instruction), ("input", given), ("output", output)):
+        if not isinstance(text, str):
+            report(f"{name}: is {quote(text)} (a text)")
+            return None
+    more = ", paired with an input that provides further context" if given else ""
+    prompt = ALPACA.format(more, instruction, f"### Input:\n{given}\n\n" if given else "")
+    return Dialogue([{"role": "user", "content": prompt}, {"role": ANSWERS, "content": output}])
+
+
+FORMS = {
+    "messages": Form(("messages",), read_messages, ("field",), ("tools",)),
+    "prompt_completion": Form(("prompt", "completion"), read_prompt_completion, ("source", "target"), ("tools",)),
+    "sharegpt": Form(("conversations",), read_sharegpt, ("field",), ("system", "tools")),
+    "alpaca": Form(("instruction", "output"), read_alpaca, (), ("input",)),
+}
+
+
+@dataclass
+class Conversations:
+    """Records as conversations: documents of a prompt and its completion, or of the parts of `Turns`."""
+
+    source: RecordSource
+    form: Form
+    template: ChatTemplate | None
+    """None if the tokenizer's folder has none, which pairs of texts do not need."""
+    keys: str
+    passed: dict[str, int] = field(default_factory=lambda: {"answers": 0, "conversations": 0})
+
+    @property
+    def n_bytes(self) -> int:
+        return self.source.n_bytes
+
+    def __iter__(self) -> Iterator[Document]:
+        """Render every record. Raises ConfigError with a line for each bad record, or if there is none."""
+        faults, found = Faults(), False
+        self.passed = dict.fromkeys(self.passed, 0)
+        for where, record in self.source.read(faults):
+            texts = self.render(record, where, faults)
+            if texts is not None:
+                found = True
+                yield Document(where, 0, texts)
+        faults.settle()
+        self.source.refuse_nothing(found)
+
+    def render(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
+        """Make the texts of a record; None for one with a fault, which goes to `faults`."""
+        columns = self.source.columns
+        if not has_fields(record, columns, self.keys, where, faults):
+            return None
+        report = partial(self.report, where, faults)
+        read = self.form.read([record[column] for column in columns], record, report)
+        if read is None:
+            return None
+        if not isinstance(read, Dialogue):
+            if read[1].strip() and all(map(is_text, read, columns, (where,) * 2, (faults,) * 2)):
+                return read
+            return None
+        fault = "messages need one, and the tokenizer has none (chatml, or a file)"
+        if self.template is None or (fault := self.template.fault):
+            raise ConfigError(f"data.template: {fault}")
+        try:
+            turns = split_turns(self.template, *read)
+        except ConfigError as error:
+            report(error.faults[0])
+            return None
+        self.passed["answers"] += turns.passed
+        self.passed["conversations"] += turns.passed > 0
+        return turns.texts if all(is_text(text, columns[0], where, faults) for text in turns.texts) else None
+
+    @staticmethod
+    def report(where: str, faults: Faults, fault: str) -> None:
+        """Add a fault of the record at `where`."""
+        faults.add(f"{where}: {fault}")
+
+    def describe_passed(self) -> Iterator[str]:
+        """Describe the answers that no loss is on."""
+        if self.passed["answers"]:
+            found = "{answers:,} answers in {conversations:,} conversations".format(**self.passed)
+            why = "the template writes them otherwise once a message follows"
+            yield f"data: {found} are read and not learned, as {why} (data.template: one with {{% generation %}})"
