@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.corpora import faults_of
-from zoo.data import DataSettings
+from zoo.data import DataSettings, prepare
 from zoo.data.chat.template import CHATML, ChatTemplate
 from zoo.data.settings import make_paths_absolute
 
@@ -200,3 +200,11 @@ def test_a_template_is_a_name_or_a_path_that_becomes_absolute():
     make_paths_absolute(named)
     make_paths_absolute(path)
     assert (named, path) == ({"template": "chatml"}, {"template": str(Path("x.jinja").absolute())})
+
+
+def test_a_mix_that_lacks_a_template_is_told_where_it_has_one(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": SAID}) + "\n")
+    source = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl"), "weight": 1, "form": "messages"}
+    data = DataSettings.read({"kind": "mix", "of": {"a": source}, "tokenizer": {"kind": "byte"}})
+    fault = "data.template: messages need one, and the tokenizer has none (chatml, or a file)"
+    assert faults_of(lambda: prepare(data)) == [fault]

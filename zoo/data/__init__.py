@@ -156,7 +156,9 @@ def faults_of_source(name: str) -> Iterator[None]:
     except ConfigError as error:
         if not name:
             raise
-        raise ConfigError(*(re.sub(r"^data(?=[.:])", f"data.of.{name}", fault) for fault in error.faults)) from error
+        raise ConfigError(
+            *(re.sub(r"^data(?=[.:])(?!\.template)", f"data.of.{name}", fault) for fault in error.faults)
+        ) from error
 
 
 def survey_source(documents: Documents, settings: DataSettings, progress: Progress) -> Survey:

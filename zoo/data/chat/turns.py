@@ -66,6 +66,8 @@ def find_fault(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
         written = template.render(EXAMPLE, add_generation_prompt=False)
     except ConfigError:  # the template refuses this conversation: those of the data will tell
         return None
+    if MARK not in written:
+        return "leaves out what an answer says (a template for contents that are texts)"
     for spelled in SPECIAL.findall(written):
         if tokenizer.backend.token_to_id(spelled) is None:
             would = "a tokenizer that has it, or another template"
