@@ -15,12 +15,11 @@ from tokenizers import Tokenizer as Backend
 from support.corpora import POEM
 from support.tiny_tokenizers import byte_fallback, byte_level, unigram
 from zoo.data.encode import open_tokens, pack_ids, write_tokens
+from zoo.data.token_bytes import measure_by_offsets, measure_tokens
 from zoo.data.tokenizer import (
     EOS,
     Tokenizer,
     make_byte_tokenizer,
-    measure_by_offsets,
-    measure_tokens,
     spell_bytes,
     train_bpe,
 )

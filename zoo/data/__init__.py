@@ -17,10 +17,11 @@ from zoo.data.chat.turns import find_fault
 from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
 from zoo.data.corpus import Documents
 from zoo.data.encode import INDEX, PARTS, open_tokens, write_tokens
-from zoo.data.settings import DataSettings, TokenizerSettings, make_paths_absolute
+from zoo.data.settings import DataSettings, make_paths_absolute
 from zoo.data.split import Part, join_pieces, keep_whole, split_units
 from zoo.data.survey import Fingerprint, Survey, survey
 from zoo.data.tokenizer import Tokenizer, find_tokenizer_file, make_byte_tokenizer, train_bpe
+from zoo.data.tokenizer_settings import TokenizerSettings
 from zoo.data.tokens import (
     Batch,
     Batches,

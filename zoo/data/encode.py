@@ -15,7 +15,8 @@ from pydantic import Field
 from zoo.data.checked import read_sealed, write_sealed
 from zoo.data.shards import Count, Joined, Shard, ShardRecord, SplitWriter, choose_dtype
 from zoo.data.split import Part, Texts
-from zoo.data.tokenizer import Tokenizer, measure_tokens
+from zoo.data.token_bytes import measure_tokens
+from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import PairFile, TokenFile
 from zoo.errors import ZooError
 from zoo.untrusted.json_file import JsonShape

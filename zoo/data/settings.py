@@ -16,6 +16,7 @@ from zoo.data.chat.template import NAMED, ChatTemplate
 from zoo.data.corpus import Documents, open_stdlib_corpus, open_text_corpus
 from zoo.data.parquet import Parquet
 from zoo.data.records import JsonLines, RecordFiles, RecordSource, find_files, name_keys
+from zoo.data.tokenizer_settings import BPE, Default, TokenizerSettings
 from zoo.errors import ConfigError
 from zoo.spec import Spec
 from zoo.spec.faults import make_refusals
@@ -23,8 +24,6 @@ from zoo.spec.faults import make_refusals
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
 
-Default = Field(validate_default=True)
-"""Marks a field whose default is validated too, because some kinds refuse the default."""
 
 TEXT_FIELD = "text"
 NOT_FOR_TEXT = "is of conversations, and the records have no data.form, found {!r} (null, or data.form=messages)"
@@ -37,72 +36,6 @@ def parse_node(kind: Any, node: object, where: str = "") -> Any:
     except ValidationError as error:
         found = [((where,) * bool(where) + each["loc"], each["msg"]) for each in error.errors(include_url=False)]
         raise ConfigError(*(f"{'.'.join(map(str, place))}: {fault}" for place, fault in found)) from error
-
-
-class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
-    """`data.tokenizer`. A field that the kind does not read must stay null."""
-
-    vocab_size: Annotated[int, Field(ge=257)] | None = None
-    path: Annotated[str | None, Default] = None
-    eos: str | None = None
-    add_special_tokens: bool | None = None
-    split_special_tokens: bool | None = None
-
-    @property
-    def adds(self) -> bool:
-        """Whether a text gets the tokens that the tokenizer's file puts around one, as in generation."""
-        return self.add_special_tokens is not False
-
-    @property
-    def splits(self) -> bool | None:
-        """Whether special tokens spelled in a text are plain characters. The default is true for a tokenizer that Zoo
-        makes. For one read from a file it is None: as its tokenizer_config.json says, else false as in transformers."""
-        stated = self.split_special_tokens
-        return True if stated is None and self.kind != "file" else stated
-
-    @field_validator("vocab_size")
-    @classmethod
-    def only_bpe_has_a_size(cls, value: int | None) -> int | None:
-        if cls.kind != "bpe" and value is not None:
-            raise ValueError(f"a {cls.kind} tokenizer has the size it has, found {value} (null, or kind: bpe)")
-        return value
-
-    @field_validator("path")
-    @classmethod
-    def only_a_file_has_a_path(cls, value: str | None) -> str | None:
-        if cls.kind == "file" and not value:
-            raise ValueError("kind: file needs a tokenizer.json, found none (a file, or a folder that has one)")
-        if cls.kind != "file" and value is not None:
-            raise ValueError(f"a {cls.kind} tokenizer is read from no file, found {value!r} (null, or kind: file)")
-        return value
-
-    @field_validator("eos")
-    @classmethod
-    def only_a_file_names_its_eos(cls, value: str | None) -> str | None:
-        if cls.kind != "file" and value is not None:
-            raise ValueError(f"only kind: file has an end of text of its own, found {value!r} (null)")
-        return value
-
-    @field_validator("add_special_tokens")
-    @classmethod
-    def only_a_file_adds_tokens(cls, value: bool | None) -> bool | None:
-        if cls.kind != "file" and value is not None:
-            raise ValueError(f"a {cls.kind} tokenizer adds no tokens to a text, found {value} (null, or kind: file)")
-        return value
-
-
-class BPE(TokenizerSettings, kind="bpe"):
-    """A byte-level BPE, trained on the training split. `vocab_size` counts its end of text; null is 4096."""
-
-
-class Bytes(TokenizerSettings, kind="byte"):
-    """A token for each byte, and the end of text."""
-
-
-class TokenizerFile(TokenizerSettings, kind="file"):
-    """The tokenizer.json at `path`, or in the folder there. `eos` names the token that ends a text. As in transformers,
-    a text gets the tokens that the file puts around one (`add_special_tokens`), and special tokens spelled in it are
-    special unless `split_special_tokens` (null: as tokenizer_config.json says)."""
 
 
 class DataSettings(Spec, axis="data", default="stdlib"):

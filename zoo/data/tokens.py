@@ -44,7 +44,7 @@ class TokenFile:
     n_bytes: int
     """Bytes of the text in UTF-8, the unit of bits per byte."""
     lengths: np.ndarray | Joined | None = field(default=None, compare=False, repr=False)
-    """The bytes of text of each token (`zoo.data.tokenizer`); for validation only."""
+    """The bytes of text of each token (`zoo.data.token_bytes`); for validation only."""
     path: Path | None = None
 
     def __len__(self) -> int:
