@@ -29,7 +29,7 @@ Answer = dict[str, Any]
 
 
 def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Measure the largest absolute difference relative to the largest value; infinite if a value is NaN."""
+    """Divide the largest absolute difference by the largest absolute value of `theirs`; infinite if a value is NaN."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     return math.inf if any(map(math.isnan, gaps)) else max(gaps) / max(map(abs, theirs))
 

@@ -1,5 +1,5 @@
-"""Read and write the files of sentence-transformers (Reimers and Gurevych, 2019): modules.json, and a folder for each
-module after the model itself."""
+"""Read and write the files of sentence-transformers (Reimers and Gurevych, 2019): modules.json, the files of prompts
+and of the maximum length, and the config.json in a module's folder."""
 
 from __future__ import annotations
 

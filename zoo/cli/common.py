@@ -112,7 +112,7 @@ def read_folder_options(folder: Path, given: Mapping[str, Any]) -> Callable[[Map
 
 
 def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
-    """Compose the model, and print notes on legal settings that may be mistakes to stderr."""
+    """Compose the model. Its notes, such as those on legal settings that may be mistakes, are printed to stderr."""
     from zoo.compose.targets import compose_model
 
     found = compose_model(target, overrides or ())

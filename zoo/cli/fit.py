@@ -97,7 +97,8 @@ def read_columns(text: str) -> dict[str, str]:
 
 
 def collect_points(sources: Sequence[Path], columns: Mapping[str, str]) -> LossPoints:
-    """Collect the points of files and of runs. Raises ConfigError with all faults."""
+    """Collect the points of files and of runs. Raises ConfigError for the first faulty file, else for all folders
+    without runs, else for all runs without a validation loss."""
     from zoo.analysis.scaling.points import LossPoints, read_points
 
     rows = [row for each in sources if each.suffix in FILES for row in read_points(each, columns).rows()]

@@ -1,4 +1,4 @@
-"""Compose YAML and overrides, and load the Spec of a packaged model, a YAML file or a mapping. No torch.
+"""Compose YAML and overrides, and load the Spec of a packaged model, a file, a folder or a mapping. No torch.
 
 Hydra's own engine composes; only `zoo.compose.hydra_engine` uses Hydra's private names. Hydra is imported when a
 function here is called, so `import zoo.compose` costs nothing.
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
-    """Load the Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
+    """Load the Spec of a packaged model, a file (YAML, config.json or GGUF), a folder (a published model, a checkpoint
+    or a run) or a mapping, with Hydra overrides that need no `model.` prefix.
 
-    Warns (UserWarning) of fields of a config.json that the Spec leaves out (`zoo.families.described`), and of fields
-    that a swapped choice does not have. Raises ConfigError with all faults of the target and of the overrides.
+    Warns (UserWarning) of what a config.json states and the Spec has no place for, such as a vision tower, and of
+    fields dropped because an override chose a component that does not read them. Raises ConfigError with all faults of
+    the target and of the overrides.
     """
     from zoo.compose.targets import Composer, spec_of_composed
 

@@ -280,8 +280,8 @@ class _Trace:
         return {each: None for each in saved if each not in taken}
 
     def _count_givers(self, kind: str) -> int:
-        """Count the ordered channels (values handed from layer to layer) that a kind of layer reads. The kind is traced
-        after the kinds that give these values."""
+        """Count the ordered channels (`Channel.ordered`) that a kind of layer reads. Kinds are traced by this count,
+        lowest first, so that those that give a value come before those that read it."""
         return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
 
     def _trace(self, channel: str, kind: str, x: Shadow) -> Any:

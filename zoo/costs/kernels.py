@@ -52,7 +52,7 @@ def kernels(spec: Priced, setup: Setup | None = None) -> dict[str, Any]:
 
 
 def machine_for(gpu: str | None) -> tuple[Machine, str]:
-    """Make a Machine of an accelerator of conf/hardware (None: a CPU), without packages; return it with its title.
+    """Describe an accelerator of conf/hardware (None: a CPU) as a Machine without packages. Also returns its title.
 
     The device type of an accelerator without CUDA is its title, so that every CUDA kernel refuses it.
     """

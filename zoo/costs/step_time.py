@@ -277,8 +277,7 @@ def bubble_seconds(schedule: PipelineSchedule, passes: PassTime) -> float:
 
     - 1f1b, interleaved: F + I + W (Narayanan et al., 2021, §2.2);
     - zero_bubble: F + I − W (Qi et al., 2023, §2, ZB-H1), and I at least;
-    - zero_bubble_v: the longest of F, I and 2·(I − W). In torch's order this holds if W ≤ F ≤ I; it is F if all three
-      are equal.
+    - zero_bubble_v: the longest of F, I and 2·(I − W), for torch's order of passes. The formula holds if W ≤ F ≤ I.
     """
     forward, inputs, weights = passes
     each = passes.total

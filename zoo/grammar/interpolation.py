@@ -106,8 +106,9 @@ class Unresolvable(ConfigError):
 
 
 class MissingName(Unresolvable):
-    """No scope around `place` has the names that its `key` looks up. If there are several names, the last, most general
-    one is reported: n_heads of `${up:n_kv_heads,n_heads}`."""
+    """Raised if no scope around the component at `place` has a name that the interpolation at `key` looks up. Here
+    `place` is the path of the component ("the model" for the root), and `key` the path of the field that holds the
+    interpolation. Of several names, `name` is the last and most general one: n_heads of `${up:n_kv_heads,n_heads}`."""
 
     def __init__(self, name: str, place: str, key: str) -> None:
         super().__init__("", place)

@@ -115,8 +115,9 @@ def _refuses(choice: type[Spec], name: str, value: object) -> bool:
 
 
 def _drop_positions(root: dict[Any, Any], idle: Collection[str], touched: Collection[str]) -> Iterator[str]:
-    """Drop the positions of each tower in `idle` ("" is the model), because its attention reads none. Yields the
-    dropped keys. A tower without positions of its own has the model's."""
+    """Set `position` to none in each tower of `idle` ("" is the model), whose attention reads no positions. A tower
+    that states no positions has the model's. Positions that the user set (`touched`), or that are added at the
+    embedding, stay. Yields the dropped keys."""
     for name in dict.fromkeys(idle):
         scope, place = (root.get(name) or {}, f"{name}.position") if name else (root, "position")
         node = scope.get("position", root.get("position"))

@@ -175,7 +175,8 @@ class Sweep:
         self.write()
 
     def read_solved(self, budget: str, by: str) -> dict[str, int]:
-        """Read the steps of arms that were matched in `time` before, by the arms' names before matching."""
+        """Read what an earlier match in `time` chose for `by` (the steps) of each arm. Keys are the arms' names before
+        that match. Empty if the budget is not `time`, or if no match with this budget and `by` is recorded."""
         match = self.content.get("match") or {}
         if budget != "time" or (match.get("budget"), match.get("by")) != (budget, by):
             return {}

@@ -335,7 +335,8 @@ def find_output_folder() -> Path:
 
 
 def write_yaml(file: Path, node: object) -> None:
-    """Write plain data as YAML, short nodes on one line."""
+    """Write plain data as YAML. Lists and mappings without nested ones are written inline, wrapped at 120
+    characters."""
     write_text(file, yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120))
 
 

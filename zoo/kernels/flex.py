@@ -39,7 +39,7 @@ class Flex(Kernel):
     Lengths are dynamic, so that one more token compiles nothing. The batch size is dynamic too, unless the mask differs
     by row. Numbers and widths of heads, window, scale and softcap are constants of the compiled code. The kernel is
     compiled at first use, and Inductor caches it on disk. Up to BLOCK queries form one block, so that decoding needs no
-    block mask.
+    search for blocks.
 
     Sinks are applied after the kernel, from each query's logsumexp. On a CPU the kernel does not return the logsumexp:
     there an additional first key has the sink as its score and 0 as its value.

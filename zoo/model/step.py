@@ -226,8 +226,8 @@ class Step:
         return value
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
-        """Return keys and values of the memory, [B, S, …] or pools. `compute` makes them: with a cache in the first
-        pass alone, without one in every pass."""
+        """Return keys and values of the memory, [B, S, …] or pools. `compute` makes them: with a cache, only in the
+        first pass; without one, in every pass."""
         memory = self.memory
         if self.cache is None:
             assert memory is not None

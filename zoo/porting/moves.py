@@ -184,7 +184,8 @@ def _list_parts(model: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _list_positions(model_type: str) -> tuple[tuple[str, Any], ...]:
-    """List the different position schemes of all families, each with the first family that has it."""
+    """List the distinct position schemes of the families other than `model_type` and its descendants (`list_others`),
+    each with the first family that has it."""
     found: dict[str, tuple[str, Any]] = {}
     for name in list_others(model_type):
         value = read_family(name).model.get("position")

@@ -99,7 +99,8 @@ def _shorten(word: str) -> str:
 
 
 def _write_number(value: str) -> str:
-    """Write a float in one form, so that a sweep that is continued with another spelling has the same arms."""
+    """Write a float in one form (1e-3 as 0.001), so that an arm keeps its name when a sweep is continued with another
+    spelling. Any other value is returned as it is."""
     try:
         return value if value.isdecimal() else f"{float(value):g}"
     except ValueError:

@@ -51,14 +51,20 @@ def score(
     the tokenizer's chat template or the one that `template` names. A head that tags words reads lists of words, or a
     string split at white space.
 
-    Each result has `predicted`: a class, with its `probability` and with `every` the `probabilities` of all classes; a
-    number or a list of numbers; or a list with the tag of each word, None for a truncated word.
+    Each result has `predicted`. For tags it is a list with the tag of each word, None for a truncated word; for numbers
+    a number, or a list if the head gives several. For classes it depends on the activation:
 
-    `activation` is applied to the logits. Its default is what the folder's config.json says (sentence-transformers'
-    CrossEncoder, or `problem_type`: multi_label_classification predicts all classes above one half), else softmax for
-    classes and none for numbers. `places` name the texts in messages. `note` gets a line on texts longer than the
-    model's positions. Raises ConfigError for a model without a task head, and for texts or an activation that the head
-    does not take; ZooError for logits that are not finite.
+    - softmax: the most probable class, with its `probability`;
+    - sigmoid: the list of all classes with a probability above one half;
+    - none: the class with the highest logit, with this `logit`.
+
+    With `every` the result for classes also has the `probabilities` of all, or the `logits` if the activation is none.
+
+    `activation` is applied to the logits of classes and numbers. Its default is what the folder's configs say
+    (sentence-transformers' CrossEncoder, or the `problem_type` multi_label_classification, which means sigmoid), else
+    softmax for classes and none for numbers. `places` are the texts' names in error messages. `note` gets a line on
+    texts longer than the model's positions. Raises ConfigError for a model without a task head, and for texts or an
+    activation that the head does not take; ZooError for logits that are not finite.
     """
     from zoo.checkpoint import store
     from zoo.data.rowcode import RowEncoder

@@ -27,11 +27,13 @@ class ResultRow(JsonShape):
 
 
 class Results:
-    """A file with a line for each text, in order of completion.
+    """A file with a line for each sample. A prompt may have several samples, whose lines are written together. Prompts
+    are in order of completion.
 
-    An existing file is refused, unless `force` replaces it or `resume` keeps its lines. `missing` are the prompts
-    without results. Each line has the hash of its `model` and that of its options. Raises ConfigError for a file to
-    resume that belongs to other prompts, another model or other options.
+    An existing file is refused, unless `force` replaces it or `resume` keeps the lines of finished prompts. `missing`
+    are the prompts without results. `model` is the hash of the model; each line has it, with a hash of the options
+    (`make_mark`). Raises ConfigError for a file to resume that belongs to other prompts, another model or other
+    options.
     """
 
     def __init__(

@@ -72,12 +72,13 @@ def evaluate_similarity(model: str | Path | Model, file: str | Path, **options: 
 
 
 def evaluate_retrieval(model: str | Path | Model, file: str | Path, **options: Any) -> dict[str, Any]:
-    """Retrieve each query's documents among those of all queries, by cosine: `recall@k` (the share of the query's
-    documents among the k nearest), `mrr@10` (one over the rank of the first of them) and `ndcg@10`, means over
-    `queries`. Ties count against the right document.
+    """Rank the documents of all queries by their cosine with each query. Returns means over the queries: `recall@k`
+    (the share of the query's own documents that are among the k nearest), `mrr@10` (one over the rank of the nearest of
+    its own, 0 beyond rank 10) and `ndcg@10`. In ties, other documents rank before the query's own. Also returns the
+    numbers of `queries` and of `documents`.
 
     `file` has the fields query and positive: a query on several lines has several documents. `options` are those of
-    `zoo.embed`. Raises ConfigError for a faulty file.
+    `zoo.embed`. Raises ConfigError for a faulty file, and for one with a single document.
     """
     sought = read_sought(file)
     wanted: dict[str, set[str]] = {}

@@ -111,7 +111,7 @@ class Trial:
 
 
 def run_eagerly(compiled: bool) -> AbstractContextManager[Any]:
-    """Run `compiled` layers uncompiled inside the block."""
+    """If `compiled`, run layers uncompiled within the `with`."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 

@@ -69,7 +69,8 @@ def describe_tokenizer(found: GGUFFile) -> dict[str, Any]:
 
 
 def _make_byte_level(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
-    """Make a byte-level BPE tokenizer (GPT-2): bytes are written as characters, split by patterns, then merged."""
+    """Make a byte-level BPE tokenizer (GPT-2): text is split by patterns, each piece's bytes are written as characters,
+    and these are merged."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     row = _find_split(found, vocabulary.get("pre", "default"))

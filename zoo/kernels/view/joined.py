@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def join_views(memory: KeyView, own: KeyView, device: torch.device, pool: Callable[..., PooledView]) -> KeyView:
-    """Join two views to a view of the keys that `join_keys` makes. If either view is pooled, the keys of both are
-    concatenated in a new pool, and `pool(segments, slots)` makes the view of this pool."""
+    """Join the views of a memory's keys and of the tokens' own keys to one view of the keys that `join_keys` returns.
+    If either view is pooled, these lie in a new pool, and `pool(segments, slots)` makes the view."""
     if not isinstance(own, PooledView) and not isinstance(memory, PooledView):
         view = KeyView(own.mask.join(memory.mask, device), own.index, own.bias, own.slots)
     else:

@@ -62,8 +62,9 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
         }
 
     def forward(self, m: Weights, x: Tensor, adapt: Mapping[str, Any], step: Step) -> Tensor:
-        """Run the block on x [B, T, D]. `adapt` has a function for each sub-layer, by name. From the sub-layer's input
-        it computes the outputs of the layer's own adapters, by the name of the projection that each is added to."""
+        """Run the block on x [B, T, D]. `adapt` maps "attention" and "ffn" to functions. Each takes the input of that
+        sub-layer and returns the outputs of the layer's own adapters, keyed by the projections that they are added
+        to."""
         seam, tokens = m.seam, step.mask.n_queries
         joined = seam.gather(m.attention_norm(torch.cat((x, step.read(Embedded.name)), -1)), tokens)
         y = self.attention.forward(AdaptedWeights(m.attention, adapt["attention"](joined)), joined, step)  # type: ignore[arg-type]
