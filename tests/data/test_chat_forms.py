@@ -9,8 +9,11 @@ import pytest
 
 from support.corpora import faults_of
 from zoo.data import DataSettings, prepare
+from zoo.data.chat.forms import FORMS
 from zoo.data.chat.template import CHATML, ChatTemplate
+from zoo.data.records import SIGNS
 from zoo.data.settings import make_paths_absolute
+from zoo.errors import ConfigError
 
 SAID = [
     {"role": "system", "content": "Be brief."},
@@ -208,3 +211,14 @@ def test_a_mix_that_lacks_a_template_is_told_where_it_has_one(tmp_path):
     data = DataSettings.read({"kind": "mix", "of": {"a": source}, "tokenizer": {"kind": "byte"}})
     fault = "data.template: messages need one, and the tokenizer has none (chatml, or a file)"
     assert faults_of(lambda: prepare(data)) == [fault]
+
+
+def test_records_of_a_form_that_is_not_named_are_told_its_name(tmp_path):
+    for form in (each for each in FORMS if each != "text"):
+        sign = next(name for name, named in SIGNS.items() if named == form)
+        (tmp_path / "a.jsonl").write_text(json.dumps({sign: "x"}) + "\n")
+        node = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl")}
+        with pytest.raises(
+            ConfigError, match=f"has no field 'text', found {sign} \\(data.form={form}, data.field=NAME"
+        ):
+            list(DataSettings.read(node).open())

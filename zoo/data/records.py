@@ -28,6 +28,13 @@ from zoo.untrusted.printable import escape_controls, quote, shorten
 JSONL = (".jsonl", ".ndjson")
 PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz", ".zst"))
 FIELDS_SHOWN = 8
+SIGNS = {
+    "messages": "messages",
+    "conversations": "sharegpt",
+    "instruction": "alpaca",
+    "completion": "prompt_completion",
+}
+"""The form of conversations (`zoo.data.chat.forms`) that a field is a sign of."""
 RATIO, SMALL = 100, 1 << 28
 """A compressed file is refused if it unpacks to more than SMALL bytes and more than RATIO times its size: text
 compresses to about a tenth."""
@@ -108,7 +115,10 @@ def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, whe
     for column in columns:
         if column not in record:
             fields = ", ".join(shorten(str(each), 40) for each in list(record)[:FIELDS_SHOWN]) or "none"
-            faults.add(f"{where} has no field '{column}', found {fields} ({keys}, or a record that has it)")
+            forms = "".join(
+                f"data.form={form}, " for sign, form in SIGNS.items() if sign in record and "text" in columns
+            )
+            faults.add(f"{where} has no field '{column}', found {fields} ({forms}{keys}, or a record that has it)")
             return False
     return True
 
