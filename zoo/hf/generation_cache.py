@@ -56,7 +56,7 @@ class ZooCache(transformers.Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether the last tokens can be taken back: not from windows, compressed entries or recurrent states."""
+        """Whether the last tokens can be taken back: not from windows, keys of several tokens or recurrent states."""
         return can_crop(self.writer)
 
     @property
@@ -162,7 +162,7 @@ class ZooCache(transformers.Cache):
 
 
 def can_crop(writer: Tower) -> bool:
-    """Whether a tower's cache can take its last tokens back: not from windows, compressed entries or states."""
+    """Whether a tower's cache can take its last tokens back: not from windows, keys of several tokens or states."""
     plain = all(group.cross or (group.full and group.rate == 1) for group in list_groups(writer))
     return plain and not any(block.state() for block in writer.blocks.values())
 
