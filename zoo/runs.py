@@ -32,7 +32,7 @@ from zoo.untrusted.json_file import COUNTED, SETTINGS, check_shape, read_bytes, 
 from zoo.untrusted.printable import quote, shorten
 from zoo.untrusted.stated_paths import check_settings, find_inside
 
-ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
+ARCHITECTURE, WEIGHTS, ADAPTERS = "zoo.yaml", "model.safetensors", "adapter.safetensors"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint; `RUN/ema` is in the newest checkpoint
 COUNTERS = "training.json"  # in a checkpoint from which training can resume

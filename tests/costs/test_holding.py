@@ -165,6 +165,7 @@ RUNS = {
     "frozen": ["freeze=[embedding*,blocks.0.*]"],
     "dropout": ["dropout={residual:0.1,ffn:0.1,embedding:0.1}"],
     "an average": ["ema=0.9"],
+    "an average of what trains": ["ema=0.9", "freeze=[embedding*,blocks.0.*]"],
     "accumulated": ["accumulate=2", "model.head.tied=false"],
     "accumulated, a large tied table": ["accumulate=4", *TABLE, "model.head.tied=true"],
     "accumulated, two large tables": ["accumulate=4", *TABLE, "model.head.tied=false"],

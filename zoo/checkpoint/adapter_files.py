@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from zoo.checkpoint import hf
+from zoo.checkpoint import hf, parallel_checkpoint
 from zoo.checkpoint.conversion import Entry, Transpose
+from zoo.checkpoint.gguf import find
 from zoo.checkpoint.headers import check_tensors
 from zoo.checkpoint.inverse import find_config
+from zoo.checkpoint.manifest import MANIFEST, hash_file, hash_text, identify, is_verified
 from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.stored import StoredTensors, refuse_nonfinite
 from zoo.checkpoint.tensor_files import refuse_to_replace, write_tensors
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, short
-from zoo.families.described import read_json
+from zoo.families.described import CONFIG, read_json
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
+from zoo.runs import ADAPTERS, ARCHITECTURE
 from zoo.spec import table
 from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.printable import quote, shorten
@@ -32,8 +35,11 @@ if TYPE_CHECKING:
     from zoo.checkpoint.stored import WholeSpec
     from zoo.run.adapters import Adapters
 
-PLAN, TENSORS = "adapter.json", "adapter.safetensors"
-FILES = (PLAN, TENSORS)
+PLAN = "adapter.json"
+FILES = (PLAN, ADAPTERS)
+
+STATED = (ARCHITECTURE, CONFIG, "model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""The files of a folder that say what its tensors are."""
 
 PEFT = ("adapter_config.json", "adapter_model.safetensors")
 """The files of peft's format."""
@@ -48,13 +54,15 @@ class PlanFile(JsonShape):
     paths: list[str]
     trained: list[str]
     base: str | None = None
+    hash: str | None = None
 
 
 # ---------------------------------------------------------------- in a checkpoint of ours
 
 
 def write(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write a model's adapters, if it has any, into a folder. Returns all other tensors of the model.
+    """Write a model's adapters, if it has any, into a folder. Returns the other tensors that a checkpoint has: without
+    adapters all of the model's; with them those that are not the base's.
 
     `weights` (averages, say) replace the model's tensors of the same names.
     """
@@ -66,8 +74,8 @@ def write(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> dict
 
     own, adapters = split_adapters(tensors)
     (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
-    write_tensors(adapters, folder / TENSORS)
-    return own
+    write_tensors(adapters, folder / ADAPTERS)
+    return own if plan.hash is None else {name: own[name] for name in plan.trained}
 
 
 def read_plan(folder: Path) -> Adapters | None:
@@ -86,18 +94,21 @@ def read_plan(folder: Path) -> Adapters | None:
 
 
 def read(model: Any, folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint's adapters. Raises CheckpointError unless the model has the same adapters."""
+    """Read the tensors of a checkpoint's adapters, and note in the model which base they are for. Raises
+    CheckpointError unless the model has the same adapters."""
     plan, own = read_plan(folder), getattr(model, "adapters", None)
-    if plan != own:
+    if _describe(plan) != _describe(own):
         raise CheckpointError(f"{folder / PLAN}: its adapters are not the run's (as they were when the run began)")
+    model.adapters = plan
     return {} if plan is None else _read_tensors(plan, model.spec, folder, next(model.parameters()).device)
 
 
-def merge(stored: StoredTensors, spec: WholeSpec, folder: Path) -> StoredTensors:
-    """Merge a checkpoint's adapters, if it has any, into its model's weights. A weight is merged when it is read."""
-    plan = read_plan(folder)
-    if plan is None:
-        return stored
+def _describe(plan: Adapters | None) -> Adapters | None:
+    return plan and dataclasses.replace(plan, trained=(), base=None, hash=None)
+
+
+def merge(stored: StoredTensors, spec: WholeSpec, plan: Adapters, folder: Path) -> StoredTensors:
+    """Merge a checkpoint's adapters into its model's weights. A weight is merged when it is read."""
     from zoo.run.adapters import INSIDE, merge_adapter
 
     held = _read_tensors(plan, spec, folder, "cpu")
@@ -121,11 +132,63 @@ def _read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device 
     strange = [path for path in plan.paths if len(shapes.get(f"{path}.weight", ())) < 2]
     if strange:
         raise CheckpointError(f"{folder / PLAN}: paths: {quote(strange[0])} is no product of the model")
-    check_tensors(folder / TENSORS, list_adapter_shapes(plan, shapes))
+    check_tensors(folder / ADAPTERS, list_adapter_shapes(plan, shapes))
     try:
-        return load_file(folder / TENSORS, device=str(device))
+        return load_file(folder / ADAPTERS, device=str(device))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / TENSORS}: cannot be read, found {short(error)} (a whole file)") from error
+        raise CheckpointError(f"{folder / ADAPTERS}: cannot be read, found {short(error)} (a whole file)") from error
+
+
+# ---------------------------------------------------------------- the base
+
+
+def check_weights(folder: Path, spec: WholeSpec) -> None:
+    """Compare names and shapes of the tensors in a checkpoint with those that it should have. Raises CheckpointError,
+    one line for each difference (the first few of each sort)."""
+    plan, shapes = read_plan(folder), table(spec, spec.d_model)
+    if plan is not None and plan.hash is not None:
+        if strange := [name for name in plan.trained if name not in shapes]:
+            raise CheckpointError(f"{folder / PLAN}: trained: {quote(strange[0])} is no weight of the model")
+        shapes = {name: shapes[name] for name in plan.trained}
+    parallel_checkpoint.check_weights(folder, shapes)
+
+
+def choose_base(weights: str | Path) -> tuple[str, str]:
+    """Find the model that a run with adapters starts from: its folder (of a run, the newest checkpoint), or its GGUF
+    file; and its hash."""
+    path = Path(weights).expanduser()
+    base = (path if path.is_file() else find(path)).absolute()
+    return str(base), identify_base(base)
+
+
+def identify_base(path: Path) -> str:
+    """Hash what a model's weights are computed from: a GGUF file, a checkpoint by its manifest, or the architecture and
+    tensor files of a folder; other files there may change. Raises OSError."""
+    if path.is_file():
+        return hash_file(path)
+    if (path / MANIFEST).is_file():
+        return identify(path)
+    read = (each for each in sorted(path.iterdir()) if each.name in STATED or each.suffix in (".safetensors", ".bin"))
+    return hash_text(json.dumps({each.name: hash_file(each) for each in read if each.is_file()}))
+
+
+def find_base(plan: Adapters, folder: Path) -> Path:
+    """Find the model that a checkpoint's adapters are for. Raises CheckpointError if it is not where it was, or is
+    another (`ZOO_NO_VERIFY` leaves that out)."""
+    assert plan.base is not None
+    base, where = Path(plan.base), f"{folder / PLAN}: the adapters are for {shorten(plan.base)}, "
+    try:
+        there = base.exists()
+        if there and is_verified() and identify_base(base) != plan.hash:
+            found = "which has other weights now"
+            raise CheckpointError(f"{where}{found} (those that the run began with; --no-verify reads it as it is)")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{where}which cannot be read, found {short(error)} (the model, or a link to it)"
+        ) from None
+    if not there:
+        raise CheckpointError(f"{where}which is not there (the model, or a link to it)")
+    return base
 
 
 # ---------------------------------------------------------------- for peft

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoint import parallel_checkpoint
+from zoo.checkpoint import adapter_files, parallel_checkpoint
 from zoo.checkpoint.manifest import verify
 from zoo.checkpoint.publish import point
 from zoo.checkpoint.resume_states import open_states
@@ -18,7 +18,6 @@ from zoo.errors import CheckpointError
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
 from zoo.runs import CHECKPOINTS, LATEST, find_step, follow, is_file, read_step, steps
-from zoo.spec import table
 
 TRAINED = "weights."
 """Prefix of the trained weights' names among a run's states, if other weights are saved as the model's."""
@@ -69,8 +68,7 @@ def check_whole(folder: Path, check: Callable[[Path, dict[str, Any]], object]) -
     """Return a checkpoint's counters. Raises CheckpointError unless its files are unchanged and its weights finite."""
     counters = read_counters(folder)
     check(folder, counters)
-    spec = read_spec(folder)
-    parallel_checkpoint.check_weights(folder, table(spec, spec.d_model))
+    adapter_files.check_weights(folder, read_spec(folder))
     verify(folder, training=True)
     refuse_nonfinite(folder)
     return counters

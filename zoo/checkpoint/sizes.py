@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import runs
-from zoo.checkpoint.tensor_files import BITS, Header, read_headers
+from zoo.checkpoint.tensor_files import BITS, Header, read_header, read_headers
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, is_folder, read_config
 from zoo.families.gguf import is_gguf, read_gguf
@@ -28,6 +28,7 @@ def measure_stored(path: Path) -> dict[str, Any] | None:
     try:
         folder = runs.find(path)
         listed = read_headers(folder) if any(folder.glob("*.safetensors")) else {}
+        listed = listed | (read_header(folder / runs.ADAPTERS) if (folder / runs.ADAPTERS).is_file() else {})
     except CheckpointError:  # reported where headers are compared with the model
         return None
     sizes = {name: _size(each) for name, each in listed.items()}

@@ -7,7 +7,8 @@ A checkpoint's folder is always whole: it is written under another name, flushed
         zoo.yaml  model.safetensors      the model: `load` needs no more
         manifest.json                  bytes and hash of each file (zoo/checkpoint/manifest.py)
         tokenizer.json …                 what travels with it unchanged (zoo/checkpoint/beside.py)
-        adapter.json adapter.safetensors  low-rank adapters of a run; model.safetensors has the weights without them
+        adapter.json adapter.safetensors  low-rank adapters of a run, with path and hash of the model that they are for;
+                                       model.safetensors has only the weights that are not that model's
         training.json                  of a run: its counters
         training.safetensors           of a run: states of the optimizer and of the random generators; trained weights
                                        if others are saved as the model's (schedule-free)
@@ -28,6 +29,7 @@ import yaml
 from zoo.checkpoint import adapter_files, parallel_checkpoint, sentence_files
 from zoo.checkpoint.beside import BESIDE, copy_beside
 from zoo.checkpoint.gguf import find
+from zoo.checkpoint.headers import compare_shapes
 from zoo.checkpoint.manifest import MANIFEST, read_sealed, seal, verify, write_manifests
 from zoo.checkpoint.publish import publish, retire
 from zoo.checkpoint.resume_states import (
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
     from zoo.checkpoint.stored import WholeSpec
     from zoo.model.tower import Topology
+    from zoo.run.adapters import Adapters
     from zoo.run.layer import Model
 
 OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapter_files.FILES, *BESIDE)
@@ -143,20 +146,42 @@ def open_model(
     folder = find(path)
     own = (folder / ARCHITECTURE).is_file()
     kind = None if dtype is None else resolve_dtype(dtype)
-    return (open_own(folder, mapped, checked) if own else hf.open_model(folder, mapped, kind)).cast(kind)
+    return open_own(folder, mapped, kind, checked) if own else hf.open_model(folder, mapped, kind).cast(kind)
 
 
-def open_own(folder: Path, mapped: bool, checked: bool = True) -> StoredModel:
-    """Open the model of one of our checkpoint folders."""
-    spec = read_spec(folder)
-    shapes = table(spec, spec.d_model)
-    parallel_checkpoint.check_weights(folder, shapes)  # first: its message says more than a checksum's
+def open_own(folder: Path, mapped: bool, dtype: torch.dtype | None = None, checked: bool = True) -> StoredModel:
+    """Open the model of one of our checkpoint folders, with its adapters merged: in float32, then rounded to `dtype`,
+    by default each weight to that of the adapters' base."""
+    spec, plan = read_spec(folder), adapter_files.read_plan(folder)
+    adapter_files.check_weights(folder, spec)  # first: its message says more than a checksum's
     if checked:
         verify(folder)
+    tensors, dtypes = _open_tensors(folder, spec, plan, mapped, checked)
+    if plan is not None:
+        tensors = adapter_files.merge(tensors, spec, plan, folder)
+    return StoredModel(spec, tensors if dtype else tensors.cast(dtypes)).cast(dtype)
+
+
+def _open_tensors(
+    folder: Path, spec: WholeSpec, plan: Adapters | None, mapped: bool = True, checked: bool = True
+) -> tuple[StoredTensors, dict[str, torch.dtype]]:
+    """Open all tensors of a checkpoint's model, without its adapters: its own, and in float32 those of the adapters'
+    base. Returns the dtypes that a base has its tensors in too."""
+    shapes = table(spec, spec.d_model)
     found = parallel_checkpoint.open_weights(folder, mapped)
     forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards store scalars as [1]
-    tensors = StoredTensors(forms, lambda name: found[name].view(shapes[name]))
-    return StoredModel(spec, adapter_files.merge(tensors, spec, folder))
+    own = StoredTensors(forms, lambda name: found[name].view(shapes[name]))
+    if plan is None or plan.hash is None:
+        return own, {}
+    path = adapter_files.find_base(plan, folder)
+    stated = open_model(path, mapped=mapped, checked=checked)
+    base = open_model(path, torch.float32, mapped=mapped, checked=False).tensors
+    lent = {name: shape for name, shape in shapes.items() if name not in own}
+    compare_shapes(path, {name: tuple(base.forms[name].shape) for name in lent if name in base}, lent)
+    forms = {name: own.forms[name] if name in own else base.forms[name] for name in shapes}
+    others = dict.fromkeys(StoredModel(spec, own).list_parameters(), stated.dtype)
+    dtypes = {**others, **{name: form.dtype for name, form in stated.tensors.forms.items()}}
+    return StoredTensors(forms, lambda name: own[name] if name in own else base[name]), dtypes
 
 
 def load_spec(path: str | Path) -> WholeSpec:
@@ -315,15 +340,17 @@ def load_run(
     have been compared with the manifest already. Raises CheckpointError for a checkpoint that is broken, or of another
     model."""
     counters = read_counters(folder)
-    parallel_checkpoint.check_weights(folder, table(model.whole, model.whole.d_model))
+    adapter_files.check_weights(folder, model.whole)
     if not checked:
         verify(folder, training=True)
     take = model.shares.take_part
     if parallel_checkpoint.is_sharded(folder):
         parallel_checkpoint.fill_weights(model, folder)
     else:
-        own, held = parallel_checkpoint.open_weights(folder), model.state_dict()
-        there = {**own, **adapter_files.read(model, folder)}
+        held = model.state_dict()
+        adapters = adapter_files.read(model, folder)
+        own, _ = _open_tensors(folder, model.whole, getattr(model, "adapters", None))
+        there = {**own, **adapters}
         place = next(model.parameters()).device
         mine = {name: take(name, there[name].to(place), each) for name, each in held.items() if name in there}
         model.load_state_dict(mine)

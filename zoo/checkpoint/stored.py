@@ -36,6 +36,11 @@ class StoredTensors(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self.forms)
 
+    def cast(self, dtypes: Mapping[str, torch.dtype]) -> StoredTensors:
+        """Convert tensors to their `dtypes` as they are read; the others keep their own."""
+        forms = {name: form.to(dtypes.get(name, form.dtype)) for name, form in self.forms.items()}
+        return StoredTensors(forms, lambda name: self.read(name).to(forms[name].dtype))
+
 
 def refuse_nonfinite(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor. Raises CheckpointError if a value is not finite."""
@@ -74,9 +79,7 @@ class StoredModel:
         """Convert parameters to `dtype` as they are read; None leaves them. Buffers keep their dtypes."""
         if dtype is None:
             return self
-        parameters, read = {*self.list_parameters()}, self.tensors.read
-        forms = {name: form.to(dtype) if name in parameters else form for name, form in self.tensors.forms.items()}
-        return replace(self, tensors=StoredTensors(forms, lambda name: read(name).to(forms[name].dtype)))
+        return replace(self, tensors=self.tensors.cast(dict.fromkeys(self.list_parameters(), dtype)))
 
     def refuse_nonfinite(self) -> StoredModel:
         """Return the model, whose tensors raise CheckpointError when they are read if a value is not finite."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from zoo import runs
 from zoo.checkpoint import hf
+from zoo.checkpoint.adapter_files import check_weights, find_base, read_plan
 from zoo.checkpoint.gguf import find
-from zoo.checkpoint.parallel_checkpoint import check_weights
 from zoo.costs.params import count_parameters
 from zoo.errors import CheckpointError
 from zoo.grammar.saved import read_spec
@@ -42,7 +42,9 @@ def compare_tensors(path: Path) -> TensorReport:
         spec = read_spec(folder)
         names, faults = table(spec, spec.d_model), []
         try:
-            check_weights(folder, names)
+            check_weights(folder, spec)
+            if (plan := read_plan(folder)) is not None and plan.hash is not None:
+                find_base(plan, folder)
         except CheckpointError as error:
             faults = error.faults
         return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))

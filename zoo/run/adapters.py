@@ -25,7 +25,9 @@ INSIDE = ".lora."
 @dataclass(frozen=True)
 class Adapters:
     """The adapters of a model: rank, alpha, dropout rate of their inputs in training, and the `paths` of the Linears
-    that have one. `trained` names the model's own weights that train too; `base` is the folder of the base model."""
+    that have one. `trained` names the model's own weights that are not the base's: those that train too, and those
+    drawn or converted at the start. `base` is the path of the base model, `hash` what `identify_base` gave for it: a
+    checkpoint then has the adapters and the `trained` weights alone, without it all weights."""
 
     rank: int
     alpha: float
@@ -33,6 +35,7 @@ class Adapters:
     paths: tuple[str, ...]
     trained: tuple[str, ...] = ()
     base: str | None = None
+    hash: str | None = None
 
     @property
     def scale(self) -> float:

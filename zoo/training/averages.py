@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from zoo.checkpoint.parallel_checkpoint import is_sharded, open_weights
+from zoo.checkpoint.stored import StoredTensors
+from zoo.checkpoint.tensor_files import TensorReader, read_header
 from zoo.distributed.sharded_tensors import ALL, Shares, drop_gathered, own_part
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
-from zoo.runs import WEIGHTS
+from zoo.runs import ADAPTERS, WEIGHTS
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
     from zoo.run.layer import Model
 
@@ -48,15 +51,15 @@ Average = Annotated[EMA, BeforeValidator(_read_decay)]
 
 
 class MovingAverage:
-    """The moving average of a model's parameters, by name, in float32 or wider (`copy_wide`)."""
+    """The moving average of a model's trained parameters, by name, in float32 or wider (`copy_wide`)."""
 
     def __init__(self, settings: EMA, model: Model) -> None:
         self.settings = settings
-        self.weights = {name: copy_wide(each) for name, each in model.named_parameters()}
+        self.weights = {name: copy_wide(each) for name, each in list_trained(model).items()}
 
     def update(self, model: Model, step: int) -> None:
         """Update the average with the weights after update `step`, counted from 1."""
-        now = [own_part(each.detach()) for each in model.parameters()]
+        now = [own_part(each.detach()) for each in list_trained(model).values()]
         mine = [own_part(each) for each in self.weights.values()]
         take_in = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.decay_at(step))
         if all(each.dtype is own.dtype for each, own in zip(now, mine, strict=True)):
@@ -73,33 +76,42 @@ class MovingAverage:
             each.copy_(shares.take_part(name, found[name], each))
 
 
+def list_trained(model: Model) -> dict[str, Parameter]:
+    """List the parameters that train, by name; an average of the others would be themselves."""
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+
 def copy_wide(weight: Tensor) -> Tensor:
     """Copy a weight, in float32 if it has 16 bits: rounding to 16 bits would keep an average from moving."""
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 
 def read_weights(folder: Path) -> Tensors:
-    """Open the tensors of a checkpoint's model. Raises CheckpointError if they are missing or damaged."""
+    """Open the tensors in a checkpoint, those of its adapters too. Raises CheckpointError if they are missing or
+    damaged."""
     if not is_sharded(folder) and not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder / WEIGHTS}: is not there (a checkpoint that this run wrote has it)")
-    return open_weights(folder)
+    own = open_weights(folder)
+    if not (folder / ADAPTERS).is_file():
+        return own
+    adapters = read_header(folder / ADAPTERS)
+    forms = {name: each.make_empty("meta") for name, each in adapters.items()}
+    held = TensorReader(folder, adapters)
+    return StoredTensors({**own.forms, **forms}, lambda name: (own if name in own else held)[name])
 
 
 def average_checkpoints(folders: Iterable[Path], model: Model) -> Tensors:
-    """Average a model's parameters with those of earlier checkpoints (LAWA; Kaddour, 2022), in float64. Raises
+    """Average a model's trained parameters with those of earlier checkpoints (LAWA; Kaddour, 2022), in float64. Raises
     CheckpointError if a checkpoint is missing or damaged."""
-    sums = {name: each.detach().double() for name, each in model.named_parameters()}
+    trained = list_trained(model)
+    sums = {name: each.detach().double() for name, each in trained.items()}
     count = 1
     for folder in folders:
         found = read_weights(folder)
         for name, total in sums.items():
             total += found[name].to(total.device)
         count += 1
-    return {name: (total / count).to(dtype) for (name, total), dtype in zip(sums.items(), _dtypes(model), strict=True)}
-
-
-def _dtypes(model: Model) -> list[torch.dtype]:
-    return [each.dtype for each in model.parameters()]
+    return {name: (total / count).to(trained[name].dtype) for name, total in sums.items()}
 
 
 @contextmanager

@@ -226,13 +226,12 @@ def build_model(
 def settle_weights(model: Model, settings: Training, say: Callable[[str], object], fresh: bool) -> None:
     """Read a `fresh` model's initial weights, freeze some, and set up float8, dropout and bfloat16."""
     start = StartSettings.of(settings)
-    if fresh:
-        start.read(model, say)
+    equal = start.read(model, say) if fresh else None
     if settings.recipe:
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile is True else "; nothing is gained without compile=true"
         say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
-    if line := start.restrict(model):
+    if line := start.restrict(model, equal):
         say(line)
     if settings.dropout or count_draws(model.whole):
         (settings.dropout or Dropout()).apply(model, settings.seed)

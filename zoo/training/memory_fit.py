@@ -193,7 +193,9 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     ).on_mesh(mesh)
     tuning = describe_tuning(settings, spec)
     found = training(spec, setup, fused=cuda, tuning=tuning)
-    average = 0 if settings.ema is None else 4 * found["weights"] // widths(setup)[0]  # float32 for each weight
+    average = (
+        0 if settings.ema is None else 4 * found["gradients"] // widths(setup)[1]
+    )  # float32 for each trained weight
     peak = found.get("train_peak")
     states = sum(found[name] for name in ("weights", "gradients", "optimizer"))
     return {"peak": None if peak is None else peak + average, "states": states + average}

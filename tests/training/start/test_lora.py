@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ import transformers
 from torch.testing import assert_close
 
 import zoo
+from support.quantised_storage import int8
 from support.tiny_models import model_of, spec_of
-from zoo.checkpoint import adapter_files, store
+from zoo.checkpoint import adapter_files, manifest, store
 from zoo.cli import run
 from zoo.errors import CheckpointError, ConfigError
 from zoo.run.adapters import Adapters, attach_adapters
@@ -210,16 +213,20 @@ def test_a_run_trains_adapters_alone_and_its_checkpoint_generates_converts_and_s
     lora = ["weights=first", "lora={rank:4,on:[attention,ffn],dropout:0.1}", "save_every=2"]
     assert run(["train", *SMALL, *lora, "steps=4", "hydra.run.dir=whole"]) == 0
     said = capsys.readouterr().err
-    before, after = weights_of(here / "first"), weights_of(here / "whole")
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    before = weights_of(here / "first")
+    assert weights_of(here / "whole") == {}
     result = json.loads((here / "whole" / "result.json").read_text())
     widths = [(192, 192), (192, 64), (192, 64), (192, 192), (192, 512), (192, 512), (512, 192)]
     assert result["trained"] == 2 * sum(4 * (d_in + d_out) for d_in, d_out in widths)
     assert f"trains {result['trained']:,} of {result['params']:,} parameters" in said
+    folder = zoo.runs.find(here / "whole")
+    sizes = {each.name: each.stat().st_size for each in folder.glob("*.safetensors")}
+    assert sum(sizes.values()) < 3 * 4 * result["trained"] + 30_000  # beside AdamW's two values of each, headers
     assert run(["generate", "--checkpoint", "whole", "--prompt", "word", "--max-new-tokens", "3"]) == 0
     assert run(["convert", "whole", "merged"]) == 0
     merged = store.load(here / "whole")
     assert not torch.equal(merged.state_dict()["blocks.0.ffn.up.weight"], before["blocks.0.ffn.up.weight"])
+    assert torch.equal(merged.state_dict()["norm.weight"], before["norm.weight"])
     assert_close(store.load(here / "merged").state_dict(), merged.state_dict())
     assert run(["train", *SMALL, "weights=whole", "steps=1", "optim.lr=1e-9", "hydra.run.dir=next"]) == 0
     assert_close(weights_of(here / "next"), merged.state_dict(), rtol=0, atol=1e-6)
@@ -232,17 +239,118 @@ def _adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_a_run_with_adapters_goes_on_to_the_last_bit_without_the_weights_it_began_with(here):
+def test_a_run_with_adapters_goes_on_to_the_last_bit_over_the_model_it_began_with_alone(here, refused, capsys):
     assert run(["train", *SMALL, *MODEL, "steps=1", "hydra.run.dir=first"]) == 0
-    lora = ["weights=first", "lora={rank:2,dropout:0.3}", "train=[norm*]", "save_every=2"]
+    lora = ["weights=first", "lora={rank:2,dropout:0.3}", "train=[norm*]", "save_every=2", "ema=0.9", "lawa=2"]
     assert run(["train", *SMALL, *lora, "steps=2", "schedule=constant", "hydra.run.dir=parts"]) == 0
     assert run(["train", *SMALL, *lora, "steps=4", "schedule=constant", "hydra.run.dir=reference"]) == 0
+    base = zoo.runs.find(here / "first")
     before = weights_of(here / "first")["norm.weight"]
-    (zoo.runs.find(here / "first") / "model.safetensors").unlink()
+    base.rename(here / "elsewhere")
+    capsys.readouterr()
+    (line,) = refused("generate", "--checkpoint", "parts", "--prompt", "word")
+    assert line.endswith(f"the adapters are for {base}, which is not there (the model, or a link to it)")
+    base.symlink_to(here / "elsewhere")
     assert run(["train", "--resume", "parts", "steps=4"]) == 0
     for read in (_adapter_tensors, weights_of):
-        assert all(torch.equal(each, read(here / "reference")[name]) for name, each in read(here / "parts").items())
+        for average in ("", "/ema", "/lawa"):
+            expected, found = (read(here / f"{run}{average}") for run in ("reference", "parts"))
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(each, found[name]) for name, each in expected.items())
+    assert weights_of(here / "parts").keys() == {"norm.weight"}
     assert not torch.equal(weights_of(here / "parts")["norm.weight"], before)
+
+
+# ---------------------------------------------------------------- a checkpoint and its base
+
+
+def over(base: Path, model, folder: Path, trained: tuple[str, ...] = ()) -> Path:
+    """Save an adapted model as a run over `base` does."""
+    path, found = adapter_files.choose_base(base)
+    model.adapters = replace(model.adapters, trained=trained, base=path, hash=found)
+    return store.save_model(model, folder)
+
+
+def save_llama(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=60, **CASES["llama"][1])
+    transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def test_over_a_base_in_bfloat16_adapters_merge_in_float32_and_are_rounded_once(tmp_path):
+    base = save_llama(tmp_path / "hf", torch.bfloat16)
+    own = store.load(base, "fp32")
+    model = adapted(own, ("attention",))
+    folder = over(base, model, tmp_path / "saved", trained=("norm.weight",))
+    assert {*weights_of(folder)} == {"norm.weight"}
+    loaded, name = store.load(folder), "blocks.1.attention.q"
+    product = own.get_submodule(name)
+    a, b = (getattr(product.lora, each).detach().double() for each in "ab")
+    expected = product.weight.detach().double() + 5.0 / 3 * (b @ a)
+    assert loaded.state_dict()[f"{name}.weight"].dtype is torch.bfloat16
+    assert_close(loaded.state_dict()[f"{name}.weight"], expected.bfloat16(), rtol=2**-7, atol=0)
+    assert_close(store.load(folder, "fp32").state_dict()[f"{name}.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_over_a_quantised_folder_adapters_have_the_weights_that_it_was_read_as(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = save_llama(tmp_path / "hf", torch.bfloat16)
+    file, stored, weights = base / "model.safetensors", {}, {}
+    for name, each in load_file(file).items():
+        tensors, weights[name] = int8(tuple(each.shape), ".SCB") if "_proj" in name else ({".weight": each}, each)
+        stored |= {name.removesuffix(".weight") + end: tensor.contiguous() for end, tensor in tensors.items()}
+    save_file(stored, file)
+    config = json.loads((base / "config.json").read_text())
+    settings = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}, "dtype": "bfloat16"}
+    (base / "config.json").write_text(json.dumps({**config, **settings}))
+    model = adapted(store.load(base, "fp32"), ("attention",))
+    folder = over(base, model, tmp_path / "saved")
+    product = model.blocks[0].attention.q
+    a, b = (getattr(product.lora, each).detach().double() for each in "ab")
+    expected = weights["model.layers.0.self_attn.q_proj.weight"].double() + 5.0 / 3 * (b @ a)
+    loaded = store.load(folder, "fp32")
+    assert_close(loaded.blocks[0].attention.q.weight.detach().double(), expected, rtol=1e-4, atol=1e-5)
+    assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    assert store.load(folder).blocks[0].attention.q.weight.dtype is torch.bfloat16
+
+
+def test_the_base_may_be_a_checkpoint_with_adapters_of_its_own(tmp_path):
+    base = save_llama(tmp_path / "hf")
+    first = adapted(store.load(base), ("attention",))
+    over(base, first, tmp_path / "first")
+    second = adapted(store.load(tmp_path / "first"), ("ffn",))
+    over(tmp_path / "first", second, tmp_path / "second")
+    assert not weights_of(tmp_path / "second")
+    assert_close(logits(store.load(tmp_path / "second")), logits(second), rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_that_is_gone_or_changed_is_refused_in_one_line_and_notes_beside_it_do_not_matter(
+    tmp_path, refused, capsys
+):
+    base = save_llama(tmp_path / "hf")
+    folder = over(base, adapted(store.load(base), ("attention",)), tmp_path / "saved")
+    (base / "notes.txt").write_text("read on 3 May")
+    whole = logits(store.load(folder))
+    assert run(["check", str(folder)]) == 0
+    save_llama(tmp_path / "other", torch.bfloat16)
+    (base / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    capsys.readouterr()
+    (line,) = refused("convert", str(folder), str(tmp_path / "out"), "--to", "zoo")
+    would = "those that the run began with; --no-verify reads it as it is"
+    assert line == f"{folder}/adapter.json: the adapters are for {base}, which has other weights now ({would})"
+    with manifest.unverified():
+        assert_close(logits(store.load(folder, "fp32")), whole, rtol=0.1, atol=0.1)
+
+
+def test_a_checkpoint_of_an_older_version_has_all_weights_and_needs_no_base(tmp_path):
+    base = save_llama(tmp_path / "hf")
+    model = adapted(store.load(base), ("attention",))
+    model.adapters = replace(model.adapters, base=str(base))
+    folder = store.save_model(model, tmp_path / "saved")
+    shutil.rmtree(base)
+    assert_close(logits(store.load(folder)), logits(model), rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_of_nothing_are_refused(here, refused):

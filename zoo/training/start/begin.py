@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
+from zoo.checkpoint.adapter_files import choose_base
 from zoo.checkpoint.gguf import find
 from zoo.errors import ConfigError
 from zoo.lazy import torch
-from zoo.spec import table
+from zoo.spec import Buffer, table, tensors
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
 from zoo.training.start.other_tokenizer import check_tokens
@@ -77,20 +78,32 @@ class StartSettings:
             check_weights(self.weights, spec, self.deepen)
             check_tokens(self.weights, tokenizer, self.other_tokenizer, say)
 
-    def read(self, model: Model, say: Callable[[str], object]) -> None:
-        """Fill a built model with the initial weights, and report what was read."""
-        if self.weights is not None:
-            for line in load_weights(model, self.weights, self.deepen, self.seed):
-                say(line)
+    def read(self, model: Model, say: Callable[[str], object]) -> set[str]:
+        """Fill a built model with the initial weights, and report what was read. Returns the names of the weights that
+        were read as they are."""
+        if self.weights is None:
+            return set()
+        lines, equal = load_weights(model, self.weights, self.deepen, self.seed)
+        for line in lines:
+            say(line)
+        return equal
 
-    def restrict(self, model: Model) -> str | None:
-        """Attach adapters, and freeze the weights that do not train. Returns a line on the share that trains."""
+    def restrict(self, model: Model, equal: set[str] | None) -> str | None:
+        """Attach adapters, and freeze the weights that do not train. `equal` names the weights that `read` read as they
+        are; None for a run that goes on, whose checkpoint says so. Returns a line on the share that trains."""
         trained = self.choose_trained(model.spec)
         if self.lora is not None:
             from zoo.run.adapters import Adapters, attach_adapters
 
-            lora, beside = self.lora, tuple(sorted(trained))
-            plan = Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(model.spec), beside, self.weights)
+            lora = self.lora
+            plan = Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(model.spec))
+            if equal is not None and self.weights is not None:
+                fixed = {
+                    name for name, part, _ in tensors(model.spec, model.spec.d_model) if not isinstance(part, Buffer)
+                }
+                beside = model.state_dict().keys() - (equal & fixed - trained)
+                base, found = choose_base(self.weights)
+                plan = replace(plan, trained=tuple(sorted(beside)), base=base, hash=found)
             attach_adapters(model, plan, self.seed)
         if not self.partly:
             return None
@@ -106,8 +119,9 @@ def check_weights(folder: str | Path, spec: Topology, added: str) -> None:
     transfer(source, spec, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, added)
 
 
-def load_weights(model: Model, folder: str | Path, added: str, seed: int) -> list[str]:
-    """Fill a built model with a folder's weights, in place. Returns lines about what was done."""
+def load_weights(model: Model, folder: str | Path, added: str, seed: int) -> tuple[list[str], set[str]]:
+    """Fill a built model with a folder's weights, in place. Returns lines about what was done, and the names of the
+    weights that are the folder's as they are."""
     source = store.load(folder, "fp32", "cpu")
     held = source.state_dict()
     made = transfer(source.spec, model.whole, held, added, seed)
@@ -117,7 +131,8 @@ def load_weights(model: Model, folder: str | Path, added: str, seed: int) -> lis
     assert set(found.missing_keys) == made.fresh & own.keys() and not found.unexpected_keys, found
     notes = describe_dropout(getattr(getattr(source, "source", None), "config", {}))
     count = sum(tensor.numel() for tensor in held.values())
-    return [f"weights: {len(held)} tensors, {count:,} values, of {find(folder)}", *made.lines, *notes]
+    equal = {name for name in names if made.held[name] is held.get(name)}
+    return [f"weights: {len(held)} tensors, {count:,} values, of {find(folder)}", *made.lines, *notes], equal
 
 
 def describe_dropout(config: Mapping[str, Any]) -> list[str]:
