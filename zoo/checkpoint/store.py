@@ -156,13 +156,13 @@ def open_own(folder: Path, mapped: bool, dtype: torch.dtype | None = None, check
     adapter_files.check_weights(folder, spec)  # first: its message says more than a checksum's
     if checked:
         verify(folder)
-    tensors, dtypes = _open_tensors(folder, spec, plan, mapped, checked)
+    tensors, dtypes = open_tensors(folder, spec, plan, mapped, checked)
     if plan is not None:
         tensors = adapter_files.merge(tensors, spec, plan, folder)
     return StoredModel(spec, tensors if dtype else tensors.cast(dtypes)).cast(dtype)
 
 
-def _open_tensors(
+def open_tensors(
     folder: Path, spec: WholeSpec, plan: Adapters | None, mapped: bool = True, checked: bool = True
 ) -> tuple[StoredTensors, dict[str, torch.dtype]]:
     """Open all tensors of a checkpoint's model, without its adapters: its own, and in float32 those of the adapters'
@@ -340,7 +340,8 @@ def load_run(
     have been compared with the manifest already. Raises CheckpointError for a checkpoint that is broken, or of another
     model."""
     counters = read_counters(folder)
-    adapter_files.check_weights(folder, model.whole)
+    spec: Any = model.whole
+    adapter_files.check_weights(folder, spec)
     if not checked:
         verify(folder, training=True)
     take = model.shares.take_part
@@ -349,7 +350,7 @@ def load_run(
     else:
         held = model.state_dict()
         adapters = adapter_files.read(model, folder)
-        own, _ = _open_tensors(folder, model.whole, getattr(model, "adapters", None))
+        own, _ = open_tensors(folder, spec, getattr(model, "adapters", None))
         there = {**own, **adapters}
         place = next(model.parameters()).device
         mine = {name: take(name, there[name].to(place), each) for name, each in held.items() if name in there}

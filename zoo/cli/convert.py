@@ -41,7 +41,7 @@ def run(
     and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
     model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
     """
-    from zoo.checkpoint import adapter_files, gguf, hf, store
+    from zoo.checkpoint import gguf, hf, peft_files, store
     from zoo.checkpoint import verify_folder as verification
     from zoo.families.serving import describe_serving
     from zoo.text.handover import choose_readings
@@ -54,7 +54,7 @@ def run(
         verification.require_transformers()
     folder = gguf.find(checkpoint)
     if to == "peft":
-        config = adapter_files.save_for_peft(folder, out, force=force)
+        config = peft_files.save_for_peft(folder, out, force=force)
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")
         print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
         return

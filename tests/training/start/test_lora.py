@@ -4,43 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch.testing import assert_close
 
 import zoo
+from support.adapted_models import adapted, logits, over, save_llama
 from support.quantised_storage import int8
 from support.tiny_models import model_of, spec_of
-from zoo.checkpoint import adapter_files, manifest, store
+from zoo.checkpoint import manifest, store
 from zoo.cli import run
-from zoo.errors import CheckpointError, ConfigError
+from zoo.errors import ConfigError
 from zoo.run.adapters import Adapters, attach_adapters
 from zoo.training.start.lora import Lora
-
-IDS = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(3))
-
-
-def adapted(model, on: tuple[str, ...], rank: int = 3, dropout: float = 0.0):
-    """The model with adapters on the products named, both matrices random."""
-    paths = Lora(rank=rank, alpha=5.0, on=on).choose(model.spec)
-    attach_adapters(model, Adapters(rank, 5.0, dropout, paths), seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, each in model.named_parameters():
-            if ".lora." in name:
-                each.copy_(torch.randn(each.shape, generator=generator) * 0.2)
-    return model.eval()
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
-
 
 # ---------------------------------------------------------------- what an adapter computes
 
@@ -117,80 +96,6 @@ def test_what_can_have_no_adapter_is_refused_by_name(overrides, on, fault):
     assert fault in str(refusal.value)
 
 
-# ---------------------------------------------------------------- peft reads them
-
-
-CASES = {
-    "llama": (
-        transformers.LlamaConfig,
-        {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        },
-        ("attention", "ffn"),
-    ),
-    "gpt2, whose q, k and v are fused and transposed": (
-        transformers.GPT2Config,
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32},
-        ("attention", "blocks.1.ffn.*"),
-    ),
-    "gpt2 without its keys": (
-        transformers.GPT2Config,
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32},
-        ("blocks.*.attention.[qv]",),
-    ),
-    "gpt-neox, whose q, k and v are fused by head": (
-        transformers.GPTNeoXConfig,
-        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
-        ("attention",),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_peft_loads_exported_adapters_onto_the_hugging_face_model(case, tmp_path):
-    config, sizes, on = case
-    torch.manual_seed(0)
-    reference = transformers.AutoModelForCausalLM.from_config(config(vocab_size=60, **sizes)).eval()
-    with torch.no_grad():
-        for each in reference.parameters():
-            each.copy_(torch.randn(each.shape) * 0.2)
-    reference.save_pretrained(tmp_path / "hf")
-    model = adapted(store.load(tmp_path / "hf"), on)
-    store.save_model(model, tmp_path / "ours")
-    assert run(["convert", str(tmp_path / "ours"), str(tmp_path / "peft"), "--to", "peft"]) == 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what peft imports
-        from peft import PeftModel
-
-        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-        loaded = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
-    with torch.no_grad():
-        theirs, plain = loaded(IDS).logits, reference(IDS).logits
-    assert_close(logits(model), theirs, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(theirs, plain, atol=1e-2)
-
-
-def test_what_pefts_format_cannot_hold_is_refused_by_name(tmp_path):
-    store.save_model(model_of(), tmp_path / "plain")
-    with pytest.raises(CheckpointError, match="has no adapters"):
-        adapter_files.save_for_peft(tmp_path / "plain", tmp_path / "out")
-    store.save_model(adapted(model_of(["ffn=moe"]), ("ffn",)), tmp_path / "experts")
-    with pytest.raises(
-        CheckpointError, match=r"blocks.0.ffn.experts.gate.weight is adapted, and peft adapts no stacked"
-    ):
-        adapter_files.save_for_peft(tmp_path / "experts", tmp_path / "out")
-    model = adapted(model_of(), ("ffn",))
-    model.adapters = Adapters(3, 5.0, 0.0, model.adapters.paths, trained=("norm.weight",))
-    store.save_model(model, tmp_path / "beside")
-    with pytest.raises(CheckpointError, match=r"found norm.weight trained beside them"):
-        adapter_files.save_for_peft(tmp_path / "beside", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 # ---------------------------------------------------------------- whole runs
 
 
@@ -262,20 +167,6 @@ def test_a_run_with_adapters_goes_on_to_the_last_bit_over_the_model_it_began_wit
 
 
 # ---------------------------------------------------------------- a checkpoint and its base
-
-
-def over(base: Path, model, folder: Path, trained: tuple[str, ...] = ()) -> Path:
-    """Save an adapted model as a run over `base` does."""
-    path, found = adapter_files.choose_base(base)
-    model.adapters = replace(model.adapters, trained=trained, base=path, hash=found)
-    return store.save_model(model, folder)
-
-
-def save_llama(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=60, **CASES["llama"][1])
-    transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
-    return folder
 
 
 def test_over_a_base_in_bfloat16_adapters_merge_in_float32_and_are_rounded_once(tmp_path):
