@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from support.memory_tracker import StorageTracker
 from support.packaged_specs import load
 from support.saved_activations import passes, saved_by, told
 from support.tiny_models import AVERAGED, spec_of
 from support.tiny_runs import compose_run, write_corpus
+from zoo.checkpoint import store
 from zoo.costs.activations import PassShape, list_sections
+from zoo.costs.memory import training
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.costs.tuning import Tuning, apply_tuning
@@ -18,9 +21,10 @@ from zoo.run.adapters import Adapters, attach_adapters
 from zoo.run.builder import build
 from zoo.training.building import build_run, deposit_tied_gradients
 from zoo.training.dropout import Dropout
-from zoo.training.memory_fit import price_training
+from zoo.training.memory_fit import describe_tuning, price_training
 from zoo.training.objective.causal import NextToken, Seq2Seq
 from zoo.training.planning import plan_training
+from zoo.training.saving import save_checkpoint
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
 from zoo.training.update import update
@@ -195,3 +199,35 @@ def test_the_peak_and_the_states_of_an_update_are_those_that_are_priced(tmp_path
     told = price_training(planned.settings, planned.spec, rows, cuda=False)
     assert told["states"] == states
     assert told["peak"] == pytest.approx(peak, rel=0.02)
+
+
+def test_a_run_with_adapters_holds_and_saves_what_is_priced(tmp_path):
+    spec = plan_training(compose_run(tmp_path, *WIDE)).spec
+    base = store.save_model(build(spec, device="cpu", seed=1), tmp_path / "base")
+    lora = [f"weights={base}", "lora={rank:3,on:[attention,ffn]}", "ema=0.9"]
+    run, planned = make_run(tmp_path, *WIDE, *lora)
+    try:
+        states, peak = measure(run)
+        run.step = 3
+        save_checkpoint(run)
+    finally:
+        run.records.close("done")
+        run.gauges.watch.end()
+    told = price_training(planned.settings, planned.spec, planned.settings.batch_size, cuda=False)
+    assert told["states"] == states
+    assert told["peak"] == pytest.approx(peak, rel=0.02)
+    tuning = describe_tuning(planned.settings, planned.spec)
+    priced = training(planned.spec, Setup(precision="fp32"), tuning=tuning)
+    folder = tmp_path / "run" / "checkpoints" / "step-000003"
+    sizes = {
+        each.relative_to(folder).as_posix(): sum(tensor.nbytes for tensor in load_file(each).values() if tensor.ndim)
+        for each in folder.rglob("*.safetensors")
+    }
+    random = torch.get_rng_state().nbytes
+    assert sizes == {
+        "model.safetensors": 0,
+        "adapter.safetensors": priced["gradients"],
+        "training.safetensors": priced["optimizer"] + random,
+        "ema/model.safetensors": 0,
+        "ema/adapter.safetensors": priced["gradients"],
+    }
