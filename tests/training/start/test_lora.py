@@ -166,6 +166,27 @@ def test_a_run_with_adapters_goes_on_to_the_last_bit_over_the_model_it_began_wit
     assert not torch.equal(weights_of(here / "parts")["norm.weight"], before)
 
 
+@pytest.mark.slow
+def test_a_run_of_an_older_version_whose_checkpoints_are_whole_goes_on_without_its_base(here):
+    from safetensors.torch import save_file
+
+    assert run(["train", *SMALL, *MODEL, "steps=1", "hydra.run.dir=first"]) == 0
+    lora = ["weights=first", "lora={rank:2}", "save_every=2", "schedule=constant"]
+    assert run(["train", *SMALL, *lora, "steps=4", "hydra.run.dir=reference"]) == 0
+    assert run(["train", *SMALL, *lora, "steps=2", "hydra.run.dir=old"]) == 0
+    folder = zoo.runs.find(here / "old")
+    save_file(weights_of(here / "first"), folder / "model.safetensors")
+    plan = json.loads((folder / "adapter.json").read_text())
+    del plan["hash"]
+    (folder / "adapter.json").write_text(json.dumps({**plan, "base": "first", "trained": []}))
+    (folder / "manifest.json").unlink()
+    shutil.rmtree(here / "first")
+    assert run(["train", "--resume", "old", "steps=4"]) == 0
+    found = _adapter_tensors(here / "old")
+    assert all(torch.equal(each, found[name]) for name, each in _adapter_tensors(here / "reference").items())
+    assert len(weights_of(here / "old")) == 20
+
+
 # ---------------------------------------------------------------- a checkpoint and its base
 
 
