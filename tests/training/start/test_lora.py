@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 
 import zoo
-from support.adapted_models import adapted, logits, over, save_llama
+from support.adapted_models import LLAMA, adapted, logits, over, save_llama
+from support.gguf_files import TOKENS, write_gguf
 from support.quantised_storage import int8
 from support.tiny_models import model_of, spec_of
 from zoo.checkpoint import manifest, store
@@ -236,6 +238,18 @@ def test_the_base_may_be_a_checkpoint_with_adapters_of_its_own(tmp_path):
     over(tmp_path / "first", second, tmp_path / "second")
     assert not weights_of(tmp_path / "second")
     assert_close(logits(store.load(tmp_path / "second")), logits(second), rtol=1e-4, atol=1e-4)
+
+
+def test_the_base_may_be_a_gguf_file_whose_unpacked_folder_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(TOKENS), **LLAMA))
+    file = write_gguf(reference, tmp_path / "base.gguf", "llama")
+    model = adapted(store.load(file, "fp32"), ("attention",))
+    folder = over(file, model, tmp_path / "saved")
+    shutil.rmtree(tmp_path / "cache")
+    assert not weights_of(folder)
+    assert_close(logits(store.load(folder)), logits(model), rtol=1e-4, atol=1e-4)
 
 
 def test_a_base_that_is_gone_or_changed_is_refused_in_one_line_and_notes_beside_it_do_not_matter(
