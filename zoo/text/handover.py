@@ -93,7 +93,7 @@ def ask_pipeline(
 def encode(tokenizer: Tokenizer, text: str, limit: int, side: str) -> list[int]:
     """Encode a text as for generation, to at most `limit` tokens."""
     backend = tokenizer.backend
-    backend.encode_special_tokens = False
+    backend.encode_special_tokens = tokenizer.split
     backend.enable_truncation(limit, direction=side)
     try:
         return backend.encode(text).ids

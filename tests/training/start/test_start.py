@@ -55,7 +55,8 @@ def test_a_hugging_face_folder_is_model_weights_and_tokenizer_in_one_word(publis
     assert all(torch.allclose(trained[name], each, atol=1e-7) for name, each in whole.state_dict().items())
     config = yaml.safe_load((here / "ours" / "config.yaml").read_text())
     assert config["weights"] == str(published)
-    assert config["data"]["tokenizer"] == {"kind": "file", "path": str(published), "vocab_size": None, "eos": None}
+    stated = {name: value for name, value in config["data"]["tokenizer"].items() if value is not None}
+    assert stated == {"kind": "file", "path": str(published)}
 
 
 def test_a_run_goes_on_when_its_first_weights_are_gone_but_the_tokenizer(published, here):
