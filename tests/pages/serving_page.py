@@ -38,6 +38,8 @@ merged into the weights. One line says which engines list the architecture:
 
     {line}
 
+For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --type q8_0` writes one file ([commands.md](commands.md)).
+
 ## Start a server
 
     vllm serve OUT --host 127.0.0.1 --tensor-parallel-size 2

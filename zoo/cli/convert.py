@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 def run(
     checkpoint: Path = argument("A checkpoint, a run, a Hugging Face folder, or a GGUF file.", default=...),
-    out: Path = argument("The folder to write: written atomically.", default=...),
-    to: Literal["hf", "zoo", "peft"] = option(
-        "hf (transformers loads it), zoo (our own layout) or peft (a run's adapters alone).", default="hf"
+    out: Path = argument("The folder (--to gguf: the file) to write: written atomically.", default=...),
+    to: Literal["hf", "zoo", "peft", "gguf"] = option(
+        "hf (transformers loads it), zoo (our own layout), peft (a run's adapters alone) or gguf (llama.cpp's).",
+        default="hf",
     ),
+    ggml: str | None = option("With --to gguf: type of the matrices. [default: that of the weights]", "--type"),
     verify: bool = option(
         "Compare ids and logits with transformers in a fresh process (checksums are compared in any case).",
         default=True,
@@ -30,7 +32,7 @@ def run(
     dtype: Dtype = None,
     force: bool = flag("Replace OUT also if it is a model that zoo did not write."),
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
+    """Write a checkpoint as a Hugging Face folder, as llama.cpp's GGUF file, or in our own layout.
 
     A model that no published family describes is written for the classes of `import zoo.hf`, with a line for each field
     in the way.
@@ -40,6 +42,9 @@ def run(
     adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read, converted
     and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
     model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
+
+    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. The file is read back before it
+    appears: by our own reader and, where its Python package is installed, by llama.cpp.
     """
     from zoo.checkpoint import gguf, hf, peft_files, store
     from zoo.checkpoint import verify_folder as verification
@@ -50,6 +55,8 @@ def run(
         raise ConfigError(f"--into: a multimodal folder is written to hf, not {to} (--to hf)")
     if pooling is not None and (to != "hf" or into is not None):
         raise ConfigError("--pooling: a sentence-transformers folder is written to hf alone (--to hf, without --into)")
+    if ggml is not None and to != "gguf":
+        raise ConfigError(f"--type: is a GGUF file's, not one of {to} (--to gguf)")
     if verify and to == "hf":
         verification.require_transformers()
     folder = gguf.find(checkpoint)
@@ -62,6 +69,9 @@ def run(
     if note := hf.describe_unread(stored):
         print(note)
     held = count_parameters(stored.spec)["total"]
+    if to == "gguf":
+        _write_gguf(stored, out, folder, ggml, force, verify)
+        return
     if to == "zoo":
         store.save_stored(stored, out, beside=folder, force=force)
         print(f"written: {out}, {held:,} parameters")
@@ -84,6 +94,16 @@ def run(
         return
     readings, without = choose_readings(folder, out, stored.spec.max_seq_len)
     print(f"verified: {compare(store.load(folder, dtype), out, readings, without).describe()}")
+
+
+def _write_gguf(stored: StoredModel, out: Path, folder: Path, ggml: str | None, force: bool, verify: bool) -> None:
+    """Write a GGUF file, and print what was written and read back."""
+    from zoo.checkpoint import gguf_export
+
+    made = gguf_export.save(stored, out, folder, ggml, force=force, verify=verify)
+    held, size = count_parameters(stored.spec)["total"], report.format_size(out.stat().st_size)
+    print(f"written: {out}, {held:,} parameters as {made.describe()}, {size}")
+    print(f"verified: {made.compared}")
 
 
 def _write_own(stored: StoredModel, out: Path, folder: Path, force: bool, error: FitsNoFamily) -> tuple[str, Any]:

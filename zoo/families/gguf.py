@@ -88,13 +88,13 @@ def _faults_of(found: GGUFFile) -> Iterator[None]:
 def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate the catalogue's expressions for the fields of a config.json over the metadata."""
     config = {"model_type": _evaluate(row.get("model_type", found.architecture), fields)}
-    for name, value in _list_rows(family_of_config(config, str(found.file)), row.get("config") or {}).items():
+    for name, value in list_rows(family_of_config(config, str(found.file)), row.get("config") or {}).items():
         if value is not None and not (name.endswith("?") and not _has_fields(value, fields)):
             config[name.removesuffix("?")] = _evaluate(value, fields)
     return config
 
 
-def _list_rows(family: Family, own: Mapping[str, Any]) -> dict[str, Any]:
+def list_rows(family: Family, own: Mapping[str, Any]) -> dict[str, Any]:
     """List the rows for the fields of a family's config.json: those of all files, under the family's names and without
     fields that the family does not have, then an architecture's `own`, which replace them."""
     known = family.reads | family.defaults.keys() | set(family.harmless) | HARMLESS
@@ -259,20 +259,21 @@ def _find_llama3(found: GGUFFile, factors: Sequence[float], theta: float) -> dic
     if largest == min(factors) == 1.0:
         return None
     scaling = {"rope_type": "llama3", "factor": float(round(largest, 4)), **LLAMA3}
-    low, high, length = (
-        LLAMA3["low_freq_factor"],
-        LLAMA3["high_freq_factor"],
-        LLAMA3["original_max_position_embeddings"],
-    )
-    for place, each in enumerate(factors):
-        turns = length / (2 * math.pi * theta ** (place / len(factors)))
-        smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
-        wanted = 1 / ((1 - smooth) / largest + smooth)
+    for wanted, each in zip(find_llama3_factors(largest, theta, len(factors)), factors, strict=True):
         if abs(wanted - each) > 1e-4 * wanted:
             raise CheckpointError(
                 f"{found.file}: {ROPE[0]}: has a factor {each:.4g} where Llama 3's scaling has {wanted:.4g} ({LLAMA3})"
             )
     return scaling
+
+
+def find_llama3_factors(factor: float, theta: float, count: int) -> list[float]:
+    """Find the factors by which Llama 3's scaling divides the `count` frequencies: 1 for fast ones, `factor` for slow
+    ones, and between these what interpolates the frequencies."""
+    low, high, length = LLAMA3.values()
+    turns = [length / (2 * math.pi * theta ** (place / count)) for place in range(count)]
+    smooth = [min(1.0, max(0.0, (each - low) / (high - low))) for each in turns]
+    return [1 / ((1 - each) / factor + each) for each in smooth]
 
 
 def read_floats(tensor: StoredTensor) -> list[float]:

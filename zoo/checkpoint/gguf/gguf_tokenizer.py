@@ -172,11 +172,11 @@ def _mark_piece(token: str) -> str:
 
 
 def _add_special(made: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
-    """Add control tokens and user-defined tokens, which are matched verbatim anywhere in a text."""
+    """Add the unknown token, control tokens and user-defined ones, which are matched verbatim anywhere in a text."""
     from tokenizers import AddedToken
 
     types, known = vocabulary.get("token_type") or [], made.get_vocab()
-    for kind, special in ((CONTROL, True), (USER, False)):
+    for kind, special in ((UNKNOWN, True), (CONTROL, True), (USER, False)):
         named = [each for each, own in zip(vocabulary["tokens"], types, strict=False) if own == kind and each in known]
         added = [AddedToken(each, special=special, normalized=False) for each in named]
         (made.add_special_tokens if special else made.add_tokens)(added)

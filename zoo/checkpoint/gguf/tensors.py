@@ -124,6 +124,14 @@ def name_in_gguf(name: str, found: GGUFFile) -> str:
     return next((each for each in mapped if each in found.tensors), name)
 
 
+def to_gguf_name(name: str, architecture: str, layers: int) -> str | None:
+    """Translate a tensor's Hugging Face name to llama.cpp's, for writing; None if it has none. A name of a layer that
+    the catalogue states is llama.cpp's own."""
+    names = _name_map(architecture, layers)
+    tried = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in (name, name.partition(".")[2]))
+    return next(filter(None, tried), name if name.startswith("blk.") else None)
+
+
 @functools.cache
 def _name_map(architecture: str, layers: int) -> Any:
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map

@@ -20,7 +20,7 @@ from zoo.untrusted.json_file import SETTINGS, JsonShape, read_json
 POINTER = "gguf.json"
 """Name of the file, in the unpacked folder, that states the GGUF file's path."""
 
-VERSION = 1
+VERSION = 2
 """Version of the unpacked files: a folder of an older version is made anew."""
 
 

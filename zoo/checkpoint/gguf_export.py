@@ -1,0 +1,299 @@
+"""Write a model as a GGUF file, by the catalogue that reads them (conf/gguf.yaml), and read the draft back.
+
+A tensor is converted, quantised by the package `gguf`, and written before the next one is read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.conversion import Entry
+from zoo.checkpoint.gguf.tensors import lay_keys, require_gguf, to_gguf_name
+from zoo.checkpoint.gguf.unpacking import unpack
+from zoo.checkpoint.gguf_vocabulary import describe_vocabulary
+from zoo.checkpoint.inverse import find_config
+from zoo.checkpoint.likeness import list_spec_differences
+from zoo.checkpoint.llama_cpp_logits import compare_with_llama_cpp
+from zoo.checkpoint.mapping import find_entries
+from zoo.checkpoint.stored import StoredModel
+from zoo.disk import replace_file
+from zoo.errors import CheckpointError, ConfigError
+from zoo.families import family as families
+from zoo.families.gguf import PLAIN, GGUFFile, StoredTensor, describe_gguf, is_gguf, read_catalogue, read_gguf
+from zoo.families.gguf_metadata import find_factors, find_metadata, list_writable
+from zoo.lazy import torch
+from zoo.model.head import can_be_tied
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.families.body import Body
+
+STEPS = {"F32": 2.0**-22, "F16": 2.0**-11, "BF16": 2.0**-8}
+STEPS |= {kind: step + 2.0**-10 for kind, step in {"Q8_0": 1 / 254, "Q5_0": 1 / 16, "Q5_1": 1 / 31}.items()}
+STEPS |= {kind: step + 2.0**-10 for kind, step in {"Q4_0": 1 / 8, "Q4_1": 1 / 15}.items()}
+"""The types that are written: those that the package `gguf` quantises. For each, the largest error of a value, relative
+to the largest value of its tensor: half the distance of two stored values, or all of it where the last one is cut off
+(Q4_0, Q5_0), and the rounding of a block's scale to 16 bits."""
+
+LEAST = 1e-7
+"""An error that is none, whatever the values: scales of blocks are stored in 16 bits."""
+
+WRITER = "zoo.writer"
+"""The entry of metadata that marks a file as written here."""
+
+EXACT = ("ffn_gate_inp", "position_embd", "token_types", "ssm_conv1d", "shortconv.conv")
+"""Tensors that llama.cpp needs in float32, beside vectors and norms."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a GGUF file of a model has: architecture, metadata, the entries that give its tensors with their names,
+    the ggml type and shape of each tensor, and the factors of rotary frequencies."""
+
+    architecture: str
+    metadata: dict[str, Any]
+    entries: list[tuple[Entry, list[str]]]
+    kinds: dict[str, tuple[str, tuple[int, ...]]]
+    factors: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A GGUF file that was written: its architecture and type, the matrices stored as F16 because their rows are no
+    multiple of the type's blocks, and what was read back, in words."""
+
+    architecture: str
+    kind: str
+    widened: int
+    compared: str
+
+    def describe(self) -> str:
+        """Describe the types in a few words."""
+        wide = f", {self.widened} matrices as F16 (their rows are no multiple of a block)" if self.widened else ""
+        return f"llama.cpp's {self.architecture}, {self.kind}{wide}"
+
+
+def save(
+    model: StoredModel, out: Path, folder: Path, kind: str | None = None, *, force: bool = False, verify: bool = True
+) -> Written:
+    """Write a GGUF file with the tokenizer of `folder`; matrices as the ggml type `kind`, else as the model's dtype.
+
+    The file appears when the draft, read back, has the same tensors and token ids (`compare`), and with `verify` in
+    llama.cpp, if it is installed, the same logits: that needs memory for the model. Raises ConfigError for
+    an architecture that llama.cpp or the catalogue does not have, for a type that the package does not write and for a
+    tokenizer that GGUF has no form of; and CheckpointError for an existing file that zoo did not write, unless `force`.
+    """
+    require_gguf()
+    kind = (kind or {each: name for name, each in PLAIN.items()}[str(model.dtype).removeprefix("torch.")]).upper()
+    if kind not in STEPS:
+        raise ConfigError(f"--type: {kind.lower()} is not quantised here (one of: {', '.join(STEPS).lower()})")
+    _refuse_to_replace(out, model, force)
+    model = model.refuse_nonfinite()
+    layout = lay_out(model, kind)
+    layout.metadata.update(describe_vocabulary(folder, model.spec.vocab_size))
+    layout.metadata.update(_describe_file(out, kind))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(out) as draft:
+        _write(model, layout, draft)
+        compared = compare(model, layout, draft, folder, verify)
+    widened = sum(stated == "F16" for stated, _ in layout.kinds.values()) if kind not in PLAIN else 0
+    return Written(layout.architecture, kind, widened, compared)
+
+
+def _describe_file(out: Path, kind: str) -> dict[str, Any]:
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
+
+    number = LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"]
+    said = {"general.name": out.stem, "general.file_type": int(number), WRITER: "transformer-zoo"}
+    return said | ({} if kind in PLAIN else {"general.quantization_version": GGML_QUANT_VERSION})
+
+
+def _refuse_to_replace(out: Path, model: StoredModel, force: bool) -> None:
+    if not is_gguf(out):
+        raise ConfigError(f"{out}: a GGUF file's name ends in .gguf (that name)")
+    if out.is_dir():
+        raise CheckpointError(f"{out}: is a folder (a new file would do)")
+    source = model.source.file if model.source else None
+    if out.exists() and source is not None and out.samefile(source):
+        raise CheckpointError(f"{out}: is the checkpoint itself (a new file would do)")
+    if out.exists() and not force and WRITER not in read_gguf(out).metadata:
+        raise CheckpointError(f"{out}: would be replaced, and zoo did not write it (a new file, or --force)")
+
+
+# ---------------------------------------------------------------- the header
+
+
+def lay_out(model: StoredModel, kind: str) -> Layout:
+    """Find the architecture, the metadata and the tensors' names that read as this model. Raises ConfigError, with the
+    fields of the nearest that differ, if there are none."""
+    spec = model.spec
+    tried, faults = [find_config(spec)], []
+    tried += [find_config(spec, model.source)] if model.source is not None else []
+    for config, body in tried:
+        for name in list_writable(config["model_type"]):
+            try:
+                return _lay_out_as(name, config, body, model, kind)
+            except ConfigError as error:
+                faults += [
+                    f"{fault}; {name}, an architecture of llama.cpp's, cannot describe this" for fault in error.faults
+                ]
+    if not faults:
+        found, known = tried[-1][0]["model_type"], ", ".join(read_catalogue()["written"])
+        raise ConfigError(f"--to gguf: {found} is not written (one of: {known})")
+    raise ConfigError(*faults[:8])
+
+
+def _lay_out_as(architecture: str, config: Mapping[str, Any], body: Body, model: StoredModel, kind: str) -> Layout:
+    start = GGUFFile(Path(f"{architecture}.gguf"), {"general.architecture": architecture}, {})
+    entries, lost = find_entries(model.spec, lay_keys(body, start))
+    if lost:
+        raise ConfigError(*(f"{name}: has no tensor" for name in lost[:3]))
+    named, kinds = [], {}
+    for entry in entries:
+        names = []
+        for theirs, shape in entry.shapes_of_theirs():
+            own = to_gguf_name(theirs, architecture, model.spec.n_layers)
+            if own is None:
+                raise ConfigError(f"{theirs}: has no tensor")
+            names.append(own)
+            kinds[own] = (_choose_kind(own, shape, kind), shape)
+        named.append((entry, names))
+    metadata = find_metadata(config, architecture, [*kinds])
+    metadata.setdefault(f"{architecture}.context_length", model.spec.max_seq_len)
+    metadata.setdefault(f"{architecture}.vocab_size", model.spec.vocab_size)
+    layout = Layout(architecture, metadata, named, kinds, find_factors(config, metadata, architecture))
+    _check_header(layout, model)
+    return layout
+
+
+def _choose_kind(name: str, shape: tuple[int, ...], kind: str) -> str:
+    """Choose the ggml type of a tensor. A matrix whose rows are no multiple of the type's blocks is stored as F16."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if len(shape) < 2 or "norm" in name or not name.endswith(".weight") or any(each in name for each in EXACT):
+        return "F32"
+    return kind if shape[-1] % GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0] == 0 else "F16"
+
+
+def _check_header(layout: Layout, model: StoredModel) -> None:
+    """Raise ConfigError with the fields in which the model that the header describes differs from the one to write."""
+    import numpy as np
+
+    from zoo.compose import load
+
+    with tempfile.TemporaryDirectory() as folder:
+        held = {}
+        for name, factors in layout.factors.items():
+            file = Path(folder) / name
+            np.array(factors, np.float32).tofile(file)
+            held[name] = StoredTensor(file, "F32", (len(factors),), 0)
+        file = Path(f"{layout.architecture}.gguf")
+        held |= {name: StoredTensor(file, kind, shape, 0) for name, (kind, shape) in layout.kinds.items()}
+        header = {"general.architecture": layout.architecture, **layout.metadata}
+        config = describe_gguf(GGUFFile(file, header, held))
+        family = families.family_of_config(config, str(file))
+        body = family.body(config, str(file))
+        if body.head is not None and can_be_tied(body.model.get("head") or {}):  # as on reading, tensors decide
+            body = family.body(config, str(file), {"head": {"tied": "output.weight" not in held}})
+        if faults := list_spec_differences(model.spec, load(body.model)):
+            raise ConfigError(*faults)
+
+
+# ---------------------------------------------------------------- the file
+
+
+def _write(model: StoredModel, layout: Layout, file: Path) -> None:
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(file, layout.architecture)
+    for name, value in layout.metadata.items():
+        kind = gguf.GGUFValueType.UINT32 if type(value) is int and value >= 0 else gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(name, value, kind)
+    factors = {name: np.array(each, np.float32) for name, each in layout.factors.items()}
+    for name, each in factors.items():
+        writer.add_tensor_info(name, each.shape, each.dtype, each.nbytes)
+    for name, (stated, shape) in layout.kinds.items():
+        type_ = gguf.GGMLQuantizationType[stated]
+        values, size = gguf.GGML_QUANT_SIZES[type_]
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), prod(shape) // values * size, type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for each in factors.values():
+        writer.write_tensor_data(each)
+    for name, tensor in _list_theirs(model, layout):
+        type_ = gguf.GGMLQuantizationType[layout.kinds[name][0]]
+        writer.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(tensor.numpy()), type_))
+    writer.close()
+
+
+def _list_theirs(model: StoredModel, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    """Yield the file's tensors in float32, in the file's order."""
+    for entry, names in layout.entries:
+        ours = [model.tensors[name].float() for name in entry.ours]
+        yield from zip(names, entry.to_theirs(ours), strict=True)
+
+
+# ---------------------------------------------------------------- read back
+
+
+def compare(model: StoredModel, layout: Layout, file: Path, folder: Path, verify: bool) -> str:
+    """Read a file by zoo's own reader, and compare it with the model it was written from: tensors within the rounding
+    of their types, and token ids. Returns what was compared. Raises CheckpointError if they differ."""
+    from zoo.checkpoint.store import open_model
+
+    with warnings.catch_warnings():
+        if "tokenizer.ggml.tokens" not in layout.metadata:
+            warnings.simplefilter("ignore")  # it is no surprise that the file has no tokenizer
+        unpacked = unpack(file)
+    try:
+        found = open_model(unpacked, torch.float32, mapped=False)
+        largest = max(_measure_error(model, found, layout, entry, names) for entry, names in layout.entries)
+        error = f"within {largest:.1e} of a tensor's largest value" if largest else "equal"
+        texts = _compare_ids(folder, unpacked) if (folder / "tokenizer.json").is_file() else 0
+        logits = compare_with_llama_cpp(found, file) if verify else "not read by llama.cpp"
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    ids = f"the same ids of {texts} texts" if texts else "no text, as it has no tokenizer.json"
+    return f"zoo's reader gives {len(found.tensors)} tensors, {error}; {ids}; {logits}"
+
+
+def _measure_error(model: StoredModel, found: StoredModel, layout: Layout, entry: Entry, names: list[str]) -> float:
+    """Measure the largest error of an entry's tensors, relative to the largest value that is stored of them."""
+    step = max(STEPS[layout.kinds[name][0]] for name in names)
+    ours = [model.tensors[name].float() for name in entry.ours]
+    stored = max(float(each.abs().max()) for each in entry.to_theirs(ours))
+    errors = [
+        float((found.tensors[name].float() - each).abs().max()) for name, each in zip(entry.ours, ours, strict=True)
+    ]
+    if not max(errors) <= step * stored + LEAST:
+        raise CheckpointError(f"{entry.ours[0]}: is read back with an error of {max(errors):.2g} (a bug here)")
+    return max(errors) / max(stored, LEAST)
+
+
+TEXTS = ("Hello!", "A longer text, of naïve words, 42 numbers and 東京.", " x  y\n\n\tz it's 12345", "")
+
+
+def _compare_ids(folder: Path, unpacked: Path) -> int:
+    """Count the texts of which the file's tokenizer gives the folder's ids. Raises ConfigError if one has others."""
+    from tokenizers import Tokenizer
+
+    ours, theirs = (Tokenizer.from_file(str(each / "tokenizer.json")) for each in (folder, unpacked))
+    special = [each.content for each in ours.get_added_tokens_decoder().values() if each.special]
+    texts = (*TEXTS, " and ".join(["special tokens", *special[-3:]]))
+    for text in texts:
+        wanted, got = ours.encode(text).ids, theirs.encode(text).ids
+        if wanted != got:
+            raise ConfigError(
+                f"{folder / 'tokenizer.json'}: GGUF has no form of it, {text!r} would be {got}, is {wanted}"
+            )
+    return len(texts)
