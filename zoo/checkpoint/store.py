@@ -17,6 +17,7 @@ A checkpoint's folder is always whole: it is written under another name, flushed
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from zoo.checkpoint.beside import BESIDE, copy_beside
 from zoo.checkpoint.gguf import find
 from zoo.checkpoint.headers import compare_shapes
 from zoo.checkpoint.manifest import MANIFEST, read_sealed, seal, verify, write_manifests
+from zoo.checkpoint.model_card import CARD, write_card
 from zoo.checkpoint.publish import publish, retire
 from zoo.checkpoint.resume_states import (
     STATES,
@@ -89,9 +91,9 @@ def save_stored(
     model: StoredModel, folder: Path, beside: Path, *, config: str | None = None, force: bool = False
 ) -> None:
     """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files from the folder
-    `beside`, and `config` as its config.json (`zoo.hf`). With `force` a model that zoo did not write is replaced too.
-    Raises CheckpointError for a tensor that is not finite."""
-    names = (*OWN, CONFIG) if config is not None else OWN
+    `beside`, and for `zoo.hf` `config` as its config.json, with a model card. With `force` a model that zoo did not
+    write is replaced too. Raises CheckpointError for a tensor that is not finite."""
+    names = (*OWN, CONFIG, CARD) if config is not None else OWN
     refuse_to_replace(folder, "a model of ours", names, source=beside, force=force)
     model = model.refuse_nonfinite()
     with replace_folder(folder) as draft:
@@ -102,6 +104,8 @@ def save_stored(
         if config is not None:
             write_text(draft / CONFIG, config)
         write_manifests(draft)
+        if config is not None:  # after the manifest: a card may be edited
+            write_card(draft, folder, model.spec, json.loads(config)["architectures"][0], beside)
 
 
 def write_model(model: Model, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:

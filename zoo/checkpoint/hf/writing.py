@@ -15,6 +15,7 @@ from zoo.checkpoint.hf.multimodal_folder import Whole, list_other_files, write_c
 from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors, matches
+from zoo.checkpoint.model_card import CARD, write_card
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.checkpoint.tensor_files import INDEX, SINGLE, TensorReader, copy_inside, refuse_to_replace, stream_tensors
 from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, read_special_tokens
@@ -41,7 +42,7 @@ def save(
     pooling: str | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write a Hugging Face folder: config.json, safetensors, and the tokenizer's files. Returns the config.
+    """Write a Hugging Face folder: config.json, safetensors, the tokenizer's files, a model card. Returns the config.
 
     The tokenizer's files are copied from `beside`, or from the folder that the model came from. A model from a
     multimodal folder is written as that folder, with its text model's tensors replaced and everything else unchanged;
@@ -65,7 +66,7 @@ def save(
         raise CheckpointError(
             f"{out / CONFIG}: is the config of no model, and would be replaced (a new folder would do)"
         )
-    names = (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE)
+    names = (CONFIG, INDEX, SINGLE, CARD, "model-*-of-*.safetensors", *BESIDE)
     refuse_to_replace(out, "a checkpoint", names, source=own, force=force)
     mapped = map_tensors(model.spec, body)
     with replace_folder(out) as draft:
@@ -81,6 +82,7 @@ def save(
             if pooling is None:
                 sentence_files.list_modules(own)  # refuses what it cannot read
             copy_beside(own, draft)
+        write_card(draft, out, model.spec, config["architectures"][0], own)
     return config
 
 

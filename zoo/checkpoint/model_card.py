@@ -1,0 +1,109 @@
+"""Write the model card of an export, README.md: what the model is, exact counts, how it was trained, how to load it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from zoo import runs
+from zoo.costs.params import count_parameters
+from zoo.untrusted.yaml_file import read_yaml_text
+
+if TYPE_CHECKING:
+    from zoo.checkpoint.stored import WholeSpec
+
+CARD = "README.md"
+MARK = "Written by `zoo convert`."
+"""The line by which a card of ours is known: any other README.md in the folder that is replaced is kept."""
+
+TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForConditionalGeneration": "text2text-generation",
+}
+"""The hub's task of a class, by the end of its name; of any other it is feature-extraction."""
+
+
+def write_card(draft: Path, out: Path, spec: WholeSpec, name: str, folder: Path | None) -> None:
+    """Write the card of a model of the class `name` into a folder that will be `out`. `folder` is the checkpoint that
+    the model came from; if it is a run's, the card says how it was trained. Keeps a README.md in `out` that zoo did not
+    write, and one that is in the draft already."""
+    there = (draft / CARD, out / CARD)
+    kept = next(
+        (each.read_bytes() for each in there if each.is_file() and MARK.encode() not in each.read_bytes()), None
+    )
+    if kept is not None:
+        (draft / CARD).write_bytes(kept)
+        return
+    task = next((task for end, task in TASKS.items() if name.endswith(end)), "feature-extraction")
+    run = _find_run(folder)
+    settings = {} if run is None else yaml.safe_load(read_yaml_text(run / runs.CONFIG))
+    settings = settings if isinstance(settings, dict) else {}
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": ["transformer-zoo", spec.kind],
+    }
+    start = settings.get("weights")
+    if isinstance(start, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", start) and not Path(start).exists():
+        front["base_model"] = start  # a name on the hub
+    text = "\n".join(_list_lines(out.name, spec, name, task, run, settings, folder))
+    head = yaml.safe_dump(front, sort_keys=False)
+    (draft / CARD).write_text(f"---\n{head}---\n\n{text}\n", encoding="utf-8")
+
+
+def _find_run(folder: Path | None) -> Path | None:
+    """Find the run that a checkpoint, or an average of the weights in it, belongs to; None if there is none."""
+    if folder is None:
+        return None
+    step = folder.parent if folder.name in runs.AVERAGES else folder
+    run = step.parent.parent
+    is_of_run = step.parent.name == runs.CHECKPOINTS and (run / runs.CONFIG).is_file()
+    return run if is_of_run else None
+
+
+def _list_lines(
+    title: str, spec: WholeSpec, name: str, task: str, run: Path | None, settings: dict[str, Any], folder: Path | None
+) -> Iterator[str]:
+    counts = count_parameters(spec)
+    yield from (f"# {title}", "", f"{MARK} The model is a {name}.", "", "| | |", "|---|---|")
+    for tower, each in spec.towers().items():
+        layers = Counter(f"{block.attention.kind} attention" for block in (each.blocks[kind] for kind in each.pattern))
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in layers.items())
+        yield f"| {tower or 'Layers'} | {each.n_layers}: {kinds}; width {each.d_model:,} |"
+    yield f"| Vocabulary, longest text | {spec.vocab_size:,} tokens, {spec.max_seq_len:,} tokens |"
+    yield f"| Parameters | {counts['total']:,} |"
+    yield f"| Active for a token | {counts['active']:,} |"
+    yield f"| Without embeddings | {counts['non_embedding']:,} |"
+    if run is not None and folder is not None:
+        yield from ("", "## Training", "", *_list_training(run, settings, folder))
+    own = ["import zoo.hf  # its classes"] if name.startswith("Zoo") else []
+    yield from ("", "## Use", "", "```python", "from transformers import pipeline", *own, "")
+    yield f"model = pipeline({task!r}, {title!r})"
+    yield "```"
+
+
+def _list_training(run: Path, settings: dict[str, Any], folder: Path) -> Iterator[str]:
+    """List the data, steps and losses of a run. Losses are those of its last step, so no other's has them."""
+    step = runs.read_step(folder.parent if folder.name in runs.AVERAGES else folder)
+    found = runs.read_whole_result(run / runs.RESULT)
+    data = settings.get("data")
+    if isinstance(data, dict):
+        path = data.get("path")
+        named = (
+            path if data.get("kind") == "hf" else Path(str(path)).name
+        )  # folders of this machine tell a reader nothing
+        yield f"- Data: {data.get('kind')}" + (f", {named}" if path else "")
+    yield f"- Steps: {step:,}"
+    if found.get("steps") == step and folder.name not in runs.AVERAGES:
+        for key, word in (("tokens", "Tokens"), ("val_loss", "Validation loss"), ("bits_per_byte", "Bits per byte")):
+            if found.get(key) is not None:
+                yield f"- {word}: {found[key]:,}" if key == "tokens" else f"- {word}: {found[key]:.4f}"
