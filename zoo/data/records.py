@@ -115,9 +115,8 @@ def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, whe
     for column in columns:
         if column not in record:
             fields = ", ".join(shorten(str(each), 40) for each in list(record)[:FIELDS_SHOWN]) or "none"
-            forms = "".join(
-                f"data.form={form}, " for sign, form in SIGNS.items() if sign in record and "text" in columns
-            )
+            named = [form for sign, form in SIGNS.items() if sign in record and column in ("text", *SIGNS)]
+            forms = "".join(f"data.form={form}, " for form in named)
             faults.add(f"{where} has no field '{column}', found {fields} ({forms}{keys}, or a record that has it)")
             return False
     return True

@@ -21,6 +21,8 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from zoo.checkpoint import store
+from zoo.checkpoint.gguf import find
+from zoo.checkpoint.hf.writing import read_special_ids
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
 from zoo.hf.config import ZooConfig
@@ -84,9 +86,11 @@ def wrap(model: Model, **fields: Any) -> ZooPreTrainedModel:
 
 def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> ZooPreTrainedModel:
     """Load whatever `zoo.load` loads (a run, a checkpoint, a Hugging Face folder, a GGUF file) as a transformers model.
-    The ids of special tokens are those of the folder's config.json, where it has one."""
-    model: Any = store.load(path, dtype, device)
-    known = model.source.config if hasattr(model, "source") else {}
+    The ids of special tokens are those of the folder's config.json, where it has one, else those of its tokenizer."""
+    folder = find(path)
+    model: Any = store.load(folder, dtype, device)
+    source = getattr(model, "source", None)
+    known = read_special_ids(folder, model.spec.vocab_size) if source is None else source.config
     ids = {name: known[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id") if name in known}
     return wrap(model, **ids)
 

@@ -14,14 +14,18 @@ import yaml
 from omegaconf import DictConfig
 
 from zoo import grammar, runs
+from zoo.checkpoint.beside import GENERATION
 from zoo.checkpoint.newest_checkpoint import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import refuse_old_position
+from zoo.data.chat.template import find_chat_template
 from zoo.data.cut_rows import describe_pair_cuts, describe_turn_cuts
+from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import PairFile
 from zoo.disk import remove_drafts, write_text
 from zoo.distributed.meeting import join_processes
 from zoo.distributed.world import ALONE, World, read_world
 from zoo.errors import CheckpointError, ConfigError, FinishedRun, ZooError, short
+from zoo.families.described import read_json
 from zoo.grammar.saved import read_spec
 from zoo.report.history import RunRecord
 from zoo.report.progress import Show
@@ -81,10 +85,14 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     if again := describe_restart():
         show.say(f"{again}starts anew, as there is no checkpoint yet")
     run = build_run(planned, folder, device, data, show, world, drawings=list_drawings())
+    if planned.data.reads_turns:
+        trained, held_out = (sum(each.tokens.n_documents for each in part) for part in (data.sources, data.held_out))
+        show.say(f"data: {trained:,} conversations train and {held_out:,} validate (a repeated one counts once)")
     show.say(describe_rows(run.batches.read(0, 1), data.tokenizer))
     if world.main:
         keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
         keep_template(data.tokenizer.template, folder / runs.TOKENIZER)
+        keep_ends(data.tokenizer, folder / runs.TOKENIZER, answers=planned.data.reads_turns)
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
     return complete_run(run)
@@ -94,6 +102,23 @@ def keep_template(template: str | None, folder: Path) -> None:
     """Write the chat template that a run learns beside its tokenizer, for the run that goes on."""
     if template is not None and folder.is_dir():
         write_text(folder / runs.TEMPLATE, template)
+
+
+def keep_ends(tokenizer: Tokenizer, folder: Path, *, answers: bool) -> None:
+    """State in the run's generation_config.json every token that the run learns to end a text with: the tokenizer's end
+    of text, and with `answers` what its chat template puts after one. A file that states them all is left as it is."""
+    if not folder.is_dir():
+        return
+    learned = [tokenizer.eos_id]
+    if answers and (template := find_chat_template(folder)) is not None:
+        learned = [*template.find_end(tokenizer)[0], *learned]
+    file = folder / GENERATION
+    stated = read_json(file) if file.is_file() else {}
+    known = stated.get("eos_token_id", [])
+    known = known if isinstance(known, list) else [known]
+    missing = [token for token in dict.fromkeys(learned) if token not in known]
+    if missing and (stated or learned[0] != tokenizer.eos_id):
+        write_text(file, json.dumps({**stated, "eos_token_id": [*known, *missing]}, indent=2) + "\n")
 
 
 def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:

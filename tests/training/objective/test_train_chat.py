@@ -7,7 +7,7 @@ import json
 import shutil
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support.corpora import faults_of
 from support.tiny_runs import SMALL, read_metrics
@@ -51,12 +51,20 @@ def test_answers_are_learned_and_the_verbs_that_follow_know_the_template(here, c
     losses = [line["val_loss"] for line in read_metrics(here / "run") if "val_loss" in line]
     first = next(line["loss"] for line in read_metrics(here / "run") if "loss" in line)
     assert losses[-1] < 0.3 * first
-    assert "objective: chat" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "objective: chat" in err
+    assert "data: 56 conversations train and 4 validate (a repeated one counts once)" in err
     monkeypatch.setattr("sys.stdin", io.StringIO("7?\n"))
     assert run(["chat", "--checkpoint", "run", "--temperature", "0", "--max-new-tokens", "8"]) == 0
     assert capsys.readouterr().out == "yes\n"
     assert run(["convert", "run", "out"]) == 0
-    assert AutoTokenizer.from_pretrained(here / "out").chat_template == CHATML
+    theirs = AutoTokenizer.from_pretrained(here / "out")
+    assert theirs.chat_template == CHATML
+    how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    asked = theirs.apply_chat_template([{"role": "user", "content": "7?"}], **how)
+    model = AutoModelForCausalLM.from_pretrained(here / "out")
+    said = model.generate(**asked, max_new_tokens=8, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    assert theirs.decode(said) == "yes<|im_end|>"  # transformers stops where the template ends an answer
     scored = evaluate(here / "run", device="cpu")
     assert scored["objective"] == "chat" and scored["results"][0]["loss"] == pytest.approx(losses[-1], abs=1e-5)
     found = evaluate(here / "run", ["data=jsonl", "data.path=chat.jsonl", "data.form=messages"], device="cpu")
