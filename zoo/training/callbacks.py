@@ -119,5 +119,5 @@ def tell(run: Run, moment: str, *more: Any) -> None:
             call(state, *more)
         except Exception as error:  # the user's code may raise anything
             what = f"{type(each).__name__}.{moment}"
-            raise ZooError(f"callback {what}, after step {run.step}: {short(error)}") from error
+            raise ZooError(f"callback {what}, after step {run.step}: {type(error).__name__} {short(error)}") from error
     run.model.train()

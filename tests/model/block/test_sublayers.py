@@ -115,7 +115,7 @@ def test_a_block_computes_its_formula(overrides, formula):
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (["block.around_ffn=true"], "block.around_ffn: is True, not a mapping (its fields: in_norm, out_norm"),
+        (["block.around_ffn=true"], "block.around_ffn: is true, not a mapping (its fields: in_norm, out_norm"),
         (["block.around_ffn={in_norm: layrnorm}"], "block.around_ffn.in_norm: is 'layrnorm', no choice of norm"),
         (
             ["block.residual={kind: affine}", "block.around_ffn={stream_scale: 0.5}"],
