@@ -56,10 +56,12 @@ For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --typ
 
 - **Tokenizer**: `zoo convert` copies `tokenizer.json`, `tokenizer_config.json` and their like byte for byte, of a run those of the folder
   that its weights or its tokenizer came from. A tokenizer trained here gets a `tokenizer_config.json` (padding, length).
-- **End of a text**: for a model trained here, config.json states `eos_token_id`, from its tokenizer. Without it, vLLM and SGLang would
-  also stop at the default token of the transformers class (Llama: 2).
-- **Chat template**: `/v1/chat/completions` needs one. That of the folder that a run started from is copied. Any other is named:
-  `--chat-template FILE` (vLLM, SGLang), `--chat_template FILE` (TensorRT-LLM). `/v1/completions` works without.
+- **End of a text**: for a model trained here, config.json and generation_config.json state in `eos_token_id` what it learned to end a text
+  with: the tokenizer's end of text, and what the chat template puts after an answer. Without it, vLLM and SGLang would also stop at the
+  default token of the transformers class (Llama: 2).
+- **Chat template**: `/v1/chat/completions` needs one. That of the folder that a run started from, or the one that the run named
+  (`data.template=`), is in the folder. Any other is named: `--chat-template FILE` (vLLM, SGLang), `--chat_template FILE` (TensorRT-LLM).
+  `/v1/completions` works without.
 - **Sampling**: `generation_config.json` is copied where there is one. vLLM and SGLang take their defaults (temperature, top_p, …) from it.
 
 ## What is not handed over
