@@ -19,6 +19,7 @@ from zoo.costs.rows import Priced
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import list_files
 from zoo.grammar.vocabulary import AxisChoice, list_axes, list_nodes, list_words, write_value
+from zoo.paths import read_conf
 from zoo.spec import Node, Spec
 from zoo.spec.fields import SpecField
 
@@ -109,6 +110,12 @@ def _try_in(
     return idle or FieldExample(target, tuple(overrides), refusal=refusal or "no other value is taken")
 
 
+WITHIN = {"rope_scaling": "position.scaling"}
+"""Where a choice stands whose axis is no part of a model itself."""
+LOOKED_UP = {"rope_factor": "rope_factor=4", "original_max_seq_len": "original_max_seq_len=64"}
+"""Values for the keys that such a choice looks up in its model."""
+
+
 def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
     """Find the smallest packaged models with a choice, each with the choice's path; then a tiny model to which the
     choice is added."""
@@ -127,6 +134,14 @@ def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
                 break
     if choice.owner is not None:
         yield from ((name, made, f"{path}.{choice.word}") for name, made, path in _find_places(choice.owner))
+    elif (place := WITHIN.get(choice.axis)) is not None:
+        body = str(read_conf(f"{choice.axis}/{choice.word}"))
+        made = [f"{place}={choice.word}", *(each for key, each in LOOKED_UP.items() if key in body)]
+        try:
+            spec_of_composed(Composer("llama-tiny").compose(made))
+        except ConfigError:  # longrope needs a number for each pair of channels
+            return
+        yield "llama-tiny", made, place
     elif choice.word in list_files(choice.axis):
         target, overrides, _ = load_small(choice.axis, choice.word)
         yield target, overrides, choice.axis
