@@ -98,9 +98,7 @@ def _list_training(run: Path, settings: dict[str, Any], folder: Path) -> Iterato
     data = settings.get("data")
     if isinstance(data, dict):
         path = data.get("path")
-        named = (
-            path if data.get("kind") == "hf" else Path(str(path)).name
-        )  # folders of this machine tell a reader nothing
+        named = path if data.get("kind") == "hf" else Path(str(path)).name  # other folders tell a reader nothing
         yield f"- Data: {data.get('kind')}" + (f", {named}" if path else "")
     yield f"- Steps: {step:,}"
     if found.get("steps") == step and folder.name not in runs.AVERAGES:

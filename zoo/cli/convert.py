@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from zoo import report
 from zoo.cli.common import Dtype, Pooling
@@ -12,7 +12,10 @@ from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, FitsNoFamily
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zoo.checkpoint.stored import StoredModel
+    from zoo.checkpoint.verify_folder import Agreement
 
 
 def run(
@@ -47,9 +50,7 @@ def run(
     appears: by our own reader and, where its Python package is installed, by llama.cpp.
     """
     from zoo.checkpoint import gguf, hf, peft_files, store
-    from zoo.checkpoint import verify_folder as verification
-    from zoo.families.serving import describe_serving
-    from zoo.text.handover import choose_readings
+    from zoo.checkpoint.verify_folder import require_transformers
 
     if into is not None and to != "hf":
         raise ConfigError(f"--into: a multimodal folder is written to hf, not {to} (--to hf)")
@@ -58,7 +59,7 @@ def run(
     if ggml is not None and to != "gguf":
         raise ConfigError(f"--type: is a GGUF file's, not one of {to} (--to gguf)")
     if verify and to == "hf":
-        verification.require_transformers()
+        require_transformers()
     folder = gguf.find(checkpoint)
     if to == "peft":
         config = peft_files.save_for_peft(folder, out, force=force)
@@ -68,15 +69,28 @@ def run(
     stored = store.open_model(folder, dtype, mapped=False)
     if note := hf.describe_unread(stored):
         print(note)
-    held = count_parameters(stored.spec)["total"]
     if to == "gguf":
         _write_gguf(stored, out, folder, ggml, force, verify)
-        return
-    if to == "zoo":
+    elif to == "zoo":
         store.save_stored(stored, out, beside=folder, force=force)
-        print(f"written: {out}, {held:,} parameters")
-        return
-    compare = verification.verify_folder
+        print(f"written: {out}, {count_parameters(stored.spec)['total']:,} parameters")
+    else:
+        compare = _write_hf(stored, out, folder, into, pooling, force)
+        if verify:
+            _verify(compare, stored, out, folder, dtype)
+        else:
+            print("not verified: nothing has been compared with transformers")
+
+
+def _write_hf(
+    stored: StoredModel, out: Path, folder: Path, into: Path | None, pooling: Pooling | None, force: bool
+) -> Callable[..., Agreement]:
+    """Write a Hugging Face folder, and print what was written; return how it is compared with the model."""
+    from zoo.checkpoint import hf
+    from zoo.checkpoint.verify_folder import verify_folder
+    from zoo.families.serving import describe_serving
+
+    compare: Callable[..., Agreement] = verify_folder
     try:
         config = hf.save(stored, out, beside=folder, into=into, pooling=pooling, force=force)
         name, served = config["architectures"][0], not hf.is_multimodal(config)
@@ -86,12 +100,18 @@ def run(
         (name, compare), served = _write_own(stored, out, folder, force, error), False
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
+    held = count_parameters(stored.spec)["total"]
     print(f"written: {out}, {held:,} parameters as {name}, {size} in {len(files)} files")
     if served:
         print(f"{describe_serving(name)} (docs/serving.md)")
-    if not verify:
-        print("not verified: nothing has been compared with transformers")
-        return
+    return compare
+
+
+def _verify(compare: Callable[..., Agreement], stored: StoredModel, out: Path, folder: Path, dtype: Dtype) -> None:
+    """Compare a written folder with its model, and print what was compared."""
+    from zoo.checkpoint import store
+    from zoo.text.handover import choose_readings
+
     readings, without = choose_readings(folder, out, stored.spec.max_seq_len)
     print(f"verified: {compare(store.load(folder, dtype), out, readings, without).describe()}")
 
@@ -106,7 +126,9 @@ def _write_gguf(stored: StoredModel, out: Path, folder: Path, ggml: str | None, 
     print(f"verified: {made.compared}")
 
 
-def _write_own(stored: StoredModel, out: Path, folder: Path, force: bool, error: FitsNoFamily) -> tuple[str, Any]:
+def _write_own(
+    stored: StoredModel, out: Path, folder: Path, force: bool, error: FitsNoFamily
+) -> tuple[str, Callable[..., Agreement]]:
     """Write a model that fits no published family for the classes of zoo.hf; return the class and how to compare."""
     from zoo.checkpoint.verify_folder import require_transformers
 

@@ -1,4 +1,4 @@
-"""Run a folder's model in transformers with the classes of zoo.hf: `python reference.py FOLDER PLACE`."""
+"""Run a folder's model in transformers with the classes of zoo.hf: `python own_reference.py FOLDER PLACE`."""
 
 import sys
 from pathlib import Path

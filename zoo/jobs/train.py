@@ -25,6 +25,7 @@ from zoo.disk import remove_drafts, write_text
 from zoo.distributed.meeting import join_processes
 from zoo.distributed.world import ALONE, World, read_world
 from zoo.errors import CheckpointError, ConfigError, FinishedRun, ZooError, short
+from zoo.families.config_types import GenerationFile
 from zoo.families.described import read_json
 from zoo.grammar.saved import read_spec
 from zoo.report.history import RunRecord
@@ -113,9 +114,9 @@ def keep_ends(tokenizer: Tokenizer, folder: Path, *, answers: bool) -> None:
     if answers and (template := find_chat_template(folder)) is not None:
         learned = [*template.find_end(tokenizer)[0], *learned]
     file = folder / GENERATION
-    stated = read_json(file) if file.is_file() else {}
-    known = stated.get("eos_token_id", [])
-    known = known if isinstance(known, list) else [known]
+    stated = read_json(file, GenerationFile) if file.is_file() else {}
+    known = stated.get("eos_token_id")
+    known = known if isinstance(known, list) else [] if known is None else [known]
     missing = [token for token in dict.fromkeys(learned) if token not in known]
     if missing and (stated or learned[0] != tokenizer.eos_id):
         write_text(file, json.dumps({**stated, "eos_token_id": [*known, *missing]}, indent=2) + "\n")
