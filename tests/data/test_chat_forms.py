@@ -191,9 +191,9 @@ def test_the_sources_of_a_mix_all_have_a_form_and_one_template():
     chat = {**source, "form": "messages"}
     mixed = {"kind": "mix", "of": {"a": chat, "b": {**chat, "form": "alpaca"}}, "template": "chatml", "packing": False}
     data = DataSettings.read(mixed)
-    assert data.reads_turns and not data.apart and data.template == "chatml"  # type: ignore[attr-defined]
+    assert data.content == "conversations" and not data.apart and data.template == "chatml"  # type: ignore[attr-defined]
     faults = faults_of(lambda: DataSettings.read({"kind": "mix", "of": {"a": chat, "b": source}}))
-    assert faults == ["data.of: sources all have a form or none has, found one in a"]
+    assert faults == ["data.of: sources give one thing, found conversations in a, text in b (one thing for all)"]
     faults = faults_of(lambda: DataSettings.read({"kind": "mix", "of": {"a": {**chat, "template": "chatml"}}}))
     assert faults == ["data.of.a.template: a mix has one for all of its sources, found one here (data.template)"]
 

@@ -290,4 +290,4 @@ def test_a_mix_of_pairs_and_text_is_refused(tmp_path):
     pair = {"kind": "jsonl", "path": "a.jsonl", "source": "q", "target": "a", "weight": 1}
     node = {"kind": "mix", "of": {"a": pair, "b": {"weight": 1}}}
     (fault,) = faults_of(lambda: DataSettings.read(node))
-    assert fault == "data.of: sources are all of pairs or none is, found pairs in a"
+    assert fault == "data.of: sources give one thing, found pairs in a, text in b (one thing for all)"

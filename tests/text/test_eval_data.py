@@ -254,11 +254,11 @@ def test_a_published_encoder_is_asked_for_masked_tokens_the_same_each_time(tmp_p
         ),
         (
             ["data=text", "data.path=a.txt", "objective=seq2seq"],
-            "objective: seq2seq scores answers to a source, found text",
+            "objective: seq2seq reads pairs, found text in data=text (objective=auto, or data=jsonl data.source=NAME",
         ),
         (
             ["data=jsonl", "data.path=a.jsonl", "data.source=q", "data.target=a"],
-            "objective: next_token scores text, found pairs (objective=seq2seq, or data.field=…)",
+            "objective: next_token reads text, found pairs in data=jsonl (objective=seq2seq, or no data.form",
         ),
         (
             ["data=text", "data.path=a.txt", "data.tokenizer.kind=byte"],

@@ -121,7 +121,7 @@ def test_a_mix_is_evaluated_by_source_and_as_a_whole(config, tmp_path):
 
 def test_pairs_are_refused_by_an_objective_that_learns_from_text(config, tmp_path):
     pairs = ("data=jsonl", f"data.path={tmp_path}/a.jsonl", "data.source=q", "data.target=a")
-    with pytest.raises(ConfigError, match=r"next_token learns from text, not pairs, found data=jsonl"):
+    with pytest.raises(ConfigError, match=r"next_token reads text, found pairs in data=jsonl"):
         plan_training(config(*pairs))
 
 

@@ -16,7 +16,7 @@ from zoo.data.chat.template import ChatTemplate, find_chat_template
 from zoo.data.chat.turns import find_fault
 from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
 from zoo.data.corpus import Documents
-from zoo.data.encode import INDEX, PARTS, open_tokens, write_tokens
+from zoo.data.encode import INDEX, PARTS, SEQUENCES, open_tokens, write_tokens
 from zoo.data.settings import DataSettings, make_paths_absolute
 from zoo.data.split import Part, join_pieces, keep_whole, split_units
 from zoo.data.survey import Fingerprint, Survey, survey
@@ -118,7 +118,7 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
 def find_template(settings: DataSettings) -> ChatTemplate | None:
     """Find the template that writes the conversations of the data; None for other data, and for a tokenizer without
     one. Raises ConfigError for a template that is not found."""
-    if not settings.reads_turns:
+    if settings.content != "conversations":
         return None
     path = settings.tokenizer.path
     folder = None if path is None else find_tokenizer_file(path, "data.tokenizer").parent
@@ -200,7 +200,7 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
     if tokenizer.path is not None:
         files = find_tokenizer_files(tokenizer.path).values()
         on["files"] = [hashlib.blake2b(file.read_bytes()).hexdigest() for file in files]
-    if settings.reads_turns:
+    if settings.content == "conversations":
         on["conversations"] = True  # a pair and a prompt with its completion have the same texts
     if tokenizer.path is not None or not tokenizer.splits:
         on["special"] = {"split": tokenizer.splits, "add": tokenizer.adds}
@@ -267,7 +267,7 @@ def write_source(
         join_pieces(fingerprint.follow(found.documents), parts),
         tokenizer,
         lambda done: progress("encoding", min(done, total), total),
-        sequences=0 if settings.reads_turns else 2 if settings.reads_pairs else 1,
+        sequences=SEQUENCES[settings.content],
         unchanged=lambda: fingerprint.hexdigest() == found.fingerprint,
     )
     progress("encoding", total, total)

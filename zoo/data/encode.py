@@ -31,13 +31,17 @@ GROUP = 2 << 20
 """Characters of text encoded at once: enough to occupy all cores, few enough for memory."""
 
 
+SEQUENCES = {"text": 1, "pairs": 2, "conversations": 0}
+"""The sequences of each document, by what the data gives; 0: those of `zoo.data.chat.conversation_rows`."""
+
+
 class Index(JsonShape):
     """The schema of the index of a folder of tokens."""
 
     dtype: Literal["uint16", "int32"]
     eos_id: Count
     sequences: Annotated[int, Field(ge=0, le=2)]
-    """The sequences of each document; 0: those of conversations (`zoo.data.chat.conversation_rows`)."""
+    """One of `SEQUENCES`."""
     splits: dict[Part, list[ShardRecord]]
 
 

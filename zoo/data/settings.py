@@ -57,14 +57,9 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         return {"": WeightedSource(Fraction(1), self)}
 
     @property
-    def reads_pairs(self) -> bool:
-        """Whether documents are pairs of source and target."""
-        return False
-
-    @property
-    def reads_turns(self) -> bool:
-        """Whether documents are conversations, written by a chat template."""
-        return False
+    def content(self) -> str:
+        """What its documents are: text; pairs of a source and a target; or conversations, written by a template."""
+        return "text"
 
     @property
     def chosen_template(self) -> str | None:
@@ -74,6 +69,8 @@ class DataSettings(Spec, axis="data", default="stdlib"):
     @property
     def apart(self) -> bool:
         """Whether a row holds several documents that do not see one another."""
+        if self.content == "conversations":
+            return getattr(self, "packing", None) is not False
         return self.documents
 
     def open(self, template: ChatTemplate | None = None) -> Documents:
@@ -194,16 +191,10 @@ class RecordSettings(DataSettings):
         return Conversations(self.open_records(self.columns, keys, optional=form.optional), form, template, keys)
 
     @property
-    def reads_pairs(self) -> bool:
-        return self.target is not None and self.form is None
-
-    @property
-    def reads_turns(self) -> bool:
-        return self.form is not None
-
-    @property
-    def apart(self) -> bool:
-        return self.documents if self.form is None else self.packing is not False
+    def content(self) -> str:
+        if self.form is not None:
+            return "conversations"
+        return "text" if self.target is None else "pairs"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -300,7 +291,7 @@ class Mix(DataSettings, kind="mix"):
     @classmethod
     def is_of_conversations(cls, value: Any, info: ValidationInfo) -> Any:
         sources = info.data.get("of") or {}
-        if value is not None and not all(each.settings.reads_turns for each in sources.values()):
+        if value is not None and any(each.settings.content != "conversations" for each in sources.values()):
             raise ValueError(NOT_FOR_TEXT.format(value))
         return value
 
@@ -318,10 +309,9 @@ class Mix(DataSettings, kind="mix"):
             raise ValueError("data=mix needs sources, found none (data.of={a: {kind: stdlib, weight: 1}, …})")
         if odd := [name for name in value if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
             raise ValueError(f"a source's name is the name of a folder, found {odd[0]!r} (letters, digits, _ and -)")
-        if len(pairs := {name for name, each in value.items() if each.settings.reads_pairs}) not in (0, len(value)):
-            raise ValueError(f"sources are all of pairs or none is, found pairs in {', '.join(sorted(pairs))}")
-        if len(turns := {name for name, each in value.items() if each.settings.reads_turns}) not in (0, len(value)):
-            raise ValueError(f"sources all have a form or none has, found one in {', '.join(sorted(turns))}")
+        if len({each.settings.content for each in value.values()}) > 1:
+            found = ", ".join(f"{each.settings.content} in {name}" for name, each in sorted(value.items()))
+            raise ValueError(f"sources give one thing, found {found} (one thing for all)")
         return value
 
     @property
@@ -330,16 +320,8 @@ class Mix(DataSettings, kind="mix"):
         return self.of
 
     @property
-    def reads_pairs(self) -> bool:
-        return all(each.settings.reads_pairs for each in self.sources.values())
-
-    @property
-    def reads_turns(self) -> bool:
-        return all(each.settings.reads_turns for each in self.sources.values())
-
-    @property
-    def apart(self) -> bool:
-        return self.packing is not False if self.reads_turns else self.documents
+    def content(self) -> str:
+        return next(iter(self.sources.values())).settings.content
 
 
 def make_paths_absolute(node: object) -> None:

@@ -42,7 +42,7 @@ from zoo.training.log import APPENDED, NONFINITE
 from zoo.training.loggers import open_relay
 from zoo.training.loop import fit
 from zoo.training.memory_fit import advise, take_share
-from zoo.training.objective import Auto, Seq2Seq
+from zoo.training.objective import Auto, Labelled, Seq2Seq
 from zoo.training.objective.base import describe
 from zoo.training.planning import CONFIG, MODEL, TrainingPlan, plan_resumption, plan_training
 from zoo.training.restarts import describe_restart, has_checkpoint, note_choice, settle_choice
@@ -86,14 +86,14 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     if again := describe_restart():
         show.say(f"{again}starts anew, as there is no checkpoint yet")
     run = build_run(planned, folder, device, data, show, world, drawings=list_drawings())
-    if planned.data.reads_turns:
+    if planned.data.content == "conversations":
         trained, held_out = (sum(each.tokens.n_documents for each in part) for part in (data.sources, data.held_out))
         show.say(f"data: {trained:,} conversations train and {held_out:,} validate (a repeated one counts once)")
     show.say(describe_rows(run.batches.read(0, 1), data.tokenizer))
     if world.main:
         keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
         keep_template(data.tokenizer.template, folder / runs.TOKENIZER)
-        keep_ends(data.tokenizer, folder / runs.TOKENIZER, answers=planned.data.reads_turns)
+        keep_ends(data.tokenizer, folder / runs.TOKENIZER, answers=planned.data.content == "conversations")
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
     return complete_run(run)
@@ -277,7 +277,11 @@ def describe_run(run: Run) -> None:
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
     say(f"{run.name}: {what}, {size}; MFU of {run.gauges.peak}")
     if planned.config.get("objective", {}).get("kind") == Auto.kind:
-        why = "the data is of conversations" if planned.data.reads_turns else f"the model is {describe(planned.spec)}"
+        why = (
+            "the data is of conversations"
+            if planned.data.content == "conversations"
+            else f"the model is {describe(planned.spec)}"
+        )
         say(f"objective: {settings.objective.kind}, as {why}")
     if isinstance(settings.sample, TextSample) and not writes(planned.spec):
         say(f"sample: none, as the model is {describe_silence(planned.spec)}, which writes no text")
@@ -287,7 +291,7 @@ def describe_run(run: Run) -> None:
             say(line)
     for line in describe_cut_rows(run):
         say(line)
-    if settings.objective.reads_labels and (line := describe_sample_of_rows(run)):
+    if isinstance(settings.objective, Labelled) and (line := describe_sample_of_rows(run)):
         say(line)
 
 
@@ -299,7 +303,7 @@ def describe_cut_rows(run: Run) -> Iterator[str]:
         if isinstance(objective, Seq2Seq) and isinstance(source.tokens, PairFile):
             most = objective.lay_out(run.planned.spec, seq_len)
             yield from (f"data: {line}" for line in describe_pair_cuts(source.tokens, of, most, seq_len))
-        elif objective.reads_turns:
+        elif objective.reads == "conversations":
             tokens: Any = source.tokens
             yield from (f"data: {line}" for line in describe_turn_cuts(tokens, of, seq_len))
 

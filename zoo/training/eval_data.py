@@ -16,11 +16,11 @@ from zoo.compose.overrides import parse_overrides
 from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
-from zoo.training.objective import Distil, Objective
+from zoo.training.objective import Distil, Labelled, Objective
 from zoo.training.planning import (
     CONFIG,
     TrainingPlan,
-    describe_turns_fault,
+    describe_other_data,
     find_misfits_of_labels,
     plan_resumption,
     resolve_settings,
@@ -93,7 +93,7 @@ def plan_evaluation(
     objective = choose_objective(own, node["objective"], typed, spec)
     if data is None:
         apart = own is not None and own.data.apart
-        if objective.reads_labels and "validation" in node["data"]:  # all records that `validation` names
+        if isinstance(objective, Labelled) and "validation" in node["data"]:  # all records that `validation` names
             records = node["data"]
             validating = (records.get("split") or "train") if records.get("kind") == "hf" else records.get("path")
             node["data"] = {**records, "validation": validating}
@@ -158,7 +158,7 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
     Raises ConfigError if the node splits the run's text in another way, because validation might then contain training
     text, and if an override changes the tokenizer.
     """
-    template = {"template": own.data.template} if own.data.reads_turns else {}  # type: ignore[attr-defined]
+    template = {"template": own.data.template} if own.data.content == "conversations" else {}  # type: ignore[attr-defined]
     found = DataSettings.read({**node, "tokenizer": own.data.tokenizer, **template})
     if list_fields(found, SPLIT + BATCHES) != list_fields(own.data, SPLIT + BATCHES):
         return None
@@ -184,7 +184,7 @@ def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[s
     eos = node.get("tokenizer", {}).get("eos") if "data.tokenizer.eos" in typed else None
     node = {**node, "tokenizer": {"kind": "file", "path": str(tokenizer), "eos": eos}}
     data = DataSettings.read(node)
-    inherits = apart and "data.documents" not in typed and not (data.reads_pairs or data.reads_turns)
+    inherits = apart and "data.documents" not in typed and data.content == "text"
     return DataSettings.read({**node, "documents": True}) if inherits else data
 
 
@@ -212,7 +212,7 @@ def refuse_misfits(objective: Objective, data: DataSettings, spec: Topology) -> 
     """Raise ConfigError if objective, data and model do not go together."""
     if reason := objective.refuses(spec):
         raise ConfigError(f"objective: {reason}")
-    if objective.reads_labels:
+    if isinstance(objective, Labelled):
         if faults := list(find_misfits_of_labels(objective, data)):
             raise ConfigError(*faults)
         if objective.adapt(spec) != spec:
@@ -220,10 +220,5 @@ def refuse_misfits(objective: Objective, data: DataSettings, spec: Topology) -> 
         return
     if data.documents and (reason := objective.refuses_documents(spec)):
         raise ConfigError(f"data.documents: {reason}")
-    if objective.reads_turns != data.reads_turns:
-        raise ConfigError(describe_turns_fault(objective, data))
-    if objective.reads_pairs and not data.reads_pairs:
-        would = "data.source=FIELD data.target=FIELD"
-        raise ConfigError(f"objective: {objective.kind} scores answers to a source, found text alone ({would})")
-    if data.reads_pairs and not objective.reads_pairs:
-        raise ConfigError(f"objective: {objective.kind} scores text, found pairs (objective=seq2seq, or data.field=…)")
+    if objective.reads != data.content:
+        raise ConfigError(describe_other_data(objective, data))

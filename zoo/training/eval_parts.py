@@ -148,7 +148,7 @@ def make_rows(
 ) -> Material:
     """Make rows of `context` tokens for an objective; by default of the run's length, else the model's. Raises
     ConfigError for a stride, and for rows that do not suit the model or the data."""
-    objective, documents, labelled = plan.objective, plan.data.apart, plan.objective.reads_labels
+    objective, documents, labelled = plan.objective, plan.data.apart, isinstance(plan.objective, Labelled)
     if stride is not None:
         raise ConfigError(f"stride: is {stride}, and rows of {objective.kind} do not overlap (leave it out)")
     length = settle_length(plan, spec, context) if labelled else context or plan.seq_len or longest_text(spec)
@@ -221,7 +221,7 @@ def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
             most = part.objective.lay_out(spec, part.context)
             for line in describe_pair_cuts(tokens, of, most, part.context, "--context "):
                 tell(line)
-    elif part.objective.reads_turns:
+    elif part.objective.reads == "conversations":
         for line in describe_turn_cuts(tokens, of, part.context, "--context "):  # type: ignore[arg-type]
             tell(line)
     elif left := len(tokens) - 1 - part.size * part.context:

@@ -22,6 +22,7 @@ from zoo.kernels import KERNELS
 from zoo.run import fp8
 from zoo.training import settings as S
 from zoo.training.mesh_settings import find_parallel_faults, find_world
+from zoo.training.objective import Labelled, Objective
 from zoo.training.objective.labelled import find_reading_tower
 from zoo.training.packaged import read_packaged
 from zoo.training.routing import has_selection_bias
@@ -69,9 +70,9 @@ class TrainingPlan:
     def learn(self, data: Any) -> TrainingPlan:
         """Complete the objective, the model's head and the config from the data, for example with the classes of a
         labelled set. Resuming and `zoo score` then know the classes without the data."""
-        if not self.settings.objective.reads_labels:
+        if not isinstance(self.settings.objective, Labelled):
             return self
-        learned = self.settings.objective.learn(data)  # type: ignore[attr-defined]
+        learned = self.settings.objective.learn(data)
         objective = replace(self.settings.objective, **learned)  # type: ignore[type-var]
         plain = {name: list(each) if isinstance(each, tuple) else each for name, each in learned.items()}
         settings = replace(self.settings, objective=objective)  # type: ignore[type-var]
@@ -182,16 +183,13 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) ->
 def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topology) -> Iterator[str]:
     """Yield conflicts between the data, the rows that the objective makes of it, and the model."""
     objective = settings.objective
-    if objective.reads_labels:
+    if isinstance(objective, Labelled):
         yield from find_misfits_of_labels(objective, data)
-    elif getattr(data, "validation", None) is not None:
-        yield f"data.validation: is read with labels alone, and {objective.kind} reads none (null)"
-    if not objective.reads_labels and objective.reads_turns != data.reads_turns:
-        yield describe_turns_fault(objective, data)
-    elif not objective.reads_labels and objective.reads_pairs != data.reads_pairs:
-        needs = "pairs of a source and an answer" if objective.reads_pairs else "text, not pairs"
-        would = "data of pairs" if objective.reads_pairs else "objective=seq2seq"
-        yield f"objective: {objective.kind} learns from {needs}, found data={data.kind} ({would})"
+    else:
+        if getattr(data, "validation", None) is not None:
+            yield f"data.validation: is read with labels alone, and {objective.kind} reads none (null)"
+        if objective.reads != data.content:
+            yield describe_other_data(objective, data)
     if data.documents and (reason := objective.refuses_documents(spec)):
         yield f"data.documents: {reason}"
     for path, width in objective.widths(spec, settings.seq_len, data.apart).items():
@@ -203,12 +201,21 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
             yield f"seq_len: {found} (seq_len={most - max(width - settings.seq_len, 0)}, or {place}={width})"
 
 
-def describe_turns_fault(objective: Any, data: DataSettings) -> str:
-    """Return the fault of an objective or of data that alone is of conversations."""
-    if data.reads_turns:
-        would = "objective=chat, or no data.form"
-        return f"objective: {objective.kind} learns from no conversations, found a data.form ({would})"
-    return f"objective: {objective.kind} learns from conversations, found data={data.kind} without (data.form=messages)"
+LEARNS_FROM = {"text": "auto", "pairs": "seq2seq", "conversations": "chat"}
+"""An objective for each thing that data gives."""
+MADE_BY = {
+    "text": "no data.form, data.source or data.target",
+    "pairs": "data.source=NAME data.target=NAME",
+    "conversations": "data.form=messages",
+}
+"""The settings of records that make data give each thing."""
+
+
+def describe_other_data(objective: Objective, data: DataSettings) -> str:
+    """Return the fault of an objective that learns from another thing than the data gives."""
+    records = "" if hasattr(data, "form") or objective.reads == "text" else "data=jsonl "
+    would = f"objective={LEARNS_FROM[data.content]}, or {records}{MADE_BY[objective.reads]}"
+    return f"objective: {objective.kind} reads {objective.reads}, found {data.content} in data={data.kind} ({would})"
 
 
 def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
@@ -323,7 +330,7 @@ def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
     if stated.path is None or not folder.is_dir():
         return planned
     data = replace(planned.data, tokenizer=replace(stated, path=str(folder.absolute())))
-    if data.reads_turns and (own := folder / TEMPLATE).is_file():
+    if data.content == "conversations" and (own := folder / TEMPLATE).is_file():
         data = replace(data, template=str(own.absolute()))
     return replace(planned, data=data)
 

@@ -106,8 +106,8 @@ def test_packed_and_single_rows_say_what_they_cut(here, capsys):
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (["objective=next_token"], "objective: next_token learns from no conversations, found a data.form (objective="),
-        (["objective=chat", "data.form=null"], "objective: chat learns from conversations, found data=jsonl without"),
+        (["objective=next_token"], "objective: next_token reads text, found conversations in data=jsonl (objective="),
+        (["objective=chat", "data.form=null"], "objective: chat reads conversations, found text in data=jsonl"),
         (["model=bert-tiny", "objective=chat"], "objective: chat is learned by a decoder, the model is an encoder"),
         (["objective=classify"], "data.form: is 'messages', and objective.text and objective.label name the fields"),
     ],

@@ -59,12 +59,9 @@ class Objective(Spec, axis="objective"):
     counts the head on all tokens."""
     scored: ClassVar[str] = "targets"
     """What the targets are, in words. The loss is a mean over them."""
-    reads_pairs: ClassVar[bool] = False
-    """Whether the objective reads pairs of a source and an answer, not text."""
-    reads_turns: ClassVar[bool] = False
-    """Whether the objective reads conversations (`zoo.data.chat`)."""
-    reads_labels: ClassVar[bool] = False
-    """Whether the objective reads labelled records (`zoo.training.objective.labelled`)."""
+    reads: ClassVar[str] = "text"
+    """What the objective learns from: text; pairs of a source and an answer; conversations (`zoo.data.chat`); or
+    labelled records (`zoo.training.objective.labelled`), whose fields it names itself."""
     measures: ClassVar[tuple[str, ...]] = ()
     """The metrics of an evaluation in addition to `val_loss`, as named in lines of metrics."""
     ranked_by: ClassVar[str | None] = None
@@ -83,7 +80,7 @@ class Objective(Spec, axis="objective"):
 
     def refuses_documents(self, spec: Topology) -> str | None:
         """Return the reason why documents of a row cannot be hidden from one another (`data.documents`), or None."""
-        return "is true, and pairs are not packed (data.documents=false)" if self.reads_pairs else None
+        return "is true, and pairs are not packed (data.documents=false)" if self.reads == "pairs" else None
 
     def adapt(self, spec: Topology) -> Topology:
         """Return the Spec of the model that this objective trains: labelled objectives put a task head on it."""
@@ -164,7 +161,7 @@ def refuse_topology(name: str, spec: Topology, kind: str, instead: str) -> str |
 
 def suggest(spec: Topology, data: DataSettings | None = None) -> str:
     """Name the default objective of a model, learning from this data."""
-    if data is not None and data.reads_turns:
+    if data is not None and data.content == "conversations":
         return "chat"
     return {"encoder": "mlm", "encoder_decoder": "span_corruption"}.get(spec.kind, "next_token")
 

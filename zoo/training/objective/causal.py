@@ -84,7 +84,7 @@ class Seq2Seq(Objective, kind="seq2seq"):
     decoder alone reads both in one row of `seq_len`, of which an answer takes at most `answer_len` (default: half).
     """
 
-    reads_pairs: ClassVar[bool] = True
+    reads: ClassVar[str] = "pairs"
     scored: ClassVar[str] = "tokens of the answers"
 
     answer_len: PositiveInt | None = None

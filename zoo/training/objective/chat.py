@@ -17,7 +17,7 @@ class Chat(Objective, kind="chat"):
     """Predict the assistant's answers, given the conversation before each (supervised fine-tuning; Ouyang et al.,
     2022): next-token loss on the tokens of answers alone. The data has a `data.form`."""
 
-    reads_turns: ClassVar[bool] = True
+    reads: ClassVar[str] = "conversations"
     scored: ClassVar[str] = "tokens of the assistant's answers"
 
     def refuses(self, spec: Topology) -> str | None:

@@ -13,6 +13,7 @@ from zoo.lazy import torch
 from zoo.model.loss import TeacherLoss
 from zoo.training.objective.base import Context, Loss, Objective, describe
 from zoo.training.objective.causal import NextToken
+from zoo.training.objective.labelled import Labelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ class Distil(Objective, kind="distil"):
 
         if isinstance(self.base, Distil):
             return "distil: base is distil itself (another objective, whose targets are learned beside the teacher)"
-        if self.base.reads_labels:
+        if isinstance(self.base, Labelled):
             return f"distil: base is {self.base.kind}, whose head predicts no token (an objective of text)"
         if reason := self.base.refuses(spec):
             return reason

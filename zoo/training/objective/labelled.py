@@ -35,7 +35,7 @@ def find_reading_tower(spec: Any) -> Tower:
 class Labelled(Objective):
     """Base of the objectives that learn from labelled records."""
 
-    reads_labels: ClassVar[bool] = True
+    reads: ClassVar[str] = "labelled records"
     scored: ClassVar[str] = "labels"
     by_token: ClassVar[bool] = False
     """Whether each token has a label; if not, each row has one."""
