@@ -5,12 +5,14 @@ import torch
 
 import zoo
 from zoo.checkpoint import store
+from zoo.checkpoint.stored import StoredModel
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.generate import generate
 from zoo.runs import LAST_RUN
 from zoo.sampling.options import Sampling
+from zoo.text import loading
 from zoo.text.follow import complete
 from zoo.text.loading import load
 from zoo.text.prompts import Options
@@ -123,3 +125,33 @@ def test_one_prompt_writes_its_text_and_nothing_else(checkpoint, capsys):
     assert run([*args, "--seed", "5"]) == 0
     expected = written(checkpoint, "xy", max_new_tokens=20, temperature=0.8, seed=5)
     assert capsys.readouterr().out == expected + "\n"
+
+
+# ---------------------------------------------------------------- the dtype on a GPU
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that stands for the CPU: models are built in the CPU's memory, and all else is decided as for CUDA."""
+    build = StoredModel.build
+    monkeypatch.setattr(loading, "pick_device", lambda device: torch.device("cuda" if device == "auto" else device))
+    monkeypatch.setattr(StoredModel, "build", lambda self, where: build(self, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "computes"),
+    [("auto", None, torch.bfloat16), ("auto", "fp32", torch.float32), ("cpu", None, torch.float32)],
+)
+def test_saved_float32_weights_generate_in_bfloat16_on_a_gpu_unless_a_dtype_is_named(
+    checkpoint, gpu, device, dtype, computes
+):
+    said = []
+    loaded = load(checkpoint, device=device, dtype=dtype, note=said.append)
+    assert loaded.model.embedding.tokens.weight.dtype == computes
+    assert any("in bfloat16" in line for line in said) == (computes == torch.bfloat16)
+
+
+def test_what_the_processor_is_good_at_does_not_decide_the_dtype_of_a_gpu(checkpoint, gpu, monkeypatch):
+    monkeypatch.setattr("zoo.run.fastest_dtype.is_slow", lambda *_, **__: True)
+    assert load(checkpoint, dtype="bf16").model.embedding.tokens.weight.dtype == torch.bfloat16
+    assert load(checkpoint).model.embedding.tokens.weight.dtype == torch.bfloat16

@@ -160,6 +160,8 @@ def run(
     are not given default to the checkpoint's generation_config.json, if it has one.
     """
     from zoo.cli import batching
+    from zoo.generation.engine_sizes import size_engine
+    from zoo.run.builder import pick_device
     from zoo.text.follow import count_rows
     from zoo.text.loading import check_precision, check_serving, find_folder, load
 
@@ -171,7 +173,8 @@ def run(
     world = _find_world(model.tp, folder, context.find_root().obj, reads_input, **model.lower)
     prompts = _read_prompts(texts.prompt, batch, given, read_folder_options(folder, given))
     results = None if batch.out is None else open_results(batch.out, batch, prompts, folder, model)
-    rows, speculate = count_rows(prompt.options for prompt in prompts), model.count_guesses()
+    most = size_engine(pick_device(model.device)).rows
+    rows, speculate = count_rows((prompt.options for prompt in prompts), most), model.count_guesses()
     check_serving(folder, speculate, model.draft, model.deterministic)
     note = print_note if world.main else lambda line: None
     how = {"device": model.device, "dtype": model.dtype, **model.lower, "rows": rows, "stable": model.deterministic}

@@ -14,6 +14,7 @@ from zoo.cache.pool_store import Store, plan_store, token_bytes
 from zoo.cache.prefix import Prefixes
 from zoo.errors import ConfigError
 from zoo.generation.beams import Beams, check_beams
+from zoo.generation.engine_sizes import size_engine
 from zoo.generation.graphs import make_graphs
 from zoo.generation.invariants import ensure_drained
 from zoo.generation.passes import EnginePasses, check_deterministic, serving
@@ -32,16 +33,10 @@ if TYPE_CHECKING:
 
     from zoo.run.layer import Model
 
-ROWS = 32
-"""Maximum number of sequences that run at once, by default."""
-
 CURE = "(sound weights, or dtype=fp32 if the model overflows)"
 
 TILE = 64
 """Prompt tokens per pass under `deterministic`, where results must be bit-identical."""
-
-BUDGET = 512
-"""Maximum number of tokens that a step computes, by default."""
 
 
 class Engine:
@@ -51,7 +46,9 @@ class Engine:
     While any sequence decodes, at most `max_prefill_tokens` of a step's tokens are of prompts: a smaller number
     shortens the time between tokens and lengthens the time to the first one. The cache has room for `rows` sequences of
     `tokens` tokens (for an encoder-decoder also `source` tokens each), or for fewer if only these fit in `memory`
-    bytes; `overcommit` is the Scheduler's. Prefixes and sources of earlier requests are reused unless `reuse` is false.
+    bytes. `rows` and `budget` default to what suits the device, and `memory` beside default rows to what is free on a
+    GPU (`size_engine`); `overcommit` is the Scheduler's. Prefixes and sources of earlier requests are reused unless
+    `reuse` is false.
     Speculative decoding proposes up to `speculate` tokens a step, by the model `draft` or else from n-grams of the
     text. With `deterministic`, a request's log-probabilities are bit-identical whatever else is in the batch: prompts
     are computed TILE tokens at a time, and rows one by one unless the model was prepared by `zoo.prepare(model,
@@ -67,11 +64,11 @@ class Engine:
         self,
         model: Model,
         *,
-        rows: int = ROWS,
+        rows: int | None = None,
         tokens: int | None = None,
         source: int | None = None,
         memory: int | None = None,
-        budget: int = BUDGET,
+        budget: int | None = None,
         max_prefill_tokens: int | None = None,
         overcommit: float = 1.0,
         reuse: bool = True,
@@ -96,6 +93,9 @@ class Engine:
         if self.writer.cacheable_until is not None:
             tokens = min(tokens, self.writer.cacheable_until)
         self.tokens, self.source = tokens, (source or self.reader.max_seq_len) if self.seq2seq else 0
+        defaults = size_engine(self.device, self.writer.output_vocab_size)
+        memory = defaults.memory if rows is None and memory is None else memory
+        rows, budget = rows or defaults.rows, budget or defaults.budget
         sources = reuse and self.seq2seq
         reuse = reuse and not self.seq2seq and not getattr(self.writer, "prefix_lm", False)
         sizes = rows, self.tokens, self.source, self.dtype.itemsize, memory

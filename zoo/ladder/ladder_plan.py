@@ -20,7 +20,7 @@ from zoo.analysis.scaling.ladder_sizes import (
 )
 from zoo.analysis.solve.proportions import ComposedModel
 from zoo.costs.params import count_parameters
-from zoo.distributed.world import read_world
+from zoo.distributed.world import ALONE, read_world
 from zoo.errors import ConfigError, refuse
 from zoo.grammar import AXES
 from zoo.jobs.forecast import STEPS, price_run, time_steps
@@ -185,13 +185,15 @@ def predict_seconds(ladder: Ladder) -> Ladder:
     evaluation are timed. The seconds of a longer run follow from the FLOP/s of the last timed size or, before any, of
     matrix products alone. Raises ZooError if a run could not begin."""
     from zoo.run.builder import pick_device
+    from zoo.training.device_defaults import settle_defaults
     from zoo.training.speed import find_peak
 
     rate, timed = 0.0, []
     for rung in ladder.rungs:
         planned = plan_run(ladder.model, rung.overrides)
         if not rate:
-            rate = find_peak(pick_device(planned.settings.device), planned.settings.arithmetic).flops
+            device = pick_device(planned.settings.device)
+            rate = find_peak(device, settle_defaults(planned, device, ALONE).settings.arithmetic).flops
         update = rung.flops / rung.lengths.updates
         if (STEPS + 1) * update / rate > PATIENCE:
             timed.append(replace(rung, seconds=rung.flops / rate))

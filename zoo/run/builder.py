@@ -11,6 +11,7 @@ from zoo.costs import DTYPES
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, FitError, did_you_mean
 from zoo.lazy import torch
+from zoo.run.cuda_start import refuse_unusable_gpu
 from zoo.run.machine_memory import read_free_memory
 from zoo.spec import Spec, table
 
@@ -87,13 +88,17 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError if it is unknown or missing.
+    """Return the torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError if it is unknown or missing, and
+    for auto on a machine whose NVIDIA GPU torch cannot use.
 
     cuda:N becomes torch's current device as well: kernels, Triton and CUDA's random generators use the current device,
     wherever the tensors are.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        refuse_unusable_gpu()
+        return torch.device("cpu")
     if not re.fullmatch(r"cuda(:\d+)?|cpu(:0)?|meta", device):
         raise ConfigError(f"device: unknown {device!r} (one of: auto, cuda, cuda:N, cpu, meta)")
     kind, _, number = device.partition(":")

@@ -22,13 +22,15 @@ from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
 from zoo.data.tokenizer import find_tokenizer_file, read_special_token
 from zoo.errors import ConfigError, ZooError, did_you_mean, short
-from zoo.generation.engine import ROWS, Engine
+from zoo.generation.engine import Engine
+from zoo.generation.engine_sizes import size_engine
 from zoo.generation.passes import serving
 from zoo.text.continuations import Continuation, score_continuations
 from zoo.text.follow import follow
 from zoo.text.jobs import JobMaker, TextJob
 from zoo.text.loading import Loaded
 from zoo.text.prompts import Options
+from zoo.text.reader import find_weight
 from zoo.text.task_files import is_task_file
 
 SEEDS = {"random": 0, "other": 1234}
@@ -137,7 +139,9 @@ class Harness(TemplateLM):
         """Generate the texts of jobs. Raises ZooError if a text fails (NaN logits)."""
         advance = self._count("writing answers", len(jobs))
         tokens = max(len(job.request.ids) + job.request.max_new_tokens for job in jobs)
-        engine = Engine(self.model, rows=min(ROWS, len(jobs)), tokens=tokens, kernel=self.kernel)
+        sizes = size_engine(find_weight(self.model).device, self.model.spec.output_vocab_size)
+        rows = min(sizes.rows, len(jobs))
+        engine = Engine(self.model, rows=rows, tokens=tokens, memory=sizes.memory, kernel=self.kernel)
         found: dict[int, str] = {}
         with serving(self.model, self.kernel):
             for sample, _ in follow(engine, jobs, self.texts):

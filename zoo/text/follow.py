@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, ZooError
-from zoo.generation.engine import BUDGET, ROWS, Engine, serving
+from zoo.generation.engine import Engine, serving
+from zoo.generation.engine_sizes import size_engine
 from zoo.generation.request import Event, Request
 from zoo.sampling.sampler import Logprob
 from zoo.text.detokenize import TextStream
 from zoo.text.jobs import JobMaker, TextJob
 from zoo.text.prompts import Options
+from zoo.text.reader import find_weight
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
@@ -59,14 +61,16 @@ class WrittenSample:
 
 
 def make_engine(model: Model, jobs: Sequence[TextJob], kernel: str | None = None, **serving: Any) -> Engine:
-    """Make an engine with room for these jobs. `serving` are the Engine's options `draft`, `speculate`,
-    `deterministic`, `graphs` and `note`.
+    """Make an engine with room for these jobs, or for as many at a time as fit in the memory that is free on a GPU.
+    `serving` are the Engine's options `draft`, `speculate`, `deterministic`, `graphs` and `note`.
 
     A single prompt is computed in one pass, because no other row would wait for it.
     """
     tokens, source = measure(jobs)
-    rows = count_rows(job.request for job in jobs)
-    sizes = {"rows": rows, "tokens": tokens, "source": source, "budget": BUDGET if rows > 1 else max(BUDGET, source)}
+    defaults = size_engine(find_weight(model).device, model.spec.output_vocab_size)
+    rows = count_rows((job.request for job in jobs), defaults.rows)
+    budget = defaults.budget if rows > 1 else max(defaults.budget, source)
+    sizes = {"rows": rows, "tokens": tokens, "source": source, "budget": budget, "memory": defaults.memory}
     return Engine(model, **sizes, reuse=rows > 1, kernel=kernel, **serving)
 
 
@@ -78,12 +82,12 @@ def describe_cache(engine: Engine) -> str:
     return f"cache: {engine.scheduler.rows} rows of up to {engine.tokens:,} tokens, {size}{later}"
 
 
-def count_rows(asked: Iterable[Request | Options]) -> int:
-    """Count the rows that serve these requests: one for each sample or beam, at most ROWS unless a single request has
-    more beams."""
+def count_rows(asked: Iterable[Request | Options], most: int) -> int:
+    """Count the rows that serve these requests: one for each sample or beam, at most `most` unless one request has more
+    beams."""
     wanted = [(max(each.n, each.n_beams), each.n_beams) for each in asked]
-    most = max((beams for _, beams in wanted), default=1)
-    return max(most, min(ROWS, sum(rows for rows, _ in wanted)))
+    least = max((beams for _, beams in wanted), default=1)
+    return max(least, min(most, sum(rows for rows, _ in wanted)))
 
 
 def measure(jobs: Sequence[TextJob]) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch
 from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
+from zoo.training.device_defaults import settle_defaults
 from zoo.training.dropout import Dropout, count_draws
 from zoo.training.gradient import WholeModel, choose_autocast
 from zoo.training.layout import ProcessGroups
@@ -52,7 +53,9 @@ def prepare_device_and_data(
 ) -> tuple[TrainingPlan, Any, PreparedData]:
     """Choose the device, prepare the data, and check the model against both. Returns the plan, completed from the data
     (`TrainingPlan.learn`), the device and the data. Raises ConfigError if model, device and data do not suit."""
-    device = pick_run_device(planned, world, show.say)
+    device = pick_run_device(planned.settings, world)
+    planned = settle_defaults(planned, device, world, show.say)
+    check_run_device(planned, device, world, show.say)
     with world.main_first():
         data = prepare_data(planned, show)
     planned = planned.learn(data)
@@ -69,16 +72,21 @@ def prepare_device_and_data(
     return planned, device, data
 
 
-def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], object]) -> Device:
-    """Choose the device, and warn if memory is short or dropout depends on the number of processes. Raises ConfigError
-    for settings that cannot run on the device."""
-    settings = planned.settings
+def pick_run_device(settings: Training, world: World) -> Device:
+    """Choose the device of this process. Raises ConfigError for a launcher that starts no process here."""
     if settings.launcher.kind != "none" and not is_launched():
         found = f"is {settings.launcher.kind}, and neither a sweep nor a program starts processes"
         raise ConfigError(f"launcher: {found} (`zoo train` of one run does; or torchrun, and launcher=none)")
     device = pick_device(settings.device)
     if device.type == "cuda" and world.size > 1:
         device = pick_device(f"cuda:{world.local_rank}")
+    return device
+
+
+def check_run_device(planned: TrainingPlan, device: Device, world: World, say: Callable[[str], object]) -> None:
+    """Warn if memory is short, or if dropout depends on the number of processes. Raises ConfigError for settings that
+    cannot run on the device."""
+    settings = planned.settings
     if settings.recipe:
         fp8.require_fp8(settings.recipe, device, f"precision: {settings.precision}", "precision=bf16")
     settings.optim.check_device(device)
@@ -90,7 +98,6 @@ def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], ob
     free, cuda = read_free_memory(device), device.type == "cuda"
     if (line := check_memory(take_share(settings), planned.spec, free, cuda=cuda)) is not None:
         say(line)
-    return device
 
 
 def choose_kernels(planned: TrainingPlan, device: Device) -> set[str]:
@@ -185,6 +192,8 @@ def settle_process(settings: Training, device: Device, rank: int) -> tuple[int |
     """Seed torch's generator, and let a process on a CPU keep freed memory. Returns the bytes that are free and the
     bytes that are held before the model is built, None where unknown."""
     torch.manual_seed(mix_seed(settings.seed, f"rank {rank}") if rank else settings.seed)
+    if device.type == "cuda":  # TF32 for what a run in fewer bits leaves in float32; precision=fp32 stays exact
+        torch.set_float32_matmul_precision("highest" if settings.arithmetic == "fp32" else "high")
     if device.type == "cpu" and not is_hosted():
         keep_memory()
     return read_free_memory(device), None if is_hosted() else begin_peak_memory(device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import short
 from zoo.kernels.found import machine_of
@@ -18,6 +18,9 @@ from zoo.lazy import torch
 from zoo.training.callbacks import is_hosted
 from zoo.training.gradient import WholeModel
 from zoo.training.run import Run
+
+if TYPE_CHECKING:
+    from zoo.training.settings import Training
 
 AFTER = 3  # steps: the one-off costs of first calls are over
 LEAST = 300.0  # seconds that the steps left must take: compiling and the trial take about 15 and gain 5 to 25 %
@@ -50,8 +53,8 @@ def compile_if_it_pays(run: Run) -> None:
 def may_pay(run: Run) -> bool:
     """Whether a trial is worth its time: one CPU process, steps of one shape, and minutes of training left."""
     settings = run.settings
-    fits = settings.objective.every_token and not run.batches.documents and settings.recompute != "selective"
-    fits = fits and settings.recipe is None and not is_hosted() and run.world.size == 1
+    fits = has_one_shape(settings, run.batches.documents) and settings.recipe is None
+    fits = fits and not is_hosted() and run.world.size == 1
     if run.device.type != "cpu" or not fits or "compiler" not in machine_of(run.device).packages:
         return False
     held = run.held_out[0].batches
@@ -59,6 +62,12 @@ def may_pay(run: Run) -> bool:
         return False  # held-out rows of another shape would be compiled for the trial alone
     microbatches = (settings.steps - run.step) * settings.accumulate
     return microbatches >= FEWEST and microbatches * Trial(run).lap() > LEAST
+
+
+def has_one_shape(settings: Training, documents: bool) -> bool:
+    """Whether the layers of a run are called whole, on inputs of one shape. For each other shape they would be compiled
+    again."""
+    return settings.objective.every_token and not documents and settings.recompute != "selective"
 
 
 def try_compiled(run: Run) -> bool:

@@ -155,7 +155,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) ->
     faults += S.find_optimizer_mismatches(settings, trained)
     collect_faults(faults, lambda: mark_layers(trained, settings.recompute))
     faults += find_parallel_faults(settings, find_world(settings), trained)
-    if settings.checkpoint != "whole" and settings.lora is not None:
+    if settings.checkpoint in ("sharded", "async") and settings.lora is not None:
         faults.append(f"checkpoint: is {settings.checkpoint}, and adapters are saved whole (checkpoint=whole)")
     faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 MASTER, PURE = "bf16_master", "bf16_pure"
-PRICED = {"fp32": "fp32", MASTER: "megatron", PURE: "pure"}
+PRICED = {"auto": "fp32", "fp32": "fp32", MASTER: "megatron", PURE: "pure"}
 """Names of precisions in `zoo stats --precision`; any other is amp."""
 
 

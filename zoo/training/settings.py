@@ -70,7 +70,8 @@ class TextSample(SampleSettings, kind="text"):
 
 
 class Training(Spec, axis="command", kind="train", default="train"):
-    """The settings of a run. `…_every` is in steps; null means at the end only."""
+    """The settings of a run. `…_every` is in steps; null means at the end only. `auto` is replaced for the device and
+    the mesh before a run is built (`zoo.training.device_defaults`)."""
 
     steps: PositiveInt
     batch_size: PositiveInt  # rows of one optimizer step
@@ -78,8 +79,8 @@ class Training(Spec, axis="command", kind="train", default="train"):
     seq_len: PositiveInt
     seed: NonNegativeInt = 0
     clip: PositiveFloat | None = 1.0  # maximum norm of the gradient; null: no clipping
-    precision: Literal["fp32", "bf16", "bf16_master", "bf16_pure", "fp8_tensorwise", "fp8_rowwise"] = (
-        "fp32"  # dtype of matrix products (`zoo.training.precision`); trained weights are float32, except in bf16_pure
+    precision: Literal["auto", "fp32", "bf16", "bf16_master", "bf16_pure", "fp8_tensorwise", "fp8_rowwise"] = (
+        "auto"  # dtype of matrix products (`zoo.training.precision`); trained weights are float32, except in bf16_pure
     )
     compile: Literal["auto", True, False] = "auto"  # whether to compile layers (`zoo.training.compiling`)
     offload: Literal["none", "states"] = "none"  # optimizer states kept in host memory between updates; CUDA only
@@ -90,7 +91,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     eval_every: PositiveInt | None = None
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
     save_every: PositiveInt | None = None
-    checkpoint: Literal["whole", "sharded", "async"] = "whole"  # how checkpoints are written
+    checkpoint: Literal["auto", "whole", "sharded", "async"] = "auto"  # how checkpoints are written
     keep: PositiveInt = 2  # number of newest checkpoints kept
     keep_best: NonNegativeInt = 0  # number of best checkpoints kept in addition
     skip_nonfinite: NonNegativeInt = 10  # consecutive non-finite updates that end the run; 0: the first does
@@ -203,8 +204,9 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @property
     def arithmetic(self) -> str:
-        """fp32 or bf16: the precision of products other than float8 ones, and of the peak that MFU refers to."""
-        return "fp32" if self.precision == "fp32" else "bf16"
+        """fp32 or bf16: the precision of products other than float8 ones, and of the peak that MFU refers to. Before
+        `auto` is settled it is fp32."""
+        return "fp32" if self.precision in ("auto", "fp32") else "bf16"
 
     @property
     def autocast(self) -> str:

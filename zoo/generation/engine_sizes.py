@@ -1,0 +1,36 @@
+# V vocabulary
+"""Choose an engine's sizes for the device that it runs on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from zoo.run.machine_memory import read_free_memory
+
+if TYPE_CHECKING:
+    import torch
+
+RESERVE = 0.1
+"""The share of a GPU's free memory that the cache leaves to CUDA graphs, activations and the workspaces of kernels."""
+
+LOGITS = 3
+"""Float32 copies of the logits [rows, V] that sampling holds at once: as computed, as probabilities, and sorted."""
+
+
+class EngineSizes(NamedTuple):
+    """The most sequences that run at once (`rows`), the most tokens that a step computes (`budget`), and the bytes that
+    the cache may take (`memory`; None: as many as the rows need)."""
+
+    rows: int
+    budget: int
+    memory: int | None
+
+
+def size_engine(device: torch.device, vocabulary: int = 0) -> EngineSizes:
+    """Choose sizes. A step of a GPU takes the time that reading the weights takes, up to some thousand tokens, so that
+    wide steps are nearly free; its cache takes the memory that is free, less RESERVE and the logits of sampling."""
+    if device.type != "cuda":
+        return EngineSizes(rows=32, budget=512, memory=None)
+    rows, free = 256, read_free_memory(device) or 0
+    spare = int(free * RESERVE) + 4 * LOGITS * rows * vocabulary
+    return EngineSizes(rows=rows, budget=8192, memory=max(free - spare, 0))
