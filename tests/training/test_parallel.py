@@ -23,6 +23,7 @@ from support.parallel_runs import (  # noqa: F401  (a fixture)
     compare_losses,
     find_rank,
     here,
+    lines_of,
     spread,
     train_alike,
     train_packaged,
@@ -52,6 +53,19 @@ def test_the_packaged_run_at_its_own_rate_has_the_losses_of_one_process(ways, he
     train_packaged(ways, 30)
     for folder in ("alone", *ways):
         assert compare_losses("one", folder)[-1] < 5e-5, folder
+
+
+def test_sharded_weights_compute_in_bfloat16_as_one_processs_bfloat16_copies_do(here):  # noqa: F811
+    """FSDP gathers bfloat16 and sums gradients in float32, as the copies of bf16_master do: there is no autocast, which
+    would round at other places."""
+    model, own = MODELS["dense"]
+    common = [*BASE, *own, "batch_size=8", "steps=6", "eval_every=3", "save_every=6"]
+    zoo.train(model, [*common, "accumulate=2", "precision=bf16_master", "hydra.run.dir=one"])
+    spread(2, [(model, [*common, "parallel=fsdp", "precision=bf16", "hydra.run.dir=two"])])
+    zoo.train(model, [*common, "accumulate=2", "precision=bf16", "hydra.run.dir=cast"])
+    losses = [[line["loss"] for line in lines_of(run) if "loss" in line] for run in ("one", "two", "cast")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert losses[1] != pytest.approx(losses[2], abs=1e-4)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from zoo.jobs.train import resume_run, start_run
 from zoo.run.builder import build
 from zoo.training import update
 from zoo.training.building import open_whole
-from zoo.training.gradient import accumulate_gradient
+from zoo.training.gradient import accumulate_gradient, choose_autocast
 from zoo.training.layout import ProcessGroups
 from zoo.training.planning import plan_training
 from zoo.training.precision import ComputingCopies, find_priced
@@ -62,7 +62,8 @@ def test_a_pipeline_runs_under_the_autocast_of_a_whole_model(corpus, monkeypatch
     monkeypatch.setattr("zoo.training.layout.RankGroup", lambda group: group)
     monkeypatch.setattr("zoo.training.pipeline.Pipeline", lambda *given, holds: given[4])
     groups = ProcessGroups(Mesh(pp=2), World(0, 2), World(0, 1), World(0, 1), stages=object())
-    whole = open_whole(build(plan_training(compose_run(corpus)).spec), settings, device, World(0, 1))
+    model, autocast = build(plan_training(compose_run(corpus)).spec), choose_autocast(device, settings.autocast)
+    whole = open_whole(model, settings, autocast, World(0, 1))
     for autocast in (whole.autocast, groups.open_pipeline(None, settings, device)):
         with autocast():
             assert torch.is_autocast_enabled("cpu") == (precision == "bf16")

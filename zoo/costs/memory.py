@@ -173,8 +173,8 @@ def shape_pass(setup: Setup, context: int, batch: int) -> PassShape:
     return PassShape(
         context=context,
         batch=batch,
-        dtype="fp32" if setup.precision in ("fp32", "amp") else setup.dtype,
-        autocast=setup.dtype if setup.precision == "amp" else None,
+        dtype=setup.stream,
+        autocast=setup.autocast,
         selective=setup.recompute == "selective",
     )
 
@@ -254,7 +254,7 @@ class StepMemory:
     @property
     def _width(self) -> int:
         """Bytes of a gradient's value as a pass computes it, before any conversion."""
-        return 4 if self.setup.precision in ("fp32", "amp") else max(DTYPES[self.setup.dtype], 2)
+        return max(DTYPES[self.setup.stream], 2)
 
     def _list_runs(self) -> list[PassRun]:
         """List the pieces of a pass in order: each tower's embedding, its layers, and its loss or head."""

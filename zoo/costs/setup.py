@@ -128,6 +128,17 @@ class Setup:
         return "fp32" if self.precision == "fp32" else self.dtype
 
     @property
+    def autocast(self) -> str | None:
+        """Give the dtype that torch.autocast casts the operands of products to; None without autocast. FSDP casts the
+        weights that it gathers, and a pass then computes in their dtype throughout (`MixedPrecisionPolicy`)."""
+        return self.dtype if self.precision == "amp" and self.zero != 3 else None
+
+    @property
+    def stream(self) -> str:
+        """Give the dtype of what layers hand on in a training step."""
+        return "fp32" if self.precision == "fp32" or self.autocast else self.dtype
+
+    @property
     def pipeline(self) -> PipelineSchedule:
         """Give the schedule of the pipeline; a single stage has the default one."""
         return PipelineSchedule(self.schedule, self.pp, self.chunks) if self.pp > 1 else PipelineSchedule()

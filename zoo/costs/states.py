@@ -7,7 +7,7 @@ Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
 | mixed | 2 | 2 | 8 | 4 | Rajbhandari et al., 2020 (ZeRO), §3.1 |
 | megatron | 2 | 4 | 8 | 4 | Megatron-LM: gradients are accumulated in fp32 |
 | fp32 | 4 | 4 | 8 | 0 | |
-| amp | 4 | 4 | 8 | 0 | torch.autocast: operands of matrix products are cast |
+| amp | 4 | 4 | 8 | 0 | torch.autocast, which casts operands of products; with ZeRO 3 FSDP2, which casts weights |
 | pure | 2 | 2 | 4 | 0 | torch.optim: states have the parameter's dtype; Zoo's bf16_pure rounds stochastically |
 
 With fp32 weights there is no master copy. Step counters (a number or two a tensor) are left out.
@@ -259,7 +259,7 @@ def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
 def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     """Count the bytes of autocast's copies of weights in matrix products; 0 under FSDP, which casts gathered
     weights."""
-    if setup.precision != "amp" or setup.zero == 3 or DTYPES[setup.dtype] >= 4:
+    if setup.autocast is None or DTYPES[setup.dtype] >= 4:
         return 0
     return sum(piece.params for piece in pieces if piece.product) * DTYPES[setup.dtype]
 

@@ -24,7 +24,7 @@ from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
 from zoo.training.device_defaults import settle_defaults
 from zoo.training.dropout import Dropout, count_draws
-from zoo.training.gradient import WholeModel, choose_autocast
+from zoo.training.gradient import Autocast, WholeModel
 from zoo.training.layout import ProcessGroups
 from zoo.training.log import RunLog, Unwritten
 from zoo.training.memory_fit import check_memory, take_share
@@ -161,6 +161,7 @@ def build_run(
     watch = choose_computing(settings, device, show.say, counters)
     batches = open_batches(planned, data)
     layout = ProcessGroups.open(settings.parallel.settle(world), world, device, settings.seq_len)
+    autocast = layout.autocast(device, settings)
     batches.share = (layout.rows.rank, layout.rows.size)
     free, held = settle_process(settings, device, layout.tokens.rank)
     model = build_model(planned, layout, device, show.say, fresh=not counters)
@@ -175,7 +176,7 @@ def build_run(
         model=model,
         optimizer=optimizer,
         layout=layout,
-        computing=layout.open_pipeline(model, settings, device) or open_whole(model, settings, device, world),
+        computing=layout.open_pipeline(model, settings, device) or open_whole(model, settings, autocast, world),
         records=RunLog(folder, counters.get("lengths"), settings.objective.measures)
         if world.main
         else Unwritten(folder),
@@ -226,7 +227,7 @@ def build_model(
         initialise(model.to_empty(device=device), settings.seed)
         apart = False
     settle_weights(model, settings, say, fresh)
-    layout.lay_out(model, settings.precision)
+    layout.lay_out(model, settings)
     if apart:
         initialise(model.to_empty(device=device), settings.seed)
     return model
@@ -248,10 +249,9 @@ def settle_weights(model: Model, settings: Training, say: Callable[[str], object
         lower_weights(model)
 
 
-def open_whole(model: Model, settings: Training, device: Device, world: World) -> WholeModel:
+def open_whole(model: Model, settings: Training, autocast: Autocast, world: World) -> WholeModel:
     """Set up gradient computation for a model without pipeline stages."""
     copies = ComputingCopies(model.train()) if settings.precision == MASTER and world.size == 1 else None
-    autocast = choose_autocast(device, settings.autocast)
     return WholeModel(model, settings.objective, settings.accumulate, autocast, copies)
 
 

@@ -16,7 +16,7 @@ from zoo.lazy import torch
 from zoo.model.stage import reads_table, take_chunks
 from zoo.spec import table
 from zoo.spec.cuts import find_cuts
-from zoo.training.gradient import choose_autocast
+from zoo.training.gradient import Autocast, choose_autocast
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -149,13 +149,24 @@ class ProcessGroups:
             RankGroup(self.stages),
             self.mesh.pipeline,
             settings.objective,
-            choose_autocast(device, settings.autocast),
+            self.autocast(device, settings),
             settings.accumulate,
             tokens,
             holds=self.tokens.size > 1 and self.mesh.weights[1] == 1,
         )
 
-    def lay_out(self, model: Any, precision: str) -> None:
+    def casts_weights(self, settings: Training) -> bool:
+        """Whether FSDP gathers weights in bfloat16, and reduces gradients in float32: in each precision that computes
+        in bfloat16, where weights are sharded. Autocast would gather them in float32, and keep copies of its own."""
+        return settings.arithmetic == "bf16" and self.mesh.weights[1] > 1
+
+    def autocast(self, device: Device, settings: Training) -> Autocast:
+        """Choose the context of forward passes: no autocast where FSDP casts every weight. Experts that one process
+        holds alone are none of FSDP's."""
+        whole = self.mesh.ep > 1 and math.prod(self.mesh.experts) == 1
+        return choose_autocast(device, "fp32" if self.casts_weights(settings) and not whole else settings.autocast)
+
+    def lay_out(self, model: Any, settings: Training) -> None:
         """Apply FSDP2 to a model in place, over the processes with different tokens: each layer is a unit, and all
         other weights form one unit. Gradients are summed, not averaged."""
         if self.tokens.size == 1:
@@ -165,7 +176,7 @@ class ProcessGroups:
         from zoo.run.layer import list_common
 
         policy = MixedPrecisionPolicy()
-        if precision == "bf16_master":
+        if settings.precision == "bf16_master" or self.casts_weights(settings):
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         how: dict[str, Any] = {"mesh": self.ranks, "mp_policy": policy}
         how["shard_placement_fn"] = place_experts(model, self.mesh.weights[1])
