@@ -1,5 +1,9 @@
 """The flash kernels over stand-ins that take and refuse what the real ones do: every case, and whole models."""
 
+import sys
+import types
+import warnings
+
 import pytest
 import standins
 import torch
@@ -252,6 +256,36 @@ def test_a_package_that_cannot_be_loaded_is_an_error_in_one_line(flash, monkeypa
         make_inputs(find_case("causal"), "cpu", torch.bfloat16).forward(flash)
     assert f"kernel: {flash}: {PACKAGE[flash].copy().pop()} is installed and cannot be loaded" in str(error.value)
     assert "libcudart.so.12" in str(error.value)
+
+
+def test_a_package_that_cannot_be_loaded_costs_auto_a_warning_and_not_the_run(flash, monkeypatch):
+    if flash == "flash_torch":
+        return
+
+    def broken():
+        raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(KERNELS[flash], "module", broken)
+    monkeypatch.setattr(KERNELS[flash], "broken", False)
+    inputs = make_inputs(find_case("causal"), "cpu", torch.bfloat16)
+    with pytest.warns(UserWarning, match=f"{flash}: .* cannot be loaded, found ImportError: libcudart.*another kernel"):
+        found = inputs.forward("auto")
+    assert torch.allclose(found.float(), inputs.forward("eager").float(), atol=2e-2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        inputs.forward("auto")
+
+
+def test_older_files_in_the_place_of_flash_attn_4_are_told(monkeypatch):
+    def flash_attn_varlen_func(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, seqused_k=None, page_table=None):
+        raise NotImplementedError
+
+    old = types.SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", old)
+    monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(cute=old))
+    monkeypatch.setattr(KERNELS["flash4"], "loaded", None)
+    with pytest.raises(KernelError, match=r"flash4: .*its files are older, without max_seqlen_q.*after flash-attn\)"):
+        KERNELS["flash4"].load()
 
 
 @pytest.mark.parametrize(("name", "repository"), [("flash2_hub", "flash-attn2"), ("flash3_hub", "flash-attn3")])

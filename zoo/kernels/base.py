@@ -115,6 +115,10 @@ class Kernel:
         each layer."""
         raise NotImplementedError
 
+    def can_load(self) -> bool:
+        """Whether the code of the kernel can be loaded on this machine. Warns once if it cannot."""
+        return True
+
     def call(self, ask: AttentionQuery) -> Call:
         """Return the call that the kernel makes for an ask that it does not refuse."""
         raise NotImplementedError

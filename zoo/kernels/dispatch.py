@@ -127,10 +127,11 @@ def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
 
 
 def select(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> Kernel:
-    """Choose the kernel as `pick` does, without collecting the refusals. Decoding calls this once per layer."""
+    """Choose the kernel on this machine as `pick` does, without collecting the refusals. With `auto`, a kernel whose
+    package is installed and cannot be loaded is passed over. Decoding calls this once per layer."""
     if kernel != "auto":
         return _check_named(ask, machine, kernel)
-    return next(each for each in order(ask, machine) if each.refuses(ask, machine) is None)
+    return next(each for each in order(ask, machine) if each.refuses(ask, machine) is None and each.can_load())
 
 
 def pick(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> KernelChoice:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -51,6 +52,7 @@ class Flash(Kernel):
 
     def __init__(self) -> None:
         self.loaded: Any = None  # the module, once imported
+        self.broken = False  # whether the module could not be loaded
 
     # ------------------------------------------------------------ the reason against
 
@@ -91,6 +93,15 @@ class Flash(Kernel):
         if window is None:
             return self.unlimited, self.unlimited
         return (window - 1, 0) if causal else (window, window if ahead is None else ahead)
+
+    def can_load(self) -> bool:
+        if self.loaded is None and not self.broken:
+            try:
+                self.load()
+            except KernelError as error:
+                self.broken = True
+                warnings.warn(f"{error.args[0].partition(' (kernel=')[0]}; another kernel is used", stacklevel=2)
+        return not self.broken
 
     def load(self) -> Any:
         """Import the module of the functions at first use. Raises KernelError if that fails."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.kernels.base import AttentionQuery, Machine, Scores
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.score_bias import Bias
+
+NEEDED = ("max_seqlen_q", "seqused_k", "page_table", "learnable_sink")
+"""Parameters of `flash_attn_varlen_func` that are passed."""
 
 PAGED = 16  # in a paged cache a head's width is a multiple of this
 UNEQUAL = (192, 128), (128, 64), (64, 128)
@@ -44,6 +48,16 @@ class Flash4(Flash):
         if machine.capability is not None and machine.capability[0] > 9:
             return _refuse_on_blackwell(widths, ask) or _refuse_gradient(widths, ask)
         return _refuse_on_hopper(widths) or _refuse_gradient(widths, ask)
+
+    def module(self) -> Any:
+        """Import the module. Raises ImportError for the older `flash_attn.cute` that flash-attn 2 ships: installed
+        later, it replaces the files of flash-attn 4, whose metadata stays."""
+        module = super().module()
+        there = inspect.signature(module.flash_attn_varlen_func).parameters
+        if missing := [name for name in NEEDED if name not in there]:
+            found = f"its files are older, without {missing[0]}: flash-attn 2 has replaced them"
+            raise ImportError(f"{found} (install flash-attn-4 after flash-attn)")
+        return module
 
     def function(self, ask: AttentionQuery) -> str:
         return super().function(ask) if ask.lengths or way(ask) != CACHED else self.functions[DENSE]

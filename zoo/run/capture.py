@@ -28,12 +28,13 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.pool, self.nbytes = device, None, 0
+        self.side: torch.cuda.Stream | None = None  # kept: cuBLAS allocates a workspace for each stream, and keeps it
 
     def __call__(self, function: Callable[[Tensor], Tensor], numbers: Tensor) -> Replay:
         """Record `function(numbers)`, after warm-up passes on a side stream. Raises RuntimeError if the function does
         something that a graph cannot contain, such as waiting for the device."""
         with torch.cuda.device(self.device):
-            side = torch.cuda.Stream()
+            side = self.side = self.side or torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(WARM):

@@ -104,15 +104,16 @@ def complete(
     *,
     ends: Sequence[int] = (),
     kernel: str | None = None,
+    **serving: Any,
 ) -> Iterator[str]:
     """Stream the model's continuation of `prompt`. It ends before an end-of-text token (the tokenizer's, or one of
-    `ends`) or a stop string.
+    `ends`) or a stop string. `serving` are options of the Engine (`make_engine`).
 
     During iteration the model is in eval mode and uses the attention `kernel`. Raises ConfigError, at the call, for
     invalid arguments.
     """
     job = JobMaker(model, tokenizer, ends).make_job({"prompt": prompt}, options, "")
-    engine = make_engine(model, [job], kernel)
+    engine = make_engine(model, [job], kernel, **serving)
     return _serve(engine, write(engine, job, tokenizer))
 
 

@@ -72,7 +72,12 @@ def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozens
     refuse_nonfinite_weights(run)
     averages = (find_optimizer_average(run), compute_averages(run))
     state = store.Resumable(
-        run.model, run.optimizer, gather_counters(run), *averages, run.world, settings.checkpoint in ("sharded", "async")
+        run.model,
+        run.optimizer,
+        gather_counters(run),
+        *averages,
+        run.world,
+        settings.checkpoint in ("sharded", "async"),
     )
     where = (run.folder, run.step, state, run.data.tokenizer, settings.keep, partial(is_spared, run, also=also))
     saves.step = run.step

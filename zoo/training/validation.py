@@ -141,9 +141,13 @@ def write_sample(run: Run) -> None:
     sampling = Sampling(temperature=sample.temperature, seed=settings.seed)  # not training's draws
     options = Options(max_new_tokens=sample.tokens, sampling=sampling)
     # Every process generates the sample, because each may hold a part of the weights. Compiled layers would be
-    # recompiled for each token, because the length grows.
+    # recompiled for each token, because the length grows. A CUDA graph would record FSDP's gathers, and its memory
+    # would stay.
+    serving: dict[str, Any] = {"graphs": False}
+    if run.layout.casts_weights(settings):  # the keys come in the dtype of gathered weights
+        serving["dtype"] = torch.bfloat16
     with ends_gathered(run.model), run_eagerly(run.compiled is True):
-        text = "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))
+        text = "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel, **serving))
     run.records.write_sample(run.step, sample.prompt + text)
     run.show.sample(sample.prompt + text)
 
