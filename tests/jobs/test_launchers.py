@@ -103,6 +103,7 @@ def test_the_script_says_what_the_config_says(here, capsys):
     asked = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
     assert asked[1:7] == ["nodes=2", "ntasks-per-node=1", "gpus-per-node=4", "partition=gpu", "account=lab", TIME]
     assert asked[-1] == "mem=0" and script.index("module load cuda") < script.index("srun ")
+    assert "signal=TERM@300" in asked and "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300\n" in script
     assert "--nnodes 2 --nproc-per-node 4 --max-restarts 3" in script and '"$(hostname):30000"' in script
     checked = subprocess.run(["bash", "-n", file], capture_output=True, text=True, timeout=20)
     assert checked.returncode == 0, checked.stderr

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ZooError
 from zoo.jobs.command import Command
 from zoo.jobs.slurm import submit
+from zoo.training.launcher import PATIENCE_OF_TORCHRUN
 from zoo.training.restarts import is_launched
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from zoo.training.settings import Training
+
+
+SAVING = 600
+"""Seconds that the processes of this machine have to save a checkpoint after SIGTERM."""
 
 
 def start_processes(settings: Training, command: Command, make_folder: Callable[[], Path]) -> int | None:
@@ -45,6 +50,7 @@ def launch(processes: int, args: Sequence[str], restarts: int = 0) -> int:
 
     threads = max(len(os.sched_getaffinity(0)) // processes, 1) if hasattr(os, "sched_getaffinity") else 1
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # each process gets its share of the cores, unless set
+    os.environ.setdefault(PATIENCE_OF_TORCHRUN, str(SAVING))
     _silence_elastic(restarts)
     meeting: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=restarts, **meeting)

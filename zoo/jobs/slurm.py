@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 from zoo import disk
 from zoo.errors import ConfigError, ZooError, short
 from zoo.jobs.command import Command
-from zoo.training.launcher import SlurmLauncher
+from zoo.training.launcher import PATIENCE_OF_TORCHRUN, SlurmLauncher
 from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
     from zoo.training.settings import Training
 
 SCRIPT = "launch.sbatch"
-WARNING = 120  # seconds before the job's time limit at which its processes get SIGTERM and save a checkpoint
 PATIENCE = 60  # seconds after which sbatch counts as failed
 
 
@@ -57,6 +56,7 @@ def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], 
     yield from (f"#SBATCH --{option}" for option in options)
     yield from own
     yield ""
+    yield f"export {PATIENCE_OF_TORCHRUN}={launcher.warning}"
     yield f"cd {shlex.quote(str(Path.cwd()))} || exit 1"
     yield from (line for line in launcher.lines if line not in own)
     run = f"srun {shlex.quote(sys.executable)} -m torch.distributed.run"
@@ -80,7 +80,7 @@ def list_options(settings: Training, launcher: SlurmLauncher, folder: Path) -> I
     yield f"output={shlex.quote(str(folder / 'slurm-%j.log'))}"
     yield "open-mode=append"
     yield "requeue"
-    yield f"signal=TERM@{WARNING}"
+    yield f"signal=TERM@{launcher.warning}"
 
 
 def _submit_file(file: Path) -> str:

@@ -27,26 +27,37 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
 
     `advice` says what would fit into memory.
     """
+    with leaves_at_once_after_errors():
+        try:
+            yield
+        except BrokenPipeError:  # the reader of standard output is gone: the command line handles it
+            raise
+        except OSError as error:
+            where = error.filename or folder
+            found = error.strerror or short(error)
+            stays = "the run's checkpoints stay" if has_checkpoint(folder) else "no checkpoint of the run is there"
+            raise ZooError(f"{where}: cannot be read or written, found {found} ({stays})") from error
+        except (MemoryError, RuntimeError) as error:
+            if lost_another(error):
+                goes_on = f"`zoo train --resume {folder}` goes on"
+                would = goes_on if has_checkpoint(folder) else "no checkpoint was saved yet: save_every=N"
+                found = "another process of the run does not answer any more"
+                raise LostProcess(f"{found} (what started it says which; {would})") from error
+            if not is_out_of_memory(error):
+                raise
+            would = advice() if advice is not None else "a smaller model"
+            raise ZooError(f"memory: ran out, found {short(error)} ({would})") from error
+
+
+@contextmanager
+def leaves_at_once_after_errors() -> Iterator[None]:
+    """After an error, let this process end without waiting for the others: the end of torch.distributed waits for what
+    they have begun with this process, which does not come any more."""
     try:
         yield
-    except BrokenPipeError:  # the reader of standard output is gone: the command line handles it
+    except Exception:
+        leave_at_once()
         raise
-    except OSError as error:
-        where = error.filename or folder
-        found = error.strerror or short(error)
-        stays = "the run's checkpoints stay" if has_checkpoint(folder) else "no checkpoint of the run is there"
-        raise ZooError(f"{where}: cannot be read or written, found {found} ({stays})") from error
-    except (MemoryError, RuntimeError) as error:
-        if lost_another(error):
-            leave_at_once()
-            goes_on = f"`zoo train --resume {folder}` goes on"
-            would = goes_on if has_checkpoint(folder) else "no checkpoint was saved yet: save_every=N"
-            found = "another process of the run does not answer any more"
-            raise LostProcess(f"{found} (what started it says which; {would})") from error
-        if not is_out_of_memory(error):
-            raise
-        would = advice() if advice is not None else "a smaller model"
-        raise ZooError(f"memory: ran out, found {short(error)} ({would})") from error
 
 
 def lost_another(error: BaseException) -> bool:

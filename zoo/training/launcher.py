@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator
 
 from zoo.spec import Spec
 from zoo.training.packaged import make_count_check
@@ -31,6 +31,11 @@ def _check_time(value: object) -> Any:
     return value
 
 
+PATIENCE_OF_TORCHRUN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""The environment variable for the seconds between SIGTERM and SIGKILL to processes of torchrun, 30 by default: too few
+to save a large model. torch 2.13 reads it, older ones keep to 30."""
+
+
 class SlurmLauncher(Launcher, kind="slurm"):
     """Write a job for SLURM and submit it: torchrun on `nodes` nodes, with `nproc` processes on each."""
 
@@ -39,6 +44,7 @@ class SlurmLauncher(Launcher, kind="slurm"):
     time: Annotated[str | None, BeforeValidator(_check_time)] = None
     gpus: Annotated[int | Literal["auto"], BeforeValidator(make_count_check(0))] = "auto"
     port: Annotated[int, Field(ge=1024, le=65535)] = 29500
+    warning: PositiveInt = 300  # seconds before the job's limit at which processes get SIGTERM, to save a checkpoint
     lines: tuple[str, ...] = ()
     submit: bool = True
 

@@ -11,7 +11,7 @@ from zoo.costs.setup import Setup
 from zoo.data import Batch
 from zoo.distributed.sharded_tensors import ends_gathered
 from zoo.distributed.world import ALONE
-from zoo.errors import short
+from zoo.errors import ZooError, short
 from zoo.kernels import KERNELS, machine_of
 from zoo.lazy import torch
 from zoo.sampling.options import Sampling
@@ -39,7 +39,8 @@ class EvaluationStopped(Exception):
 
 
 def measure(run: Run) -> None:
-    """Evaluate, write a sample, draw pictures. If one of these fails, a warning says so, and training continues."""
+    """Evaluate, write a sample, draw pictures. If one of these fails, a warning says so, and training continues, unless
+    other processes of the run may not have failed."""
     for what, work in (("evaluation", evaluate), ("sample", write_sample), *run.drawings.items()):
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
@@ -48,7 +49,7 @@ def measure(run: Run) -> None:
             run.model.train()
             return
         except FORESEEN as error:
-            if run.records.failed or lost_another(error):  # a line of metrics is lost, or a process is gone
+            if run.records.failed or lost_another(error) or parts_processes(run, what, error):
                 raise
             run.show.say(f"step {run.step}: no {what}, found {short(error)} (training goes on)")
         run.model.train()
@@ -56,6 +57,14 @@ def measure(run: Run) -> None:
     note_evaluation(run)
     if not run.evaluation_due:  # it did not fail
         tell(run, "after_eval")
+
+
+def parts_processes(run: Run, what: str, error: Exception) -> bool:
+    """Whether an error in what all processes do together may have come in this process alone, such as exhausted memory.
+    The others then wait in the middle of a pass, and would take the weights of the next step for those of this pass.
+    A sample that has no next token (ZooError) has none in any process; pictures are the main process's own."""
+    alike = what == "sample" and isinstance(error, ZooError)
+    return run.world.size > 1 and what in ("evaluation", "sample") and not alike
 
 
 def find_evaluated_weights(run: Run) -> Mapping[str, Tensor]:
