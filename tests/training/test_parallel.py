@@ -48,7 +48,8 @@ def test_processes_train_as_one_does_on_their_rows_by_turns(name, processes, way
         assert compare_gradients("one", folder) < 1e-5, folder
 
 
-@pytest.mark.parametrize("ways", [("tp",), pytest.param(("ddp", "fsdp", "pp"), marks=[pytest.mark.slow])])
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", [("tp",), ("ddp", "fsdp", "pp")])
 def test_the_packaged_run_at_its_own_rate_has_the_losses_of_one_process(ways, here):  # noqa: F811
     train_packaged(ways, 30)
     for folder in ("alone", *ways):
@@ -59,7 +60,7 @@ def test_sharded_weights_compute_in_bfloat16_as_one_processs_bfloat16_copies_do(
     """FSDP gathers bfloat16 and sums gradients in float32, as the copies of bf16_master do: there is no autocast, which
     would round at other places."""
     model, own = MODELS["dense"]
-    common = [*BASE, *own, "batch_size=8", "steps=6", "eval_every=3", "save_every=6"]
+    common = [*BASE, *own, "batch_size=8", "steps=3", "eval_every=null", "save_every=null", "sample=null"]
     zoo.train(model, [*common, "accumulate=2", "precision=bf16_master", "hydra.run.dir=one"])
     spread(2, [(model, [*common, "parallel=fsdp", "precision=bf16", "hydra.run.dir=two"])])
     zoo.train(model, [*common, "accumulate=2", "precision=bf16", "hydra.run.dir=cast"])
