@@ -21,6 +21,9 @@ from zoo.training.validation import measure
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+HEARD_EVERY = 8
+"""Steps between two times at which the processes of a run ask one another for signals."""
+
 SETTLED = 3
 """Steps after which memory has reached training's peak, before evaluations, samples and pictures take more."""
 
@@ -56,7 +59,7 @@ def fit(run: Run) -> dict[str, Any]:
                 stop_if_asked(run, terms)
                 if run.evaluation_due:
                     measure(run)
-                stop_if_asked(run, terms)  # a signal may have come meanwhile
+                    stop_if_asked(run, terms)  # a signal may have come meanwhile
         finish_saving(run)
     return describe_outcome(run)
 
@@ -85,7 +88,10 @@ def stop_on_signals(run: Run) -> Iterator[None]:
 
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
     """Save and raise KeyboardInterrupt or Terminated if any process of the run got a signal, unless the run is at its
-    end. All processes stop after the same step."""
+    end. All processes stop after the same step: several ask one another after every HEARD_EVERY steps, because asking
+    waits for the slowest."""
+    if run.world.size > 1 and run.step % HEARD_EVERY:
+        return
     counts = run.world.sum(*(int(run.asked is each) for each in SIGNALS))
     asked = next((each for each, count in zip(SIGNALS, counts, strict=True) if count), None)
     if asked and (run.step < run.settings.steps or run.evaluation_due):
