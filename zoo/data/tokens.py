@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from zoo.data.read_ahead import ReadAhead
     from zoo.data.shards import Joined
 
 Progress = Callable[[str, int, int], None]
@@ -192,6 +193,8 @@ class Batches:
         self.consumed = 0
         self.share: tuple[int, int] = (0, 1)
         """(index, count): the part of each batch that this process reads."""
+        self.ahead: ReadAhead | None = None
+        """Reads the next batch while a device computes with the present one; None on a CPU, which has no time over."""
         self._places: tuple[int, list[Place]] = (-1, [])
 
     def __iter__(self) -> Iterator[Batch]:
@@ -200,7 +203,8 @@ class Batches:
     def __next__(self) -> Batch:
         part, parts = self.share
         rows = self.batch_size // parts
-        batch = self.read(self.consumed + part * rows, rows)
+        first = self.consumed + part * rows
+        batch = self.read(first, rows) if self.ahead is None else self.ahead.take(first, rows, self.batch_size)
         self.consumed += self.batch_size
         return batch
 
@@ -221,9 +225,11 @@ class Batches:
     def place(self, number: int) -> Place:
         """Find the place of row `number`."""
         block, within = divmod(number, AHEAD)
-        if self._places[0] != block:
-            self._places = block, self._find_places(block * AHEAD)
-        return self._places[1][within]
+        known, places = self._places  # read once: another thread may replace them
+        if known != block:
+            places = self._find_places(block * AHEAD)
+            self._places = block, places
+        return places[within]
 
     def _find_places(self, first: int) -> list[Place]:
         """Compute the places of AHEAD rows from row `first` on."""

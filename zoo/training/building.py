@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.costs.kernels import mask_whole
 from zoo.data import Batches, PreparedData, prepare
+from zoo.data.read_ahead import ReadAhead
 from zoo.distributed.world import ALONE, World
 from zoo.errors import ConfigError
 from zoo.generation.prompt_towers import check_length
@@ -163,6 +164,8 @@ def build_run(
     layout = ProcessGroups.open(settings.parallel.settle(world), world, device, settings.seq_len)
     autocast = layout.autocast(device, settings)
     batches.share = (layout.rows.rank, layout.rows.size)
+    if device.type == "cuda":
+        batches.ahead = ReadAhead(batches.read, pins=True)
     free, held = settle_process(settings, device, layout.tokens.rank)
     model = build_model(planned, layout, device, show.say, fresh=not counters)
     optimizer = build_optimizer(planned, model)
