@@ -9,7 +9,7 @@ import pytest
 
 from support.corpora import faults_of
 from zoo.data import DataSettings, prepare
-from zoo.data.chat.forms import FORMS
+from zoo.data.chat.forms import FORMS, Conversations
 from zoo.data.chat.template import CHATML, ChatTemplate
 from zoo.data.records import SIGNS
 from zoo.data.settings import make_paths_absolute
@@ -136,6 +136,16 @@ def test_tools_are_a_list_or_its_json_text(read):
             ": conversations[0].from: is 'me' (one of:",
         ),
         ("sharegpt", {"conversations": [{"from": "gpt"}]}, ": messages[0]: has no content (a text)"),
+        (
+            "messages",
+            {"messages": [*SAID, {"role": "asistant", "content": "a"}]},
+            ": messages[5].role: is 'asistant' (did you mean 'assistant'?)",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": [{"role": "me", "content": "a"}], "completion": SAID[2:3]},
+            ": messages[0].role: is 'me' (one of: system, developer, user, assistant, tool, function, ipython)",
+        ),
         ("alpaca", {"instruction": "a", "output": 3}, ": output: is 3 (a text)"),
         (
             "alpaca",
@@ -155,6 +165,51 @@ def test_a_record_that_cannot_be_read_is_named_by_its_line(read, tmp_path, form,
     (found,) = faults_of(lambda: read(form, good, record, template=template))
     start = f"data.path: {tmp_path / 'records.jsonl'}, line 2{fault}"
     assert found.replace("'", '"').startswith(start.replace("'", '"'))
+
+
+def test_a_role_that_the_template_names_is_no_fault(read):
+    said = [{"role": "critic", "content": "a"}, SAID[2]]
+    assert len(faults_of(lambda: read("messages", {"messages": said}))) == 1
+    named = CHATML + "{% if messages[0].role == 'critic' %}{% endif %}"
+    ((asked, *_),) = read("messages", {"messages": said}, template=named)
+    assert asked == "<|im_start|>critic\na<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_syntax_error_of_the_template_is_told_once_and_not_for_each_record(read):
+    bad = "{% for m in messages %}{{ m.content }{% endfor %}"
+    records = [{"messages": SAID}] * 12
+    assert faults_of(lambda: read("messages", *records, template=bad)) == ["data.template: line 1: unexpected '}'"]
+    refusing = "{{ raise_exception('no') }}"  # which may be one record's fault
+    assert len(faults_of(lambda: read("messages", *records, template=refusing))) > 2
+
+
+@pytest.mark.parametrize(
+    ("form", "empty", "full"),
+    [
+        ("messages", {"messages": [SAID[1], {"role": "assistant", "content": " "}]}, {"messages": SAID}),
+        (
+            "prompt_completion",
+            {"prompt": SAID[:4], "completion": [{"role": "assistant", "content": ""}]},
+            {"prompt": SAID[:4], "completion": SAID[4:]},
+        ),
+        ("prompt_completion", {"prompt": "a", "completion": ""}, {"prompt": "a", "completion": "b"}),
+        ("alpaca", {"instruction": "a", "output": ""}, {"instruction": "a", "output": "b"}),
+    ],
+)
+def test_conversations_with_empty_answers_are_left_out_and_counted(tmp_path, form, empty, full):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in [full, empty, full, empty, full]))
+    found = DataSettings.read({"kind": "jsonl", "path": str(file), "form": form}).open(ChatTemplate(CHATML))
+    for _ in range(2):  # counted anew by each reading
+        assert len(list(found)) == 3
+        assert isinstance(found, Conversations)
+        (line,) = found.describe_passed()
+        assert line == "data: 2 of 5 conversations are left out, as their answers are empty and teach nothing"
+
+
+def test_a_call_of_a_tool_is_an_answer_without_content(read):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+    assert len(read("messages", {"messages": [SAID[1], call]})) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,15 @@ A record that cannot be read is named by its file and line.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.data.chat.template import ChatTemplate, list_faults
+from zoo.data.chat.renderer import BrokenTemplate
+from zoo.data.chat.template import REASONING, ChatTemplate, list_faults
 from zoo.data.chat.turns import ANSWERS, split_turns
 from zoo.data.corpus import Document
 from zoo.data.records import Faults, RecordSource, has_fields, is_text
@@ -30,6 +32,9 @@ SHAREGPT = {
 }
 """The roles of ShareGPT's `from`."""
 
+SAYING = ("content", "tool_calls", *REASONING)
+"""The keys under which a message says something."""
+
 ALPACA = """\
 Below is an instruction that describes a task{}. Write a response that appropriately completes the request.
 
@@ -46,6 +51,11 @@ class Dialogue(NamedTuple):
     messages: list[Message]
     tools: list[Any] | None = None
     first: int = 0
+
+    def is_silent(self) -> bool:
+        """Whether all answers to learn are empty: no content, no call of a tool and no reasoning."""
+        answers = [each for each in self.messages[self.first :] if each["role"] == ANSWERS]
+        return bool(answers) and not any(str(each.get(key) or "").strip() for each in answers for key in SAYING)
 
 
 Pair = tuple[str, str]
@@ -138,7 +148,9 @@ class Conversations:
     template: ChatTemplate | None
     """None if the tokenizer's folder has none, which pairs of texts do not need."""
     keys: str
-    passed: dict[str, int] = field(default_factory=lambda: {"answers": 0, "conversations": 0})
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of the last reading: the `records`, those with `silent` answers, the `passed` answers (`Turns`), and the
+    conversations that `have_passed` ones."""
 
     @property
     def n_bytes(self) -> int:
@@ -147,8 +159,9 @@ class Conversations:
     def __iter__(self) -> Iterator[Document]:
         """Render every record. Raises ConfigError with a line for each bad record, or if there is none."""
         faults, found = Faults(), False
-        self.passed = dict.fromkeys(self.passed, 0)
+        self.counts.clear()
         for where, record in self.source.read(faults):
+            self.counts["records"] += 1
             texts = self.render(record, where, faults)
             if texts is not None:
                 found = True
@@ -157,7 +170,8 @@ class Conversations:
         self.source.refuse_nothing(found)
 
     def render(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
-        """Make the texts of a record; None for one with a fault, which goes to `faults`."""
+        """Make the texts of a record; None for one whose answers are empty, and for one with a fault, which goes to
+        `faults`. Raises ConfigError if no record can be written."""
         columns = self.source.columns
         if not has_fields(record, columns, self.keys, where, faults):
             return None
@@ -165,20 +179,23 @@ class Conversations:
         read = self.form.read([record[column] for column in columns], record, report)
         if read is None:
             return None
-        if not isinstance(read, Dialogue):
-            if read[1].strip() and all(map(is_text, read, columns, (where,) * 2, (faults,) * 2)):
-                return read
+        if read.is_silent() if isinstance(read, Dialogue) else not read[1].strip():
+            self.counts["silent"] += 1
             return None
+        if not isinstance(read, Dialogue):
+            return read if all(map(is_text, read, columns, (where,) * 2, (faults,) * 2)) else None
         fault = "messages need one, and the tokenizer has none (chatml, or a file)"
         if self.template is None or (fault := self.template.fault):
             raise ConfigError(f"data.template: {fault}")
         try:
             turns = split_turns(self.template, *read)
+        except BrokenTemplate as error:
+            raise ConfigError(f"data.template: {error.faults[0].removeprefix('chat template: ')}") from error
         except ConfigError as error:
             report(error.faults[0])
             return None
-        self.passed["answers"] += turns.passed
-        self.passed["conversations"] += turns.passed > 0
+        self.counts["passed"] += turns.passed
+        self.counts["have_passed"] += turns.passed > 0
         return turns.texts if all(is_text(text, columns[0], where, faults) for text in turns.texts) else None
 
     @staticmethod
@@ -187,8 +204,11 @@ class Conversations:
         faults.add(f"{where}: {fault}")
 
     def describe_passed(self) -> Iterator[str]:
-        """Describe the answers that no loss is on."""
-        if self.passed["answers"]:
-            found = "{answers:,} answers in {conversations:,} conversations".format(**self.passed)
+        """Describe the conversations and the answers that are not learned."""
+        if silent := self.counts["silent"]:
+            found = f"{silent:,} of {self.counts['records']:,} conversations are left out"
+            yield f"data: {found}, as their answers are empty and teach nothing"
+        if passed := self.counts["passed"]:
+            found = f"{passed:,} answers in {self.counts['have_passed']:,} conversations"
             why = "the template writes them otherwise once a message follows"
             yield f"data: {found} are read and not learned, as {why} (data.template: one with {{% generation %}})"

@@ -24,6 +24,10 @@ VIEWS = 16
 """The most texts of one job."""
 
 
+class BrokenTemplate(ConfigError):
+    """A chat template is no jinja2: it renders no conversation."""
+
+
 class RenderedView(NamedTuple):
     """A rendered conversation, or its beginning; and where the template marks text of the assistant."""
 
@@ -51,7 +55,8 @@ class Renderer:
         self, template: str, values: Mapping[str, object], views: Sequence[tuple[int | None, bool]], day: str = ""
     ) -> list[RenderedView]:
         """Render a text for each of the `views`: the number of leading messages (None: all), and add_generation_prompt.
-        `day` is what the template takes for today. Raises ConfigError as `render` does."""
+        `day` is what the template takes for today. Raises ConfigError as `render` does, BrokenTemplate for a syntax
+        error."""
         if len(views) > VIEWS:  # the limits are for a few texts
             parts = [views[first : first + VIEWS] for first in range(0, len(views), VIEWS)]
             return [each for part in parts for each in self.render_views(template, values, part, day)]
@@ -64,7 +69,8 @@ class Renderer:
                 raise ConfigError("chat template: was stopped, it took too much time or memory (a template that ends)")
         found = json.loads(line)
         if "error" in found:
-            raise ConfigError(f"chat template: {shorten(found['error'], 400)}")
+            kind = BrokenTemplate if found.get("broken") else ConfigError
+            raise kind(f"chat template: {shorten(found['error'], 400)}")
         return [RenderedView(each["text"], [tuple(span) for span in each["spans"]]) for each in found["views"]]
 
     def close(self) -> None:

@@ -30,6 +30,8 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 MARK = "zoo-marks-an-answer"
 EXAMPLE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": MARK})
 MARKS = re.compile(r"\{%-?\s*generation\b")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""The roles of published templates."""
 DAY = "2024-07-26"
 """The day that templates write in training data, which must not change with the day of the run: the one that Llama 3.1
 falls back to where it gets no clock."""
@@ -85,6 +87,16 @@ class ChatTemplate:
     def marks_answers(self, tools: Sequence[Any] | None = None) -> bool:
         """Tell whether the template marks the assistant's text with `{% generation %}`."""
         return MARKS.search(self.choose(tools)) is not None
+
+    def list_unknown_roles(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[str]:
+        """List the roles that are none of ROLES and that the template does not name, one line each: most templates
+        write any role, so that a misspelt `assistant` would be read as context."""
+        source, known = self.choose(tools), f" (one of: {', '.join(ROLES)})"
+        return [
+            f"messages[{index}].role: is {quote(role)}{did_you_mean(role, ROLES) or known}"
+            for index, role in enumerate(message["role"] for message in messages)
+            if role not in ROLES and not re.search(rf"""(["']){re.escape(role)}\1""", source)
+        ]
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
         """Encode a conversation to token ids; `options` are those of `render`. The template spells the start token."""

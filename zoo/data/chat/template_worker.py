@@ -135,7 +135,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     except RecursionError:
         return {"error": "its macros call each other without end"}
     except jinja2.exceptions.TemplateSyntaxError as error:
-        return {"error": f"line {error.lineno}: {error.message}"}
+        return {"error": f"line {error.lineno}: {error.message}", "broken": True}
     except jinja2.exceptions.TemplateError as error:
         return {"error": f"{error.message or error}"}
     except Exception as error:  # a template can raise any error of Python

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.chat.template import EXAMPLE, MARK
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
     from zoo.data.chat.template import ChatTemplate, Message
@@ -44,8 +44,10 @@ def split_turns(
 
         hello → "<|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n" | "hello<|im_end|>\\n" | ""
 
-    Raises ConfigError if the template refuses the messages, and if there is no answer that can be told apart.
+    Raises ConfigError if the template refuses the messages, for a role that nobody knows, and if there is no answer
+    that can be told apart.
     """
+    refuse(template.list_unknown_roles(messages, tools))
     answers = [number for number, each in enumerate(messages) if number >= first and each.get("role") == ANSWERS]
     if not answers:
         raise ConfigError(f"messages: have no answer to learn (one of role {ANSWERS})")
