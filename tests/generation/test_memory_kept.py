@@ -53,6 +53,7 @@ def test_verbs_that_compute_on_a_cpu_keep_memory_and_functions_do_not(folder, tm
     monkeypatch.setattr("zoo.run.machine_memory.keep_memory", lambda: calls.append(1))
     text = tmp_path / "text.txt"
     text.write_text("some words")
+    (plain := tmp_path / "plain.jinja").write_text("{{ messages[0].content }}")
     zoo.evaluate(folder, ["some words"])
     zoo.embed(folder, ["some words"])
     zoo.generate(zoo.load(folder), torch.tensor([[1, 2]]), 2)
@@ -61,7 +62,7 @@ def test_verbs_that_compute_on_a_cpu_keep_memory_and_functions_do_not(folder, tm
         "eval": [str(folder), "--file", str(text)],
         "embed": [str(folder), "some words"],
         "generate": ["--checkpoint", str(folder), "--max-new-tokens", "2"],
-        "chat": ["--checkpoint", str(folder), "--template", "chatml", "--max-new-tokens", "2"],
+        "chat": ["--checkpoint", str(folder), "--template", str(plain), "--max-new-tokens", "2"],
         "fill": ["some [MASK]", "--checkpoint", str(folder)],
     }
     monkeypatch.setattr(sys, "stdin", io.StringIO("some words"))

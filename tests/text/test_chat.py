@@ -245,10 +245,22 @@ def test_a_model_without_a_template_says_what_would_do(checkpoint, tmp_path, cap
 
 
 def test_chatml_talks_with_a_model_that_has_no_template_of_its_own(checkpoint, tmp_path, piped):
-    store.save_model(store.load(checkpoint), tmp_path / "plain", make_byte_tokenizer())
+    tokenizer = make_byte_tokenizer()
+    tokenizer.backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])  # 257 and 258
+    store.save_model(store.load(checkpoint), tmp_path / "plain", tokenizer)
     said = piped(tmp_path / "plain", "hi\n", "--max-new-tokens", "5", "--template", "chatml")
-    asked = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert said.out == expected(checkpoint, asked, 5) + "\n"
+    ids = [257, *b"user\nhi", 258, *b"\n", 257, *b"assistant\n"]
+    written = generate(store.load(checkpoint), torch.tensor([ids]), 5, stop_ids=[256, 258])[0, len(ids) :].tolist()
+    assert said.out == tokenizer.decode(written) + "\n"
+
+
+@pytest.mark.parametrize("verb", ["chat", "generate"])
+def test_chatml_on_a_vocabulary_without_its_tokens_is_the_line_of_training(checkpoint, tmp_path, capsys, verb):
+    (tmp_path / "asked.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    prompts = {"chat": [], "generate": ["--prompt-file", str(tmp_path / "asked.jsonl")]}[verb]
+    assert run([verb, "--checkpoint", str(checkpoint), "--device", "cpu", "--template", "chatml", *prompts]) == 2
+    fault = "writes <|im_start|>, which is no token of the vocabulary (a tokenizer that has it, or another template)"
+    assert capsys.readouterr().err.splitlines()[-1] == f"zoo: error: template: {fault}"
 
 
 @pytest.mark.parametrize("args", [["--temperature", "-1"], ["--max-new-tokens", "0"], ["--template", "nofile"]])

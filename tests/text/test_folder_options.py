@@ -201,14 +201,15 @@ def test_values_that_will_not_do_are_refused_with_the_file_named(stating, capsys
     assert "generation_config.json: temperature: is -1" in capsys.readouterr().err
 
 
-def test_chat_takes_them_as_well(stating, monkeypatch, capsys):
+def test_chat_takes_them_as_well(stating, tmp_path, monkeypatch, capsys):
     import io
 
     place = stating({"do_sample": False, "max_new_tokens": 4})
+    (plain := tmp_path / "plain.jinja").write_text("{{ messages[0].content }}")
     said = []
     for args in ([], ["--max-new-tokens", "4", "--temperature", "0"]):
         monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
-        assert run(["chat", "--checkpoint", str(place), "--device", "cpu", "--template", "chatml", *args]) == 0
+        assert run(["chat", "--checkpoint", str(place), "--device", "cpu", "--template", str(plain), *args]) == 0
         said.append(capsys.readouterr())
     assert said[0].out == said[1].out
     assert "takes max_new_tokens 4, temperature 0 (" in said[0].err

@@ -44,7 +44,7 @@ def run(
     talks = any("messages" in prompt.given for prompt in wanted)
     if template is not None and not talks:
         raise ConfigError("template: is for messages, and there are none (prompts are continued as they are)")
-    written = chat.load(loaded.folder, template) if talks else None
+    written = chat.load(loaded.folder, template, loaded.tokenizer) if talks else None
     jobs = JobMaker(loaded.model, loaded.tokenizer, loaded.ends, written).make_jobs(wanted)
     longest, _ = measure(jobs)
     if longest > loaded.model.spec.max_seq_len:

@@ -70,7 +70,8 @@ def run(talk: Talk, sampled: Sampled, kernel: Kernel = None, device: Device = "a
     options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **read_folder_options(folder, given)(given)})
     loaded = load(folder, device=device, dtype=dtype, note=print_note)
     keep_memory_on(device)  # only now, so that the memory of weights dropped by packing has been freed
-    encoder = JobMaker(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, talk.template))
+    template = chat.load(loaded.folder, talk.template, loaded.tokenizer)
+    encoder = JobMaker(loaded.model, loaded.tokenizer, loaded.ends, template)
     limit = loaded.model.spec.max_seq_len
     engine = Engine(loaded.model, rows=1, tokens=limit, kernel=kernel)
     with serving(loaded.model, kernel):

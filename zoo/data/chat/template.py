@@ -32,6 +32,8 @@ EXAMPLE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": MA
 MARKS = re.compile(r"\{%-?\s*generation\b")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """The roles of published templates."""
+SPECIAL = re.compile(r"<[|\uff5c][^<>\s]+[|\uff5c]>|<(?:start|end)_of_turn>")
+"""Spellings of special tokens that no text has by chance; DeepSeek's have fullwidth bars."""
 DAY = "2024-07-26"
 """The day that templates write in training data, which must not change with the day of the run: the one that Llama 3.1
 falls back to where it gets no clock."""
@@ -102,14 +104,27 @@ class ChatTemplate:
         """Encode a conversation to token ids; `options` are those of `render`. The template spells the start token."""
         return tokenizer.encode_rendered(self.render(messages, **options))
 
+    def render_example(self) -> str | None:
+        """Render EXAMPLE; None if the template refuses it."""
+        try:
+            return self.render(EXAMPLE, add_generation_prompt=False)
+        except ConfigError:
+            return None
+
+    def find_missing_token(self, tokenizer: Tokenizer) -> str | None:
+        """Describe a special token that the template writes and the vocabulary lacks, so that its spelling would be
+        read as plain characters; None if there is none."""
+        for spelled in SPECIAL.findall(self.render_example() or ""):
+            if tokenizer.backend.token_to_id(spelled) is None:
+                would = "a tokenizer that has it, or another template"
+                return f"writes {spelled}, which is no token of the vocabulary ({would})"
+        return None
+
     def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
         """Find what the template puts after an answer. Returns two lists: the id of a special token, and a stop string.
-        At least one is empty; both are if the template refuses the conversation that is tried, or nothing follows its
-        answer."""
-        try:
-            _, found, after = self.render(EXAMPLE, add_generation_prompt=False).rpartition(MARK)
-        except ConfigError:  # the template refuses this conversation: the tokenizer's EOS must do
-            return [], []
+        At least one is empty; both are if the template refuses the example, or nothing follows its answer: then the
+        tokenizer's EOS must do."""
+        _, found, after = (self.render_example() or "").rpartition(MARK)
         if not found:
             return [], []
         ids = tokenizer.encode_rendered(after.lstrip())
@@ -118,14 +133,16 @@ class ChatTemplate:
         return [], after.strip().splitlines()[:1]
 
 
-def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
-    """Load the template of a checkpoint, or the `chosen` one. Raises ConfigError if there is none, and as
-    `find_chat_template` does."""
+def load(folder: Path, chosen: str | None = None, tokenizer: Tokenizer | None = None) -> ChatTemplate:
+    """Load the template of a checkpoint, or the `chosen` one. Raises ConfigError if there is none, if the chosen one
+    writes special tokens that the `tokenizer` lacks, and as `find_chat_template` does."""
     if (found := find_chat_template(folder, chosen)) is None:
         raise ConfigError(
             f"chat template: {folder} has none, so how a conversation is written for it is not known "
             f"(--template FILE, or --template {', '.join(NAMED)})"
         )
+    if chosen is not None and tokenizer is not None and (fault := found.find_missing_token(tokenizer)):
+        raise ConfigError(f"template: {fault}")
     return found
 
 

@@ -3,7 +3,6 @@ conversation's beginnings."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
 
 Span = tuple[int, int]
-
-SPECIAL = re.compile(r"<[|\uff5c][^<>\s]+[|\uff5c]>|<(?:start|end)_of_turn>")
-"""Spellings of special tokens that no text has by chance; DeepSeek's have fullwidth bars."""
 
 ANSWERS = "assistant"
 """The role whose messages are learned."""
@@ -61,19 +57,15 @@ def split_turns(
 def find_fault(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
     """Describe why conversations written by a template cannot be learned, judging from an example; None if they can.
 
-    A special token that the vocabulary lacks would be read as plain characters. A model learns to end an answer by what
-    the template writes after one.
+    A model learns to end an answer by what the template writes after one.
     """
-    try:
-        written = template.render(EXAMPLE, add_generation_prompt=False)
-    except ConfigError:  # the template refuses this conversation: those of the data will tell
+    written = template.render_example()
+    if written is None:  # the conversations of the data will tell
         return None
     if MARK not in written:
         return "leaves out what an answer says (a template for contents that are texts)"
-    for spelled in SPECIAL.findall(written):
-        if tokenizer.backend.token_to_id(spelled) is None:
-            would = "a tokenizer that has it, or another template"
-            return f"writes {spelled}, which is no token of the vocabulary ({would})"
+    if fault := template.find_missing_token(tokenizer):
+        return fault
     try:
         learned = split_turns(template, EXAMPLE).texts[1::2]
     except ConfigError as error:
