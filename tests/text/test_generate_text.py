@@ -38,7 +38,9 @@ def checkpoint(tmp_path):
 def written(checkpoint, prompt="x", **options) -> str:
     """What `complete` makes of a checkpoint."""
     loaded = load(checkpoint, device="cpu")
-    return "".join(complete(loaded.model, loaded.tokenizer, prompt, Options.checked(options), ends=loaded.ends))
+    return "".join(
+        complete(loaded.model, loaded.tokenizer, {"prompt": prompt}, Options.checked(options), ends=loaded.ends)
+    )
 
 
 def test_text_streams_from_a_checkpoint_up_to_a_stop_string(checkpoint):
@@ -58,11 +60,11 @@ def test_text_ends_at_the_end_of_text_token_unless_it_is_ignored(checkpoint):
     ids = generate(model, torch.tensor([[ord("x")]]), 30, 1.0, seed=1)[0, 1:].tolist()
     tokenizer.eos_id = ids[20]
     upto = tokenizer.decode(ids[: ids.index(ids[20])])
-    assert "".join(complete(model, tokenizer, "x", Options.checked(options))) == upto
+    assert "".join(complete(model, tokenizer, {"prompt": "x"}, Options.checked(options))) == upto
     on = Options.checked({**options, "ignore_eos": True})
-    assert "".join(complete(model, tokenizer, "x", on)) == tokenizer.decode(ids)
+    assert "".join(complete(model, tokenizer, {"prompt": "x"}, on)) == tokenizer.decode(ids)
     tokenizer.eos_id = 256
-    assert "".join(complete(model, tokenizer, "x", Options.checked(options), ends=[ids[20]])) == upto
+    assert "".join(complete(model, tokenizer, {"prompt": "x"}, Options.checked(options), ends=[ids[20]])) == upto
 
 
 def test_an_empty_prompt_starts_from_the_end_of_text(checkpoint):
@@ -73,28 +75,31 @@ def test_an_empty_prompt_starts_from_the_end_of_text(checkpoint):
 
 def test_the_model_is_free_again_once_a_stop_string_has_come(checkpoint):
     model, tokenizer = store.load(checkpoint).train(), make_byte_tokenizer()
-    pieces = complete(model, tokenizer, "x", Options(max_new_tokens=9), kernel="eager")
+    pieces = complete(model, tokenizer, {"prompt": "x"}, Options(max_new_tokens=9), kernel="eager")
     first = next(pieces)
     assert (model.training, model.kernel) == (False, "eager")
     pieces.close()
     assert (model.training, model.kernel) == (True, "auto")
-    assert list(complete(model, tokenizer, "x", Options(max_new_tokens=9, stop=(first,)))) == []
+    assert list(complete(model, tokenizer, {"prompt": "x"}, Options(max_new_tokens=9, stop=(first,)))) == []
     assert model.training
 
 
 def test_what_will_not_do_is_refused_at_the_call(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     with pytest.raises(ConfigError, match="stop: an empty string"):
-        complete(model, tokenizer, "x", Options(stop=("",)))
+        complete(model, tokenizer, {"prompt": "x"}, Options(stop=("",)))
     with pytest.raises(ConfigError, match="logit_bias: names token 999"):
-        complete(model, tokenizer, "x", Options.checked({"logit_bias": {999: 1.0}}))
+        complete(model, tokenizer, {"prompt": "x"}, Options.checked({"logit_bias": {999: 1.0}}))
 
 
 def test_options_that_leave_no_token_end_the_text_with_its_token_named(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     sound = generate(model, torch.tensor([[ord("x")]]), 3)[0, 1:].tolist()
     options = {"process": lambda ids, logits: logits * (float("nan") if len(ids) == 4 else 1)}
-    pieces, came = complete(model, tokenizer, "x", Options(max_new_tokens=9, sampling=Sampling(**options))), []
+    pieces, came = (
+        complete(model, tokenizer, {"prompt": "x"}, Options(max_new_tokens=9, sampling=Sampling(**options))),
+        [],
+    )
     told = r"^generate: token 4 is barred by its options \(fewer bad_words, or another logit_bias or process\)$"
     with pytest.raises(ZooError, match=told):
         came.extend(pieces)

@@ -73,6 +73,8 @@ class PreparedData:
     """The cache folder that holds the tokens; None for labelled sets, which stay in memory."""
     notes: tuple[str, ...] = ()
     """Lines for the user about what of the data is not learned."""
+    template: ChatTemplate | None = None
+    """The template that writes the conversations; None for other data, and for pairs of plain texts."""
 
     @property
     def train(self) -> TokenFile:
@@ -110,9 +112,9 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     prepared = open_prepared(folder, settings, key, whole)
     if template is not None and settings.chosen_template is not None:
         prepared.tokenizer.template = template.default
-    read = (each.documents for each in surveys.values())
-    notes = (line for each in read if isinstance(each, Conversations) for line in each.describe_passed())
-    return replace(prepared, notes=tuple(notes))
+    read = [each.documents for each in surveys.values() if isinstance(each.documents, Conversations)]
+    notes = tuple(line for each in read for line in each.describe_passed())
+    return replace(prepared, notes=notes, template=template if any(each.counts["rendered"] for each in read) else None)
 
 
 def find_template(settings: DataSettings) -> ChatTemplate | None:

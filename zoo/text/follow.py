@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from zoo.text.prompts import Options
 from zoo.text.reader import find_weight
 
 if TYPE_CHECKING:
+    from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokenizer import Tokenizer
     from zoo.run.layer import Model
 
@@ -99,20 +100,22 @@ def measure(jobs: Sequence[TextJob]) -> tuple[int, int]:
 def complete(
     model: Model,
     tokenizer: Tokenizer,
-    prompt: str,
+    given: Mapping[str, Any],
     options: Options,
     *,
     ends: Sequence[int] = (),
+    template: ChatTemplate | None = None,
     kernel: str | None = None,
     **serving: Any,
 ) -> Iterator[str]:
-    """Stream the model's continuation of `prompt`. It ends before an end-of-text token (the tokenizer's, or one of
-    `ends`) or a stop string. `serving` are options of the Engine (`make_engine`).
+    """Stream the model's continuation of a prompt, or its answer to messages (`JobMaker`). The text ends before an
+    end-of-text token (the tokenizer's, one of `ends`, or the template's) or a stop string. `serving` are options of the Engine
+    (`make_engine`).
 
     During iteration the model is in eval mode and uses the attention `kernel`. Raises ConfigError, at the call, for
     invalid arguments.
     """
-    job = JobMaker(model, tokenizer, ends).make_job({"prompt": prompt}, options, "")
+    job = JobMaker(model, tokenizer, ends, template).make_job(given, options, "")
     engine = make_engine(model, [job], kernel, **serving)
     return _serve(engine, write(engine, job, tokenizer))
 

@@ -53,7 +53,8 @@ class JobMaker:
     def make_job(self, given: Mapping[str, Any], options: Options, where: str, prompt: Prompt | None = None) -> TextJob:
         """Make a job of a prompt, token ids or messages. Raises ConfigError for messages if there is no chat template
         or the template refuses them, and for token ids beyond the vocabulary in the options."""
-        ids, stop, ends = self._encode(given), list(options.stop), {*options.stop_ids}
+        ids = encode_prompt(given, self.tokenizer, self.template)
+        stop, ends = list(options.stop), {*options.stop_ids}
         if not options.ignore_eos:
             ends |= self.ends
             if "messages" in given:
@@ -100,16 +101,6 @@ class JobMaker:
     def _answer_end(self) -> tuple[list[int], list[str]]:
         return ([], []) if self.template is None else self.template.find_end(self.tokenizer)
 
-    def _encode(self, given: Mapping[str, Any]) -> list[int]:
-        if "ids" in given:
-            return list(given["ids"])
-        if "prompt" in given:
-            check_text(given["prompt"], "prompt")
-            return self.tokenizer.encode(given["prompt"]) or [self.tokenizer.eos_id]
-        if self.template is None:
-            raise ConfigError("messages: the model has no chat template (--template FILE, or a prompt)")
-        return self.template.encode(self.tokenizer, given["messages"], tools=given.get("tools"))
-
     def make_jobs(self, prompts: Sequence[Prompt]) -> list[TextJob]:
         """Make a job of each prompt. Raises ConfigError with the faults of all of them."""
         jobs: list[TextJob] = []
@@ -122,6 +113,24 @@ class JobMaker:
         if faults:
             raise ConfigError(*faults)
         return jobs
+
+
+def encode_prompt(given: Mapping[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+    """Encode what a request states: token ids, a prompt, or messages by the chat template. Raises ConfigError for
+    messages that are not rendered."""
+    if "ids" in given:
+        return list(given["ids"])
+    if "prompt" in given:
+        check_text(given["prompt"], "prompt")
+        return tokenizer.encode(given["prompt"]) or [tokenizer.eos_id]
+    if template is None:
+        raise ConfigError("messages: the model has no chat template (--template FILE, or a prompt)")
+    return template.encode(tokenizer, given["messages"], tools=given.get("tools"))
+
+
+def spell_prompt(given: Mapping[str, Any], template: ChatTemplate | None) -> str:
+    """Return the text of a prompt, or of messages as the chat template writes them."""
+    return given["prompt"] if template is None or "prompt" in given else template.render(given["messages"])
 
 
 def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

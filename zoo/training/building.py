@@ -21,6 +21,7 @@ from zoo.run.fastest_dtype import describe_slow_dtype
 from zoo.run.machine_memory import begin_peak_memory, keep_memory, read_free_memory
 from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch
+from zoo.text.jobs import encode_prompt
 from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
 from zoo.training.device_defaults import settle_defaults
@@ -66,8 +67,13 @@ def prepare_device_and_data(
     if data.tokenizer.vocab_size > spec.output_vocab_size:
         faults.append(describe_vocabulary_fault(spec.output_vocab_size, data.tokenizer.vocab_size))
     if isinstance(sample := settings.sample, TextSample) and writes(spec):
-        ids = data.tokenizer.encode(sample.prompt) or [data.tokenizer.eos_id]
-        collect_faults(faults, lambda: check_length(spec, len(ids), sample.tokens), "sample")
+        given = settings.objective.write_prompt(sample.prompt, data.template)
+        try:
+            ids = encode_prompt(given, data.tokenizer, data.template)
+        except ConfigError as error:
+            faults.append(f"sample.prompt: {error.faults[0]} (another, or sample=null)")
+        else:
+            collect_faults(faults, lambda: check_length(spec, len(ids), sample.tokens), "sample")
     if faults:
         raise ConfigError(*faults)
     return planned, device, data

@@ -53,9 +53,10 @@ class SampleSettings(Spec, axis="sample", default="text"):
 
 
 class TextSample(SampleSettings, kind="text"):
-    """Continue `prompt` by at most `tokens` tokens. Temperature 0 is greedy decoding."""
+    """Continue `prompt` by at most `tokens` tokens; null is the objective's own, and in a run on conversations it is a
+    user's turn. Temperature 0 is greedy decoding."""
 
-    prompt: str = ""
+    prompt: str | None = None
     tokens: PositiveInt = 64
     temperature: float = 0.8
 

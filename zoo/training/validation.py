@@ -16,6 +16,7 @@ from zoo.kernels import KERNELS, machine_of
 from zoo.lazy import torch
 from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
+from zoo.text.jobs import spell_prompt
 from zoo.text.prompts import Options
 from zoo.training.averages import read_weights, use_weights
 from zoo.training.callbacks import tell
@@ -147,6 +148,8 @@ def write_sample(run: Run) -> None:
     if not isinstance(sample, TextSample) or not writes(spec) or run.layout.stages is not None:
         return
     kernel, _ = choose_sampling_kernel(spec, settings, run.device)
+    template = run.data.template
+    given = settings.objective.write_prompt(sample.prompt, template)
     sampling = Sampling(temperature=sample.temperature, seed=settings.seed)  # not training's draws
     options = Options(max_new_tokens=sample.tokens, sampling=sampling)
     # Every process generates the sample, because each may hold a part of the weights. Compiled layers would be
@@ -156,9 +159,10 @@ def write_sample(run: Run) -> None:
     if run.layout.casts_weights(settings):  # the keys come in the dtype of gathered weights
         serving["dtype"] = torch.bfloat16
     with ends_gathered(run.model), run_eagerly(run.compiled is True):
-        text = "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel, **serving))
-    run.records.write_sample(run.step, sample.prompt + text)
-    run.show.sample(sample.prompt + text)
+        pieces = complete(run.model, run.data.tokenizer, given, options, template=template, kernel=kernel, **serving)
+        text = spell_prompt(given, template) + "".join(pieces)
+    run.records.write_sample(run.step, text)
+    run.show.sample(text)
 
 
 def writes(spec: Topology) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from itertools import pairwise
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -95,6 +96,36 @@ def test_shown_rows_have_every_token_and_the_answers_marked(here, capsys):
     for part in parts[1:]:
         asked, rest = part.split("?", 1)
         assert f"<|im_start|>user\n{asked}?{rest}".rstrip("\n") == one.replace("0?", f"{asked}?").rstrip("\n")
+
+
+def read_samples(capsys) -> list[str]:
+    """The samples that a run printed."""
+    lines = capsys.readouterr().err.splitlines()
+    return [after.strip() for line, after in pairwise(lines) if "validation loss" in line]
+
+
+def test_a_sample_is_an_answer_to_a_users_turn(here, capsys):
+    start_run(compose("sample={tokens: 8, temperature: 0, prompt: '7?'}"), here / "run")
+    asked = "<|im_start|>user\n7?<|im_end|>\n<|im_start|>assistant\n"
+    assert (here / "run/samples.txt").read_text() == f"──── step 20 ────\n{asked}yes\n\n"
+    assert read_samples(capsys) == [" ".join(asked.split()) + " yes"]
+    start_run(compose("sample={tokens: 8}", "steps=1"), here / "default")
+    assert "<|im_start|>user\nHello!<|im_end|>\n" in (here / "default/samples.txt").read_text()
+
+
+def test_pairs_of_plain_texts_are_sampled_without_a_template(here):
+    with open("chat.jsonl", "w") as file:
+        file.writelines(json.dumps({"prompt": f"{number}?", "completion": "yes"}) + "\n" for number in range(60))
+    start_run(compose("data.form=prompt_completion", "steps=1", "sample={tokens: 8}"), here / "run")
+    assert (here / "run/samples.txt").read_text().startswith("──── step 1 ────\nHello!")
+
+
+def test_a_template_that_refuses_the_sample_is_told_before_training(here):
+    (here / "words/chat_template.jinja").write_text(
+        "{% if messages[0].content == 'Hello!' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    )
+    faults = faults_of(lambda: start_run(compose("sample={tokens: 8}"), here / "run"))
+    assert faults == ["sample.prompt: chat template: no (another, or sample=null)"]
 
 
 def test_packed_and_single_rows_say_what_they_cut(here, capsys):

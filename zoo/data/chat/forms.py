@@ -149,8 +149,8 @@ class Conversations:
     """None if the tokenizer's folder has none, which pairs of texts do not need."""
     keys: str
     counts: Counter[str] = field(default_factory=Counter)
-    """Of the last reading: the `records`, those with `silent` answers, the `passed` answers (`Turns`), and the
-    conversations that `have_passed` ones."""
+    """Of the last reading: the `records`, those with `silent` answers, those `rendered` by the template, the `passed`
+    answers (`Turns`), and the conversations that `have_passed` ones."""
 
     @property
     def n_bytes(self) -> int:
@@ -194,6 +194,7 @@ class Conversations:
         except ConfigError as error:
             report(error.faults[0])
             return None
+        self.counts["rendered"] += 1
         self.counts["passed"] += turns.passed
         self.counts["have_passed"] += turns.passed > 0
         return turns.texts if all(is_text(text, columns[0], where, faults) for text in turns.texts) else None

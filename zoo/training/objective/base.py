@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.data import Batch, DataSettings, Tokenizer
+    from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
@@ -109,6 +110,11 @@ class Objective(Spec, axis="objective"):
     def count_tokens(self, batch: Batch, seq_len: int) -> int:
         """Count a batch's tokens for the run's total: whole rows of `seq_len`, padding included."""
         return len(batch.input_ids) * seq_len
+
+    def write_prompt(self, text: str | None, template: ChatTemplate | None) -> dict[str, Any]:
+        """Write the prompt of a sample: a text that the model continues, or messages (`zoo.text.prompts`). A `text` of
+        None is the objective's own."""
+        return {"prompt": "def " if text is None else text}
 
     def list_teachers(self) -> Sequence[Topology]:
         """List the Specs of other models whose forward pass a step runs too."""

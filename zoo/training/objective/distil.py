@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.data import Batch, DataSettings, Tokenizer
+    from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
@@ -75,6 +76,9 @@ class Distil(Objective, kind="distil"):
 
     def collator(self, context: Context) -> Collate:
         return self.base.collator(context)
+
+    def write_prompt(self, text: str | None, template: ChatTemplate | None) -> dict[str, Any]:
+        return self.base.write_prompt(text, template)
 
     def list_teachers(self) -> Sequence[Topology]:
         from zoo.checkpoint import store
