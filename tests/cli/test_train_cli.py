@@ -32,6 +32,16 @@ def test_a_run_leaves_its_record_and_is_what_generate_goes_on_from(here: Path, c
     assert json.loads((here / last / "result.json").read_text())["steps"] == 3
 
 
+def test_a_run_has_a_log_once_something_is_logged(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import logging
+
+    assert run(["train", *TINY, "hydra.run.dir=silent"]) == 0
+    assert not (here / "silent" / "train.log").exists()
+    monkeypatch.setattr("zoo.jobs.train.describe_run", lambda run: logging.getLogger("x").warning("heed"))
+    assert run(["train", *TINY, "hydra.run.dir=warned"]) == 0
+    assert "[x][WARNING] - heed" in (here / "warned" / "train.log").read_text()
+
+
 def test_generate_reads_standard_input(here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 

@@ -1,6 +1,8 @@
 """`zoo convert` of a model that no published family describes."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -64,3 +66,8 @@ def test_a_head_that_no_class_has_is_refused(tmp_path, capsys):
     assert code == 2 and "head: is of kind 'replaced', which none of these classes has" in fault
     assert "the nearest family, cannot describe this" in fault
     assert not (tmp_path / "out").exists()
+
+
+def test_importing_zoo_hf_prints_nothing_of_the_packages_that_transformers_imports():
+    done = subprocess.run([sys.executable, "-c", "import zoo.hf"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -192,7 +192,7 @@ def convert_to_fp8(model: Module, recipe: str, *, emulate: bool = False) -> list
         _require_torchao(what)
     else:
         require_fp8(recipe, next(model.parameters()).device, what, "bf16")
-    with _quiet():
+    with quieten_torchao():
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate)
     convert_to_float8_training(model, module_filter_fn=lambda _, path: path in chosen, config=config)
@@ -206,7 +206,7 @@ def convert_to_fp8(model: Module, recipe: str, *, emulate: bool = False) -> list
 def _linear() -> type[nn.Linear]:
     """Make a subclass of torchao's float8 Linear that uses the plain product in inference mode, where torchao's rowwise
     one raises (0.18). Compiled code does not check the mode: Dynamo would break the graph there."""
-    with _quiet():
+    with quieten_torchao():
         from torchao.float8.float8_linear import Float8Linear
 
     class Float8TrainingLinear(Float8Linear):
@@ -234,7 +234,7 @@ def quantize(model: Module, recipe: str) -> list[Float8Product]:
     if recipe == "rowwise" and str(weight.dtype) != "torch.bfloat16":
         found = str(weight.dtype).removeprefix("torch.")
         raise ConfigError(f"{what} needs weights in bfloat16, found {found} (dtype=bf16, or tensorwise, would do)")
-    with _quiet():
+    with quieten_torchao():
         from torchao.quantization import quantize_
     products = list_products(model, running=True)
     chosen = _chosen(model, products, what)
@@ -244,7 +244,7 @@ def quantize(model: Module, recipe: str) -> list[Float8Product]:
 
 def _config(recipe: str) -> Any:
     """Make torchao's inference config, without its changes of torch's global settings (TF32 in float32 products)."""
-    with _quiet():
+    with quieten_torchao():
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,
             Float8WeightOnlyConfig,
@@ -258,8 +258,9 @@ def _config(recipe: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torchao's warnings at import about compiled kernels for other machines, which Zoo does not use."""
+def quieten_torchao() -> Iterator[None]:
+    """Silence the warnings of an import of torchao: compiled kernels for other machines, which Zoo does not use, and
+    torch on what torchao registers."""
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
