@@ -114,7 +114,11 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
         prepared.tokenizer.template = template.default
     read = [each.documents for each in surveys.values() if isinstance(each.documents, Conversations)]
     notes = tuple(line for each in read for line in each.describe_passed())
-    return replace(prepared, notes=notes, template=template if any(each.counts["rendered"] for each in read) else None)
+    if not any(each.counts["rendered"] for each in read):
+        return replace(prepared, notes=notes)
+    # What a template writes has special tokens, which transformers would split if the exported files said so.
+    prepared.tokenizer.split = settings.tokenizer.split_special_tokens is True
+    return replace(prepared, notes=notes, template=template)
 
 
 def find_template(settings: DataSettings) -> ChatTemplate | None:

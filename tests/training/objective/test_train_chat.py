@@ -157,3 +157,25 @@ def test_chatml_on_a_vocabulary_without_its_tokens_is_one_line(here):
     )
     assert faults_of(lambda: start_run(compose(*plain), here / "run")) == [fault]
     assert not (here / "run").exists()
+
+
+OWN_TEMPLATE = (
+    "{% for m in messages %}{{ '<|endoftext|>' + m.role + ': ' + m.content }}{% endfor %}<|endoftext|>"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["byte", "file"])
+def test_an_export_reads_what_the_template_writes_as_training_did(here, capsys, kind):
+    """Zoo's own tokenizers split special tokens spelled in a text, and say so in tokenizer_config.json, which
+    transformers would obey for rendered texts too."""
+    (here / "own.jinja").write_text(OWN_TEMPLATE)
+    make_byte_tokenizer().save(here / "split")
+    assert json.loads((here / "split/tokenizer_config.json").read_text())["split_special_tokens"]
+    words = {"byte": ["data.tokenizer={kind: byte, path: null}"], "file": ["data.tokenizer.path=split"]}[kind]
+    start_run(compose("data.template=own.jinja", *words, "steps=1", "model.max_seq_len=128"), here / "run")
+    assert run(["convert", "run", "out"]) == 0
+    assert "a message by the chat template" in capsys.readouterr().out
+    theirs = AutoTokenizer.from_pretrained(here / "out")
+    said = [{"role": "user", "content": "hi"}]
+    assert theirs.apply_chat_template(said)["input_ids"] == [256, *b"user: hi", 256]
