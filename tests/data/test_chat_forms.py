@@ -215,6 +215,11 @@ def test_a_call_of_a_tool_is_an_answer_without_content(read):
 @pytest.mark.parametrize(
     ("node", "fault"),
     [
+        (
+            {"form": "ShareGPT"},
+            "data.form: must be 'messages', 'prompt_completion', 'sharegpt' or 'alpaca', found 'ShareGPT' (did you "
+            "mean 'sharegpt'?)",
+        ),
         ({"form": "chat"}, "data.form: must be 'messages', 'prompt_completion', 'sharegpt' or 'alpaca', found 'chat'"),
         (
             {"form": "alpaca", "field": "text"},

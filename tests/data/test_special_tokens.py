@@ -11,11 +11,14 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from support.corpora import faults_of
 from zoo.data import prepare
 from zoo.data.collate import pad_pairs
 from zoo.data.settings import DataSettings
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
+from zoo.jobs.plan import plan_launch, task_config
 from zoo.training.objective.causal import Seq2Seq
+from zoo.training.planning import plan_training
 
 TEXTS = ["one two three", "é <s> two </s> four", "", "three"]
 WORDS = ["[UNK]", "<s>", "</s>", "one", "two", "three", "four", "é"]
@@ -132,3 +135,15 @@ def test_a_decoder_of_its_own_writes_an_answer_as_transformers_labels_are(tmp_pa
     labels = theirs(text_target="three")["input_ids"]
     assert [each for each in batch.targets[0].tolist() if each != -100] == labels
     assert batch.decoder_input_ids[0, : len(labels)].tolist() == [9, *labels[:-1]]
+
+
+def test_a_tokenizer_is_named_by_its_kind_alone():
+    whole = DataSettings.read({"kind": "stdlib", "tokenizer": {"kind": "byte"}})
+    assert DataSettings.read({"kind": "stdlib", "tokenizer": "byte"}) == whole
+    with plan_launch(["data.tokenizer=byte"], check=False) as plan:
+        assert plan_training(task_config(plan.jobs[0])).data == whole
+    for name, hint in (("bytes", " (did you mean 'byte'?)"), ("wordpiece", "")):
+        fault = f"data.tokenizer: kind '{name}' is not a choice of tokenizer{hint} (one of: bpe, byte, file)"
+        assert faults_of(lambda: DataSettings.read({"kind": "stdlib", "tokenizer": name})) == [fault]  # noqa: B023
+    (fault,) = faults_of(lambda: DataSettings.read({"kind": "stdlib", "tokenizer": "file"}))
+    assert fault.startswith("data.tokenizer.path: kind: file needs a tokenizer.json, found none")

@@ -21,6 +21,11 @@ class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
     add_special_tokens: bool | None = None
     split_special_tokens: bool | None = None
 
+    @classmethod
+    def parse(cls, node: object) -> TokenizerSettings:
+        """Read a node, or the name of a kind alone: `data.tokenizer=byte`."""
+        return super().parse({"kind": node} if isinstance(node, str) else node)
+
     @property
     def adds(self) -> bool:
         """Whether a text gets the tokens that the tokenizer's file puts around one, as in generation."""

@@ -189,9 +189,12 @@ def _message(choice: type[Spec], item: Any) -> str:
     if item["type"] == "finite_number":
         return f"must be a finite number, found {item['input']}{_would_do(choice, str(item['loc'][0]))}"
     said = WORDS.get(item["type"]) or f"{item['msg'][0].lower()}{item['msg'][1:]}".replace("input should", "must")
-    return (
-        f"{said}, found {_show(item['input'])}{_would_do(choice, str(item['loc'][0])) if len(item['loc']) == 1 else ''}"
-    )
+    hint = ""
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        hint = hint_choice(item["input"], re.findall("'([^']*)'", item["ctx"]["expected"]))
+    if not hint and len(item["loc"]) == 1:
+        hint = _would_do(choice, str(item["loc"][0]))
+    return f"{said}, found {_show(item['input'])}{hint}"
 
 
 def _would_do(choice: type[Spec], name: str) -> str:
