@@ -179,3 +179,15 @@ def test_an_export_reads_what_the_template_writes_as_training_did(here, capsys, 
     theirs = AutoTokenizer.from_pretrained(here / "out")
     said = [{"role": "user", "content": "hi"}]
     assert theirs.apply_chat_template(said)["input_ids"] == [256, *b"user: hi", 256]
+
+
+def test_a_teacher_is_followed_on_the_tokens_of_answers(here):
+    start_run(compose("steps=2"), here / "taught")
+    how = ["objective=distil", "objective.teacher=taught", "steps=1", "eval_every=1"]
+    start_run(compose(*how), here / "fresh")
+    start_run(compose(*how, "objective.base=chat", "weights=taught"), here / "same")
+    fresh, same = (read_metrics(here / name) for name in ("fresh", "same"))
+    assert fresh[0]["distil"] > 1e-3 and abs(same[0]["distil"]) < 1e-5  # a model does not diverge from itself
+    assert evaluate(here / "same", device="cpu")["objective"] == "chat"
+    config = compose(*how, "objective.base=next_token")
+    assert faults_of(lambda: plan_training(config))[0].startswith("objective: distil reads text, found conversations")

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, PositiveFloat
+from pydantic import BeforeValidator, Field, PositiveFloat
 
 from zoo.errors import ZooError
 from zoo.lazy import torch
@@ -14,6 +14,7 @@ from zoo.model.loss import TeacherLoss
 from zoo.training.objective.base import Context, Loss, Objective, describe
 from zoo.training.objective.causal import NextToken
 from zoo.training.objective.labelled import Labelled
+from zoo.training.packaged import read_packaged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +36,14 @@ class Distil(Objective, kind="distil"):
     """
 
     teacher: str
-    base: Objective = NextToken()
+    base: Annotated[Objective, BeforeValidator(partial(read_packaged, "objective"))] = NextToken()
     temperature: PositiveFloat = 1.0
     mix: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    @property
+    def reads(self) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the base learns from."""
+        return self.base.reads
 
     def settle(self, spec: Topology, data: DataSettings | None = None) -> Objective:
         from dataclasses import replace
