@@ -109,8 +109,8 @@ def complete(
     **serving: Any,
 ) -> Iterator[str]:
     """Stream the model's continuation of a prompt, or its answer to messages (`JobMaker`). The text ends before an
-    end-of-text token (the tokenizer's, one of `ends`, or the template's) or a stop string. `serving` are options of the Engine
-    (`make_engine`).
+    end-of-text token (the tokenizer's, one of `ends`, or the template's) or a stop string. `serving` are options of the
+    Engine (`make_engine`).
 
     During iteration the model is in eval mode and uses the attention `kernel`. Raises ConfigError, at the call, for
     invalid arguments.
