@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.cli.common import WeightStorage, say
@@ -63,10 +64,11 @@ class Checked:
     device: Literal["cuda", "cpu"] = option("kernels only: a GPU, or with --quick a CPU.", default="cuda")
     quick: bool = flag("kernels only: tiny sizes, whose timings mean nothing.")
     hub: bool = flag("kernels only: also those downloaded from the hub.")
+    minutes: float | None = option("kernels only: time limit for everything. [default: 25]", metavar="MINUTES")
 
     def refuse_any(self, why: str) -> None:
         """Raise ConfigError if one of the options is given."""
-        given = {"device": self.device != "cuda", "quick": self.quick, "hub": self.hub}
+        given = {"device": self.device != "cuda", "quick": self.quick, "hub": self.hub, "minutes": self.minutes}
         refuse(f"--{name}: {why}" for name, value in given.items() if value)
 
 
@@ -153,7 +155,11 @@ def _check(asked: Checked, out: str, as_json: bool) -> None:
     from zoo.bench.kernels import checking, kernel_report
 
     place = kernel_report.check_place(out or None, asked.device, asked.quick)
-    found = checking.check_kernels(asked.device, quick=asked.quick, fetched=asked.hub, tell=say)
+    keep = None if place is None else partial(kernel_report.write_report, path=place)
+    minutes = asked.minutes or checking.MINUTES
+    found = checking.check_kernels(
+        asked.device, quick=asked.quick, fetched=asked.hub, minutes=minutes, tell=say, keep=keep
+    )
     print(kernel_report.format_report(found) if as_json else kernel_report.format_table(found))
     if place is not None:
         say(kernel_report.write_report(found, place))

@@ -75,7 +75,7 @@ def _finite(node: object) -> Any:
 
 def format_table(report: Mapping[str, Any]) -> str:
     """Format the whole report as one page of text."""
-    parts = (_head, _errors, _speed, _models, _pieces, _left_out, _failures)
+    parts = (_head, _runs, _errors, _speed, _models, _pieces, _left_out, _failures)
     blocks = [list(part(report)) for part in parts]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -94,6 +94,19 @@ def _head(report: Mapping[str, Any]) -> list[str]:
         lines += [_disclaimer(machine["device"])]
     rates = ", ".join(f"{format_si(rate, 'FLOP/s')} in {dtype}" for dtype, rate in limits["flops"].items())
     return [*lines, f"measured: products {rates}; copy {format_si(limits['copy'], 'B/s')}"]
+
+
+def _runs(report: Mapping[str, Any]) -> list[str]:
+    """List whole runs and generated tokens, a line each."""
+    rows = []
+    for row in (*report["runs"], *report["tokens"]):
+        told = [f"loss {row['first']:.2f} to {row['last']:.2f}"] if "first" in row else []
+        told += [f"{row['tokens_per_second']:,.0f} tok/s"] if "tokens_per_second" in row else []
+        told += [f"{row['allocated'] / row['priced']:.2f} × the priced memory"] if row.get("priced") else []
+        told += [f"{way}: {row[way]['worst']:.2f} errors" for way in row.get("ways", ())]
+        told += [row[key] for key in ("fault", "refused", "raised", "left_out") if key in row]
+        rows += [(row["name"], name_state(row), ", ".join(told))]
+    return align_columns(rows).splitlines() if rows else []
 
 
 def _errors(report: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,91 @@
+# T tokens, V vocabulary
+"""Check the engine of `zoo generate` from end to end on a device: the tokens of five architectures in bfloat16, with
+paged caches, CUDA graphs, rows of other lengths and speculation, against one full forward pass without a cache."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zoo.bench.kernels.decoding import build_loud, draw_prompts
+from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
+from zoo.bench.kernels.whole_runs import MODELS, judge
+from zoo.compose import load
+from zoo.generation.engine import Engine
+from zoo.generation.request import Request
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.run.layer import Model
+
+TIMES = 4.0
+"""How many times the error of a bfloat16 forward pass a chosen token's logit may lie below the largest one."""
+
+ACCOUNTING = (
+    "tokens: random weights, loud enough that one key too many changes the tokens; greedy, in bfloat16, five rows of "
+    "unequal lengths. A token passes if its logit in a full float32 pass over the same tokens is the largest within "
+    f"{TIMES:g} times the largest error of a full bfloat16 pass. Ways: as the engine does by itself (pages, graphs), "
+    "without either, and with tokens proposed from n-grams"
+)
+
+PROMPTS, NEW = (3, 1, 40, 17, 100), 32
+
+
+def list_jobs(settings: Settings) -> list[Measurement]:
+    """List one job for each architecture."""
+    return [Measurement(f"generate {name}", partial(check_model, settings, model)) for name, model in MODELS.items()]
+
+
+def check_model(settings: Settings, name: str) -> ReportRow:
+    """Generate in each way, and compare each token with the logits of a full forward pass."""
+    spec = load(name, ())
+    exact = build_loud(spec, settings.seed).to(settings.device).eval()
+    model = build_loud(spec, settings.seed).to(settings.device).bfloat16().eval()
+    prompts = draw_prompts(spec.vocab_size, list(PROMPTS), settings.seed)
+    ways: dict[str, dict[str, Any]] = {"by default": {}, "plain": {"graphs": False, "paged": False}}
+    if spec.kind == "decoder":
+        ways["speculation"] = {"speculate": 3}
+    row: ReportRow = {"model": name, "ways": list(ways)}
+    faults = []
+    for way, options in ways.items():
+        engine = Engine(
+            model, rows=len(prompts), tokens=max(PROMPTS) + NEW, reuse=False, note=lambda line: None, **options
+        )
+        worst = max(
+            measure_gap(exact, model, prompt, tokens)
+            for prompt, tokens in zip(prompts, generate(engine, prompts), strict=True)
+        )
+        row[way] = {"worst": worst, "graphs": bool(engine.passes.graphs and engine.passes.graphs.steps)}
+        faults += [f"{way}: a token's logit lies {worst:.1f} errors below the largest"] if worst > TIMES else []
+    return judge(row, faults)
+
+
+def generate(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+    """Generate greedy tokens for all prompts."""
+    found: dict[int, list[int]] = {engine.add(Request(ids=ids, max_new_tokens=NEW)): [] for ids in prompts}
+    for event in engine.run():
+        if event.token is not None:
+            found[event.request].append(event.token)
+    return list(found.values())
+
+
+@torch.inference_mode()
+def measure_gap(exact: Model, model: Model, prompt: list[int], tokens: list[int]) -> float:
+    """Return how far below the largest logit a chosen token's logit lies at most in a full float32 pass, in multiples
+    of the largest error of a full bfloat16 pass."""
+    wanted, rounded = (find_logits(each, prompt, tokens) for each in (exact, model))
+    chosen = wanted.gather(1, torch.tensor(tokens, device=wanted.device)[:, None])[:, 0]
+    return float((wanted.amax(1) - chosen).max() / (rounded - wanted).abs().max())
+
+
+def find_logits(model: Model, prompt: list[int], tokens: list[int]) -> Tensor:
+    """Compute the logits [T, V] that each of the `tokens` was chosen from, in one pass without a cache."""
+    device = next(model.parameters()).device
+    if model.spec.kind == "decoder":
+        ids = torch.tensor([prompt + tokens[:-1]], device=device)
+        return model(ids).logits[0, len(prompt) - 1 :].float()
+    started = [model.spec.start_id, *tokens[:-1]]  # type: ignore[attr-defined]
+    written = torch.tensor([started], device=device)
+    return model(torch.tensor([prompt], device=device), decoder_input_ids=written).logits[0].float()
