@@ -32,8 +32,8 @@ class LayerCache:
         self.slots = slots  # state slots of the rows: (first, last + 1), or a tensor [B]
 
     def append(self, where: SlotMapping, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Write new tokens to the pools that have their names. Return the tensors to read, new tokens included:
-        [B, S, …], or whole pools [N, …]."""
+        """Write new tokens' tensors [B, T, …] to the pools of the same names. Return the tensors to read, new tokens
+        included: [B, S, …], or whole pools [N, …]."""
         return tuple(self._append(where, self.layer.tensors[name], tensor) for name, tensor in new.items())
 
     def _append(self, where: SlotMapping, pool: Tensor, new: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ class LayerCache:
     def recall(
         self, where: SlotMapping, compute: Callable[[], tuple[Tensor, ...]] | None, names: Sequence[str]
     ) -> tuple[Tensor, ...]:
-        """Return the keys and values of an encoder's output that `names` lists, [B, S, …] or pools. `compute` makes new
-        ones, which are written first. If it is None, they are cached already."""
+        """Return the keys and values of an encoder's output that `names` lists: [B, S, …], or whole pools [N, …].
+        `compute` makes new ones, which are written first. If it is None, they are cached already."""
         pools = [self.layer.cross[name] for name in names]
         if compute is not None:
             for pool, new in zip(pools, compute(), strict=True):
@@ -140,7 +140,8 @@ class Cache:
 
     @property
     def past(self) -> int | None:
-        """Number of cached tokens of every row; None if rows differ, lie end to end, or are read by page table."""
+        """Number of cached tokens of every row; None if rows differ in it, lie end to end, or are read by page
+        table."""
         if self.varlen or self.tensors is not None:
             return None
         lengths = {row.length for row in self.rows}
@@ -171,12 +172,13 @@ class Cache:
 
     @property
     def alike(self) -> bool:
-        """Whether all rows have equal lengths and numbers of new tokens, and are not `apart` or `varlen`."""
+        """Whether all rows have equally many cached and equally many new tokens, in a pass that is not `apart`, not
+        `varlen` and not read by page table."""
         return self.counts is None and self.past is not None and not (self.apart or self.varlen)
 
     def list_places(self) -> list[int]:
-        """List the position of each new token in its row, row after row. Without `counts`, the pass has one new token
-        for each row."""
+        """List the position of each new token in its row, row after row. If `counts` is None, one new token of each row
+        is assumed."""
         counts = self.counts or [1] * len(self.rows)
         return [row.length + n for row, count in zip(self.rows, counts, strict=True) for n in range(count)]
 
@@ -277,9 +279,9 @@ class Cache:
         return where
 
     def _reads_apart(self, group: LayerGroup) -> bool:
-        """Whether rows of equal length are attended one by one if their slots have no common stride. To gather 32 rows
-        of 400 tokens takes a CPU 20 times longer (float32). Not in a first pass, which may have a prefix, and a prefix
-        is for all rows at once."""
+        """Whether rows of equal length are attended one by one if their slots have no common stride. Only on a CPU,
+        where gathering 32 rows of 400 tokens takes 20 times longer (float32). Not in a first pass: it may have a
+        bidirectional prefix, which can only be given for all rows at once."""
         able = all(self.store.tower.blocks[kind].attention.passes.ragged for kind in group.kinds)
         return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
 
@@ -288,8 +290,8 @@ class Cache:
         return torch.tensor([list_slots(runs) for runs in rows], dtype=torch.long, device=self.store.device)
 
     def lay_out_source(self, tokens: int | None) -> SlotMapping | None:
-        """Map an encoder's keys to slots. `tokens` is the length of a source to write now; None if it is cached. Raises
-        ConfigError if there is no room."""
+        """Map an encoder's keys to slots; None without cross-attention. `tokens` is the length of a source to write
+        now; None if it is cached. Raises ConfigError if there is no room."""
         number = self.store.cross_group
         if number is None:
             return None
@@ -327,7 +329,7 @@ class TensorCache(Cache):
         return new
 
     def end(self, new: int) -> None:
-        """Do nothing: the rows grow on the host."""
+        """Do nothing: `Graphs.run` lengthens the rows, outside the recording."""
 
 
 def lay_pages(store: Store, tensors: PassTensors, number: int) -> SlotMapping:

@@ -45,9 +45,9 @@ class CachedRow:
         return True
 
     def turn(self, group: int, token: int) -> int:
-        """Let a window's pages begin with the page of `token`, without copying. Return the first token to write:
-        `token`, because the pages then hold other tokens. If the pages begin there already, return the next new
-        token."""
+        """Let a window's pages begin with the page of `token`, without copying what they hold. Return the first token
+        to write: `token`, as each page still holds another page's tokens. If the pages begin there already, only tokens
+        that are not cached are to be written."""
         gone = token // self.store.page - self.dropped[group]
         if gone <= 0:
             return max(token, self.length)

@@ -1,4 +1,4 @@
-"""Count the pages of a pool by reference: which are free, owned by rows, or cached for reuse. Holds no tensors."""
+"""Count the owners of a pool's pages: a page is free, owned by rows, or cached for reuse. Holds no tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class PagePool:
         return len(self._free) + len(self._cached)
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """Give out `count` pages: those that follow page `after` if they are free, else a run if there is one.
+        """Give out `count` pages: those that follow page `after` if they are free, else a run of consecutive ones if
+        there is one.
 
         Cached pages are evicted when free ones do not suffice, least recently used first. Raises OutOfPages if both
         together do not suffice.
@@ -73,7 +74,8 @@ class PagePool:
         self.owners[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give back pages that a row owns. Those with a key stay cached when their last owner leaves."""
+        """Give back pages that a row owns. When its last owner leaves, a page with a key stays cached, any other is
+        free."""
         for page in pages:
             self.owners[page] -= 1
             if self.owners[page]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 class LayerGroup(NamedTuple):
     """The `kinds` of layers whose rows hold the same tokens. In these layers a token sees a window of `window` tokens,
-    or its own chunk of `chunk` tokens; all earlier tokens if both are None. The `cross` group holds a source's tokens,
-    read by cross-attention. One slot stands for `rate` tokens, and is written when the last of them comes."""
+    or its own chunk of `chunk` tokens; all earlier tokens if both are None. The group with `cross` holds a source's
+    tokens, read by cross-attention. One slot stands for `rate` tokens, and is written when the last of them comes."""
 
     kinds: tuple[str, ...]
     window: int | None = None
@@ -49,7 +49,8 @@ class LayerGroup(NamedTuple):
         return token // self.chunk * self.chunk if self.chunk is not None else 0
 
     def pages(self, tokens: int, new: int = 1, page: int = PAGE) -> int:
-        """Return the maximum number of pages that a row of up to `tokens` tokens needs, if passes add `new` tokens.
+        """Return the maximum number of pages that a row of up to `tokens` tokens needs, if a pass adds up to `new`
+        tokens.
 
         With a window of 8 and pages of 4, one new token and the 7 before it lie on at most 3 pages.
         """

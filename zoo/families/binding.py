@@ -86,7 +86,8 @@ def bind(node: ast.expr, value: object, env: Mapping[str, Any]) -> Bindings:
 
 
 def _bind_choice(node: ast.IfExp, value: object, env: Mapping[str, Any]) -> Bindings:
-    """Bind the branch that is a constant equal to the value, or else the first other branch that may give the value."""
+    """Bind the condition so that it chooses the branch that is a constant equal to the value. If there is none, bind
+    both the condition and the first branch that is no constant and may give the value."""
     branches = ((node.body, True), (node.orelse, False))
     for branch, truth in branches:
         if isinstance(branch, ast.Constant) and branch.value == value and type(branch.value) is type(value):

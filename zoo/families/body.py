@@ -27,8 +27,8 @@ class Body:
 
     @property
     def keys(self) -> Mapping[str, str]:
-        """The rows of the tensors' map. The class's own rows come first, and replace family rows of the same names. The
-        encoder of an encoder-decoder has the rows of that tower."""
+        """The rows of the tensors' map. The class's own rows come first, and replace family rows of the same names. A
+        class that is the encoder alone of an encoder-decoder has only the rows of that tower."""
         patch, rows = self.family.architectures[self.architecture], self.family.keys
         own = patch.get("keys") or {}
         if patch.get("alone"):
@@ -61,12 +61,12 @@ class Body:
 
     @property
     def copies(self) -> dict[str, str]:
-        """Maps each tensor that files may store as a copy to its original (`same` in the family's YAML)."""
+        """The tensors that files may store as copies (`same` in the family's YAML), each mapped to its original."""
         return {one: str(other) for one, other in self.pair_names(lambda body: body.family.same).items()}
 
     @property
     def head(self) -> str | None:
-        """The name of the head's weight, if the class has one."""
+        """The name of the head's weight, in a pair of towers of the decoder's; None if the family names none."""
         inner = self.towers.get("decoder")
         own = self.family.about.get("head")
         return own if own or inner is None or inner.head is None else f"{self.prefix}decoder.{inner.head}"

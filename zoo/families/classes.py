@@ -1,5 +1,5 @@
-"""Name the classes of a family that its file need not state: the first one where it is named after the family, the base
-model without a head, and classes with a head for a task, stated in a family's file or in conf/tasks.yaml."""
+"""Name the classes that a family's file need not list. These are the first class, if it is named after the family; the
+base model without a head; and classes with a head for a task, from the family's `tasks` or conf/tasks.yaml."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ HEADED = re.compile(r"(For[A-Z]\w*|(With)?LMHeadModel)$")
 
 
 def name_first_class(family: str, base: Mapping[str, Any]) -> Classes:
-    """Name the class of a family that states none, as transformers does: after the family, with the purpose and the
-    prefix of the first class of its base. `qwen3_5_text`, like Llama (`LlamaForCausalLM: {prefix: model.}`), has
-    `Qwen3_5ForCausalLM: {prefix: model.}`."""
+    """Name the class of a family that states none, as transformers does: the family's name in capitals, then the ending
+    (`ForCausalLM`) of its base's first class, with that class's changes. `qwen3_5_text`, like Llama (`LlamaForCausalLM:
+    {prefix: model.}`), has `Qwen3_5ForCausalLM: {prefix: model.}`."""
     first, changes = next(iter(base.items()))
     stem = re.sub(r"(^|[_-])([a-z])", lambda word: word[2].upper(), family.removesuffix("_text"))
     return {stem + first.removeprefix(HEADED.sub("", first)): changes}

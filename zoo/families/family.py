@@ -145,7 +145,8 @@ class Family:
                 raise CheckpointError(f"{where}: {name}: {said}")
 
     def unmet(self, config: Mapping[str, Any], architecture: str) -> list[str]:
-        """List a line for each field that does not have the value required by this class."""
+        """List a line for each field whose value is none of those that the family or this class requires. Fields that
+        are missing or null pass."""
         full, faults = {**self.defaults, **config}, []
         of_class = self.architectures.get(architecture, {}).get("requires") or {}
         # Any config may have is_causal: if it is false, transformers lets a decoder's tokens see later ones.
@@ -191,8 +192,8 @@ class Family:
 
     @property
     def written(self) -> dict[str, Any]:
-        """The defaults to write into a config.json, without inherited ones for fields that this family does not
-        read."""
+        """The defaults to write into a config.json: none that are null, and no inherited ones for fields that this
+        family does not read."""
         unread = self.inherited - self.reads - read_names(self.keys)
         stated = {name: value for name, value in self.defaults.items() if value is not None and name not in unread}
         return {name: value for name, value in stated.items() if not name.startswith("default_")}

@@ -123,7 +123,8 @@ class Reads(dict[str, Any]):
 
 
 def _refuse_unread(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> None:
-    """Raise CheckpointError with a line for each entry of the architecture's metadata that no expression reads."""
+    """Raise CheckpointError with a line for each entry of the architecture's metadata that no expression reads,
+    FAULTS_SHOWN lines at most. Entries that are harmless, 0, false or equal to the required value pass."""
     catalogue, faults = read_catalogue(), []
     requires = {**catalogue["requires"], **(row.get("requires") or {})}
     harmless = [*catalogue["harmless"], *(row.get("harmless") or ())]

@@ -60,7 +60,8 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """The header of a GGUF file, including all parts of a split file. `size` is the bytes of its tensors."""
+    """The header of a GGUF file, including all parts of a split file. `size` counts the bytes after the headers:
+    tensors and padding."""
 
     file: Path
     metadata: Mapping[str, Any]

@@ -19,7 +19,7 @@ from zoo.families.gguf_header import ARCHITECTURE, Number
 
 
 def list_writable(model_type: str) -> list[str]:
-    """List the architectures that a model of this `model_type` is written as: none if it is not written."""
+    """List llama.cpp's architectures as which a model of this `model_type` can be written; empty if there is none."""
     rows = read_catalogue()["architectures"].items()
     is_written = model_type in read_catalogue()["written"]
     return [name for name, row in rows if is_written and model_type in _list_types(name, row or {})]
@@ -32,7 +32,8 @@ def _list_types(name: str, row: Mapping[str, Any]) -> set[str]:
 
 
 def find_metadata(config: Mapping[str, Any], architecture: str, tensors: Sequence[str]) -> dict[str, Any]:
-    """Find the architecture's metadata, under names with its prefix, from which reading makes a config.json like this.
+    """Find the architecture's metadata, under names with its prefix, from which reading makes a config.json like
+    `config`.
 
     `tensors` are the names of the file's tensors. Counts are int, other numbers float.
     """
@@ -97,7 +98,8 @@ def _to_stored(path: str, value: Any) -> Any:
 
 
 def _find_rotary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what a new config.json states with the scaling, and an old one beside it."""
+    """Read the theta and the partial factor that a new config.json has inside `rope_parameters`, as fields of the top
+    level, where an old one has them."""
     stated = config.get("rope_parameters") or {}
     return {name: stated[name] for name in ("rope_theta", "partial_rotary_factor") if name in stated}
 
@@ -109,7 +111,8 @@ def find_scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _describe_scaling(scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the metadata of a linear or YaRN scaling. Raises ConfigError for one that is not written."""
+    """Make the metadata of a linear or YaRN scaling. Empty for no scaling and for Llama 3's, which a file states as
+    factors (`find_factors`). Raises ConfigError for any other."""
     kind = scaling.get("rope_type")
     if kind in (None, "llama3"):
         return {}
@@ -125,7 +128,8 @@ def _describe_scaling(scaling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_factors(config: Mapping[str, Any], metadata: Mapping[str, Any], architecture: str) -> dict[str, list[float]]:
-    """Find the tensors of rotary factors: those of Llama 3's scaling. Raises ConfigError for another than `LLAMA3`."""
+    """Make the tensor of rotary factors that states Llama 3's scaling, by its name; empty for any other scaling. Raises
+    ConfigError if the scaling's parameters differ from `LLAMA3`."""
     scaling = find_scaling(config)
     if scaling.get("rope_type") != "llama3":
         return {}

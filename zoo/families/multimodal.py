@@ -95,7 +95,8 @@ def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
 
 
 def _complete(inner: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the whole config's `tie_word_embeddings` to the text model's, and drop token ids of images and sounds."""
+    """Replace the text model's `tie_word_embeddings` by the whole config's if that states one, and drop token ids of
+    images and sounds."""
     plain = {key: value for key, value in inner.items() if not _names_token(key) and key != "architectures"}
     shared = {TIED: config[TIED]} if TIED in config else {}  # where both state it, transformers reads the whole's
     return {**plain, **shared}

@@ -33,8 +33,9 @@ class Beams:
     """The running and the finished beams of one request.
 
     The rules are those of transformers with `early_stopping=False`. All beams' continuations are ranked together. A
-    continuation that stops is kept if it ranks among the first `n_beams`; the best `n_beams` that do not stop go on.
-    The search ends when no running beam can beat the worst finished one.
+    continuation that ends, by a stop id or by its length, is kept if it ranks among the first `n_beams`; the best
+    `n_beams` that do not end go on. The search is over when there are `n_beams` finished beams and no running beam
+    scores above the worst of them.
     """
 
     asked: Request
@@ -102,7 +103,7 @@ class Beams:
         return not bool((best > -math.inf).all())  # NaN is above nothing
 
     def tell(self, number: int) -> list[Event]:
-        """Return the events of the best `n` beams. Called once the search is over."""
+        """Return the events of the best `n` beams of request `number`. Called once the search is over."""
         events = []
         for sample, beam in enumerate(self.finished[: self.asked.n]):
             for place, token in enumerate(beam.tokens, 1):
@@ -117,8 +118,8 @@ def _agree(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def check_beams(request: Request, vocab_size: int) -> None:
-    """Check a request's beam search. Raises ConfigError for options that beams cannot honour, such as sampling
-    options."""
+    """Check a request's beam search. Raises ConfigError for options that beams cannot honour, such as sampling options,
+    and for a number of beams below 1, below `n`, or too large for the vocabulary."""
     if request.n_beams == 1:
         return
     if request.n_beams < 1 or request.n > request.n_beams:

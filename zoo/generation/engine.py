@@ -42,13 +42,15 @@ TILE = 64
 class Engine:
     """Continue many requests at once with one model.
 
-    A step computes the next token of every running sequence and chunks of prompts, at most `budget` tokens in all.
-    While any sequence decodes, at most `max_prefill_tokens` of a step's tokens are of prompts: a smaller number
-    shortens the time between tokens and lengthens the time to the first one. The cache has room for `rows` sequences of
-    `tokens` tokens (for an encoder-decoder also `source` tokens each), or for fewer if only these fit in `memory`
-    bytes. `rows` and `budget` default to what suits the device, and `memory` beside default rows to what is free on a
-    GPU (`size_engine`); `overcommit` is the Scheduler's. Prefixes and sources of earlier requests are reused unless
-    `reuse` is false.
+    A step computes the next token of every running sequence and chunks of prompts, at most `budget` tokens in all;
+    drafts come on top. While any sequence decodes, at most `max_prefill_tokens` of a step's tokens are of prompts: a
+    smaller number shortens the time between tokens and lengthens the time to the first one.
+
+    The cache has room for `rows` sequences of `tokens` tokens (for an encoder-decoder also `source` tokens each), or
+    for fewer if only these fit in `memory` bytes. `rows` and `budget` default to what suits the device (`size_engine`).
+    `memory` has no limit by default, but if `rows` is left out too, it is the free memory of a GPU. `overcommit` is the
+    Scheduler's. Prefixes and sources of earlier requests are reused unless `reuse` is false.
+
     Speculative decoding proposes up to `speculate` tokens a step, by the model `draft` or else from n-grams of the
     text. With `deterministic`, a request's log-probabilities are bit-identical whatever else is in the batch: prompts
     are computed TILE tokens at a time, and rows one by one unless the model was prepared by `zoo.prepare(model,
@@ -57,7 +59,8 @@ class Engine:
 
     `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
     (default: what the device's kernels read). On CUDA, steps of one token a row are replayed as CUDA graphs unless
-    `graphs` is false; `note` is called with a line where recording fails.
+    `graphs` is false; `note` is called with a line if recording fails. `dtype` is the cache's (default: that of the
+    weights).
     """
 
     def __init__(
@@ -123,8 +126,9 @@ class Engine:
     # ---------------------------------------------------------------- requests
 
     def add(self, request: Request) -> int:
-        """Queue a request, and return the number that its events carry. Raises ConfigError for a request that can never
-        be served: tokens outside the vocabulary, no positions for its length, or more cache than there is."""
+        """Queue a request, and return the number that its events carry. Raises ConfigError for invalid options, and for
+        a request that can never be served: tokens outside the vocabulary, no positions for its length, or more cache
+        than there is."""
         check_prompt(self.reader, request.ids, self.seq2seq)
         ids = [self.model.spec.start_id] if self.seq2seq else list(request.ids)  # type: ignore[attr-defined]
         check_length(self.writer, len(ids), request.max_new_tokens)
@@ -180,7 +184,8 @@ class Engine:
                 raise ConfigError(f"memory: {found} (fewer max_new_tokens, a shorter prompt, or more memory)")
 
     def abort(self, number: int, sample: int | None = None) -> list[Event]:
-        """Drop a request, or one of its samples, and return the "aborted" events; none if the request is not live."""
+        """Drop a request, or one of its samples, and return the "aborted" events; none if the request is not live. A
+        beam search is dropped as a whole, as sample 0."""
         live = self.live.get(number, [])
         gone = [each for each in live if each.finished is None and sample in (None, each.sample)]
         self.scheduler.remove(gone)
@@ -252,7 +257,7 @@ class Engine:
         return events
 
     def _propose(self, chunks: list[Chunk]) -> list[Chunk]:
-        """Add drafts to the chunks of sequences that are past their prompts."""
+        """Add drafts to the chunks of decoding sequences, except those of beam searches."""
         if self.proposer is None:
             return chunks
         going = [

@@ -27,8 +27,9 @@ class EngineSizes(NamedTuple):
 
 
 def size_engine(device: torch.device, vocabulary: int = 0) -> EngineSizes:
-    """Choose sizes. A step of a GPU takes the time that reading the weights takes, up to some thousand tokens, so that
-    wide steps are nearly free; its cache takes the memory that is free, less RESERVE and the logits of sampling."""
+    """Choose an engine's sizes for a device and a vocabulary size. On a GPU a step of up to some thousand tokens takes
+    about as long as reading the weights, so that `budget` can be large. A GPU's cache takes the free memory, less
+    RESERVE and the logits of sampling."""
     if device.type != "cuda":
         return EngineSizes(rows=32, budget=512, memory=None)
     rows, free = 256, read_free_memory(device) or 0

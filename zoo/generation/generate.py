@@ -37,9 +37,10 @@ def generate(
     the decoder's tokens, its start token first.
 
     Generation ends after `max_new_tokens`, or when every row has met one of `stop_ids`; a row that stops earlier
-    repeats its stop id to the end. Prompts of unequal length are padded on the left (an encoder-decoder's anywhere),
-    with zeros in `attention_mask` [B, P] at the padding. Each row gets the tokens that it would get alone, also when
-    sampled; but rows with equal prompts draw different tokens. The remaining `options` are fields of `Sampling`.
+    repeats its stop id to the end. Prompts of unequal length are padded on the left, or anywhere for an
+    encoder-decoder, with zeros in `attention_mask` [B, P] at the padding. Each row gets the tokens that it would get
+    alone, also when sampled; but rows with equal prompts draw different tokens. `kernel` names the attention kernel
+    (default: the model's). The remaining `options` are fields of `Sampling`.
 
     Raises ConfigError for invalid options and for a length beyond the model's positions, ZooError if a row has no next
     token, as when its logits are NaN.
@@ -119,8 +120,8 @@ def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
 
 
 def _read_prompts(apart: bool, ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    """Return the tokens of each prompt without padding. `apart`: an encoder reads them. Raises ConfigError for ids or a
-    mask of the wrong shape, and for padding that is not allowed."""
+    """Return the tokens of each prompt without padding. `apart` says that an encoder reads the prompts. Raises
+    ConfigError for ids or a mask of the wrong shape, and for padding that is not allowed."""
     if ids.ndim != 2 or not ids.numel():
         raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
     rows = ids.tolist()

@@ -40,7 +40,8 @@ class RecordedStep(NamedTuple):
 
 
 class Graphs:
-    """The recorded decoding steps of a decoder over a store. `note` is called with a line if `record` fails."""
+    """The recorded decoding steps of a decoder over a store. `record` makes a recording; `note` is called with a line
+    once no step can be recorded any more."""
 
     def __init__(self, model: Model, store: Store, record: Record, note: Callable[[str], object]) -> None:
         self.model, self.store, self.record, self.note = model, store, record, note

@@ -37,8 +37,9 @@ def check(engine: Engine) -> list[str]:
 
 
 def _check_pools(engine: Engine) -> Iterator[str]:
-    """Check that every page is exactly one of free, cached, or owned by as many rows and checkpoints as list it. Cached
-    pages have a key, free pages none."""
+    """Check that every page is in exactly one state: free, cached or owned. An owned page has as many owners as there
+    are rows and checkpoints that list it. A cached page has a key, a free page has none, and no two pages have the same
+    key."""
     for number, pool in enumerate(engine.store.pools):
         named = Counter(page for each in list_held(engine) for page in each.row.pages[number])
         named.update(page for kept in list_checkpoints(engine) for page in kept.pages.get(number, ()))
@@ -59,7 +60,7 @@ def _check_pools(engine: Engine) -> Iterator[str]:
 
 
 def _check_slots(engine: Engine) -> Iterator[str]:
-    """Check that every slot of recurrent states is exactly one of free, a row's or a checkpoint's."""
+    """Check that every slot of recurrent states is exactly once in the free list, in a row or in a checkpoint."""
     free, slots = engine.store.free_slots, engine.store.slots
     rows = [each.row.slot for each in list_held(engine)]
     kept = [each.slot for each in list_checkpoints(engine) if each.slot is not None]
@@ -83,7 +84,8 @@ def _check_rows(engine: Engine) -> Iterator[str]:
 
 
 def _check_row(engine: Engine, sequence: Any, number: int, group: LayerGroup) -> Iterator[str]:
-    """Check that a row's pages cover exactly what its next token sees, and that it alone owns pages it may write."""
+    """Check that a row's pages cover what its next token sees and are no more than the row can need; that the row alone
+    owns the pages it may write; and that the keys of its whole pages are those of its tokens."""
     row, page, pool = sequence.row, engine.store.page, engine.store.pools[number]
     pages, dropped, names = row.pages[number], row.dropped[number], pool._keys
     if group.cross:
@@ -112,7 +114,8 @@ def _check_row(engine: Engine, sequence: Any, number: int, group: LayerGroup) ->
 
 
 def _check_source(engine: Engine, sequence: Any, number: int) -> Iterator[str]:
-    """Check that a source kept for reuse lies in the store once, in the pages that have its names."""
+    """Check the keys of a source's pages: none before the encoder has read the source; afterwards those of its tokens,
+    if sources are kept for reuse."""
     names, row = engine.store.pools[number]._keys, sequence.row
     pages = row.pages[number]
     if row.source and engine.sources is not None and [names.get(page) for page in pages] != [*sequence.names]:

@@ -40,10 +40,10 @@ class EnginePasses:
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Yield the chunks of each forward pass. If the model can read chunks end to end (`_lies_flat`), one pass takes
-        them as [1, N], except `whole` chunks and those of requests with prompt_logprobs. Of the other chunks, those of
-        decoding rows share a pass if the attention takes ragged rows, and those of equal length and equal past share
-        one. In the first pass of an encoder-decoder, sources must have equal lengths, too. With `deterministic`, see
-        `_stable_batches`."""
+        them as [1, N], except `whole` chunks and those of requests with prompt_logprobs. Of the other chunks, decoding
+        ones share a pass if the attention takes ragged rows. The rest share a pass if their rows have equally many
+        cached and equally many new tokens; if the pass also reads an encoder's sources, these must be of equal length.
+        With `deterministic`, see `_stable_batches`."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 Proposal = tuple[list[int], "Tensor | None"]
-"""Draft tokens, and the probabilities [K, V] that they were drawn from; None for n-gram guesses."""
+"""Draft tokens, and the probabilities [K, V] that they were drawn from; None for n-gram guesses and for an empty
+draft."""
 
 
 class Proposer(Protocol):
@@ -83,7 +84,8 @@ def check_draft(spec: Topology, vocab_size: int) -> None:
 
 class DraftModel:
     """Propose up to `ahead` tokens drawn from a smaller model of the same vocabulary (Leviathan et al., 2023). The
-    draft model has a cache of its own."""
+    draft model has a cache of its own, for `rows` rows of `tokens` tokens. Raises ConfigError if it cannot be a draft
+    model (`check_draft`) or has no positions for `tokens` tokens."""
 
     def __init__(self, model: Model, vocab_size: int, *, rows: int, tokens: int, ahead: int) -> None:
         check_draft(model.spec, vocab_size)

@@ -44,7 +44,8 @@ class Request:
 class Event:
     """A new token of a request's sample, and the reason in `finished` if the sample ends with it (a stop id is itself a
     token). A sample that was aborted or failed ends with `token` None; `fault` says why it failed ("has logits that are
-    NaN …"). The first event of a request with `prompt_logprobs` has the prompt's log-probabilities in `prompt`."""
+    NaN …"). If the request has `prompt_logprobs`, the event of each sample's first new token has the prompt's
+    log-probabilities in `prompt`."""
 
     request: int
     sample: int

@@ -87,9 +87,9 @@ class Scheduler:
     """Schedule first come, first served: a waiting sequence starts when there is room, and runs until it ends.
 
     A step computes one token of each decoding sequence, and chunks of prompts, at most `budget` tokens in all. At least
-    one prompt token is computed even if the budget is spent, because decoding sequences could else starve a prompt.
-    While any sequence decodes, a step computes at most `max_prefill_tokens` prompt tokens. A sequence reserves pages
-    for all tokens that it may reach, divided by `overcommit`; if pages run out, the sequence that started last is
+    one prompt token is computed even if the budget is spent, because decoding sequences could otherwise starve a
+    prompt. While any sequence decodes, a step computes at most `max_prefill_tokens` prompt tokens. A sequence reserves
+    pages for all tokens that it may reach, divided by `overcommit`; if pages run out, the sequence that started last is
     preempted and waits again. With `tile`, prompts are cut at multiples of it, and tokens generated before a preemption
     are recomputed one at a time, so that shapes do not depend on what else runs.
     """
@@ -135,7 +135,8 @@ class Scheduler:
         return chunks
 
     def _tile(self, sequence: RunningSequence) -> int:
-        """Return the number of tokens up to the end of the tile or the prompt; 1 for generated tokens."""
+        """Return the number of tokens up to the end of the tile or of the prompt, whichever comes first; a prefix-LM's
+        whole prompt; 1 for generated tokens."""
         assert sequence.row is not None and self.tile is not None
         length = sequence.row.length
         if length >= sequence.prompt:

@@ -1,4 +1,5 @@
-"""Format figures for people: tables that fit 80 columns, with units. `--json` has the same figures exactly."""
+"""Format figures for people: with units, rounded, in tables that fit 80 columns. `--json` has the same figures
+unrounded."""
 
 from zoo.report.evaluation import format_evaluation
 from zoo.report.figures import format_cost_table, list_cost_rows, list_exact_rows

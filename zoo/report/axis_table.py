@@ -20,7 +20,8 @@ def format_axis(found: Iterable[Mapping[str, Any]]) -> str:
 
 
 def list_rows(found: Iterable[Mapping[str, Any]], shown: int = SHOWN) -> list[tuple[str, ...]]:
-    """List a row per choice."""
+    """List a row of texts per choice, with the columns of HEAD. A cell has at most `shown` names of models or
+    families."""
     return [
         (
             *(each["choice"], each["source"], each["time"], each["token"], each["cache"]),

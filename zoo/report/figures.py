@@ -148,7 +148,8 @@ def find_unit(path: str) -> str:
 
 
 def list_figures(priced: Mapping[str, Any]) -> Iterator[Figure]:
-    """List all figures in order. A breakdown starts with a figure that has a label and no value."""
+    """List all figures in order, except those that are None or in LEFT_OUT. A breakdown starts with a figure that has a
+    label and no value."""
     for section, node in priced.items():
         if isinstance(node, Mapping):
             yield from _below(section, node, 0)
@@ -220,7 +221,7 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
 
 
 HELD = ("kv_cache", "generate_activations", "generate_peak")
-"""The parts of the memory for generating other than weights, and the peak."""
+"""The memory of generating: its parts except for weights, then its peak."""
 GENERATING = (*HELD, "generate_note")
 
 

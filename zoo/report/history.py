@@ -1,4 +1,4 @@
-"""Read config, metrics and outcome from the folders of runs, also of running ones."""
+"""Read config, metrics and outcome from the folders of runs, which may still be training."""
 
 from __future__ import annotations
 

@@ -115,7 +115,8 @@ def _fitted(text: str, width: int) -> str:
 def make_diff_tables(
     labels: Sequence[str], found: Mapping[str, Any], priced: Sequence[Mapping[str, Any]], *, everything: bool = False
 ) -> list[Any]:
-    """Make tables of the architecture's fields that differ, then of the figures that differ, or of all figures."""
+    """Make tables of the architecture's fields that differ, then of the figures that differ (with `everything`, of all
+    figures)."""
     header, rows = list_model_rows(labels, priced, differing=not everything)
     room = max(CELL, (measure_screen() - PATH - 6) // 2)
     names = [_fitted(label, room) for label in labels]

@@ -35,7 +35,8 @@ def describe_fit(fit: FittedLaw) -> dict[str, Any]:
 
 
 def list_optima(fit: FittedLaw) -> list[dict[str, float]]:
-    """List the compute-optimal parameters and tokens for powers of ten of FLOPs, as far as the fit may extrapolate."""
+    """List the compute-optimal parameters and tokens for powers of ten of FLOPs, as far as the fit may extrapolate.
+    Empty if the points leave a constant of the law undetermined."""
     if fit.list_open():
         return []
     products = [6 * params * tokens for params, tokens, _ in fit.points.rows()]

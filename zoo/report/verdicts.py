@@ -84,7 +84,7 @@ class Report:
         return self.arms[1:]
 
     def seconds(self) -> float:
-        """Return the mean seconds of a run."""
+        """Return the mean seconds of a run, over all runs of all arms."""
         return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.runs.values())
 
     def unmatched(self, arm: Arm) -> dict[str, float]:
@@ -194,7 +194,8 @@ class Report:
         return [f"{each.name}: {said}" for each in self.others if "(" in (said := self.sentence(each))]
 
     def cost_rows(self) -> list[list[str]]:
-        """List a row per arm with each of its costs (CURRENCIES), and the ratio to the baseline's if they differ."""
+        """List a row per arm with each of its costs (CURRENCIES), and their ratio to the baseline's if they differ by
+        more than 1 %."""
         found = []
         for arm in self.arms:
             apart = {} if arm is self.baseline else self.unmatched(arm)
@@ -228,7 +229,8 @@ class Report:
         )
 
     def speedup_rows(self) -> list[list[str]]:
-        """List a row per arm with its effective speedup in tokens, FLOPs and seconds; empty without a law."""
+        """List a row for each arm but the baseline, with its effective speedup in tokens, FLOPs and seconds; empty
+        without a law."""
         if not self.decays:
             return []
         return [[each.name, *_format_speedups(self.speedups(each))] for each in self.others]

@@ -26,8 +26,9 @@ INSIDE = ".lora."
 class Adapters:
     """The adapters of a model: rank, alpha, dropout rate of their inputs in training, and the `paths` of the Linears
     that have one. `trained` names the model's own weights that are not the base's: those that train too, and those
-    drawn or converted at the start. `base` is the path of the base model, `hash` what `identify_base` gave for it: a
-    checkpoint then has the adapters and the `trained` weights alone, without it all weights."""
+    drawn or converted at the start. `base` is the path of the base model, or None; `hash` is what `identify_base`
+    returned for it. With a base, checkpoints store only the adapters and the `trained` weights; without one, all
+    weights."""
 
     rank: int
     alpha: float
@@ -64,7 +65,7 @@ class Adapter(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
     def change(self) -> Tensor:
-        """Compute what the adapter adds to the weight: scale · B·A, in float32."""
+        """Compute the matrix that the adapter adds to the weight: scale · B·A, in float32."""
         return self.scale * (self.b.float() @ self.a.float())
 
 

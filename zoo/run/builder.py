@@ -1,4 +1,4 @@
-"""Build a torch model from a Spec on a device, or refuse it before a byte is allocated."""
+"""Build a torch model from a Spec on a device. Weights that do not fit are refused before a byte is allocated."""
 
 from __future__ import annotations
 

@@ -20,11 +20,12 @@ Replay = tuple[Callable[[], object], "Tensor"]
 """A function that replays a recording, and the tensor that then holds its result."""
 
 Record = Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], Replay]
-"""A recorder: takes a function of a tensor, and the tensor, whose values may change between replays."""
+"""A recorder: it takes a function of a tensor, and that tensor, whose values may change between replays."""
 
 
 class CudaRecorder:
-    """Records functions on a CUDA device, in graphs of one memory pool; `nbytes` is the memory that they hold."""
+    """Records functions on a CUDA device as graphs that share one memory pool; `nbytes` counts the bytes reserved for
+    all recordings."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.pool, self.nbytes = device, None, 0

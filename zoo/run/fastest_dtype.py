@@ -113,7 +113,7 @@ def settle_cpu(
 
     `tell` is called with a line for each change; the line on the number of threads comes once a machine. If the user
     chose the dtype, `dtype` is the option's text: the model then keeps its dtype, and `tell` gets a line if that is
-    slow. With `keep` (float8 weights) there is no such line.
+    slow. With `keep` (float8 weights) the model also keeps its dtype, and no line says that it is slow.
     """
     weight = next(model.parameters())
     if (choice := use_fastest_threads(weight.device)) and is_first_time("threads"):

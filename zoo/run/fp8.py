@@ -1,5 +1,5 @@
 """Convert matrix products to float8 with torchao, for training and inference. The Spec decides which products, not a
-module's name. A `Linear` is left out if it is `precise`, and in inference if its weight is read directly (`bare`)."""
+module's name: `explain_left_out` gives the reason why one is left out."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def list_products(model: Module, *, running: bool = False) -> list[Float8Product
 
 
 def is_product(part: Part) -> bool:
-    """Tell whether a part is a matrix product."""
+    """Tell whether a part is a matrix product. A part that reuses another (`Reused`) is none."""
     if isinstance(part, Reused):
         return False
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
@@ -126,7 +126,8 @@ def refuses(recipe: str, machine: Machine) -> str | None:
 
 
 def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> None:
-    """Raise ConfigError if a recipe cannot run on a device. `what` names the request, `would` an alternative."""
+    """Raise ConfigError if a recipe is unknown, if it cannot run on a device, or if torchao is missing or too old.
+    `what` names the request, `would` an alternative."""
     if recipe not in (known := (*RECIPES, WEIGHT_ONLY)):
         raise ConfigError(f"fp8: there is no {recipe!r}{did_you_mean(recipe, known)} (there are {', '.join(known)})")
     reason = refuses(recipe, machine_of(device))
@@ -259,8 +260,8 @@ def _config(recipe: str) -> Any:
 
 @contextmanager
 def quieten_torchao() -> Iterator[None]:
-    """Silence the warnings of an import of torchao: compiled kernels for other machines, which Zoo does not use, and
-    torch on what torchao registers."""
+    """Silence warnings while torchao is imported: torchao's, about compiled kernels for other machines, which Zoo does
+    not use; and torch's, about the classes that torchao registers."""
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

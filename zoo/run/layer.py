@@ -112,7 +112,7 @@ class LinearModule(nn.Linear):
 
 
 class StackedLinear(nn.Module):
-    """One Linear of all experts, stacked: weight [E, d_out, d_in]."""
+    """The Linears of all experts in one place of an FFN, stacked: weight [E, d_out, d_in]."""
 
     adds_bias = True
 

@@ -107,8 +107,8 @@ def read_used_memory(device: torch.device) -> int | None:
 
 
 def begin_peak_memory(device: torch.device) -> int | None:
-    """Reset the peak. Returns the bytes held now, for `read_peak_since`; None if the peak cannot be reset: on a CPU
-    this takes Linux (/proc/self/clear_refs, proc(5))."""
+    """Reset the peak. Returns the bytes in use now, for `read_peak_since`; None if the peak cannot be reset. On a CPU
+    only Linux can reset it (/proc/self/clear_refs, proc(5))."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -120,7 +120,8 @@ def begin_peak_memory(device: torch.device) -> int | None:
 
 
 def read_peak_since(device: torch.device, before: int) -> int | None:
-    """Read the peak since `begin_peak_memory`, minus `before`, the bytes held then. None if the system does not say."""
+    """Read the peak since `begin_peak_memory`, minus `before`, the bytes in use then. None if the system does not
+    say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) - before
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)

@@ -298,7 +298,8 @@ def _compile(source: str) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether arguments are equal. Numbers, names and tensors compare by value, other objects by identity."""
+    """Whether arguments are equal. Containers are compared item by item and tensors by value, all else by type and
+    `==`."""
     if a is b:
         return True
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):

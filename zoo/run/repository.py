@@ -38,7 +38,8 @@ def read_commit(folder: Path) -> str | None:
 
 
 def find_repository(folder: Path) -> tuple[Path, Path, Path] | None:
-    """Find the working tree that a folder is in, its git folder, and the git folder shared by all working trees."""
+    """Find the working tree that a folder is in, its git folder, and the git folder shared by all working trees. None
+    if it is in no repository."""
     for tree in (folder.resolve(), *folder.resolve().parents):
         git = tree / ".git"
         if (stated := _read_line(git)) is not None:  # a linked working tree, or a submodule

@@ -254,8 +254,8 @@ class RopeField(Codec):
 
 
 class YarnScale(Codec):
-    """`yarn_scale(qk_head_dim)`: the scale of attention scores with YaRN's `mscale_all_dim` a (DeepSeek):
-    (0.1·a·ln(factor) + 1)² / √width. None for attention's default scale."""
+    """`yarn_scale(qk_head_dim)`: the scale of attention scores if the rotary parameters have YaRN's `mscale_all_dim` a
+    (DeepSeek): (0.1·a·ln(factor) + 1)² / √width. Otherwise None, attention's default scale."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         found = read_rope_parameters(env)

@@ -23,8 +23,8 @@ AXES = ("attention", "ffn")
 
 @dataclass(eq=False)
 class ProductGroup:
-    """Linears with the same input, to be computed as one product. `pinned`: the plain weight stays, because other code
-    reads it."""
+    """Linears with the same input, to be computed as one product. If `pinned`, the plain weight stays in memory,
+    because other code reads it."""
 
     modules: list[Any]
     precision: str
@@ -38,7 +38,7 @@ class ProductGroup:
         return LinearShape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
 
     def joins(self, other: ProductGroup) -> bool:
-        """Whether two groups can be one product: equal columns, dtype and precision, and neither pinned."""
+        """Whether two groups can be one product: d_in, dtype and precision are equal, and neither is pinned."""
         alike = self.shape[1:] == other.shape[1:] and self.precision == other.precision
         return alike and not self.pinned | other.pinned
 

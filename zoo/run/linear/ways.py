@@ -77,7 +77,7 @@ class Found(NamedTuple):
 
 
 def survey_ways(processor: Processor, dtype: str = "float32") -> Iterator[Found]:
-    """Yield each way with whether it can run here, in the registry's order."""
+    """Yield each way in the registry's order, with the reason why it cannot run here, if any."""
     for way in WAYS.values():
         reason = refuse(way, (512, 512), dtype, processor)
         stable = None if reason is not None else is_count_stable(way.name, (512, 512), dtype)
