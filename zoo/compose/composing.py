@@ -51,7 +51,8 @@ class Composed:
     overrides: list[str]
     """The overrides in the form that Hydra itself accepts: `attention@model.attention=mqa` for `attention=mqa`."""
     touched: list[str]
-    """The dotted keys that the user set, as paths from the model."""
+    """The dotted keys whose values the user set, as paths from the model. Choices in the defaults list are not among
+    them."""
     choices: dict[str, str | None]
     typed: list[str]
     """The overrides as the user typed them."""
@@ -228,7 +229,7 @@ def _may_choose(override: Override, repo: Listed) -> bool:
 def _apply(
     cfg: DictConfig, overrides: Sequence[Override], root: str, extra: Sequence[str], faults: list[str]
 ) -> list[Override]:
-    """Set the values in the config; an override that cannot be applied is added to `faults`. Gives the applied
+    """Set the values in the config; an override that cannot be applied is added to `faults`. Returns the applied
     overrides, in the form that Hydra itself accepts."""
     applied = []
     for typed in overrides:

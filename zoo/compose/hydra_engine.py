@@ -129,8 +129,9 @@ def format_value(override: Override, value: object) -> str:
 
 
 class UserFolder(FileConfigSource):
-    """A user's folder as a source of configs. Its files may use the shorthand (`zoo.compose.shorthand`), and options of
-    the packaged groups and of the folder's own. Each file passes the gate, unless the folder is trusted."""
+    """A user's folder as a source of configs. Its files may use the shorthand (`zoo.compose.shorthand`). They may
+    choose options of the packaged groups and of the folder's own groups. Each file passes the gate, unless the folder
+    is trusted."""
 
     @staticmethod
     def scheme() -> str:

@@ -259,7 +259,8 @@ def note_sizes(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
 
 
 def note_positions(spec: Topology) -> Iterator[str]:
-    """Write a note for each tower whose position scheme acts inside attention, where no attention has it."""
+    """Write a note for each tower with a position scheme that acts inside attention, although all of its layers that
+    have positions state none."""
     for where, tower in spec.towers().items():
         kinds = {block.attention.positioning.kind for block in tower.blocks.values() if block.attention.positioning}
         if tower.position.inside and kinds == {"none"} != {tower.position.kind}:

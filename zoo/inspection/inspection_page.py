@@ -128,7 +128,8 @@ def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_heads(attentions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Draw entropy and effective rank by layer, a marker per head, as SVG panels."""
+    """Draw two SVG panels by layer, a marker per head: the entropy relative to that of uniform attention, and the
+    effective rank."""
     shares = [[divide(head["entropy"], head["uniform"]) for head in each["heads"]] for each in attentions]
     ranks = [[head["rank"] for head in each["heads"]] for each in attentions]
     relative = "attention entropy per head / entropy of uniform attention"

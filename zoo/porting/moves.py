@@ -207,7 +207,9 @@ FORMS = ("={}", "=1 / {}", "={} ** -0.5", "={} ** 0.5")
 
 
 def list_placements(draft: Draft, outcome: TrialOutcome, name: str, value: object) -> Iterator[Move]:
-    """Yield changes that set a component's field of a fitting type to a field of the config, `=name`."""
+    """Yield changes by which the draft reads the config's field `name`, whose value is `value`: components' fields of a
+    fitting type set to it (in one of FORMS), keys of the model that are expressions, the pattern, and the
+    activation."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
             hint = str(each.type)

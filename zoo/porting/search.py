@@ -131,8 +131,8 @@ def _improve(
 
 
 def _helps(move: Move, best: TrialOutcome, now: TrialOutcome, reference: Reference) -> bool:
-    """Whether a change of one field, made in the Spec, is better than the best so far. Only then is the whole model
-    composed, which takes ten times as long."""
+    """Whether a change of one field, made in the Spec, is better than the best so far, or leaves tensors for which rows
+    may be found. Only then is the whole model composed, which takes ten times as long."""
     try:
         spec = move.edit(now)
     except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -55,7 +55,7 @@ class TrialOutcome:
 
     @property
     def departure(self) -> str | None:
-        """The first stage whose outputs differ."""
+        """The first stage whose outputs differ; None if there is none."""
         return next((stage for stage, gap in self.gaps.items() if not gap <= CLOSE), None)
 
     @property

@@ -133,7 +133,8 @@ def search_rate(
     store: ScoreStore,
     say: Say = lambda line: None,
 ) -> dict[float, dict[str, float]]:
-    """Train seed 0 at every rate, then with `refine` at two next to the best. Returns accuracy and loss by rate."""
+    """Train seed 0 at every rate, then with `refine` at two next to the best. Returns accuracy, loss and seconds by
+    rate."""
     chosen: dict[float, dict[str, float]] = {}
 
     def search(some: Iterable[float]) -> None:

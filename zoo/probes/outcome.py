@@ -79,9 +79,10 @@ class SeedReport:
 @dataclass(frozen=True)
 class ProbeOutcome:
     """The outcome of a probe on a model. `chosen` has the accuracy by learning rate on the examples for choosing it;
-    `seeds` are reports on fresh examples. `state_bytes` is the size of the keys, values and recurrent states of a
-    training row in float32; `flops` are the forward FLOPs of a token, head included; `seconds` is the time of all
-    training and scoring."""
+    `seeds` are reports on fresh examples. `chances` are the accuracies of guessing by level, `chance` is their mean
+    over the `trained` levels. `state_bytes` is the size of the keys, values and recurrent states of a training row in
+    float32; `flops` are the forward FLOPs of a token, head included; `seconds` is the time of all training and
+    scoring."""
 
     model: str
     overrides: tuple[str, ...]

@@ -63,11 +63,11 @@ class SizeDemand(NamedTuple):
 def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: str = "model") -> Spec:
     """Shrink a decoder to a probe's size; keys in `kept`, such as `n_layers` or `d_model`, are not changed.
 
-    The small model has d_model 64, 32 channels a head, and two layers, or one of each kind if there are several. With
-    `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are no dimension of weights. Matrices
-    are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a d_model of 2,500, and at 64 it would keep
-    attention on mqar's plateau for a whole short run. Raises ConfigError for a model that is no decoder or cannot be
-    shrunk.
+    The small model has d_model 64, 32 channels a head, and two layers, or one of each kind if there are several (for a
+    loop, see `shorten`). With `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are no
+    dimension of weights. Matrices are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a d_model of
+    2,500, and at 64 it would keep attention on mqar's plateau for a whole short run. Raises ConfigError for a model
+    that is no decoder or cannot be shrunk.
     """
     refuse_other_kinds(spec, label)
     refuse_own(kept, label)
