@@ -39,9 +39,9 @@ NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty draft folder, which replaces `folder` when the block ends and is deleted when the block raises.
 
-    With `keep`, a folder that another process has finished in the meantime is kept and the draft deleted. A link's
-    target is replaced, not the link. Raises ConfigError if `folder` is or contains the working folder: the shell would
-    stay in the deleted one.
+    With `keep`, a `folder` that exists when the block ends is kept, because another process was faster, and the draft
+    is deleted. A link's target is replaced, not the link. Raises ConfigError if `folder` is or contains the working
+    folder: the shell would stay in the deleted one.
     """
     stated, folder = folder, _real(folder)
     if Path.cwd().is_relative_to(folder):

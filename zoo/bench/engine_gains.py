@@ -226,7 +226,8 @@ def _novel(shape: RaceShape) -> Scenario:
 
 
 def _waiting(shape: RaceShape) -> Scenario:
-    """Compare the ms between tokens of four rows: the 99th percentile during a long prefill, and the median at rest."""
+    """Compare the milliseconds between tokens of four rows: the 99th percentile during a long prefill, and the median
+    at rest."""
     model = _make_ready(_build(shape, max_seq_len=2 * LONG))
 
     def run() -> Pair:

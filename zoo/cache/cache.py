@@ -80,10 +80,10 @@ class LayerCache:
 class Cache:
     """The rows of a Store that a forward pass reads and extends; each row has its own length.
 
-    A pass takes token ids [B, T]: of T columns, row b's next tokens are the first `counts[b]`, and the rest is padding.
-    With `varlen` a pass takes [1, N], the next tokens of all rows end to end. `apart` attends each row by itself;
-    `packs` copies keys before they are read, so that no bit depends on their place in the pool. In a paged store
-    decoding rows are read by page table (`_reads_pages`).
+    A pass takes token ids [B, T]: the first `counts[b]` of row b's T columns are its next tokens, and the rest is
+    padding. With `varlen` a pass takes [1, N], the next tokens of all rows end to end. `apart` attends each row by
+    itself; `packs` copies keys before they are read, so that no bit depends on their place in the pool. In a paged
+    store decoding rows are read by page table (`_reads_pages`).
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Cache:
             row.length += self.count(number, new)
 
     def _lay_out(self, number: int, group: LayerGroup, new: int) -> SlotMapping:
-        """Map the next tokens to slots in a group. Where a slot stands for `rate` tokens, a pass computes `columns`
+        """Map the next tokens to slots in a group. If its slots stand for `rate` tokens each, a pass computes `columns`
         slots of each row, and stores those whose last token has come."""
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
         columns = count_windows(group.rate, new, self.past)

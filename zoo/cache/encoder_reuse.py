@@ -45,7 +45,7 @@ class Sources:
         self.asked, self.hits = self.asked + tokens, self.hits + row.source
 
     def keep(self, row: CachedRow, names: Sequence[bytes]) -> None:
-        """Keep the source that a row has read in its first pass."""
+        """Let later rows reuse the source that a row has read in its first pass."""
         for page, name in zip(row.pages[self.group], names, strict=True):
             self.pool.keep(page, name)
 

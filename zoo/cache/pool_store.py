@@ -226,10 +226,13 @@ def plan_store(
     paged: bool = False,
 ) -> StorePlan:
     """Plan a Store for `rows` rows of up to `tokens` tokens (and `source` encoder tokens), or for fewer rows if
-    `memory` bytes hold only these. For full attention the pages that rows may need are divided by `overcommit`, but are
-    enough for one row. `reuse` doubles windows and adds a state slot for each row, for checkpoints. With `new` above 1
-    (drafts of new − 1 tokens) each row has one more state slot, to undo rejected tokens. A `paged` store has one more
-    slot of everything. `width` is the bytes of a cached value. Raises ConfigError if `memory` holds no row."""
+    `memory` bytes hold only these. A cached value takes `width` bytes.
+
+    The pages that rows may need for full attention are divided by `overcommit`, but are enough for one row. `reuse`
+    doubles windows and adds a state slot for each row, for checkpoints. With `new` above 1 (drafts of new − 1 tokens)
+    each row has one more state slot, to undo rejected tokens. A `paged` store has one more slot of everything. Raises
+    ConfigError if `memory` holds no row.
+    """
     groups = list_groups(tower)
     copies = 1 + (reuse + (new > 1)) * any(block.state() for block in tower.blocks.values())
     each = [group.pages(source if group.cross else tokens, new, page) for group in groups]
@@ -259,7 +262,7 @@ def plan_store(
 
 
 def token_bytes(tower: Tower, group: LayerGroup, width: float) -> float:
-    """Return the bytes of a slot in all layers of a group, for cached values of `width` bytes."""
+    """Count the bytes of a slot in all layers of a group, for cached values of `width` bytes each."""
     total = 0
     for kind in group.kinds:
         block = tower.blocks[kind]
@@ -269,7 +272,7 @@ def token_bytes(tower: Tower, group: LayerGroup, width: float) -> float:
 
 
 def state_bytes(tower: Tower) -> int:
-    """Return the bytes of a row's recurrent states in all layers, in float32."""
+    """Count the bytes of a row's recurrent states in all layers, in float32."""
     return sum(4 * count_values(block.state()) * tower.pattern.count(kind) for kind, block in tower.blocks.items())
 
 

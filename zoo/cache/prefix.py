@@ -105,8 +105,9 @@ class Prefixes:
         return (number + 1) % self.store.groups[group].rate == 0 and self._find(group, names[number]) is None
 
     def awaits(self, names: Sequence[bytes], most: int, ahead: Sequence[bytes], length: int, last: int) -> bool:
-        """Whether a waiting row should wait for a running one (names `ahead`, `length` tokens computed): they have a
-        common prefix that is not cached yet. `last` is the end of the running row's last whole prompt page."""
+        """Whether a waiting row should wait for a running one, because they have a common prefix that is not cached
+        yet. The running row has the page names `ahead`, `length` computed tokens, and its last whole prompt page ends
+        at `last`."""
         page = self.store.page
         pages = min(len(names), len(ahead), most // page)
         common = bisect_left(range(pages), True, key=lambda n: names[n] != ahead[n]) * page
@@ -132,7 +133,8 @@ class Prefixes:
             self.store.copy_states(checkpoint.slot, row.slot)
 
     def keep(self, row: CachedRow, names: Sequence[bytes], before: int, last: int) -> None:
-        """Keep what a pass added to a row of `before` tokens: its whole pages, and a checkpoint if one is due."""
+        """Keep the whole pages that a pass added to a row of `before` tokens. Also keep a checkpoint if the row now
+        ends at a multiple of `interval` tokens, or at `last`, the end of its last whole prompt page."""
         page, whole = self.store.page, row.length // self.step * self.step
         for number in range(before // page, min(whole // page, len(names))):
             for group in self.full:
@@ -171,8 +173,8 @@ class Prefixes:
         return all(self.store.pools[group].available >= len(pages) for group, pages in windows.items())
 
     def evict(self, group: int | None = None) -> bool:
-        """Drop the least recently used checkpoint to free its state slot, or its pages of a `group`. Returns False if
-        there is none, or if checkpoints hold no pages of the group."""
+        """Drop the least recently used checkpoint, to free its state slot or, if a `group` is given, its pages of that
+        group. Returns False if there is none, or if checkpoints hold no pages of the group."""
         if not self.kept or (group is not None and group not in self.partial):
             return False
         _, oldest = self.kept.popitem(last=False)

@@ -26,8 +26,8 @@ def read_models() -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """A filter of models. A model passes if it is of the kind, has every part, has `least` to `most` parameters, and
-    has every word somewhere in name, title, note, source or parts."""
+    """A filter of models. A model passes if it is of `kind`, has all of `parts`, has `least` to `most` parameters, and
+    has each of `words` somewhere in its name, title, note, source or parts."""
 
     words: Sequence[str] = ()
     kind: str | None = None

@@ -20,10 +20,11 @@ def complete_target(word: str) -> list[str]:
 
 
 def complete_overrides(target: str | None, typed: Sequence[str], word: str) -> list[str]:
-    """List the overrides that begin with `word`, for a model, or for training where `target` is None.
+    """List the overrides that begin with `word`: for a model, or for training if `target` is None.
 
-    Overrides typed before are applied, faulty ones left out. If the only completion ends in `.`, the keys below it are
-    returned in its place; if it ends in `=`, its values are returned too. The shell would otherwise append a space.
+    The overrides in `typed` are applied first, except faulty ones. If the only completion ends in `.`, the keys below
+    it are returned in its place; if it ends in `=`, its values are returned too. The shell would otherwise append a
+    space.
     """
     sign = word[: len(word) - len(word.lstrip("+~"))]
     try:

@@ -1,7 +1,8 @@
 # ruff: noqa: TID253
 """Drive Hydra's engine. All uses of names private to Hydra 1.3 are in this file.
 
-`tests/test_private_names.py` names each one that Hydra drops, and each use in another file of zoo.
+`tests/test_private_names.py` reports each private name that Hydra has dropped, and each use of one in another file of
+zoo.
 
 There are two ways to start Hydra. `open_repository` is the light one: the groups and files of conf/, without the
 `hydra` node and without a search for plugins; `zoo stats` composes with it in some 20 ms. `open_session` is all of

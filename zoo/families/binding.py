@@ -108,8 +108,8 @@ def _may_give(node: ast.expr, value: object, env: Mapping[str, Any]) -> bool:
 
 
 def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings:
-    """Find fields with which a condition is true, or false (`truth`). Nothing follows from a true `a or b`, or from a
-    false `a and b`."""
+    """Find fields with which a condition has this `truth`, true or false. Nothing follows from a true `a or b`, or from
+    a false `a and b`."""
     match node:
         case ast.Name() | ast.Attribute():
             return {ast.unparse(node): truth}

@@ -27,8 +27,8 @@ def is_folder(path: Path) -> bool:
 
 
 def is_config(path: str | Path) -> bool:
-    """Whether a path names a config.json, a folder with one, or a GGUF file. A checkpoint of ours is described by its
-    zoo.yaml, also if it has a config.json for `zoo.hf`."""
+    """Whether a path names a config.json, a folder with one, or a GGUF file. False for a checkpoint of ours, which its
+    zoo.yaml describes even if it also has a config.json for `zoo.hf`."""
     path = Path(path)
     published = path.is_dir() and is_folder(path) and not (path / ARCHITECTURE).is_file()
     return path.suffix == ".json" or is_gguf(path) or published

@@ -95,8 +95,9 @@ def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict
 
 
 def list_rows(family: Family, own: Mapping[str, Any]) -> dict[str, Any]:
-    """List the rows for the fields of a family's config.json: those of all files, under the family's names and without
-    fields that the family does not have, then an architecture's `own`, which replace them."""
+    """List the catalogue's rows for the fields of a family's config.json. First come those of all files, under the
+    family's names and without fields that the family does not have. Then come an architecture's `own`, which replace
+    rows of the same field."""
     known = family.reads | family.defaults.keys() | set(family.harmless) | HARMLESS
     rows = {}
     for name, value in read_catalogue()["config"].items():

@@ -28,7 +28,7 @@ SUFFIX = ".gguf"
 VERSIONS = (2, 3)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9
-"""The file's numbers for types of metadata: SCALARS, each with its `struct` format, TEXT and LIST."""
+"""The numbers by which a file names the types of metadata: SCALARS, each with its `struct` format, TEXT and LIST."""
 
 TYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1"},
@@ -40,8 +40,8 @@ TYPES = {
 """ggml's names of the types of stored tensors, by number."""
 
 PAIRS, TENSORS, ENTRIES = 4096, 65_536, 4 << 20
-"""Maximum number of entries of metadata, of tensors, and of values in all lists together. A large vocabulary has
-262,144 tokens and 514,906 merges."""
+"""Maximum numbers of metadata entries, of tensors, and of values in all lists together. A large vocabulary has 262,144
+tokens and 514,906 merges."""
 TEXT_BYTES, NAME_BYTES, LISTED_BYTES = 1 << 20, 1024, 4096
 """Maximum bytes of a text (a chat template), of a name, and of a text in a list (a token)."""
 DIMENSIONS, LARGEST = 4, 2**53
@@ -229,8 +229,8 @@ def _read_part(file: Path, texts: bool) -> GGUFFile:
 
 
 def _place_tensors(found: GGUFFile, border: int) -> GGUFFile:
-    """Add to the tensors' offsets the start of the data: the next multiple of `border` bytes after the header, whose
-    length is `found.size`. Raises CheckpointError if the file ends before a tensor starts."""
+    """Turn the tensors' offsets into positions in the file. The data starts at the next multiple of `border` bytes
+    after the header, whose length is `found.size`. Raises CheckpointError if the file ends before a tensor starts."""
     begin, there = -(-found.size // border) * border, found.file.stat().st_size
     placed = {}
     for name, each in found.tensors.items():

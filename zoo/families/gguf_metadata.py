@@ -19,7 +19,8 @@ from zoo.families.gguf_header import ARCHITECTURE, Number
 
 
 def list_writable(model_type: str) -> list[str]:
-    """List llama.cpp's architectures as which a model of this `model_type` can be written; empty if there is none."""
+    """List the architectures, by llama.cpp's names, that a model of this `model_type` can be written as; empty if there
+    is none."""
     rows = read_catalogue()["architectures"].items()
     is_written = model_type in read_catalogue()["written"]
     return [name for name, row in rows if is_written and model_type in _list_types(name, row or {})]
@@ -72,7 +73,7 @@ def _values(text: object, fields: Mapping[str, Any]) -> list[Any]:
 
 
 def _nest(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Nest metadata by dotted names, over what files may lack."""
+    """Nest metadata by dotted names, and add the values of entries that a file may lack."""
     fields = copy.deepcopy(read_catalogue()["absent"])
     for path, value in found.items():
         inner = fields
@@ -98,8 +99,8 @@ def _to_stored(path: str, value: Any) -> Any:
 
 
 def _find_rotary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the theta and the partial factor that a new config.json has inside `rope_parameters`, as fields of the top
-    level, where an old one has them."""
+    """Copy `rope_theta` and `partial_rotary_factor` out of `rope_parameters`, because an old config.json states them at
+    its top level."""
     stated = config.get("rope_parameters") or {}
     return {name: stated[name] for name in ("rope_theta", "partial_rotary_factor") if name in stated}
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from zoo.paths import read_conf
 
 WAYS = ("text", "transformers", "pooling")
-"""Ways in which an engine runs an architecture, which are the keys of its lists. If several lists have an architecture,
-the first counts."""
+"""Ways in which an engine runs an architecture. For each, an engine has a list of architectures; if several lists have
+an architecture, the first counts."""
 
 REMARKS = {"text": "", "transformers": " (through transformers)", "pooling": " (pooling)"}
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOWERS = ("encoder", "decoder")
 
 BARE, HEADED = ("none",), ("lm", "mlm")
-"""The kinds of head that a class must have to be the encoder of a pair, and to be the decoder."""
+"""The kinds of head of a class that can be the encoder of a pair, and of one that can be the decoder."""
 
 LACKING = {
     "encoder": ("whose tokens all see one another", "an encoder's, such as 'bert'"),
@@ -58,7 +58,7 @@ class TowerConfig:
         return {**inner, **stated, **{name: around[name] for name in self.beside if name in around}}
 
     def write(self, config: dict[str, Any], inner: Mapping[str, Any]) -> None:
-        """Write the tower's config into the whole config."""
+        """Write the tower's config into the whole config, in place."""
         config |= {name: inner[name] for name in self.shared if name in inner}
         *outer, last = self.field.split(".")
         for name in outer:

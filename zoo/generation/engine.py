@@ -42,9 +42,9 @@ TILE = 64
 class Engine:
     """Continue many requests at once with one model.
 
-    A step computes the next token of every running sequence and chunks of prompts, at most `budget` tokens in all;
-    drafts come on top. While any sequence decodes, at most `max_prefill_tokens` of a step's tokens are of prompts: a
-    smaller number shortens the time between tokens and lengthens the time to the first one.
+    A step computes one token of every decoding sequence, and chunks of the others' prompts, at most `budget` tokens in
+    all, drafts not counted. While any sequence decodes, at most `max_prefill_tokens` of a step's tokens are of prompts:
+    a smaller number shortens the time between tokens and lengthens the time to the first one.
 
     The cache has room for `rows` sequences of `tokens` tokens (for an encoder-decoder also `source` tokens each), or
     for fewer if only these fit in `memory` bytes. `rows` and `budget` default to what suits the device (`size_engine`).
@@ -299,7 +299,8 @@ class Engine:
         return accept(self.verifier, drafts, logits, states, shares)
 
     def _save_states(self, chunks: list[Chunk]) -> dict[RunningSequence, int]:
-        """Copy the recurrent states of sequences with a draft, which may be rejected; return the copies' slots."""
+        """Copy the recurrent states of sequences with a draft, because the draft may be rejected. Return the slot of
+        each copy."""
         drafted = [chunk.sequence for chunk in chunks if chunk.draft and self.passes.recurrent]
         saved = {}
         for each in drafted:
@@ -310,8 +311,8 @@ class Engine:
         return saved
 
     def _take_back(self, ready: list[Chunk], tokens: list[list[int]], saved: Mapping[RunningSequence, int]) -> None:
-        """Take rejected draft tokens back out of the cache. Recurrent layers restore the states before the draft, and
-        read the accepted tokens once more."""
+        """Take rejected draft tokens back out of the cache. A model with recurrent layers starts again from the states
+        before the draft, and reads the accepted tokens once more."""
         again = []
         for chunk, new in zip(ready, tokens, strict=True):
             each, row = chunk.sequence, chunk.sequence.row

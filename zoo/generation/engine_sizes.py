@@ -14,7 +14,8 @@ RESERVE = 0.1
 """The share of a GPU's free memory that the cache leaves to CUDA graphs, activations and the workspaces of kernels."""
 
 LOGITS = 3
-"""Float32 copies of the logits [rows, V] that sampling holds at once: as computed, as probabilities, and sorted."""
+"""Number of float32 copies of the logits [rows, V] that are in memory while tokens are sampled: as computed, as
+probabilities, and sorted."""
 
 
 class EngineSizes(NamedTuple):

@@ -66,7 +66,8 @@ def stream(
     attention_mask: Tensor | None = None,
     kernel: str | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the tokens that `generate` adds, one step [B] at a time, with the same stops and options.
+    """Yield the tokens that `generate` adds, one step [B] at a time. `sampling` has its options of sampling; all other
+    arguments are as there.
 
     While the iterator runs the model is in eval mode and uses `kernel`; when it ends or is closed both are restored.
     Raises ConfigError for what `generate` refuses, before the first step. Raises ZooError at a step in which a row has

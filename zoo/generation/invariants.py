@@ -138,9 +138,9 @@ def _check_queues(engine: Engine) -> Iterator[str]:
 
 
 def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool = True) -> list[str]:
-    """List the faults of a step's plan, given for each chunk (number of tokens, whether it is part of a prompt). Prompt
-    chunks share what decoding tokens leave of the budget, at least one token. Without `cut`, chunks have fixed sizes
-    (tiles, whole prompts), and a single one may exceed the budget."""
+    """List the faults of a step's plan. `counts` has for each chunk its number of tokens, and whether it is part of a
+    prompt. Prompt chunks share what decoding tokens leave of the budget, at least one token. Without `cut`, chunks have
+    fixed sizes (tiles, whole prompts), and a single one may exceed the budget."""
     counts = list(counts)
     ahead = sum(count for count, prompt in counts if not prompt)
     prompts = [count for count, prompt in counts if prompt]

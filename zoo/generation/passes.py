@@ -76,8 +76,8 @@ class EnginePasses:
         return able and fixed and plain and not self.store.paged and all(group.full for group in self.store.groups)
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
-        """Whether these chunks go through the model end to end: if the model takes rows so, one of the chunks is of a
-        prompt, and lengths differ."""
+        """Whether these chunks go through the model end to end: the model can read them so (`_takes_varlen`), one of
+        them is a chunk of a prompt, and they differ in their numbers of cached or of new tokens."""
         if (
             self.deterministic
             or not self._takes_varlen
@@ -87,8 +87,8 @@ class EnginePasses:
         return len({(chunk.sequence.row.length, chunk.count) for chunk in batch}) > 1  # type: ignore[union-attr]
 
     def _stable_batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Yield the chunks of each pass where a row's bits must not depend on other rows: decoding rows together if the
-        model was prepared as `stable`, all else one by one."""
+        """Yield the chunks of each pass under `deterministic`: decoding rows together if the model was prepared as
+        `stable`, all else one by one."""
         ready = getattr(self.model, "ready", None)
         single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self._cached(chunk.sequence)]
         together = ready is not None and ready.stable and not self._mixes_rows
@@ -98,7 +98,8 @@ class EnginePasses:
 
     @cached_property
     def _mixes_rows(self) -> bool:
-        """Whether layers multiply rows together outside prepared Linears: in recurrences and MLA (absorbed)."""
+        """Whether a layer multiplies several rows in one product outside prepared Linears, as recurrences and absorbed
+        MLA do."""
         parts = (part for _, part in walk(self.writer, self.writer.d_model))
         return self.recurrent or any(isinstance(part, Linear) and part.bare for part in parts)
 

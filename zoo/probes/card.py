@@ -12,7 +12,8 @@ from zoo.report.tables import format_markdown, make_table, print_tables
 from zoo.report.units import format_count, format_si
 
 FOUND = ("probe", "reaches", "accuracy (chance)", "lr", "lr window")
-"""Columns of results: the hardest level with 90 % accuracy, and the accuracy at the hardest trained level."""
+"""Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the best
+learning rate, and the width of the window around it."""
 
 COSTS = ("state", "params", "FLOPs")
 """Columns of costs."""

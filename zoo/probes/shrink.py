@@ -202,7 +202,8 @@ def make_sizes(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str])
 
 
 def find_head_width(node: Mapping[str, Any]) -> int:
-    """Find the channels of a head that rotary positions may rotate, in the first attention with a position."""
+    """Find the number of a head's channels that rotary positions may rotate, in the first attention with a position;
+    HEAD_DIM if no attention has one."""
     for block in node["blocks"].values():
         attention = block["attention"]
         for key in ("qk_rope_head_dim", "head_dim"):

@@ -23,8 +23,8 @@ class Parity(Probe, name="parity"):
     """Parity of a row of bits (Hahn, 2020; Grazzi et al., 2024).
 
     The answer at a bit is the sum modulo 2 of all bits up to it. Training draws lengths from `shortest` to `longest`
-    with padding behind, and asks at each bit (`cumulative`) or at the last one. The level is the length; scoring asks
-    only at the last bit. Chance is 1/2.
+    with padding behind. It asks at each bit, or only at the last one if `cumulative` is false. The level is the length;
+    scoring asks only at the last bit. Chance is 1/2.
     """
 
     level_is: ClassVar[str] = "bits"

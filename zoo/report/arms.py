@@ -40,8 +40,8 @@ class Arm:
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """The mean of each of CURRENCIES over the runs, if all runs have it. The bytes of the cache are those of one
-        run's model, as all models of an arm are equal."""
+        """The mean of each of CURRENCIES over the runs, if all runs have it. The bytes of the cache are priced for the
+        model of one run."""
         outcomes = [run.outcome for run in self.runs.values()]
         found = {
             name: mean(float(each[name]) for each in outcomes)

@@ -241,8 +241,8 @@ def _find_time(folder: Path) -> str:
 
 
 def sort_rows(rows: Sequence[Mapping[str, Any]], by: str, reverse: bool = False) -> list[Mapping[str, Any]]:
-    """Sort rows by a column, smallest first; rows without a value come last either way. Raises ConfigError for an
-    unknown column."""
+    """Sort rows by a column, smallest first or with `reverse` largest first; rows without a value come last either way.
+    Raises ConfigError for an unknown column."""
     if by not in COLUMNS:
         hint = did_you_mean(by, COLUMNS) or f" (one of: {', '.join(COLUMNS)})"
         raise ConfigError(f"sort: there is no column {by!r}{hint}")

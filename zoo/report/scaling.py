@@ -116,8 +116,8 @@ def format_head(fit: FittedLaw) -> str:
 
 
 def find_bias(points: LossPoints, fit: IsoFlop) -> tuple[Law, ParabolaBias] | str:
-    """Fit approach 3 to all points, and measure the bias of approach 2 for that law. If this is impossible, return the
-    reason instead."""
+    """Fit approach 3 (the law itself) to all points, and measure the bias that approach 2 (parabolas) has for this law.
+    If this is impossible, return the reason instead."""
     from zoo.analysis.scaling import fit_law, measure_bias
 
     try:

@@ -34,7 +34,7 @@ AXES = ("attention", "ffn")
 """The axes whose products are computed in float8. Heads, routers, embeddings and poolers are left out."""
 
 MULTIPLE = 16
-"""torch's scaled product takes sizes that are multiples of this: both widths of a weight, and in training the number of
+"""The sizes in torch's scaled product must be multiples of this: both widths of a weight, and in training the number of
 rows, over which a weight's gradient is summed."""
 
 OLDEST = (0, 18)

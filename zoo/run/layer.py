@@ -112,7 +112,7 @@ class LinearModule(nn.Linear):
 
 
 class StackedLinear(nn.Module):
-    """The Linears of all experts in one place of an FFN, stacked: weight [E, d_out, d_in]."""
+    """One of the Linears that each expert has, such as its gate, stacked over all experts: weight [E, d_out, d_in]."""
 
     adds_bias = True
 

@@ -180,7 +180,8 @@ class ThreadWatch:
         return {"threads": torch.get_num_threads(), "best_pace": self.best}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Set a checkpoint's number of threads, at most this machine's. Does nothing if the user has set the number."""
+        """Set a checkpoint's number of threads, at most this machine's. Does nothing on other devices than a CPU, with
+        one thread, or if the user has set the number."""
         if self.watches and state:
             torch.set_num_threads(min(int(state["threads"]), self.most))
             self.best = state["best_pace"]

@@ -86,7 +86,8 @@ def write_positions(position: Any) -> tuple[Any, ...] | None:
 
 
 def count_inner(weights: list[int], stated: int) -> int:
-    """Find ALBERT's number of layers per group from the index of each layer's weights; `stated` is tried first."""
+    """Find ALBERT's number of layers per group from the index of each layer's weights. `stated` is tried first; the
+    result is 1 if no number fits."""
     return next((count for count in (stated, *range(1, len(weights) + 1)) if _groups(weights, count) is not None), 1)
 
 

@@ -178,8 +178,8 @@ class RopeLearned(RopeInterleaved):
 
 
 class RopeOfLayer(Rope):
-    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions of whole heads with the layer's own theta;
-    None means the config's theta, 0 no positions (Granite with windows)."""
+    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions of whole heads with the layer's own theta.
+    None means the config's theta, 0 means no positions (Granite with windows)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         head_dim, theta = args

@@ -103,15 +103,16 @@ def write_own_sizes(pattern: Sequence[str], head_dim: int, n_kv_heads: int) -> d
 
 
 def write_sliding_sizes(pattern: Sequence[str], *sizes: int) -> dict[str, dict[str, int]]:
-    """`sliding_sizes(pattern, …)`: the `per_layer_config` with these SLIDING_SIZES for sliding layers."""
+    """`sliding_sizes(pattern, …)`: the `per_layer_config` of sliding layers, with a size for each of SLIDING_SIZES."""
     own = dict(zip(SLIDING_SIZES, sizes, strict=True))
     return {str(layer): own for layer, kind in enumerate(pattern) if "sliding" in kind}
 
 
 def find_source_part(kv_source_layers: Sequence[int], groups: Sequence[Any], layer: int) -> str:
     """`kv_source_part(kv_source_layers, no_rope_layers, layer)`: LENDS, READS or "" as for `kv_part`, for configs that
-    name the layer whose latents each layer reads: itself, or the last lender of its group (with or without positions)
-    before it. Raises ConfigError for any other layer: the published code always reads the last lender."""
+    name for each layer the layer whose latents it reads. That is the layer itself, or the last lender before it in its
+    group (layers with or layers without positions). Raises ConfigError for any other, because the published code always
+    reads the last lender."""
     source = kv_source_layers[layer]
     if source == layer:
         return LENDS if layer in kv_source_layers[layer + 1 :] else ""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXACT = "exact"
-"""The precision of ways that keep the model's dtype. Lower ones are named by `weights=`."""
+"""The precision of ways that keep the model's dtype. Lower precisions are named by `weights=`."""
 
 LOWER = ("fp16", "bf16", "int8", "int4")
 """Values of `weights=`: the precision in which the weights of products are stored."""

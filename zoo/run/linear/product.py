@@ -99,7 +99,7 @@ class ReadyProduct:
 
 class ReadyForward:
     """The `forward` of a prepared Linear: by the product if it `serves` the input, else the module's own. If the plain
-    weights were dropped, an input that it does not serve goes through the product without gradients
+    weights were dropped, an input that the product does not serve goes through it without gradients
     (`_serve_anyway`)."""
 
     def __init__(self, product: ReadyProduct, place: int) -> None:
@@ -117,8 +117,8 @@ class ReadyForward:
         return self.plain(self.module, x)
 
     def _serve_anyway(self, x: Tensor) -> Tensor:
-        """Multiply without gradients where there is no plain weight to fall back on. Raises ZooError if x is on another
-        device than a CPU, or needs a gradient."""
+        """Multiply in the prepared dtype and without gradients, because there is no plain weight any more. Raises
+        ZooError if x is on another device than a CPU, or needs a gradient."""
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             raise ZooError(
                 "prepare: the plain weights went when they were packed: it generates on the CPU alone (load it anew)"

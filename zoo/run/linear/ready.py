@@ -32,8 +32,8 @@ class PreparedModel:
         self.stable = stable
         """Whether `stable` was requested, and every product gives a row the same bits for any number of rows."""
         self.plain = plain
-        """Number of Linears that are left unchanged, because they are small, no other way is faster, or its packed copy
-        would not fit in memory."""
+        """Number of Linears that are left unchanged, because they are small, because no other way is faster, or because
+        packed copies would not fit in memory."""
 
     def __enter__(self) -> PreparedModel:
         return self
@@ -200,9 +200,9 @@ def _check_named(way: str, weights: str | None, processor: Processor) -> str | N
 
 
 def _choose_ways(groups: Sequence[ProductGroup], processor: Processor, rows: Sequence[int], stable: bool) -> bool:
-    """Choose the way of each group: with weights in fewer bits the first that can compute it, else the fastest; with
-    `stable` the first, if any, that gives a row the same bits for any number of rows. Returns whether `stable` was
-    asked and every group has such a way."""
+    """Choose the way of each group. For weights in fewer bits it is the first that can compute the group, for exact
+    weights the fastest. With `stable` it is the first that gives a row the same bits for any number of rows, if there
+    is one. Returns whether `stable` was asked and every group has such a way."""
     found = stable
     timed: list[ProductGroup] = []
     for group in groups:
