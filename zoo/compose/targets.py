@@ -295,8 +295,8 @@ class Composer:
 
     def _list_inherited(self, made: Composed) -> tuple[str, ...]:
         """List the keys of `about` that come from the base model although the file or an override changes that model:
-        the base's title and parameters do not describe the result. Under any override `params` is listed even if
-        stated."""
+        the base's title and parameters do not describe the result. If an override sets a value, `params` is listed even
+        if the file states it."""
         body, about = self.found.body, made.cfg.get("about")
         if not isinstance(about, Mapping):  # a fault that the grammar reports, if it is read
             return ()

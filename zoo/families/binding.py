@@ -99,7 +99,8 @@ def _bind_choice(node: ast.IfExp, value: object, env: Mapping[str, Any]) -> Bind
 
 
 def _may_give(node: ast.expr, value: object, env: Mapping[str, Any]) -> bool:
-    """Whether a branch may have this value: a mapping must have the same `kind`, and a function must bind it."""
+    """Whether a branch may have this value. A mapping that states its `kind` has only mappings of this kind, any other
+    mapping has any mapping; a function must bind a value that is a mapping; any other branch may have any value."""
     if isinstance(node, ast.Dict):
         stated = {ast.unparse(key): item for key, item in dict_items(node)}.get("'kind'")
         kind = stated.value if isinstance(stated, ast.Constant) else None

@@ -22,9 +22,9 @@ HEADED = re.compile(r"(For[A-Z]\w*|(With)?LMHeadModel)$")
 
 
 def name_first_class(family: str, base: Mapping[str, Any]) -> Classes:
-    """Name the class of a family that states none, as transformers does: the family's name in capitals, then the ending
-    (`ForCausalLM`) of its base's first class, with that class's changes. `qwen3_5_text`, like Llama (`LlamaForCausalLM:
-    {prefix: model.}`), has `Qwen3_5ForCausalLM: {prefix: model.}`."""
+    """Name the class of a family that states none, as transformers does. The name is the family's in capitalised words,
+    with the ending (`ForCausalLM`) of the first class of its base; the class has that class's changes. `qwen3_5_text`,
+    like Llama (`LlamaForCausalLM: {prefix: model.}`), has `Qwen3_5ForCausalLM: {prefix: model.}`."""
     first, changes = next(iter(base.items()))
     stem = re.sub(r"(^|[_-])([a-z])", lambda word: word[2].upper(), family.removesuffix("_text"))
     return {stem + first.removeprefix(HEADED.sub("", first)): changes}

@@ -148,7 +148,7 @@ def place_fields(
 
 
 def _judge(draft: Draft, tried: list[Effect]) -> str:
-    """Judge how a draft reads other values of a field."""
+    """Return the verdict on a field, from how a draft reads references with other values of the field."""
     if not tried:
         return "not tried: the reference takes no other value"
     family = draft.to_family()

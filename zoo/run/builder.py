@@ -56,8 +56,8 @@ def build(
 
 
 def load_spec(config: str | Path | Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Any:
-    """Return a Spec as it is, or load one from a packaged name, a YAML path or a mapping. Raises ConfigError for a Spec
-    with overrides, and for a faulty config."""
+    """Return a Spec as it is, or load one from a packaged name, a file, a folder or a mapping (`zoo.compose.load`).
+    Raises ConfigError for a Spec with overrides, and for a faulty config."""
     if isinstance(config, Spec):
         if overrides:
             raise ConfigError("overrides: a Spec takes none (pass a name or a path, or dataclasses.replace)")

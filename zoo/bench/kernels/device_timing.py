@@ -62,7 +62,7 @@ def time_passes(
     run: Callable[..., Any], inputs: Sequence[Any], slopes: Sequence[Any], device: str, *, quick: bool
 ) -> dict[str, float]:
     """Time a function of tensors in seconds: `forward` without gradients and, if gradients of its outputs are given
-    (`slopes`), `both` passes. The inputs still require gradients afterwards."""
+    (`slopes`), `both` passes. With `slopes` the inputs require gradients afterwards."""
     spend = 0.01 if quick else 0.1
 
     def forward() -> None:

@@ -155,8 +155,8 @@ class RopeMscale(Rope):
 
 
 class RopeAlpha(Rope):
-    """`rope_alpha(head_dim)`: rotary positions whose theta is multiplied by alpha^(head_dim / (head_dim − 2)), though
-    the config says "dynamic" (Hunyuan)."""
+    """`rope_alpha(head_dim)`: rotary positions for configs that state `alpha` and say "dynamic", but mean unscaled
+    positions with theta multiplied by alpha^(head_dim / (head_dim − 2)) (Hunyuan)."""
 
     def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         alpha = found.get("alpha")
@@ -276,8 +276,8 @@ class YarnScale(Codec):
 
 
 class Even(Codec):
-    """`even(rope(head_dim), head_dim)`: raise ConfigError for an odd number of rotated channels, with which
-    transformers fails."""
+    """`even(rope(head_dim), head_dim)`: the position unchanged. Raises ConfigError for an odd number of rotated
+    channels, with which transformers fails."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         position, head_dim = args
@@ -292,7 +292,8 @@ class Even(Codec):
 
 
 def require_whole(position: dict[str, Any]) -> dict[str, Any]:
-    """`whole(rope(head_dim))`: raise ConfigError for a partial rotary factor, which the family's classes ignore."""
+    """`whole(rope(head_dim))`: the position unchanged. Raises ConfigError for a partial rotary factor, which the
+    family's classes ignore."""
     if position.get("rotary_dim") is not None:
         raise ConfigError("partial_rotary_factor: is not 1, and these models rotate whole heads (1.0 would do)")
     return position

@@ -25,7 +25,8 @@ SLIDING_SIZES: tuple[str, ...] = (
 
 def find_part(layer_types: Sequence[str], n_shared: int, layer: int) -> str:
     """`kv_part(layer_types, num_kv_shared_layers, layer)`: READS for the last `n_shared` layers, LENDS for layers whose
-    keys and values they read, else "". A layer reads from the last layer of its own type before the `n_shared`."""
+    keys and values they read, else "". A layer reads from the last layer of its own type before the `n_shared`. Raises
+    ConfigError if there is none."""
     first = len(layer_types) - n_shared
     own = layer_types[layer]
     if layer >= first:
