@@ -68,9 +68,10 @@ def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
 def complete_folder(folder: Path) -> Iterator[Path]:
     """Yield a draft of `folder` that survives a kill: the next call yields the same draft with its files, to complete.
 
-    The draft is renamed to `folder` when the block ends, unless another process made the folder first. A ZooError
-    means that the written files are of no use and deletes the draft; any other error keeps it. If another process
-    holds the draft, a separate draft is yielded (`replace_folder`). Abandoned drafts are deleted after A_WEEK.
+    The draft is renamed to `folder` when the block ends, unless another process made the folder first. A ZooError means
+    that the written files are of no use and deletes the draft; any other error keeps it. If another process holds the
+    draft, or drafts cannot be locked here, a separate draft is yielded (`replace_folder`). Abandoned drafts are deleted
+    after A_WEEK.
     """
     folder = _real(folder)
     draft = folder.with_name(f".{folder.name}{PARTIAL}")

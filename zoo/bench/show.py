@@ -141,7 +141,8 @@ def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_crowd(rows: Mapping[str, Row]) -> str:
-    """Describe whether other programs ran: list the rows whose measuring thread had less than a whole core."""
+    """Describe whether other programs ran: list the rows whose measuring thread had less of a core than CROWDED; empty
+    if there are none."""
     busy = {name: row["busy"] for name, row in rows.items() if row["busy"] is not None}
     crowded = [f"{name} {share:.0%}" for name, share in busy.items() if share < CROWDED]
     return (

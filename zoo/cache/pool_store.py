@@ -129,7 +129,8 @@ class Store:
         return group.pages(tokens, self.new + self.undone, self.page)
 
     def take(self, group: int, count: int, after: int | None = None) -> list[int]:
-        """Take pages of a group, evicting cached ones if needed. Raises OutOfPages if too few are left even so."""
+        """Take pages of a group. If too few are free or cached, checkpoints are dropped. Raises OutOfPages if too few
+        are left even so."""
         while self.pools[group].available < count and self.evict(group):
             pass
         return self.pools[group].take(count, after)

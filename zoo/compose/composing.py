@@ -132,8 +132,8 @@ class Composition:
         )
 
     def find_model(self, cfg: DictConfig) -> dict[Any, Any] | None:
-        """Find the model in a config, as plain data. Raises ConfigError if it is an interpolation that cannot be
-        resolved."""
+        """Find the model in a config, as plain data; None if it is no mapping. Raises ConfigError if it is an
+        interpolation that cannot be resolved."""
         try:
             model = cfg.get(self.root) if self.root else cfg
         except FAULTS as error:
@@ -321,7 +321,8 @@ def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]
 
 def _shared(cfg: DictConfig, key: str, root: str) -> str | None:
     """Describe the fault of setting a field below an interpolation: the value would be lost, or would change every
-    other reader. An `${or:…}` whose names are not stated is replaced by an empty mapping, which is no fault."""
+    other reader. None if there is no such fault; an `${or:…}` whose names are not stated is then replaced by an empty
+    mapping."""
     parts = key.split(".")
     node: DictConfig | None = cfg
     for depth, part in enumerate(parts[:-1], 1):

@@ -93,7 +93,8 @@ def _find_typed_alone(place: str, value: str) -> str | None:
 
 
 def _find_faults(node: object, path: str) -> Iterator[str]:
-    """Yield a line for each key or text in a config that names code, at any depth."""
+    """Yield a line for each key or text in a config that names code, another machine or a kernel to download, at any
+    depth."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             place = f"{path}.{key}" if path else str(key)

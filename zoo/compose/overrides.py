@@ -85,7 +85,8 @@ def format_override(override: Override) -> str:
 
 
 def describe_typed(override: Override, model: Any, root: str) -> str | None:
-    """Describe an override of a key that a model writes otherwise: under another name, or as a field of a choice."""
+    """Describe an override of a key that a model writes otherwise: under another name, or as a field of a choice. None
+    for any other key."""
     place = f"{root}." if root and override.key_or_group.startswith(f"{root}.") else ""
     key = override.key_or_group.removeprefix(place)
     if "." in key or not isinstance(model, DictConfig):

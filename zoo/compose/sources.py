@@ -119,8 +119,9 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Ma
 def _find_typed(
     key: str, typed: Mapping[str, str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
 ) -> str | None:
-    """Find the override that caused a fault: an override of the fault's key, of a key above it, or, if no file states
-    the fault's key, of a key below it."""
+    """Find the override that caused a fault; None if none did. That is an override of the fault's key, of a key above
+    it (if no file states the fault's key, or if the override's value does), or of a key below it (if no file states the
+    fault's key)."""
     bare = _strip_root(key, key, roots)
     stated = any(key in known or bare in known for known in lines.values())
     for each, value in typed.items():
@@ -152,7 +153,8 @@ def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
 
 
 def _name_fields(source: StatedFile, text: str) -> str:
-    """Name the fields of a config.json for the Zoo fields in a fault's text: num_key_value_heads for n_kv_heads."""
+    """Name the fields of a config.json for the Zoo fields in a fault's text: num_key_value_heads for n_kv_heads. Empty
+    for any other file."""
     if source.file.suffix != ".json":
         return ""
     try:

@@ -192,8 +192,8 @@ class Family:
 
     @property
     def written(self) -> dict[str, Any]:
-        """The defaults to write into a config.json: none that are null, and no inherited ones for fields that this
-        family does not read."""
+        """The defaults to write into a config.json: none that are null or whose name starts with `default_`, and no
+        inherited ones for fields that this family does not read."""
         unread = self.inherited - self.reads - read_names(self.keys)
         stated = {name: value for name, value in self.defaults.items() if value is not None and name not in unread}
         return {name: value for name, value in stated.items() if not name.startswith("default_")}

@@ -147,7 +147,8 @@ def _refuse_unread(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> No
 
 
 def _gather_fields(found: GGUFFile) -> dict[str, Any]:
-    """Nest the metadata of the architecture, and add the fields in DERIVED, which follow from the tensors."""
+    """Nest the metadata of the architecture, and add the fields in DERIVED, which follow from tensors and metadata.
+    Raises CheckpointError for a file without a token embedding, and for more blocks than tensors."""
     fields = _nest_metadata(found)
     embedding = found.tensors.get("token_embd.weight")
     if embedding is None:
@@ -279,7 +280,8 @@ def find_llama3_factors(factor: float, theta: float, count: int) -> list[float]:
 
 
 def read_floats(tensor: StoredTensor) -> list[float]:
-    """Read a float32 tensor of factors of rotary frequencies. Raises CheckpointError unless all are positive."""
+    """Read a tensor of factors of rotary frequencies. Raises CheckpointError for another type than float32, for more
+    than MOST_FACTORS, for a file that ends within them, and for factors that are not positive."""
     if tensor.kind != "F32":
         raise CheckpointError(f"{tensor.file}: factors of rotary frequencies are {tensor.kind} (F32)")
     count = math.prod(tensor.shape)

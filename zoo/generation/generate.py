@@ -66,8 +66,8 @@ def stream(
     attention_mask: Tensor | None = None,
     kernel: str | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the tokens that `generate` adds, one step [B] at a time. `sampling` has its options of sampling; all other
-    arguments are as there.
+    """Yield the tokens that `generate` adds, one step [B] at a time. `sampling` has the options that `generate` takes
+    one by one; the other arguments are those of `generate`.
 
     While the iterator runs the model is in eval mode and uses `kernel`; when it ends or is closed both are restored.
     Raises ConfigError for what `generate` refuses, before the first step. Raises ZooError at a step in which a row has

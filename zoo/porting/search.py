@@ -142,7 +142,8 @@ def _helps(move: Move, best: TrialOutcome, now: TrialOutcome, reference: Referen
 
 
 def _list_moves(at: Attempt, reference: Reference, near: list[str], unread: Mapping[str, object]) -> Iterator[Move]:
-    """Yield the changes to try: single fields, other choices, places for unread fields, parts of other families."""
+    """Yield the changes to try: single fields, other choices, exchanged rows, places for unread fields, other families'
+    positions, and other parts of other families."""
     if at.outcome.spec is None:
         return
     yield from list_flips(at.draft, at.outcome)

@@ -75,8 +75,8 @@ def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, 
 
 
 def draw_slots(rng: np.random.Generator, rows: int, start: int, end: int, count: int) -> np.ndarray:
-    """Draw distinct slots of two tokens per row between two columns, with power-law gaps. Returns the first columns of
-    the slots [B, count]."""
+    """Draw `count` different slots of two tokens for each row, from column `start` to column `end`, with power-law
+    gaps. Returns the first columns of the slots [B, count]."""
     gaps = np.arange(1, (end - start) // 2 + 1)
     weights = gaps ** (POWER - 1.0)
     # The `count` smallest exponential variates ÷ weight are a weighted sample without replacement (Efraimidis and

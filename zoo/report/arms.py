@@ -58,9 +58,9 @@ def _find(run: RunRecord, metric: str) -> float | None:
 
 
 def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
-    """Group done runs into arms by their overrides without seeds; `name_arms` names the arms. Returns the arms in
-    order, and a line for each run that is not done or not readable. Runs of learning-rate searches are left out. Raises
-    ConfigError for two runs of one arm and seed."""
+    """Group done runs into arms by their overrides without seeds; `name_arms` names the arms. Returns the arms in the
+    order of their first runs, and a line for each run that is not done or not readable. Runs of learning-rate searches
+    are left out. Raises ConfigError for two runs of one arm and seed."""
     done, unfinished = [], []
     for each in records:
         try:

@@ -257,7 +257,7 @@ def _is_light(result: object, args: Sequence[Any]) -> bool:
 
 
 def _list_tensors(step: Step) -> Iterator[tuple[int, str]]:
-    """Yield the id of each tensor that is an attribute of a Step, and the Python expression that reads it."""
+    """Yield the id of each tensor in a Step's attributes, and the Python expression that reads it."""
     own = {f"step.{name}": getattr(step, name) for name in ("tables", "positions", "ids")}
     own |= {
         f"step.{place}[{name!r}]": each for place in ("extra", "taken") for name, each in getattr(step, place).items()

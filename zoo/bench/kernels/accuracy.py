@@ -102,7 +102,8 @@ def compare_errors(
 
 
 def measure_errors(got: Tensor, wanted: Tensor) -> dict[str, float]:
-    """Measure the relative error in the largest value and in the norm; NaN if a value is NaN."""
+    """Measure the largest difference, relative to the largest value, and the norm of the difference, relative to the
+    norm. NaN if a value is NaN."""
     gap, wanted = got.double() - wanted.double(), wanted.double()
     least = torch.finfo(torch.float64).tiny  # the expected tensor may be all zeros
     return {

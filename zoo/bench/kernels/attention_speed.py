@@ -56,7 +56,8 @@ def list_jobs(settings: Settings, *, kernel: str) -> list[Measurement]:
 
 
 def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
-    """Measure FLOP/s of causal attention, forward only and with its backward pass."""
+    """Measure FLOP/s of causal attention, forward only and with its backward pass. If the kernel is not timed, the row
+    has the reason instead."""
     rows, length, heads, width = shape
     row: ReportRow = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
     times = time_passes(kernel, shape, None, settings)
@@ -69,7 +70,7 @@ def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settin
 
 
 def time_window(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> ReportRow:
-    """Time causal attention with a sliding window."""
+    """Time causal attention with a sliding window. If the kernel is not timed, the row has the reason instead."""
     rows, length, heads, width = shape
     row: ReportRow = {
         "kernel": kernel,
