@@ -70,13 +70,13 @@ copied.
 ## On a GPU
 
 Nothing on this page is from one. `make gpu-check` (25 minutes at most; `MINUTES=5`) takes the Python and the packages
-that are on the path, and needs no network. It trains with the defaults (dense, experts, MLA, hybrid, encoder-decoder), in
-every precision, with offloaded states and recomputation, and goes on from a checkpoint; compares the memory that is
+that are on the path, and needs no network. It trains with the defaults (dense, experts, MLA, hybrid, encoder-decoder),
+in every precision, with offloaded states and recomputation, and goes on from a checkpoint; compares the memory that is
 priced with what is allocated; holds the tokens of the engine in bfloat16 (pages, graphs, speculation) against one full
 pass; runs the cases above at a GPU's sizes under the same rule; and measures TFLOP/s, training MFU, decoding of 1 row
 and of 32 against the card's own bandwidth (with CUDA graphs and without, and beside vLLM where that is installed), and
-windows against a masked scaled_dot_product_attention. What it writes, part by part, is kept in [docs/gpu](gpu/README.md),
-only ever from a real run.
+windows against a masked scaled_dot_product_attention. What it writes, part by part, is kept in
+[docs/gpu](gpu/README.md), only ever from a real run.
 Until there is one, the CUDA kernels are checked by contract, and where their code is Triton's by running it on a CPU:
 
 - stand-ins with the signatures of flash-attn 2, 3 and 4 and of torch's own operator, which refuse what the real ones
