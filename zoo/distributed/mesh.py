@@ -33,8 +33,8 @@ class Mesh:
         return PipelineSchedule(self.schedule, self.pp, self.chunks)
 
     def as_dict(self) -> dict[str, object]:
-        """Return the number of processes of each of WAYS by name; also `cp_comm` for a ring, and `schedule` and
-        `chunks` if they are not the defaults."""
+        """Return the number of processes of each kind of parallelism (WAYS) by name. Adds `cp_comm` if several
+        processes form a ring, and `schedule` and `chunks` if they are not the defaults."""
         found: dict[str, object] = {name: getattr(self, name) for name in WAYS}
         found |= {"cp_comm": self.cp_comm} if self.rings and self.cp > 1 else {}
         plain = self.pipeline == PipelineSchedule(stages=self.pp)

@@ -88,7 +88,8 @@ class Stages:
     common: Mapping[str, RankGroup]
 
     def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gather the tensors of all stages on the first stage, one by one. All ranks of the group must call it."""
+        """Gather the tensors of all stages on the first stage, one by one. There the result has all tensors; on another
+        stage only its own. All ranks of the group must call it."""
         from torch import distributed
 
         sizes = {name: (tuple(each.shape), each.dtype) for name, each in tensors.items()}
@@ -139,7 +140,7 @@ class Shares:
         return 1 if self.tensor is None else self.tensor.cuts[name].copies
 
     def learns(self, name: str) -> bool:
-        """Whether a tensor gets a gradient on some tensor-parallel rank."""
+        """Whether the loss gives a tensor a gradient, as its cut says; True without tensor parallelism."""
         return self.tensor is None or self.tensor.cuts[name].learns
 
     def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -147,8 +148,8 @@ class Shares:
         return tensors if self.stages is None else self.stages.collect(tensors)
 
     def mark_common(self, name: str, parameter: Tensor) -> Tensor | None:
-        """Make a mask, 1 for the values of this process' part that other tensor-parallel ranks hold too. None if others
-        hold all or none of these values."""
+        """Make a mask, 1 for the values of this process' part that most tensor-parallel ranks hold too, 0 for the
+        others. None if equally many ranks hold each value."""
         if self.tensor is None or not self.tensor.cuts[name].is_mixed:
             return None
         part = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)

@@ -109,5 +109,5 @@ def read_world() -> World:
 
 
 def leave_at_once() -> None:
-    """Cancel the destruction of the process group at the exit of this process, which would wait for a dead process."""
+    """Cancel the destruction of the process group when this process exits: it would wait for a process that is dead."""
     atexit.unregister(torch.distributed.destroy_process_group)

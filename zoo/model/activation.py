@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Activation(Spec, axis="activation"):
-    """Apply an elementwise function: by `apply` or, where it has parameters (`learned`), by `forward`."""
+    """An elementwise function. A kind with parameters (`learned`) is computed by `forward`, any other by `apply`."""
 
     learned: ClassVar[bool] = False
 
     def shard(self, ranks: int) -> Activation:
-        """Return this activation itself: every rank holds all of the few parameters."""
+        """Return this activation itself: every tensor-parallel rank has all of its parameters."""
         return self
 
     def apply(self, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class Activation(Spec, axis="activation"):
         raise NotImplementedError
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        """Apply the function with its parameters, where it is `learned`."""
+        """Apply a `learned` function to each element; `m` has its parameters."""
         raise NotImplementedError
 
 
@@ -41,8 +41,7 @@ def _without_parameters(activation: Activation) -> Activation:
 
 
 PlainActivation = Annotated[Activation, AfterValidator(_without_parameters)]
-"""An activation without parameters, for components that have no place for them. One with parameters raises
-ValueError."""
+"""An activation without parameters, for components that cannot store any. One with parameters raises ValueError."""
 
 
 class ReLU(Activation, kind="relu"):
@@ -140,8 +139,8 @@ class Mish(Activation, kind="mish"):
 
 
 class Laplace(Activation, kind="laplace"):
-    """Φ((x − µ)/σ), bounded where relu² is not (Ma et al., 2022, MEGA). With µ = √½ and σ = 1/(2√π), both to six
-    digits, its value and slope at µ are those of relu²."""
+    """Φ((x − µ)/σ), bounded unlike relu² (Ma et al., 2022, MEGA). With µ = √½ and σ = 1/(2√π), both to six digits, its
+    value and slope at µ are those of relu²."""
 
     def apply(self, x: Tensor) -> Tensor:
         return 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
@@ -169,18 +168,18 @@ class Sigmoid(Activation, kind="sigmoid"):
 
 
 class Identity(Activation, kind="identity"):
-    """x. As a gate it is the bilinear GLU (Shazeer, 2020)."""
+    """x. As a gate it gives the bilinear GLU (Shazeer, 2020)."""
 
     def apply(self, x: Tensor) -> Tensor:
         return x
 
 
 class XIELU(Activation, kind="xielu"):
-    """aₚ·x² + beta·x above 0 and aₙ·(e^min(x, eps) − 1 − x) + beta·x at or below (Huang and Schlag, 2024; Apertus).
+    """aₚ·x² + beta·x for x above 0, aₙ·(e^min(x, eps) − 1 − x) + beta·x otherwise (Huang and Schlag, 2024; Apertus).
 
-    Two parameters are learned, aₚ = softplus(alpha_p) and aₙ = beta + softplus(alpha_n), both starting at 0.8 if `beta`
-    is below 0.8. `beta` and `eps` are saved with the parameters, and a checkpoint's values replace those of the config.
-    Computed in float32.
+    Two parameters are learned: aₚ = softplus(alpha_p) starts at 0.8, aₙ = beta + softplus(alpha_n) at the larger of 0.8
+    and beta + 0.001. `beta` and `eps` are saved with the parameters, and a checkpoint's values replace those of the
+    config. Computed in float32.
     """
 
     learned: ClassVar[bool] = True

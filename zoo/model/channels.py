@@ -59,7 +59,7 @@ class Channel:
         self.last: Any = None  # what a layer gave last
 
     def take(self, index: int) -> Any:
-        """Return the value that layer `index` reads, by default the last value given; None where there is none yet."""
+        """Return the value that layer `index` reads, by default the last value given; None before the first."""
         return self.last
 
     def wants(self, index: int) -> bool:
@@ -72,7 +72,7 @@ class Channel:
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:
-        """Whether other layers read the values of layers of this kind."""
+        """Whether other layers read the values that layers of this kind give, so that prices count these as kept."""
         return True
 
     @classmethod
@@ -82,8 +82,8 @@ class Channel:
 
     @classmethod
     def count_read(cls, tower: Tower) -> list[int]:
-        """Count the values that each layer reads, and at last those that `find_last_reader` reads. Empty where all
-        layers of a kind read equally many."""
+        """Count the values that each layer reads; the last item is for the component that `find_last_reader` finds.
+        Empty if all layers of a kind read equally many."""
         return []
 
     @classmethod
@@ -105,7 +105,7 @@ class Uses(NamedTuple):
 
 
 def list_uses(blocks: Mapping[str, Spec]) -> dict[str, Uses]:
-    """List the channels of each kind of layer."""
+    """List, for each kind of layer, the channels that its layers read and give to."""
     found = {kind: [*_walk(block)] for kind, block in blocks.items()}
     reads = {kind: {name for each in parts for name in each.takes} for kind, parts in found.items()}
     anywhere = {name for names in reads.values() for name in names}
@@ -114,7 +114,8 @@ def list_uses(blocks: Mapping[str, Spec]) -> dict[str, Uses]:
 
 
 def count_reads(tower: Tower) -> list[tuple[int, ...]]:
-    """Count the values that each layer reads in each channel whose numbers differ; no items where none does."""
+    """Count the values that each layer reads: for each layer a tuple, with a number for each channel in which layers of
+    a kind read different numbers of values. Empty if there is no such channel."""
     counts = (Channel.named[name].count_read(tower)[:-1] for name in tower.channels)
     return list(zip(*filter(None, counts), strict=True))
 
@@ -138,7 +139,7 @@ class Exchange:
         self._open = {name: Channel.named[name](tower, m, ids, x) for name in tower.channels}
 
     def find(self, name: str) -> Any:
-        """Find a channel; None where no layer reads it."""
+        """Find a channel by name; None if no layer reads it."""
         return self._open.get(name)
 
     def enter(self, index: int, kind: str, step: Step) -> None:

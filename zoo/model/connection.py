@@ -33,7 +33,7 @@ class StreamFactors(NamedTuple):
 
 class Connection(Spec, axis="connection", default="sinkhorn"):
     """Weigh the streams x [B, T, S, D] for one sub-layer f: x_s ← Σᵢ M_is·xᵢ + w_s·f(Σᵢ rᵢ·xᵢ). The factors r, w and M
-    start so that the streams go on as one pre-norm stream would."""
+    are initialised so that the streams behave as one pre-norm stream."""
 
     reads_normed: ClassVar[bool] = False
     """Whether streams are normalised, each by a weight of its own, before factors are made and r reads them."""
@@ -163,7 +163,7 @@ def read_streams(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def write_streams(x: Tensor, y: Tensor, factors: StreamFactors) -> Tensor:
-    """Write a sub-layer's output y [B, T, D] to the streams x [B, T, S, D], mixed first where there is a mix."""
+    """Mix the streams x [B, T, S, D], if there is a mix, and add a sub-layer's output y [B, T, D] to each."""
     write = factors.write.to(x.dtype)[..., None]  # B T S 1
     if factors.mix is None:
         return torch.addcmul(x, write, y[:, :, None])

@@ -35,8 +35,8 @@ class ForwardContext:
     """The positions, padding, documents and masks of one forward pass, computed once for all layers of the tower
     `spec`. Raises ConfigError for inputs that do not go together.
 
-    `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included. Where rows
-    differ in length it is [B, T] (or [1, N], rows lying end to end), for the new tokens alone.
+    `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included. If rows have
+    different numbers of cached tokens, it is of the new tokens alone: [B, T], or [1, N] for rows that lie end to end.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class ForwardContext:
         self.real = self._find_real(inputs.counts)
 
     def _find_real(self, counts: Sequence[int] | None) -> Tensor | None:
-        """Mark each new token that is no padding, True [B, T]; None where there is no padding."""
+        """Mark each new token that is not padding, True [B, T]. None if there is no padding, or if rows lie end to
+        end."""
         if self.padding is not None:
             return self.padding
         if counts is None or all(count == self.new for count in counts) or self.cache.varlen:  # type: ignore[union-attr]
@@ -259,8 +260,8 @@ class ForwardContext:
         return SpreadView(found, self.context, self.new)
 
     def _see_pages(self, attention: Attention, own: Weights | None, slots: SlotMapping) -> PagedView:
-        """Make the view of rows that are read by page. All that changes between passes is held in tensors, with an
-        entry a row."""
+        """Make the view of rows whose keys are read by page table. What changes between passes is in tensors with one
+        item per row."""
         n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
         places: Any = self.new, n_keys
         if chunk or _biases(attention):
@@ -300,7 +301,7 @@ class ForwardContext:
 
     def draw(self, step: Step, attention: Attention, dtype: torch.dtype, mask: Mask | None = None) -> None:
         """Prepare masks in the form that this attention's kernel reads, once for all layers of the kind: `mask` if
-        given, else the masks of the step's keys."""
+        given, else the masks of the step's keys. Does nothing for keys whose view makes masks when it attends."""
         keys = step.keys
         if isinstance(keys, PooledView) or keys.travels:  # these make masks where they attend
             return
@@ -337,7 +338,7 @@ class ForwardContext:
 
     def _apart(self, chunk: int | None, first: Any) -> tuple[Tensor, Tensor] | None:
         """Number the documents of queries [B, T] and of keys [B, S], whose first is token `first` of the row. With
-        `chunk`, number the chunks of that many tokens within documents. None where nothing separates tokens."""
+        `chunk`, number the chunks of that many tokens within documents. None if nothing separates tokens."""
         if chunk is None:
             return None if self.documents is None else (self.documents, self.documents)
         if self.cache is not None and self.total <= first + chunk:

@@ -86,7 +86,7 @@ class DepthRead(Spec, axis="depth_read", default="softmax"):
         raise NotImplementedError
 
     def forward(self, m: Weights, x: Tensor, earlier: Tensor | None) -> Tensor:
-        """Read the sums of `earlier` groups [B, T, S, D] (None where there are none) and of the present one x [B, T,
+        """Read the sums of `earlier` groups [B, T, S, D] (None if there are none) and of the present group, x [B, T,
         D]. Returns [B, T, D], or [B, T, Q, D] for Q > 1 reads."""
         raise NotImplementedError
 

@@ -51,8 +51,8 @@ class Dropping:
     proportion to their depth."""
 
     def begin(self, inputs: Inputs, seam: Seam, context: ContextSeam) -> Drops:
-        """Make the hash keys of a pass from the rows' numbers in the run or, without these, from numbers of torch's
-        generator."""
+        """Make the hash keys of a pass from the rows' numbers in the run or, without these, from random numbers of
+        torch's generator."""
         ids = inputs.input_ids
         numbers = inputs.row_numbers
         if numbers is None:
@@ -115,8 +115,8 @@ class Drops:
         return self._drop(x, self.own, "embedding", rate) if rate else x
 
     def drop_branch(self, y: Tensor, place: str, whole: bool) -> Tensor:
-        """Drop channels of a branch's output y [B, T, D], or in some rows all of it (stochastic depth). If `whole`, y
-        is of all tokens that are computed here, else of the rank's own."""
+        """Drop channels of a branch's output y [B, T, D] and, in some rows, the whole output (stochastic depth). If
+        `whole`, y is of all tokens that are computed here, else of the rank's own."""
         if self.dropping.residual:
             y = self._drop(y, self.tokens if whole else self.own, place, self.dropping.residual)
         if self.dropping.layers:
@@ -132,11 +132,11 @@ class Drops:
         return self._drop(h, self.tokens, "units", rate, self.rank * h.shape[-1]) if rate else h
 
     def draw_experts(self, scores: Tensor, count: int) -> Tensor:
-        """Draw uniform numbers in 0 to 1, by which a router samples experts by scores [B, T, E]: [B, T, count]."""
+        """Draw `count` uniform numbers in 0 to 1 for each token, by which a router samples experts: [B, T, count]."""
         return draw_uniform(self._key(self.tokens, "experts")[..., None], self.columns[:count])
 
     def drop_attention(self, heads: int, crosses: bool) -> AttentionDropout | None:
-        """Make the dropout mask of attention probabilities, for `heads` heads on this rank."""
+        """Make the dropout of attention probabilities, for `heads` heads on this rank; None if it drops none."""
         if not self.attention:
             return None
         place = "cross chances" if crosses else "chances"

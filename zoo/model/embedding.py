@@ -39,7 +39,8 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         raise NotImplementedError
 
     def weigh(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
-        """Compute a factor for each token's vector [B, T] from the ids of whole rows [B, T]; None where all are 1."""
+        """Compute a factor for each token's vector [B, T] from the ids of whole rows [B, T]; None if all factors are
+        1."""
         return None
 
     def list_beside(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
@@ -66,7 +67,7 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
 
     def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
         """Compute per-layer embeddings, one tensor [B, T, P] for each layer, of token ids [B, T] and the embedded x [B,
-        T, D]; None where there are none. `m` are the tower's weights."""
+        T, D]; None without per-layer embeddings. `m` are the tower's weights."""
         return None
 
 

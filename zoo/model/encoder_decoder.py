@@ -107,7 +107,8 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         `decoder_input_ids` the decoder reads the start token alone or, if its head is for a task, the source shifted
         right (Lewis et al., 2019, BART, §3.1). `documents` [B, S] and `decoder_documents` [B, T] number the documents
         packed into each tower's rows: a target reads its own source alone. Raises ConfigError if only one of the two is
-        given. `global_attention_mask` [B, S] is the encoder's; the other arguments are the decoder's."""
+        given. `row_numbers` [B] are for both towers, `global_attention_mask` [B, S] for the encoder, and all `others`
+        for the decoder."""
         if decoder_input_ids is None and self._decoder.head.reads_text:
             decoder_input_ids = shift_right(input_ids, attention_mask, None if self.wraps else self.start_id)
             decoder_attention_mask = attention_mask

@@ -30,7 +30,7 @@ class HashRouter(Router, kind="hash"):
     vocab_size: PositiveInt
     """Number of rows of the table, the model's vocabulary."""
     normalize: bool = True
-    """Whether a token's weights sum to 1."""
+    """Whether a token's weights are normalised to sum to 1."""
     activation: PlainActivation = SqrtSoftplus()
     """Activation that makes weights from scores."""
 

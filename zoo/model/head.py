@@ -40,7 +40,7 @@ class Head(Spec, axis="head", default="lm"):
 
     @property
     def n_logits(self) -> int:
-        """Number of outputs for each position; 0 where there is no head."""
+        """Number of outputs for each position, or for each row if the head reads whole rows; 0 without a head."""
         raise NotImplementedError
 
     @property
@@ -61,7 +61,7 @@ class Head(Spec, axis="head", default="lm"):
         return hidden
 
     def forward(self, m: Weights, x: Tensor) -> Tensor | None:
-        """Compute logits [..., V] from hidden states x [..., D]; None where there is no head."""
+        """Compute logits [..., V] from hidden states x [..., D]; None without a head."""
         raise NotImplementedError
 
 
@@ -244,7 +244,8 @@ class NextSentence(Pooler, kind="next_sentence"):
 
 
 def keep_last(hidden: Tensor, inputs: Inputs) -> Tensor:
-    """Take the last `logits_to_keep` tokens of each row [B, K, D], padding left out; all unless given."""
+    """Take the hidden states of each row's last `logits_to_keep` real tokens [B, K, D]; all hidden states if it is
+    None."""
     keep, tokens = inputs.logits_to_keep, hidden.shape[1]
     if keep is None:
         return hidden

@@ -68,7 +68,7 @@ class Loop(Spec, axis="loop", default="plain"):
     def number(self, count: int) -> tuple[int, ...]:
         """List, for each of `count` places of a pattern, the number of the layer whose weights it has.
 
-        Example: seven places with a loop of two passes from 1 to 3 have the weights of layers 0, 1, 2, 1, 2, 3, 4.
+        Example: with `start` 1, `end` 3 and two passes, seven places have the weights of layers 0, 1, 2, 1, 2, 3, 4.
         """
         return (*range(self.start), *self.visits, *range(self.end, count - self.stop + self.end))
 
@@ -77,7 +77,7 @@ class Loop(Spec, axis="loop", default="plain"):
         return replace(self, start=start, end=start + sum(sections))
 
     def follow(self, m: Weights, exchange: Exchange) -> Rounds | None:
-        """Make the Rounds of one forward pass; None where each pass simply reads the output of the previous one."""
+        """Make the Rounds of one forward pass; None if each pass simply reads the output of the previous one."""
         return None
 
     def find_faults(self, tower: Tower) -> Iterator[Fault]:

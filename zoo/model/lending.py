@@ -68,8 +68,8 @@ def find_lending_faults(blocks: Mapping[str, Block], pattern: Sequence[str]) -> 
 
 
 class LentKeys(Channel, name="keys"):
-    """The keys and values that layers lend, kept until the last reader has run. With a cache they are the lender's own
-    pools, so that nothing is stored twice."""
+    """The keys and values that layers lend, each kept until its last reader takes it. With a cache they are the
+    lender's own pools, so that nothing is stored twice."""
 
     staying: ClassVar[str] = "layers read keys or values of earlier ones, which another stage may have"
     ordered: ClassVar[bool] = True

@@ -1,7 +1,7 @@
 # B rows, T tokens, N labelled tokens, D model width, V vocabulary
-"""Compute the loss of a head in chunks. The logits of some tokens are overwritten with their gradient, which is sent
-back through the head before the next chunk. So the logits of all tokens never exist together. Losses are float32 sums
-over labelled tokens."""
+"""Compute the loss of a head in chunks of tokens. A chunk's logits are overwritten with their gradient, which is sent
+back through the head before the next chunk, so that the logits of all tokens never exist together. Losses are sums over
+labelled tokens, in float32 (float64 for float64 logits)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IGNORED = -100
 """The target of a position without one (torch's convention)."""
 
 BLOCK = {"cpu": 4 << 20}
-"""Bytes of float32 logits in one softmax. On a CPU the logits should stay in the cache."""
+"""Bytes of float32 logits in one softmax, by type of device. On a CPU the logits should fit in its cache."""
 
 LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
 
@@ -103,7 +103,8 @@ class TeacherLoss(TokenLoss):
         return torch.cat([super().measure(logits, targets, rows), t * t * torch.stack(kl).sum()[None]])
 
     def _compare(self, logits: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum KL(teacher ‖ student) at temperature t over rows; also return the gradient by logits / t [N, V]."""
+        """Sum KL(teacher ‖ student) at temperature t over rows. Also return its gradient with respect to logits / t [N,
+        V]."""
         dtype = accumulating(logits)
         student = torch.log_softmax(logits.to(dtype) / self.temperature, -1)
         teacher = torch.log_softmax(taught.to(dtype) / self.temperature, -1)
@@ -136,7 +137,8 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
     regression.
 
     The head runs on the labelled tokens alone. Returns the weighted total, which has a gradient to the hidden states
-    and the head's weights, and its weighted terms by name, which have none.
+    and the head's weights, and its weighted terms by name, without a gradient. The term of a z loss is left out if its
+    coefficient is 0.
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten(0, 1)
     loss = replace(loss, compiled=True) if head.compiles_loss else loss
@@ -151,8 +153,8 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
 
 
 def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
-    """Find the indices of labelled targets [N]. Returns None if `count`, the number of labelled ones if known, says
-    that all are labelled, and for targets [N, C] of a regression, which always are."""
+    """Find the indices of those of the targets [N] that are labelled. `count` is their number, if known. Returns None
+    if `count` says that all are labelled, and for targets [N, C] of a regression, which always are."""
     if count == len(targets) or targets.ndim > 1:
         return None
     kept = targets != IGNORED
@@ -241,7 +243,8 @@ def deposit(weight: Tensor, gradient: Tensor | None) -> None:
 
 
 class _Gradients:
-    """The gradients of a total: of the hidden states [N, D] (None where they need none), and of the head's weights."""
+    """The gradients of a total loss: of the hidden states [N, D] (None if they need none), and of the head's
+    weights."""
 
     def __init__(self, hidden: Tensor | None, count: int) -> None:
         self.hidden = None if hidden is None else torch.zeros_like(hidden)
@@ -289,7 +292,7 @@ def accumulating(values: Tensor) -> torch.dtype:
 
 
 def split_for_head(hidden: Tensor, targets: Tensor, vocab_size: int, chunk: int) -> Iterator[slice]:
-    """Split labelled tokens into slices whose logits take at most `chunk` bytes."""
+    """Split labelled tokens into slices whose logits take at most `chunk` bytes, or which have one token."""
     return split_evenly(len(targets), chunk // (vocab_size * hidden.element_size()))
 
 

@@ -69,7 +69,7 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     depth_average: bool = False
     """Whether r is an exponential average over depth: x·W_down + scale ⊙ r', with r' of the nearest earlier router."""
     normalize: bool = False
-    """Whether a token's weights sum to 1."""
+    """Whether a token's weights are normalised to sum to 1."""
     selection_bias: bool = True
     """Whether a bias is added to the scores for the choice alone, not for the weights (Wang et al., 2024)."""
     balance_coef: NonNegativeFloat = 0.0001

@@ -238,7 +238,7 @@ class MoE(FFN, kind="moe"):
 
     def spread(self, ranks: int) -> MoE:
         """Take the part of one of `ranks` ranks of expert parallelism: some experts, and all other weights. Raises
-        ConfigError if `ranks` does not divide the computing experts."""
+        ConfigError if `ranks` does not divide the number of experts that compute."""
         if self.n_computing % ranks:
             would = divisors(self.n_computing)
             raise ConfigError(f"ep: {ranks} does not divide n_experts={self.n_computing} ({would} would do)")

@@ -140,7 +140,7 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
         return value + F.silu(mixed).unflatten(-1, (self.n_streams, -1))
 
     def _hash(self, m: Weights, step: Step) -> Tensor:
-        """Find the table rows of each token's n-grams: [B, T, H]."""
+        """Find the table rows of each token's n-grams: [B, T, n_tables]."""
         assert step.ids is not None
         history = join_earlier(step.ids[..., None].float() + 1, step, "ngram", self.longest - 1)  # 0 for no token
         tokens = [history.look_back(0)]

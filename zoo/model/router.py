@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Routes:
-    """Routing of tokens to experts. A row is one token at one expert, with the weight of that output; rows are sorted
-    by expert."""
+    """Routing of tokens to experts. A row is one token at one expert, with the weight of this expert's output for it.
+    Rows are sorted by expert."""
 
     tokens: Tensor  # M, which of the N tokens a row is
     experts: Tensor  # M, ascending
@@ -33,7 +33,7 @@ class Routes:
     shared: Tensor | None = None  # N S float32, the weights of shared experts, where the router scores these too
 
     def end_real(self, real: Tensor) -> Tensor:
-        """Count where each expert's rows would end without padding: [E]. `real` [B, T] is False for padding."""
+        """Compute where each expert's rows would end without padding: [E]. `real` [B, T] is False for padding."""
         rows = real.flatten()[self.tokens].to(self.ends.dtype)
         return torch.zeros_like(self.ends).index_add(0, self.experts, rows).cumsum(0)
 
@@ -157,7 +157,7 @@ class TopK(Router):
     """Number of experts by which a group is judged, unless `groups` states it."""
 
     normalize: bool = True
-    """Whether a token's weights sum to 1."""
+    """Whether a token's weights are normalised to sum to 1."""
     selection_bias: bool = False
     """Whether a bias is added to the scores for the choice alone, not for the weights. It has no gradient; the training
     loop may adjust it, to balance the load (Wang et al., 2024, DeepSeek-V3)."""
@@ -345,8 +345,9 @@ class SparseMixer(Router, kind="sparsemixer"):
         return make_routes(self, chosen, torch.cat((weight, second_weight), -1) * self.scale, None, step)
 
     def _draw(self, open_scores: Tensor, scores: Tensor, chance: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Draw an expert among those with finite `open_scores` [B, T, 1], and its weight. In training `chance` [B, T, E
-        + 1], uniform between 0 and 1, decides the expert, and whether its weight is scaled by 1/3."""
+        """Draw an expert [B, T, 1] among those with finite `open_scores` [B, T, E], and compute its weight [B, T, 1].
+        In training `chance` [B, T, E + 1], uniform between 0 and 1, decides the expert, and whether its weight is
+        scaled by 1/3."""
         with torch.no_grad():
             best, chosen = open_scores.max(-1, keepdim=True)
             far = (best - scores) / scores.abs().maximum(best) > 2 * self.jitter

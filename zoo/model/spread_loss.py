@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class SpreadLoss(TokenLoss):
     """TokenLoss from a rank's logits [N, V/R], V being the whole vocabulary (Shoeybi et al., 2019, §3).
 
-    Ranks exchange two numbers for each token. The last rank's columns beyond the vocabulary are masked.
+    Ranks exchange two numbers for each token. Logits beyond the vocabulary, which pad the last ranks' parts, are
+    masked.
     """
 
     seam: Seam = field(default=WHOLE, kw_only=True)

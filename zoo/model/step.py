@@ -185,7 +185,7 @@ class Step:
         return partial(make, weights, n_heads, causal=self.mask.causal)
 
     def drop_attention(self, q: Tensor) -> AttentionDropout | None:
-        """Make the dropout mask of attention probabilities, for queries [B, T, H, C]."""
+        """Make the dropout of attention probabilities, for queries [B, T, H, C]; None without dropout."""
         return None if self.drops is None else self.drops.drop_attention(q.shape[2], self.crosses)
 
     def for_rows(self, tokens: Tensor, experts: Tensor) -> Step:
@@ -197,8 +197,8 @@ class Step:
         return self if self.drops is None else replace(self, drops=self.drops.bring(visit))
 
     def draw(self, scores: Tensor, count: int) -> Tensor:
-        """Draw `count` uniform numbers between 0 and 1 for each token of scores [B, T, E]. In a run they are a hash of
-        the token's place (`zoo.model.drops`), else from torch's generator."""
+        """Draw `count` uniform numbers between 0 and 1 for each token of scores [B, T, E]. With `drops` they are a hash
+        of the token's place (`zoo.model.drops`); without, torch's generator draws them."""
         if self.drops is not None:
             return self.drops.draw_experts(scores, count)
         return torch.rand((*scores.shape[:-1], count), device=scores.device)
@@ -216,11 +216,11 @@ class Step:
         return self.cache.append(self.keys.slots, new)
 
     def read(self, channel: str) -> Any:
-        """Read what other layers gave in a channel (`zoo.model.channels`); None where there is nothing."""
+        """Read what other layers gave in a channel (`zoo.model.channels`); None if there is nothing to read."""
         return self.taken.get(channel)
 
     def give(self, channel: str, value: object) -> Any:
-        """Give other layers a value in a channel, where any reads it; return the value."""
+        """Give other layers a value in a channel, if any of them reads it; return the value."""
         if channel in self.gives:
             self.given[channel] = value
         return value
@@ -235,11 +235,12 @@ class Step:
         return self.cache.recall(self.keys.slots, None if memory is None else lambda: compute(memory), names)
 
     def state(self, name: str) -> Tensor | None:
-        """Return a recurrent mixer's state after all earlier tokens [B, …]; None where nothing came before."""
+        """Return a recurrent mixer's state after all earlier tokens [B, …]; None without a cache, or if no tokens came
+        before."""
         return None if self.cache is None or self.first else self.cache.state(name)
 
     def hold(self, **states: Tensor) -> None:
-        """Keep a recurrent mixer's states for the next tokens, where there is a cache."""
+        """Store a recurrent mixer's states in the cache for the next tokens. Does nothing without a cache."""
         if self.cache is not None:
             for name, value in states.items():
                 self.cache.hold(name, value)
@@ -281,8 +282,8 @@ class BesideStep:
 @dataclass
 class Output:
     """Outputs of a forward: `hidden` [B, T, D] after the final norm, `logits` [B, T, V] (of a head that reads whole
-    rows [B, C]), a router's weighted `losses`, `pooled` [B, …] where the model has a pooler (a vector or logits for a
-    row), and the encoder's `memory` [B, S, D] where there is one.
+    rows [B, C]), a router's weighted `losses`, `pooled` [B, …] if the model has a pooler (a vector or logits for a
+    row), and the encoder's output `memory` [B, S, D] if there is an encoder beside the decoder.
 
     With targets, `loss` is the weighted sum over them, which has a gradient, and `terms` are its parts by name, which
     have none. In training `loads` has, for each mixture from first layer to last, the number of real tokens that chose

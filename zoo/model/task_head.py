@@ -30,7 +30,8 @@ def spell_label(value: object) -> str | None:
 
 
 def name_classes(value: object) -> Any:
-    """Check the names of classes; a number n stands for n of them, "0" to "n-1"."""
+    """Return the names of classes as a tuple of strings. A number n stands for n names, "0" to "n-1". Raises ValueError
+    unless there are two names at least, all different."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = range(value)
     if not isinstance(value, list | tuple | range):
@@ -137,7 +138,7 @@ class TokenHead(TaskHead, kind="token"):
 
 
 class ReplacedHead(TaskHead, kind="replaced"):
-    """A logit for each token, above 0 where it was replaced (Clark et al., 2020, ELECTRA's discriminator)."""
+    """A logit for each token, above 0 if the token was replaced (Clark et al., 2020, ELECTRA's discriminator)."""
 
     @property
     def n_logits(self) -> int:
@@ -201,7 +202,7 @@ class SpanHead(Head, kind="question_span"):
 
 def pool(hidden: Tensor, real: Tensor | None, pooling: Pooling) -> Tensor:
     """Pool the hidden states of rows [B, T, D] to a vector each [B, D]. `real` [B, T] is False for padding, which may
-    stand on either side; None where there is none.
+    stand on either side; None if there is no padding.
 
     Example: of a row whose tokens are (pad, a, b, pad), `cls` is a, `last` is b, and `mean` (a + b) / 2.
     """

@@ -165,7 +165,7 @@ class Tower(Topology):
 
     @property
     def layer_weights(self) -> tuple[int, ...] | None:
-        """For each layer, the number of the set of weights that it uses; None where each has its own."""
+        """For each layer, the number of the set of weights that it uses; None if each layer has its own."""
         if self.loop is not None:
             return self.loop.number(len(self.pattern))
         if not self.shared_layers:
@@ -203,7 +203,8 @@ class Tower(Topology):
 
     @property
     def last_read(self) -> tuple[str, Spec] | None:
-        """The channel that is read once more before the final norm, and the component that reads it."""
+        """The channel that is read once more before the final norm, and the component that reads it; None if there is
+        none."""
         found = ((name, Channel.named[name].find_last_reader(self)) for name in self.channels)
         return next(((name, reader) for name, reader in found if reader is not None), None)
 
@@ -247,9 +248,9 @@ class Tower(Topology):
         }
 
     def forward(self, m: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
-        """Compute hidden states [B, T, D] and, where there is a head, logits [B, T, V], or [B, C] of a head that reads
-        whole rows, for token ids [B, T]. The other arguments are those of Inputs. With `targets` the loss is computed
-        in place of logits, chunk by chunk. Raises ConfigError for inputs that this tower does not take."""
+        """Compute hidden states [B, T, D] and, if there is a head, logits [B, T, V] (of a head that reads whole rows
+        [B, C]) for token ids [B, T]. The other arguments are those of Inputs. With `targets` the loss is computed in
+        place of logits, chunk by chunk. Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
         drops = m.dropping.begin(inputs, m.seam, m.context) if m.training and m.dropping is not None else None

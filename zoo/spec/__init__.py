@@ -1,5 +1,5 @@
-"""Specs, which list their parts (`parts`, `spec`), and the functions that walk these lists (`walk`). Everything that is
-counted, allocated, initialised or saved is read from the lists."""
+"""Specs (module `spec`), the parts that they list (`parts`), and the functions that walk these lists (`walk`).
+Everything that is counted, allocated, initialised or saved is read from the lists."""
 
 from zoo.spec.node import Node
 from zoo.spec.parts import (

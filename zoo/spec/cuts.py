@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class CutSegment(NamedTuple):
-    """A segment of a tensor along the dimension that is cut: its length in the whole tensor, and in a part."""
+    """A segment of a tensor along the dimension that is cut: its length in the whole tensor, and in one rank's part."""
 
     whole: int
     part: int
@@ -94,7 +94,8 @@ def _fill_up(piece: Tensor, dim: int, missing: int) -> Tensor:
 
 
 def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
-    """Find how each tensor of a model, by name, is cut into the parts of `ranks` ranks."""
+    """Find how each tensor of a model, by name, is cut into the parts of `ranks` ranks. `whole` is the model's Spec,
+    `part` that of one rank's part."""
     cuts: dict[str, Cut] = {}
     parts = part.towers()
     for where, tower in whole.towers().items():

@@ -69,8 +69,8 @@ def _is_listed(axis: type[Spec]) -> bool:
 
 
 def list_options(names: Iterable[str], listed: str = "", near: str = "") -> str:
-    """List names on one line: all, or the first of many and how to see the others. Names similar to `near` come
-    first."""
+    """List names on one line: all, or the first of many and `listed`, the command that lists them all. Names that begin
+    like `near` come first."""
     names = list(names)
     if len(names) > SHOWN + 4:
         names.sort(key=lambda name: not (near and name.startswith(near[:3])))

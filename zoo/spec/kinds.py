@@ -25,7 +25,7 @@ class KindSource(NamedTuple):
     file: Path
 
     def names(self, kind: str) -> bool:
-        """Whether the source has a class of this kind, of any axis."""
+        """Whether the source has a class of this kind, of any axis. True if the file cannot be read."""
         try:
             return f'kind="{kind}"'.encode(errors="surrogatepass") in self.file.read_bytes()
         except OSError:  # a package without sources

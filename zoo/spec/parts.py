@@ -23,13 +23,13 @@ TOKENS = "tokens"
 """The table in which token ids are looked up, the model's own or another's."""
 
 LOGITS = "logits"
-"""The product that gives a logit for each token of the vocabulary."""
+"""The matrix product that gives a logit for each token of the vocabulary."""
 
 CROSS = "cross"
 """Attention to an encoder's output."""
 
 ROW = "row"
-"""A product that a head applies once a row, to one vector."""
+"""A matrix product that a head applies once a row, to one vector."""
 
 READ = "read"
 """A projection of the tokens that attention reads (keys, values). In cross-attention these tokens are the encoder's
@@ -176,7 +176,7 @@ class Experts(Part):
 
     `computing` = (c, n): routers choose among n experts, of which only c compute something and have a copy here, such
     as (512, 768). `active` and `flops` are then expected values, for tokens that choose all equally often. `spread`:
-    expert parallelism divides the copies among ranks; otherwise each rank has all.
+    whether expert parallelism divides the copies among ranks; if false, each rank has all.
     """
 
     of: Linear
@@ -289,17 +289,18 @@ class Stack:
     numbers: Sequence[int] | None = None
 
     def stored(self) -> tuple[str, ...]:
-        """List the kind of each layer that has weights of its own."""
+        """List the kind of each stored set of weights: one for each layer or, if layers share weights, one for each
+        shared set."""
         if self.weights is None:
             return self.pattern
         kinds = dict(zip(self.weights, self.pattern, strict=True))
         return tuple(kinds[number] for number in range(len(kinds)))
 
     def numbered(self) -> Iterable[tuple[int, str]]:
-        """List the layers with weights of their own: number in the whole model, and kind."""
+        """List the number in the whole model and the kind of each stored set of weights."""
         stored = self.stored()
         return zip(range(len(stored)) if self.numbers is None else self.numbers, stored, strict=True)
 
     def index(self, layer: int) -> int:
-        """Find the index, among the stored layers, of a layer's weights."""
+        """Find the index, among the stored sets of weights, of the one that a layer uses."""
         return layer if self.weights is None else self.weights[layer]

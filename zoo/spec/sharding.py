@@ -20,8 +20,8 @@ S = TypeVar("S", bound=Spec)
 
 
 def split(spec: S, ranks: int, *, equal: Collection[str], shared: Collection[str] = ()) -> S:
-    """Return a rank's part of a component: 1/`ranks` of each field in `equal`. A field in `shared` (key heads) is
-    divided likewise; if it is smaller than the number of ranks, each unit is held by several ranks.
+    """Return a rank's part of a component: 1/`ranks` of each field in `equal`. A field in `shared` (a number of key
+    heads, say) is divided likewise; if it is smaller than the number of ranks, each of its units is on several ranks.
 
     Raises ConfigError with a line for each field that does not divide, or if the part is not a valid component.
     """

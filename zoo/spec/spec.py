@@ -107,7 +107,7 @@ class Spec:
 
     @classmethod
     def parse(cls, node: object) -> Any:
-        """Read the Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
+        """Read the Spec that a YAML node of this axis describes. Raises one ValidationError that lists every fault."""
         if isinstance(node, cls):
             return node
         if not isinstance(node, Mapping):
@@ -144,11 +144,13 @@ class Spec:
         return {}
 
     def core_flops(self, pairs: int) -> int:
-        """Count the forward FLOPs of products without weights (QKᵀ, PV), for `pairs` visible (query, key) pairs."""
+        """Count the forward FLOPs of matrix products without weights (QKᵀ, PV), for `pairs` visible (query, key)
+        pairs."""
         return 0
 
     def decode_flops(self, pairs: int) -> int:
-        """Count `core_flops` of a decoded token. Overridden where decoding is computed differently (absorbed MLA)."""
+        """Count `core_flops` of a decoded token. Overridden by components that compute decoding differently (absorbed
+        MLA)."""
         return self.core_flops(pairs)
 
     def state_flops(self) -> int:
@@ -156,7 +158,8 @@ class Spec:
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the forward FLOPs of work on a table shared by all tokens, in a pass of `new` tokens after `held`."""
+        """Count the forward FLOPs in a pass of `new` tokens after `held` cached ones that are proportional neither to
+        tokens nor to pairs, such as those of a table that all tokens share."""
         return 0
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:

@@ -35,16 +35,15 @@ class Sight(NamedTuple):
     window: int | None = None
     """Window W: a causal query sees W keys, itself included; a bidirectional one sees W keys to either side."""
     ahead: int | None = None
-    """Number of later keys that a bidirectional query sees, where it differs from `window`."""
+    """Number of later keys that a bidirectional query sees; None for as many as `window`."""
     chunk: int | None = None
     """Chunk size C: positions are cut into chunks of C, and a token sees its own chunk only."""
     blocks: BlockPattern | None = None
     """Block-sparse pattern; None for none."""
     rate: int = 1
-    """Number of consecutive tokens that one cached key is made of."""
+    """Number of consecutive tokens for which one key is cached: 1, or more with compressed keys."""
     near: int = 0
-    """Window W: number of single tokens that a query sees, itself included, in addition to compressed keys (`rate` >
-    1)."""
+    """Window W of single tokens that a query sees, itself included, in addition to compressed keys; 0 without these."""
 
 
 class Passes(NamedTuple):
@@ -66,11 +65,13 @@ class MemoryReading(NamedTuple):
     width: int | None = None
     """Width of the encoder's output; None for the width of the attention's own stream."""
     own_sublayer: bool = True
-    """Whether it is a sub-layer. Otherwise the layer's self-attention reads the encoder's output next to its tokens."""
+    """True if the cross-attention is a sub-layer of its own. False if the layer's self-attention reads the encoder's
+    output next to its tokens."""
     fault: str = ""
-    """Error message for a field that cross-attention cannot use, with what would do instead; empty for none."""
+    """Error message if a field of this attention is of no use in cross-attention; empty if none is."""
     check: Callable[[Attention], None] = lambda attention: None
-    """Raises ValueError if the layer's self-attention cannot be combined with this cross-attention."""
+    """Function that raises ValueError if the layer's self-attention, its argument, cannot be combined with this
+    cross-attention."""
 
 
 class Attention(Spec, axis="attention"):
@@ -111,8 +112,8 @@ class Attention(Spec, axis="attention"):
 
     @property
     def loan(self) -> Loan | None:
-        """The layer whose keys and values replace this layer's own, or whose values this layer reads besides its own;
-        None if there is none."""
+        """What this layer borrows from another layer: keys and values in place of its own, or values that it mixes with
+        its own. None if it borrows nothing."""
         return None
 
     @property
@@ -121,7 +122,7 @@ class Attention(Spec, axis="attention"):
 
     @property
     def score_heads(self) -> int:
-        """Number of heads for which a bias on the scores is made; 0 for none."""
+        """Number of heads for which a position scheme may make a bias on the scores; 0 if scores take no bias."""
         return 0
 
     @property
@@ -136,13 +137,14 @@ class Attention(Spec, axis="attention"):
 
     @property
     def summed(self) -> int:
-        """Number of values per token that tensor-parallel ranks sum inside the mixer, such as the mean square of a
-        norm."""
+        """Number of values per token that tensor-parallel ranks all-reduce inside the mixer, such as the mean square of
+        a norm."""
         return 0
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         """Store in the step what all layers of this kind share in one forward pass: entries of `step.extra`, or a new
-        `step.keys`. `m` are the weights of the model's position scheme, None where each layer has its own."""
+        `step.keys`. By default nothing. `m` are the weights of the model's position scheme, or None if each layer has
+        its own."""
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
         """Describe the attention that a kernel must compute; None for a mixer that uses no kernel. `features` are the
@@ -159,7 +161,8 @@ class Attention(Spec, axis="attention"):
 
 
 class SoftmaxAttention(Attention):
-    """Base of the kinds that take a softmax over the scores of keys: states what position schemes and kernels need."""
+    """Base of the kinds that take a softmax over query-key scores. It declares what position schemes and kernels need
+    to know."""
 
     n_heads: PositiveInt
     """Number of query heads."""
@@ -216,7 +219,7 @@ class SoftmaxAttention(Attention):
 
 
 class MultiHead(SoftmaxAttention):
-    """Base of the kinds whose queries, keys and values have one head width."""
+    """Base of the kinds whose queries, keys and values all have heads of one width, `head_dim`."""
 
     head_dim: PositiveInt
     """Channels of a head."""
@@ -229,20 +232,20 @@ class MultiHead(SoftmaxAttention):
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def check_shared_position(self) -> None:
-        """Raises ValueError for a position scheme with weights in every layer."""
+        """Raises ValueError if the position scheme has weights in every layer."""
         if self.position.per_layer:
             found = f"position '{self.position.kind}' with weights in every layer"
             raise ValueError(f"{self.kind} has no place for them, found {found} (one for all layers)")
 
     def project(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Make queries, keys and values [B, T, H, C] of x [B, T, D] by three projections, and rotate queries and
+        """Project x [B, T, D] to queries, keys and values [B, T, H, C] by the three `parts`, and rotate queries and
         keys."""
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)
         return self.position.rotate(q, step.tables), self.position.rotate(k, step.tables), v
 
 
 def check_multiple(spec: Spec, name: str, of: str) -> None:
-    """Raises ValueError if one field of a Spec is not a multiple of another."""
+    """Raises ValueError if the field `name` of a Spec is not a multiple of its field `of`."""
     if getattr(spec, name) % getattr(spec, of):
         found = f"{name}={getattr(spec, name)} is not a multiple of {of}={getattr(spec, of)}"
         raise ValueError(f"{found} ({of}: {divisors(getattr(spec, name))} would do)")

@@ -28,16 +28,17 @@ HASH = (7919, 104729, 1000003)
 
 
 class BlockSparse(MultiHead, kind="block_sparse"):
-    """Block-sparse attention (Zaheer et al., 2020, BigBird), for models that read both ways.
+    """Block-sparse attention (Zaheer et al., 2020, BigBird), for bidirectional models.
 
     A text is cut into blocks; padding is left out (transformers counts it as tokens). Tokens of the first and the last
-    block see and are seen by all. Others see their own block, its two neighbours and, in training, a few random blocks.
-    A hash of the block numbers draws them, the same in every pass, layer and head. Outside training the first block
-    stands in for each random block, as in transformers: its keys count 1 + random_blocks times in the softmax, and no
-    query-key pair is added. A text of at most (5 + 2·random_blocks)·block_size tokens is attended in full.
+    block see, and are seen by, all tokens. Other tokens see their own block, its two neighbours and, in training, a few
+    random blocks. A hash of the block numbers draws these, so that they are the same in every pass, layer and head.
+    Outside training the first block stands in for each random block, as in transformers: its keys count 1 +
+    random_blocks times in the softmax, and no query-key pair is added. A text of at most (5 +
+    2·random_blocks)·block_size tokens is attended in full.
 
-    FLOPs are counted without random blocks. In training they add 4·block_size·random_blocks·H·C for each token that is
-    in neither the first nor the last block.
+    FLOPs are counted without random blocks. In training random blocks add 4·block_size·random_blocks·H·C for each token
+    that is in neither the first nor the last block.
     """
 
     causal: ClassVar[bool | None] = False
@@ -103,9 +104,9 @@ class BlockSparse(MultiHead, kind="block_sparse"):
         step.keys = KeyView(Mask(tokens, tokens, causal=False, only=mine & seen), step.keys.index, bias)
 
     def _draw(self, query: Tensor, key: Tensor, last: Tensor, count: int) -> Tensor:
-        """Draw random blocks for each query, among the `count` blocks but without those that the query sees anyway.
-        Returns True for the keys in these blocks [B|1, T, T]. `query` [B|1, T, 1] and `key` [B|1, 1, T] are the block
-        numbers of queries and keys, `last` [B|1, T, 1] the last block of the query's text."""
+        """Draw random blocks for each query, among those of the `count` blocks that the query does not see anyway.
+        Returns a mask [B|1, T, T], True for keys in a drawn block. `query` [B|1, T, 1] and `key` [B|1, 1, T] are the
+        block numbers of queries and keys, `last` [B|1, T, 1] the last block of the query's text."""
         blocks = torch.arange(count, device=query.device)  # N
         first, second, modulus = HASH
         drawn = query * first + blocks * second

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 class Compressed(MultiHead, kind="compressed"):
-    """Compressed attention (DeepSeek-V4, 2026): one softmax over a window of tokens and over entries, each of which a
-    compressor makes of `rate` consecutive earlier tokens.
+    """Compressed attention (DeepSeek-V4, 2026): one softmax over a window of tokens and over compressed entries. A
+    compressor makes one entry for every `rate` consecutive earlier tokens.
 
     One vector c = norm(x·W_kv) is the key and the value of all heads. Queries are a low-rank projection of x. Queries,
     keys and entries are rotated in their last channels, an entry by the position of its first token; each head's output
     is rotated back by the position of its query. The output projection has two matrices: one for each group of heads,
     then one for all groups.
 
-    With a compressor, only the number of entries grows with a row's length. The tokens of the row's window, and the
-    sums over the tokens of an entry that is not complete yet, are states. Without one, the vectors c are cached.
+    With a compressor, the cache grows by entries alone. The tokens of the row's window, and the sums over the tokens of
+    an entry that is not complete yet, are states of fixed size. Without a compressor, the vectors c are cached.
     """
 
     causal: ClassVar[bool | None] = True
@@ -45,7 +45,7 @@ class Compressed(MultiHead, kind="compressed"):
     q_lora_rank: PositiveInt
     """Rank of the query projection: channels of the latent between its two matrices."""
     o_groups: PositiveInt
-    """Number of groups of heads, a divisor of `n_heads`. The output projection's first matrix projects each
+    """Number of groups of heads, a divisor of `n_heads`. The output projection's first matrix projects each group
     separately."""
     o_lora_rank: PositiveInt
     """Channels that the output projection's first matrix makes of each group."""
@@ -138,8 +138,8 @@ class Compressed(MultiHead, kind="compressed"):
         return near | self.compressor.list_states(self.head_dim, "entry_") | index
 
     def count_loose(self, tokens: int) -> int:
-        """Count the values that transformers caches for a row of `tokens` tokens in addition to the entries: the
-        window, and the tokens that have no entry yet."""
+        """Count the numbers that transformers caches for a row of `tokens` tokens in addition to the entries: those of
+        the window, and those of tokens that have no entry yet."""
         assert self.compressor is not None
         loose = self.compressor.count_loose(self.head_dim, tokens)
         if isinstance(self.indexer, EntryIndexer):
@@ -170,7 +170,7 @@ class Compressed(MultiHead, kind="compressed"):
         return m.o_b(self._project(m, self._rotate(y, step.tables, back=True)))
 
     def _rotate(self, x: Tensor, tables: tuple[Tensor, Tensor], back: bool = False) -> Tensor:
-        """Rotate the last channels of x [B, T, H, C], or rotate them `back`."""
+        """Rotate the last channels of x [B, T, H, C]; with `back`, by the opposite angles."""
         if not self.position.rotates:
             return x
         cos, sin = tables
@@ -179,6 +179,7 @@ class Compressed(MultiHead, kind="compressed"):
         return torch.cat((plain, self.position.rotate(turned, (cos, -sin if back else sin))), -1)
 
     def _project(self, m: Weights, y: Tensor) -> Tensor:
-        """Multiply the outputs y [B, T, H, C] of each group of heads by the matrix of the group: [B, T, G·R]."""
+        """Multiply the outputs y [B, T, H, C] of each group of heads by the group's matrix: [B, T,
+        o_groups·o_lora_rank]."""
         weight = m.o_a.weight.unflatten(0, (self.o_groups, self.o_lora_rank))  # G R H/G·C
         return torch.einsum("btgi,gri->btgr", y.flatten(-2).unflatten(-1, (self.o_groups, -1)), weight).flatten(-2)

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Compressor(Spec, axis="compressor", default="disjoint"):
-    """Make one entry of `rate` consecutive tokens of a text: the normalised sum of x·W_v, weighted in each channel by a
-    softmax over x·W_g + a learned bias of the token's place in the entry (DeepSeek-V4, 2026)."""
+    """Make one entry for every `rate` consecutive tokens of a text: the normalised sum of x·W_v, weighted in each
+    channel by a softmax over x·W_g + a learned bias of the token's place in the entry (DeepSeek-V4, 2026)."""
 
     overlap: ClassVar[bool] = False  # whether a token also contributes to the next entry
 
     rate: Annotated[int, Ge(2)]
-    """Number of tokens that make one entry."""
+    """Number of tokens from the start of one entry to the start of the next."""
     norm: WholeNorm = RMSNorm()
     """Norm of each entry."""
 
@@ -44,17 +44,19 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
         }
 
     def list_states(self, width: int, prefix: str) -> dict[str, tuple[int, ...]]:
-        """List the states: the sums so far of the softmax over the tokens of an incomplete entry."""
+        """List the states (name → shape) of entries `width` wide: the running sums of the softmax over an incomplete
+        entry's tokens."""
         return {f"{prefix}pending": (self.series, 3, width)}
 
     def count_loose(self, width: int, tokens: int) -> int:
-        """Count the numbers that a row's cache would hold if it kept values and gates of single tokens instead of sums:
-        those of tokens without an entry yet and, with an overlap, of the last window, which the next entry reads."""
+        """Count the numbers that a row's cache would need if it kept values and gates of single tokens instead of
+        running sums. They are those of tokens without an entry yet and, with an overlap, those of the last complete
+        entry's tokens, which the next entry reads."""
         overlapping = self.rate * width if self.overlap and tokens >= self.rate else 0
         return 2 * (tokens % self.rate * self.series * width + overlapping)
 
     def compress(self, m: Weights, x: Tensor, step: Step, prefix: str) -> Tensor:
-        """Make the entries [B, E, C] of the windows that x [B, T, D] belongs to, before rotation."""
+        """Make the entries [B, E, C], not rotated, of which the tokens x [B, T, D] are a part."""
         kv, gate, places, norm = (getattr(m, prefix + name) for name in ("kv", "gate", "places", "norm"))
         return norm(step.apply(pool_entries, f"{prefix}pending", kv(x), gate(x), places, self.overlap))
 

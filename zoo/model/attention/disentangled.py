@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """Project the position table once a pass, whatever the number of tokens, so no FLOPs are counted per token."""
+    """A projection of the position table. It runs once a pass, whatever the number of tokens, so it counts no FLOPs per
+    token."""
 
     precise: bool = True
 
@@ -85,9 +86,9 @@ class Disentangled(MultiHead, kind="disentangled"):
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the FLOPs of positions for `new` tokens after `held` ones, which scale with neither tokens nor pairs.
-        For each type the rows of the table in reach are projected, and compared with every new query (c2p) or every key
-        (p2c)."""
+        """Count the FLOPs of the position terms in a pass of `new` tokens after `held` cached ones. They are
+        proportional neither to the number of tokens nor to that of query-key pairs. For each of `types` the table's
+        rows in reach are projected, then compared with every new query (c2p) or every key (p2c)."""
         if not self.types:
             return 0
         assert isinstance(self.position, RelativePosition)
@@ -100,8 +101,8 @@ class Disentangled(MultiHead, kind="disentangled"):
         return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
 
     def _bias_kind(self, needs_grad: bool) -> str:
-        """The value of `AttentionQuery.bias`. With `types` the bias is computed from queries and keys, so that in
-        training it needs a gradient ("learned")."""
+        """Return the value of `AttentionQuery.bias`. With `types` the bias is computed from queries and keys: in
+        training it needs a gradient, and is "learned"."""
         if not self.types:
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"
@@ -121,7 +122,7 @@ class Disentangled(MultiHead, kind="disentangled"):
         return m.o(y.flatten(-2))  # B T D
 
     def _position_scores(self, m: Weights, q: Tensor, k: Tensor, step: Step, scale: float) -> Tensor:
-        """Compute the bias of `types` on the scores [B, H, T, S], in float32."""
+        """Compute the bias [B, H, T, S] that `types` add to the scores, in float32."""
         table, index = step.extra["relative"]  # R D, T S
         wide = torch.promote_types(q.dtype, torch.float32)
         heads, shape = (self.n_heads, self.head_dim), (q.shape[0], self.n_heads)

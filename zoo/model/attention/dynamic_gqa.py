@@ -62,7 +62,8 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
 
     @property
     def n_inputs(self) -> int:
-        """Number N of vectors that attention reads for each token: x is [B, T, N, D] if N is more than 1."""
+        """Number N of input vectors that attention reads for each token, 1 or 3. Its input x is [B, T, D] or [B, T, 3,
+        D]."""
         return 3 if self.separate_inputs else 1
 
     @property

@@ -36,17 +36,18 @@ ENTRIES, ENTRY_TABLES = "entries", "entry_tables"
 
 @dataclass
 class Entries:
-    """The windows of m tokens, E in each row, that the new tokens of a pass belong to. The layers of a kind share them.
+    """The windows of m tokens, E in each row, that the new tokens of a pass belong to. Layers of one kind share this
+    object.
 
-    `places` [B|1, T] are the tokens' places in their windows. If `members` is None, windows lie end to end, and `front`
-    tokens of the first one came in an earlier pass. Otherwise `members` [B|1, E, m] index the tokens of each window, of
-    which `hidden` ones are absent. `begun` [B|1, 1, 1]: whether a row's first window began in an earlier pass.
-    `follows` [B|1, E, 1]: whether a window is of the same text as the window before it (None: all but the first).
-    `last` [B]: index of each row's last window (None: the last of all).
+    `places` [B|1, T] are the tokens' places in their windows. `members` [B|1, E, m] are the indices of each window's
+    tokens, and `hidden` [B|1, E, m] is True for those that are absent. If `members` is None, windows lie end to end,
+    and `front` tokens of the first one came in an earlier pass. `begun` [B|1, 1, 1] says whether a row's first window
+    began in an earlier pass. `follows` [B|1, E, 1] says whether a window is of the same text as the window before it
+    (None: all but the first are). `last` [B] is the index of the last window with tokens of the row (None: E − 1).
 
-    `near` [B|1, T, S]: whether a query sees a window token (None: all); the first `held` of S come from the state.
-    `joined`: the mask over window tokens and entries, if layers have no indexer. `counts` [B]: number of tokens that
-    each row adds (None: T).
+    `near` [B|1, T, S] says which of the last S single tokens a query sees (None: all); the first `held` of them come
+    from the state. `joined` is the mask over single tokens and entries; None if layers have an indexer or if rows are
+    ragged. `counts` [B] is the number of tokens that each row adds (None: T).
     """
 
     rate: int
@@ -107,8 +108,9 @@ class Entries:
 def _attend_seen(
     segment: KeySegment, q: Tensor, near: Tensor, entries: Tensor, seen: Tensor | None, most: int | None, how: Any
 ) -> Tensor:
-    """Attend to the window's tokens that are `seen` [B|1, T, S] (None: all), and to the entries that the segment's mask
-    shows. With a single query, only `most` entries are gathered, as many as an indexer chooses at most."""
+    """Attend to the single tokens `near` that are `seen` [B|1, T, S] (None: all), and to the entries that the segment's
+    mask shows. `most` is the maximum number of entries that an indexer chooses: for a single query no more are
+    gathered."""
     keys = segment.mask.dense(q.device)[:, 0]  # B|1 T E
     if most is not None and q.shape[1] == 1 and most < keys.shape[2]:
         places = keys.long().topk(most, -1)[1]  # B 1 most: visible entries come first
@@ -152,8 +154,8 @@ def pool_entries(step: Step, name: str, values: Tensor, gates: Tensor, places: T
 
 
 def slide_window(step: Step, name: str, x: Tensor, window: int) -> Tensor:
-    """Put the earlier tokens of the window in front of x [B, T, C]: [B, S, C]. The last W − 1 tokens are the state
-    `name`."""
+    """Put the earlier tokens of the window in front of x [B, T, C]: [B, S, C]. The state `name` has the last W − 1
+    tokens, and is renewed. Without a cache, return x."""
     before = window - 1
     if step.cache is None or not before:
         return x
@@ -163,9 +165,9 @@ def slide_window(step: Step, name: str, x: Tensor, window: int) -> Tensor:
 def attend_entries(
     step: Step, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
 ) -> Tensor:
-    """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C], all or the `most` that
-    the layer chose. Each token and entry is the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For
-    ragged rows, and rows read by page table, entries are a pool [N, C]."""
+    """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C]: to all entries or, after
+    an indexer, to the at most `most` that it chose. Each token and each entry is the key and the value of all heads: q
+    [B, T, H, C] → [B, T, H, C]. For ragged rows, and rows read by page table, entries are a pool [N, C]."""
     made, keys = step.extra[ENTRIES], step.keys
     how = {"kernel": step.kernel, "chosen": made.kernels, "scale": scale, **scores}
     how |= {"again": step.again, "dropout": step.drop_attention(q)}
@@ -296,8 +298,8 @@ def _continue_rows(context: ForwardContext, attention: SoftmaxAttention) -> Entr
 
 
 def _see_row(context: ForwardContext, rate: int, count: int, stop: int, runs: list[Run]) -> KeySegment:
-    """Make the key segment of one row: its entries, and a mask of those that its last `count` queries, which end before
-    index `stop`, see."""
+    """Make the key segment of one row: its entries, and a mask of those that its queries see. The queries are the
+    `count` tokens that end before index `stop`."""
     held = count_slots(runs)
     if count == 1:
         return KeySegment(Mask(1, held), runs)

@@ -260,7 +260,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return m.o(m.seam.normalise(m.out_norm, y) if self.out_norm and not each else y)  # B T D
 
     def _sink(self, m: Weights, x: Tensor) -> Tensor | None:
-        """The sinks' logits, for queries made of x [B, T, D]."""
+        """Return the sinks' logits, for queries made of x [B, T, D]; None without sinks."""
         return m.sinks if self.sinks else None
 
     def _read_memory(self, m: Weights, step: Any) -> tuple[Tensor, Tensor]:

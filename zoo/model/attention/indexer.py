@@ -76,7 +76,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
     @property
     def most_keys(self) -> int:
-        """Maximum number of keys that a query attends to."""
+        """Maximum number of keys that are chosen for a query. With `adds_tail` it attends to a few more."""
         raise NotImplementedError
 
     @property
@@ -126,7 +126,8 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
 
 def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bool, last: bool = False) -> Tensor:
-    """Rotate leading or last channels of x [B, T, H, C] by attention's own tables; without tables, rotate nothing."""
+    """Rotate the first channels of x [B, T, H, C], or with `last` its last ones: as many as attention's rotary `tables`
+    are for. Without tables, return x."""
     if tables is None:
         return x
     cos, sin = tables
@@ -139,9 +140,9 @@ def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bo
 
 
 def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
-    """Raises ValueError if an attention's indexer chooses no tokens, or cannot serve the attention's heads, each of
-    which rotates `rotated` channels. Also if one of the attention's fields `apart` is given: they limit the keys, and
-    an indexer chooses among all."""
+    """Raises ValueError if the indexer of `attention` chooses compressed entries instead of tokens, if it cannot serve
+    heads whose position scheme may rotate `rotated` channels, or if one of the attention's fields `apart` is given:
+    these limit the keys, and an indexer chooses among all."""
     indexer = attention.indexer
     if indexer is None:
         return
@@ -200,11 +201,12 @@ class TopKIndexer(Indexer):
         return m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))
 
     def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        """Make the keys to cache of x [B, T, D]: [B, T|E, C]."""
+        """Make the keys that are cached, of x [B, T, D]: [B, T|E, C]. In `pooled` each key is followed by its gate: [B,
+        T, 2·C]."""
         raise NotImplementedError
 
     def picker(self, m: Weights) -> Any:
-        """Return the function that chooses (`zoo.kernels.choosing`)."""
+        """Return the function of `zoo.kernels.choosing` that chooses keys, with this indexer's settings bound."""
         return partial(choose_keys, top_k=self.top_k)
 
 
@@ -281,7 +283,8 @@ class NormedIndexer(Indexer):
 
 class BlockIndexer(NormedIndexer, kind="blocks"):
     """The block indexer (MiniMax-M3, 2026): choose the `top_blocks` blocks with the highest q·k in them, always
-    including the newest that a query sees. Each indexer head chooses for its share of the attention's heads.
+    including the `local_blocks` newest that a query sees. Each indexer head chooses for its share of the attention's
+    heads.
 
     q = norm(x·W_q), one key k = norm(x·W_k) a token. Rotation and cache are those of the lightning indexer. Blocks are
     counted from a text's start, so that neither padding nor a document in front moves them (in the reference padding

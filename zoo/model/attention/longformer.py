@@ -32,15 +32,15 @@ class ForGlobal(Linear):
 
 
 class Longformer(MultiHead, kind="longformer"):
-    """Sliding window and global tokens (Beltagy et al., 2020), for models that read both ways.
+    """Sliding window and global tokens (Beltagy et al., 2020), for bidirectional models.
 
-    A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global token sees all, and has its
-    own weights (q_global, k_global, v_global) for its query and for the keys and values that it reads. Global tokens
+    A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global token sees all tokens.
+    Separate weights (q_global, k_global, v_global) make its query, and the keys and values that it reads. Global tokens
     are given with each input: `step.extra["global"]` [B, T], None for none.
 
-    FLOPs are counted without global tokens: q, k, v, o and the pairs in the window. If some are given, a pass of T
-    tokens adds 6·T·D·H·C for the global projections, and each global token needs 8·T·H·C for its pairs. The code
-    computes more: all T² pairs by the global projections.
+    FLOPs are counted without global tokens: q, k, v, o and the pairs in the window. If there are global tokens, a pass
+    of T tokens adds 6·T·D·H·C for the global projections, and each global token adds 8·T·H·C for its pairs. The code
+    computes more: it compares all T² pairs by the global projections.
     """
 
     causal: ClassVar[bool | None] = False

@@ -122,8 +122,8 @@ class Mamba(Attention, kind="mamba"):
 
     def shard(self, ranks: int) -> Mamba:
         """Return the part of one rank: 1/`ranks` of the expand·d_model channels. With one head, B, C and the projection
-        of Δ are summed over all ranks; with several, each head lies on one rank. Raises ConfigError if ranks do not
-        divide channels or heads."""
+        of Δ are summed over all ranks. With several heads, each head lies on one rank. Raises ConfigError if the number
+        of ranks does not divide that of channels (one head) or that of heads."""
         if self.by_head:
             if faults := list(uneven("heads", self.heads, ranks)):
                 raise ConfigError(*faults)
@@ -170,7 +170,7 @@ class MambaShard(Mamba):
     """The part of a Mamba that one of `ranks` ranks holds: some of the expand·d_model channels."""
 
     ranks: int = 1
-    """Number of ranks that divide the channels."""
+    """Number of ranks among which the channels are divided."""
 
     @property
     def d_inner(self) -> int:
@@ -185,7 +185,7 @@ class MambaHeads(Mamba):
     """The part of a Mamba that one of `ranks` ranks holds: some of the heads."""
 
     ranks: int = 1
-    """Number of ranks that divide the heads."""
+    """Number of ranks among which the heads are divided."""
 
     @property
     def d_inner(self) -> int:
@@ -236,8 +236,8 @@ def _scan_spans(
 
 
 class Mamba2(Attention, kind="mamba2"):
-    """State space duality (Dao and Gu, 2024): one decay rate a head, so that a chunk of tokens is a few matrix
-    products.
+    """State space duality (Dao and Gu, 2024): one decay rate a head, so that a chunk of tokens is computed by a few
+    matrix products.
 
     One projection of the input gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`.
     With Δ = softplus(Δ + dt_bias), clamped to [`dt_min`, `dt_max`], and A = −exp(A_log),
@@ -297,7 +297,7 @@ class Mamba2(Attention, kind="mamba2"):
 
     @property
     def d_mixed(self) -> int:
-        """Channels that the convolution mixes: x, B and C."""
+        """Number of channels that are convolved: those of x, B and C."""
         return self.d_inner + 2 * self.n_groups * self.d_state
 
     def parts(self, d_model: int) -> dict[str, Any]:

@@ -38,9 +38,10 @@ class MLA(SoftmaxAttention, kind="mla"):
     c = norm(x·W_kva), k = [c·W_kb ; rope(x·W_kr)], v = c·W_vb. Queries are made of a latent `q_lora_rank` wide or,
     without one, of x. A head's queries and keys are `qk_nope_head_dim` + `qk_rope_head_dim` wide.
 
-    Two ways give one result. Expanded (training, prompts): keys and values of every head are computed. Absorbed (few
-    tokens after many cached ones): since (q·W_kbᵀ)·c = q·(c·W_kb), queries are mapped to the latents' space, all heads
-    read the cache as one key and value, and W_vb is applied after, so that no earlier token is expanded again.
+    Two computations give the same result. Expanded (training, prompts): keys and values of every head are computed.
+    Absorbed (few tokens after many cached ones): since (q·W_kbᵀ)·c = q·(c·W_kb), queries are mapped to the latents'
+    space, all heads read the cache as one key and value, and W_vb is applied after, so that no earlier token is
+    expanded again.
     """
 
     moved: ClassVar[dict[str, str]] = {

@@ -30,8 +30,8 @@ class MLSTM(Attention, kind="mlstm"):
 
     q being divided by √K and `norm` a LayerNorm over each head.
 
-    So that e^ĩ cannot overflow, C and n are stored divided by e^m, m being the largest exponent so far (0 before the
-    first token). n is the last column of C. The recurrence is computed in float32.
+    So that e^ĩ cannot overflow, C and n are stored divided by e^m, where m ← max(m + ln σ(f̃), ĩ) starts from 0. n is
+    stored as the last column of C. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -98,7 +98,7 @@ class MLSTM(Attention, kind="mlstm"):
         return gate if self.gate_softcap is None else self.gate_softcap * (gate / self.gate_softcap).tanh()
 
     def _stabilise(self, log: Tensor, i: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Divide C and n by e^m: return the log decays of C/e^m, the factors of its keys, and m, each [B, T, H]."""
+        """Return what the recurrence of C/e^m needs, each [B, T, H]: its log decays, the factors of its keys, and m."""
         peak = step.state("peak")
         peak = i.new_zeros(i.shape[0], self.n_heads) if peak is None else peak
         if step.real is not None:  # padding leaves the state unchanged

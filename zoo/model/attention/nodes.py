@@ -1,6 +1,6 @@
 # B batch, T tokens, H heads, C head width, V a value's width, D model width
 """Nodes of softmax attention: groups of fields that belong together, such as the norm of queries and keys. A node with
-weights lists them for its attention. Where a node computes, `m` are the attention's weights."""
+weights lists them for its attention. In a node's methods `m` are the attention's weights."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ ITERATIONS = 6
 
 
 class Nystrom(Attention, kind="nystrom"):
-    """Nyström attention (Xiong et al., 2021, Nyströmformer), for models that read both ways.
+    """Nyström attention (Xiong et al., 2021, Nyströmformer), for bidirectional models.
 
     A text is divided into `n_landmarks` segments of nearly equal length. The landmarks are the mean of each segment's
     queries and the mean of its keys. With landmarks Q~ of Q and K~ of K, softmax(QKᵀ)·V is approximated by
     softmax(QK~ᵀ) · softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse of A =
     softmax(Q~K~ᵀ) is found by six iterations of Razavi et al. (2014). They start from Aᵀ divided by the largest column
-    sum of A over all heads of a text (in transformers: of a batch). The time is that of T·n_landmarks pairs. A
+    sum of A over all heads of a text (in transformers: of a batch). The cost grows with T·n_landmarks instead of T². A
     depthwise convolution of the values, with separate weights for each head, is added before the output projection o.
     """
 
@@ -75,7 +75,8 @@ class Nystrom(Attention, kind="nystrom"):
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
         """Count the FLOPs of `new` tokens of one text through landmarks: two means, three matrices of scores, three
-        products that apply these to the values from right to left, and four products an iteration."""
+        matrix products that apply these to the values from right to left, and four matrix products for each iteration
+        of the pseudo-inverse."""
         if self.n_landmarks is None:
             return 0
         marks, width = min(new, self.n_landmarks), self.n_heads * self.head_dim
@@ -126,8 +127,8 @@ class Nystrom(Attention, kind="nystrom"):
 
 class Landmarks(NamedTuple):
     """The landmarks of each text of a row. `means` [B|1, 1, G, T] average the tokens of each landmark. `tokens` [B|1,
-    1, T, G] is True for a token and a landmark of one text, `marks` [B|1, 1, G, G] for two landmarks of one text; both
-    are None if every row is one whole text."""
+    1, T, G] is True for a token and a landmark of the same text, `marks` [B|1, 1, G, G] for two landmarks of the same
+    text. Both are None if every row is one whole text."""
 
     means: Tensor
     tokens: Tensor | None

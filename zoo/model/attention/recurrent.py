@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def check_causal(step: Step, where: str = "attention") -> None:
-    """Raise ConfigError if tokens should see later ones: a recurrent state holds earlier tokens only."""
+    """Raise ConfigError if the mask lets tokens see later ones: a recurrent mixer reads earlier tokens only. `where`
+    names the component in the message."""
     mask = step.mask
     if mask is not None and (not mask.causal or mask.prefix is not None):
         found = "a mask that shows tokens on both sides" if not mask.causal else "a prefix that is seen whole"
@@ -32,20 +33,20 @@ def check_causal(step: Step, where: str = "attention") -> None:
 
 
 def check_width(stated: int, d_model: int) -> None:
-    """Raises ValueError if a stated width differs from the stream's."""
+    """Raises ValueError if `stated`, a mixer's field `d_model`, differs from the stream's width `d_model`."""
     if d_model != stated:
         raise ValueError(f"d_model={stated}, where the stream is {d_model} wide (give it that)")
 
 
 def exactly(x: Tensor) -> AbstractContextManager[Any]:
-    """Turn autocast off: a state sums over thousands of tokens and needs float32."""
+    """Return a context without autocast on x's device: a state sums over thousands of tokens and needs float32."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # no autocast for meta
 
 
 def starts(documents: Tensor) -> Tensor:
-    """Mark the first tokens of packed documents: True [B, T]. A row's first token is not marked: it goes on from the
-    state."""
+    """Mark the first tokens of packed documents [B, T] with True. A row's first token is not marked: it continues from
+    the state."""
     new = documents[:, 1:] != documents[:, :-1]
     return F.pad(new, (1, 0))  # B T
 
@@ -89,8 +90,9 @@ def convolve(
 
 
 class History(NamedTuple):
-    """Real tokens of rows, in order, after P earlier ones: `joined` [B, P + T, C]. `segments` [B, T] number packed
-    documents; `order` [B, T] is where each token stands in its row, None if there is no padding."""
+    """Real tokens of rows in order, after P earlier ones and before padding: `joined` [B, P + T, C], where T is
+    `tokens`. `segments` [B, T] number packed documents; None if rows are not packed. `order` [B, T] is the place of
+    each token in its row; None if there is no padding."""
 
     joined: Tensor
     tokens: int
@@ -271,7 +273,8 @@ class DecayView(NamedTuple):
 
 
 def view_decays(log: Tensor, fresh: Tensor | None, length: int) -> DecayView:
-    """Cut log decays into chunks of `length`: log [B, T, H] of heads or [B, T, H, K] of channels, fresh [B, T]."""
+    """View log decays in chunks of `length` tokens. log is [B, T, H] (of heads) or [B, T, H, K] (of channels); fresh
+    [B, T] marks the first tokens of documents."""
     spans = chunked(log, length), None if fresh is None else chunked(fresh, length)
     if log.dim() == 4:
         own = ChannelDecays(*spans)
@@ -288,14 +291,15 @@ def check_power_of_two(name: str, value: int) -> None:
 
 
 def pick_length(most: int, log: Tensor) -> int:
-    """Choose the length of chunks: `most`, or less if all tokens of log [B, T, H] fit in one chunk. If log [B, T, H, K]
-    has a decay for each channel, the length is a power of two."""
+    """Choose the length of chunks: `most`, or less if all tokens of log [B, T, H] fit in one chunk. For log [B, T, H,
+    K], a decay of each channel, `most` and the length are powers of two."""
     tokens = log.shape[1]
     return min(most, tokens if log.dim() == 3 else 1 << (tokens - 1).bit_length())
 
 
 def open_state(step: Step, name: str, like: Tensor, *shape: int) -> Tensor:
-    """Get the state `name` [B, …], zeros before the first token."""
+    """Get the state `name` [B, *shape]. Before the first token it is zeros, of the batch size, dtype and device of
+    `like`."""
     held = step.state(name)
     return like.new_zeros(like.shape[0], *shape) if held is None else held
 
@@ -303,9 +307,9 @@ def open_state(step: Step, name: str, like: Tensor, *shape: int) -> Tensor:
 def scan_tokens(
     write: Callable[..., Tensor], read: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, *rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run S ← write(exp(log)·S, *row), y = Sᵀ·read token by token. read and `rows` are [B, T, H, …]; `write` gets their
-    rows of one token, [B·H, 1, …]. log is [B, T, H] or [B, T, H, K], S [B, H, K, V]. Returns y [B, T, H, V] and the
-    last S."""
+    """Run S ← write(exp(log)·S, *row), y = Sᵀ·read token by token. read and `rows` are [B, T, H, …]; of each of `rows`,
+    `write` gets one token's part [B·H, 1, …]. log is [B, T, H] or [B, T, H, K], S [B, H, K, V]. Returns y [B, T, H, V]
+    and the last S."""
     left = (log if log.dim() == 4 else log[..., None]).exp()
     left = left if fresh is None else left * ~fresh[..., None, None]  # B T H 1|K
     shape, S, reads = S.shape, S.flatten(0, 1), []  # B·H K V
@@ -406,7 +410,8 @@ def spread_steps(tensor: Tensor, low: float = 1e-3, high: float = 0.1) -> None:
 def scan_heads_apart(
     scan: Any, heads: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Run Mamba's recurrence separately for each head: x, dt [B, T, E], A [E, S], B, C [B, T, H, S], h [B, E, S]."""
+    """Run `scan`, Mamba's recurrence, separately for each head: x, dt [B, T, E], A [E, S], B, C [B, T, H, S], h [B, E,
+    S]. Returns y [B, T, E] and the last h."""
     channels = (each.chunk(heads, dim) for each, dim in ((x, -1), (dt, -1), (A, 0), (h, 1)))
     each_head = zip(*channels, B.unbind(2), C.unbind(2), strict=True)
     found = [scan(new, time, rate, write, read, held, fresh) for new, time, rate, held, write, read in each_head]

@@ -103,7 +103,8 @@ class RGLRU(Attention, kind="rg_lru"):
 
 
 def _find_starts(x: Tensor, step: Step, h: Tensor | None) -> Tensor:
-    """Mark where a row or a document begins: True [B, T, 1]. A row is new if its state h [B, E] is all zeros."""
+    """Mark the tokens [B, T, 1] at which a row or a document begins. A row is new if its state h [B, E] is None or all
+    zeros."""
     begins = torch.arange(x.shape[1], device=x.device)[None] == 0  # 1 T
     if h is not None:
         begins = begins & (h.abs().sum(-1, keepdim=True) == 0)  # B T

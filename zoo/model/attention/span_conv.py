@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class SpanConv(Attention, kind="span_conv"):
-    """Mixed attention (Jiang et al., 2020, ConvBERT), for models that read both ways: heads of softmax attention, and
-    as many of span-based dynamic convolution.
+    """Mixed attention (Jiang et al., 2020, ConvBERT), for bidirectional models: heads of softmax attention, and as many
+    heads of span-based dynamic convolution.
 
     A convolution head sums the values of the `conv_width` tokens around each token i. The weights of the sum are
     softmax((q_i ⊙ s_i)·W), where s is a projection of a depthwise convolution (of the same width) of the layer's input.

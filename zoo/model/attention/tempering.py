@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Tempering(Spec, axis="tempering", default="log"):
-    """Scale queries by their position."""
+    """Scale queries by a factor that depends on their position."""
 
     by_head: ClassVar[bool] = False  # whether each head has a factor of its own
 

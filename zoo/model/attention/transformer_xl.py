@@ -25,8 +25,8 @@ WAVES = Sinusoidal(interleaved=False)
 
 
 class TransformerXL(Attention, kind="transformer_xl"):
-    """Relative attention of Transformer-XL (Dai et al., 2019), for models that read both ways. With `segments` it is
-    that of XLNet (Yang et al., 2019) in one stream, as transformers computes it without `perm_mask`.
+    """Relative attention of Transformer-XL (Dai et al., 2019), for bidirectional models. With `segments` it is that of
+    XLNet (Yang et al., 2019) in one stream, as transformers computes it without `perm_mask`.
 
     score(i, j) = ((q_i + u)·k_j + (q_i + v)·p[i − j] + (q_i + w)·s[i, j]) / √head_dim. p are projections of sinusoids
     of the distance; u, v and w are learned for each head. s is one of two learned vectors: for tokens of one segment,
@@ -74,8 +74,8 @@ class TransformerXL(Attention, kind="transformer_xl"):
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the FLOPs of the distances in a pass of `new` tokens, which scale with neither tokens nor pairs: the
-        distances in reach are projected once, and compared with every query."""
+        """Count the FLOPs of the distances in a pass of `new` tokens: the distances in reach are projected once, and
+        compared with every query."""
         return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * (d_model + new)
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:

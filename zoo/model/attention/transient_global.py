@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TransientGlobal(MultiHead, kind="transient_global"):
-    """Transient-global attention (Guo et al., 2022, LongT5), for models that read both ways.
+    """Transient-global attention (Guo et al., 2022, LongT5), for bidirectional models.
 
     A token i sees every j with |i − j| ≤ `window`, and all global tokens: each is the normalised sum of a block of
     tokens, computed anew in each layer. The last whole block also takes the tokens after it; a text shorter than a

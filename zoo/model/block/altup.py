@@ -34,7 +34,7 @@ class AltUp(Sandwich, kind="altup"):
     active: NonNegativeInt = 0
     """Index of the stream that the layer computes, from 0 on."""
     correct_scale: bool = True
-    """Whether the active stream is multiplied by a learned vector where `layer_input` reads it."""
+    """Whether the active stream is multiplied by a learned vector before `layer_input` reads it."""
     laurel_rank: PositiveInt | None = None
     """Rank R of a second path for attention's input n: n + norm(n·A·B), with A [D, R], is added to the stream, and the
     sum divided by √2 (Menghani et al., 2024, LAuReL; Gemma 3n, 2025)."""

@@ -131,7 +131,7 @@ class AttentionResidual(Block, kind="attention_residual"):
         return () if passed is None else m.message_read(passed.x, passed.earlier).unbind(2)
 
     def _read(self, m: Weights, x: Tensor, earlier: Tensor | None, told: tuple[Tensor, ...]) -> Tensor:
-        """Read the normalised input of attention: [B, T, D], or [B, T, Q, D] where it takes several vectors."""
+        """Read the normalised input of attention: [B, T, D], or [B, T, Q, D] if it takes Q > 1 vectors."""
         count, reads = self.n_inputs, self.n_reads
         if self.reads_earlier:
             read = m.attention_read(x, earlier)

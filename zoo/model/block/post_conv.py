@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class PostConv(Post, kind="post_conv"):
     """norm(post(x) + act(conv(x))), where post is the block of that name (He et al., 2020; DeBERTa v2's first layer).
 
-    The convolution is centred on each token, so the block is for models that read both ways. It reads neither padding
-    nor other packed documents.
+    The convolution is centred on each token, so the block is for bidirectional models. It reads neither padding nor
+    other packed documents.
     """
 
     causal: ClassVar[bool | None] = False

@@ -92,8 +92,9 @@ class Position(Spec, axis="position"):
     def bias(
         self, m: Weights, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Tensor | None = None
     ) -> Bias | None:
-        """Make the `zoo.kernels.score_bias.Bias` on the scores of queries and keys at the row indices [T] and [S]; None
-        for none. `m` holds the scheme's weights, `read` what the method `read` returned for these queries."""
+        """Make the `zoo.kernels.score_bias.Bias` on the scores, or None. `queries` [T] or [B, T] and `keys` [S] or [B,
+        S] are places in the row. `m` are the scheme's weights; the argument `read` is what the method `read` returned
+        for these queries."""
         return None
 
     def read(self, m: Weights, x: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ class Position(Spec, axis="position"):
         raise NotImplementedError
 
     def check(self, head_dim: int) -> None:
-        """Raises ValueError when heads of this width cannot be rotated."""
+        """Raises ValueError if heads `head_dim` wide cannot be rotated, or if only certain attentions can read this
+        scheme."""
 
 
 class WithAbsolute(Position):
