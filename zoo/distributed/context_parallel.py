@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class SpreadContext(ContextSeam):
-    """The seam of context parallelism among the ranks of a group. Without gradients each rank computes whole rows."""
+    """The seam of context parallelism among the ranks of a group. A pass without gradients is not divided: each rank
+    computes whole rows."""
 
     def __init__(self, group: Any, rings: bool = False) -> None:
         self.group, self.rings = RankGroup(group), rings

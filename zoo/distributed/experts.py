@@ -1,6 +1,6 @@
 # M rows, a token once for each of its experts; E experts, R ranks, D width
-"""Expert parallelism: each rank holds some of the experts. An all-to-all sends each row to the rank of its expert, and
-another one sends the output back (Lepikhin et al., 2020, GShard)."""
+"""Expert parallelism: each rank holds some of the experts. An all-to-all sends each row (a token at one of its experts)
+to the rank of its expert, and another all-to-all sends the expert's output back (Lepikhin et al., 2020, GShard)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Visit:
     """Rows that this rank has received for its experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where each
-    expert's rows end, `experts` [M'] each row's expert. `order`, `sent` and `received` serve to send outputs back.
-    `count` is M, the number of this rank's own rows. Own rows after the last expert's end have no expert and are not
-    sent."""
+    expert's rows end, `experts` [M'] each row's expert. `order` sorted the received rows by expert. `sent` and
+    `received` are numbers of rows by rank. `count` is M, the number of this rank's own rows. Own rows after the last
+    expert's end have no expert and are not sent."""
 
     group: RankGroup
     rows: Tensor
@@ -43,7 +43,8 @@ class Visit:
 
 
 def visit_experts(rows: Tensor, ends: Tensor, group: RankGroup) -> Visit:
-    """Send rows [M, D], sorted by expert, to the ranks of their experts. Expert e's rows end at `ends[e]` ([E])."""
+    """Send rows [M, D], sorted by expert, to the ranks of their experts, and receive the rows for this rank's experts.
+    Expert e's rows end at `ends[e]` ([E])."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).view(group.size, -1)  # R E/R
     theirs = group.send_rows(counts, [1] * group.size, [1] * group.size)
     sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()

@@ -63,8 +63,9 @@ def sum_over_stages(model: Any) -> None:
 
 
 def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
-    """Yield for each weight that gets a gradient: the number of tensor-parallel ranks that hold the same values, the
-    weight, and a mask of these values if the weight also has values of this rank alone."""
+    """Yield (copies, weight, mask) for each weight that gets a gradient. `copies` is the largest number of
+    tensor-parallel ranks that hold the same values of the weight. The mask is 1 for these values and 0 for the others;
+    None if all values have equally many copies."""
     for name, each in model.named_parameters():
         if each.requires_grad and model.shares.learns(name):
             yield model.shares.count_copies(name), each, model.shares.mark_common(name, each)
@@ -95,8 +96,8 @@ def measure_gradient(model: Any) -> Tensor:
 
 
 def sum_squares(by_copies: dict[int, list[Tensor]]) -> Tensor:
-    """Sum the squares of gradients, grouped by the number n of ranks that hold a gradient. Each rank counts 1/n of its
-    squares, so that a sum over ranks counts each gradient once."""
+    """Sum the squares of gradients. `by_copies` groups them by n, the number of ranks that hold the same gradient. Each
+    rank counts 1/n of its squares, so that a sum over ranks counts each gradient once."""
     return torch.stack([measure_norm(each).square() / copies for copies, each in by_copies.items()]).sum()
 
 

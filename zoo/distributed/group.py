@@ -40,7 +40,8 @@ class RankGroup:
         self._exchanging = _make_exchange()
 
     def sum_up(self, y: Tensor) -> Tensor:
-        """All-reduce a tensor, without a gradient."""
+        """Return the sum of a tensor over all ranks (all-reduce), without a gradient. The tensor itself is not
+        changed."""
         total = y.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total, group=self.group)
         return total
@@ -61,7 +62,8 @@ class RankGroup:
         return self._scattering.apply(y, self)
 
     def sum_whole(self, y: Tensor) -> Tensor:
-        """All-reduce a tensor. Its gradient is all-reduced too, because each rank computes only a part of it."""
+        """Return the sum of a tensor over all ranks (all-reduce). The gradient is all-reduced too, because each rank
+        computes only a part of it."""
         return self._summing.apply(y, self)
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
@@ -75,8 +77,8 @@ class RankGroup:
         return found
 
     def pass_on(self, tensors: Sequence[Tensor]) -> Passing:
-        """Start sending tensors to the next rank of the ring and receiving the previous rank's, of the same shapes.
-        Without a gradient. The tensors sent must not change before `Passing.wait`."""
+        """Start to send tensors to the next rank of the ring and to receive the previous rank's, of the same shapes,
+        without a gradient. The tensors must not change before `Passing.wait`."""
         next_, before = (
             torch.distributed.get_global_rank(self.group, (self.rank + step) % self.size) for step in (1, -1)
         )

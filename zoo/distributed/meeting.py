@@ -45,9 +45,9 @@ def join_processes(world: World, device: str) -> None:
 def agree_on_prefix(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """Agree on a prefix that no earlier start has used, in a store that may hold keys of earlier starts.
 
-    Rank 2 writes zoo/asks/2 = "a1" and waits for zoo/told/a1. Rank 0 answers each id that it finds in zoo/asks/2 (the
-    first may be a stale "f9") until all ranks have counted themselves in zoo/joined. Rank 0 raises LostProcess if a
-    rank is still missing after `timeout`.
+    Example: rank 2 writes zoo/asks/2 = "a1" and waits for zoo/told/a1. Rank 0 writes the prefix for each id that it
+    finds in zoo/asks/2 (the first may be a stale "f9"), until all ranks have counted themselves in zoo/joined. Rank 0
+    raises LostProcess if a rank is still missing after `timeout`.
     """
     if rank == 0:
         name = uuid.uuid4().hex

@@ -24,7 +24,7 @@ from typing import NamedTuple
 SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "zero_bubble_v")
 
 WHOLE_BACKWARD = "schedule=1f1b or interleaved"
-"""The remedy named in errors where a backward pass cannot be split in two halves."""
+"""The remedy that errors name if a backward pass cannot be split in two halves."""
 
 FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"
 """Kinds of pass: forward, backward, and the backward's halves for gradients of inputs and of weights."""
@@ -86,7 +86,7 @@ class PipelineSchedule:
         return 2 * self.stages - 1 if self.kind == "zero_bubble_v" else self.stages
 
     def find_chunk_fault(self) -> str | None:
-        """Say why a stage cannot have `chunks` chunks, or None."""
+        """Say why a stage cannot have `chunks` chunks; None if it can."""
         least, most = {"1f1b": (1, 1), "interleaved": (2, None), "zero_bubble": (1, None)}.get(self.kind, (2, 2))
         if least <= self.chunks <= (most or self.chunks):
             return None
@@ -95,7 +95,7 @@ class PipelineSchedule:
         return f"chunks: is {self.chunks}, and schedule={self.kind} does not take it ({would})"
 
     def find_microbatch_fault(self, count: int) -> str | None:
-        """Say why a step cannot have `count` microbatches, or None."""
+        """Say why a step cannot have `count` microbatches; None if it can."""
         if count < self.least:
             found = f"is {count}, and the pp={self.stages} stages"
             if self.kind == "zero_bubble_v":
@@ -107,14 +107,16 @@ class PipelineSchedule:
         return None
 
     def find_recompute_fault(self, recompute: str) -> str | None:
-        """Say why a run cannot recompute activations (both halves of a split backward pass would do so), or None."""
+        """Say why a run cannot recompute activations (both halves of a split backward pass would do so); None if it
+        can."""
         if recompute == "none" or not self.splits_backward:
             return None
         found = f"recompute: is {recompute}, and schedule={self.kind} goes back in two halves"
         return f"{found}, each of which would compute again (recompute=none, or {WHOLE_BACKWARD})"
 
     def find_ring_fault(self, cp_comm: str) -> str | None:
-        """Say why keys cannot travel round a ring (both halves of a split backward pass would send them), or None."""
+        """Say why keys cannot travel round a ring (both halves of a split backward pass would send them); None if they
+        can."""
         if cp_comm != "ring" or not self.splits_backward:
             return None
         found = f"cp_comm: is ring, and schedule={self.kind} goes back in two halves"
@@ -183,15 +185,16 @@ class PipelineSchedule:
         yield from take(*[(WEIGHT, 1)] * stage, *[(WEIGHT, 0)] * stage)
 
     def shorten(self, microbatches: int) -> int:
-        """Return a legal number of microbatches, smaller if possible, that has the same peak memory as
-        `microbatches`."""
+        """Return a number of microbatches that the schedule allows and that has the same peak memory as `microbatches`,
+        smaller than it if possible."""
         count = self.least if self.kind == "1f1b" else max(microbatches, self.least)
         rounds = count // self.stages
         return count if rounds <= ROUNDS else ROUNDS * (count // rounds)
 
     def count_kept(self, stage: int, microbatches: int, sizes: Sequence[float]) -> tuple[int, ...]:
         """Count, by chunk, the microbatches whose activations a stage holds at its peak of memory. A forward pass of a
-        chunk holds `sizes[chunk]` until its backward pass is over: B, or W if the backward pass is split."""
+        chunk adds `sizes[chunk]`, the size of its activations. Its backward pass frees them: B, or W if the backward
+        pass is split."""
         if self.kind == "1f1b":
             return (self.stages - stage,)
         kept, most, found = [0] * self.chunks, 0.0, (0,) * self.chunks

@@ -68,7 +68,7 @@ WHOLE = Seam()
 
 
 class ContextSeam:
-    """The seam of context parallelism where one process holds all tokens of a row: its methods call no collective.
+    """The seam of context parallelism for a process that has all tokens of a row: its methods call no collective.
     `zoo.distributed.context_parallel.SpreadContext` overrides them: a rank holds two runs of a row's tokens, and ranks
     exchange only attention's keys and values. With `rings` ranks exchange these inside attention, and `gather` is not
     used."""

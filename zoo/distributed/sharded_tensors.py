@@ -28,7 +28,7 @@ def find_mesh(tensor: object) -> Any:
 
 
 def group_by_mesh(tensors: Iterable[Any]) -> list[list[Any]]:
-    """Group tensors by device mesh: torch can compute with several tensors of one mesh at once."""
+    """Group tensors by device mesh: torch's operations on lists of tensors take tensors of one mesh."""
     groups: dict[Any, list[Any]] = {}
     for each in tensors:
         groups.setdefault(find_mesh(each), []).append(each)
@@ -144,12 +144,12 @@ class Shares:
         return self.tensor is None or self.tensor.cuts[name].learns
 
     def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gather whole tensors of all stages on the first one."""
+        """Gather the whole tensors of all stages on the first stage, as `Stages.collect` does."""
         return tensors if self.stages is None else self.stages.collect(tensors)
 
     def mark_common(self, name: str, parameter: Tensor) -> Tensor | None:
-        """Make a mask, 1 for the values of this process' part that most tensor-parallel ranks hold too, 0 for the
-        others. None if equally many ranks hold each value."""
+        """Make a mask of this process' part: 1 for the values that the largest number of tensor-parallel ranks hold, 0
+        for the others. None if equally many ranks hold each value."""
         if self.tensor is None or not self.tensor.cuts[name].is_mixed:
             return None
         part = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
@@ -163,7 +163,7 @@ class Shares:
 
 
 ALL = Shares()
-"""Shares of a model that is divided neither by experts, tensor parallelism nor stages."""
+"""Shares of a model that is divided by none of expert parallelism, tensor parallelism and a pipeline."""
 
 
 def drop_gathered(model: Module) -> None:
@@ -182,9 +182,9 @@ def hold_back_replicas(model: Module, hold: bool) -> None:
 
 @contextmanager
 def ends_gathered(model: Module) -> Iterator[None]:
-    """Gather the weights that lie outside layers, and free them after the block: a pass in the block may begin at a
+    """Gather the weights that lie outside layers for the time of a `with` statement. A pass inside it may begin at a
     part of the model, such as an encoder. Layers gather their own weights as they run. All processes must enter the
-    block."""
+    statement."""
     unshard = getattr(model, "unshard", None)
     if unshard is None:
         yield

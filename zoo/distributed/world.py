@@ -87,7 +87,7 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let the main process run the block before the others, which then find its files."""
+        """Let the main process run a `with` statement before the others, which then find its files."""
         if not self.main:
             self.barrier()
         yield

@@ -2,8 +2,8 @@
 
 A channel is a class in the file of the component that uses it. Components name the channels that they read and give
 (`Spec.takes`, `Spec.gives`). All other code treats channels alike: a tower hands their values from layer to layer,
-prices trace the values, recorded steps replay them, and a pipeline refuses to be cut between the layers that give and
-read one.
+prices trace the values, recorded steps replay them, and a pipeline is not cut between layers that give to and read from
+the same channel.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Channel:
     named: ClassVar[dict[str, type[Channel]]] = {}
 
     def __init_subclass__(cls, name: str = "") -> None:
-        if name:  # none where prices make a copy that computes with shadows
+        if name:  # empty if prices make a copy that computes with shadows
             cls.name = name
             cls.named[name] = cls
 
@@ -63,7 +63,7 @@ class Channel:
         return self.last
 
     def wants(self, index: int) -> bool:
-        """Whether a later layer reads the value that layer `index` gives."""
+        """Whether a later layer reads the value that layer `index` gives; True by default."""
         return True
 
     def give(self, index: int, value: Any) -> None:

@@ -84,8 +84,8 @@ class ForwardContext:
         self.real = self._find_real(inputs.counts)
 
     def _find_real(self, counts: Sequence[int] | None) -> Tensor | None:
-        """Mark each new token that is not padding, True [B, T]. None if there is no padding, or if rows lie end to
-        end."""
+        """Mark each new token that is not padding, True [B, T]. None if the inputs state no padding, or if rows lie end
+        to end."""
         if self.padding is not None:
             return self.padding
         if counts is None or all(count == self.new for count in counts) or self.cache.varlen:  # type: ignore[union-attr]

@@ -44,8 +44,8 @@ class GroupSums(Channel, name="groups"):
         """Count, for each layer and then for the last read, the earlier sums that there are. Each pass of a restarting
         loop begins again with the count before the loop.
 
-        Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2, 3 and 3: a layer that opens a
-        group still reads the sum that it ends as the present one.
+        Example: of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2, 3 and 3. A layer that
+        opens a group reads its input, the sum of the group that ends there, as the present sum, not as an earlier one.
         """
         opens = {name: int(cls.name in block.gives) for name, block in tower.blocks.items()}
 

@@ -1,6 +1,6 @@
 # B rows, T tokens, D model width, M rows of experts, F hidden units, L layers
 """Draw the random values of a training pass: dropout, stochastic depth, routers' draws. Each is a hash of its row,
-token, layer, place in the layer and channel, so that batches and meshes do not change it."""
+token, layer, place in the layer and channel, so that neither the size of batches nor the mesh changes it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Drops:
         ]
 
     def for_place(self, place: str) -> Drops:
-        """Make the Drops of a layer's further attention or feed-forward."""
+        """Make the Drops of a layer's further attention or feed-forward, at one of PLACES."""
         return replace(self, tokens=mix(self.tokens + KEYS[place]))
 
     def for_rows(self, tokens: Tensor, experts: Tensor) -> Drops:

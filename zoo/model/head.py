@@ -53,11 +53,13 @@ class Head(Spec, axis="head", default="lm"):
         return self
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
-        """Mark the tokens [B, T] that `gather` pools; None for all. `real` [B, T] is False for padding."""
+        """Mark the tokens [B, T] that `gather` pools or, if the head `asks`, the question tokens; None for all tokens.
+        `real` [B, T] is False for padding."""
         return real
 
     def gather(self, hidden: Tensor, marked: Tensor | None) -> Tensor:
-        """Select the hidden states [B, T, D] that `forward` reads: all, or [B, 1, D] for a head that reads rows."""
+        """Select what `forward` reads of the hidden states [B, T, D]: by default all of them; their pooled vector [B,
+        1, D] for a head that reads rows; the question token's, then all [B, 1 + T, D], for a head that `asks`."""
         return hidden
 
     def forward(self, m: Weights, x: Tensor) -> Tensor | None:

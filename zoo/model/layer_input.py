@@ -117,7 +117,7 @@ class LayerInputs(Channel, name="layer_input"):
 
 
 class LayerInput(Spec, axis="layer_input", default="gated"):
-    """Add the layer's vector of the per-layer embedding to the residual stream."""
+    """Turn the layer's vector of the per-layer embedding into an output that the block adds to the residual stream."""
 
     takes: ClassVar[tuple[str, ...]] = (LayerInputs.name,)
 

@@ -87,7 +87,7 @@ class Loop(Spec, axis="loop", default="plain"):
 
 
 class Rounds:
-    """A loop during one forward pass of a model: changes the stream and its group sums between the loop's passes."""
+    """A loop during one forward pass of a model. It changes the stream and its group sums between the loop's passes."""
 
     def enter(self, place: int, x: Tensor) -> Tensor:
         """Return the input [B, T, D] of the layer at a place of the pattern. x is the output of the layer before it."""
@@ -299,7 +299,8 @@ def find_loop_faults(tower: Tower) -> Iterator[Fault]:
 
 
 def _compare_visits(loop: Loop, tower: Tower) -> Iterator[Fault]:
-    """Yield the first visit whose kind differs from that of the layer's last visit by more than messages."""
+    """Yield a fault for the first visit of a layer whose kind differs from that of the layer's last visit by more than
+    messages."""
     last = dict(zip(loop.visits, tower.pattern[loop.start : loop.stop], strict=True))
     for place, (number, name) in enumerate(zip(loop.visits, tower.pattern[loop.start :], strict=False), loop.start):
         own, block = tower.blocks[name], tower.blocks[last[number]]

@@ -28,10 +28,12 @@ class Loan(NamedTuple):
 
 
 def find_sources(blocks: Mapping[str, Block], pattern: Sequence[str]) -> dict[int, int]:
-    """Find the source of each layer that reads another layer's keys and values, by index: the last layer before it of
-    the kind that its attention names. Layers without a source are left out.
+    """Find, for each layer that reads another layer's keys and values, the layer that it reads: the last one before it
+    of the kind that its attention names. Returns {index of the reader: index of the layer read}, without readers for
+    which there is no such layer.
 
-    With `shared` taking from `full`, the pattern full, shared, near, full, shared gives {1: 0, 4: 3}.
+    Example: if layers of kind `shared` read those of kind `full`, the pattern full, shared, near, full, shared gives
+    {1: 0, 4: 3}.
     """
     lenders = {name: loan.lender for name, block in blocks.items() if (loan := block.attention.loan)}
     last: dict[str, int] = {}

@@ -57,7 +57,7 @@ class TokenLoss:
         return replace_by_gradient_(logits, targets, self.weight, self.z_loss)
 
     def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
-        """Sum the terms, without a gradient and without the weight."""
+        """Return the sums of the terms, without the weight; the logits stay as they are."""
         sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
         for block in split_for_softmax(logits):
             nll, _, index = compute_negative_log_likelihood(logits[block], targets[block])
@@ -190,9 +190,9 @@ def _chunked_loss() -> Any:
 
     class ChunkedLoss(torch.autograd.Function):
         """Compute the gradients in the forward pass, chunk by chunk, for an incoming gradient of 1 (the usual
-        `loss.backward()`). The backward pass multiplies them by any other incoming gradient and gives them away, so
-        that a second backward raises RuntimeError. With the head's `goes_back_twice` the gradients are kept for a
-        second backward."""
+        `loss.backward()`). The backward pass multiplies them by any other incoming gradient and hands them to autograd
+        without a copy, so that a second backward raises RuntimeError. With the head's `goes_back_twice` the gradients
+        are kept for a second backward."""
 
         @staticmethod
         def forward(
@@ -269,7 +269,7 @@ class _Gradients:
         return made if _is_one(factor) else [None if each is None else each * factor for each in made]
 
     def scaled(self, factor: Tensor) -> list[Tensor | None]:
-        """Multiply the gradients by `factor` in place; return those of the weights, which are given away."""
+        """Multiply the gradients by `factor` in place. Return those of the weights, and drop them from this object."""
         weights, self.weights = self.weights, []
         if not _is_one(factor):
             for each in (self.hidden, *weights):
@@ -335,8 +335,8 @@ def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss:
 
 @functools.cache
 def _compiled_replacement() -> Callable[..., Tensor]:
-    """`replace_by_gradient_`, compiled: each logit is read three times and written once, where separate operations read
-    and write a block five times. `weight` is a tensor, so that it may change."""
+    """`replace_by_gradient_`, compiled: each logit is read three times and written once, whereas separate operations
+    read and write a block five times. `weight` is a tensor, so that it may change."""
 
     def replace_whole_(logits: Tensor, targets: Tensor, weight: Tensor, z_loss: float) -> Tensor:
         values = logits.to(accumulating(logits))

@@ -99,7 +99,7 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         r = m.down(self.input.read(m, x) if self.input else x)  # B T R
         if self.depth_average:
-            before = step.read(DepthAverage.name)  # none where a layer is run by itself
+            before = step.read(DepthAverage.name)  # None if a layer is run by itself
             r = r + (torch.zeros_like(r) if before is None else before) * m.average_scale
         return self.route(m, step.give(DepthAverage.name, r), step)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NORMS = ("routed_norm", "routed_out_norm", "shared_norm", "shared_out_norm")
 OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out", "latent_norm", "expert_norm", *NORMS)
-"""A mixture's parts that are not an expert's."""
+"""Names of a mixture's parts that do not belong to its experts."""
 
 
 class SharedExpert(Node, name="shared", word="expert"):
@@ -58,7 +58,8 @@ class MoE(FFN, kind="moe"):
 
     A router with `n_shared` weighs that many shared experts, each a copy of `shared` (Inkling, 2026).
 
-    If some experts compute nothing, active parameters and FLOPs are means, as if all experts were chosen equally often.
+    If some experts compute nothing (`zero_experts`, `null_experts`), active parameters and FLOPs are means, as if all
+    experts were chosen equally often.
     """
 
     moved: ClassVar[dict[str, str]] = {

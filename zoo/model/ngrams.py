@@ -68,7 +68,7 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
     table_size: PositiveInt
     """Smallest size of a table, in rows: sizes are primes from this number on."""
     multiple_of: PositiveInt = 128
-    """Divisor of the number of rows of all tables together, which is padded to a multiple."""
+    """The number of rows of all tables together is padded to a multiple of this."""
     seed: NonNegativeInt = 1234
     """Seed of the hashes' multipliers."""
     number: NonNegativeInt = 0

@@ -29,8 +29,8 @@ class Routes:
     experts: Tensor  # M, ascending
     ends: Tensor  # E int32, where each expert's rows end
     weights: Tensor  # M float32; 0 for a row that is dropped
-    back: Tensor | None = None  # N K, the rows of each token, where all tokens have equally many
-    shared: Tensor | None = None  # N S float32, the weights of shared experts, where the router scores these too
+    back: Tensor | None = None  # N K, the rows of each token; None if tokens differ in their number of rows
+    shared: Tensor | None = None  # N S float32, the weights of shared experts, if the router scores these too
 
     def end_real(self, real: Tensor) -> Tensor:
         """Compute where each expert's rows would end without padding: [E]. `real` [B, T] is False for padding."""
@@ -82,8 +82,8 @@ class ExpertGroups(Node, name="groups"):
                 raise ValueError(f"{found} (leave it out, or fewer open)")
 
     def rank(self, rank: Tensor, judged_by: int) -> Tensor:
-        """Return the ranks of experts [B, T, E] with those of closed groups at −∞ or 0. `judged_by` is the default of
-        the field `judged_by`."""
+        """Return the ranks of experts [B, T, E], with −∞ or 0 for the experts of closed groups. The argument
+        `judged_by` is used if the field of that name is not given."""
         if self.open == self.count:
             return rank
         groups = rank.unflatten(-1, (self.count, -1))
@@ -154,7 +154,7 @@ class TopK(Router):
         }
     )
     judged_by: ClassVar[int] = 1
-    """Number of experts by which a group is judged, unless `groups` states it."""
+    """Number of best scores of a group whose sum ranks the group, unless `groups` states it."""
 
     normalize: bool = True
     """Whether a token's weights are normalised to sum to 1."""

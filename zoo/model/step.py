@@ -104,8 +104,8 @@ class Step:
     keys: KeyView  # the keys that the layer's queries see
     kernel: str = "auto"
     positions: Tensor | None = None  # B|1 T, of the queries
-    tables: Any = None  # cosines and sines, or what else the position scheme rotates queries and new keys with
-    real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
+    tables: Any = None  # by which the position scheme rotates queries and new keys: cosines and sines, say
+    real: Tensor | None = None  # B T, True for a token that is not padding; None if all are real
     documents: Tensor | None = None  # B T, the number of each token's packed document
     ids: Tensor | None = None  # B T, of the tokens that a sub-layer reads
     drops: Drops | None = None  # what training drops
@@ -116,8 +116,10 @@ class Step:
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether this is the step of a cross-attention
     seam: Seam | None = None  # where the parts of several ranks come together
-    extra: dict[str, Any] = field(default_factory=dict)  # what else is made once for all layers of a kind, by name
-    choice: list[Tensor] | None = None  # the keys that each segment's queries see, where a layer chooses them
+    extra: dict[str, Any] = field(
+        default_factory=dict
+    )  # other values that are made once for all layers of a kind, by name
+    choice: list[Tensor] | None = None  # the keys that each segment's queries see, if a layer chooses them
     again: bool = False  # whether the backward pass recomputes the inside of attention
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's losses, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
@@ -160,9 +162,9 @@ class Step:
         return keys.attend(q, k, v, scale=scale, **how, **scores)  # type: ignore[arg-type]
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> None:
-        """Restrict attention from here on to the keys that `pick(*queries, k, mask)` chooses of those that each query
-        sees (`zoo.kernels.choosing`), and give later layers the choice. `queries` are [B, T, …], `k` is from
-        `remember`."""
+        """Restrict this layer's attention to chosen keys, and give the choice to later layers. `pick(*queries, k,
+        mask)` chooses among the keys that each query sees (`zoo.kernels.choosing`). `queries` are [B, T, …]; `k` is a
+        result of `remember`."""
         self.choice = self.give(CHOICE, self.keys.choose(pick, k, *queries))
 
     def take_choice(self) -> None:

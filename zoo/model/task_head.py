@@ -91,7 +91,8 @@ class RowHead(TaskHead):
     pooling: Pooling = "cls"
     """How the vectors of a row's tokens become one: cls, the first; mean; or last. Padding is left out."""
     skip_id: NonNegativeInt | None = None
-    """Token id that is not pooled: transformers' decoders skip the padding id, even as a row's end of text."""
+    """Token id that is not pooled: transformers' decoders skip the padding id, even if it is also a row's end of
+    text."""
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
         if self.skip_id is None:

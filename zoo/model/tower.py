@@ -297,7 +297,7 @@ class Tower(Topology):
         layers, ends = self.find_section(inputs)
         exchange = Exchange(self, m, inputs.input_ids, x)
         rounds = None if self.loop is None else self.loop.follow(m.loop, exchange)
-        x = self.streams.expand(m.streams, x) if self.streams else x  # B T S D where there are several
+        x = self.streams.expand(m.streams, x) if self.streams else x  # B T S D if there are several
         for index in layers:
             kind = self.pattern[index]
             step = steps[kind].for_layer(cache and cache.layers[index], drops[index] if drops else None)

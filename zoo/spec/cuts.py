@@ -53,7 +53,7 @@ class Cut:
         return len({each.copies(self.ranks) for each in self.segments}) > 1
 
     def mark_common(self, part: Tensor) -> Tensor:
-        """Mark, in a part, the segments with most copies: ones along `dim`, and zeros elsewhere."""
+        """Make a mask of a rank's part of the tensor: 1 in the segments with most copies, 0 in the others."""
         held = [each.copies(self.ranks) == self.copies for each in self.segments]
         lengths = torch.tensor([each.part for each in self.segments])
         marks = torch.tensor(held).repeat_interleave(lengths).to(part)

@@ -97,10 +97,10 @@ _FORMS = {
 }
 
 FORMS = {name: form for form, names in _FORMS.items() for name in names.split()}
-"""How Zoo writes another library's key that has no counterpart at a model's top level: a form by the key's `name`, or
-by `name=value` for a value that is written differently. In a form `$` is the value, `$.factor` a field of the value,
-`$head_dim` another key of the model. The form's first `kind` is left out if the model's own choice has the fields
-(`zoo.grammar.hints`)."""
+"""How Zoo writes keys of other libraries for which it has no key at a model's top level: YAML text by the key's `name`,
+or by `name=value` for a value that is written differently. In this text, a form, `$` is the value, `$.factor` a field
+of the value, `$head_dim` another key of the model. The form's first `kind` is left out if the model's own choice has
+the fields (`zoo.grammar.hints`)."""
 
 _BLANK = re.compile(r"<.*?>|(?:not |rsqrt )?\$[^,}\n]*")
 """Matches a placeholder of a form (FORMS). A form that is shown without a model has `…` for each placeholder."""
@@ -113,7 +113,7 @@ CHOICES = {
     **{"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_python": "gelu"},
     **{"gelu_10": "gelu_clipped", "linear": "identity", "yarn": "rope_yarn", "mixtral": "moe"},
 }
-"""Zoo's choice by its name in other libraries."""
+"""Zoo's choices, by their names in other libraries."""
 
 
 def hint_choice(word: str, options: Iterable[str]) -> str:
@@ -124,7 +124,7 @@ def hint_choice(word: str, options: Iterable[str]) -> str:
 
 
 FOREIGN = {theirs: ours for ours, names in _KEYS.items() for theirs in names.split()}
-"""Zoo's key by its name in other libraries."""
+"""Zoo's keys, by their names in other libraries."""
 
 
 INNER = {"tied", "qk_norm", "softcap", "shared", "gate"}

@@ -47,11 +47,11 @@ def list_sources(package: str) -> tuple[KindSource, ...]:
 class Kinds(MutableMapping[str, "type[Spec]"]):
     """The kinds of one axis: of registered classes, and of modules that are not imported yet.
 
-    Kinds are ordered by module, those of the axis' own module `home` first, and then as they stand in the file,
-    whatever was imported before.
+    Iteration orders kinds by module, with the axis' own module `home` first, and within a module as they stand in the
+    file, whatever was imported before.
 
-    Threads may look up kinds at once. Only Python's own import locks are held: with any other lock held here, an import
-    could wait for a thread that imports a module and itself waits for that lock.
+    Threads may look up kinds at the same time. No lock is taken here but Python's import locks: with another lock, an
+    import here could wait for a thread that is importing the same module and that waits for this lock.
     """
 
     searched: ClassVar[set[str]] = set()

@@ -1,8 +1,8 @@
 """Define parts: the weights that a component lists. No torch here.
 
-A part or a slot may state its **role**, which counting reads instead of its name: an embedding's table of tokens is
-TOKENS, a head's product with the vocabulary LOGITS. The default role of a slot is its component's axis, that of a part
-the empty text. `zoo.spec.walk` yields roles from the layer or tower down.
+A part, or a slot (the place of a sub-component), may state its **role**, which counting reads instead of its name: an
+embedding's table of tokens is TOKENS, a head's product with the vocabulary LOGITS. The default role of a slot is its
+component's axis, that of a part the empty text. `zoo.spec.walk` yields roles from the layer or tower down.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Part:
 
     @property
     def params(self) -> int:
-        """Count the parameters held."""
+        """Count the parameters."""
         return sum(math.prod(shape) for shape in self.shapes().values())
 
     @property
@@ -267,7 +267,7 @@ def count_kinds(pattern: tuple[str, ...]) -> Mapping[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Parts under one name."""
+    """Parts that are listed under one name."""
 
     parts: Mapping[str, Part]
     role: str = ""

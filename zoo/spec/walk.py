@@ -5,7 +5,7 @@
 - `walk`: the rows that are parts, for counting and listing weights by kind of layer. Does not grow with depth.
 - `components`: each component's path and uses in a pass, for questions to components (which positions, which kinds).
 - `tensors`: every tensor layer by layer, under its name in `state_dict`, for loading and saving. Grows with depth.
-- `placed_tensors`: the same with each row, for readers of roles (initial values, optimizers). Grows with depth.
+- `placed_tensors`: the same, each with its SpecRow, for readers of roles (initial values, say). Grows with depth.
 - `table`: name and shape of every tensor, for comparing with a file or a built model.
 
 A tied part names the weight that it reads (`Tied.to`): `owner_of` finds it.

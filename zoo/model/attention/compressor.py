@@ -66,7 +66,7 @@ class Disjoint(Compressor, kind="disjoint"):
 
 
 class Overlapping(Compressor, kind="overlapping"):
-    """Entries of `rate` tokens and of the `rate` before them (compressed sparse attention: DeepSeek-V4, 2026). Separate
-    weights make the values and gates that a token contributes to the later entry."""
+    """Entries, each made of `rate` tokens and of the `rate` tokens before them (compressed sparse attention:
+    DeepSeek-V4, 2026). Separate weights make the values and gates that a token contributes to the later entry."""
 
     overlap: ClassVar[bool] = True

@@ -3,7 +3,7 @@
 
 Every m tokens of a text, counted from its start, make one entry. A pass makes the same number of entries in every row,
 complete or not, and caches the complete ones. The sums so far of an incomplete entry (`RunningSums`) and the last W − 1
-tokens of the window are states of the row.
+tokens, for the attention window W, are states of the row.
 """
 
 from __future__ import annotations

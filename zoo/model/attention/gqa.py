@@ -221,7 +221,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     @property
     def _mixed(self) -> tuple[int, ...]:
-        """Channels that the short convolution mixes: of all queries (unless over "kv"), all keys and all values."""
+        """Numbers of channels that are convolved: of all queries (unless `over` is "kv"), all keys and all values."""
         width, v_width = self.head_widths
         every = self.n_heads * width, self.n_kv_heads * width, self.n_kv_heads * v_width
         return every[1:] if self.short_conv and self.short_conv.over == "kv" else every

@@ -95,8 +95,9 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         return 1
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
-        """List the indexer's weights by name, to be added to the attention's: x is `d_model` wide, the input of queries
-        `q_width`. They are not trained, because a choice has no gradient (DeepSeek trains them by a separate loss)."""
+        """List the indexer's weights by name, which the attention adds to its own parts. x is `d_model` wide, the input
+        of the indexer's queries `q_width`. The weights are not trained, because a choice has no gradient (DeepSeek
+        trains them by a separate loss)."""
         return {name: replace(part, learns=False) for name, part in self.weights(d_model, q_width).items()}
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
@@ -172,7 +173,7 @@ class TopKIndexer(Indexer):
     head_dim: PositiveInt = 128
     """Channels of a head's queries, and of the keys."""
     top_k: PositiveInt = 2048
-    """Number of keys that a query attends to, at most."""
+    """Number of keys that are chosen for a query, at most."""
 
     @property
     def most_keys(self) -> int:

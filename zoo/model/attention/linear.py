@@ -158,7 +158,7 @@ class GatedLinear(Attention):
         raise NotImplementedError
 
     def _turn(self, x: Tensor, step: Step) -> Tensor:
-        """Rotate queries or keys [B, T, H, K], if the kind does."""
+        """Rotate queries or keys [B, T, H, K], if this kind rotates them."""
         return x
 
     def state(self) -> dict[str, tuple[int, ...]]:

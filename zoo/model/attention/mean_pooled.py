@@ -68,8 +68,8 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
 
 def choose_mean_pools(q: Tensor, k: Tensor, mask: Mask, *, top_k: int, pool: int, norm: Any, tables: Any) -> Tensor:
     """Choose keys by pools of `pool` tokens of a row or document, with scores Σ_h relu(q_h·k̄): q [B, T, H, C] and k
-    [B, S, C] → True for a chosen key [B, T, S] (see `choose_pools`). `tables` hold the rotary cosines and sines of a
-    text's pools, in the pools' order; None rotates nothing."""
+    [B, S, C] → True for a chosen key [B, T, S] (see `zoo.kernels.choosing.choose_pools`). `tables` hold the rotary
+    cosines and sines of a text's pools, in the pools' order; None rotates nothing."""
     with torch.no_grad():
         if k.shape[1] < pool:
             return mask.dense(q.device)[:, 0]

@@ -180,7 +180,6 @@ class MLA(SoftmaxAttention, kind="mla"):
         }
 
     def _q_width(self, d_model: int) -> int:
-        """Width of the input of the query projection."""
         return d_model if self.q_lora_rank is None else self.q_lora_rank * (1 + self.raw_latent)
 
     def _make_gate(self, d_model: int) -> dict[str, Any]:
@@ -224,7 +223,8 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     @property
     def absorbs_until(self) -> float:
-        """Number of queries up to which reading S latents absorbed costs fewer FLOPs than expanding them.
+        """Largest number T of queries for which absorbed attention to S latents costs no more FLOPs than expanded
+        attention; infinite if that holds for every T.
 
         FLOPs absorbed: 2·H·T·S·(2R + P); expanded: 2·H·(S·R·(N + V) + T·S·(N + P + V)).
         """

@@ -8,8 +8,8 @@ from zoo.model.attention.base import Attention, Passes
 
 
 class NoAttention(Attention, kind="none"):
-    """Attention of a layer without attention: nothing is cached, seen or computed. The layer's block neither lists nor
-    calls this component."""
+    """Value of the field `attention` in a layer without attention. It caches and computes nothing, and the layer's
+    block neither lists nor calls it."""
 
     passes: ClassVar[Passes] = Passes(split=True)  # type: ignore[misc]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 ITERATIONS = 6
-"""Iterations of the pseudo-inverse."""
+"""Number of iterations that compute the pseudo-inverse."""
 
 
 class Nystrom(Attention, kind="nystrom"):
@@ -136,8 +136,8 @@ class Landmarks(NamedTuple):
 
 
 def place_landmarks(step: Step, count: int) -> Landmarks:
-    """Place at most `count` landmarks in each row, or in each document of a packed row. A document's landmarks have the
-    indices of its first tokens."""
+    """Place at most `count` landmarks in each row, or in each document of a packed row. A document's landmarks are
+    numbered from the index of the document's first token on."""
     places, total, documents = step.positions, step.mask.n_queries, step.documents
     assert places is not None
     if documents is not None:

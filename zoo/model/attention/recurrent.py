@@ -181,10 +181,10 @@ class Decays:
     """Decays within chunks: the factor by which what a token wrote has decayed when a later token reads it. `log` [B,
     N, L, H], ≤ 0, is the logarithm of each token's own decay.
 
-    `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row), 1 on the diagonal, and 0 where the
-    row is earlier or of another document. `entering` [B, N, H, L] is the decay from before the chunk to a token,
-    `leaving` [B, N, H, L] the decay from a token to the chunk's end. `fresh` [B, N, L] marks the first tokens of
-    documents, which nothing earlier reaches.
+    `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row). It is 1 on the diagonal, and 0 if
+    the row's token is earlier than the column's or of another document. `entering` [B, N, H, L] is the decay from
+    before the chunk to a token, `leaving` [B, N, H, L] the decay from a token to the chunk's end. `fresh` [B, N, L]
+    marks the first tokens of documents, which nothing earlier reaches.
 
     Each span of tokens is summed by itself. Differences of one running sum would lose a span's small decay next to the
     large ones before it; for the same reason documents are separated by a mask.
@@ -212,8 +212,7 @@ class Decays:
 
 
 class ChannelDecays:
-    """Decays within chunks where each of K channels has its own (see Decays). `log` [B, N, L, H, K], ≤ 0; L is a power
-    of two.
+    """Decays within chunks, one for each of K channels (see Decays). `log` [B, N, L, H, K], ≤ 0; L is a power of two.
 
     `entering` and `leaving` are [B, N, H, L, K]. `compare` replaces `pairs`, which would be K times as large.
     """
@@ -399,8 +398,8 @@ def count_rates(tensor: Tensor) -> None:
 def spread_steps(tensor: Tensor, low: float = 1e-3, high: float = 0.1) -> None:
     """Fill dt_bias so that softplus(dt_bias) is spread log-evenly over (low, high) (Gu and Dao, 2023).
 
-    The order is that of multiples of the golden ratio modulo 1. Ordered by size, steps would grow with the rates from
-    head to head.
+    The values are in the order of multiples of the golden ratio modulo 1. In order of size, the steps would grow
+    together with the rates of `spread_rates` from head to head.
     """
     places = ((torch.arange(tensor.shape[0], device=tensor.device) + 0.5) * 0.6180339887).frac()
     step = (math.log(low) + (math.log(high) - math.log(low)) * places).exp()

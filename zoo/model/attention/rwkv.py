@@ -97,8 +97,8 @@ def _average_tokens(
     """Compute the weighted means token by token: k, v, log [B, T, C], u [C], mean, weight [B, C], fresh [B, T, 1].
     Returns y [B, T, C] and the last mean and weight.
 
-    A new value moves the mean towards itself by the value's share of the sum of weights, the sigmoid of a difference of
-    logarithms.
+    A new value moves the mean towards itself by the value's share of the sum of weights. This share is the sigmoid of a
+    difference of logarithms.
     """
     begins = [None] * k.shape[1] if fresh is None else fresh.unbind(1)
     reads = []
@@ -145,7 +145,8 @@ def spread_mix(tensor: Tensor) -> None:
 
 
 def _spread_decays(tensor: Tensor) -> None:
-    """Fill [C] with −5 + 8·(c/(C − 1))^0.7: decays over thousands of tokens down to less than one."""
+    """Fill [C] with −5 + 8·(c/(C − 1))^0.7: weights fall to 1/e in about 150 tokens in the first channel, in less than
+    one token in the last."""
     places = torch.arange(tensor.shape[0], device=tensor.device) / max(tensor.shape[0] - 1, 1)
     tensor.copy_(-5 + 8 * places**0.7)
 

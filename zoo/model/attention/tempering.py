@@ -22,7 +22,8 @@ class Tempering(Spec, axis="tempering", default="log"):
     by_head: ClassVar[bool] = False  # whether each head has a factor of its own
 
     def list_parts(self, n_heads: int, prefix: str = "") -> dict[str, Any]:
-        """List the weights by name, with a prefix, for an attention (or an indexer) of `n_heads` heads."""
+        """List the weights for an attention (or an indexer) of `n_heads` heads, under names that begin with
+        `prefix`."""
         return {}
 
     def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:

@@ -44,8 +44,8 @@ class AttentionResidual(Block, kind="attention_residual"):
     out_conv: OutConv | None = None
     """Convolution of the outputs of attention and feed-forward, before each joins the stream (Inkling, 2026)."""
     messages: MessageGate | None = None
-    """Gate that mixes a message into each sub-layer's input: a read over the groups that ended in the loop's previous
-    pass (`zoo.model.layer_loop`)."""
+    """Gate that mixes a message into each sub-layer's input. A message is a read over the groups that ended in the
+    loop's previous pass (`zoo.model.layer_loop`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +74,8 @@ class AttentionResidual(Block, kind="attention_residual"):
 
     @property
     def n_reads(self) -> int:
-        """Number of attention's reads over depth, each with a query and a norm of its own."""
+        """Number of reads over depth that make attention's inputs, each with a query and a norm of its own: 1 with
+        `joint_read`, else `n_inputs`."""
         return 1 if self.joint_read else self.n_inputs
 
     @property

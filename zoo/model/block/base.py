@@ -52,7 +52,7 @@ class Block(Spec, axis="block"):
     residual_scale: float = 1.0
     """Constant factor of a sub-layer's output, before it joins the stream (Granite)."""
     stream_scale: float = 1.0
-    """Constant factor of the stream where a sub-layer's output joins it: DeepNorm's α (Wang et al., 2022)."""
+    """Constant factor of the stream before a sub-layer's output joins it: DeepNorm's α (Wang et al., 2022)."""
 
     def __post_init__(self) -> None:
         if self.attention.kind == "none" and self.kind != "feed_forward":
@@ -109,7 +109,7 @@ class Block(Spec, axis="block"):
         return self.attention.state() | (ffn.state() if ffn else {})
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        """One layer: x [B, T, D] to [B, T, D]."""
+        """Run the layer: x [B, T, D] to [B, T, D]."""
         raise NotImplementedError
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Shortcut(Block, kind="shortcut"):
     ffn: FFN
     """Feed-forward on the shortcut, most often a mixture of experts."""
     dense: FFN
-    """Feed-forward after each of the two attentions, which every token passes. Each has weights of its own."""
+    """Feed-forward that every token passes, one after each of the two attentions, each with weights of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

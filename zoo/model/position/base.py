@@ -86,7 +86,7 @@ class Position(Spec, axis="position"):
         return None
 
     def rotate(self, x: Tensor, tables: Any) -> Tensor:
-        """Rotate x [B, T, H, C]."""
+        """Rotate x [B, T, H, C] by what the method `tables` made."""
         return x
 
     def bias(

@@ -36,7 +36,7 @@ class ALiBi(Position, kind="alibi"):
     """Whether slope × key position is rounded to bfloat16, as Falcon was trained."""
 
     def slopes_of(self, n_heads: int) -> list[float]:
-        """The slope of each head."""
+        """Compute the slope of each of `n_heads` heads."""
 
         def series(count: int) -> list[float]:
             return [2 ** (-self.max_bias * (head + 1) / count) for head in range(count)]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class RelativeLogits(Position, kind="relative_logits"):
-    """A bias r_i·p[i − j] on the score of query i and key j, for distances from 0 to `extent` − 1, and 0 beyond (Shaw
-    et al., 2018, with queries of their own; Thinking Machines, 2026, Inkling).
+    """A bias r_i·p[i − j] on the score of query i and key j, for distances i − j from 0 to `extent` − 1; beyond them
+    there is no bias (Shaw et al., 2018, with queries of their own; Thinking Machines, 2026, Inkling).
 
     r_i is a second query of each head, `width` channels of a projection of the layer's input; p are `extent` learned
     vectors, shared by all heads. Each layer has its own weights. Tempering multiplies r too. Context parallelism is

@@ -39,8 +39,8 @@ class Scaling(Spec, axis="rope_scaling"):
         return 1.0
 
     def magnitude_of(self, length: Tensor | None) -> Any:
-        """Compute the factor for rows of these lengths [B, 1], or documents of these lengths [B, T]: a number or, if it
-        depends on the length, [B, 1|T, 1]."""
+        """Compute the factor of cosines and sines. `length` [B, 1] is that of rows, or [B, T] that of each token's
+        document. Returns a number or, if the factor depends on the length, [B, 1|T, 1]."""
         return self.magnitude
 
     def check(self, width: int) -> None:
@@ -176,7 +176,8 @@ class Llama3Scaling(Scaling, kind="llama3"):
 
 
 class ProportionalScaling(Scaling, kind="proportional"):
-    """Rotate the first `share` of the pairs only. Pairs and angles are those of whole rotated heads (Gemma 4, 2026)."""
+    """Rotate the first `share` of the pairs only. Pairs and angles are those of heads that are rotated whole (Gemma 4,
+    2026)."""
 
     share: Annotated[float, Ge(0), Le(1)]
     """Share of the pairs that are rotated, between 0 and 1."""
@@ -261,8 +262,8 @@ class RoPE(Position, kind="rope"):
     rotary_dim: PositiveInt | None = None
     """Leading channels of each head that are rotated, R; all of them unless given."""
     spacing: PositiveInt | None = None
-    """Denominator R of the exponent, if not the rotated width: one less where GPT-NeoX rounds an odd share of a head
-    up."""
+    """Denominator R of the exponent, if not the rotated width: one less for GPT-NeoX models that round an odd share of
+    a head up."""
     interleaved: bool = False
     """Whether the pairs are neighbouring channels (GPT-J), rather than one channel of each half of the rotated ones."""
     scaling: Scaling | None = None
