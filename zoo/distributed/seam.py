@@ -14,9 +14,10 @@ class Seam:
     """The seam of a model that one process holds whole: its methods call no collective.
 
     Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) overrides the methods in
-    `zoo.run.tensor_parallel.TensorSeam`; the docstrings here say what they do then. There, in a pass with gradients, a
-    rank computes a part of each sub-layer for all tokens, and between sub-layers holds the residual stream of its own
-    tokens only (sequence parallelism; Korthikanti et al., 2022).
+    `zoo.run.tensor_parallel.TensorSeam`. The docstrings here say what they do there in a pass with gradients: a rank
+    computes a part of each sub-layer for all tokens, and between sub-layers holds the residual stream of its own tokens
+    only (sequence parallelism; Korthikanti et al., 2022). Without gradients every rank has all tokens: `gather` and
+    `own` change nothing, and `reduce` is an all-reduce.
     """
 
     rank = 0
@@ -43,7 +44,7 @@ class Seam:
         return y
 
     def normalise(self, norm: Any, x: Tensor) -> Tensor:
-        """Apply a norm over channels [..., D] that are divided among ranks."""
+        """Apply an RMSNorm over channels [..., D] that are divided among ranks."""
         return norm(x)
 
     def bias(self, scheme: Any, weights: Any, heads: int, *places: Any, **how: Any) -> Any:

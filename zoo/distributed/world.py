@@ -43,7 +43,7 @@ class World:
         return total.tolist()
 
     def sum_scalars(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All-reduce scalars by name (sum), on their device."""
+        """All-reduce scalars by name (sum), on their device. They are summed in float64 and returned in float32."""
         if self.size == 1 or not values:
             return dict(values)
         total = torch.stack([each.detach().double() for each in values.values()])
@@ -87,7 +87,7 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let the main process run a `with` statement before the others, which then find its files."""
+        """Let the main process run the body of a `with` statement before the others, which then find its files."""
         if not self.main:
             self.barrier()
         yield

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ChannelMix(FFN, kind="channel_mix"):
-    """Channel mix of RWKV-4 (Peng et al., 2023): act(k·W_k)·W_v, times σ(r·W_r) with a `receptance`.
+    """Channel mix of RWKV-4 (Peng et al., 2023): act(k·W_k)·W_v, multiplied by σ(r·W_r) if `receptance` is true.
 
     k and r are x mixed with the token before it, x·µ + x'·(1 − µ). Its state is the last token's x.
     """

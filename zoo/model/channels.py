@@ -98,7 +98,7 @@ class Channel:
 
 
 class Uses(NamedTuple):
-    """The names of the channels that a layer reads, and of the channels that it gives to, if some layer reads them."""
+    """The names of the channels that a layer reads, and of those that it gives to and that some layer reads."""
 
     reads: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()

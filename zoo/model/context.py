@@ -337,7 +337,7 @@ class ForwardContext:
         return step
 
     def _apart(self, chunk: int | None, first: Any) -> tuple[Tensor, Tensor] | None:
-        """Number the documents of queries [B, T] and of keys [B, S], whose first is token `first` of the row. With
+        """Number the documents of queries [B, T] and of keys [B, S]; the first key is token `first` of the row. With
         `chunk`, number the chunks of that many tokens within documents. None if nothing separates tokens."""
         if chunk is None:
             return None if self.documents is None else (self.documents, self.documents)

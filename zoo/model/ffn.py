@@ -199,7 +199,7 @@ def multiply_gate(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> 
 
 @functools.cache
 def _gating() -> Any:
-    """The autograd function, made on first use: torch is not imported to price a model."""
+    """Make the autograd function on first use, so that pricing a model does not import torch."""
 
     class Gating(torch.autograd.Function):
         """With a = act(gate) and the output's gradient g: dgate = act'(gate) ⊙ g ⊙ up, by autograd through `act` alone,

@@ -52,7 +52,8 @@ class Loop(Spec, axis="loop", default="plain"):
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """Number of layers in each section of the loop. The layers of a section always run one after the other."""
+        """Number of layers in each section of the loop, a run of layers that always run one after the other: the whole
+        loop, or each of the modules of a hierarchical loop."""
         return (self.end - self.start,)
 
     @property
@@ -123,8 +124,8 @@ class PlainLoop(Loop, kind="plain"):
 
 class RestartingLoop(Loop, kind="restarting"):
     """Each pass begins with the first pass's input, and its layers read messages from the previous pass (Thinking
-    Machines, 2026, Inkling 2). The layers of later passes are kinds with `block.messages`; those of the first pass are
-    the same kinds without."""
+    Machines, 2026, Inkling 2). The layers of later passes are of kinds with `block.messages`, those of the first pass
+    of the same kinds without messages."""
 
     restarts: ClassVar[bool] = True
 

@@ -186,7 +186,7 @@ def _weigh(sums: Tensor, loss: TokenLoss) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _chunked_loss() -> Any:
-    """The autograd function, made on first use: torch is not imported to price a model."""
+    """Make the autograd function on first use, so that pricing a model does not import torch."""
 
     class ChunkedLoss(torch.autograd.Function):
         """Compute the gradients in the forward pass, chunk by chunk, for an incoming gradient of 1 (the usual
@@ -233,7 +233,7 @@ def _chunked_loss() -> Any:
 
 
 def deposit(weight: Tensor, gradient: Tensor | None) -> None:
-    """Add a gradient to the weight's own at once.
+    """Add a gradient to `weight.grad` at once.
 
     For a tied table, autograd would keep the head's gradient until the embedding's exists, and sum both in a third
     tensor.

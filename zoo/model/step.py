@@ -116,9 +116,7 @@ class Step:
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether this is the step of a cross-attention
     seam: Seam | None = None  # where the parts of several ranks come together
-    extra: dict[str, Any] = field(
-        default_factory=dict
-    )  # other values that are made once for all layers of a kind, by name
+    extra: dict[str, Any] = field(default_factory=dict)  # other values made once for all layers of a kind, by name
     choice: list[Tensor] | None = None  # the keys that each segment's queries see, if a layer chooses them
     again: bool = False  # whether the backward pass recomputes the inside of attention
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's losses, to be added to the objective

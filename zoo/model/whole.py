@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 ENCODER_TOKENS = f"encoder.{TABLE}"
-"""The only table that another tower's embedding can read: the encoder's, by the decoder."""
+"""Path of the encoder's token table. A decoder's embedding can read it; no other table can be read by another tower."""
 
 Misfit = tuple[tuple[str, ...], str]
 """The path of a field, and what is wrong with it."""

@@ -255,8 +255,8 @@ _counted: deque[tuple[tuple[str, ...], Counter[str]]] = deque(maxlen=8)
 
 
 def count_kinds(pattern: tuple[str, ...]) -> Mapping[str, int]:
-    """Count the layers of each kind. The last few patterns are cached: a price asks often, and a pattern may have
-    100,000 layers."""
+    """Count the layers of each kind. The last few patterns are cached: pricing a model counts them often, and a pattern
+    may have 100,000 layers."""
     for held, counts in _counted:
         if held is pattern:
             return counts

@@ -32,8 +32,8 @@ from zoo.spec.parts import Group, Part, Sized, Stack, count_kinds
 
 completing = threading.RLock()
 """Held while a class becomes a dataclass or pydantic builds its validator, on first use: a second thread would meet a
-half-made class. Code that holds this lock must not import a module: another thread may be importing it and waiting for
-the lock, because the module makes a component (a field's default)."""
+half-made class. Code that holds this lock must not import a module: another thread may be importing the same module and
+waiting for this lock, because modules make components (defaults of fields) when they are imported."""
 
 
 class Slot(NamedTuple):

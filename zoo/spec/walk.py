@@ -111,8 +111,8 @@ def placed_tensors(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[s
 
 
 def is_hidden_matrix(kind: str | None, part: Part, leaf: str) -> bool:
-    """Whether Muon orthogonalises a tensor: a matrix of a product inside a layer (of `kind`), or a stack of such
-    matrices (experts). A single row or column is a vector."""
+    """Whether Muon orthogonalises a tensor: the matrix of a Linear inside a layer (`kind` is given), or a stack of such
+    matrices (experts). A matrix of one row or column counts as a vector."""
     linear = part.of if isinstance(part, Experts) else part
     if kind is None or leaf != "weight" or not isinstance(linear, Linear):
         return False

@@ -33,8 +33,9 @@ class Compressed(MultiHead, kind="compressed"):
     is rotated back by the position of its query. The output projection has two matrices: one for each group of heads,
     then one for all groups.
 
-    With a compressor, the cache grows by entries alone. The tokens of the row's window, and the sums over the tokens of
-    an entry that is not complete yet, are states of fixed size. Without a compressor, the vectors c are cached.
+    With a compressor, the cache grows with the number of entries alone. The tokens of the row's window, and the sums
+    over the tokens of an entry that is not complete yet, are states of fixed size. Without a compressor, the vectors c
+    are cached.
     """
 
     causal: ClassVar[bool | None] = True

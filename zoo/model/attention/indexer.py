@@ -156,7 +156,8 @@ def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
 
 
 def check_rotation(indexer: TopKIndexer | NormedIndexer, position: Position, width: int) -> None:
-    """Raises ValueError if an indexer's heads cannot be rotated as attention's are."""
+    """Raises ValueError if an indexer's heads have fewer channels than attention rotates (`width`, unless `position`
+    states fewer), or if the indexer states how to rotate and `position` rotates nothing."""
     if position.rotates and indexer.head_dim < (getattr(position, "rotary_dim", None) or width):
         raise ValueError(f"indexer.head_dim={indexer.head_dim} has fewer channels than are rotated ({width} or more)")
     stated = next((name for name in ("interleaved", "rotates_last") if getattr(indexer, name, False)), None)

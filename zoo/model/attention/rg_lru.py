@@ -22,7 +22,7 @@ SHARPNESS = 8.0
 """The constant c of the paper, the sharpness of the recurrence gate."""
 
 EPS = 1e-12
-"""Added under the square root of the input's factor, so that its gradient is finite where a = 1."""
+"""Added under the square root of the input's factor, so that its gradient is finite if a = 1."""
 
 
 class RGLRU(Attention, kind="rg_lru"):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 SLOWEST = math.exp(-0.5)
-"""Largest −ln of a token's decay: a decay is at least exp(−e^(−1/2)) = 0.545, large enough to divide by."""
+"""Largest value of −ln(decay) for a token. So a decay is at least exp(−e^(−1/2)) = 0.545, large enough to divide by."""
 
 
 TINY = 1e-24

@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, H heads, C head width, D model width
 """Base of the position schemes. A scheme acts at the embedding (learned, sinusoidal), by rotating queries and keys
-(RoPE), or by a bias on their scores (ALiBi, T5, relative)."""
+(RoPE), by a bias on their scores (ALiBi, T5), or by vectors that one kind of attention reads (relative)."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class LinearScaling(Scaling, kind="linear"):
 
 
 class DynamicScaling(Scaling, kind="dynamic"):
-    """A base that grows with the row once the row passes the trained length (dynamic NTK; bloc97 and emozilla, 2023).
+    """A base that grows with the length of a row beyond the trained length (dynamic NTK; bloc97 and emozilla, 2023).
 
     The length of a row excludes padding. Beyond the trained length every new token changes the rotation of all tokens.
     A cache is refused there: its keys in deeper layers are made of outputs under earlier rotations.
@@ -93,7 +93,8 @@ class DynamicScaling(Scaling, kind="dynamic"):
 
 class YarnScaling(Scaling, kind="yarn"):
     """Interpolate the frequencies of slow pairs, keep those of fast ones, and ramp between both (YaRN; Peng et al.,
-    2023). Cosines and sines are multiplied by `attention_factor`, or by a factor of `mscale` and `mscale_all_dim`."""
+    2023). Cosines and sines are multiplied by `attention_factor`, or by a factor made of `mscale` and
+    `mscale_all_dim`."""
 
     factor: PositiveFloat
     """Divisor of the slow pairs' frequencies."""
