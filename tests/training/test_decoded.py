@@ -79,7 +79,31 @@ def test_packed_documents_show_their_own_last_target():
     ids, targets = read("abXY"), [read("b")[0], 256, *read("Y"), 256]
     batch = Batch(torch.tensor([ids]), torch.tensor([targets]), documents=torch.tensor([[0, 0, 1, 1]]))
     row = decode_row(batch, 0, make_byte_tokenizer())
-    assert row == [("a", False), ("b<|endoftext|>", True), ("X", False), ("Y<|endoftext|>", True)]
+    parts = [("a", False), ("b<|endoftext|>", True), ("┃", None), ("X", False), ("Y<|endoftext|>", True)]
+    assert row == parts
+    assert decode_row(batch, 0, make_byte_tokenizer(), [1200, 0]) == [
+        *parts[:2],
+        ("… 1,200 tokens cut", None),
+        *parts[2:],
+    ]
+    assert describe_rows(batch, make_byte_tokenizer()).startswith(
+        "data: the first row begins 'ab<|endoftext|>XY<|endoftext|>',"
+    )
+
+
+def test_padding_after_packed_documents_is_left_out():
+    ids, targets = [*read("abX"), 256, 256], [*read("b"), 256, 256, -100, -100]
+    batch = Batch(torch.tensor([ids]), torch.tensor([targets]), documents=torch.tensor([[0, 0, 1, 2, 2]]))
+    row = decode_row(batch, 0, make_byte_tokenizer())
+    assert [piece.text for piece in row] == ["a", "b<|endoftext|>", "┃", "X", "<|endoftext|>"]
+
+
+def test_each_row_is_shown_once(here, capsys):
+    """80 tokens of training text: two rows of 32."""
+    (here / "small.jsonl").write_text("".join(f'{{"text": "{letter * 15}"}}\n' for letter in "abcdef"))
+    args = ["data=jsonl", "data.path=small.jsonl", "data.tokenizer.kind=byte", "seq_len=32"]
+    rows = shown(capsys, "llama-tiny", *args)
+    assert len(rows) == len({*rows}) == 2
 
 
 def test_a_run_says_how_its_first_row_begins():

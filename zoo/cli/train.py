@@ -95,7 +95,7 @@ ROWS = 3
 
 def _show_rows(launch: LaunchPlan) -> None:
     """Print the first rows of a run (of a sweep, of its first job). Tokens that the loss is on are green; without
-    colours they stand in ⟦ ⟧."""
+    colours they stand in ⟦ ⟧. A ┃ stands between packed documents."""
     from rich.text import Text
 
     from zoo.jobs.plan import task_config
@@ -106,8 +106,8 @@ def _show_rows(launch: LaunchPlan) -> None:
     around = ("", "") if console.color_system else ("⟦", "⟧")
     for number, row in enumerate(decode_first_rows(task_config(launch.jobs[0]), ROWS), 1):
         console.print(f"row {number}", style="bold")
-        learned = ("green", *around)
-        parts = [(each.text, learned if each.learned else ("dim", "", "")) for each in row]
+        looks = {True: ("green", *around), False: ("dim", "", ""), None: ("bold", "", "")}
+        parts = [(each.text, looks[each.learned]) for each in row]
         console.print(Text.assemble(*((f"{left}{text}{right}", style) for text, (style, left, right) in parts)))
 
 

@@ -62,6 +62,10 @@ class TokenFile:
         start = number * seq_len
         return self.ids[start : start + seq_len + 1].astype(np.int64)
 
+    def count_cut(self, number: int, seq_len: int) -> list[int]:
+        """Count the tokens that each document of a row loses because rows have `seq_len`; [] if none can."""
+        return []
+
     def count_bytes(self, numbers: Iterable[int], seq_len: int) -> int:
         """Count the bytes of text of the targets in these rows.
 
@@ -221,6 +225,19 @@ class Batches:
         rows = [self.sources[place.source].tokens.read_row(place.window, self.seq_len) for place in places]
         keys = [(place.epoch, number) for place, number in zip(places, numbers, strict=True)]
         return self.collate(gather(rows), keys)._replace(row_numbers=torch.tensor(numbers))
+
+    def list_first(self, count: int) -> list[int]:
+        """List the numbers of the first `count` rows, each window once: fewer if the sources have fewer, and of the
+        first AHEAD rows alone."""
+        first: dict[tuple[int, int], int] = {}
+        for number in range(AHEAD):
+            first.setdefault(self.place(number)[:2], number)
+        return sorted(first.values())[:count]
+
+    def count_cut(self, number: int) -> list[int]:
+        """Count the tokens that each document of row `number` loses (`TokenFile.count_cut`)."""
+        place = self.place(number)
+        return self.sources[place.source].tokens.count_cut(place.window, self.seq_len)
 
     def place(self, number: int) -> Place:
         """Find the place of row `number`."""

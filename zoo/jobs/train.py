@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from zoo import grammar, runs
 from zoo.checkpoint.beside import GENERATION
 from zoo.checkpoint.newest_checkpoint import ChosenCheckpoint, choose_checkpoint, leave_behind
-from zoo.data import refuse_old_position
+from zoo.data import PreparedData, refuse_old_position
 from zoo.data.chat.template import find_chat_template
 from zoo.data.cut_rows import describe_pair_cuts, describe_turn_cuts
 from zoo.data.tokenizer import Tokenizer
@@ -123,12 +123,18 @@ def keep_ends(tokenizer: Tokenizer, folder: Path, *, answers: bool) -> None:
 
 
 def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:
-    """Prepare a run's data, and decode the first `count` rows that it would train on. Nothing is written but the cache
-    of tokens. Raises ConfigError as a run does."""
+    """Prepare a run's data, and decode the first `count` rows that it would train on, each once. Nothing is written but
+    the cache of tokens. Raises ConfigError as a run does."""
     planned = plan_training(cfg)
-    planned, _, data = prepare_device_and_data(planned, Show(planned.settings.steps), ALONE)
-    batch = open_batches(planned, data).read(0, count)
-    return [decode_row(batch, row, data.tokenizer) for row in range(count)]
+    show = Show(planned.settings.steps)
+    planned, _, data = prepare_device_and_data(planned, show, ALONE)
+    for line in describe_cut_rows(planned, data):
+        show.say(line)
+    batches = open_batches(planned, data)
+    return [
+        decode_row(batches.read(number, 1), 0, data.tokenizer, batches.count_cut(number))
+        for number in batches.list_first(count)
+    ]
 
 
 def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictConfig | None = None) -> dict[str, Any]:
@@ -289,19 +295,19 @@ def describe_run(run: Run) -> None:
         _, line = choose_sampling_kernel(run.model.spec, settings, run.device)
         if line is not None:
             say(line)
-    for line in describe_cut_rows(run):
+    for line in describe_cut_rows(planned, run.data):
         say(line)
     if isinstance(settings.objective, Labelled) and (line := describe_sample_of_rows(run)):
         say(line)
 
 
-def describe_cut_rows(run: Run) -> Iterator[str]:
+def describe_cut_rows(planned: TrainingPlan, data: PreparedData) -> Iterator[str]:
     """Yield lines on training pairs and conversations that lose a part."""
-    objective, seq_len = run.settings.objective, run.settings.seq_len
-    for source in run.data.sources:
+    objective, seq_len = planned.settings.objective, planned.settings.seq_len
+    for source in data.sources:
         of = f" of {source.name}" if source.name else ""
         if isinstance(objective, Seq2Seq) and isinstance(source.tokens, PairFile):
-            most = objective.lay_out(run.planned.spec, seq_len)
+            most = objective.lay_out(planned.spec, seq_len)
             yield from (f"data: {line}" for line in describe_pair_cuts(source.tokens, of, most, seq_len))
         elif objective.reads == "conversations":
             tokens: Any = source.tokens

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,18 +18,23 @@ SHOWN = 100
 
 
 class RowPiece(NamedTuple):
-    """A piece of a row's text, and whether its tokens are targets of the loss."""
+    """A piece of a row's text, and whether its tokens are targets of the loss; None for a mark between texts."""
 
     text: str
-    learned: bool
+    learned: bool | None
 
 
-def decode_row(batch: Batch, row: int, tokenizer: Tokenizer) -> list[RowPiece]:
-    """Decode a row, special tokens included and padding left out.
+BORDER = RowPiece("┃", None)
+"""The mark between packed documents."""
+
+
+def decode_row(batch: Batch, row: int, tokenizer: Tokenizer, cut: Sequence[int] = ()) -> list[RowPiece]:
+    """Decode a row, special tokens included and padding left out; `cut` is the number of tokens that each document
+    loses at its end.
 
     For next-token objectives, the row and its last target, in order. For an encoder-decoder, the source, then the
     targets. For targets in place (a masked language model, tags), each target follows the token that stands there. For
-    a target of the whole row (a class, numbers), that target follows the row.
+    a target of the whole row (a class, numbers), that target follows the row. BORDER stands between packed documents.
     """
     ids, targets = batch.input_ids[row].tolist(), batch.targets[row].tolist()
     if batch.attention_mask is not None:
@@ -38,38 +43,53 @@ def decode_row(batch: Batch, row: int, tokenizer: Tokenizer) -> list[RowPiece]:
         marked = [*((token, False) for token in ids), *((token, True) for token in targets if token != IGNORED)]
     elif batch.targets.shape != batch.input_ids.shape:
         return [*_join(((token, False) for token in ids), tokenizer), RowPiece(f" → {targets}", True)]
-    elif _predicts_next(ids, targets, None if batch.documents is None else batch.documents[row].tolist()):
-        marked = [(ids[0], False), *_shift(ids, targets)]
     else:
-        marked = [each for token, target in zip(ids, targets, strict=False) for each in _in_place(token, target)]
+        documents = [0] * len(ids) if batch.documents is None else batch.documents[row].tolist()
+        return list(_decode_documents(ids, targets, documents, tokenizer, cut))
     return list(_join(marked, tokenizer))
 
 
-def _predicts_next(ids: list[int], targets: list[int], documents: list[int] | None) -> bool:
+def _decode_documents(
+    ids: list[int], targets: list[int], documents: list[int], tokenizer: Tokenizer, cut: Sequence[int]
+) -> Iterator[RowPiece]:
+    """Decode the documents of a row one by one. In a row of next tokens, one without a target is padding."""
+    shifted = _predicts_next(ids, targets, documents)
+    for number, (_, group) in enumerate(groupby(range(len(ids)), key=documents.__getitem__)):
+        places = list(group)
+        own, wanted = ([each[place] for place in places] for each in (ids, targets))
+        if shifted and number and all(target == IGNORED for target in wanted):
+            continue
+        if number:
+            yield BORDER
+        marked = [(own[0], False), *_shift(own, wanted)] if shifted else _in_place(own, wanted)
+        yield from _join(marked, tokenizer)
+        if number < len(cut) and cut[number]:
+            yield RowPiece(f"… {cut[number]:,} tokens cut", None)
+
+
+def _predicts_next(ids: list[int], targets: list[int], documents: list[int]) -> bool:
     """Tell whether most targets are the next token of their row. The last targets of a row and of packed documents,
     which need not be, are left out where there are others."""
     places = [place for place, target in enumerate(targets) if target != IGNORED and place + 1 < len(ids)]
-    inner = [at for at in places[:-1] if documents is None or documents[at] == documents[at + 1]]
+    inner = [at for at in places[:-1] if documents[at] == documents[at + 1]]
     pairs = [(ids[at + 1], targets[at]) for at in inner or places]
     return 2 * sum(token == target for token, target in pairs) > len(pairs) or not pairs
 
 
 def _shift(ids: list[int], targets: list[int]) -> Iterator[tuple[int, bool]]:
-    """Yield what follows each position: its target if it has one, and the next token if that is another one, with which
-    a packed document begins. Trailing tokens that no target follows are padding."""
+    """Yield what follows each position of a document: its target, or the next token if it has none. Trailing tokens
+    that no target follows are padding."""
     last = max((place for place, target in enumerate(targets) if target != IGNORED), default=len(ids) - 2)
     for place in range(last + 1):
         learned = targets[place] != IGNORED
-        if learned:
-            yield targets[place], True
-        if not learned or (place < last and ids[place + 1] != targets[place]):
-            yield ids[place + 1], False
+        yield (targets[place], True) if learned else (ids[place + 1], False)
 
 
-def _in_place(token: int, target: int) -> Iterator[tuple[int, bool]]:
-    yield token, False
-    if target != IGNORED:
-        yield target, True
+def _in_place(ids: list[int], targets: list[int]) -> Iterator[tuple[int, bool]]:
+    for token, target in zip(ids, targets, strict=True):
+        yield token, False
+        if target != IGNORED:
+            yield target, True
 
 
 def _join(marked: Iterable[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[RowPiece]:
@@ -80,6 +100,6 @@ def _join(marked: Iterable[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[
 
 def describe_rows(batch: Batch, tokenizer: Tokenizer) -> str:
     """Describe in one line how rows begin, by the first row of a batch."""
-    text = "".join(piece.text for piece in decode_row(batch, 0, tokenizer))
+    text = "".join(piece.text for piece in decode_row(batch, 0, tokenizer) if piece.learned is not None)
     count = int((batch.targets[0] != IGNORED).sum())
     return f"data: the first row begins {shorten(text, SHOWN)!r}, its loss is on {count:,} tokens"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from itertools import pairwise
 
@@ -91,11 +92,29 @@ def test_shown_rows_have_every_token_and_the_answers_marked(here, capsys):
     assert run(["train", *args, "--show-data"]) == 0
     shown = capsys.readouterr().out.split("row 1\n")[1].split("row 2\n")[0].rstrip("\n")
     one = "<|im_start|>user\n0?<|im_end|>\n<|im_start|>assistant\n⟦yes<|im_end|>\n⟧"
-    parts = shown.split("<|im_start|>user\n")
-    assert parts[0] == "" and len(parts) > 2
-    for part in parts[1:]:
-        asked, rest = part.split("?", 1)
-        assert f"<|im_start|>user\n{asked}?{rest}".rstrip("\n") == one.replace("0?", f"{asked}?").rstrip("\n")
+    conversations = shown.split("┃")
+    assert len(conversations) > 1
+    for each in conversations:
+        turns = each.split("<|im_start|>user\n")
+        assert turns[0] == "" and len(turns) in (2, 3)  # a conversation of one turn, or of two
+        for turn in turns[1:]:
+            asked, rest = turn.split("?", 1)
+            assert f"<|im_start|>user\n{asked}?{rest}".rstrip("\n") == one.replace("0?", f"{asked}?").rstrip("\n")
+
+
+def test_shown_rows_say_what_is_cut(here, capsys):
+    """A turn has 26 or 27 tokens (its number has one digit or two), so that a row of 44 has one turn of two."""
+    words = ["data.tokenizer.kind=file", "data.tokenizer.path=words", "data.packing=false"]
+    args = ["llama-tiny", "data=jsonl", "data.path=chat.jsonl", "data.form=messages", *words, "seq_len=44"]
+    assert run(["train", *args, "--show-data"]) == 0
+    out, err = capsys.readouterr()
+    rows = re.split(r"row \d\n", out)[1:]
+    lost = [re.search(r"⟧… (\d+) tokens cut$", row.rstrip("\n")) for row in rows]
+    assert {int(each[1]) for each in lost if each} <= {26, 27} and len(rows) == 3
+    for row, each in zip(rows, lost, strict=True):
+        number = int(re.search(r"(\d+)\?", row)[1])
+        assert (each is not None) == (number % 2 == 1)
+    assert "conversations lose what follows the last answer that fits (" in err
 
 
 def read_samples(capsys) -> list[str]:

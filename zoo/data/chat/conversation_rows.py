@@ -88,6 +88,10 @@ class TurnFile(TokenFile):
     def count_rows(self, seq_len: int) -> int:
         return len(self.plan(seq_len)[1])
 
+    def count_cut(self, number: int, seq_len: int) -> list[int]:
+        cuts, rows = self.plan(seq_len)
+        return (cuts.whole - cuts.kept)[rows[number]].tolist()
+
     def read_row(self, number: int, seq_len: int) -> TurnRow:
         (cuts, rows), (sizes, firsts, starts) = self.plan(seq_len), self.layout
         ids, learned = [], []
