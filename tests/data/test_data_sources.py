@@ -12,6 +12,11 @@ from zoo.data import Batch, Batches, DataSettings, prepare
 from zoo.data.settings import make_paths_absolute
 from zoo.data.split import split_corpus
 
+PLAIN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""A chat template without special tokens."""
 RECORDS = [{"text": line, "n": n, "q": f"What is line {n}?", "a": line} for n, line in enumerate(POEM[:60])]
 
 
@@ -358,3 +363,51 @@ def test_records_are_split_as_documents_and_copies_count_once(tmp_path):
     write_lines(tmp_path / "a.jsonl", [*RECORDS, *RECORDS[:9]])
     parts = split_corpus(DataSettings.read({"kind": "jsonl", "path": str(tmp_path)}).open(), 0.2)
     assert parts[60:] == [None] * 9 and 8 <= parts.count("validation") <= 16
+
+
+def talk(number: int) -> dict:
+    said = [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": f"it is {number}"}]
+    return {"messages": said}
+
+
+@pytest.mark.parametrize("what", ["text", "records", "pairs", "conversations"])
+def test_a_validation_of_its_own_validates_and_all_else_trains(tmp_path, what):
+    if what == "text":
+        for name, lines in (("train", POEM[:30]), ("held", POEM[28:40])):
+            (tmp_path / name).mkdir()
+            for number, line in enumerate(lines):
+                (tmp_path / name / f"{number}.txt").write_text(line)
+        node = {"kind": "text", "path": str(tmp_path / "train"), "validation": str(tmp_path / "held")}
+    else:
+        made = {"records": RECORDS, "pairs": RECORDS, "conversations": [talk(number) for number in range(60)]}[what]
+        train, held = write_lines(tmp_path / "a.jsonl", made[:30]), write_lines(tmp_path / "b.jsonl", made[28:40])
+        node = {"kind": "jsonl", "path": str(train), "validation": str(held)}
+        own = {"records": {}, "pairs": {"source": "q", "target": "a"}, "conversations": {"form": "messages"}}[what]
+        node |= own
+        if what == "conversations":
+            (tmp_path / "plain.jinja").write_text(PLAIN)
+            node["template"] = str(tmp_path / "plain.jinja")
+    node["tokenizer"] = "byte"
+    ready = prepare(DataSettings.read(node))
+    assert (ready.train.n_documents, ready.validation.n_documents) == (30, 12)
+    assert ready.notes == ("data: 2 of 12 records that validate have a text that trains too",)
+    last = ready.tokenizer.decode(ready.validation.ids[:])
+    assert ("it is 39" if what == "conversations" else POEM[39]) in last
+    assert ("it is 27" if what == "conversations" else POEM[27]) not in last
+    alone = prepare(DataSettings.read({**node, "validation": None}))
+    assert alone.key != ready.key and alone.notes == () and alone.train.n_documents < 30
+    swapped = prepare(DataSettings.read({**node, "path": node["validation"], "validation": node["path"]}))
+    assert swapped.key != ready.key and (swapped.train.n_documents, swapped.validation.n_documents) == (12, 30)
+    limited = prepare(DataSettings.read({**node, "max_bytes": 300}))
+    assert limited.train.n_bytes <= 300 and limited.validation.n_documents == 12
+
+
+def test_a_fault_of_what_validates_names_that_setting(tmp_path):
+    train = str(write_lines(tmp_path / "a.jsonl", RECORDS))
+    held = write_lines(tmp_path / "b.jsonl", [{"other": "x"}])
+    (fault,) = faults_in({"kind": "jsonl", "path": train, "validation": str(held)})
+    assert fault.startswith(f"data.validation: {held}, line 1 has no field 'text'")
+    (fault,) = faults_in({"kind": "jsonl", "path": train, "validation": str(tmp_path / "none.jsonl")})
+    assert fault.startswith("data.validation: no such file or folder")
+    (fault,) = faults_in({"kind": "text", "path": str(tmp_path / "b.jsonl"), "validation": str(tmp_path / "none.txt")})
+    assert fault.startswith("data.validation: no such file or folder")

@@ -261,6 +261,10 @@ def test_a_published_encoder_is_asked_for_masked_tokens_the_same_each_time(tmp_p
             "objective: next_token reads text, found pairs in data=jsonl (objective=seq2seq, or no data.form",
         ),
         (
+            ["data=text", "data.path=a.txt", "data.validation=b.txt"],
+            "data.validation: the data that data.path names is scored (leave it out, or name it there)",
+        ),
+        (
             ["data=text", "data.path=a.txt", "data.tokenizer=byte"],
             "data.tokenizer: the model reads with its own tokenizer (leave it out)",
         ),

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.jobs.train import resume_run
 from zoo.model.loss import IGNORED
 from zoo.training.objective import Objective
-from zoo.training.planning import find_misfits_of_labels, find_misfits_of_rows
+from zoo.training.planning import find_misfits_of_labels
 
 ANIMALS = {"cat": "purrs", "dog": "barks", "hen": "clucks"}
 SMALL = [
@@ -324,10 +323,6 @@ def test_what_does_not_go_together_is_refused_before_anything_is_read():
     assert line == "data.field: is 'a', and objective.tokens and objective.tags name the fields (data.field=null)"
     lines = faults("regress", {"max_bytes": 9, "documents": True})
     assert [each.split(":")[0] for each in lines] == ["data.max_bytes", "data.documents"]
-    idle = DataSettings.read({"kind": "jsonl", "path": "x", "validation": "y"})
-    settings = SimpleNamespace(objective=Objective.parse({"kind": "mlm"}), seq_len=64)
-    (line,) = find_misfits_of_rows(settings, idle, load("bert-tiny"))
-    assert line == "data.validation: is read with labels alone, and mlm reads none (null)"
     first = Objective.parse({"kind": "classify", "pooling": "cls"})
     assert "which in a decoder sees no other (objective.pooling=last" in str(first.refuses(load("llama-tiny")))
     assert "which in a decoder sees no other (objective.pooling=last" in str(first.refuses(load("t5-tiny")))

@@ -15,10 +15,10 @@ from zoo.data.chat.forms import Conversations
 from zoo.data.chat.template import ChatTemplate, find_chat_template
 from zoo.data.chat.turns import find_fault
 from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
-from zoo.data.corpus import Documents
+from zoo.data.corpus import Documents, WithValidation
 from zoo.data.encode import INDEX, PARTS, SEQUENCES, open_tokens, write_tokens
 from zoo.data.settings import DataSettings, make_paths_absolute
-from zoo.data.split import Part, join_pieces, keep_whole, split_units
+from zoo.data.split import Part, describe_copies, join_pieces, keep_whole, split_units
 from zoo.data.survey import Fingerprint, Survey, survey
 from zoo.data.tokenizer import Tokenizer, find_tokenizer_file, make_byte_tokenizer, train_bpe
 from zoo.data.tokenizer_settings import TokenizerSettings
@@ -102,7 +102,7 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     surveys, template = {}, find_template(settings)
     for name, source in settings.sources.items():
         with faults_of_source(name):
-            surveys[name] = survey_source(source.settings.open(template), settings, progress)
+            surveys[name] = survey_source(source.settings.open(template, whole=whole), settings, progress)
     key = hash_settings(settings, {name: found.fingerprint for name, found in surveys.items()}, whole)
 
     def build(folder: Path) -> None:
@@ -112,13 +112,21 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     prepared = open_prepared(folder, settings, key, whole)
     if template is not None and settings.chosen_template is not None:
         prepared.tokenizer.template = template.default
-    read = [each.documents for each in surveys.values() if isinstance(each.documents, Conversations)]
-    notes = tuple(line for each in read for line in each.describe_passed())
+    read = [each for found in surveys.values() for each in list_conversations(found.documents)]
+    units = [unit for found in surveys.values() for unit in found.units]
+    train, held = ([each.key for each in units if each.validates is part] for part in (False, True))
+    notes = (*describe_copies(train, held), *(line for each in read for line in each.describe_passed()))
     if not any(each.counts["rendered"] for each in read):
         return replace(prepared, notes=notes)
     # What a template writes has special tokens, which transformers would split if the exported files said so.
     prepared.tokenizer.split = settings.tokenizer.split_special_tokens is True
     return replace(prepared, notes=notes, template=template)
+
+
+def list_conversations(documents: Documents) -> list[Conversations]:
+    """List the sources of conversations: that of the documents, or those of both parts."""
+    parts = [documents.train, documents.validation] if isinstance(documents, WithValidation) else [documents]
+    return [each for each in parts if isinstance(each, Conversations)]
 
 
 def find_template(settings: DataSettings) -> ChatTemplate | None:

@@ -38,6 +38,8 @@ class Document(NamedTuple):
     path: str
     piece: int
     texts: tuple[str, ...]
+    validates: bool = False
+    """Whether it is of the setting `validation`; the others are split, if there are none of these."""
 
 
 class Documents(Protocol):
@@ -49,6 +51,27 @@ class Documents(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Document]: ...
+
+
+@dataclass(frozen=True)
+class WithValidation:
+    """The documents of two sources: those that train, then those that validate."""
+
+    train: Documents
+    validation: Documents
+
+    @property
+    def n_bytes(self) -> int:
+        return self.train.n_bytes + self.validation.n_bytes
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read both sources. Faults of the second are those of `data.validation`."""
+        yield from self.train
+        try:
+            for document in self.validation:
+                yield document._replace(validates=True)
+        except ConfigError as error:
+            raise ConfigError(*(re.sub(r"^data\.path", "data.validation", fault) for fault in error.faults)) from error
 
 
 @dataclass(frozen=True)
@@ -120,15 +143,16 @@ def open_stdlib_corpus() -> Corpus:
     return Corpus(root, files, strict=False)
 
 
-def open_text_corpus(path: str | Path) -> Corpus:
-    """Open a file, or all files below a folder that are not hidden. Raises ConfigError if `path` is missing."""
+def open_text_corpus(path: str | Path, key: str = "data.path") -> Corpus:
+    """Open a file, or all files below a folder that are not hidden. Raises ConfigError, which names the setting `key`,
+    if `path` is missing."""
     root = Path(path).expanduser()
     if root.is_dir():
         files = list_files(root, set(), lambda file: not file.name.startswith("."))
     elif root.is_file():
         files = (root,)
     else:
-        raise ConfigError(f"data.path: no such file or folder, found {root} (a text file, or a folder of them)")
+        raise ConfigError(f"{key}: no such file or folder, found {root} (a text file, or a folder of them)")
     return Corpus(root if root.is_dir() else root.parent, files)
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from zoo.data import PreparedData, hash_settings, make_tokenizer
 from zoo.data.cut_rows import describe_cuts
+from zoo.data.encode import PARTS
 from zoo.data.records import Faults, has_fields, is_text
 from zoo.data.rowcode import EncodedRow, RowEncoder
 from zoo.data.settings import DataSettings
-from zoo.data.split import Part, Unit, hash_text, split_units
+from zoo.data.split import Part, Unit, describe_copies, hash_text, split_units
 from zoo.data.tokens import Progress, Source, TokenFile
 from zoo.errors import ConfigError
 from zoo.model.loss import IGNORED
@@ -222,7 +223,7 @@ def prepare_labelled(
     are the same records, and `say` gets lines on one. Raises ConfigError for a record that cannot be read or has a
     wrong label, and for an empty part."""
     parts = read_parts(settings, task, progress)
-    for line in () if whole else describe_copies(parts):
+    for line in () if whole else describe_copies(*([each.texts for each in parts[part]] for part in PARTS)):
         say(line)
     if isinstance(known, int) or isinstance(task, NumberTask):
         classes, n_outputs = {}, count_numbers(parts, known)
@@ -268,14 +269,6 @@ def read_examples(settings: Any, task: LabelledTask, validation: bool, progress:
     source.refuse_nothing(bool(examples))
     progress("reading", source.n_bytes, source.n_bytes)
     return examples
-
-
-def describe_copies(parts: Mapping[Part, Sequence[Example]]) -> Iterator[str]:
-    """Report how many validation texts are in training too: separate `validation` files may repeat texts."""
-    known = {example.texts for example in parts["train"]}
-    copies = sum(example.texts in known for example in parts["validation"])
-    if copies:
-        yield f"data: {copies:,} of {len(parts['validation']):,} records that validate have a text that trains too"
 
 
 def settle_classes(

@@ -13,7 +13,7 @@ from pydantic import Field, PlainValidator, PositiveInt, ValidationError, field_
 
 from zoo.data.chat.forms import FORMS, Conversations
 from zoo.data.chat.template import NAMED, ChatTemplate
-from zoo.data.corpus import Documents, open_stdlib_corpus, open_text_corpus
+from zoo.data.corpus import Documents, WithValidation, open_stdlib_corpus, open_text_corpus
 from zoo.data.parquet import Parquet
 from zoo.data.records import JsonLines, RecordFiles, RecordSource, find_files, name_keys
 from zoo.data.tokenizer_settings import BPE, Default, TokenizerSettings
@@ -73,9 +73,16 @@ class DataSettings(Spec, axis="data", default="stdlib"):
             return getattr(self, "packing", None) is not False
         return self.documents
 
-    def open(self, template: ChatTemplate | None = None) -> Documents:
-        """Open the source as documents; `template` writes conversations. Raises ConfigError if the source is
-        missing."""
+    def open(self, template: ChatTemplate | None = None, *, whole: bool = False) -> Documents:
+        """Open the source as documents, with those of the setting `validation` unless it is read `whole`; `template`
+        writes conversations. Raises ConfigError if a source is missing."""
+        train = self.open_part(template)
+        if whole or getattr(self, "validation", None) is None:
+            return train
+        return WithValidation(train, self.open_part(template, validation=True))
+
+    def open_part(self, template: ChatTemplate | None, *, validation: bool = False) -> Documents:
+        """Open the documents that the path names, or those that `validation` names."""
         raise NotImplementedError
 
 
@@ -98,14 +105,16 @@ class Stdlib(DataSettings, kind="stdlib"):
             raise ValueError(f"data=stdlib reads Python's own source, found {value!r} (data=text data.path={value})")
         return value
 
-    def open(self, template: ChatTemplate | None = None) -> Documents:
+    def open_part(self, template: ChatTemplate | None, *, validation: bool = False) -> Documents:
         return open_stdlib_corpus()
 
 
 class TextSettings(DataSettings, kind="text"):
-    """A text file, or every file below a folder, except hidden ones. Each file is a document."""
+    """A text file, or every file below a folder, except hidden ones. Each file is a document. `validation` names the
+    text that validates (null: `validation_fraction` of all text)."""
 
     path: Annotated[str | None, Default] = None
+    validation: str | None = None
 
     @field_validator("path")
     @classmethod
@@ -114,15 +123,15 @@ class TextSettings(DataSettings, kind="text"):
             raise ValueError("data=text needs a text, found none (data.path=FILE_OR_FOLDER)")
         return value
 
-    def open(self, template: ChatTemplate | None = None) -> Documents:
-        assert self.path is not None
-        return open_text_corpus(self.path)
+    def open_part(self, template: ChatTemplate | None, *, validation: bool = False) -> Documents:
+        name = "validation" if validation else "path"
+        return open_text_corpus(getattr(self, name), f"data.{name}")
 
 
 class RecordSettings(DataSettings):
-    """Records with fields. A record is the text in `field` (null: `text`), or the pair in `source` and `target`. An
-    objective with labels names its fields itself, and `validation` names the validation records: files, or for `hf` a
-    split (null: `validation_fraction` of all records).
+    """Records with fields. A record is the text in `field` (null: `text`), or the pair in `source` and `target`; an
+    objective with labels names its fields itself. `validation` names the validation records: files, or for `hf` a split
+    (null: `validation_fraction` of all records).
 
     With a `form` a record is a conversation: `messages` (and `tools`), `prompt_completion`, `sharegpt` or `alpaca`.
     `template` writes it: null is the template in the tokenizer's folder, else a built-in one (chatml) or a file. A row
@@ -137,8 +146,14 @@ class RecordSettings(DataSettings):
     target: Annotated[str | None, Default] = None
     validation: str | None = None
     form: Literal["messages", "prompt_completion", "sharegpt", "alpaca"] | None = None
+    """What a record says a conversation in; null: it is a text or a pair. `messages`: a list of messages with role and
+    content, and `tools`; `prompt_completion`: two texts, or two lists of messages; `sharegpt`: a list `conversations`
+    of `from` and `value`; `alpaca`: `instruction`, `input` and `output`, by Alpaca's prompt."""
     template: str | None = None
+    """The chat template that writes conversations; null: that of the tokenizer's folder. `chatml`: the built-in one;
+    `FILE`: a file in Jinja."""
     packing: bool | None = None
+    """Whether a row has several conversations, which do not see one another; null: it has. `false`: one in a row."""
 
     @field_validator("path")
     @classmethod
@@ -183,12 +198,13 @@ class RecordSettings(DataSettings):
     def example(cls) -> str:
         return "FILE_OR_FOLDER"
 
-    def open(self, template: ChatTemplate | None = None) -> Documents:
+    def open_part(self, template: ChatTemplate | None, *, validation: bool = False) -> Documents:
         if self.form is None:
-            return self.open_records(self.columns, name_keys(self.columns))
+            return self.open_records(self.columns, name_keys(self.columns), validation)
         form = FORMS[self.form]
         keys = " ".join(f"data.{name}=NAME" for name in form.named) or "another data.form"
-        return Conversations(self.open_records(self.columns, keys, optional=form.optional), form, template, keys)
+        records = self.open_records(self.columns, keys, validation, form.optional)
+        return Conversations(records, form, template, keys)
 
     @property
     def content(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from zoo.data.corpus import Document, cut_paragraphs
@@ -43,14 +43,18 @@ def split_corpus(
 
 
 def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | None = None) -> list[Part | None]:
-    """Choose the part of each document from its Unit, as `split_corpus` describes."""
-    first: dict[bytes, int] = {}
+    """Choose the part of each document from its Unit, as `split_corpus` describes. If the setting `validation` names
+    documents, these validate and all others train; `max_bytes` limits the others."""
+    first: dict[tuple[bytes, bool], int] = {}
     for number, unit in enumerate(units):
-        first.setdefault(unit.key, number)
+        first.setdefault((unit.key, unit.validates), number)
     kept = sorted(first.values(), key=lambda number: units[number].key)
-    chosen = choose_validation(units, kept, validation_fraction)
+    named = {number for number in kept if units[number].validates}
+    chosen = named or choose_validation(units, kept, validation_fraction)
     validation, train = ([n for n in kept if (n in chosen) == side] for side in (True, False))
-    if max_bytes is not None:
+    if max_bytes is not None and named:
+        train = sample_within(units, train, max_bytes)
+    elif max_bytes is not None:
         validation = sample_within(units, validation, round(max_bytes * validation_fraction), max_bytes)
         train = sample_within(units, train, max_bytes - sum(units[n].size for n in validation))
     if not (validation and train):
@@ -84,17 +88,28 @@ def describe_missing_part(pieces: int, different: int, chosen: int, max_bytes: i
 
 
 class Unit(NamedTuple):
-    """The facts about a document that the split needs: the hash of its text, its file, and its size in bytes."""
+    """The facts about a document that the split needs: the hash of its text, its file, its size in bytes, and whether
+    the setting `validation` names it."""
 
     key: bytes
     path: str
     size: int
+    validates: bool = False
 
 
 def measure_unit(document: Document) -> Unit:
     """Measure a document for the split. A pair is hashed as a whole: two targets of one source are two documents."""
     size = sum(len(text.encode()) for text in document.texts)
-    return Unit(hash_text("\0".join(document.texts)), document.path, size)
+    return Unit(hash_text("\0".join(document.texts)), document.path, size, document.validates)
+
+
+def describe_copies(train: Iterable[Hashable], validation: Iterable[Hashable]) -> Iterator[str]:
+    """Report how many texts of a `validation` of its own train too."""
+    if not (held := [*validation]):
+        return
+    known = {*train}
+    if copies := sum(each in known for each in held):
+        yield f"data: {copies:,} of {len(held):,} records that validate have a text that trains too"
 
 
 def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:

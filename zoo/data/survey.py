@@ -25,6 +25,8 @@ class Fingerprint:
     def follow(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Hash each document, then yield it."""
         for document in documents:
+            if document.validates:
+                self._whole.update(b"validates ")
             for number, text in enumerate(document.texts):
                 data = text.encode()
                 self._whole.update(f"{document.piece} {number} {len(data)} ".encode())

@@ -180,6 +180,8 @@ def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[s
     faults = [f"{key}: the model reads with its own tokenizer (leave it out)" for key in sorted(own)]
     if "data.validation_fraction" in typed:
         faults.append("data.validation_fraction: all of this data is scored, as no run has it (leave it out)")
+    if "data.validation" in typed:
+        faults.append("data.validation: the data that data.path names is scored (leave it out, or name it there)")
     if faults:
         raise ConfigError(*faults)
     eos = node.get("tokenizer", {}).get("eos") if "data.tokenizer.eos" in typed else None

@@ -186,8 +186,6 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
     if isinstance(objective, Labelled):
         yield from find_misfits_of_labels(objective, data)
     else:
-        if getattr(data, "validation", None) is not None:
-            yield f"data.validation: is read with labels alone, and {objective.kind} reads none (null)"
         if objective.reads != data.content:
             yield describe_other_data(objective, data)
     if data.documents and (reason := objective.refuses_documents(spec)):
