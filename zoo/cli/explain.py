@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from zoo import report
 from zoo.cli.completing import complete_name
 from zoo.cli.options import argument, flag
@@ -9,10 +11,13 @@ from zoo.report.grammar_pages import format_page
 
 
 def run(
-    name: str = argument("An axis, a choice, a field or a key of a model.", default=..., autocompletion=complete_name),
+    name: str = argument(
+        "An axis, a choice, a field or a key of a model or of training.", default=..., autocompletion=complete_name
+    ),
     as_json: bool = flag("Print JSON, with every model and family named.", "--json"),
 ) -> None:
-    """Explain a name of a model's YAML: what it is, which values it takes, which models set it, what it costs.
+    """Explain a name of a model's YAML: what it is, which values it takes, which models set it, what it costs. Of
+    training: what it is, its values and an example.
 
     \b
     Examples:
@@ -20,8 +25,22 @@ def run(
       zoo explain attention.gqa              a choice and its fields
       zoo explain attention.gqa.qk_norm      a field: type, default, paper, users, an example and its price
       zoo explain n_kv_heads                 a key of the model
+      zoo explain data.form                  a field of training: objective, data, optim, schedule, …
     """
     from zoo.analysis.grammar_names import explain
 
-    page = explain(name)
+    page = _explain_setting(name) or explain(name)
     print(report.format_json(page) if as_json else format_page(page))
+
+
+def _explain_setting(name: str) -> dict[str, Any] | None:
+    """Describe a name of training; None for any other, without loading what training needs."""
+    from zoo.grammar.vocabulary import list_axes
+    from zoo.paths import conf_dir
+
+    first = name.partition(".")[0]
+    if first in list_axes() or not first.isidentifier() or not (conf_dir() / first).is_dir():
+        return None
+    from zoo.training.setting_pages import explain_setting
+
+    return explain_setting(name)

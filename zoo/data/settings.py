@@ -299,7 +299,9 @@ class Mix(DataSettings, kind="mix"):
     """Several sources: `of: {name: {weight: 7, kind: text, …}}`. Of any first n rows, each source gives the share that
     its weight states, ± 1."""
 
-    of: Annotated[dict[str, Annotated[Any, PlainValidator(read_weighted)]] | None, Default] = None
+    of: Annotated[
+        dict[str, Annotated[Any, PlainValidator(read_weighted, json_schema_input_type=dict[str, str])]] | None, Default
+    ] = None
     template: str | None = None
     packing: bool | None = None
 

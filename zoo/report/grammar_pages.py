@@ -16,7 +16,8 @@ SHOWN, VALUES = 6, 5
 
 def format_page(page: Mapping[str, Any]) -> str:
     """Write a page for a terminal."""
-    lines = {"axis": _write_axis, "choice": _write_choice, "field": _write_field, "key": _write_key}[page["page"]](page)
+    pages = {"axis": _write_axis, "choice": _write_choice, "field": _write_field, "key": _write_key}
+    lines = {**pages, "setting": _write_setting}[page["page"]](page)
     also = _rows([("also", ", ".join(page["also"]))]) if "also" in page else ()
     return "\n".join([make_bold(page["name"]), *lines, *also])
 
@@ -78,6 +79,13 @@ def _write_key(page: Mapping[str, Any]) -> Iterator[str]:
         rows.append(("read by", _name_few(page["read_by"])))
     yield from _rows(rows)
     yield from _write_example(page.get("example"))
+
+
+def _write_setting(page: Mapping[str, Any]) -> Iterator[str]:
+    yield from _wrap(page["text"])
+    yield from (_fill(line, 2, 6) for line in page["values"])
+    rows = [*_list_nature(page), ("in", ", ".join(page.get("kinds", ()))), ("example", page["example"])]
+    yield from _rows(row for row in rows if row[1])
 
 
 def _list_nature(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
