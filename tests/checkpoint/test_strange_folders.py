@@ -45,7 +45,7 @@ def made(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("made") / "model"
     transformers.LlamaForCausalLM(config).save_pretrained(place, max_shard_size="20KB")
     make_byte_tokenizer().save(place)
-    write_modules(place, "mean", 32, 64)
+    write_modules(place, ("mean",), 32, 64)
     return place
 
 

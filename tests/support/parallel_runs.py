@@ -24,6 +24,13 @@ BASE = [
     *("seq_len=32", "schedule=constant", "schedule.warmup=0", "optim.lr=3e-4", "eval_batches=2", "sample.tokens=3"),
 ]
 PAIRS = ["data=jsonl", "data.path=pairs.jsonl", "data.source=q", "data.target=a", "objective=seq2seq"]
+COMPARED = [
+    "data=jsonl",
+    "data.path=pairs.jsonl",
+    "objective=contrastive",
+    "objective.anchor=q",
+    "objective.positive=a",
+]
 SMALL = ["model.n_layers=2", "model.d_model=64", "model.d_ff=96"]
 DRAWS = ("model.router=sparsemixer", "model.router.balance_coef=0", "model.router.jitter=0.3")
 DROPS = "dropout={attention: 0.1, residual: 0.1, embedding: 0.1, ffn: 0.1, layers: 0.2}"
@@ -53,6 +60,8 @@ MODELS = {
     "encoder_decoder": ("t5-tiny", ["model.n_layers=1", "model.vocab_size=320"]),
     "answers": ("t5-tiny", ["model.n_layers=1", "model.vocab_size=320", *PAIRS]),
     "encoder": ("bert-tiny", ["model.n_layers=2"]),
+    "compared": ("bert-tiny", ["model.n_layers=2", *COMPARED, DROPS]),
+    "compared_parts": ("bert-tiny", ["model.n_layers=2", *COMPARED, DROPS]),
     "averaged": ("llama-tiny", [*SMALL, "ema=0.9", "eval_weights=ema"]),
     "schedule_free": ("llama-tiny", [*SMALL, "optim=schedule_free"]),
     "accumulated": ("llama-tiny", SMALL),
@@ -75,7 +84,7 @@ MODELS = {
     ),
 }
 CHUNKED = ("chunked", "chunked_experts", "chunked_hybrid", "chunked_drops")
-MICROBATCHES = {"accumulated": 2, **dict.fromkeys(CHUNKED, 2)}
+MICROBATCHES = {"accumulated": 2, "compared_parts": 2, **dict.fromkeys(CHUNKED, 2)}
 """Of each process, where they are several."""
 
 
@@ -150,6 +159,8 @@ WAYS = {
     "hybrid": ("fsdp", "tp", "ep"),
     "encoder_decoder": ("ddp", "fsdp", "tp"),
     "encoder": ("ddp", "fsdp", "tp"),
+    "compared": ("ddp", "fsdp", "tp"),
+    "compared_parts": ("ddp", "tp"),
     "averaged": ("ddp", "fsdp", "tp", "cp"),
     "schedule_free": ("ddp", "fsdp", "tp"),
     "accumulated": ("ddp", "fsdp", "tp", "cp"),

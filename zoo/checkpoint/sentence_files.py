@@ -4,7 +4,7 @@ and of the maximum length, and the config.json in a module's folder."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,15 +100,15 @@ def _find_module(folder: Path, stated: str, place: str) -> Path:
     return find_inside(folder, stated, place) if stated else folder
 
 
-def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:
-    """Write the files of a model whose pooled vectors have `width` numbers and are scaled to length 1. A text has at
-    most `limit` tokens."""
+def write_modules(out: Path, poolings: Sequence[str], width: int, limit: int) -> None:
+    """Write the files of a model whose vectors are pooled from states of `width` numbers and scaled to length 1. A text
+    has at most `limit` tokens."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for index, (path, kind) in enumerate(kinds.items())
     ]
-    pooled = {"word_embedding_dimension": width, **{flag: name == pooling for name, flag in POOLINGS.items()}}
+    pooled = {"word_embedding_dimension": width, **{flag: name in poolings for name, flag in POOLINGS.items()}}
     pooled["include_prompt"] = True
     files: Mapping[str, Any] = {
         MODULES: modules,

@@ -211,8 +211,7 @@ def pad_labelled(
     """Make a batch of labelled rows: nothing in it is random. Rows are padded at their end to the longest row, rounded
     up to a multiple of STEP but at most `seq_len`; with `one_shape` to `seq_len`. `typed` adds token_type_ids [B, T].
     Targets are [B, T] if `by_token`, else a class [B, 1] or numbers [B, 1, C] for each row."""
-    longest = max(len(row.ids) for row in rows)
-    width = seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)
+    width = choose_width([row.ids for row in rows], seq_len, one_shape)
     there = [np.ones(len(row.ids), np.int64) for row in rows]
     targets = pad([row.target for row in rows], width, IGNORED) if by_token else np.stack([row.target for row in rows])
     return Batch(
@@ -221,6 +220,25 @@ def pad_labelled(
         attention_mask=to_tensor(pad(there, width, 0)),
         token_type_ids=to_tensor(pad([row.types for row in rows], width, 0)) if typed else None,
     )
+
+
+def pad_compared(
+    rows: Sequence[LabelledRow], keys: Sequence[tuple[int, int]], *, pad_id: int, seq_len: int, one_shape: bool
+) -> Batch:
+    """Make a batch of records of K texts each (`zoo.data.compared_texts`): ids and mask [B, K, T], padded as by
+    `pad_labelled`, and the key of each text as targets [B, K]."""
+    texts = [text for row in rows for text in np.split(row.ids, np.flatnonzero(np.diff(row.types)) + 1)]
+    shape = (len(rows), -1, choose_width(texts, seq_len, one_shape))
+    return Batch(
+        to_tensor(pad(texts, shape[-1], pad_id)).view(shape),
+        to_tensor(np.stack([row.target for row in rows])),
+        attention_mask=to_tensor(pad([np.ones(len(text)) for text in texts], shape[-1], 0)).view(shape),
+    )
+
+
+def choose_width(rows: Sequence[np.ndarray], seq_len: int, one_shape: bool) -> int:
+    """Choose the tokens of padded rows: `seq_len`, or without `one_shape` the longest row's, a multiple of STEP."""
+    return seq_len if one_shape else min(-(-max(map(len, rows)) // STEP) * STEP, seq_len)
 
 
 def pad(rows: Sequence[np.ndarray], width: int, value: int) -> np.ndarray:

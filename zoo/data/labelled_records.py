@@ -83,6 +83,12 @@ class LabelledTask:
         """Make the target of a row."""
         raise NotImplementedError
 
+    def settle(self, parts: Mapping[Part, Sequence[Example]], known: Any) -> tuple[dict[str, int], int]:
+        """Number the classes: those `known`, or those of the training part. Returns them with the number of a head's
+        outputs. Raises ConfigError for a record that does not fit."""
+        classes = settle_classes(parts, known, self)
+        return classes, len(classes)
+
 
 class ClassTask(LabelledTask):
     """Reads a class for each record: a string, a whole number, or true and false."""
@@ -120,6 +126,9 @@ class NumberTask(LabelledTask):
         import numpy as np
 
         return np.array([example.label], np.float32)
+
+    def settle(self, parts: Mapping[Part, Sequence[Example]], known: Any) -> tuple[dict[str, int], int]:
+        return {}, count_numbers(parts, known)
 
 
 def is_in_range(number: float) -> bool:
@@ -225,11 +234,7 @@ def prepare_labelled(
     parts = read_parts(settings, task, progress)
     for line in () if whole else describe_copies(*([each.texts for each in parts[part]] for part in PARTS)):
         say(line)
-    if isinstance(known, int) or isinstance(task, NumberTask):
-        classes, n_outputs = {}, count_numbers(parts, known)
-    else:
-        classes = settle_classes(parts, known, task)
-        n_outputs = len(classes)
+    classes, n_outputs = task.settle(parts, known)
     tokenizer = make_tokenizer(settings.tokenizer, lambda: (text for each in parts["train"] for text in each.texts))
     encoder = RowEncoder(tokenizer, limit, opens)
     tells = {"train": (lambda line: None) if whole else say, "validation": say}

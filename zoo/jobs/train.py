@@ -93,6 +93,7 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     if world.main:
         keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
         keep_template(data.tokenizer.template, folder / runs.TOKENIZER)
+        planned.settings.objective.keep_files(folder / runs.TOKENIZER, planned.spec)
         keep_ends(data.tokenizer, folder / runs.TOKENIZER, answers=planned.data.content == "conversations")
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
@@ -280,7 +281,7 @@ def describe_run(run: Run) -> None:
     params, _ = count_parameters_of(run.model, settings)
     spread = f", over {run.world.size} processes" if run.world.size > 1 else ""
     what = f"{params:,} parameters on {run.device} in {settings.precision}{spread}"
-    size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
+    size = f"{settings.steps:,} steps of {settings.batch_size * settings.objective.n_texts * settings.seq_len:,} tokens"
     say(f"{run.name}: {what}, {size}; MFU of {run.gauges.peak}")
     if planned.config.get("objective", {}).get("kind") == Auto.kind:
         why = (

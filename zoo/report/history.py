@@ -22,7 +22,8 @@ from zoo.untrusted.yaml_file import parse_yaml
 if TYPE_CHECKING:
     from zoo.untrusted.json_file import JsonShape
 
-MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_pearson": "Pearson", "val_spearman": "Spearman"}
+MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_mrr": "MRR"}
+MEASURES |= {"val_pearson": "Pearson", "val_spearman": "Spearman"}
 """The metrics of evaluations of labelled rows, and their names for people."""
 
 RESULTS = (

@@ -29,6 +29,7 @@ from zoo.untrusted.printable import quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import device as Device
 
 CONFIG = "config.json"
 LEGACY = "lasttoken", "weightedmean", "mean_sqrt_len_tokens"
@@ -62,6 +63,9 @@ class SentenceLayer:
     activation: str = ""
     residual: bool = False
     folder: Path = Path()
+
+    def to(self, device: Device | str) -> SentenceLayer:
+        return replace(self, weights={name: each.to(device) for name, each in self.weights.items()})
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the module to vectors [N, D]. Raises CheckpointError if D is not the width that the module reads."""
@@ -98,6 +102,15 @@ class SentencePipeline:
             raise ConfigError(f"pooling: {pooling!r} is none{would}")
         pooled = self.pooled if pooling is None else replace(self.pooled, names=(pooling,))
         return replace(self, pooled=pooled, normalize=self.normalize if normalize is None else normalize)
+
+    def find_width(self, hidden: int) -> int:
+        """Find the width of the vectors, of hidden states of `hidden` numbers."""
+        made = [layer.weights["linear.weight"].shape[0] for layer in self.layers if layer and layer.activation]
+        return made[-1] if made else hidden * len(self.pooled.names)
+
+    def to(self, device: Device | str) -> SentencePipeline:
+        """Return a copy with the layers' weights on a device."""
+        return replace(self, layers=tuple(layer and layer.to(device) for layer in self.layers))
 
     def find_prompt(self, name: str | None) -> str:
         """Find the text to put before every text: the prompt of this name, or the folder's default. Raises ConfigError

@@ -142,11 +142,7 @@ def prepare_data(planned: TrainingPlan, show: Progress) -> PreparedData:
         for note in prepared.notes:
             show.say(note)
         return prepared
-    from zoo.data.labelled_records import prepare_labelled
-
-    how = {"limit": planned.settings.seq_len, "opens": objective.pools_first}
-    task, known = objective.make_task(), getattr(objective, objective.shared[0])
-    return prepare_labelled(planned.data, task, known, **how, say=show.say, progress=show.preparing)
+    return objective.prepare(planned.data, planned.settings.seq_len, say=show.say, progress=show.preparing)
 
 
 # ---------------------------------------------------------------- the run
@@ -185,7 +181,8 @@ def build_run(
         model=model,
         optimizer=optimizer,
         layout=layout,
-        computing=layout.open_pipeline(model, settings, device) or open_whole(model, settings, autocast, world),
+        computing=layout.open_pipeline(model, settings, device)
+        or open_whole(model, settings, autocast, world, layout.rows),
         records=RunLog(folder, counters.get("lengths"), settings.objective.measures)
         if world.main
         else Unwritten(folder),
@@ -258,10 +255,10 @@ def settle_weights(model: Model, settings: Training, say: Callable[[str], object
         lower_weights(model)
 
 
-def open_whole(model: Model, settings: Training, autocast: Autocast, world: World) -> WholeModel:
-    """Set up gradient computation for a model without pipeline stages."""
+def open_whole(model: Model, settings: Training, autocast: Autocast, world: World, rows: World = ALONE) -> WholeModel:
+    """Set up gradient computation for a model without pipeline stages; the processes `rows` share a batch."""
     copies = ComputingCopies(model.train()) if settings.precision == MASTER and world.size == 1 else None
-    return WholeModel(model, settings.objective, settings.accumulate, autocast, copies)
+    return WholeModel(model, settings.objective, settings.accumulate, autocast, copies, rows)
 
 
 def deposit_tied_gradients(model: Any) -> None:

@@ -35,7 +35,10 @@ def decode_row(batch: Batch, row: int, tokenizer: Tokenizer, cut: Sequence[int] 
     For next-token objectives, the row and its last target, in order. For an encoder-decoder, the source, then the
     targets. For targets in place (a masked language model, tags), each target follows the token that stands there. For
     a target of the whole row (a class, numbers), that target follows the row. BORDER stands between packed documents.
+    Of several texts to compare, the second, which is the positive, is the target.
     """
+    if batch.input_ids.ndim == 3:
+        return list(_set_beside(batch, row, tokenizer))
     ids, targets = batch.input_ids[row].tolist(), batch.targets[row].tolist()
     if batch.attention_mask is not None:
         ids = [token for token, real in zip(ids, batch.attention_mask[row].tolist(), strict=True) if real]
@@ -47,6 +50,13 @@ def decode_row(batch: Batch, row: int, tokenizer: Tokenizer, cut: Sequence[int] 
         documents = [0] * len(ids) if batch.documents is None else batch.documents[row].tolist()
         return list(_decode_documents(ids, targets, documents, tokenizer, cut))
     return list(_join(marked, tokenizer))
+
+
+def _set_beside(batch: Batch, row: int, tokenizer: Tokenizer) -> Iterator[RowPiece]:
+    """Yield the texts of a record, in order."""
+    assert batch.attention_mask is not None
+    for number, (ids, real) in enumerate(zip(batch.input_ids[row], batch.attention_mask[row].bool(), strict=True)):
+        yield RowPiece(" | " * (number > 0) + tokenizer.decode(ids[real].tolist(), special=True), number == 1)
 
 
 def _decode_documents(
@@ -101,5 +111,7 @@ def _join(marked: Iterable[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[
 def describe_rows(batch: Batch, tokenizer: Tokenizer) -> str:
     """Describe in one line how rows begin, by the first row of a batch."""
     text = "".join(piece.text for piece in decode_row(batch, 0, tokenizer) if piece.learned is not None)
+    if batch.input_ids.ndim == 3:
+        return f"data: the first record has {batch.input_ids.shape[1]} texts, {shorten(text, SHOWN)!r}"
     count = int((batch.targets[0] != IGNORED).sum())
     return f"data: the first row begins {shorten(text, SHOWN)!r}, its loss is on {count:,} tokens"

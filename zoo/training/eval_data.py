@@ -17,6 +17,7 @@ from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
 from zoo.training.objective import Distil, Labelled, Objective
+from zoo.training.objective.labelled import Headed
 from zoo.training.planning import (
     CONFIG,
     TrainingPlan,
@@ -49,7 +50,8 @@ BATCHES = ("tokenizer", "documents")
 @dataclass(frozen=True)
 class EvaluationPlan:
     """The data that a model is evaluated on: the validation split of its `run`, or with `whole` all of the data.
-    `seq_len` is the run's number of tokens in a row, and `seed` seeds random draws such as masks."""
+    `seq_len` is the run's number of tokens in a row, `batch_size` its rows of a step, and `seed` seeds draws such
+    as masks."""
 
     data: DataSettings
     objective: Objective
@@ -57,6 +59,7 @@ class EvaluationPlan:
     run: Path | None = None
     seq_len: int | None = None
     seed: int = 0
+    batch_size: int = 64
 
     def describe(self) -> str:
         """Name the data in a sentence."""
@@ -100,8 +103,9 @@ def plan_evaluation(
         data = read_other_data(node["data"], tokenizer, typed, apart)
     refuse_misfits(objective, data, spec)
     if own is None:
-        return EvaluationPlan(data, objective, whole)
-    return EvaluationPlan(data, objective, whole, run, own.settings.seq_len, own.settings.seed)
+        return EvaluationPlan(data, objective.settle(spec, data), whole)
+    settings = own.settings
+    return EvaluationPlan(data, objective, whole, run, settings.seq_len, settings.seed, settings.batch_size)
 
 
 # ---------------------------------------------------------------- overrides
@@ -218,7 +222,7 @@ def refuse_misfits(objective: Objective, data: DataSettings, spec: Topology) -> 
     if isinstance(objective, Labelled):
         if faults := list(find_misfits_of_labels(objective, data)):
             raise ConfigError(*faults)
-        if objective.adapt(spec) != spec:
+        if isinstance(objective, Headed) and objective.adapt(spec) != spec:
             raise ConfigError(f"objective: {objective.kind} needs its own head, the model has another (a run of it)")
         return
     if data.documents and (reason := objective.refuses_documents(spec)):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.data.cut_rows import describe_pair_cuts, describe_turn_cuts
-from zoo.data.labelled_records import prepare_labelled
 from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
@@ -69,6 +68,8 @@ class Collated:
     collate: Collate
     context: int
     documents: bool = False
+    rows: int | None = None
+    """Rows of a batch; None for as many as are fast."""
 
     @property
     def size(self) -> int:
@@ -77,7 +78,7 @@ class Collated:
     def score(self, model: Model, advance: Advance) -> TextScore:
         """Score all rows. Raises ZooError if a loss is not finite, or no row has a target."""
         device = next(model.parameters()).device
-        together = max(TOGETHER.get(device.type, MANY_TOGETHER) // self.context, 1)
+        together = self.rows or max(TOGETHER.get(device.type, MANY_TOGETHER) // self.context, 1)
         rows = read_evaluation_batches(
             self.tokens, together, self.context, documents=self.documents, collate=self.collate
         )
@@ -158,7 +159,8 @@ def make_rows(
         objective.extend(data.tokenizer, length)
         check_ids(data, spec, added=data.tokenizer.vocab_size - there)
     collate = objective.collator(Context(spec, data.tokenizer, length, plan.seed, documents, one_shape=not labelled))
-    parts = [Collated(each.name, each.tokens, objective, collate, length, documents) for each in data.held_out]
+    rows = plan.batch_size if objective.compares_rows else None
+    parts = [Collated(each.name, each.tokens, objective, collate, length, documents, rows) for each in data.held_out]
     for part in () if labelled else parts:
         tell_of_rest(part, spec, tell)
     return Material(parts, plan.describe(), objective.kind, objective.scored, length, None)
@@ -173,10 +175,8 @@ def prepare_records(
     assert isinstance(objective, Labelled)
     if context is not None and plan.seq_len not in (None, context) and not plan.whole:
         raise ConfigError(f"context: is {context}, the run's rows have {plan.seq_len} tokens (leave it out)")
-    known = getattr(objective, objective.shared[0])
-    how = {"limit": settle_length(plan, spec, context), "opens": objective.pools_first}
-    how |= {"say": tell, "progress": progress, "whole": plan.whole}
-    return prepare_labelled(plan.data, objective.make_task(), known, **how)
+    limit = settle_length(plan, spec, context)
+    return objective.prepare(plan.data, limit, say=tell, progress=progress, whole=plan.whole)
 
 
 def settle_length(plan: EvaluationPlan, spec: Topology, context: int | None) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
 from zoo.distributed.sharded_tensors import group_by_mesh, hold_back_replicas
-from zoo.distributed.world import World
+from zoo.distributed.world import ALONE, World
 from zoo.lazy import torch
 from zoo.training.objective import Objective
 from zoo.training.precision import ComputingCopies
@@ -46,6 +46,8 @@ class WholeModel:
     parts: int
     autocast: Autocast
     copies: ComputingCopies | None = None
+    rows: World = ALONE
+    """The processes that share a batch."""
 
     @property
     def model(self) -> Model:
@@ -55,7 +57,7 @@ class WholeModel:
     def accumulate(self, batch: Batch, whole: int | None = None, parts: int | None = None) -> Gradient:
         """Accumulate the gradient of a batch's mean loss over `parts` microbatches (`accumulate_gradient`)."""
         model, autocast = (self.weights, self.autocast) if self.copies is None else (self.copies.refresh(), nullcontext)
-        return accumulate_gradient(model, self.objective, batch, parts or self.parts, autocast, whole)
+        return accumulate_gradient(model, self.objective, batch, parts or self.parts, autocast, whole, self.rows)
 
     def judge(self, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
         """Sum the loss of a batch over its `count` targets (`Objective.judge`)."""
@@ -64,24 +66,28 @@ class WholeModel:
 
 
 def accumulate_gradient(
-    model: Model, objective: Objective, batch: Batch, parts: int, autocast: Autocast, whole: int | None = None
+    model: Model,
+    objective: Objective,
+    batch: Batch,
+    parts: int,
+    autocast: Autocast,
+    whole: int | None = None,
+    rows: World = ALONE,
 ) -> Gradient:
     """Accumulate the gradient of the batch's mean loss, one microbatch at a time.
 
     Each microbatch's summed loss is divided by the targets of the whole batch, so that a microbatch with fewer targets
     weighs less. A model's own losses are means, weighted by the microbatch's share of the targets. If several processes
-    share the batch, `whole` counts the targets of all processes.
+    share the batch (`rows`), `whole` counts the targets of all processes.
     """
     device = next(model.parameters()).device
     targets = objective.targets(batch)
     total = max(targets if whole is None else whole, 1)
     terms: dict[str, Tensor] = {}
     loads: list[Tensor] = []
-    for number, part in enumerate(split_rows(batch, parts), 1):
+    split = ((move_batch(part, device), objective.targets(part)) for part in split_rows(batch, parts))
+    for number, found in enumerate(objective.losses(model, split, 1 / total, autocast, rows), 1):
         hold_back_replicas(model, number < parts)
-        count = objective.targets(part)
-        with autocast():
-            found = objective.loss(model, move_batch(part, device), weight=1 / total, count=count)
         found.total.backward()
         terms = {name: terms[name] + value if name in terms else value for name, value in found.terms.items()}
         loads = [mine + more for mine, more in zip(loads, found.loads, strict=True)] if loads else found.loads

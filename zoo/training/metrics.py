@@ -1,11 +1,12 @@
 # B rows, T tokens, C classes or numbers
-"""Metrics of labelled rows, accumulated over batches: accuracy and F1, F1 of entities, correlations."""
+"""Metrics of labelled rows, accumulated over batches: accuracy and F1, F1 of entities, correlations, ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.lazy import F, torch
 from zoo.model.loss import IGNORED
 from zoo.text.similarity import rank
 
@@ -21,6 +22,9 @@ PREFIXES = "BIES"
 
 MOST_CLASSES = 64
 """Most classes for which a confusion matrix is written."""
+
+ANCHORS = 1024
+"""Anchors that are ranked together."""
 
 
 class Metrics:
@@ -185,6 +189,36 @@ class NumberMetrics(Metrics):
         spearman = [correlate(rank(a), rank(b)) for a, b in columns]
         means = {"pearson": sum(pearson) / len(pearson), "spearman": sum(spearman) / len(spearman)}
         return {name: float(value) for name, value in means.items() if value == value}
+
+
+class RankMetrics(Metrics):
+    """Rank the distinct positives and negatives of the evaluation for each anchor, by cosine: the share of anchors
+    whose positive is first (accuracy), and the mean of 1 / the positive's rank (MRR). Other texts win ties."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: vectors [B, K, D] of records, anchors first, then positives; and the keys [B, K] of the
+        texts."""
+        self.found.append((F.normalize(logits.float(), dim=-1).cpu(), targets.cpu()))
+
+    def compute(self) -> dict[str, float]:
+        import numpy as np
+
+        vectors, keys = (torch.cat(each) for each in zip(*self.found, strict=True))
+        of, first = np.unique(keys[:, 1:].flatten().numpy(), return_index=True)
+        texts, of = vectors[:, 1:].flatten(0, 1)[first], torch.from_numpy(of)
+        places = torch.cat(
+            [self._rank(*each, texts, of) for each in zip(vectors.split(ANCHORS), keys.split(ANCHORS), strict=True)]
+        )
+        return {"accuracy": float((places == 1).double().mean()), "mrr": float((1 / places.double()).mean())}
+
+    def _rank(self, vectors: Tensor, keys: Tensor, texts: Tensor, of: Tensor) -> Tensor:
+        """Rank the positives of B anchors from 1, among all texts [M, D] with keys [M]."""
+        own = (vectors[:, 0] * vectors[:, 1]).sum(-1, keepdim=True)
+        nearer = (vectors[:, 0] @ texts.T >= own) & (keys[:, 1:2] != of)
+        return 1 + nearer.sum(-1)
 
 
 def correlate(a: np.ndarray, b: np.ndarray) -> float:

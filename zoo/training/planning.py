@@ -133,7 +133,8 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
     config = resolve_settings(stated)
     make_paths_absolute(config.get("data"))
-    for node, key in ((config.get("objective"), "teacher"), (config, "weights")):
+    objective = config.get("objective")
+    for node, key in ((objective, "teacher"), (objective, "modules"), (config, "weights")):
         if isinstance(node, dict) and isinstance(path := node.get(key), str):
             node[key] = str(Path(path).expanduser().absolute())  # a run may be resumed from another working directory
     return {"model": model, **{str(key): value for key, value in config.items()}}
@@ -221,10 +222,9 @@ def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
     if not isinstance(data, RecordSettings):
         yield f"objective: {objective.kind} reads labelled records, found data={data.kind} (data=jsonl data.path=FILE)"
         return
-    fields = "objective.tokens and objective.tags" if objective.by_token else "objective.text and objective.label"
     for name in ("field", "source", "target", "form"):
         if (found := getattr(data, name)) is not None:
-            yield f"data.{name}: is {found!r}, and {fields} name the fields (data.{name}=null)"
+            yield f"data.{name}: is {found!r}, and {objective.named} name the fields (data.{name}=null)"
     if data.max_bytes is not None:
         yield f"data.max_bytes: is {data.max_bytes}, and labelled records are read whole (data.max_bytes=null)"
     if data.documents:
@@ -323,9 +323,13 @@ def merge_nodes(cfg: DictConfig, change: Any) -> DictConfig:
 
 
 def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
-    """Let a run read the copy of its tokenizer in its own folder, if there is one: the original may be gone."""
-    stated = planned.data.tokenizer
-    if stated.path is None or not folder.is_dir():
+    """Let a run read the copies of its tokenizer and of its objective's files in its own folder, if there are any: the
+    originals may be gone."""
+    if not folder.is_dir():
+        return planned
+    settings = replace(planned.settings, objective=planned.settings.objective.reopen(folder))  # type: ignore[type-var]
+    planned = replace(planned, settings=settings)
+    if (stated := planned.data.tokenizer).path is None:
         return planned
     data = replace(planned.data, tokenizer=replace(stated, path=str(folder.absolute())))
     if data.content == "conversations" and (own := folder / TEMPLATE).is_file():

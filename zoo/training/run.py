@@ -112,7 +112,8 @@ class Run:
     @cached_property
     def held_out(self) -> list[Held]:
         settings = self.settings
-        rows = (settings.batch_size // settings.accumulate, settings.seq_len)
+        parts = 1 if settings.objective.compares_rows else settings.accumulate
+        rows = (settings.batch_size // parts, settings.seq_len)
         wanted = None if settings.eval_batches is None else settings.eval_batches * settings.batch_size
         collate = None if settings.objective.every_token else self.batches.collate
         documents = self.batches.documents

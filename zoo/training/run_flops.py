@@ -51,7 +51,7 @@ def price_step(settings: Training, spec: Topology) -> int | None:
 
 def sum_forward(rows: RowFlops, batch: Batch, targets: int) -> int:
     """Sum the forward FLOPs of a batch's rows."""
-    body = len(batch.input_ids) * rows.body(*_measure(batch))
+    body = _count_rows(batch) * rows.body(*_measure(batch))
     shown = 0 if batch.prefix is None else sum(rows.shown(prefix)[0] for prefix in batch.prefix.tolist())
     return body + shown + targets * rows.target
 
@@ -59,13 +59,18 @@ def sum_forward(rows: RowFlops, batch: Batch, targets: int) -> int:
 def sum_skipped(rows: RowFlops, batch: Batch) -> int:
     """Sum the FLOPs of gradients that nothing needs, over a batch's rows."""
     shown = 0 if batch.prefix is None else sum(rows.shown(prefix)[1] for prefix in batch.prefix.tolist())
-    return len(batch.input_ids) * rows.skipped(*_measure(batch)) + shown
+    return _count_rows(batch) * rows.skipped(*_measure(batch)) + shown
+
+
+def _count_rows(batch: Batch) -> int:
+    """Count the rows that the model reads: those of all texts where records have several [B, K, T]."""
+    return batch.input_ids.shape[:-1].numel()
 
 
 def _measure(batch: Batch) -> tuple[int, int | None]:
     """Return the tokens of a row, and of a decoder's row in an encoder-decoder."""
     written = None if batch.decoder_input_ids is None else batch.decoder_input_ids.shape[1]
-    return batch.input_ids.shape[1], written
+    return batch.input_ids.shape[-1], written
 
 
 def count_parameters_of(model: Model, settings: Training) -> tuple[int, int]:

@@ -44,6 +44,7 @@ class Result(JsonShape):
     bits_per_byte: Number | None = None
     val_accuracy: Number | None = None
     val_f1: Number | None = None
+    val_mrr: Number | None = None
     val_pearson: Number | None = None
     val_spearman: Number | None = None
     seconds: Number | None = None

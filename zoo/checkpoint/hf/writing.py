@@ -77,7 +77,7 @@ def save(
         _write_shards(model.tensors, mapped, draft, shard, _find_unread(model, body, mapped))
         if pooling is not None:
             tower = next(iter(model.spec.towers().values()))
-            sentence_files.write_modules(draft, pooling, tower.out_width or tower.d_model, tower.max_seq_len)
+            sentence_files.write_modules(draft, (pooling,), tower.out_width or tower.d_model, tower.max_seq_len)
         if own is not None:
             if pooling is None:
                 sentence_files.list_modules(own)  # refuses what it cannot read

@@ -5,6 +5,7 @@ from typing import Any
 from zoo.training.objective.base import Context, Loss, Objective, suggest
 from zoo.training.objective.causal import NextToken, PrefixLM, Seq2Seq
 from zoo.training.objective.chat import Chat
+from zoo.training.objective.contrastive import Contrastive
 from zoo.training.objective.distil import Distil
 from zoo.training.objective.labelled import Classify, Labelled, Regress, Tag
 from zoo.training.objective.masked import MLM
@@ -17,6 +18,7 @@ __all__ = [
     "Chat",
     "Classify",
     "Context",
+    "Contrastive",
     "Denoising",
     "Distil",
     "Labelled",

@@ -13,15 +13,18 @@ from zoo.model.loss import IGNORED, TokenLoss
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
     from zoo.data import Batch, DataSettings, Tokenizer
     from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokens import Collate
+    from zoo.distributed.world import World
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
+    from zoo.training.gradient import Autocast
     from zoo.training.metrics import Metrics
 
 
@@ -63,6 +66,10 @@ class Objective(Spec, axis="objective"):
     reads: ClassVar[str] = "text"
     """What the objective learns from: text; pairs of a source and an answer; conversations (`zoo.data.chat`); or
     labelled records (`zoo.training.objective.labelled`), whose fields it names itself."""
+    n_texts: ClassVar[int] = 1
+    """The number of texts in a row, each of which the model reads by itself."""
+    compares_rows: ClassVar[bool] = False
+    """Whether a row's loss depends on the other rows of its batch: then evaluations read batches of the run's size."""
     measures: ClassVar[tuple[str, ...]] = ()
     """The metrics of an evaluation in addition to `val_loss`, as named in lines of metrics."""
     ranked_by: ClassVar[str | None] = None
@@ -140,6 +147,23 @@ class Objective(Spec, axis="objective"):
         for each in own.values():
             total = total + each
         return Loss(total, count, terms, out.loads)
+
+    def losses(
+        self, model: Model, parts: Iterable[tuple[Batch, int]], weight: float, autocast: Autocast, rows: World
+    ) -> Iterator[Loss]:
+        """Compute the losses of a batch's microbatches, given with their counts of targets. Each is backpropagated
+        before the next is computed. `rows` are the processes that share the whole batch."""
+        for part, count in parts:
+            with autocast():
+                found = self.loss(model, part, weight=weight, count=count)
+            yield found
+
+    def reopen(self, folder: Path) -> Objective:
+        """Return the objective of a run that goes on, which reads its own copies of files in `folder`."""
+        return self
+
+    def keep_files(self, folder: Path, spec: Topology) -> None:
+        """Write to a new run's `folder` what else a reader of its model needs beside the tokenizer."""
 
     def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TokenLoss:
         """Make the loss function of a pass with these inputs."""

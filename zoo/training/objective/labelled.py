@@ -1,6 +1,6 @@
 # B rows, T tokens, C classes or numbers
-"""Objectives of labelled records: predict a class for each record, a tag for each word, or numbers. The objectives put
-a task head on the model (`zoo.model.task_head`)."""
+"""Objectives of records whose fields they name. Labels are predicted by a task head (`zoo.model.task_head`) that the
+objective puts on the model: a class for each record, a tag for each word, or numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.training.objective.base import Context, Objective, list_inputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.data import Batch
+    from zoo.data import Batch, DataSettings
     from zoo.data.labelled_records import LabelledTask, PreparedLabels
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology, Tower
@@ -33,9 +33,43 @@ def find_reading_tower(spec: Any) -> Tower:
 
 
 class Labelled(Objective):
-    """Base of the objectives that learn from labelled records."""
+    """Base of the objectives that name the fields of the records from which they learn."""
 
     reads: ClassVar[str] = "labelled records"
+    named: ClassVar[str] = "objective.text and objective.label"
+    """The settings that name the fields, for messages."""
+    pools_first: ClassVar[bool] = False
+    """Whether a row's first token is read as the whole row, which then should be a special token."""
+    known: ClassVar[Any] = None
+    """The classes, or the count of numbers in a label; None if they follow from the data."""
+
+    def make_task(self) -> LabelledTask:
+        """Make the reader of examples from records."""
+        raise NotImplementedError
+
+    def prepare(self, data: DataSettings, limit: int, **how: Any) -> PreparedLabels:
+        """Prepare the records as rows of at most `limit` tokens (`zoo.data.labelled_records.prepare_labelled`)."""
+        from zoo.data.labelled_records import prepare_labelled
+
+        return prepare_labelled(data, self.make_task(), self.known, limit=limit, opens=self.pools_first, **how)
+
+    def learn(self, data: PreparedLabels) -> dict[str, Any]:
+        """Return the fields that follow from the data, with their values."""
+        return {}
+
+    def count_tokens(self, batch: Batch, seq_len: int) -> int:
+        """Count the real tokens of a batch."""
+        assert batch.attention_mask is not None
+        return int(batch.attention_mask.sum())
+
+    def open_metrics(self) -> Metrics:
+        """Make the accumulator of an evaluation's metrics."""
+        raise NotImplementedError
+
+
+class Headed(Labelled):
+    """Base of the objectives that predict labels by a head that they put on the model."""
+
     scored: ClassVar[str] = "labels"
     by_token: ClassVar[bool] = False
     """Whether each token has a label; if not, each row has one."""
@@ -64,9 +98,12 @@ class Labelled(Objective):
         return None
 
     @property
-    def pools_first(self) -> bool:
-        """Whether the head reads a row's first token, which then should be a special token."""
+    def pools_first(self) -> bool:  # type: ignore[override]
         return getattr(self, "pooling", None) == "cls"
+
+    @property
+    def known(self) -> Any:  # type: ignore[override]
+        return getattr(self, self.shared[0])
 
     def adapt(self, spec: Topology) -> Topology:
         """Put the task head on the model, in place of its head and pooler. If the model's head is of this kind, only
@@ -83,12 +120,7 @@ class Labelled(Objective):
             made = replace(tower, head=self.head(**fields, **tanh), pooler=None)
         return made if spec is tower else replace(spec, decoder=made)
 
-    def make_task(self) -> LabelledTask:
-        """Make the reader of examples from records."""
-        raise NotImplementedError
-
     def learn(self, data: PreparedLabels) -> dict[str, Any]:
-        """Return the fields that follow from the data, with their values."""
         return {"labels": data.labels}
 
     def collator(self, context: Context) -> Collate:
@@ -105,15 +137,6 @@ class Labelled(Objective):
             **how,
         )  # type: ignore[return-value]
 
-    def count_tokens(self, batch: Batch, seq_len: int) -> int:
-        """Count the real tokens of a batch."""
-        assert batch.attention_mask is not None
-        return int(batch.attention_mask.sum())
-
-    def open_metrics(self) -> Metrics:
-        """Make the accumulator of an evaluation's metrics."""
-        raise NotImplementedError
-
     def judge(self, model: Model, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
         assert metrics is not None
         logits = model(**list_inputs(batch)).logits
@@ -125,7 +148,7 @@ class Labelled(Objective):
         return self.weigh({}, 1.0, len(targets)).measure(logits, targets, slice(None))[0]
 
 
-class Classify(Labelled, kind="classify"):
+class Classify(Headed, kind="classify"):
     """Predict a class for each text, or pair of texts (Devlin et al., 2018, §4.1). `text`, `second` (of a pair) and
     `label` name the fields of the records. The classes are `labels`; by default those of the model's own classification
     head, if it has one, else those of the training split, sorted.
@@ -159,7 +182,7 @@ class Classify(Labelled, kind="classify"):
         return ClassMetrics(self.labels)
 
 
-class Tag(Labelled, kind="tag"):
+class Tag(Headed, kind="tag"):
     """Predict a tag for each word (Devlin et al., 2018, §5.3). `tokens` and `tags` name the fields of the records,
     lists of one length. A word's tag is predicted at its first token. The tags are `labels`; by default those of the
     model's own tagging head, if it has one, else those of the training split, sorted.
@@ -168,6 +191,7 @@ class Tag(Labelled, kind="tag"):
     whose tag is not O.
     """
 
+    named: ClassVar[str] = "objective.tokens and objective.tags"
     by_token: ClassVar[bool] = True
     head: ClassVar[type[Head]] = TokenHead
     shared: ClassVar[tuple[str, ...]] = ("labels",)
@@ -190,7 +214,7 @@ class Tag(Labelled, kind="tag"):
         return TagMetrics(self.labels)
 
 
-class Regress(Labelled, kind="regress"):
+class Regress(Headed, kind="regress"):
     """Predict a number, or a list of numbers, for each text or pair of texts. `text`, `second` (of a pair) and `label`
     name the fields of the records. The loss is the mean squared error; evaluations give Pearson's and Spearman's
     correlation.

@@ -1,0 +1,268 @@
+# B records, K texts of a record, N records of all processes, T tokens, D width of a vector
+"""Contrastive learning of sentence encoders: a text's vector is near that of its positive, and far from the others."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.checkpoint.beside import MODULES, SENTENCE, list_beside
+from zoo.checkpoint.sentence_files import POOLINGS, write_modules
+from zoo.errors import ConfigError, ZooError
+from zoo.lazy import F, torch
+from zoo.model.head import NoHead
+from zoo.text.sentence import CONFIG, SentencePipeline, read_pipeline
+from zoo.training.objective.base import Context, Loss, Objective, describe
+from zoo.training.objective.labelled import Labelled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+    from torch import device as Device
+
+    from zoo.data import Batch, DataSettings
+    from zoo.data.labelled_records import LabelledTask
+    from zoo.data.tokens import Collate
+    from zoo.distributed.world import World
+    from zoo.model.step import Output
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
+    from zoo.training.gradient import Autocast
+    from zoo.training.metrics import RankMetrics
+
+
+class Contrastive(Labelled, kind="contrastive"):
+    """Learn vectors of texts by InfoNCE with in-batch negatives (van den Oord et al., 2018; Henderson et al., 2017):
+    the cross-entropy of an anchor's own positive among the positives and `negatives` of the whole batch, with cosine /
+    `temperature` as logits. `symmetric` takes the mean with the cross-entropy of a positive's own anchor among all
+    anchors. `dims` sums the loss over vectors cut to these widths (Matryoshka; Kusupati et al., 2022), times
+    `dim_weights` (default: 1). Equal texts in a batch are negatives of one another.
+
+    `anchor`, `positive` and `negatives` name the fields of the records. The vectors are those of `zoo embed`: pooled as
+    the sentence-transformers `modules` say, by default those in the folder of the weights, else by `pooling` (default:
+    the mean). The head of a language model is left out.
+
+    The batch is that of all microbatches and processes. With several of them, all texts are embedded without gradients,
+    and once more, a microbatch at a time, to backpropagate the gradients of their vectors (GradCache; Gao et al.,
+    2021).
+    """
+
+    named: ClassVar[str] = "objective.anchor and objective.positive"
+    scored: ClassVar[str] = "anchors"
+    compares_rows: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = ("val_accuracy", "val_mrr")
+    ranked_by: ClassVar[str | None] = "val_mrr"
+
+    anchor: str = "anchor"
+    positive: str = "positive"
+    negatives: tuple[str, ...] = ()
+    temperature: PositiveFloat = 0.05
+    symmetric: bool = False
+    dims: tuple[PositiveInt, ...] = ()
+    dim_weights: tuple[PositiveFloat, ...] = ()
+    pooling: str | None = None
+    modules: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.z_loss:
+            raise ValueError(f"z_loss: is of a vocabulary's softmax, found {self.z_loss} (0)")
+        if len(names := self.texts) != len(set(names)):
+            raise ValueError(f"negatives: two texts of a record have one field, found {', '.join(names)} (one each)")
+        if self.dim_weights and len(self.dim_weights) != len(self.dims):
+            found = f"found {len(self.dim_weights)} for {len(self.dims)} dims"
+            raise ValueError(f"dim_weights: must be one for each of dims, {found} (as many, or null)")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise ValueError(f"pooling: must be a pooling, found {self.pooling!r} (one of: {', '.join(POOLINGS)})")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The fields of a record's texts, in order."""
+        return (self.anchor, self.positive, *self.negatives)
+
+    @property
+    def n_texts(self) -> int:  # type: ignore[override]
+        return len(self.texts)
+
+    # ---------------------------------------------------------------- the model and its modules
+
+    def settle(self, spec: Topology, data: DataSettings | None = None) -> Objective:
+        path = None if data is None else data.tokenizer.path
+        return self if self.modules or path is None else self.reopen(Path(path))
+
+    def reopen(self, folder: Path) -> Objective:
+        there = any((folder / each).is_file() for each in (MODULES, f"1_Pooling/{CONFIG}"))
+        return replace(self, modules=str(folder.absolute())) if there else self
+
+    def refuses(self, spec: Any) -> str | None:
+        if spec.kind == "encoder_decoder" or spec.reads_memory:
+            return f"contrastive embeds texts with one tower, the model is {describe(spec)} (an encoder or a decoder)"
+        if spec.causal and self.pooling == "cls":
+            return (
+                "contrastive pools the first token, which in a decoder sees no other (objective.pooling=last, or mean)"
+            )
+        if self.modules is None or self.pooling is None:
+            return None
+        try:
+            own = read_pipeline(Path(self.modules)).pooled.names
+        except ZooError as error:
+            return f"modules: {error}"
+        if own != (self.pooling,):
+            found = f"found {', '.join(own)} in the modules of {self.modules}"
+            return f"pooling is {self.pooling}, {found} (objective.pooling=null)"
+        return None
+
+    def adapt(self, spec: Any) -> Topology:
+        return replace(spec, head=NoHead(vocab_size=spec.vocab_size))
+
+    def keep_files(self, folder: Path, spec: Any) -> None:
+        """Write the modules of a model that came without any. Raises ConfigError for a folder with other modules than
+        those that are trained, which came with the weights."""
+        if not (folder / MODULES).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            names = open_pipeline(self.modules, self.pooling).pooled.names
+            write_modules(folder, names, spec.out_width or spec.d_model, spec.max_seq_len)
+        elif self.modules is None or read_pipeline(folder).pooled != read_pipeline(Path(self.modules)).pooled:
+            found = "and the tokenizer is of another folder"
+            raise ConfigError(f"objective.modules: the weights have modules, {found} (objective.modules=FOLDER)")
+
+    # ---------------------------------------------------------------- the data
+
+    def make_task(self) -> LabelledTask:
+        from zoo.data.compared_texts import ComparedTask
+
+        return ComparedTask(self.texts, lower=open_pipeline(self.modules, self.pooling).lower)
+
+    def prepare(self, data: DataSettings, limit: int, **how: Any) -> Any:
+        most = open_pipeline(self.modules, self.pooling).limit
+        return super().prepare(data, min(limit, most or limit), **how)
+
+    def collator(self, context: Context) -> Collate:
+        from zoo.data.collate import pad_compared
+
+        spec = context.spec
+        width = open_pipeline(self.modules, self.pooling).find_width(spec.out_width or spec.d_model)
+        if self.dims and max(self.dims) > width:
+            raise ConfigError(f"objective.dims: has {max(self.dims)}, the vectors have {width} numbers (1 to {width})")
+        how: dict[str, Any] = {"pad_id": spec.position.padding_id or 0, "seq_len": context.seq_len}
+        return partial(pad_compared, one_shape=context.one_shape, **how)  # type: ignore[return-value]
+
+    def targets(self, batch: Batch) -> int:
+        return len(batch.targets)
+
+    # ---------------------------------------------------------------- the loss
+
+    def embed(self, model: Model, batch: Batch) -> tuple[Tensor, Output]:
+        """Embed a batch: vectors [B, K, D], float32, and the model's output."""
+        ids, real, numbers = batch.input_ids, batch.attention_mask, batch.row_numbers
+        assert real is not None
+        if numbers is not None:  # each text of a record drops other values
+            numbers = (numbers[:, None] * ids.shape[1] + torch.arange(ids.shape[1], device=ids.device)).flatten()
+        out = model(ids.flatten(0, 1), real.flatten(0, 1), row_numbers=numbers, logits_to_keep=0)
+        pipeline = open_pipeline(self.modules, self.pooling, ids.device)
+        vectors = pipeline.apply(out.hidden.float(), real.flatten(0, 1).bool(), 0, None)
+        return vectors.float().unflatten(0, ids.shape[:2]), out
+
+    def score(self, vectors: Tensor, rows: slice) -> Tensor:
+        """Sum the loss over the anchors `rows` of all records' vectors [N, K, D]."""
+        targets = torch.arange(len(vectors), device=vectors.device)[rows]
+        total = vectors.new_zeros(())
+        dims = self.dims or (vectors.shape[-1],)
+        with torch.autocast(vectors.device.type, enabled=False):
+            for dim, weight in zip(dims, self.dim_weights or (1.0,) * len(dims), strict=True):
+                anchors, *others = F.normalize(vectors[..., :dim], dim=-1).unbind(1)  # N D each
+                logits = anchors[rows] @ torch.cat(others).T / self.temperature
+                loss = F.cross_entropy(logits, targets, reduction="sum")
+                if self.symmetric:
+                    back = others[0][rows] @ anchors.T / self.temperature
+                    loss = (loss + F.cross_entropy(back, targets, reduction="sum")) / 2
+                total = total + weight * loss
+        return total
+
+    def differentiate(self, vectors: Tensor, rows: slice, weight: float) -> tuple[Tensor, Tensor]:
+        """Compute `weight` × the loss of the anchors `rows`, and its gradient by all vectors [N, K, D]. The logits of a
+        chunk of anchors take `chunk_mib` MiB."""
+        leaf, total = vectors.detach().requires_grad_(), vectors.new_zeros(())
+        size = max((self.chunk_mib << 20) // (4 * leaf.shape[:2].numel()), 1)
+        with torch.enable_grad():
+            for first in range(rows.start, rows.stop, size):
+                loss = weight * self.score(leaf, slice(first, min(first + size, rows.stop)))
+                loss.backward()
+                total += loss.detach()
+        assert leaf.grad is not None
+        return total, leaf.grad
+
+    def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
+        vectors, out = self.embed(model, batch)
+        found, gradient = self.differentiate(vectors, slice(0, len(vectors)), weight)
+        return join_losses(found, model.seam.own_share((vectors * gradient).sum()), out, weight, len(vectors))
+
+    def losses(
+        self, model: Model, parts: Iterable[tuple[Batch, int]], weight: float, autocast: Autocast, rows: World
+    ) -> Iterator[Loss]:
+        batches = [part for part, _ in parts]
+        if len(batches) == rows.size == 1:
+            yield from super().losses(model, [(batches[0], len(batches[0].targets))], weight, autocast, rows)
+            return
+        seeds = torch.randint(1 << 62, (len(batches),)).tolist()
+        with torch.no_grad():
+            embedded = []
+            for batch, seed in zip(batches, seeds, strict=True):
+                with autocast(), drawing(seed, batch.input_ids.device):
+                    embedded.append(self.embed(model, batch)[0])
+            vectors = torch.cat(embedded)
+            whole = vectors.new_zeros(rows.size, *vectors.shape)
+            whole[rows.rank] = vectors
+            whole = rows.all_reduce_(whole).flatten(0, 1)
+        first, size = rows.rank * len(vectors), len(vectors)
+        found, gradient = self.differentiate(whole, slice(first, first + size), weight)
+        gradient = rows.all_reduce_(gradient)[first : first + size]
+        for batch, seed, own in zip(batches, seeds, gradient.split([len(each) for each in embedded]), strict=True):
+            with autocast(), drawing(seed, batch.input_ids.device):
+                vectors, out = self.embed(model, batch)
+            linear = model.seam.own_share((vectors * own).sum())
+            yield join_losses(found, linear, out, weight, len(vectors))
+            found = torch.zeros_like(found)  # told once
+
+    # ---------------------------------------------------------------- evaluation
+
+    def open_metrics(self) -> RankMetrics:
+        from zoo.training.metrics import RankMetrics
+
+        return RankMetrics()
+
+    def judge(self, model: Model, batch: Batch, count: int, metrics: Any) -> Tensor:
+        vectors, _ = self.embed(model, batch)
+        metrics.add(vectors, batch.targets)
+        return self.score(vectors, slice(0, len(vectors)))
+
+
+def join_losses(found: Tensor, linear: Tensor, out: Output, weight: float, count: int) -> Loss:
+    """Make the loss of `count` records: `found`, with the gradient of `linear`, and the model's own losses."""
+    own = {name: loss * (weight * count) for name, loss in out.losses.items()}
+    total = sum(own.values(), linear + (found - linear).detach())
+    return Loss(total, count, {"loss": found, **{name: loss.detach() for name, loss in own.items()}}, out.loads)
+
+
+def open_pipeline(modules: str | None, pooling: str | None, device: Device | str = "cpu") -> SentencePipeline:
+    """Read how vectors are made, again only if files of the modules have changed since."""
+    files = [] if modules is None else [Path(modules, name) for name in list_beside(Path(modules), SENTENCE)]
+    return _read_pipeline(modules, pooling, device, tuple((each, each.stat().st_mtime_ns) for each in files))
+
+
+@cache
+def _read_pipeline(modules: str | None, pooling: str | None, device: Any, stamps: object) -> SentencePipeline:
+    return read_pipeline(None if modules is None else Path(modules)).choose(pooling, None).to(device)
+
+
+@contextmanager
+def drawing(seed: int, device: Device) -> Iterator[None]:
+    """Draw from torch's generators by a seed inside the block: two passes over a microbatch drop the same values."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
