@@ -218,15 +218,15 @@ def describe_other_data(objective: Objective, data: DataSettings) -> str:
 
 
 def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
-    """Yield conflicts between an objective that reads labelled records and the data."""
+    """Yield conflicts between an objective that names the fields of its records and the data."""
     if not isinstance(data, RecordSettings):
-        yield f"objective: {objective.kind} reads labelled records, found data={data.kind} (data=jsonl data.path=FILE)"
+        yield f"objective: {objective.kind} reads {objective.reads}, found data={data.kind} (data=jsonl data.path=FILE)"
         return
     for name in ("field", "source", "target", "form"):
         if (found := getattr(data, name)) is not None:
             yield f"data.{name}: is {found!r}, and {objective.named} name the fields (data.{name}=null)"
     if data.max_bytes is not None:
-        yield f"data.max_bytes: is {data.max_bytes}, and labelled records are read whole (data.max_bytes=null)"
+        yield f"data.max_bytes: is {data.max_bytes}, and {objective.reads} are read whole (data.max_bytes=null)"
     if data.documents:
         yield "data.documents: is true, and a row has one record (data.documents=false)"
 

@@ -117,11 +117,19 @@ def test_loss_and_gradient_are_those_of_sentence_transformers(name):
         {"negatives": ["a", "b"], "temperature": 0.2},
         {"negatives": ["a"], "symmetric": True},
         {"dims": [8, 3], "dim_weights": [0.5, 2.0], "symmetric": True},
+        {"negatives": ["a"], "symmetric": True, "skip_copies": True},
     ],
 )
 def test_the_loss_is_the_written_formula(fields):
     objective, n = objective_of(**fields), 5
     vectors = torch.randn(n, objective.n_texts, 8, generator=torch.Generator().manual_seed(0))
+    keys = torch.arange(n * objective.n_texts).view(n, -1)
+    keys[3, 0], keys[4, 1] = keys[0, 0], keys[1, 1]  # an anchor and a positive that are there twice
+    keys[2, -1] = keys[0, 1]  # the last text of a record is the positive of another
+
+    def copies(i, j, k):
+        equal = keys[j, k] == keys[i, 1] or keys[j, 0] == keys[i, 0]
+        return objective.skip_copies and i != j and bool(equal)
 
     def cosine(a, b):
         return float(a @ b / (a.norm() * b.norm())) / objective.temperature
@@ -132,28 +140,30 @@ def test_the_loss_is_the_written_formula(fields):
     total = 0.0
     for dim, weight in zip(objective.dims or [8], objective.dim_weights or [1.0], strict=True):
         cut = vectors[..., :dim]
-        texts = [cut[i, k] for i in range(n) for k in range(1, objective.n_texts)]
+        texts = [(j, k) for j in range(n) for k in range(1, objective.n_texts)]
         for i in range(n):
             own = cosine(cut[i, 0], cut[i, 1])
-            loss = surprise(own, [cosine(cut[i, 0], text) for text in texts])
+            loss = surprise(own, [cosine(cut[i, 0], cut[j, k]) for j, k in texts if not copies(i, j, k)])
             if objective.symmetric:
-                loss = (loss + surprise(own, [cosine(cut[j, 0], cut[i, 1]) for j in range(n)])) / 2
+                back = [cosine(cut[j, 0], cut[i, 1]) for j in range(n) if not copies(i, j, 1)]
+                loss = (loss + surprise(own, back)) / 2
             total += weight * loss
-    assert float(objective.score(vectors, slice(0, n))) == pytest.approx(total, rel=1e-5)
+    assert float(objective.score(vectors, keys, slice(0, n))) == pytest.approx(total, rel=1e-5)
 
 
 def test_chunks_of_anchors_have_the_gradient_of_all_together():
-    objective = objective_of(symmetric=True, chunk_mib=1)
+    objective = objective_of(symmetric=True, skip_copies=True, chunk_mib=1)
     vectors = torch.randn(700, 2, 8, generator=torch.Generator().manual_seed(0))  # 1 MiB: 187 anchors
     leaf = vectors.clone().requires_grad_()
-    loss = objective.score(leaf, slice(0, 700)) / 700
+    keys = torch.arange(1400).view(700, 2) % 1000
+    loss = objective.score(leaf, keys, slice(0, 700)) / 700
     loss.backward()
-    found, gradient = objective.differentiate(vectors, slice(0, 700), 1 / 700)
+    found, gradient = objective.differentiate(vectors, keys, slice(0, 700), 1 / 700)
     torch.testing.assert_close(found, loss.detach())
     torch.testing.assert_close(gradient, leaf.grad, atol=1e-8, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fields", [{}, {"negatives": ["no"], "dims": [32, 8], "symmetric": True}])
+@pytest.mark.parametrize("fields", [{}, {"negatives": ["no"], "dims": [32, 8], "symmetric": True, "skip_copies": True}])
 def test_microbatches_have_the_loss_and_the_gradient_of_the_whole_batch(fields):
     objective = objective_of(**fields)
     model, batch = tiny_batch(objective)
@@ -180,7 +190,7 @@ def test_the_second_pass_over_a_microbatch_drops_what_the_first_dropped():
     for part, seed in zip(parts, seeds, strict=True):
         with drawing(seed, torch.device("cpu")):
             vectors.append(objective.embed(model, part)[0])
-    loss = objective.score(torch.cat(vectors), slice(0, 6)) / 6
+    loss = objective.score(torch.cat(vectors), batch.targets, slice(0, 6)) / 6
     loss.backward()
     wanted = take_gradients(model)
     torch.manual_seed(0)
@@ -270,6 +280,8 @@ def test_a_decoder_learns_by_its_last_token_and_says_so_to_those_who_read_it(pai
     assert run(["convert", "run", "out", "--no-verify"]) == 0
     assert json.loads((here / "out" / "1_Pooling" / "config.json").read_text())["pooling_mode_lasttoken"] is True
     assert json.loads((here / "out" / "config.json").read_text())["architectures"] == ["LlamaModel"]
+    measured = json.loads((here / "run" / "result.json").read_text())["val_loss"]
+    assert zoo.evaluate("run")["results"][0]["loss"] == pytest.approx(measured, abs=1e-5)
 
 
 @pytest.mark.parametrize("model", ["bert-tiny"])
@@ -365,6 +377,8 @@ def test_settings_that_do_not_fit_are_named(fields, fault, pairs, refused):
             ["objective.positive=answer"],
             "has no field 'answer', found anchor, positive, no (objective.anchor",
         ),
+        ("bert-tiny", ["objective.modules=none"], "none, which has no modules.json (a folder of sentence-transformers"),
+        ("bert-tiny", ["data=text"], "contrastive reads records of texts, found data=text (data=jsonl data.path=FILE)"),
         ("bert-tiny", ["data.field=positive"], "objective.anchor and objective.positive name the fields"),
         ("bert-tiny", ["objective.negatives=[n]", "data.path=odd.jsonl"], "has no text in 'n', found 3"),
     ],
@@ -383,7 +397,7 @@ def test_modules_that_pool_otherwise_are_not_overruled(pairs, here, capsys):
     assert run(["train", *own, "weights=run", "objective.pooling=max", "hydra.run.dir=next"]) == 2
     assert "zoo: error: objective: pooling is max, found mean in the modules of " in capsys.readouterr().err
     objective = objective_of()
-    fault = "objective.modules: the weights have modules, and the tokenizer is of another folder"
+    fault = "objective.modules: the weights have modules, and not those that make the vectors"
     assert fault in faults_of(lambda: objective.keep_files(here / "run" / "tokenizer", None))[0]
 
 
@@ -403,5 +417,9 @@ def test_dense_layers_after_the_pooling_are_read_and_stay_as_they_are(pairs, her
     x = model.eval()(ids[None, real], logits_to_keep=0).hidden[0]
     wanted = F.normalize(torch.tanh(weight @ torch.cat([x[0], x.mean(0)])), dim=-1)
     torch.testing.assert_close(objective.embed(model, batch)[0][0, 0], wanted, atol=1e-6, rtol=1e-4)
+    zoo.train("bert-tiny", [*SMALL, "objective.modules=modules", "steps=1", "objective.dims=[12,4]"])
+    states = zoo.load("run").eval()(torch.tensor([[*b"a cat"]]), logits_to_keep=0).hidden[0]
+    wanted = F.normalize(torch.tanh(weight @ torch.cat([states[0], states.mean(0)])), dim=-1)
+    torch.testing.assert_close(zoo.embed("run", ["a cat"])[0], wanted.detach(), atol=1e-6, rtol=1e-4)
     with pytest.raises(ConfigError, match=r"objective.dims: has 16, the vectors have 12 numbers \(1 to 12\)"):
         objective_of(modules=str(folder), dims=[16]).collator(Context(model.spec, make_byte_tokenizer(), 8, 0, False))

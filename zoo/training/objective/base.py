@@ -65,7 +65,7 @@ class Objective(Spec, axis="objective"):
     """What the targets are, in words. The loss is a mean over them."""
     reads: ClassVar[str] = "text"
     """What the objective learns from: text; pairs of a source and an answer; conversations (`zoo.data.chat`); or
-    labelled records (`zoo.training.objective.labelled`), whose fields it names itself."""
+    records whose fields it names itself (`zoo.training.objective.labelled`), labelled or of texts to compare."""
     n_texts: ClassVar[int] = 1
     """The number of texts in a row, each of which the model reads by itself."""
     compares_rows: ClassVar[bool] = False

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.checkpoint.beside import MODULES, SENTENCE, list_beside
+from zoo.checkpoint.beside import MODULES, SENTENCE, copy_beside, list_beside
 from zoo.checkpoint.sentence_files import POOLINGS, write_modules
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.model.head import NoHead
 from zoo.text.sentence import CONFIG, SentencePipeline, read_pipeline
@@ -42,7 +42,8 @@ class Contrastive(Labelled, kind="contrastive"):
     the cross-entropy of an anchor's own positive among the positives and `negatives` of the whole batch, with cosine /
     `temperature` as logits. `symmetric` takes the mean with the cross-entropy of a positive's own anchor among all
     anchors. `dims` sums the loss over vectors cut to these widths (Matryoshka; Kusupati et al., 2022), times
-    `dim_weights` (default: 1). Equal texts in a batch are negatives of one another.
+    `dim_weights` (default: 1). Equal texts of a batch are negatives of one another, as in sentence-transformers; with
+    `skip_copies` a text is no negative if it equals the anchor's positive, or belongs to an equal anchor.
 
     `anchor`, `positive` and `negatives` name the fields of the records. The vectors are those of `zoo embed`: pooled as
     the sentence-transformers `modules` say, by default those in the folder of the weights, else by `pooling` (default:
@@ -53,6 +54,7 @@ class Contrastive(Labelled, kind="contrastive"):
     2021).
     """
 
+    reads: ClassVar[str] = "records of texts"
     named: ClassVar[str] = "objective.anchor and objective.positive"
     scored: ClassVar[str] = "anchors"
     compares_rows: ClassVar[bool] = True
@@ -64,6 +66,7 @@ class Contrastive(Labelled, kind="contrastive"):
     negatives: tuple[str, ...] = ()
     temperature: PositiveFloat = 0.05
     symmetric: bool = False
+    skip_copies: bool = False
     dims: tuple[PositiveInt, ...] = ()
     dim_weights: tuple[PositiveFloat, ...] = ()
     pooling: str | None = None
@@ -96,8 +99,7 @@ class Contrastive(Labelled, kind="contrastive"):
         return self if self.modules or path is None else self.reopen(Path(path))
 
     def reopen(self, folder: Path) -> Objective:
-        there = any((folder / each).is_file() for each in (MODULES, f"1_Pooling/{CONFIG}"))
-        return replace(self, modules=str(folder.absolute())) if there else self
+        return replace(self, modules=str(folder.absolute())) if has_modules(folder) else self
 
     def refuses(self, spec: Any) -> str | None:
         if spec.kind == "encoder_decoder" or spec.reads_memory:
@@ -106,13 +108,12 @@ class Contrastive(Labelled, kind="contrastive"):
             return (
                 "contrastive pools the first token, which in a decoder sees no other (objective.pooling=last, or mean)"
             )
-        if self.modules is None or self.pooling is None:
+        if self.modules is None:
             return None
-        try:
-            own = read_pipeline(Path(self.modules)).pooled.names
-        except ZooError as error:
-            return f"modules: {error}"
-        if own != (self.pooling,):
+        if not has_modules(Path(self.modules)):
+            return f"modules is {self.modules}, which has no {MODULES} (a folder of sentence-transformers, or null)"
+        own = open_pipeline(self.modules, None).pooled.names
+        if self.pooling is not None and own != (self.pooling,):
             found = f"found {', '.join(own)} in the modules of {self.modules}"
             return f"pooling is {self.pooling}, {found} (objective.pooling=null)"
         return None
@@ -121,15 +122,19 @@ class Contrastive(Labelled, kind="contrastive"):
         return replace(spec, head=NoHead(vocab_size=spec.vocab_size))
 
     def keep_files(self, folder: Path, spec: Any) -> None:
-        """Write the modules of a model that came without any. Raises ConfigError for a folder with other modules than
-        those that are trained, which came with the weights."""
-        if not (folder / MODULES).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            names = open_pipeline(self.modules, self.pooling).pooled.names
-            write_modules(folder, names, spec.out_width or spec.d_model, spec.max_seq_len)
-        elif self.modules is None or read_pipeline(folder).pooled != read_pipeline(Path(self.modules)).pooled:
-            found = "and the tokenizer is of another folder"
-            raise ConfigError(f"objective.modules: the weights have modules, {found} (objective.modules=FOLDER)")
+        """Write the modules that make the vectors. Raises ConfigError for a folder that has others, of the weights."""
+        own = {} if self.modules is None else read_modules(Path(self.modules))
+        if (folder / MODULES).is_file():
+            if own != read_modules(folder):
+                found = "and not those that make the vectors"
+                raise ConfigError(f"objective.modules: the weights have modules, {found} (objective.modules=WEIGHTS)")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if MODULES in own:
+            copy_beside(Path(self.modules or ""), folder, SENTENCE)
+            return
+        names = open_pipeline(self.modules, self.pooling).pooled.names
+        write_modules(folder, names, spec.out_width or spec.d_model, spec.max_seq_len)
 
     # ---------------------------------------------------------------- the data
 
@@ -168,30 +173,35 @@ class Contrastive(Labelled, kind="contrastive"):
         vectors = pipeline.apply(out.hidden.float(), real.flatten(0, 1).bool(), 0, None)
         return vectors.float().unflatten(0, ids.shape[:2]), out
 
-    def score(self, vectors: Tensor, rows: slice) -> Tensor:
-        """Sum the loss over the anchors `rows` of all records' vectors [N, K, D]."""
+    def score(self, vectors: Tensor, keys: Tensor, rows: slice) -> Tensor:
+        """Sum the loss over the anchors `rows` of all records, whose texts have vectors [N, K, D] and keys [N, K]."""
         targets = torch.arange(len(vectors), device=vectors.device)[rows]
+        skipped = find_copies(keys, rows) if self.skip_copies else None
         total = vectors.new_zeros(())
         dims = self.dims or (vectors.shape[-1],)
         with torch.autocast(vectors.device.type, enabled=False):
             for dim, weight in zip(dims, self.dim_weights or (1.0,) * len(dims), strict=True):
                 anchors, *others = F.normalize(vectors[..., :dim], dim=-1).unbind(1)  # N D each
                 logits = anchors[rows] @ torch.cat(others).T / self.temperature
+                if skipped is not None:
+                    logits = logits.masked_fill(skipped, -torch.inf)
                 loss = F.cross_entropy(logits, targets, reduction="sum")
                 if self.symmetric:
                     back = others[0][rows] @ anchors.T / self.temperature
+                    if skipped is not None:  # the same pairs of records, read from the positive
+                        back = back.masked_fill(skipped[:, : len(anchors)], -torch.inf)
                     loss = (loss + F.cross_entropy(back, targets, reduction="sum")) / 2
                 total = total + weight * loss
         return total
 
-    def differentiate(self, vectors: Tensor, rows: slice, weight: float) -> tuple[Tensor, Tensor]:
-        """Compute `weight` × the loss of the anchors `rows`, and its gradient by all vectors [N, K, D]. The logits of a
-        chunk of anchors take `chunk_mib` MiB."""
+    def differentiate(self, vectors: Tensor, keys: Tensor, rows: slice, weight: float) -> tuple[Tensor, Tensor]:
+        """Compute `weight` × the loss of the anchors `rows` (`score`), and its gradient by all vectors [N, K, D]. The
+        logits of a chunk of anchors take `chunk_mib` MiB."""
         leaf, total = vectors.detach().requires_grad_(), vectors.new_zeros(())
         size = max((self.chunk_mib << 20) // (4 * leaf.shape[:2].numel()), 1)
         with torch.enable_grad():
             for first in range(rows.start, rows.stop, size):
-                loss = weight * self.score(leaf, slice(first, min(first + size, rows.stop)))
+                loss = weight * self.score(leaf, keys, slice(first, min(first + size, rows.stop)))
                 loss.backward()
                 total += loss.detach()
         assert leaf.grad is not None
@@ -199,7 +209,7 @@ class Contrastive(Labelled, kind="contrastive"):
 
     def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         vectors, out = self.embed(model, batch)
-        found, gradient = self.differentiate(vectors, slice(0, len(vectors)), weight)
+        found, gradient = self.differentiate(vectors, batch.targets, slice(0, len(vectors)), weight)
         return join_losses(found, model.seam.own_share((vectors * gradient).sum()), out, weight, len(vectors))
 
     def losses(
@@ -215,13 +225,12 @@ class Contrastive(Labelled, kind="contrastive"):
             for batch, seed in zip(batches, seeds, strict=True):
                 with autocast(), drawing(seed, batch.input_ids.device):
                     embedded.append(self.embed(model, batch)[0])
-            vectors = torch.cat(embedded)
-            whole = vectors.new_zeros(rows.size, *vectors.shape)
-            whole[rows.rank] = vectors
-            whole = rows.all_reduce_(whole).flatten(0, 1)
-        first, size = rows.rank * len(vectors), len(vectors)
-        found, gradient = self.differentiate(whole, slice(first, first + size), weight)
-        gradient = rows.all_reduce_(gradient)[first : first + size]
+            vectors = gather_records(torch.cat(embedded), rows)
+            keys = gather_records(torch.cat([batch.targets for batch in batches]), rows)
+        size = len(vectors) // rows.size
+        mine = slice(rows.rank * size, (rows.rank + 1) * size)
+        found, gradient = self.differentiate(vectors, keys, mine, weight)
+        gradient = rows.all_reduce_(gradient)[mine]
         for batch, seed, own in zip(batches, seeds, gradient.split([len(each) for each in embedded]), strict=True):
             with autocast(), drawing(seed, batch.input_ids.device):
                 vectors, out = self.embed(model, batch)
@@ -239,7 +248,23 @@ class Contrastive(Labelled, kind="contrastive"):
     def judge(self, model: Model, batch: Batch, count: int, metrics: Any) -> Tensor:
         vectors, _ = self.embed(model, batch)
         metrics.add(vectors, batch.targets)
-        return self.score(vectors, slice(0, len(vectors)))
+        return self.score(vectors, batch.targets, slice(0, len(vectors)))
+
+
+def find_copies(keys: Tensor, rows: slice) -> Tensor:
+    """Find the texts that are no negatives of the anchors `rows`, by the keys [N, K] of all texts: those of other
+    records that equal the anchor's positive, or whose own anchor is equal. [rows, (K − 1)·N], positives first."""
+    same = (keys[rows, 1, None, None] == keys[:, 1:].T) | (keys[rows, 0, None, None] == keys[:, 0])  # rows K-1 N
+    numbers = torch.arange(len(keys), device=keys.device)
+    others = numbers[rows, None] != numbers  # rows N
+    return (same & others[:, None]).flatten(1)
+
+
+def gather_records(own: Tensor, rows: World) -> Tensor:
+    """Gather the tensors [B, …] of all processes to [N, …], in order."""
+    whole = own.new_zeros(rows.size, *own.shape)
+    whole[rows.rank] = own
+    return rows.all_reduce_(whole).flatten(0, 1)
 
 
 def join_losses(found: Tensor, linear: Tensor, out: Output, weight: float, count: int) -> Loss:
@@ -247,6 +272,16 @@ def join_losses(found: Tensor, linear: Tensor, out: Output, weight: float, count
     own = {name: loss * (weight * count) for name, loss in out.losses.items()}
     total = sum(own.values(), linear + (found - linear).detach())
     return Loss(total, count, {"loss": found, **{name: loss.detach() for name, loss in own.items()}}, out.loads)
+
+
+def has_modules(folder: Path) -> bool:
+    """Whether a folder says how vectors are made of hidden states."""
+    return any((folder / each).is_file() for each in (MODULES, f"1_Pooling/{CONFIG}"))
+
+
+def read_modules(folder: Path) -> dict[str, bytes]:
+    """Read the files of sentence-transformers' modules in a folder, by path."""
+    return {name: (folder / name).read_bytes() for name in list_beside(folder, SENTENCE)}
 
 
 def open_pipeline(modules: str | None, pooling: str | None, device: Device | str = "cpu") -> SentencePipeline:
