@@ -217,10 +217,13 @@ def test_a_call_of_a_tool_is_an_answer_without_content(read):
     [
         (
             {"form": "ShareGPT"},
-            "data.form: must be 'messages', 'prompt_completion', 'sharegpt' or 'alpaca', found 'ShareGPT' (did you "
-            "mean 'sharegpt'?)",
+            "data.form: must be 'messages', 'prompt_completion', 'sharegpt', 'alpaca' or 'preference', found "
+            "'ShareGPT' (did you mean 'sharegpt'?)",
         ),
-        ({"form": "chat"}, "data.form: must be 'messages', 'prompt_completion', 'sharegpt' or 'alpaca', found 'chat'"),
+        (
+            {"form": "chat"},
+            "data.form: must be 'messages', 'prompt_completion', 'sharegpt', 'alpaca' or 'preference', found 'chat'",
+        ),
         (
             {"form": "alpaca", "field": "text"},
             "data.form: alpaca has no such field to name, found field: text (field: null)",
@@ -274,7 +277,7 @@ def test_a_mix_that_lacks_a_template_is_told_where_it_has_one(tmp_path):
 
 
 def test_records_of_a_form_that_is_not_named_are_told_its_name(tmp_path):
-    for form in (each for each in FORMS if each != "text"):
+    for form in FORMS:
         sign = next(name for name, named in SIGNS.items() if named == form)
         (tmp_path / "a.jsonl").write_text(json.dumps({sign: "x"}) + "\n")
         node = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl")}

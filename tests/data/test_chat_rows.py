@@ -13,7 +13,6 @@ from support.corpora import faults_of
 from support.tiny_models import spec_of
 from zoo.data import Batches
 from zoo.data.chat.conversation_rows import TurnFile, collate_turns, pack_best_fit
-from zoo.data.cut_rows import describe_turn_cuts
 from zoo.data.encode import open_tokens, write_tokens
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.model.loss import IGNORED
@@ -86,16 +85,16 @@ def test_every_row_has_whole_conversations_or_ones_cut_after_an_answer(write, pa
 
 def test_what_is_cut_and_left_out_is_counted(write):
     tokens = write([("ab", "XY", "c" * 9, "Z", ""), ("a" * 30, "X", ""), ("a", "X", "")])
-    assert list(describe_turn_cuts(tokens, "", 8)) == [
+    assert list(tokens.describe_cuts("", 8)) == [
         "2 of 3 conversations lose what follows the last answer that fits (66.7%), at 8 tokens (seq_len=30 holds all)",
         "1 of 3 conversations are left out, as their first answer does not fit",
     ]
-    assert list(describe_turn_cuts(tokens, " of a", 13, "--context ")) == [
+    assert list(tokens.describe_cuts(" of a", 13, "--context ")) == [
         "1 of 3 conversations of a lose what follows the last answer that fits (33.3%), at 13 tokens "
         "(--context 30 holds all)",
         "1 of 3 conversations of a are left out, as their first answer does not fit",
     ]
-    assert list(describe_turn_cuts(tokens, "", 30)) == [] and tokens.count_rows(13) == 2
+    assert list(tokens.describe_cuts("", 30)) == [] and tokens.count_rows(13) == 2
     assert faults_of(lambda: write([("a" * 30, "X", ""), ("a" * 40, "X", "")]).count_rows(8)) == [
         "seq_len: is 8, and no conversation of the train split has its first answer within it (a larger one: with 40 "
         "all would be whole)"

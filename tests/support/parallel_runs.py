@@ -31,6 +31,7 @@ COMPARED = [
     "objective.anchor=q",
     "objective.positive=a",
 ]
+ANSWERS = ["data=jsonl", "data.path=answers.jsonl", "data.form=preference", "objective=dpo", "seq_len=64"]
 SMALL = ["model.n_layers=2", "model.d_model=64", "model.d_ff=96"]
 DRAWS = ("model.router=sparsemixer", "model.router.balance_coef=0", "model.router.jitter=0.3")
 DROPS = "dropout={attention: 0.1, residual: 0.1, embedding: 0.1, ffn: 0.1, layers: 0.2}"
@@ -62,6 +63,7 @@ MODELS = {
     "encoder": ("bert-tiny", ["model.n_layers=2"]),
     "compared": ("bert-tiny", ["model.n_layers=2", *COMPARED, DROPS]),
     "compared_parts": ("bert-tiny", ["model.n_layers=2", *COMPARED, DROPS]),
+    "preferred": ("llama-tiny", [*SMALL, *ANSWERS]),
     "averaged": ("llama-tiny", [*SMALL, "ema=0.9", "eval_weights=ema"]),
     "schedule_free": ("llama-tiny", [*SMALL, "optim=schedule_free"]),
     "accumulated": ("llama-tiny", SMALL),
@@ -97,12 +99,15 @@ def here(tmp_path, monkeypatch):
 
 
 def write_texts(folder):
-    """A text to train on, and pairs of a source and an answer that fill their rows."""
+    """A text to train on, pairs of a source and an answer that fill their rows, and preferences of one length."""
     drawn = random.Random(0)
     lines = [" ".join(drawn.choice(WORDS) for _ in range(9)) for _ in range(1500)]
     (folder / "text.txt").write_text(". ".join(lines))
     pairs = (json.dumps({"q": q, "a": a}) for q, a in pairwise(lines) if min(len(q), len(a)) > 32)
     (folder / "pairs.jsonl").write_text("\n".join(pairs))
+    fits = [line[:28] for line in lines]
+    made = ({"prompt": line, "chosen": " fox", "rejected": " dog"} for line in fits)
+    (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, made)))
 
 
 def spread(processes, jobs):
@@ -161,6 +166,7 @@ WAYS = {
     "encoder": ("ddp", "fsdp", "tp"),
     "compared": ("ddp", "fsdp", "tp"),
     "compared_parts": ("ddp", "tp"),
+    "preferred": ("ddp", "fsdp"),
     "averaged": ("ddp", "fsdp", "tp", "cp"),
     "schedule_free": ("ddp", "fsdp", "tp"),
     "accumulated": ("ddp", "fsdp", "tp", "cp"),

@@ -52,8 +52,8 @@ def run(
 
 HEADER: tuple[str, ...] = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "score", "status", "when")
 NUMBERS = HEADER[2:8]
-SCORES = ("val_f1", "val_mrr", "val_pearson")
-"""The metrics of labelled rows that the column `score` can show. If a run has several, the first in this order is
+SCORES = ("val_f1", "val_mrr", "val_pearson", "val_reward_accuracy")
+"""The metrics of rows that the column `score` can show. If a run has several, the first in this order is
 shown."""
 EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
 """Columns that are left out on a narrow screen, in this order."""

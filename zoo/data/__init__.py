@@ -132,7 +132,7 @@ def list_conversations(documents: Documents) -> list[Conversations]:
 def find_template(settings: DataSettings) -> ChatTemplate | None:
     """Find the template that writes the conversations of the data; None for other data, and for a tokenizer without
     one. Raises ConfigError for a template that is not found."""
-    if settings.content != "conversations":
+    if not settings.written:
         return None
     path = settings.tokenizer.path
     folder = None if path is None else find_tokenizer_file(path, "data.tokenizer").parent
@@ -214,8 +214,8 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
     if tokenizer.path is not None:
         files = find_tokenizer_files(tokenizer.path).values()
         on["files"] = [hashlib.blake2b(file.read_bytes()).hexdigest() for file in files]
-    if settings.content == "conversations":
-        on["conversations"] = True  # a pair and a prompt with its completion have the same texts
+    if settings.written:
+        on[settings.content] = True  # a pair and a prompt with its completion have the same texts
     if tokenizer.path is not None or not tokenizer.splits:
         on["special"] = {"split": tokenizer.splits, "add": tokenizer.adds}
     return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -10,8 +10,6 @@ from zoo.data.tokens import PairFile
 if TYPE_CHECKING:
     import numpy as np
 
-    from zoo.data.chat.conversation_rows import TurnFile
-
 MOST = 0.95
 """The share of rows that the smaller of two proposed limits holds whole."""
 
@@ -46,14 +44,3 @@ def describe_pair_cuts(
         describe_cuts(sizes[1::2], most[1], f"answers{of} lose their end", lambda n: f"objective.answer_len={n}"),
     )
     yield from (line for line in lines if line is not None)
-
-
-def describe_turn_cuts(turns: TurnFile, of: str, seq_len: int, key: str = "seq_len=") -> Iterator[str]:
-    """Yield a line on conversations that lose answers in rows of `seq_len`, which is set by `key`, and one on those
-    that are left out. `of` names the corpus."""
-    cuts = turns.cut(seq_len)
-    what = f"conversations{of} lose what follows the last answer that fits"
-    if line := describe_cuts(cuts.whole - 1, seq_len, what, lambda n: f"{key}{n}"):
-        yield line
-    if lost := int((cuts.kept == 0).sum()):
-        yield f"{lost:,} of {len(cuts.kept):,} conversations{of} are left out, as their first answer does not fit"

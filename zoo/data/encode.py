@@ -31,8 +31,9 @@ GROUP = 2 << 20
 """Characters of text encoded at once: enough to occupy all cores, few enough for memory."""
 
 
-SEQUENCES = {"text": 1, "pairs": 2, "conversations": 0}
-"""The sequences of each document, by what the data gives; 0: those of `zoo.data.chat.conversation_rows`."""
+SEQUENCES = {"text": 1, "pairs": 2, "conversations": 0, "preferences": 3}
+"""The sequences of each document, by what the data gives; 0: those of a conversation
+(`zoo.data.chat.conversation_rows`); 3: those of two (`zoo.data.chat.preference_rows`)."""
 
 
 class Index(JsonShape):
@@ -40,7 +41,7 @@ class Index(JsonShape):
 
     dtype: Literal["uint16", "int32"]
     eos_id: Count
-    sequences: Annotated[int, Field(ge=0, le=2)]
+    sequences: Annotated[int, Field(ge=0, le=3)]
     """One of `SEQUENCES`."""
     splits: dict[Part, list[ShardRecord]]
 
@@ -71,15 +72,16 @@ def write_tokens(
 ) -> None:
     """Encode the documents of both parts into `folder`: shards (`zoo.data.shards`), then the index of all of them.
 
-    A document has one sequence, or two (source and target); 0 `sequences`: those of a conversation. Whole shards that a
+    A document has one sequence, or two (source and target); others as in SEQUENCES. Whole shards that a
     killed process left are kept: their documents are read but not encoded. `report` is called with the bytes of text
     done so far. If `unchanged()` is false after the last text, ZooError is raised and no index is written.
     """
-    dtype = choose_dtype(tokenizer.vocab_size)
+    dtype, encode = choose_dtype(tokenizer.vocab_size), ENCODERS.get(sequences, encode_group)
+    measured = encode is encode_group
     writers: dict[Part, SplitWriter] = {
-        part: SplitWriter(folder, part, dtype, keep_lengths=sequences > 0 and part == "validation") for part in PARTS
+        part: SplitWriter(folder, part, dtype, keep_lengths=measured and part == "validation") for part in PARTS
     }
-    end = None if sequences == 0 or (sequences == 1 and ends_in_eos(tokenizer)) else tokenizer.eos_id
+    end = None if not measured or (sequences == 1 and ends_in_eos(tokenizer)) else tokenizer.eos_id
     done = 0
 
     def skip_whole_shards() -> Iterator[tuple[Part, Texts]]:
@@ -92,7 +94,6 @@ def write_tokens(
             else:
                 yield part, document
 
-    encode = encode_group if sequences else encode_turns
     for document in encode_ahead(group_texts(skip_whole_shards()), tokenizer, encode):
         ids = [pack_ids(each.ids, end, dtype) for each in document.encodings]
         size = count_bytes(document.texts)
@@ -176,6 +177,24 @@ def encode_turns(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[
             runs[-1].ids.append(tokenizer.eos_id)
         encoded.append(Encoded(part, texts, runs, None))
     return encoded
+
+
+def encode_answers(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[Encoded]:
+    """Encode documents of two conversations, each half of one as a conversation of its own; an empty half has no
+    tokens."""
+    halves: list[tuple[Part, Texts]] = [
+        (part, half) for part, texts in group for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :])
+    ]
+    found = [
+        each.encodings if any(each.texts) else [TokenRun([])] * len(each.texts)
+        for each in encode_turns(halves, tokenizer)
+    ]
+    joined = zip(group, found[::2], found[1::2], strict=True)
+    return [Encoded(part, texts, [*chosen, *rejected], None) for (part, texts), chosen, rejected in joined]
+
+
+ENCODERS = {SEQUENCES["conversations"]: encode_turns, SEQUENCES["preferences"]: encode_answers}
+"""How documents of conversations are encoded, by their `SEQUENCES`."""
 
 
 def divide_tokens(encoding: tokenizers.Encoding, texts: Texts) -> list[TokenRun]:
@@ -274,8 +293,10 @@ def open_split(folder: Path, part: Part, index: Mapping[str, Any], packed: bool)
     if index["sequences"] == 2:
         return PairFile(**about, sizes=lambda: read("sizes"))
     from zoo.data.chat.conversation_rows import TurnFile
+    from zoo.data.chat.preference_rows import PreferenceFile
 
-    return TurnFile(**about, packed=packed, sequences=lambda: (read("sizes"), read("counts")))
+    kind = PreferenceFile if index["sequences"] == SEQUENCES["preferences"] else TurnFile
+    return kind(**about, packed=packed, sequences=lambda: (read("sizes"), read("counts")))
 
 
 def join_shards(shards: Sequence[Shard], first: np.ndarray, read: Callable[[Shard], np.ndarray]) -> Joined:

@@ -33,6 +33,7 @@ SIGNS = {
     "conversations": "sharegpt",
     "instruction": "alpaca",
     "completion": "prompt_completion",
+    "rejected": "preference",
 }
 """The form of conversations (`zoo.data.chat.forms`) that a field is a sign of."""
 RATIO, SMALL = 100, 1 << 28

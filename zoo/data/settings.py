@@ -58,8 +58,14 @@ class DataSettings(Spec, axis="data", default="stdlib"):
 
     @property
     def content(self) -> str:
-        """What its documents are: text; pairs of a source and a target; or conversations, written by a template."""
+        """What its documents are: text; pairs of a source and a target; or what a chat template writes: conversations,
+        or preferences (a better and a worse answer)."""
         return "text"
+
+    @property
+    def written(self) -> bool:
+        """Whether its documents are conversations, which a chat template writes."""
+        return self.content in ("conversations", "preferences")
 
     @property
     def chosen_template(self) -> str | None:
@@ -133,7 +139,8 @@ class RecordSettings(DataSettings):
     objective with labels names its fields itself. `validation` names the validation records: files, or for `hf` a split
     (null: `validation_fraction` of all records).
 
-    With a `form` a record is a conversation: `messages` (and `tools`), `prompt_completion`, `sharegpt` or `alpaca`.
+    With a `form` a record is a conversation: `messages` (and `tools`), `prompt_completion`, `sharegpt` or `alpaca`; or
+    a prompt with two answers (`preference`: `chosen` and `rejected`).
     `template` writes it: null is the template in the tokenizer's folder, else a built-in one (chatml) or a file. A row
     holds several conversations that do not see one another, or one each if `packing` is false."""
 
@@ -145,10 +152,11 @@ class RecordSettings(DataSettings):
     source: str | None = None
     target: Annotated[str | None, Default] = None
     validation: str | None = None
-    form: Literal["messages", "prompt_completion", "sharegpt", "alpaca"] | None = None
+    form: Literal["messages", "prompt_completion", "sharegpt", "alpaca", "preference"] | None = None
     """What a record says a conversation in; null: it is a text or a pair. `messages`: a list of messages with role and
     content, and `tools`; `prompt_completion`: two texts, or two lists of messages; `sharegpt`: a list `conversations`
-    of `from` and `value`; `alpaca`: `instruction`, `input` and `output`, by Alpaca's prompt."""
+    of `from` and `value`; `alpaca`: `instruction`, `input` and `output`, by Alpaca's prompt; `preference`: `prompt`,
+    `chosen` and `rejected`."""
     template: str | None = None
     """The chat template that writes conversations; null: that of the tokenizer's folder. `chatml`: the built-in one;
     `FILE`: a file in Jinja."""
@@ -190,8 +198,12 @@ class RecordSettings(DataSettings):
     @field_validator("template", "packing")
     @classmethod
     def is_of_conversations(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("form") is None:
-            raise ValueError(NOT_FOR_TEXT.format(value))
+        form = info.data.get("form")
+        if form is None:
+            if value is not None:
+                raise ValueError(NOT_FOR_TEXT.format(value))
+        elif value and info.field_name == "packing" and FORMS[form].content != "conversations":
+            raise ValueError(f"answers to compare have rows of their own, found packing: true beside {form} (null)")
         return value
 
     @classmethod
@@ -209,7 +221,7 @@ class RecordSettings(DataSettings):
     @property
     def content(self) -> str:
         if self.form is not None:
-            return "conversations"
+            return FORMS[self.form].content
         return "text" if self.target is None else "pairs"
 
     @property
@@ -309,7 +321,7 @@ class Mix(DataSettings, kind="mix"):
     @classmethod
     def is_of_conversations(cls, value: Any, info: ValidationInfo) -> Any:
         sources = info.data.get("of") or {}
-        if value is not None and any(each.settings.content != "conversations" for each in sources.values()):
+        if value is not None and not all(each.settings.written for each in sources.values()):
             raise ValueError(NOT_FOR_TEXT.format(value))
         return value
 

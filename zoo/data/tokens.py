@@ -66,6 +66,11 @@ class TokenFile:
         """Count the tokens that each document of a row loses because rows have `seq_len`; [] if none can."""
         return []
 
+    def describe_cuts(self, of: str, seq_len: int, key: str = "seq_len=") -> Iterator[str]:
+        """Yield lines on what of the documents is cut or left out in rows of `seq_len`, which is set by `key`. `of`
+        names the corpus."""
+        return iter(())
+
     def count_bytes(self, numbers: Iterable[int], seq_len: int) -> int:
         """Count the bytes of text of the targets in these rows.
 
@@ -114,6 +119,7 @@ class Batch(NamedTuple):
     - `prefix` [B]: how many leading tokens of a row attend to one another in both directions (prefix LM).
     - `token_type_ids` [B, T]: the number, from 0, of each token's text within its row.
     - `row_numbers` [B]: the number of each row, counted from the start of the run. Dropout masks depend on it.
+    - `reference` [B], float32: the log-probability of a row's targets under the starting weights, no input of a model.
     """
 
     input_ids: torch.Tensor
@@ -125,6 +131,7 @@ class Batch(NamedTuple):
     prefix: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
     row_numbers: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
 
 
 Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]
@@ -224,7 +231,9 @@ class Batches:
         places = [self.place(number) for number in numbers]
         rows = [self.sources[place.source].tokens.read_row(place.window, self.seq_len) for place in places]
         keys = [(place.epoch, number) for place, number in zip(places, numbers, strict=True)]
-        return self.collate(gather(rows), keys)._replace(row_numbers=torch.tensor(numbers))
+        batch = self.collate(gather(rows), keys)
+        each = len(batch.input_ids) // count  # a record's two answers drop alike
+        return batch._replace(row_numbers=torch.tensor(numbers).repeat_interleave(each))
 
     def list_first(self, count: int) -> list[int]:
         """List the numbers of the first `count` rows, each window once: fewer if the sources have fewer, and of the

@@ -124,6 +124,7 @@ def _time(run: Run, began: float) -> Timing:
     from zoo.training.update import update
     from zoo.training.validation import measure_validation_loss
 
+    run.settings.objective.prepare_run(run, lambda: run.model, STEPS + 1)
     run.model.train()
     compile_if_stated(run)
     seconds = []

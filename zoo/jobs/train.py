@@ -18,7 +18,7 @@ from zoo.checkpoint.beside import GENERATION
 from zoo.checkpoint.newest_checkpoint import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import PreparedData, refuse_old_position
 from zoo.data.chat.template import find_chat_template
-from zoo.data.cut_rows import describe_pair_cuts, describe_turn_cuts
+from zoo.data.cut_rows import describe_pair_cuts
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import PairFile
 from zoo.disk import remove_drafts, write_text
@@ -86,15 +86,17 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     if again := describe_restart():
         show.say(f"{again}starts anew, as there is no checkpoint yet")
     run = build_run(planned, folder, device, data, show, world, drawings=list_drawings())
-    if planned.data.content == "conversations":
+    if planned.data.written:
         trained, held_out = (sum(each.tokens.n_documents for each in part) for part in (data.sources, data.held_out))
-        show.say(f"data: {trained:,} conversations train and {held_out:,} validate (a repeated one counts once)")
+        show.say(
+            f"data: {trained:,} {planned.data.content} train and {held_out:,} validate (a repeated one counts once)"
+        )
     show.say(describe_rows(run.batches.read(0, 1), data.tokenizer))
     if world.main:
         keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
         keep_template(data.tokenizer.template, folder / runs.TOKENIZER)
         planned.settings.objective.keep_files(folder / runs.TOKENIZER, planned.spec)
-        keep_ends(data.tokenizer, folder / runs.TOKENIZER, answers=planned.data.content == "conversations")
+        keep_ends(data.tokenizer, folder / runs.TOKENIZER, answers=planned.data.written)
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
     return complete_run(run)
@@ -132,9 +134,11 @@ def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:
     for line in describe_cut_rows(planned, data):
         show.say(line)
     batches = open_batches(planned, data)
+    found = ((number, batches.read(number, 1)) for number in batches.list_first(count))
     return [
-        decode_row(batches.read(number, 1), 0, data.tokenizer, batches.count_cut(number))
-        for number in batches.list_first(count)
+        decode_row(batch, row, data.tokenizer, batches.count_cut(number))
+        for number, batch in found
+        for row in range(len(batch.input_ids))
     ]
 
 
@@ -285,8 +289,8 @@ def describe_run(run: Run) -> None:
     say(f"{run.name}: {what}, {size}; MFU of {run.gauges.peak}")
     if planned.config.get("objective", {}).get("kind") == Auto.kind:
         why = (
-            "the data is of conversations"
-            if planned.data.content == "conversations"
+            f"the data is of {planned.data.content}"
+            if planned.data.written
             else f"the model is {describe(planned.spec)}"
         )
         say(f"objective: {settings.objective.kind}, as {why}")
@@ -310,9 +314,8 @@ def describe_cut_rows(planned: TrainingPlan, data: PreparedData) -> Iterator[str
         if isinstance(objective, Seq2Seq) and isinstance(source.tokens, PairFile):
             most = objective.lay_out(planned.spec, seq_len)
             yield from (f"data: {line}" for line in describe_pair_cuts(source.tokens, of, most, seq_len))
-        elif objective.reads == "conversations":
-            tokens: Any = source.tokens
-            yield from (f"data: {line}" for line in describe_turn_cuts(tokens, of, seq_len))
+        else:
+            yield from (f"data: {line}" for line in source.tokens.describe_cuts(of, seq_len))
 
 
 def note_failure(run: Run, status: str, error: BaseException) -> None:

@@ -49,6 +49,23 @@ class TokenLoss:
         """Factor of each term in the total."""
         return (1.0, 1.0)
 
+    def start(self, hidden: Tensor) -> Tensor:
+        """Make the sums that chunks add to, all 0."""
+        return torch.zeros(len(self.terms), device=hidden.device, dtype=accumulating(hidden))
+
+    def finish(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the weighted total and terms from the sums of all chunks."""
+        terms = sums * self.weight
+        total = torch.zeros_like(terms[0])
+        for share, term in zip(self.coefficients, terms, strict=True):
+            total += share * term
+        return total, terms
+
+    def look_ahead(self, measure: Callable[[], Tensor]) -> TokenLoss:
+        """Return the loss that `overwrite` is called on. `measure` computes the sums of all chunks, for a loss whose
+        gradient at a token depends on other tokens."""
+        return self
+
     def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         """Overwrite logits [N, V] with the gradient of the total; return the sums of the terms, without the weight.
         `rows` are the places of these tokens in the batch: a slice, or a tensor of indices."""
@@ -148,7 +165,7 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
     if torch.is_grad_enabled() and (weights or hidden.requires_grad):
         total, terms = _chunked_loss().apply(head, loss, hidden, targets, rows, *weights)
     else:
-        total, terms = _measure(head, loss, hidden, targets, rows)
+        total, terms = loss.finish(_measure(head, loss, hidden, targets, rows))
     return total, {name: terms[place] for place, name in enumerate(loss.terms) if name != "z_loss" or loss.z_loss}
 
 
@@ -163,25 +180,13 @@ def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
     return torch.nonzero_static(kept, size=count)[:, 0]
 
 
-def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compute the weighted total and terms, without gradients."""
-    sums = _zeros(loss, hidden)
+def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
+    """Compute the sums of all chunks, without gradients."""
+    sums = loss.start(hidden)
     for part in split_for_head(hidden, targets, head.spec.n_logits, loss.chunk):
         places = part if rows is None else rows[part]
         sums += loss.measure(head(hidden[places]), targets[part], places).to(sums.dtype)
-    return _weigh(sums, loss)
-
-
-def _zeros(loss: TokenLoss, hidden: Tensor) -> Tensor:
-    return torch.zeros(len(loss.terms), device=hidden.device, dtype=accumulating(hidden))
-
-
-def _weigh(sums: Tensor, loss: TokenLoss) -> tuple[Tensor, Tensor]:
-    terms = sums * loss.weight
-    total = torch.zeros_like(terms[0])
-    for share, term in zip(loss.coefficients, terms, strict=True):
-        total += share * term
-    return total, terms
+    return sums
 
 
 @functools.cache
@@ -198,8 +203,9 @@ def _chunked_loss() -> Any:
         def forward(
             ctx: Any, head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Tensor | None, *weights: Tensor
         ):
+            loss = loss.look_ahead(lambda: _measure(head, loss, hidden, targets, rows))
             found = _Gradients(hidden if ctx.needs_input_grad[2] else None, len(weights))
-            sums = _zeros(loss, hidden)
+            sums = loss.start(hidden)
             for part in split_for_head(hidden, targets, head.spec.n_logits, loss.chunk):
                 places = part if rows is None else rows[part]
                 with torch.enable_grad():
@@ -211,7 +217,7 @@ def _chunked_loss() -> Any:
                 del logits, chunk  # before the next chunk is made
             ctx.found, ctx.deposited = found, weights if head.deposits_gradients else ()
             ctx.goes_back_twice = head.goes_back_twice
-            total, terms = _weigh(sums, loss)
+            total, terms = loss.finish(sums)
             ctx.mark_non_differentiable(terms)
             return total, terms
 

@@ -22,9 +22,18 @@ from zoo.untrusted.yaml_file import parse_yaml
 if TYPE_CHECKING:
     from zoo.untrusted.json_file import JsonShape
 
-MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_mrr": "MRR"}
-MEASURES |= {"val_pearson": "Pearson", "val_spearman": "Spearman"}
-"""The metrics of evaluations of labelled rows, and their names for people."""
+MEASURES = {
+    **{
+        "val_accuracy": "accuracy",
+        "val_f1": "F1",
+        "val_mrr": "MRR",
+        "val_pearson": "Pearson",
+        "val_spearman": "Spearman",
+    },
+    **{"val_reward_accuracy": "reward accuracy", "val_reward_margin": "reward margin"},
+    **{"val_reward_chosen": "chosen reward", "val_reward_rejected": "rejected reward"},
+}
+"""The metrics of evaluations of labelled rows and of preferences, and their names for people."""
 
 RESULTS = (
     "steps",

@@ -239,6 +239,15 @@ def build_model(
     return model
 
 
+def build_start(run: Run) -> Model:
+    """Return the model of a run with the weights that it starts from: the run's own before the first step, else one
+    that is built again."""
+    if not run.step:
+        return run.model
+    with torch.random.fork_rng():
+        return build_model(run.planned, run.layout, run.device, lambda line: None, fresh=True)
+
+
 def settle_weights(model: Model, settings: Training, say: Callable[[str], object], fresh: bool) -> None:
     """Read a `fresh` model's initial weights, freeze some, and set up float8, dropout and bfloat16."""
     start = StartSettings.of(settings)

@@ -162,7 +162,7 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
     Raises ConfigError if the node splits the run's text in another way, because validation might then contain training
     text, and if an override changes the tokenizer.
     """
-    template = {"template": own.data.template} if own.data.content == "conversations" else {}  # type: ignore[attr-defined]
+    template = {"template": own.data.template} if own.data.written else {}  # type: ignore[attr-defined]
     found = DataSettings.read({**node, "tokenizer": own.data.tokenizer, **template})
     if list_fields(found, SPLIT + BATCHES) != list_fields(own.data, SPLIT + BATCHES):
         return None

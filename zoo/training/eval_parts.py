@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoo.data.cut_rows import describe_pair_cuts, describe_turn_cuts
+from zoo.data.cut_rows import describe_pair_cuts
 from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
@@ -78,11 +78,12 @@ class Collated:
     def score(self, model: Model, advance: Advance) -> TextScore:
         """Score all rows. Raises ZooError if a loss is not finite, or no row has a target."""
         device = next(model.parameters()).device
-        together = self.rows or max(TOGETHER.get(device.type, MANY_TOGETHER) // self.context, 1)
+        tokens = self.objective.n_texts * self.context
+        together = self.rows or max(TOGETHER.get(device.type, MANY_TOGETHER) // tokens, 1)
         rows = read_evaluation_batches(
             self.tokens, together, self.context, documents=self.documents, collate=self.collate
         )
-        total, targets, metrics = 0.0, 0, self.objective.open_metrics()
+        total, targets, metrics, left = 0.0, 0, self.objective.open_metrics(), self.size
         for batch in rows:
             count = self.objective.targets(batch)
             if count:
@@ -91,7 +92,8 @@ class Collated:
             if not math.isfinite(total):
                 raise ZooError(f"eval: the loss is {total} (sound weights, or dtype=fp32)")
             targets += count
-            advance(len(batch.input_ids))
+            advance(min(together, left))
+            left -= together
         if not targets:
             raise ZooError(f"eval: {self.objective.kind} asks for nothing in these rows (more of them, or longer ones)")
         return TextScore(total, targets, None, {} if metrics is None else metrics.compute())
@@ -159,6 +161,7 @@ def make_rows(
         objective.extend(data.tokenizer, length)
         check_ids(data, spec, added=data.tokenizer.vocab_size - there)
     collate = objective.collator(Context(spec, data.tokenizer, length, plan.seed, documents, one_shape=not labelled))
+    objective.recall(None if plan.whole else plan.run, data, length)
     rows = plan.batch_size if objective.compares_rows else None
     parts = [Collated(each.name, each.tokens, objective, collate, length, documents, rows) for each in data.held_out]
     for part in () if labelled else parts:
@@ -221,8 +224,8 @@ def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
             most = part.objective.lay_out(spec, part.context)
             for line in describe_pair_cuts(tokens, of, most, part.context, "--context "):
                 tell(line)
-    elif part.objective.reads == "conversations":
-        for line in describe_turn_cuts(tokens, of, part.context, "--context "):  # type: ignore[arg-type]
+    elif part.objective.reads != "text":
+        for line in tokens.describe_cuts(of, part.context, "--context "):
             tell(line)
     elif left := len(tokens) - 1 - part.size * part.context:
         tell(f"{left:,} of {len(tokens) - 1:,} tokens{of} fill no row of {part.context}, and are not scored")

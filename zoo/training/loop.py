@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from zoo.errors import Terminated
 from zoo.run.machine_memory import read_used_memory
+from zoo.training.building import build_start
 from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated
 from zoo.training.finite import refuse_nonfinite
@@ -36,6 +38,7 @@ def fit(run: Run) -> dict[str, Any]:
     Terminated.
     """
     introduce(run)
+    run.settings.objective.prepare_run(run, partial(build_start, run), run.settings.steps)
     run.model.train()
     compile_if_stated(run)
     with run.show, stop_on_signals(run):

@@ -198,8 +198,8 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Topology) -> list[s
     except ConfigError as error:
         faults = list(error.faults)
     faults += [f"tp: {line}" for line in find_wide_norms(spec)]
-    if settings.objective.kind == "distil":
-        found = f"is distil, which goes with no tensor parallelism yet, found tp={mesh.tp}"
+    if not settings.objective.divides:
+        found = f"is {settings.objective.kind}, which goes with no tensor parallelism yet, found tp={mesh.tp}"
         faults.append(f"objective: {found} (objective=causal, or parallel.tp=1)")
     return faults
 

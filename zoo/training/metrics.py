@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.lazy import F, torch
@@ -41,6 +41,22 @@ class Metrics:
     def describe(self) -> dict[str, Any]:
         """Describe the metrics by class, as plain data."""
         return {}
+
+
+class MeanMetrics(Metrics):
+    """Means over records of numbers that a loss computes beside itself, such as an answer's reward."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add_sums(self, sums: Mapping[str, Tensor], count: int) -> None:
+        """Add the sums over a batch of `count` records, by name."""
+        self.sums = {name: self.sums.get(name, 0.0) + float(each) for name, each in sums.items()}
+        self.count += count
+
+    def compute(self) -> dict[str, float]:
+        return {name: each / self.count for name, each in self.sums.items()}
 
 
 class ClassMetrics(Metrics):

@@ -200,12 +200,18 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
             yield f"seq_len: {found} (seq_len={most - max(width - settings.seq_len, 0)}, or {place}={width})"
 
 
-LEARNS_FROM = {"text": "auto", "pairs": "seq2seq", "conversations": "chat"}
+LEARNS_FROM = {
+    "text": "auto",
+    "pairs": "seq2seq",
+    "conversations": "chat",
+    "preferences": "dpo",
+}
 """An objective for each thing that data gives."""
 MADE_BY = {
     "text": "no data.form, data.source or data.target",
     "pairs": "data.source=NAME data.target=NAME",
     "conversations": "data.form=messages",
+    "preferences": "data.form=preference",
 }
 """The settings of records that make data give each thing."""
 
@@ -332,7 +338,7 @@ def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
     if (stated := planned.data.tokenizer).path is None:
         return planned
     data = replace(planned.data, tokenizer=replace(stated, path=str(folder.absolute())))
-    if data.content == "conversations" and (own := folder / TEMPLATE).is_file():
+    if data.written and (own := folder / TEMPLATE).is_file():
         data = replace(data, template=str(own.absolute()))
     return replace(planned, data=data)
 

@@ -30,7 +30,7 @@ class TrainingFlops:
         self.teachers = [RowFlops(each) for each in objective.list_teachers()]
 
     def count(self, batch: Batch, targets: int) -> int:
-        """Count the FLOPs of a batch with `targets` targets."""
+        """Count the FLOPs of a batch whose head reads `targets` positions."""
         own = 3 * sum_forward(self.student, batch, targets) - sum_skipped(self.student, batch)
         return own + sum(sum_forward(each, batch, targets) for each in self.teachers)
 

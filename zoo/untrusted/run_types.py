@@ -47,6 +47,10 @@ class Result(JsonShape):
     val_mrr: Number | None = None
     val_pearson: Number | None = None
     val_spearman: Number | None = None
+    val_reward_accuracy: Number | None = None
+    val_reward_margin: Number | None = None
+    val_reward_chosen: Number | None = None
+    val_reward_rejected: Number | None = None
     seconds: Number | None = None
     tokens_per_second: Number | None = None
     mfu: Number | None = None

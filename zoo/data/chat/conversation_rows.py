@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.data.collate import IGNORED, pad, to_tensor
+from zoo.data.cut_rows import describe_cuts
 from zoo.data.tokens import Batch, TokenFile
 from zoo.errors import ConfigError
 
@@ -92,16 +93,28 @@ class TurnFile(TokenFile):
         cuts, rows = self.plan(seq_len)
         return (cuts.whole - cuts.kept)[rows[number]].tolist()
 
-    def read_row(self, number: int, seq_len: int) -> TurnRow:
-        (cuts, rows), (sizes, firsts, starts) = self.plan(seq_len), self.layout
-        ids, learned = [], []
-        for each in rows[number]:
-            kept = int(cuts.kept[each])
+    def read_row(self, number: int, seq_len: int) -> Any:
+        cuts, rows = self.plan(seq_len)
+        return self.read_conversations([(each, int(cuts.kept[each])) for each in rows[number]])
+
+    def read_conversations(self, which: Sequence[tuple[int, int]]) -> TurnRow:
+        """Read conversations, given the number of each and its tokens to read, as one row."""
+        (sizes, firsts, starts), ids, learned = self.layout, [], []
+        for each, kept in which:
             runs = sizes[firsts[each] : firsts[each + 1]]
             ids.append(self.ids[starts[each] : starts[each] + kept].astype(np.int64))
             learned.append(np.repeat(np.arange(len(runs)) % 2 == 1, runs)[:kept])
         numbers = np.repeat(np.arange(len(ids)), [len(each) for each in ids])
         return TurnRow(np.concatenate(ids), np.concatenate(learned), numbers)
+
+    def describe_cuts(self, of: str, seq_len: int, key: str = "seq_len=") -> Iterator[str]:
+        """Yield a line on conversations that lose answers, and one on those that are left out."""
+        cuts = self.cut(seq_len)
+        what = f"conversations{of} lose what follows the last answer that fits"
+        if line := describe_cuts(cuts.whole - 1, seq_len, what, lambda n: f"{key}{n}"):
+            yield line
+        if lost := int((cuts.kept == 0).sum()):
+            yield f"{lost:,} of {len(cuts.kept):,} conversations{of} are left out, as their first answer does not fit"
 
 
 def pack_best_fit(sizes: np.ndarray, room: int) -> list[list[int]]:

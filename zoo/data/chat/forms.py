@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,6 +61,15 @@ class Dialogue(NamedTuple):
 Pair = tuple[str, str]
 """A prompt and its completion, plain texts that no template writes."""
 
+
+class JudgedAnswers(NamedTuple):
+    """A better and a worse answer to a prompt, each a conversation that ends with it. None for the one that a record
+    lacks, which judges a single answer."""
+
+    chosen: Dialogue | Pair | None
+    rejected: Dialogue | Pair | None
+
+
 Report = Callable[[str], object]
 """Called with a fault of a record: what is wrong, what was found, what would do."""
 
@@ -71,9 +80,11 @@ class Form:
     first fields other names. `read` makes a conversation of a record's values, or None after reporting a fault."""
 
     columns: tuple[str, ...]
-    read: Callable[[list[Any], Mapping[str, Any], Report], Dialogue | Pair | None]
+    read: Callable[[list[Any], Mapping[str, Any], Report], Dialogue | Pair | JudgedAnswers | None]
     named: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    content: str = "conversations"
+    """What the records are (`zoo.data.settings.DataSettings.content`)."""
 
 
 def read_messages(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | None:
@@ -94,14 +105,53 @@ def read_messages(values: list[Any], record: Mapping[str, Any], report: Report) 
 def read_prompt_completion(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | Pair | None:
     """Read a prompt and its completion: two texts, or two lists of messages."""
     prompt, completion = values
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return (prompt, completion)
-    if not (isinstance(prompt, list) and isinstance(completion, list)):
-        found = f"found {quote(prompt)} and {quote(completion)}"
-        report(f"prompt and completion are not of one kind, {found} (two texts, or two lists of messages)")
+    return continue_prompt(prompt, completion, "completion", record, report)
+
+
+def continue_prompt(
+    prompt: Any, answer: Any, name: str, record: Mapping[str, Any], report: Report
+) -> Dialogue | Pair | None:
+    """Make a conversation of a prompt and its answer, which the field `name` has: two texts, or two lists of
+    messages."""
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return (prompt, answer)
+    if not (isinstance(prompt, list) and isinstance(answer, list)):
+        found = f"found {quote(prompt)} and {quote(answer)}"
+        report(f"prompt and {name} are not of one kind, {found} (two texts, or two lists of messages)")
         return None
-    read = read_messages([prompt + completion], record, report)
+    read = read_messages([prompt + answer], record, report)
     return None if read is None else read._replace(first=len(prompt))
+
+
+def read_preference(values: list[Any], record: Mapping[str, Any], report: Report) -> JudgedAnswers | None:
+    """Read a `prompt` with a `chosen` and a `rejected` answer: texts, or lists of messages. Without a prompt, what both
+    answers begin with is the prompt (TRL's implicit prompt)."""
+    prompt, (chosen, rejected) = record.get("prompt") or None, values
+    if chosen == rejected:
+        report(f"chosen and rejected are the same, found {quote(chosen)} (two answers)")
+        return None
+    if prompt is None and any(isinstance(chosen, kind) and isinstance(rejected, kind) for kind in (str, list)):
+        pairs = zip(chosen, rejected, strict=False)
+        same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+        same -= chosen[same - 1 : same] == " "  # words begin with their space
+        prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+    better = answer_prompt(prompt, "chosen", chosen, record, report)
+    worse = None if better is None else answer_prompt(prompt, "rejected", rejected, record, report)
+    return None if worse is None else JudgedAnswers(better, worse)
+
+
+def answer_prompt(
+    prompt: Any, name: str, answer: Any, record: Mapping[str, Any], report: Report
+) -> Dialogue | Pair | None:
+    """Make a conversation of a prompt and an answer that says something."""
+    said = [each for each in (answer if isinstance(answer, list) else [{"content": answer}]) if each]
+    if all(
+        isinstance(each, Mapping) and not (str(each.get("content") or "").strip() or "tool_calls" in each)
+        for each in said
+    ):
+        report(f"{name}: says nothing after the prompt, found {quote(answer)} (an answer)")
+        return None
+    return continue_prompt(prompt, answer, name, record, report)
 
 
 def read_sharegpt(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | None:
@@ -136,12 +186,14 @@ FORMS = {
     "prompt_completion": Form(("prompt", "completion"), read_prompt_completion, ("source", "target"), ("tools",)),
     "sharegpt": Form(("conversations",), read_sharegpt, ("field",), ("system", "tools")),
     "alpaca": Form(("instruction", "output"), read_alpaca, (), ("input",)),
+    "preference": Form(("chosen", "rejected"), read_preference, (), ("prompt", "tools"), "preferences"),
 }
 
 
 @dataclass
 class Conversations:
-    """Records as conversations: documents of a prompt and its completion, or of the parts of `Turns`."""
+    """Records as conversations: documents of a prompt and its completion, or of the parts of `Turns`; of a comparison
+    two of these (`join_answers`)."""
 
     source: RecordSource
     form: Form
@@ -179,11 +231,21 @@ class Conversations:
         read = self.form.read([record[column] for column in columns], record, report)
         if read is None:
             return None
-        if read.is_silent() if isinstance(read, Dialogue) else not read[1].strip():
-            self.counts["silent"] += 1
-            return None
+        if not isinstance(read, JudgedAnswers):
+            if read.is_silent() if isinstance(read, Dialogue) else not read[1].strip():
+                self.counts["silent"] += 1
+                return None
+            return self.write(read, columns, where, faults)
+        names = [("prompt", name) for name in columns[:2]] if read.chosen and read.rejected else [columns[:2]] * 2
+        texts = [each and self.write(each, name, where, faults) for each, name in zip(read, names, strict=True)]
+        lacks = any(each and not text for each, text in zip(read, texts, strict=True))
+        return None if lacks else join_answers(texts[0] or (), texts[1] or ())
+
+    def write(self, read: Dialogue | Pair, names: Sequence[str], where: str, faults: Faults) -> tuple[str, ...] | None:
+        """Make the texts of a conversation, which the fields `names` have; None for one with a fault."""
         if not isinstance(read, Dialogue):
-            return read if all(map(is_text, read, columns, (where,) * 2, (faults,) * 2)) else None
+            return read if all(map(is_text, read, names, (where,) * 2, (faults,) * 2)) else None
+        report = partial(self.report, where, faults)
         fault = "messages need one, and the tokenizer has none (chatml, or a file)"
         if self.template is None or (fault := self.template.fault):
             raise ConfigError(f"data.template: {fault}")
@@ -197,7 +259,7 @@ class Conversations:
         self.counts["rendered"] += 1
         self.counts["passed"] += turns.passed
         self.counts["have_passed"] += turns.passed > 0
-        return turns.texts if all(is_text(text, columns[0], where, faults) for text in turns.texts) else None
+        return turns.texts if all(is_text(text, names[0], where, faults) for text in turns.texts) else None
 
     @staticmethod
     def report(where: str, faults: Faults, fault: str) -> None:
@@ -213,3 +275,13 @@ class Conversations:
             found = f"{passed:,} answers in {self.counts['have_passed']:,} conversations"
             why = "the template writes them otherwise once a message follows"
             yield f"data: {found} are read and not learned, as {why} (data.template: one with {{% generation %}})"
+
+
+def join_answers(chosen: Sequence[str], rejected: Sequence[str]) -> tuple[str, ...]:
+    """Join the texts of two conversations into those of one document. Both get equally many, an even number, by empty
+    ones at their end: so each is a half, and not learned and learned texts take turns in the whole.
+
+    Example: (a, B) and (a, C) give (a, B, a, C); (a, B, end) and none give (a, B, end, "", "", "", "", "").
+    """
+    half = max(len(chosen), len(rejected)) + 1 & ~1
+    return tuple(text for each in (chosen, rejected) for text in (*each, *[""] * (half - len(each))))

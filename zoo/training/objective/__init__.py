@@ -9,9 +9,11 @@ from zoo.training.objective.contrastive import Contrastive
 from zoo.training.objective.distil import Distil
 from zoo.training.objective.labelled import Classify, Labelled, Regress, Tag
 from zoo.training.objective.masked import MLM
+from zoo.training.objective.preference import DPO
 from zoo.training.objective.spans import UL2, Denoising, SpanCorruption
 
 __all__ = [
+    "DPO",
     "MLM",
     "UL2",
     "Auto",
@@ -34,11 +36,11 @@ __all__ = [
 
 
 class Auto(Objective, kind="auto"):
-    """The usual objective: chat for conversations; next_token for a decoder, mlm for an encoder, span_corruption for an
-    encoder-decoder."""
+    """The usual objective: chat for conversations, dpo for preferences; else next_token for a decoder, mlm for an
+    encoder, span_corruption for an encoder-decoder."""
 
     def settle(self, spec: Any, data: Any = None) -> Objective:
-        known = {each.kind: each for each in (NextToken, MLM, SpanCorruption, Chat)}
+        known = {each.kind: each for each in (NextToken, MLM, SpanCorruption, Chat, DPO)}
         return known[suggest(spec, data)](z_loss=self.z_loss, chunk_mib=self.chunk_mib)
 
     def collator(self, context: Context) -> Any:

@@ -13,12 +13,12 @@ from zoo.model.loss import IGNORED, TokenLoss
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
-    from zoo.data import Batch, DataSettings, Tokenizer
+    from zoo.data import Batch, DataSettings, PreparedData, Tokenizer
     from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokens import Collate
     from zoo.distributed.world import World
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
     from zoo.training.gradient import Autocast
     from zoo.training.metrics import Metrics
+    from zoo.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Objective(Spec, axis="objective"):
     scored: ClassVar[str] = "targets"
     """What the targets are, in words. The loss is a mean over them."""
     reads: ClassVar[str] = "text"
-    """What the objective learns from: text; pairs of a source and an answer; conversations (`zoo.data.chat`); or
-    records whose fields it names itself (`zoo.training.objective.labelled`), labelled or of texts to compare."""
+    """What the objective learns from: text; pairs of a source and an answer; conversations (`zoo.data.chat`);
+    preferences (`zoo.data.chat.preference_rows`); or records whose fields it names itself
+    (`zoo.training.objective.labelled`), labelled or of texts to compare."""
     n_texts: ClassVar[int] = 1
     """The number of texts in a row, each of which the model reads by itself."""
     compares_rows: ClassVar[bool] = False
@@ -74,6 +76,8 @@ class Objective(Spec, axis="objective"):
     """The metrics of an evaluation in addition to `val_loss`, as named in lines of metrics."""
     ranked_by: ClassVar[str | None] = None
     """The metric whose largest value marks the best checkpoint; None: the lowest `val_loss`."""
+    divides: ClassVar[bool] = True
+    """Whether ranks that divide the vocabulary (tensor parallelism) can each compute their part of the loss."""
 
     z_loss: NonNegativeFloat = 0.0
     chunk_mib: PositiveInt = 256
@@ -110,9 +114,21 @@ class Objective(Spec, axis="objective"):
         """Make the function that turns rows of ids [B, T + 1] into batches; the tokenizer has been extended."""
         raise NotImplementedError
 
+    def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
+        """Compute what the loss of the first `steps` steps needs beside the rows, before the run's next step. `start`
+        gives the model with its starting weights."""
+
+    def recall(self, folder: Path | None, data: PreparedData, seq_len: int) -> None:
+        """Read what `prepare_run` left in a run's folder, to evaluate the run's validation rows of `seq_len` tokens;
+        None for other rows than a run's."""
+
     def targets(self, batch: Batch) -> int:
         """Count the targets of a batch, on the CPU. The batch's loss is divided by this number."""
         return int((batch.targets != IGNORED).sum())
+
+    def count_predictions(self, batch: Batch) -> int:
+        """Count the positions that the head reads in training, on the CPU."""
+        return self.targets(batch)
 
     def count_tokens(self, batch: Batch, seq_len: int) -> int:
         """Count a batch's tokens for the run's total: whole rows of `seq_len`, padding included."""
@@ -140,7 +156,11 @@ class Objective(Spec, axis="objective"):
         are means). Passing the `count` of targets avoids waiting for the device."""
         count = self.targets(batch) if count is None else count
         inputs = list_inputs(batch)
-        out = model(**inputs, targets=batch.targets, loss=self.weigh(inputs, weight, count))
+        return self.run_model(model, batch, self.weigh(inputs, weight, count), count)
+
+    def run_model(self, model: Model, batch: Batch, loss: TokenLoss, count: int) -> Loss:
+        """Run the model on a batch with a loss function, and add the model's own losses."""
+        weight, out = loss.weight, model(**list_inputs(batch), targets=batch.targets, loss=loss)
         own = {name: loss * (weight * count) for name, loss in out.losses.items()}
         terms = {**out.terms, **{name: loss.detach() for name, loss in own.items()}}
         total = out.loss
@@ -172,7 +192,8 @@ class Objective(Spec, axis="objective"):
 
 def list_inputs(batch: Batch) -> dict[str, Tensor]:
     """List the fields of a batch that are inputs of the model."""
-    return {name: value for name, value in batch._asdict().items() if value is not None and name != "targets"}
+    fields = batch._replace(reference=None)._asdict().items()
+    return {name: value for name, value in fields if value is not None and name != "targets"}
 
 
 def describe(spec: Topology) -> str:
@@ -191,8 +212,8 @@ def refuse_topology(name: str, spec: Topology, kind: str, instead: str) -> str |
 
 def suggest(spec: Topology, data: DataSettings | None = None) -> str:
     """Name the default objective of a model, learning from this data."""
-    if data is not None and data.content == "conversations":
-        return "chat"
+    if data is not None and data.written:
+        return {"conversations": "chat", "preferences": "dpo"}[data.content]
     return {"encoder": "mlm", "encoder_decoder": "span_corruption"}.get(spec.kind, "next_token")
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, PositiveFloat
 
@@ -34,6 +34,8 @@ class Distil(Objective, kind="distil"):
 
     The `teacher` is a model's folder that `zoo.load` reads. Topology, vocabulary and tokenizer must be the student's.
     """
+
+    divides: ClassVar[bool] = False
 
     teacher: str
     base: Annotated[Objective, BeforeValidator(partial(read_packaged, "objective"))] = NextToken()

@@ -1,0 +1,173 @@
+"""Preferences as data: forms, faults by file and line, and rows of two answers that stay together."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from support.corpora import faults_of
+from support.preference_cases import FIGURES, RECORDS, save_tokenizer
+from zoo.data import DataSettings, prepare
+from zoo.data.chat.preference_rows import PreferenceFile, collate_answers
+from zoo.data.chat.template import CHATML, ChatTemplate
+from zoo.data.settings import parse_node
+from zoo.model.loss import IGNORED
+
+ASKED = "<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read records of a form as documents."""
+
+    def read(form: str, *records: object, template: str | None = CHATML):
+        file = tmp_path / "records.jsonl"
+        file.write_text("".join(json.dumps(each) + "\n" for each in records))
+        node = {"kind": "jsonl", "path": str(file), "form": form}
+        return [each.texts for each in DataSettings.read(node).open(template and ChatTemplate(template))]
+
+    return read
+
+
+@pytest.fixture
+def open_file(tmp_path, monkeypatch):
+    """Prepare records, and open all of them as validation rows."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    words = save_tokenizer(tmp_path / "words")
+
+    def open_file(records, form: str = "preference") -> PreferenceFile:
+        file = tmp_path / "records.jsonl"
+        file.write_text("".join(json.dumps(each) + "\n" for each in records))
+        node = {"kind": "jsonl", "path": str(file), "form": form, "tokenizer": {"kind": "file", "path": str(words)}}
+        return prepare(DataSettings.read(node), whole=True).validation  # type: ignore[return-value]
+
+    return open_file
+
+
+def collate(file: PreferenceFile, seq_len: int = 64, one_shape: bool = False):
+    rows = [file.read_row(number, seq_len) for number in range(file.count_rows(seq_len))]
+    return collate_answers(rows, [], eos_id=256, seq_len=seq_len, one_shape=one_shape)
+
+
+# ---------------------------------------------------------------- forms
+
+
+def test_a_prompt_and_two_answers_are_two_conversations(read):
+    assert read("preference", RECORDS[0]) == [(ASKED, "5<|im_end|>\n", "", "", ASKED, "6, or 7<|im_end|>\n", "", "")]
+    assert read("preference", {"prompt": "2+3=", "chosen": "5", "rejected": "6"}, template=None) == [
+        ("2+3=", "5", "2+3=", "6")
+    ]
+
+
+def test_the_common_start_is_the_prompt_where_none_is_named(read):
+    said, record = RECORDS[0]["prompt"], RECORDS[0]
+    whole = {name: said + record[name] for name in ("chosen", "rejected")}
+    assert read("preference", whole) == read("preference", record)
+    texts = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    assert read("preference", texts, template=None) == [("The sky is bl", "ue.", "The sky is bl", "ack.")]
+    spaced = {"chosen": "The sky is blue.", "rejected": "The sky is green."}  # as TRL: a word begins with its space
+    assert read("preference", spaced, template=None) == [("The sky is", " blue.", "The sky is", " green.")]
+
+
+def test_answers_of_several_turns_have_equal_halves(read):
+    again = [*RECORDS[0]["chosen"], {"role": "user", "content": "sure?"}, {"role": "assistant", "content": "yes"}]
+    (texts,) = read("preference", {**RECORDS[0], "chosen": again})
+    asked = "<|im_start|>user\nsure?<|im_end|>\n<|im_start|>assistant\n"
+    assert texts[:6] == (ASKED, "5<|im_end|>\n", asked, "yes<|im_end|>\n", "", "")
+    assert texts[6:] == (ASKED, "6, or 7<|im_end|>\n", "", "", "", "")
+
+
+@pytest.mark.parametrize(
+    ("form", "record", "fault"),
+    [
+        ("preference", {"prompt": "a", "chosen": "b"}, "line 1 has no field 'rejected', found prompt, chosen (another"),
+        ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same, found 'b'"),
+        ("preference", {"prompt": "a", "chosen": " ", "rejected": "b"}, "chosen: says nothing after the prompt, found"),
+        ("preference", {"prompt": "a", "chosen": "b", "rejected": []}, "rejected: says nothing after the prompt"),
+        ("preference", {"chosen": "same", "rejected": "same but"}, "chosen: says nothing after the prompt, found ''"),
+        (
+            "preference",
+            {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c"},
+            "prompt and chosen are not of one kind, found a list of 1 and 'b' (two texts, or",
+        ),
+        ("preference", {"chosen": 1, "rejected": 2}, "prompt and chosen are not of one kind, found null and 1"),
+        (
+            "preference",
+            {**RECORDS[0], "rejected": [{"role": "assistant", "content": ""}]},
+            "rejected: says nothing after the prompt",
+        ),
+        ("preference", {**RECORDS[0], "chosen": [{"content": "5"}]}, "messages[1]: has no role"),
+    ],
+)
+def test_a_bad_record_is_named_by_its_line(read, form, record, fault):
+    (line,) = faults_of(lambda: read(form, record))
+    assert line.startswith("data.path: ") and "line 1" in line and fault in line
+
+
+def test_packing_is_not_for_answers_to_compare():
+    node = {"kind": "jsonl", "path": "a.jsonl", "form": "preference", "packing": True}
+    assert faults_of(lambda: parse_node(DataSettings, node)) == [
+        "packing: answers to compare have rows of their own, found packing: true beside preference (null)"
+    ]
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_rows_are_those_of_trl(open_file):
+    figures, batch = json.loads(FIGURES.read_text()), collate(open_file(RECORDS))
+    ids = torch.tensor(figures["ids"]).unflatten(0, (2, 4)).transpose(0, 1).flatten(0, 1)  # TRL puts the chosen first
+    mask = torch.tensor(figures["mask"]).unflatten(0, (2, 4)).transpose(0, 1).flatten(0, 1).bool()
+    width = ids.shape[1] - 1
+    assert batch.input_ids.shape == (8, -(-width // 8) * 8)
+    assert torch.equal(batch.targets[:, :width], ids[:, 1:].masked_fill(~mask[:, 1:], IGNORED))
+    assert (batch.targets[:, width:] == IGNORED).all()
+    real = torch.arange(width) < (mask * torch.arange(width + 1)).amax(1, keepdim=True)
+    assert torch.equal(batch.input_ids[:, :width][real], ids[:, :-1][real])
+
+
+def test_rows_have_one_shape_where_they_must(open_file):
+    file = open_file(RECORDS)
+    assert collate(file, one_shape=True).input_ids.shape == (8, 64)
+    assert collate(file, seq_len=35).input_ids.shape == (8, 35)  # the longest has 36 tokens
+
+
+def test_a_record_of_which_an_answer_does_not_fit_is_left_out_and_counted(open_file):
+    file = open_file(RECORDS)
+    sizes = file.measured.max(1) - 1
+    assert sorted(sizes) == [23, 29, 31, 35]
+    assert file.count_rows(34) == 3 and file.count_rows(35) == 4
+    assert list(file.describe_cuts("", 34)) == [
+        "1 of 4 records are left out, as an answer does not fit (25.0%), at 34 tokens (seq_len=35 holds all)"
+    ]
+    assert list(file.describe_cuts("", 35)) == []
+    assert faults_of(lambda: file.count_rows(8)) == [
+        "seq_len: is 8, and no record of the validation split has its answers within it (a larger one: with 35 all "
+        "would be whole)"
+    ]
+
+
+def test_a_record_keeps_its_number_whatever_the_length_of_rows(open_file):
+    file = open_file(RECORDS)
+    file.reference.values = torch.arange(8.0).view(4, 2).numpy()
+    whole = {tuple(row.reference): row for row in (file.read_row(n, 64) for n in range(4))}  # type: ignore[arg-type]
+    assert len(whole) == 4
+    for number in range(file.count_rows(34)):
+        row = file.read_row(number, 34)
+        same = whole[tuple(row.reference)]  # type: ignore[arg-type]
+        assert all((a.ids == b.ids).all() for a, b in zip(row.answers, same.answers, strict=True))
+
+
+def test_shards_of_any_size_give_the_same_rows(open_file, monkeypatch):
+    records = [
+        {**each, "prompt": f"{n} is", "chosen": f"{n}" * 9, "rejected": "no"} for n in range(40) for each in [{}]
+    ]
+    whole = collate(open_file(records))
+    monkeypatch.setattr("zoo.data.shards.SHARD", 100)
+    monkeypatch.setattr("zoo.data.LAYOUT", -1)
+    file = open_file(records)
+    assert len(list(file.path.parent.glob("*.bin"))) > 4  # type: ignore[union-attr]
+    again = collate(file)
+    assert torch.equal(whole.input_ids, again.input_ids) and torch.equal(whole.targets, again.targets)

@@ -1,0 +1,67 @@
+# R runs of tokens, N labelled tokens, V vocabulary
+"""Losses that depend on a row's tokens together: functions of log-probabilities that are summed over a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from zoo.lazy import torch
+from zoo.model.loss import TokenLoss, accumulating, compute_negative_log_likelihood, split_for_softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowLoss(TokenLoss):
+    """`weight` × f(s), with s [R] the sum of log p(target) over each run of tokens (an answer, say).
+
+    The gradient at a token is ∂f/∂s of its run, times that of its own log p. So the head runs twice: without gradients
+    to compute s, then chunk by chunk for the gradient. All logits never exist at once.
+    """
+
+    terms: tuple[str, ...] = field(kw_only=True)  # type: ignore[misc]
+    """Names of the numbers that `combine` computes; the first is f."""
+    runs: Tensor = field(kw_only=True)
+    """The run of each position of the batch [B·T], a number below `count_runs`."""
+    n_runs: int = field(kw_only=True)
+    """The number of runs R."""
+    combine: Callable[[Tensor], Mapping[str, Tensor]] = field(kw_only=True)
+    """Computes the terms by name, sums over the batch, from s [R]."""
+    slopes: Tensor | None = None
+    """∂f/∂s [R], once s is known."""
+
+    def start(self, hidden: Tensor) -> Tensor:
+        return torch.zeros(self.n_runs, device=hidden.device, dtype=accumulating(hidden))
+
+    def look_ahead(self, measure: Callable[[], Tensor]) -> RowLoss:
+        with torch.no_grad():
+            sums = measure()
+        with torch.enable_grad():
+            sums.requires_grad_()
+            total = self.combine(sums)[self.terms[0]]
+        return replace(self, slopes=torch.autograd.grad(total, sums)[0])
+
+    def finish(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.combine(sums)
+        terms = torch.stack([found[name] for name in self.terms]) * self.weight
+        return terms[0].clone(), terms
+
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
+        assert self.slopes is not None
+        sums, of = self.start(logits), self.runs[rows]
+        for block in split_for_softmax(logits):
+            nll, p, index = compute_negative_log_likelihood(logits[block], targets[block])
+            p.exp_().scatter_add_(1, index, torch.full_like(nll, -1.0))
+            torch.mul(p, -self.weight * self.slopes[of[block]][:, None], out=logits[block])
+            sums.index_add_(0, of[block], -nll[:, 0].to(sums.dtype))
+        return sums
+
+    def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
+        sums, of = self.start(logits), self.runs[rows]
+        for block in split_for_softmax(logits):
+            nll, _, _ = compute_negative_log_likelihood(logits[block], targets[block])
+            sums.index_add_(0, of[block], -nll[:, 0].to(sums.dtype))
+        return sums

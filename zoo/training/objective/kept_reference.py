@@ -1,0 +1,173 @@
+# N records of a split, B rows, T tokens
+"""Reference log-probabilities: how likely the starting weights of a run make each answer. Computed once, before the
+first step, and kept in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from zoo.checkpoint.adapter_files import choose_base
+from zoo.data import Batch
+from zoo.disk import replace_file
+from zoo.errors import CheckpointError, ConfigError, short
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.data import PreparedData
+    from zoo.data.chat.preference_rows import PreferenceFile
+    from zoo.run.layer import Model
+    from zoo.training.run import Run
+
+FILE = "reference.safetensors"
+
+Measure = Callable[["Model", "Batch"], "Tensor"]
+"""Computes the log-probability of each row's targets [B]."""
+
+
+class RecordGroup(NamedTuple):
+    """Records of a split that are measured together: the split's name in the file, and the numbers of its rows."""
+
+    split: str
+    rows: list[int]
+
+
+class ReferenceLogProbs:
+    """The reference log-probabilities of a run's records: [N, 2] for each split, NaN where they are not computed."""
+
+    def __init__(self, data: PreparedData) -> None:
+        parts = {"train": data.sources, "validation": data.held_out}
+        named = ((f"{part}/{each.name}", each.tokens) for part, sources in parts.items() for each in sources)
+        self.files: dict[str, PreferenceFile] = dict(named)  # type: ignore[arg-type]
+        self.take({name: np.full((file.n_documents, 2), np.nan, np.float32) for name, file in self.files.items()})
+
+    def take(self, values: dict[str, np.ndarray]) -> None:
+        """Let the rows of each split have these values."""
+        self.values = values
+        for name, file in self.files.items():
+            file.reference.values = values[name]
+
+    def read(self, folder: Path) -> dict[str, str]:
+        """Read the values that a run's folder has. Returns what they were computed from ({} without a file). Raises
+        CheckpointError for a damaged file, and for one of other records."""
+        from safetensors import SafetensorError, safe_open
+
+        if not (file := folder / FILE).is_file():
+            return {}
+        try:
+            with safe_open(file, "np") as opened:
+                found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+                about = dict(opened.metadata() or {})
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: cannot be read, found {short(error)} (delete it: it is made again)"
+            ) from None
+        forms = [{name: (each.shape, each.dtype) for name, each in held.items()} for held in (found, self.values)]
+        if forms[0] != forms[1]:
+            raise CheckpointError(f"{file}: is of other records than the run's (delete it: it is made again)")
+        self.take(found)
+        return about
+
+    def write(self, folder: Path, about: Mapping[str, str]) -> None:
+        """Write the values, and what they were computed from."""
+        from safetensors.numpy import save_file
+
+        with replace_file(folder / FILE) as draft:
+            save_file(self.values, draft, dict(about))
+
+    def list_lacking(self, split: str, rows: Sequence[int], seq_len: int) -> list[int]:
+        """List those of a split's rows whose values are not computed, the longest first."""
+        file = self.files[split]
+        records = file.records(seq_len)[np.asarray(rows, np.int64)]
+        lacking = np.isnan(self.values[split][records]).any(1)
+        order = np.argsort(-file.measured[records].max(1), kind="stable").tolist()
+        return [rows[at] for at in order if lacking.item(at)]
+
+
+def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure: Measure) -> None:
+    """Fill in the reference log-probabilities of the rows that a run reads up to its last step, and of all validation
+    rows: from the run's folder, or computed by the starting weights, each process a share of the rows. Raises
+    ConfigError if values are lacking and the starting weights have changed."""
+    held = ReferenceLogProbs(run.data)
+    known = held.read(run.folder)
+    if not run.step and known != describe_start(run):  # left by another run in this folder
+        held = ReferenceLogProbs(run.data)
+    if groups := list(list_groups(run, held, steps)):
+        about = describe_start(run)
+        if run.step and known and known != about:
+            found = f"lacks rows that {steps} steps read, and the starting weights are others now"
+            raise ConfigError(f"{run.folder / FILE}: {found} (weights as they were, or fewer steps)")
+        count = sum(len(each.rows) for each in groups)
+        run.show.say(f"reference: the starting weights' log-probabilities of {count:,} records, kept in {FILE}")
+        compute(run, held, groups, start(), measure)
+        if run.world.main:
+            held.write(run.folder, about)
+        run.world.barrier()
+
+
+def recall_reference(folder: Path | None, data: PreparedData, seq_len: int) -> None:
+    """Fill in the kept reference log-probabilities of a run's validation rows, to evaluate it. Raises ConfigError if
+    there is no run whose rows these are, or rows of `seq_len` tokens hold records that the run's do not."""
+    if folder is None:
+        found = "compares with the starting weights, whose log-probabilities a run has of its own records alone"
+        raise ConfigError(f"objective: {found} (zoo eval RUN without data=)")
+    held = ReferenceLogProbs(data)
+    held.read(folder)
+    for source in data.held_out:
+        rows = range(source.tokens.count_rows(seq_len))
+        if lacking := held.list_lacking(f"validation/{source.name}", rows, seq_len):
+            found = f"{len(lacking)} records have no reference log-probability"
+            raise ConfigError(f"{folder / FILE}: {found} (the run's own --context, or a run that has begun)")
+
+
+def describe_start(run: Run) -> dict[str, str]:
+    """State what the values depend on: the data, the starting weights, and the precision of a pass."""
+    weights = run.settings.weights
+    start = f"seed {run.settings.seed}" if weights is None else choose_base(weights)[1]
+    return {"data": run.data.key, "start": start, "precision": run.settings.precision}
+
+
+def list_groups(run: Run, held: ReferenceLogProbs, steps: int) -> Iterator[RecordGroup]:
+    """List the records that lack a value, in groups that do not depend on the number of processes."""
+    batches, seq_len = run.batches, run.settings.seq_len
+    end = batches.consumed + max(steps - run.step, 0) * batches.batch_size
+    read: dict[str, set[int]] = {f"train/{source.name}": set() for source in batches.sources}
+    for number in range(batches.consumed, end):
+        place = batches.place(number)
+        read[f"train/{batches.sources[place.source].name}"].add(place.window)
+        if sum(map(len, read.values())) == sum(batches.windows):
+            break
+    asked: dict[str, Sequence[int]] = {name: sorted(rows) for name, rows in read.items()}
+    asked |= {f"validation/{each.name}": range(each.tokens.count_rows(seq_len)) for each in run.data.held_out}
+    size = run.settings.batch_size // run.settings.accumulate
+    for split, rows in asked.items():
+        lacking = held.list_lacking(split, rows, seq_len)
+        yield from (RecordGroup(split, lacking[first : first + size]) for first in range(0, len(lacking), size))
+
+
+def compute(run: Run, held: ReferenceLogProbs, groups: Sequence[RecordGroup], model: Model, measure: Measure) -> None:
+    """Compute the values of groups of records. All processes run equally many passes: a model that is spread over them
+    needs it."""
+    world, seq_len = run.layout.rows, run.settings.seq_len
+    shares = groups[world.rank :: world.size]
+    found = {name: torch.zeros(file.n_documents, 2) for name, file in held.files.items()}
+    model.eval()
+    for turn in range(-(-len(groups) // world.size)):
+        split, rows = shares[turn] if turn < len(shares) else groups[-1]
+        file = held.files[split]
+        batch = run.batches.collate([file.read_row(row, seq_len) for row in rows], [])  # type: ignore[arg-type]
+        batch = Batch._make(None if each is None else each.to(run.device) for each in batch)
+        with torch.no_grad(), run.computing.autocast():
+            values = measure(model, batch)
+        if turn < len(shares):
+            found[split][file.records(seq_len)[rows]] = values.float().cpu().view(-1, 2)
+    model.train()
+    total = {name: world.all_reduce_(values.to(run.device)).cpu().numpy() for name, values in found.items()}
+    for split, rows in groups:
+        records = held.files[split].records(seq_len)[rows]
+        held.values[split][records] = total[split][records]

@@ -1,0 +1,165 @@
+# B records, T tokens
+"""Objectives of preferences: learn which of two answers to a prompt is the better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+
+from pydantic import Field, PositiveFloat
+
+from zoo.lazy import torch
+from zoo.model.loss import IGNORED
+from zoo.model.row_loss import RowLoss
+from zoo.training.objective.base import Context, Loss, Objective, describe
+from zoo.training.objective.causal import refuse_decoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from zoo.data import Batch, PreparedData
+    from zoo.data.tokens import Collate
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
+    from zoo.training.metrics import Metrics
+    from zoo.training.run import Run
+
+REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
+"""How often the chosen answer's reward is the larger; by how much; and both rewards. TRL's rewards/accuracies,
+rewards/margins, rewards/chosen and rewards/rejected."""
+
+
+class Answers(NamedTuple):
+    """Of the answers [B, 2] of each record, the chosen one first: log-probability, number of tokens, and the
+    log-probability under the starting weights (None for an objective without a reference)."""
+
+    log_probs: Tensor
+    lengths: Tensor
+    reference: Tensor | None
+
+
+class Preference(Objective):
+    """Base of the objectives of preferences: the loss is a mean over records, a function of the log-probabilities of
+    both answers, each a sum over its tokens."""
+
+    reads: ClassVar[str] = "preferences"
+    scored: ClassVar[str] = "records of two answers"
+    measures: ClassVar[tuple[str, ...]] = tuple(f"val_{name}" for name in REWARDS)
+    ranked_by: ClassVar[str | None] = "val_reward_accuracy"
+    divides: ClassVar[bool] = False
+    n_texts: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if self.z_loss:
+            raise ValueError(
+                f"z_loss: is of a mean over tokens, and {self.kind}'s is over records, found {self.z_loss} (0)"
+            )
+
+    def refuses(self, spec: Topology) -> str | None:
+        if spec.kind != "decoder":
+            return f"{self.kind} is learned by a decoder, the model is {describe(spec)} (a decoder)"
+        return refuse_decoder(self.kind, spec)
+
+    def targets(self, batch: Batch) -> int:
+        return len(batch.input_ids) // 2
+
+    def count_predictions(self, batch: Batch) -> int:
+        return int((batch.targets != IGNORED).sum())
+
+    def count_tokens(self, batch: Batch, seq_len: int) -> int:
+        """Count the real tokens of a batch: a row has none after its last target."""
+        width = batch.targets.shape[1]
+        return int((torch.arange(1, width + 1) * (batch.targets != IGNORED)).amax(1).sum())
+
+    def collator(self, context: Context) -> Collate:
+        from zoo.data.chat.preference_rows import collate_answers
+
+        how = {"eos_id": context.tokenizer.eos_id, "seq_len": context.seq_len, "one_shape": context.one_shape}
+        return partial(collate_answers, **how)
+
+    def open_metrics(self) -> Metrics:
+        from zoo.training.metrics import MeanMetrics
+
+        return MeanMetrics()
+
+    def compare(self, answers: Answers) -> dict[str, Tensor]:
+        """Compute the loss and the REWARDS by name, as sums over records."""
+        raise NotImplementedError
+
+    def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
+        lengths = (batch.targets != IGNORED).sum(1).view(-1, 2)
+        known = None if batch.reference is None else batch.reference.view(-1, 2)
+
+        def combine(log_probs: Tensor) -> dict[str, Tensor]:
+            return self.compare(Answers(log_probs.view(-1, 2), lengths, known))
+
+        count = self.targets(batch) if count is None else count
+        return self.run_model(model, batch, self.sum_rows(batch, ("loss", *REWARDS), combine, weight), count)
+
+    def sum_rows(
+        self,
+        batch: Batch,
+        terms: tuple[str, ...],
+        combine: Callable[[Tensor], Mapping[str, Tensor]],
+        weight: float = 1.0,
+    ) -> RowLoss:
+        """Make the loss function that computes its terms from the log-probability of each row's targets."""
+        rows, tokens = batch.targets.shape
+        runs = torch.arange(rows, device=batch.targets.device).repeat_interleave(tokens)
+        return RowLoss(weight, 0.0, self.chunk_mib << 20, terms=terms, runs=runs, n_runs=rows, combine=combine)
+
+    def judge(self, model: Model, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
+        from zoo.training.metrics import MeanMetrics
+
+        terms = self.loss(model, batch, count=count).terms
+        if isinstance(metrics, MeanMetrics):
+            metrics.add_sums({name: terms[name] for name in REWARDS}, count)
+        return terms["loss"]
+
+
+def measure_rewards(rewards: Tensor) -> dict[str, Tensor]:
+    """Sum the REWARDS of records, given the rewards [B, 2] of both answers."""
+    chosen, rejected = rewards.detach().unbind(1)
+    found = ((chosen > rejected).to(rewards.dtype), chosen - rejected, chosen, rejected)
+    return {name: each.sum() for name, each in zip(REWARDS, found, strict=True)}
+
+
+class DPO(Preference, kind="dpo"):
+    """Raise the chosen answer's log-probability over the rejected one's, as far as both differ from the starting
+    weights' (direct preference optimisation; Rafailov et al., 2023): −log σ(r⁺ − r⁻), with the reward r of an answer
+    `beta` times the logarithm of its probability over that under the starting weights.
+
+    These reference log-probabilities are computed once, before the first step, and kept in the run's folder. With
+    `label_smoothing` ε the loss is (1 − ε) · −log σ(r⁺ − r⁻) + ε · −log σ(r⁻ − r⁺), for labels of which a share ε is
+    wrong (conservative DPO; Mitchell, 2023). Data: `data.form=preference`.
+    """
+
+    beta: PositiveFloat = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+
+    def compare(self, answers: Answers) -> dict[str, Tensor]:
+        assert answers.reference is not None
+        rewards = self.beta * (answers.log_probs - answers.reference)
+        margins = rewards[:, 0] - rewards[:, 1]
+        right, wrong = (-torch.nn.functional.logsigmoid(each) for each in (margins, -margins))
+        losses = (1 - self.label_smoothing) * right + self.label_smoothing * wrong
+        return {"loss": losses.sum(), **measure_rewards(rewards)}
+
+    def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
+        from zoo.training.objective.kept_reference import prepare_reference
+
+        prepare_reference(run, start, steps, self.measure)
+
+    def recall(self, folder: Path | None, data: PreparedData, seq_len: int) -> None:
+        from zoo.training.objective.kept_reference import recall_reference
+
+        recall_reference(folder, data, seq_len)
+
+    def measure(self, model: Model, batch: Batch) -> Tensor:
+        """Compute the log-probability of each row's targets [2B]."""
+        names = tuple(map(str, range(len(batch.input_ids))))
+        loss = self.sum_rows(batch, names, lambda sums: dict(zip(names, sums, strict=True)))
+        return torch.stack([*self.run_model(model, batch, loss, 0).terms.values()])
