@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from support.corpora import faults_of
-from support.preference_cases import FIGURES, RECORDS, save_tokenizer
+from support.preference_cases import FIGURES, RECORDS, UNPAIRED, save_tokenizer
 from zoo.data import DataSettings, prepare
-from zoo.data.chat.preference_rows import PreferenceFile, collate_answers
+from zoo.data.chat.preference_rows import PreferenceFile, collate_answers, collate_judged
 from zoo.data.chat.template import CHATML, ChatTemplate
 from zoo.data.settings import parse_node
 from zoo.model.loss import IGNORED
@@ -79,6 +79,15 @@ def test_answers_of_several_turns_have_equal_halves(read):
     assert texts[6:] == (ASKED, "6, or 7<|im_end|>\n", "", "", "", "")
 
 
+def test_a_judged_answer_is_one_half(read):
+    good, bad = read("unpaired", *UNPAIRED[:2])
+    assert good == (ASKED, "5<|im_end|>\n", "", "", "", "", "", "")
+    assert bad[:4] == ("",) * 4 and bad[5] == "no<|im_end|>\n"
+    assert read("unpaired", {"prompt": "2+3=", "completion": "6", "label": False}, template=None) == [
+        ("", "", "2+3=", "6")
+    ]
+
+
 @pytest.mark.parametrize(
     ("form", "record", "fault"),
     [
@@ -99,6 +108,9 @@ def test_answers_of_several_turns_have_equal_halves(read):
             "rejected: says nothing after the prompt",
         ),
         ("preference", {**RECORDS[0], "chosen": [{"content": "5"}]}, "messages[1]: has no role"),
+        ("unpaired", {"prompt": "a", "completion": "b", "label": 1}, "label: is 1 (true or false)"),
+        ("unpaired", {"prompt": "a", "completion": "b", "label": "good"}, "label: is 'good' (true or false)"),
+        ("unpaired", {"prompt": "a", "completion": "", "label": True}, "completion: says nothing after the prompt"),
     ],
 )
 def test_a_bad_record_is_named_by_its_line(read, form, record, fault):
@@ -121,7 +133,7 @@ def test_rows_are_those_of_trl(open_file):
     ids = torch.tensor(figures["ids"]).unflatten(0, (2, 4)).transpose(0, 1).flatten(0, 1)  # TRL puts the chosen first
     mask = torch.tensor(figures["mask"]).unflatten(0, (2, 4)).transpose(0, 1).flatten(0, 1).bool()
     width = ids.shape[1] - 1
-    assert batch.input_ids.shape == (8, -(-width // 8) * 8)
+    assert batch.input_ids.shape == (8, 40)  # a multiple of 8
     assert torch.equal(batch.targets[:, :width], ids[:, 1:].masked_fill(~mask[:, 1:], IGNORED))
     assert (batch.targets[:, width:] == IGNORED).all()
     real = torch.arange(width) < (mask * torch.arange(width + 1)).amax(1, keepdim=True)
@@ -131,20 +143,20 @@ def test_rows_are_those_of_trl(open_file):
 def test_rows_have_one_shape_where_they_must(open_file):
     file = open_file(RECORDS)
     assert collate(file, one_shape=True).input_ids.shape == (8, 64)
-    assert collate(file, seq_len=35).input_ids.shape == (8, 35)  # the longest has 36 tokens
+    assert collate(file, seq_len=37).input_ids.shape == (8, 37)  # the longest has 36 tokens
 
 
 def test_a_record_of_which_an_answer_does_not_fit_is_left_out_and_counted(open_file):
     file = open_file(RECORDS)
-    sizes = file.measured.max(1) - 1
-    assert sorted(sizes) == [23, 29, 31, 35]
-    assert file.count_rows(34) == 3 and file.count_rows(35) == 4
-    assert list(file.describe_cuts("", 34)) == [
-        "1 of 4 records are left out, as an answer does not fit (25.0%), at 34 tokens (seq_len=35 holds all)"
+    sizes = file.measured.max(1)
+    assert sorted(sizes) == [24, 30, 32, 36]
+    assert file.count_rows(35) == 3 and file.count_rows(36) == 4
+    assert list(file.describe_cuts("", 35)) == [
+        "1 of 4 records are left out, as an answer does not fit (25.0%), at 35 tokens (seq_len=36 holds all)"
     ]
-    assert list(file.describe_cuts("", 35)) == []
+    assert list(file.describe_cuts("", 36)) == []
     assert faults_of(lambda: file.count_rows(8)) == [
-        "seq_len: is 8, and no record of the validation split has its answers within it (a larger one: with 35 all "
+        "seq_len: is 8, and no record of the validation split has its answers within it (a larger one: with 36 all "
         "would be whole)"
     ]
 
@@ -154,8 +166,8 @@ def test_a_record_keeps_its_number_whatever_the_length_of_rows(open_file):
     file.reference.values = torch.arange(8.0).view(4, 2).numpy()
     whole = {tuple(row.reference): row for row in (file.read_row(n, 64) for n in range(4))}  # type: ignore[arg-type]
     assert len(whole) == 4
-    for number in range(file.count_rows(34)):
-        row = file.read_row(number, 34)
+    for number in range(file.count_rows(35)):
+        row = file.read_row(number, 35)
         same = whole[tuple(row.reference)]  # type: ignore[arg-type]
         assert all((a.ids == b.ids).all() for a, b in zip(row.answers, same.answers, strict=True))
 
@@ -171,3 +183,24 @@ def test_shards_of_any_size_give_the_same_rows(open_file, monkeypatch):
     assert len(list(file.path.parent.glob("*.bin"))) > 4  # type: ignore[union-attr]
     again = collate(file)
     assert torch.equal(whole.input_ids, again.input_ids) and torch.equal(whole.targets, again.targets)
+
+
+def test_mismatched_answers_are_a_prompt_with_the_completion_of_the_record_before(open_file):
+    def decode(batch, row: int) -> tuple[str, str]:
+        learned = batch.targets[row] != IGNORED
+        if not learned.any():
+            return "", ""
+        prompt = bytes(t if t < 256 else 0 for t in batch.input_ids[row, : int(learned.nonzero()[0]) + 1]).decode()
+        return prompt.split("\n")[1].rstrip("\0"), bytes(t for t in batch.targets[row, learned] if t < 256).decode()
+
+    file = open_file(UNPAIRED, "unpaired")
+    rows = [file.read_row(number, 64) for number in range(4)]
+    batch = collate_judged(rows, [], eos_id=256, seq_len=64, one_shape=False)
+    assert [decode(batch, row) for row in range(16)] == [
+        *(("2+3?", "5\n"), ("", ""), ("2+3?", "a\n"), ("", "")),
+        *(("", ""), ("and?", "no\n"), ("", ""), ("and?", "5\n")),
+        *(("", ""), ("hi", "go away\n"), ("", ""), ("hi", "no\n")),
+        *(("q", "a\n"), ("", ""), ("q", "go away\n"), ("", "")),
+    ]
+    both = collate_judged([open_file(RECORDS).read_row(1, 64)], [], eos_id=256, seq_len=64, one_shape=True)
+    assert [decode(both, row)[1] for row in range(4)] == ["yes, indeed\n", "no\n", "5\n", "6, or 7\n"]

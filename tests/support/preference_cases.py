@@ -138,5 +138,6 @@ def compute_figures(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         figures = compute_figures(Path(place))
-    FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    lines = [f"{json.dumps(name)}: {json.dumps(each)}" for name, each in figures.items()]
+    FIGURES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     sys.stdout.write(f"{FIGURES}\n")

@@ -11,7 +11,7 @@ import torch
 from zoo.cli import run
 from zoo.data import Batch
 from zoo.data.tokenizer import make_byte_tokenizer
-from zoo.training.decoded import decode_row, describe_rows
+from zoo.training.decoded import decode_row, describe_row
 
 TEXT = "".join(f"{i} is a number, and its square is {i * i}.\n" for i in range(2000))
 
@@ -86,7 +86,7 @@ def test_packed_documents_show_their_own_last_target():
         ("… 1,200 tokens cut", None),
         *parts[2:],
     ]
-    assert describe_rows(batch, make_byte_tokenizer()).startswith(
+    assert describe_row(batch, 0, make_byte_tokenizer()).startswith(
         "data: the first row begins 'ab<|endoftext|>XY<|endoftext|>',"
     )
 
@@ -108,5 +108,5 @@ def test_each_row_is_shown_once(here, capsys):
 
 def test_a_run_says_how_its_first_row_begins():
     batch = Batch(torch.tensor([read("hello wor")]), torch.tensor([read("ello worl")]))
-    line = describe_rows(batch, make_byte_tokenizer())
+    line = describe_row(batch, 0, make_byte_tokenizer())
     assert line == "data: the first row begins 'hello worl', its loss is on 9 tokens"

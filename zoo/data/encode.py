@@ -31,7 +31,7 @@ GROUP = 2 << 20
 """Characters of text encoded at once: enough to occupy all cores, few enough for memory."""
 
 
-SEQUENCES = {"text": 1, "pairs": 2, "conversations": 0, "preferences": 3}
+SEQUENCES = {"text": 1, "pairs": 2, "conversations": 0, "preferences": 3, "judgements": 3}
 """The sequences of each document, by what the data gives; 0: those of a conversation
 (`zoo.data.chat.conversation_rows`); 3: those of two (`zoo.data.chat.preference_rows`)."""
 

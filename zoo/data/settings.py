@@ -59,13 +59,13 @@ class DataSettings(Spec, axis="data", default="stdlib"):
     @property
     def content(self) -> str:
         """What its documents are: text; pairs of a source and a target; or what a chat template writes: conversations,
-        or preferences (a better and a worse answer)."""
+        preferences (a better and a worse answer), or judgements (an answer, good or not)."""
         return "text"
 
     @property
     def written(self) -> bool:
         """Whether its documents are conversations, which a chat template writes."""
-        return self.content in ("conversations", "preferences")
+        return self.content in ("conversations", "preferences", "judgements")
 
     @property
     def chosen_template(self) -> str | None:
@@ -140,7 +140,7 @@ class RecordSettings(DataSettings):
     (null: `validation_fraction` of all records).
 
     With a `form` a record is a conversation: `messages` (and `tools`), `prompt_completion`, `sharegpt` or `alpaca`; or
-    a prompt with two answers (`preference`: `chosen` and `rejected`).
+    a prompt with two answers (`preference`: `chosen` and `rejected`), or with one and its `label` (`unpaired`).
     `template` writes it: null is the template in the tokenizer's folder, else a built-in one (chatml) or a file. A row
     holds several conversations that do not see one another, or one each if `packing` is false."""
 
@@ -152,11 +152,11 @@ class RecordSettings(DataSettings):
     source: str | None = None
     target: Annotated[str | None, Default] = None
     validation: str | None = None
-    form: Literal["messages", "prompt_completion", "sharegpt", "alpaca", "preference"] | None = None
+    form: Literal["messages", "prompt_completion", "sharegpt", "alpaca", "preference", "unpaired"] | None = None
     """What a record says a conversation in; null: it is a text or a pair. `messages`: a list of messages with role and
     content, and `tools`; `prompt_completion`: two texts, or two lists of messages; `sharegpt`: a list `conversations`
     of `from` and `value`; `alpaca`: `instruction`, `input` and `output`, by Alpaca's prompt; `preference`: `prompt`,
-    `chosen` and `rejected`."""
+    `chosen` and `rejected`; `unpaired`: `prompt`, `completion` and a `label` (true or false)."""
     template: str | None = None
     """The chat template that writes conversations; null: that of the tokenizer's folder. `chatml`: the built-in one;
     `FILE`: a file in Jinja."""

@@ -36,7 +36,7 @@ from zoo.run.builder import pick_device
 from zoo.run.environment import describe_environment
 from zoo.run.threads import keep_threads
 from zoo.training.building import build_run, open_batches, prepare_device_and_data
-from zoo.training.decoded import RowPiece, decode_row, describe_rows
+from zoo.training.decoded import RowPiece, decode_row, describe_row
 from zoo.training.failures import FORESEEN, failures_in_one_line
 from zoo.training.log import APPENDED, NONFINITE
 from zoo.training.loggers import open_relay
@@ -91,7 +91,8 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
         show.say(
             f"data: {trained:,} {planned.data.content} train and {held_out:,} validate (a repeated one counts once)"
         )
-    show.say(describe_rows(run.batches.read(0, 1), data.tokenizer))
+    first = run.batches.read(0, 1)
+    show.say(describe_row(first, planned.settings.objective.list_learned(first)[0], data.tokenizer))
     if world.main:
         keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
         keep_template(data.tokenizer.template, folder / runs.TOKENIZER)
@@ -138,7 +139,7 @@ def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:
     return [
         decode_row(batch, row, data.tokenizer, batches.count_cut(number))
         for number, batch in found
-        for row in range(len(batch.input_ids))
+        for row in planned.settings.objective.list_learned(batch)
     ]
 
 

@@ -108,10 +108,10 @@ def _join(marked: Iterable[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[
         yield RowPiece(tokenizer.decode([token for token, _ in run], special=True), learned)
 
 
-def describe_rows(batch: Batch, tokenizer: Tokenizer) -> str:
-    """Describe in one line how rows begin, by the first row of a batch."""
-    text = "".join(piece.text for piece in decode_row(batch, 0, tokenizer) if piece.learned is not None)
+def describe_row(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
+    """Describe in one line how rows begin, by one row of a batch."""
+    text = "".join(piece.text for piece in decode_row(batch, row, tokenizer) if piece.learned is not None)
     if batch.input_ids.ndim == 3:
         return f"data: the first record has {batch.input_ids.shape[1]} texts, {shorten(text, SHOWN)!r}"
-    count = int((batch.targets[0] != IGNORED).sum())
+    count = int((batch.targets[row] != IGNORED).sum())
     return f"data: the first row begins {shorten(text, SHOWN)!r}, its loss is on {count:,} tokens"

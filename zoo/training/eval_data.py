@@ -17,7 +17,7 @@ from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
 from zoo.training.objective import Distil, Labelled, Objective
-from zoo.training.objective.labelled import Headed
+from zoo.training.objective.labelled import TaskObjective
 from zoo.training.planning import (
     CONFIG,
     TrainingPlan,
@@ -219,13 +219,13 @@ def refuse_misfits(objective: Objective, data: DataSettings, spec: Topology) -> 
     """Raise ConfigError if objective, data and model do not go together."""
     if reason := objective.refuses(spec):
         raise ConfigError(f"objective: {reason}")
+    if isinstance(objective, Labelled) and (faults := list(find_misfits_of_labels(objective, data))):
+        raise ConfigError(*faults)
+    if isinstance(objective, TaskObjective) and objective.adapt(spec) != spec:
+        raise ConfigError(f"objective: {objective.kind} needs its own head, the model has another (a run of it)")
     if isinstance(objective, Labelled):
-        if faults := list(find_misfits_of_labels(objective, data)):
-            raise ConfigError(*faults)
-        if isinstance(objective, Headed) and objective.adapt(spec) != spec:
-            raise ConfigError(f"objective: {objective.kind} needs its own head, the model has another (a run of it)")
         return
     if data.documents and (reason := objective.refuses_documents(spec)):
         raise ConfigError(f"data.documents: {reason}")
-    if objective.reads != data.content:
+    if not objective.accepts(data.content):
         raise ConfigError(describe_other_data(objective, data))

@@ -47,16 +47,18 @@ class MeanMetrics(Metrics):
     """Means over records of numbers that a loss computes beside itself, such as an answer's reward."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self.sums: dict[str, list[float]] = {}  # name → sum, number of records
 
-    def add_sums(self, sums: Mapping[str, Tensor], count: int) -> None:
-        """Add the sums over a batch of `count` records, by name."""
-        self.sums = {name: self.sums.get(name, 0.0) + float(each) for name, each in sums.items()}
-        self.count += count
+    def add_sums(self, sums: Mapping[str, tuple[Tensor, int]]) -> None:
+        """Add the sums over a batch, and the number of records of each, by name."""
+        for name, each in sums.items():
+            self.sums[name] = [a + float(b) for a, b in zip(self.sums.get(name, (0.0, 0)), each, strict=True)]
 
     def compute(self) -> dict[str, float]:
-        return {name: each / self.count for name, each in self.sums.items()}
+        found = {name: total / count for name, (total, count) in self.sums.items() if count}
+        if {"reward_chosen", "reward_rejected"} <= found.keys():
+            found["reward_margin"] = found["reward_chosen"] - found["reward_rejected"]
+        return found
 
 
 class ClassMetrics(Metrics):

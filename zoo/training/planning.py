@@ -187,7 +187,7 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
     if isinstance(objective, Labelled):
         yield from find_misfits_of_labels(objective, data)
     else:
-        if objective.reads != data.content:
+        if not objective.accepts(data.content):
             yield describe_other_data(objective, data)
     if data.documents and (reason := objective.refuses_documents(spec)):
         yield f"data.documents: {reason}"
@@ -205,6 +205,7 @@ LEARNS_FROM = {
     "pairs": "seq2seq",
     "conversations": "chat",
     "preferences": "dpo",
+    "judgements": "kto",
 }
 """An objective for each thing that data gives."""
 MADE_BY = {
@@ -212,6 +213,7 @@ MADE_BY = {
     "pairs": "data.source=NAME data.target=NAME",
     "conversations": "data.form=messages",
     "preferences": "data.form=preference",
+    "judgements": "data.form=unpaired",
 }
 """The settings of records that make data give each thing."""
 

@@ -30,7 +30,7 @@ def update(run: Run) -> dict[str, Any]:
     settings, world = run.settings, run.layout.tokens
     factor = settings.schedule.factor(run.step, settings.steps)
     set_rates(run.optimizer, factor)
-    batch = next(run.batches)
+    batch = settings.objective.finish_batch(run, next(run.batches))
     terms, loads, _ = run.computing.accumulate(batch, count_batch(run, batch))
     terms, loads = world.sum_scalars(terms), [world.all_reduce_(each) for each in loads]
     sum_common_gradients(run.model)

@@ -29,7 +29,7 @@ from zoo.errors import ConfigError
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.jobs.train import resume_run
 from zoo.run.builder import build
-from zoo.training.decoded import decode_row, describe_rows
+from zoo.training.decoded import decode_row, describe_row
 from zoo.training.dropout import Dropout
 from zoo.training.gradient import accumulate_gradient
 from zoo.training.memory_fit import price_training
@@ -347,7 +347,7 @@ def test_the_texts_of_a_record_are_shown_side_by_side():
         (" | me", True),
         (" | a longer text", False),
     ]
-    assert describe_rows(batch, tokenizer) == "data: the first record has 3 texts, 'who? | me | a longer text'"
+    assert describe_row(batch, 0, tokenizer) == "data: the first record has 3 texts, 'who? | me | a longer text'"
 
 
 @pytest.mark.parametrize(

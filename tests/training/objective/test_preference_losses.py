@@ -4,33 +4,52 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from support.preference_cases import FIGURES, RECORDS, make_model, save_tokenizer
+from support.preference_cases import FIGURES, RECORDS, REWARD, UNPAIRED, make_model, save_tokenizer
 from zoo.data import DataSettings, prepare
-from zoo.data.chat.preference_rows import collate_answers
+from zoo.data.chat.preference_rows import collate_answers, collate_judged, collate_rated
 from zoo.model.loss import IGNORED
 from zoo.training.gradient import accumulate_gradient
-from zoo.training.objective import DPO
+from zoo.training.objective import DPO, IPO, KTO, ORPO, Reward
+from zoo.training.objective.kto import note_divergence
 
 TRL = json.loads(FIGURES.read_text())
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """The four records as rows, in their order in the file."""
-    folder = tmp_path_factory.mktemp("preferences")
+def read_rows(folder, records, form: str):
+    """Read records as rows, in their order in the file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_CACHE", str(folder / "cache"))
-        (folder / "records.jsonl").write_text("".join(json.dumps(each) + "\n" for each in RECORDS))
+        (folder / "records.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
         words = {"kind": "file", "path": str(save_tokenizer(folder / "words"))}
-        node = {"kind": "jsonl", "path": str(folder / "records.jsonl"), "form": "preference", "tokenizer": words}
+        node = {"kind": "jsonl", "path": str(folder / "records.jsonl"), "form": form, "tokenizer": words}
         file = prepare(DataSettings.read(node), whole=True).validation
-        return [file.read_row(number, 64) for number in range(4)]
+        return [file.read_row(number, 64) for number in range(len(records))]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """The four records as rows."""
+    return read_rows(tmp_path_factory.mktemp("preferences"), RECORDS, "preference")
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A batch of four judged answers, with the log-probabilities that the starting model gives its rows."""
+    rows = read_rows(tmp_path_factory.mktemp("judged"), UNPAIRED, "unpaired")
+    with torch.no_grad():
+        known = KTO().measure(make_model(0), judge_rows(rows)).view(-1, 4).numpy()
+    return judge_rows([row._replace(reference=each) for row, each in zip(rows, known, strict=True)])
+
+
+def judge_rows(rows):
+    return collate_judged(rows, [], eos_id=256, seq_len=64, one_shape=False)
 
 
 def batch_of(rows, reference: torch.Tensor | None = None):
@@ -69,6 +88,97 @@ def test_dpo_is_that_of_trl(referenced):
     assert found.total.item() == found.terms["loss"].item()
 
 
+def test_ipo_is_that_of_trl(referenced):
+    found = IPO().loss(make_model(1), referenced, weight=1 / 4)
+    assert found.total.item() == pytest.approx(TRL["ipo"]["loss"], rel=1e-6)
+    for theirs, ours in {"rewards/chosen": "reward_chosen", "rewards/margins": "reward_margin"}.items():
+        assert float(found.terms[ours]) == pytest.approx(TRL["ipo"][theirs], abs=1e-5)
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_orpo_of_a_record_is_that_of_trl(rows, row):
+    found, theirs = ORPO().loss(make_model(1), batch_of(rows[row : row + 1])), TRL[f"orpo {row}"]
+    assert found.total.item() == pytest.approx(theirs["loss"], abs=1e-5)
+    names = {"nll": "nll_loss", "reward_chosen": "rewards/chosen", "reward_rejected": "rewards/rejected"}
+    for ours, name in names.items():
+        assert float(found.terms[ours]) == pytest.approx(theirs[name], abs=1e-5)
+
+
+def test_orpo_is_a_mean_over_records_and_its_formula(rows):
+    model, batch = make_model(1).double(), batch_of(rows)
+    found = ORPO(beta=0.25).loss(model, batch, weight=1 / 4)
+    found.total.backward()
+    theirs = make_model(1).double()
+    log_p = theirs(batch.input_ids).logits.log_softmax(-1)
+    losses = []
+    for chosen, rejected in zip(range(0, 8, 2), range(1, 8, 2), strict=True):  # Hong et al., 2024, equations 3 to 7
+        odds = []
+        for row in (chosen, rejected):
+            learned = batch.targets[row] != IGNORED
+            mean = log_p[row, learned].gather(1, batch.targets[row, learned][:, None]).mean()
+            odds.append(mean - torch.log(1 - mean.exp()))
+        last = int((batch.targets[chosen] != IGNORED).nonzero().max())
+        following = torch.cat([batch.input_ids[chosen, 1 : last + 1], batch.targets[chosen, last : last + 1]])
+        nll = -log_p[chosen, : last + 1].gather(1, following[:, None]).mean()
+        losses.append(nll - 0.25 * logsigmoid(odds[0] - odds[1]))
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    assert found.total.item() == pytest.approx(loss.item(), rel=1e-6)
+    for (name, ours), other in zip(model.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.allclose(ours.grad, other[1].grad, rtol=1e-4, atol=1e-7), name
+
+
+@pytest.mark.parametrize(("name", "centre"), [("reward", 0.0), ("reward centred", 0.01)])
+def test_the_reward_model_is_that_of_trl(rows, name, centre):
+    model = make_model(1, *REWARD)
+    batch = collate_rated(rows, [], pad_id=256, seq_len=64, one_shape=False)
+    found = Reward(centre_coef=centre).loss(model, batch, weight=1 / 4)
+    assert found.total.item() == pytest.approx(TRL[name]["loss"], abs=1e-5)
+    chosen, rejected = torch.tensor(TRL[name]["rewards"]).view(2, 4)
+    with torch.no_grad():
+        ours = model(batch.input_ids, attention_mask=batch.attention_mask).logits.view(4, 2)
+    assert torch.allclose(ours, torch.stack([chosen, rejected], 1), atol=1e-5)
+    assert float(found.terms["reward_margin"]) == pytest.approx(float((chosen - rejected).mean()), abs=1e-5)
+    assert float(found.terms["reward_accuracy"]) == float((chosen > rejected).float().mean())
+    by_hand = -logsigmoid(chosen - rejected).mean() + centre * (chosen + rejected).square().mean()
+    assert found.total.item() == pytest.approx(float(by_hand), abs=1e-5)
+
+
+WEIGHED = KTO(desirable_weight=1.5, undesirable_weight=0.5)
+
+
+def test_kto_is_that_of_trl(judged):
+    model = make_model(1)
+    with torch.no_grad():
+        divergence = WEIGHED.sum_divergence(model, judged)
+    assert float(divergence[0] / divergence[1]) == pytest.approx(TRL["kto"]["kl"], abs=1e-5)
+    found = WEIGHED.loss(model, note_divergence(judged, divergence), weight=1 / 4)
+    assert found.total.item() == pytest.approx(TRL["kto"]["loss"], abs=1e-5) and found.targets == 4
+    assert float(found.terms["kl"]) == pytest.approx(TRL["kto"]["kl"], abs=1e-5)
+    for name in ("chosen", "rejected"):  # two answers each, as means over four
+        assert float(found.terms[f"reward_{name}"]) * 2 == pytest.approx(TRL["kto"][f"rewards/{name}"], abs=1e-5)
+
+
+@pytest.mark.parametrize("shift", [-5.0, 0.0, 2.0])
+def test_kto_is_its_formula_and_so_is_its_gradient(judged, shift):
+    model, theirs = make_model(1).double(), make_model(1).double()
+    batch = judged._replace(reference=judged.reference - shift)  # a divergence below 0 is cut off
+    with torch.no_grad():
+        divergence = WEIGHED.sum_divergence(model, batch)
+    found = WEIGHED.loss(model, note_divergence(batch, divergence), weight=1 / 4)
+    found.total.backward()
+    ratios = (sum_log_probs(theirs, batch) - batch.reference).view(4, 4)
+    mismatched = torch.cat([ratios[[0, 3], 2], ratios[[1, 2], 3]])  # of records 0 and 3 the answer is good
+    kl = max(mismatched.mean().item(), 0)
+    gains = torch.cat([ratios[[0, 3], 0] - kl, kl - ratios[[1, 2], 1]])
+    weights = torch.tensor([1.5, 1.5, 0.5, 0.5])
+    loss = (weights * (1 - (0.1 * gains).sigmoid())).mean()  # Ethayarajh et al., 2024, equation 8
+    loss.backward()
+    assert found.total.item() == pytest.approx(loss.item(), rel=1e-6)
+    for (name, ours), other in zip(model.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.allclose(ours.grad, other[1].grad, rtol=1e-4, atol=1e-7), name
+
+
 def test_label_smoothing_mixes_the_loss_with_that_of_swapped_answers(referenced):
     smoothed = DPO(label_smoothing=0.2).loss(make_model(1), referenced, weight=1 / 4).total
     assert smoothed.item() == pytest.approx(0.8 * TRL["dpo"]["loss"] + 0.2 * TRL["dpo swapped"]["loss"], abs=1e-5)
@@ -101,13 +211,12 @@ def test_chunks_of_the_head_change_nothing(referenced, monkeypatch):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("objective", [DPO(), IPO(), ORPO()])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_microbatches_have_the_loss_and_gradient_of_the_batch(referenced, parts):
+def test_microbatches_have_the_loss_and_gradient_of_the_batch(referenced, objective, parts):
     whole, split = make_model(1), make_model(1)
-    from contextlib import nullcontext
-
-    one = accumulate_gradient(whole, DPO(), referenced, 1, nullcontext)
-    other = accumulate_gradient(split, DPO(), referenced, parts, nullcontext)
+    one = accumulate_gradient(whole, objective, referenced, 1, nullcontext)
+    other = accumulate_gradient(split, objective, referenced, parts, nullcontext)
     assert one.targets == other.targets == 4
     for name, value in one.terms.items():
         assert float(other.terms[name]) == pytest.approx(float(value), abs=1e-6)

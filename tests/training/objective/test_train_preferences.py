@@ -28,18 +28,22 @@ from zoo.training.planning import plan_training
 SIZES = [f"model.vocab_size={VOCABULARY}", "model.max_seq_len=64", "seq_len=64", "steps=4", "eval_every=2"]
 SIZES += ["save_every=2", "optim.lr=3e-3", "schedule=constant", "schedule.warmup=0", "eval_batches=null"]
 
+JUDGED = ["data.path=judged.jsonl", "data.form=unpaired"]
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     save_tokenizer(tmp_path / "words")
-    with open("answers.jsonl", "w") as file:
+    with open("answers.jsonl", "w") as file, open("judged.jsonl", "w") as judged:
         for number in range(60):
             asked = [{"role": "user", "content": f"{number}?"}]
             answers = {"chosen": "yes" * (1 + number % 2), "rejected": "no" * (1 + number % 3)}
             said = {name: [{"role": "assistant", "content": each}] for name, each in answers.items()}
             file.write(json.dumps({"prompt": asked, **said}) + "\n")
+            which = "rejected" if number % 3 else "chosen"
+            judged.write(json.dumps({"prompt": asked, "completion": said[which], "label": which == "chosen"}) + "\n")
     return tmp_path
 
 
@@ -217,6 +221,12 @@ def test_a_forecast_computes_what_its_steps_need(here, counted):
             ["data.form=messages"],
             "objective: dpo reads preferences, found conversations in data=jsonl (objective=chat, ",
         ),
+        (JUDGED, "objective: dpo reads preferences, found judgements in data=jsonl (objective=kto, or data.form=pref"),
+        (["objective=kto", "data.form=messages"], "objective: kto reads judgements, found conversations in data=jsonl"),
+        (
+            ["objective=reward", "model=t5-tiny"],
+            "objective: reward is learned by a decoder, the model is an encoder-dec",
+        ),
         (["model=bert-tiny"], "objective: dpo is learned by a decoder, the model is an encoder (a decoder)"),
         (
             ["objective.z_loss=1e-4"],
@@ -247,3 +257,79 @@ def test_an_exported_model_is_the_trained_one(here):
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(here / "out")(ids).logits
         assert torch.allclose(model(ids).logits, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["ipo", "orpo"])
+def test_other_objectives_learn_to_prefer_the_chosen_answers(here, objective):
+    start_run(compose("steps=30", "eval_every=30", objective=objective), here / "run")
+    lines = read_metrics(here / "run")
+    assert lines[-2]["loss"] < 0.7 * lines[0]["loss"] and lines[-1]["val_reward_accuracy"] == 1
+    assert (here / "run" / FILE).exists() == (objective == "ipo")
+    assert evaluate(here / "run", device="cpu")["results"][0]["loss"] == pytest.approx(lines[-1]["val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("data", [JUDGED, []], ids=["judged", "pairs"])
+def test_kto_learns_which_answers_are_good(here, data):
+    start_run(compose(*data, "steps=30", "eval_every=30", objective="kto"), here / "run")
+    lines = read_metrics(here / "run")
+    assert lines[0]["loss"] == pytest.approx(0.5, abs=1e-5) and lines[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert lines[-2]["loss"] < 0.42 and lines[-1]["val_reward_margin"] > 0.5
+    held = lines[-1]
+    assert held["val_reward_margin"] == pytest.approx(held["val_reward_chosen"] - held["val_reward_rejected"], abs=1e-5)
+    scored = evaluate(here / "run", device="cpu")["results"][0]
+    assert scored["loss"] == pytest.approx(lines[-1]["val_loss"], abs=1e-5)
+
+
+def test_kto_in_microbatches_and_gone_on_with_has_equal_losses(here):
+    longer = ["steps=8", "keep=9"]
+    start_run(compose(*longer, objective="kto"), here / "one")
+    start_run(compose(*longer, "accumulate=4", "eval_every=null", objective="kto"), here / "four")
+    one, four = ([line for line in read_metrics(here / name) if "loss" in line] for name in ("one", "four"))
+    assert max(line["kl"] for line in one) > 0
+    for a, b in zip(one, four, strict=True):
+        assert (b["loss"], b["kl"]) == pytest.approx((a["loss"], a["kl"]), abs=1e-5)
+    moved = go_back(here / "one", "moved")
+    resume_run(moved)
+    assert read_metrics(moved) == read_metrics(here / "one")
+
+
+def test_judged_answers_are_shown_and_counted(here, capsys):
+    words = ["data.tokenizer.kind=file", "data.tokenizer.path=words"]
+    args = ["llama-tiny", "data=jsonl", *JUDGED, *words, "seq_len=64"]
+    assert run(["train", *args, "--show-data"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("⟦yes") + shown.count("⟦no") == shown.count("row ") == 3
+
+
+def test_a_reward_model_tells_answers_apart_and_is_transformers_own(here):
+    start_run(compose("steps=4"), here / "chat")
+    settings = ["weights=chat", "steps=30", "eval_every=30", "objective.centre_coef=0.01", "keep_best=1"]
+    start_run(compose(*settings, objective="reward"), here / "run")
+    lines = read_metrics(here / "run")
+    assert lines[0]["loss"] > 0.5 and lines[-2]["loss"] < 0.3 and lines[-1]["val_reward_accuracy"] == 1
+    scored = evaluate(here / "run", device="cpu")["results"][0]
+    assert scored["loss"] == pytest.approx(lines[-1]["val_loss"], abs=1e-5)
+    other = ["data=jsonl", "data.path=answers.jsonl", "data.form=preference"]
+    assert evaluate(here / "run", overrides=other, device="cpu")["results"][0]["measures"]["reward_accuracy"] == 1
+    moved = go_back(here / "run", "moved", 30)
+    (moved / "checkpoints/latest").write_text("step-000028\n")
+    resume_run(moved)
+    assert read_metrics(moved) == read_metrics(here / "run")
+    assert run(["convert", "run", "out", "--no-verify"]) == 0
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    theirs, words = (
+        AutoModelForSequenceClassification.from_pretrained(here / "out"),
+        AutoTokenizer.from_pretrained("out"),
+    )
+    asked = [{"role": "user", "content": "7?"}]
+    rewards = []
+    for said in ("yes", "no"):
+        ids = words.apply_chat_template([*asked, {"role": "assistant", "content": said}], return_tensors="pt")[
+            "input_ids"
+        ]
+        with torch.no_grad():
+            logits = theirs(ids).logits
+            assert torch.allclose(logits, store.load(here / "run")(ids).logits, atol=1e-5)
+        rewards.append(float(logits))
+    assert logits.shape == (1, 1) and rewards[0] > rewards[1] + 1

@@ -140,6 +140,16 @@ def read_preference(values: list[Any], record: Mapping[str, Any], report: Report
     return None if worse is None else JudgedAnswers(better, worse)
 
 
+def read_unpaired(values: list[Any], record: Mapping[str, Any], report: Report) -> JudgedAnswers | None:
+    """Read a prompt, its completion and a `label`: whether the completion is a good one (Ethayarajh et al., 2024)."""
+    prompt, completion, label = values
+    if not isinstance(label, bool):
+        report(f"label: is {quote(label)} (true or false)")
+        return None
+    read = answer_prompt(prompt, "completion", completion, record, report)
+    return None if read is None else JudgedAnswers(read, None) if label else JudgedAnswers(None, read)
+
+
 def answer_prompt(
     prompt: Any, name: str, answer: Any, record: Mapping[str, Any], report: Report
 ) -> Dialogue | Pair | None:
@@ -187,6 +197,7 @@ FORMS = {
     "sharegpt": Form(("conversations",), read_sharegpt, ("field",), ("system", "tools")),
     "alpaca": Form(("instruction", "output"), read_alpaca, (), ("input",)),
     "preference": Form(("chosen", "rejected"), read_preference, (), ("prompt", "tools"), "preferences"),
+    "unpaired": Form(("prompt", "completion", "label"), read_unpaired, (), ("tools",), "judgements"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,17 +19,24 @@ from zoo.errors import ConfigError
 
 @dataclass
 class RecordNumbers:
-    """Numbers of each record of a split, [N, 2], which are computed before its rows are read: the log-probability of
-    both answers under the starting weights (`zoo.training.objective.kept_reference`). NaN where it is not needed."""
+    """Numbers of each record of a split, [N, R], which are computed before its rows are read: the log-probability of
+    the R rows that an objective makes of a record, under the starting weights
+    (`zoo.training.objective.kept_reference`). NaN where it is not needed."""
 
     values: np.ndarray | None = None
 
 
-class PreferenceRow(NamedTuple):
-    """The two conversations of a record, the better first, and its numbers [2] if there are any."""
+Answers = tuple[TurnRow, TurnRow]
+"""The two conversations of a record, the better first. One that the record lacks has no tokens."""
 
-    answers: tuple[TurnRow, TurnRow]
+
+class PreferenceRow(NamedTuple):
+    """The answers of a record, its numbers [R] if there are any, and a function that reads the answers of the record
+    before it, of which the last is before the first."""
+
+    answers: Answers
     reference: np.ndarray | None
+    read_before: Callable[[], Answers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +44,8 @@ class PreferenceFile(TurnFile):
     """One part of a corpus of preferences. The first half of a document's sequences is one conversation, the second
     half the other.
 
-    A row is a record of which both conversations have at most T + 1 tokens; other records are left out, because an
-    answer that lost its end is another answer.
+    A row is a record of which both conversations have at most T tokens; other records are left out, because an answer
+    that lost its end is another answer.
     """
 
     reference: RecordNumbers = field(default_factory=RecordNumbers, compare=False, repr=False)
@@ -62,11 +69,11 @@ class PreferenceFile(TurnFile):
         @cache
         def records(seq_len: int) -> np.ndarray:
             longest = self.measured.max(1)
-            numbers = np.flatnonzero(longest <= seq_len + 1)
+            numbers = np.flatnonzero(longest <= seq_len)
             if not len(numbers):
                 part = "" if self.path is None else f" of the {self.path.name} split"
                 found = f"is {seq_len}, and no record{part} has its answers within it"
-                raise ConfigError(f"seq_len: {found} (a larger one: with {longest.max() - 1} all would be whole)")
+                raise ConfigError(f"seq_len: {found} (a larger one: with {longest.max()} all would be whole)")
             return numbers
 
         return records
@@ -75,30 +82,73 @@ class PreferenceFile(TurnFile):
         return len(self.records(seq_len))
 
     def read_row(self, number: int, seq_len: int) -> PreferenceRow:
-        record = int(self.records(seq_len)[number])
-        first, second = (
-            self.read_conversations([(2 * record + each, int(kept))]) for each, kept in enumerate(self.measured[record])
+        records, known = self.records(seq_len), self.reference.values
+        record, before = int(records[number]), int(records[number - 1])
+        return PreferenceRow(
+            self.read_answers(record), None if known is None else known[record], partial(self.read_answers, before)
         )
-        known = self.reference.values
-        return PreferenceRow((first, second), None if known is None else known[record])
+
+    def read_answers(self, record: int) -> Answers:
+        """Read both conversations of a record."""
+        sizes = enumerate(self.measured[record].tolist(), 2 * record)
+        first, second = (self.read_conversations([each]) for each in sizes)
+        return first, second
 
     def count_cut(self, number: int, seq_len: int) -> list[int]:
         return []  # a record is whole, or left out
 
     def describe_cuts(self, of: str, seq_len: int, key: str = "seq_len=") -> Iterator[str]:
         what = f"records{of} are left out, as an answer does not fit"
-        line = describe_cuts(self.measured.max(1) - 1, seq_len, what, lambda n: f"{key}{n}")
+        line = describe_cuts(self.measured.max(1), seq_len, what, lambda n: f"{key}{n}")
         if line is not None:
             yield line
 
 
 def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, eos_id: int, seq_len: int, one_shape: bool) -> Batch:
     """Make a batch of B records for next-token prediction: rows [2B, T] of which 2n and 2n + 1 are record n's, padded
-    at their end, and the records' numbers [2B]. Nothing in it is random. T is the longest row's, rounded up to a
-    multiple of STEP; with `one_shape` it is `seq_len`."""
+    at their end, and their numbers [2B]. Nothing in it is random. T is the longest row's, rounded up to a multiple of
+    STEP; with `one_shape` it is `seq_len`."""
     turns = [each for row in rows for each in row.answers]
-    longest = max(len(each.ids) for each in turns) - 1
-    width = seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)
+    return predict_next(rows, turns, eos_id, choose_width(turns, seq_len, one_shape))
+
+
+def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, eos_id: int, seq_len: int, one_shape: bool) -> Batch:
+    """Make a batch of B records with mismatched completions: as `collate_answers`, with four rows [4B, T] for a record,
+    its two answers and then each of its prompts with the completion of the record before. Rows that a record lacks are
+    padding."""
+    turns = []
+    for row in rows:
+        before = row.read_before()
+        turns += [*row.answers, *(mismatch(each, number, before, seq_len) for number, each in enumerate(row.answers))]
+    return predict_next(rows, turns, eos_id, choose_width(turns, seq_len, one_shape))
+
+
+def mismatch(answer: TurnRow, number: int, before: Answers, seq_len: int) -> TurnRow:
+    """Join an answer's prompt and the completion of the record `before`: that of the same number if it has one. At most
+    `seq_len` tokens are kept."""
+    other = before[number] if len(before[number].ids) else before[1 - number]
+    if not len(answer.ids):
+        return answer
+    cuts = int(answer.learned.argmax()), int(other.learned.argmax())
+    parts = (np.concatenate([a[: cuts[0]], b[cuts[1] :]])[:seq_len] for a, b in zip(answer, other, strict=True))
+    return TurnRow(*parts)
+
+
+def collate_rated(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
+    """Make a batch of B records for a head that reads whole rows: as `collate_answers`, with every token of a
+    conversation as an input, and the targets [2B, 1] 1 for the better answer and 0 for the other."""
+    turns = [each for row in rows for each in row.answers]
+    width = choose_width(turns, seq_len, one_shape)
+    there = [np.ones(len(each.ids), np.int64) for each in turns]
+    return Batch(
+        to_tensor(pad([each.ids for each in turns], width, pad_id)),
+        to_tensor(np.tile([[1], [0]], (len(rows), 1))),
+        attention_mask=to_tensor(pad(there, width, 0)),
+    )
+
+
+def predict_next(rows: Sequence[PreferenceRow], turns: Sequence[TurnRow], eos_id: int, width: int) -> Batch:
+    """Make a batch of conversations, several for each record, of which every token predicts the next."""
     targets = [np.where(each.learned, each.ids, IGNORED)[1:] for each in turns]
     known = [row.reference for row in rows if row.reference is not None]
     return Batch(
@@ -106,3 +156,9 @@ def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, eos_id: int, se
         to_tensor(pad(targets, width, IGNORED)),
         reference=to_tensor(np.concatenate(known), np.float32) if known else None,
     )
+
+
+def choose_width(turns: Sequence[TurnRow], seq_len: int, one_shape: bool) -> int:
+    """Choose the width of a batch of conversations."""
+    longest = max(len(each.ids) for each in turns)
+    return seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)

@@ -7,14 +7,19 @@ from zoo.training.objective.causal import NextToken, PrefixLM, Seq2Seq
 from zoo.training.objective.chat import Chat
 from zoo.training.objective.contrastive import Contrastive
 from zoo.training.objective.distil import Distil
+from zoo.training.objective.kto import KTO
 from zoo.training.objective.labelled import Classify, Labelled, Regress, Tag
 from zoo.training.objective.masked import MLM
-from zoo.training.objective.preference import DPO
+from zoo.training.objective.preference import DPO, IPO, ORPO
+from zoo.training.objective.reward import Reward
 from zoo.training.objective.spans import UL2, Denoising, SpanCorruption
 
 __all__ = [
     "DPO",
+    "IPO",
+    "KTO",
     "MLM",
+    "ORPO",
     "UL2",
     "Auto",
     "Chat",
@@ -29,6 +34,7 @@ __all__ = [
     "Objective",
     "PrefixLM",
     "Regress",
+    "Reward",
     "Seq2Seq",
     "SpanCorruption",
     "Tag",
@@ -36,11 +42,11 @@ __all__ = [
 
 
 class Auto(Objective, kind="auto"):
-    """The usual objective: chat for conversations, dpo for preferences; else next_token for a decoder, mlm for an
-    encoder, span_corruption for an encoder-decoder."""
+    """The usual objective: chat for conversations, dpo for preferences, kto for judgements; else next_token for a
+    decoder, mlm for an encoder, span_corruption for an encoder-decoder."""
 
     def settle(self, spec: Any, data: Any = None) -> Objective:
-        known = {each.kind: each for each in (NextToken, MLM, SpanCorruption, Chat, DPO)}
+        known = {each.kind: each for each in (NextToken, MLM, SpanCorruption, Chat, DPO, KTO)}
         return known[suggest(spec, data)](z_loss=self.z_loss, chunk_mib=self.chunk_mib)
 
     def collator(self, context: Context) -> Any:

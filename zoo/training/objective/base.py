@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokens import Collate
     from zoo.distributed.world import World
+    from zoo.model.step import Output
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
     from zoo.training.gradient import Autocast
@@ -114,6 +115,18 @@ class Objective(Spec, axis="objective"):
         """Make the function that turns rows of ids [B, T + 1] into batches; the tokenizer has been extended."""
         raise NotImplementedError
 
+    def accepts(self, content: str) -> bool:
+        """Whether the objective learns from what the data is (`DataSettings.content`)."""
+        return content == self.reads
+
+    def list_learned(self, batch: Batch) -> list[int]:
+        """List the rows of a batch that the loss is on."""
+        return [*range(len(batch.input_ids))]
+
+    def finish_batch(self, run: Run, batch: Batch) -> Batch:
+        """Add to a batch, on the CPU, what the loss of each microbatch needs of the whole batch."""
+        return batch
+
     def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
         """Compute what the loss of the first `steps` steps needs beside the rows, before the run's next step. `start`
         gives the model with its starting weights."""
@@ -160,13 +173,8 @@ class Objective(Spec, axis="objective"):
 
     def run_model(self, model: Model, batch: Batch, loss: TokenLoss, count: int) -> Loss:
         """Run the model on a batch with a loss function, and add the model's own losses."""
-        weight, out = loss.weight, model(**list_inputs(batch), targets=batch.targets, loss=loss)
-        own = {name: loss * (weight * count) for name, loss in out.losses.items()}
-        terms = {**out.terms, **{name: loss.detach() for name, loss in own.items()}}
-        total = out.loss
-        for each in own.values():
-            total = total + each
-        return Loss(total, count, terms, out.loads)
+        out = model(**list_inputs(batch), targets=batch.targets, loss=loss)
+        return add_own_losses(out, out.loss, out.terms, loss.weight, count)
 
     def losses(
         self, model: Model, parts: Iterable[tuple[Batch, int]], weight: float, autocast: Autocast, rows: World
@@ -188,6 +196,14 @@ class Objective(Spec, axis="objective"):
     def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TokenLoss:
         """Make the loss function of a pass with these inputs."""
         return TokenLoss(weight, self.z_loss, self.chunk_mib << 20, count)
+
+
+def add_own_losses(out: Output, total: Tensor, terms: dict[str, Tensor], weight: float, count: int) -> Loss:
+    """Add a model's own losses, which are means, to the weighted sum over `count` targets and to its terms."""
+    own = {name: loss * (weight * count) for name, loss in out.losses.items()}
+    for each in own.values():
+        total = total + each
+    return Loss(total, count, {**terms, **{name: loss.detach() for name, loss in own.items()}}, out.loads)
 
 
 def list_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -213,7 +229,7 @@ def refuse_topology(name: str, spec: Topology, kind: str, instead: str) -> str |
 def suggest(spec: Topology, data: DataSettings | None = None) -> str:
     """Name the default objective of a model, learning from this data."""
     if data is not None and data.written:
-        return {"conversations": "chat", "preferences": "dpo"}[data.content]
+        return {"conversations": "chat", "preferences": "dpo", "judgements": "kto"}[data.content]
     return {"encoder": "mlm", "encoder_decoder": "span_corruption"}.get(spec.kind, "next_token")
 
 

@@ -38,13 +38,14 @@ class RecordGroup(NamedTuple):
 
 
 class ReferenceLogProbs:
-    """The reference log-probabilities of a run's records: [N, 2] for each split, NaN where they are not computed."""
+    """The reference log-probabilities of a run's records: [N, R] for each split, NaN where they are not computed. R are
+    the `rows` of a batch for each record."""
 
-    def __init__(self, data: PreparedData) -> None:
+    def __init__(self, data: PreparedData, rows: int) -> None:
         parts = {"train": data.sources, "validation": data.held_out}
         named = ((f"{part}/{each.name}", each.tokens) for part, sources in parts.items() for each in sources)
         self.files: dict[str, PreferenceFile] = dict(named)  # type: ignore[arg-type]
-        self.take({name: np.full((file.n_documents, 2), np.nan, np.float32) for name, file in self.files.items()})
+        self.take({name: np.full((file.n_documents, rows), np.nan, np.float32) for name, file in self.files.items()})
 
     def take(self, values: dict[str, np.ndarray]) -> None:
         """Let the rows of each split have these values."""
@@ -89,14 +90,14 @@ class ReferenceLogProbs:
         return [rows[at] for at in order if lacking.item(at)]
 
 
-def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure: Measure) -> None:
+def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure: Measure, rows: int) -> None:
     """Fill in the reference log-probabilities of the rows that a run reads up to its last step, and of all validation
     rows: from the run's folder, or computed by the starting weights, each process a share of the rows. Raises
     ConfigError if values are lacking and the starting weights have changed."""
-    held = ReferenceLogProbs(run.data)
+    held = ReferenceLogProbs(run.data, rows)
     known = held.read(run.folder)
     if not run.step and known != describe_start(run):  # left by another run in this folder
-        held = ReferenceLogProbs(run.data)
+        held = ReferenceLogProbs(run.data, rows)
     if groups := list(list_groups(run, held, steps)):
         about = describe_start(run)
         if run.step and known and known != about:
@@ -110,17 +111,17 @@ def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure:
         run.world.barrier()
 
 
-def recall_reference(folder: Path | None, data: PreparedData, seq_len: int) -> None:
+def recall_reference(folder: Path | None, data: PreparedData, seq_len: int, rows: int) -> None:
     """Fill in the kept reference log-probabilities of a run's validation rows, to evaluate it. Raises ConfigError if
     there is no run whose rows these are, or rows of `seq_len` tokens hold records that the run's do not."""
     if folder is None:
         found = "compares with the starting weights, whose log-probabilities a run has of its own records alone"
         raise ConfigError(f"objective: {found} (zoo eval RUN without data=)")
-    held = ReferenceLogProbs(data)
+    held = ReferenceLogProbs(data, rows)
     held.read(folder)
     for source in data.held_out:
-        rows = range(source.tokens.count_rows(seq_len))
-        if lacking := held.list_lacking(f"validation/{source.name}", rows, seq_len):
+        there = range(source.tokens.count_rows(seq_len))
+        if lacking := held.list_lacking(f"validation/{source.name}", there, seq_len):
             found = f"{len(lacking)} records have no reference log-probability"
             raise ConfigError(f"{folder / FILE}: {found} (the run's own --context, or a run that has begun)")
 
@@ -155,7 +156,7 @@ def compute(run: Run, held: ReferenceLogProbs, groups: Sequence[RecordGroup], mo
     needs it."""
     world, seq_len = run.layout.rows, run.settings.seq_len
     shares = groups[world.rank :: world.size]
-    found = {name: torch.zeros(file.n_documents, 2) for name, file in held.files.items()}
+    found = {name: torch.zeros(values.shape) for name, values in held.values.items()}
     model.eval()
     for turn in range(-(-len(groups) // world.size)):
         split, rows = shares[turn] if turn < len(shares) else groups[-1]
@@ -165,7 +166,7 @@ def compute(run: Run, held: ReferenceLogProbs, groups: Sequence[RecordGroup], mo
         with torch.no_grad(), run.computing.autocast():
             values = measure(model, batch)
         if turn < len(shares):
-            found[split][file.records(seq_len)[rows]] = values.float().cpu().view(-1, 2)
+            found[split][file.records(seq_len)[rows]] = values.float().cpu().view(len(rows), -1)
     model.train()
     total = {name: world.all_reduce_(values.to(run.device)).cpu().numpy() for name, values in found.items()}
     for split, rows in groups:

@@ -67,18 +67,15 @@ class Labelled(Objective):
         raise NotImplementedError
 
 
-class Headed(Labelled):
-    """Base of the objectives that predict labels by a head that they put on the model."""
+class TaskObjective(Objective):
+    """Base of the objectives that put a task head on the model."""
 
-    scored: ClassVar[str] = "labels"
-    by_token: ClassVar[bool] = False
-    """Whether each token has a label; if not, each row has one."""
     head: ClassVar[type[Head]]
     """The kind of head that this objective trains."""
     shared: ClassVar[tuple[str, ...]]
     """The fields that set the head's fields of the same names. Null keeps the value of the model's own head if that is
     of this kind; else null stands for the default, or for the value that follows from the data."""
-    guessed: ClassVar[dict[str, Any]] = {"labels": ("0", "1")}
+    guessed: ClassVar[dict[str, Any]] = {}
     """Placeholder values of the head's fields until the data is read."""
 
     def settle(self, spec: Topology, data: Any = None) -> Objective:
@@ -101,10 +98,6 @@ class Headed(Labelled):
     def pools_first(self) -> bool:  # type: ignore[override]
         return getattr(self, "pooling", None) == "cls"
 
-    @property
-    def known(self) -> Any:  # type: ignore[override]
-        return getattr(self, self.shared[0])
-
     def adapt(self, spec: Topology) -> Topology:
         """Put the task head on the model, in place of its head and pooler. If the model's head is of this kind, only
         the `shared` fields change. In an encoder-decoder the decoder has the head, and reads the text again (BART;
@@ -119,6 +112,19 @@ class Headed(Labelled):
             tanh = {"activation": Tanh()} if dense else {}
             made = replace(tower, head=self.head(**fields, **tanh), pooler=None)
         return made if spec is tower else replace(spec, decoder=made)
+
+
+class Headed(TaskObjective, Labelled):  # type: ignore[reportIncompatibleVariableOverride]
+    """Base of the objectives that predict labels by a head that they put on the model."""
+
+    scored: ClassVar[str] = "labels"
+    by_token: ClassVar[bool] = False
+    """Whether each token has a label; if not, each row has one."""
+    guessed: ClassVar[dict[str, Any]] = {"labels": ("0", "1")}
+
+    @property
+    def known(self) -> Any:  # type: ignore[override]
+        return getattr(self, self.shared[0])
 
     def learn(self, data: PreparedLabels) -> dict[str, Any]:
         return {"labels": data.labels}

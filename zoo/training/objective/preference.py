@@ -51,6 +51,8 @@ class Preference(Objective):
     ranked_by: ClassVar[str | None] = "val_reward_accuracy"
     divides: ClassVar[bool] = False
     n_texts: ClassVar[int] = 2
+    terms: ClassVar[tuple[str, ...]] = ("loss", *REWARDS)
+    """The terms of the loss, the loss first."""
 
     def __post_init__(self) -> None:
         if self.z_loss:
@@ -97,7 +99,7 @@ class Preference(Objective):
             return self.compare(Answers(log_probs.view(-1, 2), lengths, known))
 
         count = self.targets(batch) if count is None else count
-        return self.run_model(model, batch, self.sum_rows(batch, ("loss", *REWARDS), combine, weight), count)
+        return self.run_model(model, batch, self.sum_rows(batch, self.terms, combine, weight), count)
 
     def sum_rows(
         self,
@@ -105,61 +107,134 @@ class Preference(Objective):
         terms: tuple[str, ...],
         combine: Callable[[Tensor], Mapping[str, Tensor]],
         weight: float = 1.0,
+        runs: Tensor | None = None,
     ) -> RowLoss:
-        """Make the loss function that computes its terms from the log-probability of each row's targets."""
+        """Make the loss function that computes its terms from the log-probability of each row's targets; or of the
+        targets of each of two `runs` [2B, T] of a row, which are numbered."""
         rows, tokens = batch.targets.shape
-        runs = torch.arange(rows, device=batch.targets.device).repeat_interleave(tokens)
-        return RowLoss(weight, 0.0, self.chunk_mib << 20, terms=terms, runs=runs, n_runs=rows, combine=combine)
+        n_runs = rows if runs is None else 2 * rows
+        if runs is None:
+            runs = torch.arange(rows, device=batch.targets.device)[:, None].expand(rows, tokens)
+        how = {"terms": terms, "runs": runs.flatten(), "n_runs": n_runs, "combine": combine}
+        return RowLoss(weight, 0.0, self.chunk_mib << 20, **how)
 
     def judge(self, model: Model, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
         from zoo.training.metrics import MeanMetrics
 
         terms = self.loss(model, batch, count=count).terms
         if isinstance(metrics, MeanMetrics):
-            metrics.add_sums({name: terms[name] for name in REWARDS}, count)
+            metrics.add_sums({name: (terms[name], count) for name in REWARDS})
         return terms["loss"]
 
 
-def measure_rewards(rewards: Tensor) -> dict[str, Tensor]:
+def sum_rewards(rewards: Tensor) -> dict[str, Tensor]:
     """Sum the REWARDS of records, given the rewards [B, 2] of both answers."""
     chosen, rejected = rewards.detach().unbind(1)
     found = ((chosen > rejected).to(rewards.dtype), chosen - rejected, chosen, rejected)
     return {name: each.sum() for name, each in zip(REWARDS, found, strict=True)}
 
 
-class DPO(Preference, kind="dpo"):
-    """Raise the chosen answer's log-probability over the rejected one's, as far as both differ from the starting
-    weights' (direct preference optimisation; Rafailov et al., 2023): −log σ(r⁺ − r⁻), with the reward r of an answer
-    `beta` times the logarithm of its probability over that under the starting weights.
-
-    These reference log-probabilities are computed once, before the first step, and kept in the run's folder. With
-    `label_smoothing` ε the loss is (1 − ε) · −log σ(r⁺ − r⁻) + ε · −log σ(r⁻ − r⁺), for labels of which a share ε is
-    wrong (conservative DPO; Mitchell, 2023). Data: `data.form=preference`.
-    """
+class Referenced(Preference):
+    """Base of the objectives that compare an answer's log-probability with that under the starting weights. These
+    reference log-probabilities are computed once, before the first step, and kept in the run's folder. An answer's
+    reward is `beta` times the logarithm of its probability over that under the starting weights."""
 
     beta: PositiveFloat = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
-    def compare(self, answers: Answers) -> dict[str, Tensor]:
+    def measure_rewards(self, answers: Answers) -> Tensor:
+        """Compute the rewards [B, 2] of answers."""
         assert answers.reference is not None
-        rewards = self.beta * (answers.log_probs - answers.reference)
-        margins = rewards[:, 0] - rewards[:, 1]
-        right, wrong = (-torch.nn.functional.logsigmoid(each) for each in (margins, -margins))
-        losses = (1 - self.label_smoothing) * right + self.label_smoothing * wrong
-        return {"loss": losses.sum(), **measure_rewards(rewards)}
+        return self.beta * (answers.log_probs - answers.reference)
 
     def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
         from zoo.training.objective.kept_reference import prepare_reference
 
-        prepare_reference(run, start, steps, self.measure)
+        prepare_reference(run, start, steps, self.measure, self.n_texts)
 
     def recall(self, folder: Path | None, data: PreparedData, seq_len: int) -> None:
         from zoo.training.objective.kept_reference import recall_reference
 
-        recall_reference(folder, data, seq_len)
+        recall_reference(folder, data, seq_len, self.n_texts)
 
     def measure(self, model: Model, batch: Batch) -> Tensor:
         """Compute the log-probability of each row's targets [2B]."""
         names = tuple(map(str, range(len(batch.input_ids))))
         loss = self.sum_rows(batch, names, lambda sums: dict(zip(names, sums, strict=True)))
         return torch.stack([*self.run_model(model, batch, loss, 0).terms.values()])
+
+
+class DPO(Referenced, kind="dpo"):
+    """Raise the reward r of the chosen answer over that of the rejected one (direct preference optimisation; Rafailov
+    et al., 2023): the loss is −log σ(r⁺ − r⁻). An answer's reward is `beta` times the logarithm of its probability over
+    that under the starting weights, which is computed once, before the first step. Data: `data.form=preference`.
+
+    With `label_smoothing` ε the loss is (1 − ε) · −log σ(r⁺ − r⁻) + ε · −log σ(r⁻ − r⁺), for records of which a share ε
+    has its answers the wrong way round (conservative DPO; Mitchell, 2023).
+    """
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+
+    def compare(self, answers: Answers) -> dict[str, Tensor]:
+        rewards = self.measure_rewards(answers)
+        margins = rewards[:, 0] - rewards[:, 1]
+        right, wrong = (-torch.nn.functional.logsigmoid(each) for each in (margins, -margins))
+        losses = (1 - self.label_smoothing) * right + self.label_smoothing * wrong
+        return {"loss": losses.sum(), **sum_rewards(rewards)}
+
+
+class IPO(Referenced, kind="ipo"):
+    """Raise the chosen answer over the rejected one by a margin (Azar et al., 2023): the loss is (h⁺ − h⁻ − 1/2β)²,
+    with h the mean over an answer's tokens of the logarithm of its probability over that under the starting weights.
+    Unlike with `dpo`, answers that are told apart already are pushed no further."""
+
+    def compare(self, answers: Answers) -> dict[str, Tensor]:
+        rewards = self.measure_rewards(answers)
+        means = rewards / (self.beta * answers.lengths)
+        losses = (means[:, 0] - means[:, 1] - 1 / (2 * self.beta)).square()
+        return {"loss": losses.sum(), **sum_rewards(rewards)}
+
+
+class ORPO(Preference, kind="orpo"):
+    """Learn the chosen conversation, and raise the odds of its answer over those of the rejected one, without reference
+    to the starting weights (Hong et al., 2024): the loss is −mean log p(conversation⁺) − `beta` · log σ(log odds⁺ − log
+    odds⁻), with odds p / (1 − p) of an answer whose log p is a mean over its tokens.
+
+    The first mean is over all tokens of the conversation, as in TRL and in the authors' code. An answer's reward is
+    `beta` times its log p.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("loss", "nll", *REWARDS)
+
+    beta: PositiveFloat = 0.1
+
+    def count_predictions(self, batch: Batch) -> int:
+        return super().count_predictions(self.learn_prompts(batch))
+
+    def learn_prompts(self, batch: Batch) -> Batch:
+        """Return a batch whose chosen rows have targets in their prompts too."""
+        asked = ~find_answered(batch)
+        asked[1::2] = False
+        return batch._replace(targets=torch.where(asked, batch.input_ids.roll(-1, 1), batch.targets))
+
+    def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
+        whole, answered = self.learn_prompts(batch), find_answered(batch)
+        runs = 2 * torch.arange(len(answered), device=answered.device)[:, None] + answered  # prompt, answer of each row
+        targets = (whole.targets != IGNORED).flatten()
+        lengths = torch.bincount(runs.flatten(), weights=targets.float(), minlength=2 * len(answered)).view(-1, 2, 2)
+
+        def combine(log_probs: Tensor) -> dict[str, Tensor]:
+            sums = log_probs.view(-1, 2, 2)  # record, chosen or rejected, prompt or answer
+            chosen = -sums[:, 0].sum(1) / lengths[:, 0].sum(1)
+            means = sums[..., 1] / lengths[..., 1]
+            log_odds = means - torch.log1p(-means.exp())
+            ratios = torch.nn.functional.logsigmoid(log_odds[:, 0] - log_odds[:, 1])
+            losses = chosen - self.beta * ratios
+            return {"loss": losses.sum(), "nll": chosen.sum(), **sum_rewards(self.beta * means)}
+
+        count = self.targets(batch) if count is None else count
+        return self.run_model(model, whole, self.sum_rows(whole, self.terms, combine, weight, runs), count)
+
+
+def find_answered(batch: Batch) -> Tensor:
+    """Find the positions [2B, T] from a row's first target on."""
+    return (batch.targets != IGNORED).cumsum(1) > 0

@@ -1,0 +1,64 @@
+# B records
+"""Reward model: a number for a conversation, larger for a better answer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import NonNegativeFloat
+
+from zoo.lazy import torch
+from zoo.model.task_head import Pooling, RegressionHead
+from zoo.training.objective.base import Context, Loss, add_own_losses, list_inputs
+from zoo.training.objective.labelled import TaskObjective
+from zoo.training.objective.preference import Preference, sum_rewards
+
+if TYPE_CHECKING:
+    from zoo.data import Batch
+    from zoo.data.tokens import Collate
+    from zoo.model.head import Head
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
+
+
+class Reward(TaskObjective, Preference, kind="reward"):
+    """Learn a reward r for a conversation, larger with the chosen answer than with the rejected one (Ouyang et al.,
+    2022): the loss is −log σ(r⁺ − r⁻) (Bradley and Terry, 1952), plus `centre_coef` · (r⁺ + r⁻)², which keeps rewards
+    around 0 (Eisenstein et al., 2023). Data: `data.form=preference`.
+
+    The model gets a head of one number, without a bias, at the conversation's last token (`pooling`).
+    """
+
+    head: ClassVar[type[Head]] = RegressionHead
+    shared: ClassVar[tuple[str, ...]] = ("n_outputs", "bias", "pooling")
+    n_outputs: ClassVar[int] = 1
+    bias: ClassVar[bool] = False
+
+    pooling: Pooling | None = None
+    centre_coef: NonNegativeFloat = 0.0
+
+    def refuses(self, spec: Topology) -> str | None:
+        return Preference.refuses(self, spec) if spec.kind != "decoder" else TaskObjective.refuses(self, spec)
+
+    def collator(self, context: Context) -> Collate:
+        from zoo.data.chat.preference_rows import collate_rated
+
+        how = {"pad_id": context.tokenizer.eos_id, "seq_len": context.seq_len, "one_shape": context.one_shape}
+        return partial(collate_rated, **how)
+
+    def count_predictions(self, batch: Batch) -> int:
+        return len(batch.input_ids)
+
+    def count_tokens(self, batch: Batch, seq_len: int) -> int:
+        assert batch.attention_mask is not None
+        return int(batch.attention_mask.sum())
+
+    def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
+        out = model(**list_inputs(batch))
+        rewards = out.logits.float().view(-1, 2)
+        losses = -torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1])
+        losses = losses + self.centre_coef * rewards.sum(1).square()
+        found = {name: each * weight for name, each in {"loss": losses.sum(), **sum_rewards(rewards)}.items()}
+        terms = {name: each.detach() for name, each in found.items()}
+        return add_own_losses(out, found["loss"], terms, weight, self.targets(batch) if count is None else count)
