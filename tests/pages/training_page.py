@@ -33,9 +33,9 @@ Every packaged tiny model on every objective that it takes, {steps} steps of 4 r
 library: the loss of the first step and the mean of the last five, in nats per target, and the validation loss after
 them. `prefix_lm` is trained with `model.prefix_lm=true`, `distil` from the same model after {steps} steps on its own
 objective. Decoders have 128 more tokens in their vocabulary for `span_corruption`, `denoising` and `ul2`: sentinels,
-masks and modes. `seq2seq` learns from pairs, `chat` from conversations, `contrastive` from texts that belong together,
-and `classify`, `tag` and `regress` from labels (below), which this text has none of. Losses of different objectives are
-not comparable.
+masks and modes. `seq2seq` learns from pairs, `chat` from conversations, `dpo`, `ipo`, `orpo`, `kto` and `reward` from
+preferences, `contrastive` from texts that belong together, and `classify`, `tag` and `regress` from labels (below),
+which this text has none of. Losses of different objectives are not comparable.
 {date}.
 
 | model | objective | first | last | validation |
