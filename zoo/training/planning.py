@@ -23,7 +23,7 @@ from zoo.run import fp8
 from zoo.training import settings as S
 from zoo.training.mesh_settings import find_parallel_faults, find_world
 from zoo.training.objective import Labelled, Objective
-from zoo.training.objective.labelled import find_reading_tower
+from zoo.training.objective.labelled import TaskObjective, find_reading_tower
 from zoo.training.packaged import read_packaged
 from zoo.training.routing import has_selection_bias
 from zoo.training.start.begin import StartSettings
@@ -68,9 +68,9 @@ class TrainingPlan:
     """A line for each thing that the folder of a resumed run requests and does not get (`drop_asked`)."""
 
     def learn(self, data: Any) -> TrainingPlan:
-        """Complete the objective, the model's head and the config from the data, for example with the classes of a
+        """Complete the objective, the model's task head and the config from the data, for example with the classes of a
         labelled set. Resuming and `zoo score` then know the classes without the data."""
-        if not isinstance(self.settings.objective, Labelled):
+        if not isinstance(self.settings.objective, TaskObjective):
             return self
         learned = self.settings.objective.learn(data)
         objective = replace(self.settings.objective, **learned)  # type: ignore[type-var]

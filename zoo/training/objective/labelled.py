@@ -113,6 +113,10 @@ class TaskObjective(Objective):
             made = replace(tower, head=self.head(**fields, **tanh), pooler=None)
         return made if spec is tower else replace(spec, decoder=made)
 
+    def learn(self, data: Any) -> dict[str, Any]:
+        """Return the fields that follow from the data, with their values."""
+        raise NotImplementedError
+
 
 class Headed(TaskObjective, Labelled):  # type: ignore[reportIncompatibleVariableOverride]
     """Base of the objectives that predict labels by a head that they put on the model."""

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, NonNegativeInt
 
+from zoo.data.tokenizer import read_special_token
 from zoo.lazy import torch
 from zoo.model.task_head import Pooling, RegressionHead
 from zoo.training.objective.base import Context, Loss, add_own_losses, list_inputs
@@ -15,7 +16,7 @@ from zoo.training.objective.labelled import TaskObjective
 from zoo.training.objective.preference import Preference, sum_rewards
 
 if TYPE_CHECKING:
-    from zoo.data import Batch
+    from zoo.data import Batch, PreparedData
     from zoo.data.tokens import Collate
     from zoo.model.head import Head
     from zoo.model.tower import Topology
@@ -27,19 +28,26 @@ class Reward(TaskObjective, Preference, kind="reward"):
     2022): the loss is −log σ(r⁺ − r⁻) (Bradley and Terry, 1952), plus `centre_coef` · (r⁺ + r⁻)², which keeps rewards
     around 0 (Eisenstein et al., 2023). Data: `data.form=preference`.
 
-    The model gets a head of one number, without a bias, at the conversation's last token (`pooling`).
+    The model gets a head of one number, without a bias, at the conversation's last token (`pooling`) that is not the
+    tokenizer's padding (`skip_id`), as in transformers.
     """
 
     head: ClassVar[type[Head]] = RegressionHead
-    shared: ClassVar[tuple[str, ...]] = ("n_outputs", "bias", "pooling")
+    shared: ClassVar[tuple[str, ...]] = ("n_outputs", "bias", "pooling", "skip_id")
     n_outputs: ClassVar[int] = 1
     bias: ClassVar[bool] = False
 
     pooling: Pooling | None = None
+    skip_id: NonNegativeInt | None = None
     centre_coef: NonNegativeFloat = 0.0
 
     def refuses(self, spec: Topology) -> str | None:
         return Preference.refuses(self, spec) if spec.kind != "decoder" else TaskObjective.refuses(self, spec)
+
+    def learn(self, data: PreparedData) -> dict[str, Any]:
+        assert data.folder is not None
+        pad = read_special_token(data.folder / "tokenizer.json", "pad_token", "data.tokenizer")
+        return {"skip_id": None if pad is None else data.tokenizer.backend.token_to_id(pad)}
 
     def collator(self, context: Context) -> Collate:
         from zoo.data.chat.preference_rows import collate_rated
