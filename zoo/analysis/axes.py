@@ -56,7 +56,7 @@ def list_axes() -> list[str]:
 
 
 def find_axis(axis: str) -> str:
-    """Check the name of an axis. Raises ConfigError for an unknown axis."""
+    """Return the name of an axis unchanged. Raises ConfigError if there is no such axis."""
     if axis not in list_axes():
         hint = did_you_mean(axis, list_axes())
         raise ConfigError(f"axis: there is no {axis!r}{hint} (one of: {', '.join(list_axes())})")
@@ -64,7 +64,7 @@ def find_axis(axis: str) -> str:
 
 
 def describe_axis(axis: str) -> list[dict[str, Any]]:
-    """Describe every choice of an axis, by name. Raises ConfigError for an unknown axis."""
+    """Describe every choice of an axis, in the order of their names. Raises ConfigError for an unknown axis."""
     find_axis(axis)
     return [describe_choice(axis, file) for file in sorted((conf_dir() / axis).glob("*.yaml"))]
 
@@ -127,10 +127,12 @@ def _find(tower: Any, axis: str) -> Spec:
 
 
 def grow(component: Spec, causal: bool) -> dict[str, str]:
-    """Give the growth with T of a component's time for T tokens, its time for one more token, and its cache.
+    """Give how a component's time for T tokens ("time"), its time for one more token ("token") and its "cache" grow
+    with T.
 
-    Products with weights take time T. The rest follows from the component's FLOPs for visible pairs and for its
-    recurrent state, and from the sizes of its cache per token and of its state.
+    A time is "1", "T" or "T²", a cache "T", "window", "constant", a sum of these or "none". Without `causal`, "token"
+    and "cache" are "-". Products with weights take time T. The rest follows from the component's FLOPs for visible
+    pairs and for its recurrent state, and from the sizes of its cache per token and of its state.
     """
     sight = getattr(component, "sight", Sight())  # only an attention has one
     look, rate = Look(causal, False, **sight._asdict()), sight.rate

@@ -38,10 +38,9 @@ def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
 
 
 def compare_specs(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Compare two Specs: the fields that differ, and the figures of both.
+    """Compare two Specs: the fields that differ ("architecture"), and all figures ("figures"), by dotted path.
 
-    `priced` are the figures of each, with kinds of layer paired by `pair_figures`. `relative` is the difference as a
-    share of the first figure, null where that is zero.
+    `priced` are the figures of each Spec, with kinds of layer paired by `pair_figures`.
     """
     a, b = (flatten(figures) for figures in priced)
     rows = {path: compare_values(a.get(path), b.get(path)) for path in merge_orders([a, b])}
@@ -49,7 +48,8 @@ def compare_specs(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]
 
 
 def compare_values(a: Any, b: Any) -> dict[str, Any]:
-    """Compare two figures: both, and for numbers their difference. A figure that one model lacks counts as zero."""
+    """Compare two figures: give both (`a`, `b`), and for numbers the difference (`delta`) and its share of `a`
+    (`relative`, None if `a` is zero or None). A number that one model lacks (None) counts as zero."""
     numbers = [value for value in (a, b) if _is_number(value)]
     if not numbers or len(numbers) + (a is None) + (b is None) < 2:
         return {"a": a, "b": b}
@@ -62,12 +62,12 @@ def _is_number(value: object) -> bool:
 
 
 def compare_fields(first: Spec, second: Spec) -> dict[str, dict[str, Any]]:
-    """List the fields in which two Specs differ, by dotted path, with the value of each Spec (null for a missing
+    """List the fields in which two Specs differ, by dotted path, with the value of each Spec (None for a missing
     field).
 
-    A kind of layer that only one model has is compared with the other model's most similar kind, under both names:
-    `near/global` for `near` in the first model and `global` in the second. A decoder is compared with the decoder of an
-    encoder-decoder, an encoder with its encoder.
+    A kind of layer that only one model has is compared with the other model's most similar kind, under both names. For
+    example, `near/global` compares `near` of the first model with `global` of the second. A decoder is compared with
+    the decoder of an encoder-decoder, an encoder with its encoder.
     """
     from zoo.grammar import to_dict
 
@@ -103,8 +103,8 @@ def _find_own(kind: str) -> str:
 
 def pair_figures(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rename figures that are given by kind of layer. Two kinds that `compare_fields` pairs get one name, such as
-    `near/global`. A sum over all layers of a kind is renamed only if neither kind of the pair is in another pair as
-    well, because the sum would then be counted twice."""
+    `near/global`. A kind that is in several pairs has its figure under each of their names. Sums over all layers of a
+    kind would then be counted twice, so they keep the kind's own name if either kind of a pair is in another pair."""
     from zoo.grammar import to_dict
 
     one, other = to_dict(first), to_dict(second)

@@ -20,7 +20,7 @@ LADDER = ("t4", "l4", "a100-40g", "l40s", "h100", "h200", "b200", "b300")
 `zoo stats` down; `zoo solve gpu` tries all of them."""
 
 TENSOR_PARALLEL = (2, 4, 8)
-"""Degrees of tensor parallelism that are tried where one GPU does not hold the model: within one machine."""
+"""Degrees of tensor parallelism that are tried if one GPU does not hold the model. All are within one machine."""
 
 LEAN = "--recompute full --chunked-loss"
 """Options that keep few activations and logits; tried if no layout holds the training without them."""
@@ -30,12 +30,13 @@ SHARDED = "--dp 8 --zero 3"
 
 
 def find_holders(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Find the accelerator that holds each peak, by use (`generate`, or `run` for an encoder; `train`): the `gpu`, its
-    `memory`, the number of `gpus`, the `options` that divide the model, and whether it `fits`.
+    """Find an accelerator that holds the peak of each use: `generate` (for an encoder `run`), and `train`. Give the
+    `gpu`, its `memory`, the number of `gpus`, the `options` of the layout, and whether it `fits`. A use whose peak is
+    unknown is absent.
 
-    For a set-up of one rank, layouts of several GPUs are tried too: tensor parallelism to generate, ZeRO to train. For
-    a set-up of several ranks only its own layout is. A `gpu` in the set-up is the only one tried. If nothing fits, the
-    last layout tried is returned, on the largest accelerator.
+    For a set-up of one rank, layouts of several GPUs are tried too: tensor parallelism to generate, ZeRO to train. A
+    set-up of several ranks is tried as it is. If the set-up names a `gpu`, no other is tried. If nothing fits, the last
+    layout tried is returned, on the largest accelerator.
     """
     peaks = figures["memory"]
     tried: dict[str, Iterable[tuple[int, str, int]]] = {}

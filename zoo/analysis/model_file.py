@@ -94,8 +94,8 @@ def write_model(
     params: float | None = None,
     about: str = "",
 ) -> str:
-    """Return the text of a model file: a model `like` another, with the choices `parts`, of about `params` parameters.
-    The dimensions that the model reads are stated, no others.
+    """Return the text of a model file: the model `like`, changed by `overrides` and by the choices `parts`, and scaled
+    to about `params` parameters (None: not scaled). The dimensions that the model reads are stated, no others.
 
     `name` is the file's name, for its first line; `about` is its title. Raises ConfigError for an unknown choice, a
     faulty model, or if no shape has about `params` parameters.

@@ -1,7 +1,7 @@
 """Compute the power of a comparison before it runs: the smallest difference that is significant with n seeds.
 
-Runs are paired by seed. With a true difference of δ standard deviations of a pair's difference, Student's t of n pairs
-is noncentral with parameter δ·√n.
+Runs are paired by seed. Let δ be the true mean difference, in standard deviations of a pair's difference. Then t over n
+pairs follows Student's noncentral distribution with parameter δ·√n.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def compute_power(effect: float, n: int, level: float = LEVEL) -> float:
 
 
 def find_smallest_effect(n: int, level: float = LEVEL, power: float = POWER) -> float | None:
-    """Find the smallest difference that n pairs find significant with this power, in standard deviations of a pair's
-    difference; None for one pair."""
+    """Find the smallest true difference that n pairs show to be significant with this power, in standard deviations of
+    a pair's difference; None for fewer than two pairs."""
     if n < 2:
         return None
     low, high = 0.0, WIDEST

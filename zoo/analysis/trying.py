@@ -59,9 +59,9 @@ class FieldExample:
 
 
 def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> FieldExample | None:
-    """Try the `common` values of a field in small models, then other values of its type. Return the first accepted
-    value that changes a figure; if none does, the first accepted value; if none is accepted, an example with a
-    `refusal`. None if no model can have the choice."""
+    """Try values of a field in small models: first the `common` ones, then others of its type. Of the first model that
+    accepts any, return the first value that changes a figure, or if none does, the first accepted value. If no model
+    accepts a value, return an example with a `refusal`; if no model can have the choice, None."""
     refused: FieldExample | None = None
     for target, overrides, path in _choose_places(choice, field):
         found = _try_in(choice, field, common, target, overrides, path)
@@ -111,9 +111,9 @@ def _try_in(
 
 
 WITHIN = {"rope_scaling": "position.scaling"}
-"""Where a choice stands whose axis is no part of a model itself."""
+"""The path in a model of choices whose axis is no key of a model."""
 LOOKED_UP = {"rope_factor": "rope_factor=4", "original_max_seq_len": "original_max_seq_len=64"}
-"""Values for the keys that such a choice looks up in its model."""
+"""Overrides that state the keys of a model which a choice of WITHIN looks up."""
 
 
 def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:

@@ -151,8 +151,8 @@ def find_users(axis: str, word: str) -> tuple[list[str], list[str]]:
 
 
 def find_setters(spec: type[Spec], field: str) -> tuple[dict[str, list[str]], list[str]]:
-    """List the packaged models that set a field of a class, by the field's value as YAML, the most frequent value
-    first; and the families that set the field."""
+    """Find who sets a field of a class. Return two things: the packaged models by the value that they set, as YAML,
+    the most frequent value first; and the families."""
     models, families = read_uses()
     bodies = read_bodies()
     values: dict[str, list[str]] = {}

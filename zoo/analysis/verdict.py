@@ -28,10 +28,11 @@ Verdict = Literal["better", "worse", "no significant difference"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference between an arm's losses and the baseline's: seed by seed, or of two samples that have no common
-    seed (not `paired`). `n` is the number of seeds. `p` is two-sided, `adjusted` is p after Holm's correction over all
-    arms. `needed` is the number of seeds at which the difference would be significant with power POWER; None for more
-    than MOST. With one seed `p`, `adjusted`, `interval` and `needed` are None."""
+    """The mean difference between an arm's losses and the baseline's. If both have seeds in common, runs are `paired`
+    by seed and `n` counts the pairs; otherwise two samples are compared, and `n` is the size of the smaller one. `p` is
+    two-sided, `adjusted` is p after Holm's correction over all arms. `needed` is the number of seeds at which the
+    difference would be significant with power POWER; None for more than MOST. If `n` is 1, then `p`, `adjusted`,
+    `interval` and `needed` are None."""
 
     n: int
     difference: float
@@ -45,8 +46,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """A mean difference, its standard error, and the degrees of freedom of Student's t. With one seed only the
-    difference is known."""
+    """A mean difference, its standard `error`, and the degrees of `freedom` of Student's t. If `n` is 1, only the
+    difference is known, and `error` and `spread` are NaN."""
 
     n: int
     difference: float
@@ -93,7 +94,7 @@ class MeanDifference:
 def compare_arms(
     losses: Mapping[str, Mapping[int, float]], baseline: str, level: float = LEVEL
 ) -> dict[str, Comparison]:
-    """Compare each arm with the baseline, over their common seeds, or over all seeds if they have none in common.
+    """Compare each arm with the baseline arm: over the seeds that both have, or over all seeds if they share none.
     `losses` are by arm and seed, lower is better."""
     samples = {arm: _sample(each, losses[baseline]) for arm, each in losses.items() if arm != baseline}
     p_values = {arm: each.p_value() for arm, each in samples.items() if each.n > 1}
@@ -127,7 +128,7 @@ def adjust_by_holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 def count_seeds(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
     """Count the pairs at which a difference of this mean and standard deviation (`spread`) is significant with this
-    power; None for more than 100,000."""
+    power; None for 100,000 and more, and for a difference of 0."""
     if difference == 0:
         return None
     wanted = NormalDist().inv_cdf(power)
@@ -141,7 +142,7 @@ def count_seeds(difference: float, spread: float, level: float = LEVEL, power: f
 
 def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
     """Count the runs of each of two arms at which their difference is significant without pairs, as if the deviation of
-    a run were known; None for more than 100,000."""
+    a run were known; None for 100,000 and more, and for a difference of 0."""
     wanted = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
     if difference == 0:
         return None

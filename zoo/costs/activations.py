@@ -1,8 +1,8 @@
 # B sequences, T tokens of each, D model width
-"""Count activation memory: the tensors that autograd saves in a forward pass for the backward pass, to the byte.
+"""Count activation memory to the byte: the tensors that autograd saves in a forward pass for the backward pass.
 
-The model's own forward pass runs on shadows (`zoo.costs.shadow`), each kind of layer once, at any depth. So the tensors
-that a component saves are read from its `forward`, and stated nowhere else.
+The model's own forward pass runs on shadows, tensors without values (`zoo.costs.shadow`). Each kind of layer runs once,
+however deep the model is. No component states what it saves: the tape records it while `forward` runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Shape = TypeVar("Shape", bound=Any)
 Value = TypeVar("Value")
 
 INPUT = "input"
-"""The name of a layer's input."""
+"""The name of the input tensor of a layer, of the head and of the loss."""
 
 
 class Kept(NamedTuple):
@@ -52,10 +52,10 @@ class Section(NamedTuple):
     """The saved tensors (`kept`) of one section of a pass, and the section's memory in bytes.
 
     `bytes` is the size of the saved tensors, `input` the size of the section's input. `forward` is the peak of the
-    forward pass, `peak` the peak of the backward pass with all gradients, `moving` the same without the weights'
-    gradients. `gradients` is the size of the weights' gradients. `beside` is the size of the gradients of tensors that
-    all layers read (a bias, an encoder's output), `lent` the size of keys, values and depth averages that later layers
-    read.
+    forward pass. `peak` is the peak of the backward pass, saved tensors and all gradients included; `moving` is the
+    same without the weights' gradients. `gradients` is the size of the weights' gradients. `beside` is the size of the
+    gradients of tensors that all layers read (a bias, an encoder's output). `lent` is the size of the keys, values and
+    depth averages that the section gives to later layers.
     """
 
     kept: tuple[Kept, ...]
@@ -77,10 +77,10 @@ class Section(NamedTuple):
 class PassShape(NamedTuple):
     """The shape of a forward pass: `batch` sequences of `context` tokens.
 
-    `fused` means a CUDA device, otherwise a CPU. `dtype` is the dtype of weights, `autocast` that of matrix products if
-    it differs. `selective` recomputes the inside of attention in the backward pass. `kernel` is the attention kernel.
-    `model` says which weights train and which adapters and dropout are added; None: all weights train, nothing is
-    added.
+    `fused` is true for a CUDA device, false for a CPU. `dtype` is the dtype of weights, `autocast` that of matrix
+    products under autocast (None: no autocast). With `selective` the backward pass recomputes the inside of attention.
+    `kernel` is the attention kernel. `model` says which weights train, and which adapters and dropout are added (None:
+    all weights train, nothing is added).
     """
 
     context: int
@@ -96,10 +96,11 @@ class PassShape(NamedTuple):
 def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
     """Trace a pass and list its sections by name.
 
-    "embedding" · "shared": tensors that all layers read, such as rotary tables, masks and biases (`input` counts all of
-    them, saved or not) · "layer:<kind>": one layer of each kind · "head": with the final norm · "loss": the head again,
-    followed by cross-entropy in float32; only for models with logits. The names of an encoder-decoder begin with
-    "encoder." or "decoder.". A decoder with cross-attention and no encoder gets a memory of `context` tokens.
+    "embedding" · "shared": tensors that all layers read, such as rotary tables, masks and biases (its `input` also
+    counts the unsaved ones, with `every_n` only those that recomputed layers read) · "layer:<kind>": one layer of each
+    kind · "head": with the final norm · "loss": the head again, followed by cross-entropy in float32; only for models
+    with logits. In an encoder-decoder the names begin with "encoder." or "decoder.". A decoder with cross-attention and
+    no encoder is given an encoder's output of `context` tokens.
 
     Raises UnknownOperation for a pass that uses a torch operation whose saved tensors are not listed.
     """
@@ -122,7 +123,7 @@ def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Se
 
 
 def make_memory(tower: Tower, run: Any) -> Any:
-    """Make the shadow of an encoder's output [B, `run.context`, width]; None for a tower that reads no such output."""
+    """Make the shadow of an encoder's output [B, `run.context`, width]; None for a tower that reads no encoder."""
     if not tower.reads_memory:
         return None
     return make_shadow((run.batch, run.context, tower.memory_width), DTYPES[COMPUTED[run.dtype]], "memory")
@@ -132,8 +133,8 @@ def make_memory(tower: Tower, run: Any) -> Any:
 
 
 SPAN, FEW = 64, 4
-"""SPAN: tokens of a span in Mamba (`zoo.model.attention.mamba`). FEW: whole strides of the shortest trace
-(`trace_shorter`); a layer's peak is regular in length only from there."""
+"""SPAN: tokens of a span in Mamba (`zoo.model.attention.mamba`). FEW: whole strides in the shortest trace
+(`trace_shorter`). From that length on a layer's peak grows by the same formula, so that it can be extrapolated."""
 
 
 def list_looping(towers: Iterable[Tower]) -> list[Attention]:
@@ -181,14 +182,15 @@ def _extended(spec: Priced, traces: list[dict[str, Section]], far: int) -> dict[
 
 
 def extrapolate(figures: list[int], far: int) -> int:
-    """Extrapolate a figure to `far` strides after the first: linearly from two figures, quadratically from three."""
+    """Extrapolate a figure to `far` strides after the first of `figures`, which are one stride apart: linearly from two
+    figures, quadratically from three."""
     first, second, *third = figures
     bend = third[0] - 2 * second + first if third else 0
     return first + far * (second - first) + far * (far - 1) // 2 * bend
 
 
 def _looping(spec: Priced) -> list[str]:
-    """Name the sections of layers whose mixer loops; "shared" too where such a mixer also has softmax attention."""
+    """Name the sections of layers whose mixer loops, and "shared" if such a mixer also has softmax attention."""
     names = []
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""

@@ -15,8 +15,9 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "loss_head", "step"
 def advice(setup: Setup, figures: dict[str, Any], peak: Callable[[Setup], int]) -> dict[str, Any]:
     """Find the largest part of training memory (`bottleneck`), and the options that would lower its peak.
 
-    `change_first` lists options of `zoo stats` with the new peak (from `peak`) and the bytes saved, most first; options
-    that save nothing are left out. None of them changes the model or the batch."""
+    `figures` are those of training memory; `peak` prices the peak of another set-up. `change_first` lists options of
+    `zoo stats` with the new peak and the bytes saved, most first. Options that save nothing are left out. No option
+    changes the model or the batch of a rank."""
     what = max((name for name in PARTS if name in figures), key=lambda name: figures[name])
     found = []
     for option, changed in _options(setup):

@@ -1,4 +1,8 @@
-"""Recompute activations of every n-th layer only (`every_n`): give these layers a kind of their own."""
+"""Read the values of `recompute`, and give layers that are priced apart a kind of their own.
+
+With `every_n` only every n-th layer's activations are recomputed, so these layers become a kind of their own. So do
+layers of a kind that read different numbers of values in a channel.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,13 @@ AGAIN = " (again)"
 
 
 def name_part(kind: str, *numbers: int) -> str:
-    """Name a part of a kind's layers: layers that must be priced apart from the others of the kind."""
+    """Name a part of a kind's layers that is priced apart from the others: `name_part("near", 2)` is "near (part 2)".
+    Different `numbers` name different parts."""
     return f"{kind} (part {', '.join(map(str, numbers))})"
 
 
 def name_stored(kind: str) -> str:
-    """Strip the suffixes of `name_part` and AGAIN: give the kind's name in the model itself."""
+    """Give a kind's name in the model itself, by stripping the suffixes of `name_part` and AGAIN."""
     return re.sub(r"( \(part [\d, ]+\))?( \(again\))?$", "", kind)
 
 
@@ -45,13 +50,14 @@ def explain_unknown(recompute: str) -> str | None:
 
 
 def runs_again(index: int, every: int) -> bool:
-    """Whether `every_n` recomputes the layer at this index, from 0. Example: of 8 layers, `every_3` takes 2 and 5."""
+    """Whether `every_n` recomputes the layer at an index, counted from 0; `every` is n. Example: of 8 layers, `every_3`
+    recomputes the layers 2 and 5."""
     return (index + 1) % every == 0
 
 
 def keeps_input(name: str, recompute: str) -> bool:
-    """Whether a section keeps only its input for the backward pass. Under `full` and `every_n` these are the recomputed
-    layers, and "shared", the section of tensors that all layers read."""
+    """Whether a section keeps only its input for the backward pass. With `full` and `every_n` the recomputed layers do,
+    and so does "shared", the section of tensors that all layers read. With `none` and `selective` no section does."""
     piece = name.split(".")[-1]
     if read_every(recompute):
         return piece.endswith(AGAIN) or piece == "shared"
@@ -59,8 +65,8 @@ def keeps_input(name: str, recompute: str) -> bool:
 
 
 def tell_reads_apart(spec: Priced) -> Priced:
-    """Split the kinds whose layers read different numbers of values in a channel. Return the same object where nothing
-    is split."""
+    """Split the kinds whose layers read different numbers of values in a channel. Return the same object if nothing is
+    split."""
     return change_towers(spec, split_by_reads)
 
 
@@ -76,8 +82,8 @@ def split_by_reads(tower: Tower) -> Tower:
 
 
 def mark_layers(spec: Priced, recompute: str) -> Priced:
-    """Split kinds by depth, then add the suffix AGAIN to the kind of each layer that `every_n` recomputes. Return the
-    same object where nothing changes. Raises ConfigError where `every_n` recomputes no layer."""
+    """Split kinds as `tell_reads_apart` does, then add the suffix AGAIN to the kind of each layer that `every_n`
+    recomputes. Return the same object if nothing changes. Raises ConfigError if `every_n` recomputes no layer."""
     spec, every = tell_reads_apart(spec), read_every(recompute)
     if every is None:
         return spec

@@ -1,5 +1,5 @@
 # T tokens of a row, S tokens that an encoder read
-"""Count the FLOPs of a training run's rows by their length. The head is counted for the targets only."""
+"""Count the FLOPs of a training run's rows by their length. The head's FLOPs are counted per target, not per token."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class RowFlops:
         table = tabulate(spec)
         self.towers = {name: table.of(name) for name in table.towers}
         self.target = sum(product_flops(own) - product_flops(own, head=False) for own in self.towers.values())
-        """FLOPs of the head for one target."""
+        """FLOPs of the head for one target; 0 for a head that reads whole rows."""
         self.body = cache(partial(self._count_row, _count_tower))
-        """FLOPs of a row without the head: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A lone
-        decoder with cross-attention reads a memory as long as its row."""
+        """FLOPs of a row without those of `target`: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder.
+        A lone decoder with cross-attention reads an encoder's output as long as its row."""
         self.skipped = cache(partial(self._count_row, _count_skipped))
-        """FLOPs of gradients that nothing needs, called as `body`: backward pass = 2 × forward pass − these."""
+        """FLOPs of gradients that nothing needs: backward pass = 2 × forward pass − these. Takes the arguments of
+        `body`."""
         self.shown = cache(self._count_shown)
         """`shown(n)`, for a prefix of n tokens that all see one another: the forward FLOPs of the (query, key) pairs
         that the prefix adds to a row, and the FLOPs of these pairs' gradients that nothing needs."""

@@ -4,13 +4,13 @@
 Engines keep different amounts of the same model, so a figure always names its engine:
 
 - `ideal`: the keys and values that attention can still see, and no more.
-- `zoo`: pages of PAGE tokens, as Zoo's engine allocates them. A window or chunk need not begin at a page boundary. With
-  `Setup.page`, as on a GPU, pages have that size, and every layer has room for one token more: the padding of a pass is
-  written there.
+- `zoo`: pages of PAGE tokens, as Zoo's engine allocates them. A window or chunk of W tokens takes the pages of
+  W + PAGE − 1 tokens, because it need not begin at a page boundary. With `Setup.page`, as on a GPU, pages have that
+  size, and every layer has room for one token more: the padding of a pass is written there.
 - `hf`: transformers' DynamicCache, the default of `generate` (read and measured at 5.24). A window or chunk of W tokens
-  keeps W − 1, because the newest token is joined before attention reads; MLA keeps its latent; a convolution of width n
-  keeps n inputs, one more than it needs. Windows are the model's own: a family whose config.json does not state them
-  (GPT-Neo) keeps every token in transformers.
+  keeps W − 1, because the newest token is joined before attention reads (W = 1 keeps all). MLA keeps its latent. A
+  convolution of width n keeps n inputs, one more than it needs. Windows count even in a family whose config.json does
+  not state them (GPT-Neo), although transformers keeps every token there.
 - `paged`: pages of BLOCK tokens, as vLLM reserves them for one sequence (Kwon et al., 2023; read at its `v1` engine). A
   window holds W − 1 tokens, the MAX_BATCHED_TOKENS that one step may add, and one page because it need not begin at a
   page boundary; a chunk of W tokens holds W and MAX_BATCHED_TOKENS, without that page. Layers of different reach share
@@ -51,9 +51,9 @@ MAX_BATCHED_TOKENS = 2048
 
 
 class CacheRow(NamedTuple):
-    """The cache of a kind of layer. `layers` is the number of such layers, `room` that number with vLLM's padding
-    layers (`padded_counts`). Each layer caches `values` numbers for a token (or a key of several tokens) and
-    `cross_values` for a token of the encoder; `state` is the bytes of its recurrent states."""
+    """The cache of a kind of layer. `layers` is the number of such layers; `room` is that number, in the engine `paged`
+    with vLLM's padding layers (`padded_counts`). Each layer caches `values` numbers for a token (or a key of several
+    tokens) and `cross_values` for a token of the encoder. `state` is the bytes of a layer's recurrent states."""
 
     where: str
     tower: Tower
@@ -80,9 +80,9 @@ def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
 def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count the bytes of the KV cache and states for a set-up's sequences in its engine; 0 for an encoder.
 
-    `bytes_per_token` is the cost of one more token while every layer still keeps all tokens. `bytes` is the whole. Two
-    parts of it do not grow with a token: `cross_bytes` (cross-attention's keys and values of an encoder's `context`
-    tokens) and `state_bytes` (recurrent states).
+    `bytes_per_token` is what one more token of a sequence takes while every layer still keeps all tokens. `bytes` is
+    the whole. Two parts of the whole do not grow with a token: `cross_bytes` (cross-attention's keys and values of an
+    encoder's `context` tokens) and `state_bytes` (recurrent states).
     """
     context, dtype = setup.tokens(spec), setup.cached
     width, rows = DTYPES[dtype], list(list_cache_rows(spec, setup))
@@ -148,11 +148,11 @@ def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> 
 
 
 def padded_counts(blocks: dict[str, Block], counts: dict[str, int]) -> dict[str, int]:
-    """Count layers of each kind with vLLM's padding. The number of layers of each reach (window, chunk) is rounded up
-    to whole groups. A group has as many layers as the rarest reach; or as the most frequent one, where that is less
-    than 1.5 times as many.
+    """Count layers of each kind with vLLM's padding layers. vLLM puts layers of one reach (window, chunk) into groups,
+    and fills the last group of each reach up. A group has as many layers as the rarest reach has, or as the most
+    frequent reach has if that is less than 1.5 times as many.
 
-    Nothing is added where all layers have one reach, or where their pages differ in bytes.
+    Nothing is added if all layers have one reach, or if their pages differ in bytes.
     """
     reaches: dict[tuple[Any, Any], list[str]] = {}
     for kind, block in blocks.items():

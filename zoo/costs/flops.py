@@ -81,21 +81,23 @@ def _flops(spec: Priced | CostTable, kept: Callable[[PartRow], bool]) -> int:
 
 
 def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decoding: bool = False) -> int:
-    """Forward FLOPs of QKᵀ and PV; `pairs` counts the (query, key) pairs of an attention from its Look."""
+    """Forward FLOPs of QKᵀ and PV. `pairs` counts the (query, key) pairs of an attention from its Look. With `decoding`
+    MLA attends over its latents."""
     rows = tabulate(spec).attentions
     return sum(row.pair_flops(pairs(row.look), decoding=decoding) * row.used for row in rows)
 
 
 def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
-    """Count the forward FLOPs, for `new` tokens after `held` earlier ones, that depend neither on weights nor on pairs:
-    updating and reading recurrent states, and products on a table that all tokens share."""
+    """Count the forward FLOPs of attention for `new` tokens after `held` earlier ones, besides a token's products with
+    weights and those of pairs: updating and reading recurrent states, and products that all tokens share (on landmarks,
+    on a table of positions)."""
     return sum(row.other_flops(new, held) * row.used for row in tabulate(spec).attentions)
 
 
 def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
     """FLOPs of gradients that nothing needs, for `new` tokens: backward pass = 2 × forward pass − these. An indexer's
-    products need neither of their two gradients, because a choice of keys has none; a product with a constant needs
-    only one."""
+    products need neither of their two gradients, because its choice of keys passes no gradient on. A product with a
+    constant needs only one."""
     table = tabulate(spec)
     once, constant = table.forward_only(), 0
     for row in table.attentions:
@@ -104,7 +106,8 @@ def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: i
 
 
 def core_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int, held: int = 0) -> int:
-    """Forward FLOPs of `new` tokens after `held` that involve no weight: `pair_flops` and `other_flops`."""
+    """Sum `pair_flops` and `other_flops`: the forward FLOPs of attention for `new` tokens after `held` earlier ones,
+    without a token's products with weights."""
     table = tabulate(spec)
     return pair_flops(table, pairs, decoding=new == 1 and held > 0) + other_flops(table, new, held)
 
@@ -162,9 +165,9 @@ def count_flops(
     PV (`selective`), of a whole forward pass (`full`), or of every n-th layer (`every_n`). `hfu` counts recomputation,
     FlashAttention's too (FLASH_BACKWARD), in both. `prefill` is a whole prompt of `context` tokens up to the first
     logits; an encoder-decoder reads the prompt and writes one token. `decode` is the last of `context` tokens (an
-    encoder-decoder has read `context` tokens, too), `decode_expanded` the same token where MLA caches keys and values
-    of every head in place of its latent. `palm` and `megatron` define neither prefill nor decode, `kaplan` only for one
-    tower.
+    encoder-decoder has read `context` tokens, too). `decode_expanded`, only for MLA, is the same token if keys and
+    values of every head are cached in place of the latent. `palm` and `megatron` define neither prefill nor decode,
+    `kaplan` defines them for models of one tower.
 
     `documents` are the lengths of packed documents, each of which sees only itself; the first `prefix` tokens all see
     one another. Both change `exact` and `hfu`; the other conventions count the sequence as one. With `documents` no
@@ -294,8 +297,8 @@ def count_training(passed: PassFlops, convention: str, recompute: str, layers: A
 
 
 def multiplied(spec: Priced | CostTable, *, head: bool = True) -> int:
-    """Count the parameters that multiply a token in one pass: no looked-up tables, shared layers as often as they are
-    used, and with `head` the head's matrix, tied or not."""
+    """Count the parameters that multiply a token in one pass. Looked-up tables count nothing, shared layers as often as
+    they are used. With `head` the head's matrix counts too, tied or not."""
     return sum(multiplied_by(row) * row.used for row in tabulate(spec).parts if head or row.part.role != LOGITS)
 
 
@@ -308,7 +311,8 @@ def multiplied_by(row: PartRow) -> int:
 
 
 def _decoded(decoder: CostTable, known: int, memory: int, *, expanded: bool = False) -> int:
-    """Forward FLOPs of the last of `known` tokens, when an encoder has read `memory` tokens."""
+    """Forward FLOPs of the last of `known` tokens, when an encoder has read `memory` tokens. With `expanded` MLA caches
+    keys and values of every head."""
     held = known - 1
     pairs = pair_flops(decoder, lambda look: look.pairs(1, held, memory), decoding=held > 0 and not expanded)
     return sum_decoding(product_flops(decoder), memory_flops(decoder), pairs + other_flops(decoder, 1, held))

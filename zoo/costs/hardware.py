@@ -58,7 +58,8 @@ CARDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SheetFigure:
-    """A number and its source. `sparse_factor` is that of a single rate, if it differs from the accelerator's."""
+    """A figure of a data sheet and its source; `checked` says whether it was verified there. `name` is the technology
+    of a link (NVLink 4, say). `sparse_factor` is that of a single rate, if it differs from the accelerator's."""
 
     value: float
     source: str
@@ -103,7 +104,7 @@ class Hardware:
 
     @property
     def sold_memory(self) -> int:
-        """Give the bytes of memory on the data sheet. Some makers write GB for GiB; the smaller value is used."""
+        """Give the bytes of memory on the data sheet. Some makers write GB for GiB; here a GB is always 10⁹ bytes."""
         return int(self.sizes["memory_gb"].value * 1e9)
 
     @property
@@ -121,7 +122,7 @@ class Hardware:
         return self.sizes["link"].name if "link" in self.sizes else None
 
     def unchecked(self) -> list[str]:
-        """List the keys of figures that were not verified at their source."""
+        """List the keys of figures that were not verified: `tflops.bf16`, `link` …"""
         rates = [f"tflops.{dtype}" for dtype, figure in self.tflops.items() if not figure.checked]
         return rates + [key for key, figure in self.sizes.items() if not figure.checked]
 

@@ -1,5 +1,6 @@
 # T new tokens, S keys, W window
-"""Predict the attention kernel that `auto` takes for each kind of layer and use of a model, on any known GPU."""
+"""Predict the attention kernel that `auto` chooses for each kind of layer, in training, prefill and decoding, on any
+known GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from zoo.spec.parts import count_kinds
 
 GENERATING = ("train", "prefill", "decode")
 READING = ("train", "encode")
-"""The uses of a causal tower (GENERATING) and of a bidirectional one (READING)."""
+"""The uses for which a kernel is chosen: GENERATING in a causal tower, READING in a bidirectional one."""
 
 INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
 """Packages installed besides torch: torch's compiler only, or all packages that kernels use."""
@@ -30,11 +31,12 @@ INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
 def kernels(spec: Priced, setup: Setup | None = None) -> dict[str, Any]:
     """Choose the kernel of every kind of layer, as plain data: the GPU, and in `layers` a line for each kind and use.
 
-    A line has the layer's place, its `use`, the AttentionQuery (`ask`), and the chosen kernel with its call: under
-    "torch" if torch alone is installed, under "everything" if all packages are. `refusals` names the kernels earlier in
-    the order that refuse even with all packages, each with its reason. A mixer without softmax attention has one line,
-    with no use. Rows are taken to be of one length and unpadded; `without` names inputs that would change the choice.
-    Raises ConfigError for an unknown GPU, and for one that does not multiply the Setup's dtype.
+    A line has the layer's place, its `use`, the AttentionQuery (`ask`), and the chosen kernel with its call, twice:
+    under "torch" as if torch alone were installed, under "everything" as if all packages were. `refusals` names the
+    kernels earlier in the order that refuse even with all packages, each with its reason. A mixer without softmax
+    attention has one line, with `use` None. Rows are taken to be of one length and unpadded; `without` names inputs
+    that could change the choice. Raises ConfigError for an unknown GPU, and for one that does not multiply the Setup's
+    dtype.
     """
     setup = Setup() if setup is None else setup
     if setup.gpu is not None:
@@ -66,8 +68,9 @@ def machine_for(gpu: str | None) -> tuple[Machine, str]:
 def asks(
     tower: Tower, kind: str, use: str, setup: Setup, memory: int | None = None
 ) -> dict[str, AttentionQuery | None]:
-    """Describe a kind of layer in one use by AttentionQueries: its attention under "attention", its cross-attention to
-    `memory` tokens (None: as many as the context) under "cross". The value is None for a mixer that uses no kernel."""
+    """Describe the attentions of a kind of layer in one use, each by an AttentionQuery: self-attention under
+    "attention", and a cross-attention of its own, to `memory` tokens (None: as many as the context), under "cross". The
+    value is None for a mixer that uses no kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
     new = 1 if use == "decode" else tokens
     read = tokens if memory is None else memory
@@ -99,7 +102,8 @@ def _ask(attention: Attention, dtype: str, mask: Mask, *, train: bool, few: bool
 
 
 def mask_whole(tower: Tower, block: Block, tokens: int, packed: bool, memory: int) -> Mask:
-    """Make the mask of whole rows without padding, as `zoo.model.context` does, with an encoder's `memory` tokens."""
+    """Make the mask of whole rows without padding, as `zoo.model.context` does. A `packed` row has several documents.
+    An encoder's `memory` tokens are joined to the keys if self-attention reads them too."""
     sight = block.attention.sight
     # Only the presence of a mask's field matters here, so () stands in for its tensors.
     documents: Any = () if packed or sight.chunk is not None else None

@@ -64,8 +64,8 @@ def _generating(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 
 def _note_bias(spec: Priced, setup: Setup, peak: int) -> str | None:
-    """Describe the memory of a position bias on the scores; None if it is below 1/20 of the peak. torch's attention
-    takes the bias as a tensor; flash-attn 2 computes ALiBi's itself."""
+    """Describe the memory of a position bias on the scores; None without a bias, or if it takes less than 1/20 of the
+    peak. torch's attention takes the bias as a tensor; flash-attn 2 computes ALiBi's itself."""
     attentions = [block.attention for block in list_blocks(spec)]
     schemes = [(each.positioning, getattr(each, "n_heads", 1)) for each in attentions]
     biased = [(scheme, heads) for scheme, heads in schemes if scheme is not None and scheme.biases]
@@ -106,15 +106,16 @@ def training(spec: Priced, setup: Setup, *, fused: bool = True, tuning: Tuning |
     little of it anyway. `loss_head` is the peak of the loss: 12 bytes a logit (log-probabilities, their gradient and
     the logits' gradient, in float32), or one chunk. `step` is the scratch memory of the update.
 
-    `train_peak` is the peak of all tensors, reached at `peak_at`: in the backward pass of the "loss", of a kind of
-    "layer" or of the "embedding", or in the "step". It agrees with torch's MemTracker to 2 %, and leaves out the
-    allocator's rounding and the memory of CUDA and its libraries.
+    `train_peak` is the peak of all tensors. `peak_at` is where it is reached: at the "loss" (without logits: the
+    "head"), at a "layer", at the "embedding" or in the update ("step"). The peak agrees with torch's MemTracker to 2 %.
+    It leaves out the allocator's rounding and the memory of CUDA and its libraries.
 
     With `offload` the host holds `offloaded` bytes of the optimizer's states, and the update fetches them by pieces.
 
-    `tuning` says which weights train and which adapters and dropout a run adds; it is for one rank. `fused` means the
-    kernels of a CUDA device, otherwise a CPU's. If a pass cannot be traced (a torch operation that operations.py does
-    not list, or more tokens than the model reads), `activations_unknown` has the reason.
+    `tuning` says which weights train and which adapters and dropout a run adds; it is for one rank. `fused` is true for
+    a CUDA device, false for a CPU. If a pass cannot be traced (a torch operation that operations.py does not list, or
+    more tokens than the model reads), `activations_unknown` has the reason, and the figures of activations and the peak
+    are absent.
     """
     tuned = None if tuning is None or tuning.plain else apply_tuning(spec, tuning)
     return _training(spec, setup, fused=fused, tuned=tuned)[0]

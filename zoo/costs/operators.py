@@ -1,10 +1,10 @@
 # B sequences, T new tokens of each, S tokens of a sequence, E experts, k of them a token
 """Count each operator of a pass: its FLOPs, and the bytes of weights, cache and states that it moves.
 
-An operator is the head or, for all layers of a kind together, either the matrix products of one sub-layer or the core
-of an attention (QKᵀ, PV, states). Bytes are the least that a pass can move: each used weight once, each visible key and
-value once a sequence, recurrent states read and written. Tensors between operators stay on the chip; writing a step's
-own keys and values is not counted.
+An operator has the parts of one slot outside the layers (embedding, head …) or, for all layers of a kind together,
+either the parts of one sub-layer or the core of an attention (QKᵀ, PV, states). Bytes are the least that a pass can
+move: each used weight once, each visible key and value once a sequence, recurrent states read and written. Tensors
+between operators stay on the chip; writing a step's own keys and values is not counted.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Chosen(NamedTuple):
 
 @dataclass
 class Operator:
-    """The matrix products of one sub-layer in all layers of a kind; with `core` instead the QKᵀ, PV and states of its
-    attention.
+    """The parts of one sub-layer in all layers of a kind, or of one slot outside the layers. With `core` it is instead
+    the QKᵀ, PV and states of an attention.
 
     `new` is the number of the pass's tokens in each sequence. `flops` and `own` (bytes of cache and states) count one
     sequence. `weights` (bytes that every token uses) and `chosen` (weights that depend on the token: experts, rows of a
@@ -180,7 +180,7 @@ def _cached(attention: Attention | Indexer, expanded: bool, tp: int) -> float:
 
 
 def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, RouterRow]]:
-    """List every router of the causal towers with the name of its operator."""
+    """List every router of the causal towers, each after the name of its operator."""
     table = tabulate(spec)
     return ((operator_name(row), row) for row in table.routers if table.towers[row.where].causal)
 

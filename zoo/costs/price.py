@@ -17,10 +17,10 @@ def price(
 ) -> dict[str, Any]:
     """Price a Spec under a Setup, or under `Setup(**changes)`: every figure, as plain data.
 
-    `parts` are dotted paths of the figures wanted (None: all). Most of the time goes to tracing a pass for its
-    activations, which "memory" needs. `traffic` is present for more than one rank, `roofline` if the set-up names a
-    GPU, `flops.optimizer_step` (of a whole step, not a token) if the optimizer multiplies matrices (Muon). Raises
-    ConfigError for an invalid set-up.
+    `parts` are dotted paths of the figures wanted (None: all). They save time: "params", "flops" and "kv_cache" are
+    always priced, but "memory", whose activations take a traced pass, only if a path names it or a figure of COMBINED.
+    `traffic` is present for more than one rank, `roofline` if the set-up names a GPU, `flops.optimizer_step` (of a
+    whole step, not a token) if the optimizer multiplies matrices (Muon). Raises ConfigError for an invalid set-up.
     """
     setup = Setup(**changes) if setup is None else setup
     asked = COMBINED if parts is None else {path.partition(".")[0] for path in parts}

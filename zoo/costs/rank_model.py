@@ -33,7 +33,7 @@ def shard_tower(tower: Tower, tp: int) -> Tower:
 
 def spread_experts(spec: Topology, ep: int) -> Any:
     """Give a rank's model, with its share of the experts of each mixture. Raises ConfigError if `ep` does not divide a
-    number of experts."""
+    number of experts, or the model has no experts."""
     if ep == 1:
         return spec
     if faults := list(expert_faults(spec, ep)):
@@ -126,7 +126,7 @@ def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
 
 
 def expert_faults(spec: Priced, ep: int) -> Iterator[str]:
-    """List a line for each number of experts that the ranks of expert parallelism do not divide."""
+    """List a line for each number of experts that `ep` does not divide, or one line if the model has no experts."""
     if ep == 1:
         return
     experts = (row.part for row in tabulate(spec).parts if isinstance(row.part, Experts))

@@ -56,7 +56,7 @@ class Stage(PricedPart):
 
     `held` has the rank's part of each tower by name, with the layers of this stage only. `chunks` counts the layers of
     each chunk by tower and kind. `ends` names, for each tower, the slots outside the layers (embedding, head …) that
-    the stage has; `pieces` are its tensors. A Stage has a model's `towers()`, `max_seq_len`, `d_model` and
+    the stage has. `pieces` are the stage's tensors. A Stage has a model's `towers()`, `max_seq_len`, `d_model` and
     `vocab_size`, so functions that count a model's cache or activations also count a stage's.
     """
 
@@ -206,8 +206,8 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
 class ChunkActivations(NamedTuple):
     """The activations of a chunk of layers, in bytes of one micro-batch. `layers` are (tower, kind, number of layers,
     bytes of one layer); `first` and `last` are the bytes before and behind the layers. All these are divided among
-    `split` ranks. Each rank also saves the keys and values `gathered` from other ranks (`count_gathered`). `in_flight`
-    is the number of micro-batches whose activations exist at the stage's peak."""
+    `split` ranks. `gathered` is the bytes of other ranks' keys and values that each rank saves as well
+    (`count_gathered`). `in_flight` is the number of micro-batches whose activations exist at the stage's peak."""
 
     layers: tuple[tuple[str, str, Amount, Amount], ...]
     first: Amount

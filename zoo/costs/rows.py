@@ -3,8 +3,8 @@
 `tabulate(spec)` visits every component and part once. A row is a part (a matrix, a table, a vector), an attention or a
 router. All layers of a kind share their rows, each of which counts how often it is used, so that no table grows with
 depth. A row says what it is by its **roles**, one for each step down from its layer or tower: `("ffn", "experts", "")`
-for an expert's matrix, `("head", "logits")`. A part that states no role has the empty one; directly in a layer or a
-tower it has its name. A row's path tells tensors apart; what a tensor is, is read from roles only.
+for an expert's matrix, `("head", "logits")`. A part that states no role has the role ""; if it lies directly in a layer
+or a tower, its role is its name. Paths only tell tensors apart: code learns what a tensor is from its roles.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def change_copy(spec: Any, **changes: Any) -> Any:
 
 
 def change_towers(spec: Priced, change: Callable[[Tower], Tower]) -> Priced:
-    """Change the towers of a model. Return the same object where nothing changes."""
+    """Apply `change` to each tower of a model: a PricedPart with the new towers, or the model itself if `change`
+    returns every tower unchanged."""
     towers = {name: change(tower) for name, tower in spec.towers().items()}
     same = all(tower is own for tower, own in zip(towers.values(), spec.towers().values(), strict=True))
     return spec if same else PricedPart(towers, spec)
@@ -145,8 +146,8 @@ class AttentionRow(NamedTuple):
         return (self.attention.decode_flops if decoding else self.attention.core_flops)(pairs)
 
     def other_flops(self, new: int, held: int = 0) -> int:
-        """FLOPs of `new` tokens after `held` that depend neither on weights nor on pairs: updating and reading
-        recurrent states, and products on a table that all tokens share."""
+        """FLOPs of `new` tokens after `held`, besides a token's products with weights and those of pairs: updating and
+        reading recurrent states, and products that all tokens share (on landmarks, on a table of positions)."""
         return self.attention.state_flops() * new + self.attention.pass_flops(self.tower.d_model, new, held)
 
 

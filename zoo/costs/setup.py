@@ -61,12 +61,12 @@ class Setup:
     activations are recomputed; `chunked_loss` never makes the whole logits. An update sums `accumulate` passes; with
     `offload` the host keeps the optimizer's states between updates.
 
-    `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism, `cp_comm` the way keys and values are exchanged
-    (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP), `replicas` the number of
-    groups that each hold all weights sharded and sum up gradients (HSDP). A pipeline's stages follow a `schedule`, with
-    `chunks` of layers each (`zoo.distributed.pipeline_schedule`). `gpu` names a file of conf/hardware/; `train_tokens`
-    and `mfu` are for the time to train. `page` is the tokens of a page of the engine "zoo" when it reads rows by page
-    table, as on a GPU.
+    `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism. `cp_comm` is the way keys and values are exchanged
+    (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP). With HSDP there are several
+    groups of ranks (`replicas`): each group shards a whole model, and the groups sum up their gradients. A pipeline's
+    stages follow a `schedule`, with `chunks` runs of layers each (`zoo.distributed.pipeline_schedule`). `gpu` names a
+    file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is the tokens of a page of the
+    engine "zoo" when it reads rows by page table, as on a GPU (None: it does not).
     """
 
     context: int | None = None
@@ -129,13 +129,14 @@ class Setup:
 
     @property
     def autocast(self) -> str | None:
-        """Give the dtype that torch.autocast casts the operands of products to; None without autocast. FSDP casts the
-        weights that it gathers, and a pass then computes in their dtype throughout (`MixedPrecisionPolicy`)."""
+        """Give the dtype that torch.autocast casts the operands of products to; None without autocast. With ZeRO 3
+        there is no autocast: FSDP casts the weights that it gathers, and a pass computes in their dtype throughout
+        (`MixedPrecisionPolicy`)."""
         return self.dtype if self.precision == "amp" and self.zero != 3 else None
 
     @property
     def stream(self) -> str:
-        """Give the dtype of what layers hand on in a training step."""
+        """Give the dtype of the residual stream in a training step."""
         return "fp32" if self.precision == "fp32" or self.autocast else self.dtype
 
     @property
@@ -161,7 +162,8 @@ class Setup:
         return (parts // ep, self.replicas) if parts % ep == 0 else (1, self.replicas * parts // ep)
 
     def on_mesh(self, mesh: Mesh) -> Setup:
-        """Give this set-up on a mesh. The program shards weights over `shard` × `cp`, but not if `shard` is 1."""
+        """Give this set-up with the ranks of a mesh. Weights are sharded over its `shard` × `cp` ranks (ZeRO 3), but
+        not sharded if `shard` is 1 (ZeRO 0)."""
         sharded = mesh.shard > 1
         ways = {name: getattr(mesh, name) for name in ("cp", "cp_comm", "tp", "ep", "pp", "schedule", "chunks")}
         dp, replicas = (mesh.shard, mesh.dp) if sharded else (mesh.dp, 1)

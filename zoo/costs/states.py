@@ -53,12 +53,12 @@ PASSING = {"adafactor": 2, "lion": 1, "schedule_free": 2}
 def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedModel | None = None) -> dict[str, Any]:
     """Count the bytes of training states on one rank of `stage` (None: the stage with most parameters).
 
-    `weights`, `gradients` and `optimizer` (master copy included, which `master` gives apart) are a rank's share under
-    ZeRO, `total` their sum; `offloaded` is the host's part of the optimizer's states. Temporary memory: `cast` is
+    `weights`, `gradients` and `optimizer` are a rank's share under ZeRO, `total` their sum. `optimizer` includes the
+    master copy, which `master` gives apart, but not `offloaded`, the states on the host. Temporary memory: `cast` is
     autocast's copies during a step's passes, `step` the update's scratch memory; with ZeRO 3 `gathered` and `reducing`
-    are whole weights and gradients (`gathered_bytes`). `updated` is the bytes that the update moves: it reads
-    gradients, and reads and writes weights, copies and states. `bytes_per_param` divides by the rank's `parameters`
-    before ZeRO. `tuned` says what trains and which adapters there are; with None all weights train, without adapters.
+    are whole weights and gradients (`gathered_bytes`). `updated` is the bytes that the update moves on the GPU: it
+    reads gradients, and reads and writes weights, the master copy and states. `bytes_per_param` divides by the rank's
+    `parameters` before ZeRO. `tuned` says what trains and which adapters there are (None: all weights, no adapters).
 
     Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
     """
@@ -102,9 +102,9 @@ class StateRow(NamedTuple):
 def list_state_rows(
     pieces: Iterable[RankTensor], setup: Setup, trained: Iterable[RankTensor] | None = None
 ) -> dict[str, StateRow]:
-    """List a rank's states: `weights`, `gradients`, `master` copy, and the optimizer's `states`. These are left out,
-    for `optimizer_bytes` to count, if elements have different numbers of values or ZeRO 1 or 2 shards the states.
-    Gradients and states are those of `trained` tensors (None: all that learn)."""
+    """List a rank's states: `weights`, `gradients`, `master` copy, and the optimizer's `states`. The row `states` is
+    absent if elements have different numbers of values or ZeRO 1 or 2 shards the states; `optimizer_bytes` counts them
+    then. Gradients and states are those of `trained` tensors (None: all that learn)."""
     pieces, (weight, gradient, state, master) = list(pieces), widths(setup)
     trained = [each for each in pieces if each.learns] if trained is None else list(trained)
     rows = {
@@ -138,7 +138,8 @@ def ways(setup: Setup, expert: bool) -> int:
 
 
 def shard_shape(shape: tuple[int, ...], setup: Setup, expert: bool) -> tuple[int, ...]:
-    """Give the shape of a tensor's shard on the first rank, the largest: ZeRO 3 cuts each tensor (FSDP2)."""
+    """Give the shape of a tensor's shard on the first rank, the largest shard. Below ZeRO 3 (FSDP2) it is the whole
+    tensor."""
     return dim0_share(shape, ways(setup, expert) if setup.zero == 3 else 1, expert=expert)
 
 

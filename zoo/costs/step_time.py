@@ -46,8 +46,8 @@ FLASH2_A100 = 0.6
 """FlashAttention-2 on an A100: 50 to 73 % of the peak (Dao, 2023, FlashAttention-2, §1)."""
 
 FORWARD_MOVES, BACKWARD_MOVES = 2, 3
-"""Memory moves of each byte that a layer saves: the byte is written and read in the forward pass; in the backward pass
-the byte is read, and its gradient written and read. (A fused kernel between two products moves nothing else.)"""
+"""How often memory moves each byte that a layer saves. The forward pass writes and reads the byte. The backward pass
+reads the byte, and writes and reads its gradient. (A fused kernel between two products moves nothing else.)"""
 
 MEMORY_SHARE = 0.9
 """The share of the memory bandwidth that is reached (Isaev et al., 2023, Calculon, systems/a100_80g.json)."""
@@ -79,10 +79,10 @@ class StepPlan:
 
 
 class StageWork(NamedTuple):
-    """The work of a rank of a stage in a forward pass of one sequence: FLOPs of matrix products in `layers`, of all
-    other products (`beside`: routers, and those outside the layers) and of `attention`; bytes of saved activations
-    (`saved`). `units` counts FSDP's units; `stage` is the stage's index. `once` has two numbers: the FLOPs of `layers`
-    and of `attention` without a backward pass."""
+    """The work of a rank of a stage in a forward pass of one sequence. `layers` is the FLOPs of matrix products in the
+    layers, `beside` those of all other products (routers, and those outside the layers), `attention` those of QKᵀ, PV
+    and states. `saved` is the bytes of saved activations. `units` counts FSDP's units; `stage` is the stage's index.
+    `once` has two numbers, the FLOPs in `layers` and in `attention` that have no backward pass."""
 
     layers: float
     beside: float
@@ -100,8 +100,8 @@ class StageWork(NamedTuple):
 
 
 class StageTraffic(NamedTuple):
-    """Bytes that a rank sends. `streams` (for each sequence of a microbatch) and `fixed` (once a step) are by kind of
-    parallelism, without data parallelism; `data` are those of data parallelism, for one microbatch."""
+    """Bytes that a rank sends. `streams` are those for each sequence of a microbatch and `fixed` those once a step,
+    both by kind of parallelism without data parallelism. `data` are those of data parallelism, for one microbatch."""
 
     streams: Mapping[str, float]
     fixed: Mapping[str, float]

@@ -38,7 +38,7 @@ class Tuning:
 
     @property
     def plain(self) -> bool:
-        """Whether all weights train, without adapters and dropout."""
+        """Whether all weights train, with neither adapters nor dropout."""
         return self == Tuning()
 
 

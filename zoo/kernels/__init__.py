@@ -1,4 +1,4 @@
-"""Attention kernels: `attend`, the choice of a kernel, and one file per kernel. All compute the same as eager."""
+"""Attention kernels: `attend`, the choice of a kernel, and one file per kernel. `eager` is the reference for all."""
 
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.dispatch import KERNELS, KernelChoice, attend, order, pick, prepare, select

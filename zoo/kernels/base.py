@@ -30,14 +30,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class AttentionQuery:
-    """One attention call without its tensors: everything on which the choice of a kernel depends.
+    """One attention call without its tensors: everything on which the choice of a kernel depends, besides the Machine.
 
     `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
-    "none". `ahead`: tokens that a bidirectional query sees ahead, if that is not `window`. `pairs`: pairs are visible
-    beyond causality and window (a prefix, global tokens, an encoder's keys next to a window). `token_sinks`: sinks per
-    query. `chosen`: each layer chooses the keys that a query sees, and so has its own mask. `lengths`: each row has its
-    own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer queries than keys, T < S.
-    `dropout`: probabilities are dropped, as in training.
+    "none". `ahead` is the number of tokens that a bidirectional query sees ahead (None: `window`). `page` is the page
+    size of a paged cache in tokens. These fields are true: `pairs` if pairs are visible beyond causality and window (a
+    prefix, global tokens, an encoder's keys next to a window); `token_sinks` if each query has its own sinks; `chosen`
+    if each layer chooses the keys that a query sees, and so has its own mask; `lengths` if each row has its own number
+    of keys; `short_q` if there are fewer queries than keys, T < S; `dropout` if probabilities are dropped, as in
+    training.
     """
 
     dtype: str
@@ -102,7 +103,7 @@ class Scores:
 
 
 class Kernel:
-    """A way to compute attention. Stateless: one instance serves all layers."""
+    """A way to compute attention. An instance keeps no state of a layer, so one instance serves all layers."""
 
     name: str
     about: str  # one line for `zoo doctor`
@@ -126,8 +127,8 @@ class Kernel:
     def prepare(
         self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
     ) -> None:
-        """Compute the tensors that `__call__` reads, and keep them on the mask, once for all layers that share the
-        mask."""
+        """Compute the tensors that `__call__` needs in addition to its arguments, such as a dense mask. They are kept
+        on the mask, once for all layers that share it."""
         raise NotImplementedError
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:

@@ -20,7 +20,8 @@ TUNED = {"float32": 384, "bfloat16": 256, "float16": 256}
 """Maximum number of rows, each as wide as the widest head, that torch's own blocks hold together."""
 
 DECODED = 80
-"""Rows of keys and values that torch's decoding kernel holds, in addition to the rows of the query's heads."""
+"""Rows of keys and values that torch's decoding kernel keeps in shared memory, besides one row for each query head of a
+group."""
 
 SPARE = 16 * 1024
 """Bytes reserved for biases and masks."""

@@ -149,8 +149,8 @@ class Flash(Kernel):
         return {}
 
     def values(self, q: Tensor, v: Tensor) -> Tensor:
-        """Pad V with zeros to the width of Q and K, because the kernel has one width only. The result's extra columns
-        are 0."""
+        """Pad V with zeros to the width of Q and K, because the kernel has one width only. `__call__` cuts the result's
+        extra channels off again."""
         return v if v.shape[3] == q.shape[3] else F.pad(v, (0, q.shape[3] - v.shape[3]))
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Tensor:
@@ -163,7 +163,7 @@ class Flash(Kernel):
         return batch.queries.put(self.run(VARLEN, *flat, batch.arguments, given), q.shape[:2])
 
     def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
-        """Attend to a cache, or to its pages, which hold the new keys already."""
+        """Attend to a cache, dense or paged, in which the new keys are stored already."""
         held = {} if how.mask.lengths is None else {self.lengths: how.mask.lengths.int()}
         held |= {} if how.pages is None else {self.table: how.pages}
         return self.run(CACHED, q, k, v, held, given)

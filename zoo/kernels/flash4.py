@@ -24,8 +24,8 @@ UNEQUAL = (192, 128), (128, 64), (64, 128)
 
 class Flash4(Flash):
     """flash-attn 4 (Zadouri et al., 2026): Hopper and Blackwell; windows, softcap and learned sinks, forward and
-    backward; keys and values of different widths. The package has no function for a cache: Zoo writes the keys itself.
-    The varlen function reads rows of different lengths, the function for whole rows all others."""
+    backward; keys and values of different widths. The package has no function for a cache, so Zoo writes the keys
+    itself. A cache whose rows differ in length is read by the varlen function, any other by the one for whole rows."""
 
     name = "flash4"
     about = "flash-attn 4: Hopper and Blackwell; softcap, windows, learned sinks, paged caches; no ALiBi"

@@ -24,8 +24,8 @@ WIDEST = 256  # head width of flash-attn 2
 class PartScores(NamedTuple):
     """How the scores of a part are computed and masked.
 
-    Visible keys are given by `mask` (queries over their own tokens, by token index) or by `seen` [B|1, 1, T, S]; if
-    both are None all are visible. `bias` is [B|1, H, T, S]; only a `learned` one gets a gradient.
+    Either `mask` says which keys are visible, if the keys are the queries' own tokens, or `seen` [B|1, 1, T, S] does.
+    If both are None, all keys are visible. `bias` is [B|1, H, T, S]; it gets a gradient only if it is `learned`.
     """
 
     scale: float
@@ -118,7 +118,8 @@ class FusedPart(PartKernel):
 
 
 class FlashPart(PartKernel):
-    """torch's flash-attn 2 on CUDA, by the operators behind scaled_dot_product_attention: no mask, or a causal one."""
+    """torch's flash-attn 2 on CUDA, by the operators behind scaled_dot_product_attention: no mask, or a causal one with
+    or without a window."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
         lengths = (None, None, q.shape[1], k.shape[1])

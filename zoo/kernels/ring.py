@@ -30,9 +30,9 @@ PART_KERNELS = ("auto", "eager")
 
 
 class RingBlock(NamedTuple):
-    """A run of this rank's queries over a run of keys; a run is consecutive tokens, and each rank holds two. `run` is
-    the number of the queries' run; `queries` and `keys` are the slices of the runs among the tokens of their ranks;
-    `first` is the token index of the first key. `mask` and `seen` are those of PartScores."""
+    """A run of this rank's queries over a run of keys. A run is consecutive tokens; each rank has two runs. `run` is
+    the number of the queries' run, 0 or 1. `queries` and `keys` are slices of their ranks' tokens. `first` is the token
+    index of the first key. `mask` and `seen` are those of PartScores."""
 
     run: int
     queries: slice

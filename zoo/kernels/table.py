@@ -76,7 +76,8 @@ class Cell:
         return next((state for state in (NEVER, ELSEWHERE) if state in states), HERE)
 
     def __str__(self) -> str:
-        """Format as `f b` for forward and backward, in brackets if only elsewhere, `-` for neither."""
+        """Write `f` for the forward pass and `b` for the backward pass, each in brackets if only elsewhere: `f (b)`,
+        say. `-` means neither."""
         marks = [("f", self.forward), ("b", self.backward)]
         able = [(mark, state) for mark, state in marks if state in (HERE, ELSEWHERE)]
         if not able:
@@ -178,8 +179,8 @@ def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | No
 
 
 def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str]]:
-    """Collect why kernels do not support features, for the features in a state (NEVER, ELSEWHERE). Returns lines
-    `features: reason` by the names of the kernels that they are about."""
+    """Collect why kernels do not support the features that are in a state (NEVER or ELSEWHERE). Return the lines
+    `features: reason` by kernel; kernels with the same line are one key, such as "flash2, flash3"."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for reason, names in _by_reason(row, state).items():

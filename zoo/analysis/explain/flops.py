@@ -35,7 +35,8 @@ SEQUENCE = "FLOP"
 
 @dataclass(frozen=True)
 class CoreFormula:
-    """The FLOPs of an attention that involve no weights, as terms, in `copies` layers."""
+    """The FLOPs of an attention in `copies` layers, as terms: QKᵀ and PV (`pairs`), states and shared tables
+    (`other`)."""
 
     row: AttentionRow
     name: str
@@ -49,7 +50,7 @@ class CoreFormula:
 
 
 def list_core_formulas(table: CostTable) -> Iterator[CoreFormula]:
-    """Yield a CoreFormula for each attention (self and cross) of every kind of layer."""
+    """Yield a CoreFormula for each self-attention, cross-attention and indexer of every kind of layer."""
     for row in table.attentions:
         assert row.kind is not None
         name = name_component(row.where, row.slot, row.tower, row.kind)

@@ -31,8 +31,8 @@ STEEPEST = 3.0
 """Upper bound of an exponent; resamples that do not determine it would let it grow without limit."""
 
 LEAST_CHANGE = 1e-4
-"""Smallest change in a term of the law over the points, relative to the lowest loss, that determines the term's
-exponent."""
+"""An exponent is determined only if its term of the law changes by at least this much over the points, relative to the
+lowest loss."""
 
 Array = np.ndarray
 

@@ -46,7 +46,7 @@ class FlopBudget:
 
     @property
     def tokens(self) -> float | None:
-        """Give the tokens that the budget allows the best size."""
+        """Give the tokens on which the budget can train the best size; None without a minimum."""
         return None if self.params is None else self.flops / FLOPS / self.params
 
     @property

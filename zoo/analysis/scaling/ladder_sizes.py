@@ -44,8 +44,8 @@ class LadderSize:
 
 @dataclass(frozen=True)
 class RunLengths:
-    """The lengths of one run in updates. At the end of each decay, `ends` has the updates made so far, and `trained`
-    those that the weights have seen. `warmup` is the warm-up."""
+    """The lengths of one run in updates. `ends` has, for the end of each decay, the updates made so far; `trained` has
+    those that the weights have seen by then. `warmup` is the updates of the warm-up."""
 
     ends: tuple[int, ...]
     trained: tuple[int, ...]
@@ -53,7 +53,7 @@ class RunLengths:
 
     @property
     def updates(self) -> int:
-        """Count all updates, including those of earlier decays, which the weights lose when the run goes back."""
+        """Count all updates made, including those of earlier decays, which are undone when the run goes back."""
         return self.ends[-1]
 
 
@@ -85,8 +85,9 @@ def choose_lengths(
     params: int, batch_tokens: int, tokens_per_param: float, decay: float, goes_back: bool = True
 ) -> RunLengths:
     """Choose the updates of a run whose weights, at the end of each decay, have seen a multiple (MULTIPLES) of
-    `tokens_per_param` tokens per parameter. If the run `goes_back` to before each decay, the updates of earlier decays
-    are made in addition. `decay` below 1 is a share of the updates so far, else a number of updates."""
+    `tokens_per_param` tokens per parameter. With `goes_back` the run returns to the weights before each decay, so the
+    updates of earlier decays are made in addition. A `decay` below 1 is a share of the updates so far, any other a
+    number of updates."""
     trained = tuple(max(round(each * tokens_per_param * params / batch_tokens), 1) for each in MULTIPLES)
     ends, left_behind = [], 0
     for updates in trained:

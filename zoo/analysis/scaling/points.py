@@ -45,7 +45,7 @@ class LossPoints:
         return list(zip(self.params, self.tokens, self.loss, strict=True))
 
     def without_highest(self, count: int) -> LossPoints:
-        """Drop the `count` points with the highest losses, whose runs have hardly begun."""
+        """Drop the `count` points with the highest losses, as of runs that have hardly begun."""
         kept = sorted(range(len(self)), key=lambda at: self.loss[at])[: max(0, len(self) - count)]
         return LossPoints.collect(self.rows()[at] for at in sorted(kept))
 

@@ -1,8 +1,8 @@
 """Solve for settings: the largest batch or context that fits, the fewest GPUs, the fastest mesh, the shape for a
 budget.
 
-Each answer is searched on the exact price, by bisection where the price is monotonic. So full windows, pages of a cache
-and latents count as in `zoo stats`. Answers are plain data. Nothing here imports torch.
+Each answer is searched on the exact price, by bisection if the price is monotonic. So windows, pages of a cache and
+latents count as in `zoo stats`. Answers are plain data. Nothing here imports torch.
 """
 
 from zoo.analysis.solve.cache_budget import find_smaller_caches

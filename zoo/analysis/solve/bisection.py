@@ -13,8 +13,9 @@ Figure = Callable[[int], float]
 def find_crossing(figure: Figure, low: int, high: int) -> int:
     """Find the largest integer from `low` to `high` at which a figure is at most 1; `low` - 1 if there is none.
 
-    It evaluates the figure where the straight line between two known points crosses 1, then next to that point, then
-    halfway. A linear figure, as most are, takes four evaluations; any other at most three times as many as bisection.
+    The figure is evaluated in turn at three places: where the straight line between the ends crosses 1, next to that
+    place, and halfway between the ends. A linear figure, as most are, takes four evaluations; any other at most three
+    times as many as bisection.
     """
     figure = functools.cache(figure)
     if figure(low) > 1:

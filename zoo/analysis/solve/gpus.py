@@ -25,11 +25,11 @@ DATA_PARALLEL = tuple(2**power for power in range(11))
 def find_fewest_gpus(
     spec: Priced, setup: Setup, rooms: Iterable[Room], *, train: bool = False, prefill: bool = True
 ) -> list[dict[str, Any]]:
-    """Find the fewest GPUs of each type that hold a model. The type with the least total memory comes first; types that
-    cannot hold the model come last.
+    """Find the fewest GPUs of each type (`rooms`) that hold a model. The type with the least total memory comes first;
+    types that cannot hold the model come last.
 
     Generation is divided by tensor parallelism. Training uses the lowest ZeRO stage that fits, with the set-up's batch
-    on each GPU. A degree that the model refuses is skipped; `refused` has the reason.
+    on each GPU. A layout that the model refuses is skipped; `refused` has the reason.
     """
     first = next(_layouts(setup, train))
     price_memory(

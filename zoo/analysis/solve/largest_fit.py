@@ -79,8 +79,8 @@ def _generating(spec: Priced, setup: Setup, prefill: bool) -> dict[str, int]:
 def find_largest_batch(
     spec: Priced, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
-    """Find the largest batch at the set-up's context that fits. Gives the memory of this batch, and of one with one
-    more sequence."""
+    """Find the largest batch at the set-up's context that fits. Give the memory that it takes (`needed`), and that of
+    one more sequence (`one_more`). If nothing fits, `batch` is 0 and `short` is the bytes missing for a batch of 1."""
     answer = _solve("batch", spec, setup, room, most, train, prefill)
     return {"batch": answer.pop("found"), "context": setup.tokens(spec), **answer}
 
@@ -88,8 +88,8 @@ def find_largest_batch(
 def find_largest_context(
     spec: Priced, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
-    """Find the longest context at which the set-up's batch fits. Gives the memory at this context, and with one more
-    token.
+    """Find the longest context at which the set-up's batch fits. Give the memory that it takes (`needed`), and that of
+    one more token (`one_more`). If nothing fits, `context` is 0 and `short` is the bytes missing for one token.
 
     The answer may exceed the model's max_seq_len, with a note, but not the table of learned positions.
     """

@@ -48,8 +48,9 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSearch:
-    """The space of a mesh search: `count` GPUs of a cluster, a step of `sequences` (None: STEP_TOKENS), and the kinds
-    of recomputation. `setup` gives context, precision, optimizer and schedule; its ranks are solved for."""
+    """The space of a mesh search: `count` GPUs of a cluster, a step of `sequences` (None: about STEP_TOKENS tokens),
+    and the kinds of recomputation. `setup` gives context, precision, optimizer and schedule; its ranks are solved
+    for. With `float8` the products inside layers are in fp8."""
 
     count: int
     cluster: Cluster

@@ -52,8 +52,8 @@ _shaded: dict[Any, Any] = {}
 
 
 def replace_torch(value: Any) -> Any:
-    """Replace torch in a value: in a function's globals, a class's methods, a component's fields. Values that are not
-    code of zoo's are returned unchanged."""
+    """Replace torch in a value: in a function's globals, a class's methods, a component's fields. A module, function,
+    type or dtype of torch becomes its stand-in. Any other value that is not code of zoo's is returned unchanged."""
     if isinstance(value, ModuleType | _LAZY):
         return _module(value)
     if (path := _torch_path(value)) is not None:

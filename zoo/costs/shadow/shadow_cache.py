@@ -91,7 +91,7 @@ class ShadowCache:
         """Start a pass."""
 
     def reach(self, new: int) -> int:
-        """Give the tokens of a row after a pass over `new` tokens."""
+        """Give the number of tokens of a row after a pass over `new` tokens."""
         return self.longest + new
 
     def end(self, new: int) -> None:
@@ -111,7 +111,7 @@ class ShadowCache:
         return SlotMapping([[(0, keys)]], first=first, overflows=overflows)
 
     def lay_out_source(self, tokens: int | None) -> SlotMapping:
-        """Say where the keys of an encoder's output lie."""
+        """Give the slots of an encoder's output, whose keys and values cross-attention caches."""
         return SlotMapping([[(0, self.memory)]])
 
 

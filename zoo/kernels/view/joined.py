@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def join_views(memory: KeyView, own: KeyView, device: torch.device, pool: Callable[..., PooledView]) -> KeyView:
-    """Join the views of a memory's keys and of the tokens' own keys to one view of the keys that `join_keys` returns.
-    If either view is pooled, these lie in a new pool, and `pool(segments, slots)` makes the view."""
+    """Join the views of an encoder's keys (`memory`) and of the tokens' `own` keys to one view of the keys that
+    `join_keys` returns. If either view is pooled, the joined keys lie in a new pool, and `pool(segments, slots)` makes
+    their view."""
     if not isinstance(own, PooledView) and not isinstance(memory, PooledView):
         view = KeyView(own.mask.join(memory.mask, device), own.index, own.bias, own.slots)
     else:
@@ -37,8 +38,8 @@ def _list_masks(view: KeyView, rows: int) -> list[Mask]:
 
 
 def join_keys(step: Any, memory: tuple[Tensor, ...], own: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Put a memory's keys and values, [B, M, …] or pools, before the tokens' own, [B, S, …] or pools, for the view
-    `step.keys`. A pooled view gets a new pool [N, …] with each row's keys end to end."""
+    """Put an encoder's keys and values (`memory`, [B, M, …] or pools) before the tokens' `own` ([B, S, …] or pools),
+    for the view `step.keys`. For a pooled view the result is a new pool [N, …] in which rows follow one another."""
     view, found = step.keys, []
     for both in zip(memory, own, strict=True):
         theirs, mine = (each.read(held) for each, held in zip(view.joined, both, strict=True))

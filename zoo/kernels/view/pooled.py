@@ -21,8 +21,8 @@ class PooledView(KeyView):
 
     With `splits` keys may be read in parts, and keys that several rows share are read once. This is much faster with
     long prefixes, and equal up to rounding. Without `splits` a row's output is bit-identical to that of the row alone.
-    `packs` copies a row's keys, so that no bit depends on their place in the pool. With `varlen` the queries of all
-    rows are concatenated to [1, N, H, C].
+    With `packs` a row's keys are copied first, so that its output has the same bits wherever the keys lie in the pool.
+    With `varlen` the queries of all rows are concatenated to [1, N, H, C].
     """
 
     pooled = True

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class SlotMapping:
     """The slots of a pass's tokens in the pools of a group.
 
-    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens have the last of these slots. Else
-    `write` [n] are the slots of new tokens that are stored, and `taken` [n] their indices among the B·T tokens (None:
-    all). With `overflows` (more new tokens than a window's pages hold) the keys to read are those in the pool followed
-    by the new ones; of these [B·S] the ones at `taken` are then stored.
+    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens have the last of these slots.
+    Without it, `write` [n] are the slots to store new tokens in, and `taken` [n] are the indices of these tokens among
+    the B·T new ones (None: all are stored). With `overflows` there are more new tokens than a window's pages have room
+    for: the keys to read are those in the pool followed by the new ones, and `taken` counts among all these B·S keys.
     """
 
     rows: list[list[Run]]
