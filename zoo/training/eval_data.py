@@ -50,8 +50,8 @@ BATCHES = ("tokenizer", "documents")
 @dataclass(frozen=True)
 class EvaluationPlan:
     """The data that a model is evaluated on: the validation split of its `run`, or with `whole` all of the data.
-    `seq_len` is the run's number of tokens in a row, `batch_size` its rows of a step, and `seed` seeds draws such
-    as masks."""
+    `seq_len` is the run's number of tokens in a row, `batch_size` its rows of a step, `seed` seeds draws such as masks,
+    and `start` is the folder of the run's starting weights, if it began with any."""
 
     data: DataSettings
     objective: Objective
@@ -60,6 +60,7 @@ class EvaluationPlan:
     seq_len: int | None = None
     seed: int = 0
     batch_size: int = 64
+    start: str | None = None
 
     def describe(self) -> str:
         """Name the data in a sentence."""
@@ -105,7 +106,8 @@ def plan_evaluation(
     if own is None:
         return EvaluationPlan(data, objective.settle(spec, data), whole)
     settings = own.settings
-    return EvaluationPlan(data, objective, whole, run, settings.seq_len, settings.seed, settings.batch_size)
+    how = {"seq_len": settings.seq_len, "seed": settings.seed, "batch_size": settings.batch_size}
+    return EvaluationPlan(data, objective, whole, run, **how, start=settings.weights)
 
 
 # ---------------------------------------------------------------- overrides

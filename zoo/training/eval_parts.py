@@ -130,7 +130,13 @@ def cut_windows(
 
 
 def make_parts(
-    plan: EvaluationPlan, data: PreparedData, spec: Topology, context: int | None, stride: int | None, tell: Tell
+    plan: EvaluationPlan,
+    data: PreparedData,
+    spec: Topology,
+    context: int | None,
+    stride: int | None,
+    tell: Tell,
+    start: Callable[[], Model] | None = None,
 ) -> Material:
     """Make windows of prepared data if the objective predicts every token, else rows. Raises ConfigError for a context
     or stride that does not suit model, data or objective."""
@@ -138,7 +144,9 @@ def make_parts(
         windows = settle_windows(spec, context, stride, tell)
         streams = [(each.name, [make_stream(each.tokens, plan.data.apart)]) for each in data.held_out]
         return cut_windows(streams, plan.describe(), spec, windows)
-    return make_rows(plan, data, spec, context, stride, tell)
+    if stride is not None:
+        raise ConfigError(f"stride: is {stride}, and rows of {plan.objective.kind} do not overlap (leave it out)")
+    return make_rows(plan, data, spec, context, tell, start)
 
 
 def make_stream(tokens: TokenFile, documents: bool) -> Stream:
@@ -147,21 +155,25 @@ def make_stream(tokens: TokenFile, documents: bool) -> Stream:
 
 
 def make_rows(
-    plan: EvaluationPlan, data: PreparedData, spec: Topology, context: int | None, stride: int | None, tell: Tell
+    plan: EvaluationPlan,
+    data: PreparedData,
+    spec: Topology,
+    context: int | None,
+    tell: Tell,
+    start: Callable[[], Model] | None,
 ) -> Material:
     """Make rows of `context` tokens for an objective; by default of the run's length, else the model's. Raises
-    ConfigError for a stride, and for rows that do not suit the model or the data."""
+    ConfigError for rows that do not suit the model or the data. `start` loads the run's starting weights."""
     objective, documents, labelled = plan.objective, plan.data.apart, isinstance(plan.objective, Labelled)
-    if stride is not None:
-        raise ConfigError(f"stride: is {stride}, and rows of {objective.kind} do not overlap (leave it out)")
     length = settle_length(plan, spec, context) if labelled else context or plan.seq_len or longest_text(spec)
     if not labelled:
         check_rows(objective, spec, length, documents)
         there = data.tokenizer.vocab_size
         objective.extend(data.tokenizer, length)
         check_ids(data, spec, added=data.tokenizer.vocab_size - there)
-    collate = objective.collator(Context(spec, data.tokenizer, length, plan.seed, documents, one_shape=not labelled))
-    objective.recall(None if plan.whole else plan.run, data, length)
+    how = Context(spec, data.tokenizer, length, plan.seed, documents, one_shape=not labelled)
+    collate = objective.collator(how)
+    objective.recall(None if plan.whole else plan.run, start, data, how)
     rows = plan.batch_size if objective.compares_rows else None
     parts = [Collated(each.name, each.tokens, objective, collate, length, documents, rows) for each in data.held_out]
     for part in () if labelled else parts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -220,7 +221,16 @@ class Subject:
         """Read the data that overrides name, or the validation split of the run that the folder belongs to. Raises
         ConfigError if there is none, or the run's text has changed since."""
         plan, data = self.open_data(overrides, context, progress)
-        return make_parts(plan, data, self.spec, context, stride, self.note)
+        start = None if plan.start is None else partial(self.load_start, plan.start)
+        return make_parts(plan, data, self.spec, context, stride, self.note, start)
+
+    def load_start(self, folder: str) -> Any:
+        """Load the weights that the model's run started from. Raises ConfigError if they are another model's."""
+        if store.load_spec(folder) != self.spec:
+            raise ConfigError(
+                f"weights: the run changed the model of {folder}, which cannot be compared with (its own data)"
+            )
+        return store.load(folder, "fp32", self.device)
 
     def open_data(
         self, overrides: Sequence[str], context: int | None, progress: Progress

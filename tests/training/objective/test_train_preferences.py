@@ -170,14 +170,33 @@ def test_a_damaged_file_is_one_line(here, damage):
         resume_run(moved)
 
 
-def test_other_records_than_the_runs_have_no_reference(here):
-    start_run(compose(), here / "run")
+OTHERS = ["data=jsonl", "data.path=others.jsonl", "data.form=preference"]
+
+
+def test_other_records_are_compared_with_the_starting_weights(here, counted):
     shutil.copy("answers.jsonl", "others.jsonl")
-    other = ["data=jsonl", "data.path=others.jsonl", "data.form=preference"]
-    (fault,) = faults_of(lambda: evaluate(here / "run", overrides=other, device="cpu"))
-    assert fault.startswith(
-        "objective: compares with the starting weights, whose log-probabilities a run has of its own"
-    )
+    start_run(compose(), here / "first")
+    start_run(compose("weights=first"), here / "run")
+    counted.clear()
+    (found,) = evaluate(here / "run", overrides=OTHERS, device="cpu")["results"]
+    assert sum(counted) == 60 and found["measures"]["reward_accuracy"] == 1
+    evaluate(here / "run", overrides=["objective=ipo"], device="cpu")
+    assert sum(counted) == 60  # the run's own validation split
+    start_run(compose("weights=first", "steps=1", "optim.lr=1e-9", "lora={rank: 2, on: [attention]}"), here / "still")
+    (same,) = evaluate(here / "still", overrides=OTHERS, device="cpu")["results"]
+    assert same["loss"] == pytest.approx(0.6931, abs=1e-4) and found["loss"] < 0.65
+
+
+def test_starting_weights_that_are_not_known_are_told(here):
+    shutil.copy("answers.jsonl", "others.jsonl")
+    start_run(compose(), here / "run")
+    assert faults_of(lambda: evaluate(here / "run", overrides=OTHERS, device="cpu")) == [
+        "objective: compares with the starting weights, which are not known for these records (a run with weights=DIR, "
+        "or zoo eval RUN on its own validation split)"
+    ]
+    start_run(compose("weights=run", "model.n_layers=3"), here / "deeper")
+    (fault,) = faults_of(lambda: evaluate(here / "deeper", overrides=OTHERS, device="cpu"))
+    assert fault.startswith("weights: the run changed the model of ")
 
 
 def test_accumulation_and_microbatches_have_equal_losses(here):

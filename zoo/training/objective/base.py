@@ -131,9 +131,11 @@ class Objective(Spec, axis="objective"):
         """Compute what the loss of the first `steps` steps needs beside the rows, before the run's next step. `start`
         gives the model with its starting weights."""
 
-    def recall(self, folder: Path | None, data: PreparedData, seq_len: int) -> None:
-        """Read what `prepare_run` left in a run's folder, to evaluate the run's validation rows of `seq_len` tokens;
-        None for other rows than a run's."""
+    def recall(
+        self, folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, context: Context
+    ) -> None:
+        """Read what `prepare_run` left in a run's `folder`, to evaluate the run's own validation rows; for other rows than
+        a run's (None), or what is lacking, compute it. `start` loads the model with the run's starting weights."""
 
     def targets(self, batch: Batch) -> int:
         """Count the targets of a batch, on the CPU. The batch's loss is divided by this number."""

@@ -5,14 +5,17 @@ first step, and kept in the run's folder."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from zoo.checkpoint.adapter_files import choose_base
 from zoo.data import Batch
 from zoo.disk import replace_file
+from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError, ConfigError, short
 from zoo.lazy import torch
 
@@ -21,10 +24,14 @@ if TYPE_CHECKING:
 
     from zoo.data import PreparedData
     from zoo.data.chat.preference_rows import PreferenceFile
+    from zoo.data.tokens import Collate
     from zoo.run.layer import Model
     from zoo.training.run import Run
 
 FILE = "reference.safetensors"
+
+TOGETHER = 1 << 14
+"""Tokens of the conversations that an evaluation measures together."""
 
 Measure = Callable[["Model", "Batch"], "Tensor"]
 """Computes the log-probability of each row's targets [B]."""
@@ -81,6 +88,13 @@ class ReferenceLogProbs:
         with replace_file(folder / FILE) as draft:
             save_file(self.values, draft, dict(about))
 
+    def list_groups(self, asked: Mapping[str, Sequence[int]], seq_len: int, size: int) -> Iterator[RecordGroup]:
+        """List the rows of each split whose values are lacking, in groups of `size`, which do not depend on the number
+        of processes."""
+        for split, rows in asked.items():
+            lacking = self.list_lacking(split, rows, seq_len)
+            yield from (RecordGroup(split, lacking[first : first + size]) for first in range(0, len(lacking), size))
+
     def list_lacking(self, split: str, rows: Sequence[int], seq_len: int) -> list[int]:
         """List those of a split's rows whose values are not computed, the longest first."""
         file = self.files[split]
@@ -88,6 +102,40 @@ class ReferenceLogProbs:
         lacking = np.isnan(self.values[split][records]).any(1)
         order = np.argsort(-file.measured[records].max(1), kind="stable").tolist()
         return [rows[at] for at in order if lacking.item(at)]
+
+
+@dataclass(frozen=True)
+class RowMeasure:
+    """How the records of rows of `seq_len` tokens are measured: `collate` makes a batch of them, `measure` computes the
+    log-probability of its rows under `autocast`. The processes of `world` each take a share."""
+
+    measure: Measure
+    collate: Collate
+    seq_len: int
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    world: World = ALONE
+
+    def compute(self, held: ReferenceLogProbs, groups: Sequence[RecordGroup], model: Model) -> None:
+        """Compute the values of groups of records. All processes run equally many passes: a model that is spread over
+        them needs it."""
+        world, device = self.world, next(model.parameters()).device
+        shares = groups[world.rank :: world.size]
+        found = {name: torch.zeros(values.shape) for name, values in held.values.items()}
+        model.eval()
+        for turn in range(-(-len(groups) // world.size)):
+            split, rows = shares[turn] if turn < len(shares) else groups[-1]
+            file = held.files[split]
+            batch = self.collate([file.read_row(row, self.seq_len) for row in rows], [])
+            batch = Batch._make(None if each is None else each.to(device) for each in batch)
+            with torch.no_grad(), self.autocast():
+                values = self.measure(model, batch)
+            if turn < len(shares):
+                found[split][file.records(self.seq_len)[rows]] = values.float().cpu().view(len(rows), -1)
+        model.train()
+        total = {name: world.all_reduce_(values.to(device)).cpu().numpy() for name, values in found.items()}
+        for split, rows in groups:
+            records = held.files[split].records(self.seq_len)[rows]
+            held.values[split][records] = total[split][records]
 
 
 def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure: Measure, rows: int) -> None:
@@ -98,32 +146,38 @@ def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure:
     known = held.read(run.folder)
     if not run.step and known != describe_start(run):  # left by another run in this folder
         held = ReferenceLogProbs(run.data, rows)
-    if groups := list(list_groups(run, held, steps)):
+    seq_len, size = run.settings.seq_len, run.settings.batch_size // run.settings.accumulate
+    if groups := list(held.list_groups(list_rows(run, steps), seq_len, size)):
         about = describe_start(run)
         if run.step and known and known != about:
             found = f"lacks rows that {steps} steps read, and the starting weights are others now"
             raise ConfigError(f"{run.folder / FILE}: {found} (weights as they were, or fewer steps)")
         count = sum(len(each.rows) for each in groups)
         run.show.say(f"reference: the starting weights' log-probabilities of {count:,} records, kept in {FILE}")
-        compute(run, held, groups, start(), measure)
+        how = RowMeasure(measure, run.batches.collate, seq_len, run.computing.autocast, run.layout.rows)
+        how.compute(held, groups, start())
         if run.world.main:
             held.write(run.folder, about)
         run.world.barrier()
 
 
-def recall_reference(folder: Path | None, data: PreparedData, seq_len: int, rows: int) -> None:
-    """Fill in the kept reference log-probabilities of a run's validation rows, to evaluate it. Raises ConfigError if
-    there is no run whose rows these are, or rows of `seq_len` tokens hold records that the run's do not."""
-    if folder is None:
-        found = "compares with the starting weights, whose log-probabilities a run has of its own records alone"
-        raise ConfigError(f"objective: {found} (zoo eval RUN without data=)")
+def recall_reference(
+    folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, how: RowMeasure, rows: int
+) -> None:
+    """Fill in the reference log-probabilities of validation rows, to evaluate a run: those in the run's `folder` if the
+    rows are the run's own, else computed by the starting weights. Raises ConfigError if these are not known."""
     held = ReferenceLogProbs(data, rows)
-    held.read(folder)
-    for source in data.held_out:
-        there = range(source.tokens.count_rows(seq_len))
-        if lacking := held.list_lacking(f"validation/{source.name}", there, seq_len):
-            found = f"{len(lacking)} records have no reference log-probability"
-            raise ConfigError(f"{folder / FILE}: {found} (the run's own --context, or a run that has begun)")
+    if folder is not None:
+        held.read(folder)
+    asked = {f"validation/{each.name}": range(each.tokens.count_rows(how.seq_len)) for each in data.held_out}
+    together = max(TOGETHER // how.seq_len, 1)
+    if groups := list(held.list_groups(asked, how.seq_len, together)):
+        if start is None:
+            found = "compares with the starting weights, which are not known for these records"
+            raise ConfigError(
+                f"objective: {found} (a run with weights=DIR, or zoo eval RUN on its own validation split)"
+            )
+        how.compute(held, groups, start())
 
 
 def describe_start(run: Run) -> dict[str, str]:
@@ -133,8 +187,9 @@ def describe_start(run: Run) -> dict[str, str]:
     return {"data": run.data.key, "start": start, "precision": run.settings.precision}
 
 
-def list_groups(run: Run, held: ReferenceLogProbs, steps: int) -> Iterator[RecordGroup]:
-    """List the records that lack a value, in groups that do not depend on the number of processes."""
+def list_rows(run: Run, steps: int) -> dict[str, Sequence[int]]:
+    """List the rows of each split that a run reads up to its last step: of training those to come, of validation
+    all."""
     batches, seq_len = run.batches, run.settings.seq_len
     end = batches.consumed + max(steps - run.step, 0) * batches.batch_size
     read: dict[str, set[int]] = {f"train/{source.name}": set() for source in batches.sources}
@@ -143,32 +198,5 @@ def list_groups(run: Run, held: ReferenceLogProbs, steps: int) -> Iterator[Recor
         read[f"train/{batches.sources[place.source].name}"].add(place.window)
         if sum(map(len, read.values())) == sum(batches.windows):
             break
-    asked: dict[str, Sequence[int]] = {name: sorted(rows) for name, rows in read.items()}
-    asked |= {f"validation/{each.name}": range(each.tokens.count_rows(seq_len)) for each in run.data.held_out}
-    size = run.settings.batch_size // run.settings.accumulate
-    for split, rows in asked.items():
-        lacking = held.list_lacking(split, rows, seq_len)
-        yield from (RecordGroup(split, lacking[first : first + size]) for first in range(0, len(lacking), size))
-
-
-def compute(run: Run, held: ReferenceLogProbs, groups: Sequence[RecordGroup], model: Model, measure: Measure) -> None:
-    """Compute the values of groups of records. All processes run equally many passes: a model that is spread over them
-    needs it."""
-    world, seq_len = run.layout.rows, run.settings.seq_len
-    shares = groups[world.rank :: world.size]
-    found = {name: torch.zeros(values.shape) for name, values in held.values.items()}
-    model.eval()
-    for turn in range(-(-len(groups) // world.size)):
-        split, rows = shares[turn] if turn < len(shares) else groups[-1]
-        file = held.files[split]
-        batch = run.batches.collate([file.read_row(row, seq_len) for row in rows], [])  # type: ignore[arg-type]
-        batch = Batch._make(None if each is None else each.to(run.device) for each in batch)
-        with torch.no_grad(), run.computing.autocast():
-            values = measure(model, batch)
-        if turn < len(shares):
-            found[split][file.records(seq_len)[rows]] = values.float().cpu().view(len(rows), -1)
-    model.train()
-    total = {name: world.all_reduce_(values.to(run.device)).cpu().numpy() for name, values in found.items()}
-    for split, rows in groups:
-        records = held.files[split].records(seq_len)[rows]
-        held.values[split][records] = total[split][records]
+    held_out = {f"validation/{each.name}": range(each.tokens.count_rows(seq_len)) for each in run.data.held_out}
+    return {**{name: sorted(rows) for name, rows in read.items()}, **held_out}

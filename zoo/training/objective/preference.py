@@ -151,10 +151,13 @@ class Referenced(Preference):
 
         prepare_reference(run, start, steps, self.measure, self.n_texts)
 
-    def recall(self, folder: Path | None, data: PreparedData, seq_len: int) -> None:
-        from zoo.training.objective.kept_reference import recall_reference
+    def recall(
+        self, folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, context: Context
+    ) -> None:
+        from zoo.training.objective.kept_reference import RowMeasure, recall_reference
 
-        recall_reference(folder, data, seq_len, self.n_texts)
+        how = RowMeasure(self.measure, self.collator(context), context.seq_len)
+        recall_reference(folder, start, data, how, self.n_texts)
 
     def measure(self, model: Model, batch: Batch) -> Tensor:
         """Compute the log-probability of each row's targets [2B]."""
