@@ -111,9 +111,9 @@ def _try_in(
 
 
 WITHIN = {"rope_scaling": "position.scaling"}
-"""The path in a model of choices whose axis is no key of a model."""
+"""Where the choices of an axis stand in a model, for axes that are no key of a model."""
 LOOKED_UP = {"rope_factor": "rope_factor=4", "original_max_seq_len": "original_max_seq_len=64"}
-"""Overrides that state the keys of a model which a choice of WITHIN looks up."""
+"""Keys of a model that choices of the axes in WITHIN may look up, each with an override that states it."""
 
 
 def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:

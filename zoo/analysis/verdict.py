@@ -31,8 +31,8 @@ class Comparison:
     """The mean difference between an arm's losses and the baseline's. If both have seeds in common, runs are `paired`
     by seed and `n` counts the pairs; otherwise two samples are compared, and `n` is the size of the smaller one. `p` is
     two-sided, `adjusted` is p after Holm's correction over all arms. `needed` is the number of seeds at which the
-    difference would be significant with power POWER; None for more than MOST. If `n` is 1, then `p`, `adjusted`,
-    `interval` and `needed` are None."""
+    difference would be significant with power POWER (None: MOST or more, or no difference). If `n` is 1, then `p`,
+    `adjusted`, `interval` and `needed` are None."""
 
     n: int
     difference: float
@@ -87,7 +87,8 @@ class MeanDifference:
         return self.difference - half, self.difference + half
 
     def count_needed(self, level: float) -> int | None:
-        """Count the seeds at which the difference would be significant with power POWER; None for more than MOST."""
+        """Count the seeds at which the difference would be significant with power POWER; None for MOST and more, and
+        for no difference."""
         return (count_seeds if self.paired else count_seeds_per_arm)(self.difference, self.spread, level)
 
 

@@ -96,13 +96,16 @@ class PassShape(NamedTuple):
 def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
     """Trace a pass and list its sections by name.
 
-    "embedding" · "shared": tensors that all layers read, such as rotary tables, masks and biases (its `input` also
-    counts the unsaved ones, with `every_n` only those that recomputed layers read) · "layer:<kind>": one layer of each
-    kind · "head": with the final norm · "loss": the head again, followed by cross-entropy in float32; only for models
-    with logits. In an encoder-decoder the names begin with "encoder." or "decoder.". A decoder with cross-attention and
-    no encoder is given an encoder's output of `context` tokens.
+    - "embedding"
+    - "shared": tensors that all layers read, such as rotary tables, masks and biases. `input` counts unsaved ones too,
+      with `every_n` only those that recomputed layers read.
+    - "layer:<kind>": one layer of each kind
+    - "head": with the final norm
+    - "loss": the head again, followed by cross-entropy in float32; only for models with logits
 
-    Raises UnknownOperation for a pass that uses a torch operation whose saved tensors are not listed.
+    In an encoder-decoder the names begin with "encoder." or "decoder.". A decoder with cross-attention and no encoder
+    is given an encoder's output of `context` tokens. Raises UnknownOperation for a pass that uses a torch operation
+    whose saved tensors are not listed.
     """
     shorter = trace_shorter(spec.towers().values(), run, partial(_traced, spec))
     return _traced(spec, run) if shorter is None else _traced(spec, run, loops=False) | _extended(spec, *shorter)

@@ -1,7 +1,8 @@
 """Read the values of `recompute`, and give layers that are priced apart a kind of their own.
 
 With `every_n` only every n-th layer's activations are recomputed, so these layers become a kind of their own. So do
-layers of a kind that read different numbers of values in a channel.
+layers of a kind that read different numbers of values in a channel, by which layers hand values to later ones
+(`zoo.model.channels`).
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def keeps_input(name: str, recompute: str) -> bool:
 
 
 def tell_reads_apart(spec: Priced) -> Priced:
-    """Split the kinds whose layers read different numbers of values in a channel. Return the same object if nothing is
-    split."""
+    """Split the kinds whose layers read different numbers of values in a channel, such as the outputs of all earlier
+    layers. Return the same object if nothing is split."""
     return change_towers(spec, split_by_reads)
 
 

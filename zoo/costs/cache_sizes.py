@@ -1,7 +1,7 @@
 # S tokens of a sequence, B sequences, W window
 """Cache sizes while generating: the KV cache, cross-attention's keys and values, and recurrent states.
 
-Engines keep different amounts of the same model, so a figure always names its engine:
+Engines cache different amounts for the same model, so a figure always names its engine:
 
 - `ideal`: the keys and values that attention can still see, and no more.
 - `zoo`: pages of PAGE tokens, as Zoo's engine allocates them. A window or chunk of W tokens takes the pages of
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 STATE_BYTES = 4
-"""Bytes of a value of a recurrent state: float32 whatever the model's dtype."""
+"""Bytes of a value of a recurrent state that is kept in float32, whatever the model's dtype."""
 
 BLOCK = 16
 """Tokens of a page in `paged`: vLLM's default."""

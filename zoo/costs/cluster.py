@@ -1,5 +1,5 @@
 # n ranks of a group, k of them on each node
-"""GPUs joined by two kinds of link: fast within a node, slower between nodes."""
+"""Time collectives among GPUs that two kinds of link join: fast ones within a node, slower ones between nodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ same file of Calculon)."""
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """GPUs of one kind, `node` of them on each node; `network` is the bytes a second that each sends to other nodes."""
+    """GPUs of one kind, `node` of them on each node. `network` is the bytes a second that each GPU sends to other
+    nodes."""
 
     device: Hardware
     node: int = NODE
@@ -53,7 +54,7 @@ class Cluster:
         return stride * size <= self.node
 
     def members(self, stride: int, size: int) -> int:
-        """Count the ranks of a group that share a node."""
+        """Count the ranks on one node in a group of `size` ranks, `stride` apart."""
         return max(1, min(size, self.node // stride))
 
     def ring_seconds(self, sent: float, stride: int, size: int) -> float:

@@ -158,20 +158,21 @@ def count_flops(
     documents: Sequence[int] | None = None,
     prefix: int = 0,
 ) -> dict[str, Any]:
-    """Count the FLOPs of one sequence of `context` tokens.
+    """Count the FLOPs of one sequence of `context` tokens:
 
-    `forward` and `train` are per token, the mean over the sequence. `train` is 3 × `forward`; `exact` and `hfu`
-    subtract gradients that nothing needs (`skipped_flops`). `train_hardware` is `train` plus recomputation: of QKᵀ and
-    PV (`selective`), of a whole forward pass (`full`), or of every n-th layer (`every_n`). `hfu` counts recomputation,
-    FlashAttention's too (FLASH_BACKWARD), in both. `prefill` is a whole prompt of `context` tokens up to the first
-    logits; an encoder-decoder reads the prompt and writes one token. `decode` is the last of `context` tokens (an
-    encoder-decoder has read `context` tokens, too). `decode_expanded`, only for MLA, is the same token if keys and
-    values of every head are cached in place of the latent. `palm` and `megatron` define neither prefill nor decode,
-    `kaplan` defines them for models of one tower.
+    - `forward`, per token: the mean over the sequence.
+    - `train`, per token: 3 × `forward`. `exact` and `hfu` subtract gradients that nothing needs (`skipped_flops`).
+    - `train_hardware`, per token: `train` plus the recomputation of QKᵀ and PV (`selective`), of a whole forward pass
+      (`full`) or of every n-th layer (`every_n`). `hfu` counts recomputation, FlashAttention's too (FLASH_BACKWARD), in
+      `train` as well.
+    - `prefill`: a whole prompt of `context` tokens up to the first logits. An encoder-decoder reads the prompt and
+      writes one token.
+    - `decode`: the last of `context` tokens. An encoder-decoder has read `context` tokens, too.
+    - `decode_expanded`, only for MLA: the same token if keys and values of every head are cached, not the latent.
 
-    `documents` are the lengths of packed documents, each of which sees only itself; the first `prefix` tokens all see
-    one another. Both change `exact` and `hfu`; the other conventions count the sequence as one. With `documents` no
-    figure of generation is given.
+    The last three are absent for the conventions `palm` and `megatron`, for `kaplan` in a model of two towers, and with
+    `documents`. `documents` are the lengths of packed documents, each of which sees only itself; the first `prefix`
+    tokens all see one another. Both change `exact` and `hfu`; the other conventions count the sequence as one.
 
     Raises ConfigError for an unknown convention or recomputation, and for documents or a prefix that the model cannot
     take.

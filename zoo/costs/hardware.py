@@ -58,8 +58,9 @@ CARDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SheetFigure:
-    """A figure of a data sheet and its source; `checked` says whether it was verified there. `name` is the technology
-    of a link (NVLink 4, say). `sparse_factor` is that of a single rate, if it differs from the accelerator's."""
+    """A figure of a data sheet and its source. `checked` says whether it was found there, or in a table that cites it.
+    `name` is the technology of a link (NVLink 4, say). `sparse_factor` is that of a single rate, if it differs from the
+    accelerator's."""
 
     value: float
     source: str
@@ -71,7 +72,7 @@ class SheetFigure:
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """An accelerator. `tflops` and `sizes` are a file's figures by key; `sparse_factor` is the advertised sparse rate ÷
-    the dense rate. `capability` is the (major, minor) of a CUDA device, None for other makers."""
+    the dense rate. `capability` is the (major, minor) of a CUDA device, None for a device without CUDA."""
 
     name: str
     title: str

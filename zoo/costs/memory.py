@@ -234,7 +234,8 @@ class StepMemory:
         return round(sum(self.held[name] for name in STAYS) + sum(moments[where].values())), where
 
     def list_moments(self) -> dict[str, dict[str, int]]:
-        """For each place of a step (`peak_at`), list the bytes at its fullest moment by name, without STAYS."""
+        """List what is allocated at the fullest moment of each place of a step (`peak_at`): bytes by name, without
+        STAYS."""
         found = self._single() if self.setup.ranks == 1 else self._many()
         found["step"] = {"gradients": self.held["gradients"], "step": self.held["step"]}
         return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}

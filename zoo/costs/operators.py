@@ -51,7 +51,7 @@ def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
 
 
 class Chosen(NamedTuple):
-    """`count` equal weights of `size` bytes, of which a token reads `k`: experts, or the rows of a table."""
+    """Experts, or the rows of a table: `count` weights of `size` bytes each, of which a token reads `k`."""
 
     size: Amount
     count: Amount

@@ -241,8 +241,9 @@ def sum_activations(
     last: float,
     pipeline: Iterable[Stage] | None = None,
 ) -> StageActivations:
-    """Find the stage with most activations. On a single rank a layer saves `layers[tower, kind]` bytes, the slots
-    before the layers `first` bytes, those behind them `last`. `pipeline` are the stages, if made already.
+    """Find the stage with most activations. `layers[tower, kind]` are the bytes that a layer saves on a single rank,
+    `first` those that the slots before the layers save, `last` those behind them. `pipeline` are the stages, if made
+    already (None: they are made).
 
     Tensor parallelism together with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq.
     4). Context parallelism divides the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B
@@ -268,9 +269,9 @@ def sum_activations(
 
 
 def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: Setup) -> int:
-    """Count the bytes of other ranks' keys and values that layers of a stage (numbers by tower and kind) save under
-    context parallelism. Recomputed layers save none. With a ring no layer saves any. MLA then does not save the
-    expanded keys and values of the rank's own tokens either, so its number is negative."""
+    """Count the bytes of other ranks' keys and values that a stage saves under context parallelism. `layers` is the
+    number of its layers by tower and kind. Recomputed layers save none. In a ring no layer saves any. MLA in a ring
+    does not save the expanded keys and values of the rank's own tokens either, so its number is negative."""
     if setup.cp == 1:
         return 0
     own = setup.batch * setup.tokens(stage) // setup.cp

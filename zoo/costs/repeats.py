@@ -11,9 +11,10 @@ from zoo.costs.activations import Section
 Item = TypeVar("Item", bound=Hashable)
 
 LONGEST = 512
-"""Items of the longest repeat that is searched for."""
+"""Number of items of the longest block that is searched for (`find_repeats`)."""
 TRIES = 8
-"""Runs of equal items that may precede a repeat, such as dense layers before layers with experts."""
+"""Number of runs of equal items that may precede the repeated block, such as dense layers before layers with
+experts."""
 
 
 def find_repeats(items: Sequence[Item]) -> list[tuple[tuple[Item, ...], int]]:
@@ -49,9 +50,10 @@ def _find_runs(items: tuple[Item, ...]) -> list[tuple[tuple[Item, ...], int]]:
 
 
 class PassPiece(NamedTuple):
-    """A piece of a pass, in bytes: `kept` for its backward pass, and the weights' `gradients` that its backward pass
-    leaves. `again` marks a recomputed piece. For a tied token table, `table` is the gradient that the loss leaves until
-    the embedding's arrives, `sum` the tensor into which both are summed."""
+    """A piece of a pass. `kept` is the bytes that it keeps for its backward pass, `gradients` the bytes of the weights'
+    gradients that its backward pass leaves. `again` marks a recomputed piece. For a tied token table, `table` is the
+    bytes of the gradient that the loss leaves until the embedding's arrives, `sum` those of the tensor into which both
+    are summed."""
 
     label: str
     section: Section

@@ -82,8 +82,8 @@ def _pass(table: CostTable, setup: Setup, device: Hardware, *, decode: bool) -> 
 def _describe_decoding(
     table: CostTable, setup: Setup, device: Hardware, parts: Mapping[str, Operator]
 ) -> dict[str, Any]:
-    """Give the figures that only decoding has: the turnover batch, the experts that are read, and for MLA the bound
-    with expanded keys."""
+    """Give the figures that only decoding has: the batch from which arithmetic is the bound (`turnover`), the number of
+    experts that are read, and for MLA the bound with expanded keys."""
     found: dict[str, Any] = {"turnover_batch": turnover(parts, device.flops(setup.dtype), device.bandwidth)}
     if experts := {name: _met(row, setup.batch) for name, row in mixtures(table)}:
         found["experts"] = experts

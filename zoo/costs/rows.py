@@ -45,8 +45,9 @@ class Priced(Protocol):
 
 @dataclass(frozen=True)
 class PricedPart:
-    """A model that is priced with other towers than its own: `held` has a part of each tower, or the same layers with
-    other names of their kinds. Functions that count a model's cache or activations take a PricedPart as well."""
+    """A model that is priced with other towers than its own. Those in `held` are parts of the model's towers, or have
+    the same layers with other names for their kinds. Functions that count a model's cache or activations take a
+    PricedPart as well."""
 
     held: Mapping[str, Any]
     spec: Priced

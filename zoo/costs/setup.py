@@ -43,7 +43,7 @@ CHOICES = {
 
 
 MOST = 10**15
-"""Largest count (ranks, sequences, tokens of a sequence): figures are products of several counts."""
+"""Largest count (ranks, sequences, tokens of a sequence), because figures are products of several counts."""
 MOST_AMOUNT = 1e30
 """Largest amount (tokens of training, FLOPs, bytes), so that every figure is finite."""
 MOST_DOCUMENTS = 1_000_000

@@ -144,7 +144,8 @@ def shard_shape(shape: tuple[int, ...], setup: Setup, expert: bool) -> tuple[int
 
 
 def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
-    """Count the elements on a rank of a state that ZeRO shards from stage `since` on."""
+    """Count the elements that a rank has of one training state: all of them, or a shard if ZeRO's stage is `since` or
+    higher (3 for weights, 2 for gradients, 1 for optimizer states)."""
     return _sum_sharded(pieces, setup, since, lambda shape, hidden: math.prod(shape))
 
 
@@ -267,8 +268,8 @@ def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
 class WholeUnits(NamedTuple):
     """Numbers of parameters in FSDP's units. `layers` and `experts` are those of one layer, by tower and kind;
-    `experts` only where they are a unit of their own. `beside` is the number in all parts outside the layers; `last`
-    counts the parts behind the layers alone."""
+    `experts` has only experts that are a unit of their own. `beside` is the number in everything else: the parts
+    outside the layers, and layers that share weights. `last` is `beside` without the parts before the layers."""
 
     layers: dict[tuple[str, str], int]
     experts: dict[tuple[str, str], int]

@@ -27,7 +27,7 @@ from zoo.model.tower import Tower
 
 class GenerationShape(NamedTuple):
     """A generation of `batch` rows with `context` tokens each. `dtype` is the weights' dtype, `cache` the cache's
-    (None: the weights'); `fused` means a CUDA device, otherwise a CPU."""
+    (None: the weights'). `fused` is true for a CUDA device, false for a CPU."""
 
     context: int
     batch: int = 1

@@ -33,8 +33,9 @@ class Ran:
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of an expectation: the verdict, the difference of the arms' means with its 95 % interval, and the
-    p-value after Holm's correction over the recipe's comparisons. For bounds: the mean, and the range over seeds."""
+    """The outcome of an expectation. For a verdict, `found` is the verdict, `value` the difference of the arms' means,
+    `interval` its 95 % interval, and `p` the p-value after Holm's correction over the recipe's comparisons. For bounds,
+    `found` is "kept" or "not kept", `value` the mean, `interval` the range over seeds, and `p` None."""
 
     arm: str
     against: str | None
@@ -46,7 +47,7 @@ class Finding:
     p: float | None
     holds: bool
     cost: str | None = None
-    """The cost that was compared in place of the metric; the value is then a ratio."""
+    """The cost that was compared in place of the metric; `value` is then the ratio of the arms' costs."""
     metric: str | None = None
 
 

@@ -17,16 +17,17 @@ from zoo.report.history import RunRecord
 
 METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
 """The metrics of a ladder. Three are of the largest size: the maximum relative error of the predicted losses, the
-relative error after the longest training, and the loss measured after it. The others are the exponents of the law
-fitted to all points."""
+relative error at the end of its run, and the loss measured there. The others are the exponents of the law fitted to all
+points."""
 
 BOOTSTRAP = 200
 """Resamples for the exponents' intervals, which decide whether a prediction is doubtful."""
 
 
 def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[dict[str, Any]]]:
-    """Climb the ladders that are not done in the folder. Returns the results, and each ladder's outcome by arm and
-    seed. Raises ConfigError for a metric that no ladder has, and for an arm that cannot be trained."""
+    """Climb a ladder for each arm and seed; sizes that are done in the folder are not trained again. Returns the
+    results, and the outcomes of the ladders in the order of arms, then seeds. Raises ConfigError for a metric that no
+    ladder has, and for an arm that cannot be trained."""
     if unknown := [each for each in recipe.list_metrics(short_form) if each not in METRICS]:
         raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
     form = recipe.form(short_form)

@@ -53,9 +53,9 @@ class Strict(BaseModel):
 
 
 class Expectation(Strict):
-    """An expectation of an arm: a verdict against another arm, or bounds. Bounds limit the arm's metric in every run,
-    its difference from another arm with every seed, or the ratio of a `cost` to another arm's. `paper` is the source's
-    figure."""
+    """An expectation of an arm: either a verdict `against` another arm, or bounds (`at_least`, `at_most`). Bounds limit
+    the arm's metric in every run. With `against` they limit its difference from the other arm with every seed, and with
+    a `cost` as well the ratio of both arms' costs. `paper` is the source's figure."""
 
     arm: str
     against: str | None = None
@@ -182,8 +182,8 @@ class Recipe(Strict):
         return self
 
     def list_metrics(self, short_form: bool = False) -> list[str]:
-        """List every metric that is measured or has an expectation, the recipe's own first. A probe's short form that
-        compares only costs gives `reach`, because it may lack the level of the recipe's metric."""
+        """List every metric that is measured or has an expectation, the recipe's own first. For a probe's form that
+        compares only costs the list is `reach` alone: the small probe may lack the level of the recipe's metric."""
         form = self.form(short_form)
         unnamed = [each for each in form.expect if each.metric is None and (form.probe is None or each.cost is None)]
         own = [self.metric] if unnamed or not form.expect else []
@@ -196,7 +196,8 @@ class Recipe(Strict):
         return self.short if short_form else whole
 
     def key(self) -> str:
-        """Hash everything that affects the runs. A verdict keeps the hash, to detect changes of the recipe."""
+        """Hash everything that affects the results of the whole form, expectations left out. A verdict keeps the hash,
+        so that a later change of the recipe is noticed."""
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
         config = None if self.config is None else self.config_file().read_text(encoding="utf-8")
         settings = None if self.probe is None else self.probe.list_settings()

@@ -1,4 +1,4 @@
-"""Read a model's YAML node into its Spec."""
+"""Read a model's YAML node into its Spec, and write a Spec or a composed model as plain data again."""
 
 from zoo.grammar.contract import contract, contract_choices, find_names
 from zoo.grammar.dialect import expand, is_slot

@@ -37,8 +37,8 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def contract_choices(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Shorten each choice with a kind at the top of a model's YAML to the fields that differ from the choice's file, so
-    that a single choice can be swapped."""
+    """Shorten each axis of a model's YAML whose node states its kind: to the name of a choice's file, with the fields
+    that differ from this file. Then an axis can be swapped by replacing the name."""
     slots = list_slots()
     stated = {key for key in BASES if isinstance(node := body.get(key), Mapping) and "kind" in node}
     return {key: _contract(value, slots[key], None, body) if key in stated else value for key, value in body.items()}
@@ -67,7 +67,8 @@ def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[An
 
 
 def _find_word(axis: str, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> str | None:
-    """Find the word that gives a patch's choice when the word is laid over the model's own choice of the same kind."""
+    """Find a word that means the same in a patch as the choice stated there, when laid over the model's own choice of
+    the same kind. None if no word does, or if the kinds differ."""
     node, old = patch.get(axis), around.get(axis)
     kind = node.get("kind") if isinstance(node, Mapping) else None
     if kind is None or not isinstance(old, Mapping) or old.get("kind") != kind:
@@ -91,9 +92,9 @@ def _list_stated(body: Mapping[Any, Any]) -> set[Any]:
 def _find_rest(
     fields: Mapping[str, Any], whole: Mapping[str, Any], choice: type[Spec] | None = None, stated: Container[Any] = ()
 ) -> dict[str, Any]:
-    """List the `fields` that differ from those of a choice's file (`whole`), or, if the file does not state the field,
-    from its class's default. Mappings of the same kind are compared field by field. `stated` are the keys that the
-    file's interpolations may find; empty if unknown."""
+    """List the `fields` whose values differ from those in a choice's file (`whole`). A field that the file does not
+    state is compared with its default in the class `choice`. Mappings of the same kind are compared field by field.
+    `stated` are the keys that the file's interpolations may find; empty if unknown."""
     rest = {}
     defaults = {field.name: field.default for field in choice.fields()} if choice else {}
     for key, value in fields.items():

@@ -33,8 +33,8 @@ MOST_LIKE = 50
 """Maximum length of a chain of layer kinds, each `like` the next."""
 
 INNER = {"ffn": "gated", "attention": "gqa"}
-"""The usual choice of an axis for a component inside another one. The model's own choice may be that outer
-component."""
+"""The usual choice of an axis for a component inside another component. It is not the model's own choice, because that
+may be the outer component itself."""
 
 USUAL_ROUTER = "softmax_topk"
 """The router of a mixture of experts whose model states none."""
@@ -119,8 +119,9 @@ def is_fixed(name: str, value: object) -> bool:
 
 
 def list_marks(base: type[Spec], word: str) -> frozenset[str]:
-    """List the fields that files of other choices of the same kind set, and that this choice's file does not state:
-    `window` for `gqa`, because `sliding` is a gqa with a window; `unit_offset` for `rmsnorm`."""
+    """List the fields that tell a choice apart from others of its kind by being unset: other choices' files set them,
+    and this choice's file does not state them. Example: `window` for `gqa`, because `sliding` is a gqa with a
+    window."""
     choice = read_choice(base, word)
     return _list_marks(base.axis, choice["kind"]) - choice.keys()
 

@@ -56,8 +56,8 @@ def _split_arguments(resolver: str, asked: str) -> tuple[list[str], str | None]:
 
 
 def list_sizes(node: Any) -> dict[str, int]:
-    """For each `${or:key,literal}` in a node, map the key to the literal, its value if the model does not state it.
-    Keys with several literals are left out, and literals that are no positive whole number."""
+    """Map the key of each `${or:key,literal}` in a node to the literal: the key's value in a model that does not state
+    it. A key is left out if it has several different literals, or one that is no positive whole number."""
     found: dict[str, set[str]] = {}
     for text in _INNERMOST.findall(str(node)):
         names, literal = split_interpolation(f"${{{text}}}")
@@ -253,7 +253,7 @@ def to_plain(value: Any) -> Any:
 
 def resolve(body: dict[Any, Any]) -> dict[Any, Any]:
     """Copy the plain data of a model, or of a training config without its model, with its interpolations followed. The
-    data must have passed the gate (`call_resolvers`). Raises Unresolvable."""
+    data must have passed the gate, as for `call_resolvers`. Raises Unresolvable."""
     return Scope(call_resolvers(body)).to_plain()
 
 

@@ -22,7 +22,8 @@ BASES: dict[str, type[Spec]] = {
 """Each axis of a model, and the base class of its kinds."""
 
 AXES = tuple(BASES)
-"""Axes, which a model states at its top level; other nodes refer to them by interpolation."""
+"""Axes. A model states them at its top level, and nodes that contain such a component refer to them by
+interpolation."""
 
 STRUCTURE = {
     "about": "Title, source, note and published parameters of the model.",
@@ -37,7 +38,7 @@ TOWERS = ("encoder", "decoder")
 """Keys of an encoder-decoder: patches of the model's own keys, one for each of its two towers."""
 
 OWN = {field.name for field in Decoder.fields()} - {"blocks"}
-"""Fields of a model with one tower."""
+"""Fields of a model with one tower, without `blocks`, which the grammar makes of the kinds of layer."""
 
 BOTH = {field.name for field in EncoderDecoder.fields()} - set(TOWERS)
 """Fields of an encoder-decoder that belong to no single tower."""

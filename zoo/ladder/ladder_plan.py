@@ -39,8 +39,8 @@ USUAL = ("schedule=wsd_s", "eval_every=null", "sample=null", "hydra/job_logging=
 """Default overrides of a ladder's runs."""
 
 PATIENCE = 20.0
-"""Longest time for timing some updates of a run, in seconds. A slower run's time follows from the FLOP/s of the last
-timed run."""
+"""Longest time, in seconds, that timing a few updates of a run may take. A run for which it would take longer is not
+timed (`predict_seconds`)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LadderRequest:
 
 @dataclass(frozen=True)
 class Rung:
-    """The planned run of one size: overrides, lengths, and FLOPs.
+    """The planned run of one size: its overrides, learning rate (`rate`), lengths and FLOPs.
 
     `seconds` (training) and `evaluating` are predicted seconds; `timed` says whether some of the run's updates were
     timed.
@@ -181,8 +181,8 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
 
 
 def predict_seconds(ladder: Ladder) -> Ladder:
-    """Predict the seconds of each run. If its updates are expected to take at most PATIENCE, some updates and an
-    evaluation are timed. The seconds of a longer run follow from the FLOP/s of the last timed size or, before any, of
+    """Predict the seconds of each run. STEPS updates and an evaluation of a run are timed, if timing is expected to
+    take at most PATIENCE. The seconds of any other run follow from the FLOP/s of the last timed size or, before any, of
     matrix products alone. Raises ZooError if a run could not begin."""
     from zoo.run.builder import pick_device
     from zoo.training.device_defaults import settle_defaults

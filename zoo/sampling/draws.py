@@ -25,8 +25,8 @@ def make_generator(seed: int, prompt: tuple[int, ...], copy: int, stream: str = 
 
 
 class UniformPoints:
-    """Uniform numbers in [0, 1), indexed by position. One `torch.rand` call with the same generator would give the same
-    numbers."""
+    """Uniform numbers in [0, 1), indexed by position. They are made BLOCK at a time; a single `torch.rand` call with
+    the same generator would give the same numbers."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator

@@ -206,7 +206,8 @@ def join_rows(parts: Sequence[Tensor]) -> Tensor:
 
 def find_logprobs(logits: Tensor, tokens: Sequence[int], tops: Sequence[int | None]) -> list[Logprob | None]:
     """Compute the log-probabilities of each row's token and of the row's `tops[row]` likeliest tokens, from unedited
-    logits [B, V]; None for rows whose `tops` is None. A token that the model excludes has −inf."""
+    logits [B, V]. The entry is None for a row whose `tops` is None, or that has no token (−1). A token that the model
+    excludes has −inf."""
     asked = [row for row, top in enumerate(tops) if top is not None and tokens[row] >= 0]
     found: list[Logprob | None] = [None] * len(tops)
     if not asked:

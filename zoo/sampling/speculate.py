@@ -36,8 +36,8 @@ def accept(
 
     `logits` [sum of K + 1, V] are the target's after each row's last token and after each token of its draft, row after
     row. `shares` [K, V] are the probabilities that a draft model drew with (`draw_draft`); None for a row whose draft
-    tokens are n-gram guesses. States are read, not advanced. A row's tokens end at a stop id, or at −1 where it has no
-    token.
+    tokens are n-gram guesses. States are read, not advanced. A row's tokens end at a stop id, or at −1 if the row has
+    no next token.
 
     - Greedy rows, and n-gram guesses: at every place the row chooses its token as it would without a draft, by the same
       random number. The draft is accepted up to the first difference. So a guess x is accepted with probability p(x),

@@ -40,7 +40,8 @@ class JsonShape(BaseModel):
 
 
 READ = 40
-"""Maximum faults of a file that are described: a list of a million wrong entries has a million."""
+"""Maximum faults of a file of which messages are made, in five lines at most: a list of a million wrong entries has a
+million faults."""
 
 WORDS = {
     "string_type": "a text",

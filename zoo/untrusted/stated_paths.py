@@ -1,4 +1,4 @@
-"""Resolve the paths stated in a file: each must stay inside the folder that the file describes."""
+"""Check the paths stated in a file: each must stay inside the folder that the file describes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from zoo.untrusted.printable import quote
 
 
 def find_inside(folder: Path, stated: object, place: str) -> Path:
-    """Resolve a path that a file states, relative to `folder`. `place` names the file and the key in messages.
+    """Return the path `folder` / `stated`, after checking that a file may state it: it must stay inside the folder.
+    `place` names the file and the key in messages.
 
-    A symbolic link must lead into the folder, or into the blob store of a Hugging Face cache, which links every file
-    of a snapshot there. Raises CheckpointError for a value that is no path, is absolute, or leads out of the folder.
+    A symbolic link must lead into the folder, or into the blob store of a Hugging Face cache, because every file of a
+    snapshot there is a link into it. Raises CheckpointError for a value that is no path, is absolute, or leads out of
+    the folder.
     """
     if not isinstance(stated, str) or not stated or "\0" in stated:
         raise CheckpointError(f"{place}: is {quote(stated)}, no path (a name inside {folder})")

@@ -17,7 +17,7 @@ UNIT = "parameters"
 
 
 class ComponentFormula(NamedTuple):
-    """The sum of a component's rows, in a kind of layer or in a tower outside its layers."""
+    """The sum of a component's rows, either in a kind of layer or in the parts of a tower outside its layers."""
 
     where: str  # the tower: "", "encoder" or "decoder"
     kind: str | None  # the kind of layer

@@ -22,7 +22,7 @@ from zoo.errors import ConfigError
 from zoo.untrusted.json_file import JsonShape, check_shape
 
 HUBER = 1e-3
-"""Residuals of the log loss beyond which Huber's loss is linear."""
+"""The residual of the log loss beyond which Huber's loss is linear."""
 
 WIDEST = 0.2
 """Largest width of an exponent's 95 % interval with which a loss beyond the points is predicted."""

@@ -28,10 +28,11 @@ at 20 tokens a parameter, are best at 0.005 and 0.006, and end 0.4 nats higher a
 2026)."""
 
 EVAL_ROWS = 720
-"""Rows of an evaluation. Batches divide this number, so that all sizes are evaluated on the same rows."""
+"""Rows of an evaluation. Batches of fewer rows divide this number, so that all sizes are evaluated on the same rows. If
+a size has a larger batch, all sizes are evaluated on the whole validation split."""
 
 FINE = 8
-"""Step of widths where heads do not fill d_model, and of d_ff in models narrower than 512."""
+"""Step of widths in a model whose heads do not fill d_model, and of d_ff in models narrower than 512."""
 
 
 @dataclass(frozen=True)

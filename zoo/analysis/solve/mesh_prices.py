@@ -33,7 +33,7 @@ from zoo.costs.step_time import (
 from zoo.errors import ConfigError
 
 STAGES = ("tp", "pp", "schedule", "chunks", "ep")
-"""Fields of a Setup on which its stages depend; all other fields are those of `base`."""
+"""Fields of a Setup on which the stages of its pipeline depend."""
 
 STATES = (*STAGES, "cp", "dp", "zero", "replicas")
 """Fields of a Setup on which its states and its traffic depend."""
@@ -42,7 +42,8 @@ Key = tuple[int | str, ...]
 
 
 class MeshPrices:
-    """Price memory and predict time of set-ups that differ only in ranks, ZeRO stage, microbatch and recomputation."""
+    """Price memory and predict time of set-ups that differ from `base` only in ranks, ZeRO stage, microbatch and
+    recomputation."""
 
     def __init__(self, spec: Priced, base: Setup, cluster: Cluster) -> None:
         self.spec, self.base, self.cluster = spec, base, cluster

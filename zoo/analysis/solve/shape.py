@@ -31,13 +31,13 @@ from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS
 
 KEYS = "kv_bytes_per_token"
-"""The budget that is met by fewer key-value heads alone; no other dimension is solved for it."""
+"""The budget that is met only by reducing the key-value heads; no other dimension is solved for it."""
 
 ASPECT = (16.0, 128.0)
 """Default range of d_model / n_layers."""
 
 FFN_RANGE = (0.75, 4 / 3)
-"""The range of d_ff / d_model, relative to the model's own."""
+"""The range in which d_ff / d_model may lie, as multiples of the model's own d_ff / d_model."""
 
 NARROWEST = 64
 """The smallest width that is tried."""
@@ -127,8 +127,8 @@ def _describe_lack(recipe: ComposedModel, search: ShapeSearch) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapeSearch:
-    """A search for shapes of a model (`recipe`): budget, set-up, the range of d_model / n_layers (`aspect`), and with
-    `nearest` the permission to exceed the budget for a closer shape."""
+    """A search for shapes of a model (`recipe`) within a budget. `aspect` is the range of d_model / n_layers. With
+    `nearest` a shape may exceed the budget if that brings it closer to it. With `train` memory is that of training."""
 
     recipe: ComposedModel
     budget: ShapeBudget

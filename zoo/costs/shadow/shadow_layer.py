@@ -25,7 +25,7 @@ BRANCHES = ("attention", "ffn")
 
 
 class ShadowDrops:
-    """Stand in for `zoo.model.drops.Drops`: dropout in a pass, by the names of the rates above 0."""
+    """Stand in for `zoo.model.drops.Drops`. `names` are the kinds of dropout whose rate is above 0."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names

@@ -79,7 +79,8 @@ class Storage:
 
 
 class GradientTarget(NamedTuple):
-    """An input that requires a gradient: the operation that made it, or a leaf's memory, and its bytes."""
+    """An input that requires a gradient, and its bytes. It is given by the operation that made it (`node`) or, for a
+    leaf, by its memory (`leaf`)."""
 
     node: TapeNode | None
     leaf: Storage | None
