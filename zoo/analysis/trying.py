@@ -152,7 +152,6 @@ def _read_values(spec: Spec, kind: type[Spec], name: str) -> list[Any]:
 
 
 def _walk_fields(node: object) -> Iterator[Spec]:
-    """Yield a component and all components within its fields."""
     if isinstance(node, Spec):
         yield node
         for field in node.fields():

@@ -171,8 +171,9 @@ def count_flops(
     - `decode_expanded`, only for MLA: the same token if keys and values of every head are cached, not the latent.
 
     The last three are absent for the conventions `palm` and `megatron`, for `kaplan` in a model of two towers, and with
-    `documents`. `documents` are the lengths of packed documents, each of which sees only itself; the first `prefix`
-    tokens all see one another. Both change `exact` and `hfu`; the other conventions count the sequence as one.
+    `documents`. A model that generates nothing has only `prefill` of them. `documents` are the lengths of packed
+    documents, each of which sees only itself; the first `prefix` tokens all see one another. Both change `exact` and
+    `hfu`; the other conventions count the sequence as one.
 
     Raises ConfigError for an unknown convention or recomputation, and for documents or a prefix that the model cannot
     take.

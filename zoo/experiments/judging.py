@@ -23,7 +23,8 @@ Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 @dataclass(frozen=True)
 class Ran:
-    """The results of a recipe's arms: metrics, the mean costs of each arm, and the seconds of all training together."""
+    """The results of a recipe's arms: metrics, the costs of a run of each arm, and the seconds of all training
+    together."""
 
     values: Values
     costs: Mapping[str, Mapping[str, float]]

@@ -115,8 +115,9 @@ class Laddering(Modelled):
 
 
 class Probing(Modelled):
-    """A probe (`zoo probe`) in place of training on text: every arm is shrunk to the probe's size, and trained at each
-    of the `rates`. Its metrics are `reach`, and those of a level, such as `accuracy at 16`."""
+    """A probe (`zoo probe`) in place of training on text: every arm is shrunk to the probe's size. Its first seed is
+    trained at each learning rate of `rates` (None: those of `zoo probe`), the other seeds at the best one. The metrics
+    are `reach`, and those of a level, such as `accuracy at 16`."""
 
     name: str
     size: Literal["card", "small"] = "card"
@@ -132,7 +133,7 @@ class Probing(Modelled):
 
 class RecipeForm(Strict):
     """A form of a recipe, whole or short: further `overrides` of every run, its `probe` or `ladder`, its seeds, and its
-    expectations. A short form states bounds, not verdicts: two seeds of twenty steps tell nothing at 5 %."""
+    expectations. A short form should state bounds, not verdicts: two seeds of twenty steps tell nothing at 5 %."""
 
     overrides: Overrides = []
     probe: Probing | None = None

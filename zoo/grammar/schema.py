@@ -84,7 +84,7 @@ def _make_mapping(properties: Mapping[str, Any], description: str) -> Schema:
 
 
 def _list_structure() -> dict[str, Schema]:
-    """List the keys that the grammar reads itself."""
+    """Make the schemas of the keys that the grammar reads itself."""
     texts = {"type": "string"}
     rule = {"every": {"type": "integer", "minimum": 2}, "is": texts, "else": texts}
     assert set(rule) == set(RULE)
@@ -103,7 +103,8 @@ def _list_structure() -> dict[str, Schema]:
 
 
 def _list_dimensions() -> dict[str, Schema]:
-    """List the dimensions of a model, each with the schema of the fields that it fills or of the model's own field."""
+    """Make the schemas of a model's dimensions: each that of the fields that the key fills, or of the model's own
+    field."""
     found = {}
     for key, fills in list_filled().items():
         schemas = [field.schema for _, field in fills]
@@ -117,8 +118,8 @@ def _list_dimensions() -> dict[str, Schema]:
 
 
 def _list_slots() -> dict[str, Schema]:
-    """List the keys of a model that hold a component. `cross`, `router` and keys that are no axis may be true or
-    false."""
+    """Make the schemas of a model's keys that hold a component. `cross`, `router` and keys that are no axis may be true
+    or false."""
     found = {}
     for key, base in list_slots().items():
         if key not in TOWERS:
@@ -190,7 +191,8 @@ def _define_kind(fields: Mapping[str, Schema], text: str) -> Schema:
 
 
 def _list_fields(choices: Iterable[AxisChoice]) -> dict[str, Schema]:
-    """List the fields of several choices. A field that several of them have accepts the values of any."""
+    """Make the schemas of the fields of several choices. A field that several choices have accepts what any of them
+    accepts."""
     schemas: dict[str, list[Schema]] = {}
     texts: dict[str, str] = {}
     for choice in choices:

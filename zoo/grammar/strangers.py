@@ -19,7 +19,7 @@ _MISSPELT = re.compile(r"\w+: no such key \(did you mean '(\w+)'\?\)")
 
 
 def find_strangers(root: Scope, reads: set[str], towers: Iterable[TowerNode]) -> list[str]:
-    """Write a fault for each key that is neither a field nor an axis, and that no interpolation names."""
+    """Write a fault for each key that is not one of the grammar's (KNOWN) and that no interpolation names."""
     known = KNOWN | reads
     whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
     strange = {str(key): value for key, value in root.node.items() if key not in whole}

@@ -82,7 +82,7 @@ class AxisChoice:
         return AxisChoice(f"{self.axis}.{self.word}", name, base, stated, "", self)
 
     def describe_default(self, name: str) -> str:
-        """Describe a field's value in a model that does not set it: "the model's n_kv_heads, or n_heads"."""
+        """Describe a field's value in a model that does not set it: "the model's n_kv_heads or n_heads", say."""
         if name in self.body:
             return _describe_value(self.body[name])
         field = self.fields[name]

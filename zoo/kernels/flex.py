@@ -267,7 +267,8 @@ def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shows(mask: Mask, column: bool) -> Callable[..., Tensor]:
-    """Return the mask as flex_attention's mask_mod. Every query sees the `column` of sinks before the keys."""
+    """Return the mask as flex_attention's mask_mod. With `column` there is a first key for sinks, which every query
+    sees."""
 
     def shows(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key == 0) | mask.sees(row, query, (key - 1).clamp(min=0)) if column else mask.sees(row, query, key)

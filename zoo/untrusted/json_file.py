@@ -59,7 +59,7 @@ WORDS = {
 
 def read_bytes(file: Path, most: int = FILE) -> bytes:
     """Read a file of at most `most` bytes. Raises FileNotFoundError for a missing file, and CheckpointError for one
-    that is larger, unreadable, a pipe or a device."""
+    that is larger, unreadable, a pipe, a device or a Git LFS pointer."""
     try:
         if file.exists() and not (file.is_file() or file.is_dir() or str(file).startswith("/dev/")):
             raise CheckpointError(f"{file}: is a pipe or a device (a file)")  # it might never end, or never begin

@@ -65,7 +65,8 @@ class Sheet:
 
 
 def count_layers(tower: Tower, kind: str, stored: bool = False) -> Term:
-    """Count the layers of a kind, or with `stored` those with weights of their own, as a term: `n_layers[near]`, say."""
+    """Count the layers of a kind, or with `stored` those with weights of their own, as a term such as
+    `n_layers[near]`."""
     count = (tower.stack.stored() if stored else tower.pattern).count(kind)
     if stored and tower.layer_weights:
         return Number(count)
