@@ -236,8 +236,8 @@ SHORT = {
 
 
 def choose_columns(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """Choose a sweep table's columns by name, each with its figure's dotted path. Raises ConfigError for unknown
-    names."""
+    """Choose a sweep table's columns by name (no names: those of COLUMNS), each with its figure's dotted path. Raises
+    ConfigError for unknown names."""
     if not names:
         return {name: path for name, path in COLUMNS.items() if path in known}
     found, faults = {}, []

@@ -45,8 +45,8 @@ def explain(name: str) -> dict[str, Any]:
 
 def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
     """Describe a key of the model, or a choice or field that is named without its axis. If the name stands in several
-    places, describe the one that nearly all packaged models have, and name the others (`also`). Raises ConfigError for
-    an unknown name, and if no place is that common."""
+    places, describe the one that by far the most packaged models have (MOST_LESS), and name the others (`also`). Raises
+    ConfigError for an unknown name, and if no place is so much more common."""
     if not rest and (first in list_keys()):
         return describe_key(first)
     owners = [axis for axis in vocabulary.list_axes() if first in read_choices(axis)]
@@ -144,7 +144,8 @@ def _explain_field(choice: AxisChoice, names: list[str], whole: str) -> dict[str
 
 
 def list_names(above: str) -> list[str]:
-    """List the names below an axis or a choice; for an empty name, the axes and the model's keys."""
+    """List the names below an axis or a choice (`attention`, `attention.gqa`); none below any other name. For an empty
+    name, list the axes and the model's keys."""
     axes = vocabulary.list_axes()
     axis, _, word = above.partition(".")
     if not above:

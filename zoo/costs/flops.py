@@ -88,9 +88,9 @@ def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decodi
 
 
 def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
-    """Count the forward FLOPs of attention for `new` tokens after `held` earlier ones, besides a token's products with
-    weights and those of pairs: updating and reading recurrent states, and products that all tokens share (on landmarks,
-    on a table of positions)."""
+    """Count the forward FLOPs of attention for `new` tokens after `held` earlier ones that neither `product_flops` nor
+    `pair_flops` counts: updating and reading recurrent states, and products that all tokens share (with landmarks, with
+    a table of positions)."""
     return sum(row.other_flops(new, held) * row.used for row in tabulate(spec).attentions)
 
 

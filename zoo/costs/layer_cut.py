@@ -62,8 +62,8 @@ def count_part(row: PartRow, context: int) -> float:
 
 
 def count_attention(row: AttentionRow, context: int) -> float:
-    """Count the FLOPs of an attention besides its products of tokens with weights (QKᵀ, PV, states), in a forward pass
-    of a sequence, over all uses of the attention."""
+    """Sum an attention's `pair_flops` and `other_flops` (QKᵀ, PV, states) in a forward pass of a sequence, over all its
+    uses."""
     return (row.pair_flops(row.look.pairs(context, 0, context)) + row.other_flops(context)) * row.used
 
 

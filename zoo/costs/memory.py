@@ -97,25 +97,28 @@ def without_passes(spec: Priced, setup: Setup) -> dict[str, int]:
 
 
 def training(spec: Priced, setup: Setup, *, fused: bool = True, tuning: Tuning | None = None) -> dict[str, Any]:
-    """Count the bytes of a training step on one rank.
+    """Count the bytes of a training step on one rank:
 
-    `weights`, `gradients`, `optimizer` (with `master` in it): see `states`. `activations` are the tensors saved for the
-    backward pass of `batch` sequences, without those of the loss; `activations_by_layer` those of one layer of each
-    kind. With recompute `full` a layer keeps only its input (Chen et al., 2016), with `every_n` every n-th layer does,
-    with `selective` a layer keeps all but the inside of attention (Korthikanti et al., 2022); a fused kernel keeps
-    little of it anyway. `loss_head` is the peak of the loss: 12 bytes a logit (log-probabilities, their gradient and
-    the logits' gradient, in float32), or one chunk. `step` is the scratch memory of the update.
+    - `weights`, `gradients`, `optimizer` (which includes `master`): see `states`. With `offload` the host holds
+      `offloaded` bytes of the optimizer's states, and the update fetches them by pieces.
+    - `activations`: the tensors saved for the backward pass of `batch` sequences, without those of the loss.
+      `activations_by_layer`: those of one layer of each kind.
+    - `loss_head`: the peak of the loss. It is 12 bytes a logit (log-probabilities, their gradient and the logits'
+      gradient, in float32), or one chunk of a chunked loss. Absent without logits.
+    - `step`: the scratch memory of the update.
+    - `train_peak`: the peak of all tensors. It agrees with torch's MemTracker to 2 %, and leaves out the allocator's
+      rounding and the memory of CUDA and its libraries.
+    - `peak_at`: where the peak is reached. This is the "loss" (without logits the "head"), a "layer", the "embedding"
+      or the update ("step").
 
-    `train_peak` is the peak of all tensors. `peak_at` is where it is reached: at the "loss" (without logits: the
-    "head"), at a "layer", at the "embedding" or in the update ("step"). The peak agrees with torch's MemTracker to 2 %.
-    It leaves out the allocator's rounding and the memory of CUDA and its libraries.
-
-    With `offload` the host holds `offloaded` bytes of the optimizer's states, and the update fetches them by pieces.
+    With recompute `full` a layer keeps only its input (Chen et al., 2016), with `every_n` every n-th layer does. With
+    `selective` a layer keeps all but the inside of attention (Korthikanti et al., 2022), of which a fused kernel keeps
+    little anyway.
 
     `tuning` says which weights train and which adapters and dropout a run adds; it is for one rank. `fused` is true for
     a CUDA device, false for a CPU. If a pass cannot be traced (a torch operation that operations.py does not list, or
-    more tokens than the model reads), `activations_unknown` has the reason, and the figures of activations and the peak
-    are absent.
+    more tokens than the model reads), `activations_unknown` has the reason, and the figures of activations, the loss
+    and the peak are absent.
     """
     tuned = None if tuning is None or tuning.plain else apply_tuning(spec, tuning)
     return _training(spec, setup, fused=fused, tuned=tuned)[0]
@@ -216,8 +219,8 @@ def count_loss(values: Amount, setup: Setup) -> Amount:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of a training step. `passes` are the traced sections, `held` the figures of `states`, `activations`
-    the bytes of `sum_activations`."""
+    """The memory of a training step. `passes` are the sections that `trace_passes` returns for `tuned` and `fused`,
+    `held` the figures of `states`, `activations` the bytes of `sum_activations`."""
 
     spec: Priced
     setup: Setup
@@ -291,7 +294,8 @@ class StepMemory:
 
     def _met_again(self, name: str, tower: Any) -> int:
         """Count the bytes of a tied token table's gradient: the table has one from the head (or the other tower's
-        embedding) already, and torch sums both into a third tensor. 0 without a tie."""
+        embedding) already, and torch sums both into a third tensor. 0 without a tie, or if the
+        table is frozen."""
         if self.tuned is not None and "embedding.tokens.weight" in self.tuned.ends[name].frozen:
             return 0
         tied = getattr(tower.head, "tied", False)

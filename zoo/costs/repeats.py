@@ -37,7 +37,7 @@ def find_repeats(items: Sequence[Item]) -> list[tuple[tuple[Item, ...], int]]:
 
 def _find_period(items: tuple[Item, ...]) -> int | None:
     """Find the length of the shortest block whose repetition gives the whole sequence, the last time perhaps cut short.
-    None if no block of at most LONGEST items comes twice."""
+    The block must come twice at least and have LONGEST items at most; None if there is no such block."""
     for period in range(1, min(LONGEST, len(items) // 2) + 1):
         begins = items[period] == items[0] and items[:period] == items[period : 2 * period]
         if begins and items[period:] == items[:-period]:

@@ -34,9 +34,10 @@ DAY = 24 * 3600
 def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Bound or estimate the speed of a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
 
-    `decode` is one step of `batch` sequences with `context` tokens each, on `tp` GPUs, in `dp` replicas; `prefill`
-    reads their prompts; `train` runs at the set-up's `mfu` on all ranks. `figures` are those of `zoo.costs.price`; the
-    memory among them decides what `fits`. Raises ConfigError for an unknown GPU, or one that cannot multiply the dtype.
+    `decode` is one step of `batch` sequences with `context` tokens each, on `tp` GPUs; `prefill` reads their prompts.
+    Tokens a second are those of all `rows` replicas of these GPUs. `train` runs at the set-up's `mfu` on all ranks.
+    `figures` are those of `zoo.costs.price`; the memory among them decides what `fits`. Raises ConfigError for an
+    unknown GPU, or one that cannot multiply the dtype.
     """
     if setup.gpu is None:
         raise ConfigError(f"gpu: is missing; a roofline needs it (one of: {', '.join(list_gpus())})")

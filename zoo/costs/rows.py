@@ -147,8 +147,9 @@ class AttentionRow(NamedTuple):
         return (self.attention.decode_flops if decoding else self.attention.core_flops)(pairs)
 
     def other_flops(self, new: int, held: int = 0) -> int:
-        """FLOPs of `new` tokens after `held`, besides a token's products with weights and those of pairs: updating and
-        reading recurrent states, and products that all tokens share (on landmarks, on a table of positions)."""
+        """FLOPs of `new` tokens after `held` earlier ones that neither the parts' products nor `pair_flops` counts:
+        updating and reading recurrent states, and products that all tokens share (with landmarks, with a table of
+        positions)."""
         return self.attention.state_flops() * new + self.attention.pass_flops(self.tower.d_model, new, held)
 
 

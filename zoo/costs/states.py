@@ -174,11 +174,13 @@ def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int
     """Count the bytes of an optimizer's states of one tensor, with values of `width` bytes. `optimizer` is a kind of
     conf/optim.
 
-    adamw8bit (Dettmers et al., 2021), as in torchao 0.18: two codes of a byte, two fp32 scales for each 256 elements
-    and two tables of 256 fp32 values; tensors with fewer than 4096 elements, or not a multiple of 256, have AdamW's
-    states. adafactor (Shazeer and Stern, 2018): row and column means of each matrix, and one value for each element of
-    a vector (torch.optim.Adafactor). muon (Jordan et al., 2024): one value for `hidden` matrices, experts' included;
-    AdamW for tables, heads, vectors and convolutions.
+    - adamw8bit (Dettmers et al., 2021), as in torchao 0.18: two codes of a byte for each element, two fp32 scales for
+      each 256 elements, and two tables of 256 fp32 values. Tensors with fewer than 4096 elements, or not a multiple of
+      256, have AdamW's states.
+    - adafactor (Shazeer and Stern, 2018): row and column means of each matrix, and one value for each element of a
+      vector (torch.optim.Adafactor).
+    - muon (Jordan et al., 2024): one value for each element of `hidden` matrices, experts' included; AdamW's states for
+      tables, heads, vectors and convolutions.
     """
     elements = math.prod(shape)
     if optimizer == "adamw8bit" and elements >= SMALL and elements % BLOCK == 0:
@@ -239,9 +241,9 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
 
 
 def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
-    """Count the peak bytes of orthogonalising each stack of matrices, the larger of two moments: the largest tensor's
-    update in the states' dtype with the stack in bf16; or, in bf16, the stack before and after an iteration, and two
-    square matrices of the short side for each matrix.
+    """Count for each stack of matrices the peak bytes of orthogonalising it, the larger of two moments. In the first
+    there are the largest tensor's update in the states' dtype and the stack in bf16. In the second there are, all in
+    bf16, the stack before and after an iteration, and two square matrices of the short side for each matrix.
 
     Shards are gathered first, so each matrix is whole. A stack has STACK elements at most, or is one tensor.
     """
@@ -306,7 +308,8 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
 
 def _list_units(stage: Stage, setup: Setup, learning: bool) -> WholeUnits:
     """List FSDP's units as the program makes them (`zoo.training.layout`): each layer with weights of its own, its
-    experts if ranks hold different ones, and the rest. `learning` counts only weights that get a gradient."""
+    experts if ranks hold different ones, and the rest. Experts that no two ranks share are in no unit, because nothing
+    shards them. With `learning` only weights that get a gradient count."""
     layers: dict[tuple[str, str], int] = {}
     experts: dict[tuple[str, str], int] = {}
     beside = last = 0

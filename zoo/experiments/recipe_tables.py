@@ -65,7 +65,8 @@ def format_value(each: Finding) -> str:
 
 
 def make_outcome_tables(name: str, recipe: Recipe, outcome: RecipeOutcome | None) -> list[Any]:
-    """Make the tables of one recipe: claim, expectations with their findings, the arms' metrics and costs."""
+    """Make the lines and tables of one recipe: claim, expectations with their findings, the arms' metrics and costs.
+    Before it has run there are only the claim and the expectations."""
     head = [f"{name}: {recipe.claim}", f"Source: {recipe.source}", *([recipe.notes] if recipe.notes else [])]
     if outcome is None:
         took = f"Not run yet: zoo recipes {name} --run (at most {recipe.minutes} minutes on two cores)"

@@ -193,7 +193,8 @@ def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str
 
 def _by_reason(row: KernelRow, state: str) -> dict[str, str]:
     """Map each reason for this state to the features that it explains, in one text. If only a feature's gradient is in
-    the state, it is named "gradient with …"; if these are all gradients, the text is "any gradient"."""
+    the state, the feature is named "gradient with …"; if the reason explains every gradient, the text is "any
+    gradient"."""
     grouped: dict[str, list[str]] = {}
     for name, cell in row.cells.items():
         if cell.reason is not None and cell.worse == state:

@@ -89,7 +89,7 @@ class Number(Term):
 
 @dataclass(frozen=True)
 class ProductTerm(Term):
-    """A product. At most one factor, the first, is a number without a symbol."""
+    """A product. Only the first factor may be a number without a symbol."""
 
     factors: tuple[Term, ...]
 

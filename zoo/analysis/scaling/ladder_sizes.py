@@ -134,7 +134,8 @@ def _match(sizes: Sequence[int], targets: Sequence[float]) -> list[int]:
 
 
 def _list_sizes(recipe: ComposedModel, most: float) -> Iterator[LadderSize]:
-    """List the sizes up to `most` parameters: at each width the depths nearest to the model's d_model / n_layers."""
+    """List the model's own size, then sizes up to `most` parameters: at each width the depths nearest to the model's
+    d_model / n_layers."""
     yield _measure(recipe, {key: recipe.own[key] for key in recipe.solved})
     aspect = recipe.own["d_model"] / recipe.own["n_layers"]
     for width in _list_widths(recipe):

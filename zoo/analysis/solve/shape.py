@@ -128,7 +128,8 @@ def _describe_lack(recipe: ComposedModel, search: ShapeSearch) -> str:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapeSearch:
     """A search for shapes of a model (`recipe`) within a budget. `aspect` is the range of d_model / n_layers. With
-    `nearest` a shape may exceed the budget if that brings it closer to it. With `train` memory is that of training."""
+    `nearest` a shape may exceed the budget if no smaller one is nearer to it. With `train` memory is that of training.
+    """
 
     recipe: ComposedModel
     budget: ShapeBudget

@@ -50,8 +50,9 @@ class KeySegment:
 
 
 class KeyView:
-    """The keys that the queries of a pass see, in layers of one kind: where they lie in a layer's tensors, and mask and
-    bias of each segment of queries. In this class rows have equal lengths: keys are [B, S, …], all queries one segment.
+    """The keys that the queries of a pass see, in layers of one kind. A view finds the keys in a layer's tensors, and
+    has the mask and bias of each segment of queries. In this base class all rows have the same length: keys are
+    [B, S, …], and all queries are one segment.
 
     `slots` tell where the pass's own tokens are stored, None without a cache. `kernels` caches the kernels that the
     first layer chose, for the other layers; None if each layer chooses its own.
