@@ -34,8 +34,9 @@ BLOCK = 4 << 20
 
 
 def memory(spec: Priced, setup: Setup) -> dict[str, Any]:
-    """Count bytes on the fullest rank: the figures of `training` with `advice`; for a model that generates also
-    `kv_cache`, `generate_activations` (all but weights and cache) and `generate_peak`, as `generating` counts them.
+    """Count bytes on the fullest rank: the figures of `training`, and those of `advice` if the passes can be traced. A
+    model that generates also has `kv_cache`, `generate_activations` (all but weights and cache) and `generate_peak`, as
+    `generating` counts them.
 
     Raises ConfigError for dimensions that the ranks do not divide.
     """

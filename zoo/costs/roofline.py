@@ -84,7 +84,7 @@ def _describe_decoding(
     table: CostTable, setup: Setup, device: Hardware, parts: Mapping[str, Operator]
 ) -> dict[str, Any]:
     """Give the figures that only decoding has: the batch from which arithmetic is the bound (`turnover`), the number of
-    experts that are read, and for MLA the bound with expanded keys."""
+    experts that are read, and for MLA the bound with expanded keys. With MLA both bounds get `core_flops` too."""
     found: dict[str, Any] = {"turnover_batch": turnover(parts, device.flops(setup.dtype), device.bandwidth)}
     if experts := {name: _met(row, setup.batch) for name, row in mixtures(table)}:
         found["experts"] = experts

@@ -109,7 +109,7 @@ class StageTraffic(NamedTuple):
 
 
 class StepTime(NamedTuple):
-    """Seconds of a step: `compute` and exposed `communication` of all microbatches, the pipeline's `bubble`, and the
+    """Seconds of a step: `compute` of all microbatches, all exposed `communication`, the pipeline's `bubble`, and the
     optimizer's `update`."""
 
     compute: float
