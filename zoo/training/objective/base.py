@@ -134,8 +134,8 @@ class Objective(Spec, axis="objective"):
     def recall(
         self, folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, context: Context
     ) -> None:
-        """Read what `prepare_run` left in a run's `folder`, to evaluate the run's own validation rows; for other rows than
-        a run's (None), or what is lacking, compute it. `start` loads the model with the run's starting weights."""
+        """Read what `prepare_run` left in a run's `folder`, to evaluate the run's own validation rows. For other rows
+        than a run's (None), and where it is lacking, compute it: `start` loads the run's starting weights."""
 
     def targets(self, batch: Batch) -> int:
         """Count the targets of a batch, on the CPU. The batch's loss is divided by this number."""
