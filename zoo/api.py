@@ -18,18 +18,41 @@ if TYPE_CHECKING:
     """A model: a packaged name, the path of a file or folder, the plain data of a YAML, or a Spec."""
 
 
-def stats(config: Named, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
+def stats(
+    config: Named,
+    overrides: Iterable[str] = (),
+    *,
+    lora: Mapping[str, Any] | None = None,
+    freeze: Sequence[str] = (),
+    train: Sequence[str] = (),
+    **setup: Any,
+) -> dict[str, Any]:
     """Price a model and return the figures of `zoo stats --json`. Imports no torch.
 
     `config` is a packaged name, the path of a file or folder, the plain data of a YAML, or a Spec. `setup` are fields
-    of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on. For a folder with weights or a GGUF file,
+    of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on; `lora`, `freeze` and `train` are those of a
+    training config, and `trained` has the figures of what they let train. For a folder with weights or a GGUF file,
     `stored` has the sizes of the stored tensors.
     """
     from zoo.costs import price
     from zoo.run.builder import load_spec
 
     overrides = list(overrides)
-    return add_stored(config, overrides, price(load_spec(config, overrides), _setup(setup)))
+    priced = price(load_spec(config, overrides), tune_setup(_setup(setup), lora, freeze, train))
+    return add_stored(config, overrides, priced)
+
+
+def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[str], train: Sequence[str]) -> Setup:
+    """Return a set-up in which only those weights train that a run with these settings would train. Raises ConfigError
+    for a faulty field of `lora`."""
+    if lora is None and not freeze and not train:
+        return setup
+    from zoo.data.settings import parse_node
+    from zoo.training.start.begin import StartSettings
+    from zoo.training.start.lora import Lora
+
+    adapters = None if lora is None else parse_node(Lora, lora, "lora")
+    return StartSettings(freeze=tuple(freeze), train=tuple(train), lora=adapters).tune(setup)
 
 
 def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:

@@ -349,3 +349,46 @@ def test_the_rules_of_thumb_are_explained_beside_the_exact_figures(capsys: pytes
     out = capsys.readouterr().out
     assert narrow(out)
     assert "12·L·d² = 6.44 B, -86.2 % of the exact 46.7 B" in out and "holds: GPT blocks" in out
+
+
+# ---------------------------------------------------------------- a run that trains a part
+
+
+def test_adapters_and_frozen_weights_are_priced_as_a_run_trains_them(printed):
+    whole = json.loads(printed("stats", "llama-tiny", "--json"))
+    lora = json.loads(printed("stats", "llama-tiny", "--json", "--lora", "{rank: 2, on: [attention]}"))
+    figures = zoo.stats("llama-tiny", lora={"rank": 2, "on": ["attention"]})
+    assert figures == lora
+    built = zoo.build("llama-tiny", device="meta")
+    shapes = [each.shape for name, each in built.named_parameters() if ".attention." in name]
+    assert lora["trained"]["parameters"] == sum(2 * sum(shape) for shape in shapes if len(shape) == 2)
+    assert lora["memory"]["gradients"] == 2 * lora["trained"]["parameters"]
+    assert "trained" not in whole and lora["memory"]["train_peak"] < whole["memory"]["train_peak"]
+    frozen = json.loads(printed("stats", "llama-tiny", "--json", "--freeze", "embedding*", "--freeze", "*norm*"))
+    assert frozen["trained"]["adapters"] == 0
+    assert frozen["trained"]["checkpoint"] == 4 * whole["params"]["total"] + 8 * frozen["trained"]["parameters"]
+
+
+def test_a_part_that_trains_is_told_first_and_in_a_sweep(printed):
+    text = printed("stats", "llama-tiny", "--train", "norm*", "--precision", "fp32")
+    assert re.search(r"^  trained     \d+, 0\.\d\d % of all; .* a checkpoint$", text, re.MULTILINE)
+    assert "FLOP with backward of all weights" in " ".join(text.split())
+    table = printed("stats", "llama-tiny", "-m", "n_layers=1,2", "--lora", "{rank: 2}", "--columns", "trained.adapters")
+    assert re.findall(r"(\d)\s+(\d\.\d\d) K", table) == [("1", "2.56"), ("2", "5.12")]
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--lora", "{rank: 0}"], "lora.rank: must be greater than 0, found 0"),
+        (["--lora", "{ranks: 4}"], "lora.ranks: no such field (did you mean 'rank'?)"),
+        (["--lora", "{on: [atention]}"], "lora.on: 'atention' names no product (did you mean 'attention'?)"),
+        (["--lora", "{rank: 4,8"], "lora={rank: 4,8: bad override syntax"),
+        (["--lora", "{rank: 4}", "--tp", "2"], "lora: is priced without tp, pp and ep (--dp, --cp, --zero)"),
+        (["--train", "zzz*"], "train: 'zzz*' matches no weight"),
+        (["--train", "norm*", "--explain"], "explain: has no formulas of adapters or frozen weights"),
+    ],
+)
+def test_what_cannot_train_is_refused_by_name(refused, options, fault):
+    (line,) = refused("stats", "llama-tiny", *options)
+    assert line.startswith(fault)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import zoo
 from support.memory_tracker import StorageTracker
 from support.packaged_specs import load
 from support.saved_activations import passes, saved_by, told
@@ -11,7 +12,6 @@ from support.tiny_models import AVERAGED, spec_of
 from support.tiny_runs import compose_run, write_corpus
 from zoo.checkpoint import store
 from zoo.costs.activations import PassShape, list_sections
-from zoo.costs.memory import training
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.costs.tuning import Tuning, apply_tuning
@@ -21,7 +21,7 @@ from zoo.run.adapters import Adapters, attach_adapters
 from zoo.run.builder import build
 from zoo.training.building import build_run, deposit_tied_gradients
 from zoo.training.dropout import Dropout
-from zoo.training.memory_fit import describe_tuning, price_training
+from zoo.training.memory_fit import price_training
 from zoo.training.objective.causal import NextToken, Seq2Seq
 from zoo.training.planning import plan_training
 from zoo.training.saving import save_checkpoint
@@ -201,11 +201,21 @@ def test_the_peak_and_the_states_of_an_update_are_those_that_are_priced(tmp_path
     assert told["peak"] == pytest.approx(peak, rel=0.02)
 
 
-def test_a_run_with_adapters_holds_and_saves_what_is_priced(tmp_path):
-    spec = plan_training(compose_run(tmp_path, *WIDE)).spec
+ADAPTED = {
+    "adapters": ([], []),
+    "a norm beside them": ([], ["train=[norm*]", "optim=lion"]),
+    "selection biases": (["ffn=moe", "router=sigmoid_topk"], ["train=[embedding*]"]),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_run_with_adapters_holds_and_saves_what_is_priced(tmp_path, name):
+    model, extra = ADAPTED[name]
+    wide = WIDE if not model else ["steps=3", "eval_every=null", "save_every=null"]
+    spec = plan_training(compose_run(tmp_path, *wide, *model)).spec
     base = store.save_model(build(spec, device="cpu", seed=1), tmp_path / "base")
     lora = [f"weights={base}", "lora={rank:3,on:[attention,ffn]}", "ema=0.9"]
-    run, planned = make_run(tmp_path, *WIDE, *lora)
+    run, planned = make_run(tmp_path, *wide, *extra, *lora)
     try:
         states, peak = measure(run)
         run.step = 3
@@ -214,20 +224,22 @@ def test_a_run_with_adapters_holds_and_saves_what_is_priced(tmp_path):
         run.records.close("done")
         run.gauges.watch.end()
     told = price_training(planned.settings, planned.spec, planned.settings.batch_size, cuda=False)
-    assert told["states"] == states
+    assert told["states"] + sum(each.nbytes for each in run.model.buffers()) == states
     assert told["peak"] == pytest.approx(peak, rel=0.02)
-    tuning = describe_tuning(planned.settings, planned.spec)
-    priced = training(planned.spec, Setup(precision="fp32"), tuning=tuning)
+    stated = {"lora": {"rank": 3, "on": ("attention", "ffn")}, "train": planned.settings.train}
+    setup = {"precision": "fp32", "optimizer": planned.settings.optim.kind}
+    priced = zoo.stats(planned.spec, **stated, **setup)
+    learning = [each for each in run.model.parameters() if each.requires_grad]
+    assert priced["trained"]["parameters"] == sum(each.numel() for each in learning)
+    assert priced["memory"]["weights"] == sum(each.nbytes for each in run.model.parameters())
+    assert priced["memory"]["gradients"] == sum(each.nbytes for each in learning)
     folder = tmp_path / "run" / "checkpoints" / "step-000003"
     sizes = {
         each.relative_to(folder).as_posix(): sum(tensor.nbytes for tensor in load_file(each).values() if tensor.ndim)
         for each in folder.rglob("*.safetensors")
     }
     random = torch.get_rng_state().nbytes
-    assert sizes == {
-        "model.safetensors": 0,
-        "adapter.safetensors": priced["gradients"],
-        "training.safetensors": priced["optimizer"] + random,
-        "ema/model.safetensors": 0,
-        "ema/adapter.safetensors": priced["gradients"],
-    }
+    own = ("model.safetensors", "adapter.safetensors", "training.safetensors")
+    assert sum(sizes[name] for name in own) == priced["trained"]["checkpoint"] + random
+    assert sizes["training.safetensors"] == priced["memory"]["optimizer"] + random
+    assert sizes["adapter.safetensors"] == sizes["ema/adapter.safetensors"] == 4 * priced["trained"]["adapters"]

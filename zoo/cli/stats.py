@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.common import ConfigPart, Overrides, Target, compose_target, show_config
-from zoo.cli.options import flag, option
+from zoo.cli.options import flag, option, options
 from zoo.cli.setup import SetupOptions
 from zoo.cli.showing import OutputOptions, Plot, Shown, split_words
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.report.glance import list_first_figures
 
 if TYPE_CHECKING:
     from zoo.costs.setup import Setup
+
+
+@options("Training a part of the model")
+class TrainedOptions:
+    """Which weights a run trains, and which adapters it adds, as a training config says."""
+
+    lora: str | None = option("Low-rank adapters, as `zoo train lora=…`: '{rank: 8, on: [attention]}'.")
+    freeze: list[str] | None = option("Weights that do not train, by pattern of their names; may be repeated.")
+    train: list[str] | None = option("Weights that train, by pattern of their names; may be repeated.")
+
+    def tune(self, setup: Setup) -> Setup:
+        """Return a set-up in which only those weights train. Raises ConfigError for a faulty value of `lora`."""
+        from zoo.api import tune_setup
+
+        return tune_setup(setup, self._read_lora(), self.freeze or (), self.train or ())
+
+    def _read_lora(self) -> Any:
+        if self.lora is None:
+            return None
+        from zoo.compose.overrides import parse_overrides, refuse_sweeps
+
+        faults: list[str] = []
+        found = refuse_sweeps(parse_overrides([f"lora={self.lora}"], faults), faults)
+        refuse(faults)
+        return found[0].value()
 
 
 def run(
@@ -28,6 +53,7 @@ def run(
     cfg: ConfigPart | None = option("Print the YAML instead: composed (job), or as a person would write it (plain)."),
     resolve: bool = flag("Print the composed YAML with its interpolations resolved."),
     *,
+    trains: TrainedOptions,
     output: OutputOptions,
     setup: SetupOptions,
 ) -> None:
@@ -37,7 +63,11 @@ def run(
     models make one table; with -m each combination of what the overrides sweep over (attention=mha,gqa,mqa) is a row.
     """
     targets, overrides = split_words([target, *(overrides or [])])
-    shown = output.shown
+    shown, setup = output.shown, trains.tune(setup)
+    if (explain or verify) and setup.tunes:
+        raise ConfigError(
+            "explain: has no formulas of adapters or frozen weights, nor does --verify build them (--json)"
+        )
     if multirun:
         if cfg or resolve or explain or verify or kernels:
             found = "--cfg, --resolve, --explain, --verify or --kernels"

@@ -19,7 +19,7 @@ from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.states import states, widths
 from zoo.costs.sums import Amount, take_smaller
-from zoo.costs.tuning import TunedModel, Tuning, apply_tuning
+from zoo.costs.tuning import TunedModel
 from zoo.errors import ConfigError
 from zoo.model.tower import Tower
 
@@ -97,7 +97,7 @@ def without_passes(spec: Priced, setup: Setup) -> dict[str, int]:
     return {name: round(held[name]) for name in KEPT}
 
 
-def training(spec: Priced, setup: Setup, *, fused: bool = True, tuning: Tuning | None = None) -> dict[str, Any]:
+def training(spec: Priced, setup: Setup, *, fused: bool = True) -> dict[str, Any]:
     """Count the bytes of a training step on one rank:
 
     - `weights`, `gradients`, `optimizer` (which includes `master`): see `states`. With `offload` the host holds
@@ -116,13 +116,11 @@ def training(spec: Priced, setup: Setup, *, fused: bool = True, tuning: Tuning |
     `selective` a layer keeps all but the inside of attention (Korthikanti et al., 2022), of which a fused kernel keeps
     little anyway.
 
-    `tuning` says which weights train and which adapters and dropout a run adds; it is for one rank. `fused` is true for
-    a CUDA device, false for a CPU. If a pass cannot be traced (a torch operation that operations.py does not list, or
-    more tokens than the model reads), `activations_unknown` has the reason, and the figures of activations, the loss
-    and the peak are absent.
+    `fused` is true for a CUDA device, false for a CPU. If a pass cannot be traced (a torch operation that operations.py
+    does not list, or more tokens than the model reads), `activations_unknown` has the reason, and the figures of
+    activations, the loss and the peak are absent.
     """
-    tuned = None if tuning is None or tuning.plain else apply_tuning(spec, tuning)
-    return _training(spec, setup, fused=fused, tuned=tuned)[0]
+    return _training(spec, setup, fused=fused)[0]
 
 
 def _training(
@@ -131,9 +129,9 @@ def _training(
     *,
     fused: bool = True,
     passes: Mapping[str, Section] | None = None,
-    tuned: TunedModel | None = None,
 ) -> tuple[dict[str, Any], Mapping[str, Section] | None]:
     """Count the figures of `training`; return the traced sections too (`passes` if given, None if untraceable)."""
+    tuned = setup.tune(spec)
     held = states(spec, setup, tuned=tuned)
     spec = mark_layers(spec if tuned is None else tuned.spec, setup.recompute)
     figures: dict[str, Any] = {name: round(held[name]) for name in ("weights", "gradients", "optimizer", "master")}

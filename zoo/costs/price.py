@@ -19,8 +19,9 @@ def price(
 
     `parts` are dotted paths of the figures wanted (None: all). They save time: "params", "flops" and "kv_cache" are
     always priced, but "memory", whose activations take a traced pass, only if a path names it or a figure of COMBINED.
-    `traffic` is present for more than one rank, `roofline` if the set-up names a GPU, `flops.optimizer_step` (of a
-    whole step, not a token) if the optimizer multiplies matrices (Muon). Raises ConfigError for an invalid set-up.
+    `trained` is present if the run does not train all weights, `traffic` for more than one rank, `roofline` if the
+    set-up names a GPU, `flops.optimizer_step` (of a whole step, not a token) if the optimizer multiplies matrices
+    (Muon). Raises ConfigError for an invalid set-up.
     """
     setup = Setup(**changes) if setup is None else setup
     asked = COMBINED if parts is None else {path.partition(".")[0] for path in parts}
@@ -31,6 +32,10 @@ def price(
     if step := flops.optimizer_flops(table, setup.optimizer):
         counted["optimizer_step"] = step
     figures = {"params": params.count_parameters(table), "flops": counted, "kv_cache": kv_cache(spec, setup)}
+    if (tuned := setup.tune(spec)) is not None:
+        from zoo.costs.states import count_trained
+
+        figures = {"params": figures["params"], "trained": count_trained(spec, setup, tuned), **figures}
     if whole or "memory" in asked:
         from zoo.costs.memory import KEPT, memory, without_passes
 

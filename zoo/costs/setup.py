@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.costs.again import RECOMPUTE, explain_unknown
 from zoo.distributed.mesh import Mesh
@@ -13,6 +13,7 @@ from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
     from zoo.costs.rows import Priced
+    from zoo.costs.tuning import TunedModel
 
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes per value, by the name that users give a dtype."""
@@ -160,6 +161,13 @@ class Setup:
         has fewer replicas."""
         parts, ep = self.dp * self.cp, self.ep if expert else 1
         return (parts // ep, self.replicas) if parts % ep == 0 else (1, self.replicas * parts // ep)
+
+    tunes: ClassVar[bool] = False
+    """Whether `tune` may find weights that do not train."""
+
+    def tune(self, spec: Priced) -> TunedModel | None:
+        """Describe which weights train and what is added to them; None if all weights train and nothing is added."""
+        return None
 
     def on_mesh(self, mesh: Mesh) -> Setup:
         """Give this set-up with the ranks of a mesh. Weights are sharded over its `shard` × `cp` ranks (ZeRO 3), but

@@ -14,7 +14,9 @@ With fp32 weights there is no master copy. Step counters (a number or two a tens
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount
 from zoo.costs.tuning import TunedModel
 from zoo.errors import ConfigError
+from zoo.spec import Buffer, tensors
 
 BLOCK, SMALL = 256, 4096
 """8-bit states: elements that share a scale (BLOCK); tensors with fewer than SMALL elements have AdamW's states."""
@@ -58,11 +61,12 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     autocast's copies during a step's passes, `step` the update's scratch memory; with ZeRO 3 `gathered` and `reducing`
     are whole weights and gradients (`gathered_bytes`). `updated` is the bytes that the update moves on the GPU: it
     reads gradients, and reads and writes weights, the master copy and states. `bytes_per_param` divides by the rank's
-    `parameters` before ZeRO. `tuned` says what trains and which adapters there are (None: all weights, no adapters).
+    `parameters` before ZeRO. `tuned` is `setup.tune(spec)`, where that is known already.
 
     Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
     """
     stage = fullest(spec, setup) if stage is None else stage
+    tuned = setup.tune(spec) if tuned is None else tuned
     pieces = stage.pieces if tuned is None else (*stage.pieces, *tuned.adapters)
     active = pieces if tuned is None else tuned.trained(stage.pieces)
     trained = [each for each in active if each.learns]
@@ -84,6 +88,29 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
         "reducing": reducing,
         "parameters": stage.params,
         "bytes_per_param": {name: size / stage.params for name, size in kept.items()},
+    }
+
+
+def count_trained(spec: Priced, setup: Setup, tuned: TunedModel) -> dict[str, Any]:
+    """Count what a run trains: `parameters`, those of `adapters` among them, their `share` of all, and the bytes of a
+    `checkpoint`: weights (beside adapters only those that train, and buffers) and the optimizer's states.
+
+    A checkpoint's files have step counters, random states and headers too, a few KB.
+    """
+    alone = replace(setup, dp=1, cp=1, replicas=1, zero=0)
+    pieces = fullest(spec, alone).pieces
+    trained, added = tuned.trained(pieces), sum(each.params for each in tuned.adapters)
+    count, (weight, _, _, master) = sum(each.params for each in trained), widths(setup)
+    saved = count if added else sum(each.params for each in pieces)
+    parts = [part for tower in spec.towers().values() for _, part, _ in tensors(tower, tower.d_model)]
+    sizes = ((each.shape, int(re.sub(r"\D", "", each.dtype)) // 8) for each in parts if isinstance(each, Buffer))
+    buffers = sum(math.prod(shape) * size for shape, size in sizes)
+    learning = [each for each in trained if each.learns]
+    return {
+        "parameters": count,
+        "adapters": added,
+        "share": count / (sum(each.params for each in pieces) + added),
+        "checkpoint": saved * (master or weight) + buffers + optimizer_bytes(learning, alone),
     }
 
 

@@ -1,5 +1,5 @@
 # R rank
-"""Describe how a run tunes a model: frozen weights, low-rank adapters, dropout.
+"""Describe how a run tunes a model: frozen weights, low-rank adapters, dropout; and the set-up of such a run.
 
 A kind whose layers are tuned differently is split into several kinds (`PricedPart`), because prices take all layers of
 a kind to be equal.
@@ -8,13 +8,15 @@ a kind to be equal.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from zoo.costs.again import name_part
 from zoo.costs.rank_tensors import RankTensor
 from zoo.costs.rows import Priced, PricedPart, change_copy
+from zoo.costs.setup import Setup
+from zoo.errors import ConfigError
 from zoo.model.block.base import Block
 from zoo.model.channels import count_reads
 from zoo.model.tower import Tower
@@ -81,6 +83,23 @@ class TunedModel(NamedTuple):
         if self.copies is not None:
             kept = [each._replace(copies=self.copies.get(each.path, 0)) for each in pieces]
         return [*(each for each in kept if each.copies), *self.adapters]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedSetup(Setup):
+    """The set-up of a run that trains not all weights, or adds adapters or dropout: `tuning` gives a model's Tuning.
+
+    Raises ConfigError for tensor, pipeline or expert parallelism, for which a rank's part of the adapters is not known.
+    """
+
+    tuning: Callable[[Any], Tuning]
+    tunes: ClassVar[bool] = True
+
+    def tune(self, spec: Priced) -> TunedModel | None:
+        tuning = self.tuning(spec)
+        if tuning.adapted and self.tp * self.pp * self.ep > 1:
+            raise ConfigError("lora: is priced without tp, pp and ep (--dp, --cp, --zero)")
+        return None if tuning.plain else apply_tuning(spec, tuning)
 
 
 def apply_tuning(spec: Priced, tuning: Tuning) -> TunedModel:

@@ -24,6 +24,10 @@ LABELS = {
     "params.by_component.shared_expert_gate": "gate of the shared expert",
     "params.embedding": "embedding and head",
     "params.by_layer_kind": "by kind of layer",
+    "trained.parameters": "parameters that train",
+    "trained.adapters": "  of which adapters'",
+    "trained.share": "  of all parameters",
+    "trained.checkpoint": "a checkpoint, with optimizer states",
     "flops.forward": "forward, a token",
     "flops.train": "forward and backward, a token",
     "flops.prefill": "prefill of the context",
@@ -55,6 +59,7 @@ directly."""
 
 SECTIONS = {
     "params": "Parameters",
+    "trained": "Trained",
     "stored": "As stored",
     "flops": "FLOPs",
     "kv_cache": "KV cache",
@@ -85,7 +90,7 @@ WORDS = {
 }
 """Texts for figures whose value is a word, by the figure's path."""
 
-UNITS = {"params": "params", "flops": "FLOP", "memory": "B"}
+UNITS = {"params": "params", "trained": "params", "flops": "FLOP", "memory": "B"}
 HOLDING = (
     ("flops_per_second", "FLOP/s"),
     ("bytes_per_second", "B/s"),
@@ -96,6 +101,8 @@ HOLDING = (
     ("bytes", "B"),
     ("error", "share"),
     ("mfu", "share"),
+    ("share", "share"),
+    ("checkpoint", "B"),
     ("flops", "FLOP"),
 )
 """Units by a substring of the figure's name; the first match counts."""

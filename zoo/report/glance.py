@@ -37,12 +37,14 @@ def list_first_figures(
     """List labels with their sentences: parameters, cache, memory to train and to generate, FLOPs, the GPUs on which
     the model fits (`holders`, from `zoo.analysis.holding`), and what was assumed."""
     found = [("parameters", _parameters(figures["params"]))]
+    if trained := figures.get("trained"):
+        found.append(("trained", _trained(trained)))
     if cached := _cache(figures["kv_cache"]):
         found.append(cached)
     found.append(("training", _training(figures["memory"])))
     if "kv_cache" in figures["memory"]:
         found.append(("generating", _generating(figures["memory"])))
-    found.append(("FLOPs", _flops(figures["flops"])))
+    found.append(("FLOPs", _flops(figures["flops"]) + (" of all weights" if trained else "")))
     if holders:
         found.append(("fits on", _held(holders)))
     return [*found, ("assumed", _assumed(figures["kv_cache"], setup))]
@@ -57,6 +59,13 @@ def _parameters(counted: Mapping[str, Any]) -> str:
     if counted["active"] == counted["total"]:
         return f"{format_count(counted['total'])}, all of them active for each token"
     return f"{format_count(counted['total'])}, {format_count(counted['active'])} of them active for each token"
+
+
+def _trained(counted: Mapping[str, Any]) -> str:
+    size = format_si(counted["checkpoint"], "B")
+    return f"{format_count(counted['parameters'])}, {counted['share']:.2%} of all; {size} a checkpoint".replace(
+        "%", " %"
+    )
 
 
 def _cache(cache: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.again import RECOMPUTE, mark_layers, read_every
 from zoo.costs.memory import training
-from zoo.costs.setup import Setup
 from zoo.costs.states import widths
-from zoo.costs.tuning import Tuning
+from zoo.costs.tuning import TunedSetup, Tuning
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.training.dropout import RATES
@@ -180,7 +180,8 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     only this process's part of sharded weights. `changes` replace settings of the run: recompute, offload, precision.
     """
     mesh = settings.parallel.settle(find_world(settings))
-    setup = Setup(
+    setup = TunedSetup(
+        tuning=partial(describe_tuning, settings),
         context=settings.seq_len,
         batch=rows * settings.objective.n_texts,
         accumulate=settings.batch_size // rows,
@@ -191,8 +192,7 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
         fused_optimizer=True,
         chunked_loss=True,
     ).on_mesh(mesh)
-    tuning = describe_tuning(settings, spec)
-    found = training(spec, setup, fused=cuda, tuning=tuning)
+    found = training(spec, setup, fused=cuda)
     average = (
         0 if settings.ema is None else 4 * found["gradients"] // widths(setup)[1]
     )  # float32 for each trained weight
@@ -203,14 +203,8 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
 
 def describe_tuning(settings: Training, spec: Topology) -> Tuning:
     """Describe for the price which weights train, and what adapters and dropout add to a pass."""
-    start, dropout, lora = StartSettings.of(settings), settings.dropout, settings.lora
-    return Tuning(
-        trained=frozenset(start.choose_trained(spec)) if start.partly else None,
-        adapted=() if lora is None else lora.choose(spec),
-        rank=0 if lora is None else lora.rank,
-        drops_adapted=lora is not None and lora.dropout > 0,
-        drops=frozenset(name for name in RATES if dropout and getattr(dropout, name)),
-    )
+    drops = frozenset(name for name in RATES if settings.dropout and getattr(settings.dropout, name))
+    return dataclasses.replace(StartSettings.of(settings).describe_tuning(spec), drops=drops)
 
 
 def gigabytes(size: int) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from zoo.checkpoint import store
 from zoo.checkpoint.adapter_files import choose_base
 from zoo.checkpoint.gguf import find
+from zoo.costs.setup import Setup
+from zoo.costs.tuning import TunedSetup, Tuning
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.spec import Buffer, table, tensors
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
 class StartSettings:
     """The settings of how a run starts. The fields have the names of those of a training config."""
 
-    weights: str | None
-    other_tokenizer: bool
-    deepen: str
-    freeze: tuple[str, ...]
-    train: tuple[str, ...]
-    lora: Lora | None
-    seed: int
+    weights: str | None = None
+    other_tokenizer: bool = False
+    deepen: str = "stack"
+    freeze: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    lora: Lora | None = None
+    seed: int = 0
 
     @classmethod
     def of(cls, settings: Any) -> StartSettings:
@@ -70,6 +72,18 @@ class StartSettings:
     def choose_trained(self, spec: Topology) -> set[str]:
         """Return the names of the model's own weights that train. Raises ConfigError for faulty patterns."""
         return choose_trained(spec, self.freeze, self.train, self.lora is not None)
+
+    def describe_tuning(self, spec: Topology) -> Tuning:
+        """Describe for the price which weights train, and which adapters are added. Raises ConfigError for faulty
+        patterns."""
+        trained = frozenset(self.choose_trained(spec)) if self.partly else None
+        if self.lora is None:
+            return Tuning(trained)
+        return Tuning(trained, self.lora.choose(spec), self.lora.rank, self.lora.dropout > 0)
+
+    def tune(self, setup: Setup) -> Setup:
+        """Return a set-up in which only the weights train that these settings let train."""
+        return TunedSetup(**vars(setup), tuning=self.describe_tuning) if self.partly else setup
 
     def check(self, spec: Topology, tokenizer: TokenizerSettings, say: Callable[[str], object]) -> None:
         """Check the folder of weights, if any. Raises CheckpointError if unreadable, ConfigError if it does not fit the
