@@ -16,14 +16,17 @@ from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.costs.tuning import Tuning, apply_tuning
 from zoo.data import Batch, prepare
+from zoo.grammar import to_dict
 from zoo.report.progress import Show
 from zoo.run.adapters import Adapters, attach_adapters
 from zoo.run.builder import build
+from zoo.run.held_weights import list_held_weights
 from zoo.training.building import build_run, deposit_tied_gradients
 from zoo.training.dropout import Dropout
 from zoo.training.memory_fit import price_training
 from zoo.training.objective.causal import NextToken, Seq2Seq
 from zoo.training.planning import plan_training
+from zoo.training.precision import lower_weights
 from zoo.training.saving import save_checkpoint
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
@@ -129,6 +132,7 @@ def measure(run):
     kept = [*run.model.parameters(), *run.model.buffers()]
     kept += run.computing.model.parameters()  # of copies in bfloat16, or the model's own again
     kept += [value for state in run.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    kept += [part for each in list_held_weights(run.model) for part in each.parts.values()]
     kept += [] if run.ema is None else list(run.ema.weights.values())
     held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in kept if each.ndim}
     gradients = {}
@@ -202,20 +206,26 @@ def test_the_peak_and_the_states_of_an_update_are_those_that_are_priced(tmp_path
 
 
 ADAPTED = {
-    "adapters": ([], []),
-    "a norm beside them": ([], ["train=[norm*]", "optim=lion"]),
-    "selection biases": (["ffn=moe", "router=sigmoid_topk"], ["train=[embedding*]"]),
+    "adapters": ([], [], "fp32"),
+    "a norm beside them": ([], ["train=[norm*]", "optim=lion"], "bf16"),
+    "selection biases": (["ffn=moe", "router=sigmoid_topk"], ["train=[embedding*]"], "fp32"),
+    "over NF4": ([], ["quantise:nf4"], "bf16"),
+    "over experts in int8": (["ffn=moe"], ["quantise:int8"], "bf16"),
 }
 
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_a_run_with_adapters_holds_and_saves_what_is_priced(tmp_path, name):
-    model, extra = ADAPTED[name]
+    model, extra, dtype = ADAPTED[name]
     wide = WIDE if not model else ["steps=3", "eval_every=null", "save_every=null"]
     spec = plan_training(compose_run(tmp_path, *wide, *model)).spec
-    base = store.save_model(build(spec, device="cpu", seed=1), tmp_path / "base")
-    lora = [f"weights={base}", "lora={rank:3,on:[attention,ffn]}", "ema=0.9"]
-    run, planned = make_run(tmp_path, *wide, *extra, *lora)
+    begun = build(spec, device="cpu", seed=1)
+    if dtype == "bf16":
+        lower_weights(begun)
+    base = store.save_model(begun, tmp_path / "base")
+    fields = ["rank:3", "on:[attention,ffn]", *(each for each in extra if ":" in each)]
+    lora = [f"weights={base}", f"lora={{{','.join(fields)}}}", "ema=0.9", *(each for each in extra if "=" in each)]
+    run, planned = make_run(tmp_path, *wide, *lora)
     try:
         states, peak = measure(run)
         run.step = 3
@@ -226,12 +236,14 @@ def test_a_run_with_adapters_holds_and_saves_what_is_priced(tmp_path, name):
     told = price_training(planned.settings, planned.spec, planned.settings.batch_size, cuda=False)
     assert told["states"] + sum(each.nbytes for each in run.model.buffers()) == states
     assert told["peak"] == pytest.approx(peak, rel=0.02)
-    stated = {"lora": {"rank": 3, "on": ("attention", "ffn")}, "train": planned.settings.train}
-    setup = {"precision": "fp32", "optimizer": planned.settings.optim.kind}
+    stated = {"lora": to_dict(planned.settings.lora), "train": planned.settings.train}
+    setup = {"precision": "fp32", "dtype": dtype, "optimizer": planned.settings.optim.kind}
     priced = zoo.stats(planned.spec, **stated, **setup)
     learning = [each for each in run.model.parameters() if each.requires_grad]
     assert priced["trained"]["parameters"] == sum(each.numel() for each in learning)
-    assert priced["memory"]["weights"] == sum(each.nbytes for each in run.model.parameters())
+    held = sum(each.nbytes for each in list_held_weights(run.model))
+    assert priced["memory"]["weights"] == held + sum(each.nbytes for each in run.model.parameters())
+    assert (held > 0) == (dtype == "bf16")
     assert priced["memory"]["gradients"] == sum(each.nbytes for each in learning)
     folder = tmp_path / "run" / "checkpoints" / "step-000003"
     sizes = {

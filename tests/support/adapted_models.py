@@ -41,7 +41,7 @@ def over(base: Path, model, folder: Path, trained: tuple[str, ...] = ()) -> Path
 
 def save_llama(folder: Path, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=60, **LLAMA, **changes)
+    config = transformers.LlamaConfig(**{"vocab_size": 60, **LLAMA, **changes})
     transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     return folder
 

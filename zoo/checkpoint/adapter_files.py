@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -46,6 +46,7 @@ class PlanFile(JsonShape):
     trained: list[str]
     base: str | None = None
     hash: str | None = None
+    quantise: Literal["nf4", "int8"] | None = None
 
 
 # ---------------------------------------------------------------- in a checkpoint of ours

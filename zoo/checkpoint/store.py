@@ -18,6 +18,7 @@ A checkpoint's folder is always whole: it is written under another name, flushed
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -355,7 +356,7 @@ def load_run(
         held = model.state_dict()
         adapters = adapter_files.read(model, folder)
         own, _ = open_tensors(folder, spec, getattr(model, "adapters", None))
-        there = {**own, **adapters}
+        there = ChainMap(adapters, own)  # type: ignore[arg-type]
         place = next(model.parameters()).device
         mine = {name: take(name, there[name].to(place), each) for name, each in held.items() if name in there}
         model.load_state_dict(mine)

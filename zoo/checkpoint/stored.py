@@ -21,11 +21,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PackedTensor:
+    """A tensor that is stored quantised: the `bytes` of its stored tensors, `read` to read these by role, and `decode`
+    to compute the tensor from them in a dtype. Of several tensors that are stored as one, the first has the bytes."""
+
+    bytes: int
+    read: Callable[[], Mapping[str, Tensor]]
+    decode: Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
+
+
+@dataclass(frozen=True)
 class StoredTensors(Mapping[str, "Tensor"]):
-    """Tensors by name, read lazily. `forms` has a meta tensor of the same shape and dtype under each name."""
+    """Tensors by name, read lazily. `forms` has a meta tensor of the same shape and dtype under each name.
+    `find_packed` finds how a quantised tensor is stored; None for any other."""
 
     forms: Mapping[str, Tensor]
     read: Callable[[str], Tensor]
+    find_packed: Callable[[str], PackedTensor | None] = lambda name: None
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name)
@@ -92,12 +104,19 @@ class StoredModel:
 
         model: Any = build(self.spec, device="meta")
         for name, tensor in self.tensors.items():
-            path, _, leaf = name.rpartition(".")
-            module, placed = model.get_submodule(path), tensor.to(device)
-            if leaf in module._buffers:
-                module._buffers[leaf] = placed
-            else:
-                module._parameters[leaf] = torch.nn.Parameter(placed)
+            place_tensor(model, name, tensor.to(device))
         if self.source is not None:
             model.source = self.source
         return model.eval()
+
+
+def place_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace a parameter or buffer of a model by a tensor, as when the model was built on the meta device."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._buffers:
+        module._buffers[leaf] = tensor
+    else:
+        before = module._parameters[leaf]
+        trains = before is None or before.requires_grad
+        module._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=trains)

@@ -105,6 +105,11 @@ class Header:
     start: int = 0
     name: str | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the tensor's data in the file."""
+        return -(-prod(self.shape) * BITS[self.dtype] // 8)
+
     def make_empty(self, device: str) -> Tensor:
         """Make an uninitialised tensor of this shape and dtype. Raises CheckpointError for a dtype that torch lacks."""
         import torch

@@ -67,11 +67,12 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     """
     stage = fullest(spec, setup) if stage is None else stage
     tuned = setup.tune(spec) if tuned is None else tuned
-    pieces = stage.pieces if tuned is None else (*stage.pieces, *tuned.adapters)
+    pieces = stage.pieces if tuned is None else tuned.list_own(stage.pieces)
     active = pieces if tuned is None else tuned.trained(stage.pieces)
     trained = [each for each in active if each.learns]
     rows = list_state_rows(pieces, setup, trained)
     weights, gradients, master = (rows[name].bytes for name in ("weights", "gradients", "master"))
+    weights += 0 if tuned is None else tuned.held
     own = optimizer_bytes(trained, setup)
     away = own if setup.offload == "states" else 0
     kept = {"weights": weights, "gradients": gradients, "optimizer": own - away + master, "master": master}
@@ -82,7 +83,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
         **kept,
         "offloaded": away,
         "updated": gradients + 2 * (own - away + changed["weights"].bytes + changed["master"].bytes),
-        "cast": cast_bytes(active, setup),
+        "cast": cast_bytes(active, setup) + (0 if tuned is None else _dequantised_bytes(stage, setup, tuned)),
         "step": step_bytes(trained, setup),
         "gathered": gathered,
         "reducing": reducing,
@@ -293,6 +294,12 @@ def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     if setup.autocast is None or DTYPES[setup.dtype] >= 4:
         return 0
     return sum(piece.params for piece in pieces if piece.product) * DTYPES[setup.dtype]
+
+
+def _dequantised_bytes(stage: Stage, setup: Setup, tuned: TunedModel) -> int:
+    """Count the bytes of the largest weight that is dequantised for a product, in the dtype of products."""
+    width = 4 if setup.precision == "fp32" else max(DTYPES[setup.dtype], 2)
+    return tuned.find_largest_held(stage.pieces) * width
 
 
 class WholeUnits(NamedTuple):

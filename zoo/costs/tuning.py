@@ -30,13 +30,15 @@ LOW_RANK = "lora"
 class Tuning:
     """How a run trains a model. `trained` names the weights that train (None: all), `adapted` the paths of products
     with an adapter of `rank`; with `drops_adapted` dropout is applied to an adapter's input. `drops` names where else
-    dropout is applied: attention, residual, embedding, ffn, layers."""
+    dropout is applied: attention, residual, embedding, ffn, layers. `held` has the bytes of each frozen weight that is
+    held otherwise than the others, in bfloat16 or quantised."""
 
     trained: frozenset[str] | None = None
     adapted: tuple[str, ...] = ()
     rank: int = 0
     drops_adapted: bool = False
     drops: frozenset[str] = frozenset()
+    held: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def plain(self) -> bool:
@@ -68,7 +70,8 @@ class PartTuning:
 class TunedModel(NamedTuple):
     """A model (`spec`) in which layers of a kind are tuned alike, with the tuning of each tower outside its layers
     (`ends`) and of each kind of layer. `reached` says whether the input of a tower's head needs a gradient; `copies`
-    counts the trained copies of each tensor by path (None: all train); `adapters` are the adapters' tensors."""
+    counts the trained copies of each tensor by path (None: all train); `adapters` are the adapters' tensors. `apart`
+    counts the copies of each tensor that are held otherwise than the others, and `held` is their bytes."""
 
     spec: Priced
     ends: Mapping[str, PartTuning]
@@ -76,6 +79,17 @@ class TunedModel(NamedTuple):
     reached: Mapping[str, bool]
     copies: Mapping[str, int] | None
     adapters: tuple[RankTensor, ...]
+    apart: Mapping[str, int]
+    held: int
+
+    def list_own(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
+        """Select the tensors that are not held apart, and add those of adapters."""
+        kept = [each._replace(copies=each.copies - self.apart.get(each.path, 0)) for each in pieces]
+        return [*(each for each in kept if each.copies), *self.adapters]
+
+    def find_largest_held(self, pieces: Collection[RankTensor]) -> int:
+        """Find the number of values of the largest tensor that is held apart, and is dequantised at each product."""
+        return max((each.params // each.copies for each in pieces if self.apart.get(each.path)), default=0)
 
     def trained(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
         """Select the tensors that train, and add those of adapters."""
@@ -99,6 +113,8 @@ class TunedSetup(Setup):
         tuning = self.tuning(spec)
         if tuning.adapted and self.tp * self.pp * self.ep > 1:
             raise ConfigError("lora: is priced without tp, pp and ep (--dp, --cp, --zero)")
+        if self.zero:  # shards are of parameters alone, in the dtype of all
+            tuning = replace(tuning, held={})
         return None if tuning.plain else apply_tuning(spec, tuning)
 
 
@@ -125,7 +141,9 @@ def apply_tuning(spec: Priced, tuning: Tuning) -> TunedModel:
         blocks = {label: tower.blocks[kind] for (kind, *_), label in labels.items()}
         towers[where] = change_copy(tower, pattern=tuple(pattern), blocks=blocks)
     adapters = tuple(_list_adapters(spec, tuning))
-    return TunedModel(PricedPart(towers, spec), ends, layers, reached, _count_trained(spec, tuning), adapters)
+    trained = None if tuning.trained is None else _count_copies(spec, tuning.trained)
+    apart, held = _count_copies(spec, tuning.held), sum(tuning.held.values())
+    return TunedModel(PricedPart(towers, spec), ends, layers, reached, trained, adapters, apart, held)
 
 
 def _list_frozen(spec: Priced, where: str, tower: Tower, tuning: Tuning) -> frozenset[str]:
@@ -164,13 +182,12 @@ def _trains(block: Block, d_model: int, part: PartTuning) -> bool:
     return bool(part.adapted) or bool(names - part.frozen)
 
 
-def _count_trained(spec: Priced, tuning: Tuning) -> dict[str, int] | None:
-    if tuning.trained is None:
-        return None
+def _count_copies(spec: Priced, names: Collection[str]) -> dict[str, int]:
+    """Count the copies of each tensor, by its path, that have one of the `names`."""
     found: Counter[str] = Counter()
     for where, tower in spec.towers().items():
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):
-            if name in tuning.trained:
+            if name in names:
                 found[f"{row.path}.{leaf}" if leaf else row.path] += 1
     return dict(found)
 

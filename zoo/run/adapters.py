@@ -28,7 +28,7 @@ class Adapters:
     that have one. `trained` names the model's own weights that are not the base's: those that train too, and those
     drawn or converted at the start. `base` is the path of the base model, or None; `hash` is what `identify_base`
     returned for it. With a base, checkpoints store only the adapters and the `trained` weights; without one, all
-    weights."""
+    weights. `quantise` is the form that the base's matrices were quantised to when they were read."""
 
     rank: int
     alpha: float
@@ -37,6 +37,7 @@ class Adapters:
     trained: tuple[str, ...] = ()
     base: str | None = None
     hash: str | None = None
+    quantise: str | None = None
 
     @property
     def scale(self) -> float:
@@ -57,8 +58,9 @@ class Adapter(nn.Module):
     def draw(self, generator: torch.Generator) -> None:
         """Draw A uniformly within ±1/√d_in, as peft does."""
         bound = self.a.shape[-1] ** -0.5
+        drawn = torch.empty_like(self.a, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
         with torch.no_grad():
-            self.a.uniform_(-bound, bound, generator=generator)
+            self.a.copy_(drawn)
 
     def drop(self, x: Tensor) -> Tensor:
         """Apply dropout to the inputs while training."""
@@ -98,14 +100,27 @@ ADAPTED: dict[type[nn.Module], type[nn.Module]] = {LinearModule: AdaptedLinear, 
 
 def attach_adapters(model: Model, plan: Adapters, seed: int = 0) -> None:
     """Attach an adapter to each Linear at the plan's paths, in place, initialised from `seed`."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for path in plan.paths:
         module: Any = model.get_submodule(path)
         module.__class__ = ADAPTED[type(module)]
         module.add_module("lora", Adapter(module.weight, plan))
         module.lora.train(module.training)
-        module.lora.draw(generator)
     model.adapters = plan  # type: ignore[assignment]
+    draw_adapters(model, next(model.parameters()).device, seed)
+
+
+def draw_adapters(model: Any, device: torch.device, seed: int) -> None:
+    """Initialise the adapters of a model from `seed`: A at random, B with 0. Those on the meta device are made on
+    `device`; if that is meta too, nothing is done."""
+    if device.type == "meta":
+        return
+    generator = torch.Generator(device).manual_seed(seed)
+    for path in model.adapters.paths:
+        adapter: Any = model.get_submodule(f"{path}.lora")
+        if adapter.a.is_meta:
+            adapter.to_empty(device=device)
+            nn.init.zeros_(adapter.b)
+        adapter.draw(generator)
 
 
 def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

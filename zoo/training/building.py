@@ -220,10 +220,11 @@ def build_model(
 ) -> Model:
     """Build this process's part of the model, spread over the mesh. With `fresh` the model gets its initial weights;
     else a checkpoint is read into it later."""
-    settings, mesh = planned.settings, layout.mesh
+    settings, mesh, start = planned.settings, layout.mesh, StartSettings.of(planned.settings)
     divided = mesh.tp > 1 or mesh.ep > 1 or mesh.pp > 1
     apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever holds the whole model
-    part, where = layout.take_part(planned.spec), "meta" if apart else str(device)
+    streams = fresh and mesh.size == 1 and start.streams(planned.spec)
+    part, where = layout.take_part(planned.spec), "meta" if apart or streams else str(device)
     model = build(part, device=where, kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
     if layout.world.size == 1:
@@ -233,6 +234,8 @@ def build_model(
         initialise(model.to_empty(device=device), settings.seed)
         apart = False
     settle_weights(model, settings, say, fresh)
+    if fresh and mesh.shard == 1:
+        start.hold(model, device)
     layout.lay_out(model, settings)
     if apart:
         initialise(model.to_empty(device=device), settings.seed)

@@ -128,6 +128,9 @@ def find_parallel_faults(settings: Training, world: World, spec: Topology) -> li
     if settings.lora is not None and not (whole and mesh.pp == 1):
         found = "adapts whole products, of which each process of tp, ep and pp has a part"
         faults.append(f"lora: {found} (lora=null, or parallel=fsdp)")
+    elif settings.lora is not None and settings.lora.quantise and mesh.shard > 1:
+        found = f"is {settings.lora.quantise}, and each process holds a part of every weight"
+        faults.append(f"lora.quantise: {found} (null, or parallel=ddp)")
     elif settings.lora is not None and settings.lora.dropout:
         found = f"is {settings.lora.dropout}, and each process would draw for itself what it drops"
         faults.append(f"lora.dropout: {found} (0, or parallel=none)")

@@ -78,5 +78,8 @@ def count_parameters_of(model: Model, settings: Training) -> tuple[int, int]:
     if model.shares.divisions or model.shares.stages:  # the built model is a rank's part
         whole, trained = model.whole, StartSettings.of(settings).choose_trained(model.whole)
         return count_parameters(whole)["total"], sum(math.prod(table(whole, whole.d_model)[name]) for name in trained)
-    sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+    from zoo.run.adapters import INSIDE
+
+    added = sum(each.numel() for name, each in model.named_parameters() if INSIDE in name)  # the rest may be held apart
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    return count_parameters(model.whole)["total"] + added, trained

@@ -21,6 +21,7 @@ from zoo.training.finite import refuse_nonfinite, refuse_nonfinite_weights
 from zoo.training.log import find_record
 from zoo.training.run import Run
 from zoo.training.settings import Training
+from zoo.training.start.begin import StartSettings
 from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.run_types import Count, Number
 
@@ -178,6 +179,8 @@ def point_at_best(run: Run) -> None:
 def restore_run(run: Run, checkpoint: Path) -> None:
     """Restore a run's state from a checkpoint."""
     counters = store.load_run(checkpoint, run.model, run.optimizer, rank=run.world.rank, checked=True)
+    if run.layout.mesh.shard == 1:
+        StartSettings.of(run.settings).hold(run.model, run.device)
     if run.ema is not None:
         run.ema.restore(checkpoint / "ema", run.model.shares)
     restore_counters(run, counters)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.hf.opening import HFSource, find_differences, open_folder
 from zoo.checkpoint.mapping import map_tensors
-from zoo.checkpoint.stored import StoredModel, StoredTensors
+from zoo.checkpoint.stored import PackedTensor, StoredModel, StoredTensors
 from zoo.checkpoint.tensor_files import NAMES, Header, Packed, TensorReader
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
@@ -42,7 +42,8 @@ def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = No
     fresh = dict(_initial_values(spec, entries, found))
     forms = {name: form for entry in there for name, form in _list_forms(entry, found)}
     forms |= {name: torch.empty_like(each, device="meta") for name, each in fresh.items()}
-    made = StoredModel(spec, StoredTensors(forms, _OursReader(there, reader, fresh).read), source)
+    ours = _OursReader(there, reader, fresh)
+    made = StoredModel(spec, StoredTensors(forms, ours.read, ours.find_packed), source)
     return made.cast(dtype) if of_gguf else made
 
 
@@ -67,6 +68,7 @@ class _OursReader:
         self.entries = {name: entry for entry in entries for name in entry.ours}
         self.reader, self.fresh = reader, fresh
         self._made: dict[str, Tensor] = {}
+        self._parts: dict[str, Mapping[str, Tensor]] = {}
 
     def read(self, name: str) -> Tensor:
         if name in self.fresh:
@@ -77,6 +79,31 @@ class _OursReader:
             ours = entry.to_ours([self.reader[each] for each in entry.theirs])
             self._made = dict(zip(entry.ours, ours, strict=True))
         return self._made.pop(name)
+
+    def find_packed(self, name: str) -> PackedTensor | None:
+        """Find how a tensor is stored if all tensors of its entry are quantised."""
+        entry = self.entries.get(name)
+        headers = [] if entry is None else [self.reader.found[each] for each in entry.theirs]
+        packed = {str(number): each for number, each in enumerate(headers) if isinstance(each, Packed)}
+        if entry is None or len(packed) < len(headers):
+            return None
+        place = entry.ours.index(name)
+        stored = {f"{number}.{role}": part for number, each in packed.items() for role, part in each.parts.items()}
+
+        def read() -> Mapping[str, Tensor]:
+            if entry.ours[0] not in self._parts:
+                self._parts[entry.ours[0]] = {role: self.reader.read(each) for role, each in stored.items()}
+            return self._parts[entry.ours[0]]
+
+        def decode(held: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+            theirs = [
+                each.layout.decode({role: held[f"{number}.{role}"] for role in each.parts}, dtype)
+                for number, each in packed.items()
+            ]
+            return entry.to_ours(theirs)[place].contiguous()
+
+        size = 0 if place else sum(each.nbytes for each in stored.values())
+        return PackedTensor(size, read, decode)
 
 
 def _check_copies(mapped: Sequence[Entry], reader: TensorReader, source: HFSource) -> None:

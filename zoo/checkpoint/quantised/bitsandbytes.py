@@ -20,6 +20,13 @@ STATE = ".quant_state.bitsandbytes__"
 LONGEST = 2**16
 """Maximum bytes of a weight's state."""
 
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+"""NF4's values: quantiles of the normal distribution, one of them 0 (Dettmers et al., 2023, appendix E)."""
+
 Size = Annotated[int, Field(ge=1)]
 
 
@@ -81,21 +88,48 @@ class FourBit(QuantisedLayout):
                 found = f"has shape {list(parts[role].shape)}, and there are {least:,} blocks"
                 raise refuse(parts[role], found, "a whole file")
 
-    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
-        width = self.shape[1] if len(self.shape) > 1 else 1
-        first, last = start * width, stop * width
-        packed = held["weight"].reshape(-1)[first // 2 : -(-last // 2)].view(torch.uint8).to(torch.int64)
-        codes = torch.stack([packed >> 4, packed & 15], -1).flatten()[: last - first]
-        blocks = torch.arange(first, last) // self.block
-        values = held["values"].float()[codes] * self._absmax(held)[blocks]
-        return values.reshape(stop - start, *self.shape[1:])
+    @classmethod
+    def encode(cls, weight: Tensor) -> tuple[FourBit, dict[str, Tensor]]:
+        """Quantise a weight to NF4 in blocks of 64, with double quantisation: the absmax of blocks, less their mean, in
+        8 bits in blocks of 256 (255 even levels, as torchao has; bitsandbytes' are uneven). Returns the layout and its
+        tensors."""
+        made, values = object.__new__(cls), torch.tensor(NF4)
+        made.shape, made.block, made.nested_block = tuple(weight.shape), 64, 256
+        blocks = _cut(weight.float(), made.block)
+        absmax = blocks.abs().amax(1)
+        scaled = blocks / absmax.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+        codes = torch.bucketize(scaled, (values[1:] + values[:-1]) / 2).to(torch.uint8).flatten()
+        made.offset = float(absmax.mean())
+        rest = _cut(absmax - made.offset, made.nested_block)
+        nested = rest.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
+        levels = (rest / nested.unsqueeze(1) * 127).round().flatten()[: len(absmax)] + 127
+        parts = {"weight": (codes[::2] << 4) | codes[1::2], "absmax": levels.to(torch.uint8), "values": values}
+        return made, {**parts, "nested": nested, "nested_values": torch.arange(-127, 128) / 127}
 
-    def _absmax(self, held: Mapping[str, Tensor]) -> Tensor:
+    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        width = prod(self.shape[1:])
+        first, last = start * width, stop * width
+        byte, values = torch.arange(256), held["values"].float()
+        pairs = torch.stack([values[byte >> 4], values[byte & 15]], -1)
+        packed = held["weight"].reshape(-1)[first // 2 : -(-last // 2)].view(torch.uint8)
+        found = torch.nn.functional.embedding(packed.int(), pairs).flatten()[: last - first]
+        begin, end = first // self.block, -(-last // self.block)
+        scales = self._absmax(held, begin, end).repeat_interleave(self.block)[first - begin * self.block :]
+        return found.mul_(scales[: last - first]).reshape(stop - start, *self.shape[1:])
+
+    def _absmax(self, held: Mapping[str, Tensor], begin: int, end: int) -> Tensor:
+        """Compute the scales of the blocks from `begin` to `end` - 1."""
         if not self.nested_block:
-            return held["absmax"].float()
-        codes = held["absmax"].to(torch.int64)
-        outer = held["nested"].float()[torch.arange(len(codes)) // self.nested_block]
+            return held["absmax"][begin:end].float()
+        codes = held["absmax"][begin:end].to(torch.int64)
+        outer = held["nested"].float()[torch.arange(begin, begin + len(codes)) // self.nested_block]
         return held["nested_values"].float()[codes] * outer + self.offset
+
+
+def _cut(values: Tensor, size: int) -> Tensor:
+    """Cut the flat values into blocks [N, size], the last one filled up with zeros."""
+    flat = values.reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
 
 class EightBit(QuantisedLayout):
@@ -111,6 +145,15 @@ class EightBit(QuantisedLayout):
             raise refuse(
                 parts["form"], "is a layout of tiles", "weights by row, as bitsandbytes 0.43 and later save them"
             )
+
+    @classmethod
+    def encode(cls, weight: Tensor) -> tuple[EightBit, dict[str, Tensor]]:
+        """Quantise a weight to int8 by row. Returns the layout and its tensors."""
+        made = object.__new__(cls)
+        made.shape = tuple(weight.shape)
+        absmax = weight.float().abs().amax(-1)
+        codes = weight.float() * (127 / absmax.clamp(min=torch.finfo(torch.float32).tiny)).unsqueeze(-1)
+        return made, {"weight": codes.round().to(torch.int8), "absmax": absmax}
 
     def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         return held["weight"][start:stop].float() * (held["absmax"][start:stop].float() / 127).unsqueeze(-1)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
 from zoo.checkpoint.adapter_files import choose_base
 from zoo.checkpoint.gguf import find
-from zoo.costs.setup import Setup
+from zoo.checkpoint.held_base import hold_base, measure_held, open_base, refuse_quantised
+from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.tuning import TunedSetup, Tuning
-from zoo.errors import ConfigError
+from zoo.errors import CheckpointError, ConfigError
 from zoo.lazy import torch
 from zoo.spec import Buffer, table, tensors
+from zoo.training.precision import MASTER
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
 from zoo.training.start.other_tokenizer import check_tokens
 from zoo.training.start.transfer import transfer
 
 if TYPE_CHECKING:
+    from torch import device as Device
+
+    from zoo.checkpoint.stored import StoredTensors
     from zoo.data import TokenizerSettings
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
@@ -36,6 +43,7 @@ class StartSettings:
     freeze: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     lora: Lora | None = None
+    precision: str = "fp32"
     seed: int = 0
 
     @classmethod
@@ -48,6 +56,11 @@ class StartSettings:
         """Whether some weights of the model may be frozen."""
         return bool(self.freeze or self.train or self.lora)
 
+    @property
+    def holds(self) -> bool:
+        """Whether frozen weights are held as the base stores them. The copies of bf16_master are of float32 weights."""
+        return self.lora is not None and self.precision != MASTER
+
     def find_faults(self, spec: Topology, fp8: bool) -> list[str]:
         """List conflicts between the settings, as far as the config shows them."""
         faults: list[str] = []
@@ -56,6 +69,9 @@ class StartSettings:
             checks.append(lambda: self.lora and self.lora.choose(spec))
             if self.weights is None:
                 faults.append("lora: adapts weights, and there are none (weights=FOLDER)")
+            if self.lora.quantise and not self.holds:
+                found = f"is {self.lora.quantise}, and {MASTER} has bfloat16 copies of float32 weights"
+                faults.append(f"lora.quantise: {found} (precision=bf16)")
             if fp8:
                 faults.append("lora: its products are not taken in float8 (precision=bf16)")
         elif self.weights is None and self.deepen != "stack":
@@ -73,23 +89,35 @@ class StartSettings:
         """Return the names of the model's own weights that train. Raises ConfigError for faulty patterns."""
         return choose_trained(spec, self.freeze, self.train, self.lora is not None)
 
-    def describe_tuning(self, spec: Topology) -> Tuning:
-        """Describe for the price which weights train, and which adapters are added. Raises ConfigError for faulty
+    def describe_tuning(self, spec: Topology, width: int | None = None) -> Tuning:
+        """Describe for the price which weights train, which adapters are added, and how the frozen weights are held.
+        The base's files say how they are stored, or else all have `width` bytes a value. Raises ConfigError for faulty
         patterns."""
         trained = frozenset(self.choose_trained(spec)) if self.partly else None
         if self.lora is None:
             return Tuning(trained)
-        return Tuning(trained, self.lora.choose(spec), self.lora.rank, self.lora.dropout > 0)
+        stored: StoredTensors | int | None = width
+        if self.weights is not None:
+            with suppress(CheckpointError):  # gone, as a run's that goes on may be: float32 is the most that it takes
+                stored = open_base(self.weights)
+        held = {}
+        if self.holds and stored is not None:
+            held = measure_held(spec, trained or (), self.lora.quantise, stored)
+        return Tuning(trained, self.lora.choose(spec), self.lora.rank, self.lora.dropout > 0, held=held)
 
     def tune(self, setup: Setup) -> Setup:
-        """Return a set-up in which only the weights train that these settings let train."""
-        return TunedSetup(**vars(setup), tuning=self.describe_tuning) if self.partly else setup
+        """Return a set-up in which only the weights train that these settings let train. Frozen weights are in the
+        set-up's dtype."""
+        tuning = partial(self.describe_tuning, width=DTYPES[setup.dtype])
+        return TunedSetup(**vars(setup), tuning=tuning) if self.partly else setup
 
     def check(self, spec: Topology, tokenizer: TokenizerSettings, say: Callable[[str], object]) -> None:
         """Check the folder of weights, if any. Raises CheckpointError if unreadable, ConfigError if it does not fit the
         model, or has another tokenizer."""
         if self.weights is not None:
             check_weights(self.weights, spec, self.deepen)
+            if self.lora is not None and self.lora.quantise:
+                refuse_quantised(open_base(self.weights), spec)
             check_tokens(self.weights, tokenizer, self.other_tokenizer, say)
 
     def read(self, model: Model, say: Callable[[str], object]) -> set[str]:
@@ -97,6 +125,11 @@ class StartSettings:
         were read as they are."""
         if self.weights is None:
             return set()
+        if next(model.parameters()).is_meta:
+            stored = open_base(self.weights, checked=True)
+            count = sum(form.numel() for form in stored.forms.values())
+            say(f"weights: {len(stored)} tensors, {count:,} values, of {find(self.weights)}")
+            return set(stored)
         lines, equal = load_weights(model, self.weights, self.deepen, self.seed)
         for line in lines:
             say(line)
@@ -110,7 +143,7 @@ class StartSettings:
             from zoo.run.adapters import Adapters, attach_adapters
 
             lora = self.lora
-            plan = Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(model.spec))
+            plan = Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(model.spec), quantise=lora.quantise)
             if equal is not None and self.weights is not None:
                 fixed = {
                     name for name, part, _ in tensors(model.spec, model.spec.d_model) if not isinstance(part, Buffer)
@@ -123,6 +156,17 @@ class StartSettings:
             return None
         count, whole = freeze_others(model, trained)
         return f"trains {count:,} of {whole:,} parameters ({count / whole:.2%})"
+
+    def hold(self, model: Model, device: Device) -> None:
+        """Hold the frozen weights as the base of the adapters stores them, once all other weights are read. A model on
+        the meta device gets all its weights."""
+        if self.holds:
+            hold_base(model, device, self.seed)
+
+    def streams(self, spec: Topology) -> bool:
+        """Whether `hold` can read a model on the meta device tensor by tensor, so that the whole model is never in
+        float32: if the base's architecture is the model's."""
+        return self.holds and self.weights is not None and store.load_spec(self.weights) == spec
 
 
 def check_weights(folder: str | Path, spec: Topology, added: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -16,13 +16,16 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
     """Train W + (alpha / rank)·B·A in place of W, with W frozen (Hu et al., 2021).
 
     `on` names the axes whose products are adapted (attention, ffn, head …), or products by pattern
-    (`blocks.*.attention.[qv]`). `dropout` is the dropout rate of an adapter's inputs.
+    (`blocks.*.attention.[qv]`). `dropout` is the dropout rate of an adapter's inputs. `quantise` (nf4 or int8)
+    quantises the frozen matrices of the layers as they are read (QLoRA; Dettmers et al., 2023); without it they are
+    held as they are stored.
     """
 
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     on: tuple[str, ...] = ("attention",)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    quantise: Literal["nf4", "int8"] | None = None
 
     def choose(self, spec: Any) -> tuple[str, ...]:
         """List the paths of the products that get an adapter. Raises ConfigError for a name that matches none, and for
