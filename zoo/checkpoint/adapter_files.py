@@ -132,6 +132,18 @@ def read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device |
         raise CheckpointError(f"{folder / ADAPTERS}: cannot be read, found {short(error)} (a whole file)") from error
 
 
+def load_adapter(model: Any, folder: Path) -> None:
+    """Give a model the adapters of a checkpoint, and the weights that were trained beside them. Raises CheckpointError
+    if the checkpoint holds a whole model, and for tensors that are not the model's."""
+    plan = read_plan(folder)
+    if plan is None or plan.hash is None:
+        raise CheckpointError(f"{folder}: its adapters name no base (a checkpoint of this version)")
+    check_weights(folder, model.spec)
+    own = parallel_checkpoint.open_weights(folder, mapped=False)
+    held = {**read_tensors(plan, model.spec, folder, "cpu"), **own}
+    model.load_state_dict(held, strict=False)
+
+
 # ---------------------------------------------------------------- the base
 
 

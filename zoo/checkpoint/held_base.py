@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
 from zoo.checkpoint.adapter_files import read_plan
-from zoo.checkpoint.gguf import find
+from zoo.checkpoint.finding import find
 from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
 from zoo.checkpoint.stored import place_tensor
 from zoo.errors import ConfigError

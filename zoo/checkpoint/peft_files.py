@@ -13,6 +13,7 @@ from zoo.checkpoint.adapter_files import read_plan, read_tensors
 from zoo.checkpoint.conversion import Entry, Transpose
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors
+from zoo.checkpoint.peft_reading import PREFIX, SETTINGS, TENSORS
 from zoo.checkpoint.stored import refuse_nonfinite
 from zoo.checkpoint.tensor_files import refuse_to_replace, write_tensors
 from zoo.disk import replace_folder
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
     from zoo.families.body import Body
     from zoo.run.adapters import Adapters
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""The files of peft's format."""
-
-PREFIX, TABLE = "base_model.model.", "embedding.tokens.weight"
-"""The prefix of the names of a peft model's tensors, and our name of the token table."""
+TABLE = "embedding.tokens.weight"
+"""Our name of the token table."""
 
 
 def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
@@ -70,12 +68,12 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
     if whole:
         config |= {"modules_to_save": sorted({_path_of(name) for name in whole})}
         config |= {"ensure_weight_tying": getattr(spec.head, "tied", False)}
-    refuse_to_replace(out, "adapters", FILES, source=folder, force=force)
+    refuse_to_replace(out, "adapters", (SETTINGS, TENSORS), source=folder, force=force)
     for name, each in tensors.items():
         refuse_nonfinite(name, each)
     with replace_folder(out) as draft:
-        (draft / FILES[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_tensors(tensors, draft / FILES[1])
+        (draft / SETTINGS).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tensors(tensors, draft / TENSORS)
     return config
 
 

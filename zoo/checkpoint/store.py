@@ -26,11 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from zoo.checkpoint import adapter_files, parallel_checkpoint, sentence_files
 from zoo.checkpoint.beside import BESIDE, copy_beside
-from zoo.checkpoint.gguf import find
+from zoo.checkpoint.finding import find
 from zoo.checkpoint.headers import compare_shapes
 from zoo.checkpoint.manifest import MANIFEST, read_sealed, seal, verify, write_manifests
 from zoo.checkpoint.model_card import CARD, write_card
@@ -52,8 +50,7 @@ from zoo.distributed.sharded_tensors import Shares, drop_gathered
 from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG
-from zoo.grammar import to_dict
-from zoo.grammar.saved import FORMAT, check_format, read_spec
+from zoo.grammar.saved import FORMAT, check_format, read_spec, write_spec
 from zoo.lazy import torch
 from zoo.run.builder import pick_device, resolve_dtype
 from zoo.runs import ARCHITECTURE, CHECKPOINTS, COUNTERS, WEIGHTS, read_step, steps
@@ -117,9 +114,7 @@ def write_model(model: Model, folder: Path, tokenizer: Any = None, weights: Mapp
 
 def write_architecture(spec: Topology, folder: Path, tokenizer: Any = None) -> None:
     """Write the architecture, and the tokenizer if there is one, into a checkpoint's folder."""
-    node = {"format": FORMAT, "model": to_dict(spec)}
-    text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
-    (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
+    write_spec(spec, folder)
     if tokenizer is not None:
         tokenizer.save(folder, spec.max_seq_len)
 

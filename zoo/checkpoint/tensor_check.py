@@ -8,7 +8,7 @@ from pathlib import Path
 from zoo import runs
 from zoo.checkpoint import hf
 from zoo.checkpoint.adapter_files import check_weights, find_base, read_plan
-from zoo.checkpoint.gguf import find
+from zoo.checkpoint.finding import find
 from zoo.costs.params import count_parameters
 from zoo.errors import CheckpointError
 from zoo.grammar.saved import read_spec

@@ -49,7 +49,8 @@ def run(
     --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. The file is read back before it
     appears: by our own reader and, where its Python package is installed, by llama.cpp.
     """
-    from zoo.checkpoint import gguf, hf, peft_files, store
+    from zoo.checkpoint import hf, peft_files, store
+    from zoo.checkpoint.finding import find
     from zoo.checkpoint.verify_folder import require_transformers
 
     if into is not None and to != "hf":
@@ -60,7 +61,7 @@ def run(
         raise ConfigError(f"--type: is a GGUF file's, not one of {to} (--to gguf)")
     if verify and to == "hf":
         require_transformers()
-    folder = gguf.find(checkpoint)
+    folder = find(checkpoint)
     if to == "peft":
         config = peft_files.save_for_peft(folder, out, force=force)
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")

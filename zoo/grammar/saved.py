@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar.interpolation import RESOLVERS, find_foreign
-from zoo.grammar.plain import from_dict
+from zoo.grammar.plain import from_dict, to_dict
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.printable import quote, shorten
@@ -39,6 +39,13 @@ def read_spec(folder: Path) -> Any:
     if "format" in node:
         check_format(file, node["format"])
     return read_model(file, check_shape(node, Architecture, str(file))["model"])
+
+
+def write_spec(spec: Any, folder: Path) -> None:
+    """Write the architecture of a checkpoint into its folder."""
+    node = {"format": FORMAT, "model": to_dict(spec)}
+    text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
+    (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
 
 
 def read_model(file: Path, node: object) -> Any:

@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo import runs
-from zoo.checkpoint.gguf import find
+from zoo.checkpoint.adapter_files import read_plan
+from zoo.checkpoint.finding import find
+from zoo.checkpoint.peft_reading import is_peft
 from zoo.compose.composing import Composed
 from zoo.compose.fault_lines import shorten_error
 from zoo.compose.hydra_engine import (
@@ -290,6 +292,9 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
     chosen = list_values(typed["weights"]) if "weights" in typed else [str(body.get("weights") or "null")]
     if len(chosen) != 1 or chosen[0] in ("None", "null", ""):
         return list(parsed)
+    if is_peft(chosen[0]):
+        others = [each for each in parsed if each.get_key_element() != "weights"]
+        return imply_by_weights([*parse_overrides(describe_adapter(Path(chosen[0])), []), *others], body)
     listed = [key for entry in body.get("defaults", []) if isinstance(entry, Mapping) for key in entry]
     implied = (
         []
@@ -304,6 +309,17 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
             raise ConfigError(f"weights: {found} (data.tokenizer.kind=file data.tokenizer.path=… names another)")
         implied += ["data.tokenizer.kind=file", f"data.tokenizer.path='{folder}'"]
     return [*parsed, *parse_overrides(implied, [])]
+
+
+def describe_adapter(folder: Path) -> list[str]:
+    """Write the overrides by which a run goes on with an adapter that peft wrote: the base, the adapter's rank, alpha
+    and products, and the weights trained beside it. Raises CheckpointError for an adapter that is not read."""
+    plan = read_plan(find(folder))
+    assert plan is not None
+    fields = {"rank": plan.rank, "alpha": plan.alpha, "dropout": plan.dropout, "on": f"[{','.join(plan.paths)}]"}
+    stated = ",".join(f"{name}:{value}" for name, value in {**fields, "adapter": f"'{folder.absolute()}'"}.items())
+    train = [f"train=[{','.join(plan.trained)}]"] if plan.trained else []
+    return [f"weights='{plan.base}'", f"lora={{{stated}}}", *train]
 
 
 OPTIONS = ("match", "match_by", "baseline")

@@ -33,7 +33,7 @@ class Loaded:
 def find_folder(checkpoint: str | Path | None) -> Path:
     """Find a checkpoint or a run folder; None finds the last run started from the working directory."""
     from zoo import runs
-    from zoo.checkpoint.gguf import find
+    from zoo.checkpoint.finding import find
 
     return find(runs.last_run() if checkpoint is None else checkpoint)
 

@@ -34,7 +34,7 @@ def load_reader(
 ) -> TextReader:
     """Load the model of a folder, or wrap a given model. Raises ConfigError for a given model without a tokenizer."""
     from zoo.checkpoint import hf, store
-    from zoo.checkpoint.gguf import find
+    from zoo.checkpoint.finding import find
 
     if not isinstance(model, str | Path):
         if tokenizer is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.checkpoint.gguf import find
+from zoo.checkpoint.finding import find
 from zoo.errors import ConfigError, ZooError
 from zoo.text.vectors import embed
 from zoo.untrusted.lines import read_lines

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.gguf import find
+from zoo.checkpoint.finding import find
 from zoo.data.tokenizer import open_backend
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import F, torch

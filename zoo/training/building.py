@@ -236,6 +236,8 @@ def build_model(
     settle_weights(model, settings, say, fresh)
     if fresh and mesh.shard == 1:
         start.hold(model, device)
+    if fresh:
+        start.take_adapter(model)
     layout.lay_out(model, settings)
     if apart:
         initialise(model.to_empty(device=device), settings.seed)

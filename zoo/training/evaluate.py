@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import runs
-from zoo.checkpoint import gguf, store
+from zoo.checkpoint import store
+from zoo.checkpoint.finding import find
 from zoo.data import PreparedData
 from zoo.data import prepare as prepare_data
 from zoo.data.tokenizer import Tokenizer
@@ -147,7 +148,7 @@ class Subject:
         self.given = not isinstance(model, str | Path)
         self.model: Any = model if self.given else None
         self.place = None if self.given else Path(model).expanduser()
-        self.folder = None if self.place is None else gguf.find(self.place)
+        self.folder = None if self.place is None else find(self.place)
         self._tokenizer = tokenizer if tokenizer is not None else self.folder
         self.spec: Any = model.spec if self.folder is None else store.load_spec(self.folder)
 

@@ -121,7 +121,7 @@ def load_teacher(folder: str, device: Any) -> Any:
 
 def refuse_other_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
     """Raise ConfigError if a teacher's folder has a tokenizer that gives other ids."""
-    from zoo.checkpoint.gguf import find
+    from zoo.checkpoint.finding import find
     from zoo.data.tokenizer import Tokenizer
     from zoo.errors import ConfigError
 

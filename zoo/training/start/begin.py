@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
-from zoo.checkpoint.adapter_files import choose_base
-from zoo.checkpoint.gguf import find
+from zoo.checkpoint.adapter_files import choose_base, load_adapter, read_plan, read_tensors
+from zoo.checkpoint.finding import find
 from zoo.checkpoint.held_base import hold_base, measure_held, open_base, refuse_quantised
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.tuning import TunedSetup, Tuning
@@ -116,6 +116,8 @@ class StartSettings:
         model, or has another tokenizer."""
         if self.weights is not None:
             check_weights(self.weights, spec, self.deepen)
+            if self.lora is not None and self.lora.adapter is not None:
+                check_adapter(self.lora, self.lora.adapter, spec)
             if self.lora is not None and self.lora.quantise:
                 refuse_quantised(open_base(self.weights), spec)
             check_tokens(self.weights, tokenizer, self.other_tokenizer, say)
@@ -163,6 +165,11 @@ class StartSettings:
         if self.holds:
             hold_base(model, device, self.seed)
 
+    def take_adapter(self, model: Model) -> None:
+        """Give a fresh model the adapters, and the weights trained beside them, that `lora.adapter` has."""
+        if self.lora is not None and self.lora.adapter is not None:
+            load_adapter(model, find(self.lora.adapter))
+
     def streams(self, spec: Topology) -> bool:
         """Whether `hold` can read a model on the meta device tensor by tensor, so that the whole model is never in
         float32: if the base's architecture is the model's."""
@@ -175,6 +182,26 @@ def check_weights(folder: str | Path, spec: Topology, added: str) -> None:
     source = store.load_spec(folder)
     shapes = table(source, source.d_model)
     transfer(source, spec, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, added)
+
+
+def check_adapter(lora: Lora, adapter: str, spec: Any) -> None:
+    """Check that a folder's adapters are those that `lora` describes. Raises ConfigError, one line for each difference,
+    and CheckpointError for a broken folder."""
+    folder = find(adapter)
+    plan = read_plan(folder)
+    if plan is None:
+        raise ConfigError(f"lora.adapter: {adapter} has no adapters (a checkpoint of a run with lora=…, or peft's)")
+    stated = {"rank": lora.rank, "alpha": lora.alpha}
+    faults = [
+        f"lora.{name}: is {value:g}, that of {adapter} is {getattr(plan, name):g} ({name}:{getattr(plan, name):g})"
+        for name, value in stated.items()
+        if value != getattr(plan, name)
+    ]
+    if odd := sorted({*lora.choose(spec)} ^ {*plan.paths}):
+        faults.append(f"lora.on: {odd[0]} is adapted in one of the config and {adapter} alone, of {len(odd)} such")
+    if faults:
+        raise ConfigError(*faults)
+    read_tensors(plan, spec, folder, "cpu")
 
 
 def load_weights(model: Model, folder: str | Path, added: str, seed: int) -> tuple[list[str], set[str]]:

@@ -18,7 +18,8 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
     `on` names the axes whose products are adapted (attention, ffn, head …), or products by pattern
     (`blocks.*.attention.[qv]`). `dropout` is the dropout rate of an adapter's inputs. `quantise` (nf4 or int8)
     quantises the frozen matrices of the layers as they are read (QLoRA; Dettmers et al., 2023); without it they are
-    held as they are stored.
+    held as they are stored. `adapter` is the folder of an adapter over the same base that is gone on with: a
+    checkpoint of such a run, or peft's files.
     """
 
     rank: PositiveInt = 8
@@ -26,6 +27,7 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
     on: tuple[str, ...] = ("attention",)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     quantise: Literal["nf4", "int8"] | None = None
+    adapter: str | None = None
 
     def choose(self, spec: Any) -> tuple[str, ...]:
         """List the paths of the products that get an adapter. Raises ConfigError for a name that matches none, and for

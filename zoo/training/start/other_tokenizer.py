@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zoo.checkpoint.beside import BESIDE, ROUND_TEXT, TOKENIZER, copy_beside
-from zoo.checkpoint.gguf import find
+from zoo.checkpoint.finding import find
 from zoo.data import TokenizerSettings, make_tokenizer
 from zoo.data.tokenizer import find_tokenizer_file, open_backend
 from zoo.disk import replace_folder

@@ -1,0 +1,157 @@
+"""Adapters that peft wrote: loaded, and gone on with, over a base in any folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import zoo
+from support.adapted_models import IDS, logits, save_llama
+from support.tiny_runs import write_corpus
+from zoo.checkpoint import adapter_files, store
+from zoo.cli import run
+from zoo.errors import CheckpointError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+
+
+def save_adapter(base, folder, **settings):
+    """Save a random adapter of peft's, and return the model."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "up_proj"], **settings}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**config))
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, each in adapted.named_parameters():
+            if each.requires_grad:
+                each.copy_(torch.randn(each.shape, generator=generator) * 0.2 + ("magnitude" in name) * each)
+    adapted.save_pretrained(folder)
+    return adapted.eval()
+
+
+def peft_logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+SETTINGS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "ranks and alphas by module": {"rank_pattern": {"up_proj": 7}, "alpha_pattern": {"v_proj": 11}},
+    "a head beside": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_adapter_is_loaded_as_peft_computes_it(tmp_path, name):
+    base = save_llama(tmp_path / "base")
+    theirs = save_adapter(base, tmp_path / "adapter", **SETTINGS[name])
+    assert_close(logits(store.load(tmp_path / "adapter")), peft_logits(theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_of_fused_and_transposed_products_is_split_among_ours(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    fused = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+    theirs = save_adapter(tmp_path / "base", tmp_path / "adapter", **fused)
+    ours = store.load(tmp_path / "adapter")
+    assert_close(logits(ours), peft_logits(theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_over_a_base_in_bfloat16_the_merged_model_is_pefts_rounded(tmp_path):
+    base = save_llama(tmp_path / "base", torch.bfloat16)
+    theirs = save_adapter(base, tmp_path / "adapter").float()
+    merged = theirs.merge_and_unload().state_dict()  # in float32
+    assert run(["convert", str(tmp_path / "adapter"), str(tmp_path / "out"), "--to", "hf"]) == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name, each in found.items():
+        assert_close(each, merged[name].bfloat16(), rtol=2**-7, atol=0)
+    assert found["model.layers.0.self_attn.q_proj.weight"].dtype is torch.bfloat16
+
+
+SMALL = ("data=text", "data.path=corpus", "data.tokenizer.kind=byte", "other_tokenizer=true", "batch_size=2")
+SMALL += ("seq_len=16", "eval_every=null", "eval_batches=1", "sample=null", "steps=1")
+
+
+@pytest.mark.parametrize("name", ["plain", "a head beside"])
+def test_a_run_goes_on_with_an_adapter_from_pefts_own_logits(here, name):
+    (here / "corpus").mkdir()
+    write_corpus(here / "corpus")
+    base = save_llama(here / "base", torch.bfloat16, vocab_size=257)
+    theirs = save_adapter(base, here / "adapter", **SETTINGS[name]).float()
+    result = zoo.train(None, ["weights=adapter", *SMALL, "optim.lr=1e-30", "optim.weight_decay=0", "hydra.run.dir=run"])
+    with torch.no_grad():
+        assert_close(result.model(IDS).logits, peft_logits(theirs), rtol=1e-4, atol=1e-5)
+    plan = adapter_files.read_plan(zoo.runs.find(here / "run"))
+    assert (plan.rank, plan.alpha, plan.base) == (4, 6.0, str(base.absolute()))
+    assert plan.trained == (("head.out.weight",) if name == "a head beside" else ())
+    assert len(plan.paths) == 6
+    more = zoo.train(
+        None, ["weights=base", "lora={adapter:run,rank:4,alpha:6,on:['blocks.*.[qv]','blocks.*.up']}", *SMALL]
+    )
+    assert {*more.model.adapters.paths} == {*plan.paths}
+    assert run(["convert", "run", "back", "--to", "peft"]) == 0
+    again = load_file(here / "back" / "adapter_model.safetensors")
+    own = load_file(here / "adapter" / "adapter_model.safetensors")
+    assert again.keys() == own.keys()
+    assert all(torch.equal(each, again[key]) for key, each in own.items())
+
+
+def test_what_contradicts_an_adapter_is_refused_in_one_line(here, capsys):
+    save_adapter(save_llama(here / "base", vocab_size=257), here / "adapter")
+    for text, fault in (
+        ("lora={rank:8}", "lora.rank: is 8, that of "),
+        ("lora={alpha:4}", "lora.alpha: is 4, that of "),
+        ("lora={on:[ffn]}", "lora.on: blocks.0.attention.q is adapted in one of the config and "),
+        ("lora={adapter:base}", "lora.adapter: base has no adapters (a checkpoint of a run with lora=…, or peft's)"),
+    ):
+        assert run(["train", "weights=adapter", *SMALL, text]) == 2
+        (line,) = [each for each in capsys.readouterr().err.splitlines() if "error" in each]
+        assert line.startswith(f"zoo: error: {fault}")
+
+
+def test_what_is_no_lora_of_the_base_is_refused_by_name(tmp_path):
+    base = save_llama(tmp_path / "base")
+    save_adapter(base, tmp_path / "adapter", bias="lora_only", target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(CheckpointError, match=r"lora_embedding_A: is no LoRA of a product of the base, nor a weight"):
+        store.load(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    stated = json.loads(config.read_text())
+    config.write_text(json.dumps({**stated, "base_model_name_or_path": "meta-llama/Llama-3"}))
+    would = r"is no folder here \(the path of the base model\)"
+    with pytest.raises(CheckpointError, match=rf"base_model_name_or_path: 'meta-llama/Llama-3' {would}"):
+        store.load(tmp_path / "adapter")
+    config.write_text(json.dumps({**stated, "peft_type": "IA3"}))
+    with pytest.raises(CheckpointError, match=r"peft_type: is 'IA3', which is not read \(LORA\)"):
+        store.load(tmp_path / "adapter")
+
+
+def test_a_changed_adapter_or_base_is_read_anew(tmp_path):
+    base = save_llama(tmp_path / "base")
+    save_adapter(base, tmp_path / "adapter")
+    before = logits(store.load(tmp_path / "adapter"))
+    theirs = save_adapter(base, tmp_path / "adapter", r=2)
+    assert not torch.equal(logits(store.load(tmp_path / "adapter")), before)
+    shutil.rmtree(base)
+    save_llama(base, torch.bfloat16)
+    theirs = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter"
+    )
+    found = logits(store.load(tmp_path / "adapter", "fp32"))
+    assert_close(found, peft_logits(theirs.eval().float()), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,198 @@
+# R rank
+"""Read an adapter that peft wrote: unpacked into a checkpoint of ours, which has the adapters alone and names the base.
+The checkpoint lies in the cache folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from zoo.checkpoint import hf
+from zoo.checkpoint.adapter_files import PLAN, choose_base
+from zoo.checkpoint.beside import BESIDE, TOKENIZER, copy_beside
+from zoo.checkpoint.conversion import Entry, Transpose
+from zoo.checkpoint.inverse import find_config
+from zoo.checkpoint.manifest import write_manifests
+from zoo.checkpoint.mapping import map_tensors
+from zoo.checkpoint.tensor_files import TensorReader, read_header, write_tensors
+from zoo.disk import replace_folder
+from zoo.errors import CheckpointError
+from zoo.families.described import CONFIG, read_json
+from zoo.grammar.saved import read_spec, write_spec
+from zoo.lazy import torch
+from zoo.paths import find_cache_folder
+from zoo.runs import ADAPTERS, ARCHITECTURE, WEIGHTS
+from zoo.untrusted.json_file import JsonShape
+from zoo.untrusted.printable import list_first, quote, shorten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.run.adapters import Adapters
+
+SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of peft's format."""
+
+PREFIX = "base_model.model."
+"""The prefix of the names of a peft model's tensors."""
+
+VERSION = 1
+"""Version of the unpacked files: a folder of an older version is made anew."""
+
+
+class PeftConfig(JsonShape):
+    """The keys of adapter_config.json that are read."""
+
+    peft_type: str
+    base_model_name_or_path: str | None = None
+    r: Annotated[int, Field(ge=1, le=2**20)] = 8
+    lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool | None = None
+
+
+def is_peft(path: str | Path) -> bool:
+    """Whether a path is the folder of an adapter in peft's format, without a model beside it."""
+    folder = Path(path).expanduser()
+    return (folder / SETTINGS).is_file() and not any((folder / name).exists() for name in (CONFIG, ARCHITECTURE))
+
+
+def unpack_adapter(folder: Path) -> Path:
+    """Unpack an adapter in peft's format into a checkpoint of ours, unless that is done already; return its folder.
+
+    The base is the folder that adapter_config.json names: an absolute path, or one below the working folder or the
+    adapter's. Raises CheckpointError, a line each, if it is none, and for what is no LoRA of the base's products.
+    """
+    config = read_json(folder / SETTINGS, PeftConfig)
+    if config["peft_type"] != "LORA":
+        found = f"peft_type: is {quote(config['peft_type'])}, which is not read (LORA)"
+        raise CheckpointError(f"{folder / SETTINGS}: {found}")
+    base, found = choose_base(_find_base(folder, config.get("base_model_name_or_path")))
+    stamps = [(each.stat().st_size, each.stat().st_mtime_ns) for each in (folder / SETTINGS, folder / TENSORS)]
+    key = hashlib.sha256(f"{VERSION} {folder.resolve()} {stamps} {base} {found}".encode()).hexdigest()[:12]
+    out = find_cache_folder() / "peft" / f"{folder.resolve().name}-{key}"
+    if (out / PLAN).is_file():
+        return out
+    spec, entries = _open_base(Path(base))
+    plan, adapters, own = PeftTensors.read(folder, config, entries).convert()
+    plan = dataclasses.replace(plan, base=base, hash=found)
+    with replace_folder(out) as draft:
+        write_spec(spec, draft)
+        (draft / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
+        write_tensors(adapters, draft / ADAPTERS)
+        write_tensors(own, draft / WEIGHTS)
+        if (folder / "tokenizer.json").is_file():
+            copy_beside(folder, draft, TOKENIZER)
+        copy_beside(Path(base), draft, BESIDE)
+        write_manifests(draft)
+    return out
+
+
+def _find_base(folder: Path, stated: str | None) -> Path:
+    name = stated or ""
+    for place in (Path(name).expanduser(), folder / name):
+        if name and place.exists():
+            return place
+    found = f"base_model_name_or_path: {quote(name)} is no folder here"
+    raise CheckpointError(f"{folder / SETTINGS}: {found} (the path of the base model)")
+
+
+def _open_base(base: Path) -> tuple[Any, tuple[Entry, ...]]:
+    """Open the Spec of a base, and the entries that map the tensors of its Hugging Face model to ours."""
+    if (base / ARCHITECTURE).is_file():
+        spec = read_spec(base)
+        return spec, tuple(map_tensors(spec, find_config(spec)[1]))
+    source = hf.open_folder(base)[0]
+    return source.spec, tuple(map_tensors(source.spec, source.body))
+
+
+class PeftModule(NamedTuple):
+    """The adapter of a module of the Hugging Face model: a [R, d_in], b [d_out, R], and the factor of b·a."""
+
+    entry: Entry
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftTensors:
+    """The tensors of an adapter in peft's format: those of each adapted module, and the weights trained whole, by our
+    names."""
+
+    modules: list[PeftModule]
+    own: dict[str, Tensor]
+    dropout: float
+
+    @classmethod
+    def read(cls, folder: Path, config: Mapping[str, Any], entries: tuple[Entry, ...]) -> PeftTensors:
+        """Read the file of an adapter. Raises CheckpointError with a line for each tensor that is not read."""
+        file = folder / TENSORS
+        reader, by_name = TensorReader(folder, read_header(file)), {name: e for e in entries for name in e.theirs}
+        left = {name.removeprefix(PREFIX): name for name in reader.found}
+        modules, own, scaled = [], {}, _scaling(config)
+        for name in [each for each in left if each.endswith(".lora_A.weight")]:
+            path = name.removesuffix(".lora_A.weight")
+            entry = by_name.get(f"{path}.weight")
+            if entry is not None and _is_plain(entry) and f"{path}.lora_B.weight" in left:
+                a, b = (reader[left.pop(f"{path}.lora_{each}.weight")].float() for each in "AB")
+                modules.append(PeftModule(entry, a, b, scaled(path, len(a))))
+        for name in [each for each in left if each in by_name]:
+            entry = by_name[name]
+            if name in left and all(each in left for each in entry.theirs):
+                theirs = [reader[left.pop(each)] for each in entry.theirs]
+                own |= dict(zip(entry.ours, (each.contiguous() for each in entry.to_ours(theirs)), strict=True))
+        said = "is no LoRA of a product of the base, nor a weight of it"
+        if left:
+            raise CheckpointError(*list_first([*left], lambda name: f"{file}: {shorten(name)}: {said}", file))
+        if not modules:
+            raise CheckpointError(f"{file}: has no adapters (peft's LoRA)")
+        return cls(modules, own, config.get("lora_dropout", 0.0))
+
+    def convert(self) -> tuple[Adapters, dict[str, Tensor], dict[str, Tensor]]:
+        """Convert to our adapters of one rank and one scale: a lower rank is filled up with zeros, another scale
+        multiplies b. Returns their plan, their tensors, and the weights trained whole."""
+        from zoo.run.adapters import INSIDE, Adapters
+
+        rank, scale, tensors = max(len(each.a) for each in self.modules), self.modules[0].scale, {}
+        for each in self.modules:
+            for path, b in _split_outputs(each):
+                b = b * (each.scale / scale) if each.scale != scale else b
+                tensors[f"{path}{INSIDE}a"] = torch.nn.functional.pad(each.a, (0, 0, 0, rank - len(each.a))).clone()
+                tensors[f"{path}{INSIDE}b"] = torch.nn.functional.pad(b, (0, rank - b.shape[1])).contiguous()
+        paths = tuple(name.removesuffix(f"{INSIDE}a") for name in tensors if name.endswith("a"))
+        return Adapters(rank, scale * rank, self.dropout, paths, tuple(sorted(self.own))), tensors, self.own
+
+
+def _is_plain(entry: Entry) -> bool:
+    """Whether a product is one matrix of theirs, which may hold several of ours."""
+    return len(entry.theirs) == 1 and not entry.experts and not entry.stacked
+
+
+def _scaling(config: Mapping[str, Any]) -> Any:
+    """Make the function that finds the factor of a module's adapter from the module's path and rank, as peft does."""
+    patterns = config.get("alpha_pattern") or {}
+
+    def scale(path: str, rank: int) -> float:
+        own = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", path))
+        alpha = next(own, config.get("lora_alpha", 8.0))
+        return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+    return scale
+
+
+def _split_outputs(module: PeftModule) -> Iterator[tuple[str, Tensor]]:
+    """Split the rows of b [d_out, R] among our products that the module holds; each has all of a."""
+    parts = [module.b]
+    for step in module.entry.steps:
+        parts = parts if isinstance(step, Transpose) else step.read(parts, module.entry)
+    for name, part in zip(module.entry.ours, parts, strict=True):
+        yield name.removesuffix(".weight"), part
