@@ -13,7 +13,7 @@ from pydantic import Field
 from zoo.checkpoint import parallel_checkpoint
 from zoo.checkpoint.gguf import find
 from zoo.checkpoint.headers import check_tensors
-from zoo.checkpoint.manifest import MANIFEST, hash_file, hash_text, identify, is_verified
+from zoo.checkpoint.manifest import MANIFEST, hash_text, identify, is_verified, recall_hash
 from zoo.checkpoint.stored import StoredTensors
 from zoo.checkpoint.tensor_files import write_tensors
 from zoo.errors import CheckpointError, short
@@ -170,11 +170,11 @@ def identify_base(path: Path) -> str:
     """Hash what a model's weights are computed from: a GGUF file, a checkpoint by its manifest, or the architecture and
     tensor files of a folder; other files there may change. Raises OSError."""
     if path.is_file():
-        return hash_file(path)
+        return recall_hash(path)
     if (path / MANIFEST).is_file():
         return identify(path)
     read = (each for each in sorted(path.iterdir()) if each.name in STATED or each.suffix in (".safetensors", ".bin"))
-    return hash_text(json.dumps({each.name: hash_file(each) for each in read if each.is_file()}))
+    return hash_text(json.dumps({each.name: recall_hash(each) for each in read if each.is_file()}))
 
 
 def find_base(plan: Adapters, folder: Path) -> Path:

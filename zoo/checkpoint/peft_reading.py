@@ -76,6 +76,8 @@ def unpack_adapter(folder: Path) -> Path:
         found = f"peft_type: is {quote(config['peft_type'])}, which is not read (LORA)"
         raise CheckpointError(f"{folder / SETTINGS}: {found}")
     base, found = choose_base(_find_base(folder, config.get("base_model_name_or_path")))
+    if not (folder / TENSORS).is_file():
+        raise CheckpointError(f"{folder / TENSORS}: no such file (peft's adapter, in safetensors)")
     stamps = [(each.stat().st_size, each.stat().st_mtime_ns) for each in (folder / SETTINGS, folder / TENSORS)]
     key = hashlib.sha256(f"{VERSION} {folder.resolve()} {stamps} {base} {found}".encode()).hexdigest()[:12]
     out = find_cache_folder() / "peft" / f"{folder.resolve().name}-{key}"

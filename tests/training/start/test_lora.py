@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from support.adapted_models import LLAMA, adapted, logits, over, save_llama
 from support.gguf_files import TOKENS, write_gguf
 from support.quantised_storage import int8
 from support.tiny_models import model_of, spec_of
-from zoo.checkpoint import manifest, store
+from zoo.checkpoint import adapter_files, manifest, store
 from zoo.cli import run
 from zoo.errors import ConfigError
 from zoo.run.adapters import Adapters, attach_adapters
@@ -268,6 +269,25 @@ def test_a_base_that_is_gone_or_changed_is_refused_in_one_line_and_notes_beside_
     assert line == f"{folder}/adapter.json: the adapters are for {base}, which has other weights now ({would})"
     with manifest.unverified():
         assert_close(logits(store.load(folder, "fp32")), whole, rtol=0.1, atol=0.1)
+
+
+def test_a_bases_hash_is_recalled_until_its_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(manifest, "WORTH", 100)
+    base, counted, hashed = save_llama(tmp_path / "hf"), [], manifest.hash_file
+    monkeypatch.setattr(manifest, "hash_file", lambda file: counted.append(file.name) or hashed(file))
+    first = adapter_files.identify_base(base)
+    assert adapter_files.identify_base(base) == first
+    assert counted.count("model.safetensors") == 2  # written just now: its times may not tell of another writing
+    monkeypatch.setattr(manifest, "RACE", 0)
+    counted.clear()
+    for _ in range(3):
+        assert adapter_files.identify_base(base) == first
+    assert counted.count("model.safetensors") == 1
+    weights = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    os.utime(base / "model.safetensors", ns=(0, 0))
+    assert adapter_files.identify_base(base) != first
 
 
 def test_a_checkpoint_of_an_older_version_has_all_weights_and_needs_no_base(tmp_path):
