@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -14,10 +15,16 @@ from torch.testing import assert_close
 
 import zoo
 from support.adapted_models import IDS, logits, save_llama
+from support.tiny_models import model_of, spec_of
 from support.tiny_runs import write_corpus
-from zoo.checkpoint import adapter_files, store
+from zoo.checkpoint import adapter_files, peft_files, store
+from zoo.checkpoint.held_base import hold_base
+from zoo.checkpoint.peft_reading import unpack_adapter
 from zoo.cli import run
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ConfigError
+from zoo.run.adapters import Adapters, attach_adapters
+from zoo.run.builder import build
+from zoo.training.start.lora import Lora
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
@@ -54,6 +61,7 @@ SETTINGS = {
     "rslora": {"use_rslora": True},
     "ranks and alphas by module": {"rank_pattern": {"up_proj": 7}, "alpha_pattern": {"v_proj": 11}},
     "a head beside": {"modules_to_save": ["lm_head"]},
+    "dora": {"use_dora": True},
 }
 
 
@@ -74,6 +82,61 @@ def test_an_adapter_of_fused_and_transposed_products_is_split_among_ours(tmp_pat
     assert_close(logits(ours), peft_logits(theirs), rtol=1e-4, atol=1e-5)
 
 
+def test_dora_computes_as_peft_does_forward_and_backward(tmp_path):
+    base = save_llama(tmp_path / "base", torch.bfloat16, attention_bias=True)
+    theirs = save_adapter(base, tmp_path / "adapter", use_dora=True).float()
+    plan = adapter_files.read_plan(unpack_adapter(tmp_path / "adapter"))
+    ours = store.load(base, "fp32")
+    attach_adapters(ours, plan)
+    adapter_files.load_adapter(ours, unpack_adapter(tmp_path / "adapter"))
+    hold_base(ours, torch.device("cpu"), 0)
+    for model in (ours, theirs):
+        for name, each in model.named_parameters():
+            each.requires_grad_("lora" in name)
+        model(IDS).logits.square().sum().backward()
+    assert_close(logits(ours), peft_logits(theirs), rtol=1e-5, atol=1e-5)
+    names = {"a": "lora_A.default.weight", "b": "lora_B.default.weight", "m": "lora_magnitude_vector.default.weight"}
+    hf = {"attention.q": "self_attn.q_proj", "attention.v": "self_attn.v_proj", "ffn.up": "mlp.up_proj"}
+    expected = dict(theirs.named_parameters())
+    for path in plan.paths:
+        _, layer, part = path.split(".", 2)
+        for leaf, name in names.items():
+            found = ours.get_submodule(path).lora.get_parameter(leaf).grad
+            theirs_ = expected[f"base_model.model.model.layers.{layer}.{hf[part]}.{name}"].grad
+            assert float((found - theirs_).norm()) < 1e-5 * float(theirs_.norm())
+
+
+def test_fresh_magnitudes_are_the_norms_of_the_rows_and_change_nothing():
+    plain, model = model_of(), model_of()
+    attach_adapters(model, Adapters(4, 8.0, 0.0, Lora(on=("attention",)).choose(model.spec), dora=True))
+    assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
+    product = model.blocks[0].attention.q
+    assert_close(product.lora.m.detach(), product.weight.detach().norm(dim=1))
+
+
+def test_dora_of_experts_is_refused():
+    with pytest.raises(ConfigError, match=r"lora\.dora: blocks\.0\.ffn\.experts\.\w+ is of stacked experts"):
+        Lora(on=("ffn",), dora=True).choose(spec_of(["ffn=moe"]))
+
+
+def test_magnitudes_of_a_part_of_a_fused_product_are_no_dora_of_pefts(tmp_path):
+    model = build(
+        "gpt2", ["d_model=32", "n_layers=2", "n_heads=4", "head_dim=8", "vocab_size=60", "max_seq_len=32"], device="cpu"
+    )
+    for on, fault in (
+        (("attention",), None),
+        (("blocks.*.attention.q",), "blocks.0.attention.k.weight has no magnitudes"),
+    ):
+        each = copy.deepcopy(model)
+        attach_adapters(each, Adapters(4, 8.0, 0.0, Lora(on=on).choose(model.spec), dora=True))
+        folder = store.save_model(each, tmp_path / f"saved {len(on[0])}")
+        if fault is None:
+            assert peft_files.save_for_peft(folder, tmp_path / "out")["use_dora"] is True
+            continue
+        with pytest.raises(CheckpointError, match=fault):
+            peft_files.save_for_peft(folder, tmp_path / "out")
+
+
 def test_over_a_base_in_bfloat16_the_merged_model_is_pefts_rounded(tmp_path):
     base = save_llama(tmp_path / "base", torch.bfloat16)
     theirs = save_adapter(base, tmp_path / "adapter").float()
@@ -89,7 +152,7 @@ SMALL = ("data=text", "data.path=corpus", "data.tokenizer.kind=byte", "other_tok
 SMALL += ("seq_len=16", "eval_every=null", "eval_batches=1", "sample=null", "steps=1")
 
 
-@pytest.mark.parametrize("name", ["plain", "a head beside"])
+@pytest.mark.parametrize("name", ["plain", "a head beside", "dora"])
 def test_a_run_goes_on_with_an_adapter_from_pefts_own_logits(here, name):
     (here / "corpus").mkdir()
     write_corpus(here / "corpus")
@@ -102,9 +165,8 @@ def test_a_run_goes_on_with_an_adapter_from_pefts_own_logits(here, name):
     assert (plan.rank, plan.alpha, plan.base) == (4, 6.0, str(base.absolute()))
     assert plan.trained == (("head.out.weight",) if name == "a head beside" else ())
     assert len(plan.paths) == 6
-    more = zoo.train(
-        None, ["weights=base", "lora={adapter:run,rank:4,alpha:6,on:['blocks.*.[qv]','blocks.*.up']}", *SMALL]
-    )
+    stated = f"adapter:run,rank:4,alpha:6,dora:{name == 'dora'},on:['blocks.*.[qv]','blocks.*.up']"
+    more = zoo.train(None, ["weights=base", f"lora={{{stated}}}", *SMALL])
     assert {*more.model.adapters.paths} == {*plan.paths}
     assert run(["convert", "run", "back", "--to", "peft"]) == 0
     again = load_file(here / "back" / "adapter_model.safetensors")
@@ -118,6 +180,7 @@ def test_what_contradicts_an_adapter_is_refused_in_one_line(here, capsys):
     for text, fault in (
         ("lora={rank:8}", "lora.rank: is 8, that of "),
         ("lora={alpha:4}", "lora.alpha: is 4, that of "),
+        ("lora={dora:true}", "lora.dora: is true, that of "),
         ("lora={on:[ffn]}", "lora.on: blocks.0.attention.q is adapted in one of the config and "),
         ("lora={adapter:base}", "lora.adapter: base has no adapters (a checkpoint of a run with lora=…, or peft's)"),
     ):

@@ -87,14 +87,15 @@ def test_what_frozen_weights_spare_is_priced(model, name):
     check_saved(spec, built, Tuning(trained=trained))
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("model", ["llama", "experts", "averaged routers", "both towers"])
-def test_what_adapters_keep_is_priced(model):
+def test_what_adapters_keep_is_priced(model, dora):
     spec = MODELS[model]()
-    lora = Lora(rank=3, on=("attention", "ffn"), dropout=0.1)
+    lora = Lora(rank=3, on=("attention",) if dora else ("attention", "ffn"), dropout=0.1, dora=dora)
     built = build(spec, device="cpu").train()
-    attach_adapters(built, Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(spec)))
+    attach_adapters(built, Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(spec), dora=dora))
     freeze_others(built, set())
-    tuning = Tuning(frozenset(), lora.choose(spec), lora.rank, drops_adapted=True)
+    tuning = Tuning(frozenset(), lora.choose(spec), lora.rank, drops_adapted=True, dora=dora)
     check_saved(spec, built, tuning)
     held = states(spec, Setup(precision="fp32", dtype="fp32"), tuned=apply_tuning(spec, tuning))
     trained = sum(each.nbytes for each in built.parameters() if each.requires_grad)
@@ -210,6 +211,7 @@ ADAPTED = {
     "a norm beside them": ([], ["train=[norm*]", "optim=lion"], "bf16"),
     "selection biases": (["ffn=moe", "router=sigmoid_topk"], ["train=[embedding*]"], "fp32"),
     "over NF4": ([], ["quantise:nf4"], "bf16"),
+    "DoRA over int8": ([], ["quantise:int8", "dora:true"], "bf16"),
     "over experts in int8": (["ffn=moe"], ["quantise:int8"], "bf16"),
 }
 

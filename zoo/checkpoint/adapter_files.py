@@ -47,6 +47,7 @@ class PlanFile(JsonShape):
     base: str | None = None
     hash: str | None = None
     quantise: Literal["nf4", "int8"] | None = None
+    dora: bool = False
 
 
 # ---------------------------------------------------------------- in a checkpoint of ours
@@ -109,7 +110,8 @@ def merge(stored: StoredTensors, spec: WholeSpec, plan: Adapters, folder: Path) 
     def read(name: str) -> Tensor:
         if (path := adapted.get(name)) is None:
             return stored[name]
-        return merge_adapter(stored[name], plan, held[f"{path}{INSIDE}a"], held[f"{path}{INSIDE}b"])
+        a, b = (held[f"{path}{INSIDE}{each}"] for each in "ab")
+        return merge_adapter(stored[name], plan, a, b, held.get(f"{path}{INSIDE}m"))
 
     return StoredTensors(stored.forms, read)
 

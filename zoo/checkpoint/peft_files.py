@@ -13,7 +13,7 @@ from zoo.checkpoint.adapter_files import read_plan, read_tensors
 from zoo.checkpoint.conversion import Entry, Transpose
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors
-from zoo.checkpoint.peft_reading import PREFIX, SETTINGS, TENSORS
+from zoo.checkpoint.peft_reading import MAGNITUDES, PREFIX, SETTINGS, TENSORS
 from zoo.checkpoint.stored import refuse_nonfinite
 from zoo.checkpoint.tensor_files import refuse_to_replace, write_tensors
 from zoo.disk import replace_folder
@@ -53,6 +53,8 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
     own, _ = store.open_tensors(folder, spec, plan)
     changed = [each for each in laid if {*each.ours} & {*list_changed(plan, own)}]
     refuse_unknown_to_peft(folder, entries, changed)
+    if plan.dora:
+        refuse_partly_adapted(folder, entries, plan)
     held = read_tensors(plan, spec, folder, "cpu")
     tensors, ranks = {}, {}
     for entry in entries:
@@ -60,6 +62,8 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
         a, b = fuse_adapters(entry, held)
         ranks[module] = len(a)
         tensors |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
+        if plan.dora:
+            tensors[f"{PREFIX}{module}{MAGNITUDES}"] = fuse_magnitudes(entry, held)
     whole = {name: each for entry in changed for name, each in _convert(entry, own)}
     if any(TABLE in entry.ours for entry in changed) and getattr(spec.head, "tied", False):
         whole[f"{_find_tied_head(folder, body)}.weight"] = own[TABLE].clone()  # peft ties it to its copy of the table
@@ -137,6 +141,14 @@ def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry], changed: Sequ
         raise CheckpointError(*faults)
 
 
+def refuse_partly_adapted(folder: Path, entries: Sequence[Entry], plan: Adapters) -> None:
+    """Raise CheckpointError if a module that holds several of our products has magnitudes of some of them alone."""
+    for entry in entries:
+        if without := [name for name in entry.ours if _path_of(name) not in plan.paths]:
+            found = f"{without[0]} has no magnitudes, and is one matrix there with those that have"
+            raise CheckpointError(f"{folder}: {found} (--to hf merges all)")
+
+
 def _is_leaf(entry: Entry) -> bool:
     return all(name.endswith((".weight", ".bias")) for name in entry.theirs)
 
@@ -159,6 +171,14 @@ def fuse_adapters(entry: Entry, held: Mapping[str, Tensor]) -> tuple[Tensor, Ten
     return torch.cat([a for a, _ in found.values()]), columns[0].contiguous()
 
 
+def fuse_magnitudes(entry: Entry, held: Mapping[str, Tensor]) -> Tensor:
+    """Join the magnitudes of an entry's Linears, all of which are adapted."""
+    columns = [held[f"{_path_of(name)}.lora.m"].unsqueeze(1) for name in entry.ours]
+    for step in reversed(entry.steps):
+        columns = columns if isinstance(step, Transpose) else step.write(columns, entry)
+    return columns[0].squeeze(1).contiguous()
+
+
 def describe_for_peft(plan: Adapters, ranks: Mapping[str, int], transposed: bool) -> dict[str, Any]:
     """Make peft's adapter_config.json."""
     larger = {module: rank for module, rank in ranks.items() if rank != plan.rank}
@@ -176,4 +196,5 @@ def describe_for_peft(plan: Adapters, ranks: Mapping[str, int], transposed: bool
         "bias": "none",
         "fan_in_fan_out": transposed,
         "use_rslora": False,
+        "use_dora": plan.dora,
     }

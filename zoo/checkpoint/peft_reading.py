@@ -43,6 +43,9 @@ SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """The prefix of the names of a peft model's tensors."""
 
+MAGNITUDES = ".lora_magnitude_vector"
+"""The end of the name of a module's magnitudes (DoRA)."""
+
 VERSION = 1
 """Version of the unpacked files: a folder of an older version is made anew."""
 
@@ -117,12 +120,14 @@ def _open_base(base: Path) -> tuple[Any, tuple[Entry, ...]]:
 
 
 class PeftModule(NamedTuple):
-    """The adapter of a module of the Hugging Face model: a [R, d_in], b [d_out, R], and the factor of b·a."""
+    """The adapter of a module of the Hugging Face model: a [R, d_in], b [d_out, R], the factor of b·a, and of DoRA the
+    magnitudes m [d_out]."""
 
     entry: Entry
     a: Tensor
     b: Tensor
     scale: float
+    m: Tensor | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +151,8 @@ class PeftTensors:
             entry = by_name.get(f"{path}.weight")
             if entry is not None and _is_plain(entry) and f"{path}.lora_B.weight" in left:
                 a, b = (reader[left.pop(f"{path}.lora_{each}.weight")].float() for each in "AB")
-                modules.append(PeftModule(entry, a, b, scaled(path, len(a))))
+                m = reader[left.pop(f"{path}{MAGNITUDES}")].float() if f"{path}{MAGNITUDES}" in left else None
+                modules.append(PeftModule(entry, a, b, scaled(path, len(a)), m))
         for name in [each for each in left if each in by_name]:
             entry = by_name[name]
             if name in left and all(each in left for each in entry.theirs):
@@ -166,12 +172,17 @@ class PeftTensors:
 
         rank, scale, tensors = max(len(each.a) for each in self.modules), self.modules[0].scale, {}
         for each in self.modules:
-            for path, b in _split_outputs(each):
+            for path, b in _split_outputs(each.entry, each.b):
                 b = b * (each.scale / scale) if each.scale != scale else b
                 tensors[f"{path}{INSIDE}a"] = torch.nn.functional.pad(each.a, (0, 0, 0, rank - len(each.a))).clone()
                 tensors[f"{path}{INSIDE}b"] = torch.nn.functional.pad(b, (0, rank - b.shape[1])).contiguous()
-        paths = tuple(name.removesuffix(f"{INSIDE}a") for name in tensors if name.endswith("a"))
-        return Adapters(rank, scale * rank, self.dropout, paths, tuple(sorted(self.own))), tensors, self.own
+            if each.m is not None:
+                rows = _split_outputs(each.entry, each.m.reshape(-1, 1))
+                tensors |= {f"{path}{INSIDE}m": row.flatten() for path, row in rows}
+        paths = tuple(name.removesuffix(f"{INSIDE}a") for name in tensors if name.endswith(f"{INSIDE}a"))
+        dora = any(each.m is not None for each in self.modules)
+        plan = Adapters(rank, scale * rank, self.dropout, paths, tuple(sorted(self.own)), dora=dora)
+        return plan, tensors, self.own
 
 
 def _is_plain(entry: Entry) -> bool:
@@ -191,10 +202,10 @@ def _scaling(config: Mapping[str, Any]) -> Any:
     return scale
 
 
-def _split_outputs(module: PeftModule) -> Iterator[tuple[str, Tensor]]:
-    """Split the rows of b [d_out, R] among our products that the module holds; each has all of a."""
-    parts = [module.b]
-    for step in module.entry.steps:
-        parts = parts if isinstance(step, Transpose) else step.read(parts, module.entry)
-    for name, part in zip(module.entry.ours, parts, strict=True):
+def _split_outputs(entry: Entry, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Split rows [d_out, …] among our products that a module holds, by the paths of these."""
+    parts = [rows]
+    for step in entry.steps:
+        parts = parts if isinstance(step, Transpose) else step.read(parts, entry)
+    for name, part in zip(entry.ours, parts, strict=True):
         yield name.removesuffix(".weight"), part

@@ -31,7 +31,7 @@ class Tuning:
     """How a run trains a model. `trained` names the weights that train (None: all), `adapted` the paths of products
     with an adapter of `rank`; with `drops_adapted` dropout is applied to an adapter's input. `drops` names where else
     dropout is applied: attention, residual, embedding, ffn, layers. `held` has the bytes of each frozen weight that is
-    held otherwise than the others, in bfloat16 or quantised."""
+    held otherwise than the others, in bfloat16 or quantised. With `dora` an adapter has a vector of magnitudes."""
 
     trained: frozenset[str] | None = None
     adapted: tuple[str, ...] = ()
@@ -39,6 +39,7 @@ class Tuning:
     drops_adapted: bool = False
     drops: frozenset[str] = frozenset()
     held: Mapping[str, int] = field(default_factory=dict, compare=False)
+    dora: bool = False
 
     @property
     def plain(self) -> bool:
@@ -200,6 +201,7 @@ def _list_adapters(spec: Priced, tuning: Tuning) -> Iterator[RankTensor]:
             if name not in adapted or row.part is None:
                 continue
             *experts, d_out, d_in = row.part.shapes()[leaf]
-            for each, shape in (("a", (*experts, tuning.rank, d_in)), ("b", (*experts, d_out, tuning.rank))):
+            shapes = {"a": (*experts, tuning.rank, d_in), "b": (*experts, d_out, tuning.rank)}
+            for each, shape in (shapes | ({"m": (d_out,)} if tuning.dora else {})).items():
                 path, expert = f"{row.path}.{LOW_RANK}.{each}", isinstance(row.part, Experts) and row.part.spread
                 yield RankTensor(path, where, row.kind, row.roles[0], shape, 1, expert, False, True)

@@ -316,7 +316,13 @@ def describe_adapter(folder: Path) -> list[str]:
     and products, and the weights trained beside it. Raises CheckpointError for an adapter that is not read."""
     plan = read_plan(find(folder))
     assert plan is not None
-    fields = {"rank": plan.rank, "alpha": plan.alpha, "dropout": plan.dropout, "on": f"[{','.join(plan.paths)}]"}
+    fields = {
+        "rank": plan.rank,
+        "alpha": plan.alpha,
+        "dropout": plan.dropout,
+        "dora": plan.dora,
+        "on": f"[{','.join(plan.paths)}]",
+    }
     stated = ",".join(f"{name}:{value}" for name, value in {**fields, "adapter": f"'{folder.absolute()}'"}.items())
     train = [f"train=[{','.join(plan.trained)}]"] if plan.trained else []
     return [f"weights='{plan.base}'", f"lora={{{stated}}}", *train]

@@ -3,6 +3,7 @@
 
 An adapted Linear computes W·x + (alpha / R)·B·A·dropout(x). A is drawn at random and B starts at 0, so that a fresh
 adapter changes nothing. The Linear keeps its names in `state_dict`; its adapter is `lora.a` and `lora.b` below it.
+DoRA (Liu et al., 2024) scales each row of W + (alpha / R)·B·A to a learned norm, `lora.m`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Adapters:
     that have one. `trained` names the model's own weights that are not the base's: those that train too, and those
     drawn or converted at the start. `base` is the path of the base model, or None; `hash` is what `identify_base`
     returned for it. With a base, checkpoints store only the adapters and the `trained` weights; without one, all
-    weights. `quantise` is the form that the base's matrices were quantised to when they were read."""
+    weights. `quantise` is the form that the base's matrices were quantised to when they were read. With `dora` an adapter
+    has magnitudes too."""
 
     rank: int
     alpha: float
@@ -38,6 +40,7 @@ class Adapters:
     base: str | None = None
     hash: str | None = None
     quantise: str | None = None
+    dora: bool = False
 
     @property
     def scale(self) -> float:
@@ -46,7 +49,8 @@ class Adapters:
 
 
 class Adapter(nn.Module):
-    """The matrices of one adapter: a [R, d_in] and b [d_out, R]; of stacked experts [E, R, d_in] and [E, d_out, R]."""
+    """The matrices of one adapter: a [R, d_in] and b [d_out, R]; of stacked experts [E, R, d_in] and [E, d_out, R]. Of
+    DoRA also m [d_out], the norms of the rows of the weight."""
 
     def __init__(self, weight: Tensor, plan: Adapters) -> None:
         super().__init__()
@@ -54,6 +58,8 @@ class Adapter(nn.Module):
         self.scale, self.dropout = plan.scale, plan.dropout
         self.a = nn.Parameter(weight.new_empty(*experts, plan.rank, d_in))
         self.b = nn.Parameter(weight.new_zeros(*experts, d_out, plan.rank))
+        if plan.dora:
+            self.m = nn.Parameter(weight.new_ones(d_out))
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw A uniformly within ±1/√d_in, as peft does."""
@@ -81,6 +87,27 @@ class AdaptedLinear(LinearModule):
         return super().forward(input) + adapter.scale * F.linear(F.linear(adapter.drop(input), adapter.a), adapter.b)
 
 
+class DoraLinear(AdaptedLinear):
+    """A Linear with an adapter of DoRA: each row of the whole weight is scaled to its magnitude in `lora.m`.
+
+    The norm that a row has is taken as a constant in the backward pass (section 4.3 of the paper). The bias is added
+    last.
+    """
+
+    adds_bias = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        y = y * (self.lora.m / self.measure_rows()).to(y.dtype)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    @torch.no_grad()
+    def measure_rows(self) -> Tensor:
+        """Measure the norm of each row of the adapted weight [d_out], in float32."""
+        with torch.autocast(self.lora.a.device.type, enabled=False):
+            return (self.weight.float() + self.lora.change()).norm(dim=1)
+
+
 class AdaptedExperts(StackedLinear):
     """Stacked experts' Linears, each with its own adapter."""
 
@@ -102,7 +129,7 @@ def attach_adapters(model: Model, plan: Adapters, seed: int = 0) -> None:
     """Attach an adapter to each Linear at the plan's paths, in place, initialised from `seed`."""
     for path in plan.paths:
         module: Any = model.get_submodule(path)
-        module.__class__ = ADAPTED[type(module)]
+        module.__class__ = DoraLinear if plan.dora else ADAPTED[type(module)]
         module.add_module("lora", Adapter(module.weight, plan))
         module.lora.train(module.training)
     model.adapters = plan  # type: ignore[assignment]
@@ -116,11 +143,15 @@ def draw_adapters(model: Any, device: torch.device, seed: int) -> None:
         return
     generator = torch.Generator(device).manual_seed(seed)
     for path in model.adapters.paths:
-        adapter: Any = model.get_submodule(f"{path}.lora")
+        module: Any = model.get_submodule(path)
+        adapter = module.lora
         if adapter.a.is_meta:
             adapter.to_empty(device=device)
             nn.init.zeros_(adapter.b)
         adapter.draw(generator)
+        if isinstance(module, DoraLinear):
+            with torch.no_grad():
+                adapter.m.copy_(module.measure_rows())
 
 
 def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -129,9 +160,13 @@ def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     return own, {name: each for name, each in state.items() if INSIDE in name}
 
 
-def merge_adapter(weight: Tensor, plan: Adapters, a: Tensor, b: Tensor) -> Tensor:
-    """Add a saved adapter to its weight: W + scale · B·A, computed in float32 and returned in the weight's dtype."""
-    return (weight.float() + plan.scale * (b.float() @ a.float())).to(weight.dtype)
+def merge_adapter(weight: Tensor, plan: Adapters, a: Tensor, b: Tensor, m: Tensor | None = None) -> Tensor:
+    """Add a saved adapter to its weight: W + scale · B·A, its rows scaled to the norms `m`, computed in float32 and
+    returned in the weight's dtype."""
+    whole = weight.float() + plan.scale * (b.float() @ a.float())
+    if m is not None:
+        whole *= (m.float() / whole.norm(dim=1)).unsqueeze(1)
+    return whole.to(weight.dtype)
 
 
 def list_adapter_shapes(plan: Adapters, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -141,4 +176,6 @@ def list_adapter_shapes(plan: Adapters, shapes: Mapping[str, tuple[int, ...]]) -
         *experts, d_out, d_in = shapes[f"{path}.weight"]
         found[f"{path}{INSIDE}a"] = (*experts, plan.rank, d_in)
         found[f"{path}{INSIDE}b"] = (*experts, d_out, plan.rank)
+        if plan.dora:
+            found[f"{path}{INSIDE}m"] = (d_out,)
     return found

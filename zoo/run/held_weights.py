@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.kernels.grouped_products import grouped_linear
-from zoo.run.adapters import AdaptedExperts, AdaptedLinear
+from zoo.run.adapters import AdaptedExperts, AdaptedLinear, DoraLinear
 from zoo.run.layer import LinearModule, StackedLinear
 
 
@@ -106,6 +106,10 @@ class HeldAdaptedLinear(AdaptedLinear, HeldLinear):  # type: ignore[misc]
     """A Linear with a held weight and an adapter."""
 
 
+class HeldDoraLinear(DoraLinear, HeldLinear):  # type: ignore[misc]
+    """A Linear with a held weight and an adapter of DoRA."""
+
+
 class HeldAdaptedExperts(AdaptedExperts, HeldExperts):  # type: ignore[misc]
     """Stacked experts with held weights and adapters."""
 
@@ -115,6 +119,7 @@ HELD: dict[type[nn.Module], type[nn.Module]] = {
     StackedLinear: HeldExperts,
     nn.Embedding: HeldEmbedding,
     AdaptedLinear: HeldAdaptedLinear,
+    DoraLinear: HeldDoraLinear,
     AdaptedExperts: HeldAdaptedExperts,
 }
 """The class that a module gets when its weight is held as it is stored."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo import spec as S
 from zoo.costs.shadow.dtypes import BFLOAT16, FLOAT32, ShadowDtype
-from zoo.costs.shadow.elementwise import add, multiply
+from zoo.costs.shadow.elementwise import add, divide, multiply
 from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.norms import drop_values, dropout
 from zoo.costs.shadow.products import convolve_tokens, embedding, grouped_linear, linear
@@ -52,6 +52,7 @@ class WeightedLayer:
     low-rank adapter."""
 
     adapter: tuple[Any, Any] | None = None  # the matrices a and b
+    magnitudes: Any = None  # of an adapter of DoRA
     drops_adapted = False
 
     def __init__(self, name: str, part: Any, dtype: ShadowDtype, run: Callable[..., Any]) -> None:
@@ -72,7 +73,11 @@ class WeightedLayer:
         a, b = self.adapter
         x = dropout(x) if self.drops_adapted else x
         inner = linear(x, a) if offsets is None else grouped_linear(x, a, offsets)
-        return add(y, multiply(linear(inner, b) if offsets is None else grouped_linear(inner, b, offsets), 1.0))
+        y = add(y, multiply(linear(inner, b) if offsets is None else grouped_linear(inner, b, offsets), 1.0))
+        if self.magnitudes is None:
+            return y
+        norms = make_result("norms", [], self.magnitudes.shape, FLOAT32)
+        return multiply(y, divide(self.magnitudes, norms).to(y.dtype))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -208,6 +213,8 @@ def set_tuning(name: str, made: object, tuning: PartTuning) -> None:
             shapes = (*experts, rank, d_in), (*experts, d_out, rank)
             a, b = (make_shadow(shape, dtype, grad=True, held=True) for shape in shapes)
             made.adapter, made.drops_adapted = (a, b), tuning.whole.drops_adapted
+            if tuning.whole.dora:
+                made.magnitudes = make_shadow((d_out,), dtype, grad=True, held=True)
 
 
 def _named(made: Any) -> Any:

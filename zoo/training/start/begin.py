@@ -103,7 +103,8 @@ class StartSettings:
         held = {}
         if self.holds and stored is not None:
             held = measure_held(spec, trained or (), self.lora.quantise, stored)
-        return Tuning(trained, self.lora.choose(spec), self.lora.rank, self.lora.dropout > 0, held=held)
+        lora = self.lora
+        return Tuning(trained, lora.choose(spec), lora.rank, lora.dropout > 0, held=held, dora=lora.dora)
 
     def tune(self, setup: Setup) -> Setup:
         """Return a set-up in which only the weights train that these settings let train. Frozen weights are in the
@@ -146,6 +147,7 @@ class StartSettings:
 
             lora = self.lora
             plan = Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(model.spec), quantise=lora.quantise)
+            plan = replace(plan, dora=lora.dora)
             if equal is not None and self.weights is not None:
                 fixed = {
                     name for name, part, _ in tensors(model.spec, model.spec.d_model) if not isinstance(part, Buffer)
@@ -191,12 +193,13 @@ def check_adapter(lora: Lora, adapter: str, spec: Any) -> None:
     plan = read_plan(folder)
     if plan is None:
         raise ConfigError(f"lora.adapter: {adapter} has no adapters (a checkpoint of a run with lora=…, or peft's)")
-    stated = {"rank": lora.rank, "alpha": lora.alpha}
-    faults = [
-        f"lora.{name}: is {value:g}, that of {adapter} is {getattr(plan, name):g} ({name}:{getattr(plan, name):g})"
-        for name, value in stated.items()
-        if value != getattr(plan, name)
-    ]
+    faults = []
+    for name in ("rank", "alpha", "dora"):
+        stated, found = (
+            f"{getattr(each, name):g}" if name != "dora" else str(each.dora).lower() for each in (lora, plan)
+        )
+        if stated != found:
+            faults.append(f"lora.{name}: is {stated}, that of {adapter} is {found} ({name}:{found})")
     if odd := sorted({*lora.choose(spec)} ^ {*plan.paths}):
         faults.append(f"lora.on: {odd[0]} is adapted in one of the config and {adapter} alone, of {len(odd)} such")
     if faults:

@@ -18,8 +18,8 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
     `on` names the axes whose products are adapted (attention, ffn, head …), or products by pattern
     (`blocks.*.attention.[qv]`). `dropout` is the dropout rate of an adapter's inputs. `quantise` (nf4 or int8)
     quantises the frozen matrices of the layers as they are read (QLoRA; Dettmers et al., 2023); without it they are
-    held as they are stored. `adapter` is the folder of an adapter over the same base that is gone on with: a
-    checkpoint of such a run, or peft's files.
+    held as they are stored. `dora` scales each row of the sum to a learned norm (Liu et al., 2024). `adapter` is the
+    folder of an adapter over the same base that is gone on with: a checkpoint of such a run, or peft's files.
     """
 
     rank: PositiveInt = 8
@@ -27,6 +27,7 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
     on: tuple[str, ...] = ("attention",)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     quantise: Literal["nf4", "int8"] | None = None
+    dora: bool = False
     adapter: str | None = None
 
     def choose(self, spec: Any) -> tuple[str, ...]:
@@ -43,17 +44,21 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
                 faults.append(f"lora.on: {name!r} names no product{hint}")
             chosen |= {each.path: each for each in found}
         faults += [f"lora.on: {each.path} {each.refused}" for each in chosen.values() if each.refused]
+        stacked = [each.path for each in chosen.values() if each.stacked and self.dora]
+        faults += [f"lora.dora: {path} is of stacked experts, whose rows have no magnitudes here" for path in stacked]
         if faults:
             raise ConfigError(*dict.fromkeys(faults))
         return tuple(chosen)
 
 
 class LoraTarget(NamedTuple):
-    """A matrix product of a model: its path, the axis of its component, and why it cannot have an adapter, or None."""
+    """A matrix product of a model: its path, the axis of its component, why it cannot have an adapter, or None, and
+    whether it is of stacked experts."""
 
     path: str
     axis: str
     refused: str | None
+    stacked: bool
 
 
 def list_products(spec: Spec, d_model: int, prefix: str = "") -> Iterator[LoraTarget]:
@@ -85,4 +90,4 @@ def _describe(part: Part, path: str, owner: Spec) -> LoraTarget:
         refused = f"is tied to {part.to}, which an adapter would part it from (another product; or head.tied=false)"
     elif isinstance(part, Linear) and part.bare:
         refused = "is also read as a plain weight, which would pass by its adapter (another product)"
-    return LoraTarget(path, owner.axis, refused)
+    return LoraTarget(path, owner.axis, refused, isinstance(part, Experts))
