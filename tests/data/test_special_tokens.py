@@ -147,3 +147,14 @@ def test_a_tokenizer_is_named_by_its_kind_alone():
         assert faults_of(lambda: DataSettings.read({"kind": "stdlib", "tokenizer": name})) == [fault]  # noqa: B023
     (fault,) = faults_of(lambda: DataSettings.read({"kind": "stdlib", "tokenizer": "file"}))
     assert fault.startswith("data.tokenizer.path: kind: file needs a tokenizer.json, found none")
+
+
+def test_a_mask_that_training_adds_is_read_in_a_text_by_transformers(tmp_path):
+    tokenizer = make_byte_tokenizer()
+    tokenizer.add_special(["<|endoftext|>"])  # it is there already
+    assert tokenizer.split
+    tokenizer.add_special(["<mask>"])
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.mask_token_id == 257
+    assert theirs("a <mask>").input_ids == tokenizer.encode("a <mask>") == [*b"a ", 257]

@@ -73,10 +73,9 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def add_special(self, names: Sequence[str]) -> None:
-        """Append the special tokens that the vocabulary lacks."""
-        self.grown |= (
-            self.backend.add_special_tokens([name for name in names if self.backend.token_to_id(name) is None]) > 0
-        )
+        """Append the special tokens that the vocabulary lacks. Texts spell them (`<mask>`), and so are not split."""
+        if self.backend.add_special_tokens([name for name in names if self.backend.token_to_id(name) is None]):
+            self.grown, self.split = True, False
         self.__dict__.pop("vocab_size", None)
 
     def ids_of(self, names: Sequence[str]) -> list[int]:
