@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 def run(
     checkpoint: Path = argument("A checkpoint, a run, a Hugging Face folder, or a GGUF file.", default=...),
     out: Path = argument("The folder (--to gguf: the file) to write: written atomically.", default=...),
-    to: Literal["hf", "zoo", "peft", "gguf"] = option(
-        "hf (transformers loads it), zoo (our own layout), peft (a run's adapters alone) or gguf (llama.cpp's).",
+    to: Literal["hf", "zoo", "peft", "gguf", "onnx", "export"] = option(
+        "hf (transformers loads it), zoo (our own layout), peft (a run's adapters alone), gguf (llama.cpp's), onnx or "
+        "export (torch.export's .pt2).",
         default="hf",
     ),
     ggml: str | None = option("With --to gguf: type of the matrices. [default: that of the weights]", "--type"),
@@ -48,6 +50,9 @@ def run(
 
     --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. The file is read back before it
     appears: by our own reader and, where its Python package is installed, by llama.cpp.
+
+    --to onnx and --to export write a program that takes and returns the KV cache. It is run before it appears, by
+    onnxruntime or torch: its values must be the model's, of padded rows and of tokens decoded one by one.
     """
     from zoo.checkpoint import hf, peft_files, store
     from zoo.checkpoint.finding import find
@@ -72,6 +77,8 @@ def run(
         print(note)
     if to == "gguf":
         _write_gguf(stored, out, folder, ggml, force, verify)
+    elif to in ("onnx", "export"):
+        _write_exported(stored, out, folder, to, force, verify)
     elif to == "zoo":
         store.save_stored(stored, out, beside=folder, force=force)
         print(f"written: {out}, {count_parameters(stored.spec)['total']:,} parameters")
@@ -125,6 +132,18 @@ def _write_gguf(stored: StoredModel, out: Path, folder: Path, ggml: str | None, 
     held, size = count_parameters(stored.spec)["total"], report.format_size(out.stat().st_size)
     print(f"written: {out}, {held:,} parameters as {made.describe()}, {size}")
     print(f"verified: {made.compared}")
+
+
+def _write_exported(stored: StoredModel, out: Path, folder: Path, to: str, force: bool, verify: bool) -> None:
+    """Write a program of tensors, and print what was written and compared."""
+    from zoo.checkpoint import beside, exported
+    from zoo.text.sentence import read_pipeline
+
+    embed = partial(read_pipeline(folder).apply, n_prompt=0, dim=None) if (folder / beside.MODULES).is_file() else None
+    compared = exported.save(stored, out, folder, to, embed=embed, force=force, verify=verify)
+    size = report.format_size(sum(file.stat().st_size for file in out.glob(f"{exported.NAME}.*")))
+    print(f"written: {out}, {count_parameters(stored.spec)['total']:,} parameters, {size}")
+    print(f"verified: {compared}" if verify else "not verified: the program was not run")
 
 
 def _write_own(

@@ -29,8 +29,8 @@ class Adapters:
     that have one. `trained` names the model's own weights that are not the base's: those that train too, and those
     drawn or converted at the start. `base` is the path of the base model, or None; `hash` is what `identify_base`
     returned for it. With a base, checkpoints store only the adapters and the `trained` weights; without one, all
-    weights. `quantise` is the form that the base's matrices were quantised to when they were read. With `dora` an adapter
-    has magnitudes too."""
+    weights. `quantise` is the form that the base's matrices were quantised to when they were read. With `dora` an
+    adapter has magnitudes too."""
 
     rank: int
     alpha: float

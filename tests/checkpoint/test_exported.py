@@ -1,0 +1,210 @@
+"""`zoo convert --to onnx` and `--to export`: the program gives the model's logits, with a cache and without zoo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import zoo
+from support.packaged_specs import make_loud
+from support.reference_folders import run
+from support.tiny_decoders import tiny
+from support.tiny_models import needs
+from zoo.checkpoint import exported, onnx_export, sentence_files, store
+from zoo.checkpoint.stored import StoredModel
+from zoo.errors import CheckpointError, ConfigError
+from zoo.run.traced import TracedModel
+from zoo.text.sentence import read_pipeline
+
+DECODERS = {
+    "gpt2": [
+        "attention=mha",
+        "position=learned",
+        "block=pre",
+        "norm=layernorm",
+        "ffn=mlp",
+        "activation=gelu",
+        "bias=true",
+    ],
+    "experts": ["ffn=moe", "router.top_k=2"],
+    "window": ["attention=sliding", "window=5"],
+    "latents": ["attention=mla"],
+    "states": ["pattern=[linear,layer]", "+layers={linear:{attention:{kind:gated_delta}}}"],
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """The plainest model and its written folder, for the tests that read alone."""
+    model, out = tiny(), tmp_path_factory.mktemp("llama") / "out"
+    save(model, out)
+    return model, out
+
+
+def save(model, out: Path, form: str = "onnx", **options) -> str:
+    return exported.save(StoredModel.of(model), out, out.parent, form, **options)
+
+
+def open_onnx(folder: Path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(folder / "model.onnx")
+
+
+def make_past(session, batch: int) -> dict[str, np.ndarray]:
+    """Empty entries and zero states, from the shapes that the file states."""
+    numbers = {"batch_size": batch, "past_sequence_length": 0}
+    held = [each for each in session.get_inputs() if each.name.startswith("past_")]
+    return {each.name: np.zeros([numbers.get(size, size) for size in each.shape], np.float32) for each in held}
+
+
+def generate(session, ids: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+    """Generate greedily by the names alone, as a program in another language would."""
+    outputs = [each.name for each in session.get_outputs()]
+    past, start = make_past(session, len(ids)), 0
+    for _ in range(count):
+        stops = [ids.shape[1]] if session.get_inputs()[0].shape[1] != 1 else range(start + 1, ids.shape[1] + 1)
+        for stop in stops:
+            given = {"input_ids": ids[:, start:stop], "attention_mask": mask[:, :stop], **past}
+            found = dict(zip(outputs, session.run(None, given), strict=True))
+            after = {name: name.replace("past_key_values", "present").replace("past_", "present_") for name in past}
+            past, start = {name: found[after[name]] for name in past}, stop
+        new = found["logits"][:, -1].argmax(-1, keepdims=True)
+        ids, mask = np.hstack((ids, new)), np.hstack((mask, np.ones_like(new)))
+    return ids
+
+
+@pytest.mark.parametrize("name", ["llama", *DECODERS])
+def test_onnxruntime_generates_what_the_model_generates_from_each_row_alone(name, llama, tmp_path):
+    model, out = llama if name == "llama" else (tiny(*DECODERS[name]), tmp_path / "out")
+    assert out.exists() or save(model, out).startswith("onnxruntime gives the model's values")
+    prompts = [[7, 3, 9, 4, 11, 2], [5, 8]]
+    ids = np.array([[0] * (6 - len(each)) + each for each in prompts])
+    mask = np.array([[0] * (6 - len(each)) + [1] * len(each) for each in prompts])
+    found = generate(open_onnx(out), ids, mask, 8)
+    for row, prompt in zip(found, prompts, strict=True):
+        alone = torch.tensor([prompt])
+        for _ in range(8):
+            alone = torch.cat((alone, model(alone).logits[:, -1:].argmax(-1)), 1)
+        assert row[-len(prompt) - 8 :].tolist() == alone[0].tolist()
+
+
+def test_the_files_axes_and_tensors_have_the_names_that_other_readers_look_for(llama):
+    session = open_onnx(llama[1])
+    total = "past_sequence_length + sequence_length"
+    assert {each.name: each.shape for each in session.get_inputs()} == {
+        "input_ids": ["batch_size", "sequence_length"],
+        "attention_mask": ["batch_size", total],
+        **{
+            f"past_key_values.{layer}.{name}": ["batch_size", 2, "past_sequence_length", 8]
+            for layer in (0, 1)
+            for name in ("key", "value")
+        },
+    }
+    outputs = {each.name: each.shape for each in session.get_outputs()}
+    assert outputs["logits"] == ["batch_size", "sequence_length", 61]
+    assert outputs["present.1.value"] == ["batch_size", 2, total, 8]
+    assert json.loads((llama[1] / "config.json").read_text())["model_type"] == "llama"
+
+
+ALONE = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+ids, mask, past, wanted = torch.load(sys.argv[2])
+found = program(input_ids=ids[:, :6], attention_mask=mask[:, :6], past=past)
+past = {name: found[name.replace("past_key_values", "present")] for name in past}
+more = program(input_ids=ids[:, 6:], attention_mask=mask, past=past)
+torch.testing.assert_close(torch.cat((found["logits"], more["logits"]), 1)[:, 2:], wanted, rtol=1e-4, atol=1e-4)
+assert "zoo" not in sys.modules
+"""
+
+
+def test_torch_alone_runs_an_exported_program_with_its_cache(tmp_path):
+    model = tiny("attention=sliding", "window=5")
+    save(model, tmp_path / "out", "export")
+    ids = torch.arange(27).view(3, 9)
+    mask = torch.ones_like(ids)
+    mask[:, :2] = 0
+    past = {f"past_key_values.{layer}.{name}": torch.zeros(3, 2, 0, 8) for layer in (0, 1) for name in ("key", "value")}
+    torch.save((ids, mask, past, model(ids[:, 2:]).logits.detach()), tmp_path / "asked.pt")
+    file = tmp_path / "out/model.pt2"
+    done = subprocess.run([sys.executable, "-c", ALONE, file, tmp_path / "asked.pt"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["onnx", "export"])
+def test_an_encoder_gives_hidden_states_logits_and_a_sentences_vector(form, tmp_path):
+    torch.manual_seed(0)
+    model = make_loud(zoo.build("bert-tiny", ["n_layers=2", "vocab_size=61"]).eval(), (61, 64))
+    sentence_files.write_modules(tmp_path, "mean", 192, 64)
+    embed = read_pipeline(tmp_path).apply
+    save(model, tmp_path / "out", form, embed=lambda hidden, real: embed(hidden, real, 0, None))
+    assert (tmp_path / "out/1_Pooling/config.json").is_file()
+    ids, types = torch.arange(14).view(2, 7), torch.tensor([[0, 0, 0, 1, 1, 1, 1]] * 2)
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    if form == "onnx":
+        session = open_onnx(tmp_path / "out")
+        names = [each.name for each in session.get_outputs()]
+        found = dict(zip(names, session.run(None, {name: each.numpy() for name, each in given.items()}), strict=True))
+    else:
+        program = torch.export.load(tmp_path / "out/model.pt2").module()
+        found = {name: each.detach().numpy() for name, each in program(**given).items()}
+    short = model(ids[1:, :5], token_type_ids=types[1:, :5])
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(found["logits"][1, :5], short.logits[0].detach(), **close)
+    np.testing.assert_allclose(found["last_hidden_state"][1, :5], short.hidden[0].detach(), **close)
+    mean = short.hidden[0].detach().mean(0)
+    np.testing.assert_allclose(found["sentence_embedding"][1], mean / mean.norm(), **close)
+
+
+def test_weights_too_large_for_protobuf_stand_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "WHOLE", 1000)
+    save(tiny(), tmp_path / "out")
+    assert (tmp_path / "out/model.onnx.data").stat().st_size > 40_000
+
+
+def test_a_program_with_other_values_is_not_written(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "write", lambda _, __, folder: shutil.copy(llama[1] / "model.onnx", folder))
+    monkeypatch.setattr(TracedModel, "record", lambda self: None)
+    with pytest.raises(CheckpointError, match=r"logits: of the program differs by .* in rows of 17 tokens"):
+        save(tiny("attention=sliding", "window=12"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_program_is_refused_in_a_line_and_nothing_is_written(tmp_path, capsys):
+    refused = {
+        "bart": (zoo.build("bart-tiny"), "kind: encoder_decoder would be two programs"),
+        "entries": (
+            tiny("attention=hca", *needs("attention=hca")),
+            "layers.layer.attention: compressed caches one entry",
+        ),
+        "bf16": (tiny().to(torch.bfloat16), r"--dtype: is bfloat16, which onnxruntime does not compute in"),
+    }
+    for name, (model, line) in refused.items():
+        store.save_model(model, tmp_path / name)
+        code, _, errors = run(capsys, "convert", tmp_path / name, tmp_path / "out", "--to", "onnx")
+        assert (code, errors.count("\n")) == (2, 1) and line in errors
+        assert not (tmp_path / "out").exists()
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"onnx is not installed \(pip install 'transformer-zoo\[onnx\]'\)"):
+        save(tiny(), tmp_path / "out")
+
+
+def test_the_command_says_what_was_compared(tmp_path, capsys):
+    store.save_model(tiny(), tmp_path / "model")
+    code, said, _ = run(capsys, "convert", tmp_path / "model", tmp_path / "out", "--to", "onnx")
+    assert code == 0 and "verified: onnxruntime gives the model's values" in said
+    code, said, _ = run(capsys, "convert", tmp_path / "model", tmp_path / "out", "--to", "export", "--no-verify")
+    assert code == 0 and "not verified: the program was not run" in said
+    assert not (tmp_path / "out/model.onnx").exists()

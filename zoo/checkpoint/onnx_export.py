@@ -1,0 +1,123 @@
+"""Write a recorded program as an ONNX file, and run it by onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import CheckpointError, ConfigError
+from zoo.lazy import torch
+from zoo.run.traced import DIMS
+from zoo.untrusted.printable import shorten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.run.traced import TracedModel
+
+    Named = Mapping[str, Tensor]
+
+FILE = "model.onnx"
+
+TOTAL = "total_sequence_length"
+"""The name of the mask's axis where nothing else has earlier tokens."""
+
+PACKAGES = "onnx", "onnxscript", "onnxruntime"
+
+WHOLE = 1_900_000_000
+"""Most bytes of weights inside the file: protobuf has at most 2 GB. More are written beside it, in model.onnx.data."""
+
+
+def check(dtype: torch.dtype) -> None:
+    """Raise ConfigError if a package is not installed, or for a dtype that onnxruntime does not compute in."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise ConfigError(f"--to onnx: {missing[0]} is not installed (pip install 'transformer-zoo[onnx]')")
+    if dtype not in (torch.float32, torch.float16):
+        stated = str(dtype).removeprefix("torch.")
+        raise ConfigError(f"--dtype: is {stated}, which onnxruntime does not compute in on a CPU (fp32 or fp16)")
+
+
+def write(traced: TracedModel, program: Any, folder: Path) -> None:
+    """Write a recorded program. Raises ConfigError, with torch's reason, for an operator that ONNX has no form of."""
+    from zoo.checkpoint.onnx_operators import TABLE
+
+    how: dict[str, Any] = {"dynamo": True, "custom_translation_table": TABLE, "verbose": False}
+    try:
+        with _quiet():
+            made: Any = torch.onnx.export(program, (), **how)
+    except torch.onnx.OnnxExporterError as error:
+        reason = next((each for each in str(error).splitlines() if "class" in each), str(error))
+        raise ConfigError(f"--to onnx: torch does not translate this model, {shorten(reason, 200)}") from error
+    _name(made.model.graph, traced)
+    size = sum(each.nbytes for each in traced.state_dict().values())
+    with _quiet():
+        made.save(folder / FILE, external_data=size > WHOLE)
+
+
+def _name(graph: Any, traced: TracedModel) -> None:
+    """Give inputs, outputs and the axes that vary their names."""
+    for values, names in ((graph.inputs, traced.inputs), (graph.outputs, traced.outputs)):
+        for value, name in zip(values, names, strict=True):
+            value.name = name
+    axes = _find_axes(traced, {value.name: value.shape for value in graph.inputs})
+    symbol = re.compile("|".join(rf"\b{each}\b" for each in axes))
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and size.value is not None:
+                value.shape[axis] = symbol.sub(lambda match: axes[match[0]], size.value)
+
+
+def _find_axes(traced: TracedModel, shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Map torch's symbols to the names of axes: of `input_ids` [B, T], of the first cached entries, of the mask."""
+    ids, mask = shapes["input_ids"], shapes["attention_mask"]
+    grown = next((each for each in traced.held if each.grows), None)
+    last = (mask[1], TOTAL) if grown is None else (shapes[grown.before][grown.axis], DIMS[2])
+    pairs = (*zip(ids, DIMS, strict=False), last)
+    return {str(size): name for size, name in reversed(pairs) if not isinstance(size, int)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the translation says of packages that nobody asked for (torchvision) and of its own old calls."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
+def open_program(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
+    """Open a written file in onnxruntime, on the CPU. Raises CheckpointError if it refuses the file or an input."""
+    import onnxruntime
+
+    state: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    refusals = tuple(each for each in vars(state).values() if isinstance(each, type) and issubclass(each, Exception))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+
+    def attempt(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except refusals as error:
+            raise CheckpointError(f"{folder / FILE}: onnxruntime refuses it, {shorten(str(error), 300)}") from error
+
+    file, providers = str(folder / FILE), ["CPUExecutionProvider"]
+    session: Any = attempt(lambda: onnxruntime.InferenceSession(file, options, providers=providers))
+    names = [each.name for each in session.get_outputs()]
+
+    def call(given: Named) -> Named:
+        made = attempt(lambda: session.run(None, {name: each.numpy() for name, each in given.items()}))
+        return {name: torch.from_numpy(each) for name, each in zip(names, made, strict=True)}
+
+    return call

@@ -1,0 +1,75 @@
+# N rows sorted by expert, E experts
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportReturnType=false, reportIndexIssue=false
+"""Operators of a recorded model that ONNX has under no name of its own, as functions of ONNX's operators.
+
+Imported where an ONNX file is written: the package onnxscript compiles these functions from their source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from onnxscript import FLOAT, script
+from onnxscript import opset18 as op
+from onnxscript.values import Opset
+
+import zoo.kernels.grouped_products  # noqa: F401 - registers its operators
+
+zoo_opset = Opset("zoo", 1)
+
+
+@script(zoo_opset, default_opset=op)
+def multiply_groups(x, weight, offsets) -> FLOAT:
+    """Multiply each run of rows x [N, d_in] by the weight [d_out, d_in] of its expert, those that have rows; what
+    follows the last run is zeros: [N, d_out]."""
+    ends = op.Cast(offsets, to=7)
+    zero = op.Constant(value_ints=[0])
+    start = op.Constant(value_ints=[0])
+    count = op.Squeeze(op.Shape(weight, start=0, end=1))
+    y = op.MatMul(op.Slice(x, zero, zero, zero), op.Transpose(op.Gather(weight, 0), perm=[1, 0]))
+    for expert in range(count):
+        stop = op.Slice(ends, op.Unsqueeze(expert, zero), op.Unsqueeze(expert + 1, zero), zero)
+        if op.Squeeze(stop > start):
+            product = op.MatMul(op.Slice(x, start, stop, zero), op.Transpose(op.Gather(weight, expert), perm=[1, 0]))
+            more = op.Concat(y, product, axis=0)
+        else:
+            more = op.Identity(y)
+        y = more
+        start = stop
+    rest = op.Concat(op.Shape(x, start=0, end=1) - op.Shape(y, start=0, end=1), op.Shape(y, start=1, end=2), axis=0)
+    return op.Concat(y, op.CastLike(op.Expand(0.0, rest), x), axis=0)
+
+
+def grouped_linear(x: Any, weight: Any, offsets: Any, native: bool, computing: int = 1, chosen: int = 1) -> Any:
+    """Translate zoo's product of a mixture's rows."""
+    return multiply_groups(x, weight, offsets)
+
+
+def sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """Translate a stable sort: of equal values, TopK gives the first one first."""
+    return op.TopK(x, op.Gather(op.Shape(x), [dim]), axis=dim, largest=int(descending), sorted=1)
+
+
+def searchsorted(
+    edges: Any, x: Any, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Any = None
+) -> Any:
+    """Translate a search in one row of edges [E], as a count of the edges before each value."""
+    compare = op.LessOrEqual if right or side == "right" else op.Less
+    before = compare(edges, op.Unsqueeze(x, [-1]))
+    return op.ReduceSum(op.Cast(before, to=6 if out_int32 else 7), [-1], keepdims=0)
+
+
+def hypot(a: Any, b: Any) -> Any:
+    """Translate √(a² + b²)."""
+    return op.Sqrt(op.Add(op.Mul(a, a), op.Mul(b, b)))
+
+
+TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.zoo.grouped_linear.default: grouped_linear,
+    torch.ops.aten.sort.stable: sort,
+    torch.ops.aten.searchsorted.Tensor: searchsorted,
+    torch.ops.prims.hypot.default: hypot,
+    torch.ops.aten.hypot.default: hypot,
+}

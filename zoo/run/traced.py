@@ -1,0 +1,286 @@
+# B rows, T new tokens, P tokens before them, S = P + T, H heads, C channels
+"""A model as a program that torch.export can record: every input and output is a tensor with a name, the KV cache and
+the recurrent states too."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import ConfigError
+from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
+from zoo.kernels.view.slots import SlotMapping
+from zoo.model.context import ForwardContext
+from zoo.model.step import Inputs
+from zoo.untrusted.printable import shorten
+
+if TYPE_CHECKING:
+    from zoo.model.attention.base import Attention
+    from zoo.model.step import Output, Weights
+    from zoo.model.tower import Topology, Tower
+    from zoo.run.layer import Model
+
+    Embed = Callable[[Tensor, Tensor], Tensor]
+
+ENTRIES = "past_key_values", "present"
+"""Prefixes of the names of cached tensors, before a pass and after it, as optimum, transformers.js and
+onnxruntime-genai read them: past_key_values.0.key, present.0.key."""
+
+STATES = "past_state", "present_state"
+"""Prefixes of the names of recurrent states, before a pass and after it."""
+
+DIMS = "batch_size", "sequence_length", "past_sequence_length"
+"""The names of the axes that vary."""
+
+NAMES = {"k": "key", "v": "value"}
+"""The names of cached tensors that others have in common."""
+
+
+class TracedLayer:
+    """The cache of one layer (`zoo.cache.cache.LayerCache`) whose tensors are values of the program: `kept` has those
+    of before the pass, and then those of after it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def append(self, where: SlotMapping, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Append new tokens to earlier ones: [B, S, …] for each name."""
+        earlier = [self.kept[name] for name in new]
+        joined = [torch.cat((held, each.to(held.dtype)), 1) for held, each in zip(earlier, new.values(), strict=True)]
+        self.kept |= zip(new, joined, strict=True)
+        return tuple(joined)
+
+    def state(self, name: str) -> Tensor:
+        """Return a recurrent state [B, …]."""
+        return self.kept[name]
+
+    def hold(self, name: str, value: Tensor) -> None:
+        """Keep a recurrent state for the next tokens."""
+        self.kept[name] = value.to(torch.float32)
+
+
+class TracedCache:
+    """The cache of one pass (`zoo.cache.cache.Cache`) whose tensors are values of the program. All rows have P earlier
+    tokens, padding included; a window's hidden keys are kept and masked."""
+
+    varlen = apart = packs = has_source = False
+    counts = recordings = tensors = None
+
+    def __init__(self, tower: Tower, layers: list[TracedLayer], past: int) -> None:
+        self.tower, self.layers, self.past = tower, layers, past
+        self.longest = int(any(block.state() for block in tower.blocks.values()))  # a first pass reads states: zeros
+
+    def begin(self, counts: Sequence[int] | None, new: int) -> None:
+        """Start a pass."""
+
+    def end(self, new: int) -> None:
+        """End a pass."""
+
+    def reach(self, new: int) -> int:
+        """Return the length of the rows after a pass of `new` columns."""
+        return self.past + new
+
+    def lay_out(self, kind: str, new: int) -> SlotMapping | None:
+        """Return a mapping to no slots for layers with a KV cache, which concatenate; None for others."""
+        return SlotMapping([[]]) if self.tower.blocks[kind].cache() else None
+
+
+class TracedContext(ForwardContext):
+    """A ForwardContext in which no branch depends on a number of tokens: masks are tensors, rows with a cache may have
+    padding anywhere, and limits are not checked."""
+
+    def _check(self, spec: Tower, inputs: Inputs) -> None:
+        pass
+
+    def _find_real(self, counts: Sequence[int] | None) -> Tensor:
+        assert self.padding is not None
+        return self.padding[:, self.past :]  # B T
+
+    def see(self, attention: Attention, own: Weights | None, slots: SlotMapping | None) -> KeyView:
+        places, chunk = (self.index[self.past :], self.index), attention.sight.chunk
+        chunks = None if chunk is None else self.every // chunk  # B|1 S
+        apart = None if chunks is None else (chunks[:, self.past :], chunks)
+        segment = self._segment(attention, own, places, padding=self.padding, documents=apart)
+        return KeyView(Mask.of_pairs(segment.mask.dense(self.device)[:, 0]), places, segment.bias, slots)
+
+    def draw(self, *given: Any, **options: Any) -> None:
+        """Prepare nothing: masks are tensors already."""
+
+
+class TracedTensor(NamedTuple):
+    """A tensor that a layer keeps between passes: its names before and after a pass, the layer's number, zoo's own name
+    for it, and the shape of a token's entry or, unless it `grows`, of a row's state."""
+
+    before: str
+    after: str
+    layer: int
+    own: str
+    shape: tuple[int, ...]
+    grows: bool
+
+    @property
+    def axis(self) -> int:
+        """The axis of tokens."""
+        return 2 if len(self.shape) == 2 else 1
+
+    def turn(self, held: Tensor) -> Tensor:
+        """Exchange the axes of tokens and heads, where an entry has heads."""
+        return held.transpose(1, 2) if self.grows and self.axis == 2 else held
+
+
+class TracedModel(nn.Module):
+    """A model whose forward takes and returns tensors by name.
+
+    forward(input_ids [B, T], attention_mask [B, S], past) → {name: tensor}. `past` has, under the names before a pass
+    of `held`, the keys and values of earlier tokens [B, H, P, C] (what has no heads is [B, P, C]) and recurrent states
+    [B, …]; the result has `logits` [B, T, V] and these tensors after the pass. The mask is 0 for padding, which may
+    stand anywhere. A model without a cache also takes `token_type_ids` if it has token types, and returns those of
+    `last_hidden_state`, `logits` and `pooler_output` that it has. With `embed`, which makes vectors [B, E] of hidden
+    states [B, T, D] and a mask [B, T], it has no cache and returns `sentence_embedding` too.
+
+    Raises ConfigError for a model that is no program of tensors.
+    """
+
+    def __init__(self, model: Model, embed: Embed | None = None) -> None:
+        super().__init__()
+        check_traceable(model.spec)
+        self.model, (self.tower,), self.embed = model, model.spec.towers().values(), embed
+        caches = self.tower.causal and self.tower.head.predicts_tokens
+        self.held = list(list_held(self.tower)) if caches and embed is None else []
+        self.one_by_one = bool(self.held) and any(each.attention.passes.loops for each in self.tower.blocks.values())
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        past: dict[str, Tensor] | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Run a pass."""
+        cache = None if past is None else self._open(past, attention_mask.shape[1] - input_ids.shape[1])
+        inputs = Inputs(input_ids, attention_mask, token_type_ids, cache=cache)  # type: ignore[arg-type]
+        out = self.tower.run(self.model, inputs, TracedContext(self.tower, inputs))
+        if cache is None:
+            found: dict[str, Any] = self.name_results(out, attention_mask.bool())
+        else:
+            kept = {each: cache.layers[each.layer].kept[each.own] for each in self.held}
+            found = {"logits": out.logits} | {each.after: each.turn(tensor) for each, tensor in kept.items()}
+        return {name: found[name] for name in self.outputs}
+
+    def name_results(self, out: Output, real: Tensor) -> dict[str, Any]:
+        """Name the results of a pass without a cache; `real` [B, T] is False for padding."""
+        found = {"last_hidden_state": out.hidden, "logits": out.logits, "pooler_output": out.pooled}
+        return found | ({"sentence_embedding": self.embed(out.hidden, real)} if self.embed else {})
+
+    def _open(self, past: dict[str, Tensor], length: int) -> TracedCache:
+        """Make the cache of a pass after `length` tokens."""
+        layers = [TracedLayer() for _ in self.tower.pattern]
+        for each in self.held:
+            if each.grows:
+                torch._check(past[each.before].shape[each.axis] == length)
+            layers[each.layer].kept[each.own] = each.turn(past[each.before])
+        return TracedCache(self.tower, layers, length)
+
+    def make_inputs(self, batch: int, new: int, past: int = 0) -> dict[str, Any]:
+        """Make inputs of random ids and of all token types, without padding, after `past` tokens whose entries are
+        zeros."""
+        weight, spec = next(self.model.parameters()), self.tower
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(spec.vocab_size, (batch, new), generator=generator).to(weight.device)
+        made: dict[str, Any] = {"input_ids": ids, "attention_mask": ids.new_ones(batch, past + new)}
+        if self.held:
+            made["past"] = {each.before: self._make_empty(each, batch, past, weight) for each in self.held}
+        elif spec.takes_types:
+            count = getattr(spec.embedding, "n_types", None) or 2
+            made["token_type_ids"] = torch.arange(new, device=ids.device).expand(batch, -1) * count // max(new, 1)
+        return made
+
+    def _make_empty(self, held: TracedTensor, batch: int, past: int, weight: Tensor) -> Tensor:
+        if not held.grows:
+            return torch.zeros(batch, *held.shape, device=weight.device)
+        return held.turn(weight.new_zeros(batch, past, *held.shape)).contiguous()
+
+    def record(self) -> torch.export.ExportedProgram:
+        """Record the model by torch.export, for any numbers of rows, of new tokens (one, if `one_by_one`) and of
+        earlier tokens. Raises ConfigError, with torch's reason, for a model that it cannot record."""
+        rows, new, past = (torch.export.Dim(name) for name in DIMS)
+        shapes: dict[str, Any] = {"input_ids": {0: rows} if self.one_by_one else {0: rows, 1: new}}
+        shapes["attention_mask"] = {0: rows, 1: self._name_total(new, past)}
+        if self.held:
+            shapes["past"] = {each.before: {0: rows, **({each.axis: past} if each.grows else {})} for each in self.held}
+        inputs = self.make_inputs(2, 1 if self.one_by_one else 5, 7 if self.held else 0)
+        shapes |= {name: shapes["input_ids"] for name in inputs if name not in shapes}
+        how: dict[str, Any] = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": self.one_by_one}
+        with torch.no_grad(), eager_kernels(self.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own calls
+            try:
+                program = torch.export.export(self, (), inputs, dynamic_shapes=shapes, **how)
+            except RuntimeError as error:
+                kinds = ", ".join(dict.fromkeys(each.attention.kind for each in self.tower.blocks.values()))
+                reason = shorten(str(error).strip().splitlines()[0], 200)
+                raise ConfigError(f"torch.export does not record this model of {kinds}: {reason}") from error
+            return program.run_decompositions({torch.ops.zoo.depthwise_conv.default: _convolve})
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the inputs, in order."""
+        given, before = list(self.make_inputs(1, 1)), [each.before for each in self.held]
+        return [name for each in given for name in (before if each == "past" else [each])]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs, in order."""
+        if self.held:
+            return ["logits", *(each.after for each in self.held)]
+        there = {"logits": self.tower.head.kind != "none", "pooler_output": self.tower.pooler is not None}
+        there["sentence_embedding"] = self.embed is not None
+        return ["last_hidden_state", *(name for name, has in there.items() if has)]
+
+    def _name_total(self, new: Any, past: Any) -> Any:
+        """Name the axis of S tokens: torch derives T + P itself, and takes P + 1 as such."""
+        if not self.held:
+            return new
+        return past + 1 if self.one_by_one and any(each.grows for each in self.held) else torch.export.Dim.AUTO
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """Compute zoo's depthwise convolution by torch's."""
+    return F.conv1d(x.mT, weight, bias, groups=len(weight), dilation=dilation).mT
+
+
+def list_held(tower: Tower) -> Iterator[TracedTensor]:
+    """List what the layers of a tower keep between passes, layer by layer."""
+    for number, kind in enumerate(tower.pattern):
+        block = tower.blocks[kind]
+        for (before, after), shapes, grows in ((ENTRIES, block.cache(), True), (STATES, block.state(), False)):
+            for own, shape in shapes.items():
+                place = f"{number}.{NAMES.get(own, own)}"
+                yield TracedTensor(f"{before}.{place}", f"{after}.{place}", number, own, shape, grows)
+
+
+def check_traceable(spec: Topology) -> None:
+    """Raise ConfigError for a model that is no program of tensors, with the layers that are in the way."""
+    if len(spec.towers()) > 1:
+        raise ConfigError(f"kind: {spec.kind} would be two programs, which are not written (a decoder or an encoder)")
+    (tower,) = spec.towers().values()
+    for kind, block in tower.blocks.items():
+        if block.attention.sight.rate > 1:
+            found = f"{block.attention.kind} caches one entry for several tokens"
+            raise ConfigError(f"layers.{kind}.attention: {found}, which is no program of tensors (one for each token)")
+
+
+@contextmanager
+def eager_kernels(model: Model) -> Iterator[None]:
+    """Compute attention in plain torch inside the block, which others can translate."""
+    before, model.kernel = model.kernel, "eager"
+    try:
+        yield
+    finally:
+        model.kernel = before
