@@ -119,6 +119,23 @@ def test_so_it_is_where_the_converter_changes_names_and_layout(tmp_path, case):
     assert_same(tmp_path / "ours.gguf", theirs)
 
 
+MORE = ["glm4moe", "granitemoe with a shared expert", "mamba", "mamba2"]
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_every_tensor_of_experts_and_states_is_the_one_that_the_converter_writes(tmp_path, case):
+    reference = make_case(case)
+    theirs = convert_case(case, reference, tmp_path)
+    write(tmp_path / "hf", tmp_path / "a.gguf")
+    (_, tensors), (_, values) = read_all(tmp_path / "a.gguf"), read_all(theirs)
+    assert tensors.keys() == values.keys()
+    for name, value in values.items():
+        np.testing.assert_allclose(tensors[name], value, rtol=0, atol=1e-6, err_msg=name)
+    ids = torch.arange(40)[None]
+    with pytest.warns(UserWarning, match="the model is read without its tokenizer"), torch.inference_mode():
+        assert_close(zoo.load(tmp_path / "a.gguf")(ids).logits, reference(ids).logits)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_model_that_was_written_and_read_gives_the_references_logits(tmp_path, case):
     reference = make(case, tmp_path / "hf")
@@ -139,10 +156,10 @@ def test_transformers_reads_the_same_model(tmp_path, case):
         assert torch.equal(found(ids).logits, reference(ids).logits)
 
 
-@pytest.mark.parametrize("case", [*CASES])
+@pytest.mark.parametrize("case", [*CASES, *MORE])
 def test_llama_cpp_gives_its_logits(tmp_path, case):
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
-    make(case, tmp_path / "hf")
+    make(case, tmp_path / "hf") if case in CASES else make_case(case).save_pretrained(tmp_path / "hf")
     compared = write(tmp_path / "hf", tmp_path / "a.gguf").compared
     largest = float(compared.split("largest difference ")[1].split()[0])
     assert largest < (5e-3 if case.startswith(("Gemma", "Phi", "GPT2")) else 3e-5)  # GELU: a table of 16 bits
