@@ -200,6 +200,15 @@ def test_what_is_no_lora_of_the_base_is_refused_by_name(tmp_path):
     would = r"is no folder here \(the path of the base model\)"
     with pytest.raises(CheckpointError, match=rf"base_model_name_or_path: 'meta-llama/Llama-3' {would}"):
         store.load(tmp_path / "adapter")
+    config.write_text(json.dumps({**stated, "base_model_name_or_path": "a\0b"}))
+    with pytest.raises(CheckpointError, match=r"base_model_name_or_path: .* is no folder here"):
+        store.load(tmp_path / "adapter")
+    config.write_text(json.dumps({**stated, "alpha_pattern": {"(a+)+$": 4}}))
+    with pytest.raises(CheckpointError, match=r"alpha_pattern: '\(a\+\)\+\$' is no name of a module"):
+        store.load(tmp_path / "adapter")
+    config.write_text(json.dumps({**stated, "lora_alpha": 0}))
+    with pytest.raises(CheckpointError, match="lora_alpha"):
+        store.load(tmp_path / "adapter")
     config.write_text(json.dumps({**stated, "peft_type": "IA3"}))
     with pytest.raises(CheckpointError, match=r"peft_type: is 'IA3', which is not read \(LORA\)"):
         store.load(tmp_path / "adapter")

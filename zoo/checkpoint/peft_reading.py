@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -50,15 +51,17 @@ VERSION = 1
 """Version of the unpacked files: a folder of an older version is made anew."""
 
 
+Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class PeftConfig(JsonShape):
     """The keys of adapter_config.json that are read."""
 
     peft_type: str
     base_model_name_or_path: str | None = None
-    r: Annotated[int, Field(ge=1, le=2**20)] = 8
-    lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
+    lora_alpha: Alpha = 8.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    alpha_pattern: dict[str, float] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
     use_rslora: bool | None = None
 
 
@@ -78,6 +81,10 @@ def unpack_adapter(folder: Path) -> Path:
     if config["peft_type"] != "LORA":
         found = f"peft_type: is {quote(config['peft_type'])}, which is not read (LORA)"
         raise CheckpointError(f"{folder / SETTINGS}: {found}")
+    for key in config.get("alpha_pattern") or {}:
+        if not re.fullmatch(r"[\w.]+", key):
+            what = f"alpha_pattern: {quote(key)} is no name of a module, and patterns are not read (names)"
+            raise CheckpointError(f"{folder / SETTINGS}: {what}")
     base, found = choose_base(_find_base(folder, config.get("base_model_name_or_path")))
     if not (folder / TENSORS).is_file():
         raise CheckpointError(f"{folder / TENSORS}: no such file (peft's adapter, in safetensors)")
@@ -103,9 +110,10 @@ def unpack_adapter(folder: Path) -> Path:
 
 def _find_base(folder: Path, stated: str | None) -> Path:
     name = stated or ""
-    for place in (Path(name).expanduser(), folder / name):
-        if name and place.exists():
-            return place
+    with suppress(ValueError, OSError, RuntimeError):  # no path: a NUL in it, too long, another user's home
+        for place in (Path(name).expanduser(), folder / name):
+            if name and place.exists():
+                return place
     found = f"base_model_name_or_path: {quote(name)} is no folder here"
     raise CheckpointError(f"{folder / SETTINGS}: {found} (the path of the base model)")
 
@@ -195,7 +203,7 @@ def _scaling(config: Mapping[str, Any]) -> Any:
     patterns = config.get("alpha_pattern") or {}
 
     def scale(path: str, rank: int) -> float:
-        own = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", path))
+        own = (alpha for key, alpha in patterns.items() if f".{path}".endswith(f".{key}"))
         alpha = next(own, config.get("lora_alpha", 8.0))
         return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 

@@ -73,7 +73,11 @@ class StoredModel:
 
     @classmethod
     def of(cls, model: Any) -> StoredModel:
-        """Wrap a built model."""
+        """Wrap a built model. Raises CheckpointError for one with adapters, which only its checkpoint merges."""
+        if getattr(model, "adapters", None) is not None:
+            raise CheckpointError(
+                "model: has adapters beside its weights (zoo.load of a checkpoint of the run merges them)"
+            )
         held = model.state_dict()
         forms = {name: torch.empty_like(each, device="meta") for name, each in held.items()}
         return cls(model.spec, StoredTensors(forms, held.__getitem__), getattr(model, "source", None))

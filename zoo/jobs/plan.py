@@ -36,7 +36,7 @@ from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.sources import StatedFile, locating
 from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
 from zoo.distributed.world import read_world
-from zoo.errors import ConfigError, short
+from zoo.errors import ConfigError, refuse, short
 from zoo.jobs.loader import ROOT, JobLoader, states_subdir, task_config
 from zoo.jobs.record import run_one_job
 from zoo.jobs.sweep import SweepPoint, list_varied
@@ -293,8 +293,11 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
     if len(chosen) != 1 or chosen[0] in ("None", "null", ""):
         return list(parsed)
     if is_peft(chosen[0]):
+        faults: list[str] = []
+        described = parse_overrides(describe_adapter(Path(chosen[0])), faults)
+        refuse(faults)
         others = [each for each in parsed if each.get_key_element() != "weights"]
-        return imply_by_weights([*parse_overrides(describe_adapter(Path(chosen[0])), []), *others], body)
+        return imply_by_weights([*described, *others], body)
     listed = [key for entry in body.get("defaults", []) if isinstance(entry, Mapping) for key in entry]
     implied = (
         []

@@ -20,7 +20,7 @@ from support.quantised_storage import int8
 from support.tiny_models import model_of, spec_of
 from zoo.checkpoint import adapter_files, manifest, store
 from zoo.cli import run
-from zoo.errors import ConfigError
+from zoo.errors import CheckpointError, ConfigError
 from zoo.run.adapters import Adapters, attach_adapters
 from zoo.training.start.lora import Lora
 
@@ -297,6 +297,12 @@ def test_a_checkpoint_of_an_older_version_has_all_weights_and_needs_no_base(tmp_
     folder = store.save_model(model, tmp_path / "saved")
     shutil.rmtree(base)
     assert_close(logits(store.load(folder)), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_with_adapters_is_not_exported_without_them(tmp_path):
+    model = adapted(store.load(save_llama(tmp_path / "hf")), ("attention",))
+    with pytest.raises(CheckpointError, match="model: has adapters beside its weights"):
+        zoo.export(model, tmp_path / "out", verify=False)
 
 
 def test_adapters_of_nothing_are_refused(here, refused):
