@@ -42,8 +42,8 @@ def _describe_reading(found: Mapping[str, Any]) -> str:
     """Describe the context from which each target is predicted."""
     context, stride = found["context"], found["stride"]
     if stride is None and "measures" in found["results"][0]:
-        of = "label" if found["targets"] == "labels" else "record"
-        return f"loss per {of} of {found['objective']}, in rows of at most {context:,} tokens"
+        target = found["targets"].split()[0].removesuffix("s")  # "records of two answers": record
+        return f"loss per {target} of {found['objective']}, in rows of at most {context:,} tokens"
     if stride is None:
         what = f"loss per target of {found['objective']}, in rows of {context:,} tokens that are made the same way"
         return f"{what} every time; bits per byte have no meaning there, as not every byte is a target"
