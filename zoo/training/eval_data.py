@@ -102,9 +102,11 @@ def plan_evaluation(
             validating = (records.get("split") or "train") if records.get("kind") == "hf" else records.get("path")
             node["data"] = {**records, "validation": validating}
         data = read_other_data(node["data"], tokenizer, typed, apart)
+    objective = objective.settle(spec, data)
+    objective = objective if run is None else objective.reopen(run / runs.TOKENIZER)
     refuse_misfits(objective, data, spec)
     if own is None:
-        return EvaluationPlan(data, objective.settle(spec, data), whole)
+        return EvaluationPlan(data, objective, whole)
     settings = own.settings
     how = {"seq_len": settings.seq_len, "seed": settings.seed, "batch_size": settings.batch_size}
     return EvaluationPlan(data, objective, whole, run, **how, start=settings.weights)

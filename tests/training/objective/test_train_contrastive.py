@@ -83,7 +83,8 @@ def test_a_decoder_learns_by_its_last_token_and_says_so_to_those_who_read_it(pai
     assert json.loads((here / "out" / "1_Pooling" / "config.json").read_text())["pooling_mode_lasttoken"] is True
     assert json.loads((here / "out" / "config.json").read_text())["architectures"] == ["LlamaModel"]
     measured = json.loads((here / "run" / "result.json").read_text())["val_loss"]
-    assert zoo.evaluate("run")["results"][0]["loss"] == pytest.approx(measured, abs=1e-5)
+    for overrides in ([], ["objective=contrastive", "objective.dims=[32,8]"]):  # pooled as the run's modules say
+        assert zoo.evaluate("run", overrides=overrides)["results"][0]["loss"] == pytest.approx(measured, abs=1e-5)
 
 
 @pytest.mark.parametrize("model", ["bert-tiny"])
