@@ -60,8 +60,26 @@ prints the figures, and a slow test holds that fine-tuning is better.
 
 26 November 2026; Python 3.11, torch 2.13, float32, one thread of a busy 2-core Intel Xeon VM (AMX): one to two minutes
 frozen, three to eight fine-tuned.
+
+## Pairs
+
+The same model learns to find, for the first line of a docstring of Python's standard library, the rest of it among
+those of other files: 1,135 pairs train and 108 validate. `objective=contrastive`, 30 steps of 32 pairs in two
+microbatches, rows of at most 64 tokens, rate 5e-5. `python tests/support/minilm_pairs.py` prints the figures, and a
+slow test holds that the MRR rises.
+
+| encoder | accuracy, seeds 0, 1, 2 | MRR |
+| --- | --- | --- |
+| as it is | 0.343 | 0.491 |
+| fine-tuned | 0.407, 0.380, 0.426 | 0.543, 0.530, 0.549 |
+
+Of a run like these, `zoo convert` wrote a folder in which sentence-transformers 6.2.0, in a fresh process, gave the
+vectors of `zoo embed` (100 texts; largest difference 1.4e-7). A step of 64 pairs took 2.0 GB in one microbatch and
+0.9 GB in eight, with the same loss, at two thirds of the speed.
+
+30 November 2026; Python 3.11, torch 2.13, float32, one thread of the same machine: six minutes.
 """
-"""Figures that tests/support/minilm_tuning.py printed."""
+"""Figures that tests/support/minilm_tuning.py and minilm_pairs.py printed."""
 
 
 class Pair(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 from support import minilm_pairs, minilm_tuning
 
 MARGIN = 0.03  # of accuracy; seeds 0, 1 and 2 gained 0.054 and more
-MRR_MARGIN = 0.02  # seed 0 gained 0.052
+MRR_MARGIN = 0.02  # seeds 0, 1 and 2 gained 0.039 and more
 
 
 pytestmark = [

@@ -61,4 +61,4 @@ def join_texts(rows: Sequence[EncodedRow]) -> EncodedRow:
 
 def hash_key(text: str) -> int:
     """Hash a text to a key of 63 bits: equal texts have equal keys."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
