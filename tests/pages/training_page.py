@@ -102,11 +102,15 @@ def tiny_models() -> list[str]:
     return [name for name in names if price(load(name), parts=["params"])["params"]["total"] < 10_000_000]
 
 
+OTHERS = ("pairs", "conversations", "preferences", "judgements", "labelled records", "records of texts")
+"""What objectives read that is no plain text. Distillation reads what its base reads."""
+
+
 def list_pairs() -> Iterator[Pair]:
     """List the pairs that are legal, as the objectives themselves say it."""
     for model in tiny_models():
         for kind in sorted(Objective.kinds):
-            if kind == "auto" or Objective.kinds[kind].reads != "text":  # this is plain text
+            if kind == "auto" or Objective.kinds[kind].reads in OTHERS:  # this is plain text
                 continue
             prefix = ["prefix_lm=true"] if kind == "prefix_lm" and load(model, []).kind == "decoder" else []
             if kind == "distil" or takes(load(model, prefix), kind):

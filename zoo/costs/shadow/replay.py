@@ -173,6 +173,10 @@ class Fused:
     def __init__(self, kernel: Kernel) -> None:
         self.name, self.refuses, self.call = kernel.name, kernel.refuses, kernel.call
 
+    def can_load(self) -> bool:
+        """Nothing is loaded: shapes alone are followed."""
+        return True
+
     def prepare(self, *_: Any) -> None:
         """Prepare nothing: a fused kernel's own arguments (cu_seqlens …) are a few numbers per row."""
 
