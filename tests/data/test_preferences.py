@@ -22,10 +22,16 @@ ASKED = "<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n"
 def read(tmp_path):
     """Read records of a form as documents."""
 
-    def read(form: str, *records: object, template: str | None = CHATML):
-        file = tmp_path / "records.jsonl"
-        file.write_text("".join(json.dumps(each) + "\n" for each in records))
-        node = {"kind": "jsonl", "path": str(file), "form": form}
+    def read(form: str, *records: object, template: str | None = CHATML, kind: str = "jsonl"):
+        file = tmp_path / f"records.{kind}"
+        if kind == "jsonl":
+            file.write_text("".join(json.dumps(each) + "\n" for each in records))
+        elif kind == "hf":
+            pytest.importorskip("datasets").Dataset.from_list(list(records)).save_to_disk(file)
+        else:
+            arrow = pytest.importorskip("pyarrow")
+            pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(list(records)), file)
+        node = {"kind": kind, "path": str(file), "form": form}
         return [each.texts for each in DataSettings.read(node).open(template and ChatTemplate(template))]
 
     return read
@@ -52,6 +58,14 @@ def collate(file: PreferenceFile, seq_len: int = 64, one_shape: bool = False):
 
 
 # ---------------------------------------------------------------- forms
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_every_kind_of_records_gives_the_same_conversations(read, kind):
+    assert read("preference", *RECORDS, kind=kind) == read("preference", *RECORDS)
+    assert read("unpaired", *UNPAIRED, kind=kind) == read("unpaired", *UNPAIRED)
+    whole = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    assert read("preference", whole, kind=kind, template=None) == [("The sky is", " blue.", "The sky is", " green.")]
 
 
 def test_a_prompt_and_two_answers_are_two_conversations(read):

@@ -224,5 +224,19 @@ def test_microbatches_have_the_loss_and_gradient_of_the_batch(referenced, object
         assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_a_mixtures_own_losses_are_added_once(referenced, judged):
+    experts = ["ffn=moe", "n_experts=4", "router=softmax_topk", "router.balance_coef=0.1"]
+    model = make_model(1, *experts).train()
+    for objective, batch in ((DPO(), referenced), (ORPO(), referenced), (KTO(), judged)):
+        if objective.kind == "kto":
+            with torch.no_grad():
+                batch = note_divergence(batch, objective.sum_divergence(model, batch))
+        found = objective.loss(model, batch, weight=1 / 4)
+        assert float(found.terms["balance"]) > 0
+        assert found.total.item() == pytest.approx(float(found.terms["loss"] + found.terms["balance"]), abs=1e-6)
+        alone = objective.loss(make_model(1, *experts).eval(), batch, weight=1 / 4)
+        assert alone.total.item() == pytest.approx(float(found.terms["loss"]), abs=1e-5)
+
+
 def test_the_starting_weights_have_a_loss_of_log_2(rows, referenced):
     assert DPO().loss(make_model(0), referenced, weight=1 / 4).total.item() == pytest.approx(math.log(2), abs=1e-6)

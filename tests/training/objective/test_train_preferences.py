@@ -278,6 +278,25 @@ def test_an_exported_model_is_the_trained_one(here):
         assert torch.allclose(model(ids).logits, theirs, atol=1e-5)
 
 
+def test_a_mix_of_sources_and_half_precision_start_at_even_odds(here):
+    lines = Path("answers.jsonl").read_text().splitlines(keepends=True)
+    Path("more.jsonl").write_text("".join(lines[::2]))
+    sources = {
+        name: f"{{kind: jsonl, path: {name}.jsonl, form: preference, weight: 1}}" for name in ("answers", "more")
+    }
+    of = ", ".join(f"{name}: {node}" for name, node in sources.items())
+    words = ["data.tokenizer.kind=file", "data.tokenizer.path=words"]
+    own = [each for each in SMALL if not each.startswith(("data", *(size.split("=")[0] for size in SIZES)))]
+    mixed = ["data=mix", f"data.of={{{of}}}", *words, "precision=bf16", "objective=dpo"]
+    with plan_launch([*own, *SIZES, *mixed], check=False) as plan:
+        start_run(task_config(plan.jobs[0]), here / "run")
+    assert set(load_file(here / "run" / FILE)) == {
+        f"{part}/{name}" for part in ("train", "validation") for name in sources
+    }
+    lines = read_metrics(here / "run")
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=5e-3) and lines[-1]["val_loss/more"] < 0.69
+
+
 @pytest.mark.parametrize("objective", ["ipo", "orpo"])
 def test_other_objectives_learn_to_prefer_the_chosen_answers(here, objective):
     start_run(compose("steps=30", "eval_every=30", objective=objective), here / "run")

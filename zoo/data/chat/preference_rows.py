@@ -26,7 +26,7 @@ class RecordNumbers:
     values: np.ndarray | None = None
 
 
-Answers = tuple[TurnRow, TurnRow]
+AnswerPair = tuple[TurnRow, TurnRow]
 """The two conversations of a record, the better first. One that the record lacks has no tokens."""
 
 
@@ -34,9 +34,9 @@ class PreferenceRow(NamedTuple):
     """The answers of a record, its numbers [R] if there are any, and a function that reads the answers of the record
     before it, of which the last is before the first."""
 
-    answers: Answers
+    answers: AnswerPair
     reference: np.ndarray | None
-    read_before: Callable[[], Answers]
+    read_before: Callable[[], AnswerPair]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class PreferenceFile(TurnFile):
             self.read_answers(record), None if known is None else known[record], partial(self.read_answers, before)
         )
 
-    def read_answers(self, record: int) -> Answers:
+    def read_answers(self, record: int) -> AnswerPair:
         """Read both conversations of a record."""
         sizes = enumerate(self.measured[record].tolist(), 2 * record)
         first, second = (self.read_conversations([each]) for each in sizes)
@@ -123,7 +123,7 @@ def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, eos_id: int, seq
     return predict_next(rows, turns, eos_id, choose_width(turns, seq_len, one_shape))
 
 
-def mismatch(answer: TurnRow, number: int, before: Answers, seq_len: int) -> TurnRow:
+def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> TurnRow:
     """Join an answer's prompt and the completion of the record `before`: that of the same number if it has one. At most
     `seq_len` tokens are kept."""
     other = before[number] if len(before[number].ids) else before[1 - number]

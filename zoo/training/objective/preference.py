@@ -163,7 +163,8 @@ class Referenced(Preference):
         """Compute the log-probability of each row's targets [2B]."""
         names = tuple(map(str, range(len(batch.input_ids))))
         loss = self.sum_rows(batch, names, lambda sums: dict(zip(names, sums, strict=True)))
-        return torch.stack([*self.run_model(model, batch, loss, 0).terms.values()])
+        found = self.run_model(model, batch, loss, 0).terms
+        return torch.stack([found[name] for name in names])
 
 
 class DPO(Referenced, kind="dpo"):
