@@ -54,7 +54,7 @@ def open_file(tmp_path, monkeypatch):
 
 def collate(file: PreferenceFile, seq_len: int = 64, one_shape: bool = False):
     rows = [file.read_row(number, seq_len) for number in range(file.count_rows(seq_len))]
-    return collate_answers(rows, [], eos_id=256, seq_len=seq_len, one_shape=one_shape)
+    return collate_answers(rows, [], pad_id=256, seq_len=seq_len, one_shape=one_shape)
 
 
 # ---------------------------------------------------------------- forms
@@ -209,12 +209,12 @@ def test_mismatched_answers_are_a_prompt_with_the_completion_of_the_record_befor
 
     file = open_file(UNPAIRED, "unpaired")
     rows = [file.read_row(number, 64) for number in range(4)]
-    batch = collate_judged(rows, [], eos_id=256, seq_len=64, one_shape=False)
+    batch = collate_judged(rows, [], pad_id=256, seq_len=64, one_shape=False)
     assert [decode(batch, row) for row in range(16)] == [
         *(("2+3?", "5\n"), ("", ""), ("2+3?", "a\n"), ("", "")),
         *(("", ""), ("and?", "no\n"), ("", ""), ("and?", "5\n")),
         *(("", ""), ("hi", "go away\n"), ("", ""), ("hi", "no\n")),
         *(("q", "a\n"), ("", ""), ("q", "go away\n"), ("", "")),
     ]
-    both = collate_judged([open_file(RECORDS).read_row(1, 64)], [], eos_id=256, seq_len=64, one_shape=True)
+    both = collate_judged([open_file(RECORDS).read_row(1, 64)], [], pad_id=256, seq_len=64, one_shape=True)
     assert [decode(both, row)[1] for row in range(4)] == ["yes, indeed\n", "no\n", "5\n", "6, or 7\n"]

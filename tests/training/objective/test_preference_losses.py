@@ -49,14 +49,14 @@ def judged(tmp_path_factory):
 
 
 def judge_rows(rows):
-    return collate_judged(rows, [], eos_id=256, seq_len=64, one_shape=False)
+    return collate_judged(rows, [], pad_id=256, seq_len=64, one_shape=False)
 
 
 def batch_of(rows, reference: torch.Tensor | None = None):
     if reference is not None:
         values = reference.view(-1, 2).numpy().astype(np.float32)
         rows = [row._replace(reference=each) for row, each in zip(rows, values, strict=True)]
-    return collate_answers(rows, [], eos_id=256, seq_len=64, one_shape=False)
+    return collate_answers(rows, [], pad_id=256, seq_len=64, one_shape=False)
 
 
 def sum_log_probs(model, batch) -> torch.Tensor:

@@ -104,15 +104,15 @@ class PreferenceFile(TurnFile):
             yield line
 
 
-def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, eos_id: int, seq_len: int, one_shape: bool) -> Batch:
+def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
     """Make a batch of B records for next-token prediction: rows [2B, T] of which 2n and 2n + 1 are record n's, padded
     at their end, and their numbers [2B]. Nothing in it is random. T is the longest row's, rounded up to a multiple of
     STEP; with `one_shape` it is `seq_len`."""
     turns = [each for row in rows for each in row.answers]
-    return predict_next(rows, turns, eos_id, choose_width(turns, seq_len, one_shape))
+    return predict_next(rows, turns, pad_id, choose_width(turns, seq_len, one_shape))
 
 
-def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, eos_id: int, seq_len: int, one_shape: bool) -> Batch:
+def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
     """Make a batch of B records with mismatched completions: as `collate_answers`, with four rows [4B, T] for a record,
     its two answers and then each of its prompts with the completion of the record before. Rows that a record lacks are
     padding."""
@@ -120,7 +120,7 @@ def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, eos_id: int, seq
     for row in rows:
         before = row.read_before()
         turns += [*row.answers, *(mismatch(each, number, before, seq_len) for number, each in enumerate(row.answers))]
-    return predict_next(rows, turns, eos_id, choose_width(turns, seq_len, one_shape))
+    return predict_next(rows, turns, pad_id, choose_width(turns, seq_len, one_shape))
 
 
 def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> TurnRow:
@@ -147,12 +147,12 @@ def collate_rated(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_
     )
 
 
-def predict_next(rows: Sequence[PreferenceRow], turns: Sequence[TurnRow], eos_id: int, width: int) -> Batch:
+def predict_next(rows: Sequence[PreferenceRow], turns: Sequence[TurnRow], pad_id: int, width: int) -> Batch:
     """Make a batch of conversations, several for each record, of which every token predicts the next."""
     targets = [np.where(each.learned, each.ids, IGNORED)[1:] for each in turns]
     known = [row.reference for row in rows if row.reference is not None]
     return Batch(
-        to_tensor(pad([each.ids[:-1] for each in turns], width, eos_id)),
+        to_tensor(pad([each.ids[:-1] for each in turns], width, pad_id)),
         to_tensor(pad(targets, width, IGNORED)),
         reference=to_tensor(np.concatenate(known), np.float32) if known else None,
     )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveFloat
@@ -11,13 +10,12 @@ from pydantic import PositiveFloat
 from zoo.data.tokens import Batch
 from zoo.lazy import torch
 from zoo.model.loss import IGNORED
-from zoo.training.objective.base import Context, Loss
+from zoo.training.objective.base import Loss
 from zoo.training.objective.preference import Referenced
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.data.tokens import Collate
     from zoo.run.layer import Model
     from zoo.training.metrics import Metrics
     from zoo.training.run import Run
@@ -40,7 +38,8 @@ class KTO(Referenced, kind="kto"):
     measures: ClassVar[tuple[str, ...]] = ("val_reward_margin", "val_reward_chosen", "val_reward_rejected")
     ranked_by: ClassVar[str | None] = "val_reward_margin"
     terms: ClassVar[tuple[str, ...]] = ("loss", "kl", "reward_chosen", "reward_rejected")
-    n_texts: ClassVar[int] = 4
+    rows: ClassVar[int] = 4
+    collate: ClassVar[str] = "collate_judged"
 
     desirable_weight: PositiveFloat = 1.0
     undesirable_weight: PositiveFloat = 1.0
@@ -60,12 +59,6 @@ class KTO(Referenced, kind="kto"):
 
     def count_tokens(self, batch: Batch, seq_len: int) -> int:
         return super().count_tokens(take_rows(batch, self.list_learned(batch)), seq_len)
-
-    def collator(self, context: Context) -> Collate:
-        from zoo.data.chat.preference_rows import collate_judged
-
-        how = {"eos_id": context.tokenizer.eos_id, "seq_len": context.seq_len, "one_shape": context.one_shape}
-        return partial(collate_judged, **how)
 
     def finish_batch(self, run: Run, batch: Batch) -> Batch:
         """Estimate the divergence of a batch, of which each process has a part."""

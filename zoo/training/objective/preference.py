@@ -53,6 +53,10 @@ class Preference(Objective):
     n_texts: ClassVar[int] = 2
     terms: ClassVar[tuple[str, ...]] = ("loss", *REWARDS)
     """The terms of the loss, the loss first."""
+    rows: ClassVar[int] = 2
+    """The rows of a batch for each record."""
+    collate: ClassVar[str] = "collate_answers"
+    """The function of `zoo.data.chat.preference_rows` that makes a batch."""
 
     def __post_init__(self) -> None:
         if self.z_loss:
@@ -77,10 +81,10 @@ class Preference(Objective):
         return int((torch.arange(1, width + 1) * (batch.targets != IGNORED)).amax(1).sum())
 
     def collator(self, context: Context) -> Collate:
-        from zoo.data.chat.preference_rows import collate_answers
+        from zoo.data.chat import preference_rows
 
-        how = {"eos_id": context.tokenizer.eos_id, "seq_len": context.seq_len, "one_shape": context.one_shape}
-        return partial(collate_answers, **how)
+        how = {"seq_len": context.seq_len, "one_shape": context.one_shape}
+        return partial(getattr(preference_rows, self.collate), pad_id=context.tokenizer.eos_id, **how)
 
     def open_metrics(self) -> Metrics:
         from zoo.training.metrics import MeanMetrics
@@ -149,7 +153,7 @@ class Referenced(Preference):
     def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
         from zoo.training.objective.kept_reference import prepare_reference
 
-        prepare_reference(run, start, steps, self.measure, self.n_texts)
+        prepare_reference(run, start, steps, self.measure, self.rows)
 
     def recall(
         self, folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, context: Context
@@ -157,7 +161,7 @@ class Referenced(Preference):
         from zoo.training.objective.kept_reference import RowMeasure, recall_reference
 
         how = RowMeasure(self.measure, self.collator(context), context.seq_len)
-        recall_reference(folder, start, data, how, self.n_texts)
+        recall_reference(folder, start, data, how, self.rows)
 
     def measure(self, model: Model, batch: Batch) -> Tensor:
         """Compute the log-probability of each row's targets [2B]."""

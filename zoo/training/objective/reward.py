@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -11,13 +10,12 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from zoo.data.tokenizer import read_special_token
 from zoo.lazy import torch
 from zoo.model.task_head import Pooling, RegressionHead
-from zoo.training.objective.base import Context, Loss, add_own_losses, list_inputs
+from zoo.training.objective.base import Loss, add_own_losses, list_inputs
 from zoo.training.objective.labelled import TaskObjective
 from zoo.training.objective.preference import Preference, sum_rewards
 
 if TYPE_CHECKING:
     from zoo.data import Batch, PreparedData
-    from zoo.data.tokens import Collate
     from zoo.model.head import Head
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
@@ -36,6 +34,7 @@ class Reward(TaskObjective, Preference, kind="reward"):
     shared: ClassVar[tuple[str, ...]] = ("n_outputs", "bias", "pooling", "skip_id")
     n_outputs: ClassVar[int] = 1
     bias: ClassVar[bool] = False
+    collate: ClassVar[str] = "collate_rated"
 
     pooling: Pooling | None = None
     skip_id: NonNegativeInt | None = None
@@ -48,12 +47,6 @@ class Reward(TaskObjective, Preference, kind="reward"):
         assert data.folder is not None
         pad = read_special_token(data.folder / "tokenizer.json", "pad_token", "data.tokenizer")
         return {"skip_id": None if pad is None else data.tokenizer.backend.token_to_id(pad)}
-
-    def collator(self, context: Context) -> Collate:
-        from zoo.data.chat.preference_rows import collate_rated
-
-        how = {"pad_id": context.tokenizer.eos_id, "seq_len": context.seq_len, "one_shape": context.one_shape}
-        return partial(collate_rated, **how)
 
     def count_predictions(self, batch: Batch) -> int:
         return len(batch.input_ids)
