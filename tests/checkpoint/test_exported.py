@@ -15,6 +15,7 @@ import torch
 import zoo
 from support.packaged_specs import make_loud
 from support.reference_folders import run
+from support.shrunk_models import shrunk
 from support.tiny_decoders import tiny
 from support.tiny_models import needs
 from zoo.checkpoint import exported, onnx_export, sentence_files, store
@@ -165,6 +166,34 @@ def test_an_encoder_gives_hidden_states_logits_and_a_sentences_vector(form, tmp_
     np.testing.assert_allclose(found["sentence_embedding"][1], mean / mean.norm(), **close)
 
 
+RECORDED = [
+    *("base", "bitnet-b1.58-2b-4t", "bloom-176b", "deepseek-tiny", "deepseek-v2-lite", "deepseek-v3", "gpt-oss-20b"),
+    *(
+        "llama3-8b",
+        "gemma2-2b",
+        "gemma3-1b",
+        "gemma-3n-e2b",
+        "lfm2-350m",
+        "mamba2-130m",
+        "rwkv7-0.1b",
+        "falcon-h1-0.5b",
+    ),
+    *("qwen3-30b-a3b", "kimi-linear-48b-a3b", "longcat-flash", "mpt-7b", "falcon-7b", "granite-4.0-h-tiny", "olmo2-7b"),
+    *("minimax-m2", "nanochat-d20", "opt-350m", "zamba-7b", "hrm-text-1b"),
+    *("bert-base", "deberta-base", "deberta-v3-base", "modernbert-base", "roberta-base", "esm2-8m"),
+    *("longformer-base-4096", "embeddinggemma-300m"),
+]
+"""Packaged models whose small copies are written: what docs/onnx.md counts."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECORDED)
+def test_every_architecture_of_the_table_is_written_and_compared(name, tmp_path):
+    torch.manual_seed(0)
+    model = make_loud(zoo.build(shrunk(name), device="cpu").eval(), (67, 64))
+    assert save(model, tmp_path / "out").startswith("onnxruntime gives the model's values")
+
+
 def test_weights_too_large_for_protobuf_stand_beside_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "WHOLE", 1000)
     save(tiny(), tmp_path / "out")
@@ -186,7 +215,12 @@ def test_what_is_no_program_is_refused_in_a_line_and_nothing_is_written(tmp_path
             tiny("attention=hca", *needs("attention=hca")),
             "layers.layer.attention: compressed caches one entry",
         ),
-        "bf16": (tiny().to(torch.bfloat16), r"--dtype: is bfloat16, which onnxruntime does not compute in"),
+        "indexer": (
+            tiny("attention=dsa", *needs("attention=dsa")),
+            "layers.layer.attention: an indexer of mla chooses",
+        ),
+        "drift": (tiny("position=rope_dynamic", "original_max_seq_len=8"), "position: a cache drifts beyond 8 tokens"),
+        "bf16": (tiny().to(torch.bfloat16), "--dtype: is bfloat16, which onnxruntime does not compute in"),
     }
     for name, (model, line) in refused.items():
         store.save_model(model, tmp_path / name)

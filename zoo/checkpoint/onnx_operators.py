@@ -61,6 +61,22 @@ def searchsorted(
     return op.ReduceSum(op.Cast(before, to=6 if out_int32 else 7), [-1], keepdims=0)
 
 
+def cummax(x: Any, dim: int) -> Any:
+    """Translate the running maximum along the last axis of x [B, T]: of all places, those up to each are compared."""
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    places = op.Range(zero, op.Squeeze(op.Shape(x, start=1, end=2)), one)
+    seen = op.LessOrEqual(places, op.Unsqueeze(places, [1]))  # T T
+    shown = op.Where(seen, op.Unsqueeze(x, [1]), op.ReduceMin(x))  # B T T
+    return op.ReduceMax(shown, [2], keepdims=0), op.ArgMax(shown, axis=2, keepdims=0)
+
+
+def expm1(x: Any) -> Any:
+    """Translate eˣ − 1, near 0 as 2t / (1 − t) with t = tanh(x/2): torch's own translation cancels there."""
+    t = op.Tanh(op.Mul(x, 0.5))
+    near = op.Div(op.Add(t, t), op.Sub(1.0, t))
+    return op.Where(op.Less(op.Abs(x), 1.0), near, op.Sub(op.Exp(x), 1.0))
+
+
 def hypot(a: Any, b: Any) -> Any:
     """Translate √(a² + b²)."""
     return op.Sqrt(op.Add(op.Mul(a, a), op.Mul(b, b)))
@@ -69,7 +85,9 @@ def hypot(a: Any, b: Any) -> Any:
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.zoo.grouped_linear.default: grouped_linear,
     torch.ops.aten.sort.stable: sort,
+    torch.ops.aten.cummax.default: cummax,
     torch.ops.aten.searchsorted.Tensor: searchsorted,
     torch.ops.prims.hypot.default: hypot,
+    torch.ops.aten.expm1.default: expm1,
     torch.ops.aten.hypot.default: hypot,
 }

@@ -270,10 +270,18 @@ def check_traceable(spec: Topology) -> None:
     if len(spec.towers()) > 1:
         raise ConfigError(f"kind: {spec.kind} would be two programs, which are not written (a decoder or an encoder)")
     (tower,) = spec.towers().values()
+    limit = tower.cacheable_until if tower.causal else None
+    if limit is not None and limit < tower.max_seq_len:
+        found = f"a cache drifts beyond {limit} tokens, and the program would not say so"
+        raise ConfigError(f"position: {found} (max_seq_len: {limit})")
     for kind, block in tower.blocks.items():
-        if block.attention.sight.rate > 1:
-            found = f"{block.attention.kind} caches one entry for several tokens"
-            raise ConfigError(f"layers.{kind}.attention: {found}, which is no program of tensors (one for each token)")
+        place, attention = f"layers.{kind}.attention", block.attention
+        if attention.sight.rate > 1:
+            found = f"{attention.kind} caches one entry for several tokens"
+            raise ConfigError(f"{place}: {found}, which is no program of tensors (one for each token)")
+        if attention.chooser is not None:
+            found = f"an indexer of {attention.kind} chooses as many keys as there are, up to a number"
+            raise ConfigError(f"{place}: {found}, which is no program of tensors (no indexer)")
 
 
 @contextmanager
