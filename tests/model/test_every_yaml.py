@@ -99,7 +99,8 @@ def test_every_axis_of_a_packaged_model_can_be_swapped(model):
     for axis in AXES:
         for choice in choices(axis) if axis != "cross" else ():
             swap = f"{axis}={choice}"
-            wanted = [swap, *needs(swap)]
+            tiny = "index_head_dim="  # left at its default: as wide as what these models rotate
+            wanted = [swap, *(each for each in needs(swap) if not each.startswith(tiny))]
             seen = any(each in " ".join(wanted) for each in ("sliding", "longformer", "transient_global"))
             spec = load(model, [*wanted, *(["window=1024"] if seen else [])])
             counted = sum(math.prod(shape) for shape in table(spec, spec.d_model).values())
