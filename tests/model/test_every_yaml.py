@@ -1,6 +1,7 @@
 """What must hold for every packaged choice of every axis; a new YAML in conf/ is covered unasked."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from support.packaged_specs import one_in
 from support.tiny_models import choices, every_choice, model_of, name, needs, spec_of
 from zoo.compose import load
 from zoo.costs.params import count_parameters
+from zoo.errors import ConfigError
 from zoo.grammar import AXES, from_dict, to_body, to_dict, to_essentials
 from zoo.spec import placed_tensors, table
 
@@ -91,6 +93,15 @@ def test_a_spec_written_as_plain_data_reads_back_equal(choice):
     assert load(to_body(spec)) == spec
 
 
+REFUSED = {
+    "mixtral-8x7b": {"block=bottleneck": "found n_ffns=2", "block=shared_attention": "no place in a shared block"},
+    "mpt-7b": {
+        **dict.fromkeys(("attention=csa", "attention=hca"), "position 'alibi' adds to the scores of tokens"),
+        "attention=retention": "'alibi' changes scores",
+    },
+}
+"""The swaps that a model cannot have, with what is told: experts are chosen once a layer, and ALiBi adds to scores."""
+
 OTHERS = ("llama3.1-405b", "llama3.2-1b", "mistral-7b-v0.1", "mpt-7b")
 
 
@@ -102,7 +113,12 @@ def test_every_axis_of_a_packaged_model_can_be_swapped(model):
             tiny = "index_head_dim="  # left at its default: as wide as what these models rotate
             wanted = [swap, *(each for each in needs(swap) if not each.startswith(tiny))]
             seen = any(each in " ".join(wanted) for each in ("sliding", "longformer", "transient_global"))
-            spec = load(model, [*wanted, *(["window=1024"] if seen else [])])
+            overrides = [*wanted, *(["window=1024"] if seen else [])]
+            if told := REFUSED.get(model, {}).get(swap):
+                with pytest.raises(ConfigError, match=re.escape(told)):
+                    load(model, overrides)
+                continue
+            spec = load(model, overrides)
             counted = sum(math.prod(shape) for shape in table(spec, spec.d_model).values())
             figures = count_parameters(spec)
             assert counted == figures["total"] + figures["buffers"], swap
