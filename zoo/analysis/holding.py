@@ -1,4 +1,5 @@
-"""Find the smallest accelerator, or the fewest, whose memory holds a model: to generate, and to train."""
+"""Find accelerators whose memory holds a model, to generate and to train: the smallest in the first layout that fits.
+Layouts of one accelerator are tried before layouts of several."""
 
 from __future__ import annotations
 

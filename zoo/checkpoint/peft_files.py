@@ -120,8 +120,9 @@ def _path_of(name: str) -> str:
 
 
 def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry], changed: Sequence[Entry]) -> None:
-    """Raise CheckpointError for adapted weights that peft's LoRA has no layer for: stacked experts, a line each, and
-    transposed weights mixed with others; and for `changed` weights that are adapted too, or no module's own."""
+    """Raise CheckpointError, with a line for each weight, for what peft's LoRA cannot hold: adapters of stacked
+    experts; adapters of which only some are of transposed weights; and `changed` weights that are adapted too, or that
+    are not the weight or bias of a module."""
     faults = [
         f"{folder}: {name} is adapted, and peft adapts no stacked experts (--to hf merges all)"
         for entry in entries

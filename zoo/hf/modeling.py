@@ -268,9 +268,9 @@ class ZooPreTrainedModel(PreTrainedModel):
     ) -> Computed:
         """Run token ids [B, T] through `forward`, by default the model's own, with arguments as transformers has them.
 
-        With a cache the ids follow those before, and `mask` is [B, S + T]. `keep` is the number of last columns that
-        get logits, or `picks` are their numbers. `records` also returns what each layer reads. `others` are checked:
-        no model of ours takes them.
+        With a cache the ids follow those before, and `mask` is [B, S + T]. Logits are computed for the last `keep`
+        columns, or for the columns with the indices `picks`. With `records`, what each layer reads is returned too.
+        `others`, further arguments of transformers, are refused unless they change nothing.
         """
         check_arguments(mask, others, NO_MATTER if positions is None else NO_MATTER | PACKED)
         if types is not None and (self.towers()[0][1].takes_types or bool(types.any())):

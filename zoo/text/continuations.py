@@ -1,8 +1,10 @@
 # B rows, T tokens, N tokens of continuations or of a pass end to end, D model width
 """Score continuations: the log-likelihood of tokens after a context, for many continuations together.
 
-A context of several continuations is computed once. Each continuation is a row of the KV cache that begins with the
-context's own slots, so that one pass writes the context's keys and values and reads them many times.
+On a CPU a context that several continuations share is computed once, if all layers see all earlier tokens and enough
+tokens are saved. Each continuation is then a row of the KV cache that begins with the context's own slots, so that one
+pass writes the context's keys and values and reads them many times. Otherwise each continuation is read with its
+context in a row of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Compile a run's layers: if the config says so, or with `compile=auto` if a trial shows that compiled ones are faster.
 
 Compiling takes seconds for each kind of layer, and its gain depends on the processor, the width and the precision.
-Small models gain most, because elementwise operations, which Inductor fuses, take more of their time. So a run that
-would take minutes measures the gain once, after its first steps.
+Small models gain most, because elementwise operations, which Inductor fuses, take more of their time. So a run
+of one CPU process with rows of one shape, if it has minutes to go, measures the gain once, after its first steps. On
+CUDA `auto` is settled before (`zoo.training.device_defaults`). Other runs are not compiled.
 """
 
 from __future__ import annotations

@@ -181,8 +181,9 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
 
 
 def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[str], apart: bool) -> DataSettings:
-    """Read a `data` node to score whole, encoded with the model's tokenizer. Documents are kept `apart` as in the run,
-    unless overrides say otherwise. Raises ConfigError for overrides of the tokenizer (but `eos`) or of the split."""
+    """Read the settings of data that is scored whole, without a split, and encoded with the model's tokenizer. `apart`
+    is whether the run keeps documents apart: a text inherits it unless overrides set `data.documents`. Raises
+    ConfigError for overrides of the tokenizer (but `eos`) or of the split."""
     named = {"data.tokenizer"} if isinstance(node.get("tokenizer"), str) else set()
     own = named | {key for key in typed if key.startswith("data.tokenizer.") and key != "data.tokenizer.eos"}
     faults = [f"{key}: the model reads with its own tokenizer (leave it out)" for key in sorted(own)]
