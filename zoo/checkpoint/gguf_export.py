@@ -248,7 +248,8 @@ def _list_theirs(model: StoredModel, layout: Layout) -> Iterator[tuple[str, Tens
 
 def compare(model: StoredModel, layout: Layout, file: Path, folder: Path, verify: bool) -> str:
     """Read a file by zoo's own reader, and compare it with the model it was written from: tensors within the rounding
-    of their types, and token ids. Returns what was compared. Raises CheckpointError if they differ."""
+    of their types, and token ids; with `verify` also llama.cpp's logits. Returns what was compared. Raises
+    CheckpointError if tensors or logits differ, ConfigError if token ids do."""
     from zoo.checkpoint.store import open_model
 
     with warnings.catch_warnings():

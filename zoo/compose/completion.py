@@ -47,7 +47,8 @@ class _Completer:
         self.groups = self._groups()
 
     def _groups(self) -> dict[str, str]:
-        """Map each key to its group: `attention`, and in a training config `model.attention` too."""
+        """Map each key that chooses a file to its config group: `attention`, and in a training config also
+        `model.attention`, to the group `attention`."""
         groups = {axis: axis for axis in AXES}
         for place in self.composed.choices:
             group, _, package = place.partition("@")

@@ -36,7 +36,7 @@ BLOCK = 4 << 20
 def memory(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count bytes on the fullest rank: the figures of `training`, and those of `advice` if the passes can be traced. A
     model that generates also has `kv_cache`, `generate_activations` (all but weights and cache) and `generate_peak`, as
-    `generating` counts them.
+    `generating` counts them. If its pass cannot be traced, `activations_unknown` (the reason) replaces the last two.
 
     Raises ConfigError for dimensions that the ranks do not divide.
     """
@@ -218,8 +218,8 @@ def count_loss(values: Amount, setup: Setup) -> Amount:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of a training step. `passes` are the sections that `trace_passes` returns for `tuned` and `fused`,
-    `held` the figures of `states`, `activations` the bytes of `sum_activations`."""
+    """The memory of a training step. `passes` are the sections from `trace_passes`, called with `tuned` and `fused`;
+    `held` is the result of the function `states`; `activations` is in bytes, from `sum_activations`."""
 
     spec: Priced
     setup: Setup

@@ -270,7 +270,7 @@ def read_family(name: str) -> Family:
 
 @functools.cache
 def _read_usual() -> Family:
-    """Read what all families that are `like` no other have in common, as a Family."""
+    """Read the Family `usual`, which a family is based on if its YAML has neither `like` nor `towers`."""
     node = read_conf("usual")
     return Family(name="usual", model_types=(), stated=node["model"], **write_out_keys(node))
 

@@ -104,7 +104,8 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
 
 
 def keep_template(template: str | None, folder: Path) -> None:
-    """Write the chat template that a run learns beside its tokenizer, for the run that goes on."""
+    """Write a run's chat template into the folder of its tokenizer, where a resumed run reads it. Does nothing without
+    a template or a folder."""
     if template is not None and folder.is_dir():
         write_text(folder / runs.TEMPLATE, template)
 

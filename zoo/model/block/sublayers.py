@@ -68,8 +68,8 @@ class Around(Node, name="around"):
     """Constant factor of the stream before the sum; the block's `stream_scale` unless given (MiniMax-01, 2025)."""
 
     def shard(self, ranks: int) -> Around:
-        """Return these settings themselves: norms and factors are of whole vectors, which each rank has for some of the
-        tokens."""
+        """Return self: norms and factors act on whole vectors, and between sub-layers ranks divide the tokens, not the
+        vectors (sequence parallelism)."""
         return self
 
 
