@@ -1,13 +1,14 @@
 """A run keeps the tokenizer that it was given, and goes on where the original is gone."""
 
 import shutil
+from dataclasses import replace
 
 from support.tiny_runs import compose_run, read_metrics, write_corpus
 from zoo.data import DataSettings
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.jobs.train import resume_run, start_run
 from zoo.training.evaluate import evaluate
-from zoo.training.planning import TrainingPlan, use_own_tokenizer
+from zoo.training.planning import plan_training, use_own_tokenizer
 
 
 def test_a_run_goes_on_after_its_tokenizer_was_moved(tmp_path):
@@ -30,6 +31,7 @@ def test_a_mix_reads_the_copy_too(tmp_path):
     make_byte_tokenizer().save(tmp_path / "copy")
     source = {"kind": "text", "path": str(tmp_path), "weight": 1}
     data = DataSettings.read({"kind": "mix", "of": {"a": source}, "tokenizer": {"kind": "file", "path": "/gone"}})
-    found = use_own_tokenizer(TrainingPlan("", None, data, None, {}), tmp_path / "copy")  # type: ignore[arg-type]
+    planned = plan_training(compose_run(tmp_path))
+    found = use_own_tokenizer(replace(planned, data=data), tmp_path / "copy")
     assert found.data.tokenizer.path == str(tmp_path / "copy")
     assert found.data.sources == data.sources  # type: ignore[attr-defined]

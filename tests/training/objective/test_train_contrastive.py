@@ -103,6 +103,21 @@ def test_a_run_resumes_to_the_bit_and_without_the_folder_that_it_started_from(mo
     assert config["pooling_mode_max_tokens"] is True
 
 
+@pytest.mark.parametrize("model", [["llama-tiny", "model.head.tied=false", "objective.pooling=last"], ["bert-tiny"]])
+def test_a_head_that_predicts_tokens_is_left_out_with_a_line(model, pairs, here, capsys):
+    name, *own = model
+    small = [each for each in SMALL if not each.startswith("objective")]
+    head = [each for each in own if each.startswith("model.")]
+    zoo.train(name, [*small, *head, "steps=1", "data.field=positive", "hydra.run.dir=lm"])
+    kept = [each for each in SMALL if not each.startswith(("model.", "data.tokenizer"))]
+    capsys.readouterr()
+    zoo.train(None, [*kept, *(each for each in own if each not in head), "weights=lm", "steps=1"])
+    assert "head: the weights' head of kind" in capsys.readouterr().err
+    one, two = (store.load(zoo.runs.find(here / each)) for each in ("lm", "run"))
+    assert any(each.startswith("head.") for each in one.state_dict())
+    assert not any(each.startswith("head.") for each in two.state_dict())
+
+
 def test_language_models_become_encoders_and_texts_are_cut_at_the_modules_length(pairs, here, capsys):
     small = [each for each in SMALL if not each.startswith("objective")]
     zoo.train("llama-tiny", [*small, "model.n_kv_heads=2", "steps=1", "data.field=positive", "hydra.run.dir=lm"])

@@ -1,8 +1,8 @@
 """Price many meshes of one model, with a cache for each figure that repeats among them.
 
 Pipeline stages depend only on tp, pp, ep and the schedule. States depend also on the ranks that shard the weights.
-Activations depend on the stages, cp, the microbatch and the recomputation. So thousands of meshes need few prices:
-30,000 take 5 seconds on a core.
+Activations depend on the stages, cp, the microbatch, the recomputation and the ZeRO stage, because FSDP casts weights.
+So thousands of meshes need few prices: 30,000 take 5 seconds on a core.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class MeshPrices:
         Raises ConfigError for a pass that cannot be traced.
         """
         passes = setup.pipeline.shorten(setup.accumulate)
-        activations = self._activations(_key(setup, STAGES), setup.cp, setup.batch, setup.recompute, passes)
-        traced = self._passes(setup.batch, setup.recompute == "selective")
+        key = _key(setup, STAGES)
+        activations = self._activations(key, setup.cp, setup.batch, setup.recompute, passes, setup.zero)
+        traced = self._passes(setup.batch, setup.recompute == "selective", setup.zero)
         return StepMemory(self.spec, setup, traced, self._held(_key(setup)), activations).find_peak()[0]
 
     def predict(self, plan: StepPlan) -> StepTime:
@@ -67,10 +68,10 @@ class MeshPrices:
         sent = self._sent(slowest, _key(setup))
         return predict_step(work[slowest], sent, plan, self.cluster, self._held(_key(setup)))
 
-    def _passes(self, batch: int, selective: bool) -> Mapping[str, Section]:
+    def _passes(self, batch: int, selective: bool, zero: int) -> Mapping[str, Section]:
         recompute = "selective" if selective else "none"
         try:
-            return trace_passes(self.spec, dataclasses.replace(self.base, batch=batch, recompute=recompute))
+            return trace_passes(self.spec, dataclasses.replace(self.base, batch=batch, recompute=recompute, zero=zero))
         except UnknownOperation as error:
             raise ConfigError(f"train: its peak is not known, {error}") from error
 
@@ -82,16 +83,16 @@ class MeshPrices:
         fullest = max(self._pipeline(key[: len(STAGES)]), key=lambda stage: stage.params)
         return states(self.spec, self._setup(key), fullest)
 
-    def _activations(self, key: Key, cp: int, batch: int, recompute: str, passes: int) -> float:
+    def _activations(self, key: Key, cp: int, batch: int, recompute: str, passes: int, zero: int) -> float:
         own = {**dict(zip(STAGES, key, strict=True)), "ep": 1, "accumulate": passes}
-        setup = dataclasses.replace(self.base, **own, cp=cp, batch=batch, recompute=recompute)  # type: ignore[arg-type]
-        kept = count_kept(self._passes(batch, recompute == "selective"), setup)
+        setup = dataclasses.replace(self.base, **own, cp=cp, batch=batch, recompute=recompute, zero=zero)  # type: ignore[arg-type]
+        kept = count_kept(self._passes(batch, recompute == "selective", zero), setup)
         layers = name_layers(self.spec, kept)
         return sum_activations(self.spec, setup, layers, *sum_ends(kept), self._pipeline(key)).bytes
 
     def _work(self, key: Key) -> dict[int, StageWork]:
         """Count the work of the distinct stages for a sequence, by index. Most middle stages are equal."""
-        saved = {name: section.bytes for name, section in self._passes(1, False).items()}
+        saved = {name: section.bytes for name, section in self._passes(1, False, self.base.zero).items()}
         context = self.base.tokens(self.spec)
         found: dict[Any, StageWork] = {}
         for stage in self._pipeline(key):

@@ -9,6 +9,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 
 from zoo.data.tokenizer import read_special_token
 from zoo.lazy import torch
+from zoo.model.head import Head
 from zoo.model.task_head import Pooling, RegressionHead
 from zoo.training.objective.base import Loss, add_own_losses, list_inputs
 from zoo.training.objective.labelled import TaskObjective
@@ -16,7 +17,6 @@ from zoo.training.objective.preference import Preference, sum_rewards
 
 if TYPE_CHECKING:
     from zoo.data import Batch, PreparedData
-    from zoo.model.head import Head
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
 

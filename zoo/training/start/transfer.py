@@ -111,17 +111,19 @@ def _transfer_tower(
 
 def _swap_head(source: Any, target: Any, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
     """Draw a task head anew, if the source has another head or other classes, and drop the source's head, and its
-    pooler unless the target has one. A head whose first product has the form of BERT's pooler starts with the pooler's
-    weights."""
+    pooler unless the target has one. A target without a head drops the source's alone. A head whose first product has
+    the form of BERT's pooler starts with the pooler's weights."""
     head, own = target.head, source.head
     names = [getattr(each, "labels", each.n_logits) for each in (head, own)]
-    if head.predicts_tokens or not head.n_logits or (own.kind == head.kind and names[0] == names[1]):
+    if head.predicts_tokens or (own.kind == head.kind and names[0] == names[1]):
         return None
     held = made.held
     pooled = {name.rpartition(".")[2]: held[name] for name in held if name.startswith(f"{prefix}pooler.dense.")}
     ends = tuple(f"{prefix}{part}." for part in ("head", *(() if target.pooler else ("pooler",))))
     for name in [name for name in held if name.startswith(ends)]:
         del held[name]
+    if not head.n_logits:
+        return f"head: the weights' head of kind '{own.kind}' is left out"
     first = f"{prefix}head.transform"
     taken = {f"{first}.{leaf}": tensor for leaf, tensor in pooled.items()}
     begins = {name: tuple(each.shape) for name, each in taken.items()}
