@@ -179,6 +179,16 @@ def identify_base(path: Path) -> str:
     return hash_text(json.dumps({each.name: recall_hash(each) for each in read if each.is_file()}))
 
 
+def refuse_to_replace_base(folder: Path, out: Path) -> None:
+    """Raise CheckpointError if `out` is the base of the adapters in a checkpoint's folder: with other weights it would
+    be no base of theirs any more."""
+    plan = read_plan(folder)
+    if plan is None or plan.base is None or not out.exists() or not Path(plan.base).exists():
+        return
+    if out.samefile(plan.base) or out.samefile(find(plan.base)):
+        raise CheckpointError(f"{out}: is the base that the adapters are for (a new folder would do)")
+
+
 def find_base(plan: Adapters, folder: Path) -> Path:
     """Find the model that a checkpoint's adapters are for. Raises CheckpointError if it is not where it was, or is
     another (`ZOO_NO_VERIFY` leaves that out)."""

@@ -54,7 +54,7 @@ def run(
     --to onnx and --to export write a program that takes and returns the KV cache. It is run before it appears, by
     onnxruntime or torch: its values must be the model's, of padded rows and of tokens decoded one by one.
     """
-    from zoo.checkpoint import hf, peft_files, store
+    from zoo.checkpoint import adapter_files, hf, peft_files, store
     from zoo.checkpoint.finding import find
     from zoo.checkpoint.verify_folder import require_transformers
 
@@ -67,6 +67,7 @@ def run(
     if verify and to == "hf":
         require_transformers()
     folder = find(checkpoint)
+    adapter_files.refuse_to_replace_base(folder, out)
     if to == "peft":
         config = peft_files.save_for_peft(folder, out, force=force)
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")

@@ -90,8 +90,9 @@ def find_fields(checkpoint: Path, text: str | None, second: str | None, first: M
         (each for each in (checkpoint, runs.find(checkpoint).parent.parent) if (each / runs.CONFIG).is_file()), None
     )
     trained = {} if run is None else RunRecord(run).config.get("objective") or {}
-    known = Fields(text or trained.get("text") or trained.get("tokens") or "text", second or trained.get("second"))
-    if text is not None or second is not None or trained:
+    own = trained.get("text") or trained.get("tokens")  # objectives of preferences name no fields
+    known = Fields(text or own or "text", second or trained.get("second"))
+    if text is not None or second is not None or own is not None:
         return known
     pair = next((pair for pair in PAIRS if all(name in first for name in pair)), None)
     if pair is not None:

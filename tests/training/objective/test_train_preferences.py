@@ -339,7 +339,7 @@ def test_judged_answers_are_shown_and_counted(here, capsys):
     assert shown.count("⟦yes") + shown.count("⟦no") == shown.count("row ") == 3
 
 
-def test_a_reward_model_tells_answers_apart_and_is_transformers_own(here):
+def test_a_reward_model_tells_answers_apart_and_is_transformers_own(here, capsys):
     start_run(compose("steps=4"), here / "chat")
     settings = ["weights=chat", "steps=30", "eval_every=30", "objective.centre_coef=0.01", "keep_best=1"]
     start_run(compose(*settings, objective="reward"), here / "run")
@@ -372,3 +372,9 @@ def test_a_reward_model_tells_answers_apart_and_is_transformers_own(here):
             assert torch.allclose(logits, store.load(here / "run")(ids).logits, atol=1e-5)
         rewards.append(float(logits))
     assert logits.shape == (1, 1) and rewards[0] > rewards[1] + 1
+    new = [{"prompt": "7?", "response": "yes"}, {"messages": [*asked, {"role": "assistant", "content": "no"}]}]
+    for record, reward in zip(new, rewards, strict=True):
+        (here / "new.jsonl").write_text(json.dumps(record))
+        capsys.readouterr()
+        assert run(["score", "run", "--file", "new.jsonl"]) == 0
+        assert json.loads(capsys.readouterr().out)["predicted"] == pytest.approx(reward, abs=1e-4)

@@ -271,6 +271,20 @@ def test_a_base_that_is_gone_or_changed_is_refused_in_one_line_and_notes_beside_
         assert_close(logits(store.load(folder, "fp32")), whole, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("to", ["hf", "zoo"])
+def test_the_base_is_not_replaced_by_its_merge_with_the_adapters(tmp_path, refused, capsys, to):
+    first = save_llama(tmp_path / "hf")
+    assert run(["convert", str(first), str(tmp_path / "base"), "--to", to, "--no-verify"]) == 0  # zoo's own, to replace
+    base = tmp_path / "base"
+    folder = over(base, adapted(store.load(base), ("attention",)), tmp_path / "saved")
+    before = (base / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    for more in ([], ["--force"]):
+        (line,) = refused("convert", str(folder), str(base), "--to", to, "--no-verify", *more)
+        assert line == f"{base}: is the base that the adapters are for (a new folder would do)"
+    assert (base / "model.safetensors").read_bytes() == before
+
+
 def test_a_bases_hash_is_recalled_until_its_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(manifest, "WORTH", 100)
