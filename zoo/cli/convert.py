@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from zoo import report
+from zoo import report, runs
 from zoo.cli.common import Dtype, Pooling
 from zoo.cli.options import argument, flag, option
 from zoo.costs.params import count_parameters
@@ -71,6 +71,11 @@ def run(
     if to == "peft":
         config = peft_files.save_for_peft(folder, out, force=force)
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")
+        base = config["base_model_name_or_path"]
+        if base is not None and Path(base).exists() and (find(base) / runs.ARCHITECTURE).is_file():
+            print(
+                f"its base {base} is zoo's own: `zoo convert {base} BASE` writes the folder that peft needs beside it"
+            )
         print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
         return
     stored = store.open_model(folder, dtype, mapped=False)

@@ -24,7 +24,7 @@ class ComparedTask(LabelledTask):
 
     label: str = ""
     lower: bool = False
-    keys: ClassVar[str] = "objective.anchor=NAME objective.positive=NAME"
+    keys: ClassVar[str] = "objective.anchor=NAME objective.positive=NAME objective.negatives=[NAME]"
 
     @property
     def columns(self) -> tuple[str, ...]:

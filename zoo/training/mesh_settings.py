@@ -203,7 +203,7 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Topology) -> list[s
     faults += [f"tp: {line}" for line in find_wide_norms(spec)]
     if not settings.objective.divides:
         found = f"is {settings.objective.kind}, which goes with no tensor parallelism yet, found tp={mesh.tp}"
-        faults.append(f"objective: {found} (objective=causal, or parallel.tp=1)")
+        faults.append(f"objective: {found} (objective=next_token, or parallel.tp=1)")
     return faults
 
 

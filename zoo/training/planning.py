@@ -184,6 +184,8 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) ->
 def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topology) -> Iterator[str]:
     """Yield conflicts between the data, the rows that the objective makes of it, and the model."""
     objective = settings.objective
+    if objective.compares_rows and settings.batch_size == 1:
+        yield f"batch_size: is 1, and {objective.kind} compares the records of a batch (2 at least; 64 is usual)"
     if isinstance(objective, Labelled):
         yield from find_misfits_of_labels(objective, data)
     else:

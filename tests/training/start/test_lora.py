@@ -20,8 +20,10 @@ from support.quantised_storage import int8
 from support.tiny_models import model_of, spec_of
 from zoo.checkpoint import adapter_files, manifest, store
 from zoo.cli import run
+from zoo.data import DataSettings
 from zoo.errors import CheckpointError, ConfigError
 from zoo.run.adapters import Adapters, attach_adapters
+from zoo.training.start.begin import StartSettings
 from zoo.training.start.lora import Lora
 
 # ---------------------------------------------------------------- what an adapter computes
@@ -322,3 +324,25 @@ def test_a_model_with_adapters_is_not_exported_without_them(tmp_path):
 def test_adapters_of_nothing_are_refused(here, refused):
     (line,) = refused("train", *SMALL, *MODEL, "lora={rank:2}")
     assert line == "lora: adapts weights, and there are none (weights=FOLDER)"
+
+
+def test_what_begins_with_adapters_says_what_becomes_of_them(tmp_path):
+    base = save_llama(tmp_path / "hf")
+    folder = over(base, adapted(store.load(base), ("attention",)), tmp_path / "saved")
+    other = save_llama(tmp_path / "other", torch.bfloat16)
+    spec = store.load(base).spec
+
+    def told(weights, lora=None):
+        lines = []
+        StartSettings(str(weights), lora=lora).check(
+            spec, DataSettings.read({"kind": "stdlib"}).tokenizer, lines.append
+        )
+        return [line for line in lines if "no tokenizer.json" not in line]
+
+    (line,) = told(folder)
+    assert line.startswith(f"weights: {folder} has adapters, which are merged into its base, and all weights train")
+    plan = json.loads((folder / "adapter.json").read_text())
+    lora = Lora(rank=plan["rank"], alpha=plan["alpha"], on=("attention",), adapter=str(folder))
+    assert told(base, lora) == []
+    (line,) = told(other, lora)
+    assert line == f"lora.adapter: {folder} was trained over {base}, and {other} has other weights (weights={base})"

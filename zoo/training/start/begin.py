@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
-from zoo.checkpoint.adapter_files import choose_base, load_adapter, read_plan, read_tensors
+from zoo.checkpoint.adapter_files import choose_base, identify_base, load_adapter, read_plan, read_tensors
 from zoo.checkpoint.finding import find
 from zoo.checkpoint.held_base import hold_base, measure_held, open_base, refuse_quantised
 from zoo.costs.setup import DTYPES, Setup
@@ -119,6 +119,11 @@ class StartSettings:
             check_weights(self.weights, spec, self.deepen)
             if self.lora is not None and self.lora.adapter is not None:
                 check_adapter(self.lora, self.lora.adapter, spec)
+                if line := describe_other_base(self.weights, self.lora.adapter):
+                    say(line)
+            elif self.lora is None and read_plan(find(self.weights)) is not None:
+                found = "has adapters, which are merged into its base, and all weights train"
+                say(f"weights: {self.weights} {found} (lora={{adapter: {self.weights}, …}} goes on with adapters)")
             if self.lora is not None and self.lora.quantise:
                 refuse_quantised(open_base(self.weights), spec)
             check_tokens(self.weights, tokenizer, self.other_tokenizer, say)
@@ -184,6 +189,17 @@ def check_weights(folder: str | Path, spec: Topology, added: str) -> None:
     source = store.load_spec(folder)
     shapes = table(source, source.d_model)
     transfer(source, spec, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, added)
+
+
+def describe_other_base(weights: str, adapter: str) -> str | None:
+    """Say that adapters were trained for other weights than those beside them; None if they are their base, or if the
+    adapters state none."""
+    plan = read_plan(find(adapter))
+    if plan is None or plan.base is None or plan.hash in (None, identify_base(Path(weights))):
+        return None
+    return (
+        f"lora.adapter: {adapter} was trained over {plan.base}, and {weights} has other weights (weights={plan.base})"
+    )
 
 
 def check_adapter(lora: Lora, adapter: str, spec: Any) -> None:
