@@ -136,7 +136,7 @@ def test_pairs_of_plain_texts_are_sampled_without_a_template(here):
     with open("chat.jsonl", "w") as file:
         file.writelines(json.dumps({"prompt": f"{number}?", "completion": "yes"}) + "\n" for number in range(60))
     start_run(compose("data.form=prompt_completion", "steps=1", "sample={tokens: 8}"), here / "run")
-    assert (here / "run/samples.txt").read_text().startswith("──── step 1 ────\nHello!")
+    assert (here / "run/samples.txt").read_text().startswith("──── step 1 ────\ndef ")
 
 
 def test_a_template_that_refuses_the_sample_is_told_before_training(here):

@@ -150,9 +150,11 @@ class Objective(Spec, axis="objective"):
         return len(batch.input_ids) * seq_len
 
     def write_prompt(self, text: str | None, template: ChatTemplate | None) -> dict[str, Any]:
-        """Write the prompt of a sample: a text that the model continues, or messages (`zoo.text.prompts`). A `text` of
-        None is the objective's own."""
-        return {"prompt": "def " if text is None else text}
+        """Write the prompt of a sample (`zoo.text.prompts`): a user's turn if a `template` has written the data, else a
+        text that the model continues. A `text` of None is a greeting, or the packaged prompt."""
+        if template is None:
+            return {"prompt": "def " if text is None else text}
+        return {"messages": [{"role": "user", "content": "Hello!" if text is None else text}]}
 
     def list_teachers(self) -> Sequence[Topology]:
         """List the Specs of other models whose forward pass a step runs too."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from zoo.training.objective.base import Context, Objective, describe
 from zoo.training.objective.causal import refuse_decoder
 
 if TYPE_CHECKING:
-    from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
 
@@ -25,11 +24,6 @@ class Chat(Objective, kind="chat"):
         if spec.kind != "decoder":
             return f"chat is learned by a decoder, the model is {describe(spec)} (a decoder)"
         return refuse_decoder(self.kind, spec)
-
-    def write_prompt(self, text: str | None, template: ChatTemplate | None) -> dict[str, Any]:
-        """Write a user's turn; without a template, as for pairs of plain texts, the text alone."""
-        said = "Hello!" if text is None else text
-        return {"prompt": said} if template is None else {"messages": [{"role": "user", "content": said}]}
 
     def collator(self, context: Context) -> Collate:
         from zoo.data.chat.conversation_rows import collate_turns
