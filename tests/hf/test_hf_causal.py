@@ -291,8 +291,8 @@ def test_a_shared_model_shares_its_weights():
 def test_what_a_model_of_ours_does_not_take_is_refused():
     model, _ = make("llama-tiny", SIZE)
     ids, mask = batch()
-    with pytest.raises(TypeError, match="inputs_embeds: no model of zoo takes"):
-        model(ids, inputs_embeds=torch.zeros(1))
+    with pytest.raises(TypeError, match="head_mask: no model of zoo takes"):
+        model(ids, head_mask=torch.zeros(1))
     with pytest.raises(TypeError, match="is a DynamicCache"):
         model(ids, past_key_values=transformers.DynamicCache())
     with pytest.raises(ValueError, match="attention_mask: has 4 dimensions"):

@@ -78,6 +78,26 @@ def test_trl_tunes_on_text(folder, tokenizer, how, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_trl_tunes_a_prompt_of_peft(folder, tokenizer, tmp_path):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from peft import PromptTuningConfig
+
+    rows = Dataset.from_list([{"text": "the cat sat on a mat"}, {"text": "my dog ran"}] * 6)
+    trainer = trl.SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(folder),
+        args=trl.SFTConfig(str(tmp_path / "out"), **TRL, learning_rate=1e-2),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    )
+    before = {name: each.clone() for name, each in trainer.model.named_parameters()}
+    trainer.train()
+    changed = [name for name, each in trainer.model.named_parameters() if not torch.equal(each, before[name])]
+    assert len(changed) == 1 and changed[0].startswith("prompt_encoder.")
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_trl_prefers_and_rewards(folder, tokenizer, tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset

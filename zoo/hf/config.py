@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from zoo.api import Named
 
 
+SAID = ("hidden_size", "num_attention_heads")
+"""Properties that peft reads of a config's dictionary. They are in no file."""
+
+
 class ZooConfig(PreTrainedConfig):
     """The config of a model that a YAML describes. `model` is the Spec as plain data, with every field, as in zoo.yaml.
 
@@ -37,6 +41,7 @@ class ZooConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **others: Any) -> None:
+        others = {name: value for name, value in others.items() if name not in SAID}
         head = self.writer and self.writer.head
         names = getattr(head, "labels", None) or ["LABEL_0"] * getattr(head, "n_outputs", 0)
         if self.id2label is None and names and others.get("num_labels") in (None, len(names)):
@@ -52,6 +57,12 @@ class ZooConfig(PreTrainedConfig):
     def of(cls, model: Named, overrides: Iterable[str] = (), **fields: Any) -> ZooConfig:
         """Make the config of a packaged name, the path of a YAML, or a Spec. Raises ConfigError for a faulty model."""
         return cls(model=to_dict(load_spec(model, list(overrides))), **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {name: getattr(self, name) for name in SAID}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_diff_dict().items() if name not in SAID}
 
     @property
     def spec(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from zoo.distributed.sharded_tensors import ALL
 from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar import to_dict
 from zoo.hf.config import ZooConfig
+from zoo.hf.embedded_input import read_input
 from zoo.hf.generation_cache import ZooCache, can_crop
 from zoo.model.init import initialise
 from zoo.run.layer import Borrowed, Layer, LinearModule, Model
@@ -30,7 +31,6 @@ from zoo.spec import Linear, owner_of, tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.model.step import Output
     from zoo.model.tower import Topology, Tower
 
 
@@ -252,21 +252,23 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     def read(
         self,
-        ids: Tensor,
+        ids: Tensor | None,
         mask: Tensor | None,
         others: Mapping[str, Any],
         *,
+        embeds: Tensor | None = None,
         keep: int | None = None,
         picks: Tensor | None = None,
         cache: ZooCache | None = None,
         records: bool | None = None,
         types: Tensor | None = None,
         positions: Tensor | None = None,
-        forward: Callable[..., Output] | None = None,
+        decoder: Any = None,
         memory: Mapping[str, Tensor | None] | None = None,
         **given: Any,
     ) -> Computed:
-        """Run token ids [B, T] through `forward`, by default the model's own, with arguments as transformers has them.
+        """Run token ids [B, T], or vectors `embeds` [B, T, E] in their place, through the model or its `decoder` alone,
+        with arguments as transformers has them.
 
         With a cache the ids follow those before, and `mask` is [B, S + T]. Logits are computed for the last `keep`
         columns, or for the columns with the indices `picks`. With `records`, what each layer reads is returned too.
@@ -283,16 +285,17 @@ class ZooPreTrainedModel(PreTrainedModel):
 
         def run(ids: Tensor, **how: Any) -> dict[str, Tensor]:
             with recording(self._tower, records) as states:
-                out = (forward or partial(self.spec.forward, self))(ids, **given, **how)  # type: ignore[attr-defined]
+                out = (decoder or partial(self.spec.forward, self))(ids, **given, **how)  # type: ignore[attr-defined]
             losses.extend(out.losses.values())
             named = {"hidden": out.hidden, "logits": out.logits, "pooled": out.pooled}
             named |= {f"layer {number}": each for number, each in enumerate(states)}
             return {name: each for name, each in named.items() if each is not None}
 
-        if cache is None:
-            done = run(ids, attention_mask=mask, logits_to_keep=keep, **(memory or {}))
-        else:
-            done = cache.run(run, ids, mask, keep, **(memory or {}))
+        with read_input(decoder or self.get_submodule(self.towers()[0][0]), ids, embeds) as ids:
+            if cache is None:
+                done = run(ids, attention_mask=mask, logits_to_keep=keep, **(memory or {}))
+            else:
+                done = cache.run(run, ids, mask, keep, **(memory or {}))
         if picks is not None:
             done["logits"] = done["logits"][:, picks]
         states = (*(each for name, each in done.items() if name.startswith("layer ")), done["hidden"])
@@ -320,7 +323,7 @@ class Computed(NamedTuple):
 
 
 def check_arguments(mask: Tensor | None, others: Mapping[str, Any], known: set[str]) -> None:
-    """Raise TypeError for an argument in `others` that is not `known` and would do something, such as inputs_embeds,
+    """Raise TypeError for an argument in `others` that is not `known` and would do something, such as head_mask,
     and ValueError for a mask that is not of rows of tokens."""
     asked = (name for name, each in others.items() if each is not None and each is not False)
     if name := next((name for name in asked if name not in known), None):

@@ -26,6 +26,7 @@ from zoo.checkpoint.hf.writing import read_special_ids
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
 from zoo.hf.config import ZooConfig
+from zoo.hf.embedded_input import read_input
 from zoo.hf.generation_cache import ZooCache
 from zoo.hf.modeling import ZooPreTrainedModel, recording
 from zoo.model.encoder_decoder import shift_right
@@ -105,10 +106,11 @@ class ZooModel(ZooPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         **others: Any,
     ) -> BaseModelOutputWithPooling:
@@ -116,7 +118,7 @@ class ZooModel(ZooPreTrainedModel):
         `decoder_input_ids`."""
         given = {name: others.pop(name) for name in ("decoder_input_ids", "decoder_attention_mask") if name in others}
         how = {"types": token_type_ids, "positions": position_ids, "records": output_hidden_states, **given}
-        done = self.read(input_ids, attention_mask, others, **how)
+        done = self.read(input_ids, attention_mask, others, embeds=inputs_embeds, **how)
         found: Any = done.found
         return BaseModelOutputWithPooling(found["hidden"], found.get("pooled"), done.states)  # type: ignore[arg-type]
 
@@ -129,18 +131,21 @@ class LabelledModel(ZooPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         **others: Any,
     ) -> Any:
         """Compute logits for token ids [B, T]: [B, T, V], or [B, C] of whole rows. With `labels`, of the same shape
         without the last dimension (−100: none), also transformers' loss for this task."""
+        if inputs_embeds is not None and self.config.is_encoder_decoder:
+            raise ConfigError("inputs_embeds: the decoder reads the source's token ids (give input_ids)")
         how = {"types": token_type_ids, "positions": position_ids, "records": output_hidden_states}
-        done = self.read(input_ids, attention_mask, others, **how)
+        done = self.read(input_ids, attention_mask, others, embeds=inputs_embeds, **how)
         return self.output(self.measure(done, labels, others), done.found["logits"], done.states)
 
 
@@ -194,9 +199,13 @@ class GeneratingModel(ZooPreTrainedModel, GenerationMixin):
             raise TypeError(f"{CACHE}: is a {type(cache).__name__} (ZooCache(model), or leave it out)")
         return ZooCache(self) if cache is None and use_cache else cache
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *given: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Choose the columns of the next pass. Positions are left out: they follow from the mask."""
-        inputs = super().prepare_inputs_for_generation(input_ids, *given, **kwargs)  # type: ignore[attr-defined]
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Tensor, *given: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Choose the columns of the next pass. Positions are left out: they follow from the mask. The cache has its
+        older name, by which peft tells a first pass from the later ones."""
+        inputs = super().prepare_inputs_for_generation(input_ids, *given, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[attr-defined]
+        inputs["past_key_values"] = inputs.pop(CACHE, None)
         return {name: each for name, each in inputs.items() if name not in ("position_ids", "cache_position")}
 
     def _prepare_cache_for_generation(  # type: ignore[override]
@@ -228,12 +237,13 @@ class ZooForCausalLM(GeneratingModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: ZooCache | None = None,
         past_key_values: ZooCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -246,7 +256,7 @@ class ZooForCausalLM(GeneratingModel):
         picks = None if isinstance(logits_to_keep, int) else logits_to_keep
         how: dict[str, Any] = {"keep": (logits_to_keep or None) if picks is None else None, "cache": cache}
         how |= {"types": token_type_ids, "positions": position_ids, "records": output_hidden_states, "picks": picks}
-        done = self.read(input_ids, attention_mask, others, **how)
+        done = self.read(input_ids, attention_mask, others, embeds=inputs_embeds, **how)
         return CausalLMOutputWithPast(
             loss=self.measure(done, labels, others),  # type: ignore[arg-type]
             logits=done.found["logits"],  # type: ignore[arg-type]
@@ -292,6 +302,8 @@ class ZooForSeq2SeqLM(GeneratingModel):
         encoder_outputs: Any = None,
         cache: ZooCache | None = None,
         past_key_values: ZooCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -303,15 +315,16 @@ class ZooForSeq2SeqLM(GeneratingModel):
         records = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         reader: Any = self.get_encoder()
         if encoder_outputs is None:
-            encoder_outputs = reader(input_ids, attention_mask, records)
+            encoder_outputs = reader(input_ids, attention_mask, records, inputs_embeds=inputs_embeds)
         memory = encoder_outputs[0]
-        if decoder_input_ids is None and labels is not None:
+        if decoder_input_ids is decoder_inputs_embeds is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        elif decoder_input_ids is None:
+        elif decoder_input_ids is decoder_inputs_embeds is None:
             decoder_input_ids = memory.new_full((len(memory), 1), self.spec.start_id, dtype=torch.long)  # type: ignore[attr-defined]
         cache = self.start_cache(cache if past_key_values is None else past_key_values, use_cache)
         how: dict[str, Any] = {"keep": logits_to_keep or None, "cache": cache, "records": records}
-        how |= {"forward": self.decoder, "memory": {"memory": memory, "memory_mask": attention_mask}}
+        how |= {"decoder": self.decoder, "embeds": decoder_inputs_embeds}
+        how |= {"memory": {"memory": memory, "memory_mask": attention_mask}}
         done = self.read(decoder_input_ids, decoder_attention_mask, others, **how)  # type: ignore[arg-type]
         done.losses.extend(reader.losses)
         return Seq2SeqLMOutput(
@@ -334,10 +347,16 @@ class Backbone(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **others: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **others: Any,
     ) -> BaseModelOutput:
         """Compute hidden states [B, T, D] after the final norm."""
-        done = self.model.read(input_ids, attention_mask, others, keep=0, positions=position_ids)
+        how: dict[str, Any] = {"embeds": inputs_embeds, "positions": position_ids}
+        done = self.model.read(input_ids, attention_mask, others, keep=0, **how)
         return BaseModelOutput(done.found["hidden"])  # type: ignore[arg-type]
 
 
@@ -350,15 +369,17 @@ class ReadingEncoder(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> BaseModelOutput:
-        """Compute hidden states [B, M, D] of a source [B, M]."""
-        with recording(self.encoder, bool(output_hidden_states)) as states:
-            out = self.encoder(input_ids, attention_mask)
+        """Compute hidden states [B, M, D] of a source [B, M], or of vectors [B, M, E] in its place."""
+        records = recording(self.encoder, bool(output_hidden_states))
+        with records as states, read_input(self.encoder, input_ids, inputs_embeds) as ids:
+            out = self.encoder(ids, attention_mask)
         self.losses = list(out.losses.values())
         states = (*states, out.hidden) if output_hidden_states else None
         return BaseModelOutput(out.hidden, states)  # type: ignore[arg-type]
