@@ -288,6 +288,32 @@ def test_a_shared_model_shares_its_weights():
     assert model.config.eos_token_id == model.generation_config.eos_token_id == 5
 
 
+@pytest.mark.filterwarnings("ignore:.*low_cpu_mem_usage")
+@pytest.mark.parametrize(
+    "how", ({"device_map": "cpu"}, {"device_map": "auto", "max_memory": {"cpu": "1GB"}}, {"low_cpu_mem_usage": True})
+)
+@pytest.mark.parametrize("name", OWN)
+def test_a_device_map_of_one_device_changes_no_weight(name, how, tmp_path):
+    model, _ = make(*OWN[name])
+    model.save_pretrained(tmp_path)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path, **how)
+    ids, mask = batch()
+    assert torch.equal(opened(ids, mask).logits, model(ids, mask).logits)
+    held = model.state_dict()
+    assert (
+        all(torch.equal(each, held[key]) for key, each in opened.state_dict().items()) and opened.device.type == "cpu"
+    )
+
+
+def test_a_device_map_of_several_devices_is_refused(tmp_path):
+    make("llama-tiny", SIZE)[0].save_pretrained(tmp_path)
+    spread = {"embedding": "cpu", "blocks": "disk", "norm": "cpu", "head": "cpu"}
+    with pytest.raises(
+        ConfigError, match="device_map: puts the model on cpu, disk, and a model of ours is whole on one"
+    ):
+        AutoModelForCausalLM.from_pretrained(tmp_path, device_map=spread, offload_folder=tmp_path / "off")
+
+
 def test_what_a_model_of_ours_does_not_take_is_refused():
     model, _ = make("llama-tiny", SIZE)
     ids, mask = batch()

@@ -152,6 +152,15 @@ class ZooPreTrainedModel(PreTrainedModel):
         if options.get("is_main_process", True) and not getattr(self, "_hf_peft_config_loaded", False):
             write_architecture(self.spec, Path(save_directory))
 
+    @staticmethod
+    def _load_pretrained_model(model: Any, state_dict: Any, files: Any, load_config: Any, **how: Any) -> Any:  # type: ignore[override]
+        """Read the weights. Raises ConfigError for a device_map with several devices, chosen or given."""
+        devices = {str(device) for device in (load_config.device_map or {}).values()}
+        if len(devices) > 1 or "disk" in devices:
+            found = f"puts the model on {', '.join(sorted(devices))}"
+            raise ConfigError(f"device_map: {found}, and a model of ours is whole on one device (the name of one)")
+        return PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, **how)
+
     # ------------------------------------------------------------ embeddings
 
     def get_input_embeddings(self) -> nn.Module:
