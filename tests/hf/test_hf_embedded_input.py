@@ -1,5 +1,6 @@
 """Vectors of tokens in place of ids: beside the ids whose vectors they are, and beside transformers' own models."""
 
+import json
 import re
 
 import pytest
@@ -159,3 +160,12 @@ def test_ids_or_vectors_are_given_and_as_wide_as_the_table(llamas):
     for given in ({}, {"input_ids": ids, "inputs_embeds": torch.zeros(1, 3, 32)}):
         with pytest.raises(ValueError, match="inputs_embeds: give these or input_ids"):
             ours(**given)
+
+
+def test_what_peft_reads_of_a_config_is_in_no_file(llamas, tmp_path):
+    config = llamas[1].config
+    said = {name: config.to_dict()[name] for name in ("hidden_size", "num_attention_heads")}
+    assert said == {"hidden_size": 32, "num_attention_heads": 4}
+    config.save_pretrained(tmp_path)
+    assert not said.keys() & json.loads((tmp_path / "config.json").read_text()).keys()
+    assert type(config).from_dict(config.to_dict()).to_dict() == config.to_dict()
