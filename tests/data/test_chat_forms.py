@@ -207,6 +207,12 @@ def test_conversations_with_empty_answers_are_left_out_and_counted(tmp_path, for
         assert line == "data: 2 of 5 conversations are left out, as their answers are empty and teach nothing"
 
 
+def test_a_misspelt_role_beside_empty_answers_is_a_fault(read):
+    said = [SAID[1], {"role": "asistant", "content": "5"}, SAID[1], {"role": "assistant", "content": ""}]
+    (fault,) = faults_of(lambda: read("messages", {"messages": SAID}, {"messages": said}))
+    assert fault.endswith("records.jsonl, line 2: messages[1].role: is 'asistant' (did you mean 'assistant'?)")
+
+
 def test_a_call_of_a_tool_is_an_answer_without_content(read):
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
     assert len(read("messages", {"messages": [SAID[1], call]})) == 1

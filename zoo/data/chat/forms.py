@@ -243,7 +243,7 @@ class Conversations:
         if read is None:
             return None
         if not isinstance(read, JudgedAnswers):
-            if read.is_silent() if isinstance(read, Dialogue) else not read[1].strip():
+            if self.says_nothing(read):
                 self.counts["silent"] += 1
                 return None
             return self.write(read, columns, where, faults)
@@ -251,6 +251,12 @@ class Conversations:
         texts = [each and self.write(each, name, where, faults) for each, name in zip(read, names, strict=True)]
         lacks = any(each and not text for each, text in zip(read, texts, strict=True))
         return None if lacks else join_answers(texts[0] or (), texts[1] or ())
+
+    def says_nothing(self, read: Dialogue | Pair) -> bool:
+        """Whether the answers of a record are empty. One whose role is misspelt is not: `write` reports the role."""
+        if not isinstance(read, Dialogue):
+            return not read[1].strip()
+        return read.is_silent() and not (self.template and self.template.list_unknown_roles(read.messages, read.tools))
 
     def write(self, read: Dialogue | Pair, names: Sequence[str], where: str, faults: Faults) -> tuple[str, ...] | None:
         """Make the texts of a conversation, which the fields `names` have; None for one with a fault."""
