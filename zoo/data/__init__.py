@@ -17,7 +17,7 @@ from zoo.data.chat.turns import find_fault
 from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
 from zoo.data.corpus import Documents, WithValidation
 from zoo.data.encode import INDEX, PARTS, SEQUENCES, open_tokens, write_tokens
-from zoo.data.settings import DataSettings, make_paths_absolute
+from zoo.data.settings import SPLIT_TEMPLATE, DataSettings, make_paths_absolute
 from zoo.data.split import Part, describe_copies, join_pieces, keep_whole, split_units
 from zoo.data.survey import Fingerprint, Survey, survey
 from zoo.data.tokenizer import Tokenizer, find_tokenizer_file, make_byte_tokenizer, train_bpe
@@ -103,6 +103,10 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     for name, source in settings.sources.items():
         with faults_of_source(name):
             surveys[name] = survey_source(source.settings.open(template, whole=whole), settings, progress)
+    read = [each for found in surveys.values() for each in list_conversations(found.documents)]
+    rendered = any(each.counts["rendered"] for each in read)
+    if rendered and settings.tokenizer.split_special_tokens:
+        raise ConfigError(SPLIT_TEMPLATE)
     key = hash_settings(settings, {name: found.fingerprint for name, found in surveys.items()}, whole)
 
     def build(folder: Path) -> None:
@@ -112,14 +116,13 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     prepared = open_prepared(folder, settings, key, whole)
     if template is not None and settings.chosen_template is not None:
         prepared.tokenizer.template = template.default
-    read = [each for found in surveys.values() for each in list_conversations(found.documents)]
     units = [unit for found in surveys.values() for unit in found.units]
     train, held = ([each.key for each in units if each.validates is part] for part in (False, True))
     notes = (*describe_copies(train, held), *(line for each in read for line in each.describe_passed()))
-    if not any(each.counts["rendered"] for each in read):
+    if not rendered:
         return replace(prepared, notes=notes)
     # What a template writes has special tokens, which transformers would split if the exported files said so.
-    prepared.tokenizer.split = settings.tokenizer.split_special_tokens is True
+    prepared.tokenizer.split = False
     return replace(prepared, notes=notes, template=template)
 
 

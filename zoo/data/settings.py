@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from pydantic import ValidationInfo
 
 
+ALWAYS_RENDERED = ("messages", "sharegpt", "alpaca")
+"""The forms that a chat template writes. The records of others may be plain texts."""
+SPLIT_TEMPLATE = (
+    "data.tokenizer.split_special_tokens: is true, and transformers would split the special tokens of the chat "
+    "template (null, or false)"
+)
 TEXT_FIELD = "text"
 NOT_FOR_TEXT = "is of conversations, and the records have no data.form, found {!r} (null, or data.form=messages)"
 
@@ -71,6 +77,12 @@ class DataSettings(Spec, axis="data", default="stdlib"):
     def chosen_template(self) -> str | None:
         """The chat template that the user has chosen: a name or a file."""
         return getattr(self, "template", None)
+
+    @property
+    def needs_template(self) -> bool:
+        """Whether a chat template is stated or needed, whatever the records say."""
+        forms = {getattr(each.settings, "form", None) for each in self.sources.values()}
+        return self.chosen_template is not None or not forms.isdisjoint(ALWAYS_RENDERED)
 
     @property
     def apart(self) -> bool:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar, runs
 from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
-from zoo.data.settings import RecordSettings
+from zoo.data.settings import SPLIT_TEMPLATE, RecordSettings
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.grammar.interpolation import MissingName
 from zoo.grammar.saved import read_config
@@ -191,6 +191,8 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
     else:
         if not objective.accepts(data.content):
             yield describe_other_data(objective, data)
+    if data.tokenizer.split_special_tokens and data.needs_template:
+        yield SPLIT_TEMPLATE
     if data.documents and (reason := objective.refuses_documents(spec)):
         yield f"data.documents: {reason}"
     for path, width in objective.widths(spec, settings.seq_len, data.apart).items():

@@ -24,6 +24,9 @@ from zoo.training.planning import plan_training
 SIZES = ["model.vocab_size=259", "model.max_seq_len=64", "seq_len=64", "steps=20", "eval_every=20", "optim.lr=1e-2"]
 
 
+SPLIT = "data.tokenizer.split_special_tokens: is true, and transformers would split the special tokens of the chat"
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
@@ -159,12 +162,26 @@ def test_packed_and_single_rows_say_what_they_cut(here, capsys):
         (["objective=next_token"], "objective: next_token reads text, found conversations in data=jsonl (objective="),
         (["objective=chat", "data.form=null"], "objective: chat reads conversations, found text in data=jsonl"),
         (["model=bert-tiny", "objective=chat"], "objective: chat is learned by a decoder, the model is an encoder"),
+        (["data.tokenizer.split_special_tokens=true"], SPLIT),
         (["objective=classify"], "data.form: is 'messages', and objective.text and objective.label name the fields"),
     ],
 )
 def test_data_objective_and_model_that_do_not_go_together_are_told(here, overrides, fault):
     config = compose(*overrides)
     assert any(each.startswith(fault) for each in faults_of(lambda: plan_training(config)))
+
+
+def test_a_template_of_the_folder_whose_tokens_would_be_split_is_told(here):
+    with open("pairs.jsonl", "w") as file:
+        for number in range(60):
+            said = [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "yes"}]
+            file.write(json.dumps({"prompt": said[:1], "completion": said[1:]}) + "\n")
+    data = ["data.path=pairs.jsonl", "data.form=prompt_completion", "data.tokenizer.split_special_tokens=true"]
+    (fault,) = faults_of(lambda: start_run(compose(*data), here / "run"))
+    assert fault.startswith(SPLIT) and not (here / "run").exists()
+    texts = '{"prompt": "2+3=", "completion": "5"}\n{"prompt": "2+4=", "completion": "6"}\n'
+    (here / "pairs.jsonl").write_text(texts)  # which no template writes
+    start_run(compose(*data, "steps=1", "data.validation_fraction=0.5"), here / "run")
 
 
 def test_chatml_on_a_vocabulary_without_its_tokens_is_one_line(here):
