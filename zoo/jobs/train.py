@@ -17,7 +17,7 @@ from zoo import grammar, runs
 from zoo.checkpoint.beside import GENERATION
 from zoo.checkpoint.newest_checkpoint import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import PreparedData, refuse_old_position
-from zoo.data.chat.template import find_chat_template
+from zoo.data.chat.template import ChatTemplate
 from zoo.data.cut_rows import describe_pair_cuts
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import PairFile
@@ -97,7 +97,7 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
         keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
         keep_template(data.tokenizer.template, folder / runs.TOKENIZER)
         planned.settings.objective.keep_files(folder / runs.TOKENIZER, planned.spec)
-        keep_ends(data.tokenizer, folder / runs.TOKENIZER, answers=planned.data.written)
+        keep_ends(data.tokenizer, folder / runs.TOKENIZER, data.template)
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
     return complete_run(run)
@@ -110,14 +110,13 @@ def keep_template(template: str | None, folder: Path) -> None:
         write_text(folder / runs.TEMPLATE, template)
 
 
-def keep_ends(tokenizer: Tokenizer, folder: Path, *, answers: bool) -> None:
+def keep_ends(tokenizer: Tokenizer, folder: Path, template: ChatTemplate | None) -> None:
     """State in the run's generation_config.json every token that the run learns to end a text with: the tokenizer's end
-    of text, and with `answers` what its chat template puts after one. A file that states them all is left as it is."""
+    of text, and what the `template` that wrote the data puts after an answer. A file that states them all is left as it
+    is."""
     if not folder.is_dir():
         return
-    learned = [tokenizer.eos_id]
-    if answers and (template := find_chat_template(folder)) is not None:
-        learned = [*template.find_end(tokenizer)[0], *learned]
+    learned = [*(template.find_end(tokenizer)[0] if template else ()), tokenizer.eos_id]
     file = folder / GENERATION
     stated = read_json(file, GenerationFile) if file.is_file() else {}
     known = stated.get("eos_token_id")

@@ -21,10 +21,8 @@ from zoo.jobs.train import resume_run, start_run
 from zoo.training.evaluate import evaluate
 from zoo.training.planning import plan_training
 
-SIZES = ["model.vocab_size=259", "model.max_seq_len=64", "seq_len=64", "steps=20", "eval_every=20", "optim.lr=1e-2"]
-
-
 SPLIT = "data.tokenizer.split_special_tokens: is true, and transformers would split the special tokens of the chat"
+SIZES = ["model.vocab_size=259", "model.max_seq_len=64", "seq_len=64", "steps=20", "eval_every=20", "optim.lr=1e-2"]
 
 
 @pytest.fixture
@@ -182,6 +180,18 @@ def test_a_template_of_the_folder_whose_tokens_would_be_split_is_told(here):
     texts = '{"prompt": "2+3=", "completion": "5"}\n{"prompt": "2+4=", "completion": "6"}\n'
     (here / "pairs.jsonl").write_text(texts)  # which no template writes
     start_run(compose(*data, "steps=1", "data.validation_fraction=0.5"), here / "run")
+    resume_run(here / "run", ["steps=2"])
+
+
+def test_plain_pairs_end_as_the_tokenizer_ends_a_text(here):
+    """The folder has a template, which writes messages and no plain texts: its end of an answer is not learned."""
+    pairs = [json.dumps({"prompt": f"{n}+1=", "completion": str(n + 1)}) + "\n" for n in range(60)]
+    (here / "pairs.jsonl").write_text("".join(pairs))
+    start_run(compose("data.path=pairs.jsonl", "data.form=prompt_completion", "steps=1"), here / "run")
+    assert not (here / "run/tokenizer/generation_config.json").exists()
+    start_run(compose("steps=1"), here / "chat")
+    stated = json.loads((here / "chat/tokenizer/generation_config.json").read_text())
+    assert stated == {"eos_token_id": [258, 256]}
 
 
 def test_chatml_on_a_vocabulary_without_its_tokens_is_one_line(here):
