@@ -19,20 +19,26 @@ if TYPE_CHECKING:
 
 
 class TrainingFlops:
-    """Counts the FLOPs of training on batches: three times a forward pass, plus a teacher's forward pass. The head
-    counts for targets only. Not counted are recomputation, and gradients that nothing needs (an indexer's).
+    """Counts the FLOPs of training on batches: three times a forward pass, plus a forward pass of a teacher, and one of
+    the rows that are only measured (`Objective.split_passes`). The head counts for targets only. Not counted are
+    recomputation, and gradients that nothing needs (an indexer's).
 
     Wrong if weights are frozen: frozen weights have no gradient, and not all activations have one.
     """
 
     def __init__(self, spec: Topology, objective: Objective) -> None:
         self.student = RowFlops(spec)
+        self.objective = objective
         self.teachers = [RowFlops(each) for each in objective.list_teachers()]
 
-    def count(self, batch: Batch, targets: int) -> int:
-        """Count the FLOPs of a batch whose head reads `targets` positions."""
-        own = 3 * sum_forward(self.student, batch, targets) - sum_skipped(self.student, batch)
-        return own + sum(sum_forward(each, batch, targets) for each in self.teachers)
+    def count(self, batch: Batch) -> int:
+        """Count the FLOPs of a batch."""
+        batch, measured = self.objective.split_passes(batch)
+        targets = self.objective.count_predictions(batch)
+        found = 3 * sum_forward(self.student, batch, targets) - sum_skipped(self.student, batch)
+        if measured is not None:
+            found += sum_forward(self.student, measured, self.objective.count_predictions(measured))
+        return found + sum(sum_forward(each, batch, targets) for each in self.teachers)
 
 
 def price_step(settings: Training, spec: Topology) -> int | None:

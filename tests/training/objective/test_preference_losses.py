@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from support.flop_counts import counted
 from support.preference_cases import FIGURES, RECORDS, REWARD, UNPAIRED, make_model, save_tokenizer
 from zoo.data import DataSettings, prepare
 from zoo.data.chat.preference_rows import collate_answers, collate_judged, collate_rated
@@ -18,6 +19,7 @@ from zoo.model.loss import IGNORED
 from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import DPO, IPO, KTO, ORPO, Reward
 from zoo.training.objective.kto import note_divergence
+from zoo.training.run_flops import TrainingFlops
 
 TRL = json.loads(FIGURES.read_text())
 
@@ -157,6 +159,20 @@ def test_kto_is_that_of_trl(judged):
     assert float(found.terms["kl"]) == pytest.approx(TRL["kto"]["kl"], abs=1e-5)
     for name in ("chosen", "rejected"):  # two answers each, as means over four
         assert float(found.terms[f"reward_{name}"]) * 2 == pytest.approx(TRL["kto"][f"rewards/{name}"], abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["unpaired", "preference"])
+def test_kto_costs_what_torch_counts_of_its_passes(judged, rows, form):
+    """Mismatched answers are read by a forward pass alone, and the rows that a record lacks are not read."""
+    batch = judged if form == "unpaired" else judge_rows(rows)
+    batch = batch._replace(reference=torch.zeros(len(batch.input_ids)))
+    model = make_model(1)
+    with counted(model) as measured, torch.no_grad():
+        divergence = KTO().sum_divergence(model, batch)
+    with counted(model) as trained, torch.no_grad():
+        KTO().loss(model, note_divergence(batch, divergence))
+    flops = TrainingFlops(model.spec, KTO()).count(batch)
+    assert flops == 3 * trained.visible + measured.visible
 
 
 @pytest.mark.parametrize("shift", [-5.0, 0.0, 2.0])

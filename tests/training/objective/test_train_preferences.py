@@ -222,6 +222,9 @@ def test_the_price_counts_both_answers(here):
     chat = plan_training(compose("data.form=messages", "batch_size=8", objective="chat"))
     two, four = (price_training(chat.settings, chat.spec, rows)["peak"] for rows in (2, 4))
     assert price_training(dpo.settings, dpo.spec, 2)["peak"] == four > two  # both in two microbatches
+    kto, judged = (plan_training(compose(*data, objective="kto")) for data in ([], JUDGED))
+    assert price_training(kto.settings, kto.spec, 2)["peak"] == four
+    assert price_training(judged.settings, judged.spec, 2)["peak"] == two  # of one answer each
 
 
 def test_a_forecast_computes_what_its_steps_need(here, counted):

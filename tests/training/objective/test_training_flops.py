@@ -40,7 +40,7 @@ def test_a_batch_costs_what_torch_counts_of_its_forward_pass(name, attention):
         objective.judge(model, batch, targets, None)
     counter = TrainingFlops(spec, objective)
     assert sum_forward(counter.student, batch, targets) == found.visible
-    assert counter.count(batch, targets) == 3 * found.visible
+    assert counter.count(batch) == 3 * found.visible
 
 
 @pytest.mark.parametrize("attention", ["gqa", "dsa"])
@@ -48,7 +48,7 @@ def test_a_row_of_next_tokens_costs_what_the_price_says(attention):
     spec = spec_of(["vocab_size=300", f"attention={attention}", *needs(f"attention={attention}")])
     objective = objective_of("next_token")
     batch = objective.collator(context_for("next_token"))(rows_of(), KEYS)
-    found = TrainingFlops(spec, objective).count(batch, objective.targets(batch))
+    found = TrainingFlops(spec, objective).count(batch)
     figures = count_flops(spec, 64)
     assert found == pytest.approx(figures["train"] * 6 * 64, rel=1e-4)  # which is a rounded mean
     assert (figures["train"] < 3 * figures["forward"] - 3) == (attention == "dsa")  # an indexer has no backward pass
@@ -67,7 +67,7 @@ def test_a_teacher_costs_a_forward_pass_beside_the_students_step(tmp_path):
         objective.loss(model, batch)
     with counted(model) as alone:
         objective_of("next_token").judge(model, batch, targets, None)
-    assert counter.count(batch, targets) == 3 * alone.visible + (both.visible - alone.visible)
+    assert counter.count(batch) == 3 * alone.visible + (both.visible - alone.visible)
 
 
 def test_a_runs_lines_say_what_it_has_computed_and_a_run_that_goes_on_counts_on(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ class Auto(Objective, kind="auto"):
 
     def settle(self, spec: Any, data: Any = None) -> Objective:
         known = {each.kind: each for each in (NextToken, MLM, SpanCorruption, Chat, DPO, KTO)}
-        return known[suggest(spec, data)](z_loss=self.z_loss, chunk_mib=self.chunk_mib)
+        return known[suggest(spec, data)](z_loss=self.z_loss, chunk_mib=self.chunk_mib).settle(spec, data)
 
     def collator(self, context: Context) -> Any:
         return self.settle(context.spec).collator(context)

@@ -141,8 +141,13 @@ class Objective(Spec, axis="objective"):
         """Count the targets of a batch, on the CPU. The batch's loss is divided by this number."""
         return int((batch.targets != IGNORED).sum())
 
+    def split_passes(self, batch: Batch) -> tuple[Batch, Batch | None]:
+        """Split a batch, on the CPU, into the rows that are trained on and those that only a forward pass reads; None
+        if there are none."""
+        return batch, None
+
     def count_predictions(self, batch: Batch) -> int:
-        """Count the positions that the head reads in training, on the CPU."""
+        """Count the positions of rows that the head reads in training, on the CPU."""
         return self.targets(batch)
 
     def count_tokens(self, batch: Batch, seq_len: int) -> int:

@@ -10,12 +10,14 @@ from pydantic import PositiveFloat
 from zoo.data.tokens import Batch
 from zoo.lazy import torch
 from zoo.model.loss import IGNORED
-from zoo.training.objective.base import Loss
+from zoo.training.objective.base import Loss, Objective
 from zoo.training.objective.preference import Referenced
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.data.settings import DataSettings
+    from zoo.model.tower import Topology
     from zoo.run.layer import Model
     from zoo.training.metrics import Metrics
     from zoo.training.run import Run
@@ -44,6 +46,11 @@ class KTO(Referenced, kind="kto"):
     desirable_weight: PositiveFloat = 1.0
     undesirable_weight: PositiveFloat = 1.0
 
+    def settle(self, spec: Topology, data: DataSettings | None = None) -> Objective:
+        if data is None or data.content != "judgements":
+            return self
+        return OneAnswerKTO(**{field.name: getattr(self, field.name) for field in self.fields()})
+
     def accepts(self, content: str) -> bool:
         return content in ("judgements", "preferences")
 
@@ -54,8 +61,8 @@ class KTO(Referenced, kind="kto"):
     def targets(self, batch: Batch) -> int:
         return len(self.list_learned(batch))
 
-    def count_predictions(self, batch: Batch) -> int:
-        return super().count_predictions(take_rows(batch, self.list_learned(batch)))
+    def split_passes(self, batch: Batch) -> tuple[Batch, Batch | None]:
+        return take_rows(batch, self.list_learned(batch)), take_mismatched(batch)
 
     def count_tokens(self, batch: Batch, seq_len: int) -> int:
         return super().count_tokens(take_rows(batch, self.list_learned(batch)), seq_len)
@@ -73,9 +80,7 @@ class KTO(Referenced, kind="kto"):
 
     def sum_divergence(self, model: Model, batch: Batch) -> Tensor:
         """Sum log p − log p under the starting weights over the mismatched answers of a batch, and count these [2]."""
-        there = (batch.targets != IGNORED).any(1).view(-1, 4)[:, 2:].flatten()
-        rows = torch.arange(len(batch.input_ids), device=there.device).view(-1, 4)[:, 2:].flatten()[there]
-        part = take_rows(batch, rows)
+        part = take_mismatched(batch)
         assert part.reference is not None
         ratios = self.measure(model, part) - part.reference
         return torch.stack([ratios.double().sum(), ratios.new_tensor(len(ratios), dtype=torch.float64)])
@@ -109,6 +114,12 @@ class KTO(Referenced, kind="kto"):
         return terms["loss"]
 
 
+class OneAnswerKTO(KTO):
+    """KTO on records of one answer, `data.form=unpaired`."""
+
+    n_texts: ClassVar[int] = 1
+
+
 def note_divergence(batch: Batch, found: Tensor) -> Batch:
     """Put the mean of a sum and a count [2], at least 0, in place of the reference of the mismatched answers, which is
     not needed any more."""
@@ -123,3 +134,10 @@ def take_rows(batch: Batch, rows: list[int] | range | Tensor) -> Batch:
     """Take some rows of a batch."""
     index = torch.as_tensor(rows, device=batch.input_ids.device)
     return Batch._make(None if each is None else each[index] for each in batch)
+
+
+def take_mismatched(batch: Batch) -> Batch:
+    """Take the mismatched answers of a batch, without the rows that are padding."""
+    there = (batch.targets != IGNORED).any(1).view(-1, 4).clone()
+    there[:, :2] = False
+    return take_rows(batch, there.flatten().nonzero().flatten())
