@@ -295,6 +295,9 @@ def describe_run(run: Run) -> None:
             else f"the model is {describe(planned.spec)}"
         )
         say(f"objective: {settings.objective.kind}, as {why}")
+    usual, rate = settings.objective.usual_lr, settings.optim.lr
+    if usual is not None and settings.weights is not None and round(rate / usual) > 10:
+        say(f"optim.lr: is {rate:g}; TRL's default for {settings.objective.kind} is {usual:g} (AdamW)")
     if isinstance(settings.sample, TextSample) and not writes(planned.spec):
         say(f"sample: none, as the model is {describe_silence(planned.spec)}, which writes no text")
     elif isinstance(settings.sample, TextSample):

@@ -105,6 +105,16 @@ def test_the_reference_is_that_of_the_starting_weights(here):
     assert abs(first["reward_margin"]) < 1e-5 and first["loss"] == pytest.approx(0.6931, abs=1e-4)
 
 
+def test_a_rate_far_above_the_usual_one_from_trained_weights_is_told(here, capsys):
+    start_run(compose("steps=1"), here / "start")
+    assert "optim.lr" not in capsys.readouterr().err
+    for rate, objective in (("2e-3", "dpo"), ("1e-5", "dpo"), ("2e-5", "orpo"), ("2e-3", "reward")):
+        start_run(compose("steps=1", "weights=start", f"optim.lr={rate}", objective=objective), here / rate / objective)
+    told = [line for line in capsys.readouterr().err.splitlines() if "optim.lr" in line]
+    of = "TRL's default for {} is 1e-06 (AdamW)"
+    assert told == ["optim.lr: is 0.002; " + of.format("dpo"), "optim.lr: is 2e-05; " + of.format("orpo")]
+
+
 def test_a_run_that_goes_on_has_equal_losses_and_computes_no_reference(here, counted):
     start_run(compose(), here / "whole")
     assert sum(counted) == 16 + 3

@@ -77,6 +77,9 @@ class Objective(Spec, axis="objective"):
     """The metrics of an evaluation in addition to `val_loss`, as named in lines of metrics."""
     ranked_by: ClassVar[str | None] = None
     """The metric whose largest value marks the best checkpoint; None: the lowest `val_loss`."""
+    usual_lr: ClassVar[float | None] = None
+    """The usual learning rate of AdamW from trained weights (TRL's default), if it is far below that of other
+    training."""
     divides: ClassVar[bool] = True
     """Whether ranks that divide the vocabulary (tensor parallelism) can each compute their part of the loss."""
 

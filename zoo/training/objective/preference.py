@@ -143,6 +143,8 @@ class Referenced(Preference):
     reference log-probabilities are computed once, before the first step, and kept in the run's folder. An answer's
     reward is `beta` times the logarithm of its probability over that under the starting weights."""
 
+    usual_lr: ClassVar[float | None] = 1e-6
+
     beta: PositiveFloat = 0.1
 
     def measure_rewards(self, answers: Answers) -> Tensor:
@@ -212,6 +214,7 @@ class ORPO(Preference, kind="orpo"):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "nll", *REWARDS)
+    usual_lr: ClassVar[float | None] = 1e-6
 
     beta: PositiveFloat = 0.1
 
