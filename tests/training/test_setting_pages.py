@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from zoo.cli import run
+from zoo.cli.explain import _explain_setting
 from zoo.data.chat.forms import FORMS
 from zoo.data.chat.template import NAMED
 from zoo.errors import ConfigError
-from zoo.spec.fields import list_kinds
+from zoo.spec.fields import list_kinds, read_fields
 from zoo.training.objective import Objective
 from zoo.training.setting_pages import explain_setting
+from zoo.training.settings import Training
 
-AXES = ("data", "objective", "optim", "schedule", "parametrisation", "launcher", "logger", "sample")
+AXES = ("data", "objective", "optim", "schedule", "parametrisation", "launcher", "logger")
 
 
 def explained(name: str) -> dict:
@@ -34,9 +37,13 @@ def test_the_values_of_a_field_are_all_those_that_it_takes():
         assert [line.split(":")[0] for line in explained(name)["values"]] == list_kinds(Objective)
 
 
-@pytest.mark.parametrize("name", ["data.form", "data.template", "data.packing", "data.tokenizer", "objective"])
+COMPOSED = ["data.form", "data.template", "data.packing", "data.tokenizer", "objective", "precision", "compile"]
+COMPOSED += ["other_tokenizer", "parallel", "parallel.cp_comm", "lora.dora"]
+
+
+@pytest.mark.parametrize("name", COMPOSED)
 def test_the_example_is_a_command_that_composes(name, capsys):
-    command = explained(name)["example"].replace("MODEL", "llama-tiny").split()
+    command = shlex.split(explained(name)["example"].replace("MODEL", "llama-tiny"))
     assert command[:2] == ["zoo", "train"]
     assert run([*command[1:], "--cfg", "job"]) == 0
     capsys.readouterr()
@@ -53,8 +60,31 @@ def test_every_choice_and_field_has_a_page(axis):
             assert example.startswith(f"zoo train MODEL {axis}={kind} {axis}.{field}=")
 
 
+@pytest.mark.parametrize("name", list(read_fields(Training)))
+def test_every_key_of_a_run_has_a_page(name, capsys):
+    page = explained(name)
+    assert page["text"]
+    if page["values"] and name not in AXES:  # a component: lora, sample …
+        for field in (line.split(":")[0] for line in page["values"] if "[" in line):
+            below = explained(f"{name}.{field}")
+            assert (below["text"] and f"{name}." in below["example"]) or f"{name}={{{field}: " in below["example"]
+    assert run(["explain", name]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}\n")
+
+
+def test_a_key_that_the_grammar_has_too_names_it_and_has_the_default_of_the_command():
+    page = _explain_setting("parallel")
+    assert page is not None and page["also"] == ["block.parallel"] and "fsdp" in str(page["values"])
+    assert (explained("steps")["default"], explained("eval_every")["default"]) == ("700", "100")
+    assert explained("lora.rank")["example"] == "zoo train MODEL 'lora={rank: …}'"  # lora.rank=8 is refused beside null
+    assert explained("sample.tokens")["example"] == "zoo train MODEL sample.tokens=…"
+    for name, fault in (("lora.rnk", r"no field of lora \(did you mean 'rank'\?\)"), ("steps.x", "has no fields")):
+        with pytest.raises(ConfigError, match=fault):
+            explain_setting(name)
+
+
 def test_what_is_no_setting_is_left_to_the_grammar_and_a_wrong_word_is_told_the_nearest():
-    assert explain_setting("attention.gqa") is None and explain_setting("steps") is None
+    assert explain_setting("attention.gqa") is None and explain_setting("model") is None
     with pytest.raises(ConfigError, match=r"data.frm: is no choice and no field of data \(did you mean 'form'\?\)"):
         explain_setting("data.frm")
 

@@ -49,9 +49,7 @@ def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
     ConfigError for an unknown name, and if no place is so much more common."""
     if not rest and (first in list_keys()):
         return describe_key(first)
-    owners = [axis for axis in vocabulary.list_axes() if first in read_choices(axis)]
-    places = {".".join([axis, first, *rest]): len(find_users(axis, first)[0]) for axis in owners}
-    places |= {} if rest else _find_fields(first)
+    places = find_places(first, *rest)
     most, *others = sorted(places, key=lambda place: -places[place]) or [""]
     if not most:
         raise ConfigError(f"{name}: {_describe_unknown(first)}")
@@ -59,6 +57,14 @@ def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
         return explain(most) | ({"also": others} if others else {})
     more = f" and {len(places) - MOST_FOUND} more" if len(places) > MOST_FOUND else ""
     raise ConfigError(f"{name}: stands in several places (one of: {', '.join([most, *others][:MOST_FOUND])}{more})")
+
+
+def find_places(first: str, *rest: str) -> dict[str, int]:
+    """Find the places of a choice or a field that is named without its axis, each with the number of packaged models
+    that have it."""
+    owners = [axis for axis in vocabulary.list_axes() if first in read_choices(axis)]
+    places = {".".join([axis, first, *rest]): len(find_users(axis, first)[0]) for axis in owners}
+    return places if rest else places | _find_fields(first)
 
 
 def _describe_unknown(name: str) -> str:

@@ -25,7 +25,7 @@ def run(
       zoo explain attention.gqa              a choice and its fields
       zoo explain attention.gqa.qk_norm      a field: type, default, paper, users, an example and its price
       zoo explain n_kv_heads                 a key of the model
-      zoo explain data.form                  a field of training: objective, data, optim, schedule, …
+      zoo explain data.form                  a field of training: objective, data, lora, steps, …
     """
     from zoo.analysis.grammar_names import explain
 
@@ -34,13 +34,19 @@ def run(
 
 
 def _explain_setting(name: str) -> dict[str, Any] | None:
-    """Describe a name of training; None for any other, without loading what training needs."""
+    """Describe a name of training; None for any other, without loading what training needs. A name that the grammar
+    has too (`parallel`) is described as training's, beside its places in the grammar."""
+    from zoo.analysis.grammar_names import find_places
     from zoo.grammar.vocabulary import list_axes
-    from zoo.paths import conf_dir
+    from zoo.paths import read_conf
 
-    first = name.partition(".")[0]
-    if first in list_axes() or not first.isidentifier() or not (conf_dir() / first).is_dir():
+    first, _, rest = name.partition(".")
+    config = read_conf("config")
+    chosen = {key for each in config.pop("defaults") if isinstance(each, dict) for key in each}
+    if first in list_axes() or first not in {*config, *chosen}:
         return None
     from zoo.training.setting_pages import explain_setting
 
-    return explain_setting(name)
+    page = explain_setting(name)
+    also = [] if rest else [*find_places(first)]
+    return {**page, "also": also} if page and also else page

@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 
 
 class EMA(Spec, axis="ema", kind="ema", default="ema"):
-    """An exponential moving average of the weights: e ← d·e + (1 − d)·w after each update, with d = `decay`.
-
-    With `warmup` d is at most (1 + t) / (10 + t) at update t, so that the initial weights are soon forgotten (the rule
-    of TensorFlow's ExponentialMovingAverage).
-    """
+    """An exponential moving average of the weights: e ← d·e + (1 − d)·w after each update."""
 
     decay: Annotated[float, Field(gt=0, lt=1)]
+    """The decay d; `ema=0.999` names it alone."""
     warmup: bool = False
+    """Whether d is at most (1 + t) / (10 + t) at update t, so that the initial weights are soon forgotten (the rule of
+    TensorFlow's ExponentialMovingAverage)."""
 
     def decay_at(self, step: int) -> float:
         """Return the decay at an update, counted from 1."""

@@ -29,18 +29,19 @@ RATES = ("attention", "residual", "embedding", "ffn", "layers")
 
 
 class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
-    """Dropout rates of a run; kept values are scaled by 1 / (1 − rate), so that expected values stay.
-
-    `attention` drops probabilities after the softmax, `residual` channels of the outputs of attention and feed-forward,
-    `embedding` channels of the first layer's input, `ffn` hidden units. `layers` is the rate of stochastic depth: for
-    each row, the output of attention or feed-forward in layer l of L is dropped whole with probability layers·l/L.
-    """
+    """Dropout rates of a run; kept values are scaled by 1 / (1 − rate), so that expected values stay."""
 
     attention: Rate = 0.0
+    """Rate at which probabilities are dropped after the softmax."""
     residual: Rate = 0.0
+    """Rate at which channels of the outputs of attention and feed-forward are dropped."""
     embedding: Rate = 0.0
+    """Rate at which channels of the first layer's input are dropped."""
     ffn: Rate = 0.0
+    """Rate at which hidden units are dropped."""
     layers: Rate = 0.0
+    """Rate of stochastic depth: for each row, the output of attention or feed-forward in layer l of L is dropped whole
+    with probability layers·l/L."""
 
     def find_faults(self, spec: Topology, fp8: bool) -> list[str]:
         """List the rates without effect in this model, and the settings that conflict with dropout."""

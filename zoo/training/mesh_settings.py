@@ -29,30 +29,31 @@ Ways = Annotated[int | Literal["auto"], BeforeValidator(make_count_check(1))]
 
 
 class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
-    """The mesh of a run's processes: the number of processes along each dimension of parallelism.
-
-    `dp`: replicas of the model, each with its own rows; gradients are summed (DDP; Li et al., 2020). `shard`: processes
-    of a replica, each with its own rows and a part of every weight, gradient and optimizer state; a layer's weights are
-    gathered when it computes (ZeRO-3; Rajbhandari et al., 2020; torch's FSDP2). `tp`: tensor parallelism; each process
-    has its own heads, hidden units and part of the vocabulary (Megatron-LM; Shoeybi et al., 2019), with sequence
-    parallelism between sub-layers (Korthikanti et al., 2022). `cp`: context parallelism; each process has its own
-    tokens of the same rows (Llama 3; Dubey et al., 2024), and `cp_comm` exchanges keys and values by an `all_gather`
-    before each layer's attention, or around a `ring` during it (Liu et al., 2023). `pp`: pipeline stages, each with
-    some of the layers in `chunks` chunks (Narayanan et al., 2021); `accumulate` microbatches pass in the order of
-    `schedule` (`zoo.distributed.pipeline_schedule`). One of these five may be `auto`: as many as the other four allow.
-    `ep`: groups among the processes of dp, shard and cp that divide a mixture's experts and send tokens to them
-    (GShard; Lepikhin et al., 2020); `auto` is one group of all.
-    """
+    """The mesh of a run's processes: the number of processes along each dimension of parallelism. One of `dp`, `shard`,
+    `cp`, `tp` and `pp` may be `auto`: as many as the other four allow."""
 
     dp: Ways = 1
+    """Replicas of the model, each with its own rows; gradients are summed (DDP; Li et al., 2020)."""
     shard: Ways = 1  # type: ignore[override]  # overrides Spec.shard, which cuts a model's Spec
+    """Processes of a replica, each with its own rows and a part of every weight, gradient and optimizer state; the
+    weights of a layer are gathered when it computes (ZeRO-3; Rajbhandari et al., 2020; torch's FSDP2)."""
     cp: Ways = 1
+    """Context parallelism: processes that each have their own tokens of the same rows (Llama 3; Dubey et al., 2024)."""
     tp: Ways = 1
+    """Tensor parallelism: processes that each have their own heads, hidden units and part of the vocabulary
+    (Megatron-LM; Shoeybi et al., 2019), with sequence parallelism between sub-layers (Korthikanti et al., 2022)."""
     ep: Ways = 1
+    """Groups among the processes of dp, shard and cp that divide a mixture's experts and send tokens to them (GShard;
+    Lepikhin et al., 2020); `auto` is one group of all."""
     pp: Ways = 1
+    """Pipeline stages, each with some of the layers (Narayanan et al., 2021)."""
     cp_comm: Literal["all_gather", "ring"] = "all_gather"
+    """How the processes of cp exchange keys and values: `all_gather` before each layer's attention, or around a `ring`
+    during it (Liu et al., 2023)."""
     schedule: Literal["1f1b", "interleaved", "zero_bubble", "zero_bubble_v"] = "1f1b"
+    """The order in which `accumulate` microbatches pass the stages of pp (`zoo.distributed.pipeline_schedule`)."""
     chunks: PositiveInt = 1
+    """The number of chunks of layers that each stage of pp has."""
 
     def __post_init__(self) -> None:
         if self.cp_comm == "ring" and self.cp == 1:

@@ -1,38 +1,73 @@
 """Describe settings of a training run for `zoo explain`: an axis (`objective`), a choice (`objective.chat`), a field
-(`data.form`)."""
+(`data.form`, `steps`), a component that has no choices (`lora`)."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import typing
+from dataclasses import replace
 from typing import Any
 
 from zoo.data.settings import DataSettings
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.vocabulary import write_value
-from zoo.paths import conf_dir
+from zoo.paths import conf_dir, list_conf, read_conf
 from zoo.spec import Spec
 from zoo.spec.fields import SpecField, find_axes, first_sentence, list_kinds, read_fields
 from zoo.training.settings import Training
 
+COMMENT = r"^{}:.*?#\s*(.+(?:\n\s+#.+)*)$"
+"""Where a key of a YAML file has a comment, which goes on in lines of comments alone."""
 VALUES = re.compile(r"(?:(?<=\.)|;) (?=`[^`]+`: )")
 """Where a value of a field begins in its description: "The form. `messages`: a list …; `alpaca`: an instruction …"."""
 
 
 def explain_setting(name: str) -> dict[str, Any] | None:
-    """Describe a dotted name of a training config; None if its first word is no axis of one. Raises ConfigError for
+    """Describe a dotted name of a training config; None if its first word is no key of one. Raises ConfigError for
     another unknown word."""
     first, *rest = name.split(".")
-    base = {"data": DataSettings, **_list_axes(Training)}.get(first)
-    return None if base is None else _explain_axis(first, base, rest, f"zoo train MODEL {first}")
+    base = {"data": DataSettings, **_list_components(Training)}.get(first)
+    if base is not None:
+        only = base.kinds[base.default] if len(list_kinds(base)) == 1 else None
+        return (
+            _explain_axis(first, base, rest, f"zoo train MODEL {first}") if only is None else _explain_node(only, rest)
+        )
+    if first not in (fields := read_fields(Training)):
+        return None
+    if rest:
+        raise ConfigError(f"{name}: {first} has no fields (zoo explain {first})")
+    field = replace(fields[first], default=read_conf("config").get(first, fields[first].default))
+    return _explain_field(first, field, Training, f"zoo train MODEL {first}=%s")
 
 
-def _list_axes(choice: type[Spec]) -> dict[str, type[Spec]]:
+def _list_components(choice: type[Spec]) -> dict[str, type[Spec]]:
     """List the fields of a choice that hold a component of one axis, with that axis."""
     hints = typing.get_type_hints(choice, include_extras=True)
     found = {field.name: [*find_axes(hints[field.name])] for field in choice.fields()}
-    return {name: axes[0] for name, axes in found.items() if len(axes) == 1 and not axes[0].kind}
+    return {name: axes[0] for name, axes in found.items() if len(axes) == 1}
+
+
+def _list_axes(choice: type[Spec]) -> dict[str, type[Spec]]:
+    """List the components of a choice whose axis has choices."""
+    return {name: axis for name, axis in _list_components(choice).items() if not axis.kind}
+
+
+def _explain_node(choice: type[Spec], rest: list[str]) -> dict[str, Any]:
+    """Describe a component of training that has no choices, or its field `rest`. One that is null by default is set as
+    a whole, any other field by field."""
+    place, fields = choice.axis, read_fields(choice)
+    null = read_fields(Training)[place].default is None and read_conf("config").get(place) is None
+    command = f"zoo train MODEL '{place}={{%s: %%s}}'" if null else f"zoo train MODEL {place}.%s=%%s"
+    if not rest:
+        packaged = {name: (conf_dir() / place / f"{name}.yaml").read_text("utf-8") for name in list_conf(place)}
+        values = [f"{name}: {text.splitlines()[0].lstrip('# ')}" for name, text in packaged.items()]
+        values += [_describe_field(field, choice) for field in fields.values()]
+        example = f"zoo train MODEL {place}={next(iter(packaged))}" if packaged else command % next(iter(fields)) % "…"
+        return _page(place, inspect.getdoc(choice), example, values)
+    if rest[0] not in fields or rest[1:]:
+        raise ConfigError(f"{'.'.join([place, *rest])}: is no field of {place}{did_you_mean(rest[0], fields)}")
+    return _explain_field(f"{place}.{rest[0]}", fields[rest[0]], choice, command % rest[0])
 
 
 def _explain_axis(place: str, base: type[Spec], rest: list[str], command: str) -> dict[str, Any]:
@@ -55,17 +90,19 @@ def _explain_axis(place: str, base: type[Spec], rest: list[str], command: str) -
     owner, command = kinds[having[0]], f"{command}={having[0]} {place}.{rest[0]}"
     if below := _list_axes(owner).get(rest[0]):
         return _explain_axis(f"{place}.{rest[0]}", below, rest[1:], command)
-    return _explain_field(f"{place}.{rest[0]}", read_fields(owner)[rest[0]], owner, command) | {"kinds": having}
+    page = _explain_field(f"{place}.{rest[0]}", read_fields(owner)[rest[0]], owner, f"{command}=%s")
+    return page | {"kinds": having}
 
 
 def _explain_field(name: str, field: SpecField, owner: type[Spec], command: str) -> dict[str, Any]:
-    """Describe a field. The example sets its first described value, else the other truth value, else a blank."""
+    """Describe a field. The example puts another value than the default into the `command` if the field's values are
+    known, else a blank."""
     text, *values = VALUES.split(_find_text(field, owner))
-    example = values[0].split("`")[1] if values else "…"
-    if isinstance(field.default, bool):
-        example = write_value(not field.default)
+    known = [True, False] if isinstance(field.default, bool) else field.schema.get("enum", ())
+    others = [write_value(each) for each in known if each is not field.default and each != field.default]
+    example = values[0].split("`")[1] if values else others[0] if others else "…"
     default = "must be given" if field.is_required else write_value(field.default)
-    return _page(name, text, f"{command}={example}", values, type=field.type, default=default)
+    return _page(name, text, command % example, values, type=field.type, default=default)
 
 
 def _page(name: str, text: str | None, example: str, values: list[str], **more: str) -> dict[str, Any]:
@@ -80,7 +117,7 @@ def _describe_field(field: SpecField, owner: type[Spec]) -> str:
 
 def _find_text(field: SpecField, owner: type[Spec]) -> str:
     """Return a field's docstring, else the comment beside it in the files of its axis in conf/."""
-    folder = conf_dir() / owner.axis
-    files = sorted(folder.glob("*.yaml"), key=lambda file: file.stem != owner.kind)
-    found = (re.search(rf"^{field.name}:.*?#\s*(.+)$", file.read_text(encoding="utf-8"), re.M) for file in files)
-    return field.text or next((each[1] for each in found if each), "")
+    files = sorted((conf_dir() / owner.axis).glob("*.yaml"), key=lambda file: file.stem != owner.kind)
+    files = [conf_dir() / "config.yaml"] if owner is Training else files
+    found = (re.search(COMMENT.format(field.name), file.read_text(encoding="utf-8"), re.M) for file in files)
+    return field.text or next((re.sub(r"\n\s+# ?", " ", each[1]) for each in found if each), "")

@@ -53,12 +53,14 @@ class SampleSettings(Spec, axis="sample", default="text"):
 
 
 class TextSample(SampleSettings, kind="text"):
-    """Continue `prompt` by at most `tokens` tokens; null is the objective's own, and in a run on conversations it is a
-    user's turn. Temperature 0 is greedy decoding."""
+    """Continue a prompt."""
 
     prompt: str | None = None
+    """The text to continue, in a run on conversations a user's turn; null: the objective's own."""
     tokens: PositiveInt = 64
+    """The largest number of new tokens."""
     temperature: float = 0.8
+    """The temperature of the draws; 0: greedy decoding."""
 
     @field_validator("temperature")
     @classmethod

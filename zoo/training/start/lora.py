@@ -13,22 +13,23 @@ from zoo.spec import Experts, Group, Linear, Part, Reused, Sized, Spec, Stack, T
 
 
 class Lora(Spec, axis="lora", kind="lora", default="lora"):
-    """Train W + (alpha / rank)·B·A in place of W, with W frozen (Hu et al., 2021).
-
-    `on` names the axes whose products are adapted (attention, ffn, head …), or products by pattern
-    (`blocks.*.attention.[qv]`). `dropout` is the dropout rate of an adapter's inputs. `quantise` (nf4 or int8)
-    quantises the frozen matrices of the layers as they are read (QLoRA; Dettmers et al., 2023); without it they are
-    held as they are stored. `dora` scales each row of the sum to a learned norm (Liu et al., 2024). `adapter` is the
-    folder of an adapter over the same base that is gone on with: a checkpoint of such a run, or peft's files.
-    """
+    """Train W + (alpha / rank)·B·A in place of W, with W frozen (Hu et al., 2021)."""
 
     rank: PositiveInt = 8
+    """Rank of B·A."""
     alpha: PositiveFloat = 16.0
+    """Scale of B·A times the rank."""
     on: tuple[str, ...] = ("attention",)
+    """Axes whose products are adapted (attention, ffn, head …), or products by pattern (`blocks.*.attention.[qv]`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout rate of an adapter's inputs."""
     quantise: Literal["nf4", "int8"] | None = None
+    """Format that the frozen matrices of the layers are quantised to as they are read (QLoRA; Dettmers et al., 2023);
+    null: they are held as they are stored."""
     dora: bool = False
+    """Whether each row of the sum is scaled to a learned norm (DoRA; Liu et al., 2024)."""
     adapter: str | None = None
+    """Folder of an adapter over the same base that is gone on with: a checkpoint of such a run, or peft's files."""
 
     def choose(self, spec: Any) -> tuple[str, ...]:
         """List the paths of the products that get an adapter. Raises ConfigError for a name that matches none, and for
