@@ -74,7 +74,29 @@ For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --typ
 
   `zoo generate` and `zoo.Engine` still run such a model.
 - **Quantized weights.** `zoo convert` writes fp32, bf16 or fp16.
-- **Adapters by themselves.** `zoo convert RUN OUT` merges them. `--to peft` writes them alone, in peft's format.
+- **Adapters by themselves.** `zoo convert RUN OUT` merges them. `--to peft` writes them alone, as below.
+
+## Two adapters on one base
+
+`zoo generate` and `zoo.Engine` merge an adapter when they load it, so that two adapters are two whole models. To hold the base once, write
+it and each adapter by itself, from two runs with `weights=BASE lora=…`:
+
+    zoo convert BASE OUT
+    zoo convert RUN1 one --to peft
+    zoo convert RUN2 two --to peft
+
+peft holds them side by side. This was run, on a Llama: the logits differ by less than 1e-4 from those of `zoo convert RUN1 OUT`.
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("OUT"), "one", adapter_name="one")
+    model.load_adapter("two", adapter_name="two")
+    model.set_adapter("two")
+
+By their documentation, vLLM and SGLang do so in one server, where each request names its adapter (not run here):
+
+    vllm serve OUT --host 127.0.0.1 --enable-lora --max-loras 2 --lora-modules one=one two=two
+    python -m sglang.launch_server --model-path OUT --host 127.0.0.1 --enable-lora --lora-paths one=one two=two
+
+vLLM takes ranks up to `--max-lora-rank` (16). It refuses DoRA and `modules_to_save`, such as a new head: merge those.
 
 ## Families and engines
 
