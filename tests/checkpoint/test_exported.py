@@ -82,7 +82,12 @@ def generate(session, ids: np.ndarray, mask: np.ndarray, count: int) -> np.ndarr
     return ids
 
 
-@pytest.mark.parametrize("name", ["llama", *DECODERS])
+FEW = ("llama", "window")
+
+
+@pytest.mark.parametrize(
+    "name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in DECODERS if name not in FEW)]
+)
 def test_onnxruntime_generates_what_the_model_generates_from_each_row_alone(name, llama, tmp_path):
     model, out = llama if name == "llama" else (tiny(*DECODERS[name]), tmp_path / "out")
     assert out.exists() or save(model, out).startswith("onnxruntime gives the model's values")
@@ -127,6 +132,7 @@ assert "zoo" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_torch_alone_runs_an_exported_program_with_its_cache(tmp_path):
     model = tiny("attention=sliding", "window=5")
     save(model, tmp_path / "out", "export")
@@ -140,7 +146,7 @@ def test_torch_alone_runs_an_exported_program_with_its_cache(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("form", ["onnx", "export"])
+@pytest.mark.parametrize("form", ["onnx", pytest.param("export", marks=pytest.mark.slow)])
 def test_an_encoder_gives_hidden_states_logits_and_a_sentences_vector(form, tmp_path):
     torch.manual_seed(0)
     model = make_loud(zoo.build("bert-tiny", ["n_layers=2", "vocab_size=61"]).eval(), (61, 64))
@@ -194,6 +200,7 @@ def test_every_architecture_of_the_table_is_written_and_compared(name, tmp_path)
     assert save(model, tmp_path / "out").startswith("onnxruntime gives the model's values")
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_protobuf_stand_beside_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "WHOLE", 1000)
     save(tiny(), tmp_path / "out")
@@ -235,6 +242,7 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch
         save(tiny(), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_compared(tmp_path, capsys):
     store.save_model(tiny(), tmp_path / "model")
     code, said, _ = run(capsys, "convert", tmp_path / "model", tmp_path / "out", "--to", "onnx")

@@ -109,7 +109,7 @@ def open_with_peft(folder: Path, base: Path, kind: str, rows: int = 0) -> torch.
     return torch.load(folder / "logits.pt")
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_peft_opens_adapters_with_trained_norms_and_more_tokens(tmp_path, tied):
     base = save_llama(tmp_path / "hf", tie_word_embeddings=tied)
     source = store.load(base, "fp32")

@@ -137,6 +137,7 @@ def test_magnitudes_of_a_part_of_a_fused_product_are_no_dora_of_pefts(tmp_path):
             peft_files.save_for_peft(folder, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_over_a_base_in_bfloat16_the_merged_model_is_pefts_rounded(tmp_path):
     base = save_llama(tmp_path / "base", torch.bfloat16)
     theirs = save_adapter(base, tmp_path / "adapter").float()

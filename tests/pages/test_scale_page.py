@@ -1,10 +1,13 @@
 """docs/scale.md says what the code predicts."""
 
+import pytest
+
 from pages import scale_page
 from support.published_step_times import RUNS, predict
 from zoo.costs import step_time
 
 
+@pytest.mark.slow
 def test_the_page_is_what_its_command_writes() -> None:
     written = scale_page.PAGE.read_text(encoding="utf-8")
     assert written == scale_page.page(), "docs/scale.md is old (python tests/pages scale)"

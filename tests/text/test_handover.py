@@ -47,6 +47,7 @@ def test_the_line_says_what_was_compared(kind, model, more, tmp_path, capsys):
     assert line.endswith(f": 17 random tokens; ids and logits of {TEXTS}{more}")
 
 
+@pytest.mark.slow
 def test_without_a_tokenizer_no_text_is_compared_and_that_is_said(tmp_path, capsys):
     code, said, _ = run(capsys, "convert", folder(tmp_path / "made"), tmp_path / "out")
     assert code == 0 and said.splitlines()[-1].endswith(": 17 random tokens; no text, as it has no tokenizer.json")

@@ -36,6 +36,7 @@ def test_memory_that_one_rank_lacks_ends_the_run_at_once(train):
     assert max(line["step"] for line in lines_of("run")) == 2
 
 
+@pytest.mark.slow
 def test_a_sample_without_a_next_token_has_none_in_any_rank_and_costs_the_sample_alone(train):
     ended = train("write_sample", "logits", [0, 1])
     assert [code for code, _ in ended] == [0, 0]

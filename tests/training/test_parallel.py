@@ -35,7 +35,6 @@ FEW = ("fsdp", "tp", "pp")
 
 def list_cases():
     yield pytest.param("dense", 2, FEW, id="dense-2-few")
-    yield pytest.param("compared_parts", 2, ("ddp",), id="compared_parts-2-few")
     for name, ways in WAYS.items():
         yield pytest.param(name, 2, ways, marks=[pytest.mark.slow], id=f"{name}-2")
     for name, ways in MESHES.items():

@@ -15,7 +15,7 @@ CPU = Settings("cpu", quick=True)
 RUNS = {job.name: job.run for job in whole_runs.list_jobs(CPU)}
 TOKENS = {job.name: job.run for job in generated_tokens.list_jobs(CPU)}
 SLOW = pytest.mark.slow
-FEW_RUNS = ("train encoder-decoder",)
+FEW_RUNS: tuple[str, ...] = ()  # one that does not pass is trained below
 FEW_TOKENS = ("generate dense", "generate encoder-decoder")
 
 

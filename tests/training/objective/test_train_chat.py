@@ -211,7 +211,7 @@ OWN_TEMPLATE = (
 )
 
 
-@pytest.mark.parametrize("kind", ["byte", "file"])
+@pytest.mark.parametrize("kind", [pytest.param("byte", marks=pytest.mark.slow), "file"])
 def test_an_export_reads_what_the_template_writes_as_training_did(here, capsys, kind):
     """Zoo's own tokenizers split special tokens spelled in a text, and say so in tokenizer_config.json, which
     transformers would obey for rendered texts too."""

@@ -279,6 +279,7 @@ def test_what_does_not_go_together_is_told(here, overrides, fault):
     assert any(each.startswith(fault) for each in caught.value.faults), caught.value.faults
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_the_trained_one(here):
     start_run(compose(), here / "run")
     model = store.load(here / "run")
