@@ -68,6 +68,7 @@ def test_a_head_that_no_class_has_is_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_importing_zoo_hf_prints_nothing_of_the_packages_that_transformers_imports():
     done = subprocess.run([sys.executable, "-c", "import zoo.hf"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
