@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from support.tiny_decoders import tiny
 from support.tiny_models import needs
 from zoo.checkpoint import exported, onnx_export, sentence_files, store
 from zoo.checkpoint.stored import StoredModel
+from zoo.compose import load
 from zoo.errors import CheckpointError, ConfigError
+from zoo.model.task_head import RegressionHead
+from zoo.run.builder import build
 from zoo.run.traced import TracedModel
 from zoo.text.sentence import read_pipeline
 
@@ -170,6 +174,16 @@ def test_an_encoder_gives_hidden_states_logits_and_a_sentences_vector(form, tmp_
     np.testing.assert_allclose(found["last_hidden_state"][1, :5], short.hidden[0].detach(), **close)
     mean = short.hidden[0].detach().mean(0)
     np.testing.assert_allclose(found["sentence_embedding"][1], mean / mean.norm(), **close)
+
+
+@pytest.mark.parametrize("form", ["export", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("skip_id", [None, 60])
+def test_a_decoder_whose_head_reads_a_rows_last_token_is_a_program(form, skip_id, tmp_path):
+    torch.manual_seed(0)
+    spec = load("llama-tiny", ["n_layers=2", "vocab_size=61"])
+    spec = replace(spec, head=RegressionHead(n_outputs=1, pooling="last", skip_id=skip_id))
+    model = make_loud(build(spec, device="cpu").eval(), (61, 64))
+    assert "the model's values" in save(model, tmp_path / "out", form)  # of 1 and 3 rows, of two lengths, padded
 
 
 RECORDED = [

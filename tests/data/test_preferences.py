@@ -11,30 +11,10 @@ from support.corpora import faults_of
 from support.preference_cases import FIGURES, RECORDS, UNPAIRED, save_tokenizer
 from zoo.data import DataSettings, prepare
 from zoo.data.chat.preference_rows import PreferenceFile, collate_answers, collate_judged
-from zoo.data.chat.template import CHATML, ChatTemplate
 from zoo.data.settings import parse_node
 from zoo.model.loss import IGNORED
 
 ASKED = "<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.fixture
-def read(tmp_path):
-    """Read records of a form as documents."""
-
-    def read(form: str, *records: object, template: str | None = CHATML, kind: str = "jsonl"):
-        file = tmp_path / f"records.{kind}"
-        if kind == "jsonl":
-            file.write_text("".join(json.dumps(each) + "\n" for each in records))
-        elif kind == "hf":
-            pytest.importorskip("datasets").Dataset.from_list(list(records)).save_to_disk(file)
-        else:
-            arrow = pytest.importorskip("pyarrow")
-            pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(list(records)), file)
-        node = {"kind": kind, "path": str(file), "form": form}
-        return [each.texts for each in DataSettings.read(node).open(template and ChatTemplate(template))]
-
-    return read
 
 
 @pytest.fixture

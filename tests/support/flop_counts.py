@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.eager import Eager
-from zoo.model.attention import indexer, mean_pooled
+from zoo.model.attention import indexer, mean_pooled, pooled_indexer
 
 
 class Counted:
@@ -36,7 +36,7 @@ def counted(model: Any) -> Any:
         Counted(),
         model.kernel,
         Eager.__call__,
-        (indexer.choose_keys, indexer.choose_blocks, indexer.choose_pools, mean_pooled.choose_mean_pools),
+        (indexer.choose_keys, indexer.choose_blocks, pooled_indexer.choose_pools, mean_pooled.choose_mean_pools),
     )
 
     def watched(self: Any, q: Any, k: Any, v: Any, how: Any) -> Any:
@@ -76,7 +76,7 @@ def counted(model: Any) -> Any:
         mock.patch.object(Eager, "__call__", watched),
         mock.patch.object(indexer, "choose_keys", scored),
         mock.patch.object(indexer, "choose_blocks", blocked),
-        mock.patch.object(indexer, "choose_pools", pooled),
+        mock.patch.object(pooled_indexer, "choose_pools", pooled),
         mock.patch.object(mean_pooled, "choose_mean_pools", averaged),
     )
     with ExitStack() as stack, FlopCounterMode(display=False) as counter, torch.no_grad():

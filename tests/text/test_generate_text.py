@@ -10,6 +10,7 @@ from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.generate import generate
+from zoo.kernels import Machine, machine_of
 from zoo.runs import LAST_RUN
 from zoo.sampling.options import Sampling
 from zoo.text import loading
@@ -136,9 +137,12 @@ def test_one_prompt_writes_its_text_and_nothing_else(checkpoint, capsys):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(request, monkeypatch):
     """A GPU that stands for the CPU: models are built in the CPU's memory, and all else is decided as for CUDA."""
     build = StoredModel.build
+    capability = getattr(request, "param", (9, 0))
+    machines = {"cuda": Machine("cuda", capability), "cpu": machine_of(torch.device("cpu"))}
+    monkeypatch.setattr(loading, "machine_of", lambda device: machines[device.type])
     monkeypatch.setattr(loading, "pick_device", lambda device: torch.device("cuda" if device == "auto" else device))
     monkeypatch.setattr(StoredModel, "build", lambda self, where: build(self, torch.device("cpu")))
 
@@ -154,6 +158,11 @@ def test_saved_float32_weights_generate_in_bfloat16_on_a_gpu_unless_a_dtype_is_n
     loaded = load(checkpoint, device=device, dtype=dtype, note=said.append)
     assert loaded.model.embedding.tokens.weight.dtype == computes
     assert any("in bfloat16" in line for line in said) == (computes == torch.bfloat16)
+
+
+@pytest.mark.parametrize("gpu", [(7, 5)], indirect=True)
+def test_a_gpu_without_bfloat16_generates_in_the_weights_float32(checkpoint, gpu):
+    assert load(checkpoint).model.embedding.tokens.weight.dtype == torch.float32
 
 
 def test_what_the_processor_is_good_at_does_not_decide_the_dtype_of_a_gpu(checkpoint, gpu, monkeypatch):

@@ -8,7 +8,7 @@ from zoo.data import DataSettings
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.jobs.train import resume_run, start_run
 from zoo.training.evaluate import evaluate
-from zoo.training.planning import plan_training, use_own_tokenizer
+from zoo.training.planning import plan_training, use_own_files
 
 
 def test_a_run_goes_on_after_its_tokenizer_was_moved(tmp_path):
@@ -32,6 +32,6 @@ def test_a_mix_reads_the_copy_too(tmp_path):
     source = {"kind": "text", "path": str(tmp_path), "weight": 1}
     data = DataSettings.read({"kind": "mix", "of": {"a": source}, "tokenizer": {"kind": "file", "path": "/gone"}})
     planned = plan_training(compose_run(tmp_path))
-    found = use_own_tokenizer(replace(planned, data=data), tmp_path / "copy")
+    found = use_own_files(replace(planned, data=data), tmp_path / "copy")
     assert found.data.tokenizer.path == str(tmp_path / "copy")
     assert found.data.sources == data.sources  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.jobs.train import resume_run
 from zoo.model.loss import IGNORED
 from zoo.training.objective import Objective
-from zoo.training.planning import find_misfits_of_labels
+from zoo.training.planning import find_misfits_of_records
 
 ANIMALS = {"cat": "purrs", "dog": "barks", "hen": "clucks"}
 SMALL = [
@@ -315,7 +315,7 @@ def test_a_class_that_validates_and_does_not_train_is_named_with_its_line(record
 def test_what_does_not_go_together_is_refused_before_anything_is_read():
     def faults(kind, data=None, **fields):
         objective = Objective.parse({"kind": kind, **fields})
-        return [*find_misfits_of_labels(objective, DataSettings.read({"kind": "jsonl", "path": "x", **(data or {})}))]
+        return [*find_misfits_of_records(objective, DataSettings.read({"kind": "jsonl", "path": "x", **(data or {})}))]
 
     (line,) = faults("classify", {"kind": "text"})
     assert line == "objective: classify reads labelled records, found data=text (data=jsonl data.path=FILE)"

@@ -42,7 +42,7 @@ from zoo.training.log import APPENDED, NONFINITE
 from zoo.training.loggers import open_relay
 from zoo.training.loop import fit
 from zoo.training.memory_fit import advise, take_share
-from zoo.training.objective import Auto, Labelled, Seq2Seq
+from zoo.training.objective import Auto, RecordObjective, Seq2Seq
 from zoo.training.objective.base import describe
 from zoo.training.planning import CONFIG, MODEL, TrainingPlan, plan_resumption, plan_training
 from zoo.training.restarts import describe_restart, has_checkpoint, note_choice, settle_choice
@@ -306,7 +306,7 @@ def describe_run(run: Run) -> None:
             say(line)
     for line in describe_cut_rows(planned, run.data):
         say(line)
-    if isinstance(settings.objective, Labelled) and (line := describe_sample_of_rows(run)):
+    if isinstance(settings.objective, RecordObjective) and (line := describe_sample_of_rows(run)):
         say(line)
 
 

@@ -213,4 +213,5 @@ def pool(hidden: Tensor, real: Tensor | None, pooling: Pooling) -> Tensor:
         weights = real[..., None].to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
     places = real.long() if pooling == "cls" else real.long().cumsum(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), places.argmax(1)]  # argmax takes the first of equals
+    rows = torch.arange(hidden.shape[0], device=hidden.device)  # torch.export would take len() for a constant
+    return hidden[rows, places.argmax(1)]  # argmax takes the first of equals

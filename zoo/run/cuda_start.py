@@ -22,7 +22,8 @@ def refuse_unusable_gpu() -> None:
     if not there or os.environ.get(HIDDEN, "0").strip() in ("", "-1"):
         return
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    found = f"NVIDIA driver {read_driver_version() or 'of unknown version'}, torch {torch.__version__} {built}{why()}"
+    driver = read_driver_version() or "of unknown version"
+    found = f"NVIDIA driver {driver}, torch {torch.__version__} {built}{describe_failure()}"
     would = "a driver and a torch of one CUDA version, see `nvidia-smi`; device=cpu takes the processor"
     raise ConfigError(f"device: this machine's GPU does not start, found {found} ({would})")
 
@@ -34,7 +35,7 @@ def read_driver_version() -> str | None:
     return found[1] if found else None
 
 
-def why() -> str:
+def describe_failure() -> str:
     """Return torch's own reason why CUDA does not start, after a colon; an empty string if it starts, or if torch was
     built without CUDA."""
     if not torch.version.cuda:

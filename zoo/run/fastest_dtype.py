@@ -18,9 +18,20 @@ from zoo.run.threads import keep_threads, use_fastest_threads
 if TYPE_CHECKING:
     from torch import nn
 
+    from zoo.kernels import Machine
+
 SPEND = 0.1  # seconds per comparison; at least one lap of each dtype
 ROWS, WIDTH, STEPS = 32, 1024, 4  # of a lap: a short prompt times one weight, then single tokens
 MARGIN = 1.25  # a dtype is replaced if it is more than this factor slower than float32; probes are this inexact
+
+
+BF16_FROM = (8, 0)
+"""The compute capability from which tensor cores multiply in bfloat16 (Ampere)."""
+
+
+def multiplies_in_bf16(machine: Machine) -> bool:
+    """Whether a machine is a GPU whose tensor cores multiply in bfloat16."""
+    return machine.capability is not None and machine.capability >= BF16_FROM
 
 
 def spell_dtype(dtype: torch.dtype) -> str:

@@ -270,9 +270,6 @@ def check_traceable(spec: Topology) -> None:
     if len(spec.towers()) > 1:
         raise ConfigError(f"kind: {spec.kind} would be two programs, which are not written (a decoder or an encoder)")
     (tower,) = spec.towers().values()
-    if (skipped := getattr(tower.head, "skip_id", None)) is not None:
-        found = f"looks for a row's last token that is not {skipped}, which torch.export does not record"
-        raise ConfigError(f"head: {found} (--to hf)")
     limit = tower.cacheable_until if tower.causal else None
     if limit is not None and limit < tower.max_seq_len:
         found = f"a cache drifts beyond {limit} tokens, and the program would not say so"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.distributed.world import ALONE, World
 from zoo.errors import ConfigError
+from zoo.kernels import machine_of
 from zoo.lazy import torch
 from zoo.run.builder import pick_device
-from zoo.run.fastest_dtype import settle_cpu
+from zoo.run.fastest_dtype import multiplies_in_bf16, settle_cpu
 from zoo.run.linear.probe import BUCKETS
 from zoo.run.linear.ready import check_weights, make_ready
 from zoo.run.rank import take_part
@@ -53,7 +54,7 @@ def load(
     """Load a model and its tokenizer for generating.
 
     `checkpoint` is as in `find_folder`. `dtype` None is the file's dtype; on a CPU float32 if that is faster, and on
-    CUDA bfloat16 in place of float32, in which no flash kernel runs and weights and cache take twice the bytes.
+    a GPU with tensor cores for bfloat16 this in place of float32, in which no flash kernel runs.
     `fp8` converts weights to float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` is given. On a
     CPU the model is prepared (`zoo.run.linear.prepare`) to serve up to `rows` rows at once; `weights` names the bits of
     its quantised weights. `note` gets a line each on the unread parts of a multimodal folder, on weights in float8 or
@@ -71,9 +72,9 @@ def load(
     tokenizer = Tokenizer.load(folder)
     where = pick_device(device)
     stored = store.open_model(folder, dtype or ("bf16" if fp8 else None))
-    if dtype is None and where.type == "cuda" and stored.dtype == torch.float32:
+    if dtype is None and stored.dtype == torch.float32 and multiplies_in_bf16(machine_of(where)):
         stored = stored.cast(torch.bfloat16)
-        tell("computes in bfloat16, as the GPU does it at least twice as fast as the weights' float32 (--dtype fp32)")
+        tell("computes in bfloat16, which has tensor cores and flash kernels, not the weights' float32 (--dtype fp32)")
     model = stored.build(where if world.size == 1 else pick_device("cpu"))
     if unread := hf.describe_unread(model):
         tell(unread)

@@ -30,7 +30,7 @@ from zoo.training.gradient import Autocast, WholeModel
 from zoo.training.layout import ProcessGroups
 from zoo.training.log import RunLog, Unwritten
 from zoo.training.memory_fit import check_memory, take_share
-from zoo.training.objective import Context, Labelled
+from zoo.training.objective import Context, RecordObjective
 from zoo.training.planning import TrainingPlan, collect_faults, describe_vocabulary_fault
 from zoo.training.precision import MASTER, ComputingCopies, lower_weights
 from zoo.training.restarts import is_launched
@@ -137,7 +137,7 @@ def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -
 def prepare_data(planned: TrainingPlan, show: Progress) -> PreparedData:
     """Prepare text, pairs, conversations or labelled records, whichever the objective reads."""
     objective = planned.settings.objective
-    if not isinstance(objective, Labelled):
+    if not isinstance(objective, RecordObjective):
         prepared = prepare(planned.data, show.preparing)
         for note in prepared.notes:
             show.say(note)

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.distributed.world import World
 from zoo.kernels import machine_of
+from zoo.run.fastest_dtype import multiplies_in_bf16
 from zoo.training.compiling import FEWEST, has_one_shape
 
 if TYPE_CHECKING:
     from torch import device as Device
 
     from zoo.training.planning import TrainingPlan
-
-BF16_FROM = (8, 0)
-"""The compute capability from which tensor cores multiply in bfloat16 (Ampere)."""
 
 
 def settle_defaults(
@@ -43,7 +41,7 @@ def settle_defaults(
         chosen["checkpoint"] = "sharded" if parts > 1 and settings.lora is None else "whole"
     if settings.compile == "auto" and device.type == "cuda":
         chosen["compile"] = can_compile(planned, device, world)
-    told = [f"{name}={spell(value)}" for name, value in chosen.items() if value not in ("fp32", "whole")]
+    told = [f"{name}={value}".lower() for name, value in chosen.items() if value not in ("fp32", "whole")]
     if told:
         say(f"defaults on {device}: {', '.join(told)} (each can be set)")
     return replace(planned, settings=replace(settings, **chosen), config={**planned.config, **chosen})
@@ -51,8 +49,7 @@ def settle_defaults(
 
 def choose_precision(device: Device) -> str:
     """Choose the precision of a run: bf16 on a GPU that computes in it, else fp32."""
-    capability = machine_of(device).capability
-    return "bf16" if capability is not None and capability >= BF16_FROM else "fp32"
+    return "bf16" if multiplies_in_bf16(machine_of(device)) else "fp32"
 
 
 def can_compile(planned: TrainingPlan, device: Device, world: World) -> bool:
@@ -63,8 +60,3 @@ def can_compile(planned: TrainingPlan, device: Device, world: World) -> bool:
     if not has_one_shape(settings, planned.data.apart) or "compiler" not in machine_of(device).packages:
         return False
     return settings.steps * settings.accumulate >= FEWEST and not (mesh.rings or mesh.pipeline.splits_backward)
-
-
-def spell(value: object) -> str:
-    """Write a setting's value as it is typed."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

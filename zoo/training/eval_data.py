@@ -16,13 +16,13 @@ from zoo.compose.overrides import parse_overrides
 from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
-from zoo.training.objective import Distil, Labelled, Objective
+from zoo.training.objective import Distil, Objective, RecordObjective
 from zoo.training.objective.labelled import TaskObjective
 from zoo.training.planning import (
     CONFIG,
     TrainingPlan,
     describe_other_data,
-    find_misfits_of_labels,
+    find_misfits_of_records,
     plan_resumption,
     resolve_settings,
 )
@@ -97,8 +97,8 @@ def plan_evaluation(
     objective = choose_objective(own, node["objective"], typed, spec)
     if data is None:
         apart = own is not None and own.data.apart
-        if isinstance(objective, Labelled) and "validation" in node["data"]:  # all records that `validation` names
-            records = node["data"]
+        if isinstance(objective, RecordObjective) and "validation" in node["data"]:
+            records = node["data"]  # all that `validation` names
             validating = (records.get("split") or "train") if records.get("kind") == "hf" else records.get("path")
             node["data"] = {**records, "validation": validating}
         data = read_other_data(node["data"], tokenizer, typed, apart)
@@ -224,11 +224,11 @@ def refuse_misfits(objective: Objective, data: DataSettings, spec: Topology) -> 
     """Raise ConfigError if objective, data and model do not go together."""
     if reason := objective.refuses(spec):
         raise ConfigError(f"objective: {reason}")
-    if isinstance(objective, Labelled) and (faults := list(find_misfits_of_labels(objective, data))):
+    if isinstance(objective, RecordObjective) and (faults := list(find_misfits_of_records(objective, data))):
         raise ConfigError(*faults)
     if isinstance(objective, TaskObjective) and objective.adapt(spec) != spec:
         raise ConfigError(f"objective: {objective.kind} needs its own head, the model has another (a run of it)")
-    if isinstance(objective, Labelled):
+    if isinstance(objective, RecordObjective):
         return
     if data.documents and (reason := objective.refuses_documents(spec)):
         raise ConfigError(f"data.documents: {reason}")

@@ -15,7 +15,7 @@ from zoo.lazy import torch
 from zoo.text.reader import longest_text
 from zoo.text.score import MANY_TOGETHER, TOGETHER, Stream, TextScore, check_vocabulary, score, settle_windows
 from zoo.training.gradient import move_batch
-from zoo.training.objective import Context, Labelled, Objective, Seq2Seq
+from zoo.training.objective import Context, Objective, RecordObjective, Seq2Seq
 
 if TYPE_CHECKING:
     from zoo.data import PreparedData
@@ -164,7 +164,7 @@ def make_rows(
 ) -> Material:
     """Make rows of `context` tokens for an objective; by default of the run's length, else the model's. Raises
     ConfigError for rows that do not suit the model or the data. `start` loads the run's starting weights."""
-    objective, documents, labelled = plan.objective, plan.data.apart, isinstance(plan.objective, Labelled)
+    objective, documents, labelled = plan.objective, plan.data.apart, isinstance(plan.objective, RecordObjective)
     length = settle_length(plan, spec, context) if labelled else context or plan.seq_len or longest_text(spec)
     if not labelled:
         check_rows(objective, spec, length, documents)
@@ -187,7 +187,7 @@ def prepare_records(
     """Prepare labelled records to score: the run's validation records, or all that overrides name. Raises ConfigError
     for a `context` that is not the run's, or more than the model reads."""
     objective = plan.objective
-    assert isinstance(objective, Labelled)
+    assert isinstance(objective, RecordObjective)
     if context is not None and plan.seq_len not in (None, context) and not plan.whole:
         raise ConfigError(f"context: is {context}, the run's rows have {plan.seq_len} tokens (leave it out)")
     limit = settle_length(plan, spec, context)

@@ -23,7 +23,7 @@ from zoo.text import loading
 from zoo.text.score import Stream, TextScore, add_scores, check_model, encode, find_start, settle_windows
 from zoo.training.eval_data import EvaluationPlan, find_run, plan_evaluation
 from zoo.training.eval_parts import Material, cut_windows, make_parts, prepare_records
-from zoo.training.objective import Labelled
+from zoo.training.objective import RecordObjective
 from zoo.training.saving import Counters
 from zoo.untrusted.json_file import check_shape
 
@@ -241,7 +241,7 @@ class Subject:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")
         run = None if self.place is None or self.folder is None else find_run(self.place, self.folder)
         plan = plan_evaluation(self.spec, run, self.tokenizer, overrides, str(self.place or "the model"))
-        if isinstance(plan.objective, Labelled):
+        if isinstance(plan.objective, RecordObjective):
             data = prepare_records(plan, self.spec, context, self.note, progress)
         else:
             data = prepare_data(plan.data, progress, whole=plan.whole)

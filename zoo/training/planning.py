@@ -22,7 +22,7 @@ from zoo.kernels import KERNELS
 from zoo.run import fp8
 from zoo.training import settings as S
 from zoo.training.mesh_settings import find_parallel_faults, find_world
-from zoo.training.objective import Labelled, Objective
+from zoo.training.objective import Objective, RecordObjective
 from zoo.training.objective.labelled import TaskObjective, find_reading_tower
 from zoo.training.packaged import read_packaged
 from zoo.training.routing import has_selection_bias
@@ -186,8 +186,8 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
     objective = settings.objective
     if objective.compares_rows and settings.batch_size == 1:
         yield f"batch_size: is 1, and {objective.kind} compares the records of a batch (2 at least; 64 is usual)"
-    if isinstance(objective, Labelled):
-        yield from find_misfits_of_labels(objective, data)
+    if isinstance(objective, RecordObjective):
+        yield from find_misfits_of_records(objective, data)
     else:
         if not objective.accepts(data.content):
             yield describe_other_data(objective, data)
@@ -229,7 +229,7 @@ def describe_other_data(objective: Objective, data: DataSettings) -> str:
     return f"objective: {objective.kind} reads {objective.reads}, found {data.content} in data={data.kind} ({would})"
 
 
-def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
+def find_misfits_of_records(objective: Any, data: DataSettings) -> Iterator[str]:
     """Yield conflicts between an objective that names the fields of its records and the data."""
     if not isinstance(data, RecordSettings):
         yield f"objective: {objective.kind} reads {objective.reads}, found data={data.kind} (data=jsonl data.path=FILE)"
@@ -277,7 +277,7 @@ def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | 
             merged = merge_change(merged, override, faults)
     if faults:
         raise ConfigError(*faults)
-    planned = use_own_tokenizer(plan_training(merged), folder / runs.TOKENIZER)
+    planned = use_own_files(plan_training(merged), folder / runs.TOKENIZER)
     return replace(planned, notes=tuple(notes))
 
 
@@ -334,7 +334,7 @@ def merge_nodes(cfg: DictConfig, change: Any) -> DictConfig:
     return merged
 
 
-def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
+def use_own_files(planned: TrainingPlan, folder: Path) -> TrainingPlan:
     """Let a run read the copies of its tokenizer and of its objective's files in its own folder, if there are any: the
     originals may be gone."""
     if not folder.is_dir():

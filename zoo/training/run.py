@@ -17,7 +17,7 @@ from zoo.training.averages import MovingAverage
 from zoo.training.gradient import WholeModel
 from zoo.training.layout import ProcessGroups
 from zoo.training.log import Means, RunLog
-from zoo.training.objective import Labelled
+from zoo.training.objective import RecordObjective
 from zoo.training.planning import TrainingPlan
 from zoo.training.run_flops import TrainingFlops
 from zoo.training.settings import Training
@@ -140,7 +140,7 @@ class Run:
     def find_mfu(self, speed: float) -> float | None:
         """Compute the MFU at `speed` tokens a second. None if it exceeds 1, because the peak was then measured too low,
         and if useful FLOPs are not counted: with frozen weights, or for labelled rows, which have much padding."""
-        if self.flops is None or isinstance(self.settings.objective, Labelled):
+        if self.flops is None or isinstance(self.settings.objective, RecordObjective):
             return None
         share = self.gauges.peak.share(speed * self.flops / self.tokens / self.world.size)
         return None if share is None else round(share, 4)

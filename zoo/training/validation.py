@@ -50,7 +50,7 @@ def measure(run: Run) -> None:
             run.model.train()
             return
         except FORESEEN as error:
-            if run.records.failed or lost_another(error) or parts_processes(run, what, error):
+            if run.records.failed or lost_another(error) or may_fail_alone(run, what, error):
                 raise
             run.show.say(f"step {run.step}: no {what}, found {short(error)} (training goes on)")
         run.model.train()
@@ -60,7 +60,7 @@ def measure(run: Run) -> None:
         tell(run, "after_eval")
 
 
-def parts_processes(run: Run, what: str, error: Exception) -> bool:
+def may_fail_alone(run: Run, what: str, error: Exception) -> bool:
     """Whether an error in what all processes do together may have come in this process alone, such as exhausted memory.
     The others then wait in the middle of a pass, and would take the weights of the next step for those of this pass.
     A sample that has no next token (ZooError) has none in any process; pictures are the main process's own."""

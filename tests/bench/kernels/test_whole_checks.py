@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.bench.kernels import checking, generated_tokens, whole_runs
-from zoo.bench.kernels.decoding import build_loud, draw_prompts
+from zoo.bench.kernels.decoding import build_loud, draw_prompts, run_prompts
 from zoo.bench.kernels.processes import CheckPart, Measurement, Settings
 from zoo.compose import load
 from zoo.generation.engine import Engine
@@ -37,8 +37,8 @@ def test_tokens_of_an_engine_that_forgets_a_key_do_not_pass():
     exact, model = build_loud(spec, 0), build_loud(spec, 0).bfloat16()
     (prompt,) = draw_prompts(spec.vocab_size, [20], 0)
     sizes = {"rows": 1, "tokens": 60, "reuse": False}
-    right = generated_tokens.generate(Engine(model.eval(), **sizes), [prompt])[0]
-    wrong = generated_tokens.generate(Engine(model.eval(), **sizes), [[*prompt[:-2], prompt[-1]]])[0]
+    right = run_prompts(Engine(model.eval(), **sizes), [prompt], generated_tokens.NEW)[0]
+    wrong = run_prompts(Engine(model.eval(), **sizes), [[*prompt[:-2], prompt[-1]]], generated_tokens.NEW)[0]
     assert generated_tokens.measure_gap(exact, model, prompt, right) <= generated_tokens.TIMES
     assert generated_tokens.measure_gap(exact, model, prompt, wrong) > 2 * generated_tokens.TIMES
 

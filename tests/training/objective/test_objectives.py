@@ -18,7 +18,7 @@ from zoo.data.tokens import EVALUATION
 from zoo.errors import ConfigError
 from zoo.model.loss import IGNORED, TeacherLoss
 from zoo.training.gradient import accumulate_gradient
-from zoo.training.objective import Context, Objective
+from zoo.training.objective import Context, Distil, Objective
 
 WORDS = b"The quick brown fox. It jumps over\nthe lazy dog! "
 NODES = {
@@ -292,3 +292,10 @@ def test_what_a_model_cannot_learn_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=fault):
         zoo.train(model, ["steps=1", *overrides])
     assert not list(tmp_path.glob("runs/*/*/*.yaml"))
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "orpo", "kto", "reward", "contrastive", "classify"])
+def test_an_objective_whose_loss_is_no_sum_over_tokens_is_not_distilled(kind):
+    """Its own loss would be dropped: a teacher's replaces that of each token."""
+    reason = Distil(teacher="anywhere", base=Objective.kinds[kind]()).refuses(spec_of())
+    assert reason is not None and reason.startswith(f"distil: base is {kind}, whose ")

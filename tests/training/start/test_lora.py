@@ -344,5 +344,10 @@ def test_what_begins_with_adapters_says_what_becomes_of_them(tmp_path):
     plan = json.loads((folder / "adapter.json").read_text())
     lora = Lora(rank=plan["rank"], alpha=plan["alpha"], on=("attention",), adapter=str(folder))
     assert told(base, lora) == []
+    run_folder = tmp_path / "run"  # of which the base is the newest checkpoint
+    first = store.save_model(store.load(base), run_folder / "checkpoints/step-000001")
+    (run_folder / "checkpoints/latest").write_text("step-000001\n")
+    own = over(first, adapted(store.load(first), ("attention",)), tmp_path / "of-run")
+    assert told(run_folder, replace(lora, adapter=str(own))) == []
     (line,) = told(other, lora)
     assert line == f"lora.adapter: {folder} was trained over {base}, and {other} has other weights (weights={base})"

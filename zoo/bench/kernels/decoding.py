@@ -214,7 +214,12 @@ def build_loud(spec: Tower, seed: int) -> Model:
 def generate_tokens(model: Model, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     """Generate greedy tokens for all prompts in one batch of the engine."""
     engine = Engine(model.eval(), rows=len(prompts), tokens=max(PROMPTS) + NEW, reuse=False, **options)
-    tokens: dict[int, list[int]] = {engine.add(Request(ids=ids, max_new_tokens=NEW)): [] for ids in prompts}
+    return run_prompts(engine, prompts, NEW)
+
+
+def run_prompts(engine: Engine, prompts: list[list[int]], new: int) -> list[list[int]]:
+    """Generate `new` greedy tokens for each prompt by an engine."""
+    tokens: dict[int, list[int]] = {engine.add(Request(ids=ids, max_new_tokens=new)): [] for ids in prompts}
     for event in engine.run():
         if event.token is not None:
             tokens[event.request].append(event.token)

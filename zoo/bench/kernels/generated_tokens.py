@@ -7,12 +7,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zoo.bench.kernels.decoding import build_loud, draw_prompts
+from zoo.bench.kernels.decoding import build_loud, draw_prompts, run_prompts
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
 from zoo.bench.kernels.whole_runs import MODELS, judge
 from zoo.compose import load
 from zoo.generation.engine import Engine
-from zoo.generation.request import Request
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -55,20 +54,11 @@ def check_model(settings: Settings, name: str) -> ReportRow:
         )
         worst = max(
             measure_gap(exact, model, prompt, tokens)
-            for prompt, tokens in zip(prompts, generate(engine, prompts), strict=True)
+            for prompt, tokens in zip(prompts, run_prompts(engine, prompts, NEW), strict=True)
         )
         row[way] = {"worst": worst, "graphs": bool(engine.passes.graphs and engine.passes.graphs.steps)}
         faults += [f"{way}: a token's logit lies {worst:.1f} errors below the largest"] if worst > TIMES else []
     return judge(row, faults)
-
-
-def generate(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
-    """Generate greedy tokens for all prompts."""
-    found: dict[int, list[int]] = {engine.add(Request(ids=ids, max_new_tokens=NEW)): [] for ids in prompts}
-    for event in engine.run():
-        if event.token is not None:
-            found[event.request].append(event.token)
-    return list(found.values())
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels.choosing import choose_blocks, choose_keys, choose_pools
+from zoo.kernels.choosing import choose_blocks, choose_keys
 from zoo.lazy import torch
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.entries import ENTRY_TABLES
@@ -20,7 +20,7 @@ from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
 from zoo.model.step import CHOICE
-from zoo.spec import Linear, Sized, Spec, Weight, split
+from zoo.spec import Linear, Sized, Spec, split
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
@@ -337,72 +337,6 @@ class BlockIndexer(NormedIndexer, kind="blocks"):
             (k,) = step.remember(index=k[:, :, 0])
             how = {"size": self.block_size, "count": self.top_blocks, "local": self.local_blocks, "n_heads": n_heads}
             step.choose(partial(choose_blocks, **how), k, q)
-
-
-class ByPools:
-    """Base of indexers over pools of `pool` tokens: they choose `top_k` // `pool` pools, and a query also sees its own
-    pool while that is incomplete. Raises ValueError unless `pool` divides `top_k`."""
-
-    top_k: PositiveInt
-    pool: PositiveInt
-
-    def __post_init__(self) -> None:
-        if self.top_k % self.pool:
-            raise ValueError(f"top_k={self.top_k} is not a multiple of pool={self.pool}, whose tokens go together")
-
-    @property
-    def most_keys(self) -> int:
-        return self.top_k
-
-    @property
-    def granule(self) -> int:
-        return self.pool
-
-    @property
-    def adds_tail(self) -> bool:
-        return True
-
-    @property
-    def pooled(self) -> int:
-        return self.pool
-
-
-class PooledIndexer(ByPools, TopKIndexer, kind="pooled"):
-    """A lightning indexer over pools of tokens (GLM-5.3, 2026): choose the `top_k` // `pool` best of the complete pools
-    that a query sees. A query also attends to its own incomplete pool.
-
-    A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + a
-    learned bias of the token's place in the pool. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from
-    a text's start.
-    """
-
-    n_heads: PositiveInt = 32
-    """Number of the indexer's heads, whose scores are added up."""
-    pool: PositiveInt = 16
-    """Tokens of a pool, a divisor of `top_k`."""
-    norm: WholeNorm = LayerNorm(eps=1e-6)
-    """Norm of the tokens' keys."""
-
-    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
-        return {
-            **super().weights(d_model, q_width),
-            "index_k": Linear(d_model, self.head_dim),
-            "index_norm": Sized(self.norm, self.head_dim),
-            "index_gate": Linear(d_model, self.head_dim, precise=True),
-            "index_places": Weight((self.pool, self.head_dim)),
-        }
-
-    def cache(self) -> dict[str, tuple[int, ...]]:
-        return {"index": (2 * self.head_dim,)}
-
-    def attended(self) -> dict[str, tuple[int, ...]]:
-        return {"index": (2 * self.head_dim * self.pool,)}
-
-    def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        return torch.cat((m.index_norm(m.index_k(x)), m.index_gate(x)), -1)
-
-    def picker(self, m: Weights) -> Any:
-        return partial(choose_pools, places=m.index_places, top_k=self.top_k)
 
 
 class EntryIndexer(TopKIndexer, kind="entries"):

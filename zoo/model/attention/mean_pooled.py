@@ -10,7 +10,8 @@ from pydantic import PositiveInt
 
 from zoo.kernels.choosing import Pools, score_keys, take_pools
 from zoo.lazy import torch
-from zoo.model.attention.indexer import ByPools, NormedIndexer, Rotate, check_rotation, rotate_part
+from zoo.model.attention.indexer import NormedIndexer, Rotate, check_rotation, rotate_part
+from zoo.model.attention.pooled_indexer import ByPools
 from zoo.model.position.base import Position
 
 if TYPE_CHECKING:

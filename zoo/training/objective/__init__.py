@@ -8,7 +8,7 @@ from zoo.training.objective.chat import Chat
 from zoo.training.objective.contrastive import Contrastive
 from zoo.training.objective.distil import Distil
 from zoo.training.objective.kto import KTO
-from zoo.training.objective.labelled import Classify, Labelled, Regress, Tag
+from zoo.training.objective.labelled import Classify, RecordObjective, Regress, Tag
 from zoo.training.objective.masked import MLM
 from zoo.training.objective.preference import DPO, IPO, ORPO
 from zoo.training.objective.reward import Reward
@@ -28,11 +28,11 @@ __all__ = [
     "Contrastive",
     "Denoising",
     "Distil",
-    "Labelled",
     "Loss",
     "NextToken",
     "Objective",
     "PrefixLM",
+    "RecordObjective",
     "Regress",
     "Reward",
     "Seq2Seq",

@@ -17,8 +17,8 @@ from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.model.head import NoHead
 from zoo.text.sentence import CONFIG, SentencePipeline, read_pipeline
-from zoo.training.objective.base import Context, Loss, Objective, describe
-from zoo.training.objective.labelled import Labelled
+from zoo.training.objective.base import Context, Loss, Objective, add_own_losses, describe
+from zoo.training.objective.labelled import RecordObjective
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from zoo.training.metrics import RankMetrics
 
 
-class Contrastive(Labelled, kind="contrastive"):
+class Contrastive(RecordObjective, kind="contrastive"):
     """Learn vectors of texts by InfoNCE with in-batch negatives (van den Oord et al., 2018; Henderson et al., 2017):
     the cross-entropy of an anchor's own positive among the positives and `negatives` of the whole batch, with cosine /
     `temperature` as logits. `symmetric` takes the mean with the cross-entropy of a positive's own anchor among all
@@ -269,9 +269,7 @@ def gather_records(own: Tensor, rows: World) -> Tensor:
 
 def join_losses(found: Tensor, linear: Tensor, out: Output, weight: float, count: int) -> Loss:
     """Make the loss of `count` records: `found`, with the gradient of `linear`, and the model's own losses."""
-    own = {name: loss * (weight * count) for name, loss in out.losses.items()}
-    total = sum(own.values(), linear + (found - linear).detach())
-    return Loss(total, count, {"loss": found, **{name: loss.detach() for name, loss in own.items()}}, out.loads)
+    return add_own_losses(out, linear + (found - linear).detach(), {"loss": found}, weight, count)
 
 
 def has_modules(folder: Path) -> bool:

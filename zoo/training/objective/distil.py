@@ -13,7 +13,7 @@ from zoo.lazy import torch
 from zoo.model.loss import TeacherLoss
 from zoo.training.objective.base import Context, Loss, Objective, describe
 from zoo.training.objective.causal import NextToken
-from zoo.training.objective.labelled import Labelled
+from zoo.training.objective.labelled import RecordObjective
 from zoo.training.packaged import read_packaged
 
 if TYPE_CHECKING:
@@ -57,8 +57,11 @@ class Distil(Objective, kind="distil"):
 
         if isinstance(self.base, Distil):
             return "distil: base is distil itself (another objective, whose targets are learned beside the teacher)"
-        if isinstance(self.base, Labelled):
+        if isinstance(self.base, RecordObjective):
             return f"distil: base is {self.base.kind}, whose head predicts no token (an objective of text)"
+        if type(self.base).loss is not Objective.loss:
+            found = f"base is {self.base.kind}, whose loss compares whole records, and a teacher's is of tokens"
+            return f"distil: {found} (an objective of text, pairs or conversations)"
         if reason := self.base.refuses(spec):
             return reason
         try:

@@ -32,7 +32,7 @@ def find_reading_tower(spec: Any) -> Tower:
     return spec.decoder if spec.kind == "encoder_decoder" else spec
 
 
-class Labelled(Objective):
+class RecordObjective(Objective):
     """Base of the objectives that name the fields of the records from which they learn."""
 
     reads: ClassVar[str] = "labelled records"
@@ -118,7 +118,7 @@ class TaskObjective(Objective):
         raise NotImplementedError
 
 
-class Headed(TaskObjective, Labelled):  # type: ignore[reportIncompatibleVariableOverride]
+class Labelled(TaskObjective, RecordObjective):  # type: ignore[reportIncompatibleVariableOverride]
     """Base of the objectives that predict labels by a head that they put on the model."""
 
     scored: ClassVar[str] = "labels"
@@ -158,7 +158,7 @@ class Headed(TaskObjective, Labelled):  # type: ignore[reportIncompatibleVariabl
         return self.weigh({}, 1.0, len(targets)).measure(logits, targets, slice(None))[0]
 
 
-class Classify(Headed, kind="classify"):
+class Classify(Labelled, kind="classify"):
     """Predict a class for each text, or pair of texts (Devlin et al., 2018, §4.1). `text`, `second` (of a pair) and
     `label` name the fields of the records. The classes are `labels`; by default those of the model's own classification
     head, if it has one, else those of the training split, sorted.
@@ -192,7 +192,7 @@ class Classify(Headed, kind="classify"):
         return ClassMetrics(self.labels)
 
 
-class Tag(Headed, kind="tag"):
+class Tag(Labelled, kind="tag"):
     """Predict a tag for each word (Devlin et al., 2018, §5.3). `tokens` and `tags` name the fields of the records,
     lists of one length. A word's tag is predicted at its first token. The tags are `labels`; by default those of the
     model's own tagging head, if it has one, else those of the training split, sorted.
@@ -224,7 +224,7 @@ class Tag(Headed, kind="tag"):
         return TagMetrics(self.labels)
 
 
-class Regress(Headed, kind="regress"):
+class Regress(Labelled, kind="regress"):
     """Predict a number, or a list of numbers, for each text or pair of texts. `text`, `second` (of a pair) and `label`
     name the fields of the records. The loss is the mean squared error; evaluations give Pearson's and Spearman's
     correlation.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
-from zoo.checkpoint.adapter_files import choose_base, identify_base, load_adapter, read_plan, read_tensors
+from zoo.checkpoint.adapter_files import choose_base, load_adapter, read_plan, read_tensors
 from zoo.checkpoint.finding import find
 from zoo.checkpoint.held_base import hold_base, measure_held, open_base, refuse_quantised
 from zoo.costs.setup import DTYPES, Setup
@@ -195,7 +195,7 @@ def describe_other_base(weights: str, adapter: str) -> str | None:
     """Say that adapters were trained for other weights than those beside them; None if they are their base, or if the
     adapters state none."""
     plan = read_plan(find(adapter))
-    if plan is None or plan.base is None or plan.hash in (None, identify_base(Path(weights))):
+    if plan is None or plan.base is None or plan.hash in (None, choose_base(weights)[1]):
         return None
     return (
         f"lora.adapter: {adapter} was trained over {plan.base}, and {weights} has other weights (weights={plan.base})"
