@@ -21,6 +21,7 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from zoo.costs.layer_cut import BEFORE
+from zoo.costs.muon_stacks import list_stack_bytes
 from zoo.costs.rank_model import ceil_share, dim0_share
 from zoo.costs.rank_tensors import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced
@@ -35,9 +36,6 @@ BLOCK, SMALL = 256, 4096
 
 TABLES = 2 * 256 * 4
 """Bytes of a tensor's code tables for 8-bit states: 256 fp32 values for each of two moments."""
-
-STACK = 1 << 24
-"""Elements that Muon orthogonalises at once (`zoo.training.optim.update_rules`)."""
 
 PIECE = 1 << 22
 """Elements of a piece in a piecewise update (`zoo.training.optim.piecewise`)."""
@@ -226,7 +224,8 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
     adamw's `foreach` has a temporary value for every element; `fused=True` has none. The others update tensor by
     tensor: adafactor and schedule_free take two values for each element of the largest tensor, lion one. muon takes one
-    stack of matrices of one shape, or AdamW's temporary values for its other tensors, whichever is larger. sgd and
+    stack of matrices of one shape (`zoo.costs.muon_stacks`), or AdamW's temporary values for its other tensors,
+    whichever is larger. sgd and
     adamw8bit work in place. `pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by pieces: see
     `_piecewise_bytes`.
     """
@@ -242,7 +241,7 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     if setup.optimizer == "muon":
         others = [piece for piece in pieces if not piece.hidden]
         foreach = 0 if setup.fused_optimizer else count_sharded(others, setup, 1) * width
-        return max([foreach, *_stack_bytes(pieces, width)])
+        return max([foreach, *list_stack_bytes(pieces, setup, width)])
     return 0
 
 
@@ -266,26 +265,6 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     if not rounds:
         return own + passing
     return 2 * wide * piece + own + max(passing, 2 * piece)
-
-
-def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
-    """Count for each stack of matrices the peak bytes of orthogonalising it, the larger of two moments. In the first
-    there are the largest tensor's update in the states' dtype and the stack in bf16. In the second there are, all in
-    bf16, the stack before and after an iteration, and two square matrices of the short side for each matrix.
-
-    Shards are gathered first, so each matrix is whole. A stack has STACK elements at most, or is one tensor.
-    """
-    alike: dict[tuple[int, int], dict[int, int]] = {}
-    for piece in pieces:
-        if piece.hidden:
-            sizes = alike.setdefault((min(piece.shape[-2:]), max(piece.shape[-2:])), {})
-            sizes[math.prod(piece.shape)] = sizes.get(math.prod(piece.shape), 0) + piece.copies
-    for (short, long), sizes in alike.items():
-        largest = max(sizes)
-        whole = sum(size * copies for size, copies in sizes.items())
-        stack = max(largest, min(whole, STACK // largest * largest))
-        squares = stack // long * short
-        yield max(width * largest + 2 * stack, 2 * (2 * stack + 2 * squares))
 
 
 def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:

@@ -11,6 +11,8 @@ from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Placement
     from torch.nn import Module
 
     from zoo.distributed.group import RankGroup
@@ -54,6 +56,16 @@ def take_part(whole: Tensor, like: Tensor) -> Tensor:
 
     with torch.no_grad():
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def reshard(part: Tensor, shape: tuple[int, ...], mesh: DeviceMesh, old: Placement, new: Placement) -> Tensor:
+    """Exchange this process' part of a tensor of `shape`, placed as `old` over a mesh of one dimension, for its part as
+    `new` places it. All processes of the mesh must call this."""
+    from torch.distributed.tensor import DTensor
+
+    stride = torch.empty(shape, device="meta").stride()
+    whole = DTensor.from_local(part, mesh, [old], run_check=False, shape=torch.Size(shape), stride=stride)
+    return whole.redistribute(placements=[new]).to_local()
 
 
 @dataclass(frozen=True)

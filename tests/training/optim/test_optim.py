@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from support.forked_processes import read_found, run_ranks
 from support.tiny_models import choices, needs, spec_of
-from zoo.costs import Setup, price
+from zoo.costs import Setup, muon_stacks, price
 from zoo.costs.flops import ITERATIONS, optimizer_flops
 from zoo.costs.setup import OPTIMIZERS
-from zoo.costs.states import STACK
 from zoo.errors import ConfigError
 from zoo.run.builder import build
-from zoo.training.optim import SGD, Adafactor, AdamW, Lion, Muon, Optim, ScheduleFree, set_rates, update_rules
+from zoo.training.optim import SGD, Adafactor, AdamW, Lion, Muon, Optim, ScheduleFree, orthogonal, set_rates
 
 MIXTURE = ["ffn=moe", "n_experts=3", "norm=layernorm", "attention.bias=true", "attention.qk_norm={kind: rmsnorm}"]
 STEPS = 4
@@ -202,7 +202,7 @@ def test_muon_is_torchs_on_matrices():
     torch.manual_seed(0)
     shapes = [(24, 16), (16, 24), (16, 16), (24, 16)]
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    rule = update_rules.MuonOptimizer(
+    rule = orthogonal.MuonOptimizer(
         [{"params": ours, "weight_decay": 0.1}],
         **{"lr": 0.1, "momentum": 0.95, "nesterov": True, "iterations": 5, "dtype": torch.bfloat16},
         **{"betas": (0.9, 0.95), "eps": 1e-8},
@@ -218,20 +218,29 @@ def test_muon_is_torchs_on_matrices():
         torch.testing.assert_close(mine, other, rtol=0, atol=0.1 * 0.2 * 24**0.5 * 0.05)  # bf16, in another order
 
 
+@pytest.mark.parametrize(("replicas", "shards"), [(2, 2), pytest.param(1, 3, marks=pytest.mark.slow)])
+def test_processes_share_muons_matrices_and_step_as_one_does(tmp_path, replicas, shards):
+    run_ranks(replicas * shards, "support.muon_ranks", tmp_path, replicas, shards)
+    found = read_found(replicas * shards, tmp_path)
+    assert max(each["apart"] for each in found) < 1e-6
+    counts = [each["matrices"] for each in found]
+    assert sum(counts) == 2 * 15  # steps × matrices: nobody does another's work
+    assert max(counts) <= 0.5 * sum(counts)
+
+
 def test_an_orthogonalised_matrix_has_singular_values_near_one():
-    x = update_rules.orthogonalise(torch.randn(3, 20, 50, dtype=torch.float64), 5)
+    x = orthogonal.orthogonalise(torch.randn(3, 20, 50, dtype=torch.float64), 5)
     values = torch.linalg.svdvals(x)
     assert float(values.min()) > 0.5 and float(values.max()) < 1.3
 
 
 def test_stacks_hold_one_shape_on_either_side_and_no_more_than_they_may(monkeypatch):
-    assert update_rules.STACK == STACK
-    monkeypatch.setattr(update_rules, "STACK", 40)
+    monkeypatch.setattr(muon_stacks, "STACK", 40)
     shapes = [(4, 5), (5, 4), (3, 4, 5), (4, 4), (4, 5), (4, 5)]
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
     for each in parameters:
         each.grad = torch.zeros_like(each)
-    stacks = [[tuple(each.shape) for each in stack] for stack in update_rules.stack_by_shape(parameters)]
+    stacks = [[tuple(each.shape) for each in stack] for stack in orthogonal.stack_by_shape(parameters)]
     assert stacks == [[(4, 5), (5, 4)], [(3, 4, 5)], [(4, 5), (4, 5)], [(4, 4)]]
 
 

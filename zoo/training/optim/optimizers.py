@@ -1,4 +1,4 @@
-"""The optimizers, by kind. The updates that torch lacks are in `update_rules`."""
+"""The optimizers, by kind. The updates that torch lacks are in `update_rules` and `orthogonal`."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ class Muon(Optim, kind="muon"):
     Muon steps the weight matrices inside layers, each expert's by itself. AdamW, with `betas` and `eps`, steps
     embeddings, heads, norms, biases, convolutions and all other vectors. The update of an [A, B] matrix is scaled by
     0.2·√max(A, B), which gives it the RMS of AdamW's update, so that AdamW's `lr` and `weight_decay` can be kept (Liu
-    et al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32. A matrix divided
-    among processes is gathered; every process orthogonalises the whole and steps its own part.
+    et al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32. The processes
+    that hold a matrix or parts of it share the work: each orthogonalises some of the matrices.
     """
 
     by_part: ClassVar[bool] = False
@@ -147,7 +147,7 @@ class Muon(Optim, kind="muon"):
         return torch.float32 if self.dtype == "fp32" else torch.bfloat16
 
     def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
-        from zoo.training.optim.update_rules import MuonOptimizer as Rule
+        from zoo.training.optim.orthogonal import MuonOptimizer as Rule
 
         groups = self.make_groups(model, scale)
         return Rule(

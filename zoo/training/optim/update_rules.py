@@ -1,10 +1,7 @@
-# N matrices of one shape [A, B], A ≤ B
-"""The update rules that torch lacks, as torch optimizers: Lion, schedule-free AdamW, and Muon on stacked matrices."""
+"""The element-wise update rules that torch lacks, as torch optimizers: Lion and schedule-free AdamW."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,19 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from zoo.distributed.sharded_tensors import make_whole, take_part
-
 Groups = Iterable[dict[str, Any]]
 Closure = Callable[[], float] | None
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic Newton-Schulz iteration: singular values come near 1 in five steps (Jordan et al.,
-2024)."""
-
-LEAST_NORM = 1e-7
-
-STACK = 1 << 24
-"""Most elements orthogonalised at once, unless one tensor has more. More would take memory and save no time."""
 
 
 def evaluate(closure: Closure) -> float | None:
@@ -109,116 +95,3 @@ class ScheduleFreeAdamW(Optimizer):
                 if "z" in self.state.get(y, {}):
                     found[y] = (y - (1 - first) * self.state[y]["z"]) / first
         return found
-
-
-class MuonOptimizer(Optimizer):
-    """Muon (Jordan et al., 2024) for groups with `orthogonalise`, torch's AdamW for the others.
-
-    Momentum is m ← μ·m + (1 − μ)·g, Nesterov's update (1 − μ)·g + μ·m, as in torch.optim.Muon. Matrices of one shape,
-    transposed or not, are stacked and orthogonalised together.
-    """
-
-    def __init__(
-        self,
-        groups: Groups,
-        *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        iterations: int,
-        dtype: torch.dtype,
-        betas: tuple[float, float],
-        eps: float,
-        fused: bool = False,
-    ) -> None:
-        self.dtype = dtype
-        mine = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations}
-        adamw = {"lr": lr, "weight_decay": 0.0, "betas": betas, "eps": eps}
-        super().__init__(groups, {**adamw, "orthogonalise": True, **mine})
-        others = [group for group in self.param_groups if not group["orthogonalise"]]
-        self._adamw = torch.optim.AdamW(others, fused=fused) if others else None
-
-    @torch.no_grad()
-    def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
-        loss = evaluate(closure)
-        for group in self.param_groups:
-            if group["orthogonalise"]:
-                for tensors in stack_by_shape(group["params"]):
-                    self._step_stack(group, tensors)
-        others = [group for group in self.param_groups if not group["orthogonalise"]]
-        if self._adamw is not None and others:  # torch's AdamW shares these groups and states
-            self._adamw.param_groups, self._adamw.state = others, self.state
-            self._adamw.step()
-            self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
-        return loss
-
-    def _step_stack(self, group: dict[str, Any], tensors: list[Tensor]) -> None:
-        """Step tensors [A, B], [B, A] or stacks of them."""
-        x = orthogonalise(self._stack(group, tensors), group["iterations"])
-        long, lr = x.shape[-1], group["lr"]
-        for place, tensor in zip(x.split(count_matrices(tensors)), tensors, strict=True):
-            tensor.mul_(1 - lr * group["weight_decay"])
-            tall = tensor.shape[-2] > tensor.shape[-1]
-            update = (place.mT if tall else place).reshape(tensor.shape)
-            tensor.add_(take_part(update, tensor), alpha=-lr * 0.2 * math.sqrt(long))
-
-    def _stack(self, group: dict[str, Any], tensors: list[Tensor]) -> Tensor:
-        """Stack the updates to orthogonalise: [N, A, B] with A ≤ B."""
-        counts, (short, long) = count_matrices(tensors), sorted(tensors[0].shape[-2:])
-        dtype = torch.float64 if tensors[0].dtype is torch.float64 else self.dtype
-        x = torch.empty(sum(counts), short, long, dtype=dtype, device=tensors[0].device)
-        for place, tensor in zip(x.split(counts), tensors, strict=True):
-            place.copy_(lay_down(make_whole(self._momentum(group, tensor))))
-        return x
-
-    def _momentum(self, group: dict[str, Any], tensor: Tensor) -> Tensor:
-        state, gradient, momentum = self.state[tensor], tensor.grad, group["momentum"]
-        assert gradient is not None
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(tensor)
-        state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        return gradient.lerp(state["momentum_buffer"], momentum) if group["nesterov"] else state["momentum_buffer"]
-
-
-def stack_by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Group the parameters that have a gradient by matrix shape (or its transpose), device and dtype. A group has at
-    most STACK elements, or one parameter."""
-    alike: dict[Any, list[Tensor]] = defaultdict(list)
-    for each in parameters:
-        if each.grad is not None:
-            alike[*sorted(each.shape[-2:]), each.device, each.dtype].append(each)
-    for tensors in alike.values():
-        stack: list[Tensor] = []
-        for each in tensors:
-            if stack and sum(held.numel() for held in stack) + each.numel() > STACK:
-                yield stack
-                stack = []
-            stack.append(each)
-        yield stack
-
-
-def count_matrices(tensors: Iterable[Tensor]) -> list[int]:
-    """Count the matrices in each tensor: 1, or the experts of a stack."""
-    return [math.prod(tensor.shape[:-2]) for tensor in tensors]
-
-
-def lay_down(matrices: Tensor) -> Tensor:
-    """Reshape matrices to [N, A, B] with A ≤ B: tall ones are transposed."""
-    stacked = matrices.reshape(-1, *matrices.shape[-2:])
-    return stacked.mT if stacked.shape[-2] > stacked.shape[-1] else stacked
-
-
-def orthogonalise(x: Tensor, iterations: int) -> Tensor:
-    """Bring the singular values of x [N, A, B], A ≤ B, near 1 by Newton-Schulz iterations. Overwrites x.
-
-    Costs `iterations` × (4·A²·B + 2·A³) FLOPs a matrix. Two buffers alternate, so that memory does not depend on
-    references to x: once Dynamo has run in a process, callers hold on to their arguments.
-    """
-    a, b, c = COEFFICIENTS
-    x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_(min=LEAST_NORM))
-    other = torch.empty_like(x)
-    for _ in range(iterations):
-        gram = x @ x.mT  # N A A
-        torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a, out=other)
-        x, other = other, x
-    return x
