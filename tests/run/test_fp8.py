@@ -10,14 +10,17 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import zoo
+from support.forked_processes import run_ranks
 from support.logit_bounds import assert_close
 from support.packaged_specs import one_in
+from support.parallel_runs import lines_of, write_texts
 from support.tiny_models import every_choice, model_of, name, spec_of
 from support.tiny_runs import compose_run
 from zoo.checkpoint import store
@@ -261,6 +264,34 @@ def test_a_run_in_float8_says_so_goes_on_to_the_last_bit_and_leaves_an_ordinary_
     model = zoo.load(folder)
     assert {each.dtype for each in model.parameters()} == {torch.float32}
     assert all(type(each) is nn.Parameter for each in model.parameters())
+
+
+SMALL = ["model.n_layers=2", "model.d_model=64", "model.head_dim=16", "model.d_ff=128", "model.vocab_size=301"]
+
+
+@needs_torchao
+@pytest.mark.slow
+@pytest.mark.skipif(refused_on_this_cpu("rowwise"), reason="this CPU has no product in float8 (the refusal is tested)")
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_a_mesh_trains_in_float8_as_one_process_does_within_its_rounding(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path)
+    more = ["steps=4", "batch_size=4", "accumulate=2", "data=text", "data.path=text.txt", "data.tokenizer.kind=byte"]
+    more += [*SMALL, "seq_len=64", "eval_every=4", "eval_batches=1", "sample=null", "device=cpu"]
+    more += ["optim.lr=3e-4", "schedule.warmup=0"]
+
+    def train(parallel, processes, precision):
+        folder = f"{parallel}-{precision}"
+        run_ranks(processes, "support.float8_ranks", parallel, folder, f"precision={precision}", *more)
+        return np.array([line["loss"] for line in lines_of(folder) if "loss" in line])
+
+    plain, rounded = (train("none", 1, each) for each in ("bf16", f"fp8_{recipe}"))
+    rounding = np.abs(plain - rounded).max()
+    assert rounding > 1e-4  # float8 tells
+    for parallel, processes in {"fsdp": 2, "tp": 2, "pp": 2, "fsdp_tp": 4}.items():
+        losses = train(parallel, processes, f"fp8_{recipe}")
+        assert np.abs(losses - rounded).max() < 2 * rounding, parallel
+        assert np.abs(losses - plain).max() > 1e-4, parallel
 
 
 @needs_torchao

@@ -48,9 +48,7 @@ class RankGroup:
 
     def stack(self, x: Tensor) -> Tensor:
         """All-gather the ranks' tensors to [R, …], without a gradient."""
-        whole = x.new_empty(self.size * x.numel())
-        _call("all_gather_single", "all_gather_into_tensor")(whole, x.flatten(), group=self.group)
-        return whole.view(self.size, *x.shape)
+        return self._gather_into(x.new_empty(self.size, *x.shape), x)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
         """All-gather each rank's tokens [B, T, …] to [B, R·T, …]. The gradient is a reduce-scatter, because each rank
@@ -89,14 +87,20 @@ class RankGroup:
         operations += [operation(receive, each, before, self.group) for each in received]
         return Passing(received, sent, torch.distributed.batch_isend_irecv(operations))
 
+    def _gather_into(self, whole: Tensor, x: Tensor) -> Tensor:
+        _call("all_gather_single", "all_gather_into_tensor")(whole.view(-1), x.flatten(), group=self.group)
+        return whole
+
     def _gather(self, x: Tensor) -> Tensor:
+        if len(x) == 1:  # lies in order at once, and is no view, which FSDP's hooks do not take
+            return self._gather_into(x.new_empty(1, self.size * x.shape[1], *x.shape[2:]), x)
         return self.stack(x).transpose(0, 1).flatten(1, 2)
 
     def _scatter(self, y: Tensor) -> Tensor:
         by_rank = y.unflatten(1, (self.size, -1)).transpose(0, 1).contiguous()
-        own = by_rank.new_empty(by_rank[0].numel())
-        _call("reduce_scatter_single", "reduce_scatter_tensor")(own, by_rank.flatten(), group=self.group)
-        return own.view(by_rank.shape[1:])
+        own = by_rank.new_empty(by_rank.shape[1:])
+        _call("reduce_scatter_single", "reduce_scatter_tensor")(own.view(-1), by_rank.flatten(), group=self.group)
+        return own
 
 
 def _call(name: str, older: str) -> Any:

@@ -114,7 +114,7 @@ def find_parallel_faults(settings: Training, world: World, spec: Topology) -> li
         found = f"is {settings.batch_size}, which {by} do not divide"
         faults.append(f"batch_size: {found} (a multiple of {parts})")
     for name, value, would in (
-        ("precision", settings.precision, ("auto", "fp32", "bf16", "bf16_master")),
+        ("precision", settings.precision, ("auto", "fp32", "bf16", "bf16_master", "fp8_tensorwise", "fp8_rowwise")),
         ("offload", settings.offload, ("none",)),
         ("lawa", settings.lawa, (None,)),
     ):
