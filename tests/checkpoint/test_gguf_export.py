@@ -275,6 +275,8 @@ def test_what_cannot_be_written_is_refused_before_there_is_a_file(tmp_path, caps
     [
         ("Olmo3Config", "Olmo3ForCausalLM", {"sliding_window": 8}, "--to gguf: olmo3 is not written (one of: llama, "),
         ("LlamaConfig", "LlamaForSequenceClassification", {}, "score.weight: has no tensor; llama"),
+        ("ElectraConfig", "ElectraModel", {}, "--to gguf: electra is not written (one of: llama, "),
+        ("BertConfig", "BertForTokenClassification", {}, "head: is kind 'token', which is not written to GGUF"),
     ],
 )
 def test_a_model_that_llama_cpp_has_not_is_refused_by_name(tmp_path, capsys, config, model, changes, fault):
@@ -291,7 +293,12 @@ def test_a_tokenizer_that_gguf_has_no_form_of_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(node))
     with pytest.raises(zoo.CheckpointError, match="pre_tokenizer: splits a text as no architecture"):
         describe_vocabulary(tmp_path, 400)
-    node["model"] = {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}
+    node["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(node))
-    with pytest.raises(zoo.CheckpointError, match="model: is Unigram, which is not written to GGUF"):
+    with pytest.raises(zoo.CheckpointError, match="model: is WordLevel, which is not written to GGUF"):
+        describe_vocabulary(tmp_path, 400)
+    unigram = {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}
+    node |= {"model": unigram, "normalizer": {"type": "Lowercase"}, "added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(node))
+    with pytest.raises(zoo.CheckpointError, match="normalizer: is Lowercase, which is not written to GGUF"):
         describe_vocabulary(tmp_path, 400)

@@ -34,6 +34,8 @@ TEMPERED = {"llama_4_scaling_beta": 0.1}
 T5 = {"vocab_size": len(TOKENS), "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4}
 MARKS = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
 
+EURO = {"mask_token_id": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
 # What the file says of these parts.
 SSM_SAID = {"conv_kernel": 4, "state_size": 16, "group_count": 2, "inner_size": 128, "time_step_rank": 8}
 DELTA_SAID = {
@@ -268,6 +270,18 @@ CASES = {
     ),
     "t5": Case("T5", T5, T5_SAID, (), "ForConditionalGeneration"),
     "t5 with gates": Case("T5", {**T5, "feed_forward_proj": "gated-gelu"}, T5_SAID, (), "ForConditionalGeneration"),
+    "t5 with a table for each layer": Case(
+        "UMT5", {**T5, "feed_forward_proj": "gated-gelu"}, T5_SAID, (), "ForConditionalGeneration"
+    ),
+    "t5encoder": Case("T5", T5, {name: T5_SAID[name] for name in T5_SAID if "decoder" not in name}, (), "EncoderModel"),
+    "bert": Case("Bert", S, {"attention.causal": False}, (), "Model"),
+    "eurobert": Case(
+        "EuroBert",
+        {**H, **EURO},
+        {"attention.causal": False, "vocab_size": len(TOKENS)},
+        (),
+        "Model",
+    ),
     "nomic-bert": Case("NomicBert", S, {"attention.causal": False}, (), "Model"),
     "modern-bert": Case(
         *("ModernBert", {**S, "num_hidden_layers": 4, "local_attention": 8, **MARKS}),

@@ -163,7 +163,7 @@ def _convert(own: str, tensor: torch.Tensor, config: Any, architecture: str) -> 
             yield f"blk.{layer}.ffn_{part}{kinds}.weight", half
     elif "ffn_down_shexp" in own and architecture == "granitehybrid" and not config.num_local_experts:
         yield own.replace("_shexp", ""), tensor
-    else:
+    elif "pooler" not in own:  # llama.cpp's encoders have none
         yield own, tensor
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.gguf.tensors import lay_keys, require_gguf, to_gguf_name
-from zoo.checkpoint.gguf.unpacking import unpack
-from zoo.checkpoint.gguf_vocabulary import describe_vocabulary
+from zoo.checkpoint.gguf.unpacking import POOLINGS, unpack
+from zoo.checkpoint.gguf_vocabulary import describe_vocabulary, open_tokenizer
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.likeness import list_spec_differences
+from zoo.checkpoint.llama_cpp_form import restate
 from zoo.checkpoint.llama_cpp_logits import compare_with_llama_cpp
 from zoo.checkpoint.mapping import find_entries
 from zoo.checkpoint.stored import StoredModel
 from zoo.disk import replace_file
-from zoo.errors import CheckpointError, ConfigError
+from zoo.errors import CheckpointError, ConfigError, FitsNoFamily
 from zoo.families import family as families
 from zoo.families.gguf import PLAIN, GGUFFile, StoredTensor, describe_gguf, is_gguf, read_catalogue, read_gguf
 from zoo.families.gguf_metadata import find_factors, find_metadata, list_writable
@@ -68,23 +70,35 @@ class Layout:
 @dataclass(frozen=True)
 class Written:
     """A GGUF file that was written: its architecture and type, the matrices stored as F16 because their rows are no
-    multiple of the type's blocks, and what was read back, in words."""
+    multiple of the type's blocks, what was read back, in words, and the parts of the model that are `left_out`."""
 
     architecture: str
     kind: str
     widened: int
     compared: str
+    left_out: Sequence[str] = ()
 
     def describe(self) -> str:
-        """Describe the types in a few words."""
+        """Describe the types in a few words, and the parts of an encoder that llama.cpp has not."""
         wide = f", {self.widened} matrices as F16 (their rows are no multiple of a block)" if self.widened else ""
-        return f"llama.cpp's {self.architecture}, {self.kind}{wide}"
+        without = f", without its {' and '.join(self.left_out)}" if self.left_out else ""
+        return f"llama.cpp's {self.architecture}, {self.kind}{wide}{without}"
 
 
 def save(
-    model: StoredModel, out: Path, folder: Path, kind: str | None = None, *, force: bool = False, verify: bool = True
+    model: StoredModel,
+    out: Path,
+    folder: Path,
+    kind: str | None = None,
+    *,
+    pooling: str = "",
+    dense: bool = False,
+    force: bool = False,
+    verify: bool = True,
 ) -> Written:
     """Write a GGUF file with the tokenizer of `folder`; matrices as the ggml type `kind`, else as the model's dtype.
+    The `pooling` of a folder of sentence-transformers is stated in the file if llama.cpp has it, mean, cls or last;
+    another one, and layers behind it (`dense`), are left out, as `Written` says.
 
     The file appears when the draft, read back, has the same tensors and token ids (`compare`), and with `verify` in
     llama.cpp, if it is installed, the same logits: that needs memory for the model. Raises ConfigError for
@@ -96,8 +110,12 @@ def save(
     if kind not in STEPS:
         raise ConfigError(f"--type: {kind.lower()} is not quantised here (one of: {', '.join(STEPS).lower()})")
     _refuse_to_replace(out, model, force)
-    model = model.refuse_nonfinite()
+    model, left_out = restate(model.refuse_nonfinite())
     layout = lay_out(model, kind)
+    numbers = {name: number for number, name in POOLINGS.items()}
+    if pooling in numbers:
+        layout.metadata[f"{layout.architecture}.pooling_type"] = numbers[pooling]
+    left_out += [f"pooling ({pooling})"] * (pooling not in ("", *numbers)) + ["dense layers"] * dense
     layout.metadata.update(describe_vocabulary(folder, model.spec.vocab_size))
     layout.metadata.update(_describe_file(out, kind))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +123,7 @@ def save(
         _write(model, layout, draft)
         compared = compare(model, layout, draft, folder, verify)
     widened = sum(stated == "F16" for stated, _ in layout.kinds.values()) if kind not in PLAIN else 0
-    return Written(layout.architecture, kind, widened, compared)
+    return Written(layout.architecture, kind, widened, compared, left_out)
 
 
 def _describe_file(out: Path, kind: str) -> dict[str, Any]:
@@ -136,7 +154,9 @@ def lay_out(model: StoredModel, kind: str) -> Layout:
     fields of the nearest that differ, if there are none."""
     spec = model.spec
     tried, faults = [find_config(spec)], []
-    tried += [find_config(spec, model.source)] if model.source is not None else []
+    if model.source is not None:
+        with suppress(FitsNoFamily):  # the source's family may not have a restated model
+            tried.append(find_config(spec, model.source))
     for config, body in tried:
         for name in list_writable(config["model_type"]):
             try:
@@ -157,10 +177,11 @@ def _lay_out_as(architecture: str, config: Mapping[str, Any], body: Body, model:
     if lost:
         raise ConfigError(*(f"{name}: has no tensor" for name in lost[:3]))
     named, kinds = [], {}
+    layers = max(tower.n_layers for tower in model.spec.towers().values())
     for entry in entries:
         names = []
         for theirs, shape in entry.shapes_of_theirs():
-            own = to_gguf_name(theirs, architecture, model.spec.n_layers)
+            own = to_gguf_name(theirs, architecture, layers)
             if own is None:
                 raise ConfigError(f"{theirs}: has no tensor")
             names.append(own)
@@ -169,6 +190,8 @@ def _lay_out_as(architecture: str, config: Mapping[str, Any], body: Body, model:
     metadata = find_metadata(config, architecture, [*kinds])
     metadata.setdefault(f"{architecture}.context_length", model.spec.max_seq_len)
     metadata.setdefault(f"{architecture}.vocab_size", model.spec.vocab_size)
+    if model.spec.kind == "encoder":  # llama.cpp adds the first type's vector to each token
+        metadata["tokenizer.ggml.token_type_count"] = kinds.get("token_types.weight", ("", (1,)))[1][0]
     layout = Layout(architecture, metadata, named, kinds, find_factors(config, metadata, architecture))
     _check_header(layout, model)
     return layout
@@ -216,8 +239,7 @@ def _write(model: StoredModel, layout: Layout, file: Path) -> None:
 
     writer = gguf.GGUFWriter(file, layout.architecture)
     for name, value in layout.metadata.items():
-        kind = gguf.GGUFValueType.UINT32 if type(value) is int and value >= 0 else gguf.GGUFValueType.get_type(value)
-        writer.add_key_value(name, value, kind)
+        writer.add_key_value(name, value, _find_type(value))
     factors = {name: np.array(each, np.float32) for name, each in layout.factors.items()}
     for name, each in factors.items():
         writer.add_tensor_info(name, each.shape, each.dtype, each.nbytes)
@@ -234,6 +256,15 @@ def _write(model: StoredModel, layout: Layout, file: Path) -> None:
         type_ = gguf.GGMLQuantizationType[layout.kinds[name][0]]
         writer.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(tensor.numpy()), type_))
     writer.close()
+
+
+def _find_type(value: object) -> Any:
+    """Find the type of an entry of metadata: an array of texts or numbers, where bytes are an array too."""
+    from gguf import GGUFValueType
+
+    if isinstance(value, bytes):
+        return GGUFValueType.ARRAY
+    return GGUFValueType.UINT32 if type(value) is int and value >= 0 else GGUFValueType.get_type(value)
 
 
 def _list_theirs(model: StoredModel, layout: Layout) -> Iterator[tuple[str, Tensor]]:
@@ -286,10 +317,9 @@ TEXTS = ("Hello!", "A longer text, of naïve words, 42 numbers and 東京.", " x
 
 def _compare_ids(folder: Path, unpacked: Path) -> int:
     """Count the texts of which the file's tokenizer gives the folder's ids. Raises ConfigError if one has others."""
-    from tokenizers import Tokenizer
-
-    ours, theirs = (Tokenizer.from_file(str(each / "tokenizer.json")) for each in (folder, unpacked))
-    special = [each.content for each in ours.get_added_tokens_decoder().values() if each.special]
+    ours, theirs = map(open_tokenizer, (folder, unpacked))
+    added = ours.get_added_tokens_decoder().values()
+    special = [each.content for each in added if each.special and not each.lstrip]  # GGUF has no form of lstrip
     texts = (*TEXTS, " and ".join(["special tokens", *special[-3:]]))
     for text in texts:
         wanted, got = ours.encode(text).ids, theirs.encode(text).ids

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.beside import GENERATION
-from zoo.checkpoint.gguf.gguf_tokenizer import CONTROL, NORMAL, UNKNOWN, USER, find_merges
+from zoo.checkpoint.gguf.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER, find_merges, unmark_piece
 from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, check_tokenizer, read_special_tokens
 from zoo.errors import CheckpointError
 from zoo.families.config_types import GenerationFile
 from zoo.families.described import read_json
 from zoo.families.gguf import read_catalogue
 
-UNUSED, BYTE = 5, 6
-"""llama.cpp's numbers for more types of tokens."""
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
-IDS = {"bos": "bos_token", "unknown": "unk_token", "padding": "pad_token"}
+IDS = {
+    "bos": "bos_token",
+    "unknown": "unk_token",
+    "padding": "pad_token",
+    "seperator": "sep_token",
+    "mask": "mask_token",
+}
 """llama.cpp's names of special tokens, without that which ends a text, and transformers'."""
+
+NEVER = -1000.0
+"""The score of a unigram that is no token."""
 
 DIGITS = r"\p{N}"
 
@@ -33,26 +43,26 @@ def describe_vocabulary(folder: Path, size: int) -> dict[str, Any]:
     check_tokenizer(node, str(file))
     kind, model = _find_kind(node, file), node["model"]
     added = {each["content"]: each for each in node.get("added_tokens") or []}
-    places = {**model["vocab"], **{name: each["id"] for name, each in added.items()}}
+    vocab = model["vocab"]
+    ids = vocab if isinstance(vocab, dict) else {token: number for number, (token, _) in enumerate(vocab)}
+    places = {**ids, **{name: each["id"] for name, each in added.items()}}
     if max(places.values()) >= size:
         raise CheckpointError(f"{file}: has token {max(places.values()):,}, the model has {size:,} embeddings (fewer)")
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [UNUSED] * size
     for name, number in places.items():
         control = CONTROL if added.get(name, {}).get("special") else USER
-        plain = BYTE if kind == "llama" and _is_byte(name) else NORMAL
+        plain = BYTE if kind in ("llama", "t5") and _is_byte(name) else NORMAL
         tokens[number], types[number] = name, control if name in added else plain
-    made: dict[str, Any] = {"model": kind}
-    if kind == "gpt2":
-        made |= {"pre": _find_split(node, file), "merges": [" ".join(_pair(each)) for each in model["merges"]]}
-    else:
-        if model.get("unk_token") is not None:
-            types[places[model["unk_token"]]] = UNKNOWN
-        made |= _describe_sentencepiece(node, tokens, types, file)
-    made |= {"tokens": tokens, "token_type": types, **_find_ids(folder, places, size)}
+    made: dict[str, Any] = {"model": kind, "tokens": tokens, "token_type": types}
+    made |= MAKERS[kind](node, made, places, file) | _find_ids(folder, places, size)
     made = {f"tokenizer.ggml.{name}": each for name, each in made.items()}
     template = _read_template(folder)
     return made | ({"tokenizer.chat_template": template} if template else {})
+
+
+OTHERS = {"WordPiece": "bert", "Unigram": "t5"}
+"""llama.cpp's names of the kinds of tokenizers other than BPE."""
 
 
 def _find_kind(node: Mapping[str, Any], file: Path) -> str:
@@ -63,7 +73,9 @@ def _find_kind(node: Mapping[str, Any], file: Path) -> str:
         return "gpt2"
     if model.get("type") == "BPE" and model.get("byte_fallback"):
         return "llama"
-    would = "byte-level BPE, or BPE with byte_fallback"
+    if model.get("type") in OTHERS:
+        return OTHERS[model["type"]]
+    would = f"byte-level BPE, BPE with byte_fallback, {' or '.join(OTHERS)}"
     raise CheckpointError(f"{file}: model: is {model.get('type')}, which is not written to GGUF ({would})")
 
 
@@ -109,9 +121,18 @@ def _find_split(node: Mapping[str, Any], file: Path) -> str:
     raise CheckpointError(f"{file}: pre_tokenizer: splits a text as no architecture of llama.cpp does that is written")
 
 
-def _describe_sentencepiece(node: Mapping[str, Any], tokens: list[str], types: list[int], file: Path) -> dict[str, Any]:
+def _describe_byte_level(node: Any, made: Mapping[str, Any], places: Mapping[str, int], file: Path) -> dict[str, Any]:
+    return {"pre": _find_split(node, file), "merges": [" ".join(_pair(each)) for each in node["model"]["merges"]]}
+
+
+def _describe_sentencepiece(
+    node: Mapping[str, Any], made: Mapping[str, Any], places: Mapping[str, int], file: Path
+) -> dict[str, Any]:
     """Make the scores of SentencePiece's BPE: a merged token's is minus the rank of its first merge. Raises
     CheckpointError if they give other merges than the tokenizer has."""
+    tokens, types = made["tokens"], made["token_type"]
+    if node["model"].get("unk_token") is not None:
+        types[places[node["model"]["unk_token"]]] = UNKNOWN
     merges = [tuple(_pair(each)) for each in node["model"]["merges"]]
     ranks: dict[str, int] = {}
     for left, right in merges:
@@ -126,18 +147,72 @@ def _describe_sentencepiece(node: Mapping[str, Any], tokens: list[str], types: l
     return {"scores": scores, "add_space_prefix": prefix}
 
 
-def _find_ids(folder: Path, places: Mapping[str, int], size: int) -> dict[str, Any]:
-    """Find the ids of special tokens, and whether a text begins and ends with its marks."""
+def _describe_unigram(
+    node: Mapping[str, Any], made: Mapping[str, Any], places: Mapping[str, int], file: Path
+) -> dict[str, Any]:
+    """Make the scores of SentencePiece's unigrams, and state its table of characters. Raises CheckpointError for
+    another normalizer than that table."""
+    scores = [NEVER] * len(made["tokens"])
+    for number, (_, score) in enumerate(node["model"]["vocab"]):
+        scores[number] = float(score)
+    if node["model"].get("unk_id") is not None:
+        made["token_type"][node["model"]["unk_id"]] = UNKNOWN
+    forms, steps = [*_list_steps(node.get("normalizer"))], [*_list_steps(node.get("pre_tokenizer"))]
+    if [each["type"] for each in forms] not in ([], ["Precompiled"]):
+        found = ", ".join(each["type"] for each in forms)
+        raise CheckpointError(f"{file}: normalizer: is {found}, which is not written to GGUF (Precompiled)")
+    prefix = any(step.get("prepend_scheme") in ("always", "first") for step in steps)
+    whole = any(step["type"] == "WhitespaceSplit" for step in steps)
+    said = {"scores": scores, "add_space_prefix": prefix, "remove_extra_whitespaces": whole}
+    return said | ({"precompiled_charsmap": base64.b64decode(forms[0]["precompiled_charsmap"])} if forms else {})
+
+
+def _describe_wordpiece(
+    node: Mapping[str, Any], made: Mapping[str, Any], places: Mapping[str, int], file: Path
+) -> dict[str, Any]:
+    """Mark the pieces that begin a word, in place of those that continue one, and state how a text is normalised.
+    Raises CheckpointError for another normalizer than BERT's."""
+    form = node.get("normalizer") or {}
+    if form.get("type") != "BertNormalizer" or not (form["clean_text"] and form["handle_chinese_chars"]):
+        raise CheckpointError(f"{file}: normalizer: is not BERT's, so is not written to GGUF (BertNormalizer)")
+    marked = zip(made["tokens"], made["token_type"], strict=True)
+    tokens = [each if kind == CONTROL else unmark_piece(each) for each, kind in marked]
+    lower, accents = form["lowercase"], form.get("strip_accents")
+    said = {"normalizer.lowercase": lower, "normalizer.strip_accents": lower if accents is None else accents}
+    return {"tokens": tokens, **said}
+
+
+MAKERS = {
+    "gpt2": _describe_byte_level,
+    "llama": _describe_sentencepiece,
+    "t5": _describe_unigram,
+    "bert": _describe_wordpiece,
+}
+"""For each kind the function that describes what only tokenizers of this kind have; it may change `token_type`."""
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Open a folder's tokenizer, which then neither pads texts nor cuts them."""
     from tokenizers import Tokenizer
 
+    made = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    made.no_padding()
+    made.no_truncation()
+    return made
+
+
+def _find_ids(folder: Path, places: Mapping[str, int], size: int) -> dict[str, Any]:
+    """Find the ids of special tokens, and whether a text begins and ends with its marks. BERT's marks, [CLS] and [SEP],
+    are those of a text without any others."""
     named, file = read_special_tokens(folder), folder / GENERATION
+    named = {"bos_token": named.get("cls_token", ""), "eos_token": named.get("sep_token", ""), **named}
     stated: Mapping[str, Any] = read_json(file, GenerationFile) if file.is_file() else {}
     found = {name: places[named[theirs]] for name, theirs in IDS.items() if named.get(theirs) in places}
     ends = stated.get("eos_token_id")
     ends = places.get(named.get("eos_token", "")) if ends is None else ends
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     found |= dict(zip(("eos", "eot", "eom"), listed, strict=False))
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
+    ids = open_tokenizer(folder).encode("a").ids
     around = {"add_bos_token": ids[:1] == [found.get("bos")], "add_eos_token": ids[-1:] == [found.get("eos")]}
     return {**{f"{name}_token_id": each for name, each in found.items() if each < size}, **around}
 

@@ -5,52 +5,91 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.checkpoint.stored import StoredModel
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
+from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.untrusted.printable import shorten
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROGRAM = """
 import sys, llama_cpp, numpy
-file, out, *ids = sys.argv[1:]
+kind, file, out, *ids = sys.argv[1:]
+ids = [int(each) for each in ids]
 room = {"n_ctx": 64, "n_batch": 64, "n_threads": 1, "type_k": 0, "type_v": 0, "flash_attn": False, "logits_all": True}
-model = llama_cpp.Llama(file, verbose=False, **room)
-model.eval([int(each) for each in ids])
-numpy.save(out, model.scores[: len(ids)])
+model = llama_cpp.Llama(file, verbose=False, embedding=kind == "encoder", pooling_type=0, **room)
+
+def run(how, ids):
+    held = (llama_cpp.llama_token * len(ids))(*ids)  # the batch points into it
+    assert how(model.ctx, llama_cpp.llama_batch_get_one(held, len(ids))) == 0, "it does not run these tokens"
+
+def read(how, rows, width):
+    return numpy.ctypeslib.as_array(how(model.ctx), (rows * width,)).reshape(rows, width).copy()
+
+if kind == "decoder":
+    model.eval(ids)
+    found = model.scores[: len(ids)]
+elif kind == "encoder":
+    run(llama_cpp.llama_encode, ids)
+    found = read(llama_cpp.llama_get_embeddings, len(ids), model.n_embd())
+else:
+    start, ids, found = ids[0], ids[1:], []
+    run(llama_cpp.llama_encode, ids)
+    for each in (start, *ids):
+        run(llama_cpp.llama_decode, [each])
+        found.append(read(llama_cpp.llama_get_logits, 1, model.n_vocab())[0])
+numpy.save(out, numpy.array(found))
 """
-"""Runs in a fresh process: what fails in llama.cpp may end its process. Keys and values are cached in float32."""
+"""Runs in a fresh process: what fails in llama.cpp may end its process. Keys and values are cached in float32. A
+decoder reads its tokens at once. An encoder-decoder begins with `start`, and reads its source once more, token by
+token."""
 
 PROBE = 33
 """Number of tokens that are compared."""
 
 CLOSE = 0.1
-"""Largest difference of logits, relative to the largest logit. llama.cpp reads GELU from a table of 16 bits, and with
-quantised weights rounds activations to 8; a wrong weight or a wrong position changes logits by more than half."""
+"""Largest difference of two values, relative to the largest value. llama.cpp reads GELU from a table of 16 bits, and
+with quantised weights rounds activations to 8; a wrong weight or a wrong position changes logits by more than half."""
 
 
 def compare_with_llama_cpp(model: StoredModel, file: Path) -> str:
-    """Compare the logits of a GGUF file, read here in float32, with llama.cpp's. Returns the result in words. Raises
-    CheckpointError if llama.cpp does not load the file, or if its logits differ."""
+    """Compare the logits of a GGUF file, read here in float32, with llama.cpp's; of an encoder the hidden states.
+    Returns the result in words. Raises CheckpointError if llama.cpp does not load the file, or if values differ."""
     if find_spec("llama_cpp") is None:
         return "not read by llama.cpp (pip install llama-cpp-python)"
-    count = min(PROBE, model.spec.max_seq_len)
-    ids = torch.arange(count) * 7 % model.spec.vocab_size
+    spec = model.spec
+    count = min(PROBE, spec.max_seq_len)
+    ids = torch.arange(count) * 7 % spec.vocab_size
+    start = torch.tensor([spec.start_id]) if isinstance(spec, EncoderDecoder) else ids[:0]
+    theirs = _run_llama_cpp(file, spec.kind, torch.cat((start, ids)).tolist())
+    with torch.inference_mode():
+        more = {"decoder_input_ids": torch.cat((start, ids))[None]} if len(start) else {}
+        out = model.build(torch.device("cpu"))(ids[None], **more)
+    name, found = ("hidden states", out.hidden) if spec.kind == "encoder" else ("logits", out.logits)
+    ours = found[0].float()
+    largest, size = float((ours - theirs[:, : ours.shape[1]]).abs().max()), float(ours.abs().max())
+    if not largest <= CLOSE * size:
+        raise CheckpointError(f"{file}: llama.cpp gives other {name}, with a difference of {largest:.2g} of {size:.2g}")
+    one = "hidden value" if spec.kind == "encoder" else "logit"
+    return f"llama.cpp gives the {name} of {count} tokens, largest difference {largest:.1e} (largest {one} {size:.1f})"
+
+
+def _run_llama_cpp(file: Path, kind: str, ids: Sequence[int]) -> Tensor:
+    """Run llama.cpp in a fresh process: logits [T, V], of an encoder hidden states [T, D]."""
+    import numpy as np
+
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "logits.npy"
-        line = [sys.executable, "-c", PROGRAM, str(file), str(out), *map(str, ids.tolist())]
+        out = Path(folder) / "found.npy"
+        line = [sys.executable, "-c", PROGRAM, kind, str(file), str(out), *map(str, ids)]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         if done.returncode:
             last = shorten((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
             raise CheckpointError(f"{file}: llama.cpp does not read it, found {last} (a bug here)")
-        import numpy as np
-
-        theirs = torch.from_numpy(np.load(out))
-    with torch.inference_mode():
-        ours = model.build(torch.device("cpu"))(ids[None]).logits[0].float()
-    largest, size = float((ours - theirs[:, : ours.shape[1]]).abs().max()), float(ours.abs().max())
-    if not largest <= CLOSE * size:
-        raise CheckpointError(f"{file}: llama.cpp gives other logits, with a difference of {largest:.2g} of {size:.2g}")
-    return f"llama.cpp gives the logits of {count} tokens, largest difference {largest:.1e} (largest logit {size:.1f})"
+        return torch.from_numpy(np.load(out))

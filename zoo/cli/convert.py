@@ -132,9 +132,13 @@ def _verify(compare: Callable[..., Agreement], stored: StoredModel, out: Path, f
 
 def _write_gguf(stored: StoredModel, out: Path, folder: Path, ggml: str | None, force: bool, verify: bool) -> None:
     """Write a GGUF file, and print what was written and read back."""
-    from zoo.checkpoint import gguf_export
+    from zoo.checkpoint import beside, gguf_export
+    from zoo.text.sentence import read_pipeline
 
-    made = gguf_export.save(stored, out, folder, ggml, force=force, verify=verify)
+    pipeline = read_pipeline(folder) if (folder / beside.MODULES).is_file() else None
+    pooling = " and ".join(pipeline.pooled.names) if pipeline else ""
+    behind = {"pooling": pooling, "dense": pipeline is not None and bool(pipeline.layers)}
+    made = gguf_export.save(stored, out, folder, ggml, **behind, force=force, verify=verify)
     held, size = count_parameters(stored.spec)["total"], report.format_size(out.stat().st_size)
     print(f"written: {out}, {held:,} parameters as {made.describe()}, {size}")
     print(f"verified: {made.compared}")

@@ -158,6 +158,8 @@ def _gather_fields(found: GGUFFile) -> dict[str, Any]:
             fault = f"{found.architecture}.{name}: is {fields[name]:,}, the file has {len(found.tensors):,} tensors"
             raise CheckpointError(f"{found.file}: {fault} (no more blocks than these)")
     fields |= {"vocab_size": embedding.shape[0], "tied": "output.weight" not in found.tensors}
+    types = found.tensors.get("token_types.weight")
+    fields["token_types"] = None if types is None else types.shape[0]
     heads = fields["attention"].get("head_count") or 1
     head_dim = fields["attention"].get("key_length") or fields.get("embedding_length", 0) // heads
     alike = {re.sub(r"\.\d+\.", ".#.", name) for name in found.tensors}
@@ -169,7 +171,7 @@ def _gather_fields(found: GGUFFile) -> dict[str, Any]:
     return fields
 
 
-DERIVED = ("vocab_size", "tied", "tensors", "head_dim", "rope_scaling", "untruncated", "tempered")
+DERIVED = ("vocab_size", "token_types", "tied", "tensors", "head_dim", "rope_scaling", "untruncated", "tempered")
 """Fields that `_gather_fields` adds; metadata of these names is ignored."""
 
 LONGEST = 80

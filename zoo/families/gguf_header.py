@@ -125,7 +125,9 @@ VOCABULARY: dict[str, Any] = {
     **dict.fromkeys(("tokens", "merges"), Texts),
     "token_type": Annotated[list[int], Field(fail_fast=True)],
     "scores": Annotated[list[Number], Field(fail_fast=True)],
-    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix"), bool),
+    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces"), bool),
+    **dict.fromkeys(("normalizer.lowercase", "normalizer.strip_accents"), bool),
+    "precompiled_charsmap": Annotated[list[Annotated[int, Field(ge=0, lt=256)]], Field(fail_fast=True)],
 }
 """Types of the entries `tokenizer.ggml.*`. Each `…_token_id` is an integer, too."""
 
@@ -138,7 +140,7 @@ ARCHITECTURE: dict[str, Any] = {
     ),
     **dict.fromkeys(("attention.sliding_window_pattern", "attention.recurrent_layers"), Switches),
     **dict.fromkeys(("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"), Number),
-    **dict.fromkeys(("rope.freq_base", "rope.scaling.factor"), Annotated[Number, Field(gt=0)]),
+    **dict.fromkeys(("rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor"), Annotated[Number, Field(gt=0)]),
     **dict.fromkeys(("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"), Number),
     **dict.fromkeys(("rope.scaling.yarn_log_multiplier", "attention.temperature_scale"), Number),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"), Number),

@@ -1,10 +1,13 @@
-"""Make a tokenizer.json from the metadata of a GGUF file: byte-level BPE, SentencePiece's BPE or WordPiece."""
+"""Make a tokenizer.json from the metadata of a GGUF file: byte-level BPE, SentencePiece's BPE or unigrams, or
+WordPiece."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.tokenizer_file import check_tokenizer
 from zoo.errors import CheckpointError, short
 from zoo.families.gguf import GGUFFile, read_catalogue
 from zoo.untrusted.printable import quote, shorten
@@ -12,7 +15,7 @@ from zoo.untrusted.printable import quote, shorten
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's numbers for the types of tokens."""
 
 MOST_CUTS = 8 << 20
@@ -33,16 +36,15 @@ def make_tokenizer(found: GGUFFile) -> Tokenizer:
     """Make the tokenizer of a GGUF file that was read with `texts=True`. Raises CheckpointError for a missing,
     malformed or unsupported vocabulary."""
     vocabulary = read_vocabulary(found)
-    makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece, "bert": _make_wordpiece}
     kind = vocabulary.get("model")
-    if kind not in makers:
+    if kind not in MAKERS:
         raise CheckpointError(
-            f"{found.file}: tokenizer.ggml.model: {quote(kind)} is not read (one of: {', '.join(makers)})"
+            f"{found.file}: tokenizer.ggml.model: {quote(kind)} is not read (one of: {', '.join(MAKERS)})"
         )
     if "tokens" not in vocabulary:
         raise CheckpointError(f"{found.file}: tokenizer.ggml.tokens: is missing (the vocabulary)")
     try:
-        made = makers[kind](found, vocabulary)
+        made = MAKERS[kind](found, vocabulary)
     except Exception as error:
         if type(error) not in (Exception, KeyError, ValueError):  # `tokenizers` raises the bare class
             raise
@@ -50,7 +52,7 @@ def make_tokenizer(found: GGUFFile) -> Tokenizer:
         raise CheckpointError(f"{found.file}: tokenizer.ggml: is no vocabulary, found {what}") from error
     _add_special(made, vocabulary)
     if kind != "bert":
-        _add_ends(made, vocabulary, adds_start=kind == "llama")
+        _add_ends(made, vocabulary, {"add_bos_token": kind == "llama", "add_eos_token": kind == "t5"})
     return made
 
 
@@ -121,6 +123,28 @@ def _make_sentencepiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Token
     return made
 
 
+def _make_unigram(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
+    """Make SentencePiece's unigram tokenizer (Kudo, 2018): the split of the largest sum of scores. Raises
+    CheckpointError for a malformed table of characters."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    types = vocabulary["token_type"]
+    pairs = list(zip(vocabulary["tokens"], vocabulary["scores"], strict=True))
+    while types[len(pairs) - 1] == UNUSED:  # rows of the embedding without a token
+        pairs.pop()
+    made = Tokenizer(models.Unigram(pairs, unk_id=types.index(UNKNOWN), byte_fallback=BYTE in types))
+    if table := bytes(vocabulary.get("precompiled_charsmap", ())):
+        step = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+        check_tokenizer({"model": {}, "normalizer": step}, str(found.file))
+        made.normalizer = normalizers.Precompiled(table)  # pyright: ignore
+    scheme = "always" if vocabulary.get("add_space_prefix", True) else "never"
+    spaces = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme)
+    steps = [pre_tokenizers.WhitespaceSplit()] if vocabulary.get("remove_extra_whitespaces") else []
+    made.pre_tokenizer = pre_tokenizers.Sequence([*steps, spaces])  # pyright: ignore
+    made.decoder = decoders.Metaspace(SPACE, prepend_scheme=scheme)  # pyright: ignore
+    return made
+
+
 def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Find the merges of a SentencePiece vocabulary, which stores a score for each token instead. Merges are sorted by
     the score of the merged token, best first.
@@ -144,8 +168,8 @@ def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[fl
 
 def _make_wordpiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
     """Make BERT's WordPiece tokenizer (Devlin et al., 2018): greedy, the longest piece first. The file marks pieces
-    that begin a word; the result marks continuations by `##`. The result lower-cases text unless a piece has a capital,
-    since the file does not say."""
+    that begin a word; the result marks continuations by `##`. Where the file does not say, the result lower-cases text
+    unless a piece has a capital."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     tokens, types = vocabulary["tokens"], vocabulary["token_type"]
@@ -153,7 +177,9 @@ def _make_wordpiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer
     lower = not any(each != each.lower() for each, kind in zip(tokens, types, strict=True) if kind == NORMAL)
     places = {each: number for number, each in enumerate(spelt)}
     made = Tokenizer(models.WordPiece(vocab=places, unk_token=spelt[vocabulary["unknown_token_id"]]))
-    made.normalizer = normalizers.BertNormalizer(lowercase=lower)  # pyright: ignore
+    lower = vocabulary.get("normalizer.lowercase", lower)
+    accents = vocabulary.get("normalizer.strip_accents")
+    made.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=accents)  # pyright: ignore
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore
     made.decoder = decoders.WordPiece()  # pyright: ignore
     # llama.cpp's converter states no id for [CLS].
@@ -166,6 +192,20 @@ def _make_wordpiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer
 
 def _mark_piece(token: str) -> str:
     return token.removeprefix(SPACE) if token.startswith(SPACE) else f"##{token}"
+
+
+def unmark_piece(token: str) -> str:
+    """Spell a piece of a WordPiece vocabulary as GGUF files do: with U+2581 where it begins a word."""
+    return token.removeprefix("##") if token.startswith("##") else f"{SPACE}{token}"
+
+
+MAKERS = {
+    "gpt2": _make_byte_level,
+    "llama": _make_sentencepiece,
+    "t5": _make_unigram,
+    "bert": _make_wordpiece,
+}
+"""For each of llama.cpp's kinds of tokenizers the function that makes it."""
 
 
 # ---------------------------------------------------------------- special tokens
@@ -182,14 +222,15 @@ def _add_special(made: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
         (made.add_special_tokens if special else made.add_tokens)(added)
 
 
-def _add_ends(made: Tokenizer, vocabulary: Mapping[str, Any], adds_start: bool) -> None:
-    """Add the BOS and EOS tokens around a text, if the file says so; `adds_start` is the default for BOS."""
+def _add_ends(made: Tokenizer, vocabulary: Mapping[str, Any], defaults: Mapping[str, bool]) -> None:
+    """Add the BOS and EOS tokens around a text, if the file says so; `defaults` are of a file that says nothing."""
     from tokenizers import processors
 
+    asks = {**defaults, **vocabulary}
     parts, special = ["$A"], []
-    for name, asked in (("bos", vocabulary.get("add_bos_token", adds_start)), ("eos", vocabulary.get("add_eos_token"))):
+    for name in ("bos", "eos"):
         number = vocabulary.get(f"{name}_token_id")
-        if asked and number is not None:
+        if asks[f"add_{name}_token"] and number is not None:
             token = vocabulary["tokens"][number]
             parts = [token, *parts] if name == "bos" else [*parts, token]
             special.append((token, number))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zoo import runs
 from zoo.checkpoint.gguf.gguf_tokenizer import describe_tokenizer, make_tokenizer
+from zoo.checkpoint.sentence_files import write_modules
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, to_jsonable
@@ -20,8 +21,12 @@ from zoo.untrusted.json_file import SETTINGS, JsonShape, read_json
 POINTER = "gguf.json"
 """Name of the file, in the unpacked folder, that states the GGUF file's path."""
 
-VERSION = 2
+VERSION = 3
 """Version of the unpacked files: a folder of an older version is made anew."""
+
+
+POOLINGS = {1: "mean", 2: "cls", 3: "last"}
+"""llama.cpp's numbers of the ways to make one vector of hidden states, with Zoo's names."""
 
 
 class Pointer(JsonShape):
@@ -56,12 +61,23 @@ def unpack(file: Path) -> Path:
     with replace_folder(folder) as draft:
         _write_json(draft / CONFIG, to_jsonable(config))
         _write_json(draft / POINTER, {"file": str(file)})
+        _write_pooling(found, draft)
         try:
             make_tokenizer(found).save(str(draft / "tokenizer.json"))
             _write_json(draft / "tokenizer_config.json", describe_tokenizer(found))
         except CheckpointError as error:
             warnings.warn(f"{error}; the model is read without its tokenizer", stacklevel=2)
     return folder
+
+
+def _write_pooling(found: GGUFFile, draft: Path) -> None:
+    """Write the files of sentence-transformers where the file states a pooling; vectors are scaled to length 1."""
+    width, limit, pooling = (
+        found.metadata.get(f"{found.architecture}.{name}")
+        for name in ("embedding_length", "context_length", "pooling_type")
+    )
+    if pooling in POOLINGS and width and limit:
+        write_modules(draft, (POOLINGS[pooling],), width, limit)
 
 
 def _write_json(file: Path, node: object) -> None:

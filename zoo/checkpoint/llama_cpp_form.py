@@ -1,0 +1,86 @@
+"""Restate a model as llama.cpp computes it, before it is written as a GGUF file: equal hidden states or logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.stored import StoredModel, StoredTensors
+from zoo.errors import ConfigError
+from zoo.grammar import to_dict
+from zoo.model.encoder_decoder import EncoderDecoder
+from zoo.model.head import ROOT, LMHead, NoHead
+from zoo.model.position.absolute import Learned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.tower import Tower
+
+    Change = Callable[[Tensor], Tensor]
+
+
+def restate(model: StoredModel) -> tuple[StoredModel, list[str]]:
+    """Restate an encoder or an encoder-decoder as llama.cpp has it; a decoder is returned as it is. Also returns the
+    names of the parts that are left out.
+
+    llama.cpp's encoders give hidden states: a head and a pooler are left out. A table of positions begins at position
+    0: RoBERTa's rows before it, which only padding reads, are left out. T5's tied head scales logits by 1/√d_model,
+    mT5's does not, and a file with a tied head does not tell: the head becomes a matrix of its own, with the scale in
+    it, as llama.cpp scales nothing. Raises ConfigError for an encoder with the head of a task.
+    """
+    spec = model.spec
+    if isinstance(spec, EncoderDecoder):
+        return _scale_head(model, spec), []
+    if spec.causal:
+        return model, []
+    if spec.head.reads_text:
+        raise ConfigError(f"head: is kind '{spec.head.kind}', which is not written to GGUF (mlm or none)")
+    has = {"head": spec.head.kind != "none", "pooler": spec.pooler is not None}
+    return _keep_hidden_states(model, spec), [name for name, is_there in has.items() if is_there]
+
+
+def _keep_hidden_states(model: StoredModel, tower: Tower) -> StoredModel:
+    kept = {name: form for name, form in model.tensors.forms.items() if name.split(".")[0] not in ("head", "pooler")}
+    spec, changes = replace(tower, head=NoHead(vocab_size=tower.vocab_size), pooler=None), {}
+    if isinstance(tower.position, Learned) and tower.position.offset:
+        offset, position = tower.position.offset, replace(tower.position, offset=0, skip_id=None)
+        spec = type(tower).parse(_exchange(to_dict(spec), to_dict(tower.position), to_dict(position)))
+        changes = {"position.table.weight": lambda table: table[offset:]}
+    return replace(model, spec=spec, tensors=_change(model.tensors, kept, changes))
+
+
+def _exchange(node: Any, old: object, new: object) -> Any:
+    """Replace every part of a Spec's node that equals `old`: layers state the model's position, too."""
+    if isinstance(node, dict):
+        return new if node == old else {key: _exchange(each, old, new) for key, each in node.items()}
+    return [_exchange(each, old, new) for each in node] if isinstance(node, list) else node
+
+
+def _scale_head(model: StoredModel, spec: EncoderDecoder) -> StoredModel:
+    head = spec.decoder.head
+    if not isinstance(head, LMHead) or not head.tied:
+        return model
+    scale = spec.d_model**-0.5 if head.scale == ROOT else float(head.scale)
+    table, own = "encoder.embedding.tokens.weight", "decoder.head.out.weight"
+    forms = {**model.tensors.forms, own: model.tensors.forms[table]}
+    tensors = _change(model.tensors, forms, {own: lambda weight: weight * scale}, {own: table})
+    decoder = replace(spec.decoder, head=replace(head, tied=False, scale=1.0))
+    return replace(model, spec=replace(spec, decoder=decoder), tensors=tensors)
+
+
+def _change(
+    tensors: StoredTensors,
+    forms: Mapping[str, Tensor],
+    changes: Mapping[str, Change],
+    sources: Mapping[str, str] | None = None,
+) -> StoredTensors:
+    """Keep the tensors of `forms`, read from those of other names in `sources`, and apply the `changes` by name."""
+    changed = {name: changes[name](form) if name in changes else form for name, form in forms.items()}
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[(sources or {}).get(name, name)]
+        return changes[name](tensor) if name in changes else tensor
+
+    return StoredTensors(changed, read)
