@@ -78,8 +78,25 @@ For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --typ
 
 ## Two adapters on one base
 
-`zoo generate` and `zoo.Engine` merge an adapter when they load it, so that two adapters are two whole models. To hold the base once, write
-it and each adapter by itself, from two runs with `weights=BASE lora=…`:
+Zoo's own engine holds the base once, and each request names its adapter, a run with `weights=BASE lora=…` or a folder of peft's:
+
+    zoo generate --checkpoint BASE --adapter one=RUN1 --adapter two=RUN2 --prompt-file prompts.jsonl
+
+    {{"prompt": "def main(", "adapter": "one"}}
+    {{"prompt": "def main("}}
+
+```python
+model = zoo.load("BASE", adapters={{"one": "RUN1", "two": "RUN2"}})
+zoo.generate(model, ids, max_new_tokens=20, adapter="one")
+zoo.Engine(model).add(zoo.Request(ids=[1, 2, 3], max_new_tokens=20, adapter="two"))
+```
+
+- Rows of different adapters share a pass: the base's products are computed for all of them, then the low-rank products of each adapter's
+  rows. A row gets the tokens that it gets alone. A prompt's cached keys are reused for its own adapter only.
+- DoRA is served. Weights trained whole (`modules_to_save`), experts' adapters and another base are refused by name: `--checkpoint RUN`
+  merges those. `--tp` is refused. On a GPU a step with an adapter is not replayed as a CUDA graph.
+
+For the other engines, write the base and each adapter by itself:
 
     zoo convert BASE OUT
     zoo convert RUN1 one --to peft

@@ -32,11 +32,11 @@ def logits(model) -> torch.Tensor:
         return model(IDS).logits
 
 
-def over(base: Path, model, folder: Path, trained: tuple[str, ...] = ()) -> Path:
+def over(base: Path, model, folder: Path, trained: tuple[str, ...] = (), tokenizer=None) -> Path:
     """Save an adapted model as a run over `base` does."""
     path, found = adapter_files.choose_base(base)
     model.adapters = replace(model.adapters, trained=trained, base=path, hash=found)
-    return store.save_model(model, folder)
+    return store.save_model(model, folder, tokenizer)
 
 
 def save_llama(folder: Path, dtype: torch.dtype = torch.float32, **changes: object) -> Path:

@@ -7,7 +7,7 @@ token that the engine gave. By induction these are the tokens that the request g
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -212,12 +212,15 @@ def _finish(engine: Engine, found: Outcome, steps: int) -> None:
 # ---------------------------------------------------------------- alone
 
 
-def find_faults(model: Any, schedule: Schedule, draft: Any = None) -> tuple[list[str], Outcome]:
+def find_faults(
+    served: Any, schedule: Schedule, draft: Any = None, models: Mapping[str | None, Any] | None = None
+) -> tuple[list[str], Outcome]:
     """Run a schedule and list the faults: broken invariants, wrong ends, tokens or log-probabilities that no request
-    gets alone."""
-    outcome = run_schedule(model, schedule, draft)
+    gets alone. `models` are those that requests of each adapter get alone."""
+    outcome = run_schedule(served, schedule, draft)
     faults = list(outcome.faults)
     for number, request in outcome.requests.items() if not faults else ():
+        model = served if models is None else models[request.adapter]
         if request.n_beams > 1 and outcome.ended[number, 0] != "aborted":
             found = {sample: outcome.tokens.get((number, sample), []) for sample in range(request.n)}
             if found != (alone := search_alone(model, request)):

@@ -24,9 +24,9 @@ class Sources:
         self.pool = store.pools[self.group]
         self.hits = self.asked = 0
 
-    def name(self, source: Sequence[int]) -> list[bytes]:
-        """Return the names of a source's pages."""
-        whole = blake2b(array("q", source).tobytes(), digest_size=16).digest()
+    def name(self, source: Sequence[int], salt: bytes = b"") -> list[bytes]:
+        """Return the names of a source's pages. Rows of another `salt` (another adapter) have other names."""
+        whole = blake2b(salt + array("q", source).tobytes(), digest_size=16).digest()
         return [whole + number.to_bytes(4, "little") for number in range(-(-len(source) // self.page))]
 
     def restore(self, row: CachedRow, names: Sequence[bytes], tokens: int) -> None:

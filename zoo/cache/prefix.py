@@ -57,13 +57,13 @@ class Prefixes:
         """Whether any layer (a window, a recurrent one) can be restored only at checkpoints."""
         return bool(self.partial) or self.recurrent
 
-    def name(self, names: list[bytes], ids: Sequence[int]) -> None:
-        """Append to `names` the names of further whole pages of `ids`. A name hashes all tokens up to the page's
-        end."""
+    def name(self, names: list[bytes], ids: Sequence[int], salt: bytes = b"") -> None:
+        """Append to `names` the names of further whole pages of `ids`. A name hashes all tokens up to the page's end,
+        and the `salt`: rows of another salt (another adapter) have other keys for the same tokens."""
         page = self.store.page
         while (len(names) + 1) * page <= len(ids):
             start = len(names) * page
-            digest = blake2b(names[-1] if names else b"", digest_size=16)
+            digest = blake2b(names[-1] if names else salt, digest_size=16)
             digest.update(array("q", ids[start : start + page]).tobytes())
             names.append(digest.digest())
 

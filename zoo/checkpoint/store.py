@@ -120,16 +120,27 @@ def write_architecture(spec: Topology, folder: Path, tokenizer: Any = None) -> N
 
 
 def load(
-    path: str | Path, dtype: torch.dtype | str | None = None, device: str = "cpu", *, verify: bool = True
+    path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: str = "cpu",
+    *,
+    verify: bool = True,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> nn.Module:
     """Load the model of a checkpoint, a run's newest checkpoint, a Hugging Face folder or a GGUF file, in eval mode.
-    Adapters are merged into its weights.
+    Its own adapters are merged into its weights; `adapters` are folders of others over it, which stay beside them, so
+    that each request of the engine chooses one by name (`zoo.checkpoint.named_adapters`).
 
     `dtype` defaults to the file's. With `verify`, the files of a checkpoint of ours are first compared with its
     manifest. Raises CheckpointError with a line for each fault, before any weight is read.
     """
     where = pick_device(device)
-    return open_model(path, dtype, checked=verify).build(where)
+    model = open_model(path, dtype, checked=verify).build(where)
+    if adapters:
+        from zoo.checkpoint.named_adapters import add_adapters
+
+        add_adapters(model, path, adapters)
+    return model
 
 
 def open_model(

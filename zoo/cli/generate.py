@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,6 +120,9 @@ class Serving:
     draft: Path | None = option("Speculative decoding by a smaller model with the same tokenizer.")
     draft_tokens: int = option("Tokens that --draft proposes at once.", default=4)
     deterministic: bool = flag("Batch-invariant: a prompt's output does not depend on the others in the batch. Slower.")
+    adapter: list[str] | None = option(
+        "NAME=DIR: a low-rank adapter over the checkpoint, for prompts with that adapter. May be given several times."
+    )
     graphs: bool | None = option("Replay decoding steps as CUDA graphs. [default: where there is CUDA]")
     kernel: Kernel = None
     tp: int = option("Tensor-parallel processes.", default=1, min=1)
@@ -133,6 +137,20 @@ class Serving:
     def lower(self) -> dict[str, str | None]:
         """The options of lower precision."""
         return {"fp8": self.fp8, "weights": self.weights}
+
+    def read_adapters(self, prompts: list[Prompt]) -> dict[str, str]:
+        """Return the folders of the adapters by name. Raises ConfigError if no prompt names one, or several processes
+        divide the model."""
+        from zoo.checkpoint.named_adapters import parse_adapters
+
+        if not self.adapter:
+            return {}
+        if self.tp > 1:
+            raise ConfigError(f"adapter: is for one process, found tp={self.tp} (leave it out)")
+        if not any(prompt.options.adapter for prompt in prompts):
+            found = "no prompt names one"
+            raise ConfigError(f'adapter: {found} ("adapter": "NAME" in a line of JSON; --checkpoint DIR for one alone)')
+        return parse_adapters(self.adapter)
 
     def count_guesses(self) -> int:
         """Return the number of tokens proposed at once by speculative decoding. Raises ConfigError if a number is out
@@ -172,13 +190,14 @@ def run(
     reads_input = "-" in (texts.prompt, str(batch.prompt_file))
     world = _find_world(model.tp, folder, context.find_root().obj, reads_input, **model.lower)
     prompts = _read_prompts(texts.prompt, batch, given, read_folder_options(folder, given))
-    results = None if batch.out is None else open_results(batch.out, batch, prompts, folder, model)
+    adapters = model.read_adapters(prompts)
+    results = None if batch.out is None else open_results(batch.out, batch, prompts, folder, model, adapters)
     most = size_engine(pick_device(model.device)).rows
     rows, speculate = count_rows((prompt.options for prompt in prompts), most), model.count_guesses()
     check_serving(folder, speculate, model.draft, model.deterministic)
     note = print_note if world.main else lambda line: None
     how = {"device": model.device, "dtype": model.dtype, **model.lower, "rows": rows, "stable": model.deterministic}
-    loaded = load(folder, **how, world=world, note=note)
+    loaded = load(_name_base(texts.checkpoint, folder), **how, world=world, adapters=adapters, note=note)
     draft = None if model.draft is None else load(model.draft, device=model.device).model
     keep_memory_on(model.device)  # only now, so that the memory of weights dropped by packing has been freed
     serving = {"speculate": speculate, "draft": draft, "deterministic": model.deterministic}
@@ -187,13 +206,22 @@ def run(
     batching.run(loaded, prompts, results, **how, note=note, writes=world.main)
 
 
-def open_results(file: Path, batch: BatchOptions, prompts: list[Prompt], folder: Path, model: Serving) -> Results:
+def _name_base(checkpoint: Path | None, folder: Path) -> Path:
+    """Return the path that a checkpoint's adapters call their base: of a GGUF file not the folder it is unpacked to."""
+    return checkpoint if checkpoint is not None and checkpoint.is_file() else folder
+
+
+def open_results(
+    file: Path, batch: BatchOptions, prompts: list[Prompt], folder: Path, model: Serving, adapters: Mapping[str, str]
+) -> Results:
     """Open the file of results of a folder's model. Raises ConfigError for a file that is there already, and for one to
-    resume that another model wrote, or this one in another precision or by another template."""
+    resume that another model wrote, or this one in another precision, by another template or with other adapters."""
+    from zoo.checkpoint.finding import find
     from zoo.checkpoint.manifest import hash_text, identify
     from zoo.text.results import Results
 
-    made_by = hash_text(repr((identify(folder), model.dtype, model.lower, model.template)))
+    added = [(name, identify(find(each))) for name, each in adapters.items()]
+    made_by = hash_text(repr((identify(folder), model.dtype, model.lower, model.template, *added)))
     return Results(file, prompts, made_by, force=batch.force, resume=batch.resume)
 
 

@@ -24,6 +24,7 @@ from zoo.generation.request import Event, Reason, Request
 from zoo.generation.scheduler import Chunk, RunningSequence, Scheduler
 from zoo.lazy import torch
 from zoo.run.cache_layout import choose_layout
+from zoo.run.served_adapters import check_adapter
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler, find_logprobs, join_rows
 from zoo.sampling.speculate import accept
@@ -149,6 +150,7 @@ class Engine:
         return number
 
     def _check_options(self, request: Request) -> None:
+        check_adapter(self.model, request.adapter)
         if request.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens: is {request.max_new_tokens}, not 1 or more")
         if request.prompt_logprobs is not None and self.seq2seq:

@@ -31,6 +31,7 @@ def generate(
     *,
     attention_mask: Tensor | None = None,
     kernel: str | None = None,
+    adapter: str | None = None,
     **options: Any,
 ) -> Tensor:
     """Continue prompts [B, P]. Returns prompts and new tokens [B, length] on the model's device; for an encoder-decoder
@@ -40,13 +41,15 @@ def generate(
     repeats its stop id to the end. Prompts of unequal length are padded on the left, or anywhere for an
     encoder-decoder, with zeros in `attention_mask` [B, P] at the padding. Each row gets the tokens that it would get
     alone, also when sampled; but rows with equal prompts draw different tokens. `kernel` names the attention kernel
-    (default: the model's). The remaining `options` are fields of `Sampling`.
+    (default: the model's), `adapter` one of the adapters that the model was loaded with. The remaining `options` are
+    fields of `Sampling`.
 
     Raises ConfigError for invalid options and for a length beyond the model's positions, ZooError if a row has no next
     token, as when its logits are NaN.
     """
     sampling = Sampling.checked(temperature=temperature, **options)
-    tokens = stream(model, ids, max_new_tokens, sampling, stop_ids, attention_mask=attention_mask, kernel=kernel)
+    how: dict[str, Any] = {"attention_mask": attention_mask, "kernel": kernel, "adapter": adapter}
+    tokens = stream(model, ids, max_new_tokens, sampling, stop_ids, **how)
     added = [token[:, None] for token in tokens]
     return torch.cat([begin(model.spec, ids.to(next(model.parameters()).device)), *added], 1)
 
@@ -65,6 +68,7 @@ def stream(
     *,
     attention_mask: Tensor | None = None,
     kernel: str | None = None,
+    adapter: str | None = None,
 ) -> Iterator[Tensor]:
     """Yield the tokens that `generate` adds, one step [B] at a time. `sampling` has the options that `generate` takes
     one by one; the other arguments are those of `generate`.
@@ -81,7 +85,8 @@ def stream(
     requests = []
     for prompt in map(tuple, prompts):
         copy, copies[prompt] = copies[prompt], copies[prompt] + 1
-        requests.append(Request(ids=prompt, max_new_tokens=max_new_tokens, sampling=chosen, stop_ids=stops, copy=copy))
+        how: dict[str, Any] = {"sampling": chosen, "stop_ids": stops, "copy": copy, "adapter": adapter}
+        requests.append(Request(ids=prompt, max_new_tokens=max_new_tokens, **how))
     if not max_new_tokens:
         _check(model.spec, prompts)
         return iter(())

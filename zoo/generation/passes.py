@@ -110,10 +110,19 @@ class EnginePasses:
     def run(self, batch: list[Chunk]) -> Tensor:
         """Run one forward pass over a batch of chunks. Returns the logits [B, K, V] after each chunk's last K
         tokens."""
+        names = [chunk.sequence.asked.adapter for chunk in batch]
+        if not any(names):
+            return self._run(batch, replayed=True)
+        counts = [chunk.count for chunk in batch] if self._lies_flat(batch) else None
+        with self.model.served.choose(names, counts, apart=self.deterministic):  # type: ignore[attr-defined]
+            return self._run(batch, replayed=False)
+
+    def _run(self, batch: list[Chunk], *, replayed: bool) -> Tensor:
+        """Run one forward pass. With `replayed` graphs and recordings of the model's layers may stand for them."""
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
         longest, varlen = max(counts), self._lies_flat(batch)
-        if self.graphs is not None and longest == 1 and not batch[0].whole and self._cached(first):
+        if replayed and self.graphs is not None and longest == 1 and not batch[0].whole and self._cached(first):
             logits = self.graphs.run(rows, [chunk.tokens[0] for chunk in batch])  # type: ignore[arg-type]
             if logits is not None:
                 return logits
@@ -127,7 +136,8 @@ class EnginePasses:
         options: dict[str, Any] = {"logits_to_keep": keep}
         if not batch[0].whole:
             apart = self.deterministic and longest == 1
-            how: dict[str, Any] = {"apart": apart, "packs": self.deterministic, "recordings": self.recordings}
+            recordings = self.recordings if replayed else None
+            how: dict[str, Any] = {"apart": apart, "packs": self.deterministic, "recordings": recordings}
             options["cache"] = Cache(self.store, rows, varlen=varlen, **how)  # type: ignore[arg-type]
             options["counts"] = counts if varlen or min(counts) < longest else None
         if not self.seq2seq:

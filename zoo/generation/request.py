@@ -24,7 +24,7 @@ class Request:
     beam search, by log-probability ÷ length^length_penalty (Wu et al., 2016). `copy` numbers requests with equal
     prompts, so that each draws other tokens. `logprobs=k` reports each new token's log-probability and the k likeliest
     tokens, `prompt_logprobs=k` the same for the prompt's tokens. `guide` is a compiled grammar that every token must
-    follow.
+    follow. `adapter` names one of the adapters that the model was loaded with; None is the model itself.
     """
 
     ids: Sequence[int]
@@ -38,6 +38,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     guide: Guide | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

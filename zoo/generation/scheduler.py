@@ -52,6 +52,11 @@ class RunningSequence:
         return self.prompt + self.asked.max_new_tokens
 
     @property
+    def salt(self) -> bytes:
+        """What tells the sequence's cached keys from those of equal tokens: its adapter."""
+        return (self.asked.adapter or "").encode()
+
+    @property
     def left(self) -> int:
         """Number of known tokens that are not computed yet."""
         return len(self.ids) - (self.row.length if self.row else 0)
@@ -188,7 +193,9 @@ class Scheduler:
             return True
         if self.sources is not None:
             return any(
-                each.source == sequence.source and not each.row.source and len(each.ids) <= self.limit  # type: ignore[union-attr]
+                (each.source, each.salt) == (sequence.source, sequence.salt)
+                and not each.row.source
+                and len(each.ids) <= self.limit  # type: ignore[union-attr]
                 for each in self.running
             )
         return self.prefixes is not None and sequence.asked.prompt_logprobs is None and self._awaits_prefix(sequence)
@@ -197,7 +204,7 @@ class Scheduler:
         assert self.prefixes is not None
         reading = [each for each in self.running if each.row is not None and each.row.length < each.prompt]
         if reading:
-            self.prefixes.name(sequence.names, sequence.ids)
+            self.prefixes.name(sequence.names, sequence.ids, sequence.salt)
         most = len(sequence.ids) - 1
         return any(
             self.prefixes.awaits(sequence.names, most, each.names, each.row.length, self._last_page(each))  # type: ignore[union-attr]
@@ -223,11 +230,11 @@ class Scheduler:
                 return None
         row = CachedRow(self.store)
         if self.prefixes is not None and restore:
-            self.prefixes.name(sequence.names, sequence.ids)
+            self.prefixes.name(sequence.names, sequence.ids, sequence.salt)
             if sequence.asked.prompt_logprobs is None:  # prompt log-probabilities need logits, which no cache keeps
                 self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
         if self.sources is not None and restore and sequence.source is not None:
-            sequence.names = sequence.names or self.sources.name(sequence.source)
+            sequence.names = sequence.names or self.sources.name(sequence.source, sequence.salt)
             self.sources.restore(row, sequence.names, len(sequence.source))
         leader = sequence.leader
         if leader is not None and leader.row is not None and leader.row.source and not row.source:
@@ -337,5 +344,5 @@ class Scheduler:
             assert each.row is not None
             if (each.beams is not None or self.tile) and length >= each.prompt:
                 continue  # other beams may overwrite this row; or tokens were computed one by one
-            self.prefixes.name(each.names, each.ids)
+            self.prefixes.name(each.names, each.ids, each.salt)
             self.prefixes.keep(each.row, each.names, length, self._last_page(each))

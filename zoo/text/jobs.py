@@ -73,6 +73,7 @@ class JobMaker:
             length_penalty=options.length_penalty,
             logprobs=options.logprobs,
             prompt_logprobs=options.prompt_logprobs,
+            adapter=options.adapter,
         )
         return TextJob(request, where, tuple(stop), ids if self.continues else (), prompt)
 

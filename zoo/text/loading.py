@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ def load(
     rows: int = 1,
     stable: bool = False,
     world: World = ALONE,
+    adapters: Mapping[str, str] | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Loaded:
     """Load a model and its tokenizer for generating.
@@ -59,10 +60,12 @@ def load(
     CPU the model is prepared (`zoo.run.linear.prepare`) to serve up to `rows` rows at once; `weights` names the bits of
     its quantised weights. `note` gets a line each on the unread parts of a multimodal folder, on weights in float8 or
     fewer bits, on a dtype other than the file's, and on a number of threads other than torch's default. Each process of
-    `world` holds a part of the model (tensor parallelism). Raises ConfigError for a folder that cannot be loaded, and
+    `world` holds a part of the model (tensor parallelism). `adapters` are folders by name, which requests choose from
+    (`zoo.checkpoint.named_adapters`). Raises ConfigError for a folder that cannot be loaded, and
     for a precision that the device lacks.
     """
     from zoo.checkpoint import hf, store
+    from zoo.checkpoint.named_adapters import add_adapters
     from zoo.data.tokenizer import Tokenizer
     from zoo.run.fp8 import quantize, summarize_products
 
@@ -82,6 +85,8 @@ def load(
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     if where.type == "cpu":
         settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
+    if adapters:
+        add_adapters(model, folder if checkpoint is None else checkpoint, adapters)
     if world.size > 1:
         model = take_part(model, world, device)
     elif not fp8:

@@ -46,6 +46,7 @@ class Options:
     ignore_eos: bool = False
     bad_words: tuple[str, ...] = ()
     guide: tuple[Kind, Any] | None = None
+    adapter: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
     @classmethod
@@ -108,6 +109,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "json_schema": (lambda value: isinstance(value, dict | bool) or _is_text(value), "a JSON schema"),
     "regex": (lambda value: _is_text(value), "a regular expression"),
     "grammar": (lambda value: _is_text(value), "a grammar of Lark"),
+    "adapter": (lambda value: _is_text(value), "the name of an adapter"),
     "ignore_eos": (lambda value: type(value) is bool, "true or false"),
 }
 

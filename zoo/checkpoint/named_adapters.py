@@ -1,0 +1,79 @@
+"""Give a loaded model adapters by name, from checkpoints or peft's folders, for requests to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint import parallel_checkpoint
+from zoo.checkpoint.adapter_files import check_weights, choose_base, read_plan, read_tensors
+from zoo.checkpoint.finding import find
+from zoo.checkpoint.manifest import is_verified, verify
+from zoo.errors import ConfigError, refuse
+from zoo.lazy import torch
+from zoo.spec import Linear, tensors
+
+if TYPE_CHECKING:
+    from zoo.run.adapters import Adapters
+
+
+def parse_adapters(pairs: list[str]) -> dict[str, str]:
+    """Parse `NAME=FOLDER` pairs of the command line. Raises ConfigError for a malformed pair or a name given twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, _, folder = pair.partition("=")
+        if not name or not folder:
+            raise ConfigError(f"adapter: is {pair!r}, not a name and a folder (polite=runs/one)")
+        if name in found:
+            raise ConfigError(f"adapter: {name!r} is given twice (one folder each)")
+        found[name] = folder
+    return found
+
+
+def add_adapters(model: Any, base: str | Path, folders: Mapping[str, str | Path]) -> None:
+    """Read adapters into memory beside the model of `base`, whose weights are left as they are: `Request.adapter` then
+    chooses one by name. Raises ConfigError, one line for each fault, for a folder without adapters, for adapters of
+    another base, and for what rows of one pass cannot have apart: weights that were trained whole, adapters of stacked
+    experts and of weights that are also read as plain tensors. Raises CheckpointError for a broken folder."""
+    from zoo.run.served_adapters import ServedAdapters
+
+    _, known = choose_base(base)
+    plans = {name: (find(folder), read_plan(find(folder))) for name, folder in folders.items()}
+    faults = [
+        f"adapters: {name}: {folders[name]} {fault}"
+        for name, (folder, plan) in plans.items()
+        for fault in _find_faults(model, base, known, folder, plan)
+    ]
+    refuse(faults)
+    served = ServedAdapters(model)
+    for name, (folder, plan) in plans.items():
+        assert plan is not None
+        served.add(name, plan, read_tensors(plan, model.spec, folder, "cpu"))
+    model.__dict__["served"] = served
+
+
+def _find_faults(model: Any, base: str | Path, known: str, folder: Path, plan: Adapters | None) -> Iterator[str]:
+    """Find the reasons why requests cannot choose an adapter, each in words that follow its folder."""
+    if plan is None:
+        yield "has no adapters (a checkpoint of a run with lora=…, or peft's)"
+        return
+    if plan.hash is None:
+        yield "has a whole model beside its adapters (a checkpoint that names its base)"
+        return
+    check_weights(folder, model.spec)
+    verify(folder)
+    if is_verified() and plan.hash != known:
+        yield f"is for {plan.base}, and {base} has other weights (the model that it began with)"
+    parts = {name.removesuffix(".weight"): part for name, part, _ in tensors(model.spec, model.spec.d_model)}
+    for path in plan.paths:
+        part = parts.get(path)
+        if part is not None and (not isinstance(part, Linear) or part.bare):
+            kind = "is also read as a plain weight" if isinstance(part, Linear) else "is of stacked experts"
+            yield f"adapts {path}, which {kind} (zoo convert merges it)"
+            break
+    own, held = parallel_checkpoint.open_weights(folder, mapped=False), model.state_dict()
+    changed = [each for each in plan.trained if not torch.equal(own[each].to(held[each]), held[each])]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        yield f"has weights trained whole, {changed[0]}{more} (zoo convert merges them)"
