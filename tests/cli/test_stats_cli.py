@@ -372,7 +372,9 @@ def test_adapters_and_frozen_weights_are_priced_as_a_run_trains_them(printed):
 def test_a_part_that_trains_is_told_first_and_in_a_sweep(printed):
     text = printed("stats", "llama-tiny", "--train", "norm*", "--precision", "fp32")
     assert re.search(r"^  trained     \d+, 0\.\d\d % of all; .* a checkpoint$", text, re.MULTILINE)
-    assert "FLOP with backward of all weights" in " ".join(text.split())
+    assert "FLOP with backward of what trains" in " ".join(text.split())
+    text = printed("stats", "llama-tiny", "--train", "norm*", "--convention", "palm")
+    assert "FLOP with backward of all weights (palm)" in " ".join(text.split())
     table = printed("stats", "llama-tiny", "-m", "n_layers=1,2", "--lora", "{rank: 2}", "--columns", "trained.adapters")
     assert re.findall(r"(\d)\s+(\d\.\d\d) K", table) == [("1", "2.56"), ("2", "5.12")]
 

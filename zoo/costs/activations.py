@@ -23,7 +23,7 @@ from zoo.costs.shadow.reductions import cross_entropy
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.shadow import Shadow
 from zoo.costs.shadow.shadow_layer import ShadowDrops, ShadowLayer
-from zoo.costs.shadow.tape import Storage, Tape, named_failures, taping
+from zoo.costs.shadow.tape import NeededGradients, Storage, Tape, named_failures, taping
 from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 from zoo.costs.tuning import TunedModel
 from zoo.model.attention.base import Attention
@@ -109,6 +109,17 @@ def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
     """
     shorter = trace_shorter(spec.towers().values(), run, partial(_traced, spec))
     return _traced(spec, run) if shorter is None else _traced(spec, run, loops=False) | _extended(spec, *shorter)
+
+
+def list_needs(spec: Priced, run: PassShape) -> NeededGradients:
+    """Trace a pass and note which gradients its backward pass computes."""
+    with taping("cpu") as tape:
+        memory = None
+        for name, tower in spec.towers().items():
+            with named_failures(f"{tower.axis}={tower.kind}"):
+                trace = _Trace(tape, tower, name, run)
+                memory = trace.run(make_memory(tower, run) if memory is None else memory, loops=True)
+    return tape.needs
 
 
 def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
@@ -227,6 +238,7 @@ class _Trace:
 
     def run(self, memory: Any, loops: bool) -> Any:
         """Trace the whole pass; return the hidden states after the final norm."""
+        self.tape.section = self.where, None
         m, begun = self.layer, self.tape.begin()
         ids = make_shadow((self.shape.batch, self.shape.context), INT64, "ids")
         x, forward = self._begin(ids, memory)
@@ -263,7 +275,8 @@ class _Trace:
         own = {each: self._trace(each, name, stream) for each in reads if not Channel.named[each].shared}
         step.taken, step.given = step.taken | own, {}
         step.gives = tuple(each for each in gives if Channel.named[each].lends(self.tower, name_stored(name)))
-        y = layer(stream, step)
+        with self.tape.set(section=(self.where, name)):
+            y = layer(stream, step)
         given = [each for value in step.given.values() for each in _flatten(value)]
         taken = {
             each.storage: None

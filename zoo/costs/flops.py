@@ -38,6 +38,9 @@ CONVENTIONS = {
 }
 """What each convention counts, and its source."""
 
+MEASURED = ("exact", "hfu")
+"""The conventions that count what is computed: a frozen weight has no gradient. By the others all weights train."""
+
 FLASH_BACKWARD = 2.5
 """FLOPs of FlashAttention's backward pass ÷ those of its forward pass: 5 matrix products (scores are recomputed)
 against 2."""
@@ -226,13 +229,14 @@ class SequenceFlops:
             square = pair_flops(table, lambda look: context * context)
             causal = pair_flops(table, lambda look: 0 if look.cross or not look.causal else context * context)
             return PassFlops(products - routers * context, square - causal / 2, other)
-        lengths = self.documents or (context,)
-
-        def pairs(look: Look) -> int:
-            return sum(look.pairs(tokens, 0, context) for tokens in lengths) + look.shown_by(self.prefix)
-
+        pairs = self.count_pairs
         choosing, skipped = pair_flops(table.forward_only(), pairs), skipped_flops(table, pairs, context)
         return PassFlops(products, pair_flops(table, pairs), other, choosing, skipped)
+
+    def count_pairs(self, look: Look) -> int:
+        """Count the (query, key) pairs of an attention that its mask allows."""
+        lengths = self.documents or (self.context,)
+        return sum(look.pairs(tokens, 0, self.context) for tokens in lengths) + look.shown_by(self.prefix)
 
     def count_generation(self) -> dict[str, int]:
         """Count the FLOPs of a prefill and, for a model that generates, of decoding a token; empty if the convention
@@ -241,7 +245,7 @@ class SequenceFlops:
         if self.convention == "kaplan" and len(towers) == 1:
             forward = 2 * multiplied(table, head=False)
             return {"prefill": forward * context, **({"decode": forward} if table.spec.causal else {})}
-        if self.convention not in ("exact", "hfu"):
+        if self.convention not in MEASURED:
             return {}
         where = next((name for name, tower in towers.items() if tower.causal), None)
         if where is None:

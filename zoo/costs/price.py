@@ -33,8 +33,11 @@ def price(
         counted["optimizer_step"] = step
     figures = {"params": params.count_parameters(table), "flops": counted, "kv_cache": kv_cache(spec, setup)}
     if (tuned := setup.tune(spec)) is not None:
+        from zoo.costs.partial_training import count_partial
         from zoo.costs.states import count_trained
 
+        if tuned.partly and setup.convention in flops.MEASURED:
+            counted |= count_partial(tuned, setup.tokens(spec), setup.convention, setup.recompute, documents)
         figures = {"params": figures["params"], "trained": count_trained(spec, setup, tuned), **figures}
     if whole or "memory" in asked:
         from zoo.costs.memory import KEPT, memory, without_passes

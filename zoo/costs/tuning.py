@@ -83,6 +83,11 @@ class TunedModel(NamedTuple):
     apart: Mapping[str, int]
     held: int
 
+    @property
+    def partly(self) -> bool:
+        """Whether some weights are frozen, or adapters are added."""
+        return self.copies is not None or bool(self.adapters)
+
     def list_own(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
         """Select the tensors that are not held apart, and add those of adapters."""
         kept = [each._replace(copies=each.copies - self.apart.get(each.path, 0)) for each in pieces]

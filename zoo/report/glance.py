@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoo.costs.flops import MEASURED
 from zoo.report.units import format_count, format_si
 from zoo.report.wrapping import wrap_text
 
@@ -44,7 +45,7 @@ def list_first_figures(
     found.append(("training", _training(figures["memory"])))
     if "kv_cache" in figures["memory"]:
         found.append(("generating", _generating(figures["memory"])))
-    found.append(("FLOPs", _flops(figures["flops"]) + (" of all weights" if trained else "")))
+    found.append(("FLOPs", _flops(figures["flops"], partly=bool(trained))))
     if holders:
         found.append(("fits on", _held(holders)))
     return [*found, ("assumed", _assumed(figures["kv_cache"], setup))]
@@ -110,11 +111,13 @@ def _peak(memory: Mapping[str, Any], name: str, part: str, size: int) -> str:
     return f"{format_si(memory[name], 'B')}{where}, {size / memory[name]:.0%} of it {PARTS[part]}".replace("%", " %")
 
 
-def _flops(flops: Mapping[str, Any]) -> str:
+def _flops(flops: Mapping[str, Any], *, partly: bool) -> str:
     found = f"{format_si(flops['forward'], 'FLOP')} a token forward, {format_si(flops['train'], 'FLOP')} with backward"
-    if flops["train"] < 2.95 * flops["forward"]:
-        found += " (products that need no gradient, as an indexer's, have none)"
     convention = str(flops["convention"]).partition(":")[0]
+    if partly:
+        found += " of what trains" if convention in MEASURED else " of all weights"
+    elif flops["train"] < 2.95 * flops["forward"]:
+        found += " (products that need no gradient, as an indexer's, have none)"
     return found if convention == "exact" else f"{found} ({convention})"
 
 

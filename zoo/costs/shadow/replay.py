@@ -17,8 +17,8 @@ from zoo.costs.shadow import names
 from zoo.costs.shadow.elementwise import multiply
 from zoo.costs.shadow.norms import divide_by_rms, fused_attention
 from zoo.costs.shadow.reductions import pick_last
-from zoo.costs.shadow.tape import current_tape
-from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node
+from zoo.costs.shadow.tape import CoreGradients, current_tape
+from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node, wants_gradient
 from zoo.kernels import attend, machine_of, score_bias
 from zoo.kernels.base import Kernel, Machine
 from zoo.model import ffn, norm
@@ -130,6 +130,10 @@ def _core(attend_on_shadows: Any) -> Any:
 
     def run(*given: Any, **options: Any) -> Any:
         moment = current_tape()
+        q, k, v = given[:3]
+        operands = wants_gradient(q), wants_gradient(k), wants_gradient(v)
+        core = CoreGradients(*operands, q.shape[-1], v.shape[-1], crosses="cross" in moment.path)
+        moment.needs.cores[*moment.section, ".".join(moment.path)] = core
         with moment.inside("core"):
             begun = moment.operations
             result = attend_on_shadows(*given, **options)

@@ -16,7 +16,7 @@ from zoo.costs.shadow.norms import drop_values, dropout
 from zoo.costs.shadow.products import convolve_tokens, embedding, grouped_linear, linear
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.tape import UnknownOperation, current_tape, named_failures
-from zoo.costs.shadow.tensor import Core, is_shadow, make_result, make_shadow
+from zoo.costs.shadow.tensor import Core, is_shadow, make_result, make_shadow, wants_gradient
 from zoo.costs.tuning import PartTuning
 from zoo.distributed.seam import WHOLE, WHOLE_ROWS
 
@@ -64,6 +64,9 @@ class WeightedLayer:
     def __call__(self, *given: Any, **options: Any) -> Any:
         with current_tape().inside(self.name):
             x, *others = given
+            tape = current_tape()
+            key, wants = (*tape.section, ".".join(tape.path)), (wants_gradient(x), wants_gradient(self.weight))
+            tape.needs.products[key] = wants if wants[0] else tape.needs.products.get(key, wants)
             return _named(self._adapt(self.run(self, x, *others, **options), x, options.get("offsets")))
 
     def _adapt(self, y: Core, x: Core, offsets: Core | None) -> Any:

@@ -99,11 +99,32 @@ class TapeNode:
     work: int
 
 
+class CoreGradients(NamedTuple):
+    """Which of q, k and v of an attention have a gradient, their widths, and whether it is cross-attention."""
+
+    of_q: bool
+    of_k: bool
+    of_v: bool
+    width: int
+    v_width: int
+    crosses: bool
+
+
+@dataclass
+class NeededGradients:
+    """Which gradients the backward pass computes: of the input and of the weight of each product, and of each
+    attention's operands; by tower, kind of layer (None outside layers) and path."""
+
+    products: dict[tuple[str, str | None, str], tuple[bool, bool]] = field(default_factory=dict)
+    cores: dict[tuple[str, str | None, str], CoreGradients] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class Tape:
     """The record of one pass: the number of operations, the `path` of the running part, the `live` bytes and their peak
     (`most`). A `selective` pass saves no intermediate tensors of attention and recomputes them. `autocast` is the dtype
-    of matrix products under autocast, None without; `unknown` is the first operation that could not be traced."""
+    of matrix products under autocast, None without; `unknown` is the first operation that could not be traced.
+    `section` is the tower and the kind of layer that is traced; `needs` notes what its backward pass computes."""
 
     device: ShadowDevice
     selective: bool
@@ -113,6 +134,8 @@ class Tape:
     path: list[str] = field(default_factory=list)
     unknown: UnknownOperation | None = None
     operations: int = 0
+    section: tuple[str, str | None] = ("", None)
+    needs: NeededGradients = field(default_factory=NeededGradients)
     live: int = 0
     most: int = 0
 
