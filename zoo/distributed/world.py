@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +17,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)
-"""Time after which a rank gives up waiting for the others."""
+"""Timeout of collectives of tensors on the device, and of starting the processes."""
+
+HOST_TIMEOUT = timedelta(hours=12)
+"""Timeout of collectives of plain values: a process may tokenise, write a checkpoint or draw while the others wait."""
 
 
 @dataclass(frozen=True)
 class World:
     """The processes of a run: this one is `rank` of `size`, and `local_rank` on its machine. With one process no
-    collective communicates. `group` is a process group of some processes, None for all."""
+    collective communicates. `group` is a process group of some processes, None for all. Plain values of all processes
+    have a group of their own (`host`), which waits up to HOST_TIMEOUT."""
 
     rank: int = 0
     size: int = 1
@@ -34,12 +39,20 @@ class World:
         """Whether this is rank 0, which writes files and output."""
         return self.rank == 0
 
+    @property
+    def host(self) -> Any:
+        """The process group of plain values and of tensors in host memory. The first call opens it: all processes must
+        make it together."""
+        if self.size == 1 or self.group is not None:
+            return self.group
+        return open_host_group(torch.distributed.group.WORLD)
+
     def sum(self, *values: int) -> list[int]:
         """All-reduce integers (sum)."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.int64)
-        torch.distributed.all_reduce(total, group=self.group)
+        torch.distributed.all_reduce(total, group=self.host)
         return total.tolist()
 
     def sum_scalars(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,7 +74,7 @@ class World:
         if self.size == 1:
             return value
         told = [value]
-        torch.distributed.broadcast_object_list(told, src=0, group=self.group)
+        torch.distributed.broadcast_object_list(told, src=0, group=self.host)
         return told[0]
 
     def all_gather(self, value: object) -> list[Any]:
@@ -69,7 +82,7 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value, group=self.group)
+        torch.distributed.all_gather_object(found, value, group=self.host)
         return found
 
     def gather(self, value: object) -> list[Any]:
@@ -77,13 +90,13 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        torch.distributed.gather_object(value, found if self.main else None, group=self.group)
+        torch.distributed.gather_object(value, found if self.main else None, group=self.host)
         return found if self.main else []
 
     def barrier(self) -> None:
         """Wait at a barrier for all processes."""
         if self.size > 1:
-            torch.distributed.barrier(self.group)
+            torch.distributed.barrier(self.host)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -96,6 +109,13 @@ class World:
 
 
 ALONE = World()
+
+
+@functools.cache
+def open_host_group(within: Any) -> Any:
+    """Open a group of all processes of the default group `within` for plain values: over gloo, with HOST_TIMEOUT. All
+    processes must call this together."""
+    return torch.distributed.new_group(backend="gloo", timeout=HOST_TIMEOUT)
 
 
 def read_world() -> World:

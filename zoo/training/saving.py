@@ -12,7 +12,7 @@ from pydantic import Field
 
 from zoo.checkpoint import store
 from zoo.checkpoint.publish import point
-from zoo.distributed.world import World
+from zoo.distributed.world import HOST_TIMEOUT, World
 from zoo.errors import CheckpointError, ZooError
 from zoo.runs import BEST, CHECKPOINTS, COUNTERS, read_step, steps
 from zoo.training.averages import average_checkpoints
@@ -37,7 +37,7 @@ def open_save_world(world: World, settings: Training) -> World:
         return world
     from torch import distributed
 
-    return World(world.rank, world.size, world.local_rank, distributed.new_group(backend="gloo"))
+    return World(world.rank, world.size, world.local_rank, distributed.new_group(backend="gloo", timeout=HOST_TIMEOUT))
 
 
 def find_checkpoint(run: Run, step: int) -> Path:
