@@ -104,7 +104,7 @@ def test_a_checkpoint_is_written_while_training_goes_on(here, monkeypatch):  # n
     from zoo.checkpoint import store
     from zoo.training import loop
 
-    later, save, update = threading.Event(), store.Sharded.save, loop.update
+    later, save, update = threading.Event(), store.CheckpointWriter.save, loop.update
 
     def save_later(self, *args):
         assert later.wait(60)  # until the next step is done
@@ -116,7 +116,7 @@ def test_a_checkpoint_is_written_while_training_goes_on(here, monkeypatch):  # n
             later.set()
         return found
 
-    monkeypatch.setattr(store.Sharded, "save", save_later)
+    monkeypatch.setattr(store.CheckpointWriter, "save", save_later)
     monkeypatch.setattr(loop, "update", update_and_tell)
     own = ["eval_every=null", "save_every=2", "steps=4", "batch_size=8", "sample=null", *BASE[:-1], *SMALL]
     result = zoo.train("llama-tiny", [*own, "checkpoint=async", "hydra.run.dir=run"])

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 import zoo
 from support.gathered_weights import Gathered
 from support.sent_bytes import Sent
+from zoo.checkpoint.parallel_checkpoint import locate, write_whole
 from zoo.distributed.sharded_tensors import own_part
+from zoo.distributed.world import read_world
 from zoo.training import update
 
 warnings.filterwarnings("error", message="FSDP2-wrapped module")  # of what loses a hook, and so gradients
@@ -60,20 +61,16 @@ class Watch:
 @contextmanager
 def keeping_gradients(folder: str, watch: Watch | None = None) -> Iterator[None]:
     """Write the gradients of a run's first step, gathered whole, to `FOLDER.gradients`."""
-    measure, file = update.measure_gradient, Path(f"{folder}.gradients")
+    measure, file, world = update.measure_gradient, Path(f"{folder}.gradients"), read_world()
 
     def note(model: Any) -> Any:
         if not file.exists():
             if watch is not None:
                 watch.note_gradients(model)
             gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-            whole = model.shares.collect(
-                {name: model.shares.make_whole(name, each) for name, each in gradients.items()}
-            )
-            torch.distributed.barrier() if torch.distributed.is_initialized() else None  # none may find the file yet
-            if int(os.environ.get("RANK", "0")) == 0:
-                save_file({name: each.contiguous() for name, each in whole.items()}, file)
-            torch.distributed.barrier() if torch.distributed.is_initialized() else None
+            held = {name: locate(model.shares, name, each) for name, each in gradients.items()}
+            write_whole(held, file, world)
+            world.barrier()
         return measure(model)
 
     update.measure_gradient = note

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -15,10 +15,9 @@ from zoo.checkpoint.gguf import find
 from zoo.checkpoint.headers import check_tensors
 from zoo.checkpoint.manifest import MANIFEST, hash_text, identify, is_verified, recall_hash
 from zoo.checkpoint.stored import StoredTensors
-from zoo.checkpoint.tensor_files import write_tensors
 from zoo.errors import CheckpointError, short
 from zoo.families.described import CONFIG, read_json
-from zoo.runs import ADAPTERS, ARCHITECTURE
+from zoo.runs import ADAPTERS, ARCHITECTURE, WEIGHTS
 from zoo.spec import table
 from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.printable import quote, shorten
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
     from zoo.checkpoint.stored import WholeSpec
     from zoo.run.adapters import Adapters
+
+T = TypeVar("T")
 
 PLAN = "adapter.json"
 FILES = (PLAN, ADAPTERS)
@@ -53,22 +54,23 @@ class PlanFile(JsonShape):
 # ---------------------------------------------------------------- in a checkpoint of ours
 
 
-def write(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write a model's adapters, if it has any, into a folder. Returns the other tensors that a checkpoint has: without
-    adapters all of the model's; with them those that are not the base's.
-
-    `weights` (averages, say) replace the model's tensors of the same names.
-    """
+def write_plan(model: nn.Module, folder: Path) -> None:
+    """Write the plan of a model's adapters, if it has any, into a folder."""
     plan: Adapters | None = getattr(model, "adapters", None)
-    tensors = {**model.state_dict(), **weights}
+    if plan is not None:
+        (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
+
+
+def split_files(model: nn.Module, tensors: Mapping[str, T]) -> dict[str, Mapping[str, T]]:
+    """Divide a model's tensors, by name, among the files of its checkpoint: without adapters there is one file; with
+    them the adapters have their own, and the other has the tensors that are not the base's."""
+    plan: Adapters | None = getattr(model, "adapters", None)
     if plan is None:
-        return tensors
+        return {WEIGHTS: tensors}
     from zoo.run.adapters import split_adapters
 
     own, adapters = split_adapters(tensors)
-    (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
-    write_tensors(adapters, folder / ADAPTERS)
-    return own if plan.hash is None else {name: own[name] for name in plan.trained}
+    return {ADAPTERS: adapters, WEIGHTS: own if plan.hash is None else {name: own[name] for name in plan.trained}}
 
 
 def read_plan(folder: Path) -> Adapters | None:

@@ -1,25 +1,33 @@
-"""Save and load a run's checkpoint in shards: each process writes and reads its own part."""
+"""Save and load the parts of a run's tensors that its processes hold: joined to whole tensors, or in shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.checkpoint.headers import compare_shapes
-from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
+from zoo.checkpoint.sharded import HeldTensor, Piece, Place, ShardedTensors, load_shards
 from zoo.checkpoint.stored import StoredTensors
-from zoo.checkpoint.tensor_files import INDEX, Header, TensorReader, read_header, read_headers
-from zoo.distributed.sharded_tensors import Shares, is_shared, own_part
+from zoo.checkpoint.tensor_files import (
+    INDEX,
+    Header,
+    TensorReader,
+    read_header,
+    read_headers,
+    sort_aligned,
+    stream_tensors,
+)
+from zoo.distributed.sharded_tensors import Shares, own_part
 from zoo.lazy import torch
 from zoo.runs import WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import ProcessGroup
-    from torch.optim import Optimizer
 
+    from zoo.distributed.world import World
     from zoo.run.layer import Model
+    from zoo.spec.cuts import Cut
 
 SHARDS, STATE_SHARDS = "model.shards", "training.shards"
 """Folders of a sharded checkpoint, in place of the files of weights and of optimizer states."""
@@ -61,29 +69,32 @@ def _read_whole(folder: Path) -> Mapping[str, Header]:
 
 
 def locate(shares: Shares, name: str, tensor: Tensor) -> HeldTensor:
-    """Find the piece of a tensor (or of an optimizer state of the same shape) that a process holds, and its offset. A
-    tensor that tensor parallelism divides in several segments is gathered whole; all processes must call this."""
+    """Find the pieces of a tensor (or of an optimizer state of the same shape) that a process holds, and their offsets
+    in the whole tensor. Of a tensor that tensor parallelism cuts in several segments there is a piece of each."""
     tensor = tensor.detach()
-    if shares.tensor is not None and len(shares.tensor.cuts[name].segments) > 1:
-        return HeldTensor.whole(shares.make_whole(name, tensor))
-    if not tensor.ndim:
-        return HeldTensor.whole(tensor)
-    local, offset = own_part(tensor), [0] * tensor.ndim
+    local, shape, offset = own_part(tensor), list(tensor.shape), [0] * tensor.ndim
     if local is not tensor:
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
         mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
         offset = list(compute_local_shape_and_global_offset(tensor.shape, mesh, placements)[1])
-    shape = list(tensor.shape)
-    for division in reversed(shares.divisions):
+    pieces = [Piece(tuple(offset), local)]
+    for division in reversed(shares.divisions if tensor.ndim else []):
         if (cut := division.find(name)) is not None:
-            (segment,), rank = cut.segments, division.group.rank
-            offset[cut.dim] += segment.start(rank, cut.ranks)
-            shape[cut.dim] = segment.whole
-            there = max(0, min(local.shape[cut.dim], segment.whole - offset[cut.dim]))
-            local = local.narrow(cut.dim, 0, there)  # without the padding of the last part
-    pieces = (Piece(tuple(offset), local),) if local.numel() else ()
-    return HeldTensor(tuple(shape), tensor.dtype, pieces)
+            pieces = [part for each in pieces for part in _place_piece(each, cut, division.group.rank)]
+            shape[cut.dim] = sum(each.whole for each in cut.segments)
+    return HeldTensor(tuple(shape), tensor.dtype, tuple(each for each in pieces if each.tensor.numel()))
+
+
+def _place_piece(piece: Piece, cut: Cut, rank: int) -> Iterator[Piece]:
+    """Move a piece of a rank's part to its place in the whole tensor: one piece for each segment, without padding."""
+    dim, first = cut.dim, piece.offset[cut.dim]
+    for run in cut.list_runs(rank):
+        start = max(first, run.part)
+        length = min(first + piece.tensor.shape[dim], run.part + run.length) - start
+        if length > 0:
+            offset = (*piece.offset[:dim], run.whole + start - run.part, *piece.offset[dim + 1 :])
+            yield Piece(offset, piece.tensor.narrow(dim, start - first, length))
 
 
 def hold_weights(model: Model, instead: Mapping[str, Tensor] | None = None) -> dict[str, HeldTensor]:
@@ -92,43 +103,60 @@ def hold_weights(model: Model, instead: Mapping[str, Tensor] | None = None) -> d
     return {name: locate(model.shares, name, each) for name, each in tensors.items()}
 
 
-def hold_states(
-    model: Model, optimizer: Optimizer, take_apart: Callable[[Any], Mapping[str, Tensor]]
-) -> dict[str, HeldTensor]:
-    """List the parts of an optimizer's states that a process holds, by the parameter's name and the state's key.
-
-    `take_apart` splits a state of another shape or type into plain tensors, by a suffix of the key.
-    """
-    found: dict[str, HeldTensor] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            plain = is_shared(value) or not hasattr(value, "__tensor_flatten__")  # no 8-bit tensor subclass
-            if torch.is_tensor(value) and value.shape == parameter.shape and plain:
-                found[f"optimizer.{name}/{key}"] = locate(model.shares, name, value)
-                continue
-            for inner, each in take_apart(own_part(value)).items():
-                found[f"optimizer.{name}/{key}{inner}"] = HeldTensor.whole(each)
-    return found
-
-
 # ---------------------------------------------------------------- write and read
 
 
-def write_shards(draft: Path, parts: Mapping[str, Mapping[str, HeldTensor]], group: ProcessGroup | None) -> None:
-    """Write several sets of tensors, by folder. Each process writes its own part; all processes must call this."""
-    for name, held in parts.items():
-        save_shards(held, draft / name, group)
+def write_whole(held: Mapping[str, HeldTensor], file: Path, world: World) -> None:
+    """Write the tensors that the processes of a world hold to one safetensors file of whole tensors. All processes must
+    call this; the main one writes the file.
+
+    The main process receives the pieces of one tensor after the other, in host memory. No process holds more than its
+    own part on its device. A piece that several processes hold is sent by the first of them.
+    """
+    forms, owners = _find_owners(world, held)
+    if world.main:
+        whole = ((name, _join_pieces(form, owners[name], held.get(name), world)) for name, form in forms.items())
+        stream_tensors(forms, whole, file)
+        return
+    for name in forms:
+        for each in held[name].pieces if name in held else ():
+            if owners[name][each.place] == world.rank:
+                sent = each.tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
+                torch.distributed.send(sent, 0, group=world.host)
+
+
+def _find_owners(world: World, held: Mapping[str, HeldTensor]) -> tuple[dict[str, Tensor], dict[str, dict[Place, int]]]:
+    """Find the tensors of all processes, as meta tensors in the order of the file, and the rank that sends each
+    piece."""
+    described = {name: (each.shape, each.dtype, [each.place for each in each.pieces]) for name, each in held.items()}
+    forms: dict[str, Tensor] = {}
+    owners: dict[str, dict[Place, int]] = {}
+    for rank, theirs in enumerate(world.all_gather(described)):
+        for name, (shape, dtype, places) in theirs.items():
+            forms.setdefault(name, torch.empty(shape, dtype=dtype, device="meta"))
+            for place in places:
+                owners.setdefault(name, {}).setdefault(place, rank)
+    return sort_aligned(forms), {name: owners.get(name, {}) for name in forms}
+
+
+def _join_pieces(form: Tensor, owners: Mapping[Place, int], held: HeldTensor | None, world: World) -> Tensor:
+    """Join a tensor's pieces: the main process' own, and those that others send."""
+    own = {each.place: each.tensor for each in (held.pieces if held is not None else ())}
+    if len(owners) == 1 and own.keys() == owners.keys():
+        return next(iter(own.values()))
+    whole = torch.empty(form.shape, dtype=form.dtype)
+    for (offset, shape), rank in owners.items():
+        if rank:
+            piece = torch.empty(shape, dtype=form.dtype)
+            torch.distributed.recv(piece.reshape(-1).view(torch.uint8), rank, group=world.host)
+        else:
+            piece = own[offset, shape]
+        whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))] = piece
+        del piece  # before the next is received
+    return whole
 
 
 def fill_weights(model: Model, folder: Path) -> None:
     """Load a process' part of a checkpoint's weights into its model. Raises CheckpointError for a missing or broken
     shard."""
-    source = ShardedTensors(folder / SHARDS)
-    held: dict[str, HeldTensor] = {}
-    for name, each in model.state_dict().items():
-        if model.shares.tensor is not None and len(model.shares.tensor.cuts[name].segments) > 1:
-            with torch.no_grad():
-                each.copy_(model.shares.take_part(name, source[name].to(each.device), each))
-        else:
-            held[name] = locate(model.shares, name, each)
-    load_shards(held, folder / SHARDS)
+    load_shards(hold_weights(model), folder / SHARDS)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.parallel_checkpoint import STATE_SHARDS
-from zoo.checkpoint.sharded import ShardedTensors
+from zoo.checkpoint.parallel_checkpoint import STATE_SHARDS, locate
+from zoo.checkpoint.sharded import HeldTensor, ShardedTensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.checkpoint.tensor_files import TensorReader, read_header
 from zoo.lazy import torch
@@ -21,23 +21,24 @@ if TYPE_CHECKING:
 STATES = "training.safetensors"
 
 
-def list_states(state: Resumable) -> dict[str, Tensor]:
-    """List the tensors that a run resumes from in addition to the model: the optimizer's by parameter name; the trained
-    weights that other weights replace in the saved model (schedule-free); and the random generators' states of all
-    processes."""
-    tensors: dict[str, Tensor] = {}
+def hold_states(state: Resumable) -> dict[str, HeldTensor]:
+    """List what this process holds of the tensors that a run resumes from in addition to the model: the optimizer's by
+    parameter name; the trained weights that other weights replace in the saved model (schedule-free); and the states of
+    its random generators."""
+    held: dict[str, HeldTensor] = {}
     shares = state.model.shares
     for name, parameter in state.model.named_parameters():
         if name in state.evaluated:
-            tensors[f"weights.{name}"] = shares.make_whole(name, parameter.detach())
+            held[f"weights.{name}"] = locate(shares, name, parameter)
         for key, value in state.optimizer.state.get(parameter, {}).items():
-            whole = shares.make_whole(name, value) if torch.is_tensor(value) and shares.splits(name, value) else value
-            for inner, tensor in take_apart(whole).items():
-                tensors[f"optimizer.{name}/{key}{inner}"] = tensor
-    tensors = shares.collect(tensors)
-    for rank, found in enumerate(state.world.gather(read_random_states())):
-        tensors |= {f"random.{name_random(name, rank)}": each for name, each in found.items()}
-    return tensors
+            if torch.is_tensor(value) and shares.splits(name, value) and value.ndim:
+                held[f"optimizer.{name}/{key}"] = locate(shares, name, value)
+                continue
+            for inner, each in take_apart(value).items():
+                held[f"optimizer.{name}/{key}{inner}"] = HeldTensor.whole(each)
+    for name, each in read_random_states().items():
+        held[f"random.{name_random(name, state.world.rank)}"] = HeldTensor.whole(each)
+    return held
 
 
 def open_states(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

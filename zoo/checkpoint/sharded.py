@@ -24,11 +24,20 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+Place = tuple[tuple[int, ...], tuple[int, ...]]
+"""The offset and the shape of a part of a tensor."""
+
+
 class Piece(NamedTuple):
     """A part of a tensor, and the offset in the whole tensor at which it begins."""
 
     offset: tuple[int, ...]
     tensor: Tensor
+
+    @property
+    def place(self) -> Place:
+        """Where the part is in the whole tensor."""
+        return self.offset, tuple(self.tensor.shape)
 
 
 @dataclass(frozen=True)
@@ -41,14 +50,19 @@ class HeldTensor:
 
     @classmethod
     def whole(cls, tensor: Tensor) -> HeldTensor:
-        """Hold all of a tensor. A scalar is held with shape [1]."""
-        tensor = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
-        return cls(tuple(tensor.shape), tensor.dtype, (Piece((0,) * tensor.ndim, tensor),))
+        """Hold all of a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype, (Piece((0,) * tensor.ndim, tensor.detach()),))
 
     def copy(self) -> HeldTensor:
         """Copy the pieces to host memory, so that they can be written while training goes on."""
         pieces = (Piece(each.offset, each.tensor.to("cpu", copy=True)) for each in self.pieces)
         return HeldTensor(self.shape, self.dtype, tuple(pieces))
+
+    def view_vector(self) -> HeldTensor:
+        """View a scalar as a vector [1]: torch's writer of safetensors has no scalars. Other tensors are unchanged."""
+        if self.shape:
+            return self
+        return HeldTensor((1,), self.dtype, tuple(Piece((0,), each.tensor.reshape(1)) for each in self.pieces))
 
 
 def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: ProcessGroup | None = None) -> None:
@@ -61,7 +75,8 @@ def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: ProcessGrou
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     alone = not is_initialized()
     with _quiet():
-        save(dict(held), storage_writer=writer, planner=_make_saving()(), process_group=group, no_dist=alone)
+        vectors = {name: each.view_vector() for name, each in held.items()}
+        save(vectors, storage_writer=writer, planner=_make_saving()(), process_group=group, no_dist=alone)
 
 
 def load_shards(held: Mapping[str, HeldTensor], folder: Path) -> None:
@@ -127,7 +142,8 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         reader.read_metadata = lambda *_, **__: metadata  # type: ignore[method-assign]
         try:
             with _quiet(), torch.no_grad():
-                load(dict(held), storage_reader=reader, planner=_make_loading()(), no_dist=True)
+                vectors = {name: each.view_vector() for name, each in held.items()}
+                load(vectors, storage_reader=reader, planner=_make_loading()(), no_dist=True)
         except CheckpointException as error:  # torch wraps any failure in this class
             found = f"cannot be read, found {short(error)}"
             raise CheckpointError(f"{self.folder}: {found} (a folder that zoo wrote)") from error

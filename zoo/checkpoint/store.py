@@ -35,18 +35,16 @@ from zoo.checkpoint.model_card import CARD, write_card
 from zoo.checkpoint.publish import publish, retire
 from zoo.checkpoint.resume_states import (
     STATES,
-    list_states,
-    name_random,
+    hold_states,
     open_states,
-    read_random_states,
     restore_optimizer,
     restore_random,
-    take_apart,
 )
+from zoo.checkpoint.sharded import save_shards
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.checkpoint.tensor_files import refuse_to_replace, stream_tensors, write_tensors
 from zoo.disk import replace_folder, write_text
-from zoo.distributed.sharded_tensors import Shares, drop_gathered
+from zoo.distributed.sharded_tensors import drop_gathered
 from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG
@@ -80,7 +78,9 @@ def save_model(model: Model, folder: str | Path, tokenizer: Any = None) -> Path:
     folder = Path(folder)
     refuse_to_replace(folder, "a model of ours", OWN)
     with replace_folder(folder) as draft:
-        write_model(model, draft, tokenizer)
+        write_description(model, draft, tokenizer)
+        for file, tensors in adapter_files.split_files(model, model.state_dict()).items():
+            write_tensors(tensors, draft / file)
         write_manifests(draft)
     return folder
 
@@ -106,10 +106,10 @@ def save_stored(
             write_card(draft, folder, model.spec, json.loads(config)["architectures"][0], beside)
 
 
-def write_model(model: Model, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the files of `save_model` into an existing folder, with `weights` in place of the model's own."""
+def write_description(model: Model, folder: Path, tokenizer: Any) -> None:
+    """Write what a checkpoint's folder has beside tensors: architecture, plan of the adapters, and tokenizer."""
     write_architecture(model.whole, folder, tokenizer)
-    write_tensors(adapter_files.write(model, folder, weights or {}), folder / WEIGHTS)
+    adapter_files.write_plan(model, folder)
 
 
 def write_architecture(spec: Topology, folder: Path, tokenizer: Any = None) -> None:
@@ -237,28 +237,7 @@ def save_run(
     """Publish the checkpoint of a step (`zoo.checkpoint.publish`), and delete older ones except the `keep` newest and
     those of steps that are `spared`. All processes of the world must call this; the main one writes."""
     folder = run / CHECKPOINTS / f"step-{step:06}"
-    if state.sharded:
-        return Sharded(state, tokenizer).save(folder, choose_kept(keep, spared))
-    shares = state.model.shares
-    staged = shares.stages is not None
-    shared = {name: each for name, each in state.model.state_dict().items() if staged or shares.splits(name, each)}
-    own = make_all_whole(shared, shares)
-    evaluated = make_all_whole(state.evaluated, shares)
-    averages = {name: make_all_whole(weights, shares) for name, weights in state.averages.items()}
-    states = list_states(state)
-
-    def write(draft: Path) -> None:
-        write_model(state.model, draft, tokenizer, {**own, **evaluated})
-        for name, weights in averages.items():
-            (draft / name).mkdir()
-            write_model(state.model, draft / name, tokenizer, {**own, **weights})
-        write_tensors(states, draft / STATES)
-        write_counters(draft, state.counters)
-
-    if state.world.main:
-        publish(folder, write, choose_kept(keep, spared))
-    state.world.barrier()
-    return folder
+    return CheckpointWriter(state, tokenizer).save(folder, choose_kept(keep, spared))
 
 
 def start_saving(
@@ -266,7 +245,7 @@ def start_saving(
 ) -> Future[Path]:
     """Begin to save a checkpoint in shards: a thread writes and publishes the checkpoint while training goes on.
     `world` must have a process group that training does not use."""
-    saved = Sharded(replace(state, world=world), tokenizer, copied=True)
+    saved = CheckpointWriter(replace(state, world=world), tokenizer, copied=True)
     chosen = {read_step(each): spared(read_step(each)) for each in steps(run / CHECKPOINTS)}
     writer = ThreadPoolExecutor(1, thread_name_prefix="zoo-checkpoint")
     folder = run / CHECKPOINTS / f"step-{step:06}"
@@ -275,24 +254,18 @@ def start_saving(
     return done
 
 
-class Sharded:
-    """A checkpoint in shards, of which each process writes its own part. With `copied`, the part is first copied to
-    host memory, so that it can be written while training goes on."""
+class CheckpointWriter:
+    """Writes the checkpoint of a run, of whose tensors each process may hold a part. The main process receives all and
+    writes them whole; if the state is `sharded`, each process writes its own part. With `copied`, the part is first
+    copied to host memory, so that it can be written while training goes on."""
 
     def __init__(self, state: Resumable, tokenizer: Any, copied: bool = False) -> None:
-        model = state.model
         self.state, self.tokenizer = state, tokenizer
-        parts = {parallel_checkpoint.SHARDS: parallel_checkpoint.hold_weights(model, state.evaluated)}
-        for name, weights in state.averages.items():
-            parts[f"{name}/{parallel_checkpoint.SHARDS}"] = parallel_checkpoint.hold_weights(model, weights)
-        states = parallel_checkpoint.hold_states(model, state.optimizer, take_apart)
-        names = {name: each for name, each in model.named_parameters() if name in state.evaluated}
-        states |= {
-            f"weights.{name}": parallel_checkpoint.locate(model.shares, name, each) for name, each in names.items()
-        }
-        for name, each in read_random_states().items():
-            states[f"random.{name_random(name, state.world.rank)}"] = parallel_checkpoint.HeldTensor.whole(each)
-        parts[parallel_checkpoint.STATE_SHARDS] = states
+        parts = {parallel_checkpoint.STATE_SHARDS if state.sharded else STATES: hold_states(state)}
+        for name, weights in {"": state.evaluated, **state.averages}.items():
+            held = parallel_checkpoint.hold_weights(state.model, weights)
+            own = {parallel_checkpoint.SHARDS: held} if state.sharded else adapter_files.split_files(state.model, held)
+            parts |= {str(Path(name, file)): dict(each) for file, each in own.items()}
         if copied:
             parts = {name: {key: each.copy() for key, each in held.items()} for name, held in parts.items()}
         self.parts = parts
@@ -303,22 +276,23 @@ class Sharded:
         if world.main:
             publish(folder, self._write, keeps)
         else:
-            parallel_checkpoint.write_shards(Path(world.broadcast("")), self.parts, world.group)
+            self._write_tensors(Path(world.broadcast("")))
         world.barrier()
         return folder
 
     def _write(self, draft: Path) -> None:
-        world, model = self.state.world, self.state.model
-        parallel_checkpoint.write_shards(Path(world.broadcast(str(draft))), self.parts, world.group)
-        write_architecture(model.whole, draft, self.tokenizer)
-        for name in self.state.averages:
-            write_architecture(model.whole, draft / name, self.tokenizer)
+        for name in ("", *self.state.averages):
+            (draft / name).mkdir(exist_ok=True)
+            write_description(self.state.model, draft / name, self.tokenizer)
+        self._write_tensors(Path(self.state.world.broadcast(str(draft))))
         write_counters(draft, self.state.counters)
 
-
-def make_all_whole(tensors: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
-    """Gather tensors of which each process may hold a part."""
-    return shares.collect({name: shares.make_whole(name, each) for name, each in tensors.items()})
+    def _write_tensors(self, draft: Path) -> None:
+        for name, held in self.parts.items():
+            if self.state.sharded:
+                save_shards(held, draft / name, self.state.world.host)
+            else:
+                parallel_checkpoint.write_whole(held, draft / name, self.state.world)
 
 
 def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path]], list[Path]]:

@@ -80,11 +80,6 @@ class Division:
         cut = self.cuts.get(name)
         return None if cut is None or cut.is_whole else cut
 
-    def join(self, name: str, part: Tensor) -> Tensor:
-        """All-gather a tensor's parts, and join them to the whole tensor."""
-        cut = self.find(name)
-        return part if cut is None else cut.join(self.group.stack(part).unbind())
-
     def take(self, name: str, whole: Tensor) -> Tensor:
         """Take this rank's part of a whole tensor."""
         cut = self.find(name)
@@ -98,26 +93,6 @@ class Stages:
 
     group: RankGroup
     common: Mapping[str, RankGroup]
-
-    def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gather the tensors of all stages on the first stage, one by one. There the result has all tensors; on another
-        stage only its own. All ranks of the group must call it."""
-        from torch import distributed
-
-        sizes = {name: (tuple(each.shape), each.dtype) for name, each in tensors.items()}
-        found: list[Any] = [None] * self.group.size
-        distributed.all_gather_object(found, sizes, group=self.group.group)
-        first = distributed.get_global_rank(self.group.group, 0)
-        for stage, theirs in enumerate(found[1:], 1):
-            for name, (shape, dtype) in theirs.items():
-                if self.group.rank == stage:
-                    distributed.send(tensors[name].contiguous(), first, group=self.group.group)
-                elif self.group.rank == 0:
-                    place = next(iter(tensors.values())).device
-                    received = torch.empty(shape, dtype=dtype, device=place)
-                    distributed.recv(received, distributed.get_global_rank(self.group.group, stage), self.group.group)
-                    tensors.setdefault(name, received)
-        return tensors
 
 
 @dataclass(frozen=True)
@@ -140,13 +115,6 @@ class Shares:
         """Whether a process holds only a part of a tensor."""
         return is_shared(tensor) or any(each.find(name) for each in self.divisions)
 
-    def make_whole(self, name: str, tensor: Tensor) -> Tensor:
-        """All-gather a tensor, or an optimizer state of its shape. All processes must call this."""
-        part = make_whole(tensor)
-        for each in reversed(self.divisions if part.ndim else []):
-            part = each.join(name, part)
-        return part
-
     def count_copies(self, name: str) -> int:
         """Count the tensor-parallel ranks that hold the same values of a tensor."""
         return 1 if self.tensor is None else self.tensor.cuts[name].copies
@@ -154,10 +122,6 @@ class Shares:
     def learns(self, name: str) -> bool:
         """Whether the loss gives a tensor a gradient, as its cut says; True without tensor parallelism."""
         return self.tensor is None or self.tensor.cuts[name].learns
-
-    def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gather the whole tensors of all stages on the first stage, as `Stages.collect` does."""
-        return tensors if self.stages is None else self.stages.collect(tensors)
 
     def mark_common(self, name: str, parameter: Tensor) -> Tensor | None:
         """Make a mask of this process' part: 1 for the values that the largest number of tensor-parallel ranks hold, 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from zoo.kernels.grouped_products import grouped_linear
 from zoo.run.layer import LinearModule, Model, StackedLinear
+
+T = TypeVar("T")
 
 INSIDE = ".lora."
 """Part of the name of every adapter tensor, and of no other tensor's name."""
@@ -154,7 +156,7 @@ def draw_adapters(model: Any, device: torch.device, seed: int) -> None:
                 adapter.m.copy_(module.measure_rows())
 
 
-def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_adapters(state: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
     """Split a state_dict into the model's own tensors and its adapters'."""
     own = {name: each for name, each in state.items() if INSIDE not in name}
     return own, {name: each for name, each in state.items() if INSIDE in name}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +29,15 @@ class CutSegment(NamedTuple):
     def start(self, rank: int, ranks: int) -> int:
         """Offset of a rank's part within the segment."""
         return rank // self.copies(ranks) * self.part
+
+
+class SegmentRun(NamedTuple):
+    """The values of one segment that a rank holds: where they begin in its part and in the whole tensor, and their
+    number along the dimension that is cut."""
+
+    part: int
+    whole: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -63,30 +72,21 @@ class Cut:
     def is_whole(self) -> bool:
         return all(each.part == each.whole for each in self.segments)
 
+    def list_runs(self, rank: int) -> Iterator[SegmentRun]:
+        """List what a rank's part holds of each segment, without padding."""
+        part = whole = 0
+        for each in self.segments:
+            start = min(each.start(rank, self.ranks), each.whole)
+            yield SegmentRun(part, whole + start, min(each.part, each.whole - start))
+            part, whole = part + each.part, whole + each.whole
+
     def take(self, whole: Tensor, rank: int) -> Tensor:
         """Take a rank's part of the whole tensor."""
         if self.is_whole:
             return whole
-        found, before = [], 0
-        for each in self.segments:
-            start = min(each.start(rank, self.ranks), each.whole)
-            there = min(each.part, each.whole - start)
-            piece = whole.narrow(self.dim, before + start, there)
-            found.append(_fill_up(piece, self.dim, each.part - there))
-            before += each.whole
-        return torch.cat(found, self.dim)
-
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Join the parts of all ranks, in order of rank, to the whole tensor."""
-        if self.is_whole:
-            return parts[0]
-        found, before = [], 0
-        for each in self.segments:
-            ranks = range(0, self.ranks, each.copies(self.ranks))
-            run = torch.cat([parts[rank].narrow(self.dim, before, each.part) for rank in ranks], self.dim)
-            found.append(run.narrow(self.dim, 0, each.whole))
-            before += each.part
-        return torch.cat(found, self.dim)
+        runs = zip(self.segments, self.list_runs(rank), strict=True)
+        found = ((whole.narrow(self.dim, run.whole, run.length), each.part - run.length) for each, run in runs)
+        return torch.cat([_fill_up(piece, self.dim, missing) for piece, missing in found], self.dim)
 
 
 def _fill_up(piece: Tensor, dim: int, missing: int) -> Tensor:
