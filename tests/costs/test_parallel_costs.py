@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 import zoo
-from support.parallel_runs import BASE, INTERLEAVED, MODELS, SCHEDULES, SMALL, ZERO_BUBBLE, here, settle, spread_all  # noqa: F401  (a fixture)
+from support.parallel_runs import BASE, INTERLEAVED, SCHEDULES, SMALL, here, lines_of  # noqa: F401  (a fixture)
 from support.step_traffic import SENT, count_sent, price_rank, train_two_steps
 from zoo.costs.states import states
+from zoo.costs.traffic import traffic
 
 HELD = {
     ("experts", 4): ("fsdp", "ddp", "hsdp", "ep", "{shard: 2, tp: 2, ep: 2}", "{dp: 2, shard: 2, ep: 4}"),
@@ -46,15 +47,26 @@ def test_what_each_process_holds_is_what_zoo_stats_prices_to_the_byte(name, proc
                 assert {each["gathered"] for each in ranks} == {priced["gathered"]}, (way, stage.index)
 
 
-def list_sent():
-    for number, each in enumerate(SENT):
-        yield pytest.param(*each, marks=[pytest.mark.slow] if number else [], id="-".join(each[:2]))
-
-
-@pytest.mark.parametrize(("name", "way", "processes"), list(list_sent()))
-def test_what_a_process_sends_is_what_is_predicted(name, way, processes, here):  # noqa: F811
-    sent, predicted = count_sent(name, way, processes)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "way", "processes", "precision"), SENT)
+def test_what_a_process_sends_is_what_is_predicted(name, way, processes, precision, here):  # noqa: F811
+    sent, predicted = count_sent(name, way, processes, precision)
     assert sent == pytest.approx(predicted, abs=1)
+
+
+def test_under_autocast_ranks_and_stages_send_bfloat16_and_lose_nothing_by_it(here):  # noqa: F811
+    """Two bytes for each value of a seam, and losses as near to one process's as roundings of 2⁻⁹ leave them."""
+    ways = ["tp", "pp"]
+    told = train_two_steps("dense", 2, ways, "bf16")[0]
+    for number, way in enumerate(ways):
+        spec, setup, pipeline = price_rank("dense", way, 2, "bf16")
+        predicted = sum(each["bytes"] for each in traffic(spec, setup, pipeline[0]).values())
+        assert sum(told[number]["sent"].values()) == pytest.approx(predicted, abs=1)
+    how = [*BASE[:-1], *SMALL, "steps=2", "batch_size=8", "accumulate=2", "sample=null", "precision=bf16"]
+    zoo.train("llama-tiny", [*how, "hydra.run.dir=one"])
+    one, *others = ([line["loss"] for line in lines_of(run) if "loss" in line] for run in ("one", "run-0", "run-1"))
+    for losses in others:
+        assert losses == pytest.approx(one, abs=2e-3)
 
 
 def test_a_process_needs_memory_for_its_part_alone(here, monkeypatch):  # noqa: F811

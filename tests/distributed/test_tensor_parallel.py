@@ -17,6 +17,7 @@ from zoo.costs.rank_model import shard_model
 from zoo.distributed.sharded_tensors import Division, Shares
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
+from zoo.model.spread_loss import SpreadLoss
 from zoo.spec import table
 from zoo.spec.cuts import Cut, CutSegment, find_cuts
 
@@ -180,3 +181,11 @@ def test_a_vocabulary_that_ranks_do_not_divide_is_filled_up_with_zeros():
 def test_a_model_that_ranks_do_not_divide_is_refused_with_what_would_do(overrides, fault):
     with pytest.raises(ConfigError, match=fault):
         shard_model(load("llama-tiny", ["d_model=96", *overrides]), 4)
+
+
+def test_the_loss_of_a_divided_vocabulary_does_not_wait_for_the_device():
+    """On the meta device, where an operation whose result's shape depends on values is refused."""
+    seam = SimpleNamespace(rank=1, measure=lambda values, targets: (values[:, :1], values[:, 1:2]))
+    logits, targets = torch.empty(6, 8, device="meta"), torch.empty(6, dtype=torch.long, device="meta")
+    loss = SpreadLoss(count=6, weight=1.0, seam=seam, width=13)
+    assert loss.overwrite(logits, targets, slice(None)).shape == (2,)

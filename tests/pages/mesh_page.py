@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -58,10 +59,12 @@ SENDS = """
 ## Bytes that a process sends in a step
 
 Counted at torch's process groups in the second step of a run, beside the `traffic` that `zoo stats` predicts for the
-same set-up. The few bytes of counts and norms that all agree on are left out.
+same set-up. The few bytes of counts and norms that all agree on are left out. Under `bf16` the ranks of tp, ep and cp
+and the stages of pp exchange activations and their gradients in bfloat16, also where autocast keeps the residual stream
+in float32.
 
-| model | mesh | sent | predicted |
-| --- | --- | --- | --- |
+| model | mesh | precision | sent | predicted |
+| --- | --- | --- | --- | --- |
 """
 CASES = [
     (name, count, way) for count, cases in ((2, WAYS), (4, MESHES)) for name, ways in cases.items() for way in ways
@@ -75,25 +78,25 @@ class Page:
         page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
         lines, kept = page.splitlines(), re.search(r"\n## As packaged\n.*?(?=\n## |\Z)", page, re.DOTALL)
         self.as_packaged = kept.group() if kept else ""  # written by hand
-        known = {self.begin_row(*case) for case in CASES} | {self.begin_sent(*case[:2]) for case in SENT}
+        known = {self.begin_row(*case) for case in CASES} | {self.begin_sent(*case) for case in SENT}
         self.rows = {begin: line for line in lines for begin in known if line.startswith(begin)}
-        width = HEAD.strip().splitlines()[-1].count("|")
-        self.rows = {key: row for key, row in self.rows.items() if key.count("|") == 3 or row.count("|") == width}
+        widths = [each.strip().splitlines()[-1].count("|") for each in (HEAD, SENDS)]
+        self.rows = {key: row for key, row in self.rows.items() if row.count("|") in widths}
 
     @staticmethod
     def begin_row(name: str, processes: int, way: str) -> str:
         return f"| {name.replace('_', ' ')} | {processes} | {spell(way, processes)} |"
 
     @staticmethod
-    def begin_sent(name: str, way: str) -> str:
-        return f"| {name.replace('_', ' ')} | {spell(way, count_processes(name, way))} |"
+    def begin_sent(name: str, way: str, processes: int, precision: str) -> str:
+        return f"| {name.replace('_', ' ')} | {spell(way, processes)} | {precision} |"
 
     def write(self, begin: str, row: str) -> None:
         self.rows[begin] = row
         print(row, flush=True)
         facts = {"date": f"{datetime.date.today():%d %B %Y}", "torch": torch.__version__.split("+")[0]}
         text = HEAD.format(**facts, machine=f"{os.cpu_count()} cores, {describe_processor().isa}")
-        tables = [[self.begin_row(*case) for case in CASES], [self.begin_sent(*case[:2]) for case in SENT]]
+        tables = [[self.begin_row(*case) for case in CASES], [self.begin_sent(*case) for case in SENT]]
         first, second = ("".join(f"{self.rows[key]}\n" for key in keys if key in self.rows) for keys in tables)
         PAGE.write_text(text + first + self.as_packaged + (SENDS + second if second else ""), encoding="utf-8")
 
@@ -127,16 +130,12 @@ def measure_model(page: Page, name: str, processes: int, ways: list[str]) -> lis
     return [] if done else [lost for way in ways for lost in measure_model(page, name, processes, [way])]
 
 
-def measure_sent(page: Page, name: str, way: str) -> None:
+def measure_sent(page: Page, *case: Any) -> None:
     """Count what a process sends, and write a row."""
     with begun():
-        sent, predicted = count_sent(name, way, count_processes(name, way))
-        begin = page.begin_sent(name, way)
+        sent, predicted = count_sent(*case)
+        begin = page.begin_sent(*case)
         page.write(begin, f"{begin} {sent:,.0f} | {predicted:,.0f} |")
-
-
-def count_processes(name: str, way: str) -> int:
-    return next(count for known, other, count in SENT if (known, other) == (name, way))
 
 
 def spell(way: str, processes: int) -> str:
@@ -172,9 +171,9 @@ def main() -> None:
             ways = [way for way in all_ways if only in ("", way)]
             if ways and model in ("", name):
                 lost += measure_model(page, name, processes, ways)
-    for name, way, _ in SENT if "sent" in tables else ():
+    for name, way, *rest in SENT if "sent" in tables else ():
         if model in ("", name) and only in ("", way):
-            measure_sent(page, name, way)
+            measure_sent(page, name, way, *rest)
     sys.exit(f"failed: {', '.join(lost)}" if lost else 0)
 
 

@@ -49,9 +49,8 @@ def open_pipeline(spec: Any, layout: ProcessGroups, microbatches: int) -> Pipeli
     layout.divide(model, spec)
     initialise(model.to_empty(device="cpu"), 0)
     tokens = TOKENS // layout.mesh.tp
-    return Pipeline(
-        model, RankGroup(layout.stages), layout.mesh.pipeline, NextToken(), nullcontext, microbatches, tokens
-    )
+    how = (NextToken(), nullcontext, microbatches, tokens, torch.float32)
+    return Pipeline(model, RankGroup(layout.stages), layout.mesh.pipeline, *how)
 
 
 # ---------------------------------------------------------------- gradients

@@ -70,6 +70,28 @@ def test_sharded_weights_compute_in_bfloat16_as_one_processs_bfloat16_copies_do(
 
 
 @pytest.mark.slow
+def test_a_pipeline_of_sharded_or_copied_weights_computes_in_bfloat16(here):  # noqa: F811
+    """Its stages declare the dtype that they send: a float32 buffer took bfloat16's bytes for numbers of its own."""
+    model, own = MODELS["dense"]
+    common = [*BASE, *own, "batch_size=8", "steps=3", "eval_every=2", "save_every=null", "sample=null"]
+    zoo.train(model, [*common, "accumulate=4", "precision=bf16_master", "hydra.run.dir=one"])
+    ways = [("{pp: 2, shard: 2}", "bf16"), ("{pp: 2, shard: 2}", "bf16_master"), ("{pp: 2, dp: 2}", "bf16_master")]
+    jobs = [
+        (model, [*common, "accumulate=2", f"parallel={way}", f"precision={precision}", f"hydra.run.dir=run-{number}"])
+        for number, (way, precision) in enumerate(ways)
+    ]
+    spread(4, jobs)
+    one, *others = (
+        [line["loss"] for line in lines_of(run) if "loss" in line] for run in ("one", *map("run-{}".format, range(3)))
+    )
+    for losses in others:
+        assert losses == pytest.approx(one, abs=1e-3)
+    judged = [next(line["val_loss"] for line in lines_of(f"run-{number}") if "val_loss" in line) for number in range(3)]
+    whole = next(line["val_loss"] for line in lines_of("one") if "val_loss" in line)
+    assert judged == pytest.approx([whole] * 3, abs=2e-2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_any_mesh_that_is_legal_trains_as_one_process_does(seed, here):  # noqa: F811
     drawn = random.Random(seed)

@@ -44,10 +44,12 @@ class Visit:
 
 def visit_experts(rows: Tensor, ends: Tensor, group: RankGroup) -> Visit:
     """Send rows [M, D], sorted by expert, to the ranks of their experts, and receive the rows for this rank's experts.
-    Expert e's rows end at `ends[e]` ([E])."""
+    Expert e's rows end at `ends[e]` ([E]).
+
+    The host waits for the device once: an all-to-all takes numbers of rows from the host."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).view(group.size, -1)  # R E/R
     theirs = group.send_rows(counts, [1] * group.size, [1] * group.size)
-    sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()
+    sent, received = torch.stack((counts, theirs)).sum(2).tolist()
     found = group.exchange(rows[: sum(sent)], sent, received)  # by rank, then by expert
     experts = torch.arange(theirs.shape[1], device=rows.device).repeat(group.size)
     experts = experts.repeat_interleave(theirs.flatten().long(), output_size=len(found))

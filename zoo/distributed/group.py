@@ -51,13 +51,14 @@ class RankGroup:
         return self._gather_into(x.new_empty(self.size, *x.shape), x)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
-        """All-gather each rank's tokens [B, T, …] to [B, R·T, …]. The gradient is a reduce-scatter, because each rank
-        has a part of every token's gradient."""
-        return self._gathering.apply(x, self)
+        """All-gather each rank's tokens [B, T, …] to [B, R·T, …], in autocast's dtype. The gradient is a
+        reduce-scatter, because each rank has a part of every token's gradient."""
+        return self._gathering.apply(cast_for_sending(x), self)
 
     def scatter_tokens(self, y: Tensor) -> Tensor:
-        """Reduce-scatter [B, R·T, …] to the rank's own tokens [B, T, …]. The gradient is an all-gather."""
-        return self._scattering.apply(y, self)
+        """Reduce-scatter [B, R·T, …] to the rank's own tokens [B, T, …], sent in autocast's dtype and returned in y's.
+        The gradient is an all-gather."""
+        return self._scattering.apply(cast_for_sending(y), self).to(y.dtype)
 
     def sum_whole(self, y: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks (all-reduce). The gradient is all-reduced too, because each rank
@@ -66,8 +67,8 @@ class RankGroup:
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """All-to-all: send `sent[r]` of the rows [M, …] to rank r, and receive `received[r]` from it, in order of the
-        ranks. The backward pass sends gradients the opposite way."""
-        return self._exchanging.apply(rows, self, sent, received)
+        ranks and in autocast's dtype. The backward pass sends gradients the opposite way."""
+        return self._exchanging.apply(cast_for_sending(rows), self, sent, received)
 
     def send_rows(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         found = rows.new_empty(sum(received), *rows.shape[1:])
@@ -101,6 +102,13 @@ class RankGroup:
         own = by_rank.new_empty(by_rank.shape[1:])
         _call("reduce_scatter_single", "reduce_scatter_tensor")(own.view(-1), by_rank.flatten(), group=self.group)
         return own
+
+
+def cast_for_sending(x: Tensor) -> Tensor:
+    """Cast a tensor to autocast's dtype before other ranks get it: their matrix products would cast it anyway, and
+    float32 takes twice the bytes. Without autocast the tensor is returned as it is."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _call(name: str, older: str) -> Any:

@@ -34,8 +34,8 @@ class SpreadLoss(TokenLoss):
             log_z, logit = self.seam.measure(values, targets[block])
             p = (values - log_z).exp_().mul_(1 + 2 * self.z_loss * log_z)
             places = targets[block] - self.seam.rank * values.shape[1]
-            mine = ((places >= 0) & (places < values.shape[1])).nonzero()[:, 0]
-            p[mine, places[mine]] -= 1
+            own = (places >= 0) & (places < values.shape[1])  # masked, because listing them would wait for the device
+            p.scatter_add_(1, places.clamp(0, values.shape[1] - 1)[:, None], -own[:, None].to(p.dtype))
             logits[block] = p * self.weight
             sums += torch.stack([(log_z - logit).sum(), self.z_loss * log_z.square().sum()])
         return sums

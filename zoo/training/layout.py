@@ -17,6 +17,7 @@ from zoo.model.stage import reads_table, take_chunks
 from zoo.spec import table
 from zoo.spec.cuts import find_cuts
 from zoo.training.gradient import Autocast, choose_autocast
+from zoo.training.precision import MASTER
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -152,13 +153,16 @@ class ProcessGroups:
             self.autocast(device, settings),
             settings.accumulate,
             tokens,
+            torch.bfloat16 if settings.arithmetic == "bf16" else torch.float32,
             holds=self.tokens.size > 1 and self.mesh.weights[1] == 1,
         )
 
     def casts_weights(self, settings: Training) -> bool:
-        """Whether FSDP gathers weights in bfloat16, and reduces gradients in float32: in each precision that computes
-        in bfloat16, where weights are sharded. Autocast would gather them in float32, and keep copies of its own."""
-        return settings.arithmetic == "bf16" and self.mesh.weights[1] > 1
+        """Whether FSDP gathers weights in bfloat16, and reduces gradients in float32: in bf16_master, and where weights
+        are sharded in each precision that computes in bfloat16. Autocast would gather them in float32, and keep copies
+        of its own."""
+        whole = self.mesh.weights[1] == 1
+        return self.tokens.size > 1 and settings.arithmetic == "bf16" and (settings.precision == MASTER or not whole)
 
     def autocast(self, device: Device, settings: Training) -> Autocast:
         """Choose the context of forward passes: no autocast where FSDP casts every weight. Experts that one process
@@ -176,7 +180,7 @@ class ProcessGroups:
         from zoo.run.layer import list_common
 
         policy = MixedPrecisionPolicy()
-        if settings.precision == "bf16_master" or self.casts_weights(settings):
+        if self.casts_weights(settings):
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         how: dict[str, Any] = {"mesh": self.ranks, "mp_policy": policy}
         how["shard_placement_fn"] = place_experts(model, self.mesh.weights[1])

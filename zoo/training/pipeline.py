@@ -12,6 +12,7 @@ from torch import nn  # noqa: TID253  (imported where a pipeline is made)
 
 from zoo.data import Batch
 from zoo.distributed.gradients import hold_gradients, reduce_held_gradients
+from zoo.distributed.group import cast_for_sending
 from zoo.lazy import torch
 from zoo.training.gradient import Gradient, move_batch
 from zoo.training.objective.base import list_inputs
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from zoo.distributed.group import RankGroup
     from zoo.distributed.pipeline_schedule import PipelineSchedule
+    from zoo.model.step import Output
     from zoo.training.gradient import Autocast
     from zoo.training.objective import Objective
 
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 class ChunkModule(nn.Module):
     """A chunk of a stage's layers, as a module for torch's pipeline. The first chunk reads ids [B, T], the others the
     previous chunk's stream [B, T, D]. The last chunk returns the loss, the others the stream. Every chunk gets the
-    batch's other fields. With `splits_backward`, separate passes compute the gradients of inputs and of weights."""
+    batch's other fields. With `splits_backward`, separate passes compute the gradients of inputs and of weights.
+
+    Under autocast the stream is float32 inside a chunk, and sent in autocast's dtype."""
 
     def __init__(
         self, model: Any, chunk: int, objective: Objective, autocast: Autocast, splits_backward: bool = False
@@ -50,19 +54,27 @@ class ChunkModule(nn.Module):
 
     def forward(self, x: Tensor, **batch: Tensor) -> Tensor:
         inputs = {name: each for name, each in batch.items() if name != "targets"}
-        stream = None if self.begins else x
         asked: dict[str, Any] = {}
         if self.ends:
             asked = {"targets": batch["targets"], "loss": self.objective.weigh(inputs, self.weight, None)}
-        with self.autocast():
-            out = self.model(**inputs, stream=stream, chunk=self.chunk, **asked)
+        out = self.run(None if self.begins else x, {**inputs, **asked})
         count = self.objective.targets(Batch(**{**dict.fromkeys(Batch._fields), **batch}))
         own = {name: loss * (self.weight * count) for name, loss in out.losses.items()}
         self.note({**out.terms, **{name: loss.detach() for name, loss in own.items()}}, out.loads)
-        result = out.loss if self.ends else out.hidden
+        result: Any = out.loss if self.ends else out.hidden
         for loss in own.values():
             result = result + loss if self.ends else _attaching().apply(result, loss)
         return result.clone() if self.splits_backward else result  # torch detaches it in place, which fails for a view
+
+    def run(self, stream: Tensor | None, inputs: dict[str, Any]) -> Output:
+        """Run the chunk's layers. The returned stream (`hidden`) is ready to be sent, unless the chunk is the last."""
+        with self.autocast():
+            if stream is not None and torch.is_autocast_enabled(stream.device.type):
+                stream = stream.float()
+            out = self.model(**inputs, stream=stream, chunk=self.chunk)
+            if not self.ends:
+                out.hidden = cast_for_sending(out.hidden)
+        return out
 
     def note(self, terms: dict[str, Tensor], loads: list[Tensor]) -> None:
         """Add a microbatch's terms and loads to the step's."""
@@ -90,8 +102,9 @@ def _attaching() -> Any:
 
 class Pipeline:
     """Computes gradients over the stages of a pipeline. This process runs one stage, and `group` is the process group
-    of all stages. A rank holds `tokens` tokens of a row between sub-layers. With `holds`, possible if no weight is
-    sharded, FSDP sums gradients over replicas once a step, not once a microbatch."""
+    of all stages. A rank holds `tokens` tokens of a row between sub-layers, and stages send the stream in the dtype
+    `sent`. With `holds`, possible if no weight is sharded, FSDP sums gradients over replicas once a step, not once a
+    microbatch."""
 
     def __init__(
         self,
@@ -102,10 +115,11 @@ class Pipeline:
         autocast: Autocast,
         microbatches: int,
         tokens: int,
+        sent: torch.dtype,
         holds: bool = False,
     ) -> None:
         self.model, self.group, self.schedule, self.objective = model, group, schedule, objective
-        self.autocast, self.microbatches, self.tokens, self.holds = autocast, microbatches, tokens, holds
+        self.microbatches, self.tokens, self.sent, self.holds = microbatches, tokens, sent, holds
         self.chunks = schedule.list_chunks(group.rank)
         apart = schedule.splits_backward
         self.modules = [ChunkModule(model, own, objective, autocast, apart) for own in range(len(self.chunks))]
@@ -149,7 +163,8 @@ class Pipeline:
 
         module, device = self.modules[own], next(self.model.parameters()).device
         ids = torch.empty(rows, tokens, dtype=torch.long, device=device)
-        stream = torch.empty(rows, self.tokens, self.model.spec.d_model, device=device, requires_grad=True)
+        shape = (rows, self.tokens, self.model.spec.d_model)
+        stream = torch.empty(shape, dtype=self.sent, device=device, requires_grad=True)
         return PipelineStage(
             module,
             chunk,
@@ -184,11 +199,11 @@ class Pipeline:
         for module, chunk in zip(self.modules, self.chunks, strict=True):
             before, after = (self.schedule.find_stage(each) for each in (chunk - 1, chunk + 1))
             if not module.begins and before != self.group.rank:
-                stream = torch.empty(*batch.input_ids.shape, self.model.spec.d_model, device=device)
+                shape = (*batch.input_ids.shape, self.model.spec.d_model)
+                stream = torch.empty(shape, dtype=self.sent, device=device)
                 distributed.recv(stream, distributed.get_global_rank(group, before), group)
             asked = {"targets": batch.targets} if module.ends else {}
-            with self.autocast():
-                out = self.model(**list_inputs(batch), stream=stream, chunk=module.chunk, **asked)
+            out = module.run(stream, {**list_inputs(batch), **asked})
             stream = out.hidden
             if module.ends:
                 total = out.terms["loss"].float()
