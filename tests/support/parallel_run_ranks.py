@@ -24,14 +24,14 @@ from support.sent_bytes import Sent
 from zoo.checkpoint.parallel_checkpoint import locate, write_whole
 from zoo.distributed.sharded_tensors import own_part
 from zoo.distributed.world import read_world
-from zoo.training import update
+from zoo.training import update, validation
 
 warnings.filterwarnings("error", message="FSDP2-wrapped module")  # of what loses a hook, and so gradients
 
 
 class Watch:
     """Counts the bytes of a process while a run trains: weights, gradients before the first update, weights that FSDP
-    gathers, states at the end, and what is sent in the second step."""
+    gathers, states at the end, and what is sent in the second step and in the last sample."""
 
     def __init__(self) -> None:
         self.weights = 0  # elements
@@ -39,6 +39,7 @@ class Watch:
         self.gathered = 0
         self.states = 0
         self.sent: dict[str, float] = {}
+        self.sampled: dict[str, float] = {}
         self._mode: Sent | None = None
 
     def note_gradients(self, model: Any) -> None:
@@ -56,6 +57,23 @@ class Watch:
         self.weights = sum(own_part(each).numel() for each in parameters)
         held = [each for of in state.optimizer.state.values() for each in of.values() if torch.is_tensor(each)]
         self.states = sum(own_part(each).numel() * each.element_size() for each in held if each.ndim)
+
+
+@contextmanager
+def watching_samples(watch: Watch) -> Iterator[None]:
+    """Note what is sent while a sample is generated."""
+    write = validation.write_sample
+
+    def watched(run: Any) -> None:
+        with Sent() as sent:
+            write(run)
+        watch.sampled = sent.bytes
+
+    validation.write_sample = watched
+    try:
+        yield
+    finally:
+        validation.write_sample = write
 
 
 @contextmanager
@@ -88,7 +106,7 @@ def main(jobs: str, out: str) -> None:
             zoo.train(resume=resume, overrides=overrides, callbacks=[watch])
         else:
             folder = next(each for each in overrides if each.startswith("hydra.run.dir=")).partition("=")[2]
-            with keeping_gradients(folder, watch), gathered:
+            with keeping_gradients(folder, watch), watching_samples(watch), gathered:
                 zoo.train(model, overrides, callbacks=[watch])
         watch.gathered = gathered.most
         told.append({name: each for name, each in vars(watch).items() if name[0] != "_"})

@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -29,6 +32,9 @@ from support.parallel_runs import (  # noqa: F401  (a fixture)
     train_packaged,
     wait_for,
 )
+from zoo.checkpoint.parallel_checkpoint import open_weights
+from zoo.errors import ConfigError
+from zoo.training.validation import require_room
 
 FEW = ("fsdp", "tp", "pp")
 
@@ -67,6 +73,25 @@ def test_sharded_weights_compute_in_bfloat16_as_one_processs_bfloat16_copies_do(
     losses = [[line["loss"] for line in lines_of(run) if "loss" in line] for run in ("one", "two", "cast")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert losses[1] != pytest.approx(losses[2], abs=1e-4)
+
+
+def test_a_sample_gathers_the_weights_once_for_all_its_tokens(here):  # noqa: F811
+    model, own = MODELS["dense"]
+    common = [*BASE[:-1], *own, "batch_size=8", "steps=1", "eval_every=null", "save_every=null", "parallel=fsdp"]
+    told = spread(2, [(model, [*common, "sample.tokens=9", "hydra.run.dir=run"])])[0]
+    (stored,) = Path("run/checkpoints").glob("step-*")
+    whole = sum(each.numel() * 4 for each in open_weights(stored).values())
+    assert told["sampled"] == {"gather": whole / 2 + 128}  # with a row that the table of 301 is padded by
+
+
+def test_whole_weights_that_one_process_lacks_room_for_cost_the_sample_alone():
+    """All processes agree, and one line says so."""
+    world = SimpleNamespace(sum=lambda *values: [2])  # of three, two have no room
+    run: Any = SimpleNamespace(device=torch.device("cpu"), world=world)
+    with pytest.raises(
+        ConfigError, match=r"^sample: gathers 16\.0 GB of weights, which a process lacks \(sample=null\)"
+    ):
+        require_room(run, 16 * 10**9)
 
 
 @pytest.mark.slow

@@ -156,17 +156,24 @@ def hold_back_replicas(model: Module, hold: bool) -> None:
         require(not hold)
 
 
+def count_gathered(model: Module, width: int | None = None) -> int:
+    """Count the bytes of all sharded weights, whole, with `width` bytes each (None: as stored)."""
+    return sum(each.numel() * (width or each.element_size()) for each in model.parameters() if is_shared(each))
+
+
 @contextmanager
-def ends_gathered(model: Module) -> Iterator[None]:
-    """Gather the weights that lie outside layers for the time of a `with` statement. A pass inside it may begin at a
-    part of the model, such as an encoder. Layers gather their own weights as they run. All processes must enter the
-    statement."""
-    unshard = getattr(model, "unshard", None)
-    if unshard is None:
-        yield
-        return
-    unshard()
+def weights_gathered(model: Module) -> Iterator[None]:
+    """Gather all weights once, and keep them for the time of a `with` statement. Passes inside it gather nothing, and
+    may begin at any part of the model. All processes must enter the statement."""
+    units = [each for each in model.modules() if hasattr(each, "unshard")]
+    inner: Any = [each for each in units if each is not model]  # FSDP keeps the outermost unit's weights anyway
+    for each in (model, *inner) if units else ():  # the outermost first: FSDP finds by it which unit is the root
+        each.unshard()  # type: ignore[operator]
+    for each in inner:
+        each.set_reshard_after_forward(False, recurse=False)
     try:
         yield
     finally:
+        for each in inner:
+            each.set_reshard_after_forward(True, recurse=False)
         drop_gathered(model)

@@ -15,9 +15,11 @@ from zoo.lazy import torch
 
 
 def read_free_memory(device: torch.device) -> int | None:
-    """Read how many bytes can still be allocated on a device; None if unknown (or on meta)."""
+    """Read how many bytes can still be allocated on a device, of CUDA those included that torch has kept for tensors;
+    None if unknown (or on meta)."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type != "cpu":
         return None
     known = [limit for limit in (read_available_memory(), read_cgroup_room()) if limit is not None]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from zoo.costs.kernels import asks
 from zoo.costs.setup import Setup
 from zoo.data import Batch
-from zoo.distributed.sharded_tensors import ends_gathered
+from zoo.distributed.sharded_tensors import count_gathered, weights_gathered
 from zoo.distributed.world import ALONE
-from zoo.errors import ZooError, short
+from zoo.errors import ConfigError, ZooError, short
 from zoo.kernels import KERNELS, machine_of
 from zoo.lazy import torch
+from zoo.run.machine_memory import read_free_memory
 from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
 from zoo.text.jobs import spell_prompt
@@ -23,6 +24,7 @@ from zoo.training.callbacks import tell
 from zoo.training.compiling import run_eagerly
 from zoo.training.failures import FORESEEN, lost_another
 from zoo.training.gradient import move_batch, share_rows
+from zoo.training.memory_fit import gigabytes
 from zoo.training.objective.base import describe
 from zoo.training.run import Run
 from zoo.training.saving import find_checkpoint, find_optimizer_average, keep_if_best, note_evaluation
@@ -143,7 +145,9 @@ def count_trained(run: Run) -> dict[str, int]:
 
 
 def write_sample(run: Run) -> None:
-    """Generate and write a sample, if the config has a prompt, the model generates text, and the run is no pipeline."""
+    """Generate and write a sample, if the config has a prompt, the model generates text, and the run is no pipeline.
+    Raises ConfigError in all processes if the whole weights, gathered once for all tokens, do not fit into one of
+    them."""
     sample, settings, spec = run.settings.sample, run.settings, run.model.spec
     if not isinstance(sample, TextSample) or not writes(spec) or run.layout.stages is not None:
         return
@@ -156,13 +160,22 @@ def write_sample(run: Run) -> None:
     # recompiled for each token, because the length grows. A CUDA graph would record FSDP's gathers, and its memory
     # would stay.
     serving: dict[str, Any] = {"graphs": False}
-    if run.layout.casts_weights(settings):  # the keys come in the dtype of gathered weights
+    casts = run.layout.casts_weights(settings)
+    if casts:  # the keys come in the dtype of gathered weights
         serving["dtype"] = torch.bfloat16
-    with ends_gathered(run.model), run_eagerly(run.compiled is True):
+    require_room(run, count_gathered(run.model, 2 if casts else None))
+    with weights_gathered(run.model), run_eagerly(run.compiled is True):
         pieces = complete(run.model, run.data.tokenizer, given, options, template=template, kernel=kernel, **serving)
         text = spell_prompt(given, template) + "".join(pieces)
     run.records.write_sample(run.step, text)
     run.show.sample(text)
+
+
+def require_room(run: Run, needed: int) -> None:
+    """Raise ConfigError in all processes if fewer than `needed` bytes are free in one of them."""
+    free = read_free_memory(run.device) if needed else None
+    if run.world.sum(int(free is not None and free < needed))[0]:
+        raise ConfigError(f"sample: gathers {gigabytes(needed)} of weights, which a process lacks (sample=null)")
 
 
 def writes(spec: Topology) -> bool:
