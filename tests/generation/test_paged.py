@@ -3,6 +3,7 @@ pages where they lie; the price is what is allocated."""
 
 import random
 from copy import deepcopy
+from itertools import accumulate
 
 import pytest
 import standins
@@ -19,14 +20,14 @@ from zoo.cache.pool_store import Store
 from zoo.costs import Setup
 from zoo.costs.cache_sizes import kv_cache
 from zoo.errors import ConfigError
-from zoo.generation.engine import Engine
+from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
 from zoo.kernels import KERNELS, Machine, attend
 from zoo.kernels.base import AttentionQuery
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
 from zoo.kernels.view.page_tables import choose_page, reads_pages
-from zoo.run.cache_layout import choose_layout
+from zoo.run.cache_layout import choose_layout, takes_varlen
 from zoo.text.follow import describe_cache
 
 HOPPER = (9, 0)
@@ -212,6 +213,133 @@ def read_logits(model, prompts, kernel):
             found.append(model(torch.full((len(prompts), 1), token), cache=cache).logits[:, -1].float())
             assert cache.tensors is not None
     return found
+
+
+# ---------------------------------------------------------------- prompts and decoding rows in one pass
+
+
+@pytest.fixture
+def varlen(monkeypatch):
+    """The number of rows of each pass over pages whose rows have any number of new tokens."""
+    found, begin = [], Cache.begin
+
+    def watched(self, counts, new):
+        begin(self, counts, new)
+        if self.cu_seqlens_q is not None:
+            found.append(len(self.rows))
+
+    monkeypatch.setattr(Cache, "begin", watched)
+    return found
+
+
+FLAT = ["attention=gqa", "position=alibi"]
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_a_request_gets_what_it_gets_alone_though_prompts_share_passes_by_page(kind, varlen, monkeypatch):
+    """On a CPU no kernel reads pages in place, and rows are padded instead: the meaning that flash kernels are held
+    against."""
+    monkeypatch.setattr("zoo.run.cache_layout.reads_pages", lambda ask, *given: not ask.chosen)
+    for seed in range(8000, 8012):
+        run_paged(kind, seed, 6, (8, 16, 32)[seed % 3])
+        if sum(rows > 1 for rows in varlen) > 8:
+            return
+    pytest.fail("no prompts shared a pass")
+
+
+class Steps:
+    """The logits that an engine computes for tokens that are stated beforehand, by request and token."""
+
+    def __init__(self, model, kernel, seed, page):
+        rng = random.Random(seed)
+        self.logits, rows = {}, rng.choice((2, 3, 6))
+        engine = Engine(model, rows=rows, tokens=80, budget=rng.choice((40, 64, 300)), paged=True, page=page)
+        engine.sampler.choose = self.choose
+        self.states, waiting = {}, []
+        for _ in range(6):
+            ids = [rng.randrange(60) for _ in range(rng.choice((1, 2, 20, 37, 70)))]
+            waiting.append(Request(ids=ids, max_new_tokens=rng.choice((1, 3, 6))))
+        self.passes, compute = 0, engine.passes.run
+
+        def run(batch):
+            self.passes += 1
+            return compute(batch)
+
+        engine.passes.run = run
+        with serving(model, kernel):
+            while engine.busy or waiting:
+                for _ in range(rng.choice((0, 1, 3))):
+                    if waiting:
+                        number = engine.add(waiting.pop())
+                        self.states[id(engine.live[number][0].draws)] = number
+                engine.step()
+
+    def choose(self, logits, states):
+        found = []
+        for row, state in zip(logits, states, strict=True):
+            number = self.states[id(state)]
+            each = self.logits.setdefault(number, [])
+            each.append(row.float())
+            found.append((7 * number + 11 * len(each)) % 60)
+        return found
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_flash_kernels_take_prompts_and_decoding_rows_in_one_pass(name, varlen, monkeypatch):
+    """Over stand-ins with each version's signature and demands: the logits of eager, in fewer passes."""
+    model = model_of(["max_seq_len=600", "head_dim=16"], dtype="bf16")
+    for seed in (1, 3):
+        wanted = Steps(model, "eager", seed, 256)
+        assert not varlen
+        with monkeypatch.context() as patch:
+            patch.setitem(MACHINES, "cpu", machine(PACKAGE[name]))
+            standins.install(patch, "flash_torch")
+            calls = standins.install(patch, name)
+            found = Steps(model, "auto", seed, 256)
+        assert any(rows > 1 for rows in varlen) and found.passes < wanted.passes
+        assert any(
+            "cu_seqlens_q" in call.arguments and {"block_table", "page_table"} & set(call.arguments) for call in calls
+        )
+        assert found.logits.keys() == wanted.logits.keys()
+        for number, each in wanted.logits.items():
+            assert_close(torch.stack(found.logits[number]), torch.stack(each), rounded=torch.bfloat16)
+        varlen.clear()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "packages", "page", "taken"),
+    [
+        ([], ("flash-attn-3",), 16, True),
+        ([], ("flash-attn",), 256, True),
+        ([], ("flash-attn",), 16, False),  # pages of 256
+        ([], (), 16, False),
+        (["position=alibi"], ("flash-attn-3",), 16, False),
+        (["position=alibi"], ("flash-attn",), 256, True),
+        (["+attention.sinks=true"], ("flash-attn-3",), 16, False),
+        (["pattern=[near,layer]", "layers={near:{attention:{sinks:true}}}"], ("flash-attn-3",), 16, False),
+    ],
+)
+def test_a_pass_is_shared_where_the_kernels_of_all_layers_take_it(overrides, packages, page, taken, monkeypatch):
+    monkeypatch.setitem(MACHINES, "cpu", machine(*packages))
+    spec = model_of(overrides).spec
+    assert takes_varlen(spec, torch.bfloat16, torch.device("cpu"), "auto", page) is taken
+    assert not takes_varlen(spec, torch.float32, torch.device("cpu"), "auto", page)
+    assert not takes_varlen(spec, torch.bfloat16, torch.device("cpu"), "sdpa", page)
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_rows_end_to_end_see_the_keys_of_their_own_pages(kernel):
+    torch.manual_seed(0)
+    counts, totals, page, width = [3, 1, 7, 1], [10, 25, 7, 1], 4, 7
+    q, pools = torch.randn(1, 12, 4, 8), torch.randn(2, 40, page, 2, 8)
+    pages, ends = torch.randperm(40)[: 4 * width].view(4, width).int(), [0, *accumulate(counts)]
+    given = {"lengths": torch.tensor(totals, dtype=torch.int32), "window": 6}
+    mask = Mask(7, width * page, cu_seqlens_q=torch.tensor(ends, dtype=torch.int32), **given)
+    found = attend(q, *pools, mask, scale=0.3, pages=pages, kernel=kernel)
+    for row, (count, total) in enumerate(zip(counts, totals, strict=True)):
+        own = [pool[pages[row].long()].flatten(0, 1)[None, :total] for pool in pools]
+        alone = attend(q[:, ends[row] : ends[row + 1]], *own, Mask(count, total, window=6), scale=0.3, kernel="eager")
+        torch.testing.assert_close(found[:, ends[row] : ends[row + 1]], alone)
 
 
 def test_pools_of_another_dtype_are_cast_row_by_row():

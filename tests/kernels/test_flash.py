@@ -60,7 +60,13 @@ def test_what_each_refuses_is_what_it_lacks(flash):
         "flash_torch": {
             *("sinks", "sinks and window", "softcap", "softcap and window", "pages of 16", "pages of 256"),
             *sloped,
-            *("pages of 256, a chunk", "lengths by row", "lengths by row, a chunk", "lengths by row and window"),
+            *(
+                "pages of 256, a chunk",
+                "pages of 256, varlen",
+                "lengths by row",
+                "lengths by row, a chunk",
+                "lengths by row and window",
+            ),
         },
     }
     assert {name for name in CASES if refused(name)} == never | lacks[flash]

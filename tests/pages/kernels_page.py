@@ -67,6 +67,17 @@ The size is chosen when an engine is made, 16 or 256: the one at which more of t
 place. Heads wider than 256 channels (MLA's latents), sinks without flash4, ALiBi without flash2 and learned biases are
 copied.
 
+Kernels that read pages where they lie also take prompts and decoding rows in one pass (varlen):
+`Mask(lengths=…, cu_seqlens_q=…)` states where the queries of each row begin. The engine computes a step so if the
+kernels of all layers do; otherwise decoding rows share a pass, and prompts share one only with prompts of their
+length. What is called was read in the packages' source of August 2026, and has run over stand-ins alone:
+
+| kernel | call |
+| --- | --- |
+| flash2 | `flash_attn_varlen_func(cu_seqlens_q=…, cu_seqlens_k=…, block_table=…)` |
+| flash3 | `flash_attn_with_kvcache(cu_seqlens_q=…, cache_seqlens=…, page_table=…)` |
+| flash4 | `flash_attn_varlen_func(cu_seqlens_q=…, seqused_k=…, page_table=…)` |
+
 ## On a GPU
 
 Nothing on this page is from one. `make gpu-check` (25 minutes at most; `MINUTES=5`) takes the Python and the packages

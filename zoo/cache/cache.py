@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from zoo.cache.cached_row import CachedRow, list_slots
@@ -83,7 +83,7 @@ class Cache:
     A pass takes token ids [B, T]: the first `counts[b]` of row b's T columns are its next tokens, and the rest is
     padding. With `varlen` a pass takes [1, N], the next tokens of all rows end to end. `apart` attends each row by
     itself; `packs` copies keys before they are read, so that no bit depends on their place in the pool. In a paged
-    store decoding rows are read by page table (`_reads_pages`).
+    store decoding rows and `varlen` ones are read by page table (`_reads_pages`).
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Cache:
         self.recordings = recordings
         self.counts: list[int] | None = None  # None: every row has T new tokens
         self.tensors: PassTensors | None = None  # set in a pass that reads by page table
+        self.cu_seqlens_q: Tensor | None = None  # int32 [B + 1], set if that pass is also `varlen`
         numbers = [row.slot for row in self.rows]
         consecutive = all(b == a + 1 for a, b in pairwise(numbers))
         slots = (numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=store.device)
@@ -205,14 +206,20 @@ class Cache:
         self._laid: dict[int, SlotMapping] = {}
         self.tensors = None
         if self._reads_pages(new):
-            placed = place_rows(self.store, self.rows, self.counts or [new] * len(self.rows), new)
+            counts = self.counts or [new] * len(self.rows)
+            placed = place_rows(self.store, self.rows, counts, new, self.varlen)
             numbers = as_tensor(placed.pack(placed.shape)).to(self.store.device)
             self.tensors = PassTensors(numbers, placed.shape)
+            if self.varlen:
+                ends = [0, *accumulate(counts)]
+                self.cu_seqlens_q = torch.tensor(ends, dtype=torch.int32, device=self.store.device)
 
     def _reads_pages(self, new: int) -> bool:
-        """Whether a pass of `new` columns reads by page table: decoding steps and drafts do, but not prompts, which may
-        have a bidirectional prefix or a source to write."""
-        if not self.store.paged or new > self.store.new or self.apart or self.packs or self.varlen:
+        """Whether a pass of `new` columns reads by page table: `varlen` passes, decoding steps and drafts do, but not
+        other prompts, which may have a bidirectional prefix or a source to write."""
+        if self.store.paged and self.varlen:
+            return True
+        if not self.store.paged or new > self.store.new or self.apart or self.packs:
             return False
         begun = new == 1 or all(row.length for row in self.rows)
         return begun and (self.store.cross_group is None or self.has_source)
@@ -314,7 +321,7 @@ class TensorCache(Cache):
     Each row has at least one cached token and, in an encoder-decoder, its source.
     """
 
-    longest, has_source, varlen = 1, True, False  # type: ignore[assignment]
+    longest, has_source, varlen, cu_seqlens_q = 1, True, False, None  # type: ignore[assignment]
 
     def __init__(self, store: Store, tensors: PassTensors) -> None:
         self.store, self.tensors, self._laid, self.recordings = store, tensors, {}, None

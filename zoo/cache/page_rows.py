@@ -55,19 +55,21 @@ def make_room(row: CachedRow, number: int, begin: int, stop: int) -> None:
 
 
 class RowsOfPass(NamedTuple):
-    """The rows of a pass on the host: the number of new columns, and each row's place in each group."""
+    """The rows of a pass on the host: the number of new columns, and each row's place in each group. With `varlen` all
+    new tokens lie in one row of `new` columns."""
 
     store: Store
     rows: Sequence[CachedRow]
     new: int
     groups: list[list[PlacedRow]]
+    varlen: bool = False
 
     @property
     def shape(self) -> PagedShape:
         """The smallest PagedShape that holds these rows."""
         page = self.store.page
         pages = (max(-(-each.length // page) for each in group) for group in self.groups)
-        return PagedShape(len(self.rows), self.new, tuple(pages))
+        return PagedShape(len(self.rows), self.new, tuple(pages), self.varlen)
 
     def pack(self, shape: PagedShape) -> array[int]:
         """Pack the integers of PassTensors for this shape. Padding rows read page 0 and write to the scratch slot."""
@@ -87,11 +89,16 @@ class RowsOfPass(NamedTuple):
         return numbers
 
 
-def place_rows(store: Store, rows: Sequence[CachedRow], counts: Sequence[int], new: int) -> RowsOfPass:
+def place_rows(
+    store: Store, rows: Sequence[CachedRow], counts: Sequence[int], new: int, varlen: bool = False
+) -> RowsOfPass:
     """Make room for the next `counts` tokens of these rows, and return their places. Raises ConfigError if no page is
     left."""
     groups = [
-        [place_row(row, number, group, count, new) for row, count in zip(rows, counts, strict=True)]
+        [
+            place_row(row, number, group, count, count if varlen else new)
+            for row, count in zip(rows, counts, strict=True)
+        ]
         for number, group in enumerate(store.groups)
     ]
-    return RowsOfPass(store, rows, new, groups)
+    return RowsOfPass(store, rows, new, groups, varlen)

@@ -113,7 +113,7 @@ class Store:
         device: torch.device | str,
     ) -> None:
         self.tower, self.page, self.new, self.device = tower, page, new, torch.device(device)
-        self.undone = undone
+        self.undone, self.dtype = undone, dtype
         self.paged = self.device.type not in ("cpu", "meta") if paged is None else paged
         self.groups = list_groups(tower)
         self.pools = [PagePool(count) for count in pages]

@@ -14,6 +14,7 @@ from zoo.errors import ConfigError
 from zoo.generation.graphs import Graphs
 from zoo.generation.scheduler import Chunk, RunningSequence
 from zoo.lazy import torch
+from zoo.run.cache_layout import takes_varlen
 from zoo.spec import Experts, Linear, walk
 
 if TYPE_CHECKING:
@@ -40,14 +41,16 @@ class EnginePasses:
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Yield the chunks of each forward pass. If the model can read chunks end to end (`_lies_flat`), one pass takes
-        them as [1, N], except `whole` chunks and those of requests with prompt_logprobs. Of the other chunks, decoding
-        ones share a pass if the attention takes ragged rows. The rest share a pass if their rows have equally many
-        cached and equally many new tokens; if the pass also reads an encoder's sources, these must be of equal length.
-        With `deterministic`, see `_stable_batches`."""
+        them as [1, N], except `whole` chunks, those of requests with prompt_logprobs, and those too long for a window's
+        pages (`_fits`). Of the other chunks, decoding ones share a pass if the attention takes ragged rows. The rest
+        share a pass if their rows have equally many cached and equally many new tokens; if the pass also reads an
+        encoder's sources, these must be of equal length. With `deterministic`, see
+        `_stable_batches`."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
-        flat = [chunk for chunk in chunks if not chunk.whole and chunk.sequence.asked.prompt_logprobs is None]
+        plain = (chunk for chunk in chunks if not chunk.whole and chunk.sequence.asked.prompt_logprobs is None)
+        flat = [chunk for chunk in plain if self._fits(chunk)] if self._takes_varlen else []
         if self._lies_flat(flat):
             yield flat
             chunks = [chunk for chunk in chunks if chunk not in flat]
@@ -67,13 +70,31 @@ class EnginePasses:
     @cached_property
     def _takes_varlen(self) -> bool:
         """Whether the model reads rows end to end at no extra cost. Not for MLA (absorbed), compressed attention,
-        windows, recurrent layers, positions that read a row's length, prefix-LMs, encoder-decoders, or a paged store
-        (as on CUDA)."""
+        chunks, recurrent layers, positions that read a row's length, prefix-LMs and encoder-decoders; not for windows
+        on a CPU; not for a paged store (as on CUDA) whose pages a layer's kernel does not read in place
+        (`takes_varlen`)."""
         blocks = self.writer.blocks.values()
         able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
         plain = not (self.seq2seq or self.recurrent or getattr(self.writer, "prefix_lm", False))
-        return able and fixed and plain and not self.store.paged and all(group.full for group in self.store.groups)
+        if not (able and fixed and plain):
+            return False
+        if not self.store.paged:
+            return all(group.full for group in self.store.groups)
+        chunked = any(group.chunk for group in self.store.groups)
+        if chunked or next(self.model.parameters()).dtype != self.store.dtype:  # else keys are copied, to be cast
+            return False
+        return takes_varlen(self.writer, self.store.dtype, self.device, self.model.kernel, self.store.page)
+
+    def _fits(self, chunk: Chunk) -> bool:
+        """Whether the pages of every window hold a chunk and the tokens that it sees."""
+        row, page = chunk.sequence.row, self.store.page
+        assert row is not None
+        stop = row.length + chunk.count
+        return all(
+            group.full or -(-stop // page) - group.first_seen(row.length) // page <= self.store.pages_of(group, stop)
+            for group in self.store.groups
+        )
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
         """Whether these chunks go through the model end to end: the model can read them so (`_takes_varlen`), one of

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.kernels.packed import split_rows
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -37,8 +39,8 @@ class AttentionQuery:
     size of a paged cache in tokens. These fields are true: `pairs` if pairs are visible beyond causality and window (a
     prefix, global tokens, an encoder's keys next to a window); `token_sinks` if each query has its own sinks; `chosen`
     if each layer chooses the keys that a query sees, and so has its own mask; `lengths` if each row has its own number
-    of keys; `short_q` if there are fewer queries than keys, T < S; `dropout` if probabilities are dropped, as in
-    training.
+    of keys; `varlen` if each row also has its own number of queries, end to end; `short_q` if there are fewer queries
+    than keys, T < S; `dropout` if probabilities are dropped, as in training.
     """
 
     dtype: str
@@ -59,6 +61,7 @@ class AttentionQuery:
     pairs: bool = False
     chosen: bool = False
     lengths: bool = False
+    varlen: bool = False
     page: int | None = None
     short_q: bool = False
     dropout: bool = False
@@ -93,13 +96,15 @@ class Scores:
     pages: Tensor | None = None
     dropout: AttentionDropout | None = None
 
-    def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Scores]:
-        """Copy each row's keys and values out of the pools to [B, P·page, K, C], and return them with Scores without
-        `pages`. Without pages, return all as they are."""
+    def gather_pages(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Scores]:
+        """Copy each row's keys and values out of the pools to [B, P·page, K, C], and queries that lie end to end to
+        [B, T, H, C] (`split_rows`). Return them with Scores without `pages`. Without pages, return all as they are."""
         if self.pages is None:
-            return k, v, self
-        pages = self.pages.long()
-        return k[pages].flatten(1, 2), v[pages].flatten(1, 2), replace(self, pages=None)
+            return q, k, v, self
+        pages, mask = self.pages.long(), self.mask
+        if mask.cu_seqlens_q is not None:
+            q, mask = split_rows(q, mask.cu_seqlens_q, mask.n_queries), mask.of_rows()
+        return q, k[pages].flatten(1, 2), v[pages].flatten(1, 2), replace(self, pages=None, mask=mask)
 
 
 class Kernel:

@@ -19,6 +19,7 @@ from zoo.kernels.flash4 import Flash4
 from zoo.kernels.flash_torch import FlashTorch
 from zoo.kernels.flex import Flex
 from zoo.kernels.found import machine_of
+from zoo.kernels.packed import join_rows
 from zoo.kernels.score_bias import describe_bias
 from zoo.kernels.sdpa import SDPA, plain
 from zoo.lazy import torch
@@ -69,19 +70,20 @@ def attend(
     `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` [H] add a logit without a value to each
     head's softmax (gpt-oss), [B, T, H] to each query's. A query that sees no key gives 0; the output of padding is
     undefined. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row
-    b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. `dropout` determines which
+    b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. With `mask.cu_seqlens_q` too, rows
+    of any number of queries lie end to end: q [1, N, H, C] → [1, N, H, Cv]. `dropout` determines which
     probabilities are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the
     choice; later calls with other tensors and equal arguments reuse it. With `again` only q, k and v are saved for the
     backward pass (Korthikanti et al., 2022). Raises KernelError if the named kernel refuses.
     """
-    how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
+    how, total = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout), q.shape[1]
     if not k.dtype == v.dtype == q.dtype:  # so that only the rows' keys are cast, not whole pools
-        k, v, how = how.gather_pages(k, v)
+        q, k, v, how = how.gather_pages(q, k, v)
     chosen = [] if chosen is None else chosen
     if not chosen:
         chosen.append(choose_kernel(q, k, v, how, kernel))
     if not chosen[0].pages_in_place:
-        k, v, how = how.gather_pages(k, v)
+        q, k, v, how = how.gather_pages(q, k, v)
     if k.dtype != q.dtype or v.dtype != q.dtype:
         k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
     if again and torch.is_grad_enabled():
@@ -91,7 +93,10 @@ def attend(
         chosen[0].prepare(mine, _ask(q, k, v, how), q.device, q.dtype, how.bias)
         how = replace(how, mask=mine)
         return checkpoint(partial(chosen[0], how=how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
-    return chosen[0](q, k, v, how)
+    y = chosen[0](q, k, v, how)
+    if how.mask is mask or mask.cu_seqlens_q is None:
+        return y
+    return join_rows(y, mask.cu_seqlens_q, total)
 
 
 def choose_kernel(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str = "auto") -> Kernel:

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 WIDEST = 256  # maximum head width of all versions, except for special shapes
 DTYPES = ("float16", "bfloat16")
 
-DENSE, VARLEN, CACHED = "dense", "varlen", "cached"
-"""The three kinds of call: whole rows; a varlen batch (cu_seqlens), in which rows or documents of unequal length are
-concatenated; and queries that attend to a cache, forward only."""
+DENSE, VARLEN, CACHED, VARLEN_CACHED = "dense", "varlen", "cached", "varlen_cached"
+"""The four kinds of call: whole rows; a varlen batch (cu_seqlens), in which rows or documents of unequal length are
+concatenated; queries that attend to a cache, forward only; and a varlen batch of queries that attend to a paged
+cache."""
 
 
 class Flash(Kernel):
@@ -44,6 +45,7 @@ class Flash(Kernel):
         DENSE: "flash_attn_func",
         VARLEN: "flash_attn_varlen_func",
         CACHED: "flash_attn_with_kvcache",
+        VARLEN_CACHED: "flash_attn_with_kvcache",
     }
     table: str = "page_table"  # the keyword for the page table
     lengths: str = "cache_seqlens"  # the keyword for each row's number of keys
@@ -136,7 +138,9 @@ class Flash(Kernel):
         given |= self.extras(how.sinks, how.bias)
         width = v.shape[3]
         q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, self.values(q, v)))
-        if mask.documents is not None or mask.padding is not None:
+        if mask.cu_seqlens_q is not None:
+            y = self.varlen_cached(q[0], k, v, how, given)[None]
+        elif mask.documents is not None or mask.padding is not None:
             y = self.varlen(q, k, v, lay_varlen(mask, q.device).for_rows(q.shape[0]), given)
         elif _needs_grad(q, k, v) or not (features["short_q"] or mask.lengths is not None):
             y = self.dense(q, k, v, given)
@@ -168,6 +172,13 @@ class Flash(Kernel):
         held |= {} if how.pages is None else {self.table: how.pages}
         return self.run(CACHED, q, k, v, held, given)
 
+    def varlen_cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
+        """Attend to a paged cache with rows of any number of queries: q [N, H, C] → [N, H, Cv]."""
+        mask = how.mask
+        rows = {"cu_seqlens_q": mask.cu_seqlens_q, "max_seqlen_q": mask.n_queries}
+        rows |= {self.lengths: mask.lengths.int(), self.table: how.pages}  # type: ignore[union-attr]
+        return self.run(VARLEN_CACHED, q, k, v, rows, given)
+
     def run(
         self, which: str, q: Tensor, k: Tensor, v: Tensor, lengths: dict[str, Any], given: dict[str, Any]
     ) -> Tensor:
@@ -177,7 +188,9 @@ class Flash(Kernel):
 
 
 def way(ask: AttentionQuery) -> str:
-    """Return which of the three kinds of call serves an ask."""
+    """Return which of the four kinds of call serves an ask."""
+    if ask.varlen:
+        return VARLEN_CACHED
     if ask.documents or ask.padding:
         return VARLEN
     return CACHED if (ask.short_q or ask.lengths) and not ask.needs_grad else DENSE
@@ -211,10 +224,12 @@ def _refuse_lengths(ask: AttentionQuery) -> str | None:
         return "once padding is taken out token indices change, and a window or ALiBi counts them"
     if ask.padding and ask.causal and ask.short_q:
         return "rows padded in a cache are no varlen batch"
-    if ask.documents and (ask.short_q or ask.padding):
+    if ask.documents and (ask.short_q or ask.padding or ask.varlen):
         return "packed documents come whole, without a cache or padding"
     if (ask.lengths or ask.page) and ask.needs_grad:
         return "a cache is read without gradients"
+    if ask.varlen and not ask.page:
+        return "rows of other numbers of queries are read by page table"
     return None
 
 
@@ -228,7 +243,7 @@ def refuse_width(ask: AttentionQuery) -> str | None:
 def refuse_cached_width(ask: AttentionQuery) -> str | None:
     """Say why cached values of another width than keys are refused (padding would copy the cache at every step), or
     None."""
-    if way(ask) != CACHED or ask.v_head_dim == ask.head_dim:
+    if way(ask) not in (CACHED, VARLEN_CACHED) or ask.v_head_dim == ask.head_dim:
         return None
     return f"values in a cache are as wide as keys, found {ask.v_head_dim} and {ask.head_dim}"
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.kernels.base import AttentionQuery, Machine
-from zoo.kernels.flash import Flash, refuse_cached_width, refuse_width, since_ampere
+from zoo.kernels.base import AttentionQuery, Machine, Scores
+from zoo.kernels.flash import VARLEN_CACHED, Flash, refuse_cached_width, refuse_width, since_ampere
+from zoo.lazy import F
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,7 @@ class Flash2(Flash):
     package = "flash-attn"
     imported = "flash_attn"
     table = "block_table"
+    functions: ClassVar = {**Flash.functions, VARLEN_CACHED: "flash_attn_varlen_func"}
     serves = staticmethod(since_ampere)
     wants = "flash-attn 2 wants compute capability 8.0 or more"
 
@@ -33,6 +35,14 @@ class Flash2(Flash):
         if ask.page and ask.page % PAGE:
             return f"flash-attn 2 wants pages of a multiple of {PAGE} tokens, found {ask.page}"
         return refuse_width(ask) or refuse_cached_width(ask)
+
+    def varlen_cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
+        mask = how.mask
+        rows = {"cu_seqlens_q": mask.cu_seqlens_q, "max_seqlen_q": mask.n_queries, self.table: how.pages}
+        if "cu_seqlens_k" not in mask.kept:
+            mask.kept["cu_seqlens_k"] = F.pad(mask.lengths.cumsum(0), (1, 0)).int()  # type: ignore[union-attr]
+        rows |= {"cu_seqlens_k": mask.kept["cu_seqlens_k"], "max_seqlen_k": mask.n_keys}
+        return self.run(VARLEN_CACHED, q, k, v, rows, given)
 
     def extras(self, sinks: Tensor | None, bias: Bias | None) -> dict[str, Any]:
         return {} if bias is None else {"alibi_slopes": bias.slopes}

@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.kernels.base import AttentionQuery, Machine, Scores
-from zoo.kernels.flash import CACHED, DENSE, WIDEST, Flash, way
+from zoo.kernels.flash import CACHED, DENSE, VARLEN_CACHED, WIDEST, Flash, way
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class Flash4(Flash):
     serves = staticmethod(lambda capability: capability[0] in (9, 10, 11))
     wants = "flash-attn 4 is made for Hopper and Blackwell (compute capability 9, 10 or 11)"
     lengths = "seqused_k"
-    functions: ClassVar = {**Flash.functions, CACHED: "flash_attn_varlen_func"}
+    functions: ClassVar = {**Flash.functions, **dict.fromkeys((CACHED, VARLEN_CACHED), "flash_attn_varlen_func")}
     unlimited = None
 
     def lacks(self, ask: AttentionQuery, machine: Machine) -> str | None:

@@ -29,7 +29,8 @@ class Mask:
     is True for keys that are real tokens. `documents` (of queries [B|1, T], of keys [B|1, S]) numbers packed documents,
     each contiguous in its row, which do not see one another. `only` [B|1, T, S] is True for the keys that a layer chose
     for each query, [B|1, H, T, S] if by head: then only `dense` is used, not `sees`. With `lengths` [B] row b has that
-    many keys, and its queries are the last T of them.
+    many keys, and its queries are the last T of them. With `cu_seqlens_q` [B + 1] (int32) too, the queries of all rows
+    lie end to end, [1, N]: those of row b begin at cu_seqlens_q[b], and are at most T.
 
     `sees` is the definition; `dense` evaluates it for all pairs, and flex compiles it. Tensors are kept on the object,
     which serves one forward pass. They are made before the layers run (`kernels.prepare`): layers then only read the
@@ -48,6 +49,7 @@ class Mask:
     prefix: Tensor | None = None
     also: Tensor | None = None
     lengths: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
     only: Tensor | None = None
     kept: dict[Any, Any] = field(default_factory=dict, init=False)  # tensors that kernels made of the mask
     _dense: Tensor | None = field(default=None, init=False)
@@ -99,6 +101,7 @@ class Mask:
             "documents": self.documents is not None,
             "pairs": self.prefix is not None or self.also is not None,
             "lengths": self.lengths is not None,
+            "varlen": self.cu_seqlens_q is not None,
             "chosen": self.only is not None,
             "short_q": self.n_queries < self.n_keys,
         }
@@ -118,6 +121,12 @@ class Mask:
         mask = replace(self, causal=self.causal and not self.sees_all, only=only)
         mask._dense = self.dense(only.device) & (only if only.ndim == 4 else only[:, None])
         return mask
+
+    def of_rows(self) -> Mask:
+        """Return the mask for the same queries in padded rows [B, T] in place of end to end. It is kept."""
+        if "rows" not in self.kept:
+            self.kept["rows"] = replace(self, cu_seqlens_q=None)
+        return self.kept["rows"]
 
     def by_row(self, rows: int) -> list[Mask]:
         """Return a mask for each of `rows` rows, which may differ in padding only."""

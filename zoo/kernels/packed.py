@@ -1,5 +1,5 @@
-# B batch, T tokens
-"""Find places and counts within packed documents: runs of equal document numbers along a row."""
+# B batch, T tokens, N tokens of all rows end to end
+"""Find places and counts within packed documents: runs of equal document numbers along a row. Lay rows end to end."""
 
 from __future__ import annotations
 
@@ -29,3 +29,17 @@ def count_in_run(numbers: Tensor, real: Tensor) -> Tensor:
     counted = real.long().cumsum(-1)
     before = counted - real.long()
     return counted.gather(-1, last) - before.gather(-1, find_run_firsts(numbers))
+
+
+def split_rows(x: Tensor, cu_seqlens: Tensor, width: int) -> Tensor:
+    """Split tokens of rows that lie end to end [1, N, …] into padded rows [B, T, …], T = `width`. A row's tokens are
+    the last of its T; what stands before them is arbitrary."""
+    columns = torch.arange(-width, 0, device=x.device)
+    return x[0, (cu_seqlens[1:, None] + columns).clamp(min=0)]
+
+
+def join_rows(x: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    """Undo `split_rows`: [B, T, …] → [1, N, …], N = `total`."""
+    token = torch.arange(total, device=x.device)
+    row = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
+    return x[row, x.shape[1] + token - cu_seqlens[1:][row]][None]

@@ -262,14 +262,18 @@ class ForwardContext:
     def _see_pages(self, attention: Attention, own: Weights | None, slots: SlotMapping) -> PagedView:
         """Make the view of rows whose keys are read by page table. What changes between passes is in tensors with one
         item per row."""
-        n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
-        places: Any = self.new, n_keys
+        cache, chunk, chunks = self.cache, attention.sight.chunk, None
+        new = max(cache.counts) if cache.varlen else self.new  # type: ignore[union-attr, type-var, arg-type]
+        places: Any = new, slots.n_keys
         if chunk or _biases(attention):
-            keys = slots.first[:, None] + torch.arange(n_keys, device=self.device)  # type: ignore[index]  # B S
-            places = (self.index, keys) if _biases(attention) else places
-            if chunk and (self.new > 1 or chunk % slots.page):  # else the first page is the first of the query's chunk
-                chunks = (self.index // chunk, keys // chunk)
-        segment = self._segment(attention, own, places, documents=chunks, lengths=slots.lengths)
+            columns = torch.arange(-new, slots.n_keys, device=self.device)
+            keys = slots.first[:, None] + columns[new:]  # type: ignore[index]  # B S
+            queries = (slots.first + slots.lengths)[:, None] + columns[:new]  # type: ignore[operator]  # B T
+            places = (queries, keys) if _biases(attention) else places
+            if chunk and (new > 1 or chunk % slots.page):  # else the first page is the first of the query's chunk
+                chunks = (queries // chunk, keys // chunk)
+        hides = {"documents": chunks, "lengths": slots.lengths, "cu_seqlens_q": cache.cu_seqlens_q}  # type: ignore[union-attr]
+        segment = self._segment(attention, own, places, **hides)
         return PagedView(segment.mask, segment.index, segment.bias, slots)
 
     def list_rows(self, slots: SlotMapping) -> Iterator[tuple[int, int, list[Run]]]:

@@ -1,15 +1,17 @@
-"""Choose the layout of a KV cache on a device: whether rows are read by page table, and the page size."""
+"""Choose the layout of a KV cache on a device: whether rows are read by page table, the page size, and which rows share
+a pass."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from zoo.kernels import machine_of
-from zoo.kernels.view.page_tables import PAGE, choose_page
+from zoo.kernels.view.page_tables import PAGE, choose_page, reads_pages
 
 if TYPE_CHECKING:
     import torch
 
+    from zoo.kernels import AttentionQuery
     from zoo.model.tower import Tower
 
 
@@ -19,16 +21,29 @@ def choose_layout(
     """Return the arguments `paged` and `page` of the cache (`Store`) for a decoder on a device. By default the cache is
     paged on any device but a CPU, with the page size that the kernels of most layers read in place there."""
     paged = device.type != "cpu" if paged is None else paged
-    return {"paged": paged, "page": page or (_choose_page(tower, dtype, device, kernel) if paged else PAGE)}
+    if paged and page is None:
+        asks = [ask for ask in _list_queries(tower, dtype) if ask is not None]
+        page = choose_page(asks, machine_of(device), kernel)
+    return {"paged": paged, "page": page or PAGE}
 
 
-def _choose_page(tower: Tower, dtype: torch.dtype, device: torch.device, kernel: str) -> int:
-    """Return the page size that the kernels of most layers read in place."""
+def takes_varlen(tower: Tower, dtype: torch.dtype, device: torch.device, kernel: str, page: int) -> bool:
+    """Whether the kernels of all layers take prompts and decoding rows in one pass over a paged cache (varlen): rows of
+    any number of new tokens, end to end, whose keys are read in place. Other kernels would pad every row to the longest
+    one."""
+    asks = _list_queries(tower, dtype, varlen=True, page=page)
+    return all(ask is not None and reads_pages(ask, machine_of(device), kernel) for ask in asks)
+
+
+def _list_queries(tower: Tower, dtype: torch.dtype, **features: Any) -> list[AttentionQuery | None]:
+    """List the attention of each kind of layer over a cache whose rows differ in length; None for a kind that uses no
+    kernel."""
     name, asks = str(dtype).removeprefix("torch."), []
+    features = {"lengths": True, "short_q": True, **features}
     for block in tower.blocks.values():
-        window, features = block.attention.sight.window, {"lengths": True, "short_q": True}
+        window = block.attention.sight.window
         if block.cache():
             asks.append(block.attention.decode_ask(name, 1, window=window, **features))
         if block.crosses:
             asks.append(block.cross.ask(name, causal=False, **features))  # type: ignore[union-attr]
-    return choose_page([ask for ask in asks if ask is not None], machine_of(device), kernel)
+    return asks

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.kernels import attend
 from zoo.kernels.base import AttentionQuery
 from zoo.kernels.mask import Mask
-from zoo.lazy import torch
+from zoo.kernels.packed import join_rows, split_rows
+from zoo.lazy import F, torch
 from zoo.model.position.bias import ALiBi, T5Buckets
 
 if TYPE_CHECKING:
@@ -151,7 +152,10 @@ def _cached(size: CaseSize) -> list[AttentionCase]:
         _case(size, "lengths by row and window", hides=("lengths",), window=window, **cached),
         _case(size, "pages of 256", hides=("lengths",), page=256, **cached | {"keys": 256 * -(-2 * n // 256)}),
         _case(size, "pages of 16", hides=("lengths",), page=16, **cached),
-        _case(size, "pages of 256, a chunk", hides=("lengths",), page=256, **cached | {"queries": few, "keys": 512}),
+        *(
+            _case(size, f"pages of 256, {name}", hides=hides, page=256, **cached | {"queries": few, "keys": 512})
+            for name, hides in (("a chunk", ("lengths",)), ("varlen", ("lengths", "varlen")))
+        ),
     ]
 
 
@@ -213,6 +217,13 @@ def _lengths(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     return {"lengths": lengths}
 
 
+def _varlen(case: AttentionCase, generator: Generator) -> dict[str, Any]:
+    """Draw each row's number of queries; the first row has most."""
+    counts = torch.randint(1, case.queries, (case.batch,), generator=generator)
+    counts[0] = case.queries
+    return {"cu_seqlens_q": F.pad(counts.cumsum(0), (1, 0)).int()}
+
+
 DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
     "left": _left,
     "right": _right,
@@ -221,6 +232,7 @@ DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
     "prefix": _prefix,
     "global": _global,
     "lengths": _lengths,
+    "varlen": _varlen,
 }
 """Functions that draw fields of a Mask, by the names in a case's `hides`."""
 
@@ -267,11 +279,12 @@ class CaseInputs:
         return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
 
     def _attended(self, tensors: dict[str, Tensor], kernel: str) -> Tensor:
+        q, mask, ends = tensors["q"], self.mask(), self.hidden.get("cu_seqlens_q")
         y = attend(
-            tensors["q"],
+            q if ends is None else join_rows(q, ends, int(ends[-1])),
             tensors["k"],
             tensors["v"],
-            self.mask(),
+            mask,
             scale=self.case.head_dim**-0.5,
             softcap=self.case.softcap,
             sinks=tensors.get("sinks"),
@@ -279,6 +292,7 @@ class CaseInputs:
             pages=self.pages,
             kernel=kernel,
         )
+        y = y if ends is None else split_rows(y, ends, mask.n_queries)
         return y if self.real is None else y.where(self.real, 0)
 
     def _bias(self, tensors: dict[str, Tensor]) -> Bias | None:
@@ -378,6 +392,10 @@ def _on(drawn: Any, device: torch.device | str) -> Any:
 def _real(case: AttentionCase, hidden: dict[str, Any]) -> Tensor | None:
     """Mark the queries that are not padding [B, T, 1, 1]; None if all queries are real, as in cross-attention to padded
     keys."""
+    if "varlen" in case.hides:
+        ends = hidden["cu_seqlens_q"]
+        columns = torch.arange(-case.queries, 0, device=ends.device)
+        return (columns >= -ends.diff()[:, None])[..., None, None]
     if "padding" not in hidden or "memory" in case.hides:
         return None
     return hidden["padding"][:, case.keys - case.queries :, None, None]

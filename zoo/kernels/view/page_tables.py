@@ -40,32 +40,34 @@ def reads_pages(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> 
 
 
 class PagedShape(NamedTuple):
-    """The shape of a pass: B rows of T new tokens, and the page table's width P for each group."""
+    """The shape of a pass: B rows of T new tokens, and the page table's width P for each group. With `varlen` T is the
+    number of new tokens of all rows, which lie end to end."""
 
     rows: int
     new: int
     pages: tuple[int, ...]
+    varlen: bool = False
 
     @property
-    def size(self) -> int:
-        """Number of integers that describe a pass of this shape."""
-        return self.rows * sum((2, *(2 + self.new + pages for pages in self.pages)))
+    def tokens(self) -> int:
+        """Number of new tokens of all rows."""
+        return self.new if self.varlen else self.rows * self.new
 
 
 class PassTensors:
     """The integers of a pass as tensors: `starts` [B], cached tokens of each row; `slots` [B], the rows' state slots.
-    `groups` has for each group: the slot of each new token [B·T]; the token index of the first slot of each row's first
-    page [B]; the number of slots to read, new tokens included [B]; and the page table [B, P].
+    `groups` has for each group: the slot of each new token [B·T] (with `varlen` [T]); the token index of the first slot
+    of each row's first page [B]; the number of slots to read, new tokens included [B]; and the page table [B, P].
 
     All are views of one int64 tensor: a pass costs one copy from the host, and a recorded step reads other rows from
     the same memory.
     """
 
     def __init__(self, flat: Tensor, shape: PagedShape) -> None:
-        rows, new, pages = shape
+        rows = shape.rows
         sizes = [rows, rows]
-        for width in pages:
-            sizes += [rows * new, rows, rows, rows * width]
+        for width in shape.pages:
+            sizes += [shape.tokens, rows, rows, rows * width]
         self.starts, self.slots, *parts = flat.split(sizes)
         groups = (parts[at : at + 4] for at in range(0, len(parts), 4))
         self.groups = [(*others, table.view(rows, -1)) for *others, table in groups]
