@@ -66,6 +66,24 @@ def test_one_text_is_printed_once_by_ranks(train):
     assert first == (0, alone) and second == (0, "")
 
 
+@pytest.mark.slow
+def test_graphs_that_ranks_cannot_record_are_refused(train):
+    train("dense")
+    words = [
+        "generate",
+        "--checkpoint",
+        "run",
+        "--prompt",
+        PROMPTS[0],
+        "--max-new-tokens",
+        "2",
+        "--tp",
+        "2",
+        "--graphs",
+    ]
+    assert [code for code, _ in run_zoo(words, ranks=2)] == [2, 2]
+
+
 def test_what_ranks_cannot_do_is_refused_before_one_starts(train, capsys, monkeypatch):
     train("dense")
     for options, fault in (

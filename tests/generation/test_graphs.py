@@ -2,6 +2,8 @@
 graph, as both run the same operations again on the same memory, whatever the host knew when they were recorded."""
 
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +15,15 @@ from support.packaged_specs import one_in
 from support.request_schedules import find_faults, make_schedule
 from support.tiny_generators import HYBRIDS, KINDS, MIXED, SAME_CACHE, make
 from support.tiny_models import model_of
+from zoo.distributed.seam import Seam
 from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
-from zoo.generation.graphs import Graphs
+from zoo.generation.graphs import Graphs, make_graphs
 from zoo.generation.request import Request
 from zoo.kernels.view.page_tables import PagedShape
 from zoo.model.position import constants
-from zoo.run.capture import find_blocker
+from zoo.run.capture import CudaRecorder, find_blocker
+from zoo.run.tensor_parallel import TensorSeam
 
 WAITS = ("_local_scalar_dense", "lift", "nonzero", "unique", "masked_select", "repeat_interleave.Tensor", "equal")
 """Operations in whose place a CUDA graph cannot stand: the host waits for them, or sends numbers of its own."""
@@ -56,10 +60,10 @@ def tracer(monkeypatch):
     found = Tracer()
     monkeypatch.setattr(constants, "_under_a_mode", lambda: False)  # a CUDA graph is recorded under none
 
-    def make_graphs(model, writer, store, *, asked, note):
+    def make(model, writer, store, *, asked, note):
         return Graphs(model if writer is model.spec else model.get_submodule("decoder"), store, found, note)
 
-    monkeypatch.setattr("zoo.generation.engine.make_graphs", make_graphs)
+    monkeypatch.setattr("zoo.generation.engine.make_graphs", make)
     return found
 
 
@@ -193,6 +197,68 @@ def test_experts_that_are_counted_on_the_host_are_named():
     assert find_blocker(spec, "bfloat16") is None
     assert "reads on the host how many rows each expert has" in find_blocker(spec, "float32")
     assert find_blocker(make("attention=gqa").spec, "float32") is None
+
+
+@pytest.mark.parametrize(
+    ("backends", "line"),
+    [
+        ("cpu:gloo,cuda:nccl", None),
+        ("cpu:gloo,cuda:gloo", "a graph contains collectives of NCCL, found gloo"),
+        ("cpu:gloo", "a graph contains collectives of NCCL, found None"),
+    ],
+)
+def test_ranks_record_where_nccl_computes_their_collectives(backends, line, monkeypatch):
+    model, notes = make("attention=gqa"), []
+    store = Engine(model, rows=2, tokens=40, paged=True).store
+    monkeypatch.setattr(store, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: backends)
+    monkeypatch.setattr(model, "seam", TensorSeam(None))
+    graphs = make_graphs(model, model.spec, store, asked=None, note=notes.append)
+    assert graphs.refusal == line
+    assert notes == ([] if line is None else [f"graphs: decoding runs without CUDA graphs: {line}"])
+
+
+def test_ranks_with_other_free_memory_plan_the_same_rows(monkeypatch):
+    """Each rank's cache has the rows of the rank with the least memory: else they would run other steps."""
+    model = make("attention=gqa")
+    whole = Engine(model, rows=8, tokens=40).store.nbytes
+    monkeypatch.setattr(model, "seam", Seam())
+    monkeypatch.setattr(model.seam, "take_least", lambda memory: memory // 2)
+    assert Engine(model, rows=8, tokens=40, memory=whole).scheduler.rows == 4
+
+
+def test_a_step_is_warmed_up_on_a_side_stream_before_it_is_recorded(monkeypatch):
+    """By fakes of torch.cuda, in order: NCCL makes its communicator at the first collective, outside of a recording."""
+    order = []
+
+    class Scope(SimpleNamespace):
+        def __enter__(self):
+            order.append(f"enter {self.name}")
+
+        def __exit__(self, *_):
+            order.append(f"leave {self.name}")
+
+    fakes = {
+        "device": nullcontext,
+        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: order.append("side waits")),
+        "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: order.append("current waits")),
+        "stream": lambda stream: Scope(name="side"),
+        "graph_pool_handle": lambda: "pool",
+        "CUDAGraph": lambda: SimpleNamespace(replay="replay"),
+        "empty_cache": lambda: None,
+        "memory_reserved": lambda: len(order),
+        "graph": lambda graph, **how: Scope(name=f"graph {how}"),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    recorder = CudaRecorder("cuda")
+    for _ in range(2):
+        assert recorder(lambda numbers: order.append("pass") or 5, 1) == ("replay", 5)
+    graph = "graph {'pool': 'pool', 'capture_error_mode': 'thread_local'}"
+    warm = ["side waits", "enter side", "pass", "pass", "leave side", "current waits"]
+    assert order == 2 * [*warm, f"enter {graph}", "pass", f"leave {graph}"]
 
 
 # ---------------------------------------------------------------- on a card

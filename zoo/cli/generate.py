@@ -201,7 +201,7 @@ def run(
     draft = None if model.draft is None else load(model.draft, device=model.device).model
     keep_memory_on(model.device)  # only now, so that the memory of weights dropped by packing has been freed
     serving = {"speculate": speculate, "draft": draft, "deterministic": model.deterministic}
-    serving |= {"graphs": model.graphs if world.size == 1 else False, "note": note}
+    serving |= {"graphs": model.graphs, "note": note}
     how = {"template": model.template, "kernel": model.kernel, "serving": serving}
     batching.run(loaded, prompts, results, **how, note=note, writes=world.main)
 

@@ -50,6 +50,19 @@ class RankGroup:
         """All-gather the ranks' tensors to [R, …], without a gradient."""
         return self._gather_into(x.new_empty(self.size, *x.shape), x)
 
+    def refuse_capture(self) -> str | None:
+        """Say why a CUDA graph cannot contain the group's collectives, or None. NCCL launches kernels on the stream
+        that is captured; gloo waits for the device and computes on the host."""
+        backends = dict(each.split(":") for each in torch.distributed.get_backend_config(self.group).split(","))
+        found = backends.get("cuda")
+        return None if found == "nccl" else f"a graph contains collectives of NCCL, found {found}"
+
+    def take_least(self, number: int) -> int:
+        """Return the smallest of the ranks' numbers, which are exchanged on the host."""
+        least = torch.tensor(number)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group=self.group)
+        return int(least)
+
     def gather_tokens(self, x: Tensor) -> Tensor:
         """All-gather each rank's tokens [B, T, …] to [B, R·T, …], in autocast's dtype. The gradient is a
         reduce-scatter, because each rank has a part of every token's gradient."""

@@ -64,6 +64,14 @@ class Seam:
         """All-gather logits over the ranks' parts of the vocabulary to [..., V], V = `width`."""
         return logits
 
+    def refuse_capture(self) -> str | None:
+        """Say why a CUDA graph cannot contain the collectives, or None."""
+        return None
+
+    def take_least(self, number: int) -> int:
+        """Return the smallest of the ranks' numbers, so that all ranks plan alike."""
+        return number
+
 
 WHOLE = Seam()
 

@@ -99,6 +99,7 @@ class Engine:
         self.tokens, self.source = tokens, (source or self.reader.max_seq_len) if self.seq2seq else 0
         defaults = size_engine(self.device, self.writer.output_vocab_size)
         memory = defaults.memory if rows is None and memory is None else memory
+        memory = memory if memory is None else model.seam.take_least(memory)  # ranks must run the same steps
         rows, budget = rows or defaults.rows, budget or defaults.budget
         sources = reuse and self.seq2seq
         reuse = reuse and not self.seq2seq and not getattr(self.writer, "prefix_lm", False)

@@ -119,6 +119,7 @@ def make_graphs(
         raise ConfigError(f"graphs: CUDA records steps that read rows by page, {found} (leave it out)")
     module: Any = model if writer is model.spec else model.get_submodule("decoder")
     graphs = Graphs(module, store, CudaRecorder(store.device), note)
-    if (reason := find_blocker(writer, str(next(module.parameters()).dtype).removeprefix("torch."))) is not None:
+    blocker = find_blocker(writer, str(next(module.parameters()).dtype).removeprefix("torch."))
+    if (reason := blocker or module.seam.refuse_capture()) is not None:
         graphs.refuse(reason)
     return graphs

@@ -33,7 +33,8 @@ class CudaRecorder:
 
     def __call__(self, function: Callable[[Tensor], Tensor], numbers: Tensor) -> Replay:
         """Record `function(numbers)`, after warm-up passes on a side stream. Raises RuntimeError if the function does
-        something that a graph cannot contain, such as waiting for the device."""
+        something that a graph cannot contain, such as waiting for the device. What other threads do is not checked:
+        NCCL's watchdog queries events of earlier collectives meanwhile."""
         with torch.cuda.device(self.device):
             side = self.side = self.side or torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -45,7 +46,7 @@ class CudaRecorder:
             graph = torch.cuda.CUDAGraph()
             torch.cuda.empty_cache()  # as torch does: memory reserved from here on belongs to the recording
             before = torch.cuda.memory_reserved()
-            with torch.cuda.graph(graph, pool=self.pool):
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 result = function(numbers)
             self.nbytes += torch.cuda.memory_reserved() - before
         return graph.replay, result

@@ -92,6 +92,12 @@ class TensorSeam(Seam):
     def join_logits(self, logits: Tensor, width: int) -> Tensor:
         return torch.cat(self.group.stack(logits).unbind(), -1)[..., :width]
 
+    def refuse_capture(self) -> str | None:
+        return self.group.refuse_capture()
+
+    def take_least(self, number: int) -> int:
+        return self.group.take_least(number)
+
 
 # ---------------------------------------------------------------- a rank's part of a model
 
