@@ -1,5 +1,6 @@
 """The flash kernels over stand-ins that take and refuse what the real ones do: every case, and whole models."""
 
+import re
 import sys
 import types
 import warnings
@@ -15,7 +16,7 @@ from support.packaged_specs import one_in
 from support.tiny_models import every_choice, model_of
 from support.tiny_models import name as named
 from zoo.bench.kernels.accuracy import check_case, list_refusals
-from zoo.bench.kernels.cases import find_case, list_cases, make_inputs
+from zoo.bench.kernels.cases import find_case, list_cases, make_ask, make_inputs
 from zoo.bench.kernels.processes import Settings
 from zoo.cache.cache import Cache
 from zoo.errors import KernelError
@@ -260,7 +261,6 @@ def broken(flash, monkeypatch):
         raise ImportError("libcudart.so.12: cannot open shared object file")
 
     monkeypatch.setattr(KERNELS[flash], "module", fail)
-    monkeypatch.setattr(KERNELS[flash], "broken", False)
     return flash
 
 
@@ -280,6 +280,56 @@ def test_a_package_that_cannot_be_loaded_costs_auto_a_warning_and_not_the_run(br
     assert torch.allclose(found.float(), inputs.forward("eager").float(), atol=2e-2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
+        inputs.forward("auto")
+
+
+FAULTS = {
+    "a wrong signature": TypeError("flash_attn_func() got an unexpected keyword argument 'softcap'\nmore"),
+    "another architecture": RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    "a check of its own": AssertionError(""),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("case", ["causal", "pages of 256, varlen"])
+def test_a_first_call_that_fails_costs_auto_a_warning_and_not_the_run(fault, case, monkeypatch):
+    monkeypatch.setitem(MACHINES, "cpu", Machine("cuda", HOPPER, frozenset(PACKAGE["flash2"])))
+    standins.install(monkeypatch, "flash_torch")
+    module, error, inputs = standins.flash_attn_2, FAULTS[fault], make_inputs(find_case(case), "cpu", torch.bfloat16)
+    standins.install(monkeypatch, "flash2")
+    function = KERNELS["flash2"].call(make_ask(find_case(case), torch.bfloat16, grad=False)).function
+
+    def fail(*args, **given):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, fail)
+        told = f"kernel: flash2: the first call of {function} failed, found {type(error).__name__}: "
+        with pytest.warns(UserWarning, match=re.escape(told + (str(error).partition("\n")[0] or "no message"))):
+            found = inputs.forward("auto")
+    assert torch.allclose(found.float(), inputs.forward("eager").float(), atol=2e-2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once, and not tried again
+        inputs.forward("auto")
+    with pytest.raises(type(error)), monkeypatch.context() as patch:  # a kernel that was named fails
+        patch.setattr(module, function, fail)
+        inputs.forward("flash2")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("illegal access")])
+def test_a_later_call_that_fails_is_an_error(error, monkeypatch):
+    """And so is a lack of memory at any call."""
+    monkeypatch.setitem(MACHINES, "cpu", Machine("cuda", HOPPER, frozenset(PACKAGE["flash2"])))
+    standins.install(monkeypatch, "flash2")
+    inputs = make_inputs(find_case("causal"), "cpu", torch.bfloat16)
+    if not isinstance(error, torch.OutOfMemoryError):
+        inputs.forward("auto")
+
+    def fail(*args, **given):
+        raise error
+
+    monkeypatch.setattr(standins.flash_attn_2, "flash_attn_func", fail)
+    with pytest.raises(RuntimeError, match=str(error)):
         inputs.forward("auto")
 
 

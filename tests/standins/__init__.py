@@ -69,6 +69,8 @@ def install(monkeypatch: Any, name: str, arch: int = 90) -> list[Made]:
     for kernel in KERNELS.values():  # a module that an earlier test loaded
         if hasattr(kernel, "loaded"):
             monkeypatch.setattr(kernel, "loaded", None)
+            monkeypatch.setattr(kernel, "broken", False)
+            monkeypatch.setattr(kernel, "proven", set())
     if name == "flash2":
         monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_2)
     elif name == "flash3":

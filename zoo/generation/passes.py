@@ -50,7 +50,7 @@ class EnginePasses:
             yield from self._stable_batches(chunks)
             return
         plain = (chunk for chunk in chunks if not chunk.whole and chunk.sequence.asked.prompt_logprobs is None)
-        flat = [chunk for chunk in plain if self._fits(chunk)] if self._takes_varlen else []
+        flat = [chunk for chunk in plain if self._fits(chunk)] if self._lays_flat else []
         if self._lies_flat(flat):
             yield flat
             chunks = [chunk for chunk in chunks if chunk not in flat]
@@ -68,21 +68,24 @@ class EnginePasses:
         yield from batches.values()
 
     @cached_property
-    def _takes_varlen(self) -> bool:
-        """Whether the model reads rows end to end at no extra cost. Not for MLA (absorbed), compressed attention,
-        chunks, recurrent layers, positions that read a row's length, prefix-LMs and encoder-decoders; not for windows
-        on a CPU; not for a paged store (as on CUDA) whose pages a layer's kernel does not read in place
-        (`takes_varlen`)."""
+    def _lays_flat(self) -> bool:
+        """Whether the model's layers read rows end to end at no extra cost. Not for MLA (absorbed), compressed
+        attention, chunks, recurrent layers, positions that read a row's length, prefix-LMs and encoder-decoders, nor
+        for windows in a store that is not paged."""
         blocks = self.writer.blocks.values()
         able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
         plain = not (self.seq2seq or self.recurrent or getattr(self.writer, "prefix_lm", False))
-        if not (able and fixed and plain):
-            return False
-        if not self.store.paged:
-            return all(group.full for group in self.store.groups)
-        chunked = any(group.chunk for group in self.store.groups)
-        if chunked or next(self.model.parameters()).dtype != self.store.dtype:  # else keys are copied, to be cast
+        full = all(group.full or (self.store.paged and group.window) for group in self.store.groups)
+        return able and fixed and plain and full
+
+    @property
+    def _takes_varlen(self) -> bool:
+        """Whether the model reads rows end to end (`_lays_flat`), and so do the kernels that read a paged store (as on
+        CUDA)."""
+        if not self._lays_flat or not self.store.paged:
+            return self._lays_flat
+        if next(self.model.parameters()).dtype != self.store.dtype:  # keys are copied, to be cast
             return False
         return takes_varlen(self.writer, self.store.dtype, self.device, self.model.kernel, self.store.page)
 
@@ -97,15 +100,12 @@ class EnginePasses:
         )
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
-        """Whether these chunks go through the model end to end: the model can read them so (`_takes_varlen`), one of
-        them is a chunk of a prompt, and they differ in their numbers of cached or of new tokens."""
-        if (
-            self.deterministic
-            or not self._takes_varlen
-            or not any(chunk.count > 1 and not chunk.draft for chunk in batch)
-        ):
+        """Whether these chunks go through the model end to end: one of them is a chunk of a prompt, they differ in
+        their numbers of cached or of new tokens, and the model can read them so (`_takes_varlen`)."""
+        if self.deterministic or not any(chunk.count > 1 and not chunk.draft for chunk in batch):
             return False
-        return len({(chunk.sequence.row.length, chunk.count) for chunk in batch}) > 1  # type: ignore[union-attr]
+        alike = {(chunk.sequence.row.length, chunk.count) for chunk in batch}  # type: ignore[union-attr]
+        return len(alike) > 1 and self._takes_varlen
 
     def _stable_batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Yield the chunks of each pass under `deterministic`: decoding rows together if the model was prepared as

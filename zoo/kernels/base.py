@@ -115,6 +115,7 @@ class Kernel:
     fused: bool = True  # never holds all scores in memory
     on_request: bool = False  # used only when named, not by `auto`
     pages_in_place: bool = False  # reads a paged cache in place; else keys are copied out first
+    broken: bool = False  # could not be loaded, or failed at a first call
 
     def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
         """Say why this kernel cannot serve the ask on that machine, or None. Pure, and cheap enough to be called for
@@ -124,6 +125,11 @@ class Kernel:
     def can_load(self) -> bool:
         """Whether the code of the kernel can be loaded on this machine. Warns once if it cannot."""
         return True
+
+    def give_up(self, ask: AttentionQuery, error: Exception) -> bool:
+        """Whether an error of a call shows that the kernel does not run on this machine, so that `auto` passes it over
+        from now on. Warns if so."""
+        return False
 
     def call(self, ask: AttentionQuery) -> Call:
         """Return the call that the kernel makes for an ask that it does not refuse."""

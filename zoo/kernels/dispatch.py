@@ -74,12 +74,25 @@ def attend(
     of any number of queries lie end to end: q [1, N, H, C] → [1, N, H, Cv]. `dropout` determines which
     probabilities are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the
     choice; later calls with other tensors and equal arguments reuse it. With `again` only q, k and v are saved for the
-    backward pass (Korthikanti et al., 2022). Raises KernelError if the named kernel refuses.
+    backward pass (Korthikanti et al., 2022). With `auto`, a flash kernel whose first call fails is passed over with a
+    warning (`Kernel.give_up`), except in what torch.compile traces. Raises KernelError if the named kernel refuses.
     """
-    how, total = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout), q.shape[1]
+    how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
+    chosen = [] if chosen is None else chosen
+    while kernel == "auto" and not torch.compiler.is_compiling():
+        try:
+            return _compute(q, k, v, how, kernel, chosen, again)
+        except Exception as error:  # a package's own code: it may raise anything
+            if not chosen or not chosen.pop().give_up(_ask(q, k, v, how), error):
+                raise
+    return _compute(q, k, v, how, kernel, chosen, again)
+
+
+def _compute(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str, chosen: list[Kernel], again: bool) -> Tensor:
+    """Compute attention as `attend` does, by the kernel in `chosen`, which is chosen first if there is none."""
+    mask, total = how.mask, q.shape[1]
     if not k.dtype == v.dtype == q.dtype:  # so that only the rows' keys are cast, not whole pools
         q, k, v, how = how.gather_pages(q, k, v)
-    chosen = [] if chosen is None else chosen
     if not chosen:
         chosen.append(choose_kernel(q, k, v, how, kernel))
     if not chosen[0].pages_in_place:
@@ -133,7 +146,8 @@ def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
 
 def select(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> Kernel:
     """Choose the kernel on this machine as `pick` does, without collecting the refusals. With `auto`, a kernel whose
-    package is installed and cannot be loaded is passed over. Decoding calls this once per layer."""
+    package is installed and cannot be loaded is passed over, and one whose first call failed (`attend`). Decoding calls
+    this once per layer."""
     if kernel != "auto":
         return _check_named(ask, machine, kernel)
     return next(each for each in order(ask, machine) if each.refuses(ask, machine) is None and each.can_load())

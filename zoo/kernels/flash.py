@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.errors import KernelError
+from zoo.errors import KernelError, ZooError
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.found import explain_missing
 from zoo.kernels.varlen import VarlenBatch, lay_varlen
@@ -54,7 +54,7 @@ class Flash(Kernel):
 
     def __init__(self) -> None:
         self.loaded: Any = None  # the module, once imported
-        self.broken = False  # whether the module could not be loaded
+        self.proven: set[str] = set()  # functions that have returned
 
     # ------------------------------------------------------------ the reason against
 
@@ -104,6 +104,16 @@ class Flash(Kernel):
                 self.broken = True
                 warnings.warn(f"{error.args[0].partition(' (kernel=')[0]}; another kernel is used", stacklevel=2)
         return not self.broken
+
+    def give_up(self, ask: AttentionQuery, error: Exception) -> bool:
+        name = self.function(ask)
+        if name in self.proven or isinstance(error, (ZooError, torch.OutOfMemoryError)):
+            return False
+        self.broken = True
+        line = (str(error).strip() or "no message").splitlines()[0]
+        found = f"kernel: {self.name}: the first call of {name} failed, found {type(error).__name__}: {line}"
+        warnings.warn(f"{found}; another kernel is used", stacklevel=2)
+        return True
 
     def load(self) -> Any:
         """Import the module of the functions at first use. Raises KernelError if that fails."""
@@ -184,7 +194,13 @@ class Flash(Kernel):
     ) -> Tensor:
         """Call one of the functions, and return its output without the logsumexp that some return too."""
         result = getattr(self.load(), self.functions[which])(q, k, v, **lengths, **given)
+        self.prove(self.functions[which])
         return result[0] if isinstance(result, tuple) else result
+
+    def prove(self, function: str) -> None:
+        """Note that a function has returned: later errors are not for lack of a kernel on this machine."""
+        if not torch.compiler.is_compiling():
+            self.proven.add(function)
 
 
 def way(ask: AttentionQuery) -> str:

@@ -54,4 +54,6 @@ class FlashTorch(Flash):
         """Call the operator, which takes cum_seq_q, cum_seq_k, max_q and max_k by position."""
         sizes, options = tuple(lengths.values()) or (None, None, q.shape[1], k.shape[1]), dict(given)
         scale, causal = options.pop("softmax_scale"), options.pop("is_causal")
-        return getattr(self.load(), OPERATOR)(q, k, v, *sizes, 0.0, causal, False, scale=scale, **options)[0]
+        y = getattr(self.load(), OPERATOR)(q, k, v, *sizes, 0.0, causal, False, scale=scale, **options)[0]
+        self.prove(OPERATOR)
+        return y

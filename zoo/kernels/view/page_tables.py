@@ -32,7 +32,7 @@ def choose_page(asks: Iterable[AttentionQuery], machine: Machine, kernel: str = 
 def reads_pages(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> bool:
     """Whether the kernel that serves an ask reads pages in place; others copy each row's keys out of them first."""
     able = order(ask, machine) if kernel == "auto" else iter([KERNELS[kernel]] if kernel in KERNELS else [])
-    found = next((each for each in able if each.refuses(ask, machine) is None), None)
+    found = next((each for each in able if each.refuses(ask, machine) is None and not each.broken), None)
     return found is not None and found.pages_in_place
 
 
