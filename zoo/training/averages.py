@@ -56,16 +56,20 @@ class MovingAverage:
         self.settings = settings
         self.weights = {name: copy_wide(each) for name, each in list_trained(model).items()}
 
-    def update(self, model: Model, step: int) -> None:
-        """Update the average with the weights after update `step`, counted from 1."""
+    def update(self, model: Model, step: int, skipped: Tensor | None = None) -> None:
+        """Update the average with the weights after update `step`, counted from 1; not if `skipped` is 1."""
         now = [own_part(each.detach()) for each in list_trained(model).values()]
         mine = [own_part(each) for each in self.weights.values()]
         take_in = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.decay_at(step))
-        if all(each.dtype is own.dtype for each, own in zip(now, mine, strict=True)):
+        if skipped is None and all(each.dtype is own.dtype for each, own in zip(now, mine, strict=True)):
             take_in(mine, now, step)
             return
         for each, own in zip(now, mine, strict=True):  # one by one, or float32 copies of all would exist at once
-            take_in([own], [each.to(own.dtype)], step)
+            if skipped is None:
+                take_in([own], [each.to(own.dtype)], step)
+            else:
+                share = (1 - skipped.double()) * (1 - self.settings.decay_at(step))
+                own.lerp_(each.to(own.dtype), share.to(own.dtype))
 
     def restore(self, folder: Path, shares: Shares = ALL) -> None:
         """Read this process's part of the average from a checkpoint. Raises CheckpointError if the checkpoint's weights

@@ -1,7 +1,8 @@
-"""Refuse a loss, a gradient or a weight that is not finite."""
+"""Refuse a loss, a gradient or a weight that is not finite, and count the updates that are skipped for one."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from zoo.distributed.sharded_tensors import own_part
 from zoo.errors import ZooError
 from zoo.lazy import torch
-from zoo.training.run import Run
+from zoo.training.log import NONFINITE
+from zoo.training.run import Run, UncountedStep
 
 LOOKED_AT = {"loss": "loss", "grad_norm": "gradient's norm"}
 
@@ -19,6 +21,45 @@ def refuse_nonfinite(run: Run, terms: Mapping[str, Any]) -> None:
     for name, what in LOOKED_AT.items() if run.settings.skip_nonfinite == 0 else ():
         if not math.isfinite(value := float(terms[name])):
             raise ZooError(f"step {run.step}: the {what} is {value}; {describe_what_stays(run)}")
+
+
+def count_skipped(run: Run) -> None:
+    """Count the updates skipped since the last count, note their rows, and print a line for each. Waits for the device
+    once. Raises ZooError after `skip_nonfinite` skipped updates in a row.
+
+    All processes of a run must call this after the same steps, because it may end the run.
+    """
+    steps, run.uncounted = run.uncounted, []
+    values = torch.stack([each.found for each in steps]).tolist() if steps else []
+    for step, both in zip(steps, values, strict=True):
+        found = dict(zip(LOOKED_AT, both, strict=True))
+        if all(map(math.isfinite, both)):
+            run.skipped_in_row = 0
+            continue
+        run.skipped += 1
+        run.skipped_in_row += 1
+        note_batch(run, step, found)
+        name = next(name for name, value in found.items() if not math.isfinite(value))
+        what, most = f"step {step.number}: the {LOOKED_AT[name]} is {found[name]}", run.settings.skip_nonfinite
+        if run.skipped_in_row >= most:
+            rows = f"their rows are in {run.folder / NONFINITE}"
+            raise ZooError(f"{what}, and {most} updates in a row were skipped; {rows}; {describe_what_stays(run)}")
+        run.show.say(f"{what}, its update is skipped ({run.skipped_in_row} in a row; {most} end the run)")
+
+
+def note_batch(run: Run, step: UncountedStep, found: Mapping[str, float]) -> None:
+    """Append a line about a skipped step: the values found, and the source, window and epoch of each row."""
+    batches, sources = run.batches, run.batches.sources
+    first = step.consumed - batches.batch_size
+    places = [batches.place(row) for row in range(first, step.consumed)]
+    rows = [{"source": sources[p.source].name, "window": int(p.window), "epoch": int(p.epoch)} for p in places]
+    line = {
+        "step": step.number,
+        **{name: str(value) for name, value in found.items()},
+        "first_row": first,
+        "rows": rows,
+    }
+    run.records.write_nonfinite(json.dumps(line))
 
 
 def refuse_nonfinite_weights(run: Run) -> None:

@@ -14,7 +14,7 @@ from zoo.run.machine_memory import read_used_memory
 from zoo.training.building import build_start
 from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated
-from zoo.training.finite import refuse_nonfinite
+from zoo.training.finite import count_skipped, refuse_nonfinite
 from zoo.training.run import Run
 from zoo.training.run_flops import count_parameters_of
 from zoo.training.saving import find_checkpoint, finish_saving, go_back_if_due, save_checkpoint, save_if_due
@@ -106,6 +106,7 @@ def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
 
 def record(run: Run, terms: dict[str, Any]) -> None:
     """Write a line of metrics: means over the steps since the last line. Waits for the device."""
+    count_skipped(run)
     refuse_nonfinite(run, terms)
     values, clock = run.means.take(), run.gauges.clock
     speed = clock.lap(run.tokens)

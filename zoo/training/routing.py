@@ -35,16 +35,18 @@ def has_selection_bias(spec: Topology) -> bool:
     return any(getattr(router, "selection_bias", False) for router in routers)
 
 
-def balance_routers(model: Model, loads: list[Tensor], rate: float) -> None:
+def balance_routers(model: Model, loads: list[Tensor], rate: float, skipped: Tensor | None = None) -> None:
     """Move each router's selection bias by `rate`: up for experts below the mean load, down for experts above it
-    (loss-free balancing; Wang et al., 2024). `loads` [E] are the step's, summed over microbatches."""
+    (loss-free balancing; Wang et al., 2024). `loads` [E] are the step's, summed over microbatches. If `skipped` is 1,
+    nothing moves."""
     totals: dict[int, tuple[Any, Tensor]] = {}
     for router, load in zip(list_routers(model), loads, strict=True):
         if getattr(router.spec, "selection_bias", False):
             there = totals.get(id(router))
             totals[id(router)] = (router, load if there is None else there[1] + load)
     for router, load in totals.values():
-        router.selection_bias.add_(torch.sign(load.float().mean() - load), alpha=rate)
+        direction = torch.sign(load.float().mean() - load)
+        router.selection_bias.add_(direction if skipped is None else direction * (1 - skipped), alpha=rate)
 
 
 def describe_loads(loads: list[Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.data import Batches, PreparedData, hold_out
 from zoo.data.tokens import Held
@@ -24,6 +24,7 @@ from zoo.training.settings import Training
 from zoo.training.speed import Gauges
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch import device as Device
     from torch.optim import Optimizer
 
@@ -62,6 +63,15 @@ class Saves:
     best: list[tuple[float, int]] = field(default_factory=list)  # (rank, step) of the best evaluations kept
 
 
+class UncountedStep(NamedTuple):
+    """A step of which the host does not know yet whether its update was skipped: its number, the rows consumed by its
+    end, and its loss and gradient's norm `found` [2] on the device."""
+
+    number: int
+    consumed: int
+    found: Tensor
+
+
 @dataclass
 class Run:
     """A run: its plan and data, the objects that compute, write and measure for it, and its progress."""
@@ -86,8 +96,9 @@ class Run:
     flops: int | None = 0  # of training, without evaluations; None if not counted
     last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     evaluation_due: bool = False  # this step's evaluation is still to come
-    skipped: int = 0  # updates skipped: their loss or gradient was not finite
+    skipped: int = 0  # updates skipped, as far as counted: their loss or gradient was not finite
     skipped_in_row: int = 0  # skipped updates since the last one made
+    uncounted: list[UncountedStep] = field(default_factory=list)
     by_class: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's metrics by class
     compiled: bool | None = None  # whether layers are compiled; None: undecided
     asked: signal.Signals | None = None  # the signal that asked this process to stop

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zoo.data import Batch
 from zoo.distributed.gradients import measure_gradient, sum_common_gradients
-from zoo.errors import ZooError
 from zoo.lazy import torch
-from zoo.training.finite import LOOKED_AT, describe_what_stays, refuse_nonfinite
+from zoo.training.finite import LOOKED_AT, count_skipped, refuse_nonfinite
 from zoo.training.gradient import clip_gradient
-from zoo.training.log import NONFINITE
 from zoo.training.optim import set_rates
 from zoo.training.routing import RATE, balance_routers, describe_loads
-from zoo.training.run import Run
+from zoo.training.run import Run, UncountedStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +32,7 @@ def update(run: Run) -> dict[str, Any]:
     terms["grad_norm"] = measure_gradient(run.model)
     clip_gradient(list(run.model.parameters()), settings.clip, terms["grad_norm"])
     run.step += 1
-    if may_update(run, terms):
-        apply_update(run, loads)
+    update_if_finite(run, terms, loads)
     run.optimizer.zero_grad(set_to_none=True)
     return {**terms, **describe_loads(loads), "lr": settings.optim.lr * factor}
 
@@ -57,53 +51,48 @@ def count_batch(run: Run, batch: Batch) -> int:
     return targets
 
 
-def apply_update(run: Run, loads: list[Tensor]) -> None:
-    """Update the weights, the routers' selection biases and the moving average of the weights."""
-    run.optimizer.step()
+def apply_update(run: Run, loads: list[Tensor], skipped: Tensor | None = None) -> None:
+    """Update the weights, the routers' selection biases and the moving average of the weights. Nothing changes if
+    `skipped` is 1, a number on the device that the host does not read."""
+    if skipped is None:
+        run.optimizer.step()
+    else:
+        run.optimizer.found_inf = skipped  # the protocol of torch's GradScaler
+        run.optimizer.step()
+        del run.optimizer.found_inf
     if loads:
         rate = run.settings.router_bias_rate
-        balance_routers(run.model, loads, RATE if rate is None else rate)
+        balance_routers(run.model, loads, RATE if rate is None else rate, skipped)
     if run.ema is not None:
-        run.ema.update(run.model, run.step)
+        run.ema.update(run.model, run.step, skipped)
 
 
 # ---------------------------------------------------------------- updates that are skipped
 
 
-def may_update(run: Run, terms: dict[str, Any]) -> bool:
-    """Whether a step's gradient may change the weights. A step whose loss or gradient is not finite is counted, and its
-    rows are noted.
+def update_if_finite(run: Run, terms: dict[str, Any], loads: list[Tensor]) -> None:
+    """Update the weights, unless the loss or the gradient's norm is not finite.
 
-    Waits for the device, unless `skip_nonfinite` is 0. Then no step is skipped: a CPU checks at once and raises
-    ZooError; another device is checked when the metrics are written. Else raises ZooError after `skip_nonfinite`
-    skipped steps in a row.
+    The device decides, and the host does not wait, if the optimizer can skip an update by itself; the host counts
+    skipped updates when it needs their number (`count_skipped`). Otherwise, and on a CPU, the host decides. With
+    `skip_nonfinite` 0 no update is skipped: a CPU checks at once and raises ZooError; another device is checked when
+    the metrics are written.
     """
-    most = run.settings.skip_nonfinite
-    if most == 0:
+    if run.settings.skip_nonfinite == 0:
         if run.device.type == "cpu":
             refuse_nonfinite(run, terms)
-        return True
-    found = dict(zip(LOOKED_AT, torch.stack([terms[name].float() for name in LOOKED_AT]).tolist(), strict=True))
-    if all(map(math.isfinite, found.values())):
-        run.skipped_in_row = 0
-        return True
-    run.skipped += 1
-    run.skipped_in_row += 1
-    note_batch(run, found)
-    name = next(name for name, value in found.items() if not math.isfinite(value))
-    what = f"step {run.step}: the {LOOKED_AT[name]} is {found[name]}"
-    if run.skipped_in_row >= most:
-        rows = f"their rows are in {run.folder / NONFINITE}"
-        raise ZooError(f"{what}, and {most} updates in a row were skipped; {rows}; {describe_what_stays(run)}")
-    run.show.say(f"{what}, its update is skipped ({run.skipped_in_row} in a row; {most} end the run)")
-    return False
+        apply_update(run, loads)
+        return
+    found = torch.stack([terms[name].detach().float() for name in LOOKED_AT])
+    run.uncounted.append(UncountedStep(run.step, run.batches.consumed, found))
+    if decides_on_device(run):
+        apply_update(run, loads, (~found.isfinite()).any().float())
+        return
+    count_skipped(run)
+    if not run.skipped_in_row:
+        apply_update(run, loads)
 
 
-def note_batch(run: Run, found: Mapping[str, float]) -> None:
-    """Append a line about a skipped step: the values found, and the source, window and epoch of each row."""
-    batches, sources = run.batches, run.batches.sources
-    places = [batches.place(row) for row in range(batches.consumed - batches.batch_size, batches.consumed)]
-    rows = [{"source": sources[p.source].name, "window": int(p.window), "epoch": int(p.epoch)} for p in places]
-    first = batches.consumed - batches.batch_size
-    line = {"step": run.step, **{name: str(value) for name, value in found.items()}, "first_row": first, "rows": rows}
-    run.records.write_nonfinite(json.dumps(line))
+def decides_on_device(run: Run) -> bool:
+    """Whether the device can skip an update: the optimizer must take `found_inf`, as torch's fused AdamW does."""
+    return run.device.type != "cpu" and getattr(run.optimizer, "_step_supports_amp_scaling", False)

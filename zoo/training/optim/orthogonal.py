@@ -33,7 +33,7 @@ class MuonOptimizer(Optimizer):
 
     Momentum is m ← μ·m + (1 − μ)·g, Nesterov's update (1 − μ)·g + μ·m, as in torch.optim.Muon. Matrices of one shape,
     transposed or not, are stacked and orthogonalised together. Each process of a mesh orthogonalises some of a stack's
-    matrices (`MatrixOwners`).
+    matrices (`MatrixOwners`). With torch's fused AdamW it skips an update whose `found_inf` is 1, as that does.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class MuonOptimizer(Optimizer):
         super().__init__(groups, {**adamw, "orthogonalise": True, **mine})
         others = [group for group in self.param_groups if not group["orthogonalise"]]
         self._adamw = torch.optim.AdamW(others, fused=fused) if others else None
+        self._step_supports_amp_scaling = fused
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
@@ -66,6 +67,7 @@ class MuonOptimizer(Optimizer):
         others = [group for group in self.param_groups if not group["orthogonalise"]]
         if self._adamw is not None and others:  # torch's AdamW shares these groups and states
             self._adamw.param_groups, self._adamw.state = others, self.state
+            self._adamw.found_inf = self._skipped
             self._adamw.step()
             self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
         return loss
@@ -77,10 +79,12 @@ class MuonOptimizer(Optimizer):
             self._stack(group, tensors), (short, long), partial(orthogonalise, iterations=group["iterations"])
         )
         for update, tensor in zip(x.split(count_own(tensors)), tensors, strict=True):
-            own = own_part(tensor)
-            own.mul_(1 - group["lr"] * group["weight_decay"])
-            turned = update.mT if is_tall(tensor) else update
-            own.add_(turned.reshape(own.shape), alpha=-group["lr"] * 0.2 * math.sqrt(long))
+            own, turned = own_part(tensor), update.mT if is_tall(tensor) else update
+            new = own if self._skipped is None else own.clone()
+            new.mul_(1 - group["lr"] * group["weight_decay"])
+            new.add_(turned.reshape(own.shape), alpha=-group["lr"] * 0.2 * math.sqrt(long))
+            if new is not own:
+                own.copy_(self._choose(own, new))
 
     def _stack(self, group: dict[str, Any], tensors: list[Tensor]) -> Tensor:
         """Stack what this process has of the updates to orthogonalise: [N, A, B], or a part of each matrix."""
@@ -90,18 +94,31 @@ class MuonOptimizer(Optimizer):
         dtype = torch.float64 if first.dtype is torch.float64 else self.dtype
         x = torch.empty(sum(counts), *sizes, dtype=dtype, device=first.device)
         for place, tensor in zip(x.split(counts), tensors, strict=True):
-            update = own_part(self._momentum(group, tensor))
+            update = self._momentum(group, tensor)
             update = update.reshape(len(place), *update.shape[-2:])
             place.copy_(update.mT if is_tall(tensor) else update)
         return x
 
     def _momentum(self, group: dict[str, Any], tensor: Tensor) -> Tensor:
-        state, gradient, momentum = self.state[tensor], tensor.grad, group["momentum"]
-        assert gradient is not None
+        """Update the momentum; return this process' part of the update to orthogonalise."""
+        state, momentum = self.state[tensor], group["momentum"]
+        assert tensor.grad is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(tensor)
-        state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        return gradient.lerp(state["momentum_buffer"], momentum) if group["nesterov"] else state["momentum_buffer"]
+        mean, gradient = own_part(state["momentum_buffer"]), own_part(tensor.grad)
+        if self._skipped is not None:
+            gradient = self._choose(mean, gradient)  # an average with itself changes nothing
+        mean.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(mean, momentum) if group["nesterov"] else mean
+
+    @property
+    def _skipped(self) -> Tensor | None:
+        return getattr(self, "found_inf", None)
+
+    def _choose(self, kept: Tensor, new: Tensor) -> Tensor:
+        """Return `kept` if the update is skipped, else `new`. The host does not wait."""
+        assert self._skipped is not None
+        return torch.where(self._skipped.bool(), kept, new)
 
 
 class MatrixOwners(NamedTuple):

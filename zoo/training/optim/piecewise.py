@@ -76,10 +76,12 @@ class Piecewise(Optimizer):
         super().__init__(rule.param_groups, rule.defaults)
         self._rule, self._rounds, self._by_element = rule, rounds, by_element
         self._place = place or Beside()
+        self._step_supports_amp_scaling = getattr(rule, "_step_supports_amp_scaling", False)
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
         loss = evaluate(closure)
+        self._rule.found_inf = getattr(self, "found_inf", None)  # 1 leaves each piece as it is
         for group, parameter, gradient, state in list_due(self):
             self._step_tensor(group, parameter.detach(), gradient, state)
         self._place.finish()
