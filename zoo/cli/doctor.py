@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from zoo import report
+from zoo.cli.options import flag
 from zoo.cli.showing import Json
 
 if TYPE_CHECKING:
@@ -32,8 +33,14 @@ TORCHAO = "torchao is not installed (pip install 'transformer-zoo[fp8]')"
 LEGEND = "f forward, b backward; (f b) not here, but on a machine that has what is missing; - on none"
 
 
-def run(as_json: Json = False) -> None:
+def run(as_json: Json = False, *, gpu: bool = flag("Try and measure this machine's GPUs, in about a minute.")) -> None:
     """Show versions, devices, and what each kernel can do on this machine, and why a kernel cannot run."""
+    if gpu:
+        from zoo.bench.kernels.first_contact import format_findings, look
+
+        found = look()
+        print(report.format_json(found) if as_json else format_findings(found))
+        return
     import zoo
     from zoo.kernels.table import describe_here, row_as_data, tabulate
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -108,20 +109,40 @@ def synchronize(device: str) -> None:
 
 def measure_limits(device: str, *, quick: bool = False) -> Limits:
     """Measure the fastest square product, up to 8192 wide, and a copy of 1 GiB; `quick`: up to 512 wide, and 64 MiB."""
-    sides, size = (QUICK_SIDES, 64 << 20) if quick else (SIDES, 1 << 30)
-    flops = {
-        str(dtype).removeprefix("torch."): max(_product_rate(side, dtype, device) for side in sides)
-        for dtype in (torch.float32, torch.bfloat16)
-    }
+    names = {"float32": "fp32", "bfloat16": "bf16"}
+    flops = {name: measure_products(dtype, device, quick=quick) for name, dtype in names.items()}
+    return Limits(flops, measure_copy(device, quick=quick))
+
+
+def measure_copy(device: str, *, quick: bool = False) -> float:
+    """Measure a copy within the device's memory, in bytes per second; bytes read and bytes written both count."""
+    size = 64 << 20 if quick else 1 << 30
     a = torch.ones(size, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
-    return Limits(flops, 2 * size / time_call(lambda: b.copy_(a), device))
+    return 2 * size / time_call(lambda: b.copy_(a), device)
 
 
-def _product_rate(side: int, dtype: torch.dtype, device: str) -> float:
+def measure_products(dtype: str, device: str, *, quick: bool = False) -> float:
+    """Measure the fastest square product in FLOP/s, for a dtype by its name in a data sheet: fp32, tf32, bf16, fp16 or
+    fp8 (E4M3, accumulated in float32, to bfloat16)."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    try:
+        return max(_product_rate(side, dtype, device) for side in (QUICK_SIDES if quick else SIDES))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _product_rate(side: int, name: str, device: str) -> float:
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
+    dtype = kinds.get(name, torch.float32)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * side**3 / time_call(lambda: torch.mm(a, b.t(), out=out), device, spend=0.1)
+    if name == "fp8":
+        one = torch.ones((), device=device)
+        product = partial(torch._scaled_mm, a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    else:
+        product = partial(torch.mm, a, b.t(), out=torch.empty_like(a))
+    return 2 * side**3 / time_call(product, device, spend=0.1)
 
 
 # ---------------------------------------------------------------- names
