@@ -194,7 +194,7 @@ class Scheduler:
         if self.sources is not None:
             return any(
                 (each.source, each.salt) == (sequence.source, sequence.salt)
-                and not each.row.source
+                and not each.row.source  # type: ignore[union-attr]
                 and len(each.ids) <= self.limit  # type: ignore[union-attr]
                 for each in self.running
             )

@@ -119,7 +119,8 @@ class Pipeline:
         holds: bool = False,
     ) -> None:
         self.model, self.group, self.schedule, self.objective = model, group, schedule, objective
-        self.microbatches, self.tokens, self.sent, self.holds = microbatches, tokens, sent, holds
+        self.autocast, self.microbatches, self.tokens = autocast, microbatches, tokens
+        self.sent, self.holds = sent, holds
         self.chunks = schedule.list_chunks(group.rank)
         apart = schedule.splits_backward
         self.modules = [ChunkModule(model, own, objective, autocast, apart) for own in range(len(self.chunks))]

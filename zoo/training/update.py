@@ -57,9 +57,9 @@ def apply_update(run: Run, loads: list[Tensor], skipped: Tensor | None = None) -
     if skipped is None:
         run.optimizer.step()
     else:
-        run.optimizer.found_inf = skipped  # the protocol of torch's GradScaler
+        run.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the protocol of torch's GradScaler
         run.optimizer.step()
-        del run.optimizer.found_inf
+        del run.optimizer.found_inf  # type: ignore[attr-defined]
     if loads:
         rate = run.settings.router_bias_rate
         balance_routers(run.model, loads, RATE if rate is None else rate, skipped)

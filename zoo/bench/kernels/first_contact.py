@@ -69,7 +69,7 @@ def look(
     rates = measure([CheckPart("rates", list_rates, seconds)])
     links = measure([CheckPart("links", partial(list_links, count=count), seconds)]) if count > 1 else []
     trials = [CheckPart(name, partial(list_trials, kernel=name), seconds, beside=True) for name in KERNELS]
-    nccl = ".".join(map(str, torch.cuda.nccl.version())) if device == "cuda" and count > 1 else None
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if device == "cuda" and count > 1 else None  # type: ignore[attr-defined]
     found = {"machine": describe_machine(device), "gpus": count, "nccl": nccl, "rates": rates, "links": links}
     return {**found, "kernels": measure(trials), "sheet": read_sheet(device)}
 
@@ -131,9 +131,11 @@ def time_peer_copy() -> ReportRow:
 def time_all_reduce(settings: Settings, count: int) -> ReportRow:
     """Time an all-reduce over `count` processes, one a GPU, by NCCL (gloo on a CPU). `rate` by size is the bus
     bandwidth of nccl-tests, 2·(n − 1)/n × bytes ÷ seconds, which a link's rate bounds."""
+    from torch.multiprocessing.spawn import spawn
+
     sizes = QUICK_SIZES if settings.quick else SIZES
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_reduce, (count, settings.device, sizes, folder), nprocs=count)
+        spawn(_reduce, (count, settings.device, sizes, folder), nprocs=count)
         seconds = map(float, Path(folder, "seconds").read_text().split())
     share = 2 * (count - 1) / count
     return {"ranks": count, "rates": {size: share * size / each for size, each in zip(sizes, seconds, strict=True)}}
@@ -145,7 +147,7 @@ def _reduce(rank: int, count: int, device: str, sizes: tuple[int, ...], folder: 
     os.environ.setdefault("NCCL_DEBUG", "WARN")
     if device == "cuda":
         torch.cuda.set_device(rank)
-    store = distributed.FileStore(f"{folder}/store", count)
+    store = distributed.FileStore(f"{folder}/store", count)  # type: ignore[reportPrivateImportUsage]
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     taken = []
     for size in sizes:

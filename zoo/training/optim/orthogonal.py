@@ -67,7 +67,7 @@ class MuonOptimizer(Optimizer):
         others = [group for group in self.param_groups if not group["orthogonalise"]]
         if self._adamw is not None and others:  # torch's AdamW shares these groups and states
             self._adamw.param_groups, self._adamw.state = others, self.state
-            self._adamw.found_inf = self._skipped
+            self._adamw.found_inf = self._skipped  # type: ignore[attr-defined]
             self._adamw.step()
             self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
         return loss

@@ -81,7 +81,7 @@ class Piecewise(Optimizer):
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
         loss = evaluate(closure)
-        self._rule.found_inf = getattr(self, "found_inf", None)  # 1 leaves each piece as it is
+        self._rule.found_inf = getattr(self, "found_inf", None)  # type: ignore[attr-defined]  # 1 leaves pieces as they are
         for group, parameter, gradient, state in list_due(self):
             self._step_tensor(group, parameter.detach(), gradient, state)
         self._place.finish()
