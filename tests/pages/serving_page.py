@@ -67,7 +67,7 @@ For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --typ
 ## What is not handed over
 
 - **An architecture that no family describes.** Every family of [zoo.md](zoo.md) can be written, but a model may mix choices that no family
-  has together. Then it is written for [`import zoo.hf`](transformers.md), which no engine knows, and each field in the
+  has together. Then it is written for [`import zoo.hf`](transformers.md), which vLLM serves in part, and each field in the
   way has a line. Here for `block=parallel` on a Llama:
 
 {error}

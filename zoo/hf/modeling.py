@@ -20,6 +20,7 @@ from zoo.checkpoint.store import write_architecture
 from zoo.distributed.sharded_tensors import ALL
 from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar import to_dict
+from zoo.hf.attention_interface import KERNEL_OF, OWN, InterfaceLayers
 from zoo.hf.config import ZooConfig
 from zoo.hf.embedded_input import read_input
 from zoo.hf.generation_cache import ZooCache, can_crop
@@ -52,8 +53,9 @@ DTYPES = {"dtype", "torch_dtype"}
 class ZooPreTrainedModel(PreTrainedModel):
     """The base of the models over a Spec. The modules, and so the names of the tensors, are those of `zoo.build`.
 
-    Attention kernels are chosen as in zoo, so `attn_implementation` does nothing, and attention probabilities are not
-    returned. A router's losses are added to the loss in training, with the weights that its Spec states.
+    `attn_implementation` names one of zoo's attention kernels, or a function of transformers' attention interface;
+    unless given, kernels are chosen as in zoo. Attention probabilities are not returned. A router's losses are added to
+    the loss in training, with the weights that its Spec states.
     """
 
     config_class = ZooConfig
@@ -61,10 +63,11 @@ class ZooPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["Layer"]  # type: ignore[assignment]
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [HEAD]  # type: ignore[assignment]
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    interface: InterfaceLayers | None
 
     # what a Spec's forward reads of the outermost Layer, where one process has all of a model
-    kernel, recompute, dropping = Layer.kernel, Layer.recompute, Layer.dropping
+    kernel, recompute, dropping = Model.kernel, Layer.recompute, Layer.dropping
     seam, context = Layer.seam, Layer.context
 
     def __init__(self, config: ZooConfig) -> None:
@@ -77,6 +80,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.gradient_checkpointing = False
         self.take(Model(spec))
+        self._choose_attention()
         self.post_init()
 
     def take(self, model: Model) -> None:
@@ -86,6 +90,7 @@ class ZooPreTrainedModel(PreTrainedModel):
             self.add_module(name, module)
         parts = tensors(self.spec, self.spec.d_model)
         self._bare = [name.rpartition(".")[0] for name, part, _ in parts if isinstance(part, Linear) and part.bare]
+        self._is_stateful = not can_crop(self.config.writer)  # generated tokens cannot be taken back: no assistant
 
     @classmethod
     def fit(cls, spec: Topology, config: ZooConfig) -> Topology:
@@ -108,7 +113,7 @@ class ZooPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Draw the tensors that no checkpoint had, as `zoo.build` does: by their place in the Spec, not by module."""
         held = self.state_dict(keep_vars=True).items()
-        fresh = {name: each for name, each in held if not getattr(each, "_is_hf_initialized", False)}
+        fresh = {name: each for name, each in held if not (each.is_meta or getattr(each, "_is_hf_initialized", False))}
         self._draw(fresh)
         for each in fresh.values():
             each._is_hf_initialized = True  # type: ignore[attr-defined] - transformers calls this again later
@@ -236,6 +241,25 @@ class ZooPreTrainedModel(PreTrainedModel):
         rows[:kept] = held[:kept]
         held.data, held.grad = rows, None
 
+    # ------------------------------------------------------------ attention
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Check the name of an attention implementation; without one, zoo chooses."""
+        if requested_attention in (None, OWN):
+            return OWN
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
+    def set_attn_implementation(self, attn_implementation: Any, *given: Any, **options: Any) -> None:  # type: ignore[override]
+        """Attend by another implementation. Raises ConfigError for one that cannot do what this model's attention
+        does."""
+        super().set_attn_implementation(attn_implementation, *given, **options)
+        self._choose_attention()
+
+    def _choose_attention(self) -> None:
+        name = self.config._attn_implementation
+        self.interface = None if name in KERNEL_OF else InterfaceLayers(self.spec, self.config)
+        self.kernel = KERNEL_OF.get(name, "auto")  # type: ignore[arg-type, assignment]
+
     # ------------------------------------------------------------ passes
 
     def train(self, mode: bool = True) -> Any:
@@ -253,11 +277,6 @@ class ZooPreTrainedModel(PreTrainedModel):
         gradients are those of the other way."""
         set_recompute(self, f"every_{every_n_layers}" if enable else "none")  # type: ignore[arg-type]
         self.gradient_checkpointing = enable
-
-    @property
-    def _is_stateful(self) -> bool:  # type: ignore[override]
-        """Whether generated tokens cannot be taken back, so that no assistant can propose some."""
-        return not can_crop(self.config.writer)
 
     def read(
         self,
@@ -288,13 +307,18 @@ class ZooPreTrainedModel(PreTrainedModel):
             given["token_type_ids"] = types  # tokenizers give zeros unasked
             if cache is not None:
                 raise ValueError("token_type_ids: rows of a cache have none (use_cache=False)")
+        forward = decoder or partial(self.spec.forward, self)  # type: ignore[attr-defined]
+        if self.interface is not None:
+            if cache is not None:
+                raise ConfigError(f"use_cache: {self.config._attn_implementation} keeps keys itself (use_cache=False)")
+            forward, positions = partial(self.interface.run, self, positions), None
         if positions is not None and cache is None and (found := number_documents(positions, mask)) is not None:
             given["documents"], mask = found, None
         records, losses = bool(self.config.output_hidden_states if records is None else records), []
 
         def run(ids: Tensor, **how: Any) -> dict[str, Tensor]:
             with recording(self._tower, records) as states:
-                out = (decoder or partial(self.spec.forward, self))(ids, **given, **how)  # type: ignore[attr-defined]
+                out = forward(ids, **given, **how)
             losses.extend(out.losses.values())
             named = {"hidden": out.hidden, "logits": out.logits, "pooled": out.pooled}
             named |= {f"layer {number}": each for number, each in enumerate(states)}
