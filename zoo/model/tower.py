@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
@@ -21,7 +21,7 @@ from zoo.model.layer_loop import Loop
 from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
-from zoo.model.spread_loss import SpreadLoss
+from zoo.model.spread_row_loss import spread_loss
 from zoo.model.step import Inputs, Output, Weights
 from zoo.model.streams import Streams
 from zoo.model.whole import Misfit, find_misfits, refuse_borrowed_table
@@ -356,9 +356,7 @@ class Tower(Topology):
         if not self.head.predicts_tokens:
             total, terms = sum_loss(m.head, hidden, targets, loss)
             return m.seam.own_share(total), terms
-        stated = {each.name: getattr(loss, each.name) for each in fields(TokenLoss)}
-        spread = SpreadLoss(**{**stated, "compiled": False}, seam=m.seam, width=self.vocab_size)
-        return sum_loss(m.head, hidden, targets, spread)
+        return sum_loss(m.head, hidden, targets, spread_loss(loss, m.seam, self.vocab_size))
 
 
 class Decoder(Tower, kind="decoder"):

@@ -265,10 +265,6 @@ def test_a_forecast_computes_what_its_steps_need(here, counted):
             "objective: z_loss: is of a mean over tokens, and dpo's is over records, found 0.0001",
         ),
         (["objective.label_smoothing=0.5"], "objective.label_smoothing: must be less than 0.5, found 0.5"),
-        (
-            ["parallel={tp: 2}", "launcher=torchrun", "nproc=2"],
-            "objective: is dpo, which goes with no tensor parallelism",
-        ),
         (["parallel={cp: 2}", "launcher=torchrun", "nproc=2"], "objective: is dpo, and cp=2 cuts rows of text"),
         (["parallel={pp: 2}", "launcher=torchrun", "nproc=2"], "objective: is dpo, and a pipeline takes rows of text"),
     ],

@@ -49,7 +49,6 @@ class Preference(Objective):
     scored: ClassVar[str] = "records of two answers"
     measures: ClassVar[tuple[str, ...]] = tuple(f"val_{name}" for name in REWARDS)
     ranked_by: ClassVar[str | None] = "val_reward_accuracy"
-    divides: ClassVar[bool] = False
     n_texts: ClassVar[int] = 2
     terms: ClassVar[tuple[str, ...]] = ("loss", *REWARDS)
     """The terms of the loss, the loss first."""

@@ -62,4 +62,5 @@ class Reward(TaskObjective, Preference, kind="reward"):
         losses = losses + self.centre_coef * rewards.sum(1).square()
         found = {name: each * weight for name, each in {"loss": losses.sum(), **sum_rewards(rewards)}.items()}
         terms = {name: each.detach() for name, each in found.items()}
-        return add_own_losses(out, found["loss"], terms, weight, self.targets(batch) if count is None else count)
+        total = model.seam.own_share(found["loss"])
+        return add_own_losses(out, total, terms, weight, self.targets(batch) if count is None else count)
