@@ -22,7 +22,7 @@ from zoo.cli import run
 from zoo.errors import CheckpointError
 from zoo.grammar import from_dict, to_dict
 from zoo.run.builder import build
-from zoo.training.start.begin import load_weights
+from zoo.training.start.begin import open_start
 
 CASES = {
     "llama": (
@@ -115,7 +115,7 @@ def test_peft_opens_adapters_with_trained_norms_and_more_tokens(tmp_path, tied):
     source = store.load(base, "fp32")
     spec = from_dict(json.loads(json.dumps(to_dict(source.spec)).replace('"vocab_size": 60', '"vocab_size": 64')))
     model = build(spec, device="cpu", seed=1)
-    load_weights(model, base, "stack", seed=1)
+    open_start(base, model.whole, "stack", seed=1).fill(model)
     model = adapted(model, ("attention",))
     with torch.no_grad():
         model.norm.weight += 0.5

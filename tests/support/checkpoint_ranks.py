@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,9 +20,12 @@ from torch.utils import _pytree as pytree
 import zoo
 from support.memory_tracker import StorageTracker
 from zoo.checkpoint import store
+from zoo.checkpoint.parallel_checkpoint import hold_weights
+from zoo.checkpoint.sharded import Piece
 from zoo.distributed import meeting
 from zoo.distributed.sharded_tensors import own_part
 from zoo.distributed.world import read_world
+from zoo.training import building
 
 
 class HeldBytes(StorageTracker):
@@ -60,15 +63,80 @@ def measuring_saves(found: dict[str, int]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def measuring_start(found: dict[str, int]) -> Iterator[None]:
+    """Note the most bytes that tensors take at once while a run's model is built and gets its weights, the bytes of the
+    weights that the process then holds."""
+    build = building.build_model
+
+    def measure(*args: Any, **options: Any) -> Any:
+        with HeldBytes() as tracker:
+            model = build(*args, **options)
+        weights = list(model.state_dict().values())
+        found["most"], found["held"] = tracker.most, sum(own_part(each).nbytes for each in weights)
+        return model
+
+    with mock.patch.object(building, "build_model", measure):
+        yield
+
+
 def save(jobs: str, out: str) -> None:
-    """Train the jobs of a JSON file, each a model and overrides."""
+    """Train the jobs of a JSON file, each a model and overrides, and measure their saves."""
+    train(measuring_saves, jobs, out)
+
+
+def start(jobs: str, out: str) -> None:
+    """Train the jobs of a JSON file, each a model and overrides, and measure how they start."""
+    train(measuring_start, jobs, out)
+
+
+def train(measuring: Any, jobs: str, out: str) -> None:
     told = []
     for model, overrides in json.loads(Path(jobs).read_text()):
         found: dict[str, int] = {}
-        with measuring_saves(found):
+        with measuring(found):
             zoo.train(model, overrides)
         told.append(found)
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(told))
+
+
+def read(job: str, out: str) -> None:
+    """Build the model of a run that starts from weights which `pattern` made, check its values, and end before the
+    first step."""
+    build = building.build_model
+
+    def measure(*args: Any, **options: Any) -> None:
+        before, begin = read_own_memory(), time.monotonic()
+        model = build(*args, **options)
+        held = hold_weights(model)
+        told = {"before": before, "peak": read_own_memory("VmHWM"), "seconds": time.monotonic() - begin}
+        told["held"] = sum(each.tensor.nbytes for of in held.values() for each in of.pieces)
+        told["wrong"] = [name for name, each in held.items() if not all(map(is_pattern, each.pieces))]
+        Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(told))
+        torch.distributed.barrier()
+        os._exit(0)  # a step's gradients and states would take three times the weights
+
+    with mock.patch.object(building, "build_model", measure):
+        model, overrides = json.loads(Path(job).read_text())
+        zoo.train(model, overrides)
+
+
+def pattern(shape: Sequence[int], offset: Sequence[int]) -> torch.Tensor:
+    """The values of a part of a made weight: each a function of its place in the whole tensor."""
+    found = torch.zeros(())
+    for size, at, factor in zip(shape, offset, (7, 13, 29, 31), strict=False):
+        found = found[..., None] + torch.arange(at, at + size) * factor
+    return found.remainder(1021) / 1021
+
+
+def is_pattern(piece: Piece) -> bool:
+    return torch.equal(piece.tensor, pattern(piece.tensor.shape, piece.offset))
+
+
+def read_own_memory(name: str = "VmRSS") -> int:
+    """Bytes of this process that the system counts: VmRSS now, VmHWM at most."""
+    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
+    return int(line.split()[1]) * 1024
 
 
 def wait(out: str) -> None:
@@ -90,4 +158,4 @@ def wait(out: str) -> None:
 
 
 def main(verb: str, *args: str) -> None:
-    {"save": save, "wait": wait}[verb](*args)
+    {"save": save, "start": start, "read": read, "wait": wait}[verb](*args)

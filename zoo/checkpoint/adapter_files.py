@@ -115,7 +115,8 @@ def merge(stored: StoredTensors, spec: WholeSpec, plan: Adapters, folder: Path) 
         a, b = (held[f"{path}{INSIDE}{each}"] for each in "ab")
         return merge_adapter(stored[name], plan, a, b, held.get(f"{path}{INSIDE}m"))
 
-    return StoredTensors(stored.forms, read)
+    slices = stored.find_slices
+    return StoredTensors(stored.forms, read, find_slices=lambda name: None if name in adapted else slices(name))
 
 
 def read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device | str) -> dict[str, Tensor]:
@@ -144,8 +145,9 @@ def load_adapter(model: Any, folder: Path) -> None:
         raise CheckpointError(f"{folder}: its adapters name no base (a checkpoint of this version)")
     check_weights(folder, model.spec)
     own = parallel_checkpoint.open_weights(folder, mapped=False)
-    held = {**read_tensors(plan, model.spec, folder, "cpu"), **own}
-    model.load_state_dict(held, strict=False)
+    source = own.under(StoredTensors.of(read_tensors(plan, model.spec, folder, "cpu")))
+    held = parallel_checkpoint.hold_weights(model)
+    parallel_checkpoint.fill_pieces({name: each for name, each in held.items() if name in source}, source)
 
 
 # ---------------------------------------------------------------- the base

@@ -43,10 +43,11 @@ def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
     memory-mapped. Raises CheckpointError for a broken file or a missing shard."""
     if is_sharded(folder):
         shards = ShardedTensors(folder / SHARDS)
-        return StoredTensors(shards.forms, shards.__getitem__)
+        return StoredTensors(shards.forms, shards.__getitem__, find_slices=shards.find_slices)
     found = _read_whole(folder)
     forms = {name: header.make_empty("meta") for name, header in found.items()}
-    return StoredTensors(forms, TensorReader(folder, found, mapped).__getitem__)
+    reader = TensorReader(folder, found, mapped)
+    return StoredTensors(forms, reader.__getitem__, find_slices=reader.find_slices)
 
 
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -151,7 +152,7 @@ def _join_pieces(form: Tensor, owners: Mapping[Place, int], held: HeldTensor | N
             torch.distributed.recv(piece.reshape(-1).view(torch.uint8), rank, group=world.host)
         else:
             piece = own[offset, shape]
-        whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))] = piece
+        whole[Piece(offset, piece).slices] = piece
         del piece  # before the next is received
     return whole
 
@@ -160,3 +161,17 @@ def fill_weights(model: Model, folder: Path) -> None:
     """Load a process' part of a checkpoint's weights into its model. Raises CheckpointError for a missing or broken
     shard."""
     load_shards(hold_weights(model), folder / SHARDS)
+
+
+def fill_pieces(held: Mapping[str, HeldTensor], source: StoredTensors) -> None:
+    """Copy the pieces that a process holds from stored tensors, one after the other: their slices alone, or of a tensor
+    that must be computed whole, from this one tensor."""
+    with torch.no_grad():
+        for name, each in held.items():
+            if not each.pieces:
+                continue
+            read = source.find_slices(name)
+            whole = source[name] if read is None else None
+            for piece in each.pieces:
+                piece.tensor.copy_(read(piece.slices) if read is not None else whole[piece.slices])  # type: ignore[index]
+            del whole  # before the next is read

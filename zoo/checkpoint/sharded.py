@@ -9,7 +9,7 @@ shape can read them, and a single process can read tensor by tensor. DCP's own f
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +38,11 @@ class Piece(NamedTuple):
     def place(self) -> Place:
         """Where the part is in the whole tensor."""
         return self.offset, tuple(self.tensor.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The slices of the whole tensor that are the part."""
+        return tuple(slice(at, at + size) for at, size in zip(self.offset, self.tensor.shape, strict=True))
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,18 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         whole = torch.empty(each.size, dtype=each.properties.dtype)
         self.fill({name: HeldTensor.whole(whole)})
         return whole
+
+    def find_slices(self, name: str) -> Callable[[tuple[slice, ...]], Tensor]:
+        """Find how a part of a tensor is read."""
+        each = self._metadata.state_dict_metadata[name]
+
+        def read(at: tuple[slice, ...]) -> Tensor:
+            part = torch.empty([run.stop - run.start for run in at], dtype=each.properties.dtype)
+            piece = Piece(tuple(run.start for run in at), part)
+            self.fill({name: HeldTensor(tuple(each.size), part.dtype, (piece,))})
+            return part
+
+        return read
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._metadata.state_dict_metadata)

@@ -18,7 +18,6 @@ A checkpoint's folder is always whole: it is written under another name, flushed
 from __future__ import annotations
 
 import json
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -181,7 +180,11 @@ def open_tensors(
     shapes = table(spec, spec.d_model)
     found = parallel_checkpoint.open_weights(folder, mapped)
     forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards store scalars as [1]
-    own = StoredTensors(forms, lambda name: found[name].view(shapes[name]))
+    own = StoredTensors(
+        forms,
+        lambda name: found[name].view(shapes[name]),
+        find_slices=lambda name: found.find_slices(name) if shapes[name] else None,
+    )
     if plan is None or plan.hash is None:
         return own, {}
     path = adapter_files.find_base(plan, folder)
@@ -189,10 +192,12 @@ def open_tensors(
     base = open_model(path, torch.float32, mapped=mapped, checked=False).tensors
     lent = {name: shape for name, shape in shapes.items() if name not in own}
     compare_shapes(path, {name: tuple(base.forms[name].shape) for name in lent if name in base}, lent)
-    forms = {name: own.forms[name] if name in own else base.forms[name] for name in shapes}
     others = dict.fromkeys(StoredModel(spec, own).list_parameters(), stated.dtype)
     dtypes = {**others, **{name: form.dtype for name, form in stated.tensors.forms.items()}}
-    return StoredTensors(forms, lambda name: own[name] if name in own else base[name]), dtypes
+    lent = StoredTensors(
+        {name: base.forms[name] for name in shapes if name not in own}, base.read, find_slices=base.find_slices
+    )
+    return lent.under(own), dtypes
 
 
 def load_spec(path: str | Path) -> WholeSpec:
@@ -333,13 +338,9 @@ def load_run(
     if parallel_checkpoint.is_sharded(folder):
         parallel_checkpoint.fill_weights(model, folder)
     else:
-        held = model.state_dict()
-        adapters = adapter_files.read(model, folder)
+        adapters = StoredTensors.of(adapter_files.read(model, folder))
         own, _ = open_tensors(folder, spec, getattr(model, "adapters", None))
-        there = ChainMap(adapters, own)  # type: ignore[arg-type]
-        place = next(model.parameters()).device
-        mine = {name: take(name, there[name].to(place), each) for name, each in held.items() if name in there}
-        model.load_state_dict(mine)
+        parallel_checkpoint.fill_pieces(parallel_checkpoint.hold_weights(model), own.under(adapters))
     drop_gathered(model)
     names = {name: parameter for name, parameter in model.named_parameters()}
     for name, tensor in open_states(folder):

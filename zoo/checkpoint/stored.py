@@ -30,14 +30,25 @@ class PackedTensor:
     decode: Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
 
 
+ReadSlices = Callable[[tuple[slice, ...]], "Tensor"]
+"""Reads the part of a stored tensor that slices name, one for each dimension, with a start and a stop."""
+
+
 @dataclass(frozen=True)
 class StoredTensors(Mapping[str, "Tensor"]):
     """Tensors by name, read lazily. `forms` has a meta tensor of the same shape and dtype under each name.
-    `find_packed` finds how a quantised tensor is stored; None for any other."""
+    `find_packed` finds how a quantised tensor is stored; None for any other. `find_slices` finds how a part of a tensor
+    is read; None for a tensor that is computed when it is read."""
 
     forms: Mapping[str, Tensor]
     read: Callable[[str], Tensor]
     find_packed: Callable[[str], PackedTensor | None] = lambda name: None
+    find_slices: Callable[[str], ReadSlices | None] = lambda name: None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> StoredTensors:
+        """Wrap tensors that are in memory."""
+        return cls({name: each.to("meta") for name, each in tensors.items()}, tensors.__getitem__)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name)
@@ -51,7 +62,21 @@ class StoredTensors(Mapping[str, "Tensor"]):
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> StoredTensors:
         """Convert tensors to their `dtypes` as they are read; the others keep their own."""
         forms = {name: form.to(dtypes.get(name, form.dtype)) for name, form in self.forms.items()}
-        return StoredTensors(forms, lambda name: self.read(name).to(forms[name].dtype))
+
+        def find_slices(name: str) -> ReadSlices | None:
+            read = self.find_slices(name)
+            return None if read is None else lambda at: read(at).to(forms[name].dtype)
+
+        return StoredTensors(forms, lambda name: self.read(name).to(forms[name].dtype), find_slices=find_slices)
+
+    def under(self, others: StoredTensors) -> StoredTensors:
+        """Lay other tensors over these: of a name that both have, theirs is read."""
+
+        def choose(name: str) -> StoredTensors:
+            return others if name in others else self
+
+        forms = {**self.forms, **others.forms}
+        return StoredTensors(forms, lambda name: choose(name)[name], find_slices=lambda n: choose(n).find_slices(n))
 
 
 def refuse_nonfinite(name: str, tensor: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
@@ -372,15 +372,34 @@ class TensorReader:
             return self._bin[name][1]
         try:
             if not self.mapped:
-                return _read_tensor(header)
+                return read_bytes(header)
             if file not in self._open:
                 self._open[file] = safe_open(file, framework="pt")
             return self._open[file].get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a whole file)") from error
 
+    def find_slices(self, name: str) -> Callable[[tuple[slice, ...]], Tensor] | None:
+        """Find how a part of a tensor is read, in memory of its own: the rows that hold it, of which the other
+        dimensions are then cut. None for a quantised tensor, and for a file that is no safetensors file."""
+        header = self.found[name]
+        if isinstance(header, Packed) or header.file.suffix != ".safetensors" or not header.shape:
+            return None
 
-def _read_tensor(header: Header) -> Tensor:
+        def read(at: tuple[slice, ...]) -> Tensor:
+            first, rows = at[0].start, at[0].stop - at[0].start
+            start = header.start + first * (header.nbytes // header.shape[0])
+            try:
+                part = read_bytes(replace(header, shape=(rows, *header.shape[1:]), start=start))
+            except OSError as error:
+                found = f"cannot be read, found {short(error)} (a whole file)"
+                raise CheckpointError(f"{header.file}: {found}") from error
+            return part[(slice(None), *at[1:])]
+
+        return read
+
+
+def read_bytes(header: Header) -> Tensor:
     """Read a tensor's bytes from a safetensors file. Raises OSError."""
     tensor = header.make_empty("cpu")
     place = _view_bytes(tensor)

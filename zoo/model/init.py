@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 from typing import Any
 
 from pydantic import PositiveFloat
@@ -62,8 +63,8 @@ def has_few_outputs(row: SpecRow) -> bool:
     return row.kind is not None and isinstance(linear, Linear) and ("router" in row.roles or linear.d_out == 1)
 
 
-def initialise(model: Any, seed: int) -> None:
-    """Fill every tensor of a built model in place.
+def initialise(model: Any, seed: int, names: Container[str] | None = None) -> None:
+    """Fill every tensor of a built model in place, or those of the given names.
 
     Each is drawn by itself, from the seed and its name, so models of one seed have equal values in tensors that they
     have in common. A CPU and a GPU draw different numbers. Processes that share a model draw whole tensors and keep
@@ -73,7 +74,7 @@ def initialise(model: Any, seed: int) -> None:
     generator = torch.Generator(next(iter(held.values())).device)
     for where, tower in model.whole.towers().items():
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):
-            if name not in held:  # it is on another stage of a pipeline
+            if name not in held or (names is not None and name not in names):  # one may be on another pipeline stage
                 continue
             parameter, part = held[name], row.part
             whole = parameter

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.distributed.sharded_tensors import take_part
 from zoo.kernels.grouped_products import grouped_linear
 from zoo.run.layer import LinearModule, Model, StackedLinear
 
@@ -66,9 +67,9 @@ class Adapter(nn.Module):
     def draw(self, generator: torch.Generator) -> None:
         """Draw A uniformly within ±1/√d_in, as peft does."""
         bound = self.a.shape[-1] ** -0.5
-        drawn = torch.empty_like(self.a, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+        drawn = torch.empty(self.a.shape, device=generator.device).uniform_(-bound, bound, generator=generator)
         with torch.no_grad():
-            self.a.copy_(drawn)
+            self.a.copy_(take_part(drawn, self.a))
 
     def drop(self, x: Tensor) -> Tensor:
         """Apply dropout to the inputs while training."""
@@ -149,7 +150,7 @@ def draw_adapters(model: Any, device: torch.device, seed: int) -> None:
         adapter = module.lora
         if adapter.a.is_meta:
             adapter.to_empty(device=device)
-            nn.init.zeros_(adapter.b)
+        nn.init.zeros_(adapter.b)
         adapter.draw(generator)
         if isinstance(module, DoraLinear):
             with torch.no_grad():

@@ -99,8 +99,7 @@ def read_weights(folder: Path) -> Tensors:
         return own
     adapters = read_header(folder / ADAPTERS)
     forms = {name: each.make_empty("meta") for name, each in adapters.items()}
-    held = TensorReader(folder, adapters)
-    return StoredTensors({**own.forms, **forms}, lambda name: (own if name in own else held)[name])
+    return StoredTensors(forms, TensorReader(folder, adapters).__getitem__).under(own)
 
 
 def average_checkpoints(folders: Iterable[Path], model: Model) -> Tensors:

@@ -14,7 +14,7 @@ from zoo.errors import ConfigError
 from zoo.generation.prompt_towers import check_length
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
-from zoo.model.init import initialise, mix_seed
+from zoo.model.init import mix_seed
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.fastest_dtype import describe_slow_dtype
@@ -38,7 +38,7 @@ from zoo.training.run import Progress, Run, Saves
 from zoo.training.saving import open_save_world
 from zoo.training.settings import TextSample, Training
 from zoo.training.speed import Gauges, find_peak
-from zoo.training.start.begin import StartSettings
+from zoo.training.start.begin import StartSettings, StartWeights
 from zoo.training.validation import writes
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def build_model(
     else a checkpoint is read into it later."""
     settings, mesh, start = planned.settings, layout.mesh, StartSettings.of(planned.settings)
     divided = mesh.tp > 1 or mesh.ep > 1 or mesh.pp > 1
-    apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever holds the whole model
+    apart = divided or mesh.shard > 1  # then no process ever holds the whole model
     streams = fresh and mesh.size == 1 and start.streams(planned.spec)
     part, where = layout.take_part(planned.spec), "meta" if apart or streams else str(device)
     model = build(part, device=where, kernel=settings.kernel, seed=settings.seed)
@@ -230,17 +230,16 @@ def build_model(
     if layout.world.size == 1:
         deposit_tied_gradients(model)
     layout.divide(model, planned.spec)
-    if divided and settings.weights:
-        initialise(model.to_empty(device=device), settings.seed)
-        apart = False
-    settle_weights(model, settings, say, fresh)
+    found = settle_weights(model, settings, say, fresh)
     if fresh and mesh.shard == 1:
         start.hold(model, device)
-    if fresh:
+    if fresh and not apart:
         start.take_adapter(model)
     layout.lay_out(model, settings)
     if apart:
-        initialise(model.to_empty(device=device), settings.seed)
+        start.complete(model.to_empty(device=device), found, device)
+        if fresh:
+            start.take_adapter(model)
     return model
 
 
@@ -253,20 +252,22 @@ def build_start(run: Run) -> Model:
         return build_model(run.planned, run.layout, run.device, lambda line: None, fresh=True)
 
 
-def settle_weights(model: Model, settings: Training, say: Callable[[str], object], fresh: bool) -> None:
-    """Read a `fresh` model's initial weights, freeze some, and set up float8, dropout and bfloat16."""
+def settle_weights(model: Model, settings: Training, say: Callable[[str], object], fresh: bool) -> StartWeights | None:
+    """Read a `fresh` model's initial weights, freeze some, and set up float8, dropout and bfloat16. Returns the initial
+    weights, if any."""
     start = StartSettings.of(settings)
-    equal = start.read(model, say) if fresh else None
+    found = start.read(model, say) if fresh else None
     if settings.recipe:
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile is True else "; nothing is gained without compile=true"
         say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
-    if line := start.restrict(model, equal):
+    if line := start.restrict(model, (found.equal if found else set()) if fresh else None):
         say(line)
     if settings.dropout or count_draws(model.whole):
         (settings.dropout or Dropout()).apply(model, settings.seed)
     if settings.pure:
         lower_weights(model)
+    return found
 
 
 def open_whole(model: Model, settings: Training, autocast: Autocast, world: World, rows: World = ALONE) -> WholeModel:

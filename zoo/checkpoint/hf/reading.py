@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.hf.opening import HFSource, find_differences, open_folder
 from zoo.checkpoint.mapping import map_tensors
-from zoo.checkpoint.stored import PackedTensor, StoredModel, StoredTensors
+from zoo.checkpoint.stored import PackedTensor, ReadSlices, StoredModel, StoredTensors
 from zoo.checkpoint.tensor_files import NAMES, Header, Packed, TensorReader
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
@@ -43,7 +43,7 @@ def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = No
     forms = {name: form for entry in there for name, form in _list_forms(entry, found)}
     forms |= {name: torch.empty_like(each, device="meta") for name, each in fresh.items()}
     ours = _OursReader(there, reader, fresh)
-    made = StoredModel(spec, StoredTensors(forms, ours.read, ours.find_packed), source)
+    made = StoredModel(spec, StoredTensors(forms, ours.read, ours.find_packed, ours.find_slices), source)
     return made.cast(dtype) if of_gguf else made
 
 
@@ -79,6 +79,12 @@ class _OursReader:
             ours = entry.to_ours([self.reader[each] for each in entry.theirs])
             self._made = dict(zip(entry.ours, ours, strict=True))
         return self._made.pop(name)
+
+    def find_slices(self, name: str) -> ReadSlices | None:
+        """Find how a part of a tensor is read, if the file has the tensor as it is ours."""
+        entry = self.entries.get(name)
+        plain = entry is not None and len(entry.theirs) == len(entry.ours) == 1 and not (entry.steps or entry.stacked)
+        return self.reader.find_slices(entry.theirs[0]) if entry is not None and plain else None
 
     def find_packed(self, name: str) -> PackedTensor | None:
         """Find how a tensor is stored if all tensors of its entry are quantised."""

@@ -13,12 +13,16 @@ from zoo.checkpoint import store
 from zoo.checkpoint.adapter_files import choose_base, load_adapter, read_plan, read_tensors
 from zoo.checkpoint.finding import find
 from zoo.checkpoint.held_base import hold_base, measure_held, open_base, refuse_quantised
+from zoo.checkpoint.parallel_checkpoint import fill_pieces, locate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.tuning import TunedSetup, Tuning
+from zoo.distributed.sharded_tensors import own_part
 from zoo.errors import CheckpointError, ConfigError
 from zoo.lazy import torch
+from zoo.model.init import initialise
 from zoo.spec import Buffer, table, tensors
 from zoo.training.precision import MASTER
+from zoo.training.start.deferred_tensor import defer_tensors, store_deferred
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
 from zoo.training.start.other_tokenizer import check_tokens
@@ -128,20 +132,28 @@ class StartSettings:
                 refuse_quantised(open_base(self.weights), spec)
             check_tokens(self.weights, tokenizer, self.other_tokenizer, say)
 
-    def read(self, model: Model, say: Callable[[str], object]) -> set[str]:
-        """Fill a built model with the initial weights, and report what was read. Returns the names of the weights that
-        were read as they are."""
+    def read(self, model: Model, say: Callable[[str], object]) -> StartWeights | None:
+        """Open the initial weights, report what they are, and fill a built model with them. A model on the meta device
+        is filled later. Returns None without initial weights."""
         if self.weights is None:
-            return set()
-        if next(model.parameters()).is_meta:
-            stored = open_base(self.weights, checked=True)
-            count = sum(form.numel() for form in stored.forms.values())
-            say(f"weights: {len(stored)} tensors, {count:,} values, of {find(self.weights)}")
-            return set(stored)
-        lines, equal = load_weights(model, self.weights, self.deepen, self.seed)
-        for line in lines:
+            return None
+        found = open_start(self.weights, model.whole, self.deepen, self.seed)
+        for line in found.lines:
             say(line)
-        return equal
+        if not next(model.parameters()).is_meta:
+            found.fill(model)
+        return found
+
+    def complete(self, model: Model, found: StartWeights | None, device: Device) -> None:
+        """Give a model all its initial weights: those of `found`, all others drawn, and the adapters. A process that
+        holds a part of each weight gets its part."""
+        initialise(model, self.seed, None if found is None else found.fresh)
+        if found is not None:
+            found.fill(model)
+        if self.lora is not None:
+            from zoo.run.adapters import draw_adapters
+
+            draw_adapters(model, device, self.seed)
 
     def restrict(self, model: Model, equal: set[str] | None) -> str | None:
         """Attach adapters, and freeze the weights that do not train. `equal` names the weights that `read` read as they
@@ -223,20 +235,36 @@ def check_adapter(lora: Lora, adapter: str, spec: Any) -> None:
     read_tensors(plan, spec, folder, "cpu")
 
 
-def load_weights(model: Model, folder: str | Path, added: str, seed: int) -> tuple[list[str], set[str]]:
-    """Fill a built model with a folder's weights, in place. Returns lines about what was done, and the names of the
-    weights that are the folder's as they are."""
-    source = store.load(folder, "fp32", "cpu")
-    held = source.state_dict()
-    made = transfer(source.spec, model.whole, held, added, seed)
-    own, take = model.state_dict(), model.shares.take_part  # other processes hold the rest
-    names = {name: take(name, each, own[name]) for name, each in made.held.items() if name in own.keys() - made.fresh}
-    found = model.load_state_dict(names, strict=False)
-    assert set(found.missing_keys) == made.fresh & own.keys() and not found.unexpected_keys, found
-    notes = describe_dropout(getattr(getattr(source, "source", None), "config", {}))
-    count = sum(tensor.numel() for tensor in held.values())
-    equal = {name for name in names if made.held[name] is held.get(name)}
-    return [f"weights: {len(held)} tensors, {count:,} values, of {find(folder)}", *made.lines, *notes], equal
+@dataclass(frozen=True)
+class StartWeights:
+    """The weights that a model starts from, read lazily; the names of the `fresh` ones, which keep their random values;
+    of those that are the folder's as they are (`equal`); and lines about what was done."""
+
+    tensors: StoredTensors
+    fresh: set[str]
+    equal: set[str]
+    lines: list[str]
+
+    def fill(self, model: Model) -> None:
+        """Fill a built model, in place and tensor by tensor. A process that holds a part of each weight reads its
+        part."""
+        state = model.state_dict()
+        held = {name: each for name, each in state.items() if name in self.tensors and name not in self.fresh}
+        for each in held.values():
+            own_part(each.detach()).zero_()  # the padding of the last part
+        fill_pieces({name: locate(model.shares, name, each) for name, each in held.items()}, self.tensors)
+
+
+def open_start(folder: str | Path, spec: Topology, added: str, seed: int) -> StartWeights:
+    """Open a folder's weights, converted to those of a model of a Spec."""
+    source = store.open_model(folder, torch.float32, mapped=False)
+    held = defer_tensors(source.tensors)
+    made = transfer(source.spec, spec, held, added, seed)
+    notes = describe_dropout(getattr(source.source, "config", {}))
+    count = sum(form.numel() for form in source.tensors.forms.values())
+    equal = {name for name, each in made.held.items() if each is held.get(name)}
+    lines = [f"weights: {len(held)} tensors, {count:,} values, of {find(folder)}", *made.lines, *notes]
+    return StartWeights(store_deferred(made.held), made.fresh, equal, lines)
 
 
 def describe_dropout(config: Mapping[str, Any]) -> list[str]:
