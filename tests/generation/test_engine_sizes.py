@@ -29,8 +29,9 @@ def test_a_gpu_serves_more_rows_and_tokens_at_a_time_than_a_processor(card):
     assert size_engine(torch.device("cpu"), 50_000) == (32, 512, None)
     rows, budget, memory = size_engine(GPU, 128_256)
     assert (rows, budget) == (256, 8192)
-    logits = 3 * 4 * 256 * 128_256  # float32: as computed, as probabilities, and sorted
+    logits = 4 * 4 * 256 * 128_256  # float32: of recorded steps, as taken, as probabilities, and sorted
     assert memory == (80 << 30) - (80 << 30) // 10 - logits
+    assert size_engine(GPU, 128_256, 5).memory == memory - 4 * logits  # 4 draft tokens and the one before them
 
 
 def test_a_full_gpu_leaves_no_memory_to_a_cache_rather_than_less_than_none(card):
@@ -41,13 +42,13 @@ def test_a_full_gpu_leaves_no_memory_to_a_cache_rather_than_less_than_none(card)
 def use_sizes_of_a_gpu(monkeypatch):
     """Let an engine on the CPU take the sizes that it would take on a GPU."""
     for module in ("zoo.generation.engine", "zoo.text.follow"):
-        monkeypatch.setattr(f"{module}.size_engine", lambda device, vocabulary: size_engine(GPU, vocabulary))
+        monkeypatch.setattr(f"{module}.size_engine", lambda device, *sizes: size_engine(GPU, *sizes))
 
 
 def test_the_cache_of_default_rows_takes_what_is_free_and_no_more(card, monkeypatch):
     model = model_of([])
     whole = Engine(model, rows=256, tokens=64).store.nbytes
-    spare = 4 * 3 * 256 * model.spec.output_vocab_size
+    spare = 4 * 4 * 256 * model.spec.output_vocab_size
     use_sizes_of_a_gpu(monkeypatch)
     for share in (1.0, 0.5, 0.1):
         card(int((whole * share + spare) / 0.9) + 1)
@@ -68,5 +69,5 @@ def test_prompts_of_a_file_wait_for_one_another_where_memory_is_short(card, monk
     a_row = Engine(model, rows=8, tokens=32).store.nbytes // 8
     use_sizes_of_a_gpu(monkeypatch)
     jobs = [TextJob(Request(ids=[1, 2, 3], max_new_tokens=29), "here", before=(1, 2, 3)) for _ in range(8)]
-    card(int((3 * a_row + 4 * 3 * 256 * model.spec.output_vocab_size) / 0.9) + 2)
+    card(int((3 * a_row + 4 * 4 * 256 * model.spec.output_vocab_size) / 0.9) + 2)
     assert follow.make_engine(model, jobs).scheduler.rows in (2, 3)

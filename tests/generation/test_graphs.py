@@ -13,15 +13,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import zoo
 from support.packaged_specs import one_in
 from support.request_schedules import find_faults, make_schedule
-from support.tiny_generators import HYBRIDS, KINDS, MIXED, SAME_CACHE, make
+from support.tiny_generators import HYBRIDS, KINDS, MIXED, SAME_CACHE, make, make_draft
 from support.tiny_models import model_of
 from zoo.distributed.seam import Seam
 from zoo.errors import ConfigError
+from zoo.generation import proposals
 from zoo.generation.engine import Engine
 from zoo.generation.graphs import Graphs, make_graphs
 from zoo.generation.request import Request
 from zoo.kernels.view.page_tables import PagedShape
 from zoo.model.position import constants
+from zoo.run.cache_layout import choose_layout
 from zoo.run.capture import CudaRecorder, find_blocker
 from zoo.run.tensor_parallel import TensorSeam
 
@@ -60,10 +62,13 @@ def tracer(monkeypatch):
     found = Tracer()
     monkeypatch.setattr(constants, "_under_a_mode", lambda: False)  # a CUDA graph is recorded under none
 
-    def make(model, writer, store, *, asked, note):
-        return Graphs(model if writer is model.spec else model.get_submodule("decoder"), store, found, note)
+    def make(model, writer, store, rows, *, asked, note):
+        if not store.paged:
+            return None
+        return Graphs(model if writer is model.spec else model.get_submodule("decoder"), store, rows, found, note)
 
-    monkeypatch.setattr("zoo.generation.engine.make_graphs", make)
+    for module in ("engine", "proposals"):
+        monkeypatch.setattr(f"zoo.generation.{module}.make_graphs", make)
     return found
 
 
@@ -92,6 +97,40 @@ def test_a_step_that_was_recorded_gives_other_rows_what_they_get_alone(kind, tra
 def test_a_step_that_was_recorded_gives_in_many_schedules_what_rows_get_alone(kind, tracer):
     for seed in range(3000, 3020):
         run_recorded(kind, seed, 16, tracer, (4, 8, 16, 32, 64)[seed % 5])
+
+
+@pytest.fixture
+def paged_drafts(monkeypatch):
+    """The cache of a model that guesses is read by page too, as on a GPU."""
+    monkeypatch.setattr(proposals, "choose_layout", lambda *given: choose_layout(*given, paged=True, page=16))
+
+
+def test_drafts_and_the_steps_of_the_model_that_draws_them_are_recorded(tracer, paged_drafts):
+    """In shapes of one token, of two and of a whole draft with the token before it; rows of fewer tokens are padded.
+    All recordings write their logits to one memory: of 256 rows and a vocabulary of 128,256 each keeps up to 67 MB."""
+    model, prompts = make("attention=gqa"), [[1, 2, 3]]
+    alone = Engine(model, rows=1, tokens=40).run([Request(ids=prompts[0], max_new_tokens=9)])
+    tokens, engine = serve(model, prompts, 9, rows=1, tokens=40, speculate=3, draft=model)
+    assert tokens == [[event.token for event in alone]]
+    assert {shape.new for shape in engine.passes.graphs.steps} >= {4}
+    assert {shape.new for shape in engine.proposer.graphs.steps} == {1, 2}
+    for graphs, new in ((engine.passes.graphs, 4), (engine.proposer.graphs, 2)):
+        assert graphs.logits.shape == (new, 61)
+        memory = {step.logits.untyped_storage().data_ptr() for step in graphs.steps.values()}
+        assert memory == {graphs.logits.untyped_storage().data_ptr()}
+    assert not tracer.waits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith(SAME_CACHE)])
+def test_drafts_that_are_recorded_keep_the_text_of_every_kind(kind, tracer, paged_drafts):
+    for seed in range(6000, 6006):
+        schedule = make_schedule(seed, vocabulary(make(kind)), 6)
+        schedule.options |= {"paged": True, "page": 16, "speculate": 3}
+        schedule.drafted = seed % 2 == 0
+        faults, _ = find_faults(make(kind), schedule, make_draft(kind))
+        assert not faults, f"schedule {seed}: {faults[0]}"
+    assert not tracer.waits
 
 
 # ---------------------------------------------------------------- what is recorded
@@ -148,9 +187,9 @@ def test_logits_outlive_the_next_replay(tracer):
     engine = Engine(model, paged=True, page=16, rows=2, tokens=40, reuse=False)
     row = engine.scheduler._start(_continuation(engine))
     with torch.inference_mode():
-        first = engine.passes.graphs.run([row], [3])
+        (first,) = engine.passes.graphs.run([row], [[3]])
         copy = first.clone()
-        engine.passes.graphs.run([row], [4])
+        engine.passes.graphs.run([row], [[4]])
     assert row.length == 2
     assert torch.equal(first, copy)
 
@@ -170,7 +209,7 @@ def test_a_step_that_cannot_be_recorded_is_computed_and_said_once():
     model, notes = make("gemma-like"), []
     wanted, _ = serve(model, [[1, 2], [3]], 6, rows=2, tokens=40)
     engine = Engine(model, paged=True, page=16, reuse=False, rows=2, tokens=40)
-    engine.passes.graphs = Graphs(model, engine.store, refusing, notes.append)
+    engine.passes.graphs = Graphs(model, engine.store, 2, refusing, notes.append)
     numbers = [engine.add(Request(ids=ids, max_new_tokens=6)) for ids in ([1, 2], [3])]
     found = {}
     for event in engine.run():
@@ -215,7 +254,7 @@ def test_ranks_record_where_nccl_computes_their_collectives(backends, line, monk
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
     monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: backends)
     monkeypatch.setattr(model, "seam", TensorSeam(None))
-    graphs = make_graphs(model, model.spec, store, asked=None, note=notes.append)
+    graphs = make_graphs(model, model.spec, store, 2, asked=None, note=notes.append)
     assert graphs.refusal == line
     assert notes == ([] if line is None else [f"graphs: decoding runs without CUDA graphs: {line}"])
 

@@ -177,6 +177,14 @@ class Cache:
         `varlen` and not read by page table."""
         return self.counts is None and self.past is not None and not (self.apart or self.varlen)
 
+    def find_counts(self, new: int) -> Tensor | None:
+        """Return the number of new tokens of each row [B] in a pass of `new` columns; None if no column is padding."""
+        if self.counts is None or self.varlen or all(count == new for count in self.counts):
+            return None
+        if self.tensors is not None:
+            return self.tensors.counts
+        return torch.tensor(self.counts, device=self.store.device)
+
     def list_places(self) -> list[int]:
         """List the position of each new token in its row, row after row. If `counts` is None, one new token of each row
         is assumed."""
@@ -329,6 +337,10 @@ class TensorCache(Cache):
 
     def begin(self, counts: Sequence[int] | None, new: int) -> None:
         """Do nothing: the tensors describe the pass."""
+
+    def find_counts(self, new: int) -> Tensor | None:
+        """Return the number of new tokens of each row [B], which may differ from replay to replay; None if it is 1."""
+        return None if new == 1 else self.tensors.counts  # type: ignore[union-attr]
 
     def reach(self, new: int) -> int:
         """Return `new`, a lower bound of the longest row's length after the pass. Limits were checked when requests

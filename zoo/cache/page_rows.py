@@ -55,11 +55,12 @@ def make_room(row: CachedRow, number: int, begin: int, stop: int) -> None:
 
 
 class RowsOfPass(NamedTuple):
-    """The rows of a pass on the host: the number of new columns, and each row's place in each group. With `varlen` all
-    new tokens lie in one row of `new` columns."""
+    """The rows of a pass on the host: their numbers of new tokens, the number of new columns, and each row's place in
+    each group. With `varlen` all new tokens lie in one row of `new` columns."""
 
     store: Store
     rows: Sequence[CachedRow]
+    counts: Sequence[int]
     new: int
     groups: list[list[PlacedRow]]
     varlen: bool = False
@@ -75,6 +76,7 @@ class RowsOfPass(NamedTuple):
         """Pack the integers of PassTensors for this shape. Padding rows read page 0 and write to the scratch slot."""
         store, spare = self.store, shape.rows - len(self.rows)
         numbers = array("q", [row.length for row in self.rows] + [0] * spare)
+        numbers.extend([*self.counts, *[self.new] * spare])
         numbers.extend([row.slot for row in self.rows] + [store.slots] * spare)
         for number, (group, width) in enumerate(zip(self.groups, shape.pages, strict=True)):
             for each in group:
@@ -101,4 +103,4 @@ def place_rows(
         ]
         for number, group in enumerate(store.groups)
     ]
-    return RowsOfPass(store, rows, new, groups, varlen)
+    return RowsOfPass(store, rows, counts, new, groups, varlen)

@@ -59,9 +59,9 @@ class Engine:
     not change (recorded layers are replayed).
 
     `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
-    (default: what the device's kernels read). On CUDA, steps of one token a row are replayed as CUDA graphs unless
-    `graphs` is false; `note` is called with a line if recording fails. `dtype` is the cache's (default: that of the
-    weights).
+    (default: what the device's kernels read). On CUDA, decoding steps, verified drafts and a draft model's own steps
+    are replayed as CUDA graphs unless `graphs` is false; `note` is called with a line if recording fails. `dtype` is
+    the cache's (default: that of the weights).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Engine:
         if self.writer.cacheable_until is not None:
             tokens = min(tokens, self.writer.cacheable_until)
         self.tokens, self.source = tokens, (source or self.reader.max_seq_len) if self.seq2seq else 0
-        defaults = size_engine(self.device, self.writer.output_vocab_size)
+        defaults = size_engine(self.device, self.writer.output_vocab_size, speculate + 1)
         memory = defaults.memory if rows is None and memory is None else memory
         memory = memory if memory is None else model.seam.take_least(memory)  # ranks must run the same steps
         rows, budget = rows or defaults.rows, budget or defaults.budget
@@ -117,11 +117,17 @@ class Engine:
         self.scheduler = Scheduler(self.store, self.prefixes, self.sources, **limits)
         self.sampler, self.verifier = Sampler(), Sampler()
         self.passes = EnginePasses(model, self.writer, self.store, self.device, deterministic=deterministic)
-        self.passes.graphs = make_graphs(model, self.writer, self.store, asked=graphs, note=note)
+        self.passes.graphs = make_graphs(model, self.writer, self.store, plan.rows, asked=graphs, note=note)
         self.proposer: Proposer | None = None
         if speculate:
-            sizes = {"rows": plan.rows, "tokens": tokens, "ahead": speculate}
-            self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.output_vocab_size, **sizes)
+            how: dict[str, Any] = {
+                "rows": plan.rows,
+                "tokens": tokens,
+                "ahead": speculate,
+                "graphs": graphs,
+                "note": note,
+            }
+            self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.output_vocab_size, **how)
         self.live: dict[int, list[RunningSequence]] = {}
         self._next = 0
 

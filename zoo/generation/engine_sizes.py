@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     import torch
 
 RESERVE = 0.1
-"""The share of a GPU's free memory that the cache leaves to CUDA graphs, activations and the workspaces of kernels."""
+"""The share of a GPU's free memory that the cache leaves to activations, which all CUDA graphs share, and to the
+workspaces of kernels."""
 
-LOGITS = 3
-"""Number of float32 copies of the logits [rows, V] that are in memory while tokens are sampled: as computed, as
-probabilities, and sorted."""
+LOGITS = 4
+"""Number of float32 copies of the logits [rows, T, V] that are in memory while tokens are sampled: in the memory that
+CUDA graphs write to, as taken from there, as probabilities, and sorted."""
 
 
 class EngineSizes(NamedTuple):
@@ -27,12 +28,13 @@ class EngineSizes(NamedTuple):
     memory: int | None
 
 
-def size_engine(device: torch.device, vocabulary: int = 0) -> EngineSizes:
-    """Choose an engine's sizes for a device and a vocabulary size. On a GPU a step of up to some thousand tokens takes
+def size_engine(device: torch.device, vocabulary: int = 0, new: int = 1) -> EngineSizes:
+    """Choose an engine's sizes for a device, a vocabulary size and `new` tokens of a row in a decoding step (more than
+    one with drafts). On a GPU a step of up to some thousand tokens takes
     about as long as reading the weights, so that `budget` can be large. A GPU's cache takes the free memory, less
     RESERVE and the logits of sampling."""
     if device.type != "cuda":
         return EngineSizes(rows=32, budget=512, memory=None)
     rows, free = 256, read_free_memory(device) or 0
-    spare = int(free * RESERVE) + 4 * LOGITS * rows * vocabulary
+    spare = int(free * RESERVE) + 4 * LOGITS * rows * new * vocabulary
     return EngineSizes(rows=rows, budget=8192, memory=max(free - spare, 0))

@@ -1,9 +1,10 @@
 # B rows, V vocabulary
 """Record decoding steps as CUDA graphs: one launch in place of hundreds, and no host code between kernels.
 
-A graph runs the same kernels on the same memory. So a step is recorded once for each number of rows and width of page
-tables, both rounded up to powers of two. Ids, slots, lengths and page tables come from one tensor, which is filled
-before each replay.
+A graph runs the same kernels on the same memory. So a step is recorded once for each number of rows, of new tokens (a
+draft and the token before it) and width of page tables, all rounded up to powers of two. Ids, counts, slots, lengths
+and page tables come from one tensor, which is filled before each replay. All recordings write their logits to the same
+memory.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ before. So growing rows need a new recording only when their length has doubled.
 
 
 class RecordedStep(NamedTuple):
-    """A recorded step: its input tensor (ids first), the function that replays it, and its output logits [B, 1, V]."""
+    """A recorded step: its input tensor (ids first), the function that replays it, and its output logits [B, T, V]."""
 
     numbers: Tensor
     replay: Callable[[], object]
@@ -40,46 +41,54 @@ class RecordedStep(NamedTuple):
 
 
 class Graphs:
-    """The recorded decoding steps of a decoder over a store. `record` makes a recording; `note` is called with a line
-    once no step can be recorded any more."""
+    """The recorded decoding steps of a decoder over a store, of up to `rows` rows. `record` makes a recording; `note`
+    is called with a line once no step can be recorded any more."""
 
-    def __init__(self, model: Model, store: Store, record: Record, note: Callable[[str], object]) -> None:
+    def __init__(self, model: Model, store: Store, rows: int, record: Record, note: Callable[[str], object]) -> None:
         self.model, self.store, self.record, self.note = model, store, record, note
-        pages = zip(store.groups, store.pools, strict=True)
-        self.widest = [min(pool.count, store.pages_of(group, 1 << 60)) for group, pool in pages]
+        pages, beyond = zip(store.groups, store.pools, strict=True), -(-(store.new - 1) // store.page)  # of padding
+        self.widest = [min(pool.count, store.pages_of(group, 1 << 60)) + beyond for group, pool in pages]
+        self.most = _double(rows) * store.new
+        self.logits: Tensor | None = None  # [most, V], which all recordings write to
         self.steps: dict[PagedShape, RecordedStep] = {}
         self.refusal: str | None = None  # why nothing is recorded any more
 
-    def run(self, rows: Sequence[CachedRow], ids: Sequence[int]) -> Tensor | None:
-        """Compute the logits [B, 1, V] of the next tokens. None if the step cannot be recorded, and was not run."""
-        if self.refusal is not None:
+    def run(self, rows: Sequence[CachedRow], tokens: Sequence[Sequence[int]]) -> Sequence[Tensor] | None:
+        """Compute the logits of each row's next tokens [count, V]. None if the step is not one that can be recorded
+        (more tokens than a draft has, or the first ones of a row), and was not run."""
+        counts = [len(each) for each in tokens]
+        new = max(counts)
+        if self.refusal is not None or new > self.store.new or (new > 1 and not all(row.length for row in rows)):
             return None
-        placed = place_rows(self.store, rows, [1] * len(rows), 1)
+        new = min(_double(new), self.store.new)
+        placed = place_rows(self.store, rows, counts, new)
         shape = self._round(placed.shape)
         if shape not in self.steps and not self._add(shape):
             return None
         step = self.steps[shape]
-        step.numbers.copy_(_pack(placed, ids, shape))
+        step.numbers.copy_(_pack(placed, tokens, shape))
         step.replay()
-        for row in rows:
-            row.length += 1
-        return step.logits[: len(rows)].clone()  # the next replay overwrites them
+        for row, count in zip(rows, counts, strict=True):
+            row.length += count
+        found = step.logits[: len(rows)].clone()  # the next replay overwrites them
+        return found if new == 1 else [each[:count] for each, count in zip(found, counts, strict=True)]  # type: ignore[return-value]
 
     def _round(self, shape: PagedShape) -> PagedShape:
         """Return the shape of the recorded step that serves a pass: rows and pages rounded up to powers of two."""
         least = max(1, LEAST // self.store.page)
         widths = (min(most, max(least, _double(pages))) for pages, most in zip(shape.pages, self.widest, strict=True))
-        return PagedShape(_double(shape.rows), 1, tuple(widths))
+        return PagedShape(_double(shape.rows), shape.new, tuple(widths))
 
     def _add(self, shape: PagedShape) -> bool:
         """Record a step of this shape, with rows of padding. Returns False if recording fails."""
-        nobody = RowsOfPass(self.store, [], 1, [[] for _ in self.store.groups])
+        nobody = RowsOfPass(self.store, [], [], shape.new, [[] for _ in self.store.groups])
         numbers = _pack(nobody, [], shape).to(self.store.device)
         try:
-            replay, logits = self.record(lambda given: self.decode(given, shape), numbers)
+            replay, logits = self.record(lambda given: self._keep(self.decode(given, shape)), numbers)
         except RuntimeError as error:
             found = str(error).strip().splitlines() or [type(error).__name__]
-            self.refuse(f"a step with rows={shape.rows} could not be recorded, found: {found[0]}")
+            drafted = "" if shape.new == 1 else f" of {shape.new} tokens"
+            self.refuse(f"a step with rows={shape.rows}{drafted} could not be recorded, found: {found[0]}")
             return False
         self.steps[shape] = RecordedStep(numbers, replay, logits)
         return True
@@ -90,15 +99,28 @@ class Graphs:
         self.note(f"graphs: decoding runs without CUDA graphs: {reason}")
 
     def decode(self, numbers: Tensor, shape: PagedShape) -> Tensor:
-        """Compute one decoding step: logits [B, 1, V] of the rows that `numbers` describe. Besides weights and the
+        """Compute one decoding step: logits [B, T, V] of the rows that `numbers` describe. Besides weights and the
         store's tensors it reads only `numbers`, so a recording can be replayed with other numbers of the same shape."""
-        cache = TensorCache(self.store, PassTensors(numbers[shape.rows :], shape))
-        return self.model(numbers[: shape.rows, None], cache=cache, logits_to_keep=1).logits
+        cache = TensorCache(self.store, PassTensors(numbers[shape.tokens :], shape))
+        ids = numbers[: shape.tokens].view(shape.rows, shape.new)
+        return self.model(ids, cache=cache, logits_to_keep=shape.new).logits
+
+    def _keep(self, logits: Tensor) -> Tensor:
+        """Copy a step's logits [B, T, V] to the memory that all recordings write to. It is allocated in the first
+        warm-up, outside of every recording."""
+        if self.logits is None:
+            self.logits = logits.new_empty(self.most, logits.shape[-1])
+        kept = self.logits[: logits.shape[0] * logits.shape[1]].view(logits.shape)
+        return kept.copy_(logits)
 
 
-def _pack(placed: RowsOfPass, ids: Sequence[int], shape: PagedShape) -> Tensor:
-    """Pack a step's input on the host: each row's token id, then lengths, slots and page tables (`RowsOfPass.pack`)."""
-    return as_tensor(array("q", [*ids, *[0] * (shape.rows - len(ids))]) + placed.pack(shape))
+def _pack(placed: RowsOfPass, tokens: Sequence[Sequence[int]], shape: PagedShape) -> Tensor:
+    """Pack a step's input on the host: each row's token ids, padded with 0, then what `RowsOfPass.pack` gives."""
+    numbers = array("q")
+    for each in tokens:
+        numbers.extend([*each, *[0] * (shape.new - len(each))])
+    numbers.extend([0] * (shape.tokens - len(numbers)))
+    return as_tensor(numbers + placed.pack(shape))
 
 
 def _double(count: int) -> int:
@@ -107,10 +129,11 @@ def _double(count: int) -> int:
 
 
 def make_graphs(
-    model: Model, writer: Tower, store: Store, *, asked: bool | None, note: Callable[[str], object]
+    model: Model, writer: Tower, store: Store, rows: int, *, asked: bool | None, note: Callable[[str], object]
 ) -> Graphs | None:
-    """Make the Graphs of an engine. Returns None if `asked` is false, or if it is None and the store is not on CUDA or
-    not paged. Raises ConfigError if `asked` is true and the store is not on CUDA or not paged."""
+    """Make the Graphs of an engine or of its draft model, for up to `rows` rows. Returns None if `asked` is false, or
+    if it is None and the store is not on CUDA or not paged. Raises ConfigError if `asked` is true and the store is not
+    on CUDA or not paged."""
     able = store.device.type == "cuda" and store.paged
     if asked is False or (asked is None and not able):
         return None
@@ -118,7 +141,7 @@ def make_graphs(
         found = f"found {store.device.type}, paged={str(store.paged).lower()}"
         raise ConfigError(f"graphs: CUDA records steps that read rows by page, {found} (leave it out)")
     module: Any = model if writer is model.spec else model.get_submodule("decoder")
-    graphs = Graphs(module, store, CudaRecorder(store.device), note)
+    graphs = Graphs(module, store, rows, CudaRecorder(store.device), note)
     blocker = find_blocker(writer, str(next(module.parameters()).dtype).removeprefix("torch."))
     if (reason := blocker or module.seam.refuse_capture()) is not None:
         graphs.refuse(reason)

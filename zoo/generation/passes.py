@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 class EnginePasses:
     """Run the tokens of a step through `model`, whose cache is `store`. With `deterministic` a row's bits do not depend
-    on the other rows of the batch. `graphs` replays passes of one token a row."""
+    on the other rows of the batch. `graphs` replays decoding passes, drafts included."""
 
     def __init__(
         self, model: Model, writer: Tower, store: Store, device: torch.device, *, deterministic: bool = False
@@ -128,8 +128,8 @@ class EnginePasses:
         """Whether a pass needs no source tokens: any pass but an encoder-decoder's first."""
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 
-    def run(self, batch: list[Chunk]) -> Tensor:
-        """Run one forward pass over a batch of chunks. Returns the logits [B, K, V] after each chunk's last K
+    def run(self, batch: list[Chunk]) -> Sequence[Tensor]:
+        """Run one forward pass over a batch of chunks. Returns for each chunk the logits [K, V] after its last K
         tokens."""
         names = [chunk.sequence.asked.adapter for chunk in batch]
         if not any(names):
@@ -138,13 +138,13 @@ class EnginePasses:
         with self.model.served.choose(names, counts, apart=self.deterministic):  # type: ignore[attr-defined]
             return self._run(batch, replayed=False)
 
-    def _run(self, batch: list[Chunk], *, replayed: bool) -> Tensor:
+    def _run(self, batch: list[Chunk], *, replayed: bool) -> Sequence[Tensor]:
         """Run one forward pass. With `replayed` graphs and recordings of the model's layers may stand for them."""
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
         longest, varlen = max(counts), self._lies_flat(batch)
-        if replayed and self.graphs is not None and longest == 1 and not batch[0].whole and self._cached(first):
-            logits = self.graphs.run(rows, [chunk.tokens[0] for chunk in batch])  # type: ignore[arg-type]
+        if replayed and self.graphs is not None and not batch[0].whole and self._cached(first):
+            logits = self.graphs.run(rows, [chunk.tokens for chunk in batch])  # type: ignore[arg-type]
             if logits is not None:
                 return logits
         if varlen:

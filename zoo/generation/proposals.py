@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.cache.cache import Cache
 from zoo.cache.cached_row import CachedRow
 from zoo.cache.pool_store import Store, plan_store
 from zoo.errors import ConfigError
+from zoo.generation.graphs import make_graphs
 from zoo.generation.prompt_towers import find_limit, find_writer
 from zoo.generation.scheduler import RunningSequence
 from zoo.lazy import torch
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
+
+UNREAD = 2
+"""Most tokens of a row that a draft model reads at once after its prompt: the last one that it proposed, which it has
+not read, and the one that the model added."""
 
 Proposal = tuple[list[int], "Tensor | None"]
 """Draft tokens, and the probabilities [K, V] that they were drawn from; None for n-gram guesses and for an empty
@@ -84,10 +90,20 @@ def check_draft(spec: Topology, vocab_size: int) -> None:
 
 class DraftModel:
     """Propose up to `ahead` tokens drawn from a smaller model of the same vocabulary (Leviathan et al., 2023). The
-    draft model has a cache of its own, for `rows` rows of `tokens` tokens. Raises ConfigError if it cannot be a draft
-    model (`check_draft`) or has no positions for `tokens` tokens."""
+    draft model has a cache of its own, for `rows` rows of `tokens` tokens; `graphs` and `note` are the Engine's. Raises
+    ConfigError if it cannot be a draft model (`check_draft`) or has no positions for `tokens` tokens."""
 
-    def __init__(self, model: Model, vocab_size: int, *, rows: int, tokens: int, ahead: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        vocab_size: int,
+        *,
+        rows: int,
+        tokens: int,
+        ahead: int,
+        graphs: bool | None = None,
+        note: Callable[[str], object] = warnings.warn,
+    ) -> None:
         check_draft(model.spec, vocab_size)
         writer = find_writer(model.spec)
         ends = [end for end in (find_limit(writer), writer.cacheable_until) if end is not None]
@@ -98,19 +114,20 @@ class DraftModel:
         self.model = model
         weight = next(model.parameters())
         layout = choose_layout(writer, weight.dtype, weight.device, model.kernel)
-        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None, new=1 + ahead, **layout)
+        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None, new=UNREAD + ahead, **layout)
         where = {"dtype": weight.dtype, "device": weight.device, **layout}
-        self.store = Store(writer, plan.pages, plan.slots, undone=ahead, **where)
+        self.store = Store(writer, plan.pages, plan.slots, new=UNREAD, undone=ahead, **where)
+        self.graphs = make_graphs(model, writer, self.store, rows, asked=graphs, note=note)
         self.sampler = Sampler()
         self._rows: dict[RunningSequence, CachedRow] = {}
 
     def propose(self, sequences: Sequence[RunningSequence], counts: Sequence[int]) -> list[Proposal]:
         wanted = [each for each, count in zip(sequences, counts, strict=True) if count > 0]
-        logits = [self._catch_up(each) for each in wanted]
+        logits = self._catch_up(wanted)
         drafts: dict[RunningSequence, list[int]] = {each: [] for each in wanted}
         shares: dict[RunningSequence, list[Tensor]] = {each: [] for each in wanted}
         room = dict(zip(sequences, counts, strict=True))
-        live, scores = wanted, torch.cat(logits) if logits else None
+        live, scores = wanted, logits
         while live:
             states = [self._state(each, drafts[each]) for each in live]
             tokens, found = draw_draft(self.sampler, scores, states)  # type: ignore[arg-type]
@@ -130,18 +147,33 @@ class DraftModel:
     def _state(self, sequence: RunningSequence, draft: list[int]) -> DrawState:
         return sequence.draws.ahead(draft)[-1] if draft else sequence.draws
 
-    def _catch_up(self, sequence: RunningSequence) -> Tensor:
-        """Run the draft model on the tokens of a sequence that it has not read yet. Return the logits [1, V] after the
-        last one."""
-        if sequence not in self._rows:
-            self._rows[sequence] = CachedRow(self.store)
-        return self._pass([sequence], [sequence.ids[self._rows[sequence].length :]])
+    def _catch_up(self, sequences: Sequence[RunningSequence]) -> Tensor | None:
+        """Run the draft model on the tokens of each sequence that it has not read yet. Return the logits [B, V] after
+        the last ones; None without sequences. In a paged store rows with at most UNREAD such tokens share a pass."""
+        unread: dict[RunningSequence, list[int]] = {}
+        for each in sequences:
+            if each not in self._rows:
+                self._rows[each] = CachedRow(self.store)
+            unread[each] = each.ids[self._rows[each].length :]
+        begun = [each for each in unread if self._rows[each].length and len(unread[each]) <= UNREAD]
+        together = begun if self.store.paged else []
+        apart = [[each] for each in sequences if each not in set(together)]
+        found: dict[RunningSequence, Tensor] = {}
+        for batch in (*([together] if together else []), *apart):
+            found |= zip(batch, self._pass(batch, [unread[each] for each in batch]), strict=True)
+        return torch.stack([found[each] for each in sequences]) if found else None
 
     def _pass(self, sequences: Sequence[RunningSequence], tokens: list[list[int]]) -> Tensor:
-        cache = Cache(self.store, [self._rows[each] for each in sequences])
-        ids = torch.tensor(tokens, device=self.store.device)
+        """Run the draft model on the next tokens of each sequence. Return the logits [B, V] after the last ones."""
+        rows, counts = [self._rows[each] for each in sequences], [len(each) for each in tokens]
+        new = max(counts)
         with torch.inference_mode():
-            return self.model(ids, cache=cache, logits_to_keep=1).logits[:, -1]
+            if self.graphs is not None and (logits := self.graphs.run(rows, tokens)) is not None:
+                return torch.stack([each[-1] for each in logits])
+            padded = [each + [0] * (new - len(each)) for each in tokens]
+            options: dict[str, Any] = {"counts": counts if min(counts) < new else None, "logits_to_keep": 1}
+            ids = torch.tensor(padded, device=self.store.device)
+            return self.model(ids, cache=Cache(self.store, rows), **options).logits[:, -1]
 
     def report(self, sequence: RunningSequence, proposed: int, accepted: int) -> None:
         row = self._rows.get(sequence)

@@ -73,25 +73,23 @@ class ForwardContext:
         elif self.past is None:  # rows of different lengths
             starts = self.cache.starts  # type: ignore[union-attr]
             columns = torch.arange(self.new, device=self.device)[None]
-            if inputs.counts is not None:  # padding gets its row's last position: a table may have no further
-                columns = torch.minimum(columns, torch.tensor(inputs.counts, device=self.device)[:, None] - 1)
+            if (counts := self.cache.find_counts(self.new)) is not None:  # type: ignore[union-attr]
+                columns = torch.minimum(columns, counts[:, None] - 1)  # a table may have no further positions
             self.index = starts[:, None] + columns
             self.positions = self.every = self.index  # B T
         else:
             self.index = torch.arange(self.total, device=self.device)
             self.every = self._count_positions()  # B|1 S
             self.positions = self.every[:, self.past :]  # B|1 T
-        self.real = self._find_real(inputs.counts)
+        self.real = self._find_real()
 
-    def _find_real(self, counts: Sequence[int] | None) -> Tensor | None:
+    def _find_real(self) -> Tensor | None:
         """Mark each new token that is not padding, True [B, T]. None if the inputs state no padding, or if rows lie end
         to end."""
-        if self.padding is not None:
+        if self.padding is not None or self.cache is None:
             return self.padding
-        if counts is None or all(count == self.new for count in counts) or self.cache.varlen:  # type: ignore[union-attr]
-            return None
-        columns = torch.arange(self.new, device=self.device)
-        return columns < torch.tensor(counts, device=self.device)[:, None]
+        counts = self.cache.find_counts(self.new)
+        return None if counts is None else torch.arange(self.new, device=self.device) < counts[:, None]
 
     @property
     def own(self) -> int:

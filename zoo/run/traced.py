@@ -99,7 +99,7 @@ class TracedContext(ForwardContext):
     def _check(self, spec: Tower, inputs: Inputs) -> None:
         pass
 
-    def _find_real(self, counts: Sequence[int] | None) -> Tensor:
+    def _find_real(self) -> Tensor:
         assert self.padding is not None
         return self.padding[:, self.past :]  # B T
 

@@ -68,7 +68,8 @@ def make_engine(model: Model, jobs: Sequence[TextJob], kernel: str | None = None
     A single prompt is computed in one pass, because no other row would wait for it.
     """
     tokens, source = measure(jobs)
-    defaults = size_engine(find_weight(model).device, model.spec.output_vocab_size)
+    drafted = serving.get("speculate", 0) + 1
+    defaults = size_engine(find_weight(model).device, model.spec.output_vocab_size, drafted)
     rows = count_rows((job.request for job in jobs), defaults.rows)
     budget = defaults.budget if rows > 1 else max(defaults.budget, source)
     sizes = {"rows": rows, "tokens": tokens, "source": source, "budget": budget, "memory": defaults.memory}

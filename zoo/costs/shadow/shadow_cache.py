@@ -90,6 +90,9 @@ class ShadowCache:
     def begin(self, counts: object, new: int) -> None:
         """Start a pass."""
 
+    def find_counts(self, new: int) -> None:
+        """Give no numbers of new tokens: no column of a pass is padding."""
+
     def reach(self, new: int) -> int:
         """Give the number of tokens of a row after a pass over `new` tokens."""
         return self.longest + new

@@ -55,7 +55,8 @@ class PagedShape(NamedTuple):
 
 
 class PassTensors:
-    """The integers of a pass as tensors: `starts` [B], cached tokens of each row; `slots` [B], the rows' state slots.
+    """The integers of a pass as tensors: `starts` [B], cached tokens of each row; `counts` [B], new tokens of each row,
+    without padding; `slots` [B], the rows' state slots.
     `groups` has for each group: the slot of each new token [B·T] (with `varlen` [T]); the token index of the first slot
     of each row's first page [B]; the number of slots to read, new tokens included [B]; and the page table [B, P].
 
@@ -65,10 +66,10 @@ class PassTensors:
 
     def __init__(self, flat: Tensor, shape: PagedShape) -> None:
         rows = shape.rows
-        sizes = [rows, rows]
+        sizes = [rows, rows, rows]
         for width in shape.pages:
             sizes += [shape.tokens, rows, rows, rows * width]
-        self.starts, self.slots, *parts = flat.split(sizes)
+        self.starts, self.counts, self.slots, *parts = flat.split(sizes)
         groups = (parts[at : at + 4] for at in range(0, len(parts), 4))
         self.groups = [(*others, table.view(rows, -1)) for *others, table in groups]
 
