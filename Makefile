@@ -80,7 +80,7 @@ bench: $(VENV)/installed-dev ## time training and decoding against transformers
 gpu-check: ## check runs, generation and every kernel on a CUDA device, with the Python and packages that are on the path; kept in docs/gpu
 	$(PYTHON) -m zoo bench kernels --out docs/gpu $(if $(MINUTES),--minutes $(MINUTES))
 
-kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: flash-attn 2 and flex interpreted, flash-attn 4 and flex compiled
+kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: zoo's, flash-attn 2 and flex interpreted, zoo's, flash-attn 4 and flex compiled
 	ZOO_FLASH_SOURCES="$(ORACLE)/flash2:$$($(ORACLE)/bin/python -c '$(SITE)')" $(BIN)/pytest tests/kernels/test_flash_signatures.py
 	FLASH_ATTN_2=$(ORACLE)/flash2 $(ORACLE)/bin/python -W ignore::RuntimeWarning tests/oracle/triton_flash2.py
 	$(ORACLE)/bin/python tests/oracle/compile_flash4.py
@@ -88,6 +88,8 @@ kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: flas
 	$(ORACLE)/bin/python tests/oracle/triton_flex.py
 	$(ORACLE)/bin/python tests/oracle/triton_flex.py --compile
 	$(ORACLE)/bin/python tests/oracle/triton_flex.py --compile --arch 86
+	$(ORACLE)/bin/python tests/oracle/triton_split.py
+	for arch in 80 86 90 100 120; do $(ORACLE)/bin/python tests/oracle/triton_split.py --compile --arch $$arch || exit 1; done
 
 clean: ## everything the targets above made, the runs in runs/ and sweeps/ excepted
 	rm -rf $(VENV) $(ORACLE) $(OLDEST) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -172,22 +172,23 @@ def test_the_newest_flash_attn_that_a_gpu_runs_is_taken_on_it(name):
     assert set(found) == {"layer atten train", "layer atten prefill", "layer atten decode"}
     assert set(found.values()) == {by_capability.get(device.capability, "flash2")}
     alone = taken("llama3-8b", "torch", name, dtype="bf16" if "bf16" in device.tflops else "fp16")
-    assert set(alone.values()) == {"sdpa"}
+    in_pages = "triton" if (device.capability or (0, 0)) >= (8, 0) else "sdpa"
+    assert alone == {**dict.fromkeys(found, "sdpa"), "layer atten decode": in_pages}
 
 
 def test_a_softcap_takes_flex_of_torch_alone_and_flash_attn_3_on_a_hopper():
-    assert set(taken("gemma2-9b", "torch").values()) == {"flex"}
+    assert set(taken("gemma2-9b", "torch").values()) == {"flex", "triton"}
     assert set(taken("gemma2-9b", "everything").values()) == {"flash3"}
     assert set(taken("gemma2-9b", "everything", None).values()) == {"eager"}
 
 
-def test_expanded_latents_are_for_flash_attn_and_absorbed_ones_for_torch():
+def test_expanded_latents_are_for_flash_attn_and_absorbed_ones_for_zoos_own_kernel():
     found = taken("deepseek-v3", "everything")
     assert {use: found[f"sparse atten {use}"] for use in ("train", "prefill")} == {
         "train": "flash3",
         "prefill": "flash3",
     }
-    assert found["sparse atten decode"] == "sdpa"
+    assert found["sparse atten decode"] == "triton"
     decode = next(line for line in kernels(load("deepseek-v3"))["layers"] if line["use"] == "decode")
     widths = ("head_dim", "v_head_dim", "n_heads", "n_kv_heads")
     assert [decode["ask"][each] for each in widths] == [576, 512, 128, 1]
@@ -195,7 +196,7 @@ def test_expanded_latents_are_for_flash_attn_and_absorbed_ones_for_torch():
 
 def test_alibi_takes_flash_attn_2_and_with_torch_alone_a_mask():
     assert set(taken("bloom-560m", "everything").values()) == {"flash2"}
-    assert set(taken("bloom-560m", "torch").values()) == {"sdpa"}
+    assert set(taken("bloom-560m", "torch").values()) == {"sdpa", "triton"}
 
 
 def test_a_learned_bias_keeps_flash_attn_to_cross_attention():
@@ -207,7 +208,7 @@ def test_a_learned_bias_keeps_flash_attn_to_cross_attention():
 
 def test_sinks_are_for_flash_attn_4_or_flex():
     assert set(taken("gpt-oss-20b", "everything").values()) == {"flash4"}
-    assert set(taken("gpt-oss-20b", "torch").values()) == {"flex"}
+    assert set(taken("gpt-oss-20b", "torch").values()) == {"flex", "triton"}
 
 
 def test_a_recurrent_mixer_takes_none(printed):
@@ -218,7 +219,10 @@ def test_a_recurrent_mixer_takes_none(printed):
 
 def test_float32_is_for_torchs_kernels():
     found = kernels(load("llama3-8b"), Setup(gpu="h100", dtype="fp32"))["layers"]
-    assert {line["everything"]["kernel"] for line in found} == {"sdpa"}
+    assert {line["use"]: line["everything"]["kernel"] for line in found} == {
+        **{"train": "sdpa", "prefill": "sdpa"},
+        "decode": "triton",
+    }
     assert all("float16 and bfloat16, not float32" in line["refusals"]["flash3"] for line in found)
     assert {line["ask"]["dtype"] for line in kernels(load("gpt2"), Setup(precision="fp32"))["layers"]} == {
         "float32",
@@ -283,12 +287,12 @@ def test_stats_show_the_calls_on_a_gpu(printed, monkeypatch):
         "With torch alone",
         "  layer × 32",
         "    train, prefill: sdpa: scaled_dot_product_attention(is_causal=True)",
-        "    decode: sdpa: scaled_dot_product_attention(is_causal=False)",
+        "    decode: triton: attend_part(sides=(None, 0))",
         "",
         "With flash-attn 2, 3 and 4",
         "  layer × 32",
         "    train, prefill: flash3: flash_attn_func(causal=True, window_size=(-1, -1))",
-        "    decode: flash3: flash_attn_with_kvcache(causal=False, window_size=(-1, -1))",
+        "    decode: flash3: flash_attn_with_kvcache(causal=True, window_size=(-1, -1))",
     ]
 
 

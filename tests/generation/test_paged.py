@@ -144,6 +144,9 @@ def ask(**changes):
         (("flash-attn",), [ask(sinks=True)], 16),  # nothing there reads pages
         (("flash-attn", "flash-attn-3"), [ask(bias="alibi")], 256),  # flash-attn 3 has no ALiBi
         (("flash-attn", "flash-attn-3"), [ask(bias="alibi"), ask(), ask()], 256),  # flash-attn 3 reads these too
+        (("compiler",), [ask(sinks=True), ask(bias="alibi")], 16),  # by Zoo's own kernel
+        (("compiler", "flash-attn"), [ask(), ask(sinks=True)], 256),  # flash-attn 2 comes before it
+        (("compiler", "flash-attn"), [ask(sinks=True)], 16),
     ],
 )
 def test_pages_are_as_small_as_the_kernels_of_the_machine_read_them(packages, asks, page):
@@ -380,7 +383,9 @@ def test_results_that_are_equal_to_the_bit_are_not_read_by_page():
 
 
 def test_every_kernel_says_whether_it_reads_pages():
-    assert {name for name, kernel in KERNELS.items() if kernel.pages_in_place} == {*PACKAGE, "flash2_hub", "flash3_hub"}
+    assert {name for name, kernel in KERNELS.items() if kernel.pages_in_place} == {
+        *(*PACKAGE, "flash2_hub", "flash3_hub", "triton")
+    }
     assert {*PREFIX_LM, *SEQ2SEQ} <= set(KINDS)
 
 

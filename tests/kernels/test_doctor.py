@@ -162,10 +162,10 @@ def test_eager_does_everything_everywhere():
 def test_rows_come_in_the_order_of_auto_and_those_on_request_last():
     names = [row.kernel.name for row in tabulate(H100)]
     assert set(names) == set(KERNELS)
-    assert names[:7] == [kernel.name for kernel in order(PLAIN, H100)]
-    assert all(KERNELS[name].on_request for name in names[7:])
+    assert names[:8] == [kernel.name for kernel in order(PLAIN, H100)]
+    assert all(KERNELS[name].on_request for name in names[8:])
     assert order_with_mask(CPU) is None
-    assert order_with_mask(H100) == ["flash3", "flash4", "flash2", "flash_torch", "sdpa", "flex", "eager"]
+    assert order_with_mask(H100) == ["flash3", "flash4", "flash2", "flash_torch", "sdpa", "flex", "triton", "eager"]
 
 
 def test_a_kernel_needs_the_packages_without_which_it_refuses_and_names_their_source():
@@ -177,6 +177,7 @@ def test_a_kernel_needs_the_packages_without_which_it_refuses_and_names_their_so
         "flash_torch": (),
         "sdpa": (),
         "flex": ("compiler",),
+        "triton": ("compiler",),
         "eager": (),
         "flash3_hub": ("kernels",),
         "flash2_hub": ("kernels",),
@@ -231,7 +232,9 @@ def test_doctor_says_what_is_missing_and_where_it_comes_from(capsys, monkeypatch
     out = capsys.readouterr().out
     assert "Attention kernels on cuda of compute capability 9.0" in out
     assert f"  flash2: needs flash-attn: {PACKAGES['flash-attn']}\n" in out
-    assert "where a mask must be read: flash3, flash4, flash2, flash_torch, sdpa, flex, eager;" in " ".join(out.split())
+    assert "where a mask must be read: flash3, flash4, flash2, flash_torch, sdpa, flex, triton, eager;" in " ".join(
+        out.split()
+    )
     assert "grouped_mm       yes  the experts' products in one call, in bfloat16\n" in out
 
 

@@ -17,6 +17,7 @@ LACKS = {
     "flash4": FLASH | {"alibi"},
     "flash_torch": FLASH | {"sinks", "softcap", "alibi", "lengths", "over 256", "wider values"},
     "sdpa": {"softcap", "sinks"},
+    "triton": {"gradient", "fixed", "learned", "pairs", "padding", "documents"},
     "eager": set(),
 }
 RUNS = {  # compute capabilities, and the package
@@ -24,6 +25,7 @@ RUNS = {  # compute capabilities, and the package
     "flash3": (lambda c: c == (9, 0), "flash-attn-3"),
     "flash4": (lambda c: c[0] in (9, 10, 11), "flash-attn-4"),
     "flash_torch": (lambda c: c >= (8, 0), None),
+    "triton": (lambda c: c >= (8, 0), "compiler"),
 }
 
 
@@ -36,7 +38,7 @@ def features(ask: AttentionQuery) -> set[str]:
         "float32": ask.dtype == "float32",
         "softcap": ask.softcap,
         "sinks": ask.sinks,
-        "pairs": ask.pairs,
+        **{"pairs": ask.pairs, "padding": ask.padding, "documents": ask.documents, "gradient": ask.needs_grad},
         "lengths": ask.lengths,
         "unequal": length,
         "odd width": ask.head_dim % 8 or ask.v_head_dim % 8,
@@ -111,13 +113,16 @@ def shows_without_a_mask(ask: AttentionQuery) -> bool:
 
 
 def wanted(ask: AttentionQuery, machine: Machine) -> str:
-    """What auto takes: the newest flash-attn that can; then torch's own, a mask read last; eager when nothing else."""
+    """What auto takes: the newest flash-attn that can; pages before copies of them; then torch's own, a mask read last;
+    eager when nothing else."""
     if machine.device != "cuda":
         names = ["sdpa", "eager"]
+    elif ask.page:
+        names = ["flash3", "flash4", "flash2", "triton", "sdpa", "flex", "eager"]
     elif shows_without_a_mask(ask):
-        names = ["flash3", "flash4", "flash2", "sdpa", "flash_torch", "flex", "eager"]
+        names = ["flash3", "flash4", "flash2", "sdpa", "flash_torch", "flex", "triton", "eager"]
     else:
-        names = ["flash3", "flash4", "flash2", "flash_torch", "sdpa", "flex", "eager"]
+        names = ["flash3", "flash4", "flash2", "flash_torch", "sdpa", "flex", "triton", "eager"]
     return next(name for name in names if can(name, ask, machine))
 
 

@@ -61,11 +61,27 @@ where they lie, and of what size:
 | flash3 | any | |
 | flash4 | any, heads in multiples of 16 channels | refuses |
 | flash_torch | none | refuses |
+| triton | any | |
 | sdpa, flex, eager | any | a row's keys are copied out of the pages first |
 
-The size is chosen when an engine is made, 16 or 256: the one at which more of the model's kinds of layer are read in
-place. Heads wider than 256 channels (MLA's latents), sinks without flash4, ALiBi without flash2 and learned biases are
-copied.
+The size is chosen when an engine is made, 16 or 256: the one at which the kernels that come first read more of the
+model's kinds of layer in place. Learned biases are copied.
+
+**triton** is Zoo's own kernel (zoo/kernels/triton_split.py, its code in triton_code.py). It needs no package: torch
+brings Triton on Linux with CUDA. Under `auto` it reads pages where flash-attn is missing or refuses: sinks, ALiBi, a
+softcap, float32, heads of any width up to 512 channels, MLA's latents (512 + 64 channels, of which the first 512 are
+the values and are read once). It splits a row's keys into parts, so that one row occupies a GPU too (Flash-Decoding),
+and packs the query heads of a kv head into one tile, also several new tokens of each (drafts to verify). A window costs
+only its keys. On GPUs older than Ampere it refuses.
+
+```
+$ zoo stats deepseek-v3 --kernels --gpu h100
+...
+With flash-attn 2, 3 and 4
+  dense × 3, sparse × 58
+    train, prefill: flash3: flash_attn_func(causal=True, window_size=(-1, -1))
+    decode: triton: attend_part(sides=(None, 0))
+```
 
 Kernels that read pages where they lie also take prompts and decoding rows in one pass (varlen):
 `Mask(lengths=…, cu_seqlens_q=…)` states where the queries of each row begin. The engine computes a step so if the
@@ -95,11 +111,17 @@ Until there is one, the CUDA kernels are checked by contract, and where their co
   their own: every case above, forward and backward, and whole models under them (tests/kernels/test_flash.py);
 - the stand-ins' signatures against the packages' own source, where it is at hand
   (tests/kernels/test_flash_signatures.py);
-- `make kernels-oracle` (not in CI): flash-attn 2's Triton backend run by Triton's interpreter on a CPU; flash-attn 4
-  compiled for sm_90 and sm_100 without a GPU; and what torch writes for flex on CUDA, run by the interpreter in every
-  case above, forward and backward, and compiled for sm_90 and sm_86, where it must fit the GPU's shared memory. On
-  25 November 2026 (torch 2.13 and triton 3.7; 2.11 and 3.6) none of 57 cases failed: in float32 errors of at most
-  7e-7 forward and 2e-6 backward.
+- the launches of Zoo's own kernel over a stand-in that reads its arguments as the Triton code does
+  (tests/kernels/test_triton_split.py);
+- `make kernels-oracle` (not in CI): Zoo's own kernel run by Triton's interpreter in every case above that it does not
+  refuse, in attentions drawn at random (page tables with NaN where nothing may be read, lengths, windows, sinks,
+  softcap, ALiBi, latents, three dtypes) and in models that decode, and compiled for sm_80, 86, 90, 100 and 120 in the
+  shapes of Llama 3, gpt-oss, Gemma 2, BLOOM, Phi-2 and DeepSeek-V3, where it must fit shared memory and spill next to
+  nothing; flash-attn 2's Triton backend run by Triton's interpreter on a CPU; flash-attn 4 compiled for sm_90 and
+  sm_100 without a GPU; and what torch writes for flex on CUDA, run by the interpreter in every case above, forward
+  and backward, and compiled for sm_90 and sm_86, where it must fit the GPU's shared memory. On 25 November 2026
+  (torch 2.13 and triton 3.7; 2.11 and 3.6) none of 57 cases failed: in float32 errors of at most 7e-7 forward and
+  2e-6 backward.
 """
 
 

@@ -74,10 +74,18 @@ NOTABLE = {  # what a reader would want to know, on an H100 with every package
     "T5's learned bias": ({"bias": "learned"}, "sdpa"),
     "packed documents": ({"documents": True}, "flash3"),
     "pages of 16 tokens": ({"lengths": True, "short_q": True, "page": 16, "needs_grad": False}, "flash3"),
+    "sinks of each query, in pages": (
+        {"sinks": True, "token_sinks": True, "lengths": True, "short_q": True, "page": 16, "needs_grad": False},
+        "triton",
+    ),
     "a prefix": ({"pairs": True}, "sdpa"),
     "float32": ({"dtype": "float32"}, "sdpa"),
     "MLA expanded": ({"head_dim": 192, "v_head_dim": 128}, "flash3"),
     "MLA absorbed": ({"head_dim": 576, "v_head_dim": 512, "short_q": True, "needs_grad": False}, "sdpa"),
+    "MLA absorbed, in pages": (
+        {"head_dim": 576, "v_head_dim": 512, "short_q": True, "lengths": True, "page": 16, "needs_grad": False},
+        "triton",
+    ),
     "a learned bias under a softcap": ({"bias": "learned", "softcap": 30.0}, "flex"),
 }
 
@@ -97,6 +105,7 @@ MISUSES = {  # a kernel forced to do what it lacks, on the machine that it is fo
         {"head_dim": 8, "v_head_dim": 8},
         "flex_attention on CUDA is for heads of 16 channels or more, not 8",
     ),
+    "triton": ({"needs_grad": True}, "the split-KV kernel has no gradient"),
 }
 
 

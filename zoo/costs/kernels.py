@@ -15,6 +15,7 @@ from zoo.kernels import KERNELS, pick
 from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.found import EVERYTHING
 from zoo.kernels.mask import Mask
+from zoo.kernels.view.page_tables import choose_page
 from zoo.model.attention.base import Attention
 from zoo.model.block.base import Block
 from zoo.model.tower import Tower
@@ -135,14 +136,26 @@ def _lines(name: str, tower: Tower, spec: Priced, setup: Setup, machine: Machine
         for use in GENERATING if tower.causal else READING:
             for part, ask in asks(tower, kind, use, setup, memory).items():
                 if ask is not None:
+                    if use == "decode" and machine.device == "cuda" and not ask.pairs:
+                        ask = _read_by_page(ask, getattr(tower.blocks[kind], part), part)
                     yield {**place, "part": part, "use": use, "ask": asdict(ask), **_chosen(ask, machine)}
                 elif use == "train":
                     yield {**place, "part": part, "use": None, "mixer": getattr(tower.blocks[kind], part).kind}
 
 
+def _read_by_page(ask: AttentionQuery, attention: Attention, part: str) -> AttentionQuery:
+    """Describe a step of decoding as the engine computes it on a GPU: rows of unequal length, read by page table."""
+    own = part == "attention"
+    return replace(ask, lengths=True, short_q=True, causal=own, window=attention.sight.window if own else None)
+
+
 def _chosen(ask: AttentionQuery, machine: Machine) -> dict[str, Any]:
-    """Choose the kernel as `auto` does under each of INSTALLED, and list why earlier kernels refuse."""
-    choices = {name: pick(ask, replace(machine, packages=packages)) for name, packages in INSTALLED.items()}
+    """Choose the kernel as `auto` does under each of INSTALLED, and list why earlier kernels refuse. An ask with
+    `lengths` is of keys in pages of the size that the engine then chooses."""
+    choices = {}
+    for name, packages in INSTALLED.items():
+        there = replace(machine, packages=packages)
+        choices[name] = pick(replace(ask, page=choose_page([ask], there)) if ask.lengths else ask, there)
     found: dict[str, Any] = {
         name: {"kernel": choice.kernel.name, "call": choice.call.function, "arguments": dict(choice.call.arguments)}
         for name, choice in choices.items()

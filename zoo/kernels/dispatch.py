@@ -22,6 +22,7 @@ from zoo.kernels.found import machine_of
 from zoo.kernels.packed import join_rows
 from zoo.kernels.score_bias import describe_bias
 from zoo.kernels.sdpa import SDPA, plain
+from zoo.kernels.triton_split import TritonSplit
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
-        *(Flash3(), Flash4(), Flash2(), FlashTorch(), SDPA(), Flex(), Eager()),
+        *(Flash3(), Flash4(), Flash2(), FlashTorch(), SDPA(), Flex(), TritonSplit(), Eager()),
         *(Flash3Hub(), Flash2Hub()),
     )
 }
@@ -133,14 +134,18 @@ def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
 
     The flash-attn packages come first, then torch's own kernels. On CUDA scaled_dot_product_attention is the first of
     these if it needs no mask tensor, because it chooses among several fused kernels itself; else flash_torch, which
-    skips hidden blocks, comes before it. Without CUDA flex is last: it takes seconds to compile, and eager serves the
-    same calls.
+    skips hidden blocks, comes before it. Keys in pages are first offered to the split-KV kernel, because torch's
+    kernels would read a copy of them. Without CUDA flex is last: it takes seconds to compile, and eager serves the same
+    calls.
     """
     yield from (KERNELS[name] for name in ("flash3", "flash4", "flash2"))
-    if machine.device != "cuda" or plain(ask):
-        last = ("sdpa", "flash_torch", "flex", "eager") if machine.device == "cuda" else ("sdpa", "eager", "flex")
+    if machine.device != "cuda":
+        last = ("sdpa", "eager", "flex")
+    elif ask.page is not None:
+        last = ("triton", "sdpa", "flex", "eager")
     else:
-        last = ("flash_torch", "sdpa", "flex", "eager")
+        fused = ("sdpa", "flash_torch") if plain(ask) else ("flash_torch", "sdpa")
+        last = (*fused, "flex", "triton", "eager")
     yield from (KERNELS[name] for name in last)
 
 

@@ -18,22 +18,33 @@ if TYPE_CHECKING:
 PAGES = (16, 256)
 """Page sizes in tokens: 16 suits flash-attn 3 and 4, 256 flash-attn 2."""
 
+COPIES = 100
+"""Rank of a kernel that copies keys out of pages, behind all others."""
+
 PAGE = PAGES[0]
 """Default page size of the engine in tokens."""
 
 
 def choose_page(asks: Iterable[AttentionQuery], machine: Machine, kernel: str = "auto") -> int:
-    """Choose the page size with which kernels serve the most of `asks` in place (decoding, with
-    `AttentionQuery.lengths`), on a tie the smaller one. `kernel` names the kernel that will be used."""
+    """Choose the page size with which the kernels that `auto` tries first read the most of `asks` in place (decoding,
+    with `AttentionQuery.lengths`), on a tie the smaller one. `kernel` names the kernel that will be used."""
     asks = list(asks)
-    return max(PAGES, key=lambda page: sum(reads_pages(replace(ask, page=page), machine, kernel) for ask in asks))
+    return min(PAGES, key=lambda page: sum(_rank(replace(ask, page=page), machine, kernel) for ask in asks))
 
 
 def reads_pages(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> bool:
     """Whether the kernel that serves an ask reads pages in place; others copy each row's keys out of them first."""
+    return _rank(ask, machine, kernel) < COPIES
+
+
+def _rank(ask: AttentionQuery, machine: Machine, kernel: str) -> int:
+    """Return the place in the order of the kernel that serves an ask; COPIES if it does not read pages in place."""
     able = order(ask, machine) if kernel == "auto" else iter([KERNELS[kernel]] if kernel in KERNELS else [])
-    found = next((each for each in able if each.refuses(ask, machine) is None and not each.broken), None)
-    return found is not None and found.pages_in_place
+    ranked = (
+        (place, each) for place, each in enumerate(able) if each.refuses(ask, machine) is None and not each.broken
+    )
+    place, found = next(ranked, (COPIES, None))
+    return place if found is not None and found.pages_in_place else COPIES
 
 
 # ---------------------------------------------------------------- the rows of a pass
