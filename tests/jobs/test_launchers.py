@@ -101,7 +101,8 @@ def test_the_script_says_what_the_config_says(here, capsys):
     assert capsys.readouterr().err.strip() == f"{file}: written (`sbatch '{file}'` submits it)"
     script = file.read_text()
     asked = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
-    assert asked[1:7] == ["nodes=2", "ntasks-per-node=1", "gpus-per-node=4", "partition=gpu", "account=lab", TIME]
+    assert asked[1:8] == ["nodes=2", "ntasks-per-node=1", "cpus-per-task=4", *ASKED, TIME]
+    assert '\nexport SRUN_CPUS_PER_TASK=4\nexport OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"\n' in script
     assert asked[-1] == "mem=0" and script.index("module load cuda") < script.index("srun ")
     assert "signal=TERM@300" in asked and "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300\n" in script
     assert "--nnodes 2 --nproc-per-node 4 --max-restarts 3" in script and '"$(hostname):30000"' in script
@@ -111,7 +112,24 @@ def test_the_script_says_what_the_config_says(here, capsys):
     assert command.startswith("-m zoo train -c my.yaml ") and f"'hydra.run.dir='\"'\"'{file.parent}" in command
 
 
+ASKED = ("gpus-per-node=4", "partition=gpu", "account=lab")
 TIME = "time=12:00:00"
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ("launcher.gpus=2", "cpus-per-task=8"),
+        ("device=cpu", "cpus-per-task=2"),
+        ("launcher.cpus=32", "cpus-per-task=32"),
+    ],
+)
+def test_a_job_takes_cpus_for_its_processes(asked, line, here):
+    options = [*COMMON[:-1], "parallel=fsdp", "launcher=slurm", "nproc=2", "launcher.submit=false", asked]
+    assert cli.run(["train", *options, "hydra.run.dir=run"]) == 0
+    assert f"#SBATCH --{line}\n" in Path("run/launch.sbatch").read_text()
+    assert cli.run(["train", *options, "launcher.cpus=null", "hydra.run.dir=other"]) == 0
+    assert "cpus-per-task" not in Path("other/launch.sbatch").read_text()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +151,7 @@ def test_a_job_takes_a_gpu_for_each_process_unless_told_otherwise(asked, line, h
         (["nproc=2", "launcher.time=30"], "launcher.time: is the number 30 (a text, with its seconds"),
         (["nproc=2", "launcher.partition='a b'"], "launcher.partition: is 'a b', which is no name of SLURM's"),
         (["nproc=2", "launcher.lines=['a\nb']"], "launcher.lines: has 'a\\nb' as one line (an entry for each)"),
+        (["nproc=2", "launcher.cpus=0"], "launcher.cpus: must be a whole number from 1 up, or auto, found 0"),
         (["nproc=2", "launcher.port=80"], "launcher.port: must be greater than or equal to 1024"),
         (["nproc=3", "nodes=3"], "batch_size: is 8, which 9 processes"),
         (["nproc=2", "launcher.dry=true"], "launcher.dry: unknown key"),

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +17,7 @@ from zoo.checkpoint import publish as publishing
 from zoo.checkpoint import store
 from zoo.errors import Terminated
 from zoo.jobs.train import resume_run, start_run
-from zoo.training import log
+from zoo.training import log, loop
 from zoo.training.objective import NextToken
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes, and reads /proc")
@@ -103,6 +105,24 @@ def test_sigterm_in_an_evaluation_saves_at_once_and_the_evaluation_comes_later(t
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
     newest = [read_folder(runs.find(tmp_path / name)) for name in ("parts", "whole")]
     assert newest[0] == newest[1]
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_sigterm_that_slurm_sends_and_torchrun_passes_on_counts_once(launched, monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    said = []
+    run = SimpleNamespace(asked=None, show=SimpleNamespace(say=said.append))
+    with loop.stop_on_signals(run):
+        signal.raise_signal(signal.SIGTERM)
+        with nullcontext() if launched else pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert run.asked is signal.SIGTERM and len(said) == 1
+    assert ("Ctrl-C or SIGTERM" in said[0]) == (not launched)
 
 
 @pytest.mark.parametrize("error, code", [(Terminated(), 0), (KeyboardInterrupt(), 130)])

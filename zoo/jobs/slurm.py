@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from zoo.training.settings import Training
 
 SCRIPT = "launch.sbatch"
+CPUS_BY_GPU = 4
+"""CPUs for each process that has a GPU: it computes and reads rows ahead, and NCCL and copies have threads."""
+
 PATIENCE = 60  # seconds after which sbatch counts as failed
 
 
@@ -59,6 +62,9 @@ def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], 
     yield f"export {PATIENCE_OF_TORCHRUN}={launcher.warning}"
     yield f"cd {shlex.quote(str(Path.cwd()))} || exit 1"
     yield from (line for line in launcher.lines if line not in own)
+    if (cpus := count_cpus(settings, launcher)) is not None:
+        yield f"export SRUN_CPUS_PER_TASK={cpus}"  # since SLURM 22.05 srun does not take over sbatch's
+        yield f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{max(cpus // (settings.nproc or 1), 1)}}}"'
     run = f"srun {shlex.quote(sys.executable)} -m torch.distributed.run"
     spread = f"--nnodes {settings.nodes} --nproc-per-node {settings.nproc} --max-restarts {settings.restarts}"
     meeting = f'--rdzv-backend c10d --rdzv-endpoint "$(hostname):{launcher.port}" --rdzv-id {uuid.uuid4().hex}'
@@ -67,11 +73,12 @@ def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], 
 
 def list_options(settings: Training, launcher: SlurmLauncher, folder: Path) -> Iterator[str]:
     """Yield the options of sbatch."""
-    on_cpu = settings.device.startswith("cpu")
-    gpus = launcher.gpus if launcher.gpus != "auto" else 0 if on_cpu else settings.nproc
+    gpus = launcher.gpus if launcher.gpus != "auto" else 0 if is_on_cpu(settings) else settings.nproc
     yield f"job-name={shlex.quote(f'zoo-{folder.name}')}"
     yield f"nodes={settings.nodes}"
     yield "ntasks-per-node=1"  # one torchrun, which starts all processes of its node
+    if (cpus := count_cpus(settings, launcher)) is not None:
+        yield f"cpus-per-task={cpus}"
     if gpus:
         yield f"gpus-per-node={gpus}"
     for name in ("partition", "account", "time"):
@@ -81,6 +88,19 @@ def list_options(settings: Training, launcher: SlurmLauncher, folder: Path) -> I
     yield "open-mode=append"
     yield "requeue"
     yield f"signal=TERM@{launcher.warning}"
+
+
+def is_on_cpu(settings: Training) -> bool:
+    """Whether a run asks for no GPU."""
+    return settings.device.startswith("cpu")
+
+
+def count_cpus(settings: Training, launcher: SlurmLauncher) -> int | None:
+    """Count the CPUs of a node that a job asks for: one task gets a single one unless it says how many. None leaves it
+    to the cluster."""
+    if launcher.cpus != "auto":
+        return launcher.cpus
+    return (settings.nproc or 1) * (1 if is_on_cpu(settings) else CPUS_BY_GPU)
 
 
 def _submit_file(file: Path) -> str:

@@ -43,6 +43,7 @@ class SlurmLauncher(Launcher, kind="slurm"):
     account: str | None = None
     time: Annotated[str | None, BeforeValidator(_check_time)] = None
     gpus: Annotated[int | Literal["auto"], BeforeValidator(make_count_check(0))] = "auto"
+    cpus: Annotated[int | Literal["auto"], BeforeValidator(make_count_check(1))] | None = "auto"
     port: Annotated[int, Field(ge=1024, le=65535)] = 29500
     warning: PositiveInt = 300  # seconds before the job's limit at which processes get SIGTERM, to save a checkpoint
     lines: tuple[str, ...] = ()

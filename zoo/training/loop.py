@@ -15,6 +15,7 @@ from zoo.training.building import build_start
 from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated
 from zoo.training.finite import count_skipped, refuse_nonfinite
+from zoo.training.restarts import is_launched
 from zoo.training.run import Run
 from zoo.training.run_flops import count_parameters_of
 from zoo.training.saving import find_checkpoint, finish_saving, go_back_if_due, save_checkpoint, save_if_due
@@ -69,17 +70,26 @@ def fit(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def stop_on_signals(run: Run) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM, stop after the present step or evaluation batch. A second signal stops the run at once."""
+    """On Ctrl-C or SIGTERM, stop after the present step or evaluation batch.
+
+    A second signal stops the run at once, unless it is a SIGTERM to a process of torchrun: SLURM sends SIGTERM to every
+    process of a job, and torchrun, which is one of them, passes it on.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
 
+    launched = is_launched()
+
     def ask(number: int, frame: object) -> None:
+        if run.asked and launched and number == signal.SIGTERM:
+            return
         if run.asked:
             raise KeyboardInterrupt
         run.asked = signal.Signals(number)
         with suppress(RuntimeError):  # if the signal came while a line was printed
-            run.show.say("stopping after this step (a second Ctrl-C or SIGTERM stops at once, without a checkpoint)")
+            second = "Ctrl-C" if launched else "Ctrl-C or SIGTERM"
+            run.show.say(f"stopping after this step (a second {second} stops at once, without a checkpoint)")
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
