@@ -49,9 +49,9 @@ def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[st
         return setup
     from zoo.data.settings import parse_node
     from zoo.training.start.begin import StartSettings
-    from zoo.training.start.lora import Lora
+    from zoo.training.start.lora import Lora, complete_lora
 
-    adapters = None if lora is None else parse_node(Lora, lora, "lora")
+    adapters = None if lora is None else parse_node(Lora, complete_lora(lora), "lora")
     return StartSettings(freeze=tuple(freeze), train=tuple(train), lora=adapters).tune(setup)
 
 

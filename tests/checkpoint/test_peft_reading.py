@@ -166,9 +166,10 @@ def test_a_run_goes_on_with_an_adapter_from_pefts_own_logits(here, name):
     assert (plan.rank, plan.alpha, plan.base) == (4, 6.0, str(base.absolute()))
     assert plan.trained == (("head.out.weight",) if name == "a head beside" else ())
     assert len(plan.paths) == 6
-    stated = f"adapter:run,rank:4,alpha:6,dora:{name == 'dora'},on:['blocks.*.[qv]','blocks.*.up']"
-    more = zoo.train(None, ["weights=base", f"lora={{{stated}}}", *SMALL])
+    more = zoo.train(None, ["weights=base", "lora={adapter:run,on:['blocks.*.[qv]','blocks.*.up']}", *SMALL])
     assert {*more.model.adapters.paths} == {*plan.paths}
+    own = more.model.adapters
+    assert (own.rank, own.alpha, own.dora) == (4, 6.0, name == "dora")
     assert run(["convert", "run", "back", "--to", "peft"]) == 0
     again = load_file(here / "back" / "adapter_model.safetensors")
     own = load_file(here / "adapter" / "adapter_model.safetensors")

@@ -394,3 +394,13 @@ def test_a_part_that_trains_is_told_first_and_in_a_sweep(printed):
 def test_what_cannot_train_is_refused_by_name(refused, options, fault):
     (line,) = refused("stats", "llama-tiny", *options)
     assert line.startswith(fault)
+
+
+def test_a_folder_with_the_name_of_a_packaged_model_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    assert run(["stats", "gpt2"]) == 0
+    assert capsys.readouterr().err == ""  # a folder without a model
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
+    assert run(["stats", "gpt2"]) == 0
+    assert capsys.readouterr().err == "zoo: note: gpt2: the packaged model; the folder here is ./gpt2\n"

@@ -188,6 +188,21 @@ def test_conversations_with_empty_answers_are_left_out_and_counted(tmp_path, for
         assert line == "data: 2 of 5 conversations are left out, as their answers are empty and teach nothing"
 
 
+@pytest.mark.parametrize("label", [True, False])
+def test_answers_of_one_label_alone_are_told(tmp_path, label):
+    file = tmp_path / "a.jsonl"
+    judged = [{"prompt": "a", "completion": each, "label": label} for each in "bcd"]
+    for records, count in ((judged, 1), ([*judged, {**judged[0], "label": not label}], 0)):
+        file.write_text("".join(json.dumps(each) + "\n" for each in records))
+        found = DataSettings.read({"kind": "jsonl", "path": str(file), "form": "unpaired"}).open(ChatTemplate(CHATML))
+        assert len(list(found)) == len(records)
+        lines = list(found.describe_passed())
+        assert len(lines) == count
+        given, lacking = str(label).lower(), str(not label).lower()
+        told = f"data: all 3 answers have label {given}, and nothing says what is worse or better (records with label "
+        assert lines in ([], [f"{told}{lacking} too)"])
+
+
 def test_a_misspelt_role_beside_empty_answers_is_a_fault(read):
     said = [SAID[1], {"role": "asistant", "content": "5"}, SAID[1], {"role": "assistant", "content": ""}]
     (fault,) = faults_of(lambda: read("messages", {"messages": SAID}, {"messages": said}))

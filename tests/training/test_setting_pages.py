@@ -99,3 +99,11 @@ def test_the_command_prints_the_page_without_torch(capsys):
     assert any(
         line.split() == ["example", "zoo", "train", "MODEL", "data=jsonl", "data.form=messages"] for line in lines
     )
+
+
+def test_the_default_is_that_of_a_run_and_not_of_the_class():
+    page = explained("optim.lr")
+    assert page["default"] == "0.002" and page["kinds"][0] == "adamw"  # conf/optim/adamw.yaml; the class says 0.001
+    assert page["example"].startswith("zoo train MODEL optim=adamw optim.lr=")
+    assert explained("optim")["default"] == "adamw"
+    assert explained("optim.adafactor.lr")["default"] == "0.01"

@@ -87,7 +87,25 @@ def run(
         if explain or verify or plot is not None or shown in (Shown.csv, Shown.md):
             raise ConfigError("kernels: are text of their own or a part of --json (leave other options of output out)")
         return _kernels(targets, overrides, setup, shown)
+    if not setup.tunes:
+        _note_adapters(targets)
     _price(targets, overrides, setup, shown, plot, explain=explain, verify=verify)
+
+
+def _note_adapters(targets: list[str]) -> None:
+    """Say of each checkpoint with adapters that it is priced as the merged model, and what prices its training."""
+    from zoo import runs
+    from zoo.checkpoint.adapter_files import PLAN, PlanFile
+    from zoo.cli.common import print_note
+    from zoo.compose.targets import is_file
+    from zoo.families.described import read_json
+
+    for target in targets:
+        path = Path(target).expanduser()
+        if is_file(target) and path.is_dir() and (file := runs.find(path) / PLAN).is_file():
+            base = read_json(file, PlanFile).get("base") or "BASE"
+            cure = f"zoo stats {base} --lora '{{adapter: {target}}}' prices base and adapters as they train"
+            print_note(f"{target}: has adapters, and is priced as the merged model ({cure})")
 
 
 def _price(

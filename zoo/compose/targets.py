@@ -27,6 +27,7 @@ from zoo.grammar.dialect import is_choice, read_choice
 from zoo.grammar.interpolation import list_sizes
 from zoo.grammar.keys import BASES, KNOWN
 from zoo.paths import conf_dir, list_conf, read_conf
+from zoo.runs import ARCHITECTURE, CHECKPOINTS
 from zoo.untrusted.printable import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
 
@@ -62,6 +63,11 @@ def is_file(target: str | Path) -> bool:
     return (os.path.isdir(text) and text not in list_packaged()) or names_checkpoint(Path(text))
 
 
+def holds_model(path: Path) -> bool:
+    """Tell whether a folder holds a model: a Hugging Face folder, a checkpoint or a run."""
+    return any((path / name).exists() for name in ("config.json", ARCHITECTURE, CHECKPOINTS))
+
+
 def names_checkpoint(path: Path) -> bool:
     """Tell whether a path means one of a run's checkpoints, as `RUN@400` does."""
     from zoo.runs import split_choice
@@ -78,7 +84,9 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     if isinstance(target, Mapping):
         return Target("config", _plain(OmegaConf.create(dict(target)), "config"))
     if not is_file(target):
-        return Target(os.fspath(target), name_packaged(os.fspath(target)))
+        name = os.fspath(target)
+        notes = (f"{name}: the packaged model; the folder here is ./{name}",) if holds_model(Path(name)) else ()
+        return Target(name, name_packaged(name), notes=notes)
     path, own = Path(target).expanduser(), list_packaged()
     if path.resolve().parent == (conf_dir() / "model").resolve() and path.is_file():
         return Target(str(target), name_packaged(path.stem), option=path.stem)

@@ -231,7 +231,7 @@ def prepare_labelled(
     classes, or the count of numbers in a label, are found in the data unless they are `known`. With `whole` both parts
     are the same records, and `say` gets lines on one. Raises ConfigError for a record that cannot be read or has a
     wrong label, and for an empty part."""
-    parts = read_parts(settings, task, progress)
+    parts = read_parts(settings, task, progress, say)
     for line in () if whole else describe_copies(*([each.texts for each in parts[part]] for part in PARTS)):
         say(line)
     classes, n_outputs = task.settle(parts, known)
@@ -246,14 +246,16 @@ def prepare_labelled(
     )
 
 
-def read_parts(settings: DataSettings, task: LabelledTask, progress: Progress) -> dict[Part, list[Example]]:
+def read_parts(
+    settings: DataSettings, task: LabelledTask, progress: Progress, say: Callable[[str], object]
+) -> dict[Part, list[Example]]:
     """Read both parts of a labelled set. Without the setting `validation`, the records are split, and records of equal
-    texts go to the same part.
+    texts go to the same part. `say` gets a line on records without a text.
     """
     validation = getattr(settings, "validation", None)
-    read = read_examples(settings, task, False, progress)
+    read = read_examples(settings, task, False, progress, say)
     if validation is not None:
-        return {"train": read, "validation": read_examples(settings, task, True, progress)}
+        return {"train": read, "validation": read_examples(settings, task, True, progress, say)}
     units = [Unit(hash_text("\0".join(each.texts)), each.where, sum(map(len, each.texts))) for each in read]
     chosen = split_units(units, settings.validation_fraction)
     of_text: dict[bytes, Part] = {unit.key: part for unit, part in zip(units, chosen, strict=True) if part is not None}
@@ -263,8 +265,11 @@ def read_parts(settings: DataSettings, task: LabelledTask, progress: Progress) -
     return parts
 
 
-def read_examples(settings: Any, task: LabelledTask, validation: bool, progress: Progress) -> list[Example]:
-    """Read the examples of a source. Raises ConfigError with a line for each record that cannot be read."""
+def read_examples(
+    settings: Any, task: LabelledTask, validation: bool, progress: Progress, say: Callable[[str], object]
+) -> list[Example]:
+    """Read the examples of a source. `say` gets a line on records that are left out, as one of their texts is empty.
+    Raises ConfigError with a line for each record that cannot be read."""
     source = settings.open_records(task.columns, task.keys, validation)
     progress("reading", 0, source.n_bytes)
     faults = Faults("data.validation" if validation else "data.path")
@@ -272,6 +277,8 @@ def read_examples(settings: Any, task: LabelledTask, validation: bool, progress:
     examples = [each for each in found if each is not None]
     faults.settle()
     source.refuse_nothing(bool(examples))
+    if empty := len(found) - len(examples):
+        say(f"data: {empty:,} of {len(found):,} records are left out, as one of their texts is empty")
     progress("reading", source.n_bytes, source.n_bytes)
     return examples
 

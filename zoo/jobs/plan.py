@@ -42,6 +42,7 @@ from zoo.jobs.record import run_one_job
 from zoo.jobs.sweep import SweepPoint, list_varied
 from zoo.training import restarts
 from zoo.training.planning import TrainingPlan, plan_training
+from zoo.training.start.lora import OWN
 
 
 @dataclasses.dataclass
@@ -319,13 +320,7 @@ def describe_adapter(folder: Path) -> list[str]:
     and products, and the weights trained beside it. Raises CheckpointError for an adapter that is not read."""
     plan = read_plan(find(folder))
     assert plan is not None
-    fields = {
-        "rank": plan.rank,
-        "alpha": plan.alpha,
-        "dropout": plan.dropout,
-        "dora": plan.dora,
-        "on": f"[{','.join(plan.paths)}]",
-    }
+    fields = {**{name: getattr(plan, name) for name in OWN}, "on": f"[{','.join(plan.paths)}]"}
     stated = ",".join(f"{name}:{value}" for name, value in {**fields, "adapter": f"'{folder.absolute()}'"}.items())
     train = [f"train=[{','.join(plan.trained)}]"] if plan.trained else []
     return [f"weights='{plan.base}'", f"lora={{{stated}}}", *train]

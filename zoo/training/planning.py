@@ -27,6 +27,7 @@ from zoo.training.objective.labelled import TaskObjective, find_reading_tower
 from zoo.training.packaged import read_packaged
 from zoo.training.routing import has_selection_bias
 from zoo.training.start.begin import StartSettings
+from zoo.training.start.lora import complete_lora
 from zoo.untrusted.printable import quote, shorten
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     for node, key in ((objective, "teacher"), (objective, "modules"), (config, "weights")):
         if isinstance(node, dict) and isinstance(path := node.get(key), str):
             node[key] = str(Path(path).expanduser().absolute())  # a run may be resumed from another working directory
+    if "lora" in config:
+        config["lora"] = complete_lora(config["lora"])
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 

@@ -73,16 +73,19 @@ def _explain_node(choice: type[Spec], rest: list[str]) -> dict[str, Any]:
 def _explain_axis(place: str, base: type[Spec], rest: list[str], command: str) -> dict[str, Any]:
     """Describe an axis, or what the words in `rest` name below it. `command` selects a choice of it, after `=`."""
     kinds = {kind: base.kinds[kind] for kind in list_kinds(base)}
+    defaults = [entry for entry in read_conf("config")["defaults"] if isinstance(entry, dict)]
+    usual = next((entry[place] for entry in defaults if entry.get(place) in kinds), base.default)
     if not rest or rest == ["kind"]:
         values = [f"{kind}: {first_sentence(inspect.getdoc(each) or '')}" for kind, each in kinds.items()]
-        other = next((kind for kind in kinds if kind != base.default), base.default)
-        return _page(place, inspect.getdoc(base), f"{command}={other}", values, default=base.default)
+        other = next((kind for kind in kinds if kind != usual), usual)
+        return _page(place, inspect.getdoc(base), f"{command}={other}", values, default=usual)
     if rest[0] in kinds:
         kinds, (word, *rest) = {rest[0]: kinds[rest[0]]}, rest
         if not rest:
             values = [_describe_field(field, kinds[word]) for field in read_fields(kinds[word]).values()]
             return _page(f"{place}.{word}", inspect.getdoc(kinds[word]), f"{command}={word}", values)
     having = [kind for kind, each in kinds.items() if rest[0] in read_fields(each)]
+    having.sort(key=lambda kind: kind != usual)  # first the choice that a run has by default
     if not having:
         known = {*base.kinds, *(field for each in kinds.values() for field in read_fields(each))}
         hint = did_you_mean(rest[0], known) or f" (`zoo explain {place}` lists them)"
@@ -101,8 +104,14 @@ def _explain_field(name: str, field: SpecField, owner: type[Spec], command: str)
     known = [True, False] if isinstance(field.default, bool) else field.schema.get("enum", ())
     others = [write_value(each) for each in known if each is not field.default and each != field.default]
     example = values[0].split("`")[1] if values else others[0] if others else "…"
-    default = "must be given" if field.is_required else write_value(field.default)
+    default = "must be given" if field.is_required else write_value(_find_default(field, owner))
     return _page(name, text, command % example, values, type=field.type, default=default)
+
+
+def _find_default(field: SpecField, owner: type[Spec]) -> Any:
+    """Return the value that a run has where none is typed: that of the choice's file in conf/, else the class's."""
+    stated = read_conf(f"{owner.axis}/{owner.kind}") if owner.kind in list_conf(owner.axis) else {}
+    return stated.get(field.name, field.default)
 
 
 def _page(name: str, text: str | None, example: str, values: list[str], **more: str) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from support.packaged_specs import load
 from zoo.checkpoint import store
 from zoo.checkpoint.sentence_files import write_modules
 from zoo.cli import run
+from zoo.data import DataSettings
+from zoo.data.compared_texts import ComparedTask
+from zoo.data.labelled_records import read_examples
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.jobs.plan import plan_launch, task_config
@@ -241,3 +244,13 @@ def test_dense_layers_after_the_pooling_are_read_and_stay_as_they_are(pairs, her
     torch.testing.assert_close(zoo.embed("run", ["a cat"])[0], wanted.detach(), atol=1e-6, rtol=1e-4)
     with pytest.raises(ConfigError, match=r"objective.dims: has 16, the vectors have 12 numbers \(1 to 12\)"):
         objective_of(modules=str(folder), dims=[16]).collator(Context(model.spec, make_byte_tokenizer(), 8, 0, False))
+
+
+def test_records_with_an_empty_text_are_left_out_and_counted(tmp_path):
+    file, said = tmp_path / "pairs.jsonl", []
+    records = [{"a": f"question {n}", "b": " " if n % 3 == 0 else f"answer {n}"} for n in range(10)]
+    file.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    settings = DataSettings.read({"kind": "jsonl", "path": str(file)})
+    found = read_examples(settings, ComparedTask(("a", "b")), False, lambda *_: None, said.append)
+    assert [each.texts[0] for each in found] == [f"question {n}" for n in range(10) if n % 3]
+    assert said == ["data: 4 of 10 records are left out, as one of their texts is empty"]

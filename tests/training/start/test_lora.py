@@ -351,3 +351,24 @@ def test_what_begins_with_adapters_says_what_becomes_of_them(tmp_path):
     assert told(run_folder, replace(lora, adapter=str(own))) == []
     (line,) = told(other, lora)
     assert line == f"lora.adapter: {folder} was trained over {base}, and {other} has other weights (weights={base})"
+
+
+def test_an_adapter_states_its_own_fields_and_others_are_refused(tmp_path, refused, capsys):
+    base = store.save_model(model_of(), tmp_path / "base")
+    model = adapted(store.load(base), ("ffn",), rank=5)
+    folder = over(base, model, tmp_path / "one")
+    figures = zoo.stats(base, lora={"adapter": str(folder)})
+    assert figures["trained"] == zoo.stats(base, lora={"rank": 5, "on": ["ffn"]})["trained"]
+    for stated, line in (
+        ("rank: 3", f"lora.rank: is 3, that of {folder} is 5 (rank:5)"),
+        ("dora: true", f"lora.dora: is true, that of {folder} is false (dora:false)"),
+    ):
+        assert refused("stats", str(base), "--lora", f"{{adapter: {folder}, {stated}}}") == [line]
+    cure = f"zoo stats {base} --lora '{{adapter: {folder}}}' prices base and adapters as they train"
+    assert run(["stats", str(folder)]) == 0
+    said = f"zoo: note: {folder}: has adapters, and is priced as the merged model ({cure})"
+    assert " ".join(capsys.readouterr().err.split()) == said
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text("{}")
+    (line,) = refused("stats", str(tmp_path / "peft"))
+    assert line.startswith(f"{tmp_path / 'peft'}: is an adapter of peft's, without its base (zoo stats BASE --lora ")

@@ -213,7 +213,7 @@ class Conversations:
     keys: str
     counts: Counter[str] = field(default_factory=Counter)
     """Of the last reading: the `records`, those with `silent` answers, those `rendered` by the template, the `passed`
-    answers (`Turns`), and the conversations that `have_passed` ones."""
+    answers (`Turns`), the conversations that `have_passed` ones, and the `chosen` and the `rejected` answers."""
 
     @property
     def n_bytes(self) -> int:
@@ -247,6 +247,8 @@ class Conversations:
                 self.counts["silent"] += 1
                 return None
             return self.write(read, columns, where, faults)
+        self.counts["chosen"] += read.chosen is not None
+        self.counts["rejected"] += read.rejected is not None
         names = [("prompt", name) for name in columns[:2]] if read.chosen and read.rejected else [columns[:2]] * 2
         texts = [each and self.write(each, name, where, faults) for each, name in zip(read, names, strict=True)]
         lacks = any(each and not text for each, text in zip(read, texts, strict=True))
@@ -284,7 +286,12 @@ class Conversations:
         faults.add(f"{where}: {fault}")
 
     def describe_passed(self) -> Iterator[str]:
-        """Describe the conversations and the answers that are not learned."""
+        """Describe the conversations and the answers that are not learned, and answers that all have one label."""
+        good, bad = self.counts["chosen"], self.counts["rejected"]
+        if bool(good) != bool(bad):
+            stated, lacking = ("true", "false") if good else ("false", "true")
+            found = f"all {good + bad:,} answers have label {stated}, and nothing says what is worse or better"
+            yield f"data: {found} (records with label {lacking} too)"
         if silent := self.counts["silent"]:
             found = f"{silent:,} of {self.counts['records']:,} conversations are left out"
             yield f"data: {found}, as their answers are empty and teach nothing"

@@ -24,7 +24,7 @@ from zoo.spec import Buffer, table, tensors
 from zoo.training.precision import MASTER
 from zoo.training.start.deferred_tensor import defer_tensors, store_deferred
 from zoo.training.start.frozen import choose_trained, freeze_others
-from zoo.training.start.lora import Lora
+from zoo.training.start.lora import Lora, list_contradictions, read_adapter
 from zoo.training.start.other_tokenizer import check_tokens
 from zoo.training.start.transfer import transfer
 
@@ -217,22 +217,13 @@ def describe_other_base(weights: str, adapter: str) -> str | None:
 def check_adapter(lora: Lora, adapter: str, spec: Any) -> None:
     """Check that a folder's adapters are those that `lora` describes. Raises ConfigError, one line for each difference,
     and CheckpointError for a broken folder."""
-    folder = find(adapter)
-    plan = read_plan(folder)
-    if plan is None:
-        raise ConfigError(f"lora.adapter: {adapter} has no adapters (a checkpoint of a run with lora=…, or peft's)")
-    faults = []
-    for name in ("rank", "alpha", "dora"):
-        stated, found = (
-            f"{getattr(each, name):g}" if name != "dora" else str(each.dora).lower() for each in (lora, plan)
-        )
-        if stated != found:
-            faults.append(f"lora.{name}: is {stated}, that of {adapter} is {found} ({name}:{found})")
+    plan = read_adapter(adapter)
+    faults = list(list_contradictions(vars(lora), plan, adapter))
     if odd := sorted({*lora.choose(spec)} ^ {*plan.paths}):
         faults.append(f"lora.on: {odd[0]} is adapted in one of the config and {adapter} alone, of {len(odd)} such")
     if faults:
         raise ConfigError(*faults)
-    read_tensors(plan, spec, folder, "cpu")
+    read_tensors(plan, spec, find(adapter), "cpu")
 
 
 @dataclass(frozen=True)

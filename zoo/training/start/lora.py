@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.checkpoint.adapter_files import read_plan
+from zoo.checkpoint.finding import find
+from zoo.errors import ConfigError, did_you_mean, refuse
+from zoo.grammar.vocabulary import write_value
 from zoo.spec import Experts, Group, Linear, Part, Reused, Sized, Spec, Stack, Tied
+
+if TYPE_CHECKING:
+    from zoo.run.adapters import Adapters
+
+
+OWN = ("rank", "alpha", "dropout", "dora")
+"""Fields of a component that its adapter has too."""
 
 
 class Lora(Spec, axis="lora", kind="lora", default="lora"):
@@ -29,7 +39,8 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
     dora: bool = False
     """Whether each row of the sum is scaled to a learned norm (DoRA; Liu et al., 2024)."""
     adapter: str | None = None
-    """Folder of an adapter over the same base that is gone on with: a checkpoint of such a run, or peft's files."""
+    """Folder of an adapter over the same base that is gone on with: a checkpoint of such a run, or peft's files. The
+    fields that are not stated beside it are the adapter's."""
 
     def choose(self, spec: Any) -> tuple[str, ...]:
         """List the paths of the products that get an adapter. Raises ConfigError for a name that matches none, and for
@@ -50,6 +61,36 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
         if faults:
             raise ConfigError(*dict.fromkeys(faults))
         return tuple(chosen)
+
+
+def complete_lora(node: Any) -> Any:
+    """Complete a `lora` node that names an `adapter` with the adapter's own rank, alpha, dropout, dora and products,
+    where the node states none. Raises ConfigError for a folder without adapters, and for a value that is not the
+    adapter's."""
+    adapter = node.get("adapter") if isinstance(node, Mapping) else None
+    if not isinstance(adapter, str) or {*OWN, "on"} <= node.keys():
+        return node
+    plan = read_adapter(adapter)
+    refuse(list_contradictions(node, plan, adapter))
+    return {**{name: getattr(plan, name) for name in OWN}, "on": [*plan.paths], **node}
+
+
+def list_contradictions(stated: Mapping[str, Any], plan: Adapters, adapter: str) -> Iterator[str]:
+    """List the fields of a component whose `stated` values are not those of its adapter, one message each."""
+    for name in ("rank", "alpha", "dora"):
+        own = getattr(plan, name)
+        if stated.get(name, own) != own:
+            given, found = (
+                f"{each:g}" if isinstance(each, float) else write_value(each) for each in (stated[name], own)
+            )
+            yield f"lora.{name}: is {given}, that of {adapter} is {found} ({name}:{found})"
+
+
+def read_adapter(adapter: str) -> Adapters:
+    """Read the rank, scale and products of an adapter. Raises ConfigError for a folder without adapters."""
+    if (plan := read_plan(find(adapter))) is None:
+        raise ConfigError(f"lora.adapter: {adapter} has no adapters (a checkpoint of a run with lora=…, or peft's)")
+    return plan
 
 
 class LoraTarget(NamedTuple):
