@@ -76,8 +76,8 @@ class Page:
 
     def __init__(self) -> None:
         page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        lines, kept = page.splitlines(), re.search(r"\n## As packaged\n.*?(?=\n## |\Z)", page, re.DOTALL)
-        self.as_packaged = kept.group() if kept else ""  # written by hand
+        lines, kept = page.splitlines(), re.search(r"\n## As packaged\n.*?(?=\n## Bytes |\Z)", page, re.DOTALL)
+        self.by_hand = kept.group() if kept else ""
         known = {self.begin_row(*case) for case in CASES} | {self.begin_sent(*case) for case in SENT}
         self.rows = {begin: line for line in lines for begin in known if line.startswith(begin)}
         widths = [each.strip().splitlines()[-1].count("|") for each in (HEAD, SENDS)]
@@ -98,7 +98,7 @@ class Page:
         text = HEAD.format(**facts, machine=f"{os.cpu_count()} cores, {describe_processor().isa}")
         tables = [[self.begin_row(*case) for case in CASES], [self.begin_sent(*case) for case in SENT]]
         first, second = ("".join(f"{self.rows[key]}\n" for key in keys if key in self.rows) for keys in tables)
-        PAGE.write_text(text + first + self.as_packaged + (SENDS + second if second else ""), encoding="utf-8")
+        PAGE.write_text(text + first + self.by_hand + (SENDS + second if second else ""), encoding="utf-8")
 
 
 def compare(one: str, other: str) -> tuple[float, float, float, float]:

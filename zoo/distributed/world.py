@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)
-"""Timeout of collectives of tensors on the device, and of starting the processes."""
+"""Timeout of collectives of tensors, and of starting the processes. The other groups of a mesh have torch's own (30
+minutes where both gloo and NCCL are there)."""
 
 HOST_TIMEOUT = timedelta(hours=12)
 """Timeout of collectives of plain values: a process may tokenise, write a checkpoint or draw while the others wait."""

@@ -5,8 +5,8 @@
 | precision | fp32 | bf16, if the GPU computes in it (compute capability 8.0 and above); else fp32 |
 | compile | after a trial (`zoo.training.compiling`) | true, if all rows have one shape and the run is long enough |
 
-`checkpoint` is sharded where a mesh divides weights, on any device: no process could hold the whole. Adapters are
-small, and saved whole.
+`checkpoint` is sharded where a mesh divides weights, on any device: all processes then write at once, each its part.
+Adapters are small, and saved whole.
 """
 
 from __future__ import annotations

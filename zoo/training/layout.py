@@ -11,7 +11,7 @@ from zoo.costs.rank_model import shard_model, spread_experts
 from zoo.distributed.group import RankGroup
 from zoo.distributed.mesh import Mesh
 from zoo.distributed.sharded_tensors import Division, Shares, Stages
-from zoo.distributed.world import TIMEOUT, World
+from zoo.distributed.world import World
 from zoo.lazy import torch
 from zoo.model.stage import reads_table, take_chunks
 from zoo.spec import table
@@ -251,7 +251,7 @@ class Grid:
     def _open(self, runs: list[list[int]]) -> Any:
         from torch import distributed
 
-        groups = [distributed.new_group(ranks, timeout=TIMEOUT) for ranks in runs]
+        groups = [distributed.new_group(ranks) for ranks in runs]
         return next((group for ranks, group in zip(runs, groups, strict=True) if self.world.rank in ranks), None)
 
 

@@ -64,7 +64,7 @@ def source(here):  # noqa: F811
 
 
 def test_each_process_reads_its_part_of_the_weights(source):
-    start(2, "dense", [("fsdp", "hf"), ("pp", "shards"), ("fsdp", source, *DEEPER)])
+    start(2, "dense", [("fsdp", "hf"), ("pp", "shards")])
     for name, each in open_weights(source).items():  # and the values are those that the files have
         assert torch.allclose(zoo.load("mesh-0").state_dict()[name], each, rtol=0, atol=1e-28)
 
@@ -75,7 +75,14 @@ def test_each_process_reads_its_part_of_the_weights(source):
     [
         (
             2,
-            [("tp", "hf"), ("tp", "whole", *DEEPER), ("fsdp", "shards"), ("fsdp", "whole", LORA), ("fsdp", "hf", DORA)],
+            [
+                ("tp", "hf"),
+                ("tp", "whole", *DEEPER),
+                ("fsdp", "whole", *DEEPER),
+                ("fsdp", "shards"),
+                ("fsdp", "whole", LORA),
+                ("fsdp", "hf", DORA),
+            ],
         ),
         (4, [("fsdp_tp", "hf"), ("{pp: 2, shard: 2}", "shards"), ("hsdp", "whole")]),
     ],

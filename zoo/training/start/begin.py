@@ -251,6 +251,7 @@ def open_start(folder: str | Path, spec: Topology, added: str, seed: int) -> Sta
     source = store.open_model(folder, torch.float32, mapped=False)
     held = defer_tensors(source.tensors)
     made = transfer(source.spec, spec, held, added, seed)
+    assert table(spec, spec.d_model).keys() <= made.held.keys() | made.fresh
     notes = describe_dropout(getattr(source.source, "config", {}))
     count = sum(form.numel() for form in source.tensors.forms.values())
     equal = {name for name, each in made.held.items() if each is held.get(name)}
