@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from support.packaged_specs import load, one_in
 from support.tiny_models import spec_of
 from zoo.costs import Setup, price
-from zoo.costs.memory import CHUNK, training
+from zoo.costs.memory import training
+from zoo.costs.train_peak import CHUNK
 from zoo.model.loss import LARGE_BLOCK
 from zoo.run.builder import build
 from zoo.training.objective import NextToken

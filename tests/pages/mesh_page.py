@@ -4,6 +4,7 @@ microbatches, in two and in four; that takes some 40 minutes on two cores.
     python tests/pages mesh 4                     the meshes of four processes alone
     python tests/pages mesh --only dense          the rows of a model; also --only dense:cp, of one way
     python tests/pages mesh sent                  the bytes that are sent, alone
+    python tests/pages mesh memory                the memory that is taken, alone
 
 Rows are written as they come, in place of those that the page has; the others stay. A mesh that fails costs its row
 alone.
@@ -35,6 +36,8 @@ from support.parallel_runs import (
     train_spread,
     write_texts,
 )
+from support.step_memory import CASES as MEMORY
+from support.step_memory import measure_memory
 from support.step_traffic import SENT, count_sent
 from zoo.run.linear.base import describe_processor
 
@@ -66,6 +69,23 @@ in float32.
 | model | mesh | precision | sent | predicted |
 | --- | --- | --- | --- | --- |
 """
+TAKES = """
+## Memory predicted ÷ measured
+
+The most bytes that all tensors of a process take in the second step of a run (`tests/support/memory_tracker.py`), of
+the process that takes most, and `train_peak` of `zoo stats` for the same set-up and a CPU's kernels. A Llama of four
+layers of width 128 and 1,000 tokens, 8 rows of 256 tokens, AdamW; a pipeline has four micro-batches. Weights,
+gradients, optimizer states and gathered weights of each alone are held to the byte
+(`tests/costs/test_parallel_costs.py`).
+
+The price of a pipeline is a bound from above: it adds the fullest moments of different stages. Under autocast tp takes
+less than its price, which has a cast copy of a sub-layer's input for each product, as one process does; ranks of tp
+cast it once, before they exchange it. `ddp` runs as FSDP over one shard, and its copies of gathered weights are not
+priced.
+
+| processes | mesh | precision | recompute | measured | predicted | predicted ÷ measured |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
 CASES = [
     (name, count, way) for count, cases in ((2, WAYS), (4, MESHES)) for name, ways in cases.items() for way in ways
 ]
@@ -79,8 +99,9 @@ class Page:
         lines, kept = page.splitlines(), re.search(r"\n## As packaged\n.*?(?=\n## Bytes |\Z)", page, re.DOTALL)
         self.by_hand = kept.group() if kept else ""
         known = {self.begin_row(*case) for case in CASES} | {self.begin_sent(*case) for case in SENT}
+        known |= {self.begin_taken(*case) for case in MEMORY}
         self.rows = {begin: line for line in lines for begin in known if line.startswith(begin)}
-        widths = [each.strip().splitlines()[-1].count("|") for each in (HEAD, SENDS)]
+        widths = [each.strip().splitlines()[-1].count("|") for each in (HEAD, SENDS, TAKES)]
         self.rows = {key: row for key, row in self.rows.items() if row.count("|") in widths}
 
     @staticmethod
@@ -91,14 +112,20 @@ class Page:
     def begin_sent(name: str, way: str, processes: int, precision: str) -> str:
         return f"| {name.replace('_', ' ')} | {spell(way, processes)} | {precision} |"
 
+    @staticmethod
+    def begin_taken(way: str, processes: int, precision: str, recompute: str) -> str:
+        return f"| {processes} | {spell(way, processes) or 'none'} | {precision} | {recompute} |"
+
     def write(self, begin: str, row: str) -> None:
         self.rows[begin] = row
         print(row, flush=True)
         facts = {"date": f"{datetime.date.today():%d %B %Y}", "torch": torch.__version__.split("+")[0]}
         text = HEAD.format(**facts, machine=f"{os.cpu_count()} cores, {describe_processor().isa}")
         tables = [[self.begin_row(*case) for case in CASES], [self.begin_sent(*case) for case in SENT]]
-        first, second = ("".join(f"{self.rows[key]}\n" for key in keys if key in self.rows) for keys in tables)
-        PAGE.write_text(text + first + self.by_hand + (SENDS + second if second else ""), encoding="utf-8")
+        tables.append([self.begin_taken(*case) for case in MEMORY])
+        first, *others = ("".join(f"{self.rows[key]}\n" for key in keys if key in self.rows) for keys in tables)
+        more = "".join(head + rows for head, rows in zip((SENDS, TAKES), others, strict=True) if rows)
+        PAGE.write_text(text + first + self.by_hand + more, encoding="utf-8")
 
 
 def compare(one: str, other: str) -> tuple[float, float, float, float]:
@@ -138,6 +165,16 @@ def measure_sent(page: Page, *case: Any) -> None:
         page.write(begin, f"{begin} {sent:,.0f} | {predicted:,.0f} |")
 
 
+def measure_taken(page: Page, processes: int) -> None:
+    """Measure what a process takes on each mesh of so many processes, and write the rows."""
+    cases = [case for case in MEMORY if case[1] == processes]
+    with begun():
+        found = measure_memory(processes, [(way, *how) for way, _, *how in cases])
+    for case, (measured, predicted) in zip(cases, found, strict=True):
+        begin = page.begin_taken(*case)
+        page.write(begin, f"{begin} {measured:,} | {predicted:,} | {predicted / measured:.3f} |")
+
+
 def spell(way: str, processes: int) -> str:
     """A mesh by its dimensions above 1, by how the keys of cp meet where they travel, and by how stages compute."""
     mesh = settle(way, processes).as_dict()
@@ -160,10 +197,10 @@ def begun() -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", choices=["2", "4", "sent", []], help="[default: all]")
+    parser.add_argument("tables", nargs="*", choices=["2", "4", "sent", "memory", []], help="[default: all]")
     parser.add_argument("--only", help="MODEL or MODEL:WAY, as tests/training/test_parallel.py names them")
     asked = parser.parse_args()
-    tables = asked.tables or ["2", "4", "sent"]
+    tables = asked.tables or ["2", "4", "sent", "memory"]
     model, _, only = (asked.only or "").partition(":")
     page, lost = Page(), []
     for processes, cases in ((2, WAYS), (4, MESHES)):
@@ -174,6 +211,8 @@ def main() -> None:
     for name, way, *rest in SENT if "sent" in tables else ():
         if model in ("", name) and only in ("", way):
             measure_sent(page, name, way, *rest)
+    for processes in sorted({case[1] for case in MEMORY}) if "memory" in tables else ():
+        measure_taken(page, processes)
     sys.exit(f"failed: {', '.join(lost)}" if lost else 0)
 
 

@@ -20,6 +20,7 @@ import torch
 
 import zoo
 from support.gathered_weights import Gathered
+from support.memory_tracker import StorageTracker
 from support.sent_bytes import Sent
 from zoo.checkpoint.parallel_checkpoint import locate, write_whole
 from zoo.distributed.sharded_tensors import own_part
@@ -31,32 +32,40 @@ warnings.filterwarnings("error", message="FSDP2-wrapped module")  # of what lose
 
 class Watch:
     """Counts the bytes of a process while a run trains: weights, gradients before the first update, weights that FSDP
-    gathers, states at the end, and what is sent in the second step and in the last sample."""
+    gathers, states at the end, what is sent in the second step and in the last sample, and the most that all tensors
+    take in the second step."""
 
     def __init__(self) -> None:
         self.weights = 0  # elements
         self.gradients = 0
         self.gathered = 0
         self.states = 0
+        self.peak = 0
         self.sent: dict[str, float] = {}
         self.sampled: dict[str, float] = {}
         self._mode: Sent | None = None
+        self._tracker = StorageTracker()
 
     def note_gradients(self, model: Any) -> None:
         held = [each.grad for each in model.parameters() if each.grad is not None]
         self.gradients = sum(own_part(each).numel() * each.element_size() for each in held)
 
     def after_update(self, state: Any) -> None:
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            self._tracker.__exit__(None, None, None)
+            self.sent, self._mode = self._mode.bytes, None
+        parameters = [own_part(each) for each in state.model.parameters()]
+        self.weights = sum(each.numel() for each in parameters)
+        held = [each for of in state.optimizer.state.values() for each in of.values() if torch.is_tensor(each)]
+        states = [own_part(each) for each in held if each.ndim]
+        self.states = sum(each.nbytes for each in states)
+        self.peak = self._tracker.most + self.states + sum(each.nbytes for each in parameters)
         if state.step == 1:
             self._mode = Sent()
+            self._tracker.know([*parameters, *(own_part(each) for each in held), *state.model.buffers()])
+            self._tracker.__enter__()
             self._mode.__enter__()
-        elif self._mode is not None:
-            self._mode.__exit__(None, None, None)
-            self.sent, self._mode = self._mode.bytes, None
-        parameters = list(state.model.parameters())
-        self.weights = sum(own_part(each).numel() for each in parameters)
-        held = [each for of in state.optimizer.state.values() for each in of.values() if torch.is_tensor(each)]
-        self.states = sum(own_part(each).numel() * each.element_size() for each in held if each.ndim)
 
 
 @contextmanager

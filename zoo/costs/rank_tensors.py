@@ -269,11 +269,17 @@ def sum_activations(
 
 
 def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: Setup) -> int:
-    """Count the bytes of other ranks' keys and values that a stage saves under context parallelism. `layers` is the
-    number of its layers by tower and kind. Recomputed layers save none. In a ring no layer saves any. MLA in a ring
-    does not save the expanded keys and values of the rank's own tokens either, so its number is negative."""
+    """Count the bytes of other ranks' tensors that a stage saves: under tensor parallelism what each sub-layer reads,
+    under context parallelism keys and values. `layers` is the number of its layers by tower and kind. Recomputed layers
+    save none. In a ring no layer saves any keys. MLA in a ring does not save the expanded keys and values of the rank's
+    own tokens either, so its number is negative."""
+    saved = sum(
+        count * count_read(stage.held[name].blocks[kind].gathers, stage, setup)
+        for (name, kind), count in layers.items()
+        if not keeps_input(f"layer:{kind}", setup.recompute)
+    )
     if setup.cp == 1:
-        return 0
+        return saved
     own = setup.batch * setup.tokens(stage) // setup.cp
     sent = made = 0
     for (name, kind), count in layers.items():
@@ -286,4 +292,11 @@ def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: S
                 used * each.core_flops(1) // 2 for each, used in latent
             )  # a multiply-add for each value
     values = -own * made if setup.cp_comm == "ring" else own * (setup.cp - 1) * (sent + made)
-    return values * DTYPES[setup.computed]
+    return saved + values * DTYPES[setup.computed]
+
+
+def count_read(gathers: int, spec: Priced, setup: Setup) -> int:
+    """Count the bytes of other ranks' tokens that `gathers` all-gathers of the residual stream bring under tensor
+    parallelism. The rank's own tokens are a share 1/t of each."""
+    tokens = setup.batch * setup.tokens(spec) // setup.cp
+    return gathers * (setup.tp - 1) * tokens // setup.tp * spec.d_model * DTYPES[setup.computed]

@@ -53,7 +53,7 @@ class PassPiece(NamedTuple):
     """A piece of a pass. `kept` is the bytes that it keeps for its backward pass, `gradients` the bytes of the weights'
     gradients that its backward pass leaves. `again` marks a recomputed piece. For a tied token table, `table` is the
     bytes of the gradient that the loss leaves until the embedding's arrives, `sum` those of the tensor into which both
-    are summed."""
+    are summed. `kind` is the tower and the kind of a layer, None outside the layers."""
 
     label: str
     section: Section
@@ -62,6 +62,7 @@ class PassPiece(NamedTuple):
     sum: int = 0
     again: bool = False
     table: int = 0
+    kind: tuple[str, str] | None = None
 
 
 class PassRun(NamedTuple):
@@ -88,4 +89,4 @@ def list_decisive(run: PassRun) -> list[PassPiece]:
     if run.times < 4:
         return once * run.times
     kept, gradients = (sum(each) * (run.times - 3) for each in zip(*((p.kept, p.gradients) for p in once), strict=True))
-    return [*once, *once, PassPiece("layer", NOTHING, kept, gradients), *once]
+    return [*once, *once, PassPiece("layer", NOTHING, kept, gradients, kind=once[0].kind), *once]

@@ -56,8 +56,9 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
 
     `weights`, `gradients` and `optimizer` are a rank's share under ZeRO, `total` their sum. `optimizer` includes the
     master copy, which `master` gives apart, but not `offloaded`, the states on the host. Temporary memory: `cast` is
-    autocast's copies during a step's passes, `step` the update's scratch memory; with ZeRO 3 `gathered` and `reducing`
-    are whole weights and gradients (`gathered_bytes`). `updated` is the bytes that the update moves on the GPU: it
+    autocast's copies during a step's passes, `step` the update's scratch memory; with ZeRO 3 `gathered`,
+    `gathered_last` and `reducing` are whole weights and gradients (`GatheredBytes`). `learning` is the number of
+    parameters that get a gradient, before ZeRO. `updated` is the bytes that the update moves on the GPU: it
     reads gradients, and reads and writes weights, the master copy and states. `bytes_per_param` divides by the rank's
     `parameters` before ZeRO. `tuned` is `setup.tune(spec)`, where that is known already.
 
@@ -75,7 +76,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     away = own if setup.offload == "states" else 0
     kept = {"weights": weights, "gradients": gradients, "optimizer": own - away + master, "master": master}
     kept["total"] = kept["weights"] + kept["gradients"] + kept["optimizer"]
-    gathered, reducing = gathered_bytes(stage, setup)
+    gathered = gathered_bytes(stage, setup)
     changed = list_state_rows(trained, setup)
     return {
         **kept,
@@ -83,8 +84,10 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
         "updated": gradients + 2 * (own - away + changed["weights"].bytes + changed["master"].bytes),
         "cast": cast_bytes(active, setup) + (0 if tuned is None else _dequantised_bytes(stage, setup, tuned)),
         "step": step_bytes(trained, setup),
-        "gathered": gathered,
-        "reducing": reducing,
+        "gathered": gathered.most,
+        "gathered_last": gathered.last,
+        "reducing": gathered.reducing,
+        "learning": sum(each.params for each in trained),
         "parameters": stage.params,
         "bytes_per_param": {name: size / stage.params for name, size in kept.items()},
     }
@@ -292,16 +295,24 @@ class WholeUnits(NamedTuple):
     last: int
 
 
-def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
-    """Count two peaks of FSDP2 in a step, in bytes: gathered weights, and unsharded gradients together with the buffer
-    of the largest reduce-scatter. Both are 0 below ZeRO 3.
+class GatheredBytes(NamedTuple):
+    """Peaks of FSDP2 in a step, in bytes: the `most` gathered weights, those gathered at the `last` layer and the head,
+    and unsharded gradients together with the buffer of the largest reduce-scatter (`reducing`)."""
+
+    most: int = 0
+    last: int = 0
+    reducing: int = 0
+
+
+def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
+    """Count FSDP2's whole weights and gradients; all are 0 below ZeRO 3.
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
     layers of a chunk are gathered at once, because the next one is prefetched. Of experts that are a unit of their own,
     only one layer's are gathered at a time.
     """
     if setup.zero < 3:
-        return 0, 0
+        return GatheredBytes()
     units, learning = (_list_units(stage, setup, only) for only in (False, True))
     runs = stage.runs()
     own, reduced = (
@@ -316,7 +327,9 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
     gradient = max(computed, 2)
     both = gradient + widths(setup)[1]
     reducing = max(learning.last * gradient + max(reduced, default=0) * both, learning.beside * both)
-    return (units.beside + max([*own, *pairs], default=0)) * computed, reducing
+    last = units.layers.get(runs[-1][-1], 0) + units.experts.get(runs[-1][-1], 0) if runs and runs[-1] else 0
+    most = units.beside + max([*own, *pairs], default=0)
+    return GatheredBytes(most * computed, (units.beside + last) * computed, reducing)
 
 
 def _list_units(stage: Stage, setup: Setup, learning: bool) -> WholeUnits:

@@ -335,6 +335,7 @@ def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss:
             p.mul_(1 + 2 * z_loss * log_z)
         p.scatter_add_(1, index, torch.full_like(nll, -1.0))
         torch.mul(p, weight, out=block)
+        del p  # or it would exist beside the next block's
         sums += torch.stack([nll.sum(), z_loss * log_z.square().sum()])
     return sums
 

@@ -32,11 +32,14 @@ class SpreadLoss(TokenLoss):
         for block in split_for_softmax(logits):
             values = self._mask(logits[block])
             log_z, logit = self.seam.measure(values, targets[block])
-            p = (values - log_z).exp_().mul_(1 + 2 * self.z_loss * log_z)
+            p = (
+                values.sub_(log_z).exp_().mul_(1 + 2 * self.z_loss * log_z)
+            )  # in place of the logits, if these are float32
             places = targets[block] - self.seam.rank * values.shape[1]
             own = (places >= 0) & (places < values.shape[1])  # masked, because listing them would wait for the device
             p.scatter_add_(1, places.clamp(0, values.shape[1] - 1)[:, None], -own[:, None].to(p.dtype))
-            logits[block] = p * self.weight
+            torch.mul(p, self.weight, out=logits[block])
+            del values, p  # or they would exist beside the next block's
             sums += torch.stack([(log_z - logit).sum(), self.z_loss * log_z.square().sum()])
         return sums
 

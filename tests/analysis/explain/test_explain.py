@@ -30,7 +30,6 @@ from zoo.costs import Setup, price
 from zoo.costs.again import RECOMPUTE
 from zoo.costs.flops import PassFlops, count_training
 from zoo.costs.hardware import usable_bytes
-from zoo.costs.memory import count_loss
 from zoo.costs.operators import Chosen, Operator
 from zoo.costs.rank_tensors import ChunkActivations, StageActivations
 from zoo.costs.roofline import (
@@ -43,6 +42,7 @@ from zoo.costs.roofline import (
 )
 from zoo.costs.setup import CONVENTIONS, ENGINES, OFFLOAD, OPTIMIZERS, PRECISIONS
 from zoo.costs.states import StateRow
+from zoo.costs.train_peak import count_loss
 
 OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,

@@ -14,11 +14,12 @@ from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, 
 from zoo.costs.activations import Section, list_looping, list_sections
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
-from zoo.costs.memory import STAYS, StepMemory, count_loss, find_head, name_layers, shape_pass, sum_ends
+from zoo.costs.memory import name_layers, shape_pass, sum_ends
 from zoo.costs.rank_tensors import ChunkActivations, StageActivations, fullest, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths
+from zoo.costs.train_peak import STAYS, StepMemory, count_loss, find_head
 from zoo.costs.transient import GenerationShape, measure_peaks
 
 PRECISIONS = {
@@ -140,7 +141,7 @@ class Memory:
                 first if one.first else term(0),
                 last if one.last else term(0),
                 self.split,
-                symbol("gathered keys and values", one.gathered) if one.gathered else term(0),
+                symbol("gathered from other ranks", one.gathered) if one.gathered else term(0),
                 symbol("in flight", one.in_flight) if self.setup.pp > 1 else term(1),
             )
             for one in found.chunks

@@ -14,7 +14,7 @@ from typing import Any
 
 from zoo.costs.activations import Section
 from zoo.costs.cluster import Cluster
-from zoo.costs.memory import StepMemory, count_kept, name_layers, sum_ends, trace_passes
+from zoo.costs.memory import count_kept, name_layers, sum_ends, trace_passes
 from zoo.costs.rank_tensors import Stage, stages, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
@@ -30,6 +30,7 @@ from zoo.costs.step_time import (
     pass_seconds,
     predict_step,
 )
+from zoo.costs.train_peak import StepMemory
 from zoo.errors import ConfigError
 
 STAGES = ("tp", "pp", "schedule", "chunks", "ep")
