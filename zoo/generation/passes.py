@@ -49,11 +49,12 @@ class EnginePasses:
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
-        plain = (chunk for chunk in chunks if not chunk.whole and chunk.sequence.asked.prompt_logprobs is None)
-        flat = [chunk for chunk in plain if self._fits(chunk)] if self._lays_flat else []
-        if self._lies_flat(flat):
-            yield flat
-            chunks = [chunk for chunk in chunks if chunk not in flat]
+        if self._lays_flat and any(chunk.count > 1 and not chunk.draft for chunk in chunks):
+            plain = (chunk for chunk in chunks if not chunk.whole and chunk.sequence.asked.prompt_logprobs is None)
+            flat = [chunk for chunk in plain if self._fits(chunk)]
+            if self._lies_flat(flat):
+                yield flat
+                chunks = [chunk for chunk in chunks if chunk not in flat]
         together = all(block.attention.passes.ragged for block in self.writer.blocks.values())
         batches: dict[Any, list[Chunk]] = {}
         for chunk in chunks:
