@@ -16,7 +16,7 @@ from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.generate import generate
-from zoo.run.layer import LinearModule
+from zoo.run.layer import LinearModule, multiply
 from zoo.run.linear import prepare, ready
 from zoo.run.linear.base import EXACT, describe_processor
 from zoo.run.linear.product import ReadyProduct
@@ -125,6 +125,34 @@ def test_products_of_one_input_become_one():
         paths = {module: path for path, module in model.named_modules()}
         joined = sorted(tuple(paths[module].split(".")[-1] for module in each.modules) for each in done.products)
     assert joined == sorted([("q", "k", "v"), ("o",), ("gate", "up"), ("down",)] * 3 + [("out",)])
+
+
+@EVERY
+def test_on_a_gpu_products_of_one_input_become_one_without_a_second_copy(model, monkeypatch):
+    """A CPU says that it is a GPU: nothing else of what is done there depends on the device."""
+    model = model_of(MODELS[model])
+    before, wanted = snapshot(model), logits(model)
+    emptied = []
+    monkeypatch.setattr(ready, "find_device", lambda _: "cuda")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    ready.make_ready(model, None, lambda line: None)
+    products = model.ready.products
+    assert {product.way.name for product in products} == {"plain"}
+    assert all(len(product.modules) > 1 for product in products)
+    assert model.ready.bytes == 0
+    assert emptied  # what the allocator holds of the separate weights is free to the cache of keys
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in model.parameters()}
+    assert sum(storages.values()) == sum(each.numel() * each.element_size() for each in model.parameters())
+    whole, alone, compute = [], [], ReadyProduct.compute
+    monkeypatch.setattr(ReadyProduct, "compute", lambda self, x: whole.append(self) or compute(self, x))
+    plain = lambda x, weight, bias: alone.append(weight) or multiply(x, weight, bias)  # noqa: E731
+    monkeypatch.setattr("zoo.run.layer.multiply", plain)
+    assert_close(logits(model), wanted)
+    assert set(whole) == set(products)
+    assert not any(module.weight is weight for each in products for module in each.modules for weight in alone)
+    assert all(torch.equal(tensor, before[path]) for path, tensor in model.state_dict().items())
+    model.ready.undo()
+    assert_untouched(model, before)
 
 
 def test_queries_of_cross_attention_stay_apart_from_what_reads_the_encoder():

@@ -20,6 +20,7 @@ from zoo.generation.request import Request
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.run.builder import build
+from zoo.run.linear.ready import make_ready
 from zoo.run.machine_memory import read_free_memory
 
 if TYPE_CHECKING:
@@ -125,8 +126,10 @@ def refuse_size(spec: Priced, rows: int, lengths: DecodingLengths, device: str) 
 
 @lru_cache(maxsize=1)
 def _build(model: DecodedModel, device: str, seed: int) -> Model:
-    """Build a model with random weights, cached for all numbers of rows."""
-    return build(load(model.of, model.overrides), device=device, dtype="bf16", seed=seed)
+    """Build a model with random weights, prepared as `zoo generate` does, cached for all numbers of rows."""
+    built = build(load(model.of, model.overrides), device=device, dtype="bf16", seed=seed)
+    make_ready(built, None, lambda line: None)
+    return built
 
 
 def make_engine(model: Model, rows: int, lengths: DecodingLengths, graphs: bool | None) -> Engine:

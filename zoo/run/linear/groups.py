@@ -88,7 +88,7 @@ def _list_cross(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _list_linears(layer: Layer) -> Iterator[tuple[str, Any, Any]]:
-    """List a Layer's own plain Linears on a CPU: neither quantised nor sharded, wrapped or parametrised."""
+    """List a Layer's own plain Linears on a CPU or GPU: neither quantised nor sharded, wrapped or parametrised."""
     from zoo.run.layer import LinearModule, TiedLinear
 
     for name, part, _ in layer.spec.children(layer.d_model):
@@ -98,7 +98,8 @@ def _list_linears(layer: Layer) -> Iterator[tuple[str, Any, Any]]:
         if type(module) not in (LinearModule, TiedLinear):
             continue
         weight: Any = module.weight  # type: ignore[union-attr]
-        if type(weight) is torch.nn.Parameter and weight.device.type == "cpu" and weight.dtype.is_floating_point:
+        here = type(weight) is torch.nn.Parameter and weight.device.type in ("cpu", "cuda")
+        if here and weight.dtype.is_floating_point:
             yield name, module, part  # type: ignore[misc]
 
 

@@ -26,6 +26,7 @@ class ReadyProduct:
         self.dropped = not keep and self.way.packs
         weights: list[Tensor] = [module.weight for module in modules]
         self.dtype, self.widths = weights[0].dtype, [weight.shape[0] for weight in weights]
+        self.device = weights[0].device
         self.columns = weights[0].shape[1]
         self.bytes = self.way.count_bytes((sum(self.widths), self.columns), self.dtype.itemsize)
         with torch.inference_mode(False), torch.no_grad():
@@ -50,7 +51,7 @@ class ReadyProduct:
         if all(bias is None for bias in biases):
             return None
         made = [
-            torch.zeros(width, dtype=self.dtype) if bias is None else bias.detach().to(self.dtype)
+            torch.zeros(width, dtype=self.dtype, device=self.device) if bias is None else bias.detach().to(self.dtype)
             for bias, width in zip(biases, self.widths, strict=True)
         ]
         return torch.cat(made).clone()
@@ -84,7 +85,7 @@ class ReadyProduct:
         """Tell whether the way computes x: in inference, in the prepared dtype, with unchanged weights."""
         if x.dtype is not self.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        return x.device.type == "cpu" and (self.dropped or _fingerprint(self.modules) == self._seen)
+        return x.device == self.device and (self.dropped or _fingerprint(self.modules) == self._seen)
 
     def undo(self) -> None:
         """Restore the modules. Raises ZooError if the plain weights were dropped."""

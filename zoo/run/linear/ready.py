@@ -116,12 +116,33 @@ def prepare(
         if way is None and not stable and group.way == "plain":
             plain += len(group.modules)  # unchanged: joined without packing they are no faster
             continue
-        product = ReadyProduct(group.modules, group.way, keep=keep or group.pinned)
-        for place, module in enumerate(group.modules):
-            module.forward = ReadyForward(product, place)
-        products.append(product)
+        products.append(_install(group, keep=keep))
     model.__dict__["ready"] = prepared = PreparedModel(model, products, plain, left, found and not left)
     return prepared
+
+
+def join_products(model: nn.Module) -> PreparedModel:
+    """Make Linears that read the same input (queries, keys and values; gate and up) one product of `F.linear`, on any
+    device, in place; `undo()` restores the model.
+
+    A product of a GPU's few thousand outputs for one row leaves most of the GPU idle, so that three products take
+    longer than one of all their outputs. Weights are laid end to end, group by group, and each Linear's becomes a view:
+    none is in memory twice. Gradients and weights changed afterwards take the plain path.
+    """
+    groups, left = find_groups(model, EXACT)
+    products = [_install(group, keep=True) for group in groups if len(group.modules) > 1]
+    torch.cuda.empty_cache()  # the allocator keeps the memory of the weights as they were, too small for joined ones
+    single = sum(len(group.modules) == 1 for group in groups)
+    model.__dict__["ready"] = prepared = PreparedModel(model, products, single, left, False)
+    return prepared
+
+
+def _install(group: ProductGroup, *, keep: bool) -> ReadyProduct:
+    """Make the product of a group, and let its modules compute by it."""
+    product = ReadyProduct(group.modules, group.way, keep=keep or group.pinned)
+    for place, module in enumerate(group.modules):
+        module.forward = ReadyForward(product, place)
+    return product
 
 
 WORTH = 32e6
@@ -136,18 +157,26 @@ def make_ready(
     *,
     stable: bool = False,
 ) -> None:
-    """Prepare a model on a CPU that will only generate, in place, in one of three cases: it is large (WORTH), `weights`
-    are given, or rows must be `stable`.
+    """Prepare a model that will only generate, in place: on CUDA its products of one input are joined, on a CPU it is
+    prepared in one of three cases: it is large (WORTH), `weights` are given, or rows must be `stable`.
 
     Plain weights are not kept, so that packing takes no additional memory. `tell` gets a line if `weights` are given.
     """
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    wanted = weights is not None or (on_cpu and (stable or count_product_bytes(model) >= WORTH))
+    device = find_device(model)
+    if device == "cuda" and weights is None:
+        join_products(model)
+        return
+    wanted = weights is not None or (device == "cpu" and (stable or count_product_bytes(model) >= WORTH))
     if not wanted:
         return
     ready = prepare(model, weights, keep=False, rows=rows, stable=stable)
     if weights is not None:
         tell(f"weights {weights}: {ready}")
+
+
+def find_device(model: nn.Module) -> str:
+    """Return the type of the device that holds a model."""
+    return next(model.parameters()).device.type
 
 
 def count_product_bytes(model: nn.Module) -> int:
