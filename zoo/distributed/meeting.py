@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import time
 import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from zoo.distributed.world import TIMEOUT, World
-from zoo.errors import LostProcess
+from zoo.errors import ConfigError, LostProcess
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -23,18 +24,28 @@ if TYPE_CHECKING:
 
 PAUSE = 0.02  # seconds between two polls of the main process
 
+LAZY = "TORCH_GLOO_LAZY_INIT"
+"""The environment variable with which gloo connects two processes of a group when they first talk. By default each new
+group connects each process with all others: a run of 512 processes would reach the usual 1,024 open files with two."""
+
+CARD = "GLOO_SOCKET_IFNAME"
+"""The environment variable that names the network card of gloo. Without it gloo listens at the address of the machine's
+name."""
+
 
 def join_processes(world: World, device: str) -> None:
     """Initialise torch.distributed over gloo, and for CUDA tensors over NCCL. Does nothing for one process, or if
     torch.distributed is initialised already: torchrun's rendezvous works only once in a process' life."""
     if world.size == 1 or torch.distributed.is_initialized():
         return
+    os.environ.setdefault(LAZY, "1")
     own: dict[str, Any] = {}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         from torch.distributed.rendezvous import rendezvous
 
         store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
         prefix = agree_on_prefix(store, rank, size, TIMEOUT)
+        refuse_loopback(torch.distributed.PrefixStore(prefix, store), rank, size)  # type: ignore[reportPrivateImportUsage]
         own = {"rank": rank, "world_size": size}
         own["store"] = torch.distributed.PrefixStore(prefix, store)  # type: ignore[reportPrivateImportUsage]
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
@@ -58,6 +69,26 @@ def agree_on_prefix(store: Store, rank: int, size: int, timeout: timedelta) -> s
     name = store.get(f"zoo/told/{ask}").decode()
     store.add(f"zoo/joined/{name}", 1)
     return f"zoo/{name}"
+
+
+def refuse_loopback(store: Store, rank: int, size: int) -> None:
+    """Raise ConfigError if the run has several machines, and the name of this one is an address that the others cannot
+    reach: Debian's /etc/hosts gives a machine 127.0.1.1. Gloo would listen there, and the others would wait for it."""
+    here, name = int(os.environ.get("LOCAL_WORLD_SIZE", size)), socket.gethostname()
+    if here == size or os.environ.get(CARD):
+        return
+    store.set(f"machine/{rank}", name)
+    if store.get(f"machine/{(rank + here) % size}").decode() == name:  # two agents on one machine
+        return
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:  # gloo says so itself
+        return
+    if address.startswith("127."):
+        would = f"{CARD}=eth0, or the card's name in `ip addr`"
+        raise ConfigError(
+            f"{CARD}: is not set, and {name} is {address}, where other machines do not reach it ({would})"
+        )
 
 
 def _tell_others(store: Store, name: str, size: int, until: float) -> None:

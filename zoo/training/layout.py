@@ -65,18 +65,21 @@ class ProcessGroups:
         from torch.distributed.device_mesh import init_device_mesh
 
         grid = Grid(mesh, world)
-        names, weights = (PP, DP, SHARD, TP), (mesh.pp, *mesh.weights, mesh.tp)
-        ranks = init_device_mesh(device.type, weights, mesh_dim_names=names)
-        worlds = grid.open_world("dp", "shard"), grid.open_world("dp", "shard", "cp")
-        layout = cls(mesh, world, *worlds, ranks[DP, SHARD])
+        copies, parts = mesh.weights
+        sizes = drop_ones({PP: mesh.pp, DP: copies, SHARD: parts, TP: mesh.tp})
+        ranks = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        rows = grid.open_world("dp", "shard")
+        tokens = rows if mesh.cp == 1 else grid.open_world("dp", "shard", "cp")
+        layout = cls(mesh, world, rows, tokens, ranks[DP, SHARD])
         if mesh.cp > 1:
             layout = replace(layout, context=grid.open("cp"))
         if mesh.tp > 1:
-            sizes = [each for each in range(2, mesh.tp + 1) if mesh.tp % each == 0]
-            layout = replace(layout, groups={size: grid.open("tp", size=size) for size in sizes})
+            divisors = [each for each in range(2, mesh.tp + 1) if mesh.tp % each == 0]
+            layout = replace(layout, groups={size: grid.open("tp", size=size) for size in divisors})
         if mesh.ep > 1:
-            names, shape = (PP, DP, SHARD, EP, TP), (mesh.pp, *mesh.experts, mesh.ep, mesh.tp)
-            experts = init_device_mesh(device.type, shape, mesh_dim_names=names)
+            copies, parts = mesh.experts
+            sizes = drop_ones({PP: mesh.pp, DP: copies, SHARD: parts, EP: mesh.ep, TP: mesh.tp})
+            experts = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
             layout = replace(layout, of_experts=experts[DP, SHARD], experts=experts.get_group(EP))
         if mesh.pp > 1:
             ends = sorted({mesh.pipeline.find_stage(each) for each in (0, mesh.pipeline.n_chunks - 1)})
@@ -216,6 +219,12 @@ class ProcessGroups:
             fully_shard(list(layer.experts.children()), **own)  # type: ignore[union-attr, call-overload]
 
 
+def drop_ones(sizes: dict[str, int]) -> dict[str, int]:
+    """Drop the dimensions of size 1 from a device mesh, but for FSDP's two. Along a dimension of size 1 torch opens a
+    process group for each process, and all processes wait for each of these groups."""
+    return {name: size for name, size in sizes.items() if size > 1 or name in (DP, SHARD)}
+
+
 class Grid:
     """The ranks of all processes by their coordinates in a mesh: pp outermost, tp innermost."""
 
@@ -246,6 +255,8 @@ class Grid:
         run = next(run for run in runs if self.world.rank in run)
         if len(run) == self.world.size:
             return self.world
+        if len(run) == 1:
+            return World(local_rank=self.world.local_rank)
         return World(run.index(self.world.rank), len(run), self.world.local_rank, self._open(runs))
 
     def _open(self, runs: list[list[int]]) -> Any:
