@@ -77,8 +77,8 @@ bench: $(VENV)/installed-dev ## time training and decoding against transformers
 	$(BIN)/zoo bench train --against hf
 	$(BIN)/zoo bench decode --against hf
 
-gpu-check: ## check runs, generation and every kernel on a CUDA device, with the Python and packages that are on the path; kept in docs/gpu
-	$(PYTHON) -m zoo bench kernels --out docs/gpu $(if $(MINUTES),--minutes $(MINUTES))
+gpu-check: ## check runs, generation and every kernel on a CUDA device, with the Python and packages that are on the path; kept in docs/gpu; GPUS=8 adds runs over eight
+	$(PYTHON) -m zoo bench kernels --out docs/gpu $(if $(MINUTES),--minutes $(MINUTES)) $(if $(GPUS),--gpus $(GPUS))
 
 kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: zoo's, flash-attn 2 and flex interpreted, zoo's, flash-attn 4 and flex compiled
 	ZOO_FLASH_SOURCES="$(ORACLE)/flash2:$$($(ORACLE)/bin/python -c '$(SITE)')" $(BIN)/pytest tests/kernels/test_flash_signatures.py

@@ -101,7 +101,7 @@ that are on the path, and needs no network. It trains with the defaults (dense, 
 in every precision, with offloaded states and recomputation, and goes on from a checkpoint; compares the memory that is
 priced with what is allocated; holds the tokens of the engine in bfloat16 (pages, graphs, speculation) against one full
 pass; runs the cases above at a GPU's sizes under the same rule; and measures TFLOP/s, training MFU, decoding of 1 row
-and of 32 against the card's own bandwidth (with CUDA graphs and without, and beside vLLM where that is installed), and
+and of 64 against the card's own bandwidth (with CUDA graphs and without, and beside vLLM where that is installed), and
 windows against a masked scaled_dot_product_attention. What it writes, part by part, is kept in
 [docs/gpu](gpu/README.md), only ever from a real run.
 Until there is one, the CUDA kernels are checked by contract, and where their code is Triton's by running it on a CPU:

@@ -64,11 +64,15 @@ class Checked:
     device: Literal["cuda", "cpu"] = option("kernels only: a GPU, or with --quick a CPU.", default="cuda")
     quick: bool = flag("kernels only: tiny sizes, whose timings mean nothing.")
     hub: bool = flag("kernels only: also those downloaded from the hub.")
-    minutes: float | None = option("kernels only: time limit for everything. [default: 25]", metavar="MINUTES")
+    gpus: int = option("kernels only: also `zoo train` over so many GPUs, in every mesh.", default=1, min=1)
+    minutes: float | None = option(
+        "kernels only: time limit for everything. [default: 25; 40 with --gpus]", metavar="MINUTES"
+    )
 
     def refuse_any(self, why: str) -> None:
         """Raise ConfigError if one of the options is given."""
         given = {"device": self.device != "cuda", "quick": self.quick, "hub": self.hub, "minutes": self.minutes}
+        given["gpus"] = self.gpus > 1
         refuse(f"--{name}: {why}" for name, value in given.items() if value)
 
 
@@ -156,9 +160,9 @@ def _check(asked: Checked, out: str, as_json: bool) -> None:
 
     place = kernel_report.check_place(out or None, asked.device, asked.quick)
     keep = None if place is None else partial(kernel_report.write_report, path=place)
-    minutes = asked.minutes or checking.MINUTES
+    minutes = asked.minutes or checking.MINUTES + (asked.gpus > 1) * checking.MESH_MINUTES
     found = checking.check_kernels(
-        asked.device, quick=asked.quick, fetched=asked.hub, minutes=minutes, tell=say, keep=keep
+        asked.device, quick=asked.quick, fetched=asked.hub, gpus=asked.gpus, minutes=minutes, tell=say, keep=keep
     )
     print(kernel_report.format_report(found) if as_json else kernel_report.format_table(found))
     if place is not None:

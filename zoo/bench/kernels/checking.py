@@ -15,6 +15,7 @@ from zoo.bench.kernels import (
     between_products,
     decoding,
     generated_tokens,
+    mesh_runs,
     training_mfu,
     vllm,
     whole_runs,
@@ -28,16 +29,19 @@ from zoo.lazy import torch
 MINUTES = 25.0
 """Default time limit for all parts. Measurements that have not run by then are left out."""
 
+MESH_MINUTES = 15.0
+"""Minutes more for runs over several GPUs."""
+
 ORDER = ("eager", "sdpa", "flash_torch", "flash2", "flash3", "triton", "flash4", "flex")
 """Kernels in the order they are checked; those that compile come last."""
 
 ON_REQUEST = "it is downloaded, so only when asked for (--hub)"
 
-KINDS = ("runs", "tokens", "errors", "speed", "training", "decoding", "pieces")
+KINDS = ("runs", "tokens", "meshes", "errors", "speed", "training", "decoding", "pieces")
 """Kinds of rows in the report. A part's name begins with its kind."""
 
 ALLOWED = {
-    **{"runs": 240.0, "tokens": 120.0},
+    **{"runs": 240.0, "tokens": 120.0, "meshes": 900.0},
     **{"errors": 40.0, "errors triton": 90.0, "errors flash4": 60.0, "errors flex": 120.0},
     **{"speed": 25.0, "speed flash4": 40.0, "speed flex": 70.0},
     **{"training": 120.0, "decoding": 100.0, "decoding vllm": 150.0, "pieces": 100.0},
@@ -54,6 +58,7 @@ def check_kernels(
     quick: bool = False,
     seed: int = 0,
     fetched: bool = False,
+    gpus: int = 1,
     minutes: float = MINUTES,
     tell: Callable[[str], None] = lambda line: None,
     keep: Callable[[dict[str, Any]], object] | None = None,
@@ -61,18 +66,24 @@ def check_kernels(
     """Check whole runs and generated tokens, then measure kernels' errors and speed, training, decoding and single
     operations on a device; return plain data.
 
-    `quick` uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. As each part
-    ends, `tell` is called with a line, and `keep` with the report so far. Raises ConfigError if the device does not
-    exist or does not answer, and for a CPU without `quick`.
+    `quick` uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `gpus` above
+    1 adds runs over so many processes, one a GPU. As each part ends, `tell` is called with a line, and `keep` with the
+    report so far. Raises ConfigError if the device does not exist or does not answer, and for a CPU without `quick`.
     """
-    require_device(device, quick)
+    require_device(device, quick, gpus)
     begun, start = datetime.datetime.now(datetime.UTC), time.monotonic()
     settings = Settings(device, quick, seed)
     measured = _run_group([CheckPart("device", list_device_jobs, 60)], settings, start, minutes)
     if "limits" not in measured[0]:
         raise ConfigError(f"device: {device} does not answer, found {measured[0]} (another one would do)")
     settings = replace(settings, limits=Limits(**measured[0]["limits"]))
-    about = {"date": begun.isoformat(timespec="seconds"), "seed": seed, "quick": quick, "minutes": minutes}
+    about = {
+        "date": begun.isoformat(timespec="seconds"),
+        "seed": seed,
+        "quick": quick,
+        "minutes": minutes,
+        "gpus": gpus,
+    }
     about |= {"machine": measured[0]["machine"], "limits": measured[0]["limits"]}
     found: dict[str, list[ReportRow]] = {kind: [] for kind in KINDS}
     if not fetched:
@@ -80,7 +91,7 @@ def check_kernels(
             {"name": f"{name}: all", "kernel": name, "left_out": ON_REQUEST} for name in list_on_request()
         ]
     report = make_report(about, found, start)
-    for group in list_parts(quick, fetched):
+    for group in list_parts(quick, fetched, gpus):
         rows = _run_group(group, settings, start, minutes)
         found[group[0].name.split()[0]] += rows
         tell(f"{group[0].name}: {summarize_rows(rows)}, {time.monotonic() - start:.0f} s")
@@ -98,6 +109,7 @@ def make_report(about: Mapping[str, Any], found: Mapping[str, list[ReportRow]], 
         "accounting": {
             "runs": whole_runs.ACCOUNTING,
             "tokens": generated_tokens.ACCOUNTING,
+            "meshes": mesh_runs.ACCOUNTING,
             "errors": accuracy.RULE,
             "slack": accuracy.SLACK,
             "speed": attention_speed.ACCOUNTING,
@@ -110,21 +122,25 @@ def make_report(about: Mapping[str, Any], found: Mapping[str, list[ReportRow]], 
     }
 
 
-def require_device(device: str, quick: bool) -> None:
-    """Raise ConfigError for a device that does not exist, and for a CPU without `quick`."""
+def require_device(device: str, quick: bool, gpus: int = 1) -> None:
+    """Raise ConfigError for a device or more `gpus` than there are, and for a CPU without `quick`."""
     if device not in ("cuda", "cpu"):
         raise ConfigError(f"device: is {device!r} (one of: cuda, cpu)")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: there is no CUDA device that torch can use (--device cpu --quick runs it in small)")
+    if device == "cuda" and gpus > (there := torch.cuda.device_count()):
+        raise ConfigError(f"gpus: is {gpus}, and there are {there} (--gpus {there})")
     if device == "cpu" and not quick:
         raise ConfigError("device: cpu would take hours (--device cpu --quick runs it in small)")
 
 
-def list_parts(quick: bool = False, fetched: bool = False) -> Iterator[list[CheckPart]]:
-    """List all parts: whole runs and generated tokens, each kernel, then speed. Parts in one list run at the same
-    time."""
+def list_parts(quick: bool = False, fetched: bool = False, gpus: int = 1) -> Iterator[list[CheckPart]]:
+    """List all parts: whole runs, generated tokens and meshes of several GPUs, each kernel, then speed. Parts in one
+    list run at the same time."""
     yield [_make_part("runs", whole_runs.list_jobs)]
     yield [_make_part("tokens", generated_tokens.list_jobs)]
+    if gpus > 1:
+        yield [_make_part("meshes", partial(mesh_runs.list_jobs, gpus=gpus))]
     kernels = (*ORDER, *(list_on_request() if fetched else ()))
     for kernel in kernels:
         count = BESIDE if kernel in accuracy.COMPILED and not quick else 1

@@ -56,9 +56,9 @@ class DecodingLengths(NamedTuple):
     timed: int
 
 
-MODELS = (DecodedModel("Llama 3.2 1B", "llama3.2-1b", 0.5), DecodedModel("Llama 3 8B", "llama3-8b", 0.7))
+MODELS = (DecodedModel("Llama 3.2 1B", "llama3.2-1b", 0.8), DecodedModel("Llama 3 8B", "llama3-8b", 0.8))
 QUICK_MODELS = (DecodedModel(TINY.name, TINY.of, None, TINY.overrides),)
-ROWS = (1, 32)
+ROWS = (1, 64)
 WHOLE, QUICK = DecodingLengths(128, 16, 128), DecodingLengths(4, 2, 8)
 
 

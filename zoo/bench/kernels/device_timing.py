@@ -139,8 +139,8 @@ def _product_rate(side: int, name: str, device: str) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     if name == "fp8":
         one = torch.ones((), device=device)
-        scaled = torch._scaled_mm  # type: ignore[reportPrivateImportUsage]
-        product = partial(scaled, a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+        scaled_mm: Any = torch._scaled_mm  # type: ignore[reportPrivateImportUsage]
+        product = partial(scaled_mm, a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
     else:
         product = partial(torch.mm, a, b.t(), out=torch.empty_like(a))
     return 2 * side**3 / time_call(product, device, spend=0.1)

@@ -69,9 +69,16 @@ def look(
     rates = measure([CheckPart("rates", list_rates, seconds)])
     links = measure([CheckPart("links", partial(list_links, count=count), seconds)]) if count > 1 else []
     trials = [CheckPart(name, partial(list_trials, kernel=name), seconds, beside=True) for name in KERNELS]
-    nccl = ".".join(map(str, torch.cuda.nccl.version())) if device == "cuda" and count > 1 else None  # type: ignore[attr-defined]
+    nccl = read_nccl_version() if device == "cuda" and count > 1 else None
     found = {"machine": describe_machine(device), "gpus": count, "nccl": nccl, "rates": rates, "links": links}
     return {**found, "kernels": measure(trials), "sheet": read_sheet(device)}
+
+
+def read_nccl_version() -> str:
+    """Read the version of NCCL that torch is linked with."""
+    from torch.cuda import nccl
+
+    return ".".join(map(str, nccl.version()))
 
 
 def require_gpu() -> None:

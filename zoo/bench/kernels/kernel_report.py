@@ -12,6 +12,7 @@ from typing import Any
 
 from zoo.bench.kernels.checking import KINDS, list_failures, name_state
 from zoo.bench.kernels.decoding import count_rows
+from zoo.bench.kernels.goals import Goal, list_goals
 from zoo.bench.kernels.processes import ReportRow
 from zoo.bench.kernels.vllm import LEAST
 from zoo.bench.race_report import check_place as find_place
@@ -75,7 +76,7 @@ def _finite(node: object) -> Any:
 
 def format_table(report: Mapping[str, Any]) -> str:
     """Format the whole report as one page of text."""
-    parts = (_head, _runs, _errors, _speed, _models, _pieces, _left_out, _failures)
+    parts = (_head, _goals, _runs, _errors, _speed, _models, _pieces, _left_out, _failures)
     blocks = [list(part(report)) for part in parts]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -96,11 +97,26 @@ def _head(report: Mapping[str, Any]) -> list[str]:
     return [*lines, f"measured: products {rates}; copy {format_si(limits['copy'], 'B/s')}"]
 
 
+def _goals(report: Mapping[str, Any]) -> list[str]:
+    """List the goals beside what was measured, and say which were missed."""
+    rows = [("goals", "measured", "goal", "")]
+    for goal in list_goals(report):
+        measured = "-" if goal.figure is None else _format_goal(goal, goal.figure)
+        rows.append((f"  {goal.name}", measured, _format_goal(goal, goal.least), goal.state))
+    return align_columns(rows, right=(1, 2)).splitlines() if rows[1:] else []
+
+
+def _format_goal(goal: Goal, figure: float) -> str:
+    return format_share(figure, 1) if goal.share else f"{figure:.2f} ×"
+
+
 def _runs(report: Mapping[str, Any]) -> list[str]:
     """List whole runs and generated tokens, a line each."""
     rows = []
-    for row in (*report["runs"], *report["tokens"]):
+    for row in (*report["runs"], *report["tokens"], *report["meshes"]):
         told = [f"loss {row['first']:.2f} to {row['last']:.2f}"] if "first" in row else []
+        told += [f"losses within {row['apart']:.0e} of one run's"] if "apart" in row else []
+        told += [f"MFU {format_share(row['mfu'], 1)}"] if isinstance(row.get("mfu"), float) else []
         told += [f"{row['tokens_per_second']:,.0f} tok/s"] if "tokens_per_second" in row else []
         told += [f"{row['allocated'] / row['priced']:.2f} × the priced memory"] if row.get("priced") else []
         told += [f"{way}: {row[way]['worst']:.2f} errors" for way in row.get("ways", ())]
@@ -177,6 +193,8 @@ def _models(report: Mapping[str, Any]) -> list[str]:
                 for peak, found in row["mfu"].items()
             ]
             size = f"{row['rows']} × {row['length']:,} tokens, {row['kernel']}"
+            predicted = row.get("predicted_seconds")
+            mfu += [] if predicted is None else [f"predicted {predicted / row['step_seconds']:.2f} × the measured time"]
             lines += [f"train {row['model']}, {size}: {row['tokens_per_second']:,.0f} tok/s; MFU {'; '.join(mfu)}"]
     lines += [line for row in report["decoding"] for line in _decoding(row, report["decoding"])]
     return [wrap_text(line, 0, 2, WIDTH) for line in lines]

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.analysis.solve.mesh_prices import MeshPrices
 from zoo.bench.kernels.device_timing import name_device, synchronize
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
 from zoo.bench.race_model import RaceShape
 from zoo.compose import load
-from zoo.costs import price
+from zoo.costs import Setup, price
+from zoo.costs.cluster import Cluster
 from zoo.costs.flops import count_flops
 from zoo.costs.hardware import of_device
+from zoo.costs.step_time import StepPlan
 from zoo.data import Batch
 from zoo.distributed.gradients import measure_gradient
 from zoo.kernels import machine_of, select
@@ -94,6 +97,7 @@ def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
         "step_seconds": taken,
         "tokens_per_second": rate,
         "peak_bytes": torch.cuda.max_memory_allocated() if settings.device == "cuda" else None,
+        "predicted_seconds": predict_seconds(spec, rows, model.length, settings),
         **compute_mfu(spec, model.length, rate, settings),
     }
 
@@ -113,6 +117,15 @@ def compute_mfu(spec: Priced, length: int, rate: float, settings: Settings) -> d
     mfu = {peak: {name: each * rate / most for name, each in flops.items()} for peak, most in peaks.items()}
     mfu = {peak: found for peak, found in mfu.items() if found["exact"] <= 1}
     return {"flops_per_token": flops, "peak_flops_per_second": peaks, "mfu": mfu}
+
+
+def predict_seconds(spec: Priced, rows: int, length: int, settings: Settings) -> float | None:
+    """Predict the seconds of a step by zoo.costs.step_time; None for a device without a data sheet."""
+    card = of_device(name_device(settings.device))
+    if card is None:
+        return None
+    setup = Setup(context=length, batch=rows, precision="amp", fused_optimizer=True, chunked_loss=True, gpu=card.name)
+    return MeshPrices(spec, setup, Cluster(device=card, node=1)).predict(StepPlan(setup=setup)).total
 
 
 def fit_rows(spec: Priced, length: int, free: int | None) -> int:

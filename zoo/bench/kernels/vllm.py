@@ -18,7 +18,7 @@ from zoo.compose import load
 
 MISSING = "vllm is not installed (pip install vllm)"
 
-LEAST = 0.8
+LEAST = 1.0
 """The goal: our tokens/s over vLLM's for a batch."""
 
 TIMES = 2

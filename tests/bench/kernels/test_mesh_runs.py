@@ -1,0 +1,92 @@
+"""Runs over several GPUs and the goals of a report (`zoo bench kernels --gpus N`), in small on a CPU."""
+
+import pytest
+import torch
+
+from zoo.bench.kernels import checking, decoding, goals, kernel_report, mesh_runs, training_mfu
+from zoo.bench.kernels.processes import Settings
+from zoo.cli import run
+from zoo.compose import load
+from zoo.errors import ConfigError
+
+CPU = Settings("cpu", quick=True)
+JOBS = {job.name: job.run for job in mesh_runs.list_jobs(CPU, gpus=2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_every_run_over_two_processes_passes(name, monkeypatch):
+    monkeypatch.setattr(mesh_runs, "PATIENCE", 600.0)
+    row = JOBS[name]()
+    assert row["passed"], row
+
+
+def test_meshes_are_of_so_many_processes():
+    for gpus, more in ((2, 0), (4, 3), (8, 3)):
+        meshes = mesh_runs.list_meshes(gpus)
+        assert len(meshes) == 7 + more and "pp" in meshes
+    assert mesh_runs.list_meshes(8)["cp × tp"] == "{shard: 2, cp: 2, tp: 2}"
+
+
+def test_a_run_that_parts_or_fails_does_not_pass():
+    assert mesh_runs.compare([3.0, 2.0], (3.0, 2.0005), None)["passed"]
+    assert mesh_runs.compare([3.0, 2.0], (3.0, 2.1), None)["fault"] == "losses part by 1.0e-01"
+    assert mesh_runs.compare([3.0, float("nan")], (3.0, 2.1), None)["passed"] is False
+    assert mesh_runs.compare([3.0], (3.0, 2.1), None)["fault"] == "has 1 losses of 2"
+    assert mesh_runs.compare([], (3.0,), "zoo: error: x")["fault"] == "zoo: error: x"
+    assert mesh_runs.call_zoo(1, "model=llama-tiny", "steps=0").startswith("zoo: error: steps: ")
+
+
+def test_a_killed_run_without_a_checkpoint_does_not_pass(tmp_path):
+    assert mesh_runs.list_leftovers(tmp_path) == ["it has no checkpoint"]
+    (tmp_path / "checkpoints/step-000002").mkdir(parents=True)
+    assert "step-000002" in mesh_runs.list_leftovers(tmp_path)[0]
+
+
+def make_report(**changes):
+    found = {kind: [] for kind in checking.KINDS} | {"quick": False, "window": None}
+    name = decoding.MODELS[-1].name
+    found["training"] = [{"name": "t", "model": "Llama 1.2 B", "mfu": {"sheet": {"exact": 0.41, "palm": 0.5}}}]
+    found["meshes"] = [{"name": "m", "model": "Llama 3 8B", "mfu": 0.43, "tokens_per_second": 9e4, "passed": True}]
+    ours = {"model": name, "kernel": "flash3", "share_of_copy": 0.8, "tokens_per_second": 6000.0}
+    found["decoding"] = [{**ours, "rows": 1}, {**ours, "rows": 64}]
+    found["decoding"] += [{"model": name, "rows": 64, "peer": "vLLM", "tokens_per_second": 7500.0}]
+    return {**found, **changes}
+
+
+def test_the_report_says_which_goals_were_missed():
+    assert kernel_report._goals(make_report()) == [
+        "goals                                                 measured    goal",
+        "  train Llama 1.2 B: MFU of the data sheet's bf16       41.0 %  45.0 %  missed",
+        "  train Llama 3 8B over all GPUs: MFU                   43.0 %  42.0 %  met",
+        "  decode Llama 3.2 1B, 1 row: share of the bandwidth         -  80.0 %  not measured",
+        "  decode Llama 3 8B, 1 row: share of the bandwidth      80.0 %  80.0 %  met",
+        "  decode Llama 3 8B, 64 rows: of vLLM's tokens/s        0.80 ×  1.00 ×  missed",
+    ]
+    assert [goal.state for goal in goals.list_goals(make_report(quick=True))] == []
+    empty = make_report(training=[], meshes=[], decoding=[])
+    assert {goal.state for goal in goals.list_goals(empty)} == {"not measured"}
+
+
+def test_a_step_is_predicted_for_a_card_with_a_data_sheet(monkeypatch):
+    spec = load("llama3.2-1b")
+    monkeypatch.setattr(training_mfu, "name_device", lambda device: "NVIDIA H100 80GB HBM3")
+    seconds = training_mfu.predict_seconds(spec, 8, 2048, CPU)
+    flops = 6 * 1.24e9 * 8 * 2048
+    assert 0.35 < flops / seconds / 989e12 < 0.7  # the MFU that the prediction means
+    monkeypatch.setattr(training_mfu, "name_device", lambda device: "x86_64 CPU")
+    assert training_mfu.predict_seconds(spec, 8, 2048, CPU) is None
+
+
+def test_more_gpus_than_there_are_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"gpus: is 8, and there are 2 \(--gpus 2\)"):
+        checking.require_device("cuda", quick=False, gpus=8)
+    assert run(["bench", "train", "--gpus", "2"]) == 2
+    assert "--gpus: train has none (kernels has)" in capsys.readouterr().err
+
+
+def test_the_part_of_meshes_is_there_for_several_gpus():
+    names = [group[0].name for group in checking.list_parts(quick=True, gpus=2)]
+    assert "meshes" in names and "meshes" not in [group[0].name for group in checking.list_parts(quick=True)]
