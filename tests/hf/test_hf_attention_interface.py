@@ -151,6 +151,10 @@ def test_attn_implementation_names_the_kernel(name, tmp_path):
         model.set_attn_implementation("sdpa")
         torch.testing.assert_close(model(ids).last_hidden_state, eager, atol=2e-5, rtol=2e-5)
         assert KERNELS["eager"].calls == counts[0] and KERNELS["sdpa"].calls
+    built = zoo.build(model.spec)
+    built.kernel = "eager"
+    assert zoo.hf.wrap(built).kernel == "eager"
+    assert zoo.hf.wrap(built, attn_implementation="sdpa").kernel == "sdpa"
     again = kind.from_pretrained(tmp_path)
     assert again.config._attn_implementation == "zoo"
     assert again.kernel == "auto"

@@ -80,7 +80,6 @@ class ZooPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.gradient_checkpointing = False
         self.take(Model(spec))
-        self._choose_attention()
         self.post_init()
 
     def take(self, model: Model) -> None:
@@ -91,6 +90,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         parts = tensors(self.spec, self.spec.d_model)
         self._bare = [name.rpartition(".")[0] for name, part, _ in parts if isinstance(part, Linear) and part.bare]
         self._is_stateful = not can_crop(self.config.writer)  # generated tokens cannot be taken back: no assistant
+        self._choose_attention(model.kernel)
 
     @classmethod
     def fit(cls, spec: Topology, config: ZooConfig) -> Topology:
@@ -255,10 +255,11 @@ class ZooPreTrainedModel(PreTrainedModel):
         super().set_attn_implementation(attn_implementation, *given, **options)
         self._choose_attention()
 
-    def _choose_attention(self) -> None:
-        name = self.config._attn_implementation
+    def _choose_attention(self, usual: str = "auto") -> None:
+        """Attend as the config says: by the kernel that it names, the `usual` one, or a function of the interface."""
+        name: Any = self.config._attn_implementation
         self.interface = None if name in KERNEL_OF else InterfaceLayers(self.spec, self.config)
-        self.kernel = KERNEL_OF.get(name, "auto")  # type: ignore[arg-type, assignment]
+        self.kernel = usual if name == OWN else KERNEL_OF.get(name, "auto")  # type: ignore[assignment]
 
     # ------------------------------------------------------------ passes
 
