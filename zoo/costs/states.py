@@ -37,8 +37,12 @@ BLOCK, SMALL = 256, 4096
 TABLES = 2 * 256 * 4
 """Bytes of a tensor's code tables for 8-bit states: 256 fp32 values for each of two moments."""
 
-PIECE = 1 << 22
-"""Elements of a piece in a piecewise update (`zoo.training.optim.piecewise`)."""
+PIECE, CPU_PIECE = 1 << 26, 1 << 22
+"""Elements of a piece in a piecewise update (`zoo.training.optim.piecewise`) on a GPU, where launches cost, and on a
+CPU, where a piece should stay in its caches. Prices are those of a GPU."""
+
+IN_FLIGHT = 2
+"""Pieces of offloaded states that are on the device at once: one is updated while others are read and written."""
 
 VALUES = {"adamw": 2, "adamw8bit": 2, "lion": 1, "schedule_free": 2, "sgd": 1}
 """Values that an optimizer keeps for each element: AdamW (Loshchilov and Hutter, 2017), Lion (Chen et al., 2023),
@@ -253,7 +257,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
 
     With rounding a piece has fp32 weights, gradients and states, and the larger of the optimizer's temporaries and the
     random bits of rounding (2 bytes an element). Without rounding a piece has its offloaded states and the optimizer's
-    temporaries. If an update needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
+    temporaries. Of offloaded states IN_FLIGHT pieces are on the device. If an update needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
     """
     optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "pure" and width == 2
     orthogonal = optimizer == "muon" and hidden
@@ -265,9 +269,10 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     if orthogonal:
         squares = elements // max(shape[-2:]) * min(shape[-2:])
         passing = max((wide + 2) * elements, 2 * (2 * elements + 2 * squares))
+    flying = min(IN_FLIGHT, -(-elements // piece)) if setup.offload == "states" else 1
     if not rounds:
-        return own + passing
-    return 2 * wide * piece + own + max(passing, 2 * piece)
+        return flying * own + passing
+    return 2 * wide * piece + flying * own + max(passing, 2 * piece)
 
 
 def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:

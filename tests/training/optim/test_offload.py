@@ -1,6 +1,7 @@
 """States in the host's memory: they come piece by piece, the update is the same, and the price is what is left."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def draw_gradients(model, seed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_with_states_elsewhere_is_the_same_update(kind, monkeypatch):
-    monkeypatch.setattr(piecewise, "PIECE", 1000)
+    monkeypatch.setattr(piecewise, "CPU_PIECE", 1000)
     models = [build(spec_of(SIZE), device="cpu", seed=1) for _ in range(2)]
     place = Elsewhere()
     plain, ours = made(kind, models[0]), made(kind, models[1], place)
@@ -78,7 +79,7 @@ def test_an_update_with_states_elsewhere_is_the_same_update(kind, monkeypatch):
 
 
 def test_the_states_of_a_piece_go_back_before_those_of_the_next_come(monkeypatch):
-    monkeypatch.setattr(piecewise, "PIECE", 1000)
+    monkeypatch.setattr(piecewise, "CPU_PIECE", 1000)
     model, place = build(spec_of(SIZE), device="cpu"), Elsewhere()
     ours = made("adamw", model, place)
     for step in range(2):
@@ -108,6 +109,95 @@ def test_what_an_update_takes_of_the_device_is_priced(kind, rounds):
     held = states(spec, Setup(**how, offload="states", fused_optimizer=True))
     assert held["step"] == pytest.approx(tracker.most, rel=0.03, abs=600)
     assert held["offloaded"] == sum(room.nbytes for room in place.rooms) and held["optimizer"] == 0
+
+
+class FakeStreams:
+    """Stands in for torch.cuda on a CPU, where copies are made at once: notes what each stream is told, in order."""
+
+    def __init__(self):
+        self.told, self.now = [], [self.Stream(self, "computing")]
+
+    class Stream:
+        def __init__(self, cuda, name):
+            self.cuda, self.name = cuda, name
+
+        def wait_stream(self, other):
+            self.cuda.told.append((self.name, "waits for", other.name))
+
+        def record_event(self):
+            return self
+
+        def synchronize(self):
+            self.cuda.told.append(("host", "waits for", self.name))
+
+    def make(self):
+        made = sum(isinstance(each, str) for each in self.told)
+        self.told.append(name := ("reading", "writing")[made])
+        return self.Stream(self, name)
+
+    @contextmanager
+    def stream(self, stream):
+        self.now.append(stream)
+        yield
+        self.now.pop()
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    fake, copy_, to = FakeStreams(), torch.Tensor.copy_, torch.Tensor.to
+    monkeypatch.setattr(torch.cuda, "Stream", fake.make)
+    monkeypatch.setattr(torch.cuda, "stream", fake.stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: fake.now[-1])
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda value, stream: None)
+    monkeypatch.setattr(piecewise, "pin", lambda size: torch.empty(size, dtype=torch.uint8))
+
+    def note_to(value, *args, **how):
+        if how.get("non_blocking"):
+            fake.told.append((fake.now[-1].name, "reads", value.numel()))
+            return value.clone()
+        return to(value, *args, **how)
+
+    def note_copy(target, value, non_blocking=False):
+        if non_blocking:
+            fake.told.append((fake.now[-1].name, "writes", value.numel()))
+        return copy_(target, value)
+
+    monkeypatch.setattr(torch.Tensor, "to", note_to)
+    monkeypatch.setattr(torch.Tensor, "copy_", note_copy)
+    return fake
+
+
+def test_states_of_the_host_are_read_and_written_beside_the_computing_of_other_pieces(streams, monkeypatch):
+    monkeypatch.setattr(piecewise, "CPU_PIECE", 10)
+    weights = [torch.nn.Parameter(torch.arange(25.0)) for _ in range(2)]
+    plain = torch.optim.AdamW([weights[0]], lr=0.1, fused=True)
+    ours = Piecewise(torch.optim.AdamW([weights[1]], lr=0.1, fused=True), rounds=False, place=HostMemory())
+    for step in range(3):
+        for each in weights:
+            each.grad = torch.linspace(-1, 1, 25) * (step + 1)
+        streams.told.clear()
+        plain.step(), ours.step()
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    piece = [
+        *[("reading", "reads", 0), ("computing", "waits for", "reading")] * 2,  # before the update
+        *[("writing", "waits for", "computing"), ("writing", "writes", 0)] * 2,
+    ]
+    throttle = ("host", "waits for", "writing")
+    told = [(who, does, 0 if isinstance(what, int) else what) for who, does, what in streams.told]
+    assert told == [*piece, *piece, throttle, *piece, throttle, throttle]  # the last one ends the step
+
+
+def test_pinned_memory_is_given_out_of_blocks_that_are_not_rounded_up(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(piecewise, "pin", lambda size: sizes.append(size) or torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(piecewise, "ARENA", 4096)
+    arena = piecewise.PinnedArena()
+    rooms = [arena.take(shape, torch.float32) for shape in ((3, 7), (100,), (2, 1500), (5,))]
+    for number, room in enumerate(rooms):
+        room.fill_(number)
+    assert [each.shape for each in rooms] == [(3, 7), (100,), (2, 1500), (5,)]
+    assert all((room == number).all() for number, room in enumerate(rooms))  # none overlaps another
+    assert sizes == [4096, 12000, 4096]
 
 
 def test_the_price_moves_the_states_to_the_host():

@@ -99,7 +99,7 @@ def draw_gradients(*models, seed=0):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_is_float32s_rounded_to_a_neighbour_in_pieces_and_whole(kind, monkeypatch):
     """Of three updates in a row, each from the rounded weights and states of the one before it."""
-    monkeypatch.setattr(piecewise, "PIECE", 100)
+    monkeypatch.setattr(piecewise, "CPU_PIECE", 100)
     low = build(spec_of(["ffn=moe", "n_layers=1"]), device="cpu", seed=1)
     lower_weights(low)
     optim, rule = made(kind, low)

@@ -3,7 +3,8 @@ bfloat16 with stochastic rounding, or in the host's memory."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from zoo.costs.states import PIECE
+from zoo.costs.states import CPU_PIECE, IN_FLIGHT, PIECE
 from zoo.training.optim.update_rules import Closure, evaluate, list_due
 
 DROPPED = 16
 """Low bits of a float32 that bfloat16 lacks."""
+
+ARENA, ALIGNED = 1 << 30, 256
+"""Bytes of a block of pinned memory, unless one tensor has more; bytes at whose multiples a tensor begins."""
 
 
 class Beside:
@@ -34,6 +38,9 @@ class Beside:
         """Write an updated piece back to `kept`, the memory that it was fetched from."""
         write(value, kept)
 
+    def end_piece(self) -> None:
+        """Note that all states of a piece were given back."""
+
     def finish(self) -> None:
         """Wait until every piece has been written back."""
 
@@ -41,28 +48,71 @@ class Beside:
 class HostMemory(Beside):
     """Keeps an optimizer's states in pinned memory of the host (ZeRO-Offload; Ren et al., 2021). CUDA only.
 
-    Copies are queued on the device's stream among the updates, so that the host waits only once a step.
+    Pieces are read and written on streams of their own, while another piece is computed. At most IN_FLIGHT pieces are
+    on the device: before the next one the host waits until the oldest is written.
     """
 
+    def __init__(self) -> None:
+        self.arena = PinnedArena()
+        self.reading, self.writing = torch.cuda.Stream(), torch.cuda.Stream()
+        self.written: deque[Any] = deque()  # an event for each piece in flight
+
     def make_room(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return self.arena.take(shape, dtype)
 
     def fetch(self, kept: Tensor, device: torch.device) -> Tensor:
-        return kept.to(device, non_blocking=True)
+        computing = torch.cuda.current_stream()
+        with torch.cuda.stream(self.reading):
+            value = kept.to(device, non_blocking=True)
+        computing.wait_stream(self.reading)
+        value.record_stream(computing)  # or its memory could be taken while it is computed with
+        return value
 
     def give_back(self, value: Tensor, kept: Tensor) -> None:
         if value.dtype is not kept.dtype:  # rounded on the device, to copy half as many bytes
             low = torch.empty_like(value, dtype=kept.dtype)
             write(value, low)
             value = low
-        kept.copy_(value, non_blocking=True)
+        self.writing.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.writing):
+            kept.copy_(value, non_blocking=True)
+        value.record_stream(self.writing)
+
+    def end_piece(self) -> None:
+        self.written.append(self.writing.record_event())
+        if len(self.written) == IN_FLIGHT:
+            self.written.popleft().synchronize()
 
     def finish(self) -> None:
-        torch.cuda.current_stream().synchronize()
+        self.written.clear()
+        self.writing.synchronize()
+
+
+class PinnedArena:
+    """Pinned memory of the host, given out in parts. torch's own allocator rounds each tensor up to a power of two."""
+
+    def __init__(self) -> None:
+        self.block, self.used = torch.empty(0, dtype=torch.uint8), 0
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Allocate a contiguous tensor."""
+        size = math.prod(shape) * dtype.itemsize
+        start = -(-self.used // ALIGNED) * ALIGNED
+        if start + size > len(self.block):
+            self.block, start = pin(max(size, ARENA)), 0
+        self.used = start + size
+        return self.block[start : self.used].view(dtype).view(*shape)
+
+
+def pin(size: int) -> Tensor:
+    """Allocate pinned memory of the host, without rounding its size up. It stays pinned until the process ends."""
+    block = torch.empty(size, dtype=torch.uint8)
+    torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(block.data_ptr(), size, 0))  # type: ignore[attr-defined]
+    return block
 
 
 class Piecewise(Optimizer):
-    """Steps the rule of another optimizer on at most PIECE elements of one tensor at a time.
+    """Steps the rule of another optimizer on at most PIECE elements of one tensor at a time (CPU_PIECE on a CPU).
 
     With `rounds`, weights, gradients and states are bfloat16. Each piece is converted to float32, the rule and its
     weight decay are computed, and the results rounded stochastically. Counters are not rounded. `place` stores the
@@ -112,7 +162,8 @@ class Piecewise(Optimizer):
     def _step_tensor(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
         whole = not self._by_element or group.get("orthogonalise", False)
         before, gradient = dict(state), gradient.contiguous()
-        for cut in [lambda each: each] if whole else cut_evenly(weight.numel()):
+        piece = CPU_PIECE if weight.device.type == "cpu" else PIECE
+        for cut in [lambda each: each] if whole else cut_evenly(weight.numel(), piece):
             own = {name: each if is_counter(each) else cut(each) for name, each in before.items()}
             shell = self._lend(group, cut(weight), cut(gradient), own)
             self._rule.step()
@@ -120,6 +171,7 @@ class Piecewise(Optimizer):
             self._keep_states(shell, weight, state, cut, whole)
             del shell  # or its memory would stay allocated during the next piece
             self._take_back()
+            self._place.end_piece()
 
     def _keep_states(
         self, shell: Tensor, weight: Tensor, state: dict[str, Any], cut: Callable[[Tensor], Tensor], whole: bool
@@ -199,9 +251,9 @@ def copy_counter(value: object) -> Any:
     return value.clone() if torch.is_tensor(value) else value
 
 
-def cut_evenly(count: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield functions that each view one piece of a flattened tensor of `count` elements."""
-    runs = -(-count // PIECE)
+def cut_evenly(count: int, piece: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield functions that each view one piece, of at most `piece` elements, of a flattened tensor of `count`."""
+    runs = -(-count // piece)
     for run in range(runs):
         yield partial(view_piece, start=count * run // runs, end=count * (run + 1) // runs)
 
