@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, FitsNoFamily
 from zoo.families.described import CONFIG, to_jsonable
 from zoo.lazy import torch
+from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.printable import shorten
 
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
     Named = Mapping[str, Tensor]
 
-NAME = "model"
-FILE = f"{NAME}.pt2"
+FILES = "*model.onnx", "*model.onnx.data", "*model.pt2"
+"""The files of programs, as glob patterns: one, or the three of an encoder-decoder."""
 
 STEPS = 3
 """Tokens that are decoded one by one after a prompt, when a file is compared."""
@@ -57,14 +59,15 @@ def save(
     force: bool = False,
     verify: bool = True,
 ) -> str:
-    """Write a folder with a program (`form` is onnx or export), its tokenizer's files and a config. Returns what was
-    compared, in words.
+    """Write a folder with a program (`form` is onnx or export), of an encoder-decoder three, its tokenizer's files and
+    a config. Returns what was compared, in words.
 
     `embed` makes a sentence's vector of hidden states (`zoo.run.traced.TracedModel`). With `verify` the folder appears
     when the program, read back, gives the model's values. Raises ConfigError for a model that is no program of tensors,
     and CheckpointError if values differ or `out` has other files.
     """
     from zoo.run.traced import TracedModel
+    from zoo.run.traced_pair import trace_pair
 
     if form == "onnx":
         from zoo.checkpoint import onnx_export
@@ -73,15 +76,20 @@ def save(
         write, open_program = onnx_export.write, onnx_export.open_program
     else:
         write, open_program = write_export, open_export
-    names = (f"{NAME}.*", CONFIG, ARCHITECTURE, *BESIDE)
+    names = (*FILES, CONFIG, ARCHITECTURE, *BESIDE)
     refuse_to_replace(out, "an exported model", names, source=folder, force=force)
     built: Any = model.refuse_nonfinite().build(torch.device("cpu"))
-    traced = TracedModel(built, embed).eval()
+    pair = model.spec if isinstance(model.spec, EncoderDecoder) else None
+    programs = [TracedModel(built, embed)] if pair is None else trace_pair(built, pair)
     with replace_folder(out) as draft:
-        write(traced, traced.record(), draft)
+        for traced in programs:
+            write(traced, traced.eval().record(), draft)
         _describe(model, draft, folder)
-        reader = "onnxruntime" if form == "onnx" else "torch"
-        return f"{reader} gives {compare(traced, open_program(traced, draft))}" if verify else ""
+        if not verify:
+            return ""
+        opened = [open_program(traced, draft) for traced in programs]
+        compared = compare(programs[0], opened[0]) if pair is None else compare_pair(built, programs, opened)
+        return f"{'onnxruntime' if form == 'onnx' else 'torch'} gives {compared}"
 
 
 def _describe(model: StoredModel, draft: Path, folder: Path) -> None:
@@ -99,20 +107,21 @@ def _describe(model: StoredModel, draft: Path, folder: Path) -> None:
 
 def write_export(traced: TracedModel, program: Any, folder: Path) -> None:
     """Write a recorded program as torch.export does."""
-    torch.export.save(program, folder / FILE)
+    torch.export.save(program, folder / f"{traced.name}.pt2")
 
 
 def open_export(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
     """Open a written program. Its function raises CheckpointError for inputs that the program refuses."""
-    run = torch.export.load(folder / FILE).module()
+    file = folder / f"{traced.name}.pt2"
+    run = torch.export.load(file).module()
 
     def call(given: Named) -> Named:
-        past = {each.before: given[each.before] for each in traced.held}
+        past = {name: each for name, each in given.items() if name.startswith("past_")}
         others = {name: each for name, each in given.items() if name not in past}
         try:
             return run(**others, **({"past": past} if past else {}))
         except (AssertionError, RuntimeError) as error:  # a guard of torch's
-            raise CheckpointError(f"{folder / FILE}: refuses an input, {shorten(str(error), 200)}") from error
+            raise CheckpointError(f"{file}: refuses an input, {shorten(str(error), 200)}") from error
 
     return call
 
@@ -123,20 +132,40 @@ def open_export(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
 def compare(traced: TracedModel, run: Callable[[Named], Named]) -> str:
     """Run a program, and compare with the model: rows of several lengths with padding before them, and of a decoder a
     prompt and then token by token. Returns what was compared. Raises CheckpointError if values differ."""
-    rows, largest, top, close = [], 0.0, 1.0, _choose_bound(traced)
-    with torch.inference_mode():
-        for batch, tokens in zip((1, 3), _choose_lengths(traced), strict=True):
-            rows.append(f"{batch} × {tokens}")
-            for name, ours, theirs in _list_pairs(traced, run, batch, tokens):
-                error, top = float((ours.float() - theirs.float()).abs().max()), max(top, float(ours.abs().max()))
-                if not error <= close * top:
-                    found = f"differs by {error:.2g} of {top:.2g} in rows of {tokens} tokens"
-                    raise CheckpointError(f"{name}: of the program {found} (a bug here, or in what writes it)")
-                largest = max(largest, error)
     steps = f"a prompt and {STEPS} cached steps each" if traced.held else "padding after the shorter"
     how = "cached steps" if traced.one_by_one else steps
-    found = f"the model's values, largest difference {largest:.1e} (largest value {top:.1f})"
-    return f"{found}: rows of {' and '.join(rows)} tokens, {how}"
+    found = {
+        sizes: partial(_list_pairs, traced, run, *sizes) for sizes in zip((1, 3), _choose_lengths(traced), strict=True)
+    }
+    return f"{_compare_values(found, _choose_bound(traced))}, {how}"
+
+
+def compare_pair(model: Any, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]]) -> str:
+    """Run the three programs of an encoder-decoder, and compare with the model: sources of several lengths with padding
+    behind them, a target's first tokens and then one by one. Returns what was compared. Raises CheckpointError if
+    values differ."""
+    lengths = zip((1, 3), *map(_choose_lengths, programs[:2]), strict=True)
+    found = {
+        (batch, f"{source} → {target}"): partial(_list_targets, model, programs, run, batch, source, target)
+        for batch, source, target in lengths
+    }
+    return f"{_compare_values(found, _choose_bound(programs[1]))}, then {STEPS} cached steps each"
+
+
+def _compare_values(found: Mapping[Any, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]], close: float) -> str:
+    """Compare the values of rows, by the numbers of rows and tokens. Returns the largest difference, in words. Raises
+    CheckpointError for a difference beyond `close`, relative to the largest value."""
+    largest, top = 0.0, 1.0
+    with torch.inference_mode():
+        for (_, tokens), list_values in found.items():
+            for name, ours, theirs in list_values():
+                error, top = float((ours.float() - theirs.float()).abs().max()), max(top, float(ours.abs().max()))
+                if not error <= close * top:
+                    said = f"differs by {error:.2g} of {top:.2g} in rows of {tokens} tokens"
+                    raise CheckpointError(f"{name}: of the program {said} (a bug here, or in what writes it)")
+                largest = max(largest, error)
+    rows = " and ".join(f"{batch} × {tokens}" for batch, tokens in found)
+    return f"the model's values, largest difference {largest:.1e} (largest value {top:.1f}): rows of {rows} tokens"
 
 
 def _choose_bound(traced: TracedModel) -> float:
@@ -170,6 +199,31 @@ def _list_pairs(
         for name, theirs in found.items():
             theirs = theirs[row : row + 1]
             yield name, ours[name], theirs[:, own] if theirs.ndim == 3 else theirs
+
+
+def _list_targets(
+    model: Any, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]], batch: int, *lengths: int
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield the logits of an encoder-decoder's rows, the model's and the programs'. Source b has b tokens of padding
+    behind its own."""
+    sources, targets = (
+        each.make_inputs(batch, length)["input_ids"] for each, length in zip(programs, lengths, strict=False)
+    )
+    real = torch.arange(sources.shape[1])[None] < sources.shape[1] - torch.arange(batch)[:, None]
+    hidden = run[0]({"input_ids": sources, "attention_mask": real.long()})["last_hidden_state"]
+    about, logits = {"encoder_attention_mask": real.long()}, []
+    start, kept = targets.shape[1] - STEPS, programs[1].held
+    past: dict[str, Tensor] = {}
+    for stop in range(start, targets.shape[1] + 1):
+        new = targets[:, :stop] if not past else targets[:, stop - 1 : stop]
+        given = past or {"encoder_hidden_states": hidden}
+        found = run[bool(past) + 1]({"input_ids": new, **about, **given})
+        past |= {each.before: found[each.after] for each in kept if each.after in found}
+        logits.append(found["logits"])
+    theirs = torch.cat(logits, 1)
+    for row, own in enumerate(real):
+        ours = model(sources[row : row + 1, own], decoder_input_ids=targets[row : row + 1]).logits
+        yield "logits", ours, theirs[row : row + 1]
 
 
 def _decode(traced: TracedModel, run: Callable[[Named], Named], given: Named) -> Named:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError, ConfigError
 from zoo.lazy import torch
-from zoo.run.traced import DIMS
 from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
     from zoo.run.traced import TracedModel
 
     Named = Mapping[str, Tensor]
-
-FILE = "model.onnx"
-
-TOTAL = "total_sequence_length"
-"""The name of the mask's axis where nothing else has earlier tokens."""
 
 PACKAGES = "onnx", "onnxscript", "onnxruntime"
 
@@ -58,7 +52,7 @@ def write(traced: TracedModel, program: Any, folder: Path) -> None:
     _name(made.model.graph, traced)
     size = sum(each.nbytes for each in traced.state_dict().values())
     with _quiet():
-        made.save(folder / FILE, external_data=size > WHOLE)
+        made.save(folder / f"{traced.name}.onnx", external_data=size > WHOLE)
 
 
 def _name(graph: Any, traced: TracedModel) -> None:
@@ -66,21 +60,13 @@ def _name(graph: Any, traced: TracedModel) -> None:
     for values, names in ((graph.inputs, traced.inputs), (graph.outputs, traced.outputs)):
         for value, name in zip(values, names, strict=True):
             value.name = name
-    axes = _find_axes(traced, {value.name: value.shape for value in graph.inputs})
+    pairs = traced.name_axes({value.name: value.shape for value in graph.inputs})
+    axes = {str(size): name for size, name in reversed(pairs) if not isinstance(size, int)}
     symbol = re.compile("|".join(rf"\b{each}\b" for each in axes))
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         for axis, size in enumerate(value.shape or ()):
             if not isinstance(size, int) and size.value is not None:
                 value.shape[axis] = symbol.sub(lambda match: axes[match[0]], size.value)
-
-
-def _find_axes(traced: TracedModel, shapes: Mapping[str, Any]) -> dict[str, str]:
-    """Map torch's symbols to the names of axes: of `input_ids` [B, T], of the first cached entries, of the mask."""
-    ids, mask = shapes["input_ids"], shapes["attention_mask"]
-    grown = next((each for each in traced.held if each.grows), None)
-    last = (mask[1], TOTAL) if grown is None else (shapes[grown.before][grown.axis], DIMS[2])
-    pairs = (*zip(ids, DIMS, strict=False), last)
-    return {str(size): name for size, name in reversed(pairs) if not isinstance(size, int)}
 
 
 @contextmanager
@@ -110,9 +96,9 @@ def open_program(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
         try:
             return work()
         except refusals as error:
-            raise CheckpointError(f"{folder / FILE}: onnxruntime refuses it, {shorten(str(error), 300)}") from error
+            raise CheckpointError(f"{file}: onnxruntime refuses it, {shorten(str(error), 300)}") from error
 
-    file, providers = str(folder / FILE), ["CPUExecutionProvider"]
+    file, providers = folder / f"{traced.name}.onnx", ["CPUExecutionProvider"]
     session: Any = attempt(lambda: onnxruntime.InferenceSession(file, options, providers=providers))
     names = [each.name for each in session.get_outputs()]
 

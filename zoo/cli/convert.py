@@ -48,11 +48,13 @@ def run(
     and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
     model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
 
-    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. The file is read back before it
-    appears: by our own reader and, where its Python package is installed, by llama.cpp.
+    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has; of an encoder its hidden states
+    alone. The file is read back before it appears: by our own reader and, where its Python package is installed, by
+    llama.cpp.
 
-    --to onnx and --to export write a program that takes and returns the KV cache. It is run before it appears, by
-    onnxruntime or torch: its values must be the model's, of padded rows and of tokens decoded one by one.
+    --to onnx and --to export write a program that takes and returns the KV cache; an encoder-decoder is three. It is
+    run before it appears, by onnxruntime or torch: its values must be the model's, of padded rows and of tokens decoded
+    one by one.
     """
     from zoo.checkpoint import adapter_files, hf, peft_files, store
     from zoo.checkpoint.finding import find
@@ -151,7 +153,7 @@ def _write_exported(stored: StoredModel, out: Path, folder: Path, to: str, force
 
     embed = partial(read_pipeline(folder).apply, n_prompt=0, dim=None) if (folder / beside.MODULES).is_file() else None
     compared = exported.save(stored, out, folder, to, embed=embed, force=force, verify=verify)
-    size = report.format_size(sum(file.stat().st_size for file in out.glob(f"{exported.NAME}.*")))
+    size = report.format_size(sum(file.stat().st_size for name in exported.FILES for file in out.glob(name)))
     print(f"written: {out}, {count_parameters(stored.spec)['total']:,} parameters, {size}")
     print(f"verified: {compared}" if verify else "not verified: the program was not run")
 

@@ -257,7 +257,8 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
 
     With rounding a piece has fp32 weights, gradients and states, and the larger of the optimizer's temporaries and the
     random bits of rounding (2 bytes an element). Without rounding a piece has its offloaded states and the optimizer's
-    temporaries. Of offloaded states IN_FLIGHT pieces are on the device. If an update needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
+    temporaries. Of offloaded states IN_FLIGHT pieces are on the device. If an update needs the whole tensor (adafactor;
+    muon's hidden matrices), the tensor is one piece.
     """
     optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "pure" and width == 2
     orthogonal = optimizer == "muon" and hidden

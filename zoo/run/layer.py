@@ -142,8 +142,13 @@ class Borrowed(nn.Module):
         self._owner = (owner,)
 
     @property
+    def owner(self) -> nn.Module:
+        """The module whose weight is used."""
+        return self._owner[0]
+
+    @property
     def weight(self) -> torch.Tensor:
-        return self._owner[0].weight  # type: ignore[return-value]
+        return self.owner.weight  # type: ignore[return-value]
 
 
 class TiedLinear(Borrowed):

@@ -5,7 +5,7 @@ the recurrent states too."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.kernels.view.slots import SlotMapping
 from zoo.model.context import ForwardContext
-from zoo.model.step import Inputs
+from zoo.model.step import Inputs, Step
 from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ STATES = "past_state", "present_state"
 DIMS = "batch_size", "sequence_length", "past_sequence_length"
 """The names of the axes that vary."""
 
+TOTAL = "total_sequence_length"
+"""The name of the mask's axis where nothing else has earlier tokens."""
+
 NAMES = {"k": "key", "v": "value"}
 """The names of cached tensors that others have in common."""
 
@@ -52,10 +55,21 @@ class TracedLayer:
 
     def append(self, where: SlotMapping, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Append new tokens to earlier ones: [B, S, …] for each name."""
-        earlier = [self.kept[name] for name in new]
-        joined = [torch.cat((held, each.to(held.dtype)), 1) for held, each in zip(earlier, new.values(), strict=True)]
-        self.kept |= zip(new, joined, strict=True)
-        return tuple(joined)
+        held = {name: self.kept.get(name) for name in new}
+        joined = {
+            name: each if earlier is None else torch.cat((earlier, each.to(earlier.dtype)), 1)
+            for (name, earlier), each in zip(held.items(), new.values(), strict=True)
+        }
+        self.kept |= joined
+        return tuple(joined.values())
+
+    def recall(
+        self, where: SlotMapping | None, compute: Callable[[], tuple[Tensor, ...]] | None, names: Sequence[str]
+    ) -> tuple[Tensor, ...]:
+        """Return keys and values of an encoder's output [B, M, …]; `compute` makes them in the first pass."""
+        if compute is not None:
+            self.kept |= {f"cross.{name}": each for name, each in zip(names, compute(), strict=True)}
+        return tuple(self.kept[f"cross.{name}"] for name in names)
 
     def state(self, name: str) -> Tensor:
         """Return a recurrent state [B, …]."""
@@ -110,6 +124,11 @@ class TracedContext(ForwardContext):
         segment = self._segment(attention, own, places, padding=self.padding, documents=apart)
         return KeyView(Mask.of_pairs(segment.mask.dense(self.device)[:, 0]), places, segment.bias, slots)
 
+    def _cross(self, attention: Attention, kernel: str, dtype: torch.dtype) -> Step:
+        assert self.memory_mask is not None
+        mask = Mask.of_pairs(self.memory_mask[:, None].expand(-1, self.new, -1))  # B T M
+        return Step(KeyView(mask), kernel, memory=self.memory, crosses=True)
+
     def draw(self, *given: Any, **options: Any) -> None:
         """Prepare nothing: masks are tensors already."""
 
@@ -147,6 +166,9 @@ class TracedModel(nn.Module):
 
     Raises ConfigError for a model that is no program of tensors.
     """
+
+    name = "model"
+    """The name of the program's file, without its ending."""
 
     def __init__(self, model: Model, embed: Embed | None = None) -> None:
         super().__init__()
@@ -210,13 +232,8 @@ class TracedModel(nn.Module):
     def record(self) -> torch.export.ExportedProgram:
         """Record the model by torch.export, for any numbers of rows, of new tokens (one, if `one_by_one`) and of
         earlier tokens. Raises ConfigError, with torch's reason, for a model that it cannot record."""
-        rows, new, past = (torch.export.Dim(name) for name in DIMS)
-        shapes: dict[str, Any] = {"input_ids": {0: rows} if self.one_by_one else {0: rows, 1: new}}
-        shapes["attention_mask"] = {0: rows, 1: self._name_total(new, past)}
-        if self.held:
-            shapes["past"] = {each.before: {0: rows, **({each.axis: past} if each.grows else {})} for each in self.held}
         inputs = self.make_inputs(2, 1 if self.one_by_one else 5, 7 if self.held else 0)
-        shapes |= {name: shapes["input_ids"] for name in inputs if name not in shapes}
+        shapes = self.list_dims(inputs)
         how: dict[str, Any] = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": self.one_by_one}
         with torch.no_grad(), eager_kernels(self.model), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own calls
@@ -227,6 +244,23 @@ class TracedModel(nn.Module):
                 reason = shorten(str(error).strip().splitlines()[0], 200)
                 raise ConfigError(f"torch.export does not record this model of {kinds}: {reason}") from error
             return program.run_decompositions({torch.ops.zoo.depthwise_conv.default: _convolve})
+
+    def list_dims(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """List the axes that vary, by input."""
+        rows, new, past = (torch.export.Dim(name) for name in DIMS)
+        shapes: dict[str, Any] = {"input_ids": {0: rows} if self.one_by_one else {0: rows, 1: new}}
+        shapes["attention_mask"] = {0: rows, 1: self._name_total(new, past)}
+        if self.held:
+            shapes["past"] = {each.before: {0: rows, **({each.axis: past} if each.grows else {})} for each in self.held}
+        return shapes | {name: shapes["input_ids"] for name in inputs if name not in shapes}
+
+    def name_axes(self, shapes: Mapping[str, Any]) -> list[tuple[Any, str]]:
+        """Pair torch's symbols for axes with their names: of `input_ids` [B, T], of the first cached entries, of the
+        mask."""
+        grown = next((each for each in self.held if each.grows), None)
+        mask = shapes["attention_mask"]
+        last = (mask[1], TOTAL) if grown is None else (shapes[grown.before][grown.axis], DIMS[2])
+        return [*zip(shapes["input_ids"], DIMS, strict=False), last]
 
     @property
     def inputs(self) -> list[str]:
@@ -267,8 +301,6 @@ def list_held(tower: Tower) -> Iterator[TracedTensor]:
 
 def check_traceable(spec: Topology) -> None:
     """Raise ConfigError for a model that is no program of tensors, with the layers that are in the way."""
-    if len(spec.towers()) > 1:
-        raise ConfigError(f"kind: {spec.kind} would be two programs, which are not written (a decoder or an encoder)")
     (tower,) = spec.towers().values()
     limit = tower.cacheable_until if tower.causal else None
     if limit is not None and limit < tower.max_seq_len:
