@@ -141,7 +141,8 @@ def lay_launch(q: Tensor, k: Tensor, v: Tensor, how: Scores, processors: int) ->
     group, features = n_heads // n_kv_heads, mask.features
     left, right = find_sides(features["causal"], features["window"], features["ahead"])
     (main, rest), (v_main, v_rest) = split_width(width), split_width(v.shape[3])
-    shared = v_main == main == v.shape[3] and k.data_ptr() == v.data_ptr() and k.stride() == v.stride()
+    shared = v_main == main == v.shape[3] and k.stride() == v.stride() and not torch.compiler.is_compiling()
+    shared = shared and k.data_ptr() == v.data_ptr()  # Dynamo's tensors have no address
     channels = main + rest + (0 if shared else v_main + v_rest)
     item, paged = q.element_size(), how.pages is not None
     size = choose_tile(n_queries * group, channels * item, v_main + v_rest, item, paged)
