@@ -7,8 +7,11 @@ import torch
 import transformers
 
 import zoo
+from support.tiny_generators import make
 from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
+from zoo.generation.invariants import ensure_drained
+from zoo.generation.passes import serving
 from zoo.generation.request import Request
 from zoo.sampling.options import Sampling
 
@@ -118,3 +121,20 @@ def test_what_a_beam_search_cannot_honour_is_refused(pair, options, line):
     with pytest.raises(ConfigError) as refused:
         engine.add(Request(ids=[4, 5], max_new_tokens=4, **options))
     assert str(refused.value) == line
+
+
+def test_a_search_that_starts_over_can_be_aborted_whichever_beam_led_before():
+    """What the engine knows of a request is one sequence, and others may lead when the search is preempted."""
+    model = make("prefix window")
+    engine = Engine(model, rows=2, tokens=92)
+    number = engine.add(Request(ids=list(range(3, 19)), max_new_tokens=40, n_beams=2))
+    known = engine.scheduler.waiting[0]
+    with serving(model):
+        while known.beams is None or known.beams.running[0] is known:
+            engine.step()
+        engine.scheduler.preempt(engine.scheduler.running[-1])
+        for _ in range(3):
+            engine.step()
+        assert [event.finished for event in engine.abort(number)] == ["aborted"]
+    assert not engine.busy and not engine.scheduler.running
+    ensure_drained(engine)

@@ -38,11 +38,19 @@ class Beams:
     scores above the worst of them.
     """
 
-    asked: Request
-    running: list[RunningSequence]
+    first: RunningSequence  # which the engine knows: the search starts with it, and starts over with it
+    running: list[RunningSequence] = field(init=False)
     scores: list[float] = field(default_factory=lambda: [0.0])
     finished: list[Finished] = field(default_factory=list)
     spare: list[RunningSequence] = field(default_factory=list)  # their rows are free for a beam that branches
+
+    def __post_init__(self) -> None:
+        self.running = [self.first]
+
+    @property
+    def asked(self) -> Request:
+        """The request of the search."""
+        return self.first.asked
 
     def advance(self, found: Mapping[RunningSequence, Tensor]) -> bool:
         """Choose the next tokens from each beam's logits [1, V]; return False when the search is over."""

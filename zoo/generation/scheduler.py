@@ -214,7 +214,7 @@ class Scheduler:
     def _widen(self, sequence: RunningSequence) -> bool:
         """Give a beam search the rows of its other beams; return False if there is no room yet."""
         spare = [replace(sequence, ids=[], row=None) for _ in range(sequence.asked.n_beams - 1)]
-        sequence.beams = Beams(sequence.asked, [sequence], spare=spare)
+        sequence.beams = Beams(sequence, spare=spare)
         for each in spare:
             each.beams, each.ids = sequence.beams, list(sequence.ids)
             each.row = self._start(each, restore=False)
@@ -297,7 +297,7 @@ class Scheduler:
 
     def _narrow(self, beams: Beams) -> RunningSequence:
         """Release all rows of a beam search, and return the sequence with which it starts again."""
-        first, *_ = beams.running
+        first = beams.first
         self.end(beams)
         first.beams, first.ids = None, first.ids[: first.prompt]
         return first
