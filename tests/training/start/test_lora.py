@@ -39,7 +39,12 @@ def test_a_fresh_adapter_changes_nothing_and_another_seed_draws_others():
     assert not torch.equal(first.blocks[0].attention.q.lora.a, second.blocks[0].attention.q.lora.a)
 
 
-@pytest.mark.parametrize("extra", [[], ["ffn=moe"], ["bias=true", "block=parallel"], ["block=post", "norm=layernorm"]])
+SHARED = ["block=shared_attention", "attention=mamba2"]
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["ffn=moe"], ["bias=true", "block=parallel"], ["block=post", "norm=layernorm"], SHARED]
+)
 def test_merged_weights_are_w_plus_scale_times_b_a_and_give_the_same_logits(extra, tmp_path):
     model = adapted(model_of(extra), ("attention", "ffn"))
     store.save_model(model, tmp_path / "saved")

@@ -103,13 +103,16 @@ class LoraTarget(NamedTuple):
     stacked: bool
 
 
-def list_products(spec: Spec, d_model: int, prefix: str = "") -> Iterator[LoraTarget]:
-    """List every matrix product of a model, layer by layer."""
+def list_products(spec: Spec, d_model: int, prefix: str = "", first: bool = True) -> Iterator[LoraTarget]:
+    """List every matrix product of a model, layer by layer. Parts that the layers of a kind share are those of its
+    `first` layer."""
     for name, part in spec.parts(d_model).items():
         path = prefix + name
         if isinstance(part, Stack):
-            for index, kind in enumerate(part.stored()):
-                yield from list_products(part.kinds[kind], d_model, f"{path}.{index}.")
+            kinds = part.stored()
+            for index, kind in enumerate(kinds):
+                again = kind in kinds[:index]
+                yield from list_products(part.kinds[kind], d_model, f"{path}.{index}.", not again)
         elif isinstance(part, Group):
             yield from (_describe(inner, f"{path}.{leaf}", spec) for leaf, inner in part.parts.items() if _is(inner))
         elif isinstance(part, Part):
@@ -117,7 +120,8 @@ def list_products(spec: Spec, d_model: int, prefix: str = "") -> Iterator[LoraTa
                 yield _describe(part, path, spec)
         else:
             sub = part if isinstance(part, Sized) else Sized(part, d_model)
-            yield from list_products(sub.spec, sub.d_model, f"{path}.")
+            if first or not sub.common:
+                yield from list_products(sub.spec, sub.d_model, f"{path}.")
 
 
 def _is(part: Part) -> bool:
