@@ -72,7 +72,7 @@ def fits_flash4(k: int, v: int, ask: AttentionQuery, hopper: bool) -> bool:
     if hopper:
         return max(k, v) <= 256 and not (k < 128 and v > 192)
     if (k, v) == (256, 256):
-        return not ((ask.sinks or ask.softcap) and ask.needs_grad)
+        return not (ask.sinks or ask.softcap is not None or ask.lengths)
     return max(k, v) <= 128 or (k, v) == (192, 128)
 
 

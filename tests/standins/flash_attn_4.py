@@ -106,6 +106,8 @@ def flash_attn_varlen_func(
     unplayed(mask_mod=(mask_mod, None), block_sparse_tensors=(block_sparse_tensors, None), seqused_q=(seqused_q, None))
     unplayed(scheduler_metadata=(scheduler_metadata, None), seqlen_k_per_split=(seqlen_k_per_split, None))
     _fits(q, k, v, learnable_sink, softcap, num_splits)
+    wide = ARCH // 10 in (10, 11) and (q.shape[-1], v.shape[-1]) == (256, 256)
+    check(not wide or seqused_k is None, "SM100 forward with head_dim=256 does not support seqused_q/seqused_k")
     if cu_seqlens_q is None:
         queries = list(q)
     else:
@@ -137,8 +139,11 @@ def _fits(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, softcap: float, 
             tuple(sink.shape) == (n_heads,), f"learnable_sink must have shape ({n_heads},), found {tuple(sink.shape)}"
         )
         check(sink.dtype in SINKS, f"learnable_sink must be float16, bfloat16, or float32, found {sink.dtype}")
+    if ARCH // 10 in (10, 11) and (q.shape[-1], v.shape[-1]) == (256, 256):
+        check(not softcap, "SM100 forward with head_dim=256 does not support softcap")
+        check(sink is None, "SM100 forward with head_dim=256 does not support learnable_sink")
     if wants_grad(q, k, v, sink):
-        _backward(q.shape[-1], v.shape[-1], n_heads > n_kv_heads, sink is not None, softcap)
+        _backward(q.shape[-1], v.shape[-1], n_heads > n_kv_heads)
 
 
 def _widths(width: int, of_values: int) -> None:
@@ -153,15 +158,12 @@ def _widths(width: int, of_values: int) -> None:
     check(not tight, f"{message}: its registers do not do for values so much wider than keys")
 
 
-def _backward(width: int, of_values: int, grouped: bool, sinks: bool, softcap: float) -> None:
+def _backward(width: int, of_values: int, grouped: bool) -> None:
     """What the kernels of the backward pass leave out."""
     known = width == of_values or (width, of_values) in TRAINED
     check(known, f"the backward of (head_dim, head_dim_v)=({width}, {of_values}) is not known to compile")
     if ARCH // 10 == 9:
         check(not grouped or width == of_values, "GQA backward requires head_dim == head_dim_v")
-    elif (width, of_values) == (256, 256):
-        check(not sinks, "SM100 backward with head_dim=256 does not support learnable_sink")
-        check(not softcap, "SM100 backward with head_dim=256 does not support softcap")
 
 
 def _how(q: Tensor, scale: float | None, causal: bool, window: Any, softcap: float, sink: Tensor | None) -> dict:

@@ -95,7 +95,7 @@ def run(
 
     Every contender has the same random weights and runs in turn, in fresh processes; ratios compare measurements of the
     same round. `kernels` compares each attention kernel with the eager one, then times kernels, training and decoding
-    on a GPU, in ten minutes at most.
+    on a GPU (`make gpu-check`).
     """
     raced = ("against", "peer_python", "shape", "weights", "compile", "batch", "length", "new_tokens", "dtype", "isa")
     if workload == "kernels":

@@ -81,8 +81,9 @@ def _refuse_on_hopper(widths: tuple[int, int]) -> str | None:
 
 def _refuse_on_blackwell(widths: tuple[int, int], ask: AttentionQuery) -> str | None:
     if widths == (256, 256):
-        scored = ask.needs_grad and (ask.sinks or ask.softcap is not None)
-        return "on Blackwell heads of 256 have no gradient with sinks or a softcap" if scored else None
+        lacks = {"softcap": ask.softcap is not None, "sinks": bool(ask.sinks), "lengths of rows": bool(ask.lengths)}
+        found = next((name for name, asked in lacks.items() if asked), None)
+        return None if found is None else f"on Blackwell heads of 256 have no {found}"
     if max(widths) > 128 and widths != (192, 128):
         return f"on Blackwell heads are at most 128 wide, (192, 128) or (256, 256), found {widths}"
     return None
