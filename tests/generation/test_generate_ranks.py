@@ -4,15 +4,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import zoo
 from support.forked_processes import run_zoo
 from support.parallel_runs import BASE, MODELS, here  # noqa: F401  (a fixture)
 from zoo import cli
+from zoo.checkpoint.stored import StoredModel, StoredTensors
+from zoo.costs.rank_model import shard_model
+from zoo.distributed.sharded_tensors import Division, Shares
+from zoo.distributed.world import World
 from zoo.errors import ConfigError
+from zoo.run.builder import build, load_spec
 from zoo.run.rank import find_ranks
+from zoo.spec.cuts import find_cuts
+from zoo.text import loading
 
 PROMPTS = ["the quick fox", "a dog runs over the lazy tree and", "it"]
 
@@ -54,6 +63,31 @@ def test_ranks_write_together_what_one_process_writes(name, train):
         lines = [json.loads(line) for line in Path(f"{ranks}.jsonl").read_text().splitlines()]
         written.append([(line["index"], line["sample"], line["tokens"]) for line in lines])
     assert written[0] == written[1] and len(written[0]) >= 3
+
+
+def test_a_rank_reads_the_slices_of_its_part_and_no_whole_model(monkeypatch):
+    """One of two ranks, whose group is this process alone: what is read are half of the products, whole norms."""
+    spec = load_spec("llama-tiny", ["n_layers=2"])
+    whole, asked = build(spec, device="cpu").state_dict(), {}
+
+    def find_slices(name):
+        def read(slices):
+            asked[name] = whole[name][slices]
+            return asked[name]
+
+        return read
+
+    forms = {name: each.to("meta") for name, each in whole.items()}
+    stored = StoredModel(spec, StoredTensors(forms, lambda name: pytest.fail(f"{name} whole"), find_slices=find_slices))
+    part = build(shard_model(spec, 2), device="meta")
+    part.set_whole(spec)
+    group = SimpleNamespace(rank=1, size=2)
+    part.shares = Shares(tensor=Division(find_cuts(spec, part.spec, 2), group))
+    monkeypatch.setattr(loading, "build_part", lambda *_: part)
+    read = loading.read_part(stored, World(1, 2), torch.device("cpu"))
+    assert {name: each.shape for name, each in asked.items()} == {n: e.shape for n, e in read.state_dict().items()}
+    assert asked["blocks.0.attention.q.weight"].shape[0] * 2 == whole["blocks.0.attention.q.weight"].shape[0]
+    assert all(torch.equal(each, read.state_dict()[name]) for name, each in asked.items())
 
 
 @pytest.mark.slow

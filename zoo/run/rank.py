@@ -31,21 +31,23 @@ def find_ranks(asked: int) -> World:
     return world
 
 
-def take_part(model: Any, world: World, device: str) -> Model:
-    """Take this rank's part of a loaded model, on the rank's device. All processes must call it."""
-    from zoo.run.builder import build, pick_device
-    from zoo.run.tensor_parallel import TensorSeam, divide_layers
+def pick_rank_device(device: str, world: World) -> torch.device:
+    """Choose the device of this process: on CUDA the GPU of its number on this machine."""
+    from zoo.run.builder import pick_device
 
     where = pick_device(device)
-    if where.type == "cuda":
-        where = pick_device(f"cuda:{world.local_rank}")
-    join_processes(world, where.type)
+    return pick_device(f"cuda:{world.local_rank}") if where.type == "cuda" and world.size > 1 else where
+
+
+def build_part(spec: Any, world: World, device_type: str) -> Model:
+    """Build this rank's part of a model on the meta device, and join the other ranks. All processes must call it."""
+    from zoo.run.builder import build
+    from zoo.run.tensor_parallel import TensorSeam, divide_layers
+
+    join_processes(world, device_type)
     seam = TensorSeam(torch.distributed.group.WORLD)  # type: ignore[arg-type]
-    part = build(shard_model(model.spec, world.size), device="meta")
-    part.set_whole(model.spec)
-    division = Division(find_cuts(model.spec, part.spec, world.size), seam.group)
-    part.shares = Shares(tensor=division)
+    part = build(shard_model(spec, world.size), device="meta")
+    part.set_whole(spec)
+    part.shares = Shares(tensor=Division(find_cuts(spec, part.spec, world.size), seam.group))
     divide_layers(part, seam)
-    tensors = {name: division.take(name, each).to(where) for name, each in model.state_dict().items()}
-    part.load_state_dict(tensors, assign=True)
-    return part.eval()
+    return part

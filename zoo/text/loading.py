@@ -15,10 +15,12 @@ from zoo.run.builder import pick_device
 from zoo.run.fastest_dtype import multiplies_in_bf16, settle_cpu
 from zoo.run.linear.probe import BUCKETS
 from zoo.run.linear.ready import check_weights, make_ready
-from zoo.run.rank import take_part
+from zoo.run.rank import build_part, pick_rank_device
 
 if TYPE_CHECKING:
+    from zoo.checkpoint.stored import StoredModel
     from zoo.data.tokenizer import Tokenizer
+    from zoo.run.layer import Model
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,12 @@ def load(
     check_precision(device, fp8, weights)
     folder = find_folder(checkpoint)
     tokenizer = Tokenizer.load(folder)
-    where = pick_device(device)
+    where = pick_rank_device(device, world)
     stored = store.open_model(folder, dtype or ("bf16" if fp8 else None))
     if dtype is None and stored.dtype == torch.float32 and multiplies_in_bf16(machine_of(where)):
         stored = stored.cast(torch.bfloat16)
         tell("computes in bfloat16, which has tensor cores and flash kernels, not the weights' float32 (--dtype fp32)")
-    model = stored.build(where if world.size == 1 else pick_device("cpu"))
+    model: Any = stored.build(where) if world.size == 1 else read_part(stored, world, where)
     if unread := hf.describe_unread(model):
         tell(unread)
     if fp8:
@@ -87,11 +89,25 @@ def load(
         settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
     if adapters:
         add_adapters(model, folder if checkpoint is None else checkpoint, adapters)
-    if world.size > 1:
-        model = take_part(model, world, device)
-    elif not fp8:
+    if world.size == 1 and not fp8:
         make_ready(model, weights, tell, rows=tuple(count for count in BUCKETS if count <= rows), stable=stable)
     return Loaded(model, tokenizer, hf.read_end_ids(folder), folder)
+
+
+def read_part(stored: StoredModel, world: World, device: torch.device) -> Model:
+    """Read this rank's part of a stored model: the slices of the tensors that it holds, straight to its device. All
+    processes must call it."""
+    from zoo.checkpoint.parallel_checkpoint import fill_pieces, hold_weights
+    from zoo.checkpoint.stored import place_tensor
+
+    part: Any = build_part(stored.spec, world, device.type)
+    for name, each in part.state_dict().items():
+        form = stored.tensors.forms[name]
+        place_tensor(part, name, torch.empty(each.shape, dtype=form.dtype, device=device))
+    fill_pieces(hold_weights(part), stored.tensors)
+    if stored.source is not None:
+        part.source = stored.source
+    return part.eval()
 
 
 def check_serving(folder: Path, speculate: int, draft: Path | None, deterministic: bool) -> None:
