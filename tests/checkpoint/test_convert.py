@@ -19,6 +19,7 @@ from support.packaged_specs import load, one_in
 from support.reference_folders import SIZES, edit, folder, run
 from zoo.checkpoint import parallel_checkpoint, store
 from zoo.checkpoint.inverse import find_config
+from zoo.checkpoint.sharded import save_shards
 from zoo.errors import ConfigError
 
 
@@ -398,9 +399,7 @@ def save_three_ways(model, folder):
     zoo.export(model, folder / "hf", verify=False)
     (folder / "shards").mkdir()
     store.write_architecture(model.spec, folder / "shards")
-    parallel_checkpoint.save_shards(
-        parallel_checkpoint.hold_weights(model), folder / "shards" / parallel_checkpoint.SHARDS
-    )
+    save_shards(parallel_checkpoint.hold_weights(model), folder / "shards" / parallel_checkpoint.SHARDS)
 
 
 def test_a_checkpoint_in_shards_is_converted_as_a_whole_one_is(tmp_path, capsys):

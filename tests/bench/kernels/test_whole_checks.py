@@ -57,7 +57,7 @@ def list_one(settings):
 def test_the_report_is_kept_after_each_part_and_what_time_leaves_out_is_no_failure(monkeypatch):
     one = list_one
     parts = [[CheckPart("runs", one, 30.0)], [CheckPart("tokens", one, 30.0)], [CheckPart("errors eager", one, 30.0)]]
-    monkeypatch.setattr(checking, "list_parts", lambda quick, fetched: parts)
+    monkeypatch.setattr(checking, "list_parts", lambda quick, fetched, gpus: parts)
     kept = []
     found = checking.check_kernels("cpu", quick=True, minutes=2, keep=lambda report: kept.append(json.dumps(report)))
     counts = [[len(json.loads(each)[kind]) for kind in ("runs", "tokens")] for each in kept]

@@ -218,9 +218,9 @@ def _lengths(case: AttentionCase, generator: Generator) -> dict[str, Any]:
 
 
 def _varlen(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """Draw each row's number of queries; the first row has most."""
+    """Draw each row's number of queries; the last row has most."""
     counts = torch.randint(1, case.queries, (case.batch,), generator=generator)
-    counts[0] = case.queries
+    counts[-1] = case.queries
     return {"cu_seqlens_q": F.pad(counts.cumsum(0), (1, 0)).int()}
 
 
