@@ -7,7 +7,7 @@ import pytest
 from support.tiny_models import spec_of
 from zoo.compose import load
 from zoo.compose.sweep_specs import read_points
-from zoo.costs import Setup, memory, price
+from zoo.costs import Setup, memory, price, train_peak
 from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS
 
@@ -34,7 +34,7 @@ def test_the_peak_of_runs_of_layers_is_that_of_the_layers_one_by_one(overrides, 
         seen.append(len(run.pieces) * run.times)
         return [*reversed(run.pieces)] * run.times
 
-    monkeypatch.setattr(memory, "list_decisive", one_by_one)
+    monkeypatch.setattr(train_peak, "list_decisive", one_by_one)
     assert by_runs == memory.training(spec, setup)
     assert max(seen) > 3  # or nothing was left out
     assert sum(seen) >= 13 + 2
