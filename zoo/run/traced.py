@@ -85,7 +85,7 @@ class TracedCache:
     tokens, padding included; a window's hidden keys are kept and masked."""
 
     varlen = apart = packs = has_source = False
-    counts = recordings = tensors = None
+    recordings = tensors = None
 
     def __init__(self, tower: Tower, layers: list[TracedLayer], past: int) -> None:
         self.tower, self.layers, self.past = tower, layers, past
@@ -100,6 +100,9 @@ class TracedCache:
     def reach(self, new: int) -> int:
         """Return the length of the rows after a pass of `new` columns."""
         return self.past + new
+
+    def find_counts(self, new: int) -> None:
+        """Return None: each row has `new` tokens."""
 
     def lay_out(self, kind: str, new: int) -> SlotMapping | None:
         """Return a mapping to no slots for layers with a KV cache, which concatenate; None for others."""
