@@ -143,7 +143,9 @@ def gpu(request, monkeypatch):
     capability = getattr(request, "param", (9, 0))
     machines = {"cuda": Machine("cuda", capability), "cpu": machine_of(torch.device("cpu"))}
     monkeypatch.setattr(loading, "machine_of", lambda device: machines[device.type])
-    monkeypatch.setattr(loading, "pick_device", lambda device: torch.device("cuda" if device == "auto" else device))
+    monkeypatch.setattr(
+        loading, "pick_rank_device", lambda device, _: torch.device("cuda" if device == "auto" else device)
+    )
     monkeypatch.setattr(StoredModel, "build", lambda self, where: build(self, torch.device("cpu")))
 
 
