@@ -118,7 +118,8 @@ def _find_split(node: Mapping[str, Any], file: Path) -> str:
         own = [row["normalizer"]] if "normalizer" in row else []
         if plain and (row["patterns"], row.get("whole", False), own) == (patterns, whole, forms):
             return str(row["names"][0])
-    raise CheckpointError(f"{file}: pre_tokenizer: splits a text as no architecture of llama.cpp does that is written")
+    found = "splits a text as no architecture of llama.cpp does that is written"
+    raise CheckpointError(f"{file}: pre_tokenizer: {found} (data.tokenizer=bpe has a form in GGUF, byte has none)")
 
 
 def _describe_byte_level(node: Any, made: Mapping[str, Any], places: Mapping[str, int], file: Path) -> dict[str, Any]:

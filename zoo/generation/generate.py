@@ -77,6 +77,8 @@ def stream(
     Raises ConfigError for what `generate` refuses, before the first step. Raises ZooError at a step in which a row has
     no next token, as when its logits are NaN.
     """
+    if not torch.is_tensor(ids):
+        raise ConfigError(f"ids: are a {type(ids).__name__}, not a tensor [B, P] (torch.tensor([ids]))")
     prompts = _read_prompts(find_reader(model.spec) is not find_writer(model.spec), ids, attention_mask)
     if max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens: is {max_new_tokens}, not 0 or more")

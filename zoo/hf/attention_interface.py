@@ -65,7 +65,8 @@ def shape_attention(tower: Tower) -> list[AttentionShape]:
     """Describe the attention of each layer. Raises ConfigError for a model with a part that reads other tokens in
     another way than by softmax attention to one key and value per token and kv head."""
     if fault := next(find_faults(tower), None):
-        raise ConfigError(f"{fault}, beyond transformers' attention interface (zoo serve, attn_implementation=zoo)")
+        would = "zoo generate, or attn_implementation=zoo"
+        raise ConfigError(f"{fault}, beyond transformers' attention interface ({would})")
     shapes = {kind: shape_layer(block.attention) for kind, block in tower.blocks.items()}
     return [shapes[kind] for kind in tower.pattern]
 

@@ -104,6 +104,7 @@ def dump(sample: WrittenSample, prompt: Prompt, tokenizer: Tokenizer, model: str
     row |= {"tokens": sample.tokens, "finish_reason": sample.reason}
     row |= {"prompt_tokens": len(request.ids), "new_tokens": len(sample.tokens)}
     row["made_by"] = make_mark(model, prompt)
+    row |= {} if prompt.options.adapter is None else {"adapter": prompt.options.adapter}
     if request.logprobs is not None:
         row["logprobs"] = _describe(sample.tokens, sample.logprobs, tokenizer)
     if request.prompt_logprobs is not None:
