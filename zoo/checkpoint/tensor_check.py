@@ -18,7 +18,7 @@ from zoo.spec import table
 @dataclass(frozen=True)
 class TensorReport:
     """The result of comparing a folder's headers with its model: the format (`kind`), the counts of tensors in the
-    files (`theirs`) and in the model (`ours`), and a line for each fault."""
+    files (`theirs`) and in the model (`ours`), a line for each fault, and whether the files have adapters alone."""
 
     folder: Path
     kind: str
@@ -26,9 +26,11 @@ class TensorReport:
     ours: int
     parameters: int
     faults: tuple[str, ...] = ()
+    adapters: bool = False
 
     def __str__(self) -> str:
-        tensors = f"{self.theirs} tensors in its files are the {self.ours} of the model"
+        are = "are adapters of" if self.adapters else "are"
+        tensors = f"{self.theirs} tensors in its files {are} the {self.ours} of the model"
         return f"{self.folder}: whole ({self.kind}): {tensors}, {self.parameters:,} parameters"
 
 
@@ -41,13 +43,16 @@ def compare_tensors(path: Path) -> TensorReport:
     if (folder / runs.ARCHITECTURE).is_file():
         spec = read_spec(folder)
         names, faults = table(spec, spec.d_model), []
+        theirs, adapters = len(names), False
         try:
             check_weights(folder, spec)
             if (plan := read_plan(folder)) is not None and plan.hash is not None:
                 find_base(plan, folder)
+                theirs, adapters = len(plan.paths) * (3 if plan.dora else 2) + len(plan.trained), True
         except CheckpointError as error:
             faults = error.faults
-        return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))
+        total = count_parameters(spec)["total"]
+        return TensorReport(folder, "zoo", theirs, len(names), total, tuple(faults), adapters)
     source, laid, faults = hf.compare_headers(folder)
     theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
     total, of = count_parameters(source.spec)["total"], f"{source.family.name}, {source.body.architecture}"

@@ -372,7 +372,9 @@ def test_an_adapter_states_its_own_fields_and_others_are_refused(tmp_path, refus
     cure = f"zoo stats {base} --lora '{{adapter: {folder}}}' prices base and adapters as they train"
     assert run(["stats", str(folder)]) == 0
     said = f"zoo: note: {folder}: has adapters, and is priced as the merged model ({cure})"
-    assert " ".join(capsys.readouterr().err.split()) == said
+    out, err = capsys.readouterr()
+    assert " ".join(err.split()) == said
+    assert f"{2 * 3 * len(model.blocks)} tensors in its files are adapters of the " in " ".join(out.split())
     (tmp_path / "peft").mkdir()
     (tmp_path / "peft" / "adapter_config.json").write_text("{}")
     (line,) = refused("stats", str(tmp_path / "peft"))
