@@ -149,6 +149,7 @@ def wait(out: str) -> None:
         with world.main_first():
             time.sleep(2 if world.main else 0)
         told: dict[str, Any] = {"waited": time.monotonic() - begin, "said": world.broadcast("written")}
+        torch.distributed.all_reduce(torch.ones(1))  # connects the processes, which has no timeout of its own
         try:
             time.sleep(2 if world.main else 0)
             torch.distributed.all_reduce(torch.ones(1))
