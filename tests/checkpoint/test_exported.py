@@ -180,7 +180,7 @@ def test_an_encoder_gives_hidden_states_logits_and_a_sentences_vector(form, tmp_
 
 
 @pytest.mark.parametrize("form", ["export", pytest.param("onnx", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("skip_id", [None, 60])
+@pytest.mark.parametrize("skip_id", [pytest.param(None, marks=pytest.mark.slow), 60])
 def test_a_decoder_whose_head_reads_a_rows_last_token_is_a_program(form, skip_id, tmp_path):
     torch.manual_seed(0)
     spec = load("llama-tiny", ["n_layers=2", "vocab_size=61"])

@@ -216,7 +216,7 @@ def test_json_is_the_answer_of_the_function_and_names_the_model_either_way(capsy
     }
 
 
-@pytest.mark.parametrize("model", ["llama3-70b", "mixtral-8x22b"])
+@pytest.mark.parametrize("model", [pytest.param("llama3-70b", marks=pytest.mark.slow), "mixtral-8x22b"])
 def test_the_table_fits_80_columns_and_ends_with_settings_of_training(model: str, capsys) -> None:
     args = ["--gpu", "h100", "--count", "64", "--recompute", "full", "--context", "8192", "--top", "40"]
     assert run(["solve", "mesh", model, *args]) == 0
