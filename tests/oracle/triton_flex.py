@@ -33,6 +33,7 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # what is kept was not w
 import numpy as np
 import torch
 import triton.language as tl
+from absent_gpu import Driver
 from torch._inductor import config
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.choices import InductorChoices
@@ -44,7 +45,6 @@ from torch._inductor.runtime.triton_compat import libdevice
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._inductor.template_heuristics.triton import CUDAConfigHeuristic
 from torch.nn.attention import flex_attention as public
-from triton.backends.compiler import GPUTarget
 from triton.compiler.errors import CompilationError
 from triton.runtime.driver import driver
 from triton.runtime.interpreter import TensorHandle
@@ -71,19 +71,6 @@ FAILURES = (AssertionError, NotImplementedError, RuntimeError, CompilationError)
 
 
 # ---------------------------------------------------------------- CPU tensors, taken for CUDA's
-
-
-class Driver:
-    """What Triton asks of the driver of a GPU that is not here."""
-
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32)
-
-    def get_current_device(self) -> int:
-        return 0
 
 
 def gpu(arch: int) -> Machine:
