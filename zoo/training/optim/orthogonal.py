@@ -122,8 +122,8 @@ class MuonOptimizer(Optimizer):
 
 
 class MatrixOwners(NamedTuple):
-    """How the `size` processes that hold a tensor share its matrices, so that each is orthogonalised by one of them. A
-    process holds one part in `parts` of the tensor.
+    """How the `size` processes that hold a tensor, cut into `parts` parts, share its matrices: each is orthogonalised
+    by one of them.
 
     The processes of `replicas` hold equal values: each takes some of the matrices. Those of `shards` hold a part of
     every matrix, cut along dimension `cut` of a stack [N, A, B]: they exchange parts (all-to-all), which sends each
@@ -153,7 +153,7 @@ class MatrixOwners(NamedTuple):
         if self.replicas is None:
             return work(matrices)
         shape = tuple(matrices.shape)
-        own = reshard(matrices, shape, self.replicas, Replicate(), Shard(0)).clone()
+        own = reshard(matrices, shape, self.replicas, Replicate(), Shard(0))
         return reshard(work(own), shape, self.replicas, Shard(0), Replicate())
 
 
