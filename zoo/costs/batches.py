@@ -4,50 +4,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
+from typing import NamedTuple
 
 from zoo.costs.flops import core_flops, memory_flops, pair_flops, product_flops, row_flops, skipped_flops
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, Priced, tabulate
 
+CountPairs = Callable[[Look], int]
 
-class RowFlops:
-    """Count the forward FLOPs of a model's rows, as `count_flops` does under `exact`. A row counts as it is computed:
-    padding included, packed documents as a single sequence."""
 
-    def __init__(self, spec: Priced) -> None:
-        table = tabulate(spec)
-        self.towers = {name: table.of(name) for name in table.towers}
-        self.target = sum(product_flops(own) - product_flops(own, head=False) for own in self.towers.values())
-        """FLOPs of the head for one target; 0 for a head that reads whole rows."""
-        self.body = cache(partial(self._count_row, _count_tower))
-        """FLOPs of a row without those of `target`: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder.
-        A lone decoder with cross-attention reads an encoder's output as long as its row."""
-        self.skipped = cache(partial(self._count_row, _count_skipped))
-        """FLOPs of gradients that nothing needs: backward pass = 2 × forward pass − these. Takes the arguments of
-        `body`."""
-        self.shown = cache(self._count_shown)
-        """`shown(n)`, for a prefix of n tokens that all see one another: the forward FLOPs of the (query, key) pairs
-        that the prefix adds to a row, and the FLOPs of these pairs' gradients that nothing needs."""
+class RowFlops(NamedTuple):
+    """The FLOPs of one pass over a model's rows, forward or backward, as `count_flops` counts them under `exact`. A row
+    counts as it is computed: padding included, packed documents as a single sequence."""
 
-    def _count_row(self, count: Callable[[CostTable, int, int], int], read: int, written: int | None = None) -> int:
+    body: Callable[..., int]
+    """FLOPs of a row without those of `target`: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A
+    lone decoder with cross-attention reads an encoder's output as long as its row."""
+    target: int
+    """FLOPs of the head for one target; 0 for a head that reads whole rows."""
+    shown: Callable[[int], int]
+    """`shown(n)`: FLOPs of the (query, key) pairs that a prefix of n tokens, which all see one another, adds to a
+    row."""
+
+
+def list_row_passes(spec: Priced) -> tuple[RowFlops, RowFlops]:
+    """Return the forward and the backward pass of a model that trains as a whole."""
+    table = tabulate(spec)
+
+    def forward_target(own: CostTable) -> int:
+        return product_flops(own) - product_flops(own, head=False)
+
+    def backward_tower(own: CostTable, tokens: int, memory: int) -> int:
+        skipped = skipped_flops(own, lambda look: look.pairs(tokens, 0, memory), tokens)
+        return 2 * count_forward(own, tokens, memory) - skipped
+
+    def backward_pairs(own: CostTable, pairs: CountPairs) -> int:
+        return 2 * pair_flops(own, pairs) - skipped_flops(own, pairs, 0)
+
+    return (
+        count_by_row(table, count_forward, forward_target, pair_flops),
+        count_by_row(table, backward_tower, lambda own: 2 * forward_target(own), backward_pairs),
+    )
+
+
+def count_by_row(
+    table: CostTable,
+    tower: Callable[[CostTable, int, int], int],
+    target: Callable[[CostTable], int],
+    shown: Callable[[CostTable, CountPairs], int],
+) -> RowFlops:
+    """Make the RowFlops of a model from those of a tower: `tower(own, tokens, memory)` of a row, without its targets;
+    `target(own)` of a target; `shown(own, pairs)` of further pairs."""
+    towers = {name: table.of(name) for name in table.towers}
+
+    def body(read: int, written: int | None = None) -> int:
         if written is None:
-            return sum(count(own, read, read) for own in self.towers.values())
-        return count(self.towers["encoder"], read, 0) + count(self.towers["decoder"], written, read)
+            return sum(tower(own, read, read) for own in towers.values())
+        return tower(towers["encoder"], read, 0) + tower(towers["decoder"], written, read)
 
-    def _count_shown(self, prefix: int) -> tuple[int, int]:
-        def pairs(look: Look) -> int:
-            return look.shown_by(prefix)
+    def prefix(tokens: int) -> int:
+        return sum(shown(own, lambda look: look.shown_by(tokens)) for own in towers.values())
 
-        whole = sum(pair_flops(own, pairs) for own in self.towers.values())
-        return whole, sum(skipped_flops(own, pairs, 0) for own in self.towers.values())
+    return RowFlops(cache(body), sum(map(target, towers.values())), cache(prefix))
 
 
-def _count_skipped(own: CostTable, tokens: int, memory: int) -> int:
-    return skipped_flops(own, lambda look: look.pairs(tokens, 0, memory), tokens)
+def count_forward(own: CostTable, tokens: int, memory: int) -> int:
+    """Count the forward FLOPs of a tower for a row of `tokens`, without the head's for targets. An encoder has read
+    `memory` tokens."""
 
-
-def _count_tower(own: CostTable, tokens: int, memory: int) -> int:
     def pairs(look: Look) -> int:
         return look.pairs(tokens, 0, memory)
 

@@ -12,8 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zoo.costs.activations import PassShape, list_needs
-from zoo.costs.flops import FLASH_BACKWARD, SequenceFlops, count_training, is_row_wise
-from zoo.costs.rows import AttentionRow, PartRow, tabulate
+from zoo.costs.batches import CountPairs, RowFlops, count_by_row, count_forward
+from zoo.costs.flops import (
+    FLASH_BACKWARD,
+    SequenceFlops,
+    count_training,
+    is_row_wise,
+    pair_flops,
+    product_flops,
+    reads_memory,
+)
+from zoo.costs.rows import AttentionRow, CostTable, PartRow, tabulate
 from zoo.costs.sums import Amount
 from zoo.costs.tuning import PartTuning, TunedModel
 from zoo.spec import Experts, Linear, Tied
@@ -26,53 +35,87 @@ def count_partial(
     tuned: TunedModel, context: int, convention: str, recompute: str, documents: Sequence[int] | None
 ) -> dict[str, int]:
     """Count `train` and `train_hardware` per token as `count_flops` does for a model that trains as a whole, adapters
-    included; `convention` is exact or hfu. Raises UnknownOperation for a pass that cannot be traced."""
+    included; `convention` is exact or hfu. Not counted are the norms of DoRA's rows, which a pass computes once for all
+    its tokens. Raises UnknownOperation for a pass that cannot be traced."""
     own = SequenceFlops(tabulate(tuned.spec), context, convention, recompute, documents)
-    passed, rows = own.count_pass(), PartialBackward(tuned, own)
-    products = [rows.count_part(row) for row in own.table.parts if row.part.flops]
-    cores = [rows.count_core(row) for row in own.table.attentions]
-    train = passed.whole + sum(products) + sum(each for each, _ in cores)
+    passed, backward = own.count_pass(), PartialBackward(tuned)
+    parts = [backward.count_part(row, context) for row in own.table.parts if row.part.flops]
+    cores = [backward.count_core(row, own.count_pairs(row.look), context) for row in own.table.attentions]
+    train = passed.whole + sum(added + back for added, back in parts) + sum(each for each, _ in cores)
     plain, hardware = count_training(passed, "exact", own.recompute, own.count_again())
     again = hardware - plain
     if own.convention == "hfu":
         train = train + again + (FLASH_BACKWARD - 2) / 2 * sum(fused for _, fused in cores)
         again = 0
-    return {"train": round(train / own.context), "train_hardware": round((train + again) / own.context)}
+    return {"train": round(train / context), "train_hardware": round((train + again) / context)}
+
+
+def list_partial_passes(tuned: TunedModel) -> tuple[RowFlops, RowFlops]:
+    """Return the forward pass of a model of which a part trains, adapters included, and the backward pass. Raises
+    UnknownOperation for a pass that cannot be traced."""
+    table, partial = tabulate(tuned.spec), PartialBackward(tuned)
+
+    def sum_parts(own: CostTable, which: int, tokens: int, memory: int, head: bool) -> int:
+        """Sum the FLOPs of adapters (0) or of the backward pass (1): of a row's tokens, or of a target in the head."""
+        rows = (row for row in own.parts if row.part.flops and (row.slot == "head" and not is_row_wise(row)) == head)
+        return round(sum(partial.count_part(row, memory if reads_memory(row) else tokens)[which] for row in rows))
+
+    def forward_tower(own: CostTable, tokens: int, memory: int) -> int:
+        return count_forward(own, tokens, memory) + sum_parts(own, 0, tokens, memory, head=False)
+
+    def backward_tower(own: CostTable, tokens: int, memory: int) -> int:
+        cores = (partial.count_core(row, row.look.pairs(tokens, 0, memory), tokens)[0] for row in own.attentions)
+        return sum_parts(own, 1, tokens, memory, head=False) + round(sum(cores))
+
+    def forward_target(own: CostTable) -> int:
+        return product_flops(own) - product_flops(own, head=False) + sum_parts(own, 0, 1, 0, head=True)
+
+    def backward_pairs(own: CostTable, pairs: CountPairs) -> int:
+        return round(sum(partial.count_core(row, pairs(row.look), 0)[0] for row in own.attentions))
+
+    return (
+        count_by_row(table, forward_tower, forward_target, pair_flops),
+        count_by_row(table, backward_tower, lambda own: sum_parts(own, 1, 1, 0, head=True), backward_pairs),
+    )
 
 
 class PartialBackward:
-    """The FLOPs of the backward pass of one sequence, row by row, and those of adapters."""
+    """The FLOPs of the backward pass, row by row, and those of adapters."""
 
-    def __init__(self, tuned: TunedModel, own: SequenceFlops) -> None:
-        self.tuned, self.own = tuned, own
-        self.needs = list_needs(tuned.spec, PassShape(min(own.context, SHORT), model=tuned))
+    def __init__(self, tuned: TunedModel) -> None:
+        self.tuned = tuned
+        self.needs = list_needs(tuned.spec, PassShape(min(tuned.spec.max_seq_len, SHORT), model=tuned))
 
-    def count_part(self, row: PartRow) -> Amount:
-        """Count a part's backward pass, and both passes of its adapters. Of a part that reads its weight without
-        calling its module, the weight's gradient is known and the input's is taken to be needed."""
+    def count_part(self, row: PartRow, tokens: int) -> tuple[Amount, Amount]:
+        """Count the forward pass of a part's adapter, and the backward pass of the part with its adapter. Of a part
+        that reads its weight without calling its module, the weight's gradient is known and the input's is taken to be
+        needed."""
         tuning, path = self._find_tuning(row)
-        forward = row.part.flops * row.used * (1 if is_row_wise(row) else self.own.context)
+        forward = row.part.flops * row.used * (1 if is_row_wise(row) else tokens)
         taken = tuning.reached, f"{path}.weight" not in tuning.frozen
         of_input, of_weight = self.needs.products.get((row.where, row.kind, path), taken)
         found = forward * (of_input + of_weight) if row.learns else 0
         if path not in tuning.adapted:
-            return found
+            return 0, found
         part = row.part.of if isinstance(row.part, Experts | Tied) else row.part
         assert isinstance(part, Linear)
         a, b = (
             forward * tuning.whole.rank / width for width in (part.d_out, part.d_in)
         )  # of a [R, d_in], b [d_out, R]
-        return found + a * (2 + of_input) + 3 * b
+        return a + b, found + a * (1 + of_input) + 2 * b
 
-    def count_core(self, row: AttentionRow) -> tuple[Amount, Amount]:
+    def count_core(self, row: AttentionRow, pairs: int, tokens: int) -> tuple[Amount, Amount]:
         """Count the backward pass of an attention without its products with weights; and of this, what a fused kernel
-        computes at once. A recurrent mixer needs all gradients of its state, or none."""
+        computes at once. With 0 tokens only the pairs count. A recurrent mixer needs all gradients of its state, or
+        none."""
         section = row.where, row.kind
         if not row.learns or not any(any(need) for key, need in self.needs.products.items() if key[:2] == section):
             return 0, 0
-        pairs, tokens = self.own.count_pairs(row.look), self.own.context
-        core, other = row.pair_flops(pairs) * row.used, row.other_flops(tokens) * row.used
-        other = 2 * other - row.attention.constant_flops(row.tower.d_model, tokens, pairs) * row.used
+        core = row.pair_flops(pairs) * row.used
+        other = 0
+        if tokens:  # else the pairs are further ones of tokens that are counted already
+            other = 2 * row.other_flops(tokens) - row.attention.constant_flops(row.tower.d_model, tokens, pairs)
+            other *= row.used
         cores = (each for key, each in self.needs.cores.items() if key[:2] == section)
         found = next((each for each in cores if row.look.cross == each.crosses), None)
         if found is None:

@@ -27,10 +27,10 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a run, from its config. `flops` are the FLOPs of all forward and backward passes (a step counts as
-    three forward passes, plus a teacher's), None if the config does not determine them; `optimizer_flops` those of all
-    updates. `cache_bytes` is the KV cache of one row of the training length. `peak_memory`, in bytes, is None if
-    activations are unknown or no pass was traced."""
+    """The price of a run, from its config. `flops` are the FLOPs of all forward and backward passes, a teacher's
+    forward passes included, None if the config does not determine them; `optimizer_flops` those of all updates.
+    `cache_bytes` is the KV cache of one row of the training length. `peak_memory`, in bytes, is None if activations are
+    unknown or no pass was traced."""
 
     params: int
     active: int

@@ -26,8 +26,8 @@ from zoo.grammar import AXES
 from zoo.jobs.forecast import STEPS, price_run, time_steps
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.training.planning import TrainingPlan, plan_training
-from zoo.training.run_flops import price_step
 from zoo.training.schedule import WSDS
+from zoo.training.start.begin import StartSettings
 
 LEAST_SIZES = 4
 """Fewest sizes of a ladder: a law needs three, and the largest is held out."""
@@ -170,7 +170,7 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
     if settings.objective.kind != "next_token":
         found = f"is {settings.objective.kind}, and the ladder counts tokens as next_token reads them"
         faults.append(f"objective: {found} (a decoder)")
-    elif price_step(settings, base.spec) is None:
+    elif StartSettings.of(settings).partly:
         faults.append("train: a ladder trains all weights (leave out freeze, train and lora)")
     for name, usual in (("optim", "adamw"), ("parametrisation", "standard")):
         if (kind := getattr(settings, name).kind) != usual and "optim.lr" not in keys:

@@ -35,6 +35,7 @@ from zoo.training.planning import TrainingPlan, collect_faults, describe_vocabul
 from zoo.training.precision import MASTER, ComputingCopies, lower_weights
 from zoo.training.restarts import is_launched
 from zoo.training.run import Progress, Run, Saves
+from zoo.training.run_flops import open_counter
 from zoo.training.saving import open_save_world
 from zoo.training.settings import TextSample, Training
 from zoo.training.speed import Gauges, find_peak
@@ -171,6 +172,7 @@ def build_run(
     free, held = settle_process(settings, device, layout.tokens.rank)
     model = build_model(planned, layout, device, show.say, fresh=not counters)
     optimizer = build_optimizer(planned, model)
+    counter = open_counter(settings, planned.spec, show.say)
     if line := settings.optim.describe(device):
         show.say(line)
     return Run(
@@ -191,7 +193,8 @@ def build_run(
         saves=Saves(open_save_world(world, settings)),
         drawings=drawings if drawings and world.main else {},
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
-        flops=0 if all(each.requires_grad for each in model.parameters()) else None,
+        counter=counter,
+        flops=None if counter is None else 0,
     )
 
 

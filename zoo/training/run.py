@@ -89,11 +89,12 @@ class Run:
     show: Progress
     saves: Saves
     drawings: Mapping[str, Callable[[Run], object]]  # functions that draw after an evaluation, by name
+    counter: TrainingFlops | None
     ema: MovingAverage | None = None
     means: Means = field(default_factory=Means)
     step: int = 0
     tokens: int = 0
-    flops: int | None = 0  # of training, without evaluations; None if not counted
+    flops: int | None = None  # of training, without evaluations; None if not counted
     last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     evaluation_due: bool = False  # this step's evaluation is still to come
     skipped: int = 0  # updates skipped, as far as counted: their loss or gradient was not finite
@@ -130,10 +131,6 @@ class Run:
         documents = self.batches.documents
         return hold_out(self.data.held_out, *rows, wanted=wanted, documents=documents, collate=collate)
 
-    @cached_property
-    def counter(self) -> TrainingFlops:
-        return TrainingFlops(self.model.whole, self.settings.objective)
-
     @property
     def place(self) -> dict[str, int]:
         """The step, tokens and, if counted, FLOPs of a line of metrics."""
@@ -150,7 +147,7 @@ class Run:
 
     def find_mfu(self, speed: float) -> float | None:
         """Compute the MFU at `speed` tokens a second. None if it exceeds 1, because the peak was then measured too low,
-        and if useful FLOPs are not counted: with frozen weights, or for labelled rows, which have much padding."""
+        and if useful FLOPs are not counted, as for labelled rows, which have much padding."""
         if self.flops is None or isinstance(self.settings.objective, RecordObjective):
             return None
         share = self.gauges.peak.share(speed * self.flops / self.tokens / self.world.size)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from zoo.costs.batches import RowFlops
+from zoo.costs.batches import RowFlops, list_row_passes
 from zoo.costs.params import count_parameters
+from zoo.costs.partial_training import list_partial_passes
+from zoo.costs.shadow.tape import UnknownOperation
+from zoo.costs.tuning import apply_tuning
 from zoo.spec import table
 from zoo.training.start.begin import StartSettings
 
@@ -19,53 +23,58 @@ if TYPE_CHECKING:
 
 
 class TrainingFlops:
-    """Counts the FLOPs of training on batches: three times a forward pass, plus a forward pass of a teacher, and one of
+    """Counts the FLOPs of training on batches: a forward and a backward pass, a forward pass of a teacher, and one of
     the rows that are only measured (`Objective.split_passes`). The head counts for targets only. Not counted are
-    recomputation, and gradients that nothing needs (an indexer's).
+    recomputation, and gradients that nothing needs (an indexer's, those of frozen weights).
 
-    Wrong if weights are frozen: frozen weights have no gradient, and not all activations have one.
+    `start` says which weights train, and which adapters there are. Raises UnknownOperation for a model of which a part
+    trains, if its pass cannot be traced.
     """
 
-    def __init__(self, spec: Topology, objective: Objective) -> None:
-        self.student = RowFlops(spec)
+    def __init__(self, spec: Topology, objective: Objective, start: StartSettings | None = None) -> None:
         self.objective = objective
-        self.teachers = [RowFlops(each) for each in objective.list_teachers()]
+        if start is None or not start.partly:
+            self.forward, self.backward = list_row_passes(spec)
+        else:
+            self.forward, self.backward = list_partial_passes(apply_tuning(spec, start.describe_tuning(spec)))
+        self.teachers = [list_row_passes(each)[0] for each in objective.list_teachers()]
 
     def count(self, batch: Batch) -> int:
         """Count the FLOPs of a batch."""
         batch, measured = self.objective.split_passes(batch)
         targets = self.objective.count_predictions(batch)
-        found = 3 * sum_forward(self.student, batch, targets) - sum_skipped(self.student, batch)
+        found = sum(sum_rows(each, batch, targets) for each in (self.forward, self.backward, *self.teachers))
         if measured is not None:
-            found += sum_forward(self.student, measured, self.objective.count_predictions(measured))
-        return found + sum(sum_forward(each, batch, targets) for each in self.teachers)
+            found += sum_rows(self.forward, measured, self.objective.count_predictions(measured))
+        return found
+
+
+def open_counter(
+    settings: Training, spec: Topology, say: Callable[[str], object] = lambda line: None
+) -> TrainingFlops | None:
+    """Make the TrainingFlops of a run. None, with a line that says so, if a part of the model trains and its pass
+    cannot be traced."""
+    try:
+        return TrainingFlops(spec, settings.objective, StartSettings.of(settings))
+    except UnknownOperation as error:
+        say(f"flops: are not counted ({error})")
+        return None
 
 
 def price_step(settings: Training, spec: Topology) -> int | None:
     """Count the training FLOPs of a step from its config alone; None if they depend on the rows, as with labelled
-    records, or if weights are frozen."""
-    if not settings.objective.every_token or StartSettings.of(settings).partly:
+    records, or if they are not counted (`open_counter`)."""
+    if not settings.objective.every_token or (counter := open_counter(settings, spec)) is None:
         return None
-
-    def forward(rows: RowFlops) -> int:
-        return settings.batch_size * (rows.body(settings.seq_len) + settings.seq_len * rows.target)
-
-    student, teachers = RowFlops(spec), map(RowFlops, settings.objective.list_teachers())
-    skipped = settings.batch_size * student.skipped(settings.seq_len)
-    return 3 * forward(student) - skipped + sum(map(forward, teachers))
+    passes = (counter.forward, counter.backward, *counter.teachers)
+    return settings.batch_size * sum(each.body(settings.seq_len) + settings.seq_len * each.target for each in passes)
 
 
-def sum_forward(rows: RowFlops, batch: Batch, targets: int) -> int:
-    """Sum the forward FLOPs of a batch's rows."""
+def sum_rows(rows: RowFlops, batch: Batch, targets: int) -> int:
+    """Sum the FLOPs of a pass over a batch's rows."""
     body = _count_rows(batch) * rows.body(*_measure(batch))
-    shown = 0 if batch.prefix is None else sum(rows.shown(prefix)[0] for prefix in batch.prefix.tolist())
+    shown = 0 if batch.prefix is None else sum(map(rows.shown, batch.prefix.tolist()))
     return body + shown + targets * rows.target
-
-
-def sum_skipped(rows: RowFlops, batch: Batch) -> int:
-    """Sum the FLOPs of gradients that nothing needs, over a batch's rows."""
-    shown = 0 if batch.prefix is None else sum(rows.shown(prefix)[1] for prefix in batch.prefix.tolist())
-    return _count_rows(batch) * rows.skipped(*_measure(batch)) + shown
 
 
 def _count_rows(batch: Batch) -> int:

@@ -42,7 +42,7 @@ def count_batch(run: Run, batch: Batch) -> int:
     number of targets."""
     objective = run.settings.objective
     targets = objective.targets(batch)
-    flops = 0 if run.flops is None else run.counter.count(batch)
+    flops = 0 if run.flops is None or run.counter is None else run.counter.count(batch)
     tokens = objective.count_tokens(batch, run.settings.seq_len)
     targets, flops, tokens = run.layout.rows.sum(targets, flops, tokens)
     run.tokens += tokens

@@ -1,10 +1,13 @@
 """The FLOPs that a run counts of its batches are those that torch counts of the objectives' own passes."""
 
 import json
+from functools import partial
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from test_objectives import KEYS, NODES, context_for, objective_of, rows_of, spec_for
+from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from support.flop_counts import counted
@@ -15,7 +18,9 @@ from zoo.jobs.train import resume_run
 from zoo.run.builder import build
 from zoo.training.objective import Objective
 from zoo.training.objective.distil import load_teacher
-from zoo.training.run_flops import TrainingFlops, sum_forward
+from zoo.training.run_flops import TrainingFlops, sum_rows
+from zoo.training.start.begin import StartSettings
+from zoo.training.start.lora import Lora
 
 MODELS = {
     "next_token": ["gqa", "mla", "sliding", "mamba2", "gated_delta"],
@@ -39,7 +44,7 @@ def test_a_batch_costs_what_torch_counts_of_its_forward_pass(name, attention):
     with counted(model) as found:
         objective.judge(model, batch, targets, None)
     counter = TrainingFlops(spec, objective)
-    assert sum_forward(counter.student, batch, targets) == found.visible
+    assert sum_rows(counter.forward, batch, targets) == found.visible
     assert counter.count(batch) == 3 * found.visible
 
 
@@ -81,10 +86,50 @@ def test_a_runs_lines_say_what_it_has_computed_and_a_run_that_goes_on_counts_on(
     flops = flops_by_step(tmp_path / "whole")
     assert list(flops) == [1, 2, 3, 4] and flops[4] > flops[3] > flops[2] > flops[1] > 0
     assert flops_by_step(tmp_path / "run") == flops and again["flops"] == flops[4]
-    frozen = zoo.train("bert-tiny", [*own, "steps=1", "freeze=['embedding*']", "hydra.run.dir=frozen"])
-    assert frozen["flops"] is None
 
 
 def flops_by_step(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["flops"] for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "passes"),  # through how much of the attention that hides pairs: forward 1, backward 2
+    [
+        ("mlm", {"freeze": ("embedding*",)}, 0),
+        ("mlm", {"train": ("head*",)}, 0),
+        ("mlm", {"train": ("blocks.1.*",)}, 0),
+        ("mlm", {"lora": Lora(rank=2)}, 0),
+        ("next_token", {"freeze": ("embedding*",)}, 3),
+        ("next_token", {"lora": Lora(rank=3, on=("ffn",))}, 1 + 2 * 2 / 3),  # nothing before the first ffn trains
+        ("prefix_lm", {"lora": Lora(rank=2)}, 3),
+        ("span_corruption", {"freeze": ("encoder.*",)}, 3),
+        ("span_corruption", {"lora": Lora(rank=3, on=("ffn",))}, 2),  # the first ffn of two layers
+    ],
+)
+def test_a_batch_costs_what_torch_counts_of_a_step_that_trains_a_part(name, start, passes):
+    objective, spec, chosen = objective_of(name), spec_for(name), StartSettings(**start)
+    batch, model = objective.collator(context_for(name))(rows_of(), KEYS), build(spec)
+    chosen.restrict(model, None)
+    model.kernel = "eager"  # torch's counter gives sdpa on the CPU 0
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = MagicMock(parents={"Global"})  # whose hooks refuse the gradients that a chunked loss takes
+    with counter:
+        objective.loss(model, batch).total.backward()
+    with counted(model) as forward:
+        objective.judge(model, batch, objective.targets(batch), None)
+    found = TrainingFlops(spec, objective, chosen)
+    assert sum_rows(found.forward, batch, objective.targets(batch)) == forward.visible
+    assert found.count(batch) == counter.get_total_flops() - round(passes * forward.hidden)
+
+
+def test_a_run_that_trains_a_part_counts_what_the_price_of_that_part_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    own = ["model.n_layers=2", "data=text", "data.path=text.txt", "data.tokenizer.kind=byte", "steps=1"]
+    own += ["batch_size=4", "seq_len=32", "eval_batches=1", "sample=null"]
+    frozen = zoo.train("llama-tiny", [*own, "freeze=['embedding*']", "hydra.run.dir=frozen"])
+    added = zoo.train("llama-tiny", [*own, "weights=frozen", "lora={rank: 2}", "hydra.run.dir=added"])
+    prices = partial(zoo.stats, "llama-tiny", ["n_layers=2"], context=32)
+    for run, price in ((frozen, prices(freeze=["embedding*"])), (added, prices(lora={"rank": 2}))):
+        assert round(run["flops"] / run["tokens"]) == price["flops"]["train"]
