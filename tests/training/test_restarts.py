@@ -118,9 +118,26 @@ def test_a_run_of_four_processes_that_was_killed_goes_on_with_two(here):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert f"goes on after step {last}" in done.stderr and "over 2 processes" in done.stderr
+    assert "a run of 4 processes, which goes on with 2" in " ".join(done.stderr.split())
     compare("one", "run")
     losses = [[line["loss"] for line in lines_of(folder) if "loss" in line] for folder in ("one", "run")]
     print("largest difference of a loss", max(abs(a - b) for a, b in zip(*losses, strict=True)))
+
+
+def test_a_run_that_goes_on_with_fewer_processes_says_so_and_one_with_as_many_does_not(here, monkeypatch, capsys):
+    def go_on(steps):
+        zoo.train(resume="run", overrides=[f"steps={steps}"])
+        return [line for line in capsys.readouterr().err.splitlines() if "processes" in line]
+
+    zoo.train("llama-tiny", [*SMALLEST, "parallel=fsdp", "hydra.run.dir=run"])
+    assert go_on(3) == []
+    counters = Path("run/checkpoints/step-000003/training.json")
+    of_one = counters.read_text()
+    assert '"processes": 1,' in of_one
+    counters.write_text(of_one.replace('"processes": 1,', '"processes": 2,'))  # as two processes write it
+    monkeypatch.setenv("ZOO_NO_VERIFY", "1")
+    (line,) = go_on(4)
+    assert "step-000003: a run of 2 processes, which goes on with 1 (torchrun, or launcher=torchrun nproc=" in line
 
 
 @pytest.mark.slow

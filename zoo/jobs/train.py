@@ -174,6 +174,8 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictCon
         for line in chosen.passed:
             show.say(f"passed over: {line}")
         refuse_other_run(planned, folder, checkpoint, counters)
+        if line := describe_other_count(checkpoint, counters, world):
+            show.say(line)
         refuse_old_position(counters["data"])
         planned, device, data = prepare_device_and_data(planned, show, world)
         if data.key != (was := counters["data"]["key"]):
@@ -247,6 +249,16 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
     if step >= planned.settings.steps and not due and runs.read_result(folder / runs.RESULT).get("status") == "done":
         more = f"steps={2 * step} goes on with it, or any above {step}"
         raise FinishedRun(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
+
+
+def describe_other_count(checkpoint: Path, counters: Mapping[str, Any], world: World) -> str | None:
+    """Say that a run goes on with another number of processes than wrote its checkpoint, which a mesh of as many as
+    there are allows. None for the same number, and if an older version wrote the checkpoint."""
+    was = counters.get("processes") or world.size
+    if was == world.size:
+        return None
+    cure = "torchrun, or launcher=torchrun nproc=…, starts as many as before"
+    return f"{checkpoint}: a run of {was} processes, which goes on with {world.size} ({cure})"
 
 
 # ---------------------------------------------------------------- from its first step to its outcome

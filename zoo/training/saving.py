@@ -219,6 +219,7 @@ def gather_counters(run: Run) -> dict[str, Any]:
         "step": run.step,
         "tokens": run.tokens,
         "flops": run.flops,
+        "processes": run.world.size,
         "seconds": run.gauges.clock.seconds,
         "last": run.last,
         "means": run.means.state(),
@@ -267,6 +268,7 @@ class Counters(JsonShape):
     step: Count
     tokens: Count
     flops: Count | None = None
+    processes: Annotated[int, Field(ge=1, lt=1 << 20)] | None = None
     seconds: Number
     last: dict[str, Number | None]
     means: dict[str, Pair] = Field(default_factory=dict)
