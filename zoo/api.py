@@ -31,15 +31,18 @@ def stats(
 
     `config` is a packaged name, the path of a file or folder, the plain data of a YAML, or a Spec. `setup` are fields
     of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on; `lora`, `freeze` and `train` are those of a
-    training config, and `trained` has the figures of what they let train. For a folder with weights or a GGUF file,
-    `stored` has the sizes of the stored tensors.
+    training config, and `trained` has the figures of what they let train. Without overrides and any of the three, a run
+    that trained a part of its model, and an adapter, are priced as they were trained. For a folder with weights or a
+    GGUF file, `stored` has the sizes of the stored tensors.
     """
     from zoo.costs import price
     from zoo.run.builder import load_spec
 
     overrides = list(overrides)
-    priced = price(load_spec(config, overrides), tune_setup(_setup(setup), lora, freeze, train))
-    return add_stored(config, overrides, priced)
+    spec = load_spec(config, overrides)
+    tuned = tune_setup(_setup(setup), lora, freeze, train)
+    tuned = tuned if overrides else tune_as_trained(config, tuned)
+    return add_stored(config, overrides, price(spec, tuned))
 
 
 def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[str], train: Sequence[str]) -> Setup:
@@ -55,6 +58,23 @@ def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[st
     return StartSettings(freeze=tuple(freeze), train=tuple(train), lora=adapters).tune(setup)
 
 
+def tune_as_trained(config: Named, setup: Setup) -> Setup:
+    """Return a set-up in which those weights train that the run of a folder trained. A set-up that says itself what
+    trains is returned as it is, and so is that of any other model. Raises CheckpointError for faulty files."""
+    from zoo.compose.targets import is_file
+    from zoo.families.described import is_config
+
+    if setup.tunes or not (isinstance(config, str | Path) and is_file(config)):
+        return setup
+    path = Path(config).expanduser()
+    if path.is_file() or is_config(path):
+        return setup
+    from zoo.training.start.trained_part import find_trained_part
+
+    part = find_trained_part(path)
+    return tune_setup(setup, part.get("lora"), part.get("freeze", ()), part.get("train", ()))
+
+
 def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:
     """Add the sizes of the stored tensors to a model's figures, if the model has weight files and no overrides."""
     from zoo.compose.targets import is_file
@@ -66,7 +86,7 @@ def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) 
     found = measure_stored(Path(config).expanduser())
     if found is None:
         return priced
-    found["bits_per_parameter"] = round(found["bytes"] * 8 / priced["params"]["total"], 2)
+    found.setdefault("bits_per_parameter", round(found["bytes"] * 8 / priced["params"]["total"], 2))
     return {"params": priced["params"], "stored": found, **priced}
 
 

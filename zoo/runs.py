@@ -63,11 +63,6 @@ def find(path: str | Path) -> Path:
         return check_settings(path)
     root = path if (path / LATEST).is_file() else path / CHECKPOINTS
     if not (root / LATEST).is_file():
-        if (path / "adapter_config.json").is_file():
-            found = (
-                f"is an adapter of peft's, without its base (zoo stats BASE --lora '{{adapter: {path}}}' prices both)"
-            )
-            raise CheckpointError(f"{path}: {found}")
         raise CheckpointError(
             f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
         )

@@ -72,6 +72,16 @@ def test_an_adapter_is_loaded_as_peft_computes_it(tmp_path, name):
     assert_close(logits(store.load(tmp_path / "adapter")), peft_logits(theirs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in SETTINGS if "ranks" not in name])  # one rank: others are filled up
+def test_an_adapter_is_priced_over_its_base_as_peft_trains_it(tmp_path, name):
+    base = save_llama(tmp_path / "base")
+    theirs = save_adapter(base, tmp_path / "adapter", **SETTINGS[name])
+    figures = zoo.stats(tmp_path / "adapter")
+    assert figures["params"] == zoo.stats(base)["params"]
+    assert figures["trained"]["parameters"] == sum(each.numel() for each in theirs.parameters() if each.requires_grad)
+    assert figures["stored"]["bits_per_parameter"] == 32 and figures["stored"]["as"] == "F32, adapters"
+
+
 def test_an_adapter_of_fused_and_transposed_products_is_split_among_ours(tmp_path):
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=32)
@@ -202,6 +212,8 @@ def test_what_is_no_lora_of_the_base_is_refused_by_name(tmp_path):
     would = r"is no folder here \(the path of the base model\)"
     with pytest.raises(CheckpointError, match=rf"base_model_name_or_path: 'meta-llama/Llama-3' {would}"):
         store.load(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=rf"base_model_name_or_path: 'meta-llama/Llama-3' {would}"):
+        zoo.stats(tmp_path / "adapter")
     config.write_text(json.dumps({**stated, "base_model_name_or_path": "a\0b"}))
     with pytest.raises(CheckpointError, match=r"base_model_name_or_path: .* is no folder here"):
         store.load(tmp_path / "adapter")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.checkpoint import gguf
-from zoo.checkpoint.peft_reading import is_peft, unpack_adapter
+from zoo.checkpoint.peft_reading import unpack_adapter
+from zoo.families.described import is_peft
 
 
 def find(path: str | Path) -> Path:

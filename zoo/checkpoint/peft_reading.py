@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -25,7 +24,8 @@ from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.tensor_files import TensorReader, read_header, write_tensors
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError
-from zoo.families.described import CONFIG, read_json
+from zoo.families.described import PEFT as SETTINGS
+from zoo.families.described import find_peft_base, read_json
 from zoo.grammar.saved import read_spec, write_spec
 from zoo.lazy import torch
 from zoo.paths import find_cache_folder
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from zoo.run.adapters import Adapters
 
-SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-"""The files of peft's format."""
+TENSORS = "adapter_model.safetensors"
+"""The file of tensors in peft's format, beside SETTINGS."""
 
 PREFIX = "base_model.model."
 """The prefix of the names of a peft model's tensors."""
@@ -58,24 +58,17 @@ class PeftConfig(JsonShape):
     """The keys of adapter_config.json that are read."""
 
     peft_type: str
-    base_model_name_or_path: str | None = None
     lora_alpha: Alpha = 8.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     alpha_pattern: dict[str, Alpha] | None = None
     use_rslora: bool | None = None
 
 
-def is_peft(path: str | Path) -> bool:
-    """Whether a path is the folder of an adapter in peft's format, without a model beside it."""
-    folder = Path(path).expanduser()
-    return (folder / SETTINGS).is_file() and not any((folder / name).exists() for name in (CONFIG, ARCHITECTURE))
-
-
 def unpack_adapter(folder: Path) -> Path:
     """Unpack an adapter in peft's format into a checkpoint of ours, unless that is done already; return its folder.
 
-    The base is the folder that adapter_config.json names: an absolute path, or one below the working folder or the
-    adapter's. Raises CheckpointError, a line each, if it is none, and for what is no LoRA of the base's products.
+    The base is the one that adapter_config.json names. Raises CheckpointError, a line each, if it is not there, and for
+    what is no LoRA of the base's products.
     """
     config = read_json(folder / SETTINGS, PeftConfig)
     if config["peft_type"] != "LORA":
@@ -85,7 +78,7 @@ def unpack_adapter(folder: Path) -> Path:
         if not re.fullmatch(r"[\w.]+", key):
             what = f"alpha_pattern: {quote(key)} is no name of a module, and patterns are not read (names)"
             raise CheckpointError(f"{folder / SETTINGS}: {what}")
-    base, found = choose_base(_find_base(folder, config.get("base_model_name_or_path")))
+    base, found = choose_base(find_peft_base(folder))
     if not (folder / TENSORS).is_file():
         raise CheckpointError(f"{folder / TENSORS}: no such file (peft's adapter, in safetensors)")
     stamps = [(each.stat().st_size, each.stat().st_mtime_ns) for each in (folder / SETTINGS, folder / TENSORS)]
@@ -106,16 +99,6 @@ def unpack_adapter(folder: Path) -> Path:
         copy_beside(Path(base), draft, BESIDE)
         write_manifests(draft)
     return out
-
-
-def _find_base(folder: Path, stated: str | None) -> Path:
-    name = stated or ""
-    with suppress(ValueError, OSError, RuntimeError):  # no path: a NUL in it, too long, another user's home
-        for place in (Path(name).expanduser(), folder / name):
-            if name and place.exists():
-                return place
-    found = f"base_model_name_or_path: {quote(name)} is no folder here"
-    raise CheckpointError(f"{folder / SETTINGS}: {found} (the path of the base model)")
 
 
 def _open_base(base: Path) -> tuple[Any, tuple[Entry, ...]]:

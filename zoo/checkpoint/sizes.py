@@ -9,14 +9,15 @@ from typing import Any
 from zoo import runs
 from zoo.checkpoint.tensor_files import BITS, Header, read_header, read_headers
 from zoo.errors import CheckpointError
-from zoo.families.described import CONFIG, is_folder, read_config
+from zoo.families.described import CONFIG, is_folder, is_peft, read_config
 from zoo.families.gguf import is_gguf, read_gguf
 from zoo.untrusted.printable import shorten
 
 
 def measure_stored(path: Path) -> dict[str, Any] | None:
     """Measure the bytes of a model's tensors in its files, and name how they are stored: the method of quantisation, or
-    the dtype of most values. None if there are no tensor files whose headers can be read without torch.
+    the dtype of most values. Of adapters also the bits of each of their own parameters. None if there are no tensor
+    files whose headers can be read without torch.
 
     Raises CheckpointError for a broken GGUF file.
     """
@@ -26,7 +27,7 @@ def measure_stored(path: Path) -> dict[str, Any] | None:
     if not path.is_dir():
         return None
     try:
-        folder = runs.find(path)
+        folder = path if is_peft(path) else runs.find(path)
         listed = read_headers(folder) if any(folder.glob("*.safetensors")) else {}
         listed = listed | (read_header(folder / runs.ADAPTERS) if (folder / runs.ADAPTERS).is_file() else {})
     except CheckpointError:  # reported where headers are compared with the model
@@ -35,6 +36,9 @@ def measure_stored(path: Path) -> dict[str, Any] | None:
     if not sizes or None in sizes.values():
         return None
     bytes_ = sum(each for each in sizes.values() if each is not None)
+    if is_peft(path) or (folder / runs.ADAPTERS).is_file():  # whose values are not the model's parameters
+        bits = bytes_ * 8 / sum(prod(each.shape) for each in listed.values())
+        return {"as": f"{_kind(listed)}, adapters", "bytes": bytes_, "bits_per_parameter": round(bits, 2)}
     return {"as": _method(folder) or _kind(listed), "bytes": bytes_}
 
 

@@ -23,14 +23,14 @@ def prove(
     targets: Sequence[str],
     specs: Sequence[Tower | EncoderDecoder],
     priced: Sequence[Mapping[str, Any]],
-    setup: Setup,
+    setups: Sequence[Setup],
     shown: Shown,
     *,
     explain: bool,
     verify: bool,
 ) -> None:
     """Print explanations or verifications of all models. Exits with 1 if a built model differs from its count."""
-    found = [_proved(spec, figures, setup, explain, verify) for spec, figures in zip(specs, priced, strict=True)]
+    found = [_proved(*each, explain, verify) for each in zip(specs, priced, setups, strict=True)]
     labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **each} for label, each in zip(labels, found, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.common import ConfigPart, Overrides, Target, compose_target, show_config
+from zoo.cli.common import ConfigPart, Overrides, Target, compose_target, print_note, show_config
 from zoo.cli.options import flag, option, options
 from zoo.cli.setup import SetupOptions
 from zoo.cli.showing import OutputOptions, Plot, Shown, split_words
@@ -87,25 +87,7 @@ def run(
         if explain or verify or plot is not None or shown in (Shown.csv, Shown.md):
             raise ConfigError("kernels: are text of their own or a part of --json (leave other options of output out)")
         return _kernels(targets, overrides, setup, shown)
-    if not setup.tunes:
-        _note_adapters(targets)
     _price(targets, overrides, setup, shown, plot, explain=explain, verify=verify)
-
-
-def _note_adapters(targets: list[str]) -> None:
-    """Say of each checkpoint with adapters that it is priced as the merged model, and what prices its training."""
-    from zoo import runs
-    from zoo.checkpoint.adapter_files import PLAN, PlanFile
-    from zoo.cli.common import print_note
-    from zoo.compose.targets import is_file
-    from zoo.families.described import read_json
-
-    for target in targets:
-        path = Path(target).expanduser()
-        if is_file(target) and path.is_dir() and (file := runs.find(path) / PLAN).is_file():
-            base = read_json(file, PlanFile).get("base") or "BASE"
-            cure = f"zoo stats {base} --lora '{{adapter: {target}}}' prices base and adapters as they train"
-            print_note(f"{target}: has adapters, and is priced as the merged model ({cure})")
 
 
 def _price(
@@ -119,7 +101,7 @@ def _price(
     verify: bool,
 ) -> None:
     from zoo import costs
-    from zoo.api import add_stored
+    from zoo.api import add_stored, tune_as_trained
     from zoo.cli import showing
 
     if plot is not None:
@@ -127,18 +109,25 @@ def _price(
 
         check_picture(plot, len(targets))
     specs = showing.load_specs(targets, overrides)
+    setups = [tune_as_trained(target, setup) for target in targets]
+    if overrides or explain or verify:  # overrides may change the weights that were trained; the others know all alone
+        for target in (target for target, own in zip(targets, setups, strict=True) if own is not setup):
+            cure = "without overrides, --explain and --verify it is priced as it was trained"
+            print_note(f"{target}: a part of it was trained, and it is priced as one that trains as a whole ({cure})")
+        setups = [setup for _ in targets]
     priced = [
-        add_stored(target, overrides, costs.price(spec, setup)) for target, spec in zip(targets, specs, strict=True)
+        add_stored(target, overrides, costs.price(spec, own))
+        for target, spec, own in zip(targets, specs, setups, strict=True)
     ]
     if explain or verify:
         from zoo.cli.proving import prove
 
-        return prove(targets, specs, priced, setup, shown, explain=explain, verify=verify)
+        return prove(targets, specs, priced, setups, shown, explain=explain, verify=verify)
     first = []
     if len(specs) == 1 and shown in (Shown.text, Shown.md):
         from zoo.analysis.holding import find_holders
 
-        first = list_first_figures(priced[0], setup, find_holders(specs[0], setup, priced[0]))
+        first = list_first_figures(priced[0], setups[0], find_holders(specs[0], setups[0], priced[0]))
     showing.print_prices([" ".join([target, *overrides]) for target in targets], targets, priced, shown, first)
     if shown is Shown.text and not overrides:
         showing.compare_headers(targets)

@@ -130,8 +130,8 @@ def check_start(body: Body, path: Path) -> None:
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
-    """Read a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo as the data of a model's YAML.
-    Also returns notes on fields that this data leaves out.
+    """Read a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo as the data of a model's YAML;
+    of an adapter in peft's format, its base. Also returns notes on fields that this data leaves out.
 
     From a run, the composed model is read with its interpolations unresolved, so that overrides can change it. Raises
     ConfigError for a missing or broken file.
@@ -141,6 +141,8 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
     from zoo.grammar import to_body
     from zoo.grammar.saved import read_spec
 
+    if described.is_peft(path):
+        return read_published(described.find_peft_base(path))
     folder = runs.find(path) if path.is_dir() or names_checkpoint(path) else path
     if described.is_config(folder):
         made, notes = described.describe_config(folder)

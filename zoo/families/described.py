@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from zoo.families.multimodal import find_wrapper
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
-from zoo.untrusted.printable import shorten
+from zoo.untrusted.printable import quote, shorten
 
-CONFIG = "config.json"
+CONFIG, PEFT = "config.json", "adapter_config.json"
 
 
 def is_folder(path: Path) -> bool:
@@ -32,6 +33,30 @@ def is_config(path: str | Path) -> bool:
     path = Path(path)
     published = path.is_dir() and is_folder(path) and not (path / ARCHITECTURE).is_file()
     return path.suffix == ".json" or is_gguf(path) or published
+
+
+class PeftBase(JsonShape):
+    """The key of an adapter_config.json that names the base."""
+
+    base_model_name_or_path: str | None = None
+
+
+def is_peft(path: str | Path) -> bool:
+    """Whether a path is the folder of an adapter in peft's format, without a model beside it."""
+    folder = Path(path).expanduser()
+    return (folder / PEFT).is_file() and not any((folder / name).exists() for name in (CONFIG, ARCHITECTURE))
+
+
+def find_peft_base(folder: Path) -> Path:
+    """Find the base of an adapter in peft's format: the model at the path that its adapter_config.json names, absolute
+    or below the working folder or the adapter's. Raises CheckpointError if there is none."""
+    name = read_json(folder / PEFT, PeftBase).get("base_model_name_or_path") or ""
+    with suppress(ValueError, OSError, RuntimeError):  # no path: a NUL in it, too long, another user's home
+        for place in (Path(name).expanduser(), folder / name):
+            if name and place.exists():
+                return place
+    found = f"base_model_name_or_path: {quote(name)} is no folder here"
+    raise CheckpointError(f"{folder / PEFT}: {found} (the path of the base model)")
 
 
 def read_body(

@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import runs
 from zoo.checkpoint.adapter_files import read_plan
 from zoo.checkpoint.finding import find
-from zoo.checkpoint.peft_reading import is_peft
 from zoo.compose.composing import Composed
 from zoo.compose.fault_lines import shorten_error
 from zoo.compose.hydra_engine import (
@@ -37,6 +36,7 @@ from zoo.compose.sources import StatedFile, locating
 from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
 from zoo.distributed.world import read_world
 from zoo.errors import ConfigError, refuse, short
+from zoo.families.described import is_peft
 from zoo.jobs.loader import ROOT, JobLoader, states_subdir, task_config
 from zoo.jobs.record import run_one_job
 from zoo.jobs.sweep import SweepPoint, list_varied

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import zoo
@@ -18,6 +20,7 @@ from support.adapted_models import LLAMA, adapted, logits, over, save_llama
 from support.gguf_files import TOKENS, write_gguf
 from support.quantised_storage import int8
 from support.tiny_models import model_of, spec_of
+from zoo import grammar
 from zoo.checkpoint import adapter_files, manifest, store
 from zoo.cli import run
 from zoo.data import DataSettings
@@ -369,13 +372,38 @@ def test_an_adapter_states_its_own_fields_and_others_are_refused(tmp_path, refus
         ("dora: true", f"lora.dora: is true, that of {folder} is false (dora:false)"),
     ):
         assert refused("stats", str(base), "--lora", f"{{adapter: {folder}, {stated}}}") == [line]
-    cure = f"zoo stats {base} --lora '{{adapter: {folder}}}' prices base and adapters as they train"
     assert run(["stats", str(folder)]) == 0
-    said = f"zoo: note: {folder}: has adapters, and is priced as the merged model ({cure})"
     out, err = capsys.readouterr()
-    assert " ".join(err.split()) == said
+    assert err == ""
     assert f"{2 * 3 * len(model.blocks)} tensors in its files are adapters of the " in " ".join(out.split())
-    (tmp_path / "peft").mkdir()
-    (tmp_path / "peft" / "adapter_config.json").write_text("{}")
-    (line,) = refused("stats", str(tmp_path / "peft"))
-    assert line.startswith(f"{tmp_path / 'peft'}: is an adapter of peft's, without its base (zoo stats BASE --lora ")
+    assert run(["stats", str(folder), "max_seq_len=64"]) == 0
+    said = "a part of it was trained, and it is priced as one that trains as a whole (without overrides, --explain and"
+    assert f"zoo: note: {folder}: {said}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_adapter_is_priced_as_it_was_trained_by_the_values_that_it_stores(tmp_path):
+    base = store.save_model(model_of(), tmp_path / "base")
+    model = adapted(store.load(base), ("ffn",), rank=5)
+    folder = over(base, model, tmp_path / "one")
+    figures, expected = zoo.stats(folder), zoo.stats(base, lora={"rank": 5, "on": ["ffn"]})
+    values = sum(each.numel() for each in load_file(folder / "adapter.safetensors").values())
+    assert figures.pop("stored") == {"as": "F32, adapters", "bytes": 4 * values, "bits_per_parameter": 32.0}
+    del expected["stored"]
+    assert figures == expected and figures["trained"]["adapters"] == values
+    whole = zoo.stats(folder, train=["*"])
+    assert whole["trained"]["share"] == 1 and whole["flops"] == zoo.stats(model.spec)["flops"]
+
+
+def test_a_run_is_priced_as_it_trained(tmp_path):
+    run_folder = tmp_path / "run"
+    first = store.save_model(model_of(), run_folder / "checkpoints/step-000001")
+    (run_folder / "checkpoints/latest").write_text("step-000001\n")
+    config = {"model": grammar.to_body(store.load_spec(first)), "freeze": ["embedding*"], "train": [], "lora": None}
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    expected = zoo.stats(store.load_spec(first), freeze=["embedding*"])
+    for path in (run_folder, first, f"{run_folder}@1"):
+        figures = zoo.stats(path)
+        assert {name: figures[name] for name in expected} == expected
+    (run_folder / "config.yaml").write_text(yaml.safe_dump({**config, "freeze": 3}))
+    with pytest.raises(CheckpointError, match=r"config.yaml: freeze: is 3 \(a list\)"):
+        zoo.stats(run_folder)
