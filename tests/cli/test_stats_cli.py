@@ -388,7 +388,7 @@ def test_a_part_that_trains_is_told_first_and_in_a_sweep(printed):
         (["--lora", "{rank: 4,8"], "lora={rank: 4,8: bad override syntax"),
         (["--lora", "{rank: 4}", "--tp", "2"], "lora: is priced without tp, pp and ep (--dp, --cp, --zero)"),
         (["--train", "zzz*"], "train: 'zzz*' matches no weight"),
-        (["--train", "norm*", "--explain"], "explain: has no formulas of adapters or frozen weights"),
+        (["--train", "norm*", "--verify"], "verify: builds no adapters, and trains all weights"),
     ],
 )
 def test_what_cannot_train_is_refused_by_name(refused, options, fault):

@@ -64,10 +64,8 @@ def run(
     """
     targets, overrides = split_words([target, *(overrides or [])])
     shown, setup = output.shown, trains.tune(setup)
-    if (explain or verify) and setup.tunes:
-        raise ConfigError(
-            "explain: has no formulas of adapters or frozen weights, nor does --verify build them (--json)"
-        )
+    if verify and setup.tunes:
+        raise ConfigError("verify: builds no adapters, and trains all weights (leave out --lora, --freeze and --train)")
     if multirun:
         if cfg or resolve or explain or verify or kernels:
             found = "--cfg, --resolve, --explain, --verify or --kernels"
@@ -110,9 +108,9 @@ def _price(
         check_picture(plot, len(targets))
     specs = showing.load_specs(targets, overrides)
     setups = [tune_as_trained(target, setup) for target in targets]
-    if overrides or explain or verify:  # overrides may change the weights that were trained; the others know all alone
+    if overrides or verify:  # overrides may change the weights that were trained, and --verify trains all
         for target in (target for target, own in zip(targets, setups, strict=True) if own is not setup):
-            cure = "without overrides, --explain and --verify it is priced as it was trained"
+            cure = "without overrides and --verify it is priced as it was trained"
             print_note(f"{target}: a part of it was trained, and it is priced as one that trains as a whole ({cure})")
         setups = [setup for _ in targets]
     priced = [

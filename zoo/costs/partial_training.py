@@ -41,13 +41,19 @@ def count_partial(
     passed, backward = own.count_pass(), PartialBackward(tuned)
     parts = [backward.count_part(row, context) for row in own.table.parts if row.part.flops]
     cores = [backward.count_core(row, own.count_pairs(row.look), context) for row in own.table.attentions]
-    train = passed.whole + sum(added + back for added, back in parts) + sum(each for each, _ in cores)
     plain, hardware = count_training(passed, "exact", own.recompute, own.count_again())
-    again = hardware - plain
-    if own.convention == "hfu":
-        train = train + again + (FLASH_BACKWARD - 2) / 2 * sum(fused for _, fused in cores)
-        again = 0
-    return {"train": round(train / context), "train_hardware": round((train + again) / context)}
+    whole = passed.whole + sum(added + back for added, back in parts) + sum(each for each, _ in cores)
+    train, hardware = add_again(whole, hardware - plain, sum(fused for _, fused in cores), convention)
+    return {"train": round(train / context), "train_hardware": round(hardware / context)}
+
+
+def add_again(train: Amount, again: Amount, fused: Amount, convention: str) -> tuple[Amount, Amount]:
+    """Return the FLOPs of training without and with recomputation (`hfu`: with it in both, FlashAttention's too).
+    `again` is what is recomputed, `fused` what a fused kernel computes of the backward pass."""
+    if convention == "hfu":
+        train = train + again + fused * ((FLASH_BACKWARD - 2) / 2)
+        return train, train
+    return train, train + again
 
 
 def list_partial_passes(tuned: TunedModel) -> tuple[RowFlops, RowFlops]:
@@ -97,11 +103,12 @@ class PartialBackward:
         found = forward * (of_input + of_weight) if row.learns else 0
         if path not in tuning.adapted:
             return 0, found
-        part = row.part.of if isinstance(row.part, Experts | Tied) else row.part
+        part, times = row.part, row.used * tokens
+        if isinstance(part, Experts):
+            times *= part.expected_count
+        part = part.of if isinstance(part, Experts | Tied) else part
         assert isinstance(part, Linear)
-        a, b = (
-            forward * tuning.whole.rank / width for width in (part.d_out, part.d_in)
-        )  # of a [R, d_in], b [d_out, R]
+        a, b = (width * times * 2 * tuning.whole.rank for width in (part.d_in, part.d_out))  # a [R, d_in], b [d_out, R]
         return a + b, found + a * (1 + of_input) + 2 * b
 
     def count_core(self, row: AttentionRow, pairs: int, tokens: int) -> tuple[Amount, Amount]:
@@ -121,7 +128,8 @@ class PartialBackward:
         if found is None:
             return 2 * core + other, 0
         products = found.width * (found.of_q + found.of_k) + found.v_width * (max(found.of_q, found.of_k) + found.of_v)
-        fused = core * products / (found.width + found.v_width)
+        times = products / (found.width + found.v_width)
+        fused = core * (int(times) if times == int(times) else times)
         return fused + (other if products else 0), fused
 
     def _find_tuning(self, row: PartRow) -> tuple[PartTuning, str]:

@@ -25,6 +25,7 @@ from zoo.analysis.explain.terms import (
     total,
     trace_spec,
 )
+from zoo.api import tune_setup
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
 from zoo.costs.again import RECOMPUTE
@@ -171,6 +172,35 @@ def test_memory_is_explained_under_any_set_up(name):
     rng = random.Random(name)
     for _ in range(4):
         check(spec_of(name), Setup(**{key: rng.choice(list(values)) for key, values in SETUPS.items()}))
+
+
+PARTS = {
+    "adapters": {"lora": {"rank": 4}},
+    "DoRA beside norms": {"lora": {"rank": 3, "dora": True, "on": ["ffn"]}, "train": ("*norm*",)},
+    "QLoRA": {"lora": {"rank": 4, "on": ["attention", "ffn"], "quantise": "nf4"}},
+    "frozen": {"freeze": ("*embedding*",)},
+}
+
+
+@pytest.mark.parametrize("case", one_in(4, [f"{name}, {part}" for name in ("llama-tiny", "t5-tiny") for part in PARTS]))
+def test_what_a_part_takes_to_train_is_explained(case):
+    name, part = case.split(", ")
+    rng, fields = random.Random(name + part), {"lora": None, "freeze": (), "train": (), **PARTS[part]}
+    spec, varied = spec_of(name), {key: SETUPS[key] for key in SETUPS if key not in ("context", "tp", "pp")}
+    for convention in ("exact", "hfu", "palm"):
+        chosen = {key: rng.choice(list(values)) for key, values in varied.items()}
+        setup = tune_setup(Setup(context=50, convention=convention, **chosen), **fields)
+        figures = price(spec, setup)
+        rows = check(spec, setup, figures)
+        asked = {f"trained.{name}" for name in ("parameters", "adapters", "share") if figures["trained"][name]}
+        assert asked <= {row["figure"] for row in rows}
+
+
+def test_an_adapter_is_explained_by_its_rank():
+    setup = tune_setup(Setup(context=64), {"rank": 4, "on": ["blocks.*.attention.q"]}, (), ())
+    rows = {row["name"]: row["formula"] for row in explain(spec_of("llama-tiny"), setup)}
+    assert rows["attention adapters"] == "adapted layers · (rank·d_model + n_heads·head_dim·rank)"
+    assert "2·d_model·context·rank" in rows["attention[layer (part 0)] adapters forward"]
 
 
 def test_what_a_layer_keeps_is_explained_by_its_dimensions():

@@ -98,7 +98,6 @@ def flops_by_step(folder):
     [
         ("mlm", {"freeze": ("embedding*",)}, 0),
         ("mlm", {"train": ("head*",)}, 0),
-        ("mlm", {"train": ("blocks.1.*",)}, 0),
         ("mlm", {"lora": Lora(rank=2)}, 0),
         ("next_token", {"freeze": ("embedding*",)}, 3),
         ("next_token", {"lora": Lora(rank=3, on=("ffn",))}, 1 + 2 * 2 / 3),  # nothing before the first ffn trains

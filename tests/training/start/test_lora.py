@@ -377,7 +377,7 @@ def test_an_adapter_states_its_own_fields_and_others_are_refused(tmp_path, refus
     assert err == ""
     assert f"{2 * 3 * len(model.blocks)} tensors in its files are adapters of the " in " ".join(out.split())
     assert run(["stats", str(folder), "max_seq_len=64"]) == 0
-    said = "a part of it was trained, and it is priced as one that trains as a whole (without overrides, --explain and"
+    said = "a part of it was trained, and it is priced as one that trains as a whole (without overrides and --verify"
     assert f"zoo: note: {folder}: {said}" in " ".join(capsys.readouterr().err.split())
 
 

@@ -19,6 +19,7 @@ from zoo.analysis.explain.memory import Memory
 from zoo.analysis.explain.parameters import list_parameter_lines
 from zoo.analysis.explain.roofline import Roofline
 from zoo.analysis.explain.terms import trace_spec
+from zoo.analysis.explain.tuned import list_tuned_lines, trace_tuned
 from zoo.costs.price import price
 from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import Setup
@@ -36,8 +37,11 @@ def explain(spec: Priced, setup: Setup | None = None, figures: Mapping[str, Any]
     figures = price(spec, setup) if figures is None else figures
     model = trace_spec(spec)
     table = tabulate(model)
-    lines = [*list_parameter_lines(table), *Flops(table, setup).lines(), *list_cache_lines(model, setup)]
-    lines += Memory(spec, model, setup, figures).lines()
+    tuned = trace_tuned(model, setup)
+    lines = list_parameter_lines(table)
+    lines += [] if tuned is None else list_tuned_lines(tuned, figures)
+    lines += [*Flops(table, setup, tuned).lines(), *list_cache_lines(model, setup)]
+    lines += Memory(spec, model, setup, figures, tuned).lines()
     lines += Roofline(spec, setup, figures).lines() if "roofline" in figures else []
     for line in lines:
         _check(line, figures)

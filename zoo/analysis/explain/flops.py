@@ -13,8 +13,10 @@ from typing import Any
 from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component
 from zoo.analysis.explain.parameters import ComponentFormula, list_component_formulas
 from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
+from zoo.analysis.explain.tuned import SEQUENCE, TOKEN, add_partial_training
 from zoo.costs.flops import (
     CONVENTIONS,
+    MEASURED,
     PassFlops,
     SequenceFlops,
     count_training,
@@ -27,10 +29,8 @@ from zoo.costs.flops import (
 from zoo.costs.pairs import Look
 from zoo.costs.rows import AttentionRow, CostTable, PartRow
 from zoo.costs.setup import Setup
+from zoo.costs.tuning import TunedModel
 from zoo.spec import LOGITS
-
-TOKEN = "FLOP a token"
-SEQUENCE = "FLOP"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def list_core_formulas(table: CostTable) -> Iterator[CoreFormula]:
 class Flops:
     """Write the lines on FLOPs from the rows of a traced model, by the set-up's convention."""
 
-    def __init__(self, table: CostTable, setup: Setup) -> None:
+    def __init__(self, table: CostTable, setup: Setup, tuned: TunedModel | None = None) -> None:
+        self.tuned = tuned if tuned is not None and tuned.partly and setup.convention in MEASURED else None
         self.sheet, self.table, self.model, self.setup = Sheet("FLOPs"), table, table.spec, setup
         self.convention = setup.convention
         self.context = name_number("context", setup.tokens(self.model))
@@ -165,6 +166,8 @@ class Flops:
     def _per_token(self, passed: PassFlops) -> None:
         mean = "the mean over a sequence's tokens"
         self.sheet.add("forward", round(passed.whole / term(self.context)), TOKEN, mean, "flops.forward")
+        if self.tuned is not None:
+            return add_partial_training(self.sheet, self.tuned, self.setup, passed.whole)
         documents, recompute = self.setup.documents(self.model), self.setup.recompute
         whole = SequenceFlops(self.table, self.setup.tokens(self.model), self.convention, recompute, documents)
         layers = symbol("forward of those layers", int(whole.count_again()))

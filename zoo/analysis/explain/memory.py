@@ -21,6 +21,7 @@ from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths
 from zoo.costs.train_peak import STAYS, StepMemory, count_loss, find_head
 from zoo.costs.transient import GenerationShape, measure_peaks
+from zoo.costs.tuning import TunedModel
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
@@ -40,11 +41,15 @@ BYTES = "bytes"
 class Memory:
     """Write the lines on memory for one model and set-up."""
 
-    def __init__(self, spec: Priced, model: Priced, setup: Setup, figures: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spec: Priced, model: Priced, setup: Setup, figures: Mapping[str, Any], tuned: TunedModel | None = None
+    ) -> None:
         self.spec, self.model, self.setup, self.figures = spec, model, setup, figures
+        self.traced, self.tuned = tuned, setup.tune(spec)  # how the run tunes the traced model, and the model
+        self.trained = model if tuned is None else tuned.spec
         self.found = figures["memory"]
         self.sheet = Sheet("Memory")
-        self.marked = mark_layers(spec, setup.recompute)
+        self.marked = mark_layers(spec if self.tuned is None else self.tuned.spec, setup.recompute)
         self.context, self.batch = name_number("context", setup.tokens(model)), name_number("batch", setup.batch)
         self.loops = bool(list_looping(spec.towers().values()))
         self.split = symbol("tp", setup.tp) * symbol("cp", setup.cp)
@@ -66,17 +71,26 @@ class Memory:
     def _states(self) -> None:
         """Add the weights, gradients and optimizer states of the fullest rank."""
         stage, self.held = fullest(self.spec, self.setup), states(self.spec, self.setup)
-        rows, found, why = list_state_rows(stage.pieces, self.setup), self.held, PRECISIONS[self.setup.precision]
+        tuned, found, why = self.tuned, self.held, PRECISIONS[self.setup.precision]
+        pieces = stage.pieces if tuned is None else tuned.list_own(stage.pieces)
+        trained = [each for each in (pieces if tuned is None else tuned.trained(stage.pieces)) if each.learns]
+        rows = list_state_rows(pieces, self.setup, trained)
         source = "total" if self.setup.ranks == 1 else "of the fullest rank, before ZeRO"
         whole = self.sheet.add("parameters", found["parameters"], "parameters", source)
 
         def trace(row: StateRow) -> Term:
             count = row.elements
-            elements = whole if count == whole.number else symbol(f"parameters, ZeRO {self.setup.zero}", count)
+            name = f"parameters, ZeRO {self.setup.zero}" if self.setup.zero else "parameters that train"
+            if count != found["learning"] and not self.setup.zero:
+                name = "parameters in this dtype"
+            elements = whole if count == whole.number else symbol(name, count)
             values = row.values if row.values == 1 and row is not rows.get("states") else symbol("values", row.values)
             return StateRow(elements, symbol("bytes of each", row.width), values).bytes
 
-        weights = self.sheet.add("weights", trace(rows["weights"]), BYTES, why, "memory.weights")
+        made = trace(rows["weights"])
+        if tuned is not None and tuned.held:
+            made = made + symbol("frozen weights as they are stored", tuned.held)
+        weights = self.sheet.add("weights", made, BYTES, why, "memory.weights")
         self.sheet.add("gradients", trace(rows["gradients"]), BYTES, why, "memory.gradients")
         copy = self.sheet.add("master", trace(rows["master"]), BYTES, "fp32 copy of weights", "memory.master")
         made, how = term(found["optimizer"] + found["offloaded"] - found["master"]), "counted tensor by tensor"
@@ -101,8 +115,9 @@ class Memory:
         """Trace the sections of a pass. Their bytes are Traced, or plain numbers if a layer loops over the sequence,
         because each iteration would add a term."""
         context, batch = (int(self.context), int(self.batch)) if self.loops else (self.context, self.batch)
-        marked = self.marked if self.loops else mark_layers(self.model, self.setup.recompute)
-        return list_sections(marked, shape_pass(self.setup, context, batch))
+        marked = self.marked if self.loops else mark_layers(self.trained, self.setup.recompute)
+        tuned = self.tuned if self.loops else self.traced
+        return list_sections(marked, shape_pass(self.setup, context, batch)._replace(model=tuned))
 
     def _kept(self, name: str, section: Section) -> Number:
         """Add the saved bytes of a section, with a line for each of its components."""
@@ -154,7 +169,7 @@ class Memory:
     def _count(self, where: str, kind: str, count: int) -> Term:
         if read_every(self.setup.recompute):
             return symbol("layers", count)
-        whole = count_layers(self.model.towers()[where], kind)
+        whole = count_layers(self.trained.towers()[where], kind)
         return whole if whole.value == count else symbol("layers of the stage", count)
 
     # ---------------------------------------------------------------- the update, the loss, and peaks
@@ -166,8 +181,9 @@ class Memory:
         made, why = term(found), f"temporaries of {self.setup.optimizer}, counted tensor by tensor"
         if found and found % width.number == 0:
             count = found // width.number
-            if count == self.held["parameters"]:
-                made, why = symbol("parameters", count) * width, "a temporary for each parameter (foreach)"
+            if count == self.held["learning"]:
+                name = "parameters" if count == self.held["parameters"] else "parameters that train"
+                made, why = symbol(name, count) * width, "a temporary for each parameter (foreach)"
             elif self.setup.optimizer in PASSING:
                 times = symbol("temporaries", PASSING[self.setup.optimizer])
                 largest = symbol("elements of the largest tensor", count // times.number)
@@ -192,7 +208,7 @@ class Memory:
     def _train_peak(self, passes: Mapping[str, Section], activations: StageActivations) -> None:
         where = self.found["peak_at"]
         plain = {name: section._replace(**_untraced(section)) for name, section in passes.items()}
-        moments = StepMemory(self.marked, self.setup, plain, self.held, activations.bytes).list_moments()
+        moments = StepMemory(self.marked, self.setup, plain, self.held, activations.bytes, self.tuned).list_moments()
         why = f"activations and gradients in the backward pass of the {where}"
         if where == "step":
             why = "while weights are updated"
