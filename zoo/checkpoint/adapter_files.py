@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from zoo.checkpoint import parallel_checkpoint
+from zoo.checkpoint.base_identity import identify_base, is_base, resolve_base
 from zoo.checkpoint.gguf import find
 from zoo.checkpoint.headers import check_tensors
-from zoo.checkpoint.manifest import MANIFEST, hash_text, identify, is_verified, recall_hash
+from zoo.checkpoint.manifest import is_verified
 from zoo.checkpoint.stored import StoredTensors
 from zoo.errors import CheckpointError, short
-from zoo.families.described import CONFIG, read_json
-from zoo.runs import ADAPTERS, ARCHITECTURE, WEIGHTS
+from zoo.families.described import read_json
+from zoo.runs import ADAPTERS, WEIGHTS
 from zoo.spec import table
 from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.printable import quote, shorten
@@ -32,9 +33,6 @@ T = TypeVar("T")
 
 PLAN = "adapter.json"
 FILES = (PLAN, ADAPTERS)
-
-STATED = (ARCHITECTURE, CONFIG, "model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""The files of a folder that say what its tensors are."""
 
 
 class PlanFile(JsonShape):
@@ -167,20 +165,8 @@ def check_weights(folder: Path, spec: WholeSpec) -> None:
 def choose_base(weights: str | Path) -> tuple[str, str]:
     """Find the model that a run with adapters starts from: its folder (of a run, the newest checkpoint), or its GGUF
     file; and its hash."""
-    path = Path(weights).expanduser()
-    base = (path if path.is_file() else find(path)).absolute()
+    base = resolve_base(weights)
     return str(base), identify_base(base)
-
-
-def identify_base(path: Path) -> str:
-    """Hash what a model's weights are computed from: a GGUF file, a checkpoint by its manifest, or the architecture and
-    tensor files of a folder; other files there may change. Raises OSError."""
-    if path.is_file():
-        return recall_hash(path)
-    if (path / MANIFEST).is_file():
-        return identify(path)
-    read = (each for each in sorted(path.iterdir()) if each.name in STATED or each.suffix in (".safetensors", ".bin"))
-    return hash_text(json.dumps({each.name: recall_hash(each) for each in read if each.is_file()}))
 
 
 def refuse_to_replace_base(folder: Path, out: Path) -> None:
@@ -200,7 +186,7 @@ def find_base(plan: Adapters, folder: Path) -> Path:
     base, where = Path(plan.base), f"{folder / PLAN}: the adapters are for {shorten(plan.base)}, "
     try:
         there = base.exists()
-        if there and is_verified() and identify_base(base) != plan.hash:
+        if there and plan.hash is not None and is_verified() and not is_base(base, plan.hash):
             found = "which has other weights now"
             raise CheckpointError(f"{where}{found} (those that the run began with; --no-verify reads it as it is)")
     except (OSError, ValueError) as error:

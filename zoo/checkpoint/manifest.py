@@ -153,16 +153,28 @@ def recall_hash(file: Path) -> str:
     """
     found = file.stat()
     key = hash_text(f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}")
-    note = find_cache_folder() / "hashes" / key
-    if found.st_size >= WORTH and note.is_file() and re.fullmatch(r"[0-9a-f]{32}", known := note.read_text().strip()):
+    if found.st_size >= WORTH and (known := recall_note(key)) is not None:
         return known
     made, later = hash_file(file), file.stat()
     unchanged = (found.st_mtime_ns, found.st_ctime_ns) == (later.st_mtime_ns, later.st_ctime_ns)
     if found.st_size >= WORTH and unchanged and time.time() - found.st_ctime > RACE:
-        with suppress(OSError):  # a cache folder that cannot be written
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_text(note, made)
+        write_note(key, made)
     return made
+
+
+def recall_note(key: str) -> str | None:
+    """Recall the hash (128 bits, in hex) that was noted under a key in the cache folder; None if there is none."""
+    note = find_cache_folder() / "hashes" / key
+    known = note.read_text().strip() if note.is_file() else ""
+    return known if re.fullmatch(r"[0-9a-f]{32}", known) else None
+
+
+def write_note(key: str, made: str) -> None:
+    """Note a hash under a key in the cache folder, if that can be written."""
+    note = find_cache_folder() / "hashes" / key
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, made)
 
 
 # ---------------------------------------------------------------- a JSON file with its own hash

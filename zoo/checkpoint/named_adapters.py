@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import parallel_checkpoint
-from zoo.checkpoint.adapter_files import check_weights, choose_base, read_plan, read_tensors
+from zoo.checkpoint.adapter_files import check_weights, read_plan, read_tensors
+from zoo.checkpoint.base_identity import is_base
 from zoo.checkpoint.finding import find
+from zoo.checkpoint.likeness import list_spec_differences
 from zoo.checkpoint.manifest import is_verified, verify
 from zoo.errors import ConfigError, refuse
+from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
 from zoo.spec import Linear, tensors
 
@@ -38,12 +41,11 @@ def add_adapters(model: Any, base: str | Path, folders: Mapping[str, str | Path]
     experts and of weights that are also read as plain tensors. Raises CheckpointError for a broken folder."""
     from zoo.run.served_adapters import ServedAdapters
 
-    _, known = choose_base(base)
     plans = {name: (find(folder), read_plan(find(folder))) for name, folder in folders.items()}
     faults = [
         f"adapters: {name}: {folders[name]} {fault}"
         for name, (folder, plan) in plans.items()
-        for fault in _find_faults(model, base, known, folder, plan)
+        for fault in _find_faults(model, base, folder, plan)
     ]
     refuse(faults)
     served = ServedAdapters(model)
@@ -53,7 +55,7 @@ def add_adapters(model: Any, base: str | Path, folders: Mapping[str, str | Path]
     model.__dict__["served"] = served
 
 
-def _find_faults(model: Any, base: str | Path, known: str, folder: Path, plan: Adapters | None) -> Iterator[str]:
+def _find_faults(model: Any, base: str | Path, folder: Path, plan: Adapters | None) -> Iterator[str]:
     """Find the reasons why requests cannot choose an adapter, each in words that follow its folder."""
     if plan is None:
         yield "has no adapters (a checkpoint of a run with lora=…, or peft's)"
@@ -63,8 +65,10 @@ def _find_faults(model: Any, base: str | Path, known: str, folder: Path, plan: A
         return
     check_weights(folder, model.spec)
     verify(folder)
-    if is_verified() and plan.hash != known:
+    if is_verified() and not is_base(base, plan.hash):
         yield f"is for {plan.base}, and {base} has other weights (the model that it began with)"
+    if differences := list_spec_differences(read_spec(folder), model.spec):
+        yield f"is for another architecture than {base}, {differences[0]} (the model that it began with)"
     parts = {name.removesuffix(".weight"): part for name, part, _ in tensors(model.spec, model.spec.d_model)}
     for path in plan.paths:
         part = parts.get(path)

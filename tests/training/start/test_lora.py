@@ -21,7 +21,7 @@ from support.gguf_files import TOKENS, write_gguf
 from support.quantised_storage import int8
 from support.tiny_models import model_of, spec_of
 from zoo import grammar
-from zoo.checkpoint import adapter_files, manifest, store
+from zoo.checkpoint import base_identity, manifest, store
 from zoo.cli import run
 from zoo.data import DataSettings
 from zoo.errors import CheckpointError, ConfigError
@@ -300,18 +300,18 @@ def test_a_bases_hash_is_recalled_until_its_file_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "WORTH", 100)
     base, counted, hashed = save_llama(tmp_path / "hf"), [], manifest.hash_file
     monkeypatch.setattr(manifest, "hash_file", lambda file: counted.append(file.name) or hashed(file))
-    first = adapter_files.identify_base(base)
-    assert adapter_files.identify_base(base) == first
+    first = base_identity.identify_base(base)
+    assert base_identity.identify_base(base) == first
     assert counted.count("model.safetensors") == 2  # written just now: its times may not tell of another writing
     monkeypatch.setattr(manifest, "RACE", 0)
     counted.clear()
     for _ in range(3):
-        assert adapter_files.identify_base(base) == first
+        assert base_identity.identify_base(base) == first
     assert counted.count("model.safetensors") == 1
     weights = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     os.utime(base / "model.safetensors", ns=(0, 0))
-    assert adapter_files.identify_base(base) != first
+    assert base_identity.identify_base(base) != first
 
 
 def test_a_checkpoint_of_an_older_version_has_all_weights_and_needs_no_base(tmp_path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
 from zoo.checkpoint.adapter_files import choose_base, load_adapter, read_plan, read_tensors
+from zoo.checkpoint.base_identity import is_base
 from zoo.checkpoint.finding import find
 from zoo.checkpoint.held_base import hold_base, measure_held, open_base, refuse_quantised
 from zoo.checkpoint.parallel_checkpoint import fill_pieces, locate
@@ -207,7 +208,7 @@ def describe_other_base(weights: str, adapter: str) -> str | None:
     """Say that adapters were trained for other weights than those beside them; None if they are their base, or if the
     adapters state none."""
     plan = read_plan(find(adapter))
-    if plan is None or plan.base is None or plan.hash in (None, choose_base(weights)[1]):
+    if plan is None or plan.hash is None or is_base(weights, plan.hash):
         return None
     return (
         f"lora.adapter: {adapter} was trained over {plan.base}, and {weights} has other weights (weights={plan.base})"
