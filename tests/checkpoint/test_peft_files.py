@@ -89,6 +89,14 @@ def test_what_pefts_format_cannot_hold_is_refused_by_name(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_no_published_family_is_refused_in_one_line(tmp_path, refused):
+    folder = store.save_model(adapted(model_of(["attention=differential"]), ("attention",)), tmp_path / "own")
+    (line,) = refused("convert", str(folder), str(tmp_path / "out"), "--to", "peft")
+    assert line.startswith(f"{folder}: peft's format needs the names of a published family, and none fits: layers.att")
+    assert line.endswith("; and 2 more (--to hf merges the adapters, for the classes of zoo.hf)")
+    assert run(["convert", str(folder), str(tmp_path / "out"), "--to", "hf", "--no-verify"]) == 0
+
+
 OPENED = """
 import sys, torch, transformers, peft
 base, adapter, ids, out, kind, rows = sys.argv[1:]

@@ -93,7 +93,7 @@ def _hash_tensors(stored: StoredTensors) -> str:
         tensor = stored[name]
         found.update(f"{name} {[*tensor.shape] or [1]}".encode())  # shards store scalars as [1]
         for part in tensor.reshape(-1).split(HASHED):
-            found.update(_widen(part).contiguous().view(torch.uint8).numpy())
+            found.update(_widen(part).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

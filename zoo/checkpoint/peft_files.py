@@ -13,7 +13,7 @@ from zoo.checkpoint.adapter_files import read_plan, read_tensors
 from zoo.checkpoint.conversion import Entry, Transpose
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors
-from zoo.checkpoint.peft_reading import MAGNITUDES, PREFIX, SETTINGS, TENSORS
+from zoo.checkpoint.peft_reading import MAGNITUDES, PREFIX, SETTINGS, TENSORS, find_published
 from zoo.checkpoint.stored import refuse_nonfinite
 from zoo.checkpoint.tensor_files import refuse_to_replace, write_tensors
 from zoo.disk import replace_folder
@@ -46,7 +46,7 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
     if plan is None:
         raise CheckpointError(f"{folder}: has no adapters (a checkpoint of a run with lora=…, or --to hf)")
     spec = read_spec(folder)
-    body = _find_body(spec, plan)
+    body = _find_body(folder, spec, plan)
     laid = map_tensors(spec, body)
     entries = [each for each in laid if {_path_of(name) for name in each.ours} & {*plan.paths}]
     entries = [each for each in entries if each.ours[0].endswith(".weight")]
@@ -106,13 +106,13 @@ def _convert(entry: Entry, own: StoredTensors) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, each.contiguous()) for name, each in zip(entry.theirs, made, strict=True))
 
 
-def _find_body(spec: WholeSpec, plan: Adapters) -> Body:
+def _find_body(folder: Path, spec: WholeSpec, plan: Adapters) -> Body:
     """Find the Hugging Face model that has the tensors' names: of the class of the folder that the adapters are for,
     unless that is gone or the head is another."""
     if plan.base is not None and (Path(plan.base) / CONFIG).is_file():
         with suppress(FitsNoFamily):
             return find_config(spec, hf.open_folder(Path(plan.base))[0])[1]
-    return find_config(spec)[1]
+    return find_published(spec, folder, "--to hf merges the adapters, for the classes of zoo.hf")
 
 
 def _path_of(name: str) -> str:

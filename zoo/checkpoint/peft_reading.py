@@ -23,9 +23,9 @@ from zoo.checkpoint.manifest import write_manifests
 from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.tensor_files import TensorReader, read_header, write_tensors
 from zoo.disk import replace_folder
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, FitsNoFamily
+from zoo.families.described import CONFIG, find_peft_base, read_json
 from zoo.families.described import PEFT as SETTINGS
-from zoo.families.described import find_peft_base, read_json
 from zoo.grammar.saved import read_spec, write_spec
 from zoo.lazy import torch
 from zoo.paths import find_cache_folder
@@ -36,6 +36,7 @@ from zoo.untrusted.printable import list_first, quote, shorten
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.families.body import Body
     from zoo.run.adapters import Adapters
 
 TENSORS = "adapter_model.safetensors"
@@ -105,9 +106,20 @@ def _open_base(base: Path) -> tuple[Any, tuple[Entry, ...]]:
     """Open the Spec of a base, and the entries that map the tensors of its Hugging Face model to ours."""
     if (base / ARCHITECTURE).is_file():
         spec = read_spec(base)
-        return spec, tuple(map_tensors(spec, find_config(spec)[1]))
+        return spec, tuple(map_tensors(spec, find_published(spec, base, "another base, or an adapter of zoo's own")))
     source = hf.open_folder(base)[0]
     return source.spec, tuple(map_tensors(source.spec, source.body))
+
+
+def find_published(spec: Any, folder: Path, cure: str) -> Body:
+    """Find the published model whose names peft's format gives a Spec's tensors. Raises FitsNoFamily, in one line with
+    a `cure`, if no family describes the Spec."""
+    try:
+        return find_config(spec)[1]
+    except FitsNoFamily as error:
+        more = f"; and {len(error.faults) - 1} more" if len(error.faults) > 1 else ""
+        found = f"peft's format needs the names of a published family, and none fits: {error.faults[0]}{more}"
+        raise FitsNoFamily(f"{folder}: {found} ({cure})") from None
 
 
 class PeftModule(NamedTuple):
