@@ -9,20 +9,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import zoo
-from support.adapted_models import over
+from support.adapted_models import over, save_llama
 from support.packaged_specs import make_loud
+from support.quantised_storage import quantise_folder
 from support.request_schedules import find_faults, make_schedule
 from support.tiny_generators import KINDS, make
 from zoo.checkpoint import store
 from zoo.checkpoint.quantised.bitsandbytes import FourBit
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
-from zoo.errors import ConfigError
+from zoo.errors import CheckpointError, ConfigError
 from zoo.run.adapters import Adapters, attach_adapters, split_adapters
-from zoo.run.held_weights import HeldWeight, hold_weight
+from zoo.run.held_weights import HeldWeight, hold_weight, list_held_weights
 from zoo.run.served_adapters import ServedAdapters
 from zoo.training.start.lora import list_products
 
@@ -156,6 +158,23 @@ def test_the_base_is_in_memory_once_and_is_itself_outside_requests_that_name_an_
     path, product = next(iter(served.served.named["one"].items()))
     own, merged = (each.get_submodule(path).weight for each in (plain, zoo.load(folders["one"], "fp32")))
     assert_close(own.float() + product.b.float() @ product.a.float(), merged, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_quantised_base_is_held_as_it_is_stored_and_computes_what_it_computes_alone(method, tmp_path):
+    base = quantise_folder(save_llama(tmp_path / "base", torch.float16, hidden_size=64, intermediate_size=96), method)
+    plain = zoo.load(base)
+    folders = {name: over(base, adapt(plain, 3, seed), tmp_path / name) for seed, name in enumerate(("one", "two"))}
+    served, whole = zoo.load(base, adapters=folders), zoo.load(base, "fp16", adapters=folders)
+    stored = load_file(base / "model.safetensors").items()
+    packed = sum(each.nbytes for name, each in stored if "_proj" in name)
+    assert sum(each.nbytes for each in list_held_weights(served)) == packed
+    assert not any(each.ndim > 1 for name, each in served.named_parameters() if "blocks" in name)
+    for name in (None, "one", "two"):
+        assert generate(served, name) == generate(whole, name)
+    assert generate(served) == generate(plain) != generate(served, "one")
+    with pytest.raises(CheckpointError, match="model: holds weights as they are stored"):
+        zoo.export(served, tmp_path / "out", verify=False)
 
 
 # ---------------------------------------------------------------- the command line, and what is refused

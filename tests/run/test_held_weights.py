@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from torchao.quantization import NF4Tensor
 
 import zoo
-from support import quantised_storage
 from support.adapted_models import IDS, adapted, save_llama
 from support.memory_tracker import StorageTracker
+from support.quantised_storage import quantise_folder
 from support.tiny_models import model_of
 from support.tiny_runs import compose_run, write_corpus
 from zoo.checkpoint import adapter_files, store
@@ -74,29 +72,6 @@ def test_a_weight_of_odd_size_and_blocks_of_zeros_are_quantised():
 
 
 # ---------------------------------------------------------------- the products
-
-
-def quantise_folder(base, method):
-    """Store a folder's products in the layout of a method."""
-    quantise, settings = {
-        "gptq": (
-            lambda s: quantised_storage.gptq(s, 4, group=16),
-            {"quant_method": "gptq", "bits": 4, "group_size": 16},
-        ),
-        "awq": (lambda s: quantised_storage.awq(s, 16), {"quant_method": "awq", "bits": 4, "version": "gemm"}),
-        "nf4": (
-            lambda s: quantised_storage.four_bit(s, nested=True),
-            {"quant_method": "bitsandbytes", "load_in_4bit": True},
-        ),
-    }[method]
-    stored = {}
-    for name, each in load_file(base / "model.safetensors").items():
-        tensors = quantise(tuple(each.shape))[0] if "_proj" in name else {".weight": each}
-        stored |= {name.removesuffix(".weight") + end: tensor.contiguous() for end, tensor in tensors.items()}
-    save_file(stored, base / "model.safetensors")
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
-    return base
 
 
 def over_base(base, on=("attention", "ffn"), quantise=None):

@@ -10,6 +10,7 @@ import json
 import random
 
 import torch
+from safetensors.torch import load_file, save_file
 
 POSITIVE_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # OCP Microscaling Formats, 2023
 
@@ -179,3 +180,26 @@ def float4(shape: tuple[int, int], group: int, *, whole: str | None = None) -> S
     name = ".weight" if whole == ".weight_scale_2" else ".weight_packed"
     tensors = {name: torch.tensor(halves, dtype=torch.uint8), ".weight_scale": scales}
     return {**tensors, **({whole: torch.tensor([factor])} if whole else {})}, weight
+
+
+def quantise_folder(base, method):
+    """Store a folder's products in the layout of a method."""
+    quantise, settings = {
+        "gptq": (
+            lambda s: gptq(s, 4, group=16),
+            {"quant_method": "gptq", "bits": 4, "group_size": 16},
+        ),
+        "awq": (lambda s: awq(s, 16), {"quant_method": "awq", "bits": 4, "version": "gemm"}),
+        "nf4": (
+            lambda s: four_bit(s, nested=True),
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        ),
+    }[method]
+    stored = {}
+    for name, each in load_file(base / "model.safetensors").items():
+        tensors = quantise(tuple(each.shape))[0] if "_proj" in name else {".weight": each}
+        stored |= {name.removesuffix(".weight") + end: tensor.contiguous() for end, tensor in tensors.items()}
+    save_file(stored, base / "model.safetensors")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    return base

@@ -12,12 +12,16 @@ from zoo.checkpoint.base_identity import is_base
 from zoo.checkpoint.finding import find
 from zoo.checkpoint.likeness import list_spec_differences
 from zoo.checkpoint.manifest import is_verified, verify
+from zoo.checkpoint.stored import place_tensor
 from zoo.errors import ConfigError, refuse
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
-from zoo.spec import Linear, tensors
+from zoo.spec import Experts, Linear, tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zoo.checkpoint.stored import StoredModel
     from zoo.run.adapters import Adapters
 
 
@@ -32,6 +36,26 @@ def parse_adapters(pairs: list[str]) -> dict[str, str]:
             raise ConfigError(f"adapter: {name!r} is given twice (one folder each)")
         found[name] = folder
     return found
+
+
+def build_packed(stored: StoredModel, device: torch.device) -> nn.Module:
+    """Build the base of adapters on a device, in eval mode. Quantised matrices (GPTQ, AWQ, …) are held as they are
+    stored, unless they were opened in another dtype: each product dequantises its own, to what the model alone has."""
+    from zoo.run.builder import build
+    from zoo.run.held_weights import HeldWeight, hold_weight
+
+    model, parts = build(stored.spec, device="meta"), tensors(stored.spec, stored.spec.d_model)
+    products = {name for name, part, leaf in parts if leaf == "weight" and isinstance(part, Linear | Experts)}
+    for name, form in stored.tensors.forms.items():
+        packed = stored.tensors.find_packed(name) if name in products else None
+        if packed is None:
+            place_tensor(model, name, stored.tensors[name].to(device))
+        else:
+            held = {role: each.to(device) for role, each in packed.read().items()}
+            hold_weight(model.get_submodule(name.removesuffix(".weight")), HeldWeight(held, packed.decode, form.dtype))
+    if stored.source is not None:
+        model.source = stored.source  # type: ignore[assignment]
+    return model.eval()
 
 
 def add_adapters(model: Any, base: str | Path, folders: Mapping[str, str | Path]) -> None:
@@ -76,8 +100,14 @@ def _find_faults(model: Any, base: str | Path, folder: Path, plan: Adapters | No
             kind = "is also read as a plain weight" if isinstance(part, Linear) else "is of stacked experts"
             yield f"adapts {path}, which {kind} (zoo convert merges it)"
             break
-    own, held = parallel_checkpoint.open_weights(folder, mapped=False), model.state_dict()
-    changed = [each for each in plan.trained if not torch.equal(own[each].to(held[each]), held[each])]
+    own = parallel_checkpoint.open_weights(folder, mapped=False)
+    held = {name: _read_tensor(model, name) for name in plan.trained}
+    changed = [name for name, each in held.items() if not torch.equal(own[name].to(each), each)]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         yield f"has weights trained whole, {changed[0]}{more} (zoo convert merges them)"
+
+
+def _read_tensor(model: Any, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)  # type: ignore[no-any-return]

@@ -130,15 +130,18 @@ def load(
     Its own adapters are merged into its weights; `adapters` are folders of others over it, which stay beside them, so
     that each request of the engine chooses one by name (`zoo.checkpoint.named_adapters`).
 
-    `dtype` defaults to the file's. With `verify`, the files of a checkpoint of ours are first compared with its
-    manifest. Raises CheckpointError with a line for each fault, before any weight is read.
+    `dtype` defaults to the file's; without one, quantised weights under `adapters` are held as they are stored. With
+    `verify`, the files of a checkpoint of ours are first compared with its manifest. Raises CheckpointError with a line
+    for each fault, before any weight is read.
     """
     where = pick_device(device)
-    model = open_model(path, dtype, checked=verify).build(where)
-    if adapters:
-        from zoo.checkpoint.named_adapters import add_adapters
+    stored = open_model(path, dtype, checked=verify)
+    if not adapters:
+        return stored.build(where)
+    from zoo.checkpoint.named_adapters import add_adapters, build_packed
 
-        add_adapters(model, path, adapters)
+    model = build_packed(stored, where)
+    add_adapters(model, path, adapters)
     return model
 
 

@@ -98,11 +98,16 @@ class StoredModel:
 
     @classmethod
     def of(cls, model: Any) -> StoredModel:
-        """Wrap a built model. Raises CheckpointError for one with adapters, which only its checkpoint merges."""
+        """Wrap a built model. Raises CheckpointError for one with adapters, which only its checkpoint merges, and for
+        one that holds weights as they are stored."""
+        from zoo.run.held_weights import list_held_weights
+
         if getattr(model, "adapters", None) is not None:
             raise CheckpointError(
                 "model: has adapters beside its weights (zoo.load of a checkpoint of the run merges them)"
             )
+        if next(list_held_weights(model), None) is not None:
+            raise CheckpointError("model: holds weights as they are stored (zoo.load of its base alone has them whole)")
         held = model.state_dict()
         forms = {name: torch.empty_like(each, device="meta") for name, each in held.items()}
         return cls(model.spec, StoredTensors(forms, held.__getitem__), getattr(model, "source", None))
