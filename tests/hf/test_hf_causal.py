@@ -100,6 +100,10 @@ OWN = {
 }
 
 
+OFFLOADED = {name: OWN[name] for name in ("experts beside a delta rule", "latent attention")}
+OFFLOADED["a tied head"] = ("llama-tiny", ("vocab_size=61", "head={kind: lm, tied: true}"))
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_padded_rows_are_generated_as_zoo_generates_each_alone(name):
     model, twin = make(*OWN[name])
@@ -305,11 +309,30 @@ def test_a_device_map_of_one_device_changes_no_weight(name, how, tmp_path):
     )
 
 
-def test_a_device_map_of_several_devices_is_refused(tmp_path):
+@pytest.mark.parametrize("where", ("layers", "all", "by memory"))
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_offloaded_weights_compute_what_they_compute_in_memory(name, where, tmp_path):
+    model, _ = make(*OFFLOADED[name])
+    model.save_pretrained(tmp_path)
+    layers = {part: "disk" if part == "blocks" else "cpu" for part, _ in model.named_children()}
+    how = {"layers": layers, "all": {"": "disk"}, "by memory": "auto"}[where]
+    most = {"cpu": sum(each.nbytes for each in model.parameters()) // 2}
+    options = {"offload_folder": tmp_path / "off", "max_memory": most if where == "by memory" else None}
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=how, **options)
+    ids, mask = batch()
+    options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
+    away = [key for key, each in opened.named_parameters() if each.is_meta]
+    assert torch.equal(opened(ids, mask).logits, model(ids, mask).logits)
+    assert torch.equal(opened.generate(ids, **options), model.generate(ids, **options))
+    assert away == [key for key, each in opened.named_parameters() if each.is_meta]
+    assert len(away) >= sum(1 for key, _ in model.named_parameters() if "blocks.1" in key) > 0
+
+
+def test_a_device_map_with_several_devices_that_compute_is_refused(tmp_path):
     make("llama-tiny", SIZE)[0].save_pretrained(tmp_path)
-    spread = {"embedding": "cpu", "blocks": "disk", "norm": "cpu", "head": "cpu"}
+    spread = {"embedding": "cpu", "position": "cpu", "blocks": "meta", "norm": "cuda:1", "head": "disk"}
     with pytest.raises(
-        ConfigError, match="device_map: puts the model on cpu, disk, and a model of ours is whole on one"
+        ConfigError, match="device_map: computes on cuda:1, meta, and the masks and positions of a pass"
     ):
         AutoModelForCausalLM.from_pretrained(tmp_path, device_map=spread, offload_folder=tmp_path / "off")
 

@@ -100,7 +100,8 @@ class ZooCache(transformers.Cache):
     def _allocate(self, batch: int, source: int) -> Cache:
         """Allocate a cache. Rows with a source are not read by page table, which knows no padding of sources."""
         paged = False if source else None
-        return Cache.allocate(self.model, batch, self.capacity, source=source, paged=paged)
+        where = self.model.device
+        return Cache.allocate(self.model, batch, self.capacity, source=source, device=where, paged=paged)
 
     def run(
         self, forward: Callable[..., Passed], ids: Tensor, mask: Tensor | None, keep: int | None, **memory: Any

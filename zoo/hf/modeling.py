@@ -24,6 +24,7 @@ from zoo.hf.attention_interface import KERNEL_OF, OWN, InterfaceLayers
 from zoo.hf.config import ZooConfig
 from zoo.hf.embedded_input import read_input
 from zoo.hf.generation_cache import ZooCache, can_crop
+from zoo.hf.offloaded import find_device, load_by_component, make_wrappable
 from zoo.model.init import initialise
 from zoo.run.layer import Borrowed, Layer, LinearModule, Model
 from zoo.run.recompute import set_recompute
@@ -137,12 +138,15 @@ class ZooPreTrainedModel(PreTrainedModel):
             asked = {name: each for name, each in options.items() if name not in DTYPES}
             config, left = ZooConfig.from_pretrained(path, return_unused_kwargs=True, **asked)
             options = {**left, **kept}
-        if cls.fit(config.spec, config) == config.spec:
-            return super().from_pretrained(path, *given, config=config, **options)
         asked = options.pop("output_loading_info", False)
-        options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        found: Any = super().from_pretrained(path, *given, config=config, **options)
+        options |= {"output_loading_info": True}
+        if cls.fit(config.spec, config) == config.spec:
+            found: Any = super().from_pretrained(path, *given, config=config, **options)
+            load_by_component(found[0])
+            return found if asked else found[0]
+        found = super().from_pretrained(path, *given, config=config, ignore_mismatched_sizes=True, **options)
         model, info = found
+        load_by_component(model)
         head = {name: each for name, each in model.state_dict().items() if re.match(HEAD, name)}
         if odd := [name for name, *_ in info["mismatched_keys"] if name not in head]:
             raise CheckpointError(f"{path}: {odd[0]} has another shape than its config says (the files of one model)")
@@ -159,12 +163,14 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, files: Any, load_config: Any, **how: Any) -> Any:  # type: ignore[override]
-        """Read the weights. Raises ConfigError for a device_map with several devices, chosen or given."""
-        devices = {str(device) for device in (load_config.device_map or {}).values()}
-        if len(devices) > 1 or "disk" in devices:
-            found = f"puts the model on {', '.join(sorted(devices))}"
-            raise ConfigError(f"device_map: {found}, and a model of ours is whole on one device (the name of one)")
+        """Read the weights. Raises ConfigError for a device_map with several devices that compute, chosen or given."""
+        make_wrappable(model, load_config.device_map)
         return PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, **how)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model computes on."""
+        return find_device(self)
 
     # ------------------------------------------------------------ embeddings
 
