@@ -33,6 +33,11 @@ SIZES = {
     **{"num_attention_heads": 4, "max_position_embeddings": 64},
 }
 MARKS = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+MODERN = {**SIZES, **MARKS, "num_hidden_layers": 4, "local_attention": 8}
+NAMES = ("bad", "fair", "good")
+THREE = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
+KEYED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
+BOTH_WAYS = {**KEYED, "num_hidden_layers": 6, "sliding_window": 16, "query_pre_attn_scalar": 16}
 EURO = {
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -52,7 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "XLMRoberta": ("ForMaskedLM", {**OFFSET, "type_vocab_size": 1}, "bert"),
     "DistilBert": ("Model", DISTIL, "bert"),
     "NomicBert": ("Model", {**SIZES, "head_dim": 16}, "nomic-bert"),
-    "ModernBert": ("Model", {**SIZES, **MARKS, "num_hidden_layers": 4, "local_attention": 8}, "modern-bert"),
+    "ModernBert": ("Model", MODERN, "modern-bert"),
     "EuroBert": ("Model", {**SIZES, **EURO}, "eurobert"),
     "JinaEmbeddingsV3": ("Model", {**SIZES, "head_dim": 16}, "jina-bert-v3"),
     "T5 with a scaled head": ("ForConditionalGeneration", T5, "t5"),
@@ -60,6 +65,16 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "UMT5": ("ForConditionalGeneration", GATED, "t5"),
     "MT5": ("ForConditionalGeneration", GATED, "t5"),
     "T5 encoder": ("EncoderModel", T5, "t5encoder"),
+    "Gemma3Text both ways": ("Model", {**BOTH_WAYS, "use_bidirectional_attention": True}, "gemma-embedding"),
+    "Bert reranker": ("ForSequenceClassification", {**SIZES, "num_labels": 1}, "bert"),
+    "Roberta classifier": ("ForSequenceClassification", {**OFFSET, **THREE}, "bert"),
+    "ModernBert reranker": ("ForSequenceClassification", {**MODERN, "num_labels": 1}, "modern-bert"),
+    "ModernBert of means": (
+        "ForSequenceClassification",
+        {**MODERN, **THREE, "classifier_pooling": "mean"},
+        "modern-bert",
+    ),
+    "Qwen3 classifier": ("ForSequenceClassification", {**KEYED, **THREE, "pad_token_id": 0}, "qwen3"),
 }
 
 
@@ -91,11 +106,18 @@ def test_a_model_that_was_written_and_read_gives_the_references_values(tmp_path,
     written = write(tmp_path / "hf", tmp_path / "a.gguf", verify=False)
     assert written.architecture == CASES[case][2]
     ids = torch.arange(2, 42)[None]
+    in_rows = "Classification" in CASES[case][0]
     more = {"decoder_input_ids": ids[:, :9]} if "ForConditional" in CASES[case][0] else {}
     with torch.inference_mode():
         theirs = reference(ids, **more, output_hidden_states=True)
         ours = zoo.load(tmp_path / "a.gguf")(ids, **more)
-    assert_close(*((ours.logits, theirs.logits) if more else (ours.hidden, theirs.hidden_states[-1])))
+    assert_close(*((ours.logits, theirs.logits) if more or in_rows else (ours.hidden, theirs.hidden_states[-1])))
+    if in_rows:
+        said = {
+            name.partition(".")[2]: entry.contents()
+            for name, entry in gguf.GGUFReader(tmp_path / "a.gguf").fields.items()
+        }
+        assert said["pooling_type"] == 4 and said["classifier.output_labels"] == [*reference.config.id2label.values()]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -105,7 +127,13 @@ def test_llama_cpp_gives_its_values(tmp_path, case):
     compared = write(tmp_path / "hf", tmp_path / "a.gguf").compared
     difference = float(compared.split("largest difference ")[1].split()[0])
     size = float(compared.rpartition(" ")[2].strip(")"))
-    exact = case in ("NomicBert", "EuroBert", "T5 with a scaled head", "T5 encoder")  # others: a table of GELU
+    exact = case in (
+        "NomicBert",
+        "EuroBert",
+        "T5 with a scaled head",
+        "T5 encoder",
+        "Qwen3 classifier",
+    )  # others: a table of GELU
     assert difference < (2e-5 if exact else 2e-2) * size
 
 

@@ -278,7 +278,19 @@ ALONE = {"num_key_value_heads": None, "head_dim": None}
     ("config", "model", "changes", "fault"),
     [
         ("Olmo3Config", "Olmo3ForCausalLM", {"sliding_window": 8}, "--to gguf: olmo3 is not written (one of: llama, "),
-        ("LlamaConfig", "LlamaForSequenceClassification", {}, "score.weight: has no tensor; llama"),
+        ("LlamaConfig", "LlamaForSequenceClassification", {}, "head: is kind 'sequence', where llama.cpp has none"),
+        (
+            "Qwen3Config",
+            "Qwen3ForSequenceClassification",
+            {"num_labels": 1},
+            "head: has one output, and llama.cpp gives",
+        ),
+        (
+            "DistilBertConfig",
+            "DistilBertForSequenceClassification",
+            {**ALONE, "intermediate_size": None},
+            "--to gguf: distilbert with a head of kind 'sequence' is not written (one of: qwen3, bert, modern-bert)",
+        ),
         ("ElectraConfig", "ElectraModel", ALONE, "--to gguf: electra is not written (one of: llama, "),
         ("BertConfig", "BertForTokenClassification", ALONE, "head: is kind 'token', which is not written to GGUF"),
     ],

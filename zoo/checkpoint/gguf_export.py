@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.gguf.tensors import lay_keys, require_gguf, to_gguf_name
-from zoo.checkpoint.gguf.unpacking import POOLINGS, unpack
+from zoo.checkpoint.gguf.unpacking import POOLINGS, RANK, unpack
 from zoo.checkpoint.gguf_vocabulary import describe_vocabulary, open_tokenizer
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.likeness import list_spec_differences
-from zoo.checkpoint.llama_cpp_form import restate
+from zoo.checkpoint.llama_cpp_form import find_row_head, restate
 from zoo.checkpoint.llama_cpp_logits import compare_with_llama_cpp
 from zoo.checkpoint.mapping import find_entries
 from zoo.checkpoint.stored import StoredModel
@@ -50,6 +50,9 @@ LEAST = 1e-7
 
 WRITER = "zoo.writer"
 """The entry of metadata that marks a file as written here."""
+
+ROW_HEAD = "cls.output"
+"""The tensor of logits of whole rows, which some architectures have."""
 
 EXACT = ("ffn_gate_inp", "position_embd", "token_types", "ssm_conv1d", "shortconv.conv")
 """Tensors that llama.cpp needs in float32, beside vectors and norms."""
@@ -112,11 +115,12 @@ def save(
     _refuse_to_replace(out, model, force)
     model, left_out = restate(model.refuse_nonfinite())
     layout = lay_out(model, kind)
-    numbers = {name: number for number, name in POOLINGS.items()}
+    numbers = {name: number for number, name in {**POOLINGS, RANK: "rank"}.items()}
+    pooling = "rank" if find_row_head(model.spec) else pooling
     if pooling in numbers:
         layout.metadata[f"{layout.architecture}.pooling_type"] = numbers[pooling]
     left_out += [f"pooling ({pooling})"] * (pooling not in ("", *numbers)) + ["dense layers"] * dense
-    layout.metadata.update(describe_vocabulary(folder, model.spec.vocab_size))
+    layout.metadata.update({**describe_vocabulary(folder, model.spec.vocab_size), **layout.metadata})
     layout.metadata.update(_describe_file(out, kind))
     out.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(out) as draft:
@@ -166,12 +170,23 @@ def lay_out(model: StoredModel, kind: str) -> Layout:
                     f"{fault}; {name}, an architecture of llama.cpp's, cannot describe this" for fault in error.faults
                 ]
     if not faults:
-        found, known = tried[-1][0]["model_type"], ", ".join(read_catalogue()["written"])
-        raise ConfigError(f"--to gguf: {found} is not written (one of: {known})")
-    raise ConfigError(*faults[:8])
+        found, known = tried[-1][0]["model_type"], read_catalogue()["written"]
+        head = find_row_head(spec)
+        found, known = (f"{found} with a head of kind '{head.kind}'", _list_headed()) if head else (found, known)
+        raise ConfigError(f"--to gguf: {found} is not written (one of: {', '.join(known)})")
+    raise ConfigError(*[*dict.fromkeys(faults)][:8])
+
+
+def _list_headed() -> list[str]:
+    """List the architectures of which llama.cpp computes logits of whole rows."""
+    rows = read_catalogue()["architectures"].items()
+    return [name for name, row in rows if ROW_HEAD in ((row or {}).get("names") or {}).values()]
 
 
 def _lay_out_as(architecture: str, config: Mapping[str, Any], body: Body, model: StoredModel, kind: str) -> Layout:
+    head = find_row_head(model.spec)
+    if head and architecture not in (known := _list_headed()):
+        raise ConfigError(f"head: is kind '{head.kind}', where llama.cpp has none (with one: {', '.join(known)})")
     start = GGUFFile(Path(f"{architecture}.gguf"), {"general.architecture": architecture}, {})
     entries, lost = find_entries(model.spec, lay_keys(body, start))
     if lost:
@@ -192,6 +207,8 @@ def _lay_out_as(architecture: str, config: Mapping[str, Any], body: Body, model:
     metadata.setdefault(f"{architecture}.vocab_size", model.spec.vocab_size)
     if model.spec.kind == "encoder":  # llama.cpp adds the first type's vector to each token
         metadata["tokenizer.ggml.token_type_count"] = kinds.get("token_types.weight", ("", (1,)))[1][0]
+    if head and head.skip_id is not None:
+        metadata["tokenizer.ggml.padding_token_id"] = head.skip_id
     layout = Layout(architecture, metadata, named, kinds, find_factors(config, metadata, architecture))
     _check_header(layout, model)
     return layout

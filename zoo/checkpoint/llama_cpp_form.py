@@ -12,38 +12,54 @@ from zoo.grammar import to_dict
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.head import ROOT, LMHead, NoHead
 from zoo.model.position.absolute import Learned
+from zoo.model.task_head import RowHead
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.checkpoint.stored import WholeSpec
     from zoo.model.tower import Tower
 
     Change = Callable[[Tensor], Tensor]
+
+
+def find_row_head(spec: WholeSpec) -> RowHead | None:
+    """Find the head by which llama.cpp gives logits of whole rows (a classifier's, a reranker's); None for no such."""
+    head = None if isinstance(spec, EncoderDecoder) else spec.head
+    return head if isinstance(head, RowHead) else None
 
 
 def restate(model: StoredModel) -> tuple[StoredModel, list[str]]:
     """Restate an encoder or an encoder-decoder as llama.cpp has it; a decoder is returned as it is. Also returns the
     names of the parts that are left out.
 
-    llama.cpp's encoders give hidden states: a head and a pooler are left out. A table of positions begins at position
+    llama.cpp's encoders give hidden states, or the logits of a head that reads rows: other heads and a pooler are left
+    out, and every token has the first type, also in a second text. A table of positions begins at position
     0: RoBERTa's rows before it, which only padding reads, are left out. T5's tied head scales logits by 1/√d_model,
     mT5's does not, and a file with a tied head does not tell: the head becomes a matrix of its own, with the scale in
-    it, as llama.cpp scales nothing. Raises ConfigError for an encoder with the head of a task.
+    it, as llama.cpp scales nothing. Raises ConfigError for an encoder with a head that reads single tokens for a task,
+    and for a decoder with one number for a row: llama.cpp takes the softmax of a decoder's logits.
     """
     spec = model.spec
     if isinstance(spec, EncoderDecoder):
         return _scale_head(model, spec), []
     if spec.causal:
+        if spec.head.reads_rows and spec.head.n_logits == 1:
+            raise ConfigError("head: has one output, and llama.cpp gives a decoder's as probabilities (two classes)")
         return model, []
-    if spec.head.reads_text:
-        raise ConfigError(f"head: is kind '{spec.head.kind}', which is not written to GGUF (mlm or none)")
-    has = {"head": spec.head.kind != "none", "pooler": spec.pooler is not None}
-    return _keep_hidden_states(model, spec), [name for name, is_there in has.items() if is_there]
+    if spec.head.reads_text and not spec.head.reads_rows:
+        would = "mlm, none, sequence or regression"
+        raise ConfigError(f"head: is kind '{spec.head.kind}', which is not written to GGUF ({would})")
+    has = {"head": spec.head.kind != "none" and not spec.head.reads_rows, "pooler": spec.pooler is not None}
+    has["token types but the first"] = spec.head.reads_rows and (getattr(spec.embedding, "n_types", None) or 1) > 1
+    return _restate_encoder(model, spec), [name for name, is_there in has.items() if is_there]
 
 
-def _keep_hidden_states(model: StoredModel, tower: Tower) -> StoredModel:
-    kept = {name: form for name, form in model.tensors.forms.items() if name.split(".")[0] not in ("head", "pooler")}
-    spec, changes = replace(tower, head=NoHead(vocab_size=tower.vocab_size), pooler=None), {}
+def _restate_encoder(model: StoredModel, tower: Tower) -> StoredModel:
+    head = tower.head if tower.head.reads_rows else NoHead(vocab_size=tower.vocab_size)
+    left = ("pooler",) if tower.head.reads_rows else ("head", "pooler")
+    kept = {name: form for name, form in model.tensors.forms.items() if name.split(".")[0] not in left}
+    spec, changes = replace(tower, head=head, pooler=None), {}
     if isinstance(tower.position, Learned) and tower.position.offset:
         offset, position = tower.position.offset, replace(tower.position, offset=0, skip_id=None)
         spec = type(tower).parse(_exchange(to_dict(spec), to_dict(tower.position), to_dict(position)))

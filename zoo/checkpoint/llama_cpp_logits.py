@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo.checkpoint.llama_cpp_form import find_row_head
 from zoo.checkpoint.stored import StoredModel
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
@@ -24,7 +25,8 @@ import sys, llama_cpp, numpy
 kind, file, out, *ids = sys.argv[1:]
 ids = [int(each) for each in ids]
 room = {"n_ctx": 64, "n_batch": 64, "n_threads": 1, "type_k": 0, "type_v": 0, "flash_attn": False, "logits_all": True}
-model = llama_cpp.Llama(file, verbose=False, embedding=kind == "encoder", pooling_type=0, **room)
+embedding, pooling = kind in ("encoder", "rows"), 4 if kind == "rows" else 0
+model = llama_cpp.Llama(file, verbose=False, embedding=embedding, pooling_type=pooling, **room)
 
 def run(how, ids):
     held = (llama_cpp.llama_token * len(ids))(*ids)  # the batch points into it
@@ -36,6 +38,10 @@ def read(how, rows, width):
 if kind == "decoder":
     model.eval(ids)
     found = model.scores[: len(ids)]
+elif kind == "rows":
+    run(llama_cpp.llama_decode, ids)
+    count = llama_cpp.llama_model_n_cls_out(model.model)
+    found = read(lambda context: llama_cpp.llama_get_embeddings_seq(context, 0), 1, count)
 elif kind == "encoder":
     run(llama_cpp.llama_encode, ids)
     found = read(llama_cpp.llama_get_embeddings, len(ids), model.n_embd())
@@ -60,29 +66,40 @@ with quantised weights rounds activations to 8; a wrong weight or a wrong positi
 
 
 def compare_with_llama_cpp(model: StoredModel, file: Path) -> str:
-    """Compare the logits of a GGUF file, read here in float32, with llama.cpp's; of an encoder the hidden states.
-    Returns the result in words. Raises CheckpointError if llama.cpp does not load the file, or if values differ."""
+    """Compare the logits of a GGUF file, read here in float32, with llama.cpp's; of an encoder without a head the
+    hidden states. Returns the result in words. Raises CheckpointError if llama.cpp does not load the file, or if values
+    differ."""
     if find_spec("llama_cpp") is None:
         return "not read by llama.cpp (pip install llama-cpp-python)"
     spec = model.spec
+    kind = "rows" if find_row_head(spec) else spec.kind
     count = min(PROBE, spec.max_seq_len)
     ids = torch.arange(count) * 7 % spec.vocab_size
     start = torch.tensor([spec.start_id]) if isinstance(spec, EncoderDecoder) else ids[:0]
-    theirs = _run_llama_cpp(file, spec.kind, torch.cat((start, ids)).tolist())
-    with torch.inference_mode():
-        more = {"decoder_input_ids": torch.cat((start, ids))[None]} if len(start) else {}
-        out = model.build(torch.device("cpu"))(ids[None], **more)
-    name, found = ("hidden states", out.hidden) if spec.kind == "encoder" else ("logits", out.logits)
-    ours = found[0].float()
+    theirs = _run_llama_cpp(file, kind, torch.cat((start, ids)).tolist())
+    name, ours = _compute(model, kind, ids[None], start[None])
     largest, size = float((ours - theirs[:, : ours.shape[1]]).abs().max()), float(ours.abs().max())
     if not largest <= CLOSE * size:
         raise CheckpointError(f"{file}: llama.cpp gives other {name}, with a difference of {largest:.2g} of {size:.2g}")
-    one = "hidden value" if spec.kind == "encoder" else "logit"
-    return f"llama.cpp gives the {name} of {count} tokens, largest difference {largest:.1e} (largest {one} {size:.1f})"
+    return f"llama.cpp gives the {name} of {count} tokens, largest difference {largest:.1e} (largest value {size:.2g})"
+
+
+def _compute(model: StoredModel, kind: str, ids: Tensor, start: Tensor) -> tuple[str, Tensor]:
+    """Compute what llama.cpp gives for the tokens [1, T], and name it."""
+    more = {"decoder_input_ids": torch.cat((start, ids), 1)} if start.numel() else {}
+    with torch.inference_mode():
+        out = model.build(torch.device("cpu"))(ids, **more)
+    if kind == "encoder":
+        return "hidden states", out.hidden[0].float()
+    logits = out.logits.float()
+    if kind != "rows":
+        return "logits", logits[0]
+    is_causal = model.spec.kind == "decoder"  # llama.cpp then takes the softmax
+    return ("probabilities", logits.softmax(-1)) if is_causal else ("row's logits", logits)
 
 
 def _run_llama_cpp(file: Path, kind: str, ids: Sequence[int]) -> Tensor:
-    """Run llama.cpp in a fresh process: logits [T, V], of an encoder hidden states [T, D]."""
+    """Run llama.cpp in a fresh process: logits [T, V] or, of a row, [1, C]; of an encoder hidden states [T, D]."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:

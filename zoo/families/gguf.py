@@ -62,14 +62,18 @@ def describe_gguf(found: GGUFFile) -> dict[str, Any]:
     with _faults_of(found):
         fields = Reads(_gather_fields(found))
         config = _read_config(found, fields, row)
+        architecture = _evaluate(row.get("architecture"), fields)
         _refuse_unread(found, fields, row)
     kind = family_of_config(config, str(found.file))
     ids = {name: found.metadata.get(f"tokenizer.ggml.{key}") for name, key in SPECIAL.items()}
     ends = [found.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     ids["eos_token_id"] = list(dict.fromkeys(each for each in ends if each is not None))  # type: ignore[assignment]
     config |= {name: each for name, each in ids.items() if each not in (None, [])}
-    architecture = row.get("architecture") or next(iter(kind.architectures))
-    return {**config, "architectures": [architecture], "dtype": PLAIN.get(found.kind, "bfloat16")}
+    return {
+        **config,
+        "architectures": [architecture or next(iter(kind.architectures))],
+        "dtype": PLAIN.get(found.kind, "bfloat16"),
+    }
 
 
 @contextmanager

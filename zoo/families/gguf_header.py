@@ -148,6 +148,8 @@ ARCHITECTURE: dict[str, Any] = {
     **dict.fromkeys(("expert_weights_scale", "attention.max_alibi_bias"), Number),
     "rope.scaling.original_context_length": Count,
     "rope.scaling.type": str,
+    "classifier.output_labels": Texts,
+    "classifier.pooling_type": Count,
 }
 """Types of the architecture's entries, by name without the architecture's prefix. The types of other entries are
 checked by the expressions that read them."""
@@ -195,7 +197,7 @@ def read_gguf(file: Path, *, texts: bool = False) -> GGUFFile:
     """Read the header of a GGUF file, and of its other parts if it is split. Raises CheckpointError if one is faulty or
     missing.
 
-    Lists of texts (a vocabulary) are read only with `texts`; otherwise an Unread stands for each.
+    The vocabulary's lists of texts are read only with `texts`; otherwise an Unread stands for each.
     """
     first = _read_part(file, texts)
     count = first.metadata.get("split.count") or 1
@@ -322,7 +324,7 @@ class _Header:
             self.refuse("is a list of lists (of numbers or texts)")
         if inner != TEXT:
             return list(self.take(f"<{count}{self.scalar(inner)}"))
-        if self.texts:
+        if self.texts or not self.at.startswith("tokenizer."):
             return [self.text(LISTED_BYTES) for _ in range(count)]
         for _ in range(count):
             self.skip_text(LISTED_BYTES)

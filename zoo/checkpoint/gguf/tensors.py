@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from zoo.checkpoint.quantised.base import fill_rows
 from zoo.checkpoint.tensor_files import NAMES, Header, Packed
 from zoo.errors import CheckpointError, ConfigError
 from zoo.families.body import Body
-from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture
+from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture, read_catalogue
 from zoo.lazy import torch
 from zoo.untrusted.printable import shorten
 
@@ -118,18 +118,26 @@ def name_in_gguf(name: str, found: GGUFFile) -> str:
     the translated name."""
     if name in found.tensors:
         return name
-    names = _name_map(found.architecture, int(found.metadata.get(f"{found.architecture}.block_count", 0)))
-    tried = (name, name.partition(".")[2])  # the table lists some classes' names without their prefix
-    mapped = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in tried)
-    return next((each for each in mapped if each in found.tensors), name)
+    layers = int(found.metadata.get(f"{found.architecture}.block_count", 0))
+    return next((each for each in _translate(name, found.architecture, layers) if each in found.tensors), name)
 
 
 def to_gguf_name(name: str, architecture: str, layers: int) -> str | None:
     """Translate a tensor's Hugging Face name to llama.cpp's, for writing; None if it has none. A name of a layer that
     the catalogue states is llama.cpp's own."""
+    return next(_translate(name, architecture, layers), name if name.startswith("blk.") else None)
+
+
+def _translate(name: str, architecture: str, layers: int) -> Iterator[str]:
+    """Yield llama.cpp's names of a tensor: the catalogue's (`names`), then the package's. Each lists some classes'
+    names without their prefix."""
+    own = (read_catalogue()["architectures"][architecture] or {}).get("names") or {}
     names = _name_map(architecture, layers)
-    tried = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in (name, name.partition(".")[2]))
-    return next(filter(None, tried), name if name.startswith("blk.") else None)
+    tried = (name, name.partition(".")[2])
+    for stem, _, leaf in (each.rpartition(".") for each in tried):
+        if stem in own:
+            yield f"{own[stem]}.{leaf}"
+    yield from filter(None, (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in tried))
 
 
 @functools.cache

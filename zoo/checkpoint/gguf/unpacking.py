@@ -28,6 +28,9 @@ VERSION = 3
 POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 """llama.cpp's numbers of the ways to make one vector of hidden states, with Zoo's names."""
 
+RANK = 4
+"""llama.cpp's number for the logits of a row."""
+
 
 class Pointer(JsonShape):
     """The content of POINTER: the path of the GGUF file."""

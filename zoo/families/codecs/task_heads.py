@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.families.binding import bind
+from zoo.families.binding import TwoWay, bind
 from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec
 from zoo.untrusted.printable import quote
 
@@ -80,4 +80,7 @@ class RowHeadCodec(Codec):
         return {**found, **write_labels(names), "problem_type": "regression"}
 
 
-FUNCTIONS |= {"labels": Labels(), "row_head": RowHeadCodec()}
+NUMBERED = TwoWay(lambda names: write_labels(names)["id2label"], lambda found: [list(found.values())])
+"""`numbered(names)`: a list of labels as a config's `id2label`."""
+
+FUNCTIONS |= {"labels": Labels(), "row_head": RowHeadCodec(), "numbered": NUMBERED}
