@@ -245,6 +245,38 @@ def test_the_tokenizer_goes_along(tmp_path, kind, capsys):
             assert model.tokenize(text.encode(), special=True) == made.encode(text).ids
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+
+
+def test_llama_cpp_opens_a_file_as_the_page_says(tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    for name, case in (("OUT", "Llama"), ("ENCODER", "Roberta")):
+        made = make_tokenizer(tmp_path / name, "byte-level")
+        fields = {**SIZES, **(ALONE if case == "Roberta" else {}), "vocab_size": made.get_vocab_size()}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        torch.manual_seed(0)
+        kind = transformers.LlamaForCausalLM if case == "Llama" else transformers.RobertaModel
+        model = kind(getattr(transformers, f"{case}Config")(**fields))
+        for parameter in model.parameters():
+            parameter.data += torch.randn_like(parameter) * 0.1
+        model.save_pretrained(tmp_path / name)
+        stored = store.open_model(tmp_path / name, None, mapped=False)
+        gguf_export.save(
+            stored, tmp_path / f"{name}.gguf", tmp_path / name, "f32", pooling="mean" * (case == "Roberta")
+        )
+    monkeypatch.chdir(tmp_path)
+    (block,) = (each for each in PAGE.read_text("utf-8").split("```python\n") if each.startswith("from llama_cpp"))
+    found: dict[str, Any] = {}
+    exec(block.partition("```")[0], found)
+    ids = torch.tensor([made.encode("hello").ids])
+    wanted = zoo.generate(zoo.load("OUT.gguf"), ids, max_new_tokens=8, temperature=0, stop_ids=[2])[0, ids.shape[1] :]
+    ends = wanted.tolist().index(2) if 2 in wanted else 8
+    assert found["text"].encode("ascii", "ignore") == made.decode(wanted[:ends].tolist()).encode("ascii", "ignore")
+    assert found["answer"]["choices"][0]["message"]["role"] == "assistant"
+    ours = zoo.embed("ENCODER.gguf", ["A man is eating.", "Someone dines."])
+    assert np.abs(np.array(found["vectors"]) - np.asarray(ours)).max() < 2e-3
+
+
 @pytest.mark.filterwarnings("ignore:.*the model is read without its tokenizer")
 def test_what_cannot_be_written_is_refused_before_there_is_a_file(tmp_path, capsys):
     make("Llama", tmp_path / "hf")
