@@ -23,6 +23,8 @@ from support.logit_bounds import assert_close
 from support.packaged_specs import one_in
 from support.reference_folders import run
 from zoo.checkpoint import gguf_export, store
+from zoo.checkpoint.sentence_files import write_modules
+from zoo.data.tokenizer import spell_bytes
 
 gguf = pytest.importorskip("gguf", reason="needs gguf (the extra of that name)")
 from support.converted_gguf_files import convert_case, make_case  # noqa: E402
@@ -65,7 +67,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "UMT5": ("ForConditionalGeneration", GATED, "t5"),
     "MT5": ("ForConditionalGeneration", GATED, "t5"),
     "T5 encoder": ("EncoderModel", T5, "t5encoder"),
-    "Gemma3Text both ways": ("Model", {**BOTH_WAYS, "use_bidirectional_attention": True}, "gemma-embedding"),
+    "Gemma3Text both ways": (
+        "Model",
+        {**BOTH_WAYS, "vocab_size": 257, "use_bidirectional_attention": True},
+        "gemma-embedding",
+    ),
     "Bert reranker": ("ForSequenceClassification", {**SIZES, "num_labels": 1}, "bert"),
     "Roberta classifier": ("ForSequenceClassification", {**OFFSET, **THREE}, "bert"),
     "ModernBert reranker": ("ForSequenceClassification", {**MODERN, "num_labels": 1}, "modern-bert"),
@@ -151,6 +157,29 @@ def test_the_file_is_the_one_that_llama_cpps_converter_writes(tmp_path, case):
             ("scaling.type", "classifier.pooling_type")
         ):  # of no effect
             assert ours.fields[name].contents() == pytest.approx(entry.contents()), name
+
+
+def test_dense_layers_behind_the_pooling_of_embedding_gemma_go_along(tmp_path, capsys):
+    """Two matrices, as EmbeddingGemma has them: the file's vectors are the folder's, here and in llama.cpp."""
+    folder, out = tmp_path / "hf", tmp_path / "a.gguf"
+    make("Gemma3Text both ways", folder)
+    vocab = {token: number for number, token in enumerate([*spell_bytes(), "he"])}
+    made = tokenizers.Tokenizer(models.BPE(vocab, [("h", "e")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.save(str(folder / "tokenizer.json"))
+    matrices = [torch.randn(96, 64) / 8, torch.randn(64, 96) / 8]
+    write_modules(folder, ("mean",), 64, 64, matrices)
+    verify = "--verify" if find_spec("llama_cpp") else "--no-verify"
+    code, said, error = run(capsys, "convert", folder, out, "--to", "gguf", verify)
+    assert code == 0 and "without its" not in said, error
+    texts = ["A man is eating.", "Someone dines."]
+    ours, read = (np.asarray(zoo.embed(str(each), texts)) for each in (folder, out))
+    assert np.abs(ours - read).max() < 1e-5
+    stored = {each.name: np.array(each.data) for each in gguf.GGUFReader(out).tensors}
+    assert np.array_equal(stored["dense_3.weight"], matrices[1].numpy())
+    if find_spec("llama_cpp"):
+        model = import_module("llama_cpp").Llama(str(out), embedding=True, verbose=False)
+        assert np.abs(ours - np.array(model.embed(texts, normalize=True))).max() < 2e-3
 
 
 @pytest.mark.skipif(

@@ -342,6 +342,10 @@ def test_a_tokenizer_that_gguf_has_no_form_of_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(node))
     with pytest.raises(zoo.CheckpointError, match="pre_tokenizer: splits a text as no architecture"):
         describe_vocabulary(tmp_path, 400)
+    node["model"]["merges"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(node))
+    with pytest.raises(zoo.CheckpointError, match="merges: are none"):
+        describe_vocabulary(tmp_path, 400)
     node["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(node))
     with pytest.raises(zoo.CheckpointError, match="model: is WordLevel, which is not written to GGUF"):

@@ -10,12 +10,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.conversion import Entry
+from zoo.checkpoint.gguf.dense_layers import describe_dense, name_dense
 from zoo.checkpoint.gguf.tensors import lay_keys, require_gguf, to_gguf_name
 from zoo.checkpoint.gguf.unpacking import POOLINGS, RANK, unpack
 from zoo.checkpoint.gguf_vocabulary import describe_vocabulary, open_tokenizer
@@ -61,13 +62,14 @@ EXACT = ("ffn_gate_inp", "position_embd", "token_types", "ssm_conv1d", "shortcon
 @dataclass(frozen=True)
 class Layout:
     """What a GGUF file of a model has: architecture, metadata, the entries that give its tensors with their names,
-    the ggml type and shape of each tensor, and the factors of rotary frequencies."""
+    the ggml type and shape of each tensor, the factors of rotary frequencies, and the dense layers behind a pooling."""
 
     architecture: str
     metadata: dict[str, Any]
     entries: list[tuple[Entry, list[str]]]
     kinds: dict[str, tuple[str, tuple[int, ...]]]
     factors: dict[str, list[float]]
+    dense: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,14 @@ def save(
     kind: str | None = None,
     *,
     pooling: str = "",
-    dense: bool = False,
+    dense: Sequence[Tensor] | None = (),
     force: bool = False,
     verify: bool = True,
 ) -> Written:
     """Write a GGUF file with the tokenizer of `folder`; matrices as the ggml type `kind`, else as the model's dtype.
     The `pooling` of a folder of sentence-transformers is stated in the file if llama.cpp has it, mean, cls or last;
-    another one, and layers behind it (`dense`), are left out, as `Written` says.
+    another one is left out, and so are the layers behind it (None, or their matrices: `dense`) unless the architecture
+    has them, as `Written` says.
 
     The file appears when the draft, read back, has the same tensors and token ids (`compare`), and with `verify` in
     llama.cpp, if it is installed, the same logits: that needs memory for the model. Raises ConfigError for
@@ -119,7 +122,7 @@ def save(
     pooling = "rank" if find_row_head(model.spec) else pooling
     if pooling in numbers:
         layout.metadata[f"{layout.architecture}.pooling_type"] = numbers[pooling]
-    left_out += [f"pooling ({pooling})"] * (pooling not in ("", *numbers)) + ["dense layers"] * dense
+    left_out += [f"pooling ({pooling})"] * (pooling not in ("", *numbers)) + _add_dense(layout, model, kind, dense)
     layout.metadata.update({**describe_vocabulary(folder, model.spec.vocab_size), **layout.metadata})
     layout.metadata.update(_describe_file(out, kind))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +131,17 @@ def save(
         compared = compare(model, layout, draft, folder, verify)
     widened = sum(stated == "F16" for stated, _ in layout.kinds.values()) if kind not in PLAIN else 0
     return Written(layout.architecture, kind, widened, compared, left_out)
+
+
+def _add_dense(layout: Layout, model: StoredModel, kind: str, dense: Sequence[Tensor] | None) -> list[str]:
+    """Add the dense layers behind the pooling to the layout. Returns the name of what is left out, if they are."""
+    named = name_dense(layout.architecture, model.spec.d_model, dense)
+    layout.dense.update(named)
+    layout.kinds.update(
+        {name: (_choose_kind(name, (*each.shape,), kind), (*each.shape,)) for name, each in named.items()}
+    )
+    layout.metadata.update(describe_dense(layout.architecture, named))
+    return [] if named or dense == () or dense == [] else ["dense layers"]
 
 
 def _describe_file(out: Path, kind: str) -> dict[str, Any]:
@@ -289,6 +303,7 @@ def _list_theirs(model: StoredModel, layout: Layout) -> Iterator[tuple[str, Tens
     for entry, names in layout.entries:
         ours = [model.tensors[name].float() for name in entry.ours]
         yield from zip(names, entry.to_theirs(ours), strict=True)
+    yield from layout.dense.items()
 
 
 # ---------------------------------------------------------------- read back
@@ -309,7 +324,7 @@ def compare(model: StoredModel, layout: Layout, file: Path, folder: Path, verify
         largest = max(_measure_error(model, found, layout, entry, names) for entry, names in layout.entries)
         error = f"within {largest:.1e} of a tensor's largest value" if largest else "equal"
         texts = _compare_ids(folder, unpacked) if (folder / "tokenizer.json").is_file() else 0
-        logits = compare_with_llama_cpp(found, file) if verify else "not read by llama.cpp"
+        logits = compare_with_llama_cpp(found, file, layout.dense.values()) if verify else "not read by llama.cpp"
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     ids = f"the same ids of {texts} texts" if texts else "no text, as it has no tokenizer.json"

@@ -123,6 +123,8 @@ def _find_split(node: Mapping[str, Any], file: Path) -> str:
 
 
 def _describe_byte_level(node: Any, made: Mapping[str, Any], places: Mapping[str, int], file: Path) -> dict[str, Any]:
+    if not node["model"]["merges"]:  # llama.cpp opens no such vocabulary without them
+        raise CheckpointError(f"{file}: model.merges: are none, so cannot be written to GGUF (data.tokenizer=bpe)")
     return {"pre": _find_split(node, file), "merges": [" ".join(_pair(each)) for each in node["model"]["merges"]]}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +65,10 @@ CLOSE = 0.1
 with quantised weights rounds activations to 8; a wrong weight or a wrong position changes logits by more than half."""
 
 
-def compare_with_llama_cpp(model: StoredModel, file: Path) -> str:
+def compare_with_llama_cpp(model: StoredModel, file: Path, dense: Iterable[Tensor] = ()) -> str:
     """Compare the logits of a GGUF file, read here in float32, with llama.cpp's; of an encoder without a head the
-    hidden states. Returns the result in words. Raises CheckpointError if llama.cpp does not load the file, or if values
-    differ."""
+    hidden states, after the matrices `dense`. Returns the result in words. Raises CheckpointError if llama.cpp does not
+    load the file, or if values differ."""
     if find_spec("llama_cpp") is None:
         return "not read by llama.cpp (pip install llama-cpp-python)"
     spec = model.spec
@@ -78,6 +78,8 @@ def compare_with_llama_cpp(model: StoredModel, file: Path) -> str:
     start = torch.tensor([spec.start_id]) if isinstance(spec, EncoderDecoder) else ids[:0]
     theirs = _run_llama_cpp(file, kind, torch.cat((start, ids)).tolist())
     name, ours = _compute(model, kind, ids[None], start[None])
+    for matrix in dense:
+        ours = ours @ matrix.float().T
     largest, size = float((ours - theirs[:, : ours.shape[1]]).abs().max()), float(ours.abs().max())
     if not largest <= CLOSE * size:
         raise CheckpointError(f"{file}: llama.cpp gives other {name}, with a difference of {largest:.2g} of {size:.2g}")

@@ -7,17 +7,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from zoo.checkpoint.beside import MODULES
+from zoo.checkpoint.tensor_files import SINGLE, write_tensors
 from zoo.errors import CheckpointError
 from zoo.families.described import read_json
 from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
 from zoo.untrusted.printable import shorten
 from zoo.untrusted.stated_paths import find_inside
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROMPTS, LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
@@ -100,13 +104,14 @@ def _find_module(folder: Path, stated: str, place: str) -> Path:
     return find_inside(folder, stated, place) if stated else folder
 
 
-def write_modules(out: Path, poolings: Sequence[str], width: int, limit: int) -> None:
-    """Write the files of a model whose vectors are pooled from states of `width` numbers and scaled to length 1. A text
-    has at most `limit` tokens."""
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+def write_modules(out: Path, poolings: Sequence[str], width: int, limit: int, dense: Sequence[Tensor] = ()) -> None:
+    """Write the files of a model whose vectors are pooled from states of `width` numbers, multiplied by the matrices
+    `dense`, and scaled to length 1. A text has at most `limit` tokens."""
+    kinds = ["Pooling", *["Dense"] * len(dense), "Normalize"]
+    paths = {"": "Transformer", **{f"{number}_{kind}": kind for number, kind in enumerate(kinds, 1)}}
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for index, (path, kind) in enumerate(kinds.items())
+        for index, (path, kind) in enumerate(paths.items())
     ]
     pooled = {"word_embedding_dimension": width, **{flag: name in poolings for name, flag in POOLINGS.items()}}
     pooled["include_prompt"] = True
@@ -116,10 +121,20 @@ def write_modules(out: Path, poolings: Sequence[str], width: int, limit: int) ->
         LIMITS: {"max_seq_length": limit, "do_lower_case": False},
         "1_Pooling/config.json": pooled,
     }
-    (out / "2_Normalize").mkdir()
+    for path in list(paths)[2:]:
+        (out / path).mkdir()
+    for number, matrix in enumerate(dense, 2):
+        files = {**files, f"{number}_Dense/config.json": _describe_dense(matrix)}
+        write_tensors({"linear.weight": matrix}, out / f"{number}_Dense" / SINGLE)
     for name, value in files.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _describe_dense(matrix: Tensor) -> dict[str, Any]:
+    """Make the config.json of a dense layer without a bias and an activation."""
+    sizes = {"in_features": matrix.shape[1], "out_features": matrix.shape[0], "bias": False}
+    return {**sizes, "activation_function": "torch.nn.modules.linear.Identity"}
 
 
 def read_settings(file: Path, shape: type[JsonShape]) -> dict[str, Any]:

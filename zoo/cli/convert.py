@@ -139,8 +139,8 @@ def _write_gguf(stored: StoredModel, out: Path, folder: Path, ggml: str | None, 
 
     pipeline = read_pipeline(folder) if (folder / beside.MODULES).is_file() else None
     pooling = " and ".join(pipeline.pooled.names) if pipeline else ""
-    behind = {"pooling": pooling, "dense": pipeline is not None and bool(pipeline.layers)}
-    made = gguf_export.save(stored, out, folder, ggml, **behind, force=force, verify=verify)
+    dense = pipeline.list_matrices() if pipeline else ()
+    made = gguf_export.save(stored, out, folder, ggml, pooling=pooling, dense=dense, force=force, verify=verify)
     held, size = count_parameters(stored.spec)["total"], report.format_size(out.stat().st_size)
     print(f"written: {out}, {held:,} parameters as {made.describe()}, {size}")
     print(f"verified: {made.compared}")

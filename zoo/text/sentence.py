@@ -108,6 +108,13 @@ class SentencePipeline:
         made = [layer.weights["linear.weight"].shape[0] for layer in self.layers if layer and layer.activation]
         return made[-1] if made else hidden * len(self.pooled.names)
 
+    def list_matrices(self) -> list[Tensor] | None:
+        """List the matrices of the layers; None if one of them is no plain matrix (a bias, an activation, a skip
+        connection, a norm)."""
+        plain = [each for each in self.layers if each and each.activation == "Identity" and not each.residual]
+        found = [each.weights["linear.weight"] for each in plain if len(each.weights) == 1]
+        return found if len(found) == len(self.layers) else None
+
     def to(self, device: Device | str) -> SentencePipeline:
         """Return a copy with the layers' weights on a device."""
         return replace(self, layers=tuple(layer and layer.to(device) for layer in self.layers))

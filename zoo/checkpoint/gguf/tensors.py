@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.gguf.dense_layers import list_dense
 from zoo.checkpoint.quantised.base import fill_rows
 from zoo.checkpoint.tensor_files import NAMES, Header, Packed
 from zoo.errors import CheckpointError, ConfigError
@@ -59,6 +60,11 @@ class GGMLTensor:
         return fill_rows((stored[0], width), 1, dtype, rows).reshape(self.shape)
 
 
+def read_dense(found: GGUFFile) -> list[Tensor]:
+    """Read the matrices of the dense layers behind a pooling, in float32."""
+    return [GGMLTensor(_checked(found.tensors[name], name)).decode({}, torch.float32) for name in list_dense(found)]
+
+
 def lay_keys(body: Body, found: GGUFFile) -> Body:
     """Replace rows of the family's name map by the architecture's `keys` in conf/gguf.yaml, which undo what llama.cpp's
     converter changed. A row that is null there is dropped."""
@@ -72,12 +78,13 @@ def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str,
     """List the headers of a file's tensors, by their Hugging Face name if it is one of `names`, else by their GGUF
     name.
 
-    RoPE tables and layers of multi-token prediction are left out. Tensors in float32 stay float32, for the conversion
-    steps that follow; all others get `dtype`.
+    RoPE tables, dense layers behind a pooling and layers of multi-token prediction are left out. Tensors in float32
+    stay float32, for the conversion steps that follow; all others get `dtype`.
     """
     require_gguf()
     own = {name_in_gguf(name, found): name for name in names}
-    kept = {name: each for name, each in found.tensors.items() if name not in ROPE and not _is_ahead(name, found)}
+    apart = {*ROPE, *list_dense(found)}
+    kept = {name: each for name, each in found.tensors.items() if name not in apart and not _is_ahead(name, found)}
     return {own.get(name, name): _pack(each, name, dtype) for name, each in kept.items()}
 
 

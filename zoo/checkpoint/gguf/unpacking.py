@@ -9,7 +9,9 @@ import warnings
 from pathlib import Path
 
 from zoo import runs
+from zoo.checkpoint.gguf.dense_layers import list_dense
 from zoo.checkpoint.gguf.gguf_tokenizer import describe_tokenizer, make_tokenizer
+from zoo.checkpoint.gguf.tensors import read_dense
 from zoo.checkpoint.sentence_files import write_modules
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError
@@ -21,7 +23,7 @@ from zoo.untrusted.json_file import SETTINGS, JsonShape, read_json
 POINTER = "gguf.json"
 """Name of the file, in the unpacked folder, that states the GGUF file's path."""
 
-VERSION = 3
+VERSION = 4
 """Version of the unpacked files: a folder of an older version is made anew."""
 
 
@@ -80,7 +82,8 @@ def _write_pooling(found: GGUFFile, draft: Path) -> None:
         for name in ("embedding_length", "context_length", "pooling_type")
     )
     if pooling in POOLINGS and width and limit:
-        write_modules(draft, (POOLINGS[pooling],), width, limit)
+        dense = read_dense(found) if list_dense(found) else ()
+        write_modules(draft, (POOLINGS[pooling],), width, limit, dense)
 
 
 def _write_json(file: Path, node: object) -> None:

@@ -1,0 +1,45 @@
+"""Dense layers behind a sentence model's pooling in a GGUF file: two matrices without biases, as EmbeddingGemma has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoo.families.gguf import GGUFFile, read_catalogue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DENSE = ("dense_2", "dense_3")
+"""llama.cpp's names, by the numbers of sentence-transformers' folders 2_Dense and 3_Dense."""
+
+
+def has_dense(architecture: str) -> bool:
+    """Whether llama.cpp applies dense layers of this architecture."""
+    return bool((read_catalogue()["architectures"].get(architecture) or {}).get("dense"))
+
+
+def list_dense(found: GGUFFile) -> list[str]:
+    """List the dense layers' tensors in a file."""
+    names = [f"{name}.weight" for name in DENSE] if has_dense(found.architecture) else []
+    return [name for name in names if name in found.tensors]
+
+
+def name_dense(architecture: str, width: int, matrices: Sequence[Tensor] | None) -> Mapping[str, Tensor]:
+    """Name the matrices as tensors of a file; empty if llama.cpp has no place for them. It has one for two matrices, of
+    which the second gives vectors as wide as the model, `width`."""
+    if matrices is None or len(matrices) != len(DENSE) or not has_dense(architecture):
+        return {}
+    ends = matrices[0].shape[1], matrices[-1].shape[0]
+    return (
+        {f"{name}.weight": each for name, each in zip(DENSE, matrices, strict=True)} if ends == (width, width) else {}
+    )
+
+
+def describe_dense(architecture: str, named: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Make the metadata of dense layers: how many numbers each reads and gives."""
+    made = {}
+    for name, matrix in named.items():
+        start = f"{architecture}.{name.removesuffix('.weight')}_feat"
+        made |= {f"{start}_out": matrix.shape[0], f"{start}_in": matrix.shape[1]}
+    return made
