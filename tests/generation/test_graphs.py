@@ -26,6 +26,7 @@ from zoo.model.position import constants
 from zoo.run.cache_layout import choose_layout
 from zoo.run.capture import CudaRecorder, find_blocker
 from zoo.run.tensor_parallel import TensorSeam
+from zoo.sampling import truncate
 
 WAITS = ("_local_scalar_dense", "lift", "nonzero", "unique", "masked_select", "repeat_interleave.Tensor", "equal")
 """Operations in whose place a CUDA graph cannot stand: the host waits for them, or sends numbers of its own."""
@@ -61,6 +62,7 @@ def tracer(monkeypatch):
     """What records the steps of every engine that is made in a test."""
     found = Tracer()
     monkeypatch.setattr(constants, "_under_a_mode", lambda: False)  # a CUDA graph is recorded under none
+    monkeypatch.setattr(truncate, "_on_host", lambda values: False)  # as on CUDA
 
     def make(model, writer, store, rows, *, asked, note):
         if not store.paged:

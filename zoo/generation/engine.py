@@ -17,6 +17,7 @@ from zoo.generation.beams import Beams, check_beams
 from zoo.generation.engine_sizes import size_engine
 from zoo.generation.graphs import make_graphs
 from zoo.generation.invariants import ensure_drained
+from zoo.generation.overlap import OverlappedSteps
 from zoo.generation.passes import EnginePasses, check_deterministic, serving
 from zoo.generation.prompt_towers import check_length, check_prompt, find_reader, find_writer
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
@@ -120,14 +121,10 @@ class Engine:
         self.passes.graphs = make_graphs(model, self.writer, self.store, plan.rows, asked=graphs, note=note)
         self.proposer: Proposer | None = None
         if speculate:
-            how: dict[str, Any] = {
-                "rows": plan.rows,
-                "tokens": tokens,
-                "ahead": speculate,
-                "graphs": graphs,
-                "note": note,
-            }
+            how: dict[str, Any] = {"rows": plan.rows, "tokens": tokens, "ahead": speculate}
+            how |= {"graphs": graphs, "note": note}
             self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.output_vocab_size, **how)
+        self.overlap = OverlappedSteps(self.passes, self.scheduler)
         self.live: dict[int, list[RunningSequence]] = {}
         self._next = 0
 
@@ -226,26 +223,33 @@ class Engine:
                 yield from self.step()
 
     def step(self) -> list[Event]:
-        """Compute one step, and return its new tokens as events. A sample without a next token ends as "failed". Raises
-        ZooError if all requests are done and some of their pages or slots were not released."""
+        """Compute one step, and return its new tokens as events. A sample without a next token ends as "failed". Where
+        a device chooses the tokens (`OverlappedSteps`), the events are those of the step before. Raises ZooError if all
+        requests are done and some of their pages or slots were not released."""
         with torch.inference_mode():
-            chunks = self._propose(self.scheduler.plan())
-            before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
-            ending = [chunk for chunk in chunks if chunk.ends]
-            ready = [chunk for chunk in ending if chunk.sequence.beams is None]
-            saved = self._save_states(chunks)
-            found = self._compute(chunks, {chunk.sequence for chunk in ending})
-            tokens = self._choose(ready, found)
-            self._take_back(ready, tokens, saved)
-            self.scheduler.keep(chunks, before)
-            events = [
-                event for chunk, new in zip(ready, tokens, strict=True) for event in self._emit(chunk, new, found)
-            ]
-            searches = {id(beams): beams for chunk in ending if (beams := chunk.sequence.beams) is not None}
-            events += [event for beams in searches.values() for event in self._search(beams, found)]
+            chunks = self._propose(self.overlap.plan())
+            launched = None if self.proposer else self.overlap.launch(chunks)
+            late = self.overlap.settle(launched)
+            events = [event for chunk, token, found in late for event in self._emit(chunk, [token], found)]
+            if launched is None:
+                events += self._run([chunk for chunk in chunks if chunk.sequence.finished is None])
         if not self.live:
             ensure_drained(self)
         return events
+
+    def _run(self, chunks: list[Chunk]) -> list[Event]:
+        """Compute the chunks of a step, wait for their tokens, and return the events."""
+        before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
+        ending = [chunk for chunk in chunks if chunk.ends]
+        ready = [chunk for chunk in ending if chunk.sequence.beams is None]
+        saved = self._save_states(chunks)
+        found = self._compute(chunks, {chunk.sequence for chunk in ending})
+        tokens = self._choose(ready, found)
+        self._take_back(ready, tokens, saved)
+        self.scheduler.keep(chunks, before)
+        events = [event for chunk, new in zip(ready, tokens, strict=True) for event in self._emit(chunk, new, found)]
+        searches = {id(beams): beams for chunk in ending if (beams := chunk.sequence.beams) is not None}
+        return events + [event for beams in searches.values() for event in self._search(beams, found)]
 
     def _search(self, beams: Beams, found: Mapping[RunningSequence, Tensor]) -> list[Event]:
         """Advance a beam search by one token, and return the events of its best beams if it is over."""
@@ -377,7 +381,7 @@ class Engine:
 
     def _finish(self, sequence: RunningSequence, reason: Reason) -> None:
         sequence.finished = reason
-        self.scheduler.leave(sequence)
+        self.scheduler.remove([sequence])
         if self.proposer is not None:
             self.proposer.forget(sequence)
         left = self.live[sequence.request]

@@ -4,13 +4,14 @@
 A graph runs the same kernels on the same memory. So a step is recorded once for each number of rows, of new tokens (a
 draft and the token before it) and width of page tables, all rounded up to powers of two. Ids, counts, slots, lengths
 and page tables come from one tensor, which is filled before each replay. All recordings write their logits to the same
-memory.
+memory. A negative id stands for a token that only the device knows (see `Graphs.tokens`).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.cache.cache import TensorCache
@@ -19,6 +20,7 @@ from zoo.cache.page_rows import RowsOfPass, place_rows
 from zoo.cache.pool_store import Store
 from zoo.errors import ConfigError
 from zoo.kernels.view.page_tables import PagedShape, PassTensors, as_tensor
+from zoo.lazy import torch
 from zoo.run.capture import CudaRecorder, Record, find_blocker
 
 if TYPE_CHECKING:
@@ -48,36 +50,50 @@ class Graphs:
         self.model, self.store, self.record, self.note = model, store, record, note
         pages, beyond = zip(store.groups, store.pools, strict=True), -(-(store.new - 1) // store.page)  # of padding
         self.widest = [min(pool.count, store.pages_of(group, 1 << 60)) + beyond for group, pool in pages]
-        self.most = _double(rows) * store.new
+        self.most = double(rows) * store.new
         self.logits: Tensor | None = None  # [most, V], which all recordings write to
         self.steps: dict[PagedShape, RecordedStep] = {}
         self.refusal: str | None = None  # why nothing is recorded any more
 
+    @cached_property
+    def tokens(self) -> Tensor:
+        """The tokens that the device chose for the rows of its last step (−1 for none); id −1 − n stands for token n.
+        Allocated in the first warm-up, outside of every recording."""
+        return torch.zeros(self.most, dtype=torch.int64, device=self.store.device)
+
     def run(self, rows: Sequence[CachedRow], tokens: Sequence[Sequence[int]]) -> Sequence[Tensor] | None:
-        """Compute the logits of each row's next tokens [count, V]. None if the step is not one that can be recorded
-        (more tokens than a draft has, or the first ones of a row), and was not run."""
+        """Compute the logits of each row's next tokens [count, V]. None if the step was not run (see `launch`)."""
+        step = self.launch(rows, tokens)
+        if step is None:
+            return None
+        found = step.logits[: len(rows)].clone()  # the next replay overwrites them
+        counts = [len(each) for each in tokens]
+        return found if max(counts) == 1 else [each[:count] for each, count in zip(found, counts, strict=True)]  # type: ignore[return-value]
+
+    def launch(self, rows: Sequence[CachedRow], tokens: Sequence[Sequence[int]]) -> RecordedStep | None:
+        """Replay the step of each row's next tokens without waiting for the device. None if the step is not one that
+        can be recorded (more tokens than a draft has, or the first ones of a row), and was not run."""
         counts = [len(each) for each in tokens]
         new = max(counts)
         if self.refusal is not None or new > self.store.new or (new > 1 and not all(row.length for row in rows)):
             return None
-        new = min(_double(new), self.store.new)
+        new = min(double(new), self.store.new)
         placed = place_rows(self.store, rows, counts, new)
         shape = self._round(placed.shape)
         if shape not in self.steps and not self._add(shape):
             return None
         step = self.steps[shape]
-        step.numbers.copy_(_pack(placed, tokens, shape))
+        send(_pack(placed, tokens, shape), step.numbers)
         step.replay()
         for row, count in zip(rows, counts, strict=True):
             row.length += count
-        found = step.logits[: len(rows)].clone()  # the next replay overwrites them
-        return found if new == 1 else [each[:count] for each, count in zip(found, counts, strict=True)]  # type: ignore[return-value]
+        return step
 
     def _round(self, shape: PagedShape) -> PagedShape:
         """Return the shape of the recorded step that serves a pass: rows and pages rounded up to powers of two."""
         least = max(1, LEAST // self.store.page)
-        widths = (min(most, max(least, _double(pages))) for pages, most in zip(shape.pages, self.widest, strict=True))
-        return PagedShape(_double(shape.rows), shape.new, tuple(widths))
+        widths = (min(most, max(least, double(pages))) for pages, most in zip(shape.pages, self.widest, strict=True))
+        return PagedShape(double(shape.rows), shape.new, tuple(widths))
 
     def _add(self, shape: PagedShape) -> bool:
         """Record a step of this shape, with rows of padding. Returns False if recording fails."""
@@ -99,10 +115,12 @@ class Graphs:
         self.note(f"graphs: decoding runs without CUDA graphs: {reason}")
 
     def decode(self, numbers: Tensor, shape: PagedShape) -> Tensor:
-        """Compute one decoding step: logits [B, T, V] of the rows that `numbers` describe. Besides weights and the
-        store's tensors it reads only `numbers`, so a recording can be replayed with other numbers of the same shape."""
+        """Compute one decoding step: logits [B, T, V] of the rows that `numbers` describe. Besides weights, the store's
+        tensors and `tokens` it reads only `numbers`, so a recording can be replayed with other numbers of the same
+        shape."""
         cache = TensorCache(self.store, PassTensors(numbers[shape.tokens :], shape))
-        ids = numbers[: shape.tokens].view(shape.rows, shape.new)
+        ids = numbers[: shape.tokens]
+        ids = torch.where(ids < 0, self.tokens[(-1 - ids).clamp(min=0)].clamp(min=0), ids).view(shape.rows, shape.new)
         return self.model(ids, cache=cache, logits_to_keep=shape.new).logits
 
     def _keep(self, logits: Tensor) -> Tensor:
@@ -123,7 +141,13 @@ def _pack(placed: RowsOfPass, tokens: Sequence[Sequence[int]], shape: PagedShape
     return as_tensor(numbers + placed.pack(shape))
 
 
-def _double(count: int) -> int:
+def send(values: Tensor, target: Tensor) -> None:
+    """Copy values from the host to a tensor on the device without waiting: from pinned memory, which torch reuses only
+    once the copy is done."""
+    target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
+
+
+def double(count: int) -> int:
     """Round up to a power of two: 5 → 8."""
     return 1 << (count - 1).bit_length()
 

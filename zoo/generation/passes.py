@@ -61,7 +61,7 @@ class EnginePasses:
             row, source = chunk.sequence.row, chunk.sequence.source
             assert row is not None
             alike: Any = (row.length, chunk.count, chunk.whole)
-            if chunk.whole or not self._cached(chunk.sequence):
+            if chunk.whole or not self.cached(chunk.sequence):
                 alike = (*alike, source and len(source))
             elif together and (chunk.count == 1 or chunk.draft):
                 alike = None
@@ -112,7 +112,7 @@ class EnginePasses:
         """Yield the chunks of each pass under `deterministic`: decoding rows together if the model was prepared as
         `stable`, all else one by one."""
         ready = getattr(self.model, "ready", None)
-        single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self._cached(chunk.sequence)]
+        single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self.cached(chunk.sequence)]
         together = ready is not None and ready.stable and not self._mixes_rows
         if together and single:
             yield single
@@ -125,7 +125,7 @@ class EnginePasses:
         parts = (part for _, part in walk(self.writer, self.writer.d_model))
         return self.recurrent or any(isinstance(part, Linear) and part.bare for part in parts)
 
-    def _cached(self, sequence: RunningSequence) -> bool:
+    def cached(self, sequence: RunningSequence) -> bool:
         """Whether a pass needs no source tokens: any pass but an encoder-decoder's first."""
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 
@@ -144,7 +144,7 @@ class EnginePasses:
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
         longest, varlen = max(counts), self._lies_flat(batch)
-        if replayed and self.graphs is not None and not batch[0].whole and self._cached(first):
+        if replayed and self.graphs is not None and not batch[0].whole and self.cached(first):
             logits = self.graphs.run(rows, [chunk.tokens for chunk in batch])  # type: ignore[arg-type]
             if logits is not None:
                 return logits
@@ -166,7 +166,7 @@ class EnginePasses:
             if getattr(self.writer, "prefix_lm", False) and (batch[0].whole or not rows[0].length):  # type: ignore[union-attr]
                 options["prefix"] = torch.tensor([chunk.sequence.prompt for chunk in batch], device=self.device)
             return self.model(tokens, **options).logits
-        if batch[0].whole or not self._cached(first):
+        if batch[0].whole or not self.cached(first):
             source = torch.tensor([chunk.sequence.source for chunk in batch], device=self.device)
             options["memory"] = self.model.get_submodule("encoder")(source).hidden
         return self.model.get_submodule("decoder")(tokens, **options).logits

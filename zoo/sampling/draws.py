@@ -103,13 +103,23 @@ class DrawState:
         """Why the grammar can no longer be followed, or None. A row with a fault gets no token."""
         return None if self.matcher is None else self.matcher.fault
 
-    def point(self, stream: str = "") -> float:
-        """Return the uniform number that decides the draw at this position; each `stream` has an independent one."""
+    @property
+    def plain(self) -> bool:
+        """Whether logits, temperature, top_k, top_p, min_p and the position's uniform number decide the next token, so
+        that a device can choose it without the host. It stays true once it is."""
+        asked = self.sampling
+        edited = asked.logit_bias or asked.bad_words or asked.process or self.tally is not None
+        barring = len(self.generated) < asked.min_tokens
+        return not (edited or barring or self.matcher is not None) and asked.typical_p in (None, 1)
+
+    def point(self, stream: str = "", later: int = 0) -> float:
+        """Return the uniform number that decides the draw at this position, or `later` positions on; each `stream` has
+        an independent one."""
         points = self._streams.get(stream)
         if points is None:
             generator = make_generator(self.sampling.seed or 0, self.prompt, self.copy, stream)
             points = self._streams[stream] = UniformPoints(generator)
-        return points[len(self.generated)]
+        return points[len(self.generated) + later]
 
     def advance(self, *tokens: int) -> None:
         """Append chosen tokens, and advance the grammar and the penalties' counts."""

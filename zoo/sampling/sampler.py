@@ -186,6 +186,31 @@ def _process(scores: Tensor, state: DrawState) -> Tensor:
     return found
 
 
+GREEDY, PLAIN, CUT = range(3)
+"""How a batch is sampled where its way must be known before: all rows are greedy; some are drawn; some of these have
+top_k or top_p, so that rows are sorted."""
+
+
+def find_way(sampling: Sampling, vocab: int) -> int:
+    """Return the first of GREEDY, PLAIN and CUT by which a row can be sampled."""
+    if sampling.temperature == 0:
+        return GREEDY
+    return PLAIN if find_head(sampling, vocab) is None else CUT
+
+
+def choose_recorded(logits: Tensor, columns: Tensor, way: int) -> Tensor:
+    """Choose the next token of each row [B] from logits [B, V], as `Sampler.choose` does for rows that are `plain`, in
+    operations that a CUDA graph can contain. `columns` [5, B], float64, has each row's draw point and what `list_cuts`
+    gives; `way` is the largest of the rows' ways."""
+    likeliest = _take_likeliest(logits)
+    if way == GREEDY:
+        return likeliest
+    points, greedy = columns[0][:, None], columns[1] == 0
+    cuts = Cuts.read(columns[1:], logits.shape[1], sorts=way == CUT)
+    drawn = draw(logits, cuts, points, 0 if way == CUT else None)  # of greedy rows (temperature 0) any token
+    return torch.where(greedy, likeliest, drawn)
+
+
 def _take_likeliest(scores: Tensor) -> Tensor:
     best, tokens = find_likeliest(scores)
     return torch.where(best > -math.inf, tokens, -1)  # a NaN is the largest of its row, and not above -inf

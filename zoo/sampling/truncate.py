@@ -28,6 +28,13 @@ def find_head(sampling: Sampling, vocab: int) -> int | None:
     return next((size for size in sizes if size * TILE < vocab and (top_k == vocab or top_k < size)), 0)
 
 
+def list_cuts(sampling: Sampling, vocab: int) -> tuple[float, int, float, float]:
+    """List temperature, top_k, top_p and min_p of a row, with a value that keeps every token where an option is not
+    set."""
+    top_p = sampling.top_p if sampling.top_p and sampling.top_p < 1 else math.inf
+    return sampling.temperature, min(sampling.top_k or vocab, vocab), top_p, sampling.min_p or 0.0
+
+
 @dataclass(frozen=True)
 class Cuts:
     """Truncation options as tensors [R, 1], None if no row has the option; for a row without the option the value keeps
@@ -49,21 +56,35 @@ class Cuts:
                 return None
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
-        ks = [min(each.top_k or vocab, vocab) for each in options]
+        temperature, ks, ps, floors = zip(*(list_cuts(each, vocab) for each in options), strict=True)
         typical = [each.typical_p if each.typical_p and each.typical_p < 1 else math.inf for each in options]
         return cls(
-            temperature=torch.tensor([[each.temperature] for each in options], device=device),
+            temperature=torch.tensor(temperature, device=device)[:, None],
             top_k=column(ks, vocab, torch.int64),
-            top_p=column([p if (p := each.top_p) and p < 1 else math.inf for each in options], math.inf, torch.float64),
-            min_p=column([each.min_p or 0.0 for each in options], 0, torch.float32),
+            top_p=column(ps, math.inf, torch.float64),
+            min_p=column(floors, 0, torch.float32),
             typical_p=column(typical, math.inf, torch.float64),
             bounded=torch.tensor([[k < vocab] for k in ks], device=device),
         )
+
+    @classmethod
+    def read(cls, columns: Tensor, vocab: int, sorts: bool) -> Cuts:
+        """Read the options of rows from `columns` [4, R], float64, which has what `list_cuts` gives for each row.
+        Without `sorts` no row has top_k or top_p."""
+        temperature, top_k, top_p, min_p = columns[..., None]
+        cuts = (top_k.long(), top_p) if sorts else (None, None)
+        return cls(temperature.float(), *cuts, min_p.float(), None, top_k < vocab)
 
     def take(self, rows: Tensor) -> Cuts:
         """Return the options of some of the rows."""
         columns = (getattr(self, field.name) for field in fields(self))
         return Cuts(*(None if column is None else column[rows] for column in columns))  # pyright: ignore
+
+
+def _on_host(values: Tensor) -> bool:
+    """Whether the host can read these values at no cost. Elsewhere it would wait for the device, and no CUDA graph
+    could contain that."""
+    return values.is_cpu
 
 
 def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +111,7 @@ def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor
     these rows: on a CPU a row is sorted whole only if its `head` likeliest tokens do not determine the truncation.
     """
     scores, tiles, best = _tile(scores)
-    if head and scores.is_cpu:
+    if head and _on_host(scores):
         tokens = _draw_from_head(scores, tiles, best, cuts, points, head)
     else:
         tokens = _invert(_weigh(scores, best, cuts, head), points)
@@ -112,7 +133,7 @@ def _tile(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores = F.pad(scores, (0, over), value=-math.inf)
     tiles = scores.unflatten(1, (-1, TILE)).amax(-1)
     best = tiles.amax(-1, keepdim=True)
-    if not scores.is_cpu or bool((best == math.inf).any()):
+    if not _on_host(scores) or bool((best == math.inf).any()):
         most = torch.finfo(torch.float32).max
         scores, tiles, best = scores.clamp(max=most), tiles.clamp_(max=most), best.clamp_(max=most)
     return scores, tiles, best
@@ -131,7 +152,7 @@ def _weigh(scores: Tensor, best: Tensor, cuts: Cuts, head: int | None) -> Tensor
     last = ordered.gather(1, kept - 1)
     stays = falls >= last
     surplus = stays.sum(-1, keepdim=True, dtype=torch.int32) - kept
-    if not scores.is_cpu or bool((surplus > 0).any()):
+    if not _on_host(scores) or bool((surplus > 0).any()):
         ties = falls == last
         stays &= ~ties | (ties.cumsum(-1) <= ties.sum(-1, keepdim=True) - surplus)
     weights.mul_(stays)
@@ -208,7 +229,7 @@ def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
 
 def _sort(falls: Tensor) -> Tensor:
     """Sort rows in descending order. numpy sorts with vector instructions, in a tenth of torch's time on a CPU."""
-    if not falls.is_cpu:
+    if not _on_host(falls):
         return falls.sort(descending=True).values
     import numpy as np
 

@@ -1,0 +1,177 @@
+# B rows, V vocabulary
+"""Overlap the host with the device: launch a decoding step before the tokens of the step before it are known.
+
+The device chooses the tokens (recorded, as the steps are) and keeps them for the next step (`Graphs.tokens`); the host
+reads a copy one step late. Until then a negative id stands for a sequence's last token. Draws do not depend on it, as
+their numbers are functions of seed and position. A sequence that turns out to have ended was computed once too often:
+that token is dropped, and the row gives its pages back. What the device does with them afterwards comes after the step
+in its stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from zoo.generation.graphs import Graphs, double, send
+from zoo.generation.passes import EnginePasses
+from zoo.generation.scheduler import Chunk, RunningSequence, Scheduler
+from zoo.lazy import torch
+from zoo.sampling.sampler import GREEDY, choose_recorded, find_way
+from zoo.sampling.truncate import list_cuts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNKNOWN = -1
+"""The largest id that stands for a token which the host does not know yet."""
+
+
+class LateTokens:
+    """Tokens [B] on their way from the device to the host."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._found = torch.empty(len(tokens), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
+        self._found.copy_(tokens, non_blocking=True)
+        self._done = torch.cuda.Event() if tokens.is_cuda else None
+        if self._done is not None:
+            self._done.record()
+
+    def read(self) -> list[int]:
+        """Wait for the tokens and return them."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._found.tolist()
+
+
+class DeviceSampler:
+    """Chooses the tokens of a step on the device, from the logits that `graphs` has just computed. This is recorded
+    once for each number of rows, rounded up to a power of two, and each way to sample (`find_way`)."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self.graphs = graphs
+        self.recorded: dict[tuple[int, int], tuple[Tensor, Callable[[], object]]] = {}
+
+    def choose(self, sequences: Sequence[RunningSequence]) -> LateTokens:
+        """Choose each sequence's next token, and keep it for the step after in `graphs.tokens`."""
+        assert self.graphs.logits is not None
+        rows, vocab = double(len(sequences)), self.graphs.logits.shape[1]
+        way = max(find_way(each.draws.sampling, vocab) for each in sequences)
+        if (rows, way) not in self.recorded:
+            self.recorded[rows, way] = self._record(rows, way)
+        columns, replay = self.recorded[rows, way]
+        if way != GREEDY:
+            send(_lay_out(sequences, rows, vocab), columns)
+        replay()
+        return LateTokens(self.graphs.tokens[: len(sequences)])
+
+    def _record(self, rows: int, way: int) -> tuple[Tensor, Callable[[], object]]:
+        """Record how `rows` rows are sampled. If that fails, the same operations are launched one by one."""
+        columns = torch.ones(5, rows, dtype=torch.float64, device=self.graphs.tokens.device)
+
+        def step(columns: Tensor) -> Tensor:
+            assert self.graphs.logits is not None
+            return self.graphs.tokens[:rows].copy_(choose_recorded(self.graphs.logits[:rows], columns, way))
+
+        try:
+            replay, _ = self.graphs.record(step, columns)
+        except RuntimeError as error:
+            found = str(error).strip().splitlines() or [type(error).__name__]
+            self.graphs.note(f"graphs: tokens of {rows} rows are chosen without a CUDA graph, found: {found[0]}")
+            replay = partial(step, columns)
+        return columns, replay
+
+
+def _lay_out(sequences: Sequence[RunningSequence], rows: int, vocab: int) -> Tensor:
+    """Lay out the draw points and options of sequences [5, rows], those of padding as greedy rows."""
+    listed = [
+        (each.draws.point(later=int(each.ids[-1] <= UNKNOWN)), *list_cuts(each.draws.sampling, vocab))
+        for each in sequences
+    ]
+    listed += [(0.0, 0.0, vocab, math.inf, 0.0)] * (rows - len(listed))
+    return torch.tensor(listed, dtype=torch.float64).T.contiguous()
+
+
+class LateStep(NamedTuple):
+    """A step whose tokens are not known yet: its chunks, the rows' lengths before it, and the tokens on their way."""
+
+    chunks: Sequence[Chunk]
+    before: Sequence[int]
+    tokens: LateTokens
+
+
+class OverlappedSteps:
+    """The steps of an engine that are launched one ahead of their tokens. Without CUDA graphs there is none."""
+
+    def __init__(self, passes: EnginePasses, scheduler: Scheduler) -> None:
+        self.passes, self.scheduler = passes, scheduler
+        self.late: LateStep | None = None
+        self.sampler: DeviceSampler | None = None
+
+    def plan(self) -> list[Chunk]:
+        """Plan the next step as if the late tokens were known. What the late step computed is kept for reuse, and
+        sequences that are sure to end with their late token leave."""
+        for place, (chunk, before) in enumerate(
+            zip(self.late.chunks, self.late.before, strict=True) if self.late else ()
+        ):
+            each = chunk.sequence
+            if each.row is None:  # it has ended, or was preempted since and computes the token again
+                continue
+            self.scheduler.keep([chunk], [before])
+            each.ids.append(UNKNOWN - place)
+            if len(each.ids) >= each.total:
+                self.scheduler.leave(each)
+        return self.scheduler.plan()
+
+    def launch(self, chunks: Sequence[Chunk]) -> LateStep | None:
+        """Launch a step whose tokens the device chooses. None if the host is needed for any of it; nothing is launched
+        then, and the step is to be computed once the late tokens are known."""
+        graphs = self.passes.graphs
+        if graphs is None or not self._chosen_by_device(chunks):
+            return None
+        sequences = [chunk.sequence for chunk in chunks]
+        rows = [each.row for each in sequences if each.row is not None]
+        before = [row.length for row in rows]
+        if graphs.launch(rows, [chunk.tokens for chunk in chunks]) is None:
+            return None
+        if self.sampler is None or self.sampler.graphs is not graphs:
+            self.sampler = DeviceSampler(graphs)
+        return LateStep(chunks, before, self.sampler.choose(sequences))
+
+    def _chosen_by_device(self, chunks: Sequence[Chunk]) -> bool:
+        """Whether a step is one pass of decoding rows, and all that it needs to choose their tokens is on the device.
+        Prompts, drafts, beams, adapters, log-probabilities and options that edit logits need the host: with one such
+        row the whole step does."""
+        return (
+            bool(chunks)
+            and all(
+                chunk.count == 1
+                and chunk.ends
+                and not chunk.whole
+                and chunk.sequence.draws.plain
+                and self.passes.cached(chunk.sequence)
+                and (asked := chunk.sequence.asked).n_beams == 1
+                and asked.adapter is None
+                and asked.logprobs is None
+                and (asked.prompt_logprobs is None or len(chunk.sequence.ids) > chunk.sequence.prompt)
+                for chunk in chunks
+            )
+            and len(list(self.passes.batches(list(chunks)))) == 1
+        )
+
+    def settle(self, launched: LateStep | None) -> Iterator[tuple[Chunk, int, dict[RunningSequence, Tensor]]]:
+        """Wait for the late tokens, and yield those that a sequence waits for. A sequence without a token has its
+        logits beside it: NaN, which alone leaves a plain row without one. The step `launched` since is the late one
+        now."""
+        late, self.late = self.late, launched
+        for chunk, token in zip(late.chunks, late.tokens.read(), strict=True) if late else ():
+            each = chunk.sequence
+            if each.ids[-1] <= UNKNOWN:
+                each.ids.pop()
+                yield chunk, token, {} if token >= 0 else {each: self._unsound()}
+
+    def _unsound(self) -> Tensor:
+        assert self.sampler is not None and self.sampler.graphs.logits is not None
+        return torch.full((1, 1), math.nan, dtype=self.sampler.graphs.logits.dtype)
