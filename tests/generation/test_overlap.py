@@ -9,16 +9,19 @@ import pytest
 import torch
 from test_engine import vocabulary
 
+import zoo
 from support.request_schedules import make_schedule, run_schedule
 from support.tiny_generators import make
 from zoo.cache.cached_row import CachedRow
 from zoo.cache.pool_store import Store
+from zoo.generation import engine as engine_module
 from zoo.generation import overlap
 from zoo.generation.engine import Engine
 from zoo.generation.graphs import Graphs, send
 from zoo.generation.overlap import LateTokens, OverlappedSteps
 from zoo.generation.passes import EnginePasses
 from zoo.generation.request import Request
+from zoo.run.cache_layout import choose_layout
 from zoo.sampling import truncate
 from zoo.sampling.draws import DrawState
 from zoo.sampling.options import Sampling
@@ -260,6 +263,20 @@ def test_min_tokens_need_the_host_until_they_have_come(device):
     assert late[:4] == [False, False, False, True]
 
 
+def test_generate_gives_each_token_once(device, monkeypatch):
+    """Also where a step cannot be launched while tokens are late: 20 positions are cached, then rows come whole."""
+
+    def paged(*given, **asked):
+        return choose_layout(*given, paged=True, page=16)
+
+    monkeypatch.setattr(engine_module, "choose_layout", paged)
+    model, ids = make("ntk"), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    found = zoo.generate(model, ids, 25, temperature=0.8, top_k=20, seed=1)
+    assert device.ahead
+    monkeypatch.setattr(OverlappedSteps, "launch", lambda self, chunks: None)
+    assert torch.equal(found, zoo.generate(model, ids, 25, temperature=0.8, top_k=20, seed=1))
+
+
 # ---------------------------------------------------------------- the draw
 
 
@@ -318,8 +335,8 @@ def test_what_is_sent_and_fetched_on_cuda_goes_through_pinned_memory(monkeypatch
     order = []
 
     class Event:
-        def record(self):
-            order.append("record")
+        def record(self, stream):
+            order.append(f"record on {stream}")
 
         def synchronize(self):
             order.append("wait")
@@ -333,7 +350,7 @@ def test_what_is_sent_and_fetched_on_cuda_goes_through_pinned_memory(monkeypatch
             return [5]
 
     class Device(SimpleNamespace):
-        is_cuda, dtype = True, torch.int64
+        is_cuda, dtype, device = True, torch.int64, "cuda:1"
 
         def __len__(self):
             return 1
@@ -345,7 +362,15 @@ def test_what_is_sent_and_fetched_on_cuda_goes_through_pinned_memory(monkeypatch
         order.append(("pinned", pin_memory))
         return Host()
 
-    monkeypatch.setattr(overlap, "torch", SimpleNamespace(empty=empty, cuda=SimpleNamespace(Event=Event)))
+    cuda = SimpleNamespace(Event=Event, current_stream=lambda device: f"the stream of {device}")
+    monkeypatch.setattr(overlap, "torch", SimpleNamespace(empty=empty, cuda=cuda))
     send(SimpleNamespace(pin_memory=lambda: "pinned"), Device())
     assert LateTokens(Device(name="tokens")).read() == [5]
-    assert order == [("send", "pinned", True), ("pinned", True), ("fetch", "tokens", True), "record", "wait", "read"]
+    assert order == [
+        ("send", "pinned", True),
+        ("pinned", True),
+        ("fetch", "tokens", True),
+        "record on the stream of cuda:1",
+        "wait",
+        "read",
+    ]

@@ -169,9 +169,8 @@ class Engine:
                 raise ConfigError(f"{name}: is {getattr(request, name)}, not 0 or more (leave it out for none)")
 
     def _draws(self, request: Request, context: Sequence[int], sample: int) -> DrawState:
-        copy = request.copy + sample
         options = {"context": context, "stop_ids": request.stop_ids, "guide": request.guide}
-        return DrawState(request.sampling, request.ids, copy, **options)
+        return DrawState(request.sampling, request.ids, request.copy + sample, **options)
 
     def _check_fits(self, request: Request, prompt: int) -> None:
         total, source = prompt + request.max_new_tokens, len(request.ids) if self.seq2seq else 0
@@ -229,10 +228,11 @@ class Engine:
         with torch.inference_mode():
             chunks = self._propose(self.overlap.plan())
             launched = None if self.proposer else self.overlap.launch(chunks)
-            late = self.overlap.settle(launched)
-            events = [event for chunk, token, found in late for event in self._emit(chunk, [token], found)]
-            if launched is None:
-                events += self._run([chunk for chunk in chunks if chunk.sequence.finished is None])
+            if self.overlap.late is None and launched is None:
+                events = self._run(chunks)
+            else:  # chunks that were not launched are planned again, as a step gives one token of a row
+                late = self.overlap.settle(launched)
+                events = [event for chunk, token, found in late for event in self._emit(chunk, [token], found)]
         if not self.live:
             ensure_drained(self)
         return events

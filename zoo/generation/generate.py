@@ -119,8 +119,11 @@ def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
     tokens, step = [0] * rows, 0
     with serving(engine.model, engine.kernel):
         while engine.busy:
+            events = engine.step()
+            if not events:  # the first tokens that a device chooses come a step late
+                continue
             step += 1
-            for event in engine.step():
+            for event in events:
                 if event.token is None:
                     raise ZooError(f"generate: step {step}: row {event.request} {event.fault}")
                 tokens[event.request] = event.token

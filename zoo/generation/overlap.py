@@ -37,7 +37,7 @@ class LateTokens:
         self._found.copy_(tokens, non_blocking=True)
         self._done = torch.cuda.Event() if tokens.is_cuda else None
         if self._done is not None:
-            self._done.record()
+            self._done.record(torch.cuda.current_stream(tokens.device))
 
     def read(self) -> list[int]:
         """Wait for the tokens and return them."""

@@ -19,6 +19,10 @@ from zoo.sampling.truncate import Cuts, draw, find_head, find_likeliest, find_sh
 if TYPE_CHECKING:
     from torch import Tensor
 
+GREEDY, PLAIN, CUT = range(3)
+"""How a batch is sampled whose way is recorded: all rows are greedy; some are drawn; some of these have top_k or top_p,
+so that rows are sorted."""
+
 
 @dataclass(frozen=True)
 class Logprob:
@@ -184,11 +188,6 @@ def _process(scores: Tensor, state: DrawState) -> Tensor:
         shape = f"shape {list(found.shape)}" if isinstance(found, torch.Tensor) else repr(type(found).__name__)
         raise ConfigError(f"process: gave {shape}, not logits of shape {list(scores.shape)}")
     return found
-
-
-GREEDY, PLAIN, CUT = range(3)
-"""How a batch is sampled where its way must be known before: all rows are greedy; some are drawn; some of these have
-top_k or top_p, so that rows are sorted."""
 
 
 def find_way(sampling: Sampling, vocab: int) -> int:
