@@ -78,10 +78,8 @@ layers of width 128 and 1,000 tokens, 8 rows of 256 tokens, AdamW; a pipeline ha
 gradients, optimizer states and gathered weights of each alone are held to the byte
 (`tests/costs/test_parallel_costs.py`).
 
-The price of a pipeline is a bound from above: it adds the fullest moments of different stages. Under autocast tp takes
-less than its price, which has a cast copy of a sub-layer's input for each product, as one process does; ranks of tp
-cast it once, before they exchange it. `ddp` runs as FSDP over one shard, and its copies of gathered weights are not
-priced.
+Each stage of a pipeline is priced, and the fullest one counts. `ddp` runs as FSDP over one shard, and its copies of
+gathered weights are not priced.
 
 | processes | mesh | precision | recompute | measured | predicted | predicted ÷ measured |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,13 +11,13 @@ from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
-from zoo.costs.rank_tensors import sum_activations
+from zoo.costs.rank_tensors import stages, sum_activations
 from zoo.costs.rows import Priced, generates, list_blocks
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.states import states
 from zoo.costs.sums import Amount
-from zoo.costs.train_peak import StepMemory
+from zoo.costs.train_peak import find_fullest
 from zoo.costs.tuning import TunedModel
 from zoo.errors import ConfigError
 
@@ -118,8 +119,9 @@ def _training(
     passes: Mapping[str, Section] | None = None,
 ) -> tuple[dict[str, Any], Mapping[str, Section] | None]:
     """Count the figures of `training`; return the traced sections too (`passes` if given, None if untraceable)."""
-    tuned = setup.tune(spec)
-    held = states(spec, setup, tuned=tuned)
+    tuned, model, pipeline = setup.tune(spec), spec, stages(spec, setup)
+    held_by = functools.cache(lambda index: states(model, setup, pipeline[index], tuned))
+    held = held_by(max(pipeline, key=lambda stage: stage.params).index)
     spec = mark_layers(spec if tuned is None else tuned.spec, setup.recompute)
     figures: dict[str, Any] = {name: round(held[name]) for name in ("weights", "gradients", "optimizer", "master")}
     if setup.offload != "none":
@@ -130,16 +132,16 @@ def _training(
         return {**figures, "step": round(held["step"]), "activations_unknown": str(error)}, None
     kept = count_kept(passes, setup)
     layers = name_layers(spec, kept)
-    activations = sum_activations(spec, setup, layers, *sum_ends(kept)).bytes
-    step = StepMemory(spec, setup, passes, held, activations, tuned, fused)
-    figures["activations"] = round(activations)
+    marked = stages(spec, setup)
+    step = find_fullest(spec, setup, passes, marked, held_by, tuned=tuned, fused=fused)
+    figures["activations"] = round(sum_activations(spec, setup, layers, *sum_ends(kept), marked).bytes)
     figures["activations_by_layer"] = {
         ".".join(each for each in place if each): round(size) for place, size in layers.items()
     }
     if step.loss is not None:
         figures["loss_head"] = round(step.loss)
     figures["step"] = round(held["step"])
-    peak, where = step.find_peak()
+    peak, where = step.peak
     return {**figures, "train_peak": peak, "peak_at": where}, passes
 
 

@@ -128,6 +128,15 @@ def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def list_distinct(pipeline: Iterable[Stage]) -> list[Stage]:
+    """List the first of the stages that hold the same layers and ends. Most middle stages are equal."""
+    found: dict[Any, Stage] = {}
+    for stage in pipeline:
+        chunks = tuple(tuple(chunk.items()) for chunk in stage.chunks)
+        found.setdefault((chunks, tuple(stage.ends.items())), stage)
+    return [*found.values()]
+
+
 def fullest(spec: Priced, setup: Setup) -> Stage:
     """Find the stage with the most parameters. Raises ConfigError where `share_out` does."""
     return max(stages(spec, setup), key=lambda stage: stage.params)

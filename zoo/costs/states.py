@@ -61,10 +61,10 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     `weights`, `gradients` and `optimizer` are a rank's share under ZeRO, `total` their sum. `optimizer` includes the
     master copy, which `master` gives apart, but not `offloaded`, the states on the host. Temporary memory: `cast` is
     autocast's copies during a step's passes, `step` the update's scratch memory; with ZeRO 3 `gathered`,
-    `gathered_last` and `reducing` are whole weights and gradients (`GatheredBytes`). `learning` is the number of
-    parameters that get a gradient, before ZeRO. `updated` is the bytes that the update moves on the GPU: it
-    reads gradients, and reads and writes weights, the master copy and states. `bytes_per_param` divides by the rank's
-    `parameters` before ZeRO. `tuned` is `setup.tune(spec)`, where that is known already.
+    `gathered_last`, `gathered_first` and `reducing` are whole weights and gradients (`GatheredBytes`). `learning` is
+    the number of parameters that get a gradient, before ZeRO. `updated` is the bytes that the update moves on the GPU:
+    it reads gradients, and reads and writes weights, the master copy and states. `bytes_per_param` divides by the
+    rank's `parameters` before ZeRO. `tuned` is `setup.tune(spec)`, where that is known already.
 
     Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
     """
@@ -90,6 +90,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
         "step": step_bytes(trained, setup),
         "gathered": gathered.most,
         "gathered_last": gathered.last,
+        "gathered_first": gathered.first,
         "reducing": gathered.reducing,
         "learning": sum(each.params for each in trained),
         "parameters": stage.params,
@@ -303,10 +304,12 @@ class WholeUnits(NamedTuple):
 
 class GatheredBytes(NamedTuple):
     """Peaks of FSDP2 in a step, in bytes: the `most` gathered weights, those gathered at the `last` layer and the head,
-    and unsharded gradients together with the buffer of the largest reduce-scatter (`reducing`)."""
+    those at the `first` layer of a chunk, after which the backward pass gathers no other, and unsharded gradients
+    together with the buffer of the largest reduce-scatter (`reducing`)."""
 
     most: int = 0
     last: int = 0
+    first: int = 0
     reducing: int = 0
 
 
@@ -321,8 +324,8 @@ def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
         return GatheredBytes()
     units, learning = (_list_units(stage, setup, only) for only in (False, True))
     runs = stage.runs()
-    own, reduced = (
-        [each.layers.get(kind, 0) + each.experts.get(kind, 0) for kind in dict.fromkeys(chain(*runs))]
+    alone, reduced = (
+        {kind: each.layers.get(kind, 0) + each.experts.get(kind, 0) for kind in chain(*runs)}
         for each in (units, learning)
     )
     pairs = [
@@ -332,10 +335,11 @@ def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
     computed = DTYPES[setup.computed]
     gradient = max(computed, 2)
     both = gradient + widths(setup)[1]
-    reducing = max(learning.last * gradient + max(reduced, default=0) * both, learning.beside * both)
-    last = units.layers.get(runs[-1][-1], 0) + units.experts.get(runs[-1][-1], 0) if runs and runs[-1] else 0
-    most = units.beside + max([*own, *pairs], default=0)
-    return GatheredBytes(most * computed, (units.beside + last) * computed, reducing)
+    reducing = max(learning.last * gradient + max(reduced.values(), default=0) * both, learning.beside * both)
+    last = units.beside + (alone[runs[-1][-1]] if runs and runs[-1] else 0)
+    first = units.beside + max((alone[run[0]] for run in runs if run), default=0)
+    most = units.beside + max([*alone.values(), *pairs], default=0)
+    return GatheredBytes(most * computed, last * computed, first * computed, reducing)
 
 
 def _list_units(stage: Stage, setup: Setup, learning: bool) -> WholeUnits:

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from zoo.costs.activations import Section
 from zoo.costs.again import keeps_input, name_stored
-from zoo.costs.rank_tensors import count_read, stages
+from zoo.costs.rank_tensors import Stage, count_read, list_distinct
 from zoo.costs.repeats import PassPiece, PassRun, find_repeats, list_decisive
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import widths
 from zoo.costs.sums import Amount, take_smaller
 from zoo.costs.tuning import TunedModel
+from zoo.distributed.pipeline_schedule import BackwardMoment
 from zoo.model.tower import Tower
 
 CHUNK = 256 << 20
@@ -44,27 +46,33 @@ def count_loss(values: Amount, setup: Setup) -> Amount:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of a training step. `passes` are the sections from `trace_passes`, called with `tuned` and `fused`;
-    `held` is the result of the function `states`; `activations` is in bytes, from `sum_activations`."""
+    """The memory of a training step on a rank of one pipeline `stage` (a model without a pipeline is one stage).
+    `passes` are the sections from `trace_passes`, called with `tuned` and `fused`; `held` is the result of the function
+    `states` for the stage."""
 
     spec: Priced
     setup: Setup
     passes: Mapping[str, Section]
+    stage: Stage
     held: Mapping[str, Any]
-    activations: float
     tuned: TunedModel | None = None
     fused: bool = True
 
-    def find_peak(self) -> tuple[int, str]:
-        """Find two figures of `training`: `train_peak` in bytes, and `peak_at`, the place of that peak."""
-        moments = self.list_moments()
+    @cached_property
+    def peak(self) -> tuple[int, str]:
+        """Two figures of `training`: `train_peak` in bytes, and `peak_at`, the place of that peak."""
+        moments = self.moments
         where = max(moments, key=lambda name: sum(moments[name].values()))
         return round(sum(self.held[name] for name in STAYS) + sum(moments[where].values())), where
 
-    def list_moments(self) -> dict[str, dict[str, int]]:
-        """List what is allocated at the fullest moment of each place of a step (`peak_at`): bytes by name, without
-        STAYS."""
-        found = self._walk() if self.setup.pp == 1 else self._pipelined()
+    @cached_property
+    def moments(self) -> dict[str, dict[str, int]]:
+        """What is allocated at the fullest moment of each place of a step (`peak_at`): bytes by name, without STAYS."""
+        schedule, found = self.stage.schedule, {}
+        count = schedule.shorten(self.setup.accumulate)
+        for moment in schedule.list_backwards(self.stage.index, count):
+            for where, parts in self._walk(moment).items():
+                found[where] = max(found.get(where, {}), parts, key=lambda parts: sum(parts.values()))
         found["step"] = {"gradients": self.held["gradients"], "step": self.held["step"]}
         return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
 
@@ -86,32 +94,44 @@ class StepMemory:
         """Bytes of a gradient's value as a pass computes it, before any conversion."""
         return max(DTYPES[self.setup.stream], 2)
 
-    def _list_runs(self) -> list[PassRun]:
-        """List the pieces of a pass in order: each tower's embedding, its layers, and its loss or head."""
+    @cached_property
+    def _chunks(self) -> list[list[PassRun]]:
+        """The pieces of a pass through each of the stage's chunks, in order: each tower's embedding if the chunk is the
+        model's first, its layers, and its loss or head if the chunk is the last."""
+        numbers = self.stage.schedule.list_chunks(self.stage.index)
         found = []
-        for name, tower in self.spec.towers().items():
-            prefix = f"{name}." if name else ""
-            embedding, table = self.passes[f"{prefix}embedding"], self._met_again(name, tower)
-            met = 0 if self.setup.chunked_loss else table  # the chunked loss adds the head's gradient in place first
-            own = embedding.gradients - table
-            found.append(PassRun((PassPiece("embedding", embedding, embedding.bytes, own, met),)))
-            found += self._list_layers(name, tower, prefix)
-            label = "loss" if f"{prefix}loss" in self.passes else "head"
-            last = self.passes[f"{prefix}{'head' if self.setup.chunked_loss else label}"]
-            waits = met or (
-                table if self.setup.precision == "megatron" else 0
-            )  # 16-bit sum, before it is added to fp32
-            found.append(PassRun((PassPiece(label, last, last.bytes, last.gradients, table=waits),)))
-        return [run._replace(pieces=tuple(map(self._held_of, run.pieces))) for run in found]
+        for number, layers in zip(numbers, self.stage.runs(), strict=True):
+            runs = []
+            for name, tower in self.spec.towers().items():
+                pattern = tuple(kind for where, kind in layers if where == name)
+                runs += [self._describe_embedding(name, tower)] if number == 0 else []
+                runs += self._list_layers(name, tower, pattern)
+                runs += [self._describe_end(name, tower)] if number == self.stage.schedule.n_chunks - 1 else []
+            found.append([run._replace(pieces=tuple(map(self._held_of, run.pieces))) for run in runs])
+        return found
 
-    def _list_layers(self, name: str, tower: Tower, prefix: str) -> list[PassRun]:
+    def _describe_embedding(self, name: str, tower: Tower) -> PassRun:
+        embedding, table = self.passes[_name_section(name, "embedding")], self._met_again(name, tower)
+        own = embedding.gradients - (table if self.stage.finishes else 0)  # the head's gradient is there
+        one_pass = self.setup.pp == 1 and not self.setup.chunked_loss  # which adds the head's gradient in place first
+        return PassRun((PassPiece("embedding", embedding, embedding.bytes, own, table if one_pass else 0),))
+
+    def _describe_end(self, name: str, tower: Tower) -> PassRun:
+        label = "loss" if _name_section(name, "loss") in self.passes else "head"
+        last = self.passes[_name_section(name, "head" if self.setup.chunked_loss else label)]
+        megatron = self.setup.precision == "megatron"  # whose 16-bit sum waits before it is added to fp32
+        waits = self.setup.pp == 1 and (megatron or not self.setup.chunked_loss)
+        table = self._met_again(name, tower) if waits else 0
+        return PassRun((PassPiece(label, last, last.bytes, last.gradients, table=table),))
+
+    def _list_layers(self, name: str, tower: Tower, pattern: tuple[str, ...]) -> list[PassRun]:
         firsts = _mark_first_gradients(tower)
-        layers = tower.pattern if firsts is None else tuple(zip(tower.pattern, firsts, strict=True))
+        layers = pattern if firsts is None else tuple(zip(pattern, firsts, strict=False))
         made: dict[Any, PassPiece] = {}
         for each in dict.fromkeys(layers):
             place: Any = (each, True) if firsts is None else each
             kind, first = place
-            section = self.passes[f"{prefix}layer:{kind}"]
+            section = self.passes[_name_section(name, f"layer:{kind}")]
             again = keeps_input(f"layer:{kind}", self.setup.recompute) and section.bytes > 0
             kept = section.input + section.lent if again else section.bytes
             gradients = section.gradients if first else 0  # other layers with these weights add to them in place
@@ -145,14 +165,43 @@ class StepMemory:
         """Give the piece with the bytes that a rank keeps of it: its share, and what a pass gathers."""
         return piece._replace(kept=piece.kept * self._share + (0 if piece.again else self._read(piece)))
 
-    def _scale_gradients(self, runs: list[PassRun]) -> tuple[float, float]:
-        """Give what a rank has of the gradients that a pass on a single rank computes: before ZeRO, in the pass's
-        dtype, and as they stay until the update."""
+    @cached_property
+    def _scales(self) -> tuple[float, float]:
+        """What a rank has of the gradients that a pass on a single rank computes: before ZeRO, in the pass's dtype, and
+        as they stay until the update."""
         wider = widths(self.setup)[1] / self._width  # Megatron-LM keeps fp32 gradients, its passes compute 16 bits
-        made = sum(piece.gradients * run.times for run in runs for piece in run.pieces)
+        made = sum(map(_sum_gradients, self._chunks))
         if not made or self.setup.ranks == 1:
             return 1, wider
         return self.held["learning"] * self._width / made, self.held["gradients"] / made
+
+    @cached_property
+    def _kept(self) -> list[float]:
+        """The bytes that a microbatch keeps of a pass through each chunk: what layers share, and what pieces keep."""
+        again = self.setup.recompute
+        shared = (pair for pair in self.passes.items() if pair[0].split(".")[-1] == "shared")
+        common = sum(each.input if keeps_input(name, again) else each.bytes for name, each in shared) * self._share
+        return [
+            common + sum(sum(piece.kept for piece in run.pieces) * run.times for run in runs) for runs in self._chunks
+        ]
+
+    def _hold(self, moment: BackwardMoment) -> dict[str, float]:
+        """List what exists throughout a backward pass of one chunk: what the stage's other microbatches keep, gradients
+        of its other chunks, and torch's buffers. A stage receives each microbatch and its gradient into a buffer of its
+        own, and keeps what it has sent of a microbatch in flight."""
+        setup, stage, own = self.setup, self.stage, moment.chunk
+        found = {"other microbatches": sum(map(operator.mul, moment.kept, self._kept)) - self._kept[own]}
+        others = (_sum_gradients(self._chunks[each]) for each in moment.done if each != own)
+        found["other chunks' gradients"] = sum(others) * self._scales[1]
+        stream = setup.batch * setup.tokens(self.spec) * self._share * self.spec.d_model * DTYPES[setup.computed]
+        buffers = sent = 0
+        saved = setup.autocast is None  # a pass saves the buffers that it reads; autocast casts them
+        for number, kept in zip(stage.schedule.list_chunks(stage.index), moment.kept, strict=True):
+            if number > 0:
+                buffers += setup.accumulate - (kept if saved else 0)
+            if number < stage.schedule.n_chunks - 1:
+                buffers, sent = buffers + setup.accumulate, sent + kept
+        return {**found, "received": stream * buffers, "sent": stream * sent}
 
     def _undo(self, piece: PassPiece, whole: float, standing: float) -> float:
         """Count the peak bytes of a piece's backward pass on a rank, its gradients and saved tensors included. `whole`
@@ -166,29 +215,29 @@ class StepMemory:
             undone = max(undone + read * self._share, (section.forward + section.input) * self._share)
         return undone + self._read(piece)
 
-    def _walk(self) -> dict[str, dict[str, float]]:
-        """Find the fullest moment of each kind of piece. The backward pass goes through the pieces last to first; at
-        each, the saved tensors of earlier pieces and the gradients of later ones are allocated too.
+    def _walk(self, moment: BackwardMoment) -> dict[str, dict[str, float]]:
+        """Find the fullest moment of each kind of piece in the backward pass of one chunk. It goes through the pieces
+        last to first; at each, the saved tensors of earlier pieces and the gradients of later ones are allocated too.
 
-        With accumulation all gradients exist from the first pass on. A weight's new gradient is freed once it is added;
-        a tied table's first new gradient waits for the second. FSDP reduces a layer's gradients when its backward pass
+        After a chunk's first microbatch all its gradients exist. A weight's new gradient is freed once it is added; a
+        tied table's first new gradient waits for the second. FSDP reduces a layer's gradients when its backward pass
         ends, and keeps what it sends until the next layer's.
         """
-        setup, held, runs, share = self.setup, self.held, self._list_runs(), self._share
-        sharded, standing = setup.zero == 3, held["gradients"] if setup.accumulate > 1 else 0
-        whole, left = self._scale_gradients(runs)
-        shared = {name: section for name, section in self.passes.items() if name.split(".")[-1] == "shared"}
-        before = (
-            sum(each.input if keeps_input(n, setup.recompute) else each.bytes for n, each in shared.items()) * share
-        )
-        before += sum(sum(piece.kept for piece in run.pieces) * run.times for run in runs)
+        setup, held, runs, share = self.setup, self.held, self._chunks[moment.chunk], self._share
+        (whole, left), others = self._scales, self._hold(moment)
+        sharded = setup.zero == 3
+        standing = _sum_gradients(runs) * left if moment.chunk in moment.done else 0
+        before = self._kept[moment.chunk]
         gradients = beside = waiting = ends = sent = 0.0
         peaks: dict[str, dict[str, float]] = {}
-        for piece in (step for run in reversed(runs) for step in list_decisive(run)):
+        pieces = [step for run in reversed(runs) for step in list_decisive(run)]
+        layers = sum(piece.kind is not None for piece in pieces)
+        for piece in pieces:
             section, first = piece.section, piece.label == "embedding"
             before -= piece.kept
+            layers -= piece.kind is not None
             there = {"gradients": standing or gradients, "shared gradients": beside, "the table's": waiting}
-            there |= {"reduced gradients": sent, "gathered": held["gathered"]}
+            there |= {"reduced gradients": sent, "gathered": held["gathered" if layers else "gathered_first"]}
             there["whole gradients"] = max(ends, held["reducing"]) if first and sharded else ends
             last = {"gradients": standing, "gathered": held["gathered_last"]}
             if piece.label == "loss" and setup.chunked_loss:
@@ -198,16 +247,24 @@ class StepMemory:
                 backward = {**there, "its backward pass": undone, "sum": piece.sum * whole}
                 forward = {**last, "its forward pass": section.forward * share + self._read(piece)}
                 most = max(backward, forward, key=lambda parts: sum(parts.values()))
-            moment = {"kept before it": before, **most}
-            peaks[piece.label] = max(peaks.get(piece.label, {}), moment, key=lambda parts: sum(parts.values()))
+            found = {"kept before it": before, **others, **most}
+            peaks[piece.label] = max(peaks.get(piece.label, {}), found, key=lambda parts: sum(parts.values()))
             if sharded and piece.kind is None:
                 ends += piece.gradients * whole
             else:
                 gradients += piece.gradients * left
             if sharded and piece.kind is not None and section.gradients:
-                sent = section.gradients * whole * widths(setup)[1] / self._width
+                sent = section.gradients * (whole * widths(setup)[1] / self._width + (left if standing else 0))
             waiting = 0 if first else max(waiting, piece.table * whole if standing else 0)
             beside = 0 if first else max(beside, section.beside * share)
+        if sharded and "embedding" not in peaks:  # what is outside the layers is reduced last
+            found = {
+                **others,
+                "gradients": gradients,
+                "gathered": held["gathered"],
+                "whole gradients": held["reducing"],
+            }
+            peaks["layer"] = max(peaks["layer"], found, key=lambda parts: sum(parts.values()))
         return peaks
 
     def _chunked_loss(self, head: Section, whole: float = 1) -> dict[str, float]:
@@ -222,43 +279,37 @@ class StepMemory:
         softmax = min(values * 4, block) * (1 if self.fused or width == 4 else 2)
         gradients, read = head.gradients * whole, count_read(1, self.spec, self.setup)
         before = gradients if values * width > CHUNK else 0
-        there = {"hidden states": head.bytes * self._share + read, "their gradient": head.input / self.setup.cp}
+        normed = (
+            head.input * self._share if self.setup.autocast or self.setup.tp > 1 else 0
+        )  # beside a copy that is read
+        there = {"hidden states": head.bytes * self._share + normed + read}
+        there["their gradient"] = head.input / self.setup.cp
         there |= {"the head's": before, "logits": logits}
         if softmax >= gradients:
             return {**there, "their softmax": softmax}
         return {**there, "a chunk's gradients": gradients}
 
-    def _pipelined(self) -> dict[str, dict[str, float]]:
-        """Bound the fullest moments of a pipeline's stages from above: all gradients exist, and the fullest stage runs
-        the backward pass of a layer while all its activations exist, or the last stage computes the loss.
 
-        torch's stages receive each micro-batch into a buffer of its own, and keep what they have sent of a micro-batch
-        in flight. Autocast casts the weights for each micro-batch anew.
-        """
-        setup, share, pieces = self.setup, self._share, [piece for run in self._list_runs() for piece in run.pieces]
-        stream = setup.batch * setup.tokens(self.spec) * share * self.spec.d_model * DTYPES[setup.computed]
-        flying = min(setup.pp, setup.accumulate)
-        made = {"gradients": self.held["gradients"], "whole gradients": self.held["reducing"]}
-        made |= {"gathered": self.held["gathered"], "received": stream * setup.accumulate * min(setup.pp - 1, 2)}
-        undone = 0.0
-        for piece in (each for each in pieces if each.kind is not None):
-            section = piece.section
-            most = section.moving
-            if piece.again:
-                read = 0 if section.keeps_input else section.input
-                most = max(most + read, section.forward + section.input)
-            undone = max(undone, most * share - piece.kept + self._read(piece))
-        found = {"layer": {**made, "activations": self.activations, "its backward pass": undone}}
-        found["layer"] |= {"sent": stream * flying, "cast again": self.held["cast"] * (flying - 1)}
-        layers = {piece.kind: piece.kept for piece in pieces}
-        kept = sum(count * layers[name, kind] for name, kind, count in stages(self.spec, setup)[-1].layers())
-        loss = [each for each in pieces if each.label in ("loss", "head")][-1]
-        if setup.chunked_loss and loss.label == "loss":
-            found["loss"] = {**made, "kept before it": kept, **self._chunked_loss(loss.section)}
-        elif self.loss is not None:
-            found["loss"] = {**made, "kept before it": kept + loss.kept, "loss_head": self.loss}
-        table = max(self._met_again(name, tower) for name, tower in self.spec.towers().items())
-        return {**found, "embedding": {**made, "its gradient and sum": 2 * table / setup.tp}}
+def find_fullest(
+    spec: Priced,
+    setup: Setup,
+    passes: Mapping[str, Section],
+    pipeline: Iterable[Stage],
+    held_by: Callable[[int], Mapping[str, Any]],
+    **how: Any,
+) -> StepMemory:
+    """Find the pipeline stage whose step takes most memory. `held_by` gives the states of a stage by its index, `how`
+    the other fields of a StepMemory. Of stages that hold the same, the first has most microbatches in flight."""
+    steps = (StepMemory(spec, setup, passes, stage, held_by(stage.index), **how) for stage in list_distinct(pipeline))
+    return max(steps, key=lambda step: step.peak[0])
+
+
+def _name_section(tower: str, piece: str) -> str:
+    return f"{tower}.{piece}" if tower else piece
+
+
+def _sum_gradients(runs: list[PassRun]) -> float:
+    return sum(piece.gradients * run.times for run in runs for piece in run.pieces)
 
 
 def _mark_first_gradients(tower: Any) -> list[bool] | None:

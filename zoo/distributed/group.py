@@ -66,12 +66,12 @@ class RankGroup:
     def gather_tokens(self, x: Tensor) -> Tensor:
         """All-gather each rank's tokens [B, T, …] to [B, R·T, …], in autocast's dtype. The gradient is a
         reduce-scatter, because each rank has a part of every token's gradient."""
-        return self._gathering.apply(cast_for_sending(x), self)
+        return self._gathering.apply(cast_for_products(x), self)
 
     def scatter_tokens(self, y: Tensor) -> Tensor:
         """Reduce-scatter [B, R·T, …] to the rank's own tokens [B, T, …], sent in autocast's dtype and returned in y's.
         The gradient is an all-gather."""
-        return self._scattering.apply(cast_for_sending(y), self).to(y.dtype)
+        return self._scattering.apply(cast_for_products(y), self).to(y.dtype)
 
     def sum_whole(self, y: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks (all-reduce). The gradient is all-reduced too, because each rank
@@ -81,7 +81,7 @@ class RankGroup:
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """All-to-all: send `sent[r]` of the rows [M, …] to rank r, and receive `received[r]` from it, in order of the
         ranks and in autocast's dtype. The backward pass sends gradients the opposite way."""
-        return self._exchanging.apply(cast_for_sending(rows), self, sent, received)
+        return self._exchanging.apply(cast_for_products(rows), self, sent, received)
 
     def send_rows(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         found = rows.new_empty(sum(received), *rows.shape[1:])
@@ -117,11 +117,13 @@ class RankGroup:
         return own
 
 
-def cast_for_sending(x: Tensor) -> Tensor:
-    """Cast a tensor to autocast's dtype before other ranks get it: their matrix products would cast it anyway, and
-    float32 takes twice the bytes. Without autocast the tensor is returned as it is."""
+def cast_for_products(x: Tensor) -> Tensor:
+    """Cast a tensor to autocast's dtype, once for all matrix products that read it: autocast itself makes and saves a
+    copy for each. Ranks cast before they send, as float32 takes twice the bytes. Without autocast the tensor is
+    returned as it is."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # torch knows no autocast for meta
+    return x.to(torch.get_autocast_dtype(kind)) if autocast else x
 
 
 def _call(name: str, older: str) -> Any:

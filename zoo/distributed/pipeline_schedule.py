@@ -41,6 +41,20 @@ class StagePass(NamedTuple):
     microbatch: int
 
 
+class BackwardMoment(NamedTuple):
+    """The moment before a backward pass of one of a stage's chunks: by chunk, the microbatches whose activations the
+    stage holds (`kept`), and the chunks of which it has weights' gradients already (`done`)."""
+
+    chunk: int
+    kept: tuple[int, ...]
+    done: frozenset[int]
+
+    def covers(self, other: BackwardMoment) -> bool:
+        """Whether the stage holds at least what it holds at another moment of the same chunk."""
+        more = all(mine >= theirs for mine, theirs in zip(self.kept, other.kept, strict=True))
+        return self.chunk == other.chunk and more and self.done >= other.done
+
+
 @dataclass(frozen=True)
 class PipelineSchedule:
     """A pipeline schedule of `stages` stages with `chunks` chunks each."""
@@ -187,7 +201,9 @@ class PipelineSchedule:
     def shorten(self, microbatches: int) -> int:
         """Return a number of microbatches that the schedule allows and that has the same peak memory as `microbatches`,
         smaller than it if possible."""
-        count = self.least if self.kind == "1f1b" else max(microbatches, self.least)
+        count = max(microbatches, self.least)
+        if self.kind == "1f1b":
+            return min(count, self.least + 1)
         rounds = count // self.stages
         return count if rounds <= ROUNDS else ROUNDS * (count // rounds)
 
@@ -203,3 +219,15 @@ class PipelineSchedule:
             if (size := sum(number * each for number, each in zip(kept, sizes, strict=True))) > most:
                 most, found = size, tuple(kept)
         return found
+
+    def list_backwards(self, stage: int, microbatches: int) -> list[BackwardMoment]:
+        """List the moments before a stage's backward passes at which its memory can peak: those that no other
+        covers."""
+        kept, done, found = [0] * self.chunks, frozenset[int](), dict[BackwardMoment, None]()
+        for what, chunk, _ in self.order(stage, microbatches):
+            if what in (BACKWARD, INPUT):
+                found[BackwardMoment(chunk, tuple(kept), done)] = None
+            if what in (BACKWARD, WEIGHT):
+                done |= {chunk}
+            kept[chunk] += {FORWARD: 1, INPUT: 0}.get(what, -1)
+        return [each for each in found if not any(other.covers(each) for other in found if other != each)]

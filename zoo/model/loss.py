@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zoo.distributed.group import cast_for_products
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _chunked_loss() -> Any:
                 places = part if rows is None else rows[part]
                 with torch.enable_grad():
                     piece = hidden.detach()[places].requires_grad_(found.hidden is not None)
-                    logits = head(piece)
+                    logits = head(cast_for_products(piece))  # autocast would keep a copy until the pass ends
                 chunk = logits.detach()  # in place: autograd raises if the head saved its output
                 sums += loss.overwrite(chunk, targets[part], places).to(sums.dtype)
                 found.add(logits, chunk, piece, places, weights)

@@ -316,9 +316,9 @@ class Tower(Topology):
             return Output(x, None, losses, loads=loads)
         x = self.streams.collapse(m.streams, x) if self.streams else x  # B T D
         x = m.final_read(x, exchange.find(last[0]).last) if (last := self.last_read) else x
-        normed = m.norm(x) if self.has_final_norm else x
-        hidden = seam.gather(m.project(normed) if self.out_width else normed, context.own)
-        pooled = m.pooler(seam.gather(normed, context.own) if self.out_width else hidden) if self.pooler else None
+        x = m.norm(x) if self.has_final_norm else x  # the name of what is normed is given up, and so its memory
+        hidden = seam.gather(m.project(x) if self.out_width else x, context.own)
+        pooled = m.pooler(seam.gather(x, context.own) if self.out_width else hidden) if self.pooler else None
         out = Output(hidden, None, losses, pooled, loads=loads)
         marked = self.head.mark(inputs.input_ids, context.real)
         if inputs.targets is not None:

@@ -12,13 +12,14 @@ from torch import nn  # noqa: TID253  (imported where a pipeline is made)
 
 from zoo.data import Batch
 from zoo.distributed.gradients import hold_gradients, reduce_held_gradients
-from zoo.distributed.group import cast_for_sending
+from zoo.distributed.group import cast_for_products
 from zoo.lazy import torch
 from zoo.training.gradient import Gradient, move_batch
 from zoo.training.objective.base import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
     from torch import device as Device
@@ -73,7 +74,7 @@ class ChunkModule(nn.Module):
                 stream = stream.float()
             out = self.model(**inputs, stream=stream, chunk=self.chunk)
             if not self.ends:
-                out.hidden = cast_for_sending(out.hidden)
+                out.hidden = cast_for_products(out.hidden)
         return out
 
     def note(self, terms: dict[str, Tensor], loads: list[Tensor]) -> None:
@@ -141,7 +142,8 @@ class Pipeline:
         target = moved.targets if self.model.spec.has_last else None
         if self.holds:
             hold_gradients(self.model, keeps_weights=self.schedule.splits_backward)
-        self._find_schedule(*moved.input_ids.shape).step(*first, target=target, **inputs, return_outputs=False)
+        with keep_casts(device):
+            self._find_schedule(*moved.input_ids.shape).step(*first, target=target, **inputs, return_outputs=False)
         if self.holds:
             reduce_held_gradients(self.model)
         loads = list(chain.from_iterable(module.loads for module in self.modules))
@@ -211,6 +213,13 @@ class Pipeline:
             elif after != self.group.rank:
                 distributed.send(stream.contiguous(), distributed.get_global_rank(group, after), group)
         return self.group.sum_up(total)
+
+
+def keep_casts(device: Device) -> AbstractContextManager[Any]:
+    """Keep autocast's copies of weights until the block ends, so that all microbatches in flight share them: torch
+    drops its copies at the end of the outermost autocast, which would be each forward pass. Outside the passes autocast
+    stays off."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=False)
 
 
 def find_schedule_class(kind: str) -> Any:

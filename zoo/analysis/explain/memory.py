@@ -5,6 +5,7 @@ A layer's saved activations are traced: its own forward pass runs on shadows wit
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,11 +16,11 @@ from zoo.costs.activations import Section, list_looping, list_sections
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
 from zoo.costs.memory import name_layers, shape_pass, sum_ends
-from zoo.costs.rank_tensors import ChunkActivations, StageActivations, fullest, sum_activations
+from zoo.costs.rank_tensors import ChunkActivations, StageActivations, fullest, stages, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths
-from zoo.costs.train_peak import STAYS, StepMemory, count_loss, find_head
+from zoo.costs.train_peak import STAYS, count_loss, find_fullest, find_head
 from zoo.costs.transient import GenerationShape, measure_peaks
 from zoo.costs.tuning import TunedModel
 
@@ -58,10 +59,10 @@ class Memory:
         self._states()
         passes = self._passes()
         kept = {name: self._kept(name, section) for name, section in passes.items()}
-        activations = self._activations(kept)
+        self._activations(kept)
         self._loss()
         self._step()
-        self._train_peak(passes, activations)
+        self._train_peak(passes)
         if "generate_peak" in self.found:
             self._generate_peak()
         return self.sheet.lines
@@ -103,11 +104,13 @@ class Memory:
             ([copy], "the master copy, states are the host's") if away else ([own, copy], "states and master copy")
         )
         optimizer = self.sheet.sum("optimizer", parts, BYTES, why, "memory.optimizer")
-        self.stays = [
-            {"weights": weights, "optimizer": optimizer}.get(name, symbol(name, found[name]))
-            for name in STAYS
-            if found[name]
-        ]
+        self.lines_of = {"weights": weights, "optimizer": optimizer}
+
+    def _list_stays(self, held: Mapping[str, Any]) -> list[Number]:
+        """List what stays allocated throughout a step on the stage with the highest peak: the lines above, if it is the
+        stage with most parameters, of which these are."""
+        found = [(name, held[name], self.lines_of.get(name)) for name in STAYS if held[name]]
+        return [line if line and line.number == size else symbol(name, size) for name, size, line in found]
 
     # ---------------------------------------------------------------- activations
 
@@ -143,8 +146,8 @@ class Memory:
             return self.sheet.add(f"{_label(name)}, each", made, BYTES, "", figure)
         return made
 
-    def _activations(self, kept: Mapping[str, Number]) -> StageActivations:
-        """Add the activations on the fullest rank as a line; return them as plain numbers."""
+    def _activations(self, kept: Mapping[str, Number]) -> None:
+        """Add the activations on the fullest rank as a line."""
         numbers = {name: made.value for name, made in kept.items()}
         found = sum_activations(self.marked, self.setup, name_layers(self.marked, numbers), *sum_ends(numbers))
         each, (first, last) = name_layers(self.marked, kept), sum_ends(kept)
@@ -164,7 +167,6 @@ class Memory:
         made = StageActivations(tuple(chunks))
         source = "sequence parallelism divides by tp (Korthikanti et al., 2022)" if self.setup.ranks > 1 else ""
         self.sheet.add("activations", round(made.bytes), BYTES, source, "memory.activations")
-        return found
 
     def _count(self, where: str, kind: str, count: int) -> Term:
         if read_every(self.setup.recompute):
@@ -205,16 +207,20 @@ class Memory:
             why = "logits of a chunk, and the fp32 of their softmax"
         self.sheet.add("loss_head", round(count_loss(values, self.setup)), BYTES, why, "memory.loss_head")
 
-    def _train_peak(self, passes: Mapping[str, Section], activations: StageActivations) -> None:
+    def _train_peak(self, passes: Mapping[str, Section]) -> None:
         where = self.found["peak_at"]
         plain = {name: section._replace(**_untraced(section)) for name, section in passes.items()}
-        moments = StepMemory(self.marked, self.setup, plain, self.held, activations.bytes, self.tuned).list_moments()
+        pipeline = stages(self.spec, self.setup)
+        held = functools.cache(lambda index: states(self.spec, self.setup, pipeline[index], self.tuned))
+        marked = stages(self.marked, self.setup)
+        step = find_fullest(self.marked, self.setup, plain, marked, held, tuned=self.tuned)
         why = f"activations and gradients in the backward pass of the {where}"
         if where == "step":
             why = "while weights are updated"
-        parts = [symbol(name, size) for name, size in moments[where].items() if size]
+        parts = [symbol(name, size) for name, size in step.moments[where].items() if size]
         moment = self.sheet.sum(f"at the {where}", parts, BYTES, why)
-        self.sheet.sum("train_peak", [*self.stays, moment], BYTES, "the most at once", "memory.train_peak")
+        stays = self._list_stays(step.held)
+        self.sheet.sum("train_peak", [*stays, moment], BYTES, "the most at once", "memory.train_peak")
 
     def _alive(self, found: int) -> Number:
         """Add the peak of generating, without weights and cache. The line has a formula in the model's dimensions only

@@ -1,8 +1,8 @@
 """Price many meshes of one model, with a cache for each figure that repeats among them.
 
 Pipeline stages depend only on tp, pp, ep and the schedule. States depend also on the ranks that shard the weights.
-Activations depend on the stages, cp, the microbatch, the recomputation and the ZeRO stage, because FSDP casts weights.
-So thousands of meshes need few prices: 30,000 take 5 seconds on a core.
+A traced pass depends on the microbatch, the recomputation and the ZeRO stage, because FSDP casts weights. So thousands
+of meshes need few prices: 30,000 take 5 seconds on a core.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from zoo.costs.activations import Section
 from zoo.costs.cluster import Cluster
-from zoo.costs.memory import count_kept, name_layers, sum_ends, trace_passes
-from zoo.costs.rank_tensors import Stage, stages, sum_activations
+from zoo.costs.memory import trace_passes
+from zoo.costs.rank_tensors import Stage, list_distinct, stages
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shadow.tape import UnknownOperation
@@ -30,7 +30,7 @@ from zoo.costs.step_time import (
     pass_seconds,
     predict_step,
 )
-from zoo.costs.train_peak import StepMemory
+from zoo.costs.train_peak import find_fullest
 from zoo.errors import ConfigError
 
 STAGES = ("tp", "pp", "schedule", "chunks", "ep")
@@ -48,7 +48,7 @@ class MeshPrices:
 
     def __init__(self, spec: Priced, base: Setup, cluster: Cluster) -> None:
         self.spec, self.base, self.cluster = spec, base, cluster
-        for name in ("_passes", "_pipeline", "_held", "_activations", "_work", "_sent"):
+        for name in ("_passes", "_pipeline", "_held", "_work", "_sent"):
             setattr(self, name, functools.cache(getattr(self, name)))
 
     def count_memory(self, setup: Setup) -> int:
@@ -56,18 +56,16 @@ class MeshPrices:
 
         Raises ConfigError for a pass that cannot be traced.
         """
-        passes = setup.pipeline.shorten(setup.accumulate)
-        key = _key(setup, STAGES)
-        activations = self._activations(key, setup.cp, setup.batch, setup.recompute, passes, setup.zero)
-        traced = self._passes(setup.batch, setup.recompute == "selective", setup.zero)
-        return StepMemory(self.spec, setup, traced, self._held(_key(setup)), activations).find_peak()[0]
+        key, traced = _key(setup), self._passes(setup.batch, setup.recompute == "selective", setup.zero)
+        pipeline = self._pipeline(key[: len(STAGES)])
+        return find_fullest(self.spec, setup, traced, pipeline, functools.partial(self._held, key)).peak[0]
 
     def predict(self, plan: StepPlan) -> StepTime:
         """Predict the time of a step on the slowest stage."""
         setup, work = plan.setup, self._work(_key(dataclasses.replace(plan.setup, ep=1), STAGES))
         slowest = max(work, key=lambda index: pass_seconds(work[index], plan, self.cluster.device).total)
         sent = self._sent(slowest, _key(setup))
-        return predict_step(work[slowest], sent, plan, self.cluster, self._held(_key(setup)))
+        return predict_step(work[slowest], sent, plan, self.cluster, self._held(_key(setup), slowest))
 
     def _passes(self, batch: int, selective: bool, zero: int) -> Mapping[str, Section]:
         recompute = "selective" if selective else "none"
@@ -76,34 +74,26 @@ class MeshPrices:
         except UnknownOperation as error:
             raise ConfigError(f"train: its peak is not known, {error}") from error
 
-    def _pipeline(self, key: Key) -> tuple[Stage, ...]:
+    def _pipeline(self, key: Key) -> list[Stage]:
+        """List the distinct stages (`list_distinct`)."""
         setup = {**dict(zip(STAGES, key, strict=True)), "replicas": 1}
-        return stages(self.spec, dataclasses.replace(self.base, **setup, dp=setup["ep"]))  # type: ignore[arg-type]
+        return list_distinct(stages(self.spec, dataclasses.replace(self.base, **setup, dp=setup["ep"])))  # type: ignore[arg-type]
 
-    def _held(self, key: Key) -> dict[str, Any]:
-        fullest = max(self._pipeline(key[: len(STAGES)]), key=lambda stage: stage.params)
-        return states(self.spec, self._setup(key), fullest)
+    def _find_stage(self, key: Key, index: int) -> Stage:
+        return next(stage for stage in self._pipeline(key[: len(STAGES)]) if stage.index == index)
 
-    def _activations(self, key: Key, cp: int, batch: int, recompute: str, passes: int, zero: int) -> float:
-        own = {**dict(zip(STAGES, key, strict=True)), "ep": 1, "accumulate": passes}
-        setup = dataclasses.replace(self.base, **own, cp=cp, batch=batch, recompute=recompute, zero=zero)  # type: ignore[arg-type]
-        kept = count_kept(self._passes(batch, recompute == "selective", zero), setup)
-        layers = name_layers(self.spec, kept)
-        return sum_activations(self.spec, setup, layers, *sum_ends(kept), self._pipeline(key)).bytes
+    def _held(self, key: Key, index: int) -> dict[str, Any]:
+        return states(self.spec, self._setup(key), self._find_stage(key, index))
 
     def _work(self, key: Key) -> dict[int, StageWork]:
-        """Count the work of the distinct stages for a sequence, by index. Most middle stages are equal."""
+        """Count the work of the distinct stages for a sequence, by index."""
         saved = {name: section.bytes for name, section in self._passes(1, False, self.base.zero).items()}
         context = self.base.tokens(self.spec)
-        found: dict[Any, StageWork] = {}
-        for stage in self._pipeline(key):
-            alike = (tuple(stage.layers()), tuple(stage.ends.items()))
-            if alike not in found:
-                found[alike] = measure_work(stage, context, saved, int(key[STAGES.index("tp")]))
-        return {each.stage: each for each in found.values()}
+        tp = int(key[STAGES.index("tp")])
+        return {stage.index: measure_work(stage, context, saved, tp) for stage in self._pipeline(key)}
 
     def _sent(self, index: int, key: Key) -> StageTraffic:
-        return count_traffic(self.spec, self._setup(key), self._pipeline(key[: len(STAGES)])[index])
+        return count_traffic(self.spec, self._setup(key), self._find_stage(key, index))
 
     def _setup(self, key: Key) -> Setup:
         return dataclasses.replace(self.base, **dict(zip(STATES, key, strict=True)), batch=1)  # type: ignore[arg-type]

@@ -201,7 +201,7 @@ def _class(cls: type) -> type:
 
 def _works(cls: type) -> bool:
     """Whether a class's module uses torch, imports a function of REPLACED, or imports a position bias or a function of
-    zoo.model from a module that uses torch."""
+    zoo.model or zoo.distributed from a module that uses torch."""
     return _uses_torch(cls.__module__) or any(
         (value.__module__, value.__name__) in REPLACED
         or (
@@ -209,7 +209,7 @@ def _works(cls: type) -> bool:
             and (
                 issubclass(value, score_bias.Bias)
                 if isinstance(value, type)
-                else value.__module__.startswith("zoo.model")
+                else value.__module__.startswith(("zoo.model", "zoo.distributed"))
             )
             and _uses_torch(value.__module__)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zoo.distributed.group import cast_for_products
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
 
@@ -38,6 +39,6 @@ class Parallel(Block, kind="parallel"):
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         seam, tokens = m.seam, step.mask.n_queries
-        normed = seam.gather(m.attention_norm(x), tokens)
-        inner = normed if self.shared_norm else seam.gather(m.ffn_norm(x), tokens)
+        normed = seam.gather(cast_for_products(m.attention_norm(x)), tokens)
+        inner = normed if self.shared_norm else seam.gather(cast_for_products(m.ffn_norm(x)), tokens)
         return self.add(x, seam.reduce(m.attention(normed, step) + m.ffn(inner, step)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import WrapValidator
 
+from zoo.distributed.group import cast_for_products
 from zoo.model.attention.base import Attention
 from zoo.model.attention.nothing import NoAttention
 from zoo.model.block.base import Block, add_scaled
@@ -184,7 +185,8 @@ class SubLayers(Block):
     def run_sublayer(self, each: SubLayer, m: Weights, x: Tensor, step: Step) -> Tensor:
         """Run a sub-layer with its norms, convolution and residual sum on the stream x [B, T, D]."""
         read = getattr(m, each.in_norm)(x) if each.in_norm else x
-        y = m.cross(read, step.cross) if each.name == "cross" else getattr(m, each.name)(read, step)
+        given = cast_for_products(read)
+        y = m.cross(given, step.cross) if each.name == "cross" else getattr(m, each.name)(given, step)
         y = getattr(m, each.out_norm)(y) if each.out_norm else y
         y = getattr(m, each.conv)(y, step, each.name) if each.conv else y
         x = self.join(each, m, x, y, read)
