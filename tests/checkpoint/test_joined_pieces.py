@@ -45,5 +45,36 @@ def test_a_process_holds_one_whole_tensor_at_a_time_while_it_saves(model, proces
             }
 
 
+@pytest.mark.parametrize(
+    ("model", "processes", "ways"),
+    [
+        ("dense", 2, ["fsdp", "tp"]),
+        pytest.param("schedule_free", 2, ["fsdp", "pp"], marks=pytest.mark.slow),
+        pytest.param("experts", 4, ["{shard: 2, tp: 2, ep: 2}", "hsdp"], marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("saved", ["whole", pytest.param("sharded", marks=pytest.mark.slow)])
+def test_a_process_reads_its_part_of_the_states_of_a_run_that_goes_on(model, processes, ways, saved, here):  # noqa: F811
+    packaged, own = MODELS[model]
+    common = ["eval_every=null", "batch_size=8", *BASE[:-1], "sample=null", *own, f"checkpoint={saved}"]
+    zoo.train(packaged, [*common, "steps=2", "accumulate=4", "hydra.run.dir=one"])
+    jobs = []
+    for number, way in enumerate(ways):
+        zoo.train(packaged, [*common, "steps=1", "accumulate=4", f"hydra.run.dir={number}"])
+        parts = f"accumulate={4 // settle(way, processes).rows}"
+        jobs.append(({"resume": str(number)}, ["steps=2", parts, f"parallel={way}"]))
+    Path("jobs.json").write_text(json.dumps(jobs))
+    run_ranks(processes, "support.checkpoint_ranks", "resume", "jobs.json", ".")
+    one = zoo.load("one").state_dict()
+    largest = max(each.nbytes for each in one.values())
+    for number, way in enumerate(ways):
+        for told in read_found(processes, "."):
+            found = told[number]
+            assert found["most"] <= found["held"] + 1.1 * largest, way
+            assert found["read"] <= 1.01 * found["held"] + 16_384, way  # and the states of random generators
+        for name, each in zoo.load(str(number)).state_dict().items():
+            assert (each - one[name]).norm() <= 1e-4 * one[name].norm() + 1e-6, (way, name)
+
+
 def form(tensor):
     return tensor.dtype, tensor.shape

@@ -22,6 +22,7 @@ from support.memory_tracker import StorageTracker
 from zoo.checkpoint import store
 from zoo.checkpoint.parallel_checkpoint import hold_weights
 from zoo.checkpoint.sharded import Piece
+from zoo.checkpoint.stored import StoredTensors
 from zoo.distributed import meeting
 from zoo.distributed.sharded_tensors import own_part
 from zoo.distributed.world import read_world
@@ -80,6 +81,46 @@ def measuring_start(found: dict[str, int]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def measuring_resumption(found: dict[str, int]) -> Iterator[None]:
+    """Note the most bytes that tensors take at once while a run's checkpoint is read, beside the model, and the bytes
+    of the optimizer's states that the process then holds."""
+    load = store.load_run
+
+    def measure(folder: Path, model: Any, optimizer: Any, **options: Any) -> dict[str, Any]:
+        tracker = HeldBytes()
+        tracker.know(own_part(each) for each in model.state_dict().values())
+        with tracker, counting_reads() as read:
+            counters = load(folder, model, optimizer, **options)
+        found["read"] = sum(read)
+        states = [each for of in optimizer.state.values() for each in of.values()]
+        found["most"], found["held"] = tracker.most, sum(own_part(each).nbytes for each in states)
+        return counters
+
+    with mock.patch.object(store, "load_run", measure):
+        yield
+
+
+@contextmanager
+def counting_reads() -> Iterator[list[int]]:
+    """Note the bytes of each tensor, or part of one, that is read of a checkpoint's states."""
+    found: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor.nbytes)
+        return tensor
+
+    def noting(stored: StoredTensors) -> StoredTensors:
+        slices = stored.find_slices
+        return StoredTensors(
+            stored.forms, lambda name: note(stored[name]), find_slices=lambda name: lambda at: note(slices(name)(at))
+        )
+
+    opened = store.open_states
+    with mock.patch.object(store, "open_states", lambda folder: noting(opened(folder))):
+        yield found
+
+
 def save(jobs: str, out: str) -> None:
     """Train the jobs of a JSON file, each a model and overrides, and measure their saves."""
     train(measuring_saves, jobs, out)
@@ -90,12 +131,17 @@ def start(jobs: str, out: str) -> None:
     train(measuring_start, jobs, out)
 
 
+def resume(jobs: str, out: str) -> None:
+    """Go on with the runs of a JSON file, each `{"resume": folder}` and overrides, and measure how they begin."""
+    train(measuring_resumption, jobs, out)
+
+
 def train(measuring: Any, jobs: str, out: str) -> None:
     told = []
     for model, overrides in json.loads(Path(jobs).read_text()):
         found: dict[str, int] = {}
         with measuring(found):
-            zoo.train(model, overrides)
+            zoo.train(**model, overrides=overrides) if isinstance(model, dict) else zoo.train(model, overrides)
         told.append(found)
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(told))
 
@@ -159,4 +205,4 @@ def wait(out: str) -> None:
 
 
 def main(verb: str, *args: str) -> None:
-    {"save": save, "start": start, "read": read, "wait": wait}[verb](*args)
+    {"save": save, "resume": resume, "start": start, "read": read, "wait": wait}[verb](*args)

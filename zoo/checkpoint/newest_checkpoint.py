@@ -76,8 +76,8 @@ def check_whole(folder: Path, check: Callable[[Path, dict[str, Any]], object]) -
 
 def refuse_nonfinite(folder: Path) -> None:
     """Raise CheckpointError naming the first weight, saved as the model's or among the states, that is not finite."""
-    weights = parallel_checkpoint.open_weights(folder)
-    trained = ((name.removeprefix(TRAINED), each) for name, each in open_states(folder, TRAINED))
+    weights, states = parallel_checkpoint.open_weights(folder), open_states(folder)
+    trained = ((name.removeprefix(TRAINED), states[name]) for name in states if name.startswith(TRAINED))
     for name, tensor in chain(((name, weights[name]) for name in weights), trained):
         if not tensor.is_floating_point() or tensor.numel() == 0:
             continue

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.parallel_checkpoint import STATE_SHARDS, locate
+from zoo.checkpoint.parallel_checkpoint import STATE_SHARDS, fill_pieces, locate
 from zoo.checkpoint.sharded import HeldTensor, ShardedTensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.checkpoint.tensor_files import TensorReader, read_header
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from zoo.checkpoint.store import Resumable
+    from zoo.distributed.sharded_tensors import Shares
 
 STATES = "training.safetensors"
 
@@ -41,16 +41,26 @@ def hold_states(state: Resumable) -> dict[str, HeldTensor]:
     return held
 
 
-def open_states(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Read the states of a checkpoint whose names begin with `prefix`, lazily, one by one. Raises CheckpointError for a
-    broken file."""
+def open_states(folder: Path) -> StoredTensors:
+    """Open the states of a checkpoint, read lazily. Raises CheckpointError for a broken file."""
     if (folder / STATE_SHARDS).is_dir():
-        tensors: Any = ShardedTensors(folder / STATE_SHARDS)
-    else:
-        found = read_header(folder / STATES)  # raises where the file is broken
-        forms = {name: each.make_empty("meta") for name, each in found.items()}
-        tensors = StoredTensors(forms, TensorReader(folder, found).__getitem__)
-    yield from ((name, tensors[name]) for name in tensors if name.startswith(prefix))
+        shards = ShardedTensors(folder / STATE_SHARDS)
+        return StoredTensors(shards.forms, shards.__getitem__, find_slices=shards.find_slices)
+    found = read_header(folder / STATES)  # raises where the file is broken
+    reader = TensorReader(folder, found)
+    forms = {name: each.make_empty("meta") for name, each in found.items()}
+    return StoredTensors(forms, reader.__getitem__, find_slices=reader.find_slices)
+
+
+def read_part(states: StoredTensors, name: str, shares: Shares, owner: str, parameter: Tensor) -> Tensor:
+    """Read a process' part of a parameter's optimizer state, by slices, onto the parameter's device. A state of another
+    shape than the whole parameter's is whole on every process."""
+    part = torch.zeros_like(parameter, dtype=states.forms[name].dtype, requires_grad=False)
+    held = locate(shares, owner, part)
+    if not shares.splits(owner, parameter) or held.shape != states.forms[name].shape:
+        return states[name]
+    fill_pieces({name: held}, states)
+    return part
 
 
 def name_random(device: str, rank: int) -> str:
@@ -66,12 +76,9 @@ def take_apart(value: Any) -> dict[str, Tensor]:
     return {"": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)}
 
 
-def restore_optimizer(
-    optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor, take: Callable[[Tensor, Tensor], Tensor]
-) -> None:
-    """Set one tensor of a parameter's optimizer state; `take` cuts the process' part out of the whole tensor. Scalars
-    (step counters) go to the device for a fused optimizer, else stay on the CPU. An 8-bit state, which consists of
-    several tensors, must exist already."""
+def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor) -> None:
+    """Set a process' part of one tensor of a parameter's optimizer state. Scalars (step counters) go to the device for
+    a fused optimizer, else stay on the CPU. An 8-bit state, which consists of several tensors, must exist already."""
     own = optimizer.state[parameter]
     key, _, inner = key.partition(":")
     if value.shape == (1,) and parameter.shape != (1,):  # a scalar: shards store it with shape [1]
@@ -83,7 +90,7 @@ def restore_optimizer(
         own[key] = keep(parameter, value)
         return
     beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    own[key] = take(value.to(parameter.device), parameter) if beside else value
+    own[key] = value.to(parameter.device) if beside else value
 
 
 def read_random_states() -> dict[str, Tensor]:

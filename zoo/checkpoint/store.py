@@ -21,7 +21,6 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from zoo.checkpoint.resume_states import (
     STATES,
     hold_states,
     open_states,
+    read_part,
     restore_optimizer,
     restore_random,
 )
@@ -337,7 +337,6 @@ def load_run(
     adapter_files.check_weights(folder, spec)
     if not checked:
         verify(folder, training=True)
-    take = model.shares.take_part
     if parallel_checkpoint.is_sharded(folder):
         parallel_checkpoint.fill_weights(model, folder)
     else:
@@ -346,19 +345,21 @@ def load_run(
         parallel_checkpoint.fill_pieces(parallel_checkpoint.hold_weights(model), own.under(adapters))
     drop_gathered(model)
     names = {name: parameter for name, parameter in model.named_parameters()}
-    for name, tensor in open_states(folder):
+    states = open_states(folder)
+    for name in states:
         kind, _, rest = name.partition(".")
         if kind == "random":
             place, _, owner = rest.partition("@")
             if random and int(owner or 0) == rank:
-                restore_random(place, tensor)
+                restore_random(place, states[name])
         elif kind == "weights":
             if rest in names:
-                with torch.no_grad():
-                    names[rest].copy_(take(rest, tensor, names[rest]))
+                parallel_checkpoint.fill_pieces(
+                    {name: parallel_checkpoint.locate(model.shares, rest, names[rest])}, states
+                )
         elif (owner := rest.rpartition("/")[0]) in names:
-            key = rest.rpartition("/")[2]
-            restore_optimizer(optimizer, names[owner], key, tensor, partial(take, owner))
+            value = read_part(states, name, model.shares, owner, names[owner])
+            restore_optimizer(optimizer, names[owner], rest.rpartition("/")[2], value)
     return counters
 
 
