@@ -26,7 +26,7 @@ from zoo.checkpoint.stored import StoredTensors
 from zoo.distributed import meeting
 from zoo.distributed.sharded_tensors import own_part
 from zoo.distributed.world import read_world
-from zoo.training import building
+from zoo.training import building, layout
 
 
 class HeldBytes(StorageTracker):
@@ -121,6 +121,22 @@ def counting_reads() -> Iterator[list[int]]:
         yield found
 
 
+@contextmanager
+def measuring_teacher(found: dict[str, int]) -> Iterator[None]:
+    """Note the most bytes that tensors take at once while a run's teacher is built, and the bytes that it then has."""
+    spread = layout.ProcessGroups.spread_frozen
+
+    def measure(*args: Any) -> Any:
+        with HeldBytes() as tracker:
+            model = spread(*args)
+        found["most"] = tracker.most
+        found["held"] = sum(own_part(each).nbytes for each in model.state_dict().values())
+        return model
+
+    with mock.patch.object(layout.ProcessGroups, "spread_frozen", measure):
+        yield
+
+
 def save(jobs: str, out: str) -> None:
     """Train the jobs of a JSON file, each a model and overrides, and measure their saves."""
     train(measuring_saves, jobs, out)
@@ -134,6 +150,11 @@ def start(jobs: str, out: str) -> None:
 def resume(jobs: str, out: str) -> None:
     """Go on with the runs of a JSON file, each `{"resume": folder}` and overrides, and measure how they begin."""
     train(measuring_resumption, jobs, out)
+
+
+def teach(jobs: str, out: str) -> None:
+    """Train the jobs of a JSON file, each a model and overrides, and measure their teachers."""
+    train(measuring_teacher, jobs, out)
 
 
 def train(measuring: Any, jobs: str, out: str) -> None:
@@ -205,4 +226,4 @@ def wait(out: str) -> None:
 
 
 def main(verb: str, *args: str) -> None:
-    {"save": save, "resume": resume, "start": start, "read": read, "wait": wait}[verb](*args)
+    {"save": save, "resume": resume, "teach": teach, "start": start, "read": read, "wait": wait}[verb](*args)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.parallel_checkpoint import fill_pieces, hold_weights
 from zoo.costs.layer_cut import cut_layers
 from zoo.costs.rank_model import shard_model, spread_experts
 from zoo.distributed.group import RankGroup
@@ -14,6 +15,7 @@ from zoo.distributed.sharded_tensors import Division, Shares, Stages
 from zoo.distributed.world import World
 from zoo.lazy import torch
 from zoo.model.stage import reads_table, take_chunks
+from zoo.run.builder import build
 from zoo.spec import table
 from zoo.spec.cuts import find_cuts
 from zoo.training.gradient import Autocast, choose_autocast
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch.nn import Module, Parameter
 
+    from zoo.checkpoint.stored import StoredModel
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
     from zoo.training.pipeline import Pipeline
@@ -201,6 +204,15 @@ class ProcessGroups:
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
+
+    def spread_frozen(self, stored: StoredModel, settings: Training, device: Device) -> Model:
+        """Build a frozen model beside the one that trains, such as a teacher, sharded alike and computed in the dtype
+        that it is stored in. Each process reads its shards alone. All processes must call this, and run its passes
+        together."""
+        model: Any = build(stored.spec, device="meta")
+        self.lay_out(model.requires_grad_(False).eval(), replace(settings, precision="fp32"))
+        fill_pieces(hold_weights(model.to_empty(device=device)), stored.tensors)
+        return model
 
     def _lay_out_experts(self, model: Model, how: dict[str, Any]) -> None:
         """Apply FSDP2 to experts over the processes that hold the same experts. If that is one process, exclude the

@@ -12,7 +12,7 @@ import torch
 import zoo
 from support.checkpoint_ranks import pattern
 from support.forked_processes import read_found, run_ranks
-from support.parallel_runs import BASE, MODELS, here, settle  # noqa: F401  (a fixture)
+from support.parallel_runs import BASE, MODELS, here, lines_of, settle  # noqa: F401  (a fixture)
 from zoo.checkpoint.parallel_checkpoint import open_weights
 from zoo.checkpoint.tensor_files import sort_aligned, stream_tensors
 from zoo.compose import load
@@ -89,6 +89,21 @@ def test_each_process_reads_its_part_of_the_weights(source):
 )
 def test_each_process_reads_its_part_of_the_weights_on_other_meshes(processes, jobs, source):
     start(processes, "dense", jobs)
+
+
+def test_each_process_reads_its_part_of_a_teacher_and_the_student_learns_what_one_process_does(source):
+    packaged, own = MODELS["dense"]
+    told = [*COMMON[:-1], *own, "objective=distil", "objective.teacher=whole", "objective.mix=1.0", "steps=2"]
+    zoo.train(packaged, [*told, "accumulate=4", "hydra.run.dir=one"])
+    Path("jobs.json").write_text(
+        json.dumps([(packaged, [*told, "accumulate=2", "parallel=fsdp", "hydra.run.dir=mesh"])])
+    )
+    run_ranks(2, "support.checkpoint_ranks", "teach", "jobs.json", ".")
+    sizes = [each.nbytes for each in zoo.load("whole").state_dict().values()]
+    for (told,) in read_found(2, "."):
+        assert told["held"] < 0.6 * sum(sizes) and told["most"] <= told["held"] + 1.1 * max(sizes)
+    one, mesh = ([line["distil"] for line in lines_of(run) if "distil" in line] for run in ("one", "mesh"))
+    assert mesh == pytest.approx(one, abs=1e-5)
 
 
 # ---------------------------------------------------------------- a large model

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, PositiveFloat
@@ -11,21 +11,23 @@ from pydantic import BeforeValidator, Field, PositiveFloat
 from zoo.errors import ZooError
 from zoo.lazy import torch
 from zoo.model.loss import TeacherLoss
-from zoo.training.objective.base import Context, Loss, Objective, describe
+from zoo.training.objective.base import Context, Objective, describe
 from zoo.training.objective.causal import NextToken
 from zoo.training.objective.labelled import RecordObjective
 from zoo.training.packaged import read_packaged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from zoo.data import Batch, DataSettings, Tokenizer
+    from zoo.checkpoint.stored import StoredModel
+    from zoo.data import DataSettings, Tokenizer
     from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
+    from zoo.training.run import Run
 
 
 class Distil(Objective, kind="distil"):
@@ -96,9 +98,11 @@ class Distil(Objective, kind="distil"):
 
         return [store.load_spec(self.teacher)]
 
-    def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
-        load_teacher(self.teacher, batch.input_ids.device)  # loaded before the student's pass takes memory
-        return super().loss(model, batch, weight=weight, count=count)
+    def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
+        stored = open_teacher(self.teacher)
+        shards = run.layout.mesh.shard > 1
+        model = run.layout.spread_frozen(stored, run.settings, run.device) if shards else stored.build(run.device)
+        TEACHERS[self.teacher, run.device] = model.requires_grad_(False)
 
     def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TeacherLoss:
         teacher = load_teacher(self.teacher, inputs["input_ids"].device)
@@ -113,13 +117,22 @@ class Distil(Objective, kind="distil"):
         return TeacherLoss(weight, self.z_loss, self.chunk_mib << 20, count, **how)
 
 
-@cache
-def load_teacher(folder: str, device: Any) -> Any:
-    """Load a frozen teacher in float32, once for each device."""
+TEACHERS: dict[tuple[str, Any], Any] = {}
+"""Frozen teachers in float32 by folder and device. A run that shards weights shards its teacher's too."""
+
+
+def open_teacher(folder: str) -> StoredModel:
+    """Open a teacher's weights in float32, read lazily."""
     from zoo.checkpoint import store
 
-    model = store.load(folder, torch.float32, str(device))
-    return model.requires_grad_(False)
+    return store.open_model(folder, torch.float32)
+
+
+def load_teacher(folder: str, device: Any) -> Any:
+    """Return the teacher of a folder on a device; without a run it is loaded at its first use."""
+    if (folder, device) not in TEACHERS:
+        TEACHERS[folder, device] = open_teacher(folder).build(device).requires_grad_(False)
+    return TEACHERS[folder, device]
 
 
 def refuse_other_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
