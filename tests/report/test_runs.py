@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,10 +85,44 @@ def test_a_plot_of_runs_shows_each_by_name_and_its_last_validation_loss(trained:
         assert run(["plot", *folders, "--x", axis, "--out", str(file)]) == 0
         body = file.read_text()
         losses = [json.loads((Path(each) / "result.json").read_text())["val_loss"] for each in folders]
-        for text in ("one", "two", label, "validation", *(f"{loss:.3f}" for loss in losses)):
+        named = [f"{name}: {loss:.3f}" for name, loss in zip(("one", "two"), losses, strict=True)]
+        for text in (label, "validation, with its last value", *named):
             assert f">{text}<" in body, text
     assert run(["plot", str(trained / "sweep"), "-o", str(tmp_path / "both.png"), "--smooth", "0"]) == 0
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def swept(trained: Path, tmp_path: Path) -> Path:
+    """The folder of a sweep: two runs that differ in an axis and in their seeds, and one that only tried a rate."""
+    folder = tmp_path / "sweep"
+    shutil.copytree(trained / "sweep", folder)
+    shutil.copytree(folder / "two", folder / "tried")
+    shared = ["model=llama-tiny", "steps=6", "hydra.verbose=false"]
+    typed = {
+        "one": ["seed=0", "attention@model.attention=gqa"],
+        "two": ["seed=1", "attention@model.attention=mqa"],
+        "tried": ["seed=1", "optim.lr=1e-3"],
+    }
+    jobs: dict[str, dict[str, Any]] = {name: {"overrides": [*shared, *words]} for name, words in typed.items()}
+    jobs["tried"] |= {"search": True}
+    (folder / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    return folder
+
+
+def test_the_runs_of_a_sweep_are_named_by_what_was_typed(swept: Path, tmp_path: Path, capsys) -> None:
+    assert run(["runs", str(swept)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("seed=0 attention=gqa", "seed=1 attention=mqa", "seed=1 optim.lr=0.001"):
+        assert words in shown
+    assert "steps=6" not in shown and "verbose" not in shown  # all have these, or they are Hydra's
+    file = tmp_path / "sweep.svg"
+    assert run(["plot", str(swept), "-o", str(file)]) == 0
+    assert "not drawn: 1" in capsys.readouterr().err
+    body = file.read_text()
+    assert ">seed=0 attention=gqa: " in body and ">seed=1 attention=mqa: " in body and "optim.lr" not in body
+    assert run(["plot", str(swept / "one"), str(swept / "tried"), "-o", str(file)]) == 0
+    assert ">seed=1 optim.lr=0.001: " in file.read_text()  # a run that is named is drawn
 
 
 def test_a_curve_has_a_point_for_each_line_with_the_metric(trained: Path) -> None:

@@ -16,12 +16,26 @@ def run(
     log: bool = flag("Logarithmic y-axis."),
     out: Path = option("A .png or .svg file.", "--out", "-o", default=Path("plot.png")),
 ) -> None:
-    """Plot the curves of runs in one figure. Runs may still be in progress."""
+    """Plot the curves of runs in one figure. Runs may still be in progress.
+
+    Runs are labelled by the overrides that not all share. A sweep's runs that searched for a learning rate are left out
+    unless each is named: zoo report --plot draws the search.
+    """
+    from zoo.cli.common import print_note
     from zoo.cli.showing import shorten_labels
+    from zoo.report.arms import name_runs
     from zoo.report.history import collect_runs
     from zoo.report.runplot import draw_runs
 
-    records = collect_runs(folders)
-    labels = shorten_labels([str(each.folder.resolve()) for each in records])
+    found = collect_runs(folders)
+    named = {each.expanduser() for each in folders}
+    records = [each for each in found if each.folder in named or not each.of_search] or found
+    if left := len(found) - len(records):
+        print_note(
+            f"runs of a search for learning rates that are not drawn: {left} (zoo report --plot draws the search)"
+        )
+    names, places = name_runs([each.overrides for each in records]), [str(each.folder.resolve()) for each in records]
+    told = [name if name and names.count(name) == 1 else "" for name in names]
+    labels = [name or place for name, place in zip(told, shorten_labels(places), strict=True)]
     draw_runs(dict(zip(labels, records, strict=True)), out, x=x, metric=y, share=smooth, log=log)
     print(out)

@@ -22,12 +22,13 @@ def run(
     reverse: bool = flag("Largest, or latest, first."),
     as_json: Json = False,
 ) -> None:
-    """List runs: model, parameters, steps, tokens, losses, status, last update, and where it is.
+    """List runs: overrides that not all share, model, parameters, steps, tokens, losses, status, last update.
 
     A run is done, failed, stopped (it can be resumed), running, or cut off: its process died.
     A run whose files cannot be read is listed as unreadable, with the reason.
     """
     from zoo.cli.common import print_note
+    from zoo.report.arms import name_runs
     from zoo.report.history import collect_runs, find_runs, list_rows, sort_rows
 
     if folder is not None:
@@ -43,23 +44,38 @@ def run(
     if as_json:
         print(report.format_json(rows))
         return
-    cells, scored = [_cells(row) for row in rows], HEADER.index("score")
-    idle = [] if any(row[scored] for row in cells) else ["score"]
+    names = name_runs([row["overrides"] for row in rows])
+    cells = [_cells(row, name) for row, name in zip(rows, names, strict=True)]
+    idle = [name for name, column in zip(HEADER, zip(*cells, strict=True), strict=True) if not any(column)]
     header, cells = report.fit_columns(HEADER, cells, EXPENDABLE, idle)
     right = [at for at, name in enumerate(header) if name in NUMBERS]
     report.print_tables(report.make_table("", header, cells, right=right))
 
 
-HEADER: tuple[str, ...] = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "score", "status", "when")
-NUMBERS = HEADER[2:8]
+HEADER: tuple[str, ...] = (
+    "run",
+    "overrides",
+    "model",
+    "params",
+    "steps",
+    "tokens",
+    "loss",
+    "val loss",
+    "score",
+    "status",
+    "when",
+)
+NUMBERS = HEADER[3:9]
+MOST_WORDS = 120
+"""Maximum characters of a run's overrides in the table; `--json` has all of them."""
 SCORES = ("val_f1", "val_mrr", "val_pearson", "val_reward_accuracy")
 """The metrics of rows that the column `score` can show. If a run has several, the first in this order is
 shown."""
-EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
+EXPENDABLE = ("model", "loss", "tokens", "params", "steps", "when")
 """Columns that are left out on a narrow screen, in this order."""
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], overrides: str) -> list[str]:
     from zoo.report.history import MEASURES
 
     def show(name: str, form: Callable[[Any], str]) -> str:
@@ -71,6 +87,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     score = next((name for name in SCORES if row[name] is not None), None)
     return [
         escape_controls(row["name"]),
+        shorten(overrides, MOST_WORDS),
         show("model", shorten),
         show("params", report.format_count),
         show("steps", "{:,}".format),

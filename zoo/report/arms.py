@@ -12,9 +12,11 @@ from zoo.costs.setup import Setup
 from zoo.errors import CheckpointError, refuse
 from zoo.report.history import RunRecord
 
-SEED = "seed"
-ASIDE = (SEED, "hydra.")
+SEED, HYDRAS = "seed", "hydra."
+ASIDE = (SEED, HYDRAS)
 """Prefixes of overrides that do not distinguish arms."""
+ALL_RUNS = "all runs"
+"""The name of an arm whose overrides all runs share."""
 
 CURRENCIES = ("params", "tokens", "flops", "cache_bytes", "seconds")
 """The costs of arms, called currencies: parameters, tokens and FLOPs of training, bytes of KV cache and recurrent
@@ -73,7 +75,7 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
                 unfinished.append(f"{each.folder}: is {status}, and left out")
         except CheckpointError as error:
             unfinished.append(f"{error.faults[0]}; the run is left out")
-    names = name_arms([each.result.get("overrides", ()) for each in done])
+    names = name_arms([each.overrides for each in done])
     arms: dict[str, dict[int, RunRecord]] = {}
     faults = []
     for record, name in zip(done, names, strict=True):
@@ -84,12 +86,17 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
     return [Arm(name, dict(sorted(by_seed.items()))) for name, by_seed in arms.items()], unfinished
 
 
-def name_arms(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Name each run's arm by those of its overrides that not all runs share, seeds left out; "all runs" if there are
-    none."""
-    words = [[_shorten(word) for word in each if not word.startswith(ASIDE)] for each in overrides]
+def name_arms(overrides: Sequence[Sequence[str]], aside: tuple[str, ...] = ASIDE) -> list[str]:
+    """Name each run's arm by those of its overrides that not all runs share, ALL_RUNS if there are none. Overrides with
+    the prefixes `aside` are left out: by default those of seeds and of Hydra."""
+    words = [[_shorten(word) for word in each if not word.startswith(aside)] for each in overrides]
     shared = set.intersection(*map(set, words)) if words else set()
-    return [" ".join(word for word in own if word not in shared) or "all runs" for own in words]
+    return [" ".join(word for word in own if word not in shared) or ALL_RUNS for own in words]
+
+
+def name_runs(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Name each run by those of its overrides that not all runs share, seeds included; "" if there are none."""
+    return ["" if name == ALL_RUNS else name for name in name_arms(overrides, (HYDRAS,))]
 
 
 def _shorten(word: str) -> str:

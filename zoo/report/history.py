@@ -64,7 +64,7 @@ SHOWN = (
 UNREADABLE = "unreadable"
 """The status of a run whose files cannot be read."""
 
-COLUMNS = ("name", *SHOWN, "when", "path")
+COLUMNS = ("name", "overrides", *SHOWN, "when", "path")
 """The keys of a run in `zoo runs`."""
 
 AXES = {
@@ -88,9 +88,21 @@ class RunRecord:
         return runs.read_result(self.folder / runs.RESULT)
 
     @cached_property
+    def job(self) -> Mapping[str, Any]:
+        """What the run's sweep records of it (a job in sweep.json); empty for a single run."""
+        file = self.folder.parent / runs.SWEEP
+        known = _read_jobs(self.folder.parent, file.stat().st_mtime_ns) if runs.is_file(file) else {}
+        return known.get(self.folder.resolve().name, {})
+
+    @property
     def predicted(self) -> dict[str, Any]:
         """The figures that the run's sweep predicted, by their names in the outcome; empty for a single run."""
-        return runs.read_sweep(self.folder.parent).get(self.folder.name, {}).get("predicted", {})
+        return self.job.get("predicted", {})
+
+    @property
+    def overrides(self) -> Sequence[str]:
+        """The overrides that were typed for the run; those of its sweep's job if it has no outcome yet."""
+        return self.result.get("overrides") or self.job.get("overrides", ())
 
     @cached_property
     def measured(self) -> dict[str, Any]:
@@ -122,8 +134,7 @@ class RunRecord:
     @property
     def of_search(self) -> bool:
         """Whether the run belongs to a sweep's learning-rate search, and so to no arm."""
-        file = self.folder.parent / runs.SWEEP
-        return file.is_file() and self.folder.name in _read_searched(self.folder.parent, file.stat().st_mtime_ns)
+        return "search" in self.job
 
     @property
     def status(self) -> str:
@@ -178,10 +189,10 @@ class RunRecord:
 
 
 @lru_cache(maxsize=8)
-def _read_searched(folder: Path, written: int) -> frozenset[str]:
-    """Read the names of a sweep's search jobs. They are cached, because each run needs them. `written` is the time of
+def _read_jobs(folder: Path, written: int) -> Mapping[str, Mapping[str, Any]]:
+    """Read the jobs of a sweep by name. They are cached, because each run needs them. `written` is the time of
     sweep.json's last change, in ns: a new time makes a new entry."""
-    return frozenset(name for name, job in runs.read_sweep(folder).items() if "search" in job)
+    return runs.read_sweep(folder)
 
 
 def _read_mapping(file: Path, shape: type[JsonShape] | None = None) -> dict[str, Any]:
@@ -235,12 +246,20 @@ def list_rows(records: Sequence[RunRecord], root: Path | None = None) -> tuple[l
         name = each.folder.relative_to(root) if root and each.folder.is_relative_to(root) else each.folder
         shown = str(name) if str(name) != "." else each.folder.resolve().name
         try:
-            outcome = each.outcome
+            overrides, outcome = list(each.overrides), each.outcome
         except CheckpointError as error:
-            outcome = {**dict.fromkeys(SHOWN), "status": UNREADABLE}
+            overrides, outcome = [], {**dict.fromkeys(SHOWN), "status": UNREADABLE}
             faults += error.faults
         figures = {key: outcome[key] for key in SHOWN}
-        rows.append({"name": shown, **figures, "when": _find_time(each.folder), "path": str(each.folder.absolute())})
+        rows.append(
+            {
+                "name": shown,
+                "overrides": overrides,
+                **figures,
+                "when": _find_time(each.folder),
+                "path": str(each.folder.absolute()),
+            }
+        )
     return rows, faults
 
 

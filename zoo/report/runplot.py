@@ -19,13 +19,14 @@ from zoo.report.price_plot import (
     make_axes,
     write_figure,
 )
+from zoo.report.wrapping import wrap_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {"loss": "loss (nats per target)", "val_loss": "validation loss (nats per target)"}
 LINE = 100
-"""Maximum characters of a row of labels in the legend."""
+"""Maximum characters of a line of the legend; longer labels are wrapped."""
 
 NOT_DRAWN = ("step", "tokens", "steps", "seconds", "flops")
 
@@ -60,7 +61,8 @@ def draw_runs(
 
     A metric of training is drawn as its moving average over the fraction `share` of the run, with the single values
     faint behind it; if `share` is 0, as the single values alone. Metrics of evaluations are not smoothed. With the
-    metric `loss`, the validation loss is drawn too, with markers. Raises ConfigError as `check_curves` does.
+    metric `loss`, the validation loss is drawn too, with markers, and its last value stands in the legend. Raises
+    ConfigError as `check_curves` does.
     """
     check_curves(records, x, metric, share, file)
     axes = make_axes(8, 5, dpi=150)
@@ -80,6 +82,8 @@ def _drawn_points(record: RunRecord, x: str, metric: str) -> list[dict[str, Any]
 def _draw_run(
     axes: Axes, points: list[dict[str, Any]], label: str, color: Any, x: str, metric: str, share: float
 ) -> None:
+    checked = read_curve(points, "val_loss", x) if metric == "loss" else ([], [])
+    label = wrap_text(f"{label}: {checked[1][-1]:.3f}" if checked[1] else label, 0, 4, LINE, hyphens=False)
     at, values = read_curve(points, metric, x)
     evaluated = metric.startswith(("val_", "bits_per_byte"))
     if evaluated or not share:
@@ -87,21 +91,17 @@ def _draw_run(
     else:
         axes.plot(at, values, color=color, alpha=0.2, linewidth=0.7)
         axes.plot(at, smooth(values, share), color=color, linewidth=1.5, label=label)
-    if metric == "loss":
-        at, values = read_curve(points, "val_loss", x)
-        axes.plot(at, values, "o--", color=color, markersize=4, linewidth=1)
-        if values:
-            where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-            axes.annotate(f"{values[-1]:.3f}", (at[-1], values[-1]), color=color, **where)
+    axes.plot(*checked, "o--", color=color, markersize=4, linewidth=1)
 
 
 def _dress(axes: Axes, records: Mapping[str, RunRecord], x: str, metric: str, log: bool) -> None:
     if metric == "loss" and any("val_loss" in line for each in records.values() for line in each.lines):
-        axes.plot([], [], "o--", color="grey", markersize=4, linewidth=1, label="validation")
+        axes.plot([], [], "o--", color="grey", markersize=4, linewidth=1, label="validation, with its last value")
     if log:
         axes.set_yscale("log")
     _label_axes(axes, AXES[x], LABELS.get(metric, metric.replace("_", " ")))
-    longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=0)
+    lines = [line for label in axes.get_legend_handles_labels()[1] for line in label.splitlines()]
+    longest = max(map(len, lines), default=0)
     columns = max(LINE // (longest + 5), 1)
     # below the axes, where it covers no curve; finding the best place inside takes seconds for long runs
     axes.figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,31 +13,83 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+WORDY = 32
+"""Characters up to which a column of several words counts in `fit_columns`: beyond, its cells are wrapped."""
+PIECE = re.compile(r"[^=,/]*[=,/]?")
+"""The pieces of a word between which it is broken, if it is too long for its column."""
+
+
 def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Table:
-    """Make a rich table; `right` are the columns to align right. A cell that is too wide is folded."""
+    """Make a rich table; `right` are the columns to align right. On a narrow screen cells are wrapped between words,
+    and words longer than their column after `=`, a comma or a slash."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for index, name in enumerate(header):
-        made.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    rows = [*rows]
+    widths = _shrink_columns(header, rows, right)
+    for index, (name, width) in enumerate(zip(header, widths, strict=True)):
+        made.add_column(name, justify="right" if index in right else "left", overflow="fold", width=width)
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        cells = zip(row, widths, strict=True)
+        made.add_row(*(Text(cell if width is None else _break_words(cell, width)) for cell, width in cells))
     return made
+
+
+def _shrink_columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> Sequence[int | None]:
+    """Choose the columns' widths for a screen on which the rows do not fit: the widest shrink to their longest words,
+    and then the numbers, which are aligned right; if that is not enough, words are broken too. A width is None if the
+    rows fit."""
+    columns = [*zip(header, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    words = [_longest_word(column) for column in columns]
+    numbers = [max(words[at], *map(len, column[1:])) if at in right else words[at] for at, column in enumerate(columns)]
+    excess = sum(widths) + 2 * len(widths) - measure_screen()
+    if excess <= 0:
+        return [None] * len(columns)
+    for floors in (numbers, words, [1] * len(columns)):
+        while excess > 0 and (loose := [at for at, width in enumerate(widths) if width > floors[at]]):
+            widths[max(loose, key=widths.__getitem__)] -= 1
+            excess -= 1
+    return widths
+
+
+def _longest_word(cells: Sequence[str]) -> int:
+    return max(len(word) for cell in cells for word in ["", *cell.split()])
+
+
+def _break_words(text: str, width: int) -> str:
+    """Break the words longer than `width` into lines between their pieces. A piece that is still too long stays."""
+    words = []
+    for word in text.split(" "):
+        lines = [""]
+        for piece in PIECE.findall(word) if len(word) > width else [word]:
+            if lines[-1] and len(lines[-1] + piece) > width:
+                lines.append("")
+            lines[-1] += piece
+        words.append("\n".join(lines))
+    return " ".join(words)
 
 
 def fit_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str], idle: Sequence[str] = ()
 ) -> tuple[list[str], list[list[str]]]:
-    """Drop the `idle` columns, then `expendable` ones in order until the table fits; return header and rows."""
+    """Drop the `idle` columns, then `expendable` ones in order until the table fits; return header and rows. A column
+    of several words need not fit as a whole: `make_table` wraps it."""
     kept = [name for name in header if name not in idle]
-    widths = dict(zip(header, (max(map(len, column)) for column in zip(header, *rows, strict=True)), strict=True))
+    widths = {
+        name: _measure_column(column) for name, column in zip(header, zip(header, *rows, strict=True), strict=True)
+    }
     for name in expendable:
         if sum(widths[each] + 2 for each in kept) <= measure_screen():
             break
         kept.remove(name)
     return kept, [[row[header.index(name)] for name in kept] for row in rows]
+
+
+def _measure_column(cells: Sequence[str]) -> int:
+    return min(max(map(len, cells)), max(_longest_word(cells), WORDY))
 
 
 def print_tables(*things: RenderableType) -> None:
