@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.verdict import LEVEL, MeanDifference
-from zoo.report.arms import Arm
-from zoo.report.curves import read_curve
+from zoo.report.arms import ALL_RUNS, Arm
+from zoo.report.curves import read_curve, smooth
 from zoo.report.price_plot import check_picture, list_colors, write_figure
+from zoo.report.rate_plot import draw_rates
 from zoo.report.units import format_count, format_si
 from zoo.report.verdicts import NAMES, Report
 
@@ -26,6 +27,9 @@ TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
 DASHES = ("-", (0, (5, 3)), (0, (2, 2)))
 """Line styles of curves, used in turn."""
 
+METRICS = {"val_loss": "validation loss", "loss": "training loss"}
+"""Names of metrics in titles."""
+
 Curve = tuple[list[float], list[float], list[float], list[float]]
 """Tokens, and the minimum, mean and maximum value over seeds at each."""
 
@@ -38,14 +42,16 @@ def draw_report(report: Report, file: Path) -> None:
 
 
 def make_figure(report: Report) -> Figure:
-    """Make one figure: the differences, the curves, and a panel for each cost in which the arms differ."""
+    """Make one figure: the differences, the curves, the searches of learning rates, and a panel for each cost in which
+    the arms differ."""
     from matplotlib.figure import Figure
 
     draws: list[Callable[[Axes], None]] = [partial(_draw_differences, report=report)]
     colors = dict(zip((each.name for each in report.arms), list_colors(len(report.arms)), strict=True))
-    curves = {arm.name: collect_curve(arm, report.metric) for arm in report.arms}
-    if any(len(at) > 1 for at, *_ in curves.values()):
-        draws.append(partial(_draw_curves, metric=report.metric, curves=curves, colors=colors))
+    if curves := collect_curves(report):
+        draws.append(partial(_draw_curves, report=report, colors=colors, **curves))
+    if searches := report.searches():
+        draws.append(partial(draw_rates, searches=searches, colors=match_colors(searches, colors)))
     draws += [
         partial(_draw_front, report=report, cost=cost, front=front, colors=colors)
         for cost, front in report.fronts().items()
@@ -80,29 +86,55 @@ def _draw_differences(axes: Axes, report: Report) -> None:
     axes.set_yticks(range(len(report.others)), [each.name for each in report.others], fontsize=8)
     axes.locator_params(axis="x", nbins=5)
     axes.set_ylim(len(report.others) - 0.5, -0.5)
-    axes.set_xlabel(f"{report.metric} − {report.baseline.name}'s", fontsize=8)
-    axes.set_title(
-        "Difference from baseline with 95 % CI\n(color: verdict, Holm-corrected; green better, red worse)",
-        fontsize=9,
-    )
+    axes.set_xlabel("color: verdict, Holm-corrected; green better, red worse", fontsize=8)
+    metric = METRICS.get(report.metric, report.metric)
+    axes.set_title(f"Difference in {metric} from\n{report.baseline.name}, 95 % CI", fontsize=9)
 
 
-def _draw_curves(axes: Axes, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]) -> None:
+def match_colors(searches: Iterable[str], colors: Mapping[str, Any]) -> dict[str, Any]:
+    """Give each search the colour of its arm: an arm is named by the words of its search and the rate that was found.
+    A search of no arm is black."""
+    found = {}
+    for name in searches:
+        own = [arm for arm in colors if set(name.split()) <= {*arm.split(), *ALL_RUNS.split()}]
+        found[name] = colors[min(own, key=len)] if own else "black"
+    return found
+
+
+def collect_curves(report: Report) -> dict[str, Any]:
+    """Collect the curves of all arms by the metric's name: those of the training loss if the metric was evaluated only
+    once in a run. Empty if neither has two points."""
+    for metric in (report.metric, "loss"):
+        curves = {arm.name: collect_curve(arm, metric) for arm in report.arms}
+        if any(len(at) > 1 for at, *_ in curves.values()):
+            return {"metric": metric, "curves": curves}
+    return {}
+
+
+def _draw_curves(
+    axes: Axes, report: Report, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]
+) -> None:
     """Draw the mean of the metric over each arm's seeds by tokens, and the band from minimum to maximum."""
     for place, (name, curve) in enumerate(curves.items()):
         at, low, middle, high = ([float(each) for each in line] for line in curve)  # matplotlib refuses huge integers
         dashes = DASHES[place % len(DASHES)]  # an equal curve below shows through the gaps
-        axes.plot(at, middle, marker=".", linestyle=dashes, color=colors[name], linewidth=1.2, markersize=4)
+        dots = "." if metric == report.metric else ""
+        axes.plot(at, middle, marker=dots, linestyle=dashes, color=colors[name], linewidth=1.2, markersize=4)
         axes.fill_between(at, low, high, color=colors[name], alpha=0.15, linewidth=0)
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("tokens seen", fontsize=8)
-    axes.set_title(f"{metric} over training (mean and range over seeds)", fontsize=9)
+    shown = METRICS.get(metric, metric)
+    own = METRICS.get(report.metric, report.metric)
+    why = "" if metric == report.metric else f";\n{own} was evaluated only at the end"
+    axes.set_title(f"{shown.capitalize()} over training, mean and range over seeds{why}", fontsize=9)
 
 
 def collect_curve(arm: Arm, metric: str) -> Curve:
-    """Collect the minimum, mean and maximum of a metric at the tokens for which all runs of an arm have a value."""
-    curves = [dict(zip(*read_curve(run.points(), metric), strict=True)) for run in arm.runs.values()]
+    """Collect the minimum, mean and maximum of a metric at the tokens for which all runs of an arm have a value. The
+    training loss, which is one of a few rows at each step, is smoothed."""
+    read = [read_curve(run.points(), metric) for run in arm.runs.values()]
+    curves = [dict(zip(at, smooth(own) if metric == "loss" else own, strict=True)) for at, own in read]
     at = sorted(set.intersection(*(set(each) for each in curves)))
     values = [[each[tokens] for each in curves] for tokens in at]
     return at, [min(each) for each in values], [mean(each) for each in values], [max(each) for each in values]
@@ -121,6 +153,7 @@ def _draw_front(axes: Axes, report: Report, cost: str, front: list[str], colors:
             axes.plot(x, y, "o", markersize=12, markerfacecolor="none", markeredgecolor="black")
     shown = TICKS.get(cost, format_count)
     axes.xaxis.set_major_formatter(lambda value, _: shown(value))
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=3)  # more would repeat a figure where arms are near each other
     axes.set_xlabel(NAMES.get(cost, cost), fontsize=8)
-    axes.set_title(f"{report.metric} (95 % CI) against {NAMES.get(cost, cost)};\nringed: Pareto-optimal", fontsize=9)
+    metric = METRICS.get(report.metric, report.metric).capitalize()
+    axes.set_title(f"{metric} (95 % CI) against {NAMES.get(cost, cost)};\nringed: Pareto-optimal", fontsize=9)

@@ -1,0 +1,84 @@
+"""The picture of an experiment: what its panels say, and that the lines in them are the runs'."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+
+from support.packaged_specs import load
+from zoo.report.arms import Arm
+from zoo.report.rate_plot import draw_rates
+from zoo.report.verdict_plot import make_figure, match_colors
+from zoo.report.verdicts import Report
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "attention=gqa": {"best": 1e-2, "val_loss": 3.0, "losses": {"0.001": 3.4, "0.01": 3.0, "0.1": None, "1": 99.0}},
+    "attention=mqa": {"best": 1e-3, "val_loss": 3.1, "losses": {"0.001": 3.1, "0.01": 3.2, "0.1": 3.3}},
+}
+MORE: dict[str, Any] = {"edge": False, "extended": False, "window": 0.5, "open": False}
+
+
+def make_report(folder: Path, evaluated: int) -> Report:
+    """Two arms of two seeds and four steps each, evaluated after the last `evaluated` steps."""
+
+    def run_of(name: str, seed: int) -> Any:
+        points = [{"tokens": step, "loss": 4 - 0.1 * step + 0.01 * seed} for step in range(1, 5)]
+        for each in points[-evaluated:]:
+            each["val_loss"] = each["loss"] + 0.5
+        outcome = {"val_loss": points[-1]["val_loss"], "tokens": 4, "seconds": 1.0}
+        settings = {"config": {"seq_len": 16}, "spec": load("llama-tiny"), "result": {}, "measured": {}}
+        return SimpleNamespace(folder=folder / f"{name}-{seed}", outcome=outcome, points=lambda: points, **settings)
+
+    names = ["attention=gqa optim.lr=0.01", "attention=mqa optim.lr=0.001"]
+    return Report.make([Arm(name, {seed: run_of(name, seed) for seed in (0, 1)}) for name in names], None, "val_loss")
+
+
+def find_panel(axes: list[Axes], words: str) -> Axes:
+    (found,) = (each for each in axes if words in each.get_title())
+    return found
+
+
+def test_without_evaluations_during_training_the_training_loss_is_drawn_and_the_title_says_so(tmp_path: Path) -> None:
+    panel = find_panel(make_figure(make_report(tmp_path, 1)).axes, "Training loss over training")
+    assert "validation loss was evaluated only at the end" in panel.get_title()
+    assert [*panel.lines[0].get_xdata()] == [1, 2, 3, 4]
+    assert [*panel.lines[0].get_ydata()] == pytest.approx([3.905, 3.805, 3.705, 3.605])  # the mean of two seeds
+    panel = find_panel(make_figure(make_report(tmp_path, 2)).axes, "Validation loss over training")
+    assert [*panel.lines[0].get_ydata()] == pytest.approx([4.205, 4.105])
+
+
+def test_a_search_of_learning_rates_is_drawn_in_the_colors_of_its_arms(tmp_path: Path) -> None:
+    written = {name: {**each, **MORE} for name, each in SEARCHES.items()}
+    (tmp_path / "sweep.json").write_text(json.dumps({"search": written}))
+    figure = make_figure(make_report(tmp_path, 2))
+    panel = find_panel(figure.axes, "against learning rate")
+    drawn = {line.get_label(): line.get_color() for line in panel.lines}
+    below = figure.legends[0]
+    of_arms = {text.get_text(): mark for text, mark in zip(below.texts, below.legend_handles, strict=True)}
+    for name, label in {"attention=gqa": "attention=gqa: 0.01", "attention=mqa": "attention=mqa: 0.001"}.items():
+        (handle,) = (each for arm, each in of_arms.items() if arm.startswith(name))
+        assert same_color(drawn[label], handle.get_color())
+    assert find_panel(figure.axes, "Difference in validation loss from\nattention=gqa optim.lr=0.01, 95 % CI")
+
+
+def test_rates_stand_at_their_losses_and_failed_ones_above(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    draw_rates(axes, SEARCHES, {"attention=gqa": "red", "attention=mqa": "blue"})
+    line, best, lost, *_ = axes.lines
+    assert axes.get_xscale() == "log"
+    assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(0.001, 3.4), (0.01, 3.0)]
+    assert ([*best.get_xdata()], [*best.get_ydata()]) == ([0.01], [3.0])
+    assert [*lost.get_xdata()] == [0.1, 1.0] and min(lost.get_ydata()) > 3.4  # 99 would flatten all others
+
+
+def test_a_search_has_the_color_of_the_arm_with_its_words() -> None:
+    colors = {"ffn=moe attention=mqa optim.lr=1": "red", "attention=mqa optim.lr=1": "blue"}
+    assert match_colors(["attention=mqa", "norm=none"], colors) == {"attention=mqa": "blue", "norm=none": "black"}

@@ -1,0 +1,36 @@
+"""Draw loss against learning rate, as a sweep's searches have measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BEYOND = 1.5
+"""Losses above this multiple of the worst arm's best loss count as failed: they would flatten all other lines."""
+
+
+def draw_rates(axes: Axes, searches: Mapping[str, Mapping[str, Any]], colors: Mapping[str, Any]) -> None:
+    """Draw each arm's validation loss against its learning rates, on a logarithmic axis, with the best rate ringed.
+    `searches` and `colors` have a search (`RateSearch.to_dict`) and a colour by arm. A rate whose run failed is a cross
+    at the top."""
+    limit = BEYOND * max(each["val_loss"] for each in searches.values())
+    shown = {
+        name: [(float(rate), loss) for rate, loss in each["losses"].items() if loss is not None and loss <= limit]
+        for name, each in searches.items()
+    }
+    losses = [loss for points in shown.values() for _, loss in points]
+    top = max(losses) + 0.05 * (max(losses) - min(losses))
+    for name, each in searches.items():
+        best, color = each["best"], colors[name]
+        axes.plot(*zip(*shown[name], strict=True), ".-", color=color, linewidth=1.2, label=f"{name}: {best:g}")
+        ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": color}
+        axes.plot(best, each["val_loss"], "o", **ring)
+        lost = sorted({float(rate) for rate in each["losses"]} - {rate for rate, _ in shown[name]})
+        axes.plot(lost, [top] * len(lost), "x", color=color)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate", fontsize=8)
+    axes.set_title("Validation loss against learning rate, one seed\n(ringed: best, ×: failed)", fontsize=9)
+    axes.legend(frameon=False, fontsize=8)
