@@ -210,6 +210,14 @@ def test_the_peak_of_memory_is_begun_anew() -> None:
         assert size - (4 << 20) <= read_peak_since(torch.device("cpu"), before) <= size + (16 << 20)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system begins a peak anew")
+def test_the_peak_of_memory_leaves_out_the_pages_of_mapped_files_such_as_libraries() -> None:
+    before = begin_peak_memory(torch.device("cpu"))
+    library = np.memmap(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so", mode="r")
+    assert library[: 64 << 20 : 4096].sum() > 0  # reads a byte of each page
+    assert read_peak_since(torch.device("cpu"), before) < 16 << 20
+
+
 def test_a_terminal_shows_arms_by_seeds_as_far_as_their_folders_say(here: Path) -> None:
     jobs = points("attention=gqa,mqa", "seed=0,1,2", "steps=200")
     table = JobTable(here, jobs)

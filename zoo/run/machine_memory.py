@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import os
 import platform
 import re
@@ -114,11 +115,12 @@ def begin_peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    importlib.import_module("torch._dynamo")  # an optimizer would import its 55 MB later: memory, but none of a run's
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    return read_used_memory(device)
+    return _read_allocated("VmRSS")
 
 
 def read_peak_since(device: torch.device, before: int) -> int | None:
@@ -126,8 +128,16 @@ def read_peak_since(device: torch.device, before: int) -> int | None:
     say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) - before
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 - before if found else None
+    peak = _read_allocated("VmHWM")
+    return None if peak is None else peak - before
+
+
+def _read_allocated(total: str) -> int | None:
+    """Read the resident bytes of this process, now (`VmRSS`) or at their peak (`VmHWM`), without those of mapped files:
+    libraries and data, whose pages come at their first use. None if the system does not say."""
+    text = Path("/proc/self/status").read_text()
+    sizes = {name: 1024 * int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+    return sizes[total] - sizes.get("RssFile", 0) if total in sizes else None
 
 
 def release_memory() -> None:
