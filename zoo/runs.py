@@ -290,6 +290,9 @@ def is_file(path: Path) -> bool:
 
 def results(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
     """Read the outcomes of a sweep's jobs, given by the names of their folders. A job without an outcome has the status
-    "cut off"."""
-    missing = {"overrides": [], "status": "cut off"}
-    return [missing | read_whole_result(folder / name / RESULT) for name in names]
+    "cut off", or "not started" if it has no folder."""
+
+    def missing(name: str) -> dict[str, Any]:
+        return {"overrides": [], "status": "cut off" if (folder / name).is_dir() else "not started"}
+
+    return [missing(name) | read_whole_result(folder / name / RESULT) for name in names]

@@ -223,7 +223,7 @@ def test_an_outcome_that_was_not_written_whole_counts_as_none(tmp_path) -> None:
     for name, text in zip("abcd", ('{"status": "do', "[1]", "", '{"status": "done"}'), strict=True):
         (tmp_path / name).mkdir()
         (tmp_path / name / runs.RESULT).write_text(text)
-    assert [each["status"] for each in runs.results(tmp_path, "abcde")] == [*["cut off"] * 3, "done", "cut off"]
+    assert [each["status"] for each in runs.results(tmp_path, "abcde")] == [*["cut off"] * 3, "done", "not started"]
 
 
 def test_a_run_whose_last_run_cannot_be_noted_is_still_whole(tmp_path, monkeypatch, capsys) -> None:

@@ -27,7 +27,7 @@ from zoo.cli import run
 from zoo.cli.watching import JobTable, watch_jobs
 from zoo.costs import Setup, price
 from zoo.jobs.pinning import count_cores, count_workers
-from zoo.jobs.plan import plan_launch
+from zoo.jobs.plan import LaunchPlan, plan_launch
 from zoo.jobs.sweep import SweepPoint, drop_duplicates
 from zoo.report.arms import name_arms
 from zoo.report.history import RunRecord
@@ -198,6 +198,20 @@ def test_the_power_of_pairs_is_that_of_simulated_ones(n: int, effect: float) -> 
 def test_the_power_of_pairs_is_that_of_published_tables() -> None:
     assert compute_power(0.5, 34) == pytest.approx(0.8077775, abs=1e-6)  # statsmodels' TTestPower, G*Power 3.1
     assert find_smallest_effect(1) is None
+
+
+def test_a_sweep_that_is_interrupted_tells_what_stopped_and_what_never_began(here: Path, capsys, monkeypatch) -> None:
+    def stop_in_the_first_job(self: LaunchPlan, folder: Path, jobs: list) -> None:
+        (folder / jobs[0].name).mkdir()
+        (folder / jobs[0].name / "result.json").write_text('{"status": "stopped", "error": ""}')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LaunchPlan, "launch", stop_in_the_first_job)
+    assert run(["train", "-m", *TINY, SWEEP, "seed=0,1,2"]) == 130
+    out, err = capsys.readouterr()
+    assert [line.split()[-1] for line in out.splitlines() if "seed=" in line] == ["stopped", "started", "started"]
+    assert out.count("not started") == 2
+    assert not re.search(r"^[0-9a-f]{10}: ?$", out + err, re.MULTILINE)  # a hash without a word
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system begins a peak anew")

@@ -256,7 +256,7 @@ def _print_results(
     if any("×" in cell for row in shown for cell in row):
         print("× what was predicted")
     for job, result in zip(jobs, found, strict=True):
-        if "error" in result:
+        if result.get("error"):  # one that was interrupted has no words
             say(f"{job.name}: {result['error']}")
 
 
