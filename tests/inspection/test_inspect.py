@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from support.tiny_runs import SMALL, write_corpus
 from zoo.cli import run
 from zoo.data.tokens import Batch
 from zoo.inspection.heads import measure_entropy, measure_rank
+from zoo.inspection.inspection_page import draw_activations
 from zoo.inspection.look import look, trim
 from zoo.inspection.noise import estimate_noise, measure_noise, summarise_norms
 from zoo.kernels.dispatch import KERNELS
@@ -157,6 +159,44 @@ def test_activations_are_root_mean_squares_of_what_modules_give():
         (output,) = given[each["path"]]
         assert each["rms"] == pytest.approx(output.square().mean().sqrt().item(), rel=1e-5)
         assert each["largest"] == pytest.approx(output.abs().max().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["block=sandwich", "+block.residual_scale=0.5"], ["ffn=moe", "n_experts=4", "top_k=1", "ffn.shared=gated"]],
+    ids=["norms of outputs", "shared expert"],
+)
+def test_what_joins_the_stream_is_what_a_layer_adds_to_it(overrides):
+    """Of each layer: what goes in, and what attention and feed-forward are said to add, sum to what comes out."""
+    spec = spec_of(overrides)
+    model = build(spec, device="cpu", seed=0).eval()
+    for name, weight in model.named_parameters():
+        if "out_norm" in name:  # far from 1, as trained ones are
+            torch.nn.init.constant_(weight, 3.0)
+    rows = make_rows(spec)
+    figures, _ = look(model, rows)
+    joins = [each for each in figures["activations"] if "joins" in each]
+    assert [each["joins"] for each in joins] == ["attention", "ffn"] * spec.n_layers
+    kept = {}
+    for path in [*(each["path"] for each in joins), *(f"blocks.{at}" for at in range(spec.n_layers))]:
+        keep = partial(lambda path, _, given, output: kept.update({path: (given[0], output)}), path)
+        model.get_submodule(path).register_forward_hook(keep)
+    with torch.no_grad():
+        model(torch.cat([row.input_ids for row in rows]))
+    for at in range(spec.n_layers):
+        came, went = kept[f"blocks.{at}"]
+        own = joins[2 * at : 2 * at + 2]
+        factors = [each["added"] / each["rms"] for each in own]
+        added = sum(factor * kept[each["path"]][1] for factor, each in zip(factors, own, strict=True))
+        assert torch.allclose(came + added, went, atol=1e-5)
+
+
+def test_the_curves_of_what_is_added_end_at_the_last_layer():
+    spec = spec_of(["ffn=moe", "n_experts=4", "top_k=1", "ffn.shared=gated"])
+    figures, _ = look(build(spec, device="cpu", seed=0).eval(), make_rows(spec))
+    drawn = draw_activations(figures["activations"])
+    assert drawn.count("h0") == 3 * spec.n_layers  # a dot each: the stream, attention, feed-forward
+    assert "attention adds" in drawn and "cross" not in drawn
 
 
 def test_a_router_whose_scores_are_set_has_the_shares_that_follow():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.inspection.heads import list_modules, measure_entropy
 from zoo.lazy import torch
+from zoo.model.block.sublayers import SubLayers
 from zoo.model.router import Router, Routes
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ WATCHED = ("attention", "ffn", "block")
 
 @dataclass
 class ActivationStats:
-    """Statistics of one module's outputs: sum of squares, number of values, largest magnitude."""
+    """Statistics of one module's outputs: sum of squares, number of values, largest magnitude. `joins` names the
+    sub-layer as whose output they join the residual stream, if they do, times `factor`."""
 
     path: str
     axis: str
     kind: str
+    joins: str | None = None
+    factor: float = 1.0
     squares: float = 0.0
     count: int = 0
     largest: float = 0.0
@@ -40,9 +44,11 @@ class ActivationStats:
         self.largest = max(self.largest, float(values.abs().max()))
 
     def describe(self) -> dict[str, Any]:
-        """Give the root mean square and the largest magnitude, as plain data."""
+        """Give the root mean square and the largest magnitude, as plain data; and the root mean square of what joins
+        the stream (`added`), if this does."""
         rms = math.sqrt(self.squares / max(self.count, 1))
-        return {"path": self.path, "axis": self.axis, "kind": self.kind, "rms": rms, "largest": self.largest}
+        about = {"path": self.path, "axis": self.axis, "kind": self.kind, "rms": rms, "largest": self.largest}
+        return about | ({"joins": self.joins, "added": rms * self.factor} if self.joins else {})
 
 
 @dataclass
@@ -76,6 +82,8 @@ class Flow:
         self.activations: dict[tuple[str, int], ActivationStats] = {}
         self.routings: dict[tuple[str, int], Routing] = {}
         self.places: dict[str, int] = {}
+        self.joins: dict[str, tuple[str, float]] = {}
+        """Sub-layer and factor of the modules whose outputs join the stream, by path."""
 
     def count_call(self, path: str) -> tuple[str, int]:
         """Give the key of a call: the module's path, and the number of its call in this pass, from 0."""
@@ -86,7 +94,8 @@ class Flow:
         """Add a module's output; of several tensors, the first."""
         tensors = [each for each in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(each)]
         if tensors:
-            made = ActivationStats(path, spec.axis, spec.kind)
+            joins, factor = self.joins.get(path, (None, 1.0))
+            made = ActivationStats(path, spec.axis, spec.kind, joins, factor)
             self.activations.setdefault(self.count_call(path), made).add(tensors[0])
 
     def note_input(self, path: str, spec: Spec, given: Any) -> None:
@@ -103,6 +112,16 @@ class Flow:
         known.loads = known.loads + loads
 
 
+def find_joins(block: Any) -> dict[str, tuple[str, float]]:
+    """Find the modules of a layer whose outputs join the residual stream: by name, the sub-layer and the constant
+    factor. A norm or a convolution of a sub-layer's output joins in its place; what a sub-layer is made of does not."""
+    spec = block.spec
+    if isinstance(spec, SubLayers):
+        return {each.conv or each.out_norm or each.name: (each.name, each.scale) for each in spec.sublayers}
+    axes = {name: getattr(getattr(each, "spec", None), "axis", "") for name, each in block.named_children()}
+    return {name: (axis, spec.residual_scale) for name, axis in axes.items() if axis in ("attention", "ffn")}
+
+
 @contextmanager
 def watch_flow(model: Any) -> Iterator[Flow]:
     """Record the flow through a model within the `with` block; call `flow.places.clear()` before each pass."""
@@ -117,9 +136,11 @@ def watch_flow(model: Any) -> Iterator[Flow]:
         handles.append(
             first.register_forward_pre_hook(lambda _, given, name=name, spec=spec: flow.note_input(name, spec, given))
         )
-    for axis in WATCHED:
-        for path, module in list_modules(model, axis):
-            watch(path, module, flow.note_output)
+    for path, block in list_modules(model, "block"):
+        flow.joins |= {f"{path}.{name}": found for name, found in find_joins(block).items()}
+    watched = {path: module for axis in WATCHED for path, module in list_modules(model, axis)}
+    for path, module in (watched | {path: model.get_submodule(path) for path in flow.joins}).items():
+        watch(path, module, flow.note_output)
     for path, module in list_modules(model, "router"):
         watch(path, module, flow.note_routes)
     try:

@@ -116,15 +116,28 @@ def divide(part: float, whole: float) -> float:
 # ---------------------------------------------------------------- pictures
 
 
+ADDED = {"attention": "attention adds", "cross": "cross-attention adds", "ffn": "feed-forward adds"}
+"""Labels of the curves of what joins the residual stream, by sub-layer."""
+
+
 def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the RMS by layer of the residual stream and of attention's and feed-forward's outputs, as an SVG panel."""
-    names = {"block": "stream after the layer", "attention": "attention adds", "ffn": "feed-forward adds"}
-    curves = []
-    for color, (axis, name) in enumerate(names.items()):
-        values = [each["rms"] for each in found if each["axis"] == axis]
-        if values:
-            curves.append(Curve([*range(1, len(values) + 1)], values, name, color, marks=True))
-    return draw_panel("RMS of layer and sub-layer outputs", curves, "layer", width=984, height=320)
+    """Draw by layer, as an SVG panel, the RMS of the residual stream and of what each sub-layer adds to it: its output
+    after a norm or a factor, if there is one."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    layer = 1
+    for each in found:
+        if each["axis"] == "block":
+            points.setdefault("block", []).append((layer, each["rms"]))
+            layer += 1
+        elif "joins" in each:
+            points.setdefault(each["joins"], []).append((layer, each["added"]))
+    labels = {"block": "stream after the layer", **ADDED}
+    drawn = [
+        Curve([at for at, _ in points[name]], [rms for _, rms in points[name]], label, color, marks=True)
+        for color, (name, label) in enumerate(labels.items())
+        if name in points
+    ]
+    return draw_panel("RMS of the stream and of what joins it", drawn, "layer", width=984, height=320)
 
 
 def draw_heads(attentions: Sequence[Mapping[str, Any]]) -> list[str]:
