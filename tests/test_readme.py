@@ -1,6 +1,7 @@
 """README and docs/commands.md as a new user meets them: every command is run, in order, in an empty folder."""
 
 import contextlib
+import math
 import re
 import shlex
 import subprocess
@@ -70,6 +71,17 @@ def test_every_command_of_several_processes_works_in_an_empty_folder(tmp_path):
 @pytest.mark.timeout(900)
 def test_every_command_of_the_page_of_commands_works_in_an_empty_folder(tmp_path):
     run_all(commands(COMMANDS), tmp_path)
+
+
+def test_the_forward_pass_shown_in_python_gives_what_its_comments_say():
+    (block,) = (each for each in blocks("python", COMMANDS) if "zoo.build(" in each)
+    names: dict = {}
+    exec(block, names)
+    spec, out = names["model"].spec, names["out"]
+    assert out.logits.shape == (2, 16, spec.vocab_size) and out.hidden.shape == (2, 16, spec.d_model)
+    assert abs(names["loss"].item() - math.log(spec.vocab_size)) < 1  # untrained: near an even guess
+    assert all(each.grad is not None for each in names["model"].parameters())
+    assert names["written"].shape == (2, 24) and (names["written"][:, :16] == names["ids"]).all()
 
 
 def test_every_page_that_is_linked_is_there():

@@ -162,6 +162,7 @@ def test_a_stream_leaves_the_model_and_the_caller_as_they_were():
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
+        ({"ids": [1, 2, 3]}, "ids: are a list, not a tensor [B, P] (torch.tensor([ids]))"),
         ({"ids": torch.zeros(3, dtype=torch.long)}, "ids: shape [3]"),
         ({"ids": torch.zeros(1, 0, dtype=torch.long)}, "ids: shape [1, 0]"),
         ({"ids": torch.tensor([[3, 61]])}, "ids: tokens from 3 to 61, the model's vocabulary is 0 to 60"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import report
+from zoo.cli.common import print_note
 from zoo.cli.options import argument, option
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
@@ -27,8 +28,8 @@ def run(
 ) -> None:
     """Predict the loss of a model after some tokens, the tokens that reach a loss, or the compute-optimal model.
 
-    Give --params with --tokens or with --loss, or --flops alone. Refuses to extrapolate beyond the fitted points if an
-    exponent's interval is wider than 0.2.
+    Give --params with --tokens or with --loss, or --flops alone. Says how far a prediction lies beyond the fitted
+    points, and refuses it if an exponent's interval is wider than 0.2.
     """
     given = {"params": params, "tokens": tokens, "loss": loss, "flops": flops}
     asked = {name for name, value in given.items() if value is not None}
@@ -41,6 +42,9 @@ def run(
         for name, value in (("params", params), ("tokens", tokens), ("flops", flops))
     )
     found = predict(fit, count, trained, loss, spent)
+    if beyond := found["beyond"]:
+        far = " and ".join(f"{ratio:.3g} times the most {name}" for name, ratio in beyond.items())
+        print_note(f"{far} of the fitted points: the interval holds only if the law does so far out")
     if as_json:
         print(report.format_json(found))
         return
@@ -53,8 +57,8 @@ def run(
 def predict(
     fit: FittedLaw, params: float | None, tokens: float | None, loss: float | None, flops: float | None
 ) -> dict[str, Any]:
-    """Compute parameters, tokens and loss from the given ones. Raises ConfigError for points beyond the fit's reach and
-    for figures that are not finite."""
+    """Compute parameters, tokens and loss from the given ones, and `beyond`: how many times those of the fit's points.
+    Raises ConfigError for points beyond the fit's reach and for figures that are not finite."""
     try:
         if flops is not None:
             best = fit.law.optimum(flops)
@@ -70,7 +74,7 @@ def predict(
         found, interval = {"loss": math.nan}, None
     if not all(map(math.isfinite, found.values())):
         raise ConfigError("fit: its law gives no finite figures here (a law of real runs)")
-    return {**found, "interval": interval}
+    return {**found, "interval": interval, "beyond": fit.measure_reach(found["params"], found["tokens"])}
 
 
 def read_fit(file: Path) -> FittedLaw:

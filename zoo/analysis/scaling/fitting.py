@@ -113,10 +113,15 @@ class FittedLaw:
                 found.append(f"{name}: is not told, as no part of the loss is seen to fall with {what}")
         return found
 
+    def measure_reach(self, params: float, tokens: float) -> dict[str, float]:
+        """Divide `params` and `tokens` by the largest of the fit's points; only those beyond them are returned."""
+        ratios = {"params": params / max(self.points.params), "tokens": tokens / max(self.points.tokens)}
+        return {name: ratio for name, ratio in ratios.items() if ratio > 1}
+
     def check_reach(self, params: float, tokens: float) -> None:
         """Raise ConfigError for a point beyond those of the fit if an exponent is too uncertain or undetermined, or if
         there are no resamples."""
-        if params <= max(self.points.params) and tokens <= max(self.points.tokens):
+        if not self.measure_reach(params, tokens):
             return
         for name in ("alpha", "beta"):
             found = self.interval(name)
