@@ -172,7 +172,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
         (["train", "model=lama-tiny"], "model: no option 'lama-tiny' (did you mean 'llama-tiny'?)"),
         (["train", "model=nope.yaml"], "nope.yaml: no such file"),
         (["train", "-c", "nope.yaml"], "nope.yaml: no such file"),
-        (["train", "steps=1,2"], "steps=1,2: several values are a sweep, for train -m or stats -m"),
+        (["train", "steps=1,2"], "steps=1,2: several values are a sweep, for train, stats and probe -m"),
         (["train", "--resume", "nope"], "nope: is no run"),
         (["train", "--resume", "nope", "-m"], "resume: takes overrides of what may change, and no other option"),
         (["train", "-m", "attention=mqa,mka"], "attention: no option 'mka'"),

@@ -262,7 +262,7 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
         (["n_layers"], "n_layers: not an override, there is no '=' (write key=value, or ~key to delete)"),
         (
             ["n_layers=2,4"],
-            "n_layers=2,4: several values are a sweep, for train -m or stats -m (a list is n_layers=[a,b])",
+            "n_layers=2,4: several values are a sweep, for train, stats and probe -m (a list is n_layers=[a,b])",
         ),
         (
             ["attention.position.theta=3"],

@@ -297,6 +297,32 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, fault, tmp_path, ca
     assert not (tmp_path / "probes").exists()
 
 
+def test_variants_of_one_model_stand_in_one_card_and_are_kept_apart(tmp_path, capsys):
+    asked = [
+        "llama-tiny",
+        "d_model=64,128",
+        "--probe",
+        "mqar",
+        "--size",
+        "small",
+        "--steps",
+        "1",
+        "--seeds",
+        "1",
+    ]
+    quick = ["--jobs", "1", "--lrs", "1e-3", "--out", str(tmp_path)]
+    assert run(["probe", "-m", *asked, *quick, "--md"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| llama-tiny")]
+    assert [row.split(" | ")[0] for row in rows] == ["| llama-tiny d_model=64", "| llama-tiny d_model=128"]
+    params = [
+        json.loads((tmp_path / f"llama-tiny,d_model={each}/mqar-small/probe.json").read_text())["params"]
+        for each in (64, 128)
+    ]
+    assert params[0] < params[1]
+    assert run(["probe", *asked, *quick]) == 2
+    assert "several values are a sweep, for train, stats and probe -m" in capsys.readouterr().err
+
+
 def test_the_picture_of_a_metric_names_each_arm_and_its_mean(tmp_path):
     from zoo.probes.card import draw_values
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo import report
 from zoo.cli.common import Overrides, Target, say
-from zoo.cli.options import option
+from zoo.cli.options import flag, option
 from zoo.cli.showing import Json, Markdown, OutputOptions, Plot, Shown, split_words
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.report.price_plot import check_picture
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ MOST_JOBS = 8
 def run(
     target: Target,
     overrides: Overrides = None,
+    multirun: bool = flag("A model for each combination of key=a,b,c.", "--multirun", "-m"),
     probe: str | None = option("Probes by name: mqar,parity. [default: the card's ten]", metavar="NAME,NAME"),
     size: Literal["card", "small"] = option("Size of the probes; small ones take a minute or two.", default="card"),
     seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),
@@ -47,11 +48,12 @@ def run(
     targets, overrides = split_words([target, *(overrides or [])])
     shown = OutputOptions(as_json=as_json, as_md=as_md).shown
     names = list(CARD) if probe is None else [each.strip() for each in probe.split(",")]
+    models = list_variants(targets, overrides) if multirun else [(each, overrides) for each in targets]
     if plot is not None:
-        check_picture(plot, len(targets))
+        check_picture(plot, len(models))
     settings = {} if steps is None else {"steps": steps}
     how = {"size": size, "settings": settings, "seeds": seeds, "rates": read_rates(lrs)}
-    found = run_battery(targets, overrides, names, jobs or min(os.cpu_count() or 1, MOST_JOBS), out, how)
+    found = run_battery(models, names, jobs or min(os.cpu_count() or 1, MOST_JOBS), out, how)
     if shown is Shown.json:
         print(report.format_json([each.to_dict() for each in found]))
     elif shown is Shown.md:
@@ -62,20 +64,31 @@ def run(
         draw_card(found, plot)
 
 
+def list_variants(targets: list[str], overrides: list[str]) -> list[tuple[str, list[str]]]:
+    """List each model with the overrides of each combination of swept values. Raises ConfigError with the faults of
+    all."""
+    from zoo.compose.sweep_specs import read_points
+
+    points = [(target, point) for target in targets for point in read_points(target, overrides)]
+    refuse(dict.fromkeys(fault for _, point in points for fault in point.faults))
+    return [(target, point.overrides) for target, point in points]
+
+
 def run_battery(
-    targets: list[str], overrides: list[str], names: list[str], jobs: int, out: Path, how: dict[str, Any]
+    models: list[tuple[str, list[str]]], names: list[str], jobs: int, out: Path, how: dict[str, Any]
 ) -> list[ProbeOutcome]:
-    """Run the probes on every model. Every model is first scaled to every probe, so that faults are found before any
-    training. `how` are the options of `run_probe`. Raises ConfigError as `load_small` and `make_probe` do."""
+    """Run the probes on every model under its overrides. Every model is first scaled to every probe, so that faults are
+    found before any training. `how` are the options of `run_probe`. Raises ConfigError as `load_small` and `make_probe`
+    do."""
     from zoo.probes.all_probes import make_probe
     from zoo.probes.battery import load_small, open_pool, run_probe
     from zoo.probes.outcome_store import name_folder
 
-    for target, name in product(targets, names):
+    for (target, overrides), name in product(models, names):
         load_small(target, make_probe(name, how["size"], how["settings"]), overrides)
     found = []
     with open_pool(jobs) as pool:
-        for target, name in product(targets, names):
+        for (target, overrides), name in product(models, names):
             place = name if how["size"] == "card" else f"{name}-{how['size']}"
             folder = out / name_folder(target, overrides) / place
             found.append(run_probe(target, name, overrides, **how, pool=pool, folder=folder, say=say))

@@ -62,9 +62,8 @@ def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Overrid
     for override in parsed:
         if override.is_sweep_override():
             key = override.key_or_group
-            faults.append(
-                f"{override.input_line}: several values are a sweep, for train -m or stats -m (a list is {key}=[a,b])"
-            )
+            verbs = "train, stats and probe"
+            faults.append(f"{override.input_line}: several values are a sweep, for {verbs} -m (a list is {key}=[a,b])")
         else:
             single.append(override)
     return single
