@@ -32,6 +32,23 @@ def test_a_swap_leaves_out_what_nothing_reads_any_more_and_says_so() -> None:
     assert {block.attention.kind for block in made.blocks.values()} == {"gated_delta"}
 
 
+@pytest.mark.parametrize("verb", [["stats", "-m", "llama-tiny"], ["train", "-m", "model=llama-tiny", "--plan"]])
+def test_what_all_points_of_a_sweep_are_given_may_stay_unused_in_one_and_is_said(verb, capsys) -> None:
+    model = "model." if verb[0] == "train" else ""
+    words = ["attention=gqa,gated_delta", "position=rope", f"{model}n_kv_heads=2", f"{model}attention.qk_norm=true"]
+    assert run([*verb, *words, *(["--no-measure"] if model else [])]) == 0
+    out, err = capsys.readouterr()
+    assert "gqa" in out and "gated_delta" in out and "refused" not in out
+    dropped, idle = err.splitlines()
+    assert "leaves out attention.qk_norm, position (rope), which is set for all points" in dropped
+    assert idle == "zoo: note: attention=gated_delta: n_kv_heads: nothing in this model reads it"
+
+
+def test_what_a_sweep_varies_is_read_by_each_of_its_points(capsys) -> None:
+    assert run(["stats", "-m", "llama-tiny", "attention=gqa,gated_delta", "n_kv_heads=2,3"]) == 0
+    assert capsys.readouterr().out.count("refused (") == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "notes"),
     [

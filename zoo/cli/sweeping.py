@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import report
 from zoo.analysis.compare import choose_columns, flatten
+from zoo.cli.common import print_note
 from zoo.cli.showing import Shown, shorten_labels
 from zoo.errors import ConfigError
 from zoo.report.figures import find_unit
@@ -34,6 +35,8 @@ def sweep(
     gc.enable()  # `main` has disabled it; a thousand composed configs need collecting
     names = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
     made = _points(targets, overrides)
+    for note in dict.fromkeys(note for point in made for note in point.left_out):
+        print_note(note)
     whole = [figures for point in (made, made[::-1]) if (figures := _first(point, setup))]
     if not whole:
         raise ConfigError(*dict.fromkeys(fault for point in made for fault in point.faults))

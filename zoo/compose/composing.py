@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -104,9 +104,10 @@ class Composition:
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
-    def compose(self, overrides: Sequence[str]) -> Composed:
-        """Compose `body` with Hydra overrides. Faulty overrides are left out and listed in `faults`. Raises ConfigError
-        for a faulty `body`, from which nothing can be composed."""
+    def compose(self, overrides: Sequence[str], varied: Collection[str] | None = None) -> Composed:
+        """Compose `body` with Hydra overrides. Faulty overrides are left out and listed in `faults`. In a sweep
+        `varied` are the model's keys that its points vary; what is set for all points is dropped from one whose choices
+        do not have it. Raises ConfigError for a faulty `body`, from which nothing can be composed."""
         faults: list[str] = []
         parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
         choosing = [override for override in parsed if _may_choose(override, self.repo)]
@@ -119,7 +120,7 @@ class Composition:
         faults += base.faults
         applied = _apply(cfg, values, self.root, _stateable(self.root, base.reads), faults)
         notes = [*note_repeated(parsed), *_note_router(self.find_model(cfg))]
-        cfg, left_out = self._drop_leftovers(cfg, base.groups, applied)
+        cfg, left_out = self._drop_leftovers(cfg, base.groups, applied, varied)
         return Composed(
             cfg=cfg,
             faults=faults,
@@ -174,7 +175,7 @@ class Composition:
         return Base(cfg, found.overrides.known_choices, groups, rest, reads, faults)
 
     def _drop_leftovers(
-        self, cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override]
+        self, cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override], varied: Collection[str] | None
     ) -> tuple[DictConfig, list[str]]:
         """Drop the fields that no choice reads any more after the user swapped a choice. Returns the config, and a line
         about the dropped fields."""
@@ -191,7 +192,8 @@ class Composition:
         body = self.find_model(cfg) if swapped else None
         if body is None:
             return cfg, []
-        body, gone = grammar.drop_leftovers(body, swapped, {*inner} | chosen)
+        touched = {*inner} | chosen
+        body, gone = grammar.drop_leftovers(body, swapped, touched if varied is None else touched.intersection(varied))
         if self.root:
             OmegaConf.update(cfg, self.root, body, merge=False)
         else:
@@ -202,7 +204,8 @@ class Composition:
             f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
             for each in [*groups, *own]
         )
-        line = f"{choices}: leaves out {', '.join(gone)}, which the model set"
+        whose = "the model set" if varied is None else "is set for all points"
+        line = f"{choices}: leaves out {', '.join(gone)}, which {whose}"
         if all("position (" in key for key in gone):
             line = f"{choices}: reads no positions, so {', '.join(gone)} is left out"
         return cfg, [line] if gone else []

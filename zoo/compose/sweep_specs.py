@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from zoo.compose.composing import Composed
 from zoo.compose.hydra_engine import IntervalSweep, Override
 from zoo.compose.overrides import format_override, list_alternatives, parse_overrides
-from zoo.compose.targets import Composer, spec_of_composed
+from zoo.compose.targets import Composer, note_idle, spec_of_composed
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,13 +30,15 @@ DIGITS = 20
 
 @dataclasses.dataclass
 class Point:
-    """One combination: its overrides, the swept values by key, and the Spec or the faults."""
+    """One combination: its overrides, the swept values by key, the Spec or the faults, and lines about what its choices
+    leave unused."""
 
     overrides: list[str]
     swept: dict[str, str]
     target: str = ""
     spec: Decoder | None = None
     faults: list[str] = dataclasses.field(default_factory=list)
+    left_out: list[str] = dataclasses.field(default_factory=list)
 
 
 def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
@@ -47,11 +49,11 @@ def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]
     """
     composer = Composer(target)
     lines, keys = _lines(overrides, composer)
-    reader = _Reader(composer)
+    reader = _Reader(composer, frozenset(keys.values()))
     for line in lines:
         point = Point(list(line), {key: line[index].partition("=")[2] for index, key in keys.items()})
         try:
-            point.spec = reader.spec(point.overrides)
+            point.spec, point.left_out = reader.read(point.overrides)
         except ConfigError as error:
             point.faults = error.faults
         yield point
@@ -86,26 +88,30 @@ class _Reader:
     """Read the Specs of points. Of points that differ only in numbers, the first is composed; the others reuse its
     config."""
 
-    def __init__(self, composer: Composer) -> None:
-        self.composer = composer
+    def __init__(self, composer: Composer, varied: frozenset[str]) -> None:
+        self.composer, self.varied = composer, varied
         self.alike: dict[tuple[str, ...], Composed | None] = {}
         """Composed configs by the overrides without their numbers; None if a number changes more than its own key, so
         that each point must be composed."""
 
-    def spec(self, line: Sequence[str]) -> Decoder:
-        """Read the Spec of a point. Raises ConfigError with its faults."""
+    def read(self, line: Sequence[str]) -> tuple[Decoder, list[str]]:
+        """Read the Spec of a point, and lines about what its choices leave unused. Raises ConfigError with its
+        faults."""
         numbers = {key: number for key, _, value in map(_split, line) if (number := _number(value)) is not None}
         shape = tuple(key if key in numbers else text for key, text, _ in map(_split, line))
         if (first := self.alike.get(shape)) is not None:
             body: Any = functools.reduce(_put, numbers.items(), first.cfg)
-            return spec_of_composed(dataclasses.replace(first, cfg=body, typed=list(line)))
-        made = self.composer.compose(list(line))
-        spec = spec_of_composed(made)
+            return spec_of_composed(dataclasses.replace(first, cfg=body, typed=list(line))), []
+        made = self.composer.compose(list(line), self.varied)
+        spec = spec_of_composed(
+            dataclasses.replace(made, touched=[each for each in made.touched if each in self.varied])
+        )
+        made.left_out += note_idle(made, self.varied)
         if shape not in self.alike:
             body = OmegaConf.to_container(made.cfg, resolve=False)
             own = not made.left_out and functools.reduce(_put, numbers.items(), body) == body
             self.alike[shape] = dataclasses.replace(made, cfg=body) if own else None
-        return spec
+        return spec, made.left_out
 
 
 def _split(override: str) -> tuple[str, str, str]:

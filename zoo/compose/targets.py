@@ -294,10 +294,10 @@ class Composer:
             self.body = list_defaults(self.found.body, self.repo, self.found.label)
         self.composition = Composition(self.repo, self.body, self.found.label)
 
-    def compose(self, overrides: list[str]) -> Composed:
-        """Compose the config with overrides, the model's keys at the root."""
+    def compose(self, overrides: list[str], varied: Collection[str] | None = None) -> Composed:
+        """Compose the config with overrides, the model's keys at the root; `varied` as in `Composition.compose`."""
         with locating(self.found.sources):
-            made = self.composition.compose(overrides)
+            made = self.composition.compose(overrides, varied)
         made.notes += self.found.notes
         made.sources = self.found.sources
         made.inherited = self._list_inherited(made)
@@ -352,3 +352,16 @@ def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
         raise ConfigError(*locate_faults(dict.fromkeys(faults), composed.sources, composed.typed))
     assert spec is not None
     return spec
+
+
+def note_idle(composed: Composed, varied: Collection[str], root: str = "") -> list[str]:
+    """Write a note for each key that is set for all points of a sweep and that nothing in this point's model reads. The
+    model is one that is read without faults."""
+    from zoo import grammar
+
+    swept = [each for each in composed.typed if each.lstrip("+").partition("=")[0].removeprefix("model.") in varied]
+    try:
+        grammar.to_spec(composed.cfg[root] if root else composed.cfg, [e for e in composed.touched if e not in varied])
+    except ConfigError as error:
+        return [f"{' '.join(swept)}: {fault.removesuffix(' (leave it out)')}" for fault in error.faults]
+    return []

@@ -52,6 +52,8 @@ class JobLoader(ConfigLoaderImpl):
     folder: str | None = None
     """The folder of the run or sweep, after it is made."""
     sweeps = False
+    varied: set[str] | None = None
+    """The keys that a sweep varies, those of the model without `model.`; None for a run."""
     resolves = False
     """Whether the model's interpolations are replaced by their values, for a config that is printed."""
 
@@ -68,7 +70,7 @@ class JobLoader(ConfigLoaderImpl):
 
     def compose_job(self, overrides: Sequence[str]) -> Composed:
         """Compose one job, and list the faults of its overrides."""
-        return self.composition.compose(overrides)
+        return self.composition.compose(overrides, self.varied)
 
     def load_configuration(
         self,

@@ -33,7 +33,7 @@ from zoo.compose.hydra_engine import (
 from zoo.compose.overrides import format_override, list_alternatives, list_values, parse_overrides
 from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.sources import StatedFile, locating
-from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
+from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, note_idle, read_yaml
 from zoo.distributed.world import read_world
 from zoo.errors import ConfigError, refuse, short
 from zoo.families.described import is_peft
@@ -58,8 +58,6 @@ class LaunchPlan:
     sweeps: bool
     planned: list[TrainingPlan | None] = dataclasses.field(default_factory=list)
     """The training plan of each job; None for a job that has faults or was not checked."""
-    varied: set[str] | None = None
-    """The keys that a sweep varies, those of the model without `model.`; None for a run."""
     samples: bool = False
     """Whether a sampling sweeper draws the jobs, so that they are not known in advance."""
     made: list[Path] = dataclasses.field(default_factory=list)
@@ -187,7 +185,7 @@ class LaunchPlan:
     def compose_point(self, overrides: Sequence[str]) -> SweepPoint:
         """Compose a job of the sweep from its overrides. Raises ConfigError with its faults."""
         composed = self.loader.compose_job(overrides)
-        planned = _check(composed, self.varied)
+        planned = _check(composed, self.loader.varied)
         composed.refuse_faults()
         assert planned is not None
         return SweepPoint.of(composed, planned)
@@ -270,17 +268,17 @@ def plan_launch(
         parsed += _swept_by_config(master.cfg, parsed) if sweeps else []
         typed = [format_override(each) for each in parsed]
         lines = itertools.product(*map(list_alternatives, parsed)) if sweeps else [typed]
-        varied = {each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override()}
+        keys = (each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override())
+        loader.varied = set(keys) if sweeps else None
         jobs = [loader.compose_job(line) for line in lines]
-        varied = varied if sweeps else None
-        planned = [_check(each, varied) if check else None for each in jobs]
+        planned = [_check(each, loader.varied) if check else None for each in jobs]
         if sweeps and states_subdir(master.cfg):
             faults.append("hydra.sweep.subdir: is not read, jobs are named by the hash of their config (leave it out)")
         faults += [] if keep_faulty and any(planned) else _faults(jobs)
         if faults := [*dict.fromkeys(faults)]:
             raise ConfigError(*faults)
         samples = sweeps and not is_basic(master.cfg)
-        yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps, planned, varied, samples)
+        yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps, planned, samples)
 
 
 def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
@@ -342,8 +340,8 @@ def _no_sweep(override: Override) -> str:
 def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
     """Plan the training of a job. If training would find faults, add these to the job's faults and return None.
 
-    A key that the user set and nothing reads is a fault. In a sweep, where other jobs may read the key, only the
-    `varied` keys are checked.
+    A key that the user set and nothing reads is a fault. In a sweep, where other jobs may read the key, that holds for
+    the `varied` keys alone; of others a line is added to what is left out.
     """
     touched = [key for key in composed.touched if varied is None or key in varied]
     try:
@@ -351,6 +349,7 @@ def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
     except ConfigError as error:
         composed.faults += error.faults
         return None
+    composed.left_out += note_idle(composed, varied, ROOT) if varied is not None and not composed.faults else []
     return None if composed.faults else planned
 
 
