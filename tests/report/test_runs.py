@@ -110,8 +110,10 @@ def swept(trained: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_runs_of_a_sweep_are_named_by_what_was_typed(swept: Path, tmp_path: Path, capsys) -> None:
-    assert run(["runs", str(swept)]) == 0
+def test_the_runs_of_a_sweep_are_named_by_what_was_typed(swept: Path, trained: Path, capsys) -> None:
+    tmp_path = swept.parent
+    shutil.copytree(trained / "bad", tmp_path / "bad")  # a run beside the sweep, which shares nothing with it
+    assert run(["runs", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     for words in ("seed=0 attention=gqa", "seed=1 attention=mqa", "seed=1 optim.lr=0.001"):
         assert words in shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ def run(
     reverse: bool = flag("Largest, or latest, first."),
     as_json: Json = False,
 ) -> None:
-    """List runs: overrides that not all share, model, parameters, steps, tokens, losses, status, last update.
+    """List runs: overrides that not all of a folder share, model, parameters, tokens, losses, status, last update.
 
     A run is done, failed, stopped (it can be resumed), running, or cut off: its process died.
     A run whose files cannot be read is listed as unreadable, with the reason.
     """
     from zoo.cli.common import print_note
-    from zoo.report.arms import name_runs
     from zoo.report.history import collect_runs, find_runs, list_rows, sort_rows
 
     if folder is not None:
@@ -44,8 +43,8 @@ def run(
     if as_json:
         print(report.format_json(rows))
         return
-    names = name_runs([row["overrides"] for row in rows])
-    cells = [_cells(row, name) for row, name in zip(rows, names, strict=True)]
+    names = _name_by_folder(rows)
+    cells = [_cells(row, names[row["path"]]) for row in rows]
     idle = [name for name, column in zip(HEADER, zip(*cells, strict=True), strict=True) if not any(column)]
     header, cells = report.fit_columns(HEADER, cells, EXPENDABLE, idle)
     right = [at for at, name in enumerate(header) if name in NUMBERS]
@@ -75,6 +74,24 @@ EXPENDABLE = ("model", "loss", "tokens", "params", "steps", "when")
 """Columns that are left out on a narrow screen, in this order."""
 
 
+def _name_by_folder(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Name each run, by its path, by the overrides that not all runs of its folder share; a run that is alone in it, by
+    all of its own."""
+    import textwrap
+
+    from zoo.report.arms import name_runs
+
+    folders: dict[Path, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        folders.setdefault(Path(row["path"]).parent, []).append(row)
+    names: dict[str, str] = {}
+    for own in folders.values():
+        words = [row["overrides"] for row in own]
+        found = name_runs(words if len(own) > 1 else [*words, []])
+        names |= {row["path"]: name for row, name in zip(own, found, strict=False)}
+    return {path: textwrap.shorten(name, MOST_WORDS, placeholder=" …") for path, name in names.items()}
+
+
 def _cells(row: Mapping[str, Any], overrides: str) -> list[str]:
     from zoo.report.history import MEASURES
 
@@ -87,7 +104,7 @@ def _cells(row: Mapping[str, Any], overrides: str) -> list[str]:
     score = next((name for name in SCORES if row[name] is not None), None)
     return [
         escape_controls(row["name"]),
-        shorten(overrides, MOST_WORDS),
+        escape_controls(overrides),
         show("model", shorten),
         show("params", report.format_count),
         show("steps", "{:,}".format),
