@@ -181,3 +181,25 @@ def test_a_class_for_another_head_is_refused():
         AutoModelForMaskedLM.from_config(ZooConfig.of("llama-tiny"))
     with pytest.raises(ConfigError, match="head: the model has no head"):
         AutoModelForMaskedLM.from_config(ZooConfig.of("bert-tiny", ["~head", "+head={kind: none}"]))
+
+
+@pytest.mark.parametrize("name, auto", (("bert-tiny", AutoModelForMaskedLM), ("t5-tiny", AutoModelForSeq2SeqLM)))
+def test_offloaded_encoders_compute_what_they_compute_in_memory(name, auto, tmp_path):
+    model = auto.from_config(ZooConfig.of(name)).eval()
+    model.save_pretrained(tmp_path)
+    opened = auto.from_pretrained(tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "off")
+    given = rows()
+    if name == "t5-tiny":
+        given = {"input_ids": given["input_ids"], "decoder_input_ids": torch.randint(1, 61, (2, 3))}
+    assert all(each.is_meta for each in opened.parameters())
+    assert torch.equal(opened(**given).logits, model(**given).logits)
+    if name == "t5-tiny":
+        ids = given["input_ids"]
+        assert torch.equal(*(each.generate(ids, max_new_tokens=4, do_sample=False) for each in (opened, model)))
+
+
+def test_a_new_head_is_not_offloaded(tmp_path):
+    AutoModelForMaskedLM.from_config(ZooConfig.of("bert-tiny")).save_pretrained(tmp_path)
+    how = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "off"}
+    with pytest.raises(ConfigError, match=r"device_map: offloads head\.\S+, which no file has"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, **how)

@@ -12,6 +12,7 @@ import transformers
 from zoo.cache.cache import Cache
 from zoo.cache.cached_row import CachedRow, list_slots
 from zoo.cache.pool_store import list_groups
+from zoo.hf.offloaded import find_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +101,7 @@ class ZooCache(transformers.Cache):
     def _allocate(self, batch: int, source: int) -> Cache:
         """Allocate a cache. Rows with a source are not read by page table, which knows no padding of sources."""
         paged = False if source else None
-        where = self.model.device
+        where = find_device(self.model)
         return Cache.allocate(self.model, batch, self.capacity, source=source, device=where, paged=paged)
 
     def run(

@@ -24,7 +24,7 @@ from zoo.hf.attention_interface import KERNEL_OF, OWN, InterfaceLayers
 from zoo.hf.config import ZooConfig
 from zoo.hf.embedded_input import read_input
 from zoo.hf.generation_cache import ZooCache, can_crop
-from zoo.hf.offloaded import find_device, load_by_component, make_wrappable
+from zoo.hf.offloaded import load_by_component, make_wrappable
 from zoo.model.init import initialise
 from zoo.run.layer import Borrowed, Layer, LinearModule, Model
 from zoo.run.recompute import set_recompute
@@ -138,22 +138,25 @@ class ZooPreTrainedModel(PreTrainedModel):
             asked = {name: each for name, each in options.items() if name not in DTYPES}
             config, left = ZooConfig.from_pretrained(path, return_unused_kwargs=True, **asked)
             options = {**left, **kept}
-        asked = options.pop("output_loading_info", False)
-        options |= {"output_loading_info": True}
-        if cls.fit(config.spec, config) == config.spec:
-            found: Any = super().from_pretrained(path, *given, config=config, **options)
-            load_by_component(found[0])
-            return found if asked else found[0]
-        found = super().from_pretrained(path, *given, config=config, ignore_mismatched_sizes=True, **options)
+        asked, fits = options.pop("output_loading_info", False), cls.fit(config.spec, config) == config.spec
+        options |= {} if fits else {"ignore_mismatched_sizes": True}
+        found: Any = super().from_pretrained(path, *given, config=config, output_loading_info=True, **options)
         model, info = found
         load_by_component(model)
-        head = {name: each for name, each in model.state_dict().items() if re.match(HEAD, name)}
+        if not fits:
+            model._replace_head(path, info)
+        return (model, info) if asked else model
+
+    def _replace_head(self, path: Any, info: Any) -> None:
+        """Draw a head in place of the files' own. Raises CheckpointError if another tensor has another shape."""
+        head = {name: each for name, each in self.state_dict().items() if re.match(HEAD, name)}
         if odd := [name for name, *_ in info["mismatched_keys"] if name not in head]:
             raise CheckpointError(f"{path}: {odd[0]} has another shape than its config says (the files of one model)")
+        if away := [name for name, each in head.items() if each.is_meta]:
+            raise ConfigError(f"device_map: offloads {away[0]}, which no file has (the head on the device)")
         with torch.no_grad():
-            model._draw(head)
+            self._draw(head)
         info |= {"missing_keys": {*info["missing_keys"], *head}, "mismatched_keys": set()}
-        return (model, info) if asked else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
         """Write the model as transformers does, and a zoo.yaml, so that zoo's verbs read the folder too."""
@@ -166,11 +169,6 @@ class ZooPreTrainedModel(PreTrainedModel):
         """Read the weights. Raises ConfigError for a device_map with several devices that compute, chosen or given."""
         make_wrappable(model, load_config.device_map)
         return PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, **how)
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the model computes on."""
-        return find_device(self)
 
     # ------------------------------------------------------------ embeddings
 

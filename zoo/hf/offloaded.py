@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
 from zoo.errors import ConfigError
 from zoo.run.layer import Borrowed, Layer
 
 
-class PartHook(ModelHook):
-    """Loads a module's weights by accelerate's hook, once for all that read them at a time."""
+class PartHook:
+    """Loads a module's weights by accelerate's hook, once for all that read them at a time. It is a hook of accelerate
+    itself, which need not be installed: none of its classes is a base here."""
 
-    def __init__(self, own: ModelHook) -> None:
+    no_grad = False
+
+    def __init__(self, own: Any) -> None:
         self.own, self.readers = own, 0
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -31,12 +33,17 @@ class PartHook(ModelHook):
         self.readers -= 1
         return output if self.readers else self.own.post_forward(module, output)
 
+    def init_hook(self, module: nn.Module) -> Any:
+        return self.own.init_hook(module)
+
     def detach_hook(self, module: nn.Module) -> Any:
         return self.own.detach_hook(module)
 
 
-class ComponentHook(ModelHook):
+class ComponentHook:
     """Loads the weights of all parts of a component for its pass."""
+
+    no_grad = False
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = parts
@@ -51,23 +58,34 @@ class ComponentHook(ModelHook):
             part._hf_hook.post_forward(part, None)
         return output
 
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        return module
+
+    detach_hook = init_hook
+
 
 def load_by_component(model: nn.Module) -> None:
     """Let each component of a model that accelerate dispatched load the weights of its parts, those of tied ones
-    included."""
-    parts: dict[Any, list[Any]] = {each: [*_list_parts(each)] for each in model.modules() if isinstance(each, Layer)}
+    included. Any other model is left as it is."""
+    if not hasattr(model, "_hf_hook"):
+        return
+    from accelerate.hooks import add_hook_to_module
+
+    components = [each for each in model.modules() if each is model or isinstance(each, Layer)]
+    parts: dict[nn.Module, list[Any]] = {each: [*_list_parts(each)] for each in components}
     for part in {part for own in parts.values() for part in own if hasattr(part, "_hf_hook")}:
         part._hf_hook = PartHook(part._hf_hook)
     for component, own in parts.items():
         read = [part.owner if isinstance(part, Borrowed) else part for part in own]
         if hooked := [part for part in read if hasattr(part, "_hf_hook")]:
-            add_hook_to_module(component, ComponentHook(hooked), append=True)
+            add_hook_to_module(component, ComponentHook(hooked), append=True)  # type: ignore[arg-type]
 
 
 def _list_parts(module: nn.Module) -> Iterator[Any]:
-    """List the modules below a component that belong to no other component."""
+    """List the modules below a component that it reads: those that belong to no other component, and embeddings and
+    positions, which a tower asks for values without calling them."""
     for child in module.children():
-        if not isinstance(child, Layer):
+        if not isinstance(child, Layer) or child.spec.axis in ("embedding", "position"):
             yield child
             yield from _list_parts(child)
 
