@@ -48,9 +48,9 @@ def run(
     and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
     model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
 
-    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has; of an encoder its hidden states
-    alone. The file is read back before it appears: by our own reader and, where its Python package is installed, by
-    llama.cpp.
+    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has; of an encoder its hidden
+    states, or a row's logits. The file is read back before it appears: by our own reader and, where its Python package
+    is installed, by llama.cpp.
 
     --to onnx and --to export write a program that takes and returns the KV cache; an encoder-decoder is three. It is
     run before it appears, by onnxruntime or torch: its values must be the model's, of padded rows and of tokens decoded
