@@ -11,6 +11,12 @@ class ZooError(Exception):
     exit_code = 1
 
 
+class Diverged(ZooError):
+    """A loss, a gradient or a weight is no longer finite. In an experiment this is an outcome."""
+
+    status = "diverged"
+
+
 class LostProcess(ZooError):
     """Another process of the run has ended. The cause is printed by that process or by the launcher."""
 

@@ -13,10 +13,10 @@ from support.packaged_specs import one_in
 from support.parallel_runs import here  # noqa: F401  (a fixture)
 from zoo.cli import run
 from zoo.errors import ConfigError
-from zoo.experiments.judging import RecipeOutcome, find_file, weigh
+from zoo.experiments.experiment import Expectation, ExperimentForm, find_recipe, list_recipes, read_recipe
+from zoo.experiments.judging import ExperimentOutcome, find_file, weigh
 from zoo.experiments.laddering import climb_recipe
 from zoo.experiments.pricing import check_matched
-from zoo.experiments.recipe import Expectation, RecipeForm, find_recipe, list_recipes, read_recipe
 from zoo.paths import recipes_dir
 from zoo.probes.all_probes import make_probe
 
@@ -29,7 +29,7 @@ def test_the_arms_of_a_recipe_cost_what_it_says_they_do(name):
 
 
 def test_every_verdict_that_is_kept_is_of_a_recipe_as_it_stands():
-    kept = {file.stem: RecipeOutcome.read(file) for file in (recipes_dir() / "verdicts").glob("*.json")}
+    kept = {file.stem: ExperimentOutcome.read(file) for file in (recipes_dir() / "verdicts").glob("*.json")}
     assert kept.keys() <= set(list_recipes())
     for name, outcome in kept.items():
         _, recipe = find_recipe(name)
@@ -71,7 +71,7 @@ def test_a_verdict_is_better_where_the_metric_moved_the_right_way(higher):
     expected = [Expectation(arm=arm, against="base", verdict="better") for arm in ("up", "down", "same")]
     up, down, same = hold(values, expected, higher=higher)
     assert (up.found, down.found) == (("better", "worse") if higher else ("worse", "better"))
-    assert same.found == "no significant difference" and not same.holds
+    assert same.found == "inconclusive" and not same.holds
     assert up.holds is higher and down.holds is not higher
     assert up.value == pytest.approx(0.2, abs=0.02) and up.interval[0] < 0.2 < up.interval[1]
 
@@ -139,7 +139,7 @@ def test_a_short_form_runs_once_and_says_whether_it_holds(here, capsys):  # noqa
     said = capsys.readouterr().out
     assert "One layer more is better." in said and "three ÷ two" in said
     folder = here / "kept" / "short" / "deeper"
-    outcome = RecipeOutcome.read(folder / "verdict.json")
+    outcome = ExperimentOutcome.read(folder / "verdict.json")
     losses = [json.loads(file.read_text())["val_loss"] for file in sorted(folder.glob("three/*/result.json"))]
     assert sorted(outcome.values["val_loss"]["three"].values()) == sorted(losses) and len(losses) == 2
     found, measured = outcome.findings
@@ -155,7 +155,7 @@ def test_a_short_form_runs_once_and_says_whether_it_holds(here, capsys):  # noqa
     assert times == {file: file.stat().st_mtime_ns for file in folder.glob("*/*/result.json")}, "nothing ran again"
     write(here, arms={"two": ["model.n_layers=2"], "three": ["model.n_layers=4"]}, short=stricter)
     assert run(asked) == 1
-    again = RecipeOutcome.read(folder / "verdict.json")
+    again = ExperimentOutcome.read(folder / "verdict.json")
     assert again.costs["three"]["params"] > outcome.costs["three"]["params"], "runs of the older recipe are not taken"
     assert again.values["val_loss"]["two"] == outcome.values["val_loss"]["two"]
 
@@ -170,7 +170,7 @@ def test_a_recipe_says_what_is_wrong_with_it(here, refused):  # noqa: F811
     write(here, expect=[{"arm": "four", "against": "two", "verdict": "better"}])
     assert "names four, and the arms are two, three" in refused("recipes", str(file))[0]
     write(here, config="large")
-    assert "there is no 'large' (one of: " in refused("recipes", str(file))[0]
+    assert "there is no 'large' (a path, or one of: " in refused("recipes", str(file))[0]
     assert refused("recipes", "glue") == ["recipe: there is no 'glue' (did you mean 'glu'?)"]
     assert refused("recipes", "--run")[0].startswith("recipes: --run needs names")
 
@@ -181,7 +181,7 @@ def test_the_hash_of_a_recipe_changes_with_what_runs_and_with_nothing_else(here)
     assert (
         read_recipe(write(here, arms={"two": ["model.n_layers=2"], "three": ["model.n_layers=4"]})).key() != first.key()
     )
-    assert first.form(True).seeds == 2 and first.form(False) == RecipeForm(seeds=3, expect=list(first.expect))
+    assert first.form(True).seeds == 2 and first.form(False) == ExperimentForm(seeds=3, expect=list(first.expect))
 
 
 def test_recipes_are_listed_and_shown(capsys):
@@ -218,7 +218,7 @@ def test_a_recipe_of_a_probe_runs_and_is_judged(here, capsys):  # noqa: F811
     )
     assert run(["recipes", "deeper.yaml", "--check", "--out", "kept"]) == 0
     folder = here / "kept" / "short" / "deeper"
-    outcome = RecipeOutcome.read(folder / "verdict.json")
+    outcome = ExperimentOutcome.read(folder / "verdict.json")
     (probed,) = (json.loads(file.read_text()) for file in folder.glob("three/probe.json"))
     assert list(outcome.values["reach"]["three"].values()) == probed["reaches"]
     assert outcome.costs["three"]["params"] == probed["params"] and (folder / "verdict.png").is_file()

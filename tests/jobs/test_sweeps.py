@@ -21,8 +21,8 @@ from rich.console import Console
 
 from support.command_lines import ROOT, TINY, list_job_folders
 from zoo import runs
-from zoo.analysis.power import compute_power, find_smallest_effect
-from zoo.analysis.verdict import student_quantile
+from zoo.analysis.verdict.power import compute_power, find_smallest_effect
+from zoo.analysis.verdict.student import student_quantile
 from zoo.cli import run
 from zoo.cli.watching import JobTable, watch_jobs
 from zoo.costs import Setup, price

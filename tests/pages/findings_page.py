@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from zoo.experiments.judging import RecipeOutcome, find_outcome
-from zoo.experiments.recipe import Recipe, find_recipe, list_recipes
+from zoo.experiments.experiment import Experiment, find_recipe, list_recipes
+from zoo.experiments.judging import ExperimentOutcome, find_outcome
 from zoo.experiments.recipe_tables import FINDINGS, list_arms, list_cells, list_costs
 from zoo.paths import recipes_dir
 from zoo.probes.card import draw_card, format_reach, group_by_model
@@ -84,7 +84,7 @@ def write_cards() -> str:
     )
 
 
-def write_finding(name: str, recipe: Recipe, outcome: RecipeOutcome) -> str:
+def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> str:
     """A section: the claim, expected beside found, the arms, and the picture."""
     lines = [f"## {name}", "", f"**{recipe.claim}** {recipe.source}."]
     lines += ["", recipe.notes] if recipe.notes else []

@@ -1,7 +1,6 @@
 """Probes: models at a probe's size, what they learn there, and the card."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -186,11 +185,11 @@ def test_a_delta_rule_that_changes_signs_extrapolates_parity_and_one_that_does_n
 def test_the_window_of_learning_rates_ends_where_accuracy_falls_below_nine_tenths_of_the_best():
     found = find_window({1e-4: 0.1, 1e-3: 0.8, 1e-2: 1.0, 1e-1: 0.0}, 0.0)
     assert found is not None and not found.open_low and not found.open_high
-    assert math.log10(found.low) == pytest.approx(-2.5)  # halfway from 1.0 at 1e-2 to 0.8 at 1e-3
-    assert math.log10(found.high) == pytest.approx(-1.9)
-    assert found.decades == pytest.approx(0.6)
+    assert found.low == pytest.approx(-2.5)  # halfway from 1.0 at 1e-2 to 0.8 at 1e-3
+    assert found.high == pytest.approx(-1.9)
+    assert found.width == pytest.approx(0.6)
     edge = find_window({1e-3: 0.95, 1e-2: 1.0}, 0.0)
-    assert edge is not None and edge.open_low and edge.open_high and edge.decades == pytest.approx(1)
+    assert edge is not None and edge.open_low and edge.open_high and edge.width == pytest.approx(1)
     assert find_window({1e-3: 0.51, 1e-2: 0.53}, 0.5) is None
 
 

@@ -44,7 +44,7 @@ def test_runs_lists_what_each_result_says_and_sorts_it(trained: Path, capsys) ->
             key: results[row["name"]][key] for key in ("params", "val_loss", "train_loss", "tokens", "seconds")
         }
         assert Path(row["path"]) == trained / row["name"]
-    assert rows[2]["status"] == "failed" and rows[2]["params"] == results["sweep/one"]["params"]
+    assert rows[2]["status"] == "diverged" and rows[2]["params"] == results["sweep/one"]["params"]
     assert run(["runs", str(trained)]) == 0
     table = capsys.readouterr().out
     assert "sweep/two" in table and f"{results['sweep/one']['val_loss']:.4f}" in table

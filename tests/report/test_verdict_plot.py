@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from matplotlib.colors import same_color
 from support.packaged_specs import load
 from zoo.report.arms import Arm
 from zoo.report.rate_plot import draw_rates
-from zoo.report.verdict_plot import make_figure, match_colors
+from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import Report
 
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -24,7 +23,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 MORE: dict[str, Any] = {"edge": False, "extended": False, "window": 0.5, "open": False}
 
 
-def make_report(folder: Path, evaluated: int) -> Report:
+def make_report(folder: Path, evaluated: int, searched: bool = False) -> Report:
     """Two arms of two seeds and four steps each, evaluated after the last `evaluated` steps."""
 
     def run_of(name: str, seed: int) -> Any:
@@ -33,10 +32,11 @@ def make_report(folder: Path, evaluated: int) -> Report:
             each["val_loss"] = each["loss"] + 0.5
         outcome = {"val_loss": points[-1]["val_loss"], "tokens": 4, "seconds": 1.0}
         settings = {"config": {"seq_len": 16}, "spec": load("llama-tiny"), "result": {}, "measured": {}}
+        settings |= {"status": "done", "search": {**SEARCHES[name], **MORE} if searched else None}
         return SimpleNamespace(folder=folder / f"{name}-{seed}", outcome=outcome, points=lambda: points, **settings)
 
-    names = ["attention=gqa optim.lr=0.01", "attention=mqa optim.lr=0.001"]
-    return Report.make([Arm(name, {seed: run_of(name, seed) for seed in (0, 1)}) for name in names], None, "val_loss")
+    arms = [Arm(name, {seed: run_of(name, seed) for seed in (0, 1)}) for name in SEARCHES]
+    return Report.make(arms, None, "val_loss")
 
 
 def find_panel(axes: list[Axes], words: str) -> Axes:
@@ -54,9 +54,7 @@ def test_without_evaluations_during_training_the_training_loss_is_drawn_and_the_
 
 
 def test_a_search_of_learning_rates_is_drawn_in_the_colors_of_its_arms(tmp_path: Path) -> None:
-    written = {name: {**each, **MORE} for name, each in SEARCHES.items()}
-    (tmp_path / "sweep.json").write_text(json.dumps({"search": written}))
-    figure = make_figure(make_report(tmp_path, 2))
+    figure = make_figure(make_report(tmp_path, 2, searched=True))
     panel = find_panel(figure.axes, "against learning rate")
     drawn = {line.get_label(): line.get_color() for line in panel.lines}
     below = figure.legends[0]
@@ -64,7 +62,7 @@ def test_a_search_of_learning_rates_is_drawn_in_the_colors_of_its_arms(tmp_path:
     for name, label in {"attention=gqa": "attention=gqa: 0.01", "attention=mqa": "attention=mqa: 0.001"}.items():
         (handle,) = (each for arm, each in of_arms.items() if arm.startswith(name))
         assert same_color(drawn[label], handle.get_color())
-    assert find_panel(figure.axes, "Difference in validation loss from\nattention=gqa optim.lr=0.01, 95 % CI")
+    assert find_panel(figure.axes, "Difference in validation loss from\nattention=gqa, 95 % CI")
 
 
 def test_rates_stand_at_their_losses_and_failed_ones_above(tmp_path: Path) -> None:
@@ -77,8 +75,3 @@ def test_rates_stand_at_their_losses_and_failed_ones_above(tmp_path: Path) -> No
     assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(0.001, 3.4), (0.01, 3.0)]
     assert ([*best.get_xdata()], [*best.get_ydata()]) == ([0.01], [3.0])
     assert [*lost.get_xdata()] == [0.1, 1.0] and min(lost.get_ydata()) > 3.4  # 99 would flatten all others
-
-
-def test_a_search_has_the_color_of_the_arm_with_its_words() -> None:
-    colors = {"ffn=moe attention=mqa optim.lr=1": "red", "attention=mqa optim.lr=1": "blue"}
-    assert match_colors(["attention=mqa", "norm=none"], colors) == {"attention=mqa": "blue", "norm=none": "black"}

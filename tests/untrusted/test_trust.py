@@ -153,7 +153,7 @@ def test_a_recipes_overrides_name_no_code(here: Path, override: str, refused) ->
 
 
 def test_the_packaged_recipes_name_no_code() -> None:
-    from zoo.experiments.recipe import find_recipe, list_recipes
+    from zoo.experiments.experiment import find_recipe, list_recipes
 
     for name in list_recipes():
         find_recipe(name)

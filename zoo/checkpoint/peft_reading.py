@@ -24,8 +24,8 @@ from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.tensor_files import TensorReader, read_header, write_tensors
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, FitsNoFamily
-from zoo.families.described import CONFIG, find_peft_base, read_json
 from zoo.families.described import PEFT as SETTINGS
+from zoo.families.described import find_peft_base, read_json
 from zoo.grammar.saved import read_spec, write_spec
 from zoo.lazy import torch
 from zoo.paths import find_cache_folder

@@ -11,15 +11,13 @@ import typer
 from zoo import report, runs
 from zoo.cli.common import say
 from zoo.cli.options import flag, option, options
-from zoo.cli.outlook import print_match, print_plan
-from zoo.errors import ConfigError, did_you_mean, refuse
-from zoo.report import rate_table
+from zoo.cli.outlook import print_plan
+from zoo.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
-    from zoo.jobs.matching import Match
-    from zoo.jobs.outlook import Outlook
+    from zoo.jobs.conducting import SweepDesign
     from zoo.jobs.plan import LaunchPlan
-    from zoo.jobs.sweep import Sweep, SweepPoint
+    from zoo.jobs.sweep import SweepPoint
 
 
 @options()
@@ -41,6 +39,20 @@ class SweepOptions:
     )
     json: bool = flag("With --plan: print JSON.")
 
+    def design(self) -> SweepDesign:
+        """Say what is done with the arms. Steps are timed if --measure asks for it, with --plan by default."""
+        from zoo.jobs.conducting import SweepDesign
+
+        return SweepDesign(
+            self.match,
+            self.match_by,
+            self.baseline,
+            self.search_lr,
+            self.trials,
+            _read_sigma(self.sigma),
+            self.plan if self.measure is None else self.measure,
+        )
+
     def refuse_any(self) -> None:
         """Raise ConfigError if an option of a sweep is given to a single run."""
         given = (name for name, value in vars(self).items() if value != getattr(SweepOptions, name))
@@ -59,15 +71,16 @@ class SweepOptions:
 
 
 def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
-    """Run all jobs that are not done, then print one table; exits with 1 if a job failed. With `--plan`, only the plan
-    is printed."""
+    """Run all jobs that have not ended, then print one table; exits with 1 if a job failed. With `--plan`, only the
+    plan is printed."""
+    from zoo.jobs.conducting import look_ahead
     from zoo.jobs.sweep import Sweep
 
     options.refuse_idle()
     if options.plan:
         if plan.samples:
             raise ConfigError("plan: the sweeper draws points as it goes (Hydra's basic sweeper has them before)")
-        outlook = _look_ahead(plan, options, Sweep.read(plan.find_folder()))
+        outlook = look_ahead(plan, options.design(), Sweep.read(plan.find_folder()), only_plan=True)
         if options.json:
             print(report.format_json(outlook.to_dict()))
         else:
@@ -78,55 +91,6 @@ def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
             _run_sampled(plan, folder)
         else:
             _run_known(plan, options, folder)
-
-
-def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outlook:
-    """Compose, deduplicate and price all points, and time their steps if the options ask for it."""
-    from zoo.jobs.forecast import Forecaster
-    from zoo.jobs.outlook import Outlook
-    from zoo.jobs.sweep import drop_duplicates, list_varied
-
-    forecaster = Forecaster(measure=options.plan if options.measure is None else options.measure)
-    jobs, dropped = drop_duplicates(plan.list_points())
-    matched = _match(plan, options, jobs, sweep) if options.match else None
-    jobs = jobs if matched is None else matched.jobs
-    done = frozenset(each.name for each in jobs if sweep.read_status(each.name) == "done")
-    refused = plan.list_refused()
-    if options.plan:
-        found = {each.name: forecaster.forecast(each.planned) for each in jobs}
-        named = zip(list_varied([each.typed for each in jobs]), jobs, strict=True)
-        refused |= {name: [found[each.name].fault or ""] for name, each in named if found[each.name].refused}
-        jobs = [each for each in jobs if not found[each.name].refused]
-        if not jobs:
-            refuse(dict.fromkeys(fault for faults in refused.values() for fault in faults))
-    sigma = _read_sigma(options.sigma)
-    return Outlook(jobs, forecaster, dropped, refused, done, sigma, matched, _count_searched(options, jobs))
-
-
-def _count_searched(options: SweepOptions, jobs: Sequence[SweepPoint]) -> tuple[int, int] | None:
-    """Count the minimum and maximum runs per arm that a learning-rate search adds; None without a search. The run at
-    the best rate is not counted, because the first seed has it anyway."""
-    from zoo.jobs.rates import FEWEST, MOST
-    from zoo.jobs.trials import check_trials
-
-    if options.trials is None:
-        return (FEWEST, MOST) if options.search_lr else None
-    check_trials(jobs)
-    return options.trials - 1, options.trials - 1
-
-
-def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[SweepPoint], sweep: Sweep) -> Match:
-    """Match the arms in the cost that --match names. A resumed sweep keeps values that were solved by measured seconds,
-    because a new measurement would differ. Raises ConfigError for an unknown cost."""
-    from zoo.jobs.forecast import Forecaster
-    from zoo.jobs.matching import BUDGETS, Matching
-
-    assert options.match is not None
-    if options.match not in BUDGETS:
-        hint = did_you_mean(options.match, BUDGETS) or f" (one of: {', '.join(BUDGETS)})"
-        raise ConfigError(f"match: there is no budget {options.match!r}{hint}")
-    asked = Matching(options.match, options.match_by or BUDGETS[options.match], options.baseline)
-    return asked.match(plan, jobs, Forecaster(measure=True), sweep.read_solved(asked.budget, asked.by))
 
 
 def _read_sigma(text: str | None) -> float | None:
@@ -151,67 +115,20 @@ def _read_sigma(text: str | None) -> float | None:
 
 
 def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
-    from zoo.jobs.sweep import Sweep, describe_dropped
+    from zoo.cli.observing import PrintingObserver
+    from zoo.jobs.conducting import conduct
+    from zoo.report.arms import ENDED
 
-    sweep = Sweep.read(folder)
-    outlook = _look_ahead(plan, options, sweep)
-    if line := describe_dropped(outlook.jobs, outlook.dropped):
-        say(line)
-    sweep.begin(plan.overrides)
-    if outlook.match is not None:
-        print_match(outlook.match)
-        sweep.content["match"] = outlook.match.to_dict()
-    jobs = _search_rates(plan, sweep, outlook, options.trials) if options.search_lr else outlook.jobs
+    observer = PrintingObserver()
     try:
-        _launch(plan, sweep, jobs, outlook)
+        conduct(plan, options.design(), folder, observer)
     finally:
+        jobs = observer.jobs
         found = runs.results(folder, [each.name for each in jobs])
-        _print_results(folder, jobs, found, runs.read_sweep(folder))
-    if any(result["status"] != "done" for result in found):
+        if jobs:
+            _print_results(folder, jobs, found, runs.read_sweep(folder))
+    if any(result["status"] not in ENDED for result in found):
         raise typer.Exit(1)
-
-
-def _launch(
-    plan: LaunchPlan,
-    sweep: Sweep,
-    jobs: Sequence[SweepPoint],
-    outlook: Outlook,
-    search: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
-    """Add jobs to sweep.json, each with its fields in `search` if there are any, and run the jobs that are not done."""
-    from zoo.cli.watching import watch_jobs
-
-    missing = sweep.find_missing(jobs, search)
-    sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs}, search)
-    if line := sweep.describe(jobs, missing):
-        say(line)
-    if missing:
-        with watch_jobs(sweep.folder, jobs):
-            plan.launch(sweep.folder, missing)
-
-
-def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int | None) -> list[SweepPoint]:
-    """Search the learning rate of each arm, by the grid or by a number of trials; record and print the results, and
-    return the jobs at the best rates."""
-    from zoo.jobs.pinning import count_workers
-    from zoo.jobs.rates import search_rates
-    from zoo.jobs.trials import Trials
-
-    def launch(jobs: Sequence[SweepPoint], notes: Mapping[str, Mapping[str, Any]]) -> None:
-        _launch(plan, sweep, jobs, outlook, notes)
-
-    def begin(job: SweepPoint) -> Trials:
-        return Trials.open(sweep.folder, job, trials or 0, count_workers(plan.jobs[0].cfg.hydra.launcher) or 1)
-
-    jobs, searches = search_rates(plan, sweep, outlook.jobs, launch, begin if trials else None)
-    found = {name: search.to_dict() for name, search in searches.items()}
-    sweep.content["search"] = found
-    sweep.write()
-    report.print_tables(
-        report.make_table("Learning rates", rate_table.HEADER, rate_table.list_rows(found), right=(1, 2))
-    )
-    print(rate_table.NOTE)
-    return jobs
 
 
 def _run_sampled(plan: LaunchPlan, folder: Path) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from zoo import report
 from zoo.cli.options import argument, flag, option
 from zoo.cli.showing import Json
-from zoo.disk import write_text
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zoo.experiments.judging import RecipeOutcome, Values
-    from zoo.experiments.recipe import Recipe
-    from zoo.probes.outcome import ProbeOutcome as Probed
-    from zoo.report.arms import Arm
+    from zoo.experiments.experiment import Experiment
+    from zoo.experiments.judging import ExperimentOutcome
 
 
 def run(
@@ -37,7 +33,7 @@ def run(
     A recipe is an experiment: arms, seeds, and the expected results with their source. Its verdict is kept as data,
     even if it contradicts the claim. Exits with 1 if an expectation of --run or --check is not met.
     """
-    from zoo.experiments.recipe import find_recipe, list_recipes
+    from zoo.experiments.experiment import find_recipe, list_recipes
 
     if again and check:
         raise ConfigError("recipes: --run and --check exclude each other (one of them)")
@@ -58,65 +54,22 @@ def run(
         raise typer.Exit(1)
 
 
-def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> RecipeOutcome:
+def _run(name: str, recipe: Experiment, folder: Path, short_form: bool, save: bool) -> ExperimentOutcome:
     """Run a recipe and judge it. Writes the verdict and a plot, and for training arms a page, next to its runs; with
     `save`, verdict and plot also to the packaged verdicts."""
-    from zoo.experiments.judging import find_file, judge
-    from zoo.experiments.laddering import climb_recipe
-    from zoo.experiments.probing import probe_recipe
-    from zoo.experiments.running import train_recipe
+    from zoo.cli.observing import PrintingObserver
+    from zoo.experiments.judging import find_file
+    from zoo.experiments.looking import run_experiment
 
     own = folder / name
-    if recipe.probe is not None:
-        ran, probed = probe_recipe(recipe, own, short_form)
-        draw = partial(_draw_probed, list(recipe.arms), ran.values, probed)
-    elif recipe.ladder is not None:
-        ran, climbed = climb_recipe(recipe, own, short_form)
-        draw = partial(_draw_climbed, climbed)
-    else:
-        ran, arms = train_recipe(recipe, own, short_form)
-        draw = partial(_draw_trained, name, recipe, arms)
-    outcome = judge(name, recipe, ran, short_form)
+    made = run_experiment(name, recipe, own, short_form, PrintingObserver())
     for file in [own / "verdict.json", *([find_file(name)] if save else [])]:
-        outcome.write(file)
-        draw(file.with_suffix(".png"))
-    return outcome
+        made.outcome.write(file)
+        made.draw(file.with_suffix(".png"))
+    return made.outcome
 
 
-def _draw_trained(name: str, recipe: Recipe, arms: list[Arm], file: Path) -> None:
-    """Draw the trained arms, and write their page next to the plot of the runs."""
-    from zoo.report.verdict_page import write_report_page
-    from zoo.report.verdict_plot import draw_report
-    from zoo.report.verdicts import Report
-
-    made = Report.make(arms, None, recipe.metric)
-    draw_report(made, file)
-    if file.stem == "verdict":
-        write_report_page(made, f"{name}: {recipe.claim}", file.with_name("report.html"))
-
-
-def _draw_probed(names: list[str], values: Values, outcomes: list[Probed], file: Path) -> None:
-    """Draw the first measured metric, a bar per arm; for `reach` draw a capability card, which names the levels."""
-    from zoo.probes.card import draw_card, draw_values
-
-    metric, by_arm = next(iter(values.items()))
-    if metric == "reach":
-        draw_card([replace(each, model=name, overrides=()) for name, each in zip(names, outcomes, strict=True)], file)
-    else:
-        draw_values(by_arm, metric, file)
-
-
-def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
-    """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
-    from zoo.ladder.climbing import read_points
-    from zoo.ladder.ladder_tables import draw_ladder
-
-    first = outcomes[0]
-    drawn = draw_ladder(read_points(Path(first["folder"])).rows(), first["held_out"])
-    write_text(file.with_suffix(".svg"), drawn + "\n")
-
-
-def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[RecipeOutcome], as_json: bool) -> None:
+def _print_outcomes(recipes: dict[str, Experiment], outcomes: list[ExperimentOutcome], as_json: bool) -> None:
     from zoo.experiments.recipe_tables import make_outcome_tables
 
     if as_json:
@@ -126,7 +79,7 @@ def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[RecipeOutcome], a
         report.print_tables(*make_outcome_tables(each.recipe, recipes[each.recipe], each))
 
 
-def _show(recipes: dict[str, Recipe], whole: bool, as_json: bool) -> None:
+def _show(recipes: dict[str, Experiment], whole: bool, as_json: bool) -> None:
     """Print all recipes in one table, or with `whole` each recipe with its figures."""
     from zoo.experiments.judging import find_outcome
     from zoo.experiments.recipe_tables import list_machines, make_list, make_outcome_tables

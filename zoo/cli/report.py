@@ -10,6 +10,7 @@ from zoo import report
 from zoo.cli.common import say
 from zoo.cli.options import argument, option
 from zoo.cli.showing import OutputOptions, Shown
+from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from zoo.report.verdicts import Report
@@ -19,6 +20,7 @@ def run(
     folders: list[Path] = argument("Folders with runs: a sweep, or several.", default=..., metavar="SWEEP..."),
     baseline: str | None = option("The arm that the others are compared with. [default: the first]"),
     metric: str = option("The metric that is compared; lower is better.", default="val_loss"),
+    margin: float | None = option("The largest difference that does not matter, to show arms equivalent."),
     fit: Path | None = option("The baseline's scaling law (zoo fit --out), for effective speedups.", metavar="FIT"),
     plot: Path | None = option("Draw into this file (.png, .svg).", metavar="FILE"),
     html: Path | None = option("Write a self-contained HTML page to this file.", metavar="FILE"),
@@ -28,18 +30,20 @@ def run(
     """Compare the arms of an experiment: runs whose overrides differ, each with the same seeds.
 
     Losses are paired by seed. An arm is better or worse if Student's t-test at the 5 % level says so, corrected for the
-    number of arms (Holm, 1979); otherwise there is no significant difference, and the number of seeds that would show
-    one is given.
+    number of arms (Holm, 1979); equivalent if its difference is shown to be within --margin; else the comparison is
+    inconclusive, and what these seeds can show is given. Diverged runs count, and rank last.
     """
     from zoo.report.arms import group_arms
     from zoo.report.history import collect_runs
     from zoo.report.verdicts import Report
 
+    if margin is not None and not 0 < margin < float("inf"):
+        raise ConfigError(f"margin: is a difference above 0, found {margin:g} (--margin 0.01, say)")
     shown = output.shown
     arms, unfinished = group_arms(collect_runs(folders))
     for line in unfinished:
         say(line)
-    made = Report.make(arms, baseline, metric)
+    made = Report.make(arms, baseline, metric, margin)
     if fit is not None:
         from zoo.cli.predict import read_fit
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from zoo.data.order import Interleaving, Permutation
 from zoo.errors import ConfigError, ZooError
@@ -356,6 +356,16 @@ class Held(NamedTuple):
     n_bytes: int | None
 
 
+Part = Literal["all", "tuning", "reporting"]
+PARTS: Mapping[Part, Callable[[int], range]] = {
+    "all": range,
+    "tuning": lambda rows: range(rows // 2),
+    "reporting": lambda rows: range(rows // 2, rows),
+}
+"""The rows of a validation split that each part has, given the number of rows. Hyperparameters are chosen on rows that
+no verdict reads."""
+
+
 def hold_out(
     sources: Sequence[Source],
     batch_size: int,
@@ -364,9 +374,11 @@ def hold_out(
     wanted: int | None,
     documents: bool,
     collate: Collate | None = None,
+    part: Part = "all",
 ) -> list[Held]:
     """Take the validation splits of all sources as batches: whole, or about `wanted` rows, spread evenly because the
-    first rows alone would be a few documents. Each source gives rows in proportion to its length, at least one.
+    first rows alone would be a few documents. Each source gives rows in proportion to its length, at least one. `part`
+    takes the first half of each split alone (`tuning`), or the second (`reporting`).
 
     With `collate`, ids that fill no row are left out. Raises ZooError if a split then has no row.
     """
@@ -378,12 +390,18 @@ def hold_out(
             found = f"found {len(tokens)} tokens, a row has {seq_len} and one more"
             where = f"data.of.{source.name}" if source.name else "data"
             raise ZooError(f"{where}: the validation split fills no row, {found} (a larger data.validation_fraction)")
-        share = rows if wanted is None or wanted >= sum(there) else max(round(wanted * rows / sum(there)), 1)
-        if share >= rows:
+        own = PARTS[part](rows)
+        share = len(own) if wanted is None or wanted >= sum(there) else max(round(wanted * rows / sum(there)), 1)
+        if part != "all" and not own:
+            raise ZooError(
+                f"eval_part: the validation split has {rows} rows, and no half (a larger data.validation_fraction)"
+            )
+        if part == "all" and share >= rows:
             whole = read_evaluation_batches(tokens, batch_size, seq_len, documents=documents, collate=collate)
             held.append(Held(source.name, list(whole), None if collate else tokens.n_bytes))
             continue
-        numbers = [row * rows // share for row in range(share)]
+        share = min(share, len(own))
+        numbers = [own[row * len(own) // share] for row in range(share)]
         groups = [numbers[first : first + batch_size] for first in range(0, share, batch_size)]
         batches = list(read_groups(tokens, groups, seq_len, documents, collate))
         held.append(Held(source.name, batches, None if collate else tokens.count_bytes(numbers, seq_len)))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from zoo.analysis.verdict import LEVEL, MeanDifference, adjust_by_holm
+from zoo.analysis.verdict.comparison import ArmPair, Comparison, compare_pairs, negate
+from zoo.analysis.verdict.power import LEVEL
 from zoo.disk import write_text
-from zoo.experiments.recipe import Expectation, Recipe
+from zoo.experiments.experiment import Expectation, Experiment
 from zoo.paths import recipes_dir
 from zoo.untrusted.json_file import read_json
 
@@ -30,30 +33,41 @@ class Ran:
     costs: Mapping[str, Mapping[str, float]]
     seconds: float
     machine: str
+    tuning: Mapping[str, float] = field(default_factory=dict)
+    """By arm the standard error that its searched learning rate adds to the experiment's metric."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """The outcome of an expectation. For a verdict, `found` is the verdict, `value` the difference of the arms' means,
-    `interval` its 95 % interval, and `p` the p-value after Holm's correction over the recipe's comparisons. For bounds,
-    `found` is "kept" or "not kept", `value` the mean, `interval` the range over seeds, and `p` None."""
+    `interval` its confidence interval at the level of Holm's procedure, and `p` the p-value after Holm's correction
+    over the experiment's comparisons. For bounds, `found` is "kept" or "not kept", `value` the mean, `interval` the
+    range over seeds, and `p` None."""
 
     arm: str
     against: str | None
     expected: str
     paper: str
     found: str
-    value: float
+    value: float | None
     interval: tuple[float, float] | None
     p: float | None
     holds: bool
     cost: str | None = None
     """The cost that was compared in place of the metric; `value` is then the ratio of the arms' costs."""
     metric: str | None = None
+    margin: float | None = None
+    """The margin of equivalence; None if none was stated."""
+    equivalence: float | None = None
+    """The p-value of equivalence within the margin, after Holm's correction."""
+    detectable: float | None = None
+    """The smallest true difference that these seeds show with a power of 0.8."""
+    diverged: tuple[int, int] = (0, 0)
+    """The diverged runs of both arms."""
 
 
 @dataclass(frozen=True)
-class RecipeOutcome:
+class ExperimentOutcome:
     """The verdicts on a recipe, with where and when it ran."""
 
     recipe: str
@@ -66,14 +80,23 @@ class RecipeOutcome:
     """The values by metric, arm and seed."""
     costs: dict[str, dict[str, float]]
     findings: list[Finding]
+    level: float = LEVEL
+    """The significance level of the look at which it was judged."""
+    registration: dict[str, Any] | None = None
+    """What was registered before the first run, and what changed afterwards (`registration`)."""
 
     @property
     def holds(self) -> bool:
         """Whether every expectation was met."""
         return all(each.holds for each in self.findings)
 
+    @property
+    def decided(self) -> bool:
+        """Whether no comparison is inconclusive, so that further seeds are not needed."""
+        return all(each.found != "inconclusive" for each in self.findings)
+
     @classmethod
-    def read(cls, file: Path) -> RecipeOutcome:
+    def read(cls, file: Path) -> ExperimentOutcome:
         """Read a file that `write` wrote. Raises ConfigError for any other file."""
         return TypeAdapter(cls).validate_python(read_json(file, cls))
 
@@ -88,14 +111,22 @@ def find_file(name: str) -> Path:
     return recipes_dir() / "verdicts" / f"{name}.json"
 
 
-def find_outcome(name: str) -> RecipeOutcome | None:
+def find_outcome(name: str) -> ExperimentOutcome | None:
     """Read the verdict of a packaged recipe; None if there is none."""
-    return RecipeOutcome.read(file) if (file := find_file(name)).is_file() else None
+    return ExperimentOutcome.read(file) if (file := find_file(name)).is_file() else None
 
 
-def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> RecipeOutcome:
-    """Test the arms' results against the expectations of a recipe, or of its short form."""
-    return RecipeOutcome(
+def judge(
+    name: str,
+    recipe: Experiment,
+    ran: Ran,
+    short_form: bool,
+    level: float = LEVEL,
+    registration: dict[str, Any] | None = None,
+) -> ExperimentOutcome:
+    """Test the arms' results against the expectations of an experiment, or of its short form, at this level. Without
+    expectations every arm is compared with the baseline."""
+    return ExperimentOutcome(
         recipe=name,
         key=recipe.key(),
         form="short" if short_form else "whole",
@@ -107,26 +138,35 @@ def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> RecipeOutcom
             for metric, by_arm in ran.values.items()
         },
         costs={arm: dict(costs) for arm, costs in ran.costs.items()},
-        findings=weigh(ran.values, ran.costs, recipe, recipe.form(short_form).expect),
+        findings=weigh(ran.values, ran.costs, recipe, recipe.list_expectations(short_form), level, ran.tuning),
+        level=level,
+        registration=registration,
     )
 
 
 def weigh(
-    values: Values, costs: Mapping[str, Mapping[str, float]], recipe: Recipe, expected: Sequence[Expectation]
+    values: Values,
+    costs: Mapping[str, Mapping[str, float]],
+    experiment: Experiment,
+    expected: Sequence[Expectation],
+    level: float = LEVEL,
+    tuning: Mapping[str, float] | None = None,
 ) -> list[Finding]:
-    """Test values and costs, by arm, against expectations. Verdicts are tested at a level of 5 % over all of them
-    together (Holm's correction)."""
-    measured = [values.get(each.metric or recipe.metric, {}) for each in expected]
-    samples = {
-        str(at): MeanDifference.of_pairs(list(_subtract(own[each.arm], own[each.against]).values()))
-        for at, (each, own) in enumerate(zip(expected, measured, strict=True))
-        if each.verdict is not None and each.against is not None
-    }
-    adjusted = adjust_by_holm({at: p for at, each in samples.items() if (p := each.p_value()) is not None})
+    """Test values and costs, by arm, against expectations. Verdicts are tested at this level over all of them together
+    (Holm's correction). `tuning` is by arm the standard error that a searched learning rate adds to its metric."""
+    measured = [values.get(each.metric or experiment.metric, {}) for each in expected]
+    pairs = {}
+    for at, (each, own) in enumerate(zip(expected, measured, strict=True)):
+        if each.verdict is not None and each.against is not None:
+            losses = negate(own) if experiment.higher else own
+            errors = (tuning or {}).get(each.arm, 0.0), (tuning or {}).get(each.against, 0.0)
+            margin = experiment.find_margin(each)
+            pairs[str(at)] = ArmPair(losses[each.arm], losses[each.against], margin, math.hypot(*errors))
+    compared = compare_pairs(pairs, level)
     found = []
     for at, (each, own) in enumerate(zip(expected, measured, strict=True)):
-        if str(at) in samples:
-            found.append(_weigh_verdict(each, samples[str(at)], adjusted.get(str(at)), recipe.higher))
+        if (comparison := compared.get(str(at))) is not None:
+            found.append(_weigh_verdict(each, comparison, experiment))
         elif each.cost is not None and each.against is not None:
             ratio = costs[each.arm][each.cost] / costs[each.against][each.cost]
             found.append(_weigh_bound(each, {0: ratio}))
@@ -141,13 +181,24 @@ def _subtract(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int,
     return {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
 
 
-def _weigh_verdict(each: Expectation, sample: MeanDifference, p: float | None, higher: bool) -> Finding:
-    found = "no significant difference"
-    if p is not None and p < LEVEL:
-        found = "better" if (sample.difference > 0) == higher else "worse"
-    about = (each.arm, each.against, str(each.verdict), each.paper)
+def _weigh_verdict(each: Expectation, made: Comparison, experiment: Experiment) -> Finding:
+    sign = -1 if experiment.higher else 1
+    ends = None if made.interval is None else tuple(sorted(sign * end for end in made.interval))
     return Finding(
-        *about, found, sample.difference, sample.interval(LEVEL), p, found == each.verdict, metric=each.metric
+        each.arm,
+        each.against,
+        str(each.verdict),
+        each.paper,
+        made.verdict,
+        None if made.difference is None else sign * made.difference,
+        None if ends is None else (ends[0], ends[1]),
+        made.adjusted,
+        each.verdict in ("any", made.verdict),
+        metric=each.metric,
+        margin=experiment.find_margin(each),
+        equivalence=made.equivalence,
+        detectable=made.detectable,
+        diverged=made.diverged,
     )
 
 

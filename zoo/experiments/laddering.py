@@ -9,10 +9,12 @@ from typing import Any
 
 from zoo.disk import write_text
 from zoo.errors import ConfigError
+from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran
-from zoo.experiments.recipe import Recipe, list_overrides
 from zoo.experiments.running import describe_runs, find_folder
 from zoo.ladder import Ladder, climb, plan_ladder
+from zoo.ladder.climbing import read_points
+from zoo.ladder.ladder_tables import draw_ladder
 from zoo.report.history import RunRecord
 
 METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
@@ -24,7 +26,7 @@ BOOTSTRAP = 200
 """Resamples for the exponents' intervals, which decide whether a prediction is doubtful."""
 
 
-def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[dict[str, Any]]]:
+def climb_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[dict[str, Any]]]:
     """Climb a ladder for each arm and seed; sizes that are done in the folder are not trained again. Returns the
     results, and the outcomes of the ladders in the order of arms, then seeds. Raises ConfigError for a metric that no
     ladder has, and for an arm that cannot be trained."""
@@ -32,7 +34,7 @@ def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
         raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
     form = recipe.form(short_form)
     assert form.ladder is not None
-    seeds = range(form.seeds)
+    seeds = range(form.looks[-1])
     ladders = {
         (arm, seed): plan_ladder(form.ladder.request([*list_overrides(recipe, arm, short_form), f"seed={seed}"]))
         for arm in recipe.arms
@@ -68,6 +70,13 @@ def count_costs(ladder: Ladder, outcome: dict[str, Any]) -> dict[str, float]:
     flops, seconds = (sum(run[name] for run in outcome["runs"]) for name in ("flops", "seconds"))
     costs = {"params": ladder.rungs[-1].params, "tokens": tokens, "flops": flops, "seconds": seconds}
     return {name: float(value) for name, value in costs.items()}
+
+
+def draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
+    """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
+    first = outcomes[0]
+    drawn = draw_ladder(read_points(Path(first["folder"])).rows(), first["held_out"])
+    write_text(file.with_suffix(".svg"), drawn + "\n")
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import refuse
-from zoo.experiments.recipe import Laddering, Probing, Recipe, list_overrides
+from zoo.experiments.experiment import Experiment, Laddering, Probing, list_overrides
 from zoo.jobs.forecast import price_run
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.ladder import plan_ladder
@@ -17,7 +17,7 @@ from zoo.report.arms import ALIKE
 from zoo.training.planning import plan_training
 
 
-def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, float]]:
+def price_arms(recipe: Experiment, short_form: bool = False) -> dict[str, dict[str, float]]:
     """Price each arm by its config: parameters, tokens and FLOPs of training, and the cache of a row in bytes; for a
     ladder only the parameters of its largest size. Raises ConfigError for an arm that cannot be trained."""
     if recipe.probe is not None:
@@ -27,7 +27,7 @@ def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, 
     return {name: _price(recipe.config_file(), list_overrides(recipe, name, short_form)) for name in recipe.arms}
 
 
-def _price(config: Path, overrides: list[str]) -> dict[str, float]:
+def _price(config: Path | None, overrides: list[str]) -> dict[str, float]:
     with plan_launch(overrides, config=config) as launch:
         priced = price_run(plan_training(task_config(launch.jobs[0])), memory=False)
     costs = {"params": priced.params, "tokens": priced.tokens, "flops": priced.flops, "cache_bytes": priced.cache_bytes}
@@ -50,7 +50,7 @@ def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
     return {name: float(value) for name, value in {**costs, "cache_bytes": priced["kv_cache"]["bytes"]}.items()}
 
 
-def check_matched(recipe: Recipe) -> None:
+def check_matched(recipe: Experiment) -> None:
     """Raise ConfigError for arms whose `matched` costs differ from those of the first arm by more than 1 %."""
     costs = price_arms(recipe)
     base, *others = costs

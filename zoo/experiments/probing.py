@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
-from zoo.experiments.judging import Ran
+from zoo.experiments.experiment import Experiment, Probing, list_overrides
+from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_probed
-from zoo.experiments.recipe import Probing, Recipe, list_overrides
 from zoo.experiments.running import find_folder
 from zoo.probes.battery import open_pool, run_probe
 from zoo.run.linear.base import describe_processor
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from zoo.probes.outcome import ProbeOutcome
 
 
-def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
+def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
     """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError as `check_matched` and
     `run_probe` do."""
     check_matched(recipe)
@@ -34,7 +35,7 @@ def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
                 overrides,
                 size=form.probe.size,
                 settings=form.probe.settings,
-                seeds=form.seeds,
+                seeds=form.looks[-1],
                 rates=form.probe.rates,
                 pool=pool,
                 folder=find_folder(folder, name),
@@ -68,3 +69,14 @@ def count_costs(probe: Probing, overrides: list[str], outcome: ProbeOutcome) -> 
     """Count the costs of one training of a model on a probe: those of `price_probed`, and the mean seconds."""
     trainings = len(outcome.chosen) + len(outcome.seeds)
     return price_probed(probe, overrides) | {"seconds": outcome.seconds / trainings}
+
+
+def draw_probed(names: list[str], values: Values, outcomes: list[ProbeOutcome], file: Path) -> None:
+    """Draw the first measured metric, a bar per arm; for `reach` draw a capability card, which names the levels."""
+    from zoo.probes.card import draw_card, draw_values
+
+    metric, by_arm = next(iter(values.items()))
+    if metric == "reach":
+        draw_card([replace(each, model=name, overrides=()) for name, each in zip(names, outcomes, strict=True)], file)
+    else:
+        draw_values(by_arm, metric, file)

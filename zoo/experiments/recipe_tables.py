@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.experiments.judging import Finding, RecipeOutcome, describe_bounds
-from zoo.experiments.recipe import Expectation, Recipe
+from zoo.experiments.experiment import Expectation, Experiment
+from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds
 from zoo.report.arms import CURRENCIES
 from zoo.report.tables import make_table
 from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
@@ -17,7 +17,7 @@ LIST = ("recipe", "claim", "effect", "holds", "date")
 FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
-def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, RecipeOutcome | None]) -> Any:
+def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, ExperimentOutcome | None]) -> Any:
     """Make a table with a row for each recipe: claim, first effect, number of expectations that hold, date."""
     rows = []
     for name, each in recipes.items():
@@ -39,7 +39,7 @@ def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, RecipeOutcom
     return make_table("", LIST, rows)
 
 
-def list_machines(outcomes: Mapping[str, RecipeOutcome | None]) -> list[str]:
+def list_machines(outcomes: Mapping[str, ExperimentOutcome | None]) -> list[str]:
     """List each processor in a line, with the number of recipes that ran on it."""
     ran = Counter(each.machine.partition(";")[0] for each in outcomes.values() if each is not None)
     return [f"{count} of {len(outcomes)} ran on: {machine}" for machine, count in ran.most_common()]
@@ -60,11 +60,13 @@ def format_value(each: Finding) -> str:
     if each.p is None:
         low, high = each.interval or (each.value, each.value)
         return f"{each.value:.3f} ({low:.3f} to {high:.3f})"
+    if each.value is None:
+        return ""
     half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
     return format_spread(each.value, half, "+")
 
 
-def make_outcome_tables(name: str, recipe: Recipe, outcome: RecipeOutcome | None) -> list[Any]:
+def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcome | None) -> list[Any]:
     """Make the lines and tables of one recipe: claim, expectations with their findings, the arms' metrics and costs.
     Before it has run there are only the claim and the expectations."""
     head = [f"{name}: {recipe.claim}", f"Source: {recipe.source}", *([recipe.notes] if recipe.notes else [])]
@@ -90,7 +92,7 @@ def list_cells(each: Finding) -> list[str]:
     return [pair, each.paper, each.found, format_value(each), format_p(each.p), "yes" if each.holds else "no"]
 
 
-def list_arms(recipe: Recipe, outcome: RecipeOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
+def list_arms(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
     """Give a header, and a row for each arm: mean and standard deviation of each metric."""
     header = ("arm", *(f"{metric} ± σ" for metric in outcome.values))
     rows = []
@@ -100,7 +102,7 @@ def list_arms(recipe: Recipe, outcome: RecipeOutcome) -> tuple[tuple[str, ...], 
     return header, rows
 
 
-def list_costs(recipe: Recipe, outcome: RecipeOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
+def list_costs(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
     """Give a header, and a row for each arm: its cost in every currency."""
     return COSTS, [
         [arm, *(format_cost(name, outcome.costs[arm].get(name)) for name in CURRENCIES)] for arm in recipe.arms

@@ -1,78 +1,125 @@
-"""Train the arms of a recipe: every arm with every seed, as jobs of sweeps below one folder."""
+"""Train the arms of an experiment: every arm with every seed, as one sweep of named arms in a folder."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from zoo import runs
 from zoo.disk import write_text
-from zoo.errors import refuse
+from zoo.errors import ConfigError, refuse
+from zoo.experiments.experiment import Experiment, Measure
 from zoo.experiments.judging import Ran
 from zoo.experiments.pricing import check_matched
-from zoo.experiments.recipe import Measure, Recipe, list_overrides
-from zoo.jobs.forecast import Forecaster
-from zoo.jobs.plan import plan_launch
-from zoo.jobs.sweep import Sweep, drop_duplicates
-from zoo.report.arms import Arm
+from zoo.jobs.conducting import SweepDesign, SweepObserver, conduct, look_ahead
+from zoo.jobs.outlook import Outlook
+from zoo.jobs.plan import LaunchPlan, plan_launch
+from zoo.jobs.sweep import Sweep
+from zoo.report.arms import ENDED, Arm
 from zoo.report.history import RunRecord
+from zoo.report.verdicts import find_tuning_errors
 
 
-def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Arm]]:
-    """Train the runs that are missing in the folder; collect the results. Raises ConfigError for an unfinished run."""
-    arms = collect_arms(run_arms(recipe, folder, short_form))
-    seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
+@contextmanager
+def plan_arms(
+    experiment: Experiment, folder: Path, short_form: bool = False, seeds: int | None = None
+) -> Iterator[LaunchPlan]:
+    """Plan the runs of all arms, each with every seed (None: of the last look). Raises ConfigError with the faults of
+    all arms, and for two arms that are the same run."""
+    form = experiment.form(short_form)
+    count = form.looks[-1] if seeds is None else seeds
+    shared = [*experiment.shared, *form.overrides, f"seed={','.join(map(str, range(count)))}"]
+    shared.append(f"hydra.sweep.dir='{folder}'")
+    with plan_launch(shared, config=experiment.config_file(), sweeps=True, arms=experiment.arms) as plan:
+        known: dict[str, str] = {}
+        for each in plan.list_points():
+            if (other := known.setdefault(each.name, each.arm)) != each.arm:
+                raise ConfigError(f"arms: {each.arm} is the same run as {other} (one of them)")
+        yield plan
+
+
+def design_sweep(experiment: Experiment) -> SweepDesign:
+    """Say how the arms are matched and tuned before their seeds run."""
+    return SweepDesign(
+        match=experiment.match,
+        match_by=experiment.match_by,
+        baseline=experiment.baseline,
+        search_lr=experiment.tune,
+    )
+
+
+def plan_experiment(experiment: Experiment, folder: Path, *, measure: bool = True) -> Outlook:
+    """Look ahead at the runs of an experiment: their costs, and the differences that its design can show."""
+    check_matched(experiment)
+    with plan_arms(experiment, folder) as plan:
+        design = replace(design_sweep(experiment), measure=measure, sigma=experiment.sigma)
+        return look_ahead(plan, design, Sweep.read(folder), only_plan=True)
+
+
+def train_arms(
+    experiment: Experiment, folder: Path, short_form: bool, observer: SweepObserver, seeds: int
+) -> tuple[Ran, list[Arm]]:
+    """Train the runs of the first `seeds` seeds that have not ended in the folder; collect the results. Raises
+    ConfigError for an unfinished run."""
+    check_matched(experiment)
+    with plan_arms(experiment, folder, short_form, seeds) as plan, plan.hold_folder() as own:
+        conduct(plan, design_sweep(experiment), own, observer)
+        found = [own / each.name for each in observer.jobs]
+    return collect_arms(experiment, found, short_form)
+
+
+def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bool) -> tuple[Ran, list[Arm]]:
+    """Collect the results of runs, in the order of the experiment's arms. Raises ConfigError for a run that has not
+    ended."""
+    records = [RunRecord(each) for each in folders]
+    refuse(f"{each.folder}: is {each.status} (run it again)" for each in records if each.status not in ENDED)
+    by_arm: dict[str, dict[int, RunRecord]] = {name: {} for name in experiment.arms}
+    for each in records:
+        by_arm[each.job["label"]][int(each.config.get("seed", 0))] = each
+    arms = [Arm(name, dict(sorted(own.items()))) for name, own in by_arm.items()]
+    seconds = sum(float(run.outcome["seconds"] or 0) for run in records)
     costs = {each.name: each.costs for each in arms}
-    records = [run for arm in arms for run in arm.runs.values()]
-    return Ran(collect_values(recipe, arms, short_form), costs, seconds, describe_runs(records)), arms
+    values = collect_values(experiment, arms, short_form)
+    tuning = find_tuning_errors(arms, experiment.metric)
+    return Ran(values, costs, seconds, describe_runs(records), tuning), arms
 
 
-def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> dict[str, list[Path]]:
-    """Train the runs that are missing in the folder; return the folders of each arm's runs. A folder is named by a hash
-    of its run's config, so that runs of an older version of the recipe are not returned."""
-    check_matched(recipe)
-    seeds, found = recipe.form(short_form).seeds, {}
-    for name in recipe.arms:
-        own_folder = find_folder(folder, name)
-        asked = [*list_overrides(recipe, name, short_form), f"seed={','.join(map(str, range(seeds)))}"]
-        asked.append(f"hydra.sweep.dir='{own_folder}'")
-        with plan_launch(asked, config=recipe.config_file(), sweeps=True) as plan, plan.hold_folder() as own:
-            jobs, _ = drop_duplicates(plan.list_points())
-            sweep = Sweep.read(own)
-            missing = sweep.find_missing(jobs)
-            sweep.begin(plan.overrides)
-            forecaster = Forecaster(measure=False)
-            sweep.add(jobs, {each.name: forecaster.forecast(each.planned).to_dict(each.planned) for each in jobs})
-            if missing:
-                plan.launch(own, missing)
-            found[name] = [own / each.name for each in jobs]
-    return found
+def count_seeds_there(experiment: Experiment, folder: Path) -> int:
+    """Count the seeds of which every arm has an ended run in a sweep's folder."""
+    ended = {place for place, where in _list_there(folder).items() if RunRecord(where).status in ENDED}
+    return min(sum(arm == own for own, _ in ended) for arm in experiment.arms)
+
+
+def _list_there(folder: Path) -> dict[tuple[str, int], Path]:
+    """List the folders of runs by arm and seed, those of searches left out."""
+    jobs = {name: job for name, job in runs.read_sweep(folder).items() if "search" not in job}
+    return {(job.get("label", ""), job["seed"]): folder / name for name, job in jobs.items()}
+
+
+def find_arms(experiment: Experiment, folder: Path, seeds: int) -> list[Path]:
+    """Find the folders of the arms' runs in a sweep's folder. Raises ConfigError for a run that is not there."""
+    there = _list_there(folder)
+    missing = [f"{arm}, seed {seed}" for arm in experiment.arms for seed in range(seeds) if (arm, seed) not in there]
+    refuse([f"{folder}: has no run of {'; '.join(missing)} (--run)"] if missing else [])
+    return [there[arm, seed] for arm in experiment.arms for seed in range(seeds)]
 
 
 def find_folder(folder: Path, arm: str) -> Path:
-    """Give the folder of an arm's runs, below the recipe's folder."""
+    """Give the folder of an arm, below the experiment's folder."""
     return folder / re.sub(r"[^\w.-]+", "-", arm)
 
 
-def collect_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
-    """Read the arms from the folders of their runs. Raises ConfigError for runs that are not done."""
-    arms, faults = [], []
-    for name, own in folders.items():
-        runs = [RunRecord(each) for each in own]
-        faults += [f"{each.folder}: is {each.status} (run the recipe again)" for each in runs if each.status != "done"]
-        arms.append(Arm(name, {int(each.config.get("seed", 0)): each for each in runs if each.status == "done"}))
-    refuse(faults)
-    return arms
-
-
-def collect_values(recipe: Recipe, arms: Sequence[Arm], short_form: bool) -> dict[str, dict[str, dict[int, float]]]:
-    """Collect each metric by arm and seed. Metrics of `recipe.measure` are measured here and stored in the run's
-    folder."""
+def collect_values(
+    experiment: Experiment, arms: Sequence[Arm], short_form: bool
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Collect each metric by arm and seed. Metrics of `measure` are measured here and stored in the run's folder."""
     found = {}
-    for metric in recipe.list_metrics(short_form):
-        asked = recipe.measure.get(metric)
+    for metric in experiment.list_metrics(short_form):
+        asked = experiment.measure.get(metric)
         found[metric] = {
             arm.name: arm.values(metric)
             if asked is None

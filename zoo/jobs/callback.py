@@ -36,7 +36,7 @@ class Record(Callback):
         outcome["seconds"] = outcome["wall_seconds"] = round(time.monotonic() - self.started, 3)
         if job_return.status is JobStatus.FAILED:
             error = get_failure(job_return)
-            outcome |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            outcome |= {"status": getattr(error, "status", "failed"), "error": f"{type(error).__name__}: {error}"}
             job_return.status = JobStatus.COMPLETED
             if config.hydra.mode == RunMode.MULTIRUN:
                 self._log_failure(error)

@@ -177,7 +177,7 @@ def solve_arm(
 
     @functools.cache
     def share(value: int) -> float:
-        return figure(plan.compose_point(change(job.typed, by, value)).planned) / target
+        return figure(plan.compose_point(change(job.typed, by, value), job.arm).planned) / target
 
     if share(start) == share(2 * start):
         raise ConfigError(f"{by} changes nothing of it (--match-by names another dimension)")

@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from zoo.analysis.power import find_smallest_effect
-from zoo.analysis.verdict import LEVEL
+from zoo.analysis.verdict.power import LEVEL, find_smallest_effect
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Forecast, Forecaster
 from zoo.jobs.matching import Match

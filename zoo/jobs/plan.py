@@ -15,8 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo import runs
-from zoo.checkpoint.adapter_files import read_plan
-from zoo.checkpoint.finding import find
 from zoo.compose.composing import Composed
 from zoo.compose.fault_lines import shorten_error
 from zoo.compose.hydra_engine import (
@@ -35,14 +33,13 @@ from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.sources import StatedFile, locating
 from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, note_idle, read_yaml
 from zoo.distributed.world import read_world
-from zoo.errors import ConfigError, refuse, short
-from zoo.families.described import is_peft
+from zoo.errors import ConfigError, short
+from zoo.jobs.implied import imply_by_weights
 from zoo.jobs.loader import ROOT, JobLoader, states_subdir, task_config
 from zoo.jobs.record import run_one_job
 from zoo.jobs.sweep import SweepPoint, list_varied
 from zoo.training import restarts
 from zoo.training.planning import TrainingPlan, plan_training
-from zoo.training.start.lora import OWN
 
 
 @dataclasses.dataclass
@@ -58,6 +55,8 @@ class LaunchPlan:
     sweeps: bool
     planned: list[TrainingPlan | None] = dataclasses.field(default_factory=list)
     """The training plan of each job; None for a job that has faults or was not checked."""
+    arms: Sequence[str] = ()
+    """The arm of each job of an experiment; empty for a run or a sweep."""
     samples: bool = False
     """Whether a sampling sweeper draws the jobs, so that they are not known in advance."""
     made: list[Path] = dataclasses.field(default_factory=list)
@@ -169,7 +168,8 @@ class LaunchPlan:
 
     def list_points(self) -> list[SweepPoint]:
         """List the valid jobs of a sweep, in order."""
-        return [SweepPoint.of(each, planned) for each, planned in zip(self.jobs, self.planned, strict=True) if planned]
+        named = zip(self.jobs, self.planned, self.arms or [""] * len(self.jobs), strict=True)
+        return [SweepPoint.of(each, planned, arm) for each, planned, arm in named if planned]
 
     def list_refused(self) -> dict[str, list[str]]:
         """List the faults of the invalid points, by their overrides."""
@@ -182,13 +182,14 @@ class LaunchPlan:
         self.loader.folder = str(folder)
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
-    def compose_point(self, overrides: Sequence[str]) -> SweepPoint:
-        """Compose a job of the sweep from its overrides. Raises ConfigError with its faults."""
+    def compose_point(self, overrides: Sequence[str], arm: str = "") -> SweepPoint:
+        """Compose a job of the sweep, or of an experiment's arm, from its overrides. Raises ConfigError with its
+        faults."""
         composed = self.loader.compose_job(overrides)
         planned = _check(composed, self.loader.varied)
         composed.refuse_faults()
         assert planned is not None
-        return SweepPoint.of(composed, planned)
+        return SweepPoint.of(composed, planned, arm)
 
     def _discard(self, folder: Path) -> None:
         """Remove the folder of a run that refused its input at the start, and the parent folders made for it."""
@@ -227,16 +228,23 @@ def plan_launch(
     check: bool = True,
     keep_faulty: bool = False,
     trust: bool = False,
+    arms: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[LaunchPlan]:
     """Open Hydra and yield the plan of a run or a sweep. Raises ConfigError with the faults of all jobs.
+
+    With `arms` the jobs are those of an experiment: the overrides of each arm are added to `overrides`.
 
     With `check` every job is checked as training would check it; without, only the overrides must fit the config. With
     `keep_faulty` faulty jobs stay in the plan with their faults, unless all are faulty. With `trust` the file `config`,
     and the files of its folder, may name code (`zoo.compose.gate`).
     """
     faults: list[str] = []
-    parsed = imply_by_weights(parse_overrides(overrides, faults), read_yaml(config) if config else {})
-    models = {value: find_target(value) for value in _model_files(parsed)}
+    body = read_yaml(config) if config else {}
+    by_arm = {
+        name: imply_by_weights(parse_overrides([*overrides, *own], faults), body)
+        for name, own in (arms or {"": ()}).items()
+    }
+    models = {value: find_target(value) for value in _model_files([each for own in by_arm.values() for each in own])}
     folders = [config.resolve().parent] if config else []
     folders += [target.folder for target in models.values() if target.folder]
     trusted = folders[:1] if config and trust else []
@@ -252,14 +260,16 @@ def plan_launch(
         name = "config"
         if config:
             loader.label, loader.trusted = str(config), trust
-            loader.body = list_defaults(read_yaml(config), loader.repo, loader.label, "/config", trusted=trust)
+            loader.body = list_defaults(body, loader.repo, loader.label, "/config", trusted=trust)
             # for `--info`, which composes by Hydra itself
             name = stack.enter_context(store_primary(loader.body, trusted=trust))
-        if options := [_no_key(each) for each in parsed if each.get_key_element() in OPTIONS]:
-            raise ConfigError(*options)
-        typed = [format_override(each) for each in parsed]
         options = {value: _as_option(value, target, loader.repo) for value, target in models.items()}
-        parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
+        by_arm = {
+            name: [_of_loader(_with_options(each, options), loader) for each in own] for name, own in by_arm.items()
+        }
+        parsed = next(iter(by_arm.values()))
+        if mistaken := [_no_key(each) for each in parsed if each.get_key_element() in OPTIONS]:
+            raise ConfigError(*mistaken)
         faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
         master = loader.compose_job([format_override(each) for each in parsed if not each.is_sweep_override()])
         if master.cfg.hydra.searchpath:
@@ -267,10 +277,14 @@ def plan_launch(
         loader.sweeps = sweeps = sweeps or master.cfg.hydra.mode == RunMode.MULTIRUN
         parsed += _swept_by_config(master.cfg, parsed) if sweeps else []
         typed = [format_override(each) for each in parsed]
-        lines = itertools.product(*map(list_alternatives, parsed)) if sweeps else [typed]
-        keys = (each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override())
+        lines = [
+            (name, line) for name, own in by_arm.items() for line in itertools.product(*map(list_alternatives, own))
+        ]
+        stated = parse_overrides([word for own in (arms or {}).values() for word in own], [])
+        varied = [*stated, *(each for each in parsed if each.is_sweep_override())]
+        keys = (each.get_key_element().removeprefix(f"{ROOT}.") for each in varied)
         loader.varied = set(keys) if sweeps else None
-        jobs = [loader.compose_job(line) for line in lines]
+        jobs = [loader.compose_job(line) for _, line in lines] if sweeps else [loader.compose_job(typed)]
         planned = [_check(each, loader.varied) if check else None for each in jobs]
         if sweeps and states_subdir(master.cfg):
             faults.append("hydra.sweep.subdir: is not read, jobs are named by the hash of their config (leave it out)")
@@ -278,50 +292,9 @@ def plan_launch(
         if faults := [*dict.fromkeys(faults)]:
             raise ConfigError(*faults)
         samples = sweeps and not is_basic(master.cfg)
-        yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps, planned, samples)
-
-
-def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
-    """Add the overrides that `weights=FOLDER`, typed or in the file `body`, implies: the folder's model and tokenizer,
-    unless others are named. The run's records then show them.
-
-    Raises ConfigError if the folder has no tokenizer and none is named.
-    """
-    typed = {each.get_key_element(): each for each in parsed}
-    chosen = list_values(typed["weights"]) if "weights" in typed else [str(body.get("weights") or "null")]
-    if len(chosen) != 1 or chosen[0] in ("None", "null", ""):
-        return list(parsed)
-    if is_peft(chosen[0]):
-        faults: list[str] = []
-        described = parse_overrides(describe_adapter(Path(chosen[0])), faults)
-        refuse(faults)
-        others = [each for each in parsed if each.get_key_element() != "weights"]
-        return imply_by_weights([*described, *others], body)
-    listed = [key for entry in body.get("defaults", []) if isinstance(entry, Mapping) for key in entry]
-    implied = (
-        []
-        if ROOT in typed or ROOT in body or ROOT in listed
-        else [f"{ROOT}='{Path(chosen[0]).expanduser().absolute()}'"]
-    )
-    stated = (body.get("data") or {}).get("tokenizer") if isinstance(body.get("data"), Mapping) else None
-    if not stated and not any(key.startswith("data.tokenizer") for key in typed):
-        folder = find(Path(chosen[0]))
-        if not (folder / "tokenizer.json").is_file():
-            found = f"{folder} has no tokenizer.json"
-            raise ConfigError(f"weights: {found} (data.tokenizer.kind=file data.tokenizer.path=… names another)")
-        implied += ["data.tokenizer.kind=file", f"data.tokenizer.path='{folder}'"]
-    return [*parsed, *parse_overrides(implied, [])]
-
-
-def describe_adapter(folder: Path) -> list[str]:
-    """Write the overrides by which a run goes on with an adapter that peft wrote: the base, the adapter's rank, alpha
-    and products, and the weights trained beside it. Raises CheckpointError for an adapter that is not read."""
-    plan = read_plan(find(folder))
-    assert plan is not None
-    fields = {**{name: getattr(plan, name) for name in OWN}, "on": f"[{','.join(plan.paths)}]"}
-    stated = ",".join(f"{name}:{value}" for name, value in {**fields, "adapter": f"'{folder.absolute()}'"}.items())
-    train = [f"train=[{','.join(plan.trained)}]"] if plan.trained else []
-    return [f"weights='{plan.base}'", f"lora={{{stated}}}", *train]
+        names = [each for each, _ in lines] if arms else []
+        typed = list(overrides) if arms else typed
+        yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps, planned, names, samples)
 
 
 OPTIONS = ("match", "match_by", "baseline")

@@ -1,14 +1,16 @@
-"""Search the learning rate of each arm in the same way. Arms are compared fairly at equally searched rates, not at
-equal rates.
+"""Tune the learning rate of each arm before its seeds run.
 
-The search tries a grid of half decades around the config's rate, then a quarter decade to either side of the best rate.
-It runs the first seed and compares validation losses. The window of rates that do well is a result too: claims that an
-architecture cannot do something often come from a narrow window (arXiv 2508.19029).
+Arms are compared fairly at equally searched rates, not at equal rates. Every arm gets the same number of runs: a grid
+of half decades around the config's value, two more beyond the grid if the best one lies on its edge, and two next to
+the best one. They have a seed of their own (SEED) and are judged on rows that no verdict reads: the first half of the
+validation split, where the arm's seeds are reported on the second. The value that the seeds run at is the minimum of a
+parabola through the losses next to the best one (`zoo.analysis.verdict.rate_optimum`); its error is part of the
+verdict. The window of values that do well is a result too: claims that an architecture cannot do something often come
+from a narrow window (arXiv 2508.19029).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import runs
+from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
 from zoo.errors import ConfigError, ZooError
 from zoo.jobs.sweep import Sweep, SweepPoint, find_key, group_by_arm
 
@@ -24,107 +27,114 @@ if TYPE_CHECKING:
 
 KEY = "optim.lr"
 
+SEED = 1000
+"""The seed of the first run of a search. The seeds of an experiment start at 0."""
+
+PART = "eval_part"
+"""The setting that says which half of the validation split a run reads."""
+
 GRID = (-4, -2, 0, 2, 4)
-"""The rates that are tried first, in quarter decades from the config's rate."""
+"""The values that are tried first, in quarter decades from the config's."""
 
 FURTHER = (2, 4)
-"""The rates that are tried once beyond the grid if its lowest or highest rate is the best, in quarter decades."""
+"""The values that are tried once beyond the grid if its lowest or highest is the best, in quarter decades."""
 
-TOLERANCE = 0.01
-"""A rate is in the window if its loss exceeds the best loss by at most this fraction."""
+NEXT = (1, 3)
+"""The distances from the best value at which further ones are tried, in quarter decades."""
 
-FEWEST, MOST = len(GRID) + 1, len(GRID) + len(FURTHER) + 1
-"""Minimum and maximum number of runs that a search adds to an arm: the grid, and two rates around the best; in the
-maximum FURTHER too. The best rate's run is not counted, because it is the run of the arm's first seed."""
+FEWEST, MOST = len(GRID) + 2, len(GRID) + len(FURTHER) + 2
+"""Minimum and maximum number of runs of a search in each arm: the grid, and two next to the best; in the maximum
+FURTHER too, which all arms get as soon as one does."""
 
 
 @dataclass
 class RateSearch:
-    """The search of one arm: `ask` gives rates to try, `tell` takes losses. Rates are quarter decades from `start`."""
+    """The search of one arm: `ask` gives values to try, `tell` takes losses. Places are quarter decades from
+    `start`."""
 
     start: float
     losses: dict[float, float] = field(default_factory=dict)
-    """Losses by quarter decade; infinite for a failed run."""
+    """Losses by place; infinite for a run that failed or diverged."""
     extended: bool = False
     refined: bool = False
 
     def ask(self) -> Sequence[float]:
-        """List the quarter decades to try next; empty when the search is over."""
+        """List the places to try next: the grid, then two at a time. A search that is `finished` may be asked again,
+        for as many runs as other arms have."""
         if not self.losses:
             return list(GRID)
         best = self.best
-        if best is None or self.refined:
+        if best is None:
             return []
         if self.on_edge and not self.extended:
             self.extended = True
             sign = 1 if best == max(self.losses) else -1
             return [best + sign * each for each in FURTHER]
         self.refined = True
-        return [each for each in (best - 1, best + 1) if each not in self.losses]
+        around = [best + sign * each for each in NEXT for sign in (-1, 1)]
+        return [each for each in around if each not in self.losses][:2]
 
-    def tell(self, quarter: float, loss: float | None, status: str | None = None) -> None:
-        """Record the loss of a rate. The loss is None if the run ended without one; `status` is the run's."""
-        self.losses[quarter] = loss if loss is not None and math.isfinite(loss) else math.inf
+    @property
+    def finished(self) -> bool:
+        """Whether the search needs no further runs."""
+        return bool(self.losses) and (self.best is None or self.refined)
 
-    def note(self, quarter: float) -> dict[str, Any]:
-        """Make the fields of a rate's job in sweep.json, in addition to the mark that it is part of a search."""
+    def tell(self, place: float, loss: float | None, status: str | None = None) -> None:
+        """Record the loss of a place. The loss is None if the run ended without one; `status` is the run's."""
+        self.losses[place] = loss if loss is not None and math.isfinite(loss) else math.inf
+
+    def note(self, place: float) -> dict[str, Any]:
+        """Make the fields of a run in sweep.json, in addition to the mark that it is part of a search."""
         return {}
 
-    def rate(self, quarter: float) -> str:
-        """Write the rate `quarter` quarter decades from the start, for an override."""
-        return f"{self.start * 10 ** (quarter / 4):.3g}"
+    def rate(self, place: float) -> str:
+        """Write the value `place` quarter decades from the start, for an override."""
+        return f"{self.start * 10 ** (place / 4):.3g}"
 
     @property
     def best(self) -> float | None:
-        """The quarter decade of the lowest loss; None if every run failed."""
+        """The place of the lowest loss; None if every run failed."""
         best = min(self.losses, key=lambda each: self.losses[each])
         return None if self.losses[best] == math.inf else best
 
     @property
     def on_edge(self) -> bool:
-        """Whether the best rate is the lowest or the highest tried, so that a better one may lie beyond."""
+        """Whether the best place is the lowest or the highest tried, so that a better one may lie beyond."""
         return self.best in (min(self.losses), max(self.losses))
 
-    def window(self) -> tuple[float, float]:
-        """Find the interval around the best, in quarter decades, in which the loss stays within 1 % of the best, by
-        linear interpolation between the rates tried."""
-        assert self.best is not None
-        limit = self.losses[self.best] * (1 + TOLERANCE)
-        tried = sorted(self.losses)
-        at = tried.index(self.best)
-        return self._reach(tried[at::-1], limit), self._reach(tried[at:], limit)
+    @property
+    def decades(self) -> dict[float, float]:
+        """The losses by decade from the start."""
+        return {place / 4: loss for place, loss in self.losses.items()}
 
-    def _reach(self, tried: Sequence[float], limit: float) -> float:
-        """Follow the rates away from the best and interpolate where the loss passes the limit."""
-        for near, far in itertools.pairwise(tried):
-            low, high = self.losses[near], self.losses[far]
-            if high > limit:
-                return near if high == math.inf else near + (far - near) * (limit - low) / (high - low)
-        return tried[-1]
+    def choose(self) -> str:
+        """Write the value at the minimum of the fitted parabola, or the best one tried if there is none."""
+        return self.rate(4 * fit_optimum(self.decades, noise=0.0).at)
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the result as plain data. `window` is the width, in decades, of the rates within 1 % of the best loss;
-        it is a lower bound if `open`: the window reaches the lowest or the highest rate tried."""
-        low, high = self.window()
+        """Write the result as plain data: the value that was chosen (`best`), the lowest loss, and all losses.
+        `window` is the width, in decades, of the values within 1 % of the best loss; it is a lower bound if `open`: the
+        window reaches the lowest or the highest value tried."""
         assert self.best is not None
+        window = find_good_window(self.decades)
         return {
-            "best": float(self.rate(self.best)),
+            "best": float(self.choose()),
             "val_loss": self.losses[self.best],
             "edge": self.on_edge,
             "extended": self.extended,
-            "window": round((high - low) / 4, 3),
-            "open": low == min(self.losses) or high == max(self.losses),
+            "window": round(window.width, 3),
+            "open": window.open,
             "losses": {
                 self.rate(each): loss if loss < math.inf else None for each, loss in sorted(self.losses.items())
             },
         }
 
 
-def find_faults(jobs: Sequence[SweepPoint]) -> list[str]:
-    """List why rates cannot be searched."""
-    stated = {word for each in jobs for word in each.typed if find_key(word) == KEY}
+def find_faults(jobs: Sequence[SweepPoint], key: str = KEY) -> list[str]:
+    """List why a number cannot be searched."""
+    stated = {word for each in jobs for word in each.typed if find_key(word) == key}
     if len(stated) > 1:
-        return [f"search_lr: the sweep varies {KEY} itself, found {', '.join(sorted(stated))} (one of them)"]
+        return [f"search_lr: the sweep varies {key} itself, found {', '.join(sorted(stated))} (one of them)"]
     return []
 
 
@@ -137,27 +147,40 @@ def search_rates(
 ) -> tuple[list[SweepPoint], dict[str, RateSearch]]:
     """Search the learning rate of every arm, by the grid or by the search that `begin` makes from the job of an arm's
     first seed. All arms' jobs of a round run together. `launch` gets these jobs, and by name each job's fields in
-    sweep.json. Returns the jobs of all seeds at the best rates, and the searches. Raises ConfigError if the sweep
+    sweep.json. Returns the jobs of all seeds at the chosen rates, and the searches. Raises ConfigError if the sweep
     varies the rate itself, and ZooError if every rate of an arm failed."""
     if faults := find_faults(jobs):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)
     begin = begin or (lambda job: RateSearch(job.planned.settings.optim.lr))
-    searches = {name: begin(own[0]) for name, own in arms.items()}
-    while tried := [(name, each) for name, search in searches.items() for each in search.ask()]:
-        made = {(name, each): at_rate(plan, arms[name][0], searches[name].rate(each)) for name, each in tried}
+    searches = {name: begin(at_search(plan, own[0])) for name, own in arms.items()}
+    while not all(each.finished for each in searches.values()):
+        tried = [(name, each) for name, search in searches.items() for each in search.ask()]
+        if not tried:
+            break
+        made = {(name, each): at_search(plan, arms[name][0], searches[name].rate(each)) for name, each in tried}
         launch(list(made.values()), {job.name: searches[name].note(each) for (name, each), job in made.items()})
         for (name, each), job in made.items():
             searches[name].tell(each, *read_outcome(sweep.folder, job))
     if lost := [name for name, search in searches.items() if search.best is None]:
         raise ZooError(f"search_lr: {', '.join(lost)}: every learning rate failed (optim.lr=… starts elsewhere)")
-    best = {name: search.rate(search.best or 0) for name, search in searches.items()}
-    return [at_rate(plan, job, best[name]) for name in arms for job in arms[name]], searches
+    return [at_rate(plan, job, searches[name].choose()) for name in arms for job in arms[name]], searches
+
+
+def at_search(plan: LaunchPlan, job: SweepPoint, rate: str | None = None) -> SweepPoint:
+    """Compose a job of a search: with its own seed and rows, and at a rate, by default the job's own."""
+    kept = (
+        each for each in job.typed if find_key(each) not in ("seed", PART) and (rate is None or find_key(each) != KEY)
+    )
+    return plan.compose_point(
+        [*kept, *([] if rate is None else [f"{KEY}={rate}"]), f"seed={SEED}", f"{PART}=tuning"], job.arm
+    )
 
 
 def at_rate(plan: LaunchPlan, job: SweepPoint, rate: str) -> SweepPoint:
-    """Compose the job with another learning rate."""
-    return plan.compose_point([*(each for each in job.typed if find_key(each) != KEY), f"{KEY}={rate}"])
+    """Compose the job with the chosen learning rate, to be reported on the rows that the search has not read."""
+    kept = (each for each in job.typed if find_key(each) not in (KEY, PART))
+    return plan.compose_point([*kept, f"{KEY}={rate}", f"{PART}=reporting"], job.arm)
 
 
 def read_outcome(folder: Path, job: SweepPoint) -> tuple[float | None, str | None]:

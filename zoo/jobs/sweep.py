@@ -21,7 +21,7 @@ from typing import Any
 from zoo import disk, grammar, runs
 from zoo.compose.composing import Composed
 from zoo.errors import ConfigError, Pruned
-from zoo.report.arms import name_arms
+from zoo.report.arms import ASIDE, ENDED, SEARCHED, name_arms
 from zoo.training.planning import TrainingPlan
 from zoo.training.restarts import has_checkpoint
 
@@ -79,11 +79,13 @@ class SweepPoint:
     typed: Sequence[str]
     """The overrides as typed, without overrides of Hydra's own settings. If a key is given twice, the last counts."""
     planned: TrainingPlan
+    arm: str = ""
+    """The name of its arm in an experiment. Arms of a sweep are named by their overrides."""
 
     @classmethod
-    def of(cls, composed: Composed, planned: TrainingPlan) -> SweepPoint:
+    def of(cls, composed: Composed, planned: TrainingPlan, arm: str = "") -> SweepPoint:
         last = {each.partition("=")[0]: each for each in composed.typed if not is_hydras(each)}
-        return cls(hash_config(planned), list(last.values()), planned)
+        return cls(hash_config(planned), list(last.values()), planned, arm)
 
     @property
     def seed(self) -> int:
@@ -110,7 +112,7 @@ def group_by_arm(jobs: Sequence[SweepPoint]) -> dict[str, list[SweepPoint]]:
     """Group jobs into arms, which differ only in their seeds, under the names that `zoo report` uses."""
     found: dict[str, list[SweepPoint]] = {}
     for name, job in zip(name_arms([each.typed for each in jobs]), jobs, strict=True):
-        found.setdefault(name, []).append(job)
+        found.setdefault(job.arm or name, []).append(job)
     return found
 
 
@@ -164,6 +166,8 @@ class Sweep:
         for each in jobs:
             new = {"arm": "", "seed": each.seed, "overrides": list(each.typed), "search": True}
             job = known.setdefault(each.name, new)
+            if each.arm:
+                job["label"] = each.arm
             job.pop("trial", None)
             if search is None:
                 job.pop("search", None)
@@ -184,9 +188,10 @@ class Sweep:
 
     def name_arms(self) -> None:
         """Set the name of each job's arm as `zoo report` does."""
-        known = self.content["jobs"]
-        for job, name in zip(known.values(), name_arms([job["overrides"] for job in known.values()]), strict=True):
-            job["arm"] = name
+        known = self.content["jobs"].values()
+        aside = (*ASIDE, *SEARCHED) if any("search" in job for job in known) else ASIDE
+        for job, name in zip(known, name_arms([job["overrides"] for job in known], aside), strict=True):
+            job["arm"] = job.get("label") or name
 
     def write(self) -> None:
         """Write sweep.json."""
@@ -195,14 +200,14 @@ class Sweep:
     def find_missing(
         self, jobs: Iterable[SweepPoint], search: Mapping[str, Mapping[str, Any]] | None = None
     ) -> list[SweepPoint]:
-        """List the jobs that are not done. Pruned trials of a `search` count as done. Raises ConfigError if another
-        process runs a missing job."""
+        """List the jobs that have not ended. Diverged runs have, and pruned trials of a `search`. Raises ConfigError if
+        another process runs a missing job."""
         trials = {name for name, said in (search or {}).items() if "trial" in said}
         statuses = ((each, self.read_status(each.name)) for each in jobs)
         missing = [
             each
             for each, status in statuses
-            if status != "done" and not (status == Pruned.status and each.name in trials)
+            if status not in ENDED and not (status == Pruned.status and each.name in trials)
         ]
         busy = [self.folder / each.name for each in missing if runs.is_locked(self.folder / each.name)]
         if busy:

@@ -280,7 +280,7 @@ def complete_run(run: Run) -> dict[str, Any]:
             result = fit(run)
         status = "done"
     except (ZooError, KeyboardInterrupt) as error:
-        status = "failed" if isinstance(error, ZooError) else "stopped"
+        status = getattr(error, "status", "failed") if isinstance(error, ZooError) else "stopped"
         note_failure(run, status, error)
         raise
     finally:

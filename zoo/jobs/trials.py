@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.analysis.verdict.rate_optimum import TOLERANCE, find_good_window
 from zoo.errors import ConfigError, Pruned
-from zoo.jobs.rates import TOLERANCE, RateSearch
+from zoo.jobs.rates import RateSearch
 from zoo.jobs.sweep import SweepPoint
 from zoo.training.callbacks import TrainingState, followed
 
@@ -103,23 +104,28 @@ class Trials(RateSearch):
             self.numbers[trial.params[KEY]] = trial.number
         return list(self.numbers)
 
-    def tell(self, quarter: float, loss: float | None, status: str | None = None) -> None:
-        states = require_optuna().trial.TrialState
-        super().tell(quarter, loss)
-        if self.losses[quarter] < math.inf:
-            self.study.tell(self.numbers[quarter], self.losses[quarter])
-        else:
-            self.study.tell(self.numbers[quarter], state=states.PRUNED if status == Pruned.status else states.FAIL)
+    @property
+    def finished(self) -> bool:
+        return sum(each.state.is_finished() for each in self.study.trials) >= self.count
 
-    def note(self, quarter: float) -> dict[str, Any]:
-        return {"trial": {"study": self.study.study_name, "number": self.numbers[quarter], "steps": self.steps}}
+    def tell(self, place: float, loss: float | None, status: str | None = None) -> None:
+        states = require_optuna().trial.TrialState
+        super().tell(place, loss)
+        if self.losses[place] < math.inf:
+            self.study.tell(self.numbers[place], self.losses[place])
+        else:
+            self.study.tell(self.numbers[place], state=states.PRUNED if status == Pruned.status else states.FAIL)
+
+    def note(self, place: float) -> dict[str, Any]:
+        return {"trial": {"study": self.study.study_name, "number": self.numbers[place], "steps": self.steps}}
 
     def to_dict(self) -> dict[str, Any]:
         """Write the result as `RateSearch.to_dict` does, with the number of `pruned` runs. The window is open on the
         side of a pruned run, whose final loss is unknown."""
         states, found, tried = require_optuna().trial.TrialState, super().to_dict(), sorted(self.losses)
         pruned = {each.params[KEY] for each in self.study.get_trials(states=(states.PRUNED,))}
-        low, high = (tried.index(each) if each in tried else None for each in self.window())
+        window = find_good_window(self.losses)
+        low, high = (tried.index(each) if each in tried else None for each in (window.low, window.high))
         beyond = {*([] if not low else [tried[low - 1]]), *([] if high is None else tried[high + 1 : high + 2])}
         return {**found, "open": found["open"] or bool(beyond & pruned), "pruned": len(pruned)}
 

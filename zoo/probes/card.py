@@ -64,7 +64,7 @@ def format_window(outcome: ProbeOutcome) -> str:
     window = outcome.window
     if window is None:
         return "-"
-    return f"{'≥ ' if window.open_low or window.open_high else ''}{window.decades:.2f}"
+    return f"{'≥ ' if window.open else ''}{window.width:.2f}"
 
 
 def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:

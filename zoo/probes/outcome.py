@@ -3,54 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from statistics import mean, median_low, stdev
 from typing import Any
 
+from zoo.analysis.verdict.rate_optimum import RateWindow, find_good_window
+
 ENOUGH = 0.9
-"""The accuracy from which a level counts as reached; and the fraction of the best accuracy that bounds a RateWindow."""
+"""The accuracy from which a level counts as reached, and the fraction of the best one down to which a rate is good."""
 
 LEAST_GAIN = 0.1
 """Smallest (accuracy − chance) / (1 − chance) of the best learning rate for which a window is given."""
 
 
-@dataclass(frozen=True)
-class RateWindow:
-    """The range of learning rates around the best one with at least 0.9 times the best accuracy, interpolated between
-    the rates tried; `decades` is its width. An end is open if accuracy is still that high at the outermost rate."""
-
-    low: float
-    high: float
-    open_low: bool
-    open_high: bool
-
-    @property
-    def decades(self) -> float:
-        return math.log10(self.high / self.low)
-
-
 def find_window(accuracy: Mapping[float, float], chance: float) -> RateWindow | None:
-    """Find the window of learning rates; None if the best rate hardly learns more than chance."""
-    rates = sorted(accuracy)
-    best = max(rates, key=lambda lr: accuracy[lr])
-    if accuracy[best] - chance < LEAST_GAIN * (1 - chance):
+    """Find the window of learning rates with at least 0.9 times the best accuracy, in decades; None if the best rate
+    hardly learns more than chance."""
+    best = max(accuracy.values())
+    if best - chance < LEAST_GAIN * (1 - chance):
         return None
-    least, place = ENOUGH * accuracy[best], rates.index(best)
-    low, open_low = _walk(rates[place::-1], accuracy, least)
-    high, open_high = _walk(rates[place:], accuracy, least)
-    return RateWindow(low, high, open_low, open_high)
+    return find_good_window({math.log10(lr): -value for lr, value in accuracy.items()}, tolerance=1 - ENOUGH)
 
 
-def _walk(rates: Sequence[float], accuracy: Mapping[float, float], least: float) -> tuple[float, bool]:
-    """Find the rate, from the best one outwards, at which accuracy falls below `least`, and False. If it never does,
-    return the outermost rate and True."""
-    for inner, outer in pairwise(rates):
-        if accuracy[outer] < least:
-            share = (accuracy[inner] - least) / (accuracy[inner] - accuracy[outer])
-            return 10 ** (math.log10(inner) + share * math.log10(outer / inner)), False
-    return rates[-1], True
+def _describe_window(window: RateWindow) -> dict[str, Any]:
+    """Write a window as plain data: its ends as learning rates, and its width in decades."""
+    ends = {"low": 10**window.low, "high": 10**window.high}
+    return {**ends, "open_low": window.open_low, "open_high": window.open_high, "decades": window.width}
 
 
 def find_reach(accuracy: Mapping[int, float]) -> int:
@@ -144,7 +123,7 @@ class ProbeOutcome:
             }
         return found | {
             "on_edge": self.on_edge,
-            "window": None if window is None else {**asdict(window), "decades": window.decades},
+            "window": None if window is None else _describe_window(window),
             "reach": self.reach,
             "reaches": self.reaches,
             "levels": levels,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
+from typing import Any
 
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.setup import Setup
-from zoo.errors import CheckpointError, refuse
+from zoo.errors import CheckpointError, Diverged, refuse
 from zoo.report.history import RunRecord
 
 SEED, HYDRAS = "seed", "hydra."
 ASIDE = (SEED, HYDRAS)
 """Prefixes of overrides that do not distinguish arms."""
+SEARCHED = ("optim.lr=", "eval_part=")
+"""Prefixes of the overrides that a search of learning rates sets, which do not distinguish its arms either."""
 ALL_RUNS = "all runs"
 """The name of an arm whose overrides all runs share."""
 
@@ -22,29 +26,45 @@ CURRENCIES = ("params", "tokens", "flops", "cache_bytes", "seconds")
 """The costs of arms, called currencies: parameters, tokens and FLOPs of training, bytes of KV cache and recurrent
 states for one row of the training length, seconds of training."""
 
+ENDED = ("done", Diverged.status)
+"""The statuses of a run that has an outcome. It is not run again: it would end in the same way."""
+
 ALIKE = 0.01
 """Arms are matched in a cost if their values differ by at most this fraction."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The done runs of an arm, by seed."""
+    """The ended runs of an arm, by seed: done ones, and ones that diverged."""
 
     name: str
     runs: Mapping[int, RunRecord]
 
+    @property
+    def finished(self) -> Mapping[int, RunRecord]:
+        """The runs that did not diverge; all if all did."""
+        return {seed: run for seed, run in self.runs.items() if run.status == "done"} or self.runs
+
+    @property
+    def search(self) -> Mapping[str, Any] | None:
+        """The search of the arm's learning rate in its sweep; None without one."""
+        return next((found for run in self.runs.values() if (found := run.search)), None)
+
     def values(self, metric: str) -> dict[int, float]:
-        """Read the metric of each run, by seed. Raises ConfigError for a run without the metric."""
-        found = {seed: _find(run, metric) for seed, run in self.runs.items()}
+        """Read the metric of each run, by seed; infinite for a run that diverged. Raises ConfigError for a run without
+        the metric."""
+        found = {
+            seed: math.inf if run.status == Diverged.status else _find(run, metric) for seed, run in self.runs.items()
+        }
         missing = (self.runs[seed].folder for seed, value in found.items() if value is None)
         refuse(f"{folder}: has no {metric} (--metric NAME names another)" for folder in missing)
         return {seed: float(value) for seed, value in found.items() if value is not None}
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """The mean of each of CURRENCIES over the runs, if all runs have it. The bytes of the cache are priced for the
-        model of one run."""
-        outcomes = [run.outcome for run in self.runs.values()]
+        """The mean of each of CURRENCIES over the finished runs, if all have it. The bytes of the cache are priced for
+        the model of one run."""
+        outcomes = [run.outcome for run in self.finished.values()]
         found = {
             name: mean(float(each[name]) for each in outcomes)
             for name in CURRENCIES
@@ -60,22 +80,23 @@ def _find(run: RunRecord, metric: str) -> float | None:
 
 
 def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
-    """Group done runs into arms by their overrides without seeds; `name_arms` names the arms. Returns the arms in the
-    order of their first runs, and a line for each run that is not done or not readable. Runs of learning-rate searches
-    are left out. Raises ConfigError for two runs of one arm and seed."""
+    """Group ended runs into arms by their overrides without seeds; `name_arms` names the arms. Returns the arms in the
+    order of their first runs, and a line for each run that has not ended or is not readable. Runs of searches are left
+    out. Raises ConfigError for two runs of one arm and seed."""
     done, unfinished = [], []
     for each in records:
         try:
             if each.of_search:
                 continue
-            if (status := each.status) == "done":
+            if (status := each.status) in ENDED:
                 each.read()
                 done.append(each)
             else:
                 unfinished.append(f"{each.folder}: is {status}, and left out")
         except CheckpointError as error:
             unfinished.append(f"{error.faults[0]}; the run is left out")
-    names = name_arms([each.overrides for each in done])
+    named = name_arms([_own_overrides(each) for each in done])
+    names = [each.job.get("label") or name for each, name in zip(done, named, strict=True)]
     arms: dict[str, dict[int, RunRecord]] = {}
     faults = []
     for record, name in zip(done, names, strict=True):
@@ -84,6 +105,11 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
             faults.append(f"{record.folder}: is another run of {name} with seed {seed}, beside {other.folder} (one)")
     refuse(faults)
     return [Arm(name, dict(sorted(by_seed.items()))) for name, by_seed in arms.items()], unfinished
+
+
+def _own_overrides(record: RunRecord) -> Sequence[str]:
+    """List the overrides of a run that may distinguish its arm: without those that a search of rates has set."""
+    return record.overrides if record.search is None else [e for e in record.overrides if not e.startswith(SEARCHED)]
 
 
 def name_arms(overrides: Sequence[Sequence[str]], aside: tuple[str, ...] = ASIDE) -> list[str]:

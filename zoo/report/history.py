@@ -87,12 +87,16 @@ class RunRecord:
         """The outcome (result.json); empty if there is none yet, or if the run was cut off."""
         return runs.read_result(self.folder / runs.RESULT)
 
+    @property
+    def sweep(self) -> Mapping[str, Any]:
+        """The record of the run's sweep (sweep.json); empty for a single run."""
+        file = self.folder.parent / runs.SWEEP
+        return _read_sweep(self.folder.parent, file.stat().st_mtime_ns) if runs.is_file(file) else {}
+
     @cached_property
     def job(self) -> Mapping[str, Any]:
         """What the run's sweep records of it (a job in sweep.json); empty for a single run."""
-        file = self.folder.parent / runs.SWEEP
-        known = _read_jobs(self.folder.parent, file.stat().st_mtime_ns) if runs.is_file(file) else {}
-        return known.get(self.folder.resolve().name, {})
+        return self.sweep.get("jobs", {}).get(self.folder.resolve().name, {})
 
     @property
     def predicted(self) -> dict[str, Any]:
@@ -103,6 +107,11 @@ class RunRecord:
     def overrides(self) -> Sequence[str]:
         """The overrides that were typed for the run; those of its sweep's job if it has no outcome yet."""
         return self.result.get("overrides") or self.job.get("overrides", ())
+
+    @property
+    def search(self) -> Mapping[str, Any] | None:
+        """The search of its arm's learning rate that its sweep has recorded (`RateSearch.to_dict`); None without."""
+        return self.sweep.get("search", {}).get(self.job.get("arm"))
 
     @cached_property
     def measured(self) -> dict[str, Any]:
@@ -189,10 +198,10 @@ class RunRecord:
 
 
 @lru_cache(maxsize=8)
-def _read_jobs(folder: Path, written: int) -> Mapping[str, Mapping[str, Any]]:
-    """Read the jobs of a sweep by name. They are cached, because each run needs them. `written` is the time of
-    sweep.json's last change, in ns: a new time makes a new entry."""
-    return runs.read_sweep(folder)
+def _read_sweep(folder: Path, written: int) -> Mapping[str, Any]:
+    """Read the record of a sweep. It is cached, because each run needs it. `written` is the time of sweep.json's last
+    change, in ns: a new time makes a new entry."""
+    return runs.read_sweep_record(folder)
 
 
 def _read_mapping(file: Path, shape: type[JsonShape] | None = None) -> dict[str, Any]:

@@ -1,38 +1,72 @@
-"""Format the results of a sweep's learning-rate searches, by arm."""
+"""Format the searches of learning rates, by arm: the rates chosen, and how wide their good windows are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
-from zoo import runs
+from zoo.analysis.verdict.rate_optimum import RateOptimum, RateWindow, find_good_window, fit_optimum
 
-HEADER = ("arm", "best lr", "val loss", "window", "tried")
-NOTE = "window: decades of rates whose loss is within 1 % of the best"
-
-
-def read_searches(sweeps: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Read the learning-rate searches of sweeps, by arm; empty if there are none."""
-    return {
-        name: found for folder in sweeps for name, found in runs.read_sweep_record(folder).get("search", {}).items()
-    }
+HEADER = ("arm", "best lr", "val loss", "window", "runs")
+NOTE = (
+    "best lr: the minimum of a parabola through the losses next to the best one, of a search on seeds and rows of its "
+    "own; window: decades of rates whose loss is within 1 % of the best"
+)
 
 
-def list_rows(searches: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """List a row per arm: the best rate, its loss, how many decades of rates are nearly as good, and the number of
-    rates tried."""
+def read_losses(search: Mapping[str, Any]) -> dict[float, float]:
+    """Read a search's losses (`RateSearch.to_dict`) by decade: log10 of the rate. Failed runs have an infinite loss."""
+    return {math.log10(float(rate)): math.inf if loss is None else loss for rate, loss in search["losses"].items()}
+
+
+def find_optimum(search: Mapping[str, Any], noise: float) -> RateOptimum:
+    """Fit the best rate of a search, with its error from the standard deviation of a loss (`noise`)."""
+    return fit_optimum(read_losses(search), noise)
+
+
+def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> list[list[str]]:
+    """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. With a
+    `noise`, rate and width have their standard errors, and the widths are compared with the first arm's."""
+    windows = {name: find_good_window(read_losses(each), noise) for name, each in searches.items()}
+    first = next(iter(windows.values()), None)
     return [
-        [name, f"{each['best']:g}", f"{each['val_loss']:.4f}", _describe_window(each), _describe_edge(each)]
+        [
+            name,
+            _describe_rate(each, noise),
+            f"{each['val_loss']:.4f}",
+            _describe_window(windows[name], first),
+            _describe_effort(each),
+        ]
         for name, each in searches.items()
     ]
 
 
-def _describe_window(found: Mapping[str, Any]) -> str:
-    return f"{'≥ ' if found['open'] else ''}{found['window']:.2f} decades"
+def compare_windows(window: RateWindow, baseline: RateWindow) -> float | None:
+    """Give the two-sided p-value of equally wide windows, for normal errors; None without errors, or where one window
+    is open: its width is a lower bound."""
+    error = math.hypot(window.error, baseline.error)
+    if not error or window.open or baseline.open:
+        return None
+    return 2 * NormalDist().cdf(-abs(window.width - baseline.width) / error)
 
 
-def _describe_edge(found: Mapping[str, Any]) -> str:
-    tried = f"{len(found['losses'])} rates{', extended' if found['extended'] else ''}"
-    tried += f", {found['pruned']} ended early" if found.get("pruned") else ""
-    return f"{tried}; the best is on the edge" if found["edge"] else tried
+def _describe_rate(search: Mapping[str, Any], noise: float) -> str:
+    found = find_optimum(search, noise) if noise else None
+    if found is None or not math.isfinite(found.error):
+        return f"{search['best']:g}"
+    return f"{search['best']:g} ×/÷ {10**found.error:.2f}"
+
+
+def _describe_window(window: RateWindow, first: RateWindow | None) -> str:
+    error = f" ± {window.error:.2f}" if window.error else ""
+    p = None if first is None or first is window else compare_windows(window, first)
+    compared = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+    return f"{'≥ ' if window.open else ''}{window.width:.2f}{error} decades{compared}"
+
+
+def _describe_effort(search: Mapping[str, Any]) -> str:
+    tried = f"{len(search['losses'])}{', extended' if search['extended'] else ''}"
+    tried += f", {search['pruned']} ended early" if search.get("pruned") else ""
+    return f"{tried}; the best is on the edge" if search["edge"] else tried

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from zoo import runs
 from zoo.disk import write_text
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, Diverged
 from zoo.report.arms import Arm
 from zoo.report.price_plot import format_svg
 from zoo.report.run_page import render_page
@@ -44,8 +45,9 @@ def make_report_page(report: Report, title: str) -> str:
 def describe_verdict(report: Report, arm: Arm) -> str:
     """Write a verdict with its figures, and the costs in which the arm differs from the baseline by more than 1 %."""
     each, unmatched = report.found[arm.name], report.unmatched(arm)
-    between = "" if each.interval is None else " (95 %: {:+.4f} to {:+.4f})".format(*each.interval)
-    said = f"{report.sentence(arm)}: {each.difference:+.4f} {report.metric}{between}."
+    between = "" if each.interval is None else " ({:+.4f} to {:+.4f})".format(*each.interval)
+    apart = "" if each.difference is None else f": {each.difference:+.4f} {report.metric}{between}"
+    said = f"{report.sentence(arm)}{apart}."
     if not unmatched:
         return f"{said} Matched in every currency within 1 %."
     apart = (f"{NAMES.get(name, name)} ×{ratio:.2f}" for name, ratio in unmatched.items())
@@ -60,7 +62,16 @@ def list_runs(report: Report) -> list[tuple[str, ...]]:
         for seed, run in arm.runs.items():
             words = " ".join(run.result.get("overrides", ()))
             took = format_seconds(float(run.outcome["seconds"] or 0))
-            rows.append((arm.name, str(seed), f"{values[seed]:.4f}", took, run.folder.name, words))
+            rows.append(
+                (
+                    arm.name,
+                    str(seed),
+                    f"{values[seed]:.4f}" if math.isfinite(values[seed]) else Diverged.status,
+                    took,
+                    run.folder.name,
+                    words,
+                )
+            )
     return rows
 
 
@@ -90,10 +101,13 @@ TEMPLATE = """<h1>{{ name }}</h1>
 {{ table(rows, header) }}
 {% endfor %}
 <h2>How the verdicts are made</h2>
-<p>Runs of one seed see the same data in the same order, so differences are taken seed by seed. A difference is
-significant by Student's t-test at 5 % over all arms together (Holm, 1979). Arms without a significant difference need
-not be equal: these seeds do not show one. The seeds that would show one have a power of 0.8. Arms that share no seed
-are compared by Welch's t. An effective speedup is how many times the arm's budget the baseline would need to reach the
+<p>Runs of one seed see the same data in the same order, so differences are taken seed by seed. An arm is better or
+worse by Student's t-test at 5 % over all arms together (Holm, 1979), and its interval is that of the test. It is
+equivalent if two one-sided tests show its difference to be within the stated margin (Schuirmann, 1987). Otherwise the
+comparison is inconclusive: these seeds do not show a difference, and there may be one. The smallest difference that a
+design shows has a power of 0.8. Runs that diverged count: arms with some are compared by exact ranks, in which they
+come last. Arms that share no seed are compared by Welch's t. Learning rates that were searched have errors, which are
+part of the intervals. An effective speedup is how many times the arm's budget the baseline would need to reach the
 arm's loss, by its own scaling law.</p>
 <h2>Runs</h2>
 <details><summary>{{ runs | length - 1 }} runs</summary>

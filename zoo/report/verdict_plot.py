@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from zoo.analysis.verdict import LEVEL, MeanDifference
-from zoo.report.arms import ALL_RUNS, Arm
+from zoo.analysis.verdict.comparison import Place
+from zoo.analysis.verdict.difference import MeanDifference
+from zoo.analysis.verdict.power import LEVEL
+from zoo.report.arms import Arm
 from zoo.report.curves import read_curve, smooth
 from zoo.report.price_plot import check_picture, list_colors, write_figure
 from zoo.report.rate_plot import draw_rates
 from zoo.report.units import format_count, format_si
-from zoo.report.verdicts import NAMES, Report
+from zoo.report.verdicts import NAMES, Report, keep_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "no significant difference": "tab:gray"}
+VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "equivalent": "tab:blue", "inconclusive": "tab:gray"}
 TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
 
 
@@ -51,7 +53,7 @@ def make_figure(report: Report) -> Figure:
     if curves := collect_curves(report):
         draws.append(partial(_draw_curves, report=report, colors=colors, **curves))
     if searches := report.searches():
-        draws.append(partial(draw_rates, searches=searches, colors=match_colors(searches, colors)))
+        draws.append(partial(draw_rates, searches=searches, colors=colors))
     draws += [
         partial(_draw_front, report=report, cost=cost, front=front, colors=colors)
         for cost, front in report.fronts().items()
@@ -81,24 +83,17 @@ def _draw_differences(axes: Axes, report: Report) -> None:
         color = VERDICT_COLORS[each.verdict]
         if each.interval is not None:
             axes.plot(each.interval, [at, at], color=color, linewidth=2)
-        axes.plot(each.difference, at, "o", color=color)
+        if each.difference is not None:
+            axes.plot(each.difference, at, "o", color=color)
+    if report.margin is not None:
+        axes.axvspan(-report.margin, report.margin, color="tab:blue", alpha=0.08, linewidth=0)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(report.others)), [each.name for each in report.others], fontsize=8)
     axes.locator_params(axis="x", nbins=5)
     axes.set_ylim(len(report.others) - 0.5, -0.5)
-    axes.set_xlabel("color: verdict, Holm-corrected; green better, red worse", fontsize=8)
+    axes.set_xlabel("green better, red worse, blue equivalent, gray inconclusive", fontsize=8)
     metric = METRICS.get(report.metric, report.metric)
-    axes.set_title(f"Difference in {metric} from\n{report.baseline.name}, 95 % CI", fontsize=9)
-
-
-def match_colors(searches: Iterable[str], colors: Mapping[str, Any]) -> dict[str, Any]:
-    """Give each search the colour of its arm: an arm is named by the words of its search and the rate that was found.
-    A search of no arm is black."""
-    found = {}
-    for name in searches:
-        own = [arm for arm in colors if set(name.split()) <= {*arm.split(), *ALL_RUNS.split()}]
-        found[name] = colors[min(own, key=len)] if own else "black"
-    return found
+    axes.set_title(f"Difference in {metric} from\n{report.baseline.name}, 95 % CI (Holm)", fontsize=9)
 
 
 def collect_curves(report: Report) -> dict[str, Any]:
@@ -133,27 +128,38 @@ def _draw_curves(
 def collect_curve(arm: Arm, metric: str) -> Curve:
     """Collect the minimum, mean and maximum of a metric at the tokens for which all runs of an arm have a value. The
     training loss, which is one of a few rows at each step, is smoothed."""
-    read = [read_curve(run.points(), metric) for run in arm.runs.values()]
+    read = [read_curve(run.points(), metric) for run in arm.finished.values()]
     curves = [dict(zip(at, smooth(own) if metric == "loss" else own, strict=True)) for at, own in read]
     at = sorted(set.intersection(*(set(each) for each in curves)))
     values = [[each[tokens] for each in curves] for tokens in at]
     return at, [min(each) for each in values], [mean(each) for each in values], [max(each) for each in values]
 
 
-def _draw_front(axes: Axes, report: Report, cost: str, front: list[str], colors: Mapping[str, Any]) -> None:
-    """Draw the arms' mean metric with its 95 % interval against a cost; arms on the Pareto front are ringed."""
+RINGS = {"on the front": ("black", "-"), "undecided": ("tab:gray", ":")}
+"""Colour and line of the ring around an arm, by its place relative to the Pareto front."""
+
+
+def _draw_front(axes: Axes, report: Report, cost: str, front: Mapping[str, Place], colors: Mapping[str, Any]) -> None:
+    """Draw the arms' mean metric with its 95 % interval against a cost. Arms on the Pareto front are ringed, those that
+    it may hold are dotted."""
     for arm in report.arms:
-        values = list(arm.values(report.metric).values())
+        values = list(keep_finite(arm.values(report.metric)).values())
+        if not values:
+            continue
         color, x, y = colors[arm.name], arm.costs[cost], mean(values)
-        between = MeanDifference.of_pairs(values).interval(LEVEL)
-        if between is not None:
-            axes.plot([x, x], between, color=color, linewidth=1.2)
+        found = MeanDifference.of_pairs(values)
+        if found.known:
+            axes.plot([x, x], found.interval(LEVEL), color=color, linewidth=1.2)
         axes.plot(x, y, "o", color=color, markersize=6)
-        if arm.name in front:
-            axes.plot(x, y, "o", markersize=12, markerfacecolor="none", markeredgecolor="black")
+        if front[arm.name] in RINGS:
+            edge, line = RINGS[front[arm.name]]
+            axes.scatter(x, y, s=150, facecolors="none", edgecolors=edge, linestyles=line)
     shown = TICKS.get(cost, format_count)
     axes.xaxis.set_major_formatter(lambda value, _: shown(value))
     axes.locator_params(axis="x", nbins=3)  # more would repeat a figure where arms are near each other
     axes.set_xlabel(NAMES.get(cost, cost), fontsize=8)
     metric = METRICS.get(report.metric, report.metric).capitalize()
-    axes.set_title(f"{metric} (95 % CI) against {NAMES.get(cost, cost)};\nringed: Pareto-optimal", fontsize=9)
+    rings = "ringed: Pareto-optimal, dotted: undecided"
+    if all(len(arm.runs) < 2 for arm in report.arms):
+        rings = "one seed: what is Pareto-optimal cannot be judged"
+    axes.set_title(f"{metric} (95 % CI) against {NAMES.get(cost, cost)};\n{rings}", fontsize=9)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.analysis.speedup import PowerLaw, Speedup, find_speedup
-from zoo.analysis.verdict import Comparison, compare_arms, find_front
+from zoo.analysis.verdict.comparison import Comparison, Place, compare_arms, find_front
+from zoo.analysis.verdict.power import LEVEL
+from zoo.analysis.verdict.speedup import PowerLaw, Speedup, find_speedup
 from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
@@ -34,7 +35,7 @@ FORECAST = ("seconds", "peak_memory")
 """Figures that a sweep predicts before its runs measure them."""
 
 FORECASTS = ("arm", *(word for name in ("seconds", "peak memory") for word in (name, "predicted", "ratio")))
-HEADER = ("arm", "seeds", "{metric} ± σ", "difference, 95 %", "p", "verdict")
+HEADER = ("arm", "seeds", "{metric} ± σ", "difference", "p", "verdict")
 VALUES = (
     "arm",
     "seeds",
@@ -45,6 +46,11 @@ VALUES = (
     "high",
     "p",
     "p_holm",
+    "p_equivalent",
+    "p_pooled",
+    "pairing",
+    "detectable",
+    "diverged",
     "verdict",
     "needed",
     *CURRENCIES,
@@ -61,11 +67,17 @@ class Report:
     baseline: Arm
     metric: str
     found: Mapping[str, Comparison]
+    margin: float | None = None
+    """The largest difference that does not matter; None if none was stated, so that no arm is called equivalent."""
+    tuning: Mapping[str, float] = field(default_factory=dict)
+    """By arm the standard error that its searched learning rate adds to its mean; empty without searches."""
     decays: Sequence[PowerLaw] = ()
     """The baseline's scaling law of loss by budget, then the laws of bootstrap resamples; empty without a law."""
 
     @classmethod
-    def make(cls, arms: Sequence[Arm], baseline: str | None, metric: str) -> Report:
+    def make(
+        cls, arms: Sequence[Arm], baseline: str | None, metric: str, margin: float | None = None, level: float = LEVEL
+    ) -> Report:
         """Compare arms with the arm named `baseline`, or with the first. Raises ConfigError for fewer than two arms, or
         an unknown baseline."""
         names = [each.name for each in arms]
@@ -74,9 +86,11 @@ class Report:
         if baseline is not None and baseline not in names:
             raise ConfigError(f"baseline: there is no arm {baseline!r}, found: {', '.join(names)}")
         first = next(each for each in arms if each.name == (baseline or names[0]))
-        found = compare_arms({each.name: each.values(metric) for each in arms}, first.name)
+        losses = {each.name: each.values(metric) for each in arms}
+        tuning = find_tuning_errors(arms, metric)
+        found = compare_arms(losses, first.name, level, margin, tuning)
         order = [first, *(each for each in arms if each is not first)]
-        return cls(order, first, metric, found)
+        return cls(order, first, metric, found, margin, tuning)
 
     @property
     def others(self) -> Sequence[Arm]:
@@ -85,7 +99,7 @@ class Report:
 
     def seconds(self) -> float:
         """Return the mean seconds of a run, over all runs of all arms."""
-        return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.runs.values())
+        return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.finished.values())
 
     def unmatched(self, arm: Arm) -> dict[str, float]:
         """Divide an arm's costs by the baseline's, for the costs (CURRENCIES) that differ by more than 1 %."""
@@ -98,16 +112,15 @@ class Report:
         would need to reach the arm's loss. Empty without a law of the baseline."""
         if not self.decays:
             return {}
-        own, theirs = arm.values(self.metric), self.baseline.values(self.metric)
-        pairs = [(theirs[seed], own[seed]) for seed in own.keys() & theirs.keys()]
-        if not pairs:
-            pairs = [(mean(theirs.values()), value) for value in own.values()]
-        longer = find_speedup(pairs, self.decays)
+        own, theirs = (keep_finite(each.values(self.metric)) for each in (arm, self.baseline))
+        if not own or not theirs:
+            return {}
+        longer = find_speedup(own, theirs, self.decays, self.tuning.get(arm.name, 0.0))
         ratios = {name: self.baseline.costs[name] / arm.costs[name] for name in SPENT if arm.costs.get(name)}
         return {name: longer.times(ratio) for name, ratio in ratios.items()}
 
-    def fronts(self) -> dict[str, list[str]]:
-        """Find the arms on the Pareto front of loss and each cost in which arms differ."""
+    def fronts(self) -> dict[str, dict[str, Place]]:
+        """Place the arms relative to the Pareto front of loss and each cost in which arms differ."""
         losses = {each.name: each.values(self.metric) for each in self.arms}
         found = {}
         for name in CURRENCIES:
@@ -117,18 +130,30 @@ class Report:
         return found
 
     def sentence(self, arm: Arm) -> str:
-        """Write the verdict on an arm: better, worse, or no significant difference (with the number of seeds that would
-        show one)."""
+        """Write the verdict on an arm, with what it rests on."""
         each = self.found[arm.name]
-        if each.verdict != "no significant difference":
-            return each.verdict
+        said = f"equivalent within ±{self.margin:g}" if each.verdict == "equivalent" else each.verdict
+        if any(each.diverged):
+            lost = (
+                f"{each.diverged[0]} of {len(arm.runs)} runs diverged, {each.diverged[1]} of {len(self.baseline.runs)}"
+            )
+            exact = "" if each.divergence is None else f" (Fisher's exact p = {each.divergence:.3f})"
+            said += f"; by exact ranks, diverged runs last: {lost} of {self.baseline.name}{exact}"
+        return said if each.verdict != "inconclusive" else f"{said} ({self._describe_design(each)})"
+
+    def _describe_design(self, each: Comparison) -> str:
+        """Say what the design of an inconclusive comparison can show, and what a new one would need."""
         known = f"n = {each.n}" if each.paired else f"n = {each.n}, no seed in common"
+        if each.p is None:
+            return f"{known}; cannot be judged: one seed has no spread"
+        if each.detectable is None:
+            return known
+        known += f"; these seeds would show {each.detectable:.2g} or more"
         if each.needed is None:
-            return f"no significant difference ({known}{'; one seed has no spread' if each.n < 2 else ''})"
-        minutes = max(0, each.needed - each.n) * 2 * self.seconds() / 60
-        return (
-            f"no significant difference ({known}; {each.needed:,} seeds, about {_format_time(minutes)}, would show one)"
-        )
+            return known
+        minutes = each.needed * 2 * self.seconds() / 60
+        new = f"a new experiment of {each.needed:,} seeds, about {_format_time(minutes)}"
+        return f"{known}; {new}, would show the difference found"
 
     def to_dict(self) -> dict[str, Any]:
         """Write the report as plain data."""
@@ -155,27 +180,33 @@ class Report:
         """List a row of exact values per arm, the baseline first, with the columns of `VALUES`."""
         found = []
         for arm in self.arms:
-            losses = list(arm.values(self.metric).values())
-            row: list[Any] = [arm.name, len(losses), mean(losses), stdev(losses) if len(losses) > 1 else None]
+            row: list[Any] = [arm.name, len(arm.runs), *self.moments(arm)]
             each = self.found.get(arm.name)
-            row += [None] * 7 if each is None else self._compared(each)
+            row += [None] * 12 if each is None else self._compared(each)
             found.append([*row, *(arm.costs.get(name) for name in CURRENCIES)])
         return found
 
     @staticmethod
     def _compared(each: Comparison) -> list[Any]:
         low, high = each.interval or (None, None)
-        return [each.difference, low, high, each.p, each.adjusted, each.verdict, each.needed]
+        tests = [each.p, each.adjusted, each.equivalence, each.pooled, each.pairing, each.detectable, each.diverged[0]]
+        return [each.difference, low, high, *tests, each.verdict, each.needed]
+
+    def moments(self, arm: Arm) -> tuple[float | None, float | None]:
+        """Return the mean and the standard deviation of an arm's finite values; None where there are too few."""
+        values = list(keep_finite(arm.values(self.metric)).values())
+        return mean(values) if values else None, stdev(values) if len(values) > 1 else None
 
     def _row(self, arm: Arm) -> list[str]:
         """Give an arm's row of texts, with the columns of `HEADER`."""
-        values = list(arm.values(self.metric).values())
-        row = [arm.name, str(len(values)), format_spread(mean(values), stdev(values) if len(values) > 1 else None)]
+        middle, spread = self.moments(arm)
+        row = [arm.name, str(len(arm.runs)), "diverged" if middle is None else format_spread(middle, spread)]
         if arm is self.baseline:
             return [*row, "", "", "baseline"]
         each = self.found[arm.name]
         half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
-        return [*row, format_spread(each.difference, half, "+"), format_p(each.adjusted), each.verdict]
+        apart = "" if each.difference is None else format_spread(each.difference, half, "+")
+        return [*row, apart, format_p(each.adjusted), each.verdict]
 
     def tables(self) -> list[tuple[str, Sequence[str], list[list[str]], Sequence[int]]]:
         """List the tables that have rows: title, header, rows, and the columns to align right."""
@@ -184,14 +215,35 @@ class Report:
             ("Verdicts", header, list(map(self._row, self.arms)), range(1, 5)),
             ("What they cost", COSTS, self.cost_rows(), range(1, 6)),
             ("Effective speedup", SPEEDUPS, self.speedup_rows(), range(1, 4)),
-            ("Learning rates", rate_table.HEADER, rate_table.list_rows(self.searches()), (1, 2)),
+            ("Learning rates", rate_table.HEADER, rate_table.list_rows(self.searches(), self.noise()), (1, 2)),
             ("Predicted, and measured", FORECASTS, self.forecast_rows(), range(1, 7)),
         ]
         return [table for table in made if table[2]]
 
     def hints(self) -> list[str]:
-        """Write a line for each arm without a significant difference: the number of seeds that would show one."""
-        return [f"{each.name}: {said}" for each in self.others if "(" in (said := self.sentence(each))]
+        """Write a line for each arm whose verdict needs more words than its table has."""
+        said = {each.name: self.sentence(each) for each in self.others}
+        lines = [f"{name}: {text}" for name, text in said.items() if text != self.found[name].verdict]
+        return [*lines, *self.second_readings()]
+
+    def second_readings(self) -> list[str]:
+        """Write a line for each arm whose verdict would be another with the variance pooled over all arms, and one if
+        pairing by seed does not help."""
+        lines = []
+        for name, each in self.found.items():
+            significant = each.verdict in ("better", "worse")
+            if each.pooled is not None and each.verdict != "equivalent" and (each.pooled < LEVEL) != significant:
+                lines.append(
+                    f"{name}: with the variance pooled over all arms, p = {format_p(each.pooled)} (uncorrected)"
+                )
+        known = [each.pairing for each in self.found.values() if each.pairing is not None and each.n > 2]
+        if known and mean(known) > 1:
+            lines.append(f"pairing by seed does not help: a pair's σ is {mean(known):.2f} times that of unpaired runs")
+        return lines
+
+    def noise(self) -> float:
+        """Return the standard deviation of a run, pooled over the arms; 0 if no arm has two finite values."""
+        return pool_noise(keep_finite(each.values(self.metric)) for each in self.arms)
 
     def cost_rows(self) -> list[list[str]]:
         """List a row per arm with each of its costs (CURRENCIES), and their ratio to the baseline's if they differ by
@@ -207,7 +259,7 @@ class Report:
         """Average an arm's measured and predicted figures over the runs that have both: (measured, predicted)."""
         found = {}
         for name in FORECAST:
-            pairs = [(run.result.get(name), run.predicted.get(name)) for run in arm.runs.values()]
+            pairs = [(run.result.get(name), run.predicted.get(name)) for run in arm.finished.values()]
             known = [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]
             if known:
                 found[name] = (mean(a for a, _ in known), mean(b for _, b in known))
@@ -222,11 +274,9 @@ class Report:
             rows.append([arm.name, *(text for each in cells for text in each)])
         return rows if any(any(row[1:]) for row in rows) else []
 
-    def searches(self) -> dict[str, dict[str, Any]]:
-        """Read the results of the sweeps' learning-rate searches, by arm."""
-        return rate_table.read_searches(
-            dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values())
-        )
+    def searches(self) -> dict[str, Mapping[str, Any]]:
+        """Return the searches of the learning rates, by arm; empty without any."""
+        return {each.name: found for each in self.arms if (found := each.search)}
 
     def speedup_rows(self) -> list[list[str]]:
         """List a row for each arm but the baseline, with its effective speedup in tokens, FLOPs and seconds; empty
@@ -234,6 +284,28 @@ class Report:
         if not self.decays:
             return []
         return [[each.name, *_format_speedups(self.speedups(each))] for each in self.others]
+
+
+def keep_finite(values: Mapping[int, float]) -> dict[int, float]:
+    """Leave out the seeds whose runs diverged."""
+    return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+
+def pool_noise(arms: Iterable[Mapping[int, float]]) -> float:
+    """Pool the standard deviation of a run over arms; 0 if no arm has two values."""
+    spread = [(stdev(each.values()) ** 2, len(each) - 1) for each in arms if len(each) > 1]
+    freedom = sum(count for _, count in spread)
+    return math.sqrt(sum(square * count for square, count in spread) / freedom) if freedom else 0.0
+
+
+def find_tuning_errors(arms: Sequence[Arm], metric: str) -> dict[str, float]:
+    """Find by arm the standard error that its searched learning rate adds to its mean loss. It is known for the loss
+    that the search has minimised."""
+    if metric != "val_loss":
+        return {}
+    noise = pool_noise(keep_finite(each.values(metric)) for each in arms)
+    found = {each.name: rate_table.find_optimum(search, noise).excess for each in arms if (search := each.search)}
+    return {name: excess for name, excess in found.items() if math.isfinite(excess)}
 
 
 def _format_speedups(found: Mapping[str, Speedup]) -> Iterable[str]:

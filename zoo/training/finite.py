@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.distributed.sharded_tensors import own_part
-from zoo.errors import ZooError
+from zoo.errors import Diverged
 from zoo.lazy import torch
 from zoo.training.log import NONFINITE
 from zoo.training.run import Run, UncountedStep
@@ -17,15 +17,15 @@ LOOKED_AT = {"loss": "loss", "grad_norm": "gradient's norm"}
 
 
 def refuse_nonfinite(run: Run, terms: Mapping[str, Any]) -> None:
-    """Raise ZooError when the loss or the gradient's norm is not finite, unless such updates are skipped."""
+    """Raise Diverged when the loss or the gradient's norm is not finite, unless such updates are skipped."""
     for name, what in LOOKED_AT.items() if run.settings.skip_nonfinite == 0 else ():
         if not math.isfinite(value := float(terms[name])):
-            raise ZooError(f"step {run.step}: the {what} is {value}; {describe_what_stays(run)}")
+            raise Diverged(f"step {run.step}: the {what} is {value}; {describe_what_stays(run)}")
 
 
 def count_skipped(run: Run) -> None:
     """Count the updates skipped since the last count, note their rows, and print a line for each. Waits for the device
-    once. Raises ZooError after `skip_nonfinite` skipped updates in a row.
+    once. Raises Diverged after `skip_nonfinite` skipped updates in a row.
 
     All processes of a run must call this after the same steps, because it may end the run.
     """
@@ -43,7 +43,7 @@ def count_skipped(run: Run) -> None:
         what, most = f"step {step.number}: the {LOOKED_AT[name]} is {found[name]}", run.settings.skip_nonfinite
         if run.skipped_in_row >= most:
             rows = f"their rows are in {run.folder / NONFINITE}"
-            raise ZooError(f"{what}, and {most} updates in a row were skipped; {rows}; {describe_what_stays(run)}")
+            raise Diverged(f"{what}, and {most} updates in a row were skipped; {rows}; {describe_what_stays(run)}")
         run.show.say(f"{what}, its update is skipped ({run.skipped_in_row} in a row; {most} end the run)")
 
 
@@ -63,7 +63,7 @@ def note_batch(run: Run, step: UncountedStep, found: Mapping[str, float]) -> Non
 
 
 def refuse_nonfinite_weights(run: Run) -> None:
-    """Raise ZooError if a tensor to be saved is not finite, and name the first one. Waits for the device once."""
+    """Raise Diverged if a tensor to be saved is not finite, and name the first one. Waits for the device once."""
     state = {name: each for name, each in run.model.state_dict().items() if each.is_floating_point()}
     parts = {name: own_part(each) for name, each in state.items() if each.numel()}
     nothing = torch.zeros(2, device=next(iter(parts.values())).device)  # no values on this rank
@@ -76,7 +76,7 @@ def refuse_nonfinite_weights(run: Run) -> None:
     name = next(name for each in found for name in each)
     bad, (_, size) = sum(each[name][0] for each in found if name in each), next(e[name] for e in found if name in e)
     what = f"{name} is not finite, found {bad:,} of its {size:,} values"
-    raise ZooError(f"step {run.step}: {what}; {describe_what_stays(run)}")
+    raise Diverged(f"step {run.step}: {what}; {describe_what_stays(run)}")
 
 
 def describe_what_stays(run: Run) -> str:

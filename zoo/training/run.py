@@ -129,7 +129,9 @@ class Run:
         wanted = None if settings.eval_batches is None else settings.eval_batches * settings.batch_size
         collate = None if settings.objective.every_token else self.batches.collate
         documents = self.batches.documents
-        return hold_out(self.data.held_out, *rows, wanted=wanted, documents=documents, collate=collate)
+        return hold_out(
+            self.data.held_out, *rows, wanted=wanted, documents=documents, collate=collate, part=settings.eval_part
+        )
 
     @property
     def place(self) -> dict[str, int]:

@@ -107,6 +107,7 @@ class SweepJob(JsonShape):
 
     overrides: Words
     arm: str = ""
+    label: str = ""
     seed: Count | None = None
     predicted: dict[str, Number | None] = Field(default_factory=dict)
     trial: TrialRecord | None = None

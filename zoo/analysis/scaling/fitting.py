@@ -17,7 +17,7 @@ from pydantic import Field
 from zoo.analysis.scaling.isoflop import find_interval
 from zoo.analysis.scaling.law import Law
 from zoo.analysis.scaling.points import LEAST, LossPoints
-from zoo.analysis.speedup import PowerLaw
+from zoo.analysis.verdict.speedup import PowerLaw
 from zoo.errors import ConfigError
 from zoo.untrusted.json_file import JsonShape, check_shape
 

@@ -1,4 +1,4 @@
-"""Compute the power of a comparison before it runs: the smallest difference that is significant with n seeds.
+"""Compute the power of a comparison: the smallest difference that n seeds show, and the seeds that show a difference.
 
 Runs are paired by seed. Let δ be the true mean difference, in standard deviations of a pair's difference. Then t over n
 pairs follows Student's noncentral distribution with parameter δ·√n.
@@ -6,10 +6,23 @@ pairs follows Student's noncentral distribution with parameter δ·√n.
 
 from __future__ import annotations
 
+import functools
 import math
 from statistics import NormalDist
 
-from zoo.analysis.verdict import LEVEL, POWER, student_quantile
+from zoo.analysis.verdict.student import student_quantile
+
+LEVEL = 0.05
+"""Significance level: the chance that any arm is called better or worse if there is no difference."""
+
+POWER = 0.8
+"""The power for which the number of seeds needed is computed."""
+
+MOST = 100_000
+"""Largest number of seeds; a difference that needs more is as good as none."""
+
+NORMAL = 1000
+"""Number of pairs above which the deviation counts as known."""
 
 POINTS = 400
 """Intervals of Simpson's rule: the power is exact to 1e-6 from two pairs on."""
@@ -42,6 +55,7 @@ def compute_power(effect: float, n: int, level: float = LEVEL) -> float:
     return step / 3 * sum(weight * tell(i * step) for i, weight in enumerate(weights))
 
 
+@functools.lru_cache(256)
 def find_smallest_effect(n: int, level: float = LEVEL, power: float = POWER) -> float | None:
     """Find the smallest true difference that n pairs show to be significant with this power, in standard deviations of
     a pair's difference; None for fewer than two pairs."""
@@ -52,3 +66,29 @@ def find_smallest_effect(n: int, level: float = LEVEL, power: float = POWER) -> 
         middle = (low + high) / 2
         low, high = (middle, high) if compute_power(middle, n, level) < power else (low, middle)
     return high
+
+
+def count_seeds(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
+    """Count the pairs at which a difference of this mean and standard deviation (`spread`) is significant with this
+    power; None for MOST and more, and for a difference of 0."""
+    if difference == 0:
+        return None
+    wanted = NormalDist().inv_cdf(power)
+    effect = abs(difference) / spread if spread else math.inf
+    least = ((NormalDist().inv_cdf(1 - level / 2) + wanted) / effect) ** 2  # as if the deviation were known
+    if least > NORMAL:
+        return math.ceil(least) if least < MOST else None
+    for n in range(max(2, math.floor(least)), MOST):
+        if effect * math.sqrt(n) - student_quantile(1 - level / 2, n - 1) >= wanted:
+            return n
+    return None
+
+
+def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
+    """Count the runs of each of two arms at which their difference is significant without pairs, as if the deviation of
+    a run were known; None for MOST and more, and for a difference of 0."""
+    wanted = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
+    if difference == 0:
+        return None
+    n = max(2, math.ceil(2 * (wanted * spread / difference) ** 2))
+    return n if n < MOST else None

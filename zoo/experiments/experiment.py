@@ -1,15 +1,17 @@
-"""Read recipes: YAML files with the arms of an experiment, the expected results, and their source."""
+"""Read experiments: YAML files with named arms, what is matched and tuned, seeds, and the expected results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -18,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from zoo.analysis.verdict import Verdict
+from zoo.analysis.verdict.comparison import Verdict
 from zoo.compose.gate import check_overrides
 from zoo.compose.sources import StatedFile, locate_faults
 from zoo.errors import ConfigError, did_you_mean
@@ -29,8 +31,24 @@ from zoo.untrusted.yaml_file import parse_yaml
 if TYPE_CHECKING:
     from zoo.ladder import LadderRequest
 
-Seeds = Annotated[int, Field(ge=2)]
-"""The number of seeds. One seed has no spread, so that no test is possible."""
+AtLeastTwo = Annotated[int, Field(ge=2)]
+"""A number of seeds. One seed has no spread, so that no test is possible."""
+
+
+def _increases(looks: list[int]) -> list[int]:
+    if sorted(set(looks)) != looks:
+        raise ValueError("the numbers of seeds at which to look increase")
+    return looks
+
+
+Seeds = AtLeastTwo | Annotated[list[AtLeastTwo], Field(min_length=1), AfterValidator(_increases)]
+"""The number of seeds; or several, at which to look, in a design that adds seeds until it tells: the significance level
+is spent over the looks (`zoo.analysis.verdict.spending`)."""
+
+
+def _split_words(overrides: Any) -> Any:
+    """Split overrides that are written as one text, as on a command line."""
+    return shlex.split(overrides) if isinstance(overrides, str) else overrides
 
 
 def _name_no_code(overrides: list[str]) -> list[str]:
@@ -42,12 +60,12 @@ def _name_no_code(overrides: list[str]) -> list[str]:
     return overrides
 
 
-Overrides = Annotated[list[str], AfterValidator(_name_no_code)]
-"""The overrides of a recipe. They are data and name no code."""
+Overrides = Annotated[list[str], BeforeValidator(_split_words), AfterValidator(_name_no_code)]
+"""Overrides, as a list or as one text. They are data and name no code."""
 
 
 class Strict(BaseModel):
-    """A part of a recipe. Unknown keys are refused."""
+    """A part of an experiment. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -61,10 +79,15 @@ class Expectation(Strict):
     against: str | None = None
     metric: str | None = None
     """The metric, if not the recipe's."""
-    verdict: Verdict | None = None
+    verdict: Verdict | Literal["any"] | None = None
+    """The verdict that is expected; `any` shows the comparison and expects nothing of it."""
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
     at_least: float | None = None
     at_most: float | None = None
+    margin: PositiveFloat | None = None
+    """The margin of equivalence, if not the experiment's."""
+    effect: float | None = None
+    """The source's difference in the metric. A design that could not see it is said to be so before it runs."""
     paper: str = ""
 
     @model_validator(mode="after")
@@ -131,7 +154,7 @@ class Probing(Modelled):
         return make_probe(self.name, self.size, self.settings).settings()
 
 
-class RecipeForm(Strict):
+class ExperimentForm(Strict):
     """A form of a recipe, whole or short: further `overrides` of every run, its `probe` or `ladder`, its seeds, and its
     expectations. A short form should state bounds, not verdicts: two seeds of twenty steps tell nothing at 5 %."""
 
@@ -141,22 +164,36 @@ class RecipeForm(Strict):
     seeds: Seeds = 2
     expect: list[Expectation] = []
 
+    @property
+    def looks(self) -> list[int]:
+        """The numbers of seeds at which the results are judged."""
+        return self.seeds if isinstance(self.seeds, list) else [self.seeds]
 
-class Recipe(Strict):
-    """An experiment. Its runs start from `config`, a file of recipes/configs/, or are those of a `probe` or `ladder`.
-    An arm is a list of overrides in addition to the `shared` ones; the first arm is the baseline."""
 
-    claim: str
-    source: str
+class Experiment(Strict):
+    """An experiment. Its runs start from `config`, a training YAML (a path, or a name in recipes/configs/; by default
+    that of `zoo train`), or are those of a `probe` or `ladder`. An arm is a list of overrides in addition to the
+    `shared` ones."""
+
+    claim: str = ""
+    source: str = ""
     notes: str = ""
-    minutes: PositiveInt
-    """Upper bound of the minutes that the whole recipe takes on two cores."""
+    minutes: PositiveInt | None = None
+    """Upper bound of the minutes that the whole experiment takes on two cores."""
     config: str | None = None
     probe: Probing | None = None
     ladder: Laddering | None = None
     shared: Overrides = []
     arms: Annotated[dict[str, Overrides], Field(min_length=2)]
+    baseline: str | None = None
+    """The arm that the others are matched to and compared with; by default the first."""
     seeds: Seeds = 3
+    tune: bool = False
+    """Whether each arm's learning rate is searched before its seeds run, on a seed and rows of its own."""
+    match: str | None = None
+    """The cost that is made equal over the arms before they run (as `zoo train -m --match`)."""
+    match_by: str | None = None
+    """The dimension that is solved for it."""
     matched: list[Literal["params", "tokens", "flops", "cache_bytes"]] = []
     """The costs in which all arms are within 1 % of the first."""
     measure: dict[str, Measure] = {}
@@ -165,22 +202,42 @@ class Recipe(Strict):
     """A figure of a run's result, or a name of `measure`."""
     higher: bool = False
     """Whether a higher metric is better."""
-    expect: Annotated[list[Expectation], Field(min_length=1)]
-    short: RecipeForm = RecipeForm()
+    margin: PositiveFloat | None = None
+    """The largest difference in the metric that does not matter. Without one no arm is called equivalent."""
+    withdrawn: str = ""
+    """Why the verdict no longer counts. It stays where it was kept."""
+    sigma: PositiveFloat | None = None
+    """The standard deviation of a pair's difference, for the power of the plan."""
+    expect: list[Expectation] = []
+    short: ExperimentForm = ExperimentForm()
 
     @model_validator(mode="after")
-    def expects_of_its_arms(self) -> Recipe:
+    def expects_of_its_arms(self) -> Experiment:
         named = {name for each in (*self.expect, *self.short.expect) for name in (each.arm, each.against) if name}
         if unknown := sorted(named - self.arms.keys()):
             raise ValueError(f"expect: names {', '.join(unknown)}, and the arms are {', '.join(self.arms)}")
-        if [self.config, self.probe, self.ladder].count(None) != 2:
-            raise ValueError("config: a recipe trains by a config, or has a probe, or a ladder (one of the three)")
+        if any(each.verdict == "equivalent" and self.find_margin(each) is None for each in self.expect):
+            raise ValueError("expect: equivalent is within a margin (margin: 0.02, say)")
+        if [self.config, self.probe, self.ladder].count(None) < 2:
+            raise ValueError("config: an experiment trains by a config, or has a probe, or a ladder (one of the three)")
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline: there is no arm {self.baseline!r}, and the arms are {', '.join(self.arms)}")
+        trains = self.probe is None and self.ladder is None
+        if not trains and (
+            self.tune or self.match or any(isinstance(each, list) for each in (self.seeds, self.short.seeds))
+        ):
+            raise ValueError("tune, match and looks: are of arms that train (a probe searches its own rates)")
         if (self.probe is None) != (self.short.probe is None) or (self.ladder is None) != (self.short.ladder is None):
             raise ValueError("short: is of the same kind as the recipe (probe: {name: …, size: small}, ladder: {…})")
-        if self.config is not None and not self.config_file().is_file():
-            known = ", ".join(sorted(file.stem for file in self.config_file().parent.glob("*.yaml")))
-            raise ValueError(f"config: there is no {self.config!r} (one of: {known})")
+        file = self.config_file()
+        if file is not None and not file.is_file():
+            known = ", ".join(sorted(each.stem for each in (recipes_dir() / "configs").glob("*.yaml")))
+            raise ValueError(f"config: there is no {self.config!r} (a path, or one of: {known})")
         return self
+
+    def find_margin(self, each: Expectation) -> float | None:
+        """Find the margin of equivalence of an expectation: its own, or the experiment's if it is about its metric."""
+        return each.margin or (self.margin if each.metric in (None, self.metric) else None)
 
     def list_metrics(self, short_form: bool = False) -> list[str]:
         """List every metric that is measured or has an expectation, the recipe's own first. For a probe's form that
@@ -191,26 +248,39 @@ class Recipe(Strict):
         named = [each.metric for each in form.expect if each.metric]
         return list(dict.fromkeys([*own, *self.measure, *named])) or ["reach"]
 
-    def form(self, short_form: bool) -> RecipeForm:
+    def form(self, short_form: bool) -> ExperimentForm:
         """Give the whole form, or the short one."""
-        whole = RecipeForm(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
+        whole = ExperimentForm(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
         return self.short if short_form else whole
+
+    def list_expectations(self, short_form: bool = False) -> list[Expectation]:
+        """List the expectations; without any, every arm's difference from the baseline is to be seen."""
+        first = self.first_arm()
+        seen = [Expectation(arm=arm, against=first, verdict="any") for arm in self.arms if arm != first]
+        return self.form(short_form).expect or seen
 
     def key(self) -> str:
         """Hash everything that affects the results of the whole form, expectations left out. A verdict keeps the hash,
-        so that a later change of the recipe is noticed."""
+        so that a later change of the experiment is noticed."""
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
-        config = None if self.config is None else self.config_file().read_text(encoding="utf-8")
+        ran |= self.model_dump(include={"baseline", "tune", "match", "match_by"}, exclude_defaults=True)
+        config = None if (file := self.config_file()) is None else file.read_text(encoding="utf-8")
         settings = None if self.probe is None else self.probe.list_settings()
         ladder = [] if self.ladder is None else [self.ladder.model_dump()]
         return hashlib.sha256(json.dumps([ran, config, settings, *ladder], sort_keys=True).encode()).hexdigest()[:12]
 
-    def config_file(self) -> Path:
-        """Give the file of the training config that all runs start from."""
+    def config_file(self) -> Path | None:
+        """Give the file of the training config that all runs start from; None for the default of `zoo train`."""
+        if self.config is None or self.config.endswith((".yaml", ".yml")):
+            return None if self.config is None else Path(self.config)
         return recipes_dir() / "configs" / f"{self.config}.yaml"
 
+    def first_arm(self) -> str:
+        """Name the arm that the others are compared with."""
+        return self.baseline or next(iter(self.arms))
 
-def list_overrides(recipe: Recipe, arm: str, short_form: bool = False) -> list[str]:
+
+def list_overrides(recipe: Experiment, arm: str, short_form: bool = False) -> list[str]:
     """List the overrides of an arm's runs, without the seed."""
     return [*recipe.shared, *recipe.arms[arm], *recipe.form(short_form).overrides]
 
@@ -220,25 +290,40 @@ def list_recipes() -> list[str]:
     return sorted(file.stem for file in recipes_dir().glob("*.yaml"))
 
 
-def find_recipe(name: str) -> tuple[str, Recipe]:
-    """Read a packaged recipe, or a file; return its name and the recipe. Raises ConfigError for an unknown name or a
-    faulty file."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name).stem, read_recipe(Path(name))
-    if name not in (known := list_recipes()):
-        hint = did_you_mean(name, known) or f" (one of: {', '.join(known)}, or a file)"
-        raise ConfigError(f"recipe: there is no {name!r}{hint}")
-    return name, read_recipe(recipes_dir() / f"{name}.yaml")
+def find_recipe(name: str) -> tuple[str, Experiment]:
+    """Read a packaged recipe, or a file; return its name and the experiment. Raises ConfigError for an unknown name or
+    a faulty file."""
+    file, node = read_node(name)
+    return file.stem, make_experiment(node, file)
 
 
-def read_recipe(file: Path) -> Recipe:
-    """Read a recipe's file. Raises ConfigError with all faults."""
+def read_recipe(file: Path) -> Experiment:
+    """Read an experiment's file. Raises ConfigError with all faults."""
+    return find_recipe(str(file))[1]
+
+
+def read_node(name: str) -> tuple[Path, Any]:
+    """Read the file of an experiment, or of a packaged recipe, as plain data. A path of its `config` is made relative
+    to the working directory. Raises ConfigError for an unknown name, and for a file that is missing or no YAML."""
+    file = Path(name)
+    if not name.endswith((".yaml", ".yml")):
+        if name not in (known := list_recipes()):
+            hint = did_you_mean(name, known) or f" (one of: {', '.join(known)}, or a file)"
+            raise ConfigError(f"recipe: there is no {name!r}{hint}")
+        file = recipes_dir() / f"{name}.yaml"
     try:
         node: Any = parse_yaml(file)
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file (a recipe)") from None
+        raise ConfigError(f"{file}: no such file (an experiment)") from None
+    if isinstance(node, dict) and str(node.get("config", "")).endswith((".yaml", ".yml")):
+        node["config"] = str(file.parent / node["config"])
+    return file, node
+
+
+def make_experiment(node: Any, file: Path) -> Experiment:
+    """Make an experiment from plain data. Raises ConfigError with all faults, at their lines in the file."""
     try:
-        return Recipe.model_validate(node)
+        return Experiment.model_validate(node)
     except ValidationError as error:
         faults = [(".".join(map(str, each["loc"])) or "recipe", _word(each["msg"])) for each in error.errors()]
         lines = locate_faults((f"{file}: {where}: {said}" for where, said in faults), [StatedFile(file, str(file))])

@@ -1,0 +1,66 @@
+"""The best learning rate of a search, its error, and the window of good rates."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+
+from support.simulations import SIGMA, count, judge_tuned
+from zoo.analysis.verdict.rate_optimum import TOLERANCE, find_good_window, fit_optimum
+
+DECADES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+
+
+def test_the_minimum_of_a_parabola_is_found_between_the_rates_tried() -> None:
+    found = fit_optimum({at: 2 + 0.7 * (at - 0.13) ** 2 for at in DECADES}, noise=0.0)
+    assert found.fitted and found.at == pytest.approx(0.13) and found.curvature == pytest.approx(0.7)
+    assert found.error == found.excess == 0
+
+
+def test_the_error_of_the_optimum_is_its_deviation_over_noisy_searches() -> None:
+    drawn, noise = np.random.default_rng(0), 0.01
+    fits = [
+        fit_optimum({at: 2 + 0.7 * (at - 0.13) ** 2 + noise * drawn.standard_normal() for at in DECADES}, noise)
+        for _ in range(800)
+    ]
+    places = np.array([each.at for each in fits])
+    assert np.mean(places) == pytest.approx(0.13, abs=0.005)
+    assert np.mean([each.error for each in fits]) == pytest.approx(places.std(), rel=0.1)
+    lost = 0.7 * (places - 0.13) ** 2  # what an arm loses at the rate that was chosen
+    assert np.mean([each.excess for each in fits]) == pytest.approx(math.sqrt(np.mean(lost**2)), rel=0.25)
+
+
+def test_a_best_rate_at_the_edge_stands_with_the_distance_to_the_next() -> None:
+    found = fit_optimum({0.0: 3.0, 0.5: 2.5, 1.0: 2.2, 1.5: math.inf}, noise=0.01)
+    assert not found.fitted and found.at == 1.0 and found.error == pytest.approx(0.5 / math.sqrt(3))
+    assert found.curvature == pytest.approx(0.3 / 0.25)
+
+
+def test_the_window_of_a_parabola_has_the_width_of_one_percent() -> None:
+    fine = {at / 50: 2 + 0.5 * (at / 50) ** 2 for at in range(-60, 61)}
+    found = find_good_window(fine)
+    assert found.width == pytest.approx(2 * math.sqrt(2 * TOLERANCE / 0.5), abs=0.01) and not found.open
+    assert find_good_window({0.0: 2.0, 0.5: 2.01}).open
+    assert find_good_window({0.0: 3.0, 0.5: 2.0, 1.0: math.inf}).high == 0.5
+
+
+def test_the_error_of_a_window_is_its_deviation_over_noisy_searches() -> None:
+    drawn, noise = np.random.default_rng(1), 0.004
+    true = {at: 2 + 0.5 * at**2 for at in DECADES}
+    widths = [
+        find_good_window({at: v + noise * drawn.standard_normal() for at, v in true.items()}).width for _ in range(600)
+    ]
+    assert find_good_window(true, noise).error == pytest.approx(np.std(widths), rel=0.25)
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_equal_arms_at_searched_rates_are_told_apart_in_one_experiment_of_twenty(seeds: int) -> None:
+    now, before = (
+        count(250, seeds, partial(judge_tuned, seeds=seeds, bend=0.83, sigma=SIGMA, honest=each))
+        for each in (True, False)
+    )
+    assert now <= 0.09
+    assert seeds < 10 or before >= 0.12

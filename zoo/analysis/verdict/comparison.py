@@ -1,0 +1,271 @@
+"""Decide between architectures: better, worse, equivalent within a margin, or inconclusive.
+
+Each arm is compared with the baseline in two ways, each at 5 % over all arms together (Holm, 1979): is there a
+difference, and, if a margin is stated, is it smaller than the margin (two one-sided tests; Schuirmann, 1987)? A
+difference within the margin is no reason to prefer an arm, so that equivalence decides where both are shown. What
+neither test shows is inconclusive: these seeds do not see it.
+
+Diverged runs are outcomes. An arm that has some, or whose baseline has, is compared by exact ranks, where they come
+last (`worst_rank`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import Literal
+
+from zoo.analysis.verdict.difference import MeanDifference
+from zoo.analysis.verdict.power import LEVEL, count_seeds, count_seeds_per_arm, find_smallest_effect
+from zoo.analysis.verdict.student import student_cdf
+from zoo.analysis.verdict.worst_rank import compare_ranks, fisher_exact
+
+Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
+
+Losses = Mapping[int, float]
+"""The losses of an arm by seed. Lower is better; a value that is not finite is a diverged run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference between an arm's mean loss and the baseline's, and what it shows.
+
+    If both arms have seeds in common, runs are `paired` by seed and `n` counts the pairs; otherwise `n` is the size of
+    the smaller arm. Diverged runs count in `n`, and not in `difference`. What needs a spread is None where `n` is 1.
+    """
+
+    n: int
+    difference: float | None
+    """The difference of the means over finished runs; None if an arm has none."""
+    interval: tuple[float, float] | None
+    """The confidence interval at the level at which Holm's procedure tests this arm, so that it excludes 0 exactly if
+    the difference is significant. None where runs diverged: the test is of ranks."""
+    p: float | None
+    """The two-sided p-value of no difference."""
+    adjusted: float | None
+    """`p` after Holm's correction over all arms."""
+    verdict: Verdict
+    needed: int | None
+    """The seeds of a new experiment in which a true difference as large as the one found would be significant with
+    power POWER."""
+    paired: bool = True
+    equivalence: float | None = None
+    """The p-value of equivalence within the margin after Holm's correction; None without a margin."""
+    detectable: float | None = None
+    """The smallest true difference that `n` seeds of this spread show with power POWER."""
+    pairing: float | None = None
+    """The standard deviation of a pair's difference ÷ that of two runs with different seeds: below 1, pairing helps."""
+    pooled: float | None = None
+    """The p-value with the variance pooled over all arms (two-way analysis of variance of arms and seeds), which has
+    more degrees of freedom and assumes arms of equal noise. It is a second reading, and decides nothing."""
+    diverged: tuple[int, int] = (0, 0)
+    """The diverged runs of the arm and of the baseline."""
+    divergence: float | None = None
+    """Fisher's exact p-value that both arms diverge equally often; None if no run diverged."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One arm's runs beside the baseline's, before correction over the arms."""
+
+    n: int
+    mean: MeanDifference | None
+    p: float | None
+    below: bool
+    """Whether the arm is the better one of the two, significantly or not."""
+    diverged: tuple[int, int]
+    divergence: float | None = None
+
+
+def compare_arms(
+    losses: Mapping[str, Losses],
+    baseline: str,
+    level: float = LEVEL,
+    margin: float | None = None,
+    tuning: Mapping[str, float] | None = None,
+) -> dict[str, Comparison]:
+    """Compare each arm with the baseline arm, given losses by arm and seed. `margin` is the largest difference that
+    does not matter; `tuning` is by arm the standard error that its searched learning rate adds to its mean loss."""
+    errors = tuning or {}
+    pairs = {
+        arm: ArmPair(own, losses[baseline], margin, math.hypot(errors.get(arm, 0), errors.get(baseline, 0)))
+        for arm, own in losses.items()
+        if arm != baseline
+    }
+    pooled = pool_variance(losses, baseline)
+    return {arm: replace(each, pooled=pooled.get(arm)) for arm, each in compare_pairs(pairs, level).items()}
+
+
+@dataclass(frozen=True)
+class ArmPair:
+    """The losses of two arms to compare, the largest difference that does not matter (None: none was stated), and the
+    standard error that searched learning rates add to their difference."""
+
+    losses: Losses
+    baseline: Losses
+    margin: float | None = None
+    tuning: float = 0.0
+
+
+def compare_pairs(pairs: Mapping[str, ArmPair], level: float = LEVEL) -> dict[str, Comparison]:
+    """Compare pairs of arms, each at this level over all pairs together."""
+    samples = {name: _sample(each) for name, each in pairs.items()}
+    differ = {name: each.p for name, each in samples.items() if each.p is not None}
+    alike = {
+        name: p for name, each in pairs.items() if (p := _test_equivalence(samples[name], each.margin)) is not None
+    }
+    levels, different, equal = find_levels(differ, level), adjust_by_holm(differ), adjust_by_holm(alike)
+    return {
+        name: _describe(each, level, different.get(name), equal.get(name), levels.get(name, level), pairs[name])
+        for name, each in samples.items()
+    }
+
+
+def _sample(pair: ArmPair) -> _Sample:
+    shared = pair.losses.keys() & pair.baseline.keys()
+    runs, theirs = (
+        {s: v for s, v in each.items() if not shared or s in shared} for each in (pair.losses, pair.baseline)
+    )
+    finite, others = ({s: v for s, v in each.items() if math.isfinite(v)} for each in (runs, theirs))
+    lost = (len(runs) - len(finite), len(theirs) - len(others))
+    both = finite.keys() & others.keys() if shared else finite and others
+    found = MeanDifference.of_runs(finite, others, pair.tuning) if both else None
+    n = min(len(runs), len(theirs))
+    if not any(lost):
+        assert found is not None
+        return _Sample(n, found, found.p_value() if found.known else None, found.difference < 0, lost)
+    away, p = compare_ranks(list(runs.values()), list(theirs.values()))
+    rate = fisher_exact(lost[0], len(runs), lost[1], len(theirs))
+    return _Sample(n, found, p if n > 1 else None, away < 0, lost, rate)
+
+
+def _test_equivalence(sample: _Sample, margin: float | None) -> float | None:
+    """Give the p-value of equivalence. Arms of which runs diverged are not shown to be equivalent."""
+    if margin is None or sample.mean is None or not sample.mean.known or any(sample.diverged):
+        return None
+    return sample.mean.p_equivalent(margin)
+
+
+def _describe(
+    sample: _Sample, level: float, different: float | None, equal: float | None, tested_at: float, pair: ArmPair
+) -> Comparison:
+    verdict: Verdict = "inconclusive"
+    if equal is not None and equal < level:
+        verdict = "equivalent"
+    elif different is not None and different < level:
+        verdict = "better" if sample.below else "worse"
+    found, whole = sample.mean, not any(sample.diverged)
+    known = found if found is not None and found.known and whole else None
+    return Comparison(
+        n=sample.n,
+        difference=None if found is None else found.difference,
+        interval=None if known is None else known.interval(tested_at),
+        p=sample.p,
+        adjusted=different,
+        verdict=verdict,
+        needed=None if known is None else _count_needed(known, tested_at),
+        paired=True if found is None else found.paired,
+        equivalence=equal,
+        detectable=None if known is None else _find_detectable(known, tested_at),
+        pairing=_measure_pairing(pair) if whole else None,
+        diverged=sample.diverged,
+        divergence=sample.divergence,
+    )
+
+
+def _count_needed(found: MeanDifference, level: float) -> int | None:
+    return (count_seeds if found.paired else count_seeds_per_arm)(found.difference, found.spread, level)
+
+
+def _find_detectable(found: MeanDifference, level: float) -> float | None:
+    """Find the smallest true difference that is significant with power POWER, in the unit of the losses."""
+    effect = find_smallest_effect(found.n, level)
+    # the standard error may hold more than the spread: the error of a searched rate
+    return None if effect is None else effect * found.error * math.sqrt(found.n)
+
+
+def _measure_pairing(pair: ArmPair) -> float | None:
+    shared = pair.losses.keys() & pair.baseline.keys()
+    if len(shared) < 2:
+        return None
+    apart = math.hypot(*(stdev(each[seed] for seed in shared) for each in (pair.losses, pair.baseline)))
+    return stdev(pair.losses[seed] - pair.baseline[seed] for seed in shared) / apart if apart else None
+
+
+def pool_variance(losses: Mapping[str, Losses], baseline: str) -> dict[str, float]:
+    """Give each arm's two-sided p-value with the residual variance of all arms (analysis of variance of arms and
+    seeds). Empty for two arms, where it is the paired test, and where arms lack the same finished runs."""
+    seeds = sorted(losses[baseline])
+    arms, n = list(losses), len(seeds)
+    whole = all(sorted(each) == seeds and all(map(math.isfinite, each.values())) for each in losses.values())
+    if len(arms) < 3 or n < 2 or not whole:
+        return {}
+    means = {arm: mean(losses[arm].values()) for arm in arms}
+    of_seed = {seed: mean(losses[arm][seed] for arm in arms) for seed in seeds}
+    grand = mean(means.values())
+    squares = sum((losses[arm][seed] - means[arm] - of_seed[seed] + grand) ** 2 for arm in arms for seed in seeds)
+    freedom = (len(arms) - 1) * (n - 1)
+    error = math.sqrt(2 * squares / freedom / n)
+    if error == 0:
+        return {}
+    return {
+        arm: 2 * student_cdf(-abs(means[arm] - means[baseline]) / error, freedom) for arm in arms if arm != baseline
+    }
+
+
+# ---------------------------------------------------------------- Holm's correction
+
+
+def adjust_by_holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Correct p-values for multiple comparisons (Holm, 1979): the k-th smallest of m is multiplied by m − k + 1, and is
+    at least the corrected one before it."""
+    found, highest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda each: each[1])):
+        highest = max(highest, min(1.0, p * (len(p_values) - rank)))
+        found[name] = highest
+    return found
+
+
+def find_levels(p_values: Mapping[str, float], level: float) -> dict[str, float]:
+    """Find the level at which Holm's procedure tests each p-value: level ÷ (m − k + 1) for the k-th smallest of m that
+    is significant. The first that is not, and all after it, are tested at the level of the first."""
+    found, step, stopped = {}, 0, False
+    for name, p in sorted(p_values.items(), key=lambda each: each[1]):
+        at = level / (len(p_values) - step)
+        found[name] = at
+        stopped = stopped or p >= at
+        step += not stopped
+    return found
+
+
+# ---------------------------------------------------------------- Pareto fronts
+
+Place = Literal["on the front", "beaten", "undecided"]
+
+
+def find_front(losses: Mapping[str, Losses], costs: Mapping[str, float], alike: float) -> dict[str, Place]:
+    """Place each arm relative to the Pareto front of loss and cost. Costs within a share `alike` count as equal.
+
+    An arm is beaten if another one of equal or lower cost is significantly better, and on the front if every such one
+    is significantly worse, or there is none (5 %, Holm over these arms). Where runs are too few or too noisy for either
+    it is undecided; with one seed each that has a rival is.
+    """
+
+    def place(arm: str) -> Place:
+        rivals = [each for each in costs if each == arm or costs[each] <= costs[arm] * (1 + alike)]
+        against = [each.verdict for each in compare_arms({each: losses[each] for each in rivals}, arm).values()]
+        if "better" in against:
+            return "beaten"
+        return "on the front" if all(each == "worse" for each in against) else "undecided"
+
+    return {arm: place(arm) for arm in costs}
+
+
+def negate(losses: Mapping[str, Losses]) -> dict[str, dict[int, float]]:
+    """Turn a metric of which more is better into one of which less is; a run without a finite value stays the worst."""
+    return {
+        arm: {seed: -value if math.isfinite(value) else math.inf for seed, value in each.items()}
+        for arm, each in losses.items()
+    }

@@ -1,0 +1,103 @@
+"""Estimate the difference between the mean losses of two arms, with its errors.
+
+Runs of two arms with the same seed see the same data in the same order, so that their difference has less noise than
+either loss. With n pairs of mean difference d and standard deviation s, d·√n/s follows Student's t with n − 1 degrees
+of freedom. Arms without a common seed are compared by Welch's t (1947), which has more noise.
+
+Some errors are the same in all seeds, so that more seeds do not remove them: that of a searched learning rate, or of a
+fitted law. They are added to the half-width of an interval in quadrature, each with its own quantile (the method of
+variance estimates recovery; Zou and Donner, 2008). A p-value is the level whose interval just reaches a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, mean, stdev, variance
+
+from zoo.analysis.verdict.student import student_cdf, student_quantile
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """A mean difference, the standard error of its `noise`, and the degrees of `freedom` of Student's t. If `n` is 1,
+    only the difference is known, and `noise` and `spread` are NaN."""
+
+    n: int
+    difference: float
+    noise: float
+    freedom: float
+    spread: float
+    """The standard deviation of a pair's difference, or of a run if there are no pairs."""
+    paired: bool
+    shared: float = 0.0
+    """The standard error that all seeds share."""
+
+    @classmethod
+    def of_pairs(cls, differences: Sequence[float], shared: float = 0.0) -> MeanDifference:
+        """Estimate from the differences of pairs."""
+        n = len(differences)
+        spread = stdev(differences) if n > 1 else math.nan
+        return cls(n, mean(differences), spread / math.sqrt(n), n - 1, spread, True, shared)
+
+    @classmethod
+    def of_arms(cls, losses: Sequence[float], baseline: Sequence[float], shared: float = 0.0) -> MeanDifference:
+        """Compare two arms without pairs (Welch, 1947)."""
+        n, difference = min(len(losses), len(baseline)), mean(losses) - mean(baseline)
+        if n < 2:
+            return cls(n, difference, math.nan, 0, math.nan, False, shared)
+        shares = [variance(each) / len(each) for each in (losses, baseline)]
+        total = sum(shares)
+        below = sum(share**2 / (len(each) - 1) for share, each in zip(shares, (losses, baseline), strict=True))
+        spread = math.sqrt((variance(losses) + variance(baseline)) / 2)
+        return cls(n, difference, math.sqrt(total), total**2 / below if below else n - 1, spread, False, shared)
+
+    @classmethod
+    def of_runs(cls, losses: Mapping[int, float], baseline: Mapping[int, float], shared: float = 0.0) -> MeanDifference:
+        """Compare two arms whose losses are given by seed: over the seeds that both have, else without pairs."""
+        if common := sorted(losses.keys() & baseline.keys()):
+            return cls.of_pairs([losses[seed] - baseline[seed] for seed in common], shared)
+        return cls.of_arms(list(losses.values()), list(baseline.values()), shared)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a spread, and so a test."""
+        return self.n > 1
+
+    @property
+    def error(self) -> float:
+        """The standard error of the difference."""
+        return math.hypot(self.noise, self.shared)
+
+    def half_width(self, level: float) -> float:
+        """Give half of the width of the 1 − `level` confidence interval."""
+        of_noise = student_quantile(1 - level / 2, self.freedom) * self.noise
+        return math.hypot(of_noise, NormalDist().inv_cdf(1 - level / 2) * self.shared) if self.shared else of_noise
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Give the 1 − `level` confidence interval of the difference."""
+        half = self.half_width(level)
+        return self.difference - half, self.difference + half
+
+    def p_value(self, shift: float = 0.0) -> float:
+        """Give the two-sided p-value of the hypothesis that the true difference is `shift`."""
+        return self._find_level(abs(self.difference - shift))
+
+    def p_equivalent(self, margin: float) -> float:
+        """Give the p-value of equivalence within ±`margin`: the larger of two one-sided tests (Schuirmann, 1987)."""
+        inside = margin - abs(self.difference)
+        outside = self._find_level(abs(inside)) / 2
+        return outside if inside > 0 else 1 - outside
+
+    def _find_level(self, distance: float) -> float:
+        """Find the level whose interval reaches this far from the difference."""
+        if self.error == 0:
+            return 1.0 if distance == 0 else 0.0
+        if not self.shared:
+            return 2 * (1 - student_cdf(distance / self.noise, self.freedom))
+        low, high = -40.0, 0.0  # of ln level
+        while high - low > 1e-5:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.half_width(math.exp(middle)) < distance else (middle, high)
+        return math.exp(high)

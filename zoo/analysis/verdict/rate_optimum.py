@@ -1,0 +1,167 @@
+"""Estimate an arm's best learning rate from a search, and how much of a loss its error may cost.
+
+Near its optimum x* the loss is a parabola of the log rate x: L(x) = L* + c·(x − x*)². Least squares over the rates next
+to the best one gives x*, and noise σ of a loss gives the variance v of x*. At the fitted rate the arm loses
+e = c·(x − x*)², whose expected square is 3c²v². All seeds run at that rate, so that e is in each of their losses: its
+root mean square is a standard error that more seeds do not reduce (`MeanDifference`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import stdev
+
+NEAREST = 5
+"""Rates next to the best one that the parabola is fitted to."""
+
+TOLERANCE = 0.01
+"""A rate is in the good window if its loss exceeds the best loss by at most this fraction."""
+
+DRAWS = 400
+"""Noisy searches that are drawn for the error of a window's width."""
+
+
+@dataclass(frozen=True)
+class RateOptimum:
+    """The best rate of an arm, in decades of the learning rate relative to the search's start."""
+
+    at: float
+    error: float
+    """The standard error of `at`, in decades."""
+    curvature: float
+    """c, in units of the loss per squared decade."""
+    fitted: bool
+    """Whether a parabola has its minimum between the rates; else `at` is the best rate tried."""
+
+    @property
+    def excess(self) -> float:
+        """The root mean square of the loss that the error of the rate costs, a standard error of the arm's mean."""
+        return math.sqrt(3) * self.curvature * self.error**2
+
+
+def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:
+    """Fit the optimum of an arm's losses by decade; `noise` is the standard deviation of a loss. Losses that are not
+    finite are runs that diverged. Raises ValueError if none is finite.
+
+    Where the parabola has no minimum between the rates tried, the best of them stands, and the optimum may be as far as
+    the next rate.
+    """
+    finite = {at: loss for at, loss in losses.items() if math.isfinite(loss)}
+    best = min(finite, key=lambda at: finite[at])
+    near = sorted(sorted(finite, key=lambda at: abs(at - best))[:NEAREST])
+    fit = _fit_parabola(near, [finite[at] for at in near]) if len(near) >= 3 else None
+    if fit is not None:
+        bend, slope, inverse = fit
+        at = -slope / (2 * bend) if bend > 0 else math.inf
+        if near[0] < best + at < near[-1]:
+            # x* = −b ÷ 2c, by the delta method: ∂x*/∂b = −1 ÷ 2c, ∂x*/∂c = b ÷ 2c²
+            by_slope, by_bend = -1 / (2 * bend), slope / (2 * bend**2)
+            variance = by_slope**2 * inverse[1][1] + 2 * by_slope * by_bend * inverse[1][2] + by_bend**2 * inverse[2][2]
+            return RateOptimum(best + at, noise * math.sqrt(max(variance, 0.0)), bend, True)
+    return _take_best(finite, best)
+
+
+def _take_best(finite: Mapping[float, float], best: float) -> RateOptimum:
+    """Take the best rate tried. Its error is the distance of the nearest other rate, and the curvature is that of a
+    parabola through both losses."""
+    others = [at for at in finite if at != best]
+    if not others:
+        return RateOptimum(best, math.inf, 0.0, False)
+    near = min(others, key=lambda at: abs(at - best))
+    distance = abs(near - best)
+    return RateOptimum(best, distance / math.sqrt(3), (finite[near] - finite[best]) / distance**2, False)
+
+
+def _fit_parabola(places: Sequence[float], losses: Sequence[float]) -> tuple[float, float, list[list[float]]] | None:
+    """Fit L = a + b·u + c·u² by least squares, u being the place less the best one's. Returns c, b, and the inverse of
+    the normal equations' matrix in the order (a, b, c), which times the variance of a loss is the covariance; None if
+    they have no single solution."""
+    best = places[min(range(len(places)), key=lambda i: losses[i])]
+    rows = [(1.0, at - best, (at - best) ** 2) for at in places]
+    matrix = [[sum(row[i] * row[j] for row in rows) for j in range(3)] for i in range(3)]
+    inverse = _invert(matrix)
+    if inverse is None:
+        return None
+    right = [sum(row[i] * loss for row, loss in zip(rows, losses, strict=True)) for i in range(3)]
+    _, slope, bend = (sum(inverse[i][j] * right[j] for j in range(3)) for i in range(3))
+    return bend, slope, inverse
+
+
+def _invert(m: list[list[float]]) -> list[list[float]] | None:
+    """Invert a symmetric 3 × 3 matrix by cofactors; None if it is singular."""
+    (a, b, c), (_, d, e), (_, _, f) = m
+    cofactors = [
+        [d * f - e * e, c * e - b * f, b * e - c * d],
+        [c * e - b * f, a * f - c * c, b * c - a * e],
+        [b * e - c * d, b * c - a * e, a * d - b * b],
+    ]
+    determinant = a * cofactors[0][0] + b * cofactors[0][1] + c * cofactors[0][2]
+    if abs(determinant) < 1e-12:
+        return None
+    return [[each / determinant for each in row] for row in cofactors]
+
+
+# ---------------------------------------------------------------- the good window
+
+
+@dataclass(frozen=True)
+class RateWindow:
+    """The rates around the best in which a loss stays below a limit, in decades."""
+
+    low: float
+    high: float
+    open_low: bool
+    """Whether the loss is still below the limit at the lowest rate tried, so that the width is a lower bound."""
+    open_high: bool
+    """Whether it is at the highest."""
+    error: float = 0.0
+    """The standard error of the width, from the noise of the losses."""
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+    @property
+    def open(self) -> bool:
+        """Whether the width is a lower bound."""
+        return self.open_low or self.open_high
+
+
+def find_good_window(
+    losses: Mapping[float, float], noise: float = 0.0, seed: int = 0, tolerance: float = TOLERANCE
+) -> RateWindow:
+    """Find the window of losses by decade that exceed the best one by at most a fraction (`tolerance`) of it, by linear
+    interpolation between the rates tried. With a `noise` (the standard deviation of a loss) the width's error is the
+    standard deviation over searches drawn with that noise."""
+    found = _find_window(losses, tolerance)
+    if noise <= 0:
+        return found
+    drawn = random.Random(seed)
+    widths = [
+        _find_window({at: loss + drawn.gauss(0, noise) for at, loss in losses.items()}, tolerance).width
+        for _ in range(DRAWS)
+    ]
+    return replace(found, error=stdev(widths))
+
+
+def _find_window(losses: Mapping[float, float], tolerance: float) -> RateWindow:
+    tried = sorted(losses)
+    best = min(tried, key=lambda at: losses[at])
+    limit, place = losses[best] + tolerance * abs(losses[best]), tried.index(best)
+    low, open_low = _reach(losses, tried[place::-1], limit)
+    high, open_high = _reach(losses, tried[place:], limit)
+    return RateWindow(low, high, open_low, open_high)
+
+
+def _reach(losses: Mapping[float, float], tried: Sequence[float], limit: float) -> tuple[float, bool]:
+    """Follow the rates away from the best and interpolate where the loss passes the limit. A run that diverged passes
+    it at once. Returns the outermost rate and True if none passes it."""
+    for near, far in itertools.pairwise(tried):
+        if (above := losses[far]) > limit:
+            share = (limit - losses[near]) / (above - losses[near]) if math.isfinite(above) else 0.0
+            return near + (far - near) * share, False
+    return tried[-1], True

@@ -1,0 +1,151 @@
+"""`zoo experiment`: compare named architectures, from a file or from flags: plan, run, report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from zoo import report
+from zoo.cli.common import say
+from zoo.cli.options import argument, flag, option
+from zoo.cli.outlook import print_plan
+from zoo.cli.showing import Json
+from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoo.experiments.experiment import Experiment
+    from zoo.experiments.judging import ExperimentOutcome
+    from zoo.jobs.outlook import Outlook
+
+
+def run(
+    words: list[str] | None = argument(
+        "A file (YAML) or the name of a recipe; then overrides of all arms.", metavar="[FILE] [OVERRIDES]..."
+    ),
+    plan: bool = flag("Show the runs, their costs, and what the design can detect. [default]"),
+    run: bool = flag("Train the missing runs, and give the verdicts."),
+    show: bool = flag("Give the verdicts on the runs that are there.", "--report"),
+    arm: list[str] | None = option(
+        "An arm and its overrides; the first is the baseline. Several times.", metavar="NAME=OVERRIDES"
+    ),
+    match: str | None = option("Equalize a cost across arms: params, flops, kv, data, time.", metavar="BUDGET"),
+    match_by: str | None = option("The key adjusted to equalize it.", metavar="KEY"),
+    tune: bool = flag("Tune the learning rate of each arm first, on a seed and rows of its own."),
+    seeds: str | None = option("Seeds per arm; several numbers are looks: 3,6,10.", metavar="N[,N...]"),
+    margin: float | None = option("The largest difference that does not matter, to show arms equivalent."),
+    metric: str | None = option("The metric that is compared; lower is better. [default: val_loss]"),
+    out: Path | None = option("The folder of the runs. [default: sweeps/experiments/NAME]", metavar="FOLDER"),
+    measure: bool = option("With --plan: time 3 steps per arm.", default=True),
+    as_json: Json = False,
+) -> None:
+    """Compare architectures: named arms, matched in a cost, tuned alike, each with the same seeds.
+
+    What is compared, the seeds and the expectations are registered before the first run; later changes are listed with
+    the verdict. A verdict is better, worse, equivalent within the margin, or inconclusive.
+
+    zoo experiment --arm "plain=" --arm "qk_norm=model.attention.qk_norm=rmsnorm" model=llama-tiny --tune --run
+    """
+    if sum((plan, run, show)) > 1:
+        raise ConfigError("experiment: --plan, --run and --report exclude each other (one of them)")
+    stated: dict[str, Any] = {"match": match, "match_by": match_by, "margin": margin, "metric": metric}
+    stated |= {"tune": tune or None, "seeds": _read_seeds(seeds)}
+    name, made = _read(list(words or ()), arm or [], {key: value for key, value in stated.items() if value is not None})
+    folder = out or Path("sweeps/experiments") / name
+    if not (run or show):
+        return _plan(made, folder, measure, as_json)
+    outcome = _judge(name, made, folder, run, as_json)
+    if as_json:
+        print(report.format_json(asdict(outcome)))
+    if not outcome.holds:
+        raise typer.Exit(1)
+
+
+def _read_seeds(text: str | None) -> int | list[int] | None:
+    """Read `5`, or the looks `3,6,10`. Raises ConfigError for other texts."""
+    if text is None:
+        return None
+    try:
+        looks = [int(each) for each in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"seeds: is a number or several, found {text!r} (--seeds 5, or the looks 3,6,10)") from None
+    return looks[0] if len(looks) == 1 else looks
+
+
+def _read(words: list[str], arms: list[str], stated: dict[str, Any]) -> tuple[str, Experiment]:
+    """Read the experiment of a file or a recipe, or make one of flags; flags replace what a file says. Raises
+    ConfigError with all faults."""
+    from zoo.experiments.experiment import find_recipe, list_recipes, make_experiment, read_node
+
+    first = words[0] if words else ""
+    named = first.endswith((".yaml", ".yml")) or first in list_recipes()
+    if not named and not arms:
+        hint = "a FILE, the name of a recipe, or --arm NAME=OVERRIDES twice"
+        raise ConfigError(f"experiment: names no arms{f', found {first!r}' if first else ''} ({hint})")
+    if named and not (arms or stated or words[1:]):
+        return find_recipe(first)
+    file, node = read_node(first) if named else (Path("experiment"), {})
+    own = dict(_read_arm(each) for each in arms)
+    node |= stated | ({"arms": own} if own else {})
+    node["shared"] = [*_words(node.get("shared", [])), *words[named:]]
+    return file.stem, make_experiment(node, file)
+
+
+def _words(stated: Any) -> list[str]:
+    return stated.split() if isinstance(stated, str) else list(stated)
+
+
+def _read_arm(text: str) -> tuple[str, str]:
+    """Read `NAME=OVERRIDES`. Raises ConfigError for a text without a name."""
+    name, sign, overrides = text.partition("=")
+    if not sign or not name.strip():
+        raise ConfigError(f"arm: is NAME=OVERRIDES, found {text!r} (--arm 'plain=' is an arm without overrides)")
+    return name.strip(), overrides.strip()
+
+
+def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) -> None:
+    from zoo.experiments.power_check import find_noise, list_blind
+    from zoo.experiments.running import plan_experiment
+
+    if experiment.probe is not None or experiment.ladder is not None:
+        raise ConfigError("plan: is of arms that train on text, not of a probe or a ladder (--run)")
+    noise = find_noise(experiment) if experiment.sigma is None else None
+    known = experiment if noise is None else experiment.model_copy(update={"sigma": noise.sigma})
+    outlook: Outlook = plan_experiment(known, folder, measure=measure)
+    blind = list_blind(experiment, outlook)
+    if as_json:
+        print(report.format_json({**outlook.to_dict(), "cannot_see": blind}))
+        return
+    print_plan(outlook)
+    if noise is not None:
+        source = f"the median of {noise.arms} arms of kept verdicts of the same config"
+        say(f"σ = {noise.sigma:.3g}: {source} (the file's sigma replaces it)")
+    for line in blind:
+        say(line)
+
+
+def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet: bool) -> ExperimentOutcome:
+    """Run or read an experiment; print and write its verdict."""
+    from zoo.cli.observing import PrintingObserver
+    from zoo.experiments.looking import report_experiment, run_experiment
+    from zoo.experiments.recipe_tables import make_outcome_tables
+    from zoo.experiments.registration import describe_registration
+
+    if trains:
+        made = run_experiment(name, experiment, folder, False, PrintingObserver())
+    else:
+        made = report_experiment(name, experiment, folder, False)
+    made.outcome.write(folder / "verdict.json")
+    made.draw(folder / "verdict.png")
+    if quiet:
+        return made.outcome
+    report.print_tables(*make_outcome_tables(name, experiment, made.outcome))
+    if made.report is not None:
+        rates = [each for each in made.report.tables() if each[0] == "Learning rates"]
+        report.print_tables(*(report.make_table(*each) for each in rates), *made.report.hints())
+    if made.outcome.registration is not None:
+        print(describe_registration(made.outcome.registration))
+    say(f"{folder}: verdict.json, verdict.png{'' if made.report is None else ', report.html'}")
+    return made.outcome

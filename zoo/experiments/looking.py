@@ -1,0 +1,87 @@
+"""Run an experiment look by look, and judge it: the way from a file to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.analysis.verdict.spending import find_look_levels
+from zoo.experiments.experiment import Experiment
+from zoo.experiments.judging import ExperimentOutcome, judge
+from zoo.experiments.registration import FILE, register
+from zoo.experiments.running import collect_arms, count_seeds_there, find_arms, plan_arms, train_arms
+from zoo.jobs.conducting import SweepObserver
+from zoo.report.verdicts import Report
+from zoo.untrusted.json_file import read_json
+
+if TYPE_CHECKING:
+    from zoo.report.arms import Arm
+
+
+@dataclass(frozen=True)
+class JudgedExperiment:
+    """An experiment's outcome, what draws its results into a file, and the report on its arms if they trained."""
+
+    outcome: ExperimentOutcome
+    draw: Callable[[Path], None]
+    report: Report | None = None
+
+
+def run_experiment(
+    name: str, experiment: Experiment, folder: Path, short_form: bool, observer: SweepObserver
+) -> JudgedExperiment:
+    """Register an experiment, train what is missing in its folder, and judge it. A design with several looks trains
+    further seeds only while a comparison is inconclusive."""
+    if experiment.probe is not None:
+        from zoo.experiments.probing import draw_probed, probe_recipe
+
+        ran, probed = probe_recipe(experiment, folder, short_form)
+        draw: Any = partial(draw_probed, list(experiment.arms), ran.values, probed)
+        return JudgedExperiment(judge(name, experiment, ran, short_form), draw)
+    if experiment.ladder is not None:
+        from zoo.experiments.laddering import climb_recipe, draw_climbed
+
+        ran, climbed = climb_recipe(experiment, folder, short_form)
+        return JudgedExperiment(judge(name, experiment, ran, short_form), partial(draw_climbed, climbed))
+    looks = experiment.form(short_form).looks
+    with plan_arms(experiment, folder, short_form) as plan:
+        registered = register(experiment, folder, plan.list_points())
+    for seeds, level in zip(looks, find_look_levels(tuple(looks)), strict=True):
+        ran, arms = train_arms(experiment, folder, short_form, observer, seeds)
+        outcome = judge(name, experiment, ran, short_form, level, registered)
+        if outcome.decided or seeds == looks[-1]:
+            return describe_arms(outcome, experiment, arms)
+        observer.say(f"{seeds} seeds: inconclusive at p < {level:.4f}; on to the next look")
+    raise AssertionError("unreachable")
+
+
+def report_experiment(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
+    """Judge the runs that are in an experiment's folder, at the last look that has all of its runs. Trains nothing.
+    Raises ConfigError if a run of the first look is missing or has not ended."""
+    looks = experiment.form(short_form).looks
+    there = count_seeds_there(experiment, folder)
+    number = max((at for at, seeds in enumerate(looks) if seeds <= there), default=0)
+    ran, arms = collect_arms(experiment, find_arms(experiment, folder, looks[number]), short_form)
+    registered = read_json(folder / FILE, dict[str, Any]) if (folder / FILE).is_file() else None
+    outcome = judge(name, experiment, ran, short_form, find_look_levels(tuple(looks))[number], registered)
+    return describe_arms(outcome, experiment, arms)
+
+
+def describe_arms(outcome: ExperimentOutcome, experiment: Experiment, arms: Sequence[Arm]) -> JudgedExperiment:
+    """Report on trained arms, compared with the experiment's baseline."""
+    made = Report.make(arms, experiment.first_arm(), experiment.metric, experiment.margin, outcome.level)
+    title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
+    return JudgedExperiment(outcome, partial(draw_trained, made, title), made)
+
+
+def draw_trained(report: Report, title: str, file: Path) -> None:
+    """Draw the trained arms, and write their page next to the plot of the runs."""
+    from zoo.report.verdict_page import write_report_page
+    from zoo.report.verdict_plot import draw_report
+
+    draw_report(report, file)
+    if file.stem == "verdict":
+        write_report_page(report, title, file.with_name("report.html"))

@@ -1,0 +1,64 @@
+"""Say before an experiment runs which of its sources' effects its design could not see.
+
+The noise is the experiment's own `sigma`, or that of the noise atlas: the median standard deviation of a pair's
+difference over all kept verdicts that trained by the same config and measured the same metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median, stdev
+
+from zoo.analysis.verdict.power import LEVEL, count_seeds
+from zoo.experiments.experiment import Expectation, Experiment, find_recipe, list_recipes
+from zoo.experiments.judging import find_outcome
+from zoo.jobs.outlook import Outlook
+
+
+@dataclass(frozen=True)
+class PairNoise:
+    """The standard deviation of a pair's difference (two arms, one seed), and how many arms it was measured on."""
+
+    sigma: float
+    arms: int
+
+
+def find_noise(experiment: Experiment) -> PairNoise | None:
+    """Find the noise of runs like an experiment's; None if no kept verdict has any."""
+    found = [sigma for name in list_recipes() for sigma in _list_sigmas(name, experiment)]
+    return PairNoise(median(found), len(found)) if found else None
+
+
+def _list_sigmas(name: str, experiment: Experiment) -> Iterator[float]:
+    _, other = find_recipe(name)
+    outcome = find_outcome(name)
+    if outcome is None or other.config is None or other.config != experiment.config:
+        return
+    arms = outcome.values.get(experiment.metric, {})
+    first, *others = arms.values() if arms else [{}]
+    for own in others:
+        shared = [own[seed] - first[seed] for seed in own.keys() & first.keys()]
+        if len(shared) > 1:
+            yield stdev(shared)
+
+
+def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
+    """Write a line for each source's effect, or margin, that the design could not show."""
+    smallest, sigma = outlook.smallest_effect(corrected=True), outlook.sigma
+    if smallest is None or sigma is None:
+        return []
+    lines, seen = [], smallest * sigma
+    for each in experiment.expect:
+        effect = each.effect if each.effect is not None else experiment.find_margin(each)
+        if each.verdict in (None, "any") or effect is None or abs(effect) >= seen:
+            continue
+        what = f"the source's effect is {each.effect:+g}" if each.effect is not None else f"the margin is {effect:g}"
+        needed = count_seeds(effect, sigma, LEVEL / max(1, len(outlook.arms) - 1))
+        would = "" if needed is None else f" ({needed:,} seeds would)"
+        lines.append(f"{_describe(each)}: {what}, and this design sees {seen:.2g} or more{would}")
+    return lines
+
+
+def _describe(each: Expectation) -> str:
+    return f"{each.arm} against {each.against}: {each.verdict}"

@@ -1,0 +1,91 @@
+"""Register an experiment before its first run, and list what changes afterwards.
+
+FOLDER/registration.json    {"when": "…", "hash": "…", "parts": {"arms": "…", …}, "changes": [{"when": "…", "of": […]}]}
+
+A verdict counts for more if its arms, budget and expectations were written down before anything ran. Each part has a
+hash of its own, so that a later change is listed by its name with the verdict. `models` are the resolved configs of all
+arms, and `code` the sources of this package.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zoo
+from zoo.disk import write_text
+from zoo.experiments.experiment import Experiment
+from zoo.jobs.sweep import SweepPoint
+from zoo.untrusted.json_file import read_json
+
+FILE = "registration.json"
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "arms": ("shared", "arms", "baseline", "config"),
+    "budget": ("match", "match_by", "matched"),
+    "tuning": ("tune",),
+    "seeds": ("seeds",),
+    "metric": ("metric", "higher", "measure"),
+    "margin": ("margin",),
+    "expectations": ("expect",),
+}
+"""The fields of an experiment in each part of its registration."""
+
+
+def register(experiment: Experiment, folder: Path, points: list[SweepPoint]) -> dict[str, Any]:
+    """Register an experiment in its folder, or list what differs from its registration there. Returns the registration.
+    Raises CheckpointError for a faulty file."""
+    parts = hash_parts(experiment, points)
+    file = folder / FILE
+    now = time.strftime("%Y-%m-%dT%H:%M:%S")
+    if not file.is_file():
+        made: dict[str, Any] = {"when": now, "hash": _hash(parts), "parts": parts, "changes": []}
+    else:
+        made = read_json(file, dict[str, Any])
+        latest = dict(made["parts"]) | {name: value for each in made["changes"] for name, value in each["of"].items()}
+        changed = {name: value for name, value in parts.items() if latest.get(name) != value}
+        if not changed:
+            return made
+        made["changes"].append({"when": now, "of": changed})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(made, indent=1) + "\n")
+    return made
+
+
+def hash_parts(experiment: Experiment, points: list[SweepPoint]) -> dict[str, str]:
+    """Hash each part of an experiment."""
+    stated = experiment.model_dump(mode="json")
+    parts = {name: _hash({each: stated[each] for each in fields}) for name, fields in PARTS.items()}
+    return {
+        **parts,
+        "models": _hash(sorted({each.arm: each.name for each in reversed(points)}.items())),
+        "code": hash_code(),
+    }
+
+
+def describe_registration(registered: Mapping[str, Any]) -> str:
+    """Say when an experiment was registered, and what changed afterwards."""
+    said = f"registered {registered['when'].replace('T', ' ')} as {registered['hash']}, before its first run"
+    if not registered["changes"]:
+        return f"{said}; nothing changed since"
+    changed = dict.fromkeys(name for each in registered["changes"] for name in each["of"])
+    return f"{said}; changed since: {', '.join(changed)}"
+
+
+@functools.cache
+def hash_code() -> str:
+    """Hash the sources of this package."""
+    root = Path(zoo.__file__).parent
+    made = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        made.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return made.hexdigest()[:12]
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

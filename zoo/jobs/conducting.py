@@ -1,0 +1,151 @@
+"""Conduct a sweep or an experiment: match its arms, tune them, run all jobs that have not ended."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ConfigError, did_you_mean, refuse
+from zoo.jobs.forecast import Forecaster
+from zoo.jobs.matching import BUDGETS, Match, Matching
+from zoo.jobs.outlook import Outlook
+from zoo.jobs.pinning import count_workers
+from zoo.jobs.plan import LaunchPlan
+from zoo.jobs.rates import FEWEST, MOST, RateSearch, search_rates
+from zoo.jobs.sweep import Sweep, SweepPoint, describe_dropped, drop_duplicates, list_varied
+
+
+@dataclass(frozen=True)
+class SweepDesign:
+    """What is done with the arms before their seeds run: the cost in which they are matched, the dimension that is
+    solved for it, and the arm that they are matched to (by default the first); whether learning rates are searched, and
+    by how many trials (None: on a grid)."""
+
+    match: str | None = None
+    match_by: str | None = None
+    baseline: str | None = None
+    search_lr: bool = False
+    trials: int | None = None
+    sigma: float | None = None
+    """The standard deviation of a pair's difference, for the power of a plan."""
+    measure: bool = False
+    """Whether to time some steps of each arm first."""
+
+
+class SweepObserver:
+    """Is told what a sweep does. This one says nothing."""
+
+    jobs: Sequence[SweepPoint] = ()
+    """The jobs that were started last: at the end those of the arms' seeds."""
+
+    def say(self, line: str) -> None:
+        """A line about the jobs."""
+
+    def show_match(self, match: Match) -> None:
+        """The arms were matched."""
+
+    def show_searches(self, searches: Mapping[str, Mapping[str, Any]]) -> None:
+        """The learning rates were searched (`RateSearch.to_dict`, by arm)."""
+
+    def watch(self, folder: Path, jobs: Sequence[SweepPoint]) -> AbstractContextManager[Any]:
+        """The context in which jobs run."""
+        return nullcontext()
+
+
+def look_ahead(plan: LaunchPlan, design: SweepDesign, sweep: Sweep, *, only_plan: bool = False) -> Outlook:
+    """Compose, deduplicate, match and price all points, and time their steps if the design asks for it. With
+    `only_plan` points that do not fit a device are refused one by one. Raises ConfigError if all are."""
+    forecaster = Forecaster(measure=design.measure)
+    jobs, dropped = drop_duplicates(plan.list_points())
+    matched = _match(plan, design, jobs, sweep) if design.match else None
+    jobs = jobs if matched is None else matched.jobs
+    done = frozenset(each.name for each in jobs if sweep.read_status(each.name) == "done")
+    refused = plan.list_refused()
+    if only_plan:
+        found = {each.name: forecaster.forecast(each.planned) for each in jobs}
+        named = zip(list_varied([each.typed for each in jobs]), jobs, strict=True)
+        refused |= {name: [found[each.name].fault or ""] for name, each in named if found[each.name].refused}
+        jobs = [each for each in jobs if not found[each.name].refused]
+        if not jobs:
+            refuse(dict.fromkeys(fault for faults in refused.values() for fault in faults))
+    return Outlook(jobs, forecaster, dropped, refused, done, design.sigma, matched, _count_searched(design, jobs))
+
+
+def _count_searched(design: SweepDesign, jobs: Sequence[SweepPoint]) -> tuple[int, int] | None:
+    """Count the minimum and maximum runs per arm that a search of learning rates adds; None without a search."""
+    if design.trials is None:
+        return (FEWEST, MOST) if design.search_lr else None
+    from zoo.jobs.trials import check_trials
+
+    check_trials(jobs)
+    return design.trials, design.trials
+
+
+def _match(plan: LaunchPlan, design: SweepDesign, jobs: Sequence[SweepPoint], sweep: Sweep) -> Match:
+    """Match the arms in the cost that the design names. A resumed sweep keeps values that were solved by measured
+    seconds, because a new measurement would differ. Raises ConfigError for an unknown cost."""
+    assert design.match is not None
+    if design.match not in BUDGETS:
+        hint = did_you_mean(design.match, BUDGETS) or f" (one of: {', '.join(BUDGETS)})"
+        raise ConfigError(f"match: there is no budget {design.match!r}{hint}")
+    asked = Matching(design.match, design.match_by or BUDGETS[design.match], design.baseline)
+    return asked.match(plan, jobs, Forecaster(measure=True), sweep.read_solved(asked.budget, asked.by))
+
+
+def conduct(plan: LaunchPlan, design: SweepDesign, folder: Path, observer: SweepObserver) -> list[SweepPoint]:
+    """Match and tune the arms as the design says, and run all jobs that have not ended. Returns the jobs of the arms'
+    seeds."""
+    sweep = Sweep.read(folder)
+    outlook = look_ahead(plan, design, sweep)
+    if line := describe_dropped(outlook.jobs, outlook.dropped):
+        observer.say(line)
+    sweep.begin(plan.overrides)
+    if outlook.match is not None:
+        observer.show_match(outlook.match)
+        sweep.content["match"] = outlook.match.to_dict()
+    launch = functools.partial(_launch, plan, sweep, outlook, observer)
+    jobs = _search(plan, sweep, outlook, design.trials, launch, observer) if design.search_lr else list(outlook.jobs)
+    launch(jobs)
+    return jobs
+
+
+def _launch(
+    plan: LaunchPlan,
+    sweep: Sweep,
+    outlook: Outlook,
+    observer: SweepObserver,
+    jobs: Sequence[SweepPoint],
+    search: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Add jobs to sweep.json, each with its fields in `search` if there are any, and run those that have not ended."""
+    observer.jobs = jobs
+    missing = sweep.find_missing(jobs, search)
+    sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs}, search)
+    if line := sweep.describe(jobs, missing):
+        observer.say(line)
+    if missing:
+        with observer.watch(sweep.folder, jobs):
+            plan.launch(sweep.folder, missing)
+
+
+def _search(
+    plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int | None, launch: Any, observer: SweepObserver
+) -> list[SweepPoint]:
+    """Search the learning rate of each arm, by the grid or by a number of trials; record the results, and return the
+    jobs at the chosen rates."""
+
+    def begin(job: SweepPoint) -> RateSearch:
+        from zoo.jobs.trials import Trials
+
+        return Trials.open(sweep.folder, job, trials or 0, count_workers(plan.jobs[0].cfg.hydra.launcher) or 1)
+
+    jobs, searches = search_rates(plan, sweep, outlook.jobs, launch, begin if trials else None)
+    found = {name: search.to_dict() for name, search in searches.items()}
+    sweep.content["search"] = found
+    sweep.write()
+    observer.show_searches(found)
+    return jobs
