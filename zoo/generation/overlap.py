@@ -113,9 +113,8 @@ class OverlappedSteps:
     def plan(self) -> list[Chunk]:
         """Plan the next step as if the late tokens were known. What the late step computed is kept for reuse, and
         sequences that are sure to end with their late token leave."""
-        for place, (chunk, before) in enumerate(
-            zip(self.late.chunks, self.late.before, strict=True) if self.late else ()
-        ):
+        late = zip(self.late.chunks, self.late.before, strict=True) if self.late else ()
+        for place, (chunk, before) in enumerate(late):
             each = chunk.sequence
             if each.row is None:  # it has ended, or was preempted since and computes the token again
                 continue
@@ -125,7 +124,7 @@ class OverlappedSteps:
                 self.scheduler.leave(each)
         return self.scheduler.plan()
 
-    def launch(self, chunks: Sequence[Chunk]) -> LateStep | None:
+    def launch(self, chunks: list[Chunk]) -> LateStep | None:
         """Launch a step whose tokens the device chooses. None if the host is needed for any of it; nothing is launched
         then, and the step is to be computed once the late tokens are known."""
         graphs = self.passes.graphs
@@ -140,26 +139,19 @@ class OverlappedSteps:
             self.sampler = DeviceSampler(graphs)
         return LateStep(chunks, before, self.sampler.choose(sequences))
 
-    def _chosen_by_device(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether a step is one pass of decoding rows, and all that it needs to choose their tokens is on the device.
-        Prompts, drafts, beams, adapters, log-probabilities and options that edit logits need the host: with one such
-        row the whole step does."""
-        return (
-            bool(chunks)
-            and all(
-                chunk.count == 1
-                and chunk.ends
-                and not chunk.whole
-                and chunk.sequence.draws.plain
-                and self.passes.cached(chunk.sequence)
-                and (asked := chunk.sequence.asked).n_beams == 1
-                and asked.adapter is None
-                and asked.logprobs is None
-                and (asked.prompt_logprobs is None or len(chunk.sequence.ids) > chunk.sequence.prompt)
-                for chunk in chunks
-            )
-            and len(list(self.passes.batches(list(chunks)))) == 1
-        )
+    def _chosen_by_device(self, chunks: list[Chunk]) -> bool:
+        """Whether a step is one pass of decoding rows whose tokens the device can choose. With one row that needs the
+        host (`_is_plain`), the whole step does."""
+        return bool(chunks) and all(map(self._is_plain, chunks)) and len(list(self.passes.batches(chunks))) == 1
+
+    def _is_plain(self, chunk: Chunk) -> bool:
+        """Whether a chunk is the last token of a decoding row, and its logits are needed for nothing but the next one.
+        Not so for prompts, drafts, beams, adapters (chosen anew for each pass), log-probabilities, and options that
+        edit logits."""
+        each, asked = chunk.sequence, chunk.sequence.asked
+        decoding = chunk.count == 1 and chunk.ends and not chunk.whole and self.passes.cached(each)
+        scored = asked.logprobs is not None or (asked.prompt_logprobs is not None and len(each.ids) == each.prompt)
+        return decoding and each.draws.plain and asked.n_beams == 1 and asked.adapter is None and not scored
 
     def settle(self, launched: LateStep | None) -> Iterator[tuple[Chunk, int, dict[RunningSequence, Tensor]]]:
         """Wait for the late tokens, and yield those that a sequence waits for. A sequence without a token has its
