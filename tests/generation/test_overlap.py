@@ -244,6 +244,34 @@ def test_a_request_that_needs_the_host_lets_the_whole_step_wait(asked, device):
     assert found[numbers[0]] == [event.token for event in make_engine().run([easy])]
 
 
+def test_rows_that_take_other_passes_wait(device):
+    """An adapter is chosen for a pass by the host, and some rows may not share a pass."""
+    engine = make_engine()
+    numbers = [engine.add(Request(ids=[each, 3], max_new_tokens=9)) for each in (1, 2)]
+    engine.step()
+    first = engine.live[numbers[0]][0]
+    plain, first.asked = first.asked, replace(first.asked, adapter="one")
+    chunks = engine.scheduler.plan()
+    assert engine.overlap.launch(chunks) is None
+    first.asked = plain
+    engine.passes.batches = lambda chunks: ([chunk] for chunk in chunks)
+    assert engine.overlap.launch(chunks) is None
+    del engine.passes.batches
+    with torch.inference_mode():
+        assert engine.overlap.launch(chunks) is not None
+
+
+def test_first_passes_of_one_token_wait(device):
+    """An encoder's source is read by none but the first, and a prompt's log-probabilities are found in it."""
+    engine = make_engine("t5")
+    engine.add(Request(ids=[5, 6], max_new_tokens=3))
+    assert len(engine.step()) == 1
+    engine = make_engine()
+    engine.add(Request(ids=[5], max_new_tokens=3, prompt_logprobs=1))
+    assert [event.prompt for event in engine.step()] == [(None,)]
+    assert engine.step() == []
+
+
 def test_an_engine_that_speculates_waits_for_every_step(device):
     engine = make_engine(speculate=2)
     list(engine.run([Request(ids=[1, 2, 3, 1, 2], max_new_tokens=9)]))

@@ -149,7 +149,7 @@ class OverlappedSteps:
         Not so for prompts, drafts, beams, adapters (chosen anew for each pass), log-probabilities, and options that
         edit logits."""
         each, asked = chunk.sequence, chunk.sequence.asked
-        decoding = chunk.count == 1 and chunk.ends and not chunk.whole and self.passes.cached(each)
+        decoding = chunk.count == 1 and chunk.ends and self.passes.cached(each)
         scored = asked.logprobs is not None or (asked.prompt_logprobs is not None and len(each.ids) == each.prompt)
         return decoding and each.draws.plain and asked.n_beams == 1 and asked.adapter is None and not scored
 
