@@ -207,16 +207,12 @@ def test_a_sequence_whose_logits_are_not_finite_fails_one_step_late(device):
 
 
 def test_generated_text_is_kept_for_reuse_once_its_tokens_are_known(device, monkeypatch):
-    hits = []
-    for waiting in (False, True):
-        with monkeypatch.context() as patch:
-            if waiting:
-                patch.setattr(OverlappedSteps, "launch", lambda self, chunks: None)
-            engine = make_engine()
-            ids = [1, 2, 3] + [event.token for event in engine.run([Request(ids=[1, 2, 3], max_new_tokens=46)])]
-            list(engine.run([Request(ids=ids, max_new_tokens=2)]))
-            hits.append(engine.prefixes.hits)
-    assert hits == [48, 48]
+    for _ in ("a step late", "waiting"):
+        engine = make_engine()
+        ids = [1, 2, 3] + [event.token for event in engine.run([Request(ids=[1, 2, 3], max_new_tokens=46)])]
+        list(engine.run([Request(ids=ids, max_new_tokens=2)]))
+        assert engine.prefixes.hits == 48
+        monkeypatch.setattr(OverlappedSteps, "launch", lambda self, chunks: None)
 
 
 HOST = {
