@@ -78,8 +78,9 @@ layers of width 128 and 1,000 tokens, 8 rows of 256 tokens, AdamW; a pipeline ha
 gradients, optimizer states and gathered weights of each alone are held to the byte
 (`tests/costs/test_parallel_costs.py`).
 
-Each stage of a pipeline is priced, and the fullest one counts. `ddp` runs as FSDP over one shard, and its copies of
-gathered weights are not priced.
+Each stage of a pipeline is priced, and the fullest one counts. Not priced: what `zero_bubble` keeps between the halves
+of a backward pass (21 % above the price on the last of two stages of a smaller model), and the copies of gathered
+weights that `ddp` makes, which runs as FSDP over one shard.
 
 | processes | mesh | precision | recompute | measured | predicted | predicted ÷ measured |
 | --- | --- | --- | --- | --- | --- | --- |
