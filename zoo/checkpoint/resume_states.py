@@ -55,12 +55,12 @@ def open_states(folder: Path) -> StoredTensors:
 def read_part(states: StoredTensors, name: str, shares: Shares, owner: str, parameter: Tensor) -> Tensor:
     """Read a process' part of a parameter's optimizer state, by slices, onto the parameter's device. A state of another
     shape than the whole parameter's is whole on every process."""
-    part = torch.zeros_like(parameter, dtype=states.forms[name].dtype, requires_grad=False)
-    held = locate(shares, owner, part)
-    if not shares.splits(owner, parameter) or held.shape != states.forms[name].shape:
-        return states[name]
-    fill_pieces({name: held}, states)
-    return part
+    form = states.forms[name]
+    if shares.splits(owner, parameter) and locate(shares, owner, parameter).shape == form.shape:
+        part = torch.zeros_like(parameter, dtype=form.dtype, requires_grad=False)
+        fill_pieces({name: locate(shares, owner, part)}, states)
+        return part
+    return states[name]
 
 
 def name_random(device: str, rank: int) -> str:
