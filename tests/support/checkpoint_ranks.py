@@ -103,18 +103,18 @@ def measuring_resumption(found: dict[str, int]) -> Iterator[None]:
 
 @contextmanager
 def counting_reads() -> Iterator[list[int]]:
-    """Note the bytes of each tensor, or part of one, that is read of a checkpoint's states."""
+    """Note the bytes of each tensor, or part of one, that is read of a checkpoint's optimizer states."""
     found: list[int] = []
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor.nbytes)
+    def note(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor.nbytes if name.startswith("optimizer.") else 0)
         return tensor
 
     def noting(stored: StoredTensors) -> StoredTensors:
-        slices = stored.find_slices
-        return StoredTensors(
-            stored.forms, lambda name: note(stored[name]), find_slices=lambda name: lambda at: note(slices(name)(at))
-        )
+        def read_slices(name: str) -> Any:
+            return lambda at: note(name, stored.find_slices(name)(at))
+
+        return StoredTensors(stored.forms, lambda name: note(name, stored[name]), find_slices=read_slices)
 
     opened = store.open_states
     with mock.patch.object(store, "open_states", lambda folder: noting(opened(folder))):
