@@ -70,7 +70,7 @@ def test_a_process_reads_its_part_of_the_states_of_a_run_that_goes_on(model, pro
     for number, way in enumerate(ways):
         for told in read_found(processes, "."):
             found = told[number]
-            assert found["most"] <= found["held"] + 1.1 * largest, way
+            assert found["most"] <= found["held"] + 2.1 * largest, way  # shards are read by way of two pieces
             assert found["read"] <= 1.01 * found["held"], way
         for name, each in zoo.load(str(number)).state_dict().items():
             assert (each - one[name]).norm() <= 1e-4 * one[name].norm() + 1e-6, (way, name)
