@@ -2,8 +2,8 @@
 
 `zoo.stats(config, overrides)`, `zoo.diff(a, b)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`,
 `zoo.load(path)`, `zoo.generate(model, ids)`, `zoo.fill(model, texts)`, `zoo.score(model, texts)`,
-`zoo.embed(model, texts)`, `zoo.evaluate(model, texts)` and `zoo.export(model, path)`. Importing the package imports
-neither torch nor hydra: each name is imported from its module at its first use.
+`zoo.embed(model, texts)`, `zoo.evaluate(model, texts)`, `zoo.export(model, path)` and `zoo.experiment(file)`. Importing
+the package imports neither torch nor hydra: each name is imported from its module at its first use.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zoo.errors import FitError as FitError
     from zoo.errors import KernelError as KernelError
     from zoo.errors import ZooError as ZooError
+    from zoo.experiments.looking import experiment as experiment
     from zoo.generation.engine import Engine as Engine
     from zoo.generation.generate import generate as generate
     from zoo.generation.request import Request as Request
@@ -44,6 +45,7 @@ _HOMES = {
         "zoo.api": "diff evaluate export stats train",
         "zoo.checkpoint.store": "load",
         "zoo.errors": "CheckpointError ConfigError FitError KernelError ZooError",
+        "zoo.experiments.looking": "experiment",
         "zoo.generation.engine": "Engine",
         "zoo.generation.generate": "generate",
         "zoo.generation.request": "Request",

@@ -16,6 +16,7 @@ from zoo.probes.card import draw_card, format_reach, group_by_model
 from zoo.probes.card import list_costs as list_prices
 from zoo.probes.outcome import ProbeOutcome as Card
 from zoo.report import format_markdown
+from zoo.report.forest_plot import DrawnEffect, draw_forest
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 
@@ -26,11 +27,21 @@ Written by `python tests/pages findings` from `recipes/verdicts/`. Each finding 
 were written down before it ran, and its verdict stays as it came, also where it contradicts the source. `zoo recipes NAME --run` runs
 one again.
 
-Differences are taken seed by seed and told by Student's t at 5 %, corrected over the comparisons of a recipe (Holm, 1979); ± is the
-95 % interval of a difference, and one deviation of an arm. These models are small and train for minutes on two cores: a claim about
-large ones is neither shown nor refuted by them. Seconds are those of the arms alone where the machine's load was below its cores;
-where it was above, other work slowed them, some more than others.
+An arm is better, worse, equivalent within the recipe's margin, or the comparison is inconclusive: these seeds do not show a difference,
+and there may be one ([how verdicts are made](verdicts.md)). ± is the interval of a difference at the level of its test, and one deviation
+of an arm. These models are small and train for minutes on two cores: a claim about large ones is neither shown nor refuted by them.
+Learning rates were not searched for each arm (a recipe with `tune` says so), and a rate that suits one arm less is part of its loss.
+Seconds are those of the arms alone where the machine's load was below its cores; where it was above, other work slowed them, some more
+than others.
+
+Until 29 November 2026 two verdicts were known: what was not significant read "no significant difference", which some pages took for
+equality. All kept runs were judged again on 30 November 2026; where a margin was added for that, it was added after the runs.
+
+![Differences with their intervals, by metric; colour is the verdict, the band the margin](../recipes/verdicts/effects.png)
 """
+
+METRICS = {"val_loss": "validation loss, nats: arm − other (lower is better)"}
+"""Titles of the panels of the forest plot; other metrics are accuracies."""
 
 
 CARDS = """\
@@ -38,25 +49,53 @@ CARDS = """\
 
 How far six architectures get, brought to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are right,
 the median of three seeds at each one's best learning rate, and their range where they differ. The training is short; what is not
-reached was not learned in 200 to 600 steps. A card is made by `zoo probe`, with the overrides that stand above its column.
-OLMo Hybrid is at this size a layer of the gated delta rule, whose states may change sign, and one of attention: together they copy
-selectively what neither does alone. Only layers whose states may change sign go beyond eight bits of parity.
+reached was not learned in 200 to 600 steps, at sizes below the sources' own, which refutes nothing. A card is made by `zoo probe`, with
+the overrides that stand above its column. OLMo Hybrid is at this size a layer of the gated delta rule, whose states may change sign, and
+one of attention; each alone copied eight letters selectively in one seed of three at most. Mamba-2's 0 on mqar is likely that of its
+chosen rate (seeds reached 16, 0 and 0). Only layers whose states may change sign went beyond eight bits of parity.
 """
+
+
+def read_kept() -> dict[str, tuple[Experiment, ExperimentOutcome]]:
+    """The recipes that have a verdict, with it."""
+    return {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
 
 
 def page() -> str:
     """The whole page."""
-    told = {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
+    told = read_kept()
     rows = [
         [
             f"[{name}](#{name})",
             recipe.claim,
-            f"{sum(each.holds for each in outcome.findings)} of {len(outcome.findings)}",
+            "withdrawn"
+            if recipe.withdrawn
+            else f"{sum(each.holds for each in outcome.findings)} of {len(outcome.findings)}",
         ]
         for name, (recipe, outcome) in told.items()
     ]
     table = format_markdown(("recipe", "claim", "expectations that hold"), rows)
     return "\n".join([HEAD, table, "", write_cards(), *(write_finding(name, *each) for name, each in told.items())])
+
+
+def list_effects() -> list[tuple[str, list[DrawnEffect]]]:
+    """The differences of all recipes that are not withdrawn, by metric: losses first, then accuracies."""
+    losses: list[DrawnEffect] = []
+    shares: list[DrawnEffect] = []
+    for name, (recipe, outcome) in read_kept().items():
+        for each in outcome.findings:
+            metric = each.metric or recipe.metric
+            if recipe.withdrawn or each.p is None or each.value is None or each.interval is None:
+                continue
+            of = "" if each.metric is None else f" ({each.metric})"
+            label = f"{name}: {each.arm} − {each.against}{of}"
+            effect = DrawnEffect(label, each.value, each.interval, each.found, each.margin)
+            if "loss" in metric:
+                losses.append(effect)
+            elif "accuracy" in metric or "scaled" in metric:
+                shares.append(effect)
+    accuracy = "accuracy (probes): arm − other (higher is better)"
+    return [(METRICS["val_loss"], losses), (accuracy, shares)]
 
 
 def read_cards() -> list[Card]:
@@ -87,11 +126,12 @@ def write_cards() -> str:
 def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> str:
     """A section: the claim, expected beside found, the arms, and the picture."""
     lines = [f"## {name}", "", f"**{recipe.claim}** {recipe.source}."]
+    lines += ["", f"**Withdrawn.** {recipe.withdrawn}"] if recipe.withdrawn else []
     lines += ["", recipe.notes] if recipe.notes else []
     lines += ["", format_markdown(FINDINGS, [list_cells(each) for each in outcome.findings]), ""]
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
     took = f"{outcome.seconds / 60:.0f} minutes of training on {outcome.machine}"
-    lines += [f"{recipe.seeds} seeds an arm; {outcome.date}, {took}.", ""]
+    lines += [f"{recipe.form(False).looks[-1]} seeds an arm; {outcome.date}, {took}.", ""]
     for file in sorted((recipes_dir() / "verdicts").glob(f"{name}.[ps][nv]g")):
         lines += [f"![{recipe.claim}](../recipes/verdicts/{file.name})", ""]
     return "\n".join(lines)
@@ -99,6 +139,7 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    draw_forest(list_effects(), recipes_dir() / "verdicts" / "effects.png")
     picture = recipes_dir() / "cards" / "cards.png"
     if not picture.exists():
         draw_card(read_cards(), picture)

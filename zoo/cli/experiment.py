@@ -52,8 +52,10 @@ def run(
         raise ConfigError("experiment: --plan, --run and --report exclude each other (one of them)")
     stated: dict[str, Any] = {"match": match, "match_by": match_by, "margin": margin, "metric": metric}
     stated |= {"tune": tune or None, "seeds": _read_seeds(seeds)}
+    from zoo.experiments.looking import FOLDER
+
     name, made = _read(list(words or ()), arm or [], {key: value for key, value in stated.items() if value is not None})
-    folder = out or Path("sweeps/experiments") / name
+    folder = out or FOLDER / name
     if not (run or show):
         return _plan(made, folder, measure, as_json)
     outcome = _judge(name, made, folder, run, as_json)
@@ -129,16 +131,11 @@ def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) ->
 def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet: bool) -> ExperimentOutcome:
     """Run or read an experiment; print and write its verdict."""
     from zoo.cli.observing import PrintingObserver
-    from zoo.experiments.looking import report_experiment, run_experiment
+    from zoo.experiments.looking import judge_in_folder
     from zoo.experiments.recipe_tables import make_outcome_tables
     from zoo.experiments.registration import describe_registration
 
-    if trains:
-        made = run_experiment(name, experiment, folder, False, PrintingObserver())
-    else:
-        made = report_experiment(name, experiment, folder, False)
-    made.outcome.write(folder / "verdict.json")
-    made.draw(folder / "verdict.png")
+    made = judge_in_folder(name, experiment, folder, trains, PrintingObserver())
     if quiet:
         return made.outcome
     report.print_tables(*make_outcome_tables(name, experiment, made.outcome))

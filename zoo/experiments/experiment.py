@@ -31,24 +31,24 @@ from zoo.untrusted.yaml_file import parse_yaml
 if TYPE_CHECKING:
     from zoo.ladder import LadderRequest
 
-AtLeastTwo = Annotated[int, Field(ge=2)]
-"""A number of seeds. One seed has no spread, so that no test is possible."""
 
-
-def _increases(looks: list[int]) -> list[int]:
+def _read_looks(seeds: int | list[int]) -> int | list[int]:
+    looks = seeds if isinstance(seeds, list) else [seeds]
+    if not looks or min(looks) < 2:
+        raise ValueError("one seed has no spread, so that no test is possible (2 or more)")
     if sorted(set(looks)) != looks:
-        raise ValueError("the numbers of seeds at which to look increase")
-    return looks
+        raise ValueError("the numbers of seeds at which to look increase (seeds: [3, 6, 10])")
+    return seeds
 
 
-Seeds = AtLeastTwo | Annotated[list[AtLeastTwo], Field(min_length=1), AfterValidator(_increases)]
+Seeds = Annotated[int | list[int], AfterValidator(_read_looks)]
 """The number of seeds; or several, at which to look, in a design that adds seeds until it tells: the significance level
 is spent over the looks (`zoo.analysis.verdict.spending`)."""
 
 
 def _split_words(overrides: Any) -> Any:
-    """Split overrides that are written as one text, as on a command line."""
-    return shlex.split(overrides) if isinstance(overrides, str) else overrides
+    """Split overrides that are written as one text, as on a command line; nothing is no override."""
+    return shlex.split(overrides) if isinstance(overrides, str) else [] if overrides is None else overrides
 
 
 def _name_no_code(overrides: list[str]) -> list[str]:

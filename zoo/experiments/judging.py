@@ -76,8 +76,8 @@ class ExperimentOutcome:
     date: str
     machine: str
     seconds: float
-    values: dict[str, dict[str, dict[str, float]]]
-    """The values by metric, arm and seed."""
+    values: dict[str, dict[str, dict[str, float | None]]]
+    """The values by metric, arm and seed; None for a run that diverged."""
     costs: dict[str, dict[str, float]]
     findings: list[Finding]
     level: float = LEVEL
@@ -134,7 +134,10 @@ def judge(
         machine=ran.machine,
         seconds=round(ran.seconds, 1),
         values={
-            metric: {arm: {str(seed): value for seed, value in own.items()} for arm, own in by_arm.items()}
+            metric: {
+                arm: {str(seed): value if math.isfinite(value) else None for seed, value in own.items()}
+                for arm, own in by_arm.items()
+            }
             for metric, by_arm in ran.values.items()
         },
         costs={arm: dict(costs) for arm, costs in ran.costs.items()},
@@ -207,9 +210,8 @@ def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
     low, high = min(own.values()), max(own.values())
     kept = (each.at_least is None or low >= each.at_least) and (each.at_most is None or high <= each.at_most)
     about = (each.arm, each.against, describe_bounds(each), each.paper)
-    return Finding(
-        *about, "kept" if kept else "not kept", mean(own.values()), (low, high), None, kept, each.cost, each.metric
-    )
+    middle = mean(own.values()) if math.isfinite(low + high) else math.inf
+    return Finding(*about, "kept" if kept else "not kept", middle, (low, high), None, kept, each.cost, each.metric)
 
 
 def describe_bounds(each: Expectation) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.verdict.spending import find_look_levels
-from zoo.experiments.experiment import Experiment
+from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
 from zoo.experiments.judging import ExperimentOutcome, judge
 from zoo.experiments.registration import FILE, register
 from zoo.experiments.running import collect_arms, count_seeds_there, find_arms, plan_arms, train_arms
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from zoo.report.arms import Arm
 
 
+FOLDER = Path("sweeps/experiments")
+"""The folder of experiments, below the working directory."""
+
+
 @dataclass(frozen=True)
 class JudgedExperiment:
     """An experiment's outcome, what draws its results into a file, and the report on its arms if they trained."""
@@ -28,6 +32,38 @@ class JudgedExperiment:
     outcome: ExperimentOutcome
     draw: Callable[[Path], None]
     report: Report | None = None
+
+
+def experiment(
+    source: str | Path | Mapping[str, Any], folder: str | Path | None = None, *, train: bool = True
+) -> ExperimentOutcome:
+    """Run an experiment, as `zoo experiment FILE --run` does, and return its outcome.
+
+    `source` is a file, the name of a recipe, or what a file holds: `{"arms": {"plain": "", "qk_norm":
+    "model.attention.qk_norm=rmsnorm"}, "shared": "model=llama-tiny", "seeds": 5, "tune": True}`. Runs that have ended
+    in the folder are not run again; with `train=False` none is (`--report`). Writes what the verb writes. Raises
+    ConfigError for a faulty experiment, before anything is written.
+    """
+    if isinstance(source, Mapping):
+        name, made = "experiment", make_experiment(source, Path("experiment"))
+    else:
+        name, made = find_recipe(str(source))
+    where = Path(folder) if folder is not None else FOLDER / name
+    judged = judge_in_folder(name, made, where, train, SweepObserver())
+    return judged.outcome
+
+
+def judge_in_folder(
+    name: str, experiment: Experiment, folder: Path, train: bool, observer: SweepObserver
+) -> JudgedExperiment:
+    """Run an experiment, or judge the runs that are there; write its verdict, plot and page into the folder."""
+    if train:
+        made = run_experiment(name, experiment, folder, False, observer)
+    else:
+        made = report_experiment(name, experiment, folder, False)
+    made.outcome.write(folder / "verdict.json")
+    made.draw(folder / "verdict.png")
+    return made
 
 
 def run_experiment(

@@ -36,7 +36,7 @@ def _list_sigmas(name: str, experiment: Experiment) -> Iterator[float]:
     if outcome is None or other.config is None or other.config != experiment.config:
         return
     arms = outcome.values.get(experiment.metric, {})
-    first, *others = arms.values() if arms else [{}]
+    first, *others = ({s: v for s, v in own.items() if v is not None} for own in (arms.values() if arms else [{}]))
     for own in others:
         shared = [own[seed] - first[seed] for seed in own.keys() & first.keys()]
         if len(shared) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -97,9 +97,18 @@ def list_arms(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str
     header = ("arm", *(f"{metric} ± σ" for metric in outcome.values))
     rows = []
     for arm in recipe.arms:
-        values = [list(by_arm[arm].values()) for by_arm in outcome.values.values()]
-        rows.append([arm, *(format_spread(mean(each), stdev(each) if len(each) > 1 else None) for each in values)])
+        rows.append([arm, *(_format_arm(list(by_arm[arm].values())) for by_arm in outcome.values.values())])
     return header, rows
+
+
+def _format_arm(values: Sequence[float | None]) -> str:
+    """Format the mean and the standard deviation over the runs that did not diverge, and the number that did."""
+    finite = [each for each in values if each is not None]
+    lost = "" if len(finite) == len(values) else f"{len(values) - len(finite)} of {len(values)} diverged"
+    if not finite:
+        return lost
+    said = format_spread(mean(finite), stdev(finite) if len(finite) > 1 else None)
+    return f"{said} ({lost})" if lost else said
 
 
 def list_costs(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:

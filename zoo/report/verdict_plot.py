@@ -13,6 +13,7 @@ from zoo.analysis.verdict.difference import MeanDifference
 from zoo.analysis.verdict.power import LEVEL
 from zoo.report.arms import Arm
 from zoo.report.curves import read_curve, smooth
+from zoo.report.forest_plot import COLORS
 from zoo.report.price_plot import check_picture, list_colors, write_figure
 from zoo.report.rate_plot import draw_rates
 from zoo.report.units import format_count, format_si
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "equivalent": "tab:blue", "inconclusive": "tab:gray"}
 TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
 
 
@@ -80,7 +80,7 @@ def _draw_differences(axes: Axes, report: Report) -> None:
     """Draw each arm's difference from the baseline with its 95 % interval, coloured by its verdict."""
     for at, arm in enumerate(report.others):
         each = report.found[arm.name]
-        color = VERDICT_COLORS[each.verdict]
+        color = COLORS[each.verdict]
         if each.interval is not None:
             axes.plot(each.interval, [at, at], color=color, linewidth=2)
         if each.difference is not None:

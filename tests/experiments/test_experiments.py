@@ -1,0 +1,180 @@
+"""Experiments: named arms from a file or from flags, registered before they run, tuned alike, judged at their looks."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+import zoo
+from support.command_lines import TINY
+from zoo.cli import run
+from zoo.jobs.plan import LaunchPlan
+
+ARMS = {"many heads": "", "one head": "attention=mqa"}
+SHARED = ["model=llama-tiny", *TINY]
+
+
+class Trainer:
+    """Writes the outcome of jobs by a formula of their rate, seed and arm, in place of training."""
+
+    def __init__(self, gap: float = 0.0) -> None:
+        self.gap, self.ran = gap, 0
+
+    def launch(self, plan: LaunchPlan, folder: Path, jobs: list) -> None:
+        for each in jobs:
+            settings, heads = each.planned.settings, each.planned.spec.blocks["layer"].attention.n_kv_heads
+            own = folder / each.name
+            own.mkdir(exist_ok=True)
+            noise = 0.01 * math.sin(37 * settings.seed + heads)
+            loss = 3 + math.log10(settings.optim.lr / 2e-3) ** 2 + noise - (self.gap if heads == 1 else 0)
+            result = {"status": "done", "val_loss": loss, "tokens": 64, "params": 1, "seconds": 1.0, "flops": 1.0}
+            if math.isnan(self.gap) and heads == 1 and settings.seed < 100:
+                result = {"status": "diverged", "error": "step 2: the loss is nan", "tokens": 32}
+            (own / "result.json").write_text(json.dumps(result))
+            (own / "config.yaml").write_text(yaml.safe_dump({"seed": settings.seed, "seq_len": settings.seq_len}))
+            (own / "model.yaml").write_text(yaml.safe_dump(zoo.grammar.to_essentials(each.planned.spec)))
+            self.ran += 1
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    made = Trainer()
+    monkeypatch.setattr(LaunchPlan, "launch", lambda plan, folder, jobs: made.launch(plan, folder, jobs))
+    return made
+
+
+def write(folder: Path, **changed: object) -> Path:
+    node = {"arms": ARMS, "shared": SHARED, "seeds": 3, "expect": [], **changed}
+    file = folder / "heads.yaml"
+    file.write_text(yaml.safe_dump(node, sort_keys=False))
+    return file
+
+
+def read_outcome(folder: Path = Path("sweeps/experiments/heads")) -> dict:
+    return json.loads((folder / "verdict.json").read_text())
+
+
+def test_an_experiment_of_a_file_trains_named_arms_and_judges_them(here: Path, capsys, trainer: Trainer) -> None:
+    trainer.gap = 0.1
+    file = write(here, expect=[{"arm": "one head", "against": "many heads", "verdict": "better"}])
+    assert run(["experiment", str(file), "--run"]) == 0
+    said = capsys.readouterr().out
+    assert "one head − many heads: better" in said and "before its first run; nothing changed since" in said
+    (finding,) = read_outcome()["findings"]
+    assert finding["found"] == "better" and finding["holds"] and finding["value"] == pytest.approx(-0.1, abs=0.02)
+    assert trainer.ran == 6
+    assert run(["experiment", str(file), "--run"]) == 0 and trainer.ran == 6, "what has ended is not run again"
+    assert run(["experiment", str(file), "--report"]) == 0 and trainer.ran == 6
+    capsys.readouterr()
+    assert run(["report", "sweeps/experiments/heads", "--json"]) == 0, "and its folder is a sweep's"
+    assert [arm["arm"] for arm in json.loads(capsys.readouterr().out)["arms"]] == list(ARMS)
+
+
+def test_an_experiment_that_does_not_hold_exits_with_one(here: Path, trainer: Trainer) -> None:
+    file = write(here, expect=[{"arm": "one head", "against": "many heads", "verdict": "better"}])
+    assert run(["experiment", str(file), "--run"]) == 1
+    assert read_outcome()["findings"][0]["found"] == "inconclusive"
+
+
+def test_the_same_experiment_is_made_by_flags(here: Path, trainer: Trainer) -> None:
+    arms = [word for name, overrides in ARMS.items() for word in ("--arm", f"{name}={overrides}")]
+    asked = ["experiment", *arms, "--seeds", "3", "--margin", "0.5", "--out", "flags", *SHARED]
+    assert run([*asked, "--run"]) == 0
+    by_flags = json.loads(Path("flags/sweep.json").read_text())["jobs"]
+    assert run(["experiment", str(write(here)), "--run"]) == 0
+    by_file = json.loads(Path("sweeps/experiments/heads/sweep.json").read_text())["jobs"]
+    assert by_flags.keys() == by_file.keys() and [job["arm"] for job in by_flags.values()] == 3 * ["many heads"] + 3 * [
+        "one head"
+    ]
+    assert read_outcome(Path("flags"))["findings"][0]["found"] == "equivalent"
+
+
+def test_what_changes_after_registration_is_listed_with_the_verdict(here: Path, capsys, trainer: Trainer) -> None:
+    expected = {"arm": "one head", "against": "many heads"}
+    assert run(["experiment", str(write(here, expect=[{**expected, "verdict": "better"}])), "--run"]) == 1
+    first = read_outcome()["registration"]
+    capsys.readouterr()
+    file = write(here, seeds=4, margin=0.5, expect=[{**expected, "verdict": "equivalent"}])
+    assert run(["experiment", str(file), "--run"]) == 0
+    second = read_outcome()["registration"]
+    assert second["hash"] == first["hash"] and second["parts"] == first["parts"]
+    (change,) = second["changes"]
+    assert set(change["of"]) == {"seeds", "margin", "expectations"}
+    assert "changed since: seeds, margin, expectations" in capsys.readouterr().out
+
+
+def test_arms_are_tuned_on_a_seed_and_rows_that_no_verdict_reads(here: Path, trainer: Trainer) -> None:
+    file = write(here, tune=True, shared=[*SHARED, "optim.lr=1e-3"])
+    assert run(["experiment", str(file), "--run"]) == 0
+    written = json.loads(Path("sweeps/experiments/heads/sweep.json").read_text())
+    assert {name: each["best"] for name, each in written["search"].items()} == {
+        name: pytest.approx(2e-3, rel=0.01) for name in ARMS
+    }
+    parts = {
+        ("search" in job, word) for job in written["jobs"].values() for word in job["overrides"] if "eval_part" in word
+    }
+    assert parts == {(True, "eval_part=tuning"), (False, "eval_part=reporting")}
+
+
+@pytest.mark.parametrize(("gap", "seeds"), [(0.2, 3), (0.0, 5)])
+def test_a_design_with_looks_adds_seeds_only_while_nothing_is_told(
+    here: Path, trainer: Trainer, gap: float, seeds: int
+) -> None:
+    trainer.gap = gap
+    assert run(["experiment", str(write(here, seeds=[3, 5])), "--run"]) == 0
+    assert trainer.ran == 2 * seeds
+    level = read_outcome()["level"]
+    assert level == pytest.approx(0.0478 if seeds == 5 else 0.0147, abs=0.01) and level < 0.05
+
+
+def test_runs_that_diverge_are_part_of_the_verdict(here: Path, capsys, trainer: Trainer) -> None:
+    trainer.gap = math.nan
+    assert run(["experiment", str(write(here, seeds=4)), "--run"]) == 0
+    (finding,) = read_outcome()["findings"]
+    assert finding["found"] == "worse" and finding["diverged"] == [4, 0]
+    assert "4 of 4 runs diverged, 0 of 4 of many heads" in capsys.readouterr().out
+    ran = trainer.ran
+    assert run(["experiment", str(write(here, seeds=4)), "--run"]) == 0 and trainer.ran == ran
+
+
+def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys) -> None:
+    expected = {"arm": "one head", "against": "many heads", "verdict": "worse", "effect": 0.01}
+    file = write(here, sigma=0.02, expect=[expected])
+    assert run(["experiment", str(file), "--no-measure"]) == 0
+    said = capsys.readouterr()
+    assert "one head" in said.out
+    assert "the source's effect is +0.01, and this design sees 0.065 or more (34 seeds would)" in said.out + said.err
+    assert run(["experiment", str(file), "--no-measure", "--json", "--seeds", "40"]) == 0
+    assert json.loads(capsys.readouterr().out)["cannot_see"] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (["--arm", "a=", "--arm", "b="], "arms: b is the same run as a (one of them)"),
+        (["--arm", "=attention=mqa"], "arm: is NAME=OVERRIDES, found '=attention=mqa'"),
+        (["--seeds", "many", "--arm", "a="], "seeds: is a number or several, found 'many'"),
+        ([], "experiment: names no arms, found 'model=llama-tiny'"),
+    ],
+)
+def test_flags_that_make_no_experiment_cost_a_line(here: Path, refused, asked: list[str], line: str) -> None:
+    assert refused("experiment", *SHARED, *asked)[0].startswith(line)
+
+
+def test_a_file_that_makes_no_experiment_costs_a_line(here: Path, refused) -> None:
+    file = write(here, expect=[{"arm": "one head", "against": "many heads", "verdict": "equivalent"}])
+    assert "equivalent is within a margin" in refused("experiment", str(file))[0]
+    assert "increase" in refused("experiment", str(write(here, seeds=[5, 3])))[0]
+    assert "there is no arm 'none'" in refused("experiment", str(write(here, baseline="none")))[0]
+    assert refused("experiment", str(write(here)), "--report")[0].endswith("(--run)")
+
+
+def test_python_runs_an_experiment_as_the_verb_does(here: Path, trainer: Trainer) -> None:
+    trainer.gap = 0.1
+    found = zoo.experiment({"arms": ARMS, "shared": SHARED, "seeds": 3}, "by-python")
+    assert [(each.arm, each.found) for each in found.findings] == [("one head", "better")]
+    assert zoo.experiment(write(here), "by-python", train=False).findings == found.findings and trainer.ran == 6

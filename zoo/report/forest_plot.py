@@ -1,0 +1,61 @@
+"""Draw effects with their intervals below one another, as a forest plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo.report.price_plot import write_figure
+
+COLORS = {"better": "tab:green", "worse": "tab:red", "equivalent": "tab:blue", "inconclusive": "tab:gray"}
+"""The colour of each verdict."""
+
+
+@dataclass(frozen=True)
+class DrawnEffect:
+    """A difference between two arms with its confidence interval, in the unit of its metric."""
+
+    label: str
+    value: float
+    interval: tuple[float, float]
+    verdict: str
+    margin: float | None = None
+
+
+def draw_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]], file: Path) -> None:
+    """Draw a panel for each metric, given as its title and its effects, in their order from above. The margin of
+    equivalence is a band behind an effect. Raises ConfigError for a suffix other than .png and .svg."""
+    from matplotlib.figure import Figure
+
+    sizes = [len(effects) for _, effects in panels]
+    figure = Figure(figsize=(8, 0.26 * sum(sizes) + 1.1 * len(panels)), dpi=120, layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[size + 2 for size in sizes]).flatten()
+    for axes, (title, effects) in zip(grid, panels, strict=True):
+        limit = find_limit(effects)
+        for at, each in enumerate(effects):
+            color = COLORS[each.verdict]
+            if each.margin is not None:
+                axes.fill_betweenx([at - 0.4, at + 0.4], -each.margin, each.margin, color="tab:blue", alpha=0.1, lw=0)
+            axes.plot(each.interval, [at, at], color=color, linewidth=1.8)
+            beyond = abs(each.value) > limit
+            mark = "o" if not beyond else ">" if each.value > 0 else "<"
+            axes.plot(max(-limit, min(limit, each.value)), at, mark, color=color, markersize=4, clip_on=False)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(effects)), [each.label for each in effects], fontsize=7)
+        axes.set_ylim(len(effects) - 0.4, -0.6)
+        axes.set_xlim(-limit, limit)
+        axes.set_title(title, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, axis="x")
+        axes.tick_params(axis="x", labelsize=7)
+    marks = [grid[0].plot([], [], "o-", color=color)[0] for color in COLORS.values()]
+    figure.legend(marks, list(COLORS), frameon=False, fontsize=8, loc="outside lower center", ncols=len(COLORS))
+    write_figure(figure, file)
+
+
+def find_limit(effects: Sequence[DrawnEffect]) -> float:
+    """Find how far the axis goes: three quarters of the intervals fit, as a few wide ones would hide all others. An
+    effect beyond it is an arrow at the edge."""
+    widest = sorted(max(map(abs, each.interval)) for each in effects)
+    return 1.1 * widest[int(0.75 * (len(widest) - 1))]
