@@ -66,6 +66,35 @@ def test_a_run_goes_on_with_another_batch_size_and_reads_each_row_once(config, t
     assert seen == whole
 
 
+def test_runs_of_one_data_seed_read_the_same_rows_from_other_initial_weights(config, tmp_path, monkeypatch):
+    seen, read = [], Batches.read
+    monkeypatch.setattr(Batches, "read", lambda *args: (batch := read(*args), seen.extend(batch.input_ids.tolist()))[0])
+    rows, losses = [], []
+    for name, seeds in {"a": ("seed=0",), "b": ("seed=1", "data_seed=0"), "c": ("seed=1",)}.items():
+        start_run(config("steps=2", *seeds), tmp_path / name)
+        rows.append(seen[:])
+        losses.append(lines_of(tmp_path / name)[0]["loss"])
+        seen.clear()
+    assert rows[0] == rows[1] != rows[2] and len(set(losses)) == 3
+
+
+def test_the_halves_of_a_validation_split_have_no_row_in_common_and_together_are_the_whole(config):
+    (source,) = prepare(plan_training(config("eval_batches=null")).data).held_out
+    rows = {
+        part: [
+            row.tolist()
+            for batch in hold_out([source], 4, 16, wanted=None, documents=False, part=part)[0].batches
+            for row in batch.input_ids
+        ]
+        for part in ("all", "tuning", "reporting")
+    }
+    halves = rows["tuning"] + rows["reporting"]
+    assert abs(len(rows["tuning"]) - len(rows["reporting"])) <= 1
+    assert halves == rows["all"][: len(halves)] and len(rows["all"]) - len(halves) <= 1  # the whole has the last ids too
+    few = hold_out([source], 2, 16, wanted=2, documents=False, part="reporting")[0].batches[0].input_ids.tolist()
+    assert all(row in rows["reporting"] for row in few)
+
+
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(config, tmp_path):
     start_run(config(), tmp_path / "run")
     file = tmp_path / "run/checkpoints/step-000004/training.json"

@@ -45,7 +45,10 @@ DIGEST = 5
 FEW = 3
 """Maximum points named in a line."""
 
-NO_TIME = ("seed", "steps", "schedule", "clip", "eval_every", "save_every", "skip_nonfinite", "parametrisation")
+NO_TIME = (
+    *("seed", "data_seed", "steps", "schedule", "clip", "eval_every", "eval_part", "save_every", "skip_nonfinite"),
+    "parametrisation",
+)
 """Further settings that do not change the seconds of a step. Of the optimizer's settings only the kind changes them."""
 
 

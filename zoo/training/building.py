@@ -213,9 +213,9 @@ def open_batches(planned: TrainingPlan, data: PreparedData) -> Batches:
     """Open a run's stream of batches, collated by its objective."""
     settings, documents = planned.settings, planned.data.apart
     one_shape = settings.compile is True or settings.recipe is not None
-    context = Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents, one_shape)
+    context = Context(planned.spec, data.tokenizer, settings.seq_len, settings.row_seed, documents, one_shape)
     collate = settings.objective.collator(context)
-    return Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
+    return Batches(data.sources, settings.batch_size, settings.seq_len, settings.row_seed, documents, collate)
 
 
 def build_model(

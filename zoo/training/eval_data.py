@@ -108,7 +108,7 @@ def plan_evaluation(
     if own is None:
         return EvaluationPlan(data, objective, whole)
     settings = own.settings
-    how = {"seq_len": settings.seq_len, "seed": settings.seed, "batch_size": settings.batch_size}
+    how = {"seq_len": settings.seq_len, "seed": settings.row_seed, "batch_size": settings.batch_size}
     return EvaluationPlan(data, objective, whole, run, **how, start=settings.weights)
 
 

@@ -82,6 +82,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     accumulate: PositiveInt = 1  # number of microbatches in a batch
     seq_len: PositiveInt
     seed: NonNegativeInt = 0
+    data_seed: NonNegativeInt | None = None  # of the order and the corruption of rows; null: seed
     clip: PositiveFloat | None = 1.0  # maximum norm of the gradient; null: no clipping
     precision: Literal["auto", "fp32", "bf16", "bf16_master", "bf16_pure", "fp8_tensorwise", "fp8_rowwise"] = (
         "auto"  # dtype of matrix products (`zoo.training.precision`); trained weights are float32, except in bf16_pure
@@ -196,6 +197,11 @@ class Training(Spec, axis="command", kind="train", default="train"):
         if fault is not None:
             raise ValueError(fault)
         return value
+
+    @property
+    def row_seed(self) -> int:
+        """The seed of the order of the rows and of what is drawn in them."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def recipe(self) -> str | None:
