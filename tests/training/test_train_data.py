@@ -90,7 +90,9 @@ def test_the_halves_of_a_validation_split_have_no_row_in_common_and_together_are
     }
     halves = rows["tuning"] + rows["reporting"]
     assert abs(len(rows["tuning"]) - len(rows["reporting"])) <= 1
-    assert halves == rows["all"][: len(halves)] and len(rows["all"]) - len(halves) <= 1  # the whole has the last ids too
+    assert (
+        halves == rows["all"][: len(halves)] and len(rows["all"]) - len(halves) <= 1
+    )  # the whole has the last ids too
     few = hold_out([source], 2, 16, wanted=2, documents=False, part="reporting")[0].batches[0].input_ids.tolist()
     assert all(row in rows["reporting"] for row in few)
 

@@ -17,6 +17,7 @@ from zoo.data.chat.turns import find_fault
 from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
 from zoo.data.corpus import Documents, WithValidation
 from zoo.data.encode import INDEX, PARTS, SEQUENCES, open_tokens, write_tokens
+from zoo.data.held_out_rows import hold_out, read_evaluation_batches
 from zoo.data.settings import SPLIT_TEMPLATE, DataSettings, make_paths_absolute
 from zoo.data.split import Part, describe_copies, join_pieces, keep_whole, split_units
 from zoo.data.survey import Fingerprint, Survey, survey
@@ -28,8 +29,6 @@ from zoo.data.tokens import (
     Progress,
     Source,
     TokenFile,
-    hold_out,
-    read_evaluation_batches,
     refuse_old_position,
 )
 from zoo.disk import complete_folder, remove_drafts

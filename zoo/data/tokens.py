@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.order import Interleaving, Permutation
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -313,96 +313,3 @@ def refuse_old_position(state: Mapping[str, Any]) -> None:
     if "consumed" not in state:
         found = "found a count of steps" if "step" in state else "found no count of rows"
         raise ConfigError(f"data: the checkpoint's position is of another version's order of rows, {found} (a new run)")
-
-
-def read_evaluation_batches(
-    tokens: TokenFile,
-    batch_size: int,
-    seq_len: int,
-    *,
-    documents: bool = False,
-    limit: int | None = None,
-    collate: Collate | None = None,
-) -> Iterator[Batch]:
-    """Yield the split in order, or its first `limit` batches: each id after the first is a target once.
-
-    The last batch of whole rows may have fewer rows, and the ids left over form a batch of one shorter row. So a mean
-    over batches must be weighted by their numbers of targets. With `collate`, only whole rows are read.
-    """
-    n_rows = tokens.count_rows(seq_len)
-    groups: list[Sequence[int]] = [
-        range(first, min(first + batch_size, n_rows)) for first in range(0, n_rows, batch_size)
-    ]
-    if collate is None and (len(tokens) - 1) % seq_len:
-        groups.append([n_rows])
-    return read_groups(tokens, groups[:limit], seq_len, documents, collate)
-
-
-def read_groups(
-    tokens: TokenFile, groups: Iterable[Sequence[int]], seq_len: int, documents: bool, collate: Collate | None
-) -> Iterator[Batch]:
-    """Make a batch of each group of row numbers of a split."""
-    collate = collate or partial(to_next_tokens, eos_id=tokens.eos_id, documents=documents)
-    for numbers in groups:
-        rows = gather([tokens.read_row(number, seq_len) for number in numbers])
-        yield collate(rows, [(EVALUATION, number) for number in numbers])
-
-
-class Held(NamedTuple):
-    """Held-out batches of a source, and the bytes of text of their targets; None if `collate` chose the targets."""
-
-    name: str
-    batches: list[Batch]
-    n_bytes: int | None
-
-
-Part = Literal["all", "tuning", "reporting"]
-PARTS: Mapping[Part, Callable[[int], range]] = {
-    "all": range,
-    "tuning": lambda rows: range(rows // 2),
-    "reporting": lambda rows: range(rows // 2, rows),
-}
-"""The rows of a validation split that each part has, given the number of rows. Hyperparameters are chosen on rows that
-no verdict reads."""
-
-
-def hold_out(
-    sources: Sequence[Source],
-    batch_size: int,
-    seq_len: int,
-    *,
-    wanted: int | None,
-    documents: bool,
-    collate: Collate | None = None,
-    part: Part = "all",
-) -> list[Held]:
-    """Take the validation splits of all sources as batches: whole, or about `wanted` rows, spread evenly because the
-    first rows alone would be a few documents. Each source gives rows in proportion to its length, at least one. `part`
-    takes the first half of each split alone (`tuning`), or the second (`reporting`).
-
-    With `collate`, ids that fill no row are left out. Raises ZooError if a split then has no row.
-    """
-    there = [source.tokens.count_rows(seq_len) for source in sources]
-    held = []
-    for source, rows in zip(sources, there, strict=True):
-        tokens = source.tokens
-        if collate is not None and not rows:
-            found = f"found {len(tokens)} tokens, a row has {seq_len} and one more"
-            where = f"data.of.{source.name}" if source.name else "data"
-            raise ZooError(f"{where}: the validation split fills no row, {found} (a larger data.validation_fraction)")
-        own = PARTS[part](rows)
-        share = len(own) if wanted is None or wanted >= sum(there) else max(round(wanted * rows / sum(there)), 1)
-        if part != "all" and not own:
-            raise ZooError(
-                f"eval_part: the validation split has {rows} rows, and no half (a larger data.validation_fraction)"
-            )
-        if part == "all" and share >= rows:
-            whole = read_evaluation_batches(tokens, batch_size, seq_len, documents=documents, collate=collate)
-            held.append(Held(source.name, list(whole), None if collate else tokens.n_bytes))
-            continue
-        share = min(share, len(own))
-        numbers = [own[row * len(own) // share] for row in range(share)]
-        groups = [numbers[first : first + batch_size] for first in range(0, share, batch_size)]
-        batches = list(read_groups(tokens, groups, seq_len, documents, collate))
-        held.append(Held(source.name, batches, None if collate else tokens.count_bytes(numbers, seq_len)))
-    return held

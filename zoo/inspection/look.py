@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.data.tokens import Batch, hold_out
+from zoo.data.held_out_rows import hold_out
+from zoo.data.tokens import Batch
 from zoo.errors import ConfigError
 from zoo.inspection.flow import watch_flow
 from zoo.inspection.heads import list_mapless, watch_heads

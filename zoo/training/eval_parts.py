@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.data.cut_rows import describe_pair_cuts
-from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
+from zoo.data.held_out_rows import read_evaluation_batches
+from zoo.data.tokens import PairFile, TokenFile
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
 from zoo.text.reader import longest_text

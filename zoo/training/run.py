@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.data import Batches, PreparedData, hold_out
-from zoo.data.tokens import Held
+from zoo.data.held_out_rows import Held
 from zoo.distributed.world import ALONE, World
 from zoo.training.averages import MovingAverage
 from zoo.training.gradient import WholeModel

@@ -18,8 +18,8 @@ from pydantic import (
 )
 
 from zoo.costs.again import explain_unknown
+from zoo.data.held_out_rows import EvalPart
 from zoo.data.settings import parse_node
-from zoo.data.tokens import Part
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.sampling.options import Sampling
@@ -95,7 +95,9 @@ class Training(Spec, axis="command", kind="train", default="train"):
     log_every: PositiveInt | None = 1
     eval_every: PositiveInt | None = None
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
-    eval_part: Part = "all"  # rows of the validation split that are read; the halves are of a search and its verdict
+    eval_part: EvalPart = (
+        "all"  # rows of the validation split that are read: a search has one half, its verdict the other
+    )
     save_every: PositiveInt | None = None
     checkpoint: Literal["auto", "whole", "sharded", "async"] = "auto"  # how checkpoints are written
     keep: PositiveInt = 2  # number of newest checkpoints kept
