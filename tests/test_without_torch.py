@@ -41,3 +41,10 @@ def test_no_step_loads_what_is_slow() -> None:
     command = [sys.executable, "-c", PROGRAM, json.dumps(STEPS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_price_of_a_packaged_model_loads_no_family() -> None:
+    steps = [
+        ("from zoo.cli import run; assert run(['stats', 'llama3-8b']) == 0", ["zoo.families.family", "zoo.checkpoint"])
+    ]
+    assert subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(steps)], cwd=ROOT, check=False).returncode == 0

@@ -62,10 +62,11 @@ def tune_as_trained(config: Named, setup: Setup) -> Setup:
     """Return a set-up in which those weights train that the run of a folder trained. A set-up that says itself what
     trains is returned as it is, and so is that of any other model. Raises CheckpointError for faulty files."""
     from zoo.compose.targets import is_file
-    from zoo.families.described import is_config
 
     if setup.tunes or not (isinstance(config, str | Path) and is_file(config)):
         return setup
+    from zoo.families.described import is_config  # a packaged model needs no family
+
     path = Path(config).expanduser()
     if path.is_file() or is_config(path):
         return setup
