@@ -134,7 +134,7 @@ def losses_of(run):
 def test_the_lowest_validation_losses_stay_beside_the_newest(tmp_path, corpus, monkeypatch, most):
     options = ["steps=12", "eval_every=2", "save_every=3", "keep=1", f"keep_best={most}"]
     wanted = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 6.0, 12: 3.7}
-    step = {}
+    step, made = {}, lambda loss: validation.LossSum(loss, 1, [(loss, 1)])
     update = loop.update
 
     def counted(run):
@@ -143,7 +143,7 @@ def test_the_lowest_validation_losses_stay_beside_the_newest(tmp_path, corpus, m
         return found
 
     monkeypatch.setattr(loop, "update", counted)
-    monkeypatch.setattr(validation, "measure_validation_loss", lambda run, batches, metrics: (wanted[step["now"]], 1))
+    monkeypatch.setattr(validation, "measure_validation_loss", lambda run, batches, metrics: made(wanted[step["now"]]))
     start_run(compose_run(corpus, *options), tmp_path / "run")
     assert losses_of(tmp_path / "run") == wanted
     best = sorted(wanted, key=wanted.__getitem__)[:most]

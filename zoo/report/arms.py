@@ -60,6 +60,11 @@ class Arm:
         refuse(f"{folder}: has no {metric} (--metric NAME names another)" for folder in missing)
         return {seed: float(value) for seed, value in found.items() if value is not None}
 
+    def pieces(self) -> dict[int, list[tuple[float, int]]]:
+        """Read the losses of finished runs by piece of the validation split, by seed: (nats, targets) of each."""
+        found = {seed: run.result.get("val_pieces") for seed, run in self.finished.items()}
+        return {seed: [(float(nats), int(count)) for nats, count in pieces] for seed, pieces in found.items() if pieces}
+
     @cached_property
     def costs(self) -> dict[str, float]:
         """The mean of each of CURRENCIES over the finished runs, if all have it. The bytes of the cache are priced for

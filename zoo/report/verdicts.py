@@ -14,6 +14,7 @@ from typing import Any
 
 from zoo.analysis.verdict.comparison import Comparison, Place, compare_arms, find_front
 from zoo.analysis.verdict.power import LEVEL
+from zoo.analysis.verdict.row_noise import bootstrap_rows
 from zoo.analysis.verdict.speedup import PowerLaw, Speedup, find_speedup
 from zoo.errors import ConfigError
 from zoo.report import rate_table
@@ -166,6 +167,7 @@ class Report:
             }
             if each is not self.baseline:
                 own |= {**vars(self.found[each.name]), "unmatched": self.unmatched(each)}
+                own |= {"row_error": self.row_error(each)}
                 own |= {"speedup": {name: vars(factor) for name, factor in self.speedups(each).items()}}
             arms.append(own)
         return {
@@ -236,10 +238,26 @@ class Report:
                 lines.append(
                     f"{name}: with the variance pooled over all arms, p = {format_p(each.pooled)} (uncorrected)"
                 )
+        for arm in self.others:
+            each, error = self.found[arm.name], self.row_error(arm)
+            told = error is not None and each.difference is not None and each.verdict in ("better", "worse")
+            if told and 2 * error > abs(each.difference):
+                what = f"of {each.difference:+.4f}, ± {2 * error:.4f} is of the rows that were read"
+                lines.append(
+                    f"{arm.name}: {what}: other text may not show it (eval_batches=null reads the whole split)"
+                )
         known = [each.pairing for each in self.found.values() if each.pairing is not None and each.n > 2]
         if known and mean(known) > 1:
             lines.append(f"pairing by seed does not help: a pair's σ is {mean(known):.2f} times that of unpaired runs")
         return lines
+
+    def row_error(self, arm: Arm) -> float | None:
+        """Give the standard error of an arm's difference over the rows that were read, for the validation loss. None
+        where runs have no losses by piece, or read other rows."""
+        if self.metric != "val_loss":
+            return None
+        own, theirs = arm.pieces(), self.baseline.pieces()
+        return bootstrap_rows([(own[seed], theirs[seed]) for seed in sorted(own.keys() & theirs.keys())])
 
     def noise(self) -> float:
         """Return the standard deviation of a run, pooled over the arms; 0 if no arm has two finite values."""

@@ -157,5 +157,5 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "mfu": run.find_mfu(speed),
         "peak": str(gauges.peak),
         **({} if gauges.peak_memory is None else {"peak_memory": gauges.peak_memory}),
-        **run.by_class,
+        **run.details,
     }

@@ -100,7 +100,7 @@ class Run:
     skipped: int = 0  # updates skipped, as far as counted: their loss or gradient was not finite
     skipped_in_row: int = 0  # skipped updates since the last one made
     uncounted: list[UncountedStep] = field(default_factory=list)
-    by_class: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's metrics by class
+    details: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's metrics by class, losses by piece
     compiled: bool | None = None  # whether layers are compiled; None: undecided
     asked: signal.Signals | None = None  # the signal that asked this process to stop
 

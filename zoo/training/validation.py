@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.kernels import asks
 from zoo.costs.setup import Setup
@@ -35,6 +36,19 @@ if TYPE_CHECKING:
     from torch import device as Device
 
     from zoo.model.tower import Topology
+
+
+PIECES = 64
+"""Maximum number of pieces of a validation split whose losses a run's outcome has, each of some batches."""
+
+
+class LossSum(NamedTuple):
+    """The loss summed over validation batches, for tokens and classes in nats, and the number of targets; `batches` has
+    both for each batch."""
+
+    nats: float
+    targets: int
+    batches: Sequence[tuple[float, int]]
 
 
 class EvaluationStopped(Exception):
@@ -90,14 +104,15 @@ def evaluate(run: Run) -> None:
     """
     run.gauges.measure_peak_again()
     metrics = run.settings.objective.open_metrics()
-    found = [(each, *measure_validation_loss(run, each.batches, metrics)) for each in run.held_out]
-    nats, targets = sum(nats for _, nats, _ in found), sum(targets for _, _, targets in found)
-    values = name_losses("", nats, targets, sum(each.n_bytes or 0 for each, _, _ in found))
+    found = [(each, measure_validation_loss(run, each.batches, metrics)) for each in run.held_out]
+    nats, targets = sum(own.nats for _, own in found), sum(own.targets for _, own in found)
+    values = name_losses("", nats, targets, sum(each.n_bytes or 0 for each, _ in found))
     if len(found) > 1:
-        for each, nats, targets in found:
-            values |= name_losses(f"/{each.name}", nats, targets, each.n_bytes)
+        for each, own in found:
+            values |= name_losses(f"/{each.name}", own.nats, own.targets, each.n_bytes)
     measured = {} if metrics is None else {f"val_{name}": value for name, value in metrics.compute().items()}
-    run.by_class = {} if metrics is None else metrics.describe()
+    run.details = {} if metrics is None else metrics.describe()
+    run.details["val_pieces"] = join_batches([batch for _, own in found for batch in own.batches])
     values |= measured
     run.records.write_line(**run.place, **count_trained(run), **values)
     run.last |= values
@@ -105,10 +120,19 @@ def evaluate(run: Run) -> None:
     run.show.evaluation(run.step, values["val_loss"], values.get("bits_per_byte"), measured)
 
 
-def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None) -> tuple[float, int]:
-    """Sum the loss over batches, in eval mode: for tokens and classes the negative log-likelihood, in nats. Returns
-    the sum and the number of targets. An objective's `metrics` get the results too."""
-    total, targets = torch.zeros((), dtype=torch.float64, device=run.device), 0
+def join_batches(batches: Sequence[tuple[float, int]]) -> list[list[float]]:
+    """Join the sums of neighbouring batches to at most PIECES pieces: (nats, targets) of each. Two runs that read the
+    same rows have the same pieces, so that the noise of their difference over rows can be found."""
+    count = min(PIECES, len(batches))
+    bounds = [at * len(batches) // count for at in range(count + 1)] if count else [0]
+    pieces = [batches[start:end] for start, end in pairwise(bounds)]
+    return [[round(sum(nats for nats, _ in piece), 6), sum(targets for _, targets in piece)] for piece in pieces]
+
+
+def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None) -> LossSum:
+    """Sum the loss over batches, in eval mode: for tokens and classes the negative log-likelihood. An objective's
+    `metrics` get the results too."""
+    sums, targets = [], []
     world = run.layout.tokens if metrics is None else ALONE  # metrics of rows need all rows
     run.model.eval()
     try:
@@ -118,11 +142,13 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
             batch, counts = share_rows(batch, world)
             count = run.settings.objective.targets(batch)
             with torch.no_grad():
-                total += run.computing.judge(move_batch(batch, run.device), count, metrics) * counts
-            targets += count * counts
+                sums.append(run.computing.judge(move_batch(batch, run.device), count, metrics).double() * counts)
+            targets.append(count * counts)
     finally:
         run.model.train()
-    return float(world.all_reduce_(total)), world.sum(targets)[0]
+    nats = world.all_reduce_(torch.stack(sums).reshape(-1)).tolist() if sums else []
+    counted = world.sum(*targets) if targets else []
+    return LossSum(math.fsum(nats), sum(counted), list(zip(nats, counted, strict=True)))
 
 
 def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:

@@ -56,6 +56,7 @@ class Result(JsonShape):
     mfu: Number | None = None
     peak_memory: Number | None = None
     by_class: dict[str, ByClass] = Field(default_factory=dict)
+    val_pieces: list[Annotated[list[Number], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
 
 
 class MetricsLine(JsonShape):
