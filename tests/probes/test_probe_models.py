@@ -12,6 +12,7 @@ from zoo.compose.targets import list_packaged
 from zoo.errors import ConfigError
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small, open_pool, run_probe
+from zoo.probes.card import draw_card, draw_values, format_card_markdown, format_reach, print_card
 from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
 from zoo.probes.outcome_store import name_folder
 from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
@@ -193,18 +194,32 @@ def test_the_window_of_learning_rates_ends_where_accuracy_falls_below_nine_tenth
     assert find_window({1e-3: 0.51, 1e-2: 0.53}, 0.5) is None
 
 
+def test_what_an_informed_guess_does_is_not_learned_though_it_is_far_above_a_blind_one():
+    guessed = make_outcome(reach=(0.52, 0.3, 0.1), chosen={1e-3: 0.38, 1e-2: 0.4})  # a guess: 0.375 over two levels
+    assert guessed.baseline == pytest.approx(0.375) and not guessed.learned and guessed.window is None
+    assert format_reach(guessed) == "none of 8 keys, no better than a guess"
+    assert make_outcome(reach=(0.6, 0.3, 0.1)).learned
+
+
 def test_reach_ends_at_the_first_level_that_fails():
     assert find_reach({2: 1.0, 4: 0.9, 8: 0.5, 16: 0.95}) == 4
     assert find_reach({2: 0.89, 4: 1.0}) == 0
+    assert find_reach({0: 0.5, 20: 0.4}) == -1 and find_reach({0: 0.95, 20: 0.4}) == 0
 
 
-def make_outcome(probe="mqar", model="llama-tiny", reach=(1.0, 0.95, 0.2)):
+def make_outcome(probe="mqar", model="llama-tiny", reach=(1.0, 0.95, 0.2), chosen=None):
     levels = {level: {"accuracy": found, "loss": 1.0} for level, found in zip((2, 4, 8), reach, strict=True)}
-    worse = {**levels, 4: {"accuracy": 0.5, "loss": 1.0}}
+    worse = {**levels, 4: {"accuracy": min(0.5, reach[1]), "loss": 1.0}}
     given = {"model": model, "overrides": (), "probe": probe, "size": "card", "settings": {}, "level_is": "keys"}
-    figures = {"chances": dict.fromkeys((2, 4, 8), 0.03), "layers": ("mixer, gqa",), "params": 40_000, "flops": 9e4}
+    figures = {
+        "chances": dict.fromkeys((2, 4, 8), 0.03),
+        "baselines": {2: 0.5, 4: 0.25, 8: 0.125},
+        "layers": ("mixer, gqa",),
+        "params": 40_000,
+        "flops": 9e4,
+    }
     seeds = tuple(SeedReport(seed, found) for seed, found in enumerate((levels, levels, worse)))
-    rest = {"state_bytes": 65536, "chance": 0.03, "chosen": {1e-3: 0.2, 1e-2: 0.7}, "lr": 1e-2, "trained": (2, 4)}
+    rest = {"state_bytes": 65536, "chosen": chosen or {1e-3: 0.2, 1e-2: 0.7}, "lr": 1e-2, "trained": (2, 4)}
     return ProbeOutcome(**given, **figures, **rest, seeds=seeds)
 
 
@@ -218,15 +233,13 @@ def test_an_outcome_is_read_back_as_it_was_written():
 
 
 def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path, capsys):
-    from zoo.probes.card import draw_card, format_card_markdown, print_card
-
     found = [make_outcome(), make_outcome("parity"), make_outcome(model="b", reach=(0.1, 0.1, 0.1))]
     lines = format_card_markdown(found).splitlines()[2:5]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[:2] for row in cells] == [["llama-tiny", "mqar"], ["b", "mqar"], ["llama-tiny", "parity"]]
     assert cells[0][2:] == [
         "4 (2 to 4) of 8 keys",
-        "0.800 ± 0.260 (0.03)",
+        "0.800 ± 0.260 (0.25)",
         "1.0e-2!",
         "≥ 0.14",
         "65.5 KB",
@@ -323,8 +336,6 @@ def test_variants_of_one_model_stand_in_one_card_and_are_kept_apart(tmp_path, ca
 
 
 def test_the_picture_of_a_metric_names_each_arm_and_its_mean(tmp_path):
-    from zoo.probes.card import draw_values
-
     draw_values({"one": {0: 0.25, 1: 0.75}, "other": {0: -0.2, 1: 0.0}}, "scaled at 40", tmp_path / "values.svg")
     drawn = (tmp_path / "values.svg").read_text()
     told = (">one<", ">other<", ">0.500<", ">-0.100<", ">mean scaled at 40 (points: single seeds)<")

@@ -80,6 +80,11 @@ class Probe:
         """Give the accuracy of the best guess that does not read the row."""
         raise NotImplementedError
 
+    def baseline(self, level: int) -> float:
+        """Give the accuracy of the best guess that knows which answers a row makes possible, and not which one is
+        right: a value of some key in the row, for example. If a row tells nothing of that kind, it is `chance`."""
+        return self.chance(level)
+
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         """Draw rows of `level`; if it is None, of all levels, shuffled."""
         if level is not None:

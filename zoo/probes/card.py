@@ -11,9 +11,12 @@ from zoo.report.price_plot import as_label, list_colors, make_axes, write_figure
 from zoo.report.tables import format_markdown, make_table, print_tables
 from zoo.report.units import format_count, format_si
 
-FOUND = ("probe", "reaches", "accuracy (chance)", "lr", "lr window")
+FOUND = ("probe", "reaches", "accuracy (guess)", "lr", "lr window")
 """Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the best
 learning rate, and the width of the window around it."""
+
+NOT_TESTED = "not tested"
+"""What stands where a probe was not run on a model."""
 
 COSTS = ("state", "params", "FLOPs")
 """Columns of costs."""
@@ -43,20 +46,29 @@ def name_model(outcome: ProbeOutcome) -> str:
 def format_reach(outcome: ProbeOutcome) -> str:
     """Format the median level reached over seeds, the range if they differ, and bits per parameter if counted."""
     low, high = min(outcome.reaches), max(outcome.reaches)
-    text = f"{outcome.reach}" if low == high else f"{outcome.reach} ({low} to {high})"
+    text = name_level(outcome, outcome.reach)
+    if low != high:
+        text += f" ({name_level(outcome, low)} to {high})"
     text = f"{text} of {max(outcome.chances)} {outcome.level_is}"
+    if outcome.reach < min(outcome.chances) and not outcome.learned:
+        return f"{text}, no better than a guess"
     if "bits_per_parameter" in outcome.seeds[0].levels[max(outcome.chances)]:
         bits, _ = outcome.average(max(outcome.chances), "bits_per_parameter")
         return f"{text}, {bits:.3f} bits a parameter"
     return text
 
 
+def name_level(outcome: ProbeOutcome, level: int) -> str:
+    """Name a level that was reached; `none` if even the easiest was not."""
+    return str(level) if level >= min(outcome.chances) else "none"
+
+
 def format_accuracy(outcome: ProbeOutcome) -> str:
-    """Format the accuracy at the hardest trained level, ± the deviation over seeds, and the accuracy of guessing."""
+    """Format the accuracy at the hardest trained level, ± the deviation over seeds, and that of an informed guess."""
     level = max(outcome.trained)
     middle, deviation = outcome.accuracy(level)
     spread = "" if deviation is None else f" ± {deviation:.3f}"
-    return f"{middle:.3f}{spread} ({outcome.chances[level]:.2g})"
+    return f"{middle:.3f}{spread} ({outcome.baselines[level]:.2g})"
 
 
 def format_window(outcome: ProbeOutcome) -> str:
@@ -72,6 +84,7 @@ def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:
     notes = [
         "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
         "accuracy: at the hardest level of training, ± one deviation over seeds.",
+        "guess: the accuracy there of a guess among the answers that a row makes possible.",
         "lr window: decades of learning rate with 90 % of the best accuracy; ≥ where an end was not met.",
         "state: keys and values, or recurrent states, of one row in float32. FLOPs: of a token, forward.",
     ]

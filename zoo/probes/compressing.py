@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.probes.base import Examples, OneLength, fill
+from zoo.probes.guessing import expect_most
 
 PAD, END = 0, 1
 
@@ -19,7 +20,8 @@ class Compress(OneLength, name="compress"):
     """Compression (Poli et al., 2024, MAD): reconstruct all tokens of a row from the model's output at the last one.
 
     A row is padding, then M letters, each one of V − 2, and an end token. The answer at a letter is the letter; a
-    readout computes it from the end token's vector (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2).
+    readout computes it from the end token's vector (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2); the
+    row's most frequent letter is right more often.
     """
 
     level_is: ClassVar[str] = "letters"
@@ -38,6 +40,9 @@ class Compress(OneLength, name="compress"):
 
     def chance(self, level: int) -> float:
         return 1 / (self.vocab - 2)
+
+    def baseline(self, level: int) -> float:
+        return expect_most(level, self.vocab - 2) / level
 
     def make_readout(self, d_model: int, seed: int) -> Any:
         from zoo.probes.readout import make_readout

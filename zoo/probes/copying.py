@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.probes.base import IGNORED, Examples, OneLength, Probe, fill, place
+from zoo.probes.guessing import expect_most
 
 BLANK, GO = 0, 1
 
@@ -19,7 +21,8 @@ class Select(OneLength, name="select"):
     """Selective copying (Gu and Dao, 2023; Poli et al., 2024, MAD).
 
     A row is M letters, each one of V − 2, at random places among T − 2M − 1 blanks; then a go token, then the letters
-    again in order. Each repeated letter is the answer at the token before it. The level is M. Chance is 1/(V − 2).
+    again in order. Each repeated letter is the answer at the token before it. The level is M. Chance is 1/(V − 2). A
+    guess that knows which letters are left, and not their order, names the most frequent one of r = 1 to M letters.
     """
 
     level_is: ClassVar[str] = "letters"
@@ -37,6 +40,9 @@ class Select(OneLength, name="select"):
 
     def chance(self, level: int) -> float:
         return 1 / (self.vocab - 2)
+
+    def baseline(self, level: int) -> float:
+        return sum(expect_most(left, self.vocab - 2) / left for left in range(1, level + 1)) / level
 
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         go = self.context - level - 1
@@ -57,7 +63,8 @@ class Copy(Probe, name="copy"):
 
     A row is `$ s | s .` with a string s over 26 letters, then padding. The answers are the second s and the full stop;
     a row is correct if all are. The level n is the length of s, in training from `shortest` to `longest`. Chance is
-    26^−n.
+    26^−n. A guess that knows the letters, and not their order, is right at C(n + 25, n)·26^−n: the number of multisets
+    over the number of strings.
     """
 
     level_is: ClassVar[str] = "letters"
@@ -87,6 +94,9 @@ class Copy(Probe, name="copy"):
     def chance(self, level: int) -> float:
         return float(LETTERS) ** -level
 
+    def baseline(self, level: int) -> float:
+        return math.comb(level + LETTERS - 1, level) * self.chance(level)
+
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         lengths = rng.integers(self.shortest, self.longest + 1, rows) if level is None else np.full(rows, level)
         longest = self.longest if level is None else level
@@ -105,7 +115,7 @@ class Induction(Probe, name="induction"):
 
     Tokens are drawn from `symbols`. A marker is at one random place and at the end of the row; the answer at the end is
     the token after the first marker. Training has rows of `context` tokens; the level is a row's length as a multiple
-    of `context`. Chance is 1/symbols.
+    of `context`. Chance is 1/symbols; the row's most frequent token is right somewhat more often.
     """
 
     level_is: ClassVar[str] = "times the length"
@@ -133,6 +143,10 @@ class Induction(Probe, name="induction"):
 
     def chance(self, level: int) -> float:
         return 1 / self.symbols
+
+    def baseline(self, level: int) -> float:
+        tokens = self.length(level) - 2  # all but the two markers
+        return expect_most(tokens, self.symbols) / tokens
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         length = self.length(level or 1)

@@ -23,7 +23,8 @@ class Hops(Probe, name="hops"):
     A row names n of N nodes: the edges x y of a random cycle through all n in random order, then `queries` pairs of a
     number of steps and a node, then padding. The answer at a query's node is the node that comes this number of steps
     later in the cycle. n is drawn from 3 to N with p(n) ∝ 1/(n + √N). The level is k; training draws it for each query.
-    Chance is 1/N.
+    Chance is 1/N. A guess among the other nodes of the row is right at 1/(n − 1), and the query's own node is always
+    right where n divides k.
     """
 
     level_is: ClassVar[str] = "steps"
@@ -53,10 +54,20 @@ class Hops(Probe, name="hops"):
     def chance(self, level: int) -> float:
         return 1 / self.nodes
 
-    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+    def baseline(self, level: int) -> float:
+        sizes, weights = self._weigh_sizes()
+        right = np.where(level % sizes == 0, 1.0, 1 / (sizes - 1))
+        return float(right @ weights)
+
+    def _weigh_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """List the numbers of nodes that a row may have, and their probabilities."""
         sizes = np.arange(3, self.nodes + 1)
         weights = 1 / (sizes + np.sqrt(self.nodes))
-        counts = rng.choice(sizes, rows, p=weights / weights.sum())
+        return sizes, weights / weights.sum()
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        sizes, weights = self._weigh_sizes()
+        counts = rng.choice(sizes, rows, p=weights)
         choices = np.array(self.levels if level is None else (level,))
         made = fill(rows, self.seq_len, PAD)
         for row, n in enumerate(counts):

@@ -14,14 +14,18 @@ ENOUGH = 0.9
 """The accuracy from which a level counts as reached, and the fraction of the best one down to which a rate is good."""
 
 LEAST_GAIN = 0.1
-"""Smallest (accuracy − chance) / (1 − chance) of the best learning rate for which a window is given."""
+"""Smallest (accuracy − baseline) / (1 − baseline) at which a model counts as having learned more than a guess."""
 
 
-def find_window(accuracy: Mapping[float, float], chance: float) -> RateWindow | None:
+def is_learned(accuracy: float, baseline: float) -> bool:
+    """Tell whether an accuracy is clearly above that of an informed guess (`Probe.baseline`)."""
+    return baseline < 1 and accuracy - baseline >= LEAST_GAIN * (1 - baseline)
+
+
+def find_window(accuracy: Mapping[float, float], baseline: float) -> RateWindow | None:
     """Find the window of learning rates with at least 0.9 times the best accuracy, in decades; None if the best rate
-    hardly learns more than chance."""
-    best = max(accuracy.values())
-    if best - chance < LEAST_GAIN * (1 - chance):
+    learns no more than an informed guess."""
+    if not is_learned(max(accuracy.values()), baseline):
         return None
     return find_good_window({math.log10(lr): -value for lr, value in accuracy.items()}, tolerance=1 - ENOUGH)
 
@@ -33,9 +37,9 @@ def _describe_window(window: RateWindow) -> dict[str, Any]:
 
 
 def find_reach(accuracy: Mapping[int, float]) -> int:
-    """Find the hardest level such that all levels up to it have an accuracy of 0.9 or more; 0 if the easiest has
-    less."""
-    reached = 0
+    """Find the hardest level such that all levels up to it have an accuracy of 0.9 or more. If the easiest has
+    less, it is 0, or -1 where level 0 is the easiest."""
+    reached = min(0, min(accuracy) - 1)
     for level in sorted(accuracy):
         if accuracy[level] < ENOUGH:
             break
@@ -58,9 +62,9 @@ class SeedReport:
 @dataclass(frozen=True)
 class ProbeOutcome:
     """The outcome of a probe on a model. `chosen` has the accuracy by learning rate on the examples for choosing it;
-    `seeds` are reports on fresh examples. `chances` are the accuracies of guessing by level, `chance` is their mean
-    over the `trained` levels. `state_bytes` is the size of the keys, values and recurrent states of a training row in
-    float32; `flops` are the forward FLOPs of a token, head included; `seconds` is the time of all training and
+    `seeds` are reports on fresh examples. `chances` are the accuracies of blind guesses by level, `baselines` those of
+    informed ones (`Probe.baseline`). `state_bytes` is the size of the keys, values and recurrent states of a training
+    row in float32; `flops` are the forward FLOPs of a token, head included; `seconds` is the time of all training and
     scoring."""
 
     model: str
@@ -70,11 +74,11 @@ class ProbeOutcome:
     settings: Mapping[str, Any]
     level_is: str
     chances: dict[int, float]
+    baselines: dict[int, float]
     layers: tuple[str, ...]
     params: int
     state_bytes: int
     flops: float
-    chance: float
     chosen: dict[float, float]
     lr: float
     seeds: tuple[SeedReport, ...]
@@ -85,7 +89,17 @@ class ProbeOutcome:
 
     @property
     def window(self) -> RateWindow | None:
-        return find_window(self.chosen, self.chance)
+        return find_window(self.chosen, self.baseline)
+
+    @property
+    def baseline(self) -> float:
+        """Give the mean accuracy of informed guesses over the levels of training."""
+        return mean(self.baselines[level] for level in self.trained)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the mean over seeds is clearly above an informed guess at some level."""
+        return any(is_learned(self.accuracy(level)[0], guess) for level, guess in self.baselines.items())
 
     @property
     def on_edge(self) -> bool:
@@ -118,10 +132,12 @@ class ProbeOutcome:
         levels = {}
         for level in sorted(self.chances):
             averages = {name: self.average(level, name) for name in names}
-            levels[level] = {"chance": self.chances[level], "trained": level in self.trained} | {
+            guesses = {"chance": self.chances[level], "baseline": self.baselines[level]}
+            levels[level] = {**guesses, "trained": level in self.trained} | {
                 name: {"mean": middle, "deviation": deviation} for name, (middle, deviation) in averages.items()
             }
         return found | {
+            "learned": self.learned,
             "on_edge": self.on_edge,
             "window": None if window is None else _describe_window(window),
             "reach": self.reach,

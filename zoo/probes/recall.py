@@ -25,7 +25,7 @@ class MQAR(OneLength, name="mqar"):
     with K different values, then T − 2K slots, counted from 0: key i is repeated at slot 2(gᵢ − 1), other slots are
     filler. Gaps gᵢ are drawn without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer at a
     repeated key is its value. The level is K; training draws all levels equally often. Chance is 2/V, the probability
-    of any value.
+    of any value; a guess among the row's values is right at 1/K.
     """
 
     level_is: ClassVar[str] = "keys"
@@ -43,6 +43,9 @@ class MQAR(OneLength, name="mqar"):
             if keys >= self.vocab // 2:
                 most = f"{keys} keys are more than the {self.vocab // 2 - 1} of a vocabulary of {self.vocab}"
                 raise ConfigError(f"{self.name}.levels: {most} (fewer keys, or more vocab)")
+
+    def baseline(self, level: int) -> float:
+        return 1 / level
 
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         keys, values = draw_pairs(rng, rows, level, level, self.vocab)
@@ -91,7 +94,8 @@ class Overwrite(MQAR, name="overwrite"):
     `forgetting_mqar` of their code).
 
     After the K pairs, U of the keys are repeated in random order, each with a new value that no key had; then the
-    queries, as in mqar. The answer is a key's last value. The level is U. Chance is 2/V.
+    queries, as in mqar. The answer is a key's last value. The level is U. Chance is 2/V; a guess among the new values
+    is right at 1/K.
     """
 
     level_is: ClassVar[str] = "keys overwritten"
@@ -114,6 +118,9 @@ class Overwrite(MQAR, name="overwrite"):
                 found = f"{self.keys + changed} values, a vocabulary of {self.vocab} has {self.vocab // 2}"
                 raise ConfigError(f"{self.name}.levels: {changed} takes {found} (fewer keys, or more vocab)")
 
+    def baseline(self, level: int) -> float:
+        return 1 / self.keys
+
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         keys, drawn = draw_pairs(rng, rows, self.keys, self.keys + level, self.vocab)
         first, second = drawn[:, : self.keys], drawn[:, self.keys :]
@@ -134,7 +141,8 @@ class Bind(MQAR, name="bind"):
 
     √K first and √K second parts make K keys, each with a different value: a row is a₁ b₁ v₁ … a_K b_K v_K in random
     order. Then each key is repeated, in a slot of two tokens drawn as in mqar. The answer at its second part is the
-    value. The level is K, a square. Chance is 2/V.
+    value. The level is K, a square. Chance is 2/V; a guess among the values of keys that share one part is right at
+    1/√K.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"context": 32, "vocab": 24, "levels": (4,), "steps": 400}
@@ -149,6 +157,9 @@ class Bind(MQAR, name="bind"):
             if keys > self.vocab // 2:
                 most = f"{keys} values are more than the {self.vocab // 2} of a vocabulary of {self.vocab}"
                 raise ConfigError(f"{self.name}.levels: {most} (fewer keys, or more vocab)")
+
+    def baseline(self, level: int) -> float:
+        return 1 / math.isqrt(level)
 
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         side, half = math.isqrt(level), self.vocab // 2
@@ -171,7 +182,7 @@ class Needle(MQAR, name="needle"):
     """Recall over longer distances than in training: `mqar` with `keys` keys, trained in rows of `context` tokens. The
     level is a row's number of tokens; the added tokens are filler between the pairs and the slots of the queries.
 
-    Chance is 2/V.
+    Chance is 2/V; a guess among the row's values is right at 1/K.
     """
 
     level_is: ClassVar[str] = "tokens"
@@ -194,6 +205,9 @@ class Needle(MQAR, name="needle"):
 
     def length(self, level: int) -> int:
         return level
+
+    def baseline(self, level: int) -> float:
+        return 1 / self.keys
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         length = self.context if level is None else level

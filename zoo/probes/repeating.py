@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 
 from zoo.errors import ConfigError
 from zoo.probes.base import IGNORED, Examples, OneLength, fill
+
+Part = tuple[int, ...]
+"""The tokens of a key or of a value."""
+
+GUESSED = 300
+"""Rows drawn for the share of right guesses at `fuzzy`, which has no closed form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +28,8 @@ class Noisy(OneLength, name="noisy"):
     Of V tokens, the first half are keys, the second half values; each row has its own one-to-one map from keys to
     values. A row is T/2 pairs of a random key and its value; with a probability of `level` per cent a pair is two
     tokens of a noise vocabulary instead. The answer at a key that has occurred before is its value. Level 0 is
-    in-context recall. Chance is 2/V.
+    in-context recall. Chance is 2/V; a guess among the values so far is right more often, as the first keys to come
+    again have few.
     """
 
     level_is: ClassVar[str] = "% of noise"
@@ -42,6 +51,14 @@ class Noisy(OneLength, name="noisy"):
     @property
     def vocab_size(self) -> int:
         return self.vocab + self.noise
+
+    def baseline(self, level: int) -> float:
+        """Divide the expected right guesses by the expected answers. A pair with j pairs before it is asked at
+        (1 − p)·m/h, where m of the h keys were seen, and a guess among m values is right at 1/m; E[m] =
+        h·(1 − (1 − (1 − p)/h)^j), and m is 0 at p^j."""
+        noise, half, before = level / 100, self.vocab // 2, np.arange(self.context // 2)
+        asked = half * (1 - (1 - (1 - noise) / half) ** before)
+        return float((1 - noise**before).sum() / asked.sum())
 
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         half, pairs = self.vocab // 2, self.context // 2
@@ -68,7 +85,8 @@ class Fuzzy(OneLength, name="fuzzy"):
     and for each a value of 1 to `longest` different parts. Random pairs of these fill the row; padding precedes them.
     The answers are the parts of a value whose key has occurred before. The level is the number of parts of every key;
     training draws it for each key. MAD draws pairs from all possible keys; here K keys are drawn first, so that long
-    keys are repeated. Chance is 2/V.
+    keys are repeated. Chance is 2/V. A guess that knows the values so far, and not their keys, names the likeliest next
+    part of those values that begin as the answer does: it is right at half of the answers and more.
     """
 
     level_is: ClassVar[str] = "tokens a key"
@@ -92,28 +110,56 @@ class Fuzzy(OneLength, name="fuzzy"):
         if self.context < 4 * self.longest:
             raise ConfigError(f"fuzzy.context: is {self.context} ({4 * self.longest} at least, two pairs)")
 
+    def baseline(self, level: int) -> float:
+        return _simulate_guesses(self, level)
+
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         made = fill(rows, self.context)
         for row in range(rows):
-            tokens, labels = self._draw_row(rng, level)
+            tokens, labels = self._write_row(self.draw_pairs(rng, level))
             made.tokens[row, self.context - len(tokens) :] = tokens
             made.labels[row, self.context - len(tokens) :] = labels
         return made
 
-    def _draw_row(self, rng: np.random.Generator, level: int | None) -> tuple[list[int], list[int]]:
+    def draw_pairs(self, rng: np.random.Generator, level: int | None) -> list[tuple[Part, Part]]:
+        """Draw the pairs of a row, as many as fit."""
         half = self.vocab // 2
-        facts: dict[tuple[int, ...], list[int]] = {}
+        facts: dict[Part, Part] = {}
         while len(facts) < self.keys:
             count = level or int(rng.integers(1, self.longest + 1))
             key = tuple((1 + rng.permutation(half - 1)[:count]).tolist())
-            facts[key] = (half + rng.permutation(half)[: rng.integers(1, self.longest + 1)]).tolist()
-        tokens, labels, seen = [], [], set()
+            facts[key] = tuple((half + rng.permutation(half)[: rng.integers(1, self.longest + 1)]).tolist())
+        known, pairs, length = list(facts.items()), [], 0
         for chosen in rng.integers(0, self.keys, self.context).tolist():
-            key, value = list(facts.items())[chosen]
-            if len(tokens) + len(key) + len(value) > self.context:
+            length += sum(map(len, known[chosen]))
+            if length > self.context:
                 break
+            pairs.append(known[chosen])
+        return pairs
+
+    def _write_row(self, pairs: list[tuple[Part, Part]]) -> tuple[list[int], list[int]]:
+        """Write the tokens and labels of pairs."""
+        tokens: list[int] = []
+        labels: list[int] = []
+        seen: set[Part] = set()
+        for key, value in pairs:
             tokens += [*key, *value]
             answers = value if key in seen else [IGNORED] * len(value)
             labels += [*[IGNORED] * (len(key) - 1), *answers, IGNORED]
             seen.add(key)
         return tokens, labels
+
+
+@cache
+def _simulate_guesses(probe: Fuzzy, level: int) -> float:
+    """Simulate the guess that knows the values so far, and return the share of answers that it expects to get right."""
+    rng, right, asked = probe.make_generator(0, "map", level=level), 0.0, 0
+    for _ in range(GUESSED):
+        facts: dict[Part, Part] = {}
+        for key, value in probe.draw_pairs(rng, level):
+            for at in range(len(value) if key in facts else 0):
+                follow = Counter(each[at] for each in facts.values() if each[:at] == value[:at] and len(each) > at)
+                right += max(follow.values()) / follow.total()
+                asked += 1
+            facts[key] = value
+    return right / asked

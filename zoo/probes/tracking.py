@@ -112,7 +112,8 @@ class Word(Probe):
 
     Tokens are elements of `group`, with `swaps_only` its transpositions; answers are any elements. A row is correct if
     all of its answers are. The level is the length T, in training `context`. Chance is c^−T, where c is the number of
-    possible tokens: each answer has c possible values after the one before.
+    possible tokens: each answer has c possible values after the one before. The first answer is the first token, so a
+    guess that reads that one is right at c^(1 − T).
     """
 
     level_is: ClassVar[str] = "elements"
@@ -149,6 +150,9 @@ class Word(Probe):
         group = make_group(self.group)
         choices = len(group.swaps) if self.swaps_only else len(group)
         return float(choices) ** -level
+
+    def baseline(self, level: int) -> float:
+        return self.chance(level - 1)
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         group, length = make_group(self.group), self.context if level is None else level

@@ -1,0 +1,130 @@
+"""Informed guesses: each rule is applied here to rows of a probe, from their tokens; the formula gives how often it is
+right."""
+
+import math
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+
+from zoo.probes.all_probes import EVERY, make_probe
+from zoo.probes.base import IGNORED
+from zoo.probes.copying import LETTERS
+from zoo.probes.guessing import expect_most
+
+TWO_TOKENS_A_KEY = 20  # the first value of `bind`
+
+
+def values_of_the_row(row, at, probe):
+    return list({token for token in row[:at] if token >= probe.vocab // 2})
+
+
+def values_that_share_a_part(row, at, probe):
+    triples = [row[place : place + 3] for place in range(0, at - 1)]
+    return [value for _, second, value in triples if second == row[at] and value >= TWO_TOKENS_A_KEY]
+
+
+def values_so_far(row, at, probe):
+    return list({token for token in row[:at] if probe.vocab // 2 <= token < probe.vocab})
+
+
+def most_frequent(tokens):
+    """All tokens that are the most frequent: which of them came first is no part of what a guess knows."""
+    counts = Counter(tokens)
+    return [token for token, count in counts.items() if count == max(counts.values())]
+
+
+def letters_left(row, at, probe):
+    go = row.index(1)
+    return most_frequent((Counter(token for token in row[:go] if token > 1) - Counter(row[go + 1 : at + 1])).elements())
+
+
+def most_frequent_token(row, at, probe):
+    return most_frequent([token for token in row if token != probe.symbols])
+
+
+def most_frequent_letter(row, at, probe):
+    return most_frequent([token for token in row if token > 1])
+
+
+def other_nodes(row, at, probe):
+    first_query = next(place for place, token in enumerate(row) if token > probe.nodes)
+    nodes = set(row[:first_query])
+    return [row[at]] if (row[at - 1] - probe.nodes) % len(nodes) == 0 else list(nodes - {row[at]})
+
+
+def next_parts_of_known_values(row, at, probe):
+    """Parts that the values so far, each of a different key, have after the beginning of the one that is asked."""
+    groups, half = [], probe.vocab // 2
+    for token in (token for token in row[: at + 1] if token):
+        if groups and (groups[-1][-1] >= half) == (token >= half):
+            groups[-1].append(token)
+        else:
+            groups.append([token])
+    begun = groups.pop() if len(groups) % 2 == 0 else []
+    known = {tuple(key): value for key, value in zip(groups[:-1:2], groups[1::2], strict=True)}
+    fitting = [
+        value[len(begun)] for value in known.values() if value[: len(begun)] == begun and len(value) > len(begun)
+    ]
+    return most_frequent(fitting)
+
+
+RULES = {
+    **{"mqar": values_of_the_row, "needle": values_of_the_row, "bind": values_that_share_a_part},
+    **{"noisy": values_so_far, "fuzzy": next_parts_of_known_values, "select": letters_left},
+    **{"induction": most_frequent_token, "compress": most_frequent_letter, "hops": other_nodes},
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_guess_among_what_a_row_makes_possible_is_right_as_often_as_the_baseline_says(name):
+    probe, rule = make_probe(name), RULES[name]
+    for level in (probe.levels[0], probe.levels[-1] if name != "induction" else 2):
+        tokens, labels = probe.examples(5, "report", 0, 256, level)
+        right = []
+        for row, column in zip(*np.nonzero(labels != IGNORED), strict=True):
+            guesses = rule(tokens[row].tolist(), int(column), probe)
+            right.append(guesses.count(labels[row, column]) / len(guesses))
+        error = np.std(right) / len(right) ** 0.5
+        assert np.mean(right) == pytest.approx(probe.baseline(level), abs=4 * error + 0.01), level
+
+
+def test_a_new_value_of_an_overwritten_key_is_right_as_often_as_the_baseline_says():
+    probe = make_probe("overwrite")
+    tokens, labels = probe.examples(5, "report", 0, 512, 2)
+    new = tokens[:, 2 * probe.keys + 1 : 2 * probe.keys + 4 : 2]  # two keys have one
+    asked = [(row, answer) for row, answers in zip(new, labels, strict=True) for answer in answers[answers != IGNORED]]
+    assert np.mean([answer == row[0] for row, answer in asked]) == pytest.approx(probe.baseline(2), abs=0.03)
+
+
+def test_letters_in_a_random_order_are_the_string_as_often_as_the_baseline_says():
+    orders = [
+        math.factorial(3) // math.prod(map(math.factorial, Counter(text).values()))
+        for text in product(range(26), repeat=3)
+    ]
+    assert np.mean([1 / count for count in orders]) == pytest.approx(make_probe("copy").baseline(3))
+    assert len(orders) == LETTERS**3
+
+
+@pytest.mark.parametrize(
+    "name, level, baseline", [("parity", 8, 1 / 2), ("word_s3", 4, 6**-3), ("word_s5_swaps", 4, 1e-3)]
+)
+def test_a_guess_at_a_state_knows_the_first_one(name, level, baseline):
+    assert make_probe(name).baseline(level) == pytest.approx(baseline)
+
+
+def test_no_informed_guess_is_worse_than_a_blind_one():
+    for probe in (make_probe(each.name) for each in EVERY):
+        assert all(probe.chance(level) <= probe.baseline(level) < 1 for level in probe.levels), probe.name
+
+
+@pytest.mark.parametrize("draws, kinds", [(1, 3), (4, 3), (7, 2), (5, 5)])
+def test_the_count_of_the_most_frequent_kind_is_that_over_all_outcomes(draws, kinds):
+    counts = [max(Counter(each).values()) for each in product(range(kinds), repeat=draws)]
+    assert expect_most(draws, kinds) == pytest.approx(np.mean(counts))
+
+
+def test_the_count_of_the_most_frequent_kind_is_right_for_thousands_of_draws():
+    drawn = np.random.default_rng(0).multinomial(16_382, [1 / 16] * 16, 20_000).max(1)
+    assert expect_most(16_382, 16) == pytest.approx(drawn.mean(), rel=1e-3)
