@@ -114,6 +114,15 @@ def test_a_guess_at_a_state_knows_the_first_one(name, level, baseline):
     assert make_probe(name).baseline(level) == pytest.approx(baseline)
 
 
+def test_in_training_the_first_answer_of_parity_is_read_off_and_others_are_guessed():
+    probe = make_probe("parity")
+    tokens, labels = probe.examples(5, "train", 0, 4096)
+    asked = labels != IGNORED
+    first = asked & (asked.cumsum(1) == 1)
+    assert (tokens[first] == labels[first]).all()
+    assert probe.mixed_baseline() == pytest.approx((first.sum() + (asked & ~first).sum() / 2) / asked.sum(), abs=2e-3)
+
+
 def test_no_informed_guess_is_worse_than_a_blind_one():
     for probe in (make_probe(each.name) for each in EVERY):
         assert all(probe.chance(level) <= probe.baseline(level) < 1 for level in probe.levels), probe.name

@@ -30,6 +30,7 @@ def run(
     size: Literal["card", "small"] = option("Size of the probes; small ones take a minute or two.", default="card"),
     seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),
     lrs: str | None = option("Learning rates to try. [default: 1e-4, 3.2e-4, …, 3.2e-2]", metavar="LR,LR"),
+    controls: bool = flag("Also run a model that must reach levels and one that cannot: does the probe separate them?"),
     steps: int | None = option("Updates per training run. [default: the probe's own]", min=1),
     jobs: int | None = option("Parallel training runs, one thread each. [default: the cores, 8 at most]", min=1),
     out: Path = option("The folder that results are kept in.", "--out", "-o", default=Path("probes")),
@@ -53,7 +54,7 @@ def run(
         check_picture(plot, len(models))
     settings = {} if steps is None else {"steps": steps}
     how = {"size": size, "settings": settings, "seeds": seeds, "rates": read_rates(lrs)}
-    found = run_battery(models, names, jobs or min(os.cpu_count() or 1, MOST_JOBS), out, how)
+    found = run_battery(models, names, jobs or min(os.cpu_count() or 1, MOST_JOBS), out, how, controls)
     if shown is Shown.json:
         print(report.format_json([each.to_dict() for each in found]))
     elif shown is Shown.md:
@@ -75,19 +76,24 @@ def list_variants(targets: list[str], overrides: list[str]) -> list[tuple[str, l
 
 
 def run_battery(
-    models: list[tuple[str, list[str]]], names: list[str], jobs: int, out: Path, how: dict[str, Any]
+    models: list[tuple[str, list[str]]], names: list[str], jobs: int, out: Path, how: dict[str, Any], controls: bool
 ) -> list[ProbeOutcome]:
     """Run the probes on every model under its overrides. Every model is first scaled to every probe, so that faults are
-    found before any training. `how` are the options of `run_probe`. Raises ConfigError as `load_small` and `make_probe`
-    do."""
+    found before any training. `how` are the options of `run_probe`. With `controls` the outcomes of each probe's
+    controls come first. Raises ConfigError as `load_small` and `make_probe` do."""
     from zoo.probes.all_probes import make_probe
     from zoo.probes.battery import load_small, open_pool, run_probe
+    from zoo.probes.control_pair import run_controls
     from zoo.probes.outcome_store import name_folder
 
     for (target, overrides), name in product(models, names):
         load_small(target, make_probe(name, how["size"], how["settings"]), overrides)
     found = []
     with open_pool(jobs) as pool:
+        for name in names if controls else ():
+            asked = {"size": how["size"], "settings": how["settings"]}
+            pair = run_controls(name, **asked, pool=pool, folder=out, say=say)
+            found += [pair.positive, pair.negative]
         for (target, overrides), name in product(models, names):
             place = name if how["size"] == "card" else f"{name}-{how['size']}"
             folder = out / name_folder(target, overrides) / place

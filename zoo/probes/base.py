@@ -15,6 +15,12 @@ from zoo.errors import ConfigError
 IGNORED = -100
 """The label of a position without an answer (torch's convention)."""
 
+CONVOLVED = ("llama-tiny", "attention.short_conv=3")
+"""Attention behind short convolutions, which show each token the one before."""
+
+SIGNED = ("llama-tiny", "attention=gated_delta", "position=none", "attention.beta_scale=2.0")
+"""A delta rule whose state may change sign, so that it can count modulo 2."""
+
 STREAMS = ("train", "choose", "report", "map")
 """Streams of random numbers, independent of each other: examples for training, for choosing the learning rate, for
 reporting; and a map that is fixed for a seed (`memorise`)."""
@@ -45,6 +51,8 @@ class Probe:
     """Whether accuracies are also given as (accuracy − chance) / (1 − chance)."""
     mixer_alone: ClassVar[bool] = True
     """Whether layers have no feed-forward, so that the token mixer does all the work."""
+    positive: ClassVar[tuple[str, ...]] = CONVOLVED
+    """The positive control: a model, and overrides, that must reach levels."""
     small: ClassVar[Mapping[str, Any]] = {}
     """Settings that differ at `--size small`."""
 
@@ -84,6 +92,11 @@ class Probe:
         """Give the accuracy of the best guess that knows which answers a row makes possible, and not which one is
         right: a value of some key in the row, for example. If a row tells nothing of that kind, it is `chance`."""
         return self.chance(level)
+
+    def mixed_baseline(self) -> float:
+        """Give the accuracy of such guesses on rows as in training, which mix the levels."""
+        trained = [level for level in self.levels if self.trains(level)]
+        return sum(map(self.baseline, trained)) / len(trained)
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         """Draw rows of `level`; if it is None, of all levels, shuffled."""

@@ -246,6 +246,7 @@ def describe(
         params=priced["params"]["total"],
         state_bytes=priced["kv_cache"]["bytes"],
         flops=priced["flops"]["forward"],
+        baseline=probe.mixed_baseline(),
         chosen=dict(sorted(chosen.items())),
         lr=best,
         seeds=tuple(reports),

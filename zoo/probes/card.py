@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from zoo.probes.outcome import ProbeOutcome
+from zoo.probes.outcome import ProbeOutcome, name_level
 from zoo.report.price_plot import as_label, list_colors, make_axes, write_figure
 from zoo.report.tables import format_markdown, make_table, print_tables
 from zoo.report.units import format_count, format_si
@@ -56,11 +56,6 @@ def format_reach(outcome: ProbeOutcome) -> str:
         bits, _ = outcome.average(max(outcome.chances), "bits_per_parameter")
         return f"{text}, {bits:.3f} bits a parameter"
     return text
-
-
-def name_level(outcome: ProbeOutcome, level: int) -> str:
-    """Name a level that was reached; `none` if even the easiest was not."""
-    return str(level) if level >= min(outcome.chances) else "none"
 
 
 def format_accuracy(outcome: ProbeOutcome) -> str:

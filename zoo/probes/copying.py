@@ -97,6 +97,10 @@ class Copy(Probe, name="copy"):
     def baseline(self, level: int) -> float:
         return math.comb(level + LETTERS - 1, level) * self.chance(level)
 
+    def mixed_baseline(self) -> float:
+        lengths = range(self.shortest, self.longest + 1)
+        return sum(map(self.baseline, lengths)) / len(lengths)
+
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         lengths = rng.integers(self.shortest, self.longest + 1, rows) if level is None else np.full(rows, level)
         longest = self.longest if level is None else level

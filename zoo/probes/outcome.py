@@ -63,9 +63,9 @@ class SeedReport:
 class ProbeOutcome:
     """The outcome of a probe on a model. `chosen` has the accuracy by learning rate on the examples for choosing it;
     `seeds` are reports on fresh examples. `chances` are the accuracies of blind guesses by level, `baselines` those of
-    informed ones (`Probe.baseline`). `state_bytes` is the size of the keys, values and recurrent states of a training
-    row in float32; `flops` are the forward FLOPs of a token, head included; `seconds` is the time of all training and
-    scoring."""
+    informed ones (`Probe.baseline`), `baseline` that of these on rows as in training. `state_bytes` is the size of the
+    keys, values and recurrent states of a training row in float32; `flops` are the forward FLOPs of a token, head
+    included; `seconds` is the time of all training and scoring."""
 
     model: str
     overrides: tuple[str, ...]
@@ -79,6 +79,7 @@ class ProbeOutcome:
     params: int
     state_bytes: int
     flops: float
+    baseline: float
     chosen: dict[float, float]
     lr: float
     seeds: tuple[SeedReport, ...]
@@ -90,11 +91,6 @@ class ProbeOutcome:
     @property
     def window(self) -> RateWindow | None:
         return find_window(self.chosen, self.baseline)
-
-    @property
-    def baseline(self) -> float:
-        """Give the mean accuracy of informed guesses over the levels of training."""
-        return mean(self.baselines[level] for level in self.trained)
 
     @property
     def learned(self) -> bool:
@@ -153,3 +149,8 @@ class ProbeOutcome:
 
         chosen = {each["lr"]: each["accuracy"] for each in data["chosen"]}
         return TypeAdapter(cls).validate_python({**data, "chosen": chosen})
+
+
+def name_level(outcome: ProbeOutcome, level: int) -> str:
+    """Name a level that was reached; `none` if even the easiest was not."""
+    return str(level) if level >= min(outcome.chances) else "none"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.probes.base import IGNORED, Examples, Probe, fill
+from zoo.probes.base import IGNORED, SIGNED, Examples, Probe, fill
 
 PAD = 2
 
@@ -30,6 +30,7 @@ class Parity(Probe, name="parity"):
     level_is: ClassVar[str] = "bits"
     scaled: ClassVar[bool] = True
     mixer_alone: ClassVar[bool] = False
+    positive: ClassVar[tuple[str, ...]] = SIGNED
     small: ClassVar[Mapping[str, Any]] = {"levels": (4, 8, 16), "longest": 8, "steps": 300}
 
     levels: tuple[int, ...] = (8, 16, 40, 64, 128, 256)
@@ -55,6 +56,10 @@ class Parity(Probe, name="parity"):
 
     def chance(self, level: int) -> float:
         return 0.5
+
+    def mixed_baseline(self) -> float:
+        # each row's first answer is its first bit
+        return 0.5 + 1 / (self.shortest + self.longest) if self.cumulative else 0.5
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         lengths = rng.integers(self.shortest, self.longest + 1, rows) if level is None else np.full(rows, level)
@@ -119,6 +124,7 @@ class Word(Probe):
     level_is: ClassVar[str] = "elements"
     exact: ClassVar[bool] = True
     mixer_alone: ClassVar[bool] = False
+    positive: ClassVar[tuple[str, ...]] = SIGNED
     small: ClassVar[Mapping[str, Any]] = {"levels": (2, 4, 8), "context": 4, "steps": 300}
 
     levels: tuple[int, ...] = (4, 8, 16, 32, 64)
@@ -153,6 +159,9 @@ class Word(Probe):
 
     def baseline(self, level: int) -> float:
         return self.chance(level - 1)
+
+    def mixed_baseline(self) -> float:
+        return self.baseline(self.context)
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         group, length = make_group(self.group), self.context if level is None else level

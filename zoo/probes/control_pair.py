@@ -1,0 +1,76 @@
+"""Run a probe on two models whose results are known: one that must solve it, and one that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.probes.all_probes import make_probe
+from zoo.probes.battery import run_probe
+from zoo.probes.outcome import ProbeOutcome, name_level
+from zoo.probes.outcome_store import name_folder
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+NEGATIVE = ("llama-tiny", "attention=sliding", "window=1")
+"""The negative control of every probe: each token attends to itself alone, so that no token tells of another."""
+
+CONTROL_RATES = (1e-3, 10**-2.5, 1e-2)
+"""Learning rates of controls: the middle of those that a model is given."""
+
+
+@dataclass(frozen=True)
+class ControlPair:
+    """Outcomes of the positive control, which must solve the probe, and of the negative one, which must not."""
+
+    positive: ProbeOutcome
+    negative: ProbeOutcome
+
+    @property
+    def separates(self) -> bool:
+        """Whether the probe, at these sizes, tells a model that can from one that cannot."""
+        return self.positive.reach > self.negative.reach
+
+    def describe(self) -> str:
+        """Say in a line what the probe can tell."""
+        kind = self.positive.level_is
+        reached, blind = (name_level(each, each.reach) for each in (self.positive, self.negative))
+        if self.separates:
+            return f"separates: the positive control reaches {reached} {kind}, a model without token mixing {blind}"
+        if blind == "none":
+            return "does not separate: neither control reaches a level, so that a model that reaches none is not told"
+        return f"does not separate: a model without token mixing reaches {blind} {kind}, too"
+
+
+def run_controls(
+    name: str,
+    *,
+    size: str = "card",
+    settings: Mapping[str, Any] | None = None,
+    pool: Executor | None = None,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> ControlPair:
+    """Run a probe on its controls: one seed, at the best of three learning rates. Trainings are kept in a `folder`."""
+    task = make_probe(name, size, settings)
+    outcomes = []
+    for label, (model, *overrides) in (("positive", task.positive), ("negative", NEGATIVE)):
+        outcome = run_probe(
+            model,
+            name,
+            overrides,
+            size=size,
+            settings=task.settings(),
+            seeds=1,
+            rates=CONTROL_RATES,
+            pool=pool,
+            folder=folder and folder / name_folder(model, overrides) / f"control-{name}-{size}",
+            say=lambda line, label=label: say(f"{label} control of {line}"),
+        )
+        what = f"the {label} control is {' '.join((model, *overrides))}"
+        outcomes.append(replace(outcome, model=f"{label} control", overrides=(), notes=(*outcome.notes, what)))
+    pair = ControlPair(*outcomes)
+    return replace(pair, positive=replace(pair.positive, notes=(*pair.positive.notes, pair.describe())))
