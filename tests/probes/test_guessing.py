@@ -82,12 +82,22 @@ def test_a_guess_among_what_a_row_makes_possible_is_right_as_often_as_the_baseli
     probe, rule = make_probe(name), RULES[name]
     for level in (probe.levels[0], probe.levels[-1] if name != "induction" else 2):
         tokens, labels = probe.examples(5, "report", 0, 256, level)
-        right = []
+        right: list[float] = []
         for row, column in zip(*np.nonzero(labels != IGNORED), strict=True):
             guesses = rule(tokens[row].tolist(), int(column), probe)
             right.append(guesses.count(labels[row, column]) / len(guesses))
         error = np.std(right) / len(right) ** 0.5
         assert np.mean(right) == pytest.approx(probe.baseline(level), abs=4 * error + 0.01), level
+
+
+def test_a_guess_at_values_of_any_keys_is_right_as_often_as_the_baseline_says():
+    probe = make_probe("fuzzy", "paper")
+    tokens, labels = probe.examples(5, "report", 0, 512, 3)
+    right = []
+    for row, column in zip(*np.nonzero(labels != IGNORED), strict=True):
+        guesses = next_parts_of_known_values(tokens[row].tolist(), int(column), probe)
+        right.append(guesses.count(labels[row, column]) / len(guesses))
+    assert np.mean(right) == pytest.approx(probe.baseline(3), abs=0.05)
 
 
 def test_a_new_value_of_an_overwritten_key_is_right_as_often_as_the_baseline_says():

@@ -113,7 +113,7 @@ SOLVERS = {
         "copy": copied,
     },
     **{"induction": after_marker, "parity": parity_of, "word_z6": sum_modulo_6, "word_s3": permuted(3)},
-    **{"word_s5_swaps": permuted(5), "hops": walked, "compress": lambda row, at: row[at]},
+    **{"word_s5": permuted(5), "word_s5_swaps": permuted(5), "hops": walked, "compress": lambda row, at: row[at]},
 }
 
 
@@ -165,7 +165,7 @@ def test_examples_repeat_by_seed_stream_and_number_and_never_by_anything_else(na
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("copy", "word_s3", "word_z6", "word_s5_swaps")]
+    "name", [name for name in NAMES if name not in ("copy", "word_s3", "word_z6", "word_s5", "word_s5_swaps")]
 )
 def test_chance_is_what_one_guess_for_all_scores(name):
     probe = make_probe(name)
@@ -246,6 +246,35 @@ def test_groups_are_groups_and_only_some_commute(name, size):
     assert (table[table[a, b], c] == table[a, table[b, c]]).all()
     assert (table == table.T).all() == (name == "Z60")
     assert len(group.swaps) == {"S5": 10, "S3": 3}.get(name, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_probe_has_the_sizes_of_its_source_and_says_what_others_change(name):
+    paper, card, small = (make_probe(name, size) for size in ("paper", "card", "small"))
+    assert paper.list_changes() == []
+    assert all(any(change.startswith("steps ") for change in each.list_changes()) for each in (card, small))
+    tokens, labels = paper.examples(0, "train", 0, 4)
+    assert tokens.shape == (4, paper.seq_len) and (labels != IGNORED).any(1).all()
+
+
+def test_the_sizes_of_sources_are_theirs():
+    mqar, select, parity, word = (make_probe(name, "paper") for name in ("mqar", "select", "parity", "word_s5"))
+    assert (mqar.vocab_size, max(mqar.levels), mqar.seq_len) == (8192, 64, 256)
+    assert (select.levels, select.seq_len, select.d_model, select.steps, select.rows) == ((16,), 256, 128, 20_000, 128)
+    assert (parity.seq_len, max(parity.levels), parity.steps * parity.rows) == (40, 256, 5_120_000)
+    assert (word.vocab_size, word.seq_len, max(word.levels)) == (120, 32, 512)
+    assert "vocab 40 (8,192)" in make_probe("mqar").list_changes()
+
+
+def test_fuzzy_recall_of_its_source_has_any_keys_of_three_tokens_and_asks_in_every_row():
+    tokens, labels = make_probe("fuzzy", "paper").examples(0, "report", 0, 64, 3)
+    for row, answers in zip(tokens.tolist(), labels, strict=True):
+        starts = [at for at in range(2, 128) if 0 < row[at] < 8 <= row[at + 1 if at < 127 else at]]
+        keys = {tuple(row[at - 2 : at + 1]) for at in starts}
+        assert len(keys) > 6 and all(0 < token < 8 for key in keys for token in key)
+        for at in np.nonzero(answers != IGNORED)[0]:
+            assert answers[at] == value_of_parts(row[: at + 1], at)
+        assert (answers != IGNORED).any()
 
 
 @pytest.mark.parametrize(

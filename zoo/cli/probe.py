@@ -27,7 +27,10 @@ def run(
     overrides: Overrides = None,
     multirun: bool = flag("A model for each combination of key=a,b,c.", "--multirun", "-m"),
     probe: str | None = option("Probes by name: mqar,parity. [default: the card's ten]", metavar="NAME,NAME"),
-    size: Literal["card", "small"] = option("Size of the probes; small ones take a minute or two.", default="card"),
+    size: Literal["card", "small", "paper"] = option(
+        "Size of the probes: a minute or two each, minutes, or the source's sizes and budget (hours; a GPU's work).",
+        default="card",
+    ),
     seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),
     lrs: str | None = option("Learning rates to try. [default: 1e-4, 3.2e-4, …, 3.2e-2]", metavar="LR,LR"),
     controls: bool = flag("Also run a model that must reach levels and one that cannot: does the probe separate them?"),

@@ -13,21 +13,23 @@ from zoo.probes.copying import Copy, Induction, Select
 from zoo.probes.hops import Hops
 from zoo.probes.recall import MQAR, Bind, Memorise, Needle, Overwrite
 from zoo.probes.repeating import Fuzzy, Noisy
-from zoo.probes.tracking import Parity, WordS3, WordS5, WordZ6
+from zoo.probes.tracking import Parity, WordS3, WordS5, WordS5Swaps, WordZ6
 
 EVERY: tuple[type[Probe], ...] = (
     *(MQAR, Overwrite, Bind, Needle, Noisy, Fuzzy, Select, Copy, Induction),
-    *(Parity, WordZ6, WordS3, WordS5, Hops, Mano, Memorise, Compress),
+    *(Parity, WordZ6, WordS3, WordS5, WordS5Swaps, Hops, Mano, Memorise, Compress),
 )
 """All probes, in the order of a card."""
 
-CARD = tuple(each.name for each in EVERY if each not in (Bind, Noisy, Fuzzy, WordZ6, WordS5, Mano, Compress))
+UNLISTED = (Bind, Noisy, Fuzzy, WordZ6, WordS5, WordS5Swaps, Mano, Compress)
+
+CARD = tuple(each.name for each in EVERY if each not in UNLISTED)
 """The ten probes of a card by default. Of the word problems it has only S3, the smallest non-commutative group."""
 
 
 def make_probe(name: str, size: str = "card", settings: Mapping[str, object] | None = None) -> Probe:
-    """Make a probe by its name, of the size `card` or `small`, with these settings. Raises ConfigError for unknown or
-    impossible ones."""
+    """Make a probe by its name, of the size `card`, `small` or `paper`, with these settings. Raises ConfigError for
+    unknown or impossible ones."""
     if name not in Probe.kinds:
         raise ConfigError(f"probe: is {name!r}{did_you_mean(name, Probe.kinds)} (one of: {', '.join(Probe.kinds)})")
     kind, given = Probe.kinds[name], dict(settings or {})
@@ -36,5 +38,5 @@ def make_probe(name: str, size: str = "card", settings: Mapping[str, object] | N
         if key not in known:
             raise ConfigError(f"{name}.{key}: no such setting{did_you_mean(key, known)} (one of: {', '.join(known)})")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    own = kind.small if size == "small" else {}
+    own: Mapping[str, object] = {} if size == "card" else getattr(kind, size)
     return kind(**{**own, **given})

@@ -24,14 +24,20 @@ class Mano(Probe, name="mano"):
     and n + 1 numbers below p. Operations and numbers are equally likely, and so are all splits of the operations
     between two operands. The answer is asked at the last token. The level is n; training draws it from 1 to the highest
     level. Chance is the probability of the likeliest value, which is the number 0.
+
+    The source has up to 10 operations and more; its models have 12 layers and are wider. The steps and width of size
+    `paper` are chosen here (`n_layers=12`).
     """
 
     level_is: ClassVar[str] = "operations"
-    mixer_alone: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2), "modulus": 7, "steps": 300}
+    paper: ClassVar[Mapping[str, Any]] = {
+        **{"levels": (1, 2, 4, 6, 8, 10), "steps": 20_000, "d_model": 256},
+    }
 
     levels: tuple[int, ...] = (1, 2, 3, 4)
     modulus: int = 23
+    mixer_alone: bool = False
     steps: int = 600
     rows: int = 128
 

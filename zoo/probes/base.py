@@ -21,6 +21,9 @@ CONVOLVED = ("llama-tiny", "attention.short_conv=3")
 SIGNED = ("llama-tiny", "attention=gated_delta", "position=none", "attention.beta_scale=2.0")
 """A delta rule whose state may change sign, so that it can count modulo 2."""
 
+MAD = {"d_model": 128, "mixer_alone": False, "steps": 20_000, "rows": 128}
+"""Width, layers and budget of the tasks of MAD (Poli et al., 2024)."""
+
 STREAMS = ("train", "choose", "report", "map")
 """Streams of random numbers, independent of each other: examples for training, for choosing the learning rate, for
 reporting; and a map that is fixed for a seed (`memorise`)."""
@@ -49,14 +52,17 @@ class Probe:
     """Whether a row is correct only if all of its answers are; else each answer counts by itself."""
     scaled: ClassVar[bool] = False
     """Whether accuracies are also given as (accuracy − chance) / (1 − chance)."""
-    mixer_alone: ClassVar[bool] = True
-    """Whether layers have no feed-forward, so that the token mixer does all the work."""
     positive: ClassVar[tuple[str, ...]] = CONVOLVED
     """The positive control: a model, and overrides, that must reach levels."""
     small: ClassVar[Mapping[str, Any]] = {}
     """Settings that differ at `--size small`."""
+    paper: ClassVar[Mapping[str, Any]] = {}
+    """Settings that differ at `--size paper`: those of the source."""
 
     levels: tuple[int, ...]
+    d_model: int = 64
+    mixer_alone: bool = True
+    """Whether layers have no feed-forward, so that the token mixer does all the work."""
     steps: int
     rows: int
 
@@ -129,6 +135,12 @@ class Probe:
         """Compute further figures of a level, from accuracy, loss (nats an answer) and the number of parameters."""
         return {"scaled": (accuracy - self.chance(level)) / (1 - self.chance(level))} if self.scaled else {}
 
+    def list_changes(self) -> list[str]:
+        """List the settings that are not the source's, each with the source's beside."""
+        source = type(self)(**self.paper).settings()
+        own = {key: value for key, value in self.settings().items() if value != source[key]}
+        return [f"{key} {format_setting(value)} ({format_setting(source[key])})" for key, value in own.items()]
+
     def settings(self) -> dict[str, Any]:
         """Give the settings as plain data."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -160,6 +172,13 @@ class OneLength(Probe):
             raise ConfigError(f"{self.name}.{setting}: {found} (fewer {fewer}, or a longer context)")
 
 
+def format_setting(value: Any) -> str:
+    """Format a setting; of several levels the first and the last."""
+    if isinstance(value, list):
+        return f"{value[0]} to {value[-1]}" if len(value) > 1 else str(value[0])
+    return str(value).lower() if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def fill(rows: int, length: int, filler: int = 0) -> Examples:
     """Make rows [rows, length] of a filler token, without answers."""
     return Examples(np.full((rows, length), filler, np.int64), np.full((rows, length), IGNORED, np.int64))
@@ -167,7 +186,10 @@ def fill(rows: int, length: int, filler: int = 0) -> Examples:
 
 def choose_distinct(rng: np.random.Generator, rows: int, count: int, low: int, high: int) -> np.ndarray:
     """Draw `count` different numbers from low to high − 1 for each row, in random order: [rows, count]."""
-    return low + rng.random((rows, high - low)).argsort(1)[:, :count]
+    drawn = rng.random((rows, high - low))
+    least = drawn.argpartition(count - 1, 1)[:, :count]  # sorting all of 4,096 values would take longer than a step
+    order = np.take_along_axis(drawn, least, 1).argsort(1)
+    return low + np.take_along_axis(least, order, 1)
 
 
 def place(target: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:

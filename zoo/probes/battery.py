@@ -102,7 +102,7 @@ def load_small(model: str | Path | Spec, probe: Probe, overrides: Sequence[str] 
     kept = {name for text in overrides for name in list_touched(text)}
     small = shrink(
         load_spec(model, overrides),
-        SizeDemand(probe.vocab_size, longest, probe.mixer_alone),
+        SizeDemand(probe.vocab_size, longest, probe.mixer_alone, probe.d_model),
         kept,
         f"{label}, {probe.name}",
     )
@@ -231,7 +231,9 @@ def describe(
     priced = price(spec, Setup(context=probe.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
     trained = tuple(level for level in probe.levels if probe.trains(level))
     idle = find_idle_windows(spec, probe.seq_len)
-    notes = tuple(f"a window of {each} hides nothing in {probe.seq_len} tokens" for each in idle)
+    notes = [f"a window of {each} hides nothing in {probe.seq_len} tokens" for each in idle]
+    if changes := probe.list_changes():
+        notes.append(f"size {size}, the source's in brackets: {', '.join(changes)}")
     blocks = [spec.blocks[name] for name in spec.pattern]
     return ProbeOutcome(
         model=label,
@@ -251,5 +253,5 @@ def describe(
         lr=best,
         seeds=tuple(reports),
         trained=trained,
-        notes=notes,
+        notes=tuple(notes),
     )

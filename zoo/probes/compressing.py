@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.probes.base import Examples, OneLength, fill
+from zoo.probes.base import MAD, Examples, OneLength, fill
 from zoo.probes.guessing import expect_most
 
 PAD, END = 0, 1
@@ -22,15 +22,18 @@ class Compress(OneLength, name="compress"):
     A row is padding, then M letters, each one of V − 2, and an end token. The answer at a letter is the letter; a
     readout computes it from the end token's vector (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2); the
     row's most frequent letter is right more often.
+
+    MAD has rows full of letters, and trains 20,000 steps of 128 rows at width 128.
     """
 
     level_is: ClassVar[str] = "letters"
-    mixer_alone: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2, 4), "context": 8, "steps": 300}
+    paper: ClassVar[Mapping[str, Any]] = {**MAD, "levels": (31,)}
 
     levels: tuple[int, ...] = (2, 4, 8, 16, 31)
     context: int = 32
     vocab: int = 16
+    mixer_alone: bool = False
     steps: int = 500
     rows: int = 32
 

@@ -25,15 +25,22 @@ class Hops(Probe, name="hops"):
     later in the cycle. n is drawn from 3 to N with p(n) ∝ 1/(n + √N). The level is k; training draws it for each query.
     Chance is 1/N. A guess among the other nodes of the row is right at 1/(n − 1), and the query's own node is always
     right where n divides k.
+
+    The source has 225 nodes and up to 8 steps in 2,048 tokens; its models have 12 layers and are wider. The steps, rows
+    and width of size `paper` are chosen here (`n_layers=12`).
     """
 
     level_is: ClassVar[str] = "steps"
-    mixer_alone: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2), "nodes": 6, "queries": 4, "steps": 300}
+    paper: ClassVar[Mapping[str, Any]] = {
+        **{"nodes": 225, "queries": 799, "levels": (1, 2, 4, 8)},
+        **{"steps": 20_000, "rows": 96, "d_model": 256},
+    }
 
     levels: tuple[int, ...] = (1, 2, 3, 4)
     nodes: int = 8
     queries: int = 10
+    mixer_alone: bool = False
     steps: int = 400
     rows: int = 24
 

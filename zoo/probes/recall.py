@@ -11,10 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import Examples, OneLength, Probe, choose_distinct, fill, place
+from zoo.probes.base import MAD, Examples, OneLength, Probe, choose_distinct, fill, place
 
 POWER = 0.01
 """The exponent a in the distribution of the gap g between a pair and its query: p(g) ∝ a·g^(a−1)."""
+
+ZOOLOGY = {"vocab": 8192, "d_model": 128, "steps": 22_500, "rows": 256}
+"""Vocabulary and budget of the tasks in Zoology's code: 180,000 rows, 32 times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,14 @@ class MQAR(OneLength, name="mqar"):
     filler. Gaps gᵢ are drawn without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer at a
     repeated key is its value. The level is K; training draws all levels equally often. Chance is 2/V, the probability
     of any value; a guess among the row's values is right at 1/K.
+
+    The source's code trains 180,000 rows 32 times, with a vocabulary of 8,192, 4 to 64 keys and up to 256 tokens; at
+    smaller sizes the keys and tokens are fewer, and so few tokens may be learned one by one.
     """
 
     level_is: ClassVar[str] = "keys"
     small: ClassVar[Mapping[str, Any]] = {"context": 32, "vocab": 32, "levels": (2, 4, 8), "steps": 400}
+    paper: ClassVar[Mapping[str, Any]] = {**ZOOLOGY, "context": 256, "levels": (4, 8, 16, 32, 64)}
 
     levels: tuple[int, ...] = (2, 4, 8, 16)
     context: int = 64
@@ -96,10 +103,13 @@ class Overwrite(MQAR, name="overwrite"):
     After the K pairs, U of the keys are repeated in random order, each with a new value that no key had; then the
     queries, as in mqar. The answer is a key's last value. The level is U. Chance is 2/V; a guess among the new values
     is right at 1/K.
+
+    The source's code trains 4 to 36 keys of a vocabulary of 8,192; how many are overwritten is chosen here.
     """
 
     level_is: ClassVar[str] = "keys overwritten"
     small: ClassVar[Mapping[str, Any]] = {"keys": 2, "levels": (1, 2), "context": 16, "steps": 300}
+    paper: ClassVar[Mapping[str, Any]] = {**ZOOLOGY, "context": 256, "keys": 36, "levels": (4, 12, 36)}
 
     levels: tuple[int, ...] = (1, 2, 4)
     keys: int = 4
@@ -143,9 +153,12 @@ class Bind(MQAR, name="bind"):
     order. Then each key is repeated, in a slot of two tokens drawn as in mqar. The answer at its second part is the
     value. The level is K, a square. Chance is 2/V; a guess among the values of keys that share one part is right at
     1/√K.
+
+    The source's code trains 4 to 36 keys of a vocabulary of 8,192 in up to 256 tokens.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"context": 32, "vocab": 24, "levels": (4,), "steps": 400}
+    paper: ClassVar[Mapping[str, Any]] = {**ZOOLOGY, "context": 256, "levels": (4, 9, 16, 25, 36)}
 
     levels: tuple[int, ...] = (4, 9)
 
@@ -183,10 +196,13 @@ class Needle(MQAR, name="needle"):
     level is a row's number of tokens; the added tokens are filler between the pairs and the slots of the queries.
 
     Chance is 2/V; a guess among the row's values is right at 1/K.
+
+    No source has this task; at size `paper` it has the vocabulary and the budget of mqar.
     """
 
     level_is: ClassVar[str] = "tokens"
     small: ClassVar[Mapping[str, Any]] = {"context": 16, "levels": (16, 32, 64), "keys": 2, "steps": 300}
+    paper: ClassVar[Mapping[str, Any]] = {**ZOOLOGY, "context": 64, "levels": (64, 128, 256, 512, 1024)}
 
     levels: tuple[int, ...] = (32, 64, 128, 256, 512)
     keys: int = 4
@@ -225,15 +241,18 @@ class Memorise(Probe, name="memorise"):
     Of V tokens, 0 is a blank, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A row is `pairs` pairs of a random key and a
     blank; the answer at the blank is the key's value, which the row never shows. The level is V/2 − 1, the number of
     facts. Bits learned are facts × (log₂(V/2) − loss in bits), at least 0. Chance is 2/V.
+
+    MAD has 127 facts and trains 20,000 steps of 128 rows, at width 128.
     """
 
     level_is: ClassVar[str] = "facts"
-    mixer_alone: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {"vocab": 128, "levels": (63,)}
+    paper: ClassVar[Mapping[str, Any]] = {**MAD, "vocab": 256, "levels": (127,)}
 
     levels: tuple[int, ...] = (1023,)
     vocab: int = 2048
     pairs: int = 16
+    mixer_alone: bool = False
     steps: int = 200
     rows: int = 32
 

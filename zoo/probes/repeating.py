@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import IGNORED, Examples, OneLength, fill
+from zoo.probes.base import IGNORED, MAD, Examples, OneLength, fill
 
 Part = tuple[int, ...]
 """The tokens of a key or of a value."""
+
+Pair = tuple[Part, Part]
 
 GUESSED = 300
 """Rows drawn for the share of right guesses at `fuzzy`, which has no closed form."""
@@ -30,10 +32,13 @@ class Noisy(OneLength, name="noisy"):
     tokens of a noise vocabulary instead. The answer at a key that has occurred before is its value. Level 0 is
     in-context recall. Chance is 2/V; a guess among the values so far is right more often, as the first keys to come
     again have few.
+
+    MAD trains each level by itself: 20,000 steps of 128 rows of 128 tokens, at width 128 and with feed-forwards.
     """
 
     level_is: ClassVar[str] = "% of noise"
     small: ClassVar[Mapping[str, Any]] = {"context": 32, "levels": (0, 20), "steps": 300}
+    paper: ClassVar[Mapping[str, Any]] = {**MAD, "context": 128, "levels": (0, 20, 40, 60, 80)}
 
     levels: tuple[int, ...] = (0, 20, 40, 60)
     context: int = 64
@@ -84,13 +89,18 @@ class Fuzzy(OneLength, name="fuzzy"):
     Of V tokens, 0 pads, 1 to V/2 − 1 are parts of keys, V/2 to V − 1 parts of values. Each row draws K different keys,
     and for each a value of 1 to `longest` different parts. Random pairs of these fill the row; padding precedes them.
     The answers are the parts of a value whose key has occurred before. The level is the number of parts of every key;
-    training draws it for each key. MAD draws pairs from all possible keys; here K keys are drawn first, so that long
-    keys are repeated. Chance is 2/V. A guess that knows the values so far, and not their keys, names the likeliest next
-    part of those values that begin as the answer does: it is right at half of the answers and more.
+    training draws it for each key. With `keys` 0 each pair draws any of the possible keys, as in MAD, and the row's
+    last key is one from its first half. Chance is 2/V. A guess that knows the values so far, and not their keys, names
+    the likeliest next part of those values that begin as the answer does: it is right at half of the answers and more.
+
+    MAD draws from all possible keys and asks for those of three tokens. At smaller sizes each row has few keys, so that
+    long ones come again, too: another task, whose results neither confirm nor refute MAD's. MAD trains 20,000 steps of
+    128 rows of 128 tokens, at width 128 and with feed-forwards.
     """
 
     level_is: ClassVar[str] = "tokens a key"
     small: ClassVar[Mapping[str, Any]] = {"context": 32, "levels": (1, 2), "longest": 2, "keys": 3, "steps": 300}
+    paper: ClassVar[Mapping[str, Any]] = {**MAD, "context": 128, "keys": 0, "levels": (3,)}
 
     levels: tuple[int, ...] = (1, 2, 3)
     context: int = 64
@@ -121,23 +131,37 @@ class Fuzzy(OneLength, name="fuzzy"):
             made.labels[row, self.context - len(tokens) :] = labels
         return made
 
-    def draw_pairs(self, rng: np.random.Generator, level: int | None) -> list[tuple[Part, Part]]:
+    def draw_pairs(self, rng: np.random.Generator, level: int | None) -> list[Pair]:
         """Draw the pairs of a row, as many as fit."""
-        half = self.vocab // 2
         facts: dict[Part, Part] = {}
         while len(facts) < self.keys:
-            count = level or int(rng.integers(1, self.longest + 1))
-            key = tuple((1 + rng.permutation(half - 1)[:count]).tolist())
-            facts[key] = tuple((half + rng.permutation(half)[: rng.integers(1, self.longest + 1)]).tolist())
-        known, pairs, length = list(facts.items()), [], 0
-        for chosen in rng.integers(0, self.keys, self.context).tolist():
-            length += sum(map(len, known[chosen]))
-            if length > self.context:
+            facts[self._draw_key(rng, level)] = self._draw_value(rng)
+        known, pairs, room = list(facts), [], self.context
+        while True:
+            key = known[rng.integers(self.keys)] if self.keys else self._draw_key(rng, level)
+            if key not in facts:
+                facts[key] = self._draw_value(rng)
+            pair = (key, facts[key])
+            if room < measure(pair):
                 break
-            pairs.append(known[chosen])
+            pairs.append(pair)
+            room -= measure(pair)
+        if not self.keys:  # few of all possible keys come again by chance
+            again = pairs[rng.integers(len(pairs) // 2)]
+            while room < measure(again):
+                room += measure(pairs.pop())
+            pairs.append(again)
         return pairs
 
-    def _write_row(self, pairs: list[tuple[Part, Part]]) -> tuple[list[int], list[int]]:
+    def _draw_key(self, rng: np.random.Generator, level: int | None) -> Part:
+        count = level or int(rng.integers(1, self.longest + 1))
+        return tuple((1 + rng.permutation(self.vocab // 2 - 1)[:count]).tolist())
+
+    def _draw_value(self, rng: np.random.Generator) -> Part:
+        half = self.vocab // 2
+        return tuple((half + rng.permutation(half)[: rng.integers(1, self.longest + 1)]).tolist())
+
+    def _write_row(self, pairs: list[Pair]) -> tuple[list[int], list[int]]:
         """Write the tokens and labels of pairs."""
         tokens: list[int] = []
         labels: list[int] = []
@@ -163,3 +187,8 @@ def _simulate_guesses(probe: Fuzzy, level: int) -> float:
                 asked += 1
             facts[key] = value
     return right / asked
+
+
+def measure(pair: Pair) -> int:
+    """Count the tokens of a pair."""
+    return sum(map(len, pair))

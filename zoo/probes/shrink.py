@@ -17,7 +17,7 @@ from zoo.model.layer_loop import Loop
 from zoo.model.tower import Decoder
 from zoo.spec import Spec
 
-D_MODEL, N_LAYERS, HEAD_DIM = 64, 2, 32
+N_LAYERS, HEAD_DIM = 2, 32
 
 MOST = 4_000_000
 """Most parameters, token tables apart, that a model may have at the probe's size."""
@@ -53,18 +53,19 @@ FASTEST_CHUNK = 32
 
 
 class SizeDemand(NamedTuple):
-    """A probe's requirements: vocabulary, longest rows, and whether layers have only a mixer (`mixer_alone`)."""
+    """A probe's requirements: vocabulary, longest rows, whether layers have only a mixer (`mixer_alone`), and width."""
 
     vocab_size: int
     max_seq_len: int
     mixer_alone: bool
+    d_model: int = 64
 
 
 def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: str = "model") -> Spec:
     """Shrink a decoder to a probe's size; keys in `kept`, such as `n_layers` or `d_model`, are not changed.
 
-    The small model has d_model 64, 32 channels a head, and two layers, or one of each kind if there are several (for a
-    loop, see `shorten`). With `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are no
+    The small model has the probe's width, 32 channels a head, and two layers, or one of each kind if there are several
+    (for a loop, see `shorten`). With `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are no
     dimension of weights. Matrices are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a d_model of
     2,500, and at 64 it would keep attention on mqar's plateau for a whole short run. Raises ConfigError for a model
     that is no decoder or cannot be shrunk.
@@ -181,7 +182,7 @@ class DimensionRules(NamedTuple):
 
 def make_sizes(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str]) -> DimensionRules:
     """Choose the new value of each dimension, or the function that computes it."""
-    width = node["d_model"] if "d_model" in kept else D_MODEL
+    width = node["d_model"] if "d_model" in kept else size.d_model
     head = node.get("head_dim") if "head_dim" in kept else HEAD_DIM
     heads = max(1, width // (head or HEAD_DIM))
     fixed = {
