@@ -1,6 +1,7 @@
 """Probes: models at a probe's size, what they learn there, and the card."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,11 @@ from zoo.errors import ConfigError
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small, open_pool, run_probe
 from zoo.probes.card import draw_card, draw_values, format_card_markdown, format_reach, print_card
+from zoo.probes.control_pair import ControlPair, run_controls
 from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
 from zoo.probes.outcome_store import name_folder
 from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
-from zoo.probes.training import Learner, score
+from zoo.probes.training import Learner, score, train
 from zoo.run.builder import build
 
 EASY = {"context": 16, "levels": (2,), "vocab": 16, "steps": 80, "rows": 32}
@@ -100,15 +102,45 @@ def test_a_partial_rotation_stays_the_same_part_of_a_head():
 # ---------------------------------------------------------------- training
 
 
-def test_attention_behind_a_short_convolution_learns_recall_and_blind_attention_stays_at_chance():
-    sees = run_probe("llama-tiny", "mqar", CONVOLVED, settings=EASY, seeds=1, rates=[1e-2])
-    blind = run_probe(
-        "llama-tiny", "mqar", (*CONVOLVED[1:], "attention=sliding", "window=1"), settings=EASY, seeds=1, rates=[1e-2]
-    )
-    assert sees.reach == 2 and sees.accuracy(2)[0] > 0.95
-    assert blind.reach == 0 and blind.accuracy(2)[0] < 2 * blind.chances[2]
+@pytest.fixture(scope="module")
+def sees():
+    return run_probe("llama-tiny", "mqar", CONVOLVED, settings=EASY, seeds=1, rates=[1e-2])
+
+
+@pytest.fixture(scope="module")
+def blind():
+    alone = (*CONVOLVED[1:], "attention=sliding", "window=1")
+    return run_probe("llama-tiny", "mqar", alone, settings=EASY, seeds=1, rates=[1e-2])
+
+
+def test_attention_behind_a_short_convolution_learns_recall_and_blind_attention_stays_at_a_guess(sees, blind):
+    assert sees.reach == 2 and sees.accuracy(2)[0] > 0.95 and sees.learned
+    assert blind.reach == 0 and blind.accuracy(2)[0] < 2 * blind.chances[2] and not blind.learned
     assert blind.window is None
     assert blind.state_bytes == 4 * 2 * 32  # one key and one value of one head of 32, in float32
+
+
+def test_controls_separate_where_one_model_recalls_and_one_is_blind_and_not_where_both_are_alike(sees, blind):
+    assert ControlPair(sees, blind).separates and ControlPair(sees, blind).describe() == (
+        "separates: the positive control reaches 2 keys, a model without token mixing none"
+    )
+    assert "neither control reaches a level" in ControlPair(blind, blind).describe()
+    assert "a model without token mixing reaches 2 keys, too" in ControlPair(sees, sees).describe()
+
+
+def test_the_steps_to_solve_are_those_after_which_the_model_answers_nine_in_ten(sees, blind):
+    steps = int(sees.seeds[0].steps_to_solve)
+    probe, seen = make_probe("mqar", settings=EASY), {}
+    spec, _ = load_small("llama-tiny", probe, CONVOLVED)
+
+    def check(step, learner):
+        seen[step] = score(learner, probe, 0, "report", 2).accuracy
+
+    train(spec, probe, 1e-2, 0, check=check)
+    assert list(seen) == list(range(4, 81, 4)) and 4 < steps < 80
+    assert seen[steps] > 0.85 and seen[steps - 4] < 0.95  # on other rows
+    assert seen[80] == pytest.approx(sees.accuracy(2)[0])  # a look at the model changes nothing of its training
+    assert len(blind.seeds[0].curve) == 20 and math.isinf(blind.seeds[0].steps_to_solve)
 
 
 def test_a_training_follows_from_its_seed_whatever_runs_beside_it(tmp_path):
@@ -210,7 +242,14 @@ def test_reach_ends_at_the_first_level_that_fails():
 def make_outcome(probe="mqar", model="llama-tiny", reach=(1.0, 0.95, 0.2), chosen=None):
     levels = {level: {"accuracy": found, "loss": 1.0} for level, found in zip((2, 4, 8), reach, strict=True)}
     worse = {**levels, 4: {"accuracy": min(0.5, reach[1]), "loss": 1.0}}
-    given = {"model": model, "overrides": (), "probe": probe, "size": "card", "settings": {}, "level_is": "keys"}
+    given = {
+        "model": model,
+        "overrides": (),
+        "probe": probe,
+        "size": "card",
+        "settings": {"steps": 60},
+        "level_is": "keys",
+    }
     figures = {
         "chances": dict.fromkeys((2, 4, 8), 0.03),
         "baselines": {2: 0.5, 4: 0.25, 8: 0.125},
@@ -218,7 +257,10 @@ def make_outcome(probe="mqar", model="llama-tiny", reach=(1.0, 0.95, 0.2), chose
         "params": 40_000,
         "flops": 9e4,
     }
-    seeds = tuple(SeedReport(seed, found) for seed, found in enumerate((levels, levels, worse)))
+    curves = ({30: 0.5, 60: 0.95}, {30: 0.92}, {30: 0.4, 60: 0.6})
+    seeds = tuple(
+        SeedReport(seed, *found) for seed, found in enumerate(zip((levels, levels, worse), curves, strict=True))
+    )
     rest = {
         "state_bytes": 65536,
         "baseline": 0.375,
@@ -227,6 +269,24 @@ def make_outcome(probe="mqar", model="llama-tiny", reach=(1.0, 0.95, 0.2), chose
         "trained": (2, 4),
     }
     return ProbeOutcome(**given, **figures, **rest, seeds=seeds)
+
+
+def test_a_probe_is_extended_until_its_positive_control_falls_short(monkeypatch):
+    asked = []
+
+    def run(model, probe, overrides, *, settings, **how):
+        asked.append((overrides, settings["levels"]))
+        passes = 0 if "window=1" in overrides else 16
+        levels = {level: {"accuracy": float(level <= passes), "loss": 1.0} for level in settings["levels"]}
+        figures = {"chances": dict.fromkeys(levels, 0.1), "baselines": dict.fromkeys(levels, 0.2), "settings": settings}
+        return replace(make_outcome(), **figures, seeds=(SeedReport(0, levels),))
+
+    monkeypatch.setattr("zoo.probes.control_pair.run_probe", run)
+    pair = run_controls("mqar", size="small")
+    assert [max(levels) for _, levels in asked] == [8, 16, 32, 32]
+    assert pair.extended and pair.separates and pair.positive.settings["context"] == 128
+    assert [pair.positive.model, pair.negative.model] == ["positive control", "negative control"]
+    assert pair.positive.notes[-1] == pair.describe() and "window=1" in pair.negative.notes[-1]
 
 
 def test_an_outcome_is_read_back_as_it_was_written():
@@ -245,6 +305,7 @@ def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path, capsy
     assert [row[:2] for row in cells] == [["llama-tiny", "mqar"], ["b", "mqar"], ["llama-tiny", "parity"]]
     assert cells[0][2:] == [
         "4 (2 to 4) of 8 keys",
+        "60 (30 to > 60)",
         "0.800 ± 0.260 (0.25)",
         "1.0e-2!",
         "≥ 0.14",

@@ -257,6 +257,17 @@ def test_a_probe_has_the_sizes_of_its_source_and_says_what_others_change(name):
     assert tokens.shape == (4, paper.seq_len) and (labels != IGNORED).any(1).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_probe_is_extended_by_harder_levels_until_its_rows_are_too_large(name):
+    probe, levels = make_probe(name, "small"), []
+    while probe is not None:
+        levels.append(max(probe.levels))
+        tokens, labels = probe.examples(0, "report", 0, 16, max(probe.levels))
+        assert (labels != IGNORED).any() and tokens.shape[1] <= 2048 and tokens.max() < probe.vocab_size <= 8192
+        probe = probe.extend()
+    assert len(levels) > 2 and levels == sorted(set(levels)) and len(levels) < 12
+
+
 def test_the_sizes_of_sources_are_theirs():
     mqar, select, parity, word = (make_probe(name, "paper") for name in ("mqar", "select", "parity", "word_s5"))
     assert (mqar.vocab_size, max(mqar.levels), mqar.seq_len) == (8192, 64, 256)

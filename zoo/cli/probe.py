@@ -91,16 +91,20 @@ def run_battery(
 
     for (target, overrides), name in product(models, names):
         load_small(target, make_probe(name, how["size"], how["settings"]), overrides)
-    found = []
+    found, own = [], {}
     with open_pool(jobs) as pool:
         for name in names if controls else ():
             asked = {"size": how["size"], "settings": how["settings"]}
             pair = run_controls(name, **asked, pool=pool, folder=out, say=say)
             found += [pair.positive, pair.negative]
+            if pair.extended:
+                own[name] = pair.positive.settings
         for (target, overrides), name in product(models, names):
             place = name if how["size"] == "card" else f"{name}-{how['size']}"
+            place += f"-to-{max(own[name]['levels'])}" if name in own else ""
             folder = out / name_folder(target, overrides) / place
-            found.append(run_probe(target, name, overrides, **how, pool=pool, folder=folder, say=say))
+            asked = {**how, "settings": own.get(name, how["settings"])}
+            found.append(run_probe(target, name, overrides, **asked, pool=pool, folder=folder, say=say))
     return found
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -23,6 +23,9 @@ SIGNED = ("llama-tiny", "attention=gated_delta", "position=none", "attention.bet
 
 MAD = {"d_model": 128, "mixer_alone": False, "steps": 20_000, "rows": 128}
 """Width, layers and budget of the tasks of MAD (Poli et al., 2024)."""
+
+MOST = (512, 2048, 8192)
+"""Most tokens of a row in training and in scoring, and most tokens of a vocabulary, to which a probe is extended."""
 
 STREAMS = ("train", "choose", "report", "map")
 """Streams of random numbers, independent of each other: examples for training, for choosing the learning rate, for
@@ -103,6 +106,22 @@ class Probe:
         """Give the accuracy of such guesses on rows as in training, which mix the levels."""
         trained = [level for level in self.levels if self.trains(level)]
         return sum(map(self.baseline, trained)) / len(trained)
+
+    def next_level(self) -> int:
+        """Give the level that follows the hardest one."""
+        return 2 * max(self.levels)
+
+    def make_room(self, level: int) -> dict[str, int]:
+        """Give the settings that rows of a harder level need."""
+        return {}
+
+    def extend(self) -> Self | None:
+        """Make the same probe with one more level; None where rows or vocabulary would be larger than the limits."""
+        level = self.next_level()
+        made = replace(self, levels=(*self.levels, level), **self.make_room(level))
+        sizes = (made.seq_len, made.length(level), made.vocab_size)
+        fits = all(size <= most for size, most in zip(sizes, MOST, strict=True))
+        return made if fits and level > max(self.levels) else None
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         """Draw rows of `level`; if it is None, of all levels, shuffled."""

@@ -17,7 +17,7 @@ from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 from zoo.probes.all_probes import make_probe
 from zoo.probes.base import Probe
-from zoo.probes.outcome import ProbeOutcome, SeedReport
+from zoo.probes.outcome import ENOUGH, ProbeOutcome, SeedReport
 from zoo.probes.outcome_store import ScoreStore
 from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
 
@@ -83,7 +83,8 @@ def run_probe(
         reports, seconds = [], sum(found["seconds"] for found in chosen.values())
         for each, found in run_tasks(todo, pool, store):
             seconds += found["seconds"]
-            reports.append(SeedReport(each.seed, {int(level): score for level, score in found["levels"].items()}))
+            levels, curve = ({int(at): value for at, value in found[key].items()} for key in ("levels", "curve"))
+            reports.append(SeedReport(each.seed, levels, curve))
             say(f"{task.name}: lr {each.lr:.2g}, seed {each.seed}: up to {reports[-1].reach} {task.level_is}")
     accuracy = {lr: found["accuracy"] for lr, found in chosen.items()}
     made = describe(label, tuple(overrides), task, size, spec, accuracy, best, reports)
@@ -202,9 +203,15 @@ def run_task(task: ProbeTraining) -> dict[str, Any]:
 
 
 def _train_and_score(task: ProbeTraining) -> dict[str, Any]:
-    from zoo.probes.training import score, train
+    from zoo.probes.training import CHECKED, score, train
 
-    learner, probe = train(task.spec, task.probe, task.lr, task.seed), task.probe
+    probe, curve = task.probe, {}
+
+    def check(step: int, learner: Any) -> None:
+        if max(curve.values(), default=0.0) < ENOUGH:  # what comes later tells nothing more
+            curve[step] = score(learner, probe, task.seed, "choose", most=CHECKED).accuracy
+
+    learner = train(task.spec, probe, task.lr, task.seed, check=check if task.report else None)
     if not task.report:
         found = score(learner, probe, task.seed, "choose")
         return {"accuracy": found.accuracy, "loss": found.loss}
@@ -214,7 +221,7 @@ def _train_and_score(task: ProbeTraining) -> dict[str, Any]:
         found = score(learner, probe, task.seed, "report", level)
         measured = probe.measure(level, found.accuracy, found.loss, params)
         levels[str(level)] = {"accuracy": found.accuracy, "loss": found.loss, **measured}
-    return {"levels": levels}
+    return {"levels": levels, "curve": {str(step): accuracy for step, accuracy in curve.items()}}
 
 
 def describe(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median_low
 
 from zoo.probes.outcome import ProbeOutcome, name_level
 from zoo.report.price_plot import as_label, list_colors, make_axes, write_figure
 from zoo.report.tables import format_markdown, make_table, print_tables
 from zoo.report.units import format_count, format_si
 
-FOUND = ("probe", "reaches", "accuracy (guess)", "lr", "lr window")
+FOUND = ("probe", "reaches", "steps", "accuracy (guess)", "lr", "lr window")
 """Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the best
 learning rate, and the width of the window around it."""
 
@@ -24,7 +25,8 @@ COSTS = ("state", "params", "FLOPs")
 
 def list_found(outcome: ProbeOutcome) -> list[str]:
     rate = f"{outcome.lr:.1e}".replace("e-0", "e-") + ("!" if outcome.on_edge else "")
-    return [outcome.probe, format_reach(outcome), format_accuracy(outcome), rate, format_window(outcome)]
+    figures = (format_reach, format_steps, format_accuracy)
+    return [outcome.probe, *(form(outcome) for form in figures), rate, format_window(outcome)]
 
 
 def list_costs(outcome: ProbeOutcome) -> list[str]:
@@ -58,6 +60,17 @@ def format_reach(outcome: ProbeOutcome) -> str:
     return text
 
 
+def format_steps(outcome: ProbeOutcome) -> str:
+    """Format the median over seeds of the steps to 90 %, and their range; `> 600` if 600 steps were not enough."""
+    if not (steps := outcome.steps_to_solve):
+        return "-"
+    low, middle, high = (
+        f"> {outcome.settings['steps']}" if math.isinf(each) else f"{each:.0f}"
+        for each in (min(steps), median_low(steps), max(steps))
+    )
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
 def format_accuracy(outcome: ProbeOutcome) -> str:
     """Format the accuracy at the hardest trained level, ± the deviation over seeds, and that of an informed guess."""
     level = max(outcome.trained)
@@ -78,6 +91,7 @@ def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:
     """List explanations of the columns, and notes on single outcomes."""
     notes = [
         "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
+        "steps: updates until 90 % of answers in rows as in training are right; > where that was not in the budget.",
         "accuracy: at the hardest level of training, ± one deviation over seeds.",
         "guess: the accuracy there of a guess among the answers that a row makes possible.",
         "lr window: decades of learning rate with 90 % of the best accuracy; ≥ where an end was not met.",
@@ -94,7 +108,7 @@ def format_card_markdown(outcomes: Sequence[ProbeOutcome]) -> str:
         [name_model(each), *list_found(each), *list_costs(each)]
         for each in sorted(outcomes, key=lambda outcome: probes.index(outcome.probe))
     ]
-    table = format_markdown(("model", *FOUND, *COSTS), rows, range(3, 9))
+    table = format_markdown(("model", *FOUND, *COSTS), rows, range(3, 10))
     return table + "\n\n" + "\n".join(f"- {note}" for note in list_notes(outcomes))
 
 
@@ -102,7 +116,7 @@ def print_card(outcomes: Sequence[ProbeOutcome]) -> None:
     """Print two tables for each model, of results and of costs, and notes."""
     for model, own in group_by_model(outcomes).items():
         costs = [[each.probe, *list_costs(each)] for each in own]
-        print_tables(make_table(model, FOUND, map(list_found, own), right=range(2, 5)))
+        print_tables(make_table(model, FOUND, map(list_found, own), right=range(2, 6)))
         print_tables(make_table("", ("probe", *COSTS), costs, right=range(1, 4)))
     print("\n".join(list_notes(outcomes)))
 

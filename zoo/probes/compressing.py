@@ -52,6 +52,9 @@ class Compress(OneLength, name="compress"):
 
         return make_readout(d_model, self.vocab, seed)
 
+    def make_room(self, level: int) -> dict[str, int]:
+        return {"context": max(self.context, level + 1)}
+
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         letters = rng.integers(2, self.vocab, (rows, level))
         made = fill(rows, self.context, PAD)

@@ -28,6 +28,8 @@ class ControlPair:
 
     positive: ProbeOutcome
     negative: ProbeOutcome
+    extended: bool = False
+    """Whether the probe has more levels than asked for (`run_controls`)."""
 
     @property
     def separates(self) -> bool:
@@ -54,23 +56,25 @@ def run_controls(
     folder: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ControlPair:
-    """Run a probe on its controls: one seed, at the best of three learning rates. Trainings are kept in a `folder`."""
-    task = make_probe(name, size, settings)
-    outcomes = []
-    for label, (model, *overrides) in (("positive", task.positive), ("negative", NEGATIVE)):
-        outcome = run_probe(
-            model,
-            name,
-            overrides,
-            size=size,
-            settings=task.settings(),
-            seeds=1,
-            rates=CONTROL_RATES,
-            pool=pool,
-            folder=folder and folder / name_folder(model, overrides) / f"control-{name}-{size}",
-            say=lambda line, label=label: say(f"{label} control of {line}"),
-        )
+    """Run a probe on its controls: one seed, at the best of three learning rates. Trainings are kept in a `folder`.
+
+    Where the positive control reaches the hardest level, the probe is extended by harder ones (`Probe.extend`), so that
+    a model may do better than others. The outcomes' settings are those of the extended probe.
+    """
+    asked = task = make_probe(name, size, settings)
+    how = {"size": size, "seeds": 1, "rates": CONTROL_RATES, "pool": pool}
+
+    def run(label: str, model: str, *overrides: str) -> ProbeOutcome:
+        place = f"{name}-{size}-to-{max(task.levels)}"
+        at = folder and folder / name_folder("control", (model, *overrides)) / place
+        told: Any = {"folder": at, "say": lambda line: say(f"{label} control of {line}")}
+        outcome = run_probe(model, name, overrides, settings=task.settings(), **how, **told)
         what = f"the {label} control is {' '.join((model, *overrides))}"
-        outcomes.append(replace(outcome, model=f"{label} control", overrides=(), notes=(*outcome.notes, what)))
-    pair = ControlPair(*outcomes)
-    return replace(pair, positive=replace(pair.positive, notes=(*pair.positive.notes, pair.describe())))
+        return replace(outcome, model=f"{label} control", overrides=(), notes=(*outcome.notes, what))
+
+    positive = run("positive", *task.positive)
+    while positive.reach == max(task.levels) and (harder := task.extend()):
+        task = harder
+        positive = run("positive", *task.positive)
+    pair = ControlPair(positive, run("negative", *NEGATIVE), task != asked)
+    return replace(pair, positive=replace(positive, notes=(*positive.notes, pair.describe())))

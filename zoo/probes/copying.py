@@ -47,6 +47,9 @@ class Select(OneLength, name="select"):
     def baseline(self, level: int) -> float:
         return sum(expect_most(left, self.vocab - 2) / left for left in range(1, level + 1)) / level
 
+    def make_room(self, level: int) -> dict[str, int]:
+        return {"context": max(self.context, 4 * level)}
+
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         go = self.context - level - 1
         letters = rng.integers(2, self.vocab, (rows, level))

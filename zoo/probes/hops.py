@@ -72,6 +72,9 @@ class Hops(Probe, name="hops"):
         weights = 1 / (sizes + np.sqrt(self.nodes))
         return sizes, weights / weights.sum()
 
+    def next_level(self) -> int:
+        return min(2 * max(self.levels), self.nodes)
+
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         sizes, weights = self._weigh_sizes()
         counts = rng.choice(sizes, rows, p=weights)

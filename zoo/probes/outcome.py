@@ -49,10 +49,17 @@ def find_reach(accuracy: Mapping[int, float]) -> int:
 
 @dataclass(frozen=True)
 class SeedReport:
-    """The results of one seed at the best learning rate, by level: accuracy, loss, and the probe's further figures."""
+    """The results of one seed at the best learning rate, by level: accuracy, loss, and the probe's further figures.
+    `curve` is the accuracy on rows as in training by steps done, up to the first one of at least ENOUGH."""
 
     seed: int
     levels: dict[int, dict[str, float]]
+    curve: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def steps_to_solve(self) -> float:
+        """Give the steps after which the accuracy was first ENOUGH; infinite if it never was."""
+        return min((step for step, accuracy in self.curve.items() if accuracy >= ENOUGH), default=math.inf)
 
     @property
     def reach(self) -> int:
@@ -111,6 +118,11 @@ class ProbeOutcome:
         """Give the median (the lower one of two) of the levels that the seeds reached."""
         return median_low(self.reaches)
 
+    @property
+    def steps_to_solve(self) -> list[float]:
+        """Give the steps of each seed (`SeedReport.steps_to_solve`); empty where they were not measured."""
+        return [each.steps_to_solve for each in self.seeds if each.curve]
+
     def accuracy(self, level: int) -> tuple[float, float | None]:
         """Give the mean accuracy of the seeds at a level, and the standard deviation (None with one seed)."""
         return self.average(level, "accuracy")
@@ -138,6 +150,7 @@ class ProbeOutcome:
             "window": None if window is None else _describe_window(window),
             "reach": self.reach,
             "reaches": self.reaches,
+            "steps_to_solve": [None if math.isinf(steps) else steps for steps in self.steps_to_solve],
             "levels": levels,
         }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import MAD, Examples, OneLength, Probe, choose_distinct, fill, place
+from zoo.probes.base import MAD, MOST, Examples, OneLength, Probe, choose_distinct, fill, place
 
 POWER = 0.01
 """The exponent a in the distribution of the gap g between a pair and its query: p(g) ∝ a·g^(a−1)."""
@@ -53,6 +53,9 @@ class MQAR(OneLength, name="mqar"):
 
     def baseline(self, level: int) -> float:
         return 1 / level
+
+    def make_room(self, level: int) -> dict[str, int]:
+        return {"context": max(self.context, 4 * level), "vocab": max(self.vocab, 2 * level + 2)}
 
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         keys, values = draw_pairs(rng, rows, level, level, self.vocab)
@@ -131,6 +134,11 @@ class Overwrite(MQAR, name="overwrite"):
     def baseline(self, level: int) -> float:
         return 1 / self.keys
 
+    def make_room(self, level: int) -> dict[str, int]:
+        keys = max(self.keys, level)
+        context, vocab = 4 * keys + 2 * level, 2 * (keys + level)
+        return {"keys": keys, "context": max(self.context, context), "vocab": max(self.vocab, vocab)}
+
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         keys, drawn = draw_pairs(rng, rows, self.keys, self.keys + level, self.vocab)
         first, second = drawn[:, : self.keys], drawn[:, self.keys :]
@@ -173,6 +181,12 @@ class Bind(MQAR, name="bind"):
 
     def baseline(self, level: int) -> float:
         return 1 / math.isqrt(level)
+
+    def next_level(self) -> int:
+        return (math.isqrt(max(self.levels)) + 1) ** 2
+
+    def make_room(self, level: int) -> dict[str, int]:
+        return {"context": max(self.context, 5 * level), "vocab": max(self.vocab, 2 * level)}
 
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         side, half = math.isqrt(level), self.vocab // 2
@@ -225,6 +239,9 @@ class Needle(MQAR, name="needle"):
     def baseline(self, level: int) -> float:
         return 1 / self.keys
 
+    def make_room(self, level: int) -> dict[str, int]:
+        return {}
+
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         length = self.context if level is None else level
         keys, values = draw_pairs(rng, rows, self.keys, self.keys, self.vocab)
@@ -271,6 +288,10 @@ class Memorise(Probe, name="memorise"):
 
     def chance(self, level: int) -> float:
         return 2 / self.vocab
+
+    def extend(self) -> Self | None:
+        vocab = 2 * self.vocab
+        return replace(self, vocab=vocab, levels=(vocab // 2 - 1,)) if vocab <= MOST[-1] else None
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         facts = self.make_generator(seed, "map").integers(self.vocab // 2, self.vocab, self.vocab // 2)

@@ -65,6 +65,9 @@ class Noisy(OneLength, name="noisy"):
         asked = half * (1 - (1 - (1 - noise) / half) ** before)
         return float((1 - noise**before).sum() / asked.sum())
 
+    def next_level(self) -> int:
+        return min((max(self.levels) + 100) // 2, 90)  # beyond, most rows have no answer
+
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         half, pairs = self.vocab // 2, self.context // 2
         values = half + rng.random((rows, half)).argsort(1)
@@ -122,6 +125,14 @@ class Fuzzy(OneLength, name="fuzzy"):
 
     def baseline(self, level: int) -> float:
         return _simulate_guesses(self, level)
+
+    def make_room(self, level: int) -> dict[str, int]:
+        longest = max(self.longest, level)
+        return {
+            "longest": longest,
+            "context": max(self.context, 8 * longest),
+            "vocab": max(self.vocab, 2 * longest + 2),
+        }
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         made = fill(rows, self.context)

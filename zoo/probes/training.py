@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ HELD_OUT = 1024
 
 LEAST_HELD_OUT = 128
 """Minimum number of held-out rows of any length."""
+
+CHECKS, CHECKED = 20, 256
+"""How often a training that is reported measures its accuracy, and on how many held-out rows."""
 
 AT_ONCE = 16_384
 """Maximum tokens of a forward pass when scoring; at least one row is taken."""
@@ -64,9 +67,16 @@ class Learner:
         return [*self.model.parameters(), *([] if self.readout is None else self.readout.parameters())]
 
 
-def train(spec: Decoder, probe: Probe, lr: float, seed: int, steps: int | None = None) -> Learner | None:
+def train(
+    spec: Decoder,
+    probe: Probe,
+    lr: float,
+    seed: int,
+    steps: int | None = None,
+    check: Callable[[int, Learner], None] | None = None,
+) -> Learner | None:
     """Train a model on a probe: AdamW, warm-up over a tenth of the steps, then cosine to 0. Returns None if a loss is
-    not finite.
+    not finite. CHECKS times, at equal distances, `check` is given the steps done and the learner.
 
     Weights, examples and their order depend only on the seed.
     """
@@ -87,6 +97,10 @@ def train(spec: Decoder, probe: Probe, lr: float, seed: int, steps: int | None =
         optimizer.zero_grad()
         if balances:
             balance_routers(model, loads, RATE)
+        if check is not None and (step + 1) * CHECKS // steps > step * CHECKS // steps:
+            model.eval()
+            check(step + 1, learner)
+            model.train()
     model.eval()
     return learner
 
@@ -114,11 +128,13 @@ def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Ten
     return found.total, found.loads
 
 
-def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> ProbeScore:
-    """Score a learner on held-out examples of a level (None: as in training). A diverged learner is None: it scores the
-    chance accuracy, and a loss of ln V."""
+def score(
+    learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None, most: int = HELD_OUT
+) -> ProbeScore:
+    """Score a learner on held-out examples of a level (None: as in training), `most` rows or fewer. A diverged learner
+    is None: it scores the chance accuracy, and a loss of ln V."""
     length = probe.seq_len if level is None else probe.length(level)
-    rows = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT * probe.seq_len // length))
+    rows = max(LEAST_HELD_OUT, min(most, most * probe.seq_len // length))
     examples = probe.examples(seed, stream, 0, rows, level)
     if learner is None:
         levels = [each for each in probe.levels if probe.trains(each)] if level is None else [level]
