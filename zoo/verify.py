@@ -30,7 +30,7 @@ from zoo.costs.pairs import Look
 from zoo.costs.params import count_parameters
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
-from zoo.costs.states import states
+from zoo.costs.states import ORTHOGONAL, states
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.tower import Tower
 from zoo.run.builder import build, resolve_dtype
@@ -192,7 +192,7 @@ def _optimized(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iter
     learning = {name for name, row, _ in placed_tensors(spec, spec.d_model) if row.learns}
     for name, parameter in model.named_parameters():
         parameter.grad = torch.empty_like(parameter) if name in learning else None
-    options = {"dtype": "bf16"} if setup.optimizer == "muon" else {}  # `auto` would time matrix products
+    options = {"dtype": "bf16"} if setup.optimizer in ORTHOGONAL else {}  # `auto` would time matrix products
     optimizer = Optim.parse({"kind": setup.optimizer, **options}).build(model)
     optimizer.step()
     kept = [value for state in optimizer.state.values() for value in state.values()]

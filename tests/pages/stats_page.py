@@ -12,10 +12,12 @@ from zoo.analysis.explain import explain, format_explanation
 from zoo.analysis.explain.cache import ENGINES
 from zoo.analysis.explain.memory import PRECISIONS
 from zoo.costs import Setup, price
-from zoo.costs.flops import CONVENTIONS, optimizer_flops
+from zoo.costs.flops import CONVENTIONS
 from zoo.costs.rules_of_thumb import rules_of_thumb
 from zoo.costs.setup import OPTIMIZERS
-from zoo.costs.states import states, widths
+from zoo.costs.states import states
+from zoo.costs.update_flops import optimizer_flops
+from zoo.costs.zero_shards import widths
 
 PAGE = Path(__file__).parents[2] / "docs" / "stats.md"
 

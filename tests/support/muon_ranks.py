@@ -1,11 +1,12 @@
-"""Steps Muon on sharded and replicated matrices in the ranks that forked_processes.py starts, with the arguments OUT
-REPLICAS SHARDS. OUT/RANK.json has the largest difference from one process' step, and how many matrices the rank has
-orthogonalised."""
+"""Steps Muon, NorMuon and NorMuon on a hyperball on sharded and replicated matrices in the ranks that
+forked_processes.py starts, with the arguments OUT REPLICAS SHARDS. OUT/RANK.json has the largest difference from one
+process' steps, and how many matrices the rank has orthogonalised."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,25 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from zoo.distributed.meeting import join_processes
 from zoo.distributed.world import read_world
 from zoo.training.optim import orthogonal
+from zoo.training.optim.decay import HyperballOptimizer
 
 SHAPES = [(24, 16), (16, 24), (24, 16), (10, 10), (24, 16), (24, 16), (3, 8, 6), (6, 12, 8)]
 CUT = {(3, 8, 6): 1}
 """Dimensions along which stacks of few experts are cut, in place of the first."""
 
 
-def make_rule(parameters: list[Any]) -> orthogonal.MuonOptimizer:
-    return orthogonal.MuonOptimizer(
-        [{"params": parameters, "weight_decay": 0.1}],
-        **{"lr": 0.1, "momentum": 0.95, "nesterov": True, "iterations": 5, "dtype": torch.float32},  # type: ignore[arg-type]
-        **{"betas": (0.9, 0.95), "eps": 1e-8},  # type: ignore[arg-type]
-    )
+OPTIONS: dict[str, Any] = {
+    **{"lr": 0.1, "momentum": 0.95, "nesterov": True, "iterations": 5, "dtype": torch.float32},
+    **{"betas": (0.9, 0.95), "eps": 1e-8},
+}
+
+
+def make_rules(parameters: list[Any]) -> Iterator[torch.optim.Optimizer]:
+    """One after another over the same parameters."""
+    groups = [{"params": parameters, "weight_decay": 0.1}]
+    yield orthogonal.MuonOptimizer(groups, **OPTIONS)
+    yield orthogonal.NorMuonOptimizer([{**groups[0]}], **OPTIONS, beta2=0.9)
+    yield HyperballOptimizer(orthogonal.NorMuonOptimizer([{**groups[0]}], **OPTIONS, beta2=0.9))
 
 
 def main(folder: str, replicas: str, shards: str) -> None:
@@ -46,15 +54,15 @@ def main(folder: str, replicas: str, shards: str) -> None:
         counted[0] += len(x)
         return plain(x, iterations)
 
-    rules = make_rule(whole), make_rule(parts)
-    for _ in range(2):
-        for one, part in zip(whole, parts, strict=True):
-            one.grad = torch.randn(one.shape)
-            part.grad = place(one.grad)
-        rules[0].step()
-        orthogonal.orthogonalise = count
-        rules[1].step()
-        orthogonal.orthogonalise = plain
+    for rule, shared in zip(make_rules(whole), make_rules(parts), strict=True):
+        for _ in range(2):
+            for one, part in zip(whole, parts, strict=True):
+                one.grad = torch.randn(one.shape)
+                part.grad = place(one.grad)
+            rule.step()
+            orthogonal.orthogonalise = count
+            shared.step()
+            orthogonal.orthogonalise = plain
     apart = max(float((one - part.full_tensor()).abs().max()) for one, part in zip(whole, parts, strict=True))  # type: ignore[attr-defined]
     found = {"apart": apart, "matrices": counted[0]}
     Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(found))

@@ -47,9 +47,11 @@ CASES = {
     "averages": ["ema={decay: 0.8, warmup: true}", "lawa=2", "eval_weights=ema"],
     "lawa": ["lawa=2", "eval_weights=lawa", "ffn=moe", "model.n_experts=2", "optim=muon"],
     "decays": ["steps=9", "schedule=wsd_s", "schedule.points=[3]", "schedule.decay=1", "keep=2", "ema=0.7"],
+    "cautious": ["optim=muon", "optim.decay=cautious"],
+    "hyperball": ["optim=normuon", "optim.decay=hyperball"],
     "groups": ["optim.groups={embedding: {lr: 0.01}}"],
 }
-FEW = ("muon", "averages", "decays")
+FEW = ("muon", "soap", "averages", "decays")
 REPEATED = [pytest.param(each, marks=() if name in FEW else pytest.mark.slow, id=name) for name, each in CASES.items()]
 EIGHT_BITS = pytest.param(
     ["optim=adamw8bit", "model.d_model=64", "model.d_ff=64"],

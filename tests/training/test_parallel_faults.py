@@ -34,6 +34,8 @@ def test_a_mesh_fills_up_with_the_processes_that_there_are():
     [
         (["optim=adafactor"], r"optim: adafactor needs whole tensors, .*optim=adamw, or parallel=none"),
         (["parallel=tp", "optim=muon"], r"optim: muon needs whole tensors, .*optim=adamw, or tp=1 and ep=1"),
+        (["parallel=tp", "optim.decay=hyperball"], r"optim: adamw with decay=hyperball needs .* tp=1 and ep=1"),
+        (["parallel=ddp", "optim=soap"], r"optim: soap needs whole tensors, .*optim=adamw, or parallel=none"),
         (["lora={rank: 2, dropout: 0.1}"], "lora.dropout: is 0.1, and each process would draw for itself"),
         (["parallel=tp", "lora={rank: 2}"], "lora: adapts whole products, of which each process of tp"),
         (["precision=bf16_pure"], r"precision: is bf16_pure, which one process alone does .*bf16_master"),

@@ -25,6 +25,7 @@ HELP = {
     "(transformers' DynamicCache), paged (as vLLM).",
     "page": "Page size in tokens of Zoo's paged KV cache: 16 or 256 (`zoo generate` prints which on a GPU).",
     "optimizer": "The optimizer, by its name in conf/optim: its states and the cost of its step.",
+    "decay": "Weight decay of the optimizer: uniform, or cautious or hyperball, whose step takes a copy of weights.",
     "fused_optimizer": "Fused AdamW: updates in place, without temporaries.",
     "precision": "Training precision: what is kept per parameter.",
     "recompute": "Activation checkpointing: what training recomputes; every_2: every second layer.",

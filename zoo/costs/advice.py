@@ -36,7 +36,7 @@ def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "--recompute full", replace(setup, recompute="full")
     if setup.optimizer == "adamw" and not setup.fused_optimizer:
         yield "--fused-optimizer", replace(setup, fused_optimizer=True)
-    if setup.optimizer in ("adamw", "lion", "muon", "schedule_free", "sgd"):
+    if setup.optimizer in ("adamw", "lion", "muon", "normuon", "schedule_free", "sgd", "soap"):
         yield "--optimizer adamw8bit", replace(setup, optimizer="adamw8bit")
     if setup.offload == "none" and setup.optimizer != "adamw8bit":
         yield "--offload states", replace(setup, offload="states")

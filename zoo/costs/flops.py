@@ -13,7 +13,6 @@ Frameworks define FLOPs differently, up to twofold in a long context. CONVENTION
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate, tabulate_towers
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, did_you_mean
-from zoo.spec import CROSS, LOGITS, READ, ROW, Embedding, Linear, Tied, is_hidden_matrix
+from zoo.spec import CROSS, LOGITS, READ, ROW, Embedding, Linear, Tied
 
 CONVENTIONS = {
     "exact": "exact: matrix products, visible pairs only, 2 FLOPs a multiply-add; backward = 2 × forward, "
@@ -113,27 +112,6 @@ def core_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int,
     without a token's products with weights."""
     table = tabulate(spec)
     return pair_flops(table, pairs, decoding=new == 1 and held > 0) + other_flops(table, new, held)
-
-
-ITERATIONS = 5
-"""Newton-Schulz iterations of a step of Muon: the default of conf/optim/muon.yaml."""
-
-
-def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
-    """FLOPs of the matrix products in one optimizer step. Only Muon has any: in each layer it orthogonalises every
-    matrix that has a gradient.
-
-    An iteration on an [A, B] matrix X, A ≤ B, computes G = X·Xᵀ, G² and one product with X: 2·A²·B + 2·A³ + 2·A²·B.
-    """
-    if optimizer != "muon":
-        return 0
-    found = 0
-    for row in tabulate(spec).parts:
-        if row.learns and is_hidden_matrix(row.kind, row.part, "weight"):
-            *stack, height, width = map(int, row.part.shapes()["weight"])
-            short, long = sorted((height, width))
-            found += math.prod(stack) * row.stored * (4 * short**2 * long + 2 * short**3)
-    return ITERATIONS * found
 
 
 # ---------------------------------------------------------------- the conventions

@@ -7,6 +7,7 @@ from zoo.costs import flops, params
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import Setup
+from zoo.costs.update_flops import optimizer_flops
 
 COMBINED = {"traffic", "roofline", "rules_of_thumb"}
 """Figures that are computed from other figures: if one of them is asked for, everything is priced."""
@@ -21,7 +22,7 @@ def price(
     always priced, but "memory", whose activations take a traced pass, only if a path names it or a figure of COMBINED.
     `trained` is present if the run does not train all weights, `traffic` for more than one rank, `roofline` if the
     set-up names a GPU, `flops.optimizer_step` (of a whole step, not a token) if the optimizer multiplies matrices
-    (Muon). Raises ConfigError for an invalid set-up.
+    (Muon, SOAP). Raises ConfigError for an invalid set-up.
     """
     setup = Setup(**changes) if setup is None else setup
     asked = COMBINED if parts is None else {path.partition(".")[0] for path in parts}
@@ -29,7 +30,7 @@ def price(
     table = tabulate(spec)
     documents = setup.documents(spec)
     counted = flops.count_flops(table, setup.tokens(spec), setup.convention, setup.recompute, documents=documents)
-    if step := flops.optimizer_flops(table, setup.optimizer):
+    if step := optimizer_flops(table, setup.optimizer):
         counted["optimizer_step"] = step
     figures = {"params": params.count_parameters(table), "flops": counted, "kv_cache": kv_cache(spec, setup)}
     if (tuned := setup.tune(spec)) is not None:

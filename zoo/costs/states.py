@@ -15,20 +15,20 @@ With fp32 weights there is no master copy. Step counters (a number or two a tens
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from zoo.costs.layer_cut import BEFORE
 from zoo.costs.muon_stacks import list_stack_bytes
-from zoo.costs.rank_model import ceil_share, dim0_share
 from zoo.costs.rank_tensors import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount
 from zoo.costs.tuning import TunedModel
-from zoo.errors import ConfigError
+from zoo.costs.update_flops import LONGEST
+from zoo.costs.zero_shards import count_sharded, shard_shape, sum_sharded, ways, widths
 from zoo.spec import Buffer, tensors
 
 BLOCK, SMALL = 256, 4096
@@ -44,12 +44,18 @@ CPU, where a piece should stay in its caches. Prices are those of a GPU."""
 IN_FLIGHT = 2
 """Pieces of offloaded states that are on the device at once: one is updated while others are read and written."""
 
-VALUES = {"adamw": 2, "adamw8bit": 2, "lion": 1, "schedule_free": 2, "sgd": 1}
+VALUES = {"adamw": 2, "adamw8bit": 2, "lion": 1, "schedule_free": 2, "sgd": 1, "soap": 2}
 """Values that an optimizer keeps for each element: AdamW (Loshchilov and Hutter, 2017), Lion (Chen et al., 2023),
 schedule-free (Defazio et al., 2024), SGD with momentum. For adamw8bit: tensors that are not kept in 8 bits."""
 
+ORTHOGONAL = ("muon", "normuon")
+"""Optimizers that orthogonalise the matrices inside layers."""
+
 EVEN = ("adamw", "lion", "schedule_free", "sgd")
 """Optimizers that keep the same number of values for each element of any tensor."""
+
+SETTLING = {"cautious": 2, "hyperball": 1}
+"""Temporary values for each element of a tensor that is decayed otherwise than uniformly, beside its copy."""
 
 PASSING = {"adafactor": 2, "lion": 1, "schedule_free": 2}
 """Temporary values for each element of a tensor during its update."""
@@ -151,57 +157,18 @@ def list_state_rows(
     return rows
 
 
-def widths(setup: Setup) -> tuple[int, int, int, int]:
-    """Give the bytes of a weight, of its gradient, of a value of the optimizer's states, and of its master copy.
-
-    Gradients have at least 16 bits, even of 8-bit weights. Raises ConfigError for `pure` in 8 bits.
-    """
-    width = DTYPES[setup.dtype]
-    if setup.precision in ("fp32", "amp"):
-        return 4, 4, 4, 0
-    if setup.precision == "pure":
-        if width < 2:
-            raise ConfigError(f"precision: pure keeps states in {setup.dtype}, as no optimizer does (mixed would do)")
-        return width, width, width, 0
-    return width, 4 if setup.precision == "megatron" else max(width, 2), 4, 4 if width < 4 else 0
-
-
-def ways(setup: Setup, expert: bool) -> int:
-    """Count the ranks that hold the same weights, among which ZeRO shards them."""
-    return setup.count_holders(expert)[0]
-
-
-def shard_shape(shape: tuple[int, ...], setup: Setup, expert: bool) -> tuple[int, ...]:
-    """Give the shape of a tensor's shard on the first rank, the largest shard. Below ZeRO 3 (FSDP2) it is the whole
-    tensor."""
-    return dim0_share(shape, ways(setup, expert) if setup.zero == 3 else 1, expert=expert)
-
-
-def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
-    """Count the elements that a rank has of one training state: all of them, or a shard if ZeRO's stage is `since` or
-    higher (3 for weights, 2 for gradients, 1 for optimizer states)."""
-    return _sum_sharded(pieces, setup, since, lambda shape, hidden: math.prod(shape))
-
-
 def optimizer_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     """Count the bytes of the optimizer's states on a rank, without the master copy."""
-    width = widths(setup)[2]
-    return _sum_sharded(pieces, setup, 1, lambda shape, hidden: state_bytes(setup.optimizer, shape, hidden, width))
+    width, pieces = widths(setup)[2], list(pieces)
+    rows = row_bytes(pieces, width) if setup.optimizer == "normuon" else 0
+    return rows + sum_sharded(
+        pieces, setup, 1, lambda shape, hidden: state_bytes(setup.optimizer, shape, hidden, width)
+    )
 
 
-def _sum_sharded(
-    pieces: Iterable[RankTensor], setup: Setup, since: int, size: Callable[[tuple[int, ...], bool], int]
-) -> int:
-    """Sum `size(shape, hidden)` over the tensors of a rank, for a state that ZeRO shards from stage `since` on.
-
-    Stages 1 and 2 cut the concatenation of all parameters into equal parts (DeepSpeed, Megatron-LM).
-    """
-    if setup.zero == 3 or setup.zero < since:
-        return sum(size(shard_shape(each.shape, setup, each.expert), each.hidden) * each.copies for each in pieces)
-    sums = {True: 0, False: 0}
-    for piece in pieces:
-        sums[piece.expert] += size(piece.shape, piece.hidden) * piece.copies
-    return sum(ceil_share(whole, ways(setup, expert)) for expert, whole in sums.items())
+def row_bytes(pieces: Iterable[RankTensor], width: int) -> int:
+    """Count the bytes of NorMuon's second moments of rows, of which every rank has all."""
+    return width * sum(each.params // each.shape[-1] for each in pieces if each.hidden)
 
 
 def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int) -> int:
@@ -214,15 +181,21 @@ def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int
     - adafactor (Shazeer and Stern, 2018): row and column means of each matrix, and one value for each element of a
       vector (torch.optim.Adafactor).
     - muon (Jordan et al., 2024): one value for each element of `hidden` matrices, experts' included; AdamW's states for
-      tables, heads, vectors and convolutions.
+      tables, heads, vectors and convolutions. normuon (Li et al., 2025) has one for each row too, which `row_bytes`
+      counts.
+    - soap (Vyas et al., 2024): AdamW's two values; for each side of a hidden matrix that is rotated, a preconditioner
+      and a basis, both square.
     """
     elements = math.prod(shape)
     if optimizer == "adamw8bit" and elements >= SMALL and elements % BLOCK == 0:
         return 2 * elements + 8 * elements // BLOCK + TABLES
     if optimizer == "adafactor":
         return width * (elements // shape[-1] + elements // shape[-2] if len(shape) > 1 else elements)
-    if optimizer == "muon":
+    if optimizer in ORTHOGONAL:
         return width * elements * (1 if hidden else VALUES["adamw"])
+    if optimizer == "soap" and hidden:
+        squares = sum(2 * side**2 for side in shape[-2:] if side <= LONGEST)
+        return width * (2 * elements + math.prod(shape[:-2]) * squares)
     return width * elements * VALUES[optimizer]
 
 
@@ -232,12 +205,25 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
     adamw's `foreach` has a temporary value for every element; `fused=True` has none. The others update tensor by
     tensor: adafactor and schedule_free take two values for each element of the largest tensor, lion one. muon takes one
-    stack of matrices of one shape (`zoo.costs.muon_stacks`), or AdamW's temporary values for its other tensors,
-    whichever is larger. sgd and
-    adamw8bit work in place. `pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by pieces: see
-    `_piecewise_bytes`.
+    stack of matrices of one shape (`zoo.costs.muon_stacks`), soap four squares of a side and the update when it
+    refreshes a basis, or both AdamW's temporary values for their other tensors, whichever is larger. sgd and adamw8bit
+    work in place. A `decay` that is not uniform takes a copy of the weights that it concerns, and then one or two
+    values for each element of the largest. `pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by
+    pieces: see `_piecewise_bytes`.
     """
-    width, pieces = widths(setup)[2], list(pieces)
+    pieces = list(pieces)
+    if setup.decay == "uniform":
+        return _rule_bytes(pieces, setup)
+    concerned = [each for each in pieces if (each.hidden if setup.decay == "hyperball" else len(each.shape) > 1)]
+    copied = count_sharded(concerned, setup, 1) * widths(setup)[2]
+    sizes = (math.prod(shard_shape(each.shape, setup, each.expert)) for each in concerned)
+    settling = SETTLING[setup.decay] * widths(setup)[2] * max(sizes, default=0)
+    return copied + max(_rule_bytes(pieces, setup), settling)
+
+
+def _rule_bytes(pieces: list[RankTensor], setup: Setup) -> int:
+    """Count the scratch bytes of an update rule, without its weight decay."""
+    width = widths(setup)[2]
     shapes = [shard_shape(each.shape, setup, each.expert) for each in pieces]
     if setup.offload == "states" or (setup.precision == "pure" and width == 2 and setup.fused_optimizer):
         found = zip(shapes, pieces, strict=True)
@@ -246,11 +232,21 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
         return 0 if setup.fused_optimizer else count_sharded(pieces, setup, 1) * width
     if setup.optimizer in PASSING:
         return PASSING[setup.optimizer] * width * max(map(math.prod, shapes))
-    if setup.optimizer == "muon":
+    if setup.optimizer in (*ORTHOGONAL, "soap"):
         others = [piece for piece in pieces if not piece.hidden]
         foreach = 0 if setup.fused_optimizer else count_sharded(others, setup, 1) * width
-        return max([foreach, *list_stack_bytes(pieces, setup, width)])
+        hidden = [piece.shape for piece in pieces if piece.hidden]
+        soap = setup.optimizer == "soap"
+        stacks = [width * _count_turning(each) for each in hidden] if soap else list_stack_bytes(pieces, setup, width)
+        return max([foreach, *stacks])
     return 0
+
+
+def _count_turning(shape: tuple[int, ...]) -> int:
+    """Count the temporary values of SOAP's step of matrices [..., A, B]."""
+    squares = [side**2 for side in shape[-2:] if side <= LONGEST]
+    elements = math.prod(shape)
+    return elements + 4 * math.prod(shape[:-2]) * max(squares) if squares else 3 * elements
 
 
 def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: int) -> int:
@@ -262,7 +258,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     muon's hidden matrices), the tensor is one piece.
     """
     optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "pure" and width == 2
-    orthogonal = optimizer == "muon" and hidden
+    orthogonal = optimizer in ORTHOGONAL and hidden
     whole = optimizer == "adafactor" or orthogonal
     piece = elements if whole else -(-elements // -(-elements // PIECE))
     wide = 4 if rounds else width

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from zoo.costs.rank_tensors import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced, count_values, tabulate
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.states import shard_shape, widths
+from zoo.costs.zero_shards import shard_shape, widths
 from zoo.model.attention.base import Attention
 from zoo.model.ffn import FFN
 from zoo.spec import LOGITS, Buffer, Experts, Tied, components

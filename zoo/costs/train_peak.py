@@ -15,9 +15,9 @@ from zoo.costs.rank_tensors import Stage, count_read, list_distinct
 from zoo.costs.repeats import PassPiece, PassRun, find_repeats, list_decisive
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.states import widths
 from zoo.costs.sums import Amount, take_smaller
 from zoo.costs.tuning import TunedModel
+from zoo.costs.zero_shards import widths
 from zoo.distributed.pipeline_schedule import BackwardMoment
 from zoo.model.tower import Tower
 

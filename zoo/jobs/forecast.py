@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.cache_sizes import kv_cache
-from zoo.costs.flops import optimizer_flops
 from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
+from zoo.costs.update_flops import optimizer_flops
 from zoo.errors import ConfigError, ZooError, short
 from zoo.jobs.sweep import hash_pace
 from zoo.training.planning import TrainingPlan

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.again import RECOMPUTE, mark_layers, read_every
 from zoo.costs.memory import training
-from zoo.costs.states import widths
 from zoo.costs.tuning import TunedSetup, Tuning
+from zoo.costs.zero_shards import widths
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.training.dropout import RATES
@@ -189,6 +189,7 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
         recompute=changes.get("recompute", settings.recompute),
         offload=changes.get("offload", settings.offload),
         optimizer=settings.optim.kind,
+        decay=settings.optim.decay,
         fused_optimizer=True,
         chunked_loss=True,
     ).on_mesh(mesh)

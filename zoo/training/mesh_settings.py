@@ -122,9 +122,10 @@ def find_parallel_faults(settings: Training, world: World, spec: Topology) -> li
             instead = ", ".join("null" if each is None else each for each in would)
             faults.append(f"{name}: is {value}, which one process alone does (one of: {instead}; or parallel=none)")
     whole = mesh.tp == mesh.ep == 1
-    if not settings.optim.by_part and not (settings.optim.gathers and whole):
-        would = "tp=1 and ep=1" if settings.optim.gathers else "parallel=none"
-        found = f"{settings.optim.kind} needs whole tensors, of which each process has a part"
+    if (needs := settings.optim.needs) != "parts" and not (needs == "matrices" and whole):
+        would = "tp=1 and ep=1" if needs == "matrices" else "parallel=none"
+        kind = f"{settings.optim.kind} with decay=hyperball" if settings.optim.by_part else settings.optim.kind
+        found = f"{kind} needs whole tensors, of which each process has a part"
         faults.append(f"optim: {found} (optim=adamw, or {would})")
     if settings.lora is not None and not (whole and mesh.pp == 1):
         found = "adapts whole products, of which each process of tp, ep and pp has a part"

@@ -242,6 +242,10 @@ def find_optimizer_mismatches(settings: Training, spec: Topology) -> list[str]:
             faults.append(f"precision: is bf16_pure, and {kind} {reason} (bf16_master, or optim=adamw)")
         if settings.offload != "none":
             faults.append(f"offload: is {settings.offload}, and {kind} {reason} (none, or optim=adamw)")
+    if settings.optim.decay == "hyperball" and settings.pure:
+        faults.append(
+            "precision: is bf16_pure, whose rounding lengthens what hyperball keeps (bf16, bf16_master, fp32)"
+        )
     faults += [f"parametrisation: {fault}" for fault in settings.parametrisation.refuses(spec, settings.optim)]
     if settings.optim.averages:
         kind = settings.optim.kind

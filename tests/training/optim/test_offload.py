@@ -20,7 +20,7 @@ from zoo.training.optim.piecewise import Beside, HostMemory, Piecewise
 from zoo.training.planning import plan_training
 from zoo.training.precision import lower_weights
 
-KINDS = ("adafactor", "adamw", "lion", "muon", "schedule_free", "sgd")
+KINDS = ("adafactor", "adamw", "lion", "muon", "normuon", "schedule_free", "sgd")
 SIZE = ["d_model=48", "d_ff=96", "vocab_size=97", "n_layers=1"]
 
 
@@ -48,7 +48,7 @@ class Elsewhere(Beside):
 
 
 def made(kind, model, place=None, rounds=False):
-    optim = Optim.parse({"kind": kind, **({"dtype": "bf16"} if kind == "muon" else {})})
+    optim = Optim.parse({"kind": kind, **({"dtype": "bf16"} if "muon" in kind else {})})
     rule = optim.build(model)
     return rule if place is None else Piecewise(rule, rounds=rounds, by_element=optim.by_element, place=place)
 
@@ -70,11 +70,11 @@ def test_an_update_with_states_elsewhere_is_the_same_update(kind, monkeypatch):
             draw_gradients(model, step)
         plain.step(), ours.step()
     for (name, mine), theirs in zip(models[1].named_parameters(), models[0].parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 if kind == "muon" else 1e-7, msg=name)
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 if "muon" in kind else 1e-7, msg=name)
     kept = {room.data_ptr() for room in place.rooms}
     found = [each for state in ours.state.values() for each in state.values() if torch.is_tensor(each) and each.ndim]
     assert found and {each.data_ptr() for each in found} == kept
-    if kind not in ("adafactor", "muon"):
+    if kind not in ("adafactor", "muon", "normuon"):
         assert max(size for _, size in place.moves) <= 1000
 
 

@@ -20,7 +20,7 @@ from zoo.training.optim.piecewise import Piecewise, copy_rounded
 from zoo.training.planning import plan_training
 from zoo.training.precision import lower_weights
 
-KINDS = ("adafactor", "adamw", "lion", "muon", "schedule_free", "sgd")
+KINDS = ("adafactor", "adamw", "lion", "muon", "normuon", "schedule_free", "sgd")
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_what_bfloat16_has_and_what_is_no_number_stays_what_it_is():
 
 
 def made(kind, model, **options):
-    optim = Optim.parse({"kind": kind, **({"dtype": "fp32"} if kind == "muon" else {}), **options})
+    optim = Optim.parse({"kind": kind, **({"dtype": "fp32"} if "muon" in kind else {}), **options})
     return optim, optim.build(model)
 
 

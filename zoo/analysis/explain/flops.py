@@ -21,7 +21,6 @@ from zoo.costs.flops import (
     SequenceFlops,
     count_training,
     multiplied_by,
-    optimizer_flops,
     reads_memory,
     sum_decoding,
     sum_prompt,
@@ -30,6 +29,7 @@ from zoo.costs.pairs import Look
 from zoo.costs.rows import AttentionRow, CostTable, PartRow
 from zoo.costs.setup import Setup
 from zoo.costs.tuning import TunedModel
+from zoo.costs.update_flops import optimizer_flops
 from zoo.spec import LOGITS
 
 
@@ -180,6 +180,8 @@ class Flops:
     def _optimizer_step(self) -> None:
         if made := optimizer_flops(self.table, self.setup.optimizer):
             why = "Newton-Schulz on each matrix inside a layer, 4·A²·B + 2·A³ an iteration (Jordan et al., 2024)"
+            if self.setup.optimizer == "soap":
+                why = "rotations and preconditioners, 8·A·B·(A + B) for each matrix inside a layer (Vyas et al., 2024)"
             self.sheet.add("optimizer step", term(made), "FLOP a step", why, "flops.optimizer_step")
 
     def _prefill(self, pairs: Number, other: Number) -> None:

@@ -19,10 +19,11 @@ from zoo.costs.memory import name_layers, shape_pass, sum_ends
 from zoo.costs.rank_tensors import ChunkActivations, StageActivations, fullest, stages, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths
+from zoo.costs.states import PASSING, StateRow, list_state_rows, states
 from zoo.costs.train_peak import STAYS, count_loss, find_fullest, find_head
 from zoo.costs.transient import GenerationShape, measure_peaks
 from zoo.costs.tuning import TunedModel
+from zoo.costs.zero_shards import widths
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
@@ -186,6 +187,10 @@ class Memory:
             if count == self.held["learning"]:
                 name = "parameters" if count == self.held["parameters"] else "parameters that train"
                 made, why = symbol(name, count) * width, "a temporary for each parameter (foreach)"
+            elif self.setup.decay != "uniform":
+                why = (
+                    f"{self.setup.optimizer}'s temporaries, or those of {self.setup.decay} decay with a copy of weights"
+                )
             elif self.setup.optimizer in PASSING:
                 times = symbol("temporaries", PASSING[self.setup.optimizer])
                 largest = symbol("elements of the largest tensor", count // times.number)

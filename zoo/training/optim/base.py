@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from zoo.distributed.sharded_tensors import find_mesh
 from zoo.errors import did_you_mean
 from zoo.lazy import torch
-from zoo.spec import Buffer, Spec, SpecRow, placed_tensors
+from zoo.spec import Buffer, Spec, SpecRow, is_hidden_matrix, placed_tensors
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -62,24 +62,49 @@ class Optim(Spec, axis="optim"):
     head, logits, norm, attention, ffn, router, experts …), `bias`, or `layers` for all tensors inside layers. Words
     joined by dots must all hold (`attention.norm`). A tensor belongs to the first group that it fits. Weight decay
     applies to matrices and tables, not to scales and biases, unless a group states it.
+
+    `decay`: uniform takes the same share of every weight; cautious only of weights that the update brings nearer to 0
+    (Chen et al., 2025, cautious weight decay). hyperball (Wen et al., 2026) keeps each matrix inside layers at its
+    initial Frobenius norm R, by steps of length lr·R, in place of a decay; all other tensors have the uniform one. A
+    rate of their own suits these matrices: `groups={layers: {lr: 0.02}}`.
     """
 
     averages: ClassVar[bool] = False  # whether it evaluates an average of the weights, not the trained ones
     by_element: ClassVar[bool] = True  # whether an element's update depends on this element alone
     by_part: ClassVar[bool] = True  # whether it can step a part of a tensor by itself
     gathers: ClassVar[bool] = False  # without `by_part`: whether it gathers the parts of dp, shard and cp
+    by_matrix: ClassVar[bool] = False  # whether it steps the matrices inside layers by a rule of their own
     whole_step: ClassVar[str | None] = None  # why it cannot step one tensor after another (`piecewise`), or None
 
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.1
+    decay: Literal["uniform", "cautious", "hyperball"] = "uniform"
     groups: dict[str, GroupOptions] | None = None
 
     def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         """Make torch's optimizer over the model's trained parameters. `scale` gives each tensor's factors."""
+        rule = self.make_rule(self.make_groups(model, scale), next(model.parameters()).device)
+        if self.decay == "uniform":
+            return rule
+        from zoo.training.optim.decay import DECAYS
+
+        return DECAYS[self.decay](rule)
+
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+        """Make the update rule over groups of parameters on a device."""
         raise NotImplementedError
 
     def refuses(self, spec: Topology) -> list[str]:
-        """List the faults of these options for a model, without torch: groups that no tensor fits."""
+        """List the faults of these options for a model, without torch: groups that no tensor fits, and a `decay` of
+        weights that are an average."""
+        return [*self._decay_faults(), *self._group_faults(spec)]
+
+    def _decay_faults(self) -> list[str]:
+        if self.decay == "uniform" or not self.averages:
+            return []
+        return [f"decay: is {self.decay}, and {self.kind} steps other weights than those that it averages (uniform)"]
+
+    def _group_faults(self, spec: Topology) -> list[str]:
         if not self.groups:
             return []
         known: set[str] = set()
@@ -96,6 +121,14 @@ class Optim(Spec, axis="optim"):
             if name not in met
         ]
 
+    @property
+    def needs(self) -> Literal["parts", "matrices", "tensors"]:
+        """What of a tensor a process must hold to step it: any part, parts of matrices that processes of dp, shard and
+        cp share, or all."""
+        if self.by_part:
+            return "matrices" if self.decay == "hyperball" else "parts"
+        return "matrices" if self.gathers else "tensors"
+
     def check_device(self, device: Device) -> None:
         """Raise ConfigError if this optimizer cannot run on the device."""
 
@@ -104,9 +137,11 @@ class Optim(Spec, axis="optim"):
         return None
 
     def mark(self, row: SpecRow | None, leaf: str) -> dict[str, Any]:
-        """Return the options of a tensor's group other than rate, decay and epsilon. Tensors with different options are
-        in different groups."""
-        return {}
+        """Return the options of a tensor's group other than rate, decay and epsilon: `hidden` if the matrices inside
+        layers are stepped otherwise. Tensors with different options are in different groups."""
+        if not self.by_matrix and self.decay != "hyperball":
+            return {}
+        return {"hidden": row is not None and row.part is not None and is_hidden_matrix(row.kind, row.part, leaf)}
 
     def group_of(self, row: SpecRow | None, leaf: str) -> str | None:
         """Return the name of the first of `groups` that a tensor fits."""

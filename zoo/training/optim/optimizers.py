@@ -9,14 +9,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from zoo.errors import ConfigError, short
 from zoo.lazy import torch
 from zoo.run.fastest_dtype import is_slow
-from zoo.spec import SpecRow, is_hidden_matrix
-from zoo.training.optim.base import Beta, Optim, Scale, can_fuse, set_rates, unscaled
+from zoo.training.optim.base import Beta, Optim, can_fuse, set_rates
 
 if TYPE_CHECKING:
     from torch import device as Device
     from torch.optim import Optimizer
-
-    from zoo.run.layer import Model
 
 LEAST = 1e-16
 """Adafactor's lower bound on mean squared gradients. torch's default, float32's epsilon, exceeds the mean squared
@@ -40,9 +37,8 @@ class Adafactor(Optim, kind="adafactor"):
     clip_rms: PositiveFloat = 1.0
     weight_decay: NonNegativeFloat = 0.0
 
-    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
         eps = (LEAST, self.min_rms)
-        groups = self.make_groups(model, scale)
         return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=eps, d=self.clip_rms)
 
 
@@ -54,8 +50,7 @@ class AdamW(Optim, kind="adamw"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
-        groups = self.make_groups(model, scale)
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=can_fuse(groups))
 
 
@@ -80,8 +75,7 @@ class AdamW8bit(AdamW, kind="adamw8bit"):
             reason = f"cannot run on {device}, found {short(error)}"
             raise ConfigError(f"optim: adamw8bit {reason} (optim=adamw would do)") from error
 
-    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
-        groups = self.make_groups(model, scale)
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
         optimizer = _import_torchao()(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0)
         _make_states(optimizer)
         return optimizer
@@ -119,6 +113,7 @@ class Muon(Optim, kind="muon"):
     that hold a matrix or parts of it share the work: each orthogonalises some of the matrices.
     """
 
+    by_matrix: ClassVar[bool] = True
     by_part: ClassVar[bool] = False
     gathers: ClassVar[bool] = True
 
@@ -131,14 +126,10 @@ class Muon(Optim, kind="muon"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def mark(self, row: SpecRow | None, leaf: str) -> dict[str, Any]:
-        hidden = row is not None and row.part is not None and is_hidden_matrix(row.kind, row.part, leaf)
-        return {"orthogonalise": hidden}
-
     def describe(self, device: Device) -> str | None:
         dtype = "float32" if self.choose_dtype(device) is torch.float32 else "bfloat16"
         why = ", the faster here" if self.dtype == "auto" else ""
-        return f"muon: orthogonalises in {dtype}{why}"
+        return f"{self.kind}: orthogonalises in {dtype}{why}"
 
     def choose_dtype(self, device: Device) -> torch.dtype:
         """Choose the dtype of the Newton-Schulz iterations on a device."""
@@ -146,21 +137,59 @@ class Muon(Optim, kind="muon"):
             return torch.float32 if is_slow(torch.bfloat16, device, training=True) else torch.bfloat16
         return torch.float32 if self.dtype == "fp32" else torch.bfloat16
 
-    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
-        from zoo.training.optim.orthogonal import MuonOptimizer as Rule
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+        from zoo.training.optim.orthogonal import MuonOptimizer
 
-        groups = self.make_groups(model, scale)
-        return Rule(
-            groups,
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            iterations=self.iterations,
-            dtype=self.choose_dtype(next(model.parameters()).device),
-            betas=self.betas,
-            eps=self.eps,
-            fused=can_fuse(groups),
-        )
+        return MuonOptimizer(groups, dtype=self.choose_dtype(device), fused=can_fuse(groups), **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """Return the hyperparameters of the update rule, by name."""
+        names = ("lr", "momentum", "nesterov", "iterations", "betas", "eps")
+        return {name: getattr(self, name) for name in names}
+
+
+class NorMuon(Muon, kind="normuon"):
+    """Muon with the rows of each update, the neurons, divided by the root of their second moments (Li et al., 2025).
+
+    `beta2` is the decay of a row's mean square. The update's RMS is 0.2, as AdamW's. Other settings are Muon's.
+    """
+
+    beta2: Beta = 0.95
+
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+        from zoo.training.optim.orthogonal import NorMuonOptimizer as Rule
+
+        options = {**self.options(), "beta2": self.beta2}
+        return Rule(groups, dtype=self.choose_dtype(device), fused=can_fuse(groups), **options)
+
+
+class SOAP(Optim, kind="soap"):
+    """Adam in the slowly changing eigenbasis of Shampoo's preconditioner (Vyas et al., 2024).
+
+    SOAP steps the weight matrices inside layers, each expert's by itself. AdamW, with `betas` and `eps`, steps all
+    other tensors; the paper rotates the short side of embeddings and heads too. Every `precondition_frequency` steps
+    the bases follow the preconditioners, whose decay is `shampoo_beta`. A side longer than `max_precondition_dim` keeps
+    its basis. The first step changes no matrix.
+    """
+
+    by_matrix: ClassVar[bool] = True
+    by_element: ClassVar[bool] = False
+    by_part: ClassVar[bool] = False
+    whole_step: ClassVar[str | None] = "keeps bases of a tensor's sides, which are not cut or rounded with it"
+
+    lr: PositiveFloat = 3e-3
+    betas: tuple[Beta, Beta] = (0.95, 0.95)
+    shampoo_beta: Beta = 0.95
+    precondition_frequency: PositiveInt = 10
+    max_precondition_dim: PositiveInt = 10_000
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+        from zoo.training.optim.eigenbasis import SOAPOptimizer as Rule
+
+        names = ("lr", "betas", "eps", "shampoo_beta", "precondition_frequency", "max_precondition_dim")
+        return Rule(groups, fused=can_fuse(groups), **{name: getattr(self, name) for name in names})
 
 
 class ScheduleFree(Optim, kind="schedule_free"):
@@ -177,10 +206,10 @@ class ScheduleFree(Optim, kind="schedule_free"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
         from zoo.training.optim.update_rules import ScheduleFreeAdamW
 
-        return ScheduleFreeAdamW(self.make_groups(model, scale), lr=self.lr, betas=self.betas, eps=self.eps)
+        return ScheduleFreeAdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
 class Lion(Optim, kind="lion"):
@@ -195,10 +224,10 @@ class Lion(Optim, kind="lion"):
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: NonNegativeFloat = 1.0
 
-    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
         from zoo.training.optim.update_rules import LionOptimizer as Rule
 
-        return Rule(self.make_groups(model, scale), lr=self.lr, betas=self.betas)
+        return Rule(groups, lr=self.lr, betas=self.betas)
 
 
 class SGD(Optim, kind="sgd"):
@@ -215,6 +244,5 @@ class SGD(Optim, kind="sgd"):
             found = "nesterov looks ahead along the momentum, which is 0"
             raise ValueError(f"{found} (momentum above 0, or nesterov: false)")
 
-    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
-        groups = self.make_groups(model, scale)
+    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)

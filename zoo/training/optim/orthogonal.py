@@ -1,5 +1,5 @@
 # N matrices of one shape [A, B], A ≤ B
-"""Muon on stacks of matrices: the processes of a mesh share the matrices of a stack among them."""
+"""Muon and NorMuon on stacks of matrices: the processes of a mesh share the matrices of a stack among them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from zoo.costs.muon_stacks import count_stacked
 from zoo.distributed.sharded_tensors import is_shared, own_part, reshard
-from zoo.training.optim.update_rules import Closure, Groups, evaluate
+from zoo.training.optim.matrices import MatrixOptimizer
+from zoo.training.optim.update_rules import Groups
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -27,50 +27,26 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 LEAST_NORM = 1e-7
 
+RMS = 0.2
+"""Root mean square of the elements of AdamW's update, as Liu et al. (2025) measured it."""
 
-class MuonOptimizer(Optimizer):
-    """Muon (Jordan et al., 2024) for groups with `orthogonalise`, torch's AdamW for the others.
+
+class MuonOptimizer(MatrixOptimizer):
+    """Muon (Jordan et al., 2024) for groups with `hidden`, torch's AdamW for the others.
 
     Momentum is m ← μ·m + (1 − μ)·g, Nesterov's update (1 − μ)·g + μ·m, as in torch.optim.Muon. Matrices of one shape,
     transposed or not, are stacked and orthogonalised together. Each process of a mesh orthogonalises some of a stack's
     matrices (`MatrixOwners`). With torch's fused AdamW it skips an update whose `found_inf` is 1, as that does.
     """
 
-    def __init__(
-        self,
-        groups: Groups,
-        *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        iterations: int,
-        dtype: torch.dtype,
-        betas: tuple[float, float],
-        eps: float,
-        fused: bool = False,
-    ) -> None:
+    def __init__(self, groups: Groups, *, dtype: torch.dtype, fused: bool = False, **options: Any) -> None:
+        super().__init__(groups, fused=fused, **options)
         self.dtype = dtype
-        mine = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations}
-        adamw = {"lr": lr, "weight_decay": 0.0, "betas": betas, "eps": eps}
-        super().__init__(groups, {**adamw, "orthogonalise": True, **mine})
-        others = [group for group in self.param_groups if not group["orthogonalise"]]
-        self._adamw = torch.optim.AdamW(others, fused=fused) if others else None
         self._step_supports_amp_scaling = fused
 
-    @torch.no_grad()
-    def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
-        loss = evaluate(closure)
-        for group in self.param_groups:
-            if group["orthogonalise"]:
-                for tensors in stack_by_shape(group["params"]):
-                    self._step_stack(group, tensors)
-        others = [group for group in self.param_groups if not group["orthogonalise"]]
-        if self._adamw is not None and others:  # torch's AdamW shares these groups and states
-            self._adamw.param_groups, self._adamw.state = others, self.state
-            self._adamw.found_inf = self._skipped  # type: ignore[attr-defined]
-            self._adamw.step()
-            self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
-        return loss
+    def step_matrices(self, group: dict[str, Any]) -> None:
+        for tensors in stack_by_shape(group["params"]):
+            self._step_stack(group, tensors)
 
     def _step_stack(self, group: dict[str, Any], tensors: list[Tensor]) -> None:
         """Step tensors [A, B], [B, A] or stacks of them."""
@@ -79,12 +55,19 @@ class MuonOptimizer(Optimizer):
             self._stack(group, tensors), (short, long), partial(orthogonalise, iterations=group["iterations"])
         )
         for update, tensor in zip(x.split(count_own(tensors)), tensors, strict=True):
-            own, turned = own_part(tensor), update.mT if is_tall(tensor) else update
+            own = own_part(tensor)
+            turned = (update.mT if is_tall(tensor) else update).reshape(own.shape)
+            factor = self._scale(group, tensor, turned)
             new = own if self._skipped is None else own.clone()
             new.mul_(1 - group["lr"] * group["weight_decay"])
-            new.add_(turned.reshape(own.shape), alpha=-group["lr"] * 0.2 * math.sqrt(long))
+            new.add_(turned, alpha=-group["lr"] * factor)
             if new is not own:
                 own.copy_(self._choose(own, new))
+
+    def _scale(self, group: dict[str, Any], tensor: Tensor, update: Tensor) -> float:
+        """Return the factor of this process' part of an orthogonal update, which may be changed in place. The factor
+        here gives it the RMS of AdamW's update (Liu et al., 2025)."""
+        return RMS * math.sqrt(max(tensor.shape[-2:]))
 
     def _stack(self, group: dict[str, Any], tensors: list[Tensor]) -> Tensor:
         """Stack what this process has of the updates to orthogonalise: [N, A, B], or a part of each matrix."""
@@ -111,14 +94,57 @@ class MuonOptimizer(Optimizer):
         mean.lerp_(gradient, 1 - momentum)
         return gradient.lerp(mean, momentum) if group["nesterov"] else mean
 
-    @property
-    def _skipped(self) -> Tensor | None:
-        return getattr(self, "found_inf", None)
-
     def _choose(self, kept: Tensor, new: Tensor) -> Tensor:
         """Return `kept` if the update is skipped, else `new`. The host does not wait."""
         assert self._skipped is not None
         return torch.where(self._skipped.bool(), kept, new)
+
+
+class NorMuonOptimizer(MuonOptimizer):
+    """NorMuon (Li et al., 2025, algorithm 1): Muon whose orthogonal update O [m, n] has its rows (neurons) normalised.
+
+    v ← β₂·v + (1 − β₂)·r, where r [m] is the mean of O² along each row; Ô = O / (√v + ε);
+    w ← w − lr·λ·w − lr · 0.2·√(m·n)·Ô / ‖Ô‖_F. As ‖Ô‖² = n·Σ r / (√v + ε)², the norm follows from the means of rows.
+    v has [m, 1] values for each matrix, and every process of a mesh has all of them.
+    """
+
+    def _scale(self, group: dict[str, Any], tensor: Tensor, update: Tensor) -> float:
+        rows, state = mean_squares(tensor, update), self.state[tensor]
+        if "row_square" not in state:
+            state["row_square"] = torch.zeros_like(rows, dtype=tensor.dtype)
+        kept = state["row_square"]
+        mean = kept.lerp(rows.to(kept.dtype), 1 - group["beta2"])
+        kept.copy_(mean if self._skipped is None else self._choose(kept, mean))
+        inverse = 1 / (kept.to(rows.dtype).sqrt() + group["eps"])
+        size = (rows * inverse.square()).mean(-2, keepdim=True).sqrt()
+        inverse /= size.clamp_(min=torch.finfo(size.dtype).tiny)  # no gradient, no update: 0 stays 0
+        update.mul_(take_rows(inverse, tensor))
+        return RMS
+
+
+def mean_squares(tensor: Tensor, part: Tensor) -> Tensor:
+    """Compute the mean square of each row [..., m, 1] of a whole tensor [..., m, n], of which this process has `part`,
+    placed as `tensor` is. In float32, or float64 if the tensor is. All processes of a mesh must call this."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    if not is_shared(tensor):
+        return torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=dtype).square_().div_(part.shape[-1])
+    from torch.distributed.tensor import DTensor
+
+    places = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
+    whole = DTensor.from_local(part, tensor.device_mesh, tensor.placements, **places)  # type: ignore[attr-defined]
+    norms = torch.linalg.vector_norm(whole, dim=-1, keepdim=True, dtype=dtype)
+    return norms.full_tensor().square().div(tensor.shape[-1])  # type: ignore[attr-defined]
+
+
+def take_rows(rows: Tensor, tensor: Tensor) -> Tensor:
+    """Take of a value for each row [..., m, 1], which every process has, those of this process' part of a tensor."""
+    if not is_shared(tensor):
+        return rows
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    last = tensor.ndim - 1
+    placed = [Replicate() if each.is_shard(last) else each for each in tensor.placements]  # type: ignore[attr-defined]
+    return distribute_tensor(rows, tensor.device_mesh, placed, src_data_rank=None).to_local()  # type: ignore[attr-defined]
 
 
 class MatrixOwners(NamedTuple):

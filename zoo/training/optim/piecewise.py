@@ -119,7 +119,7 @@ class Piecewise(Optimizer):
     states.
 
     A tensor is one piece if an element's update depends on the whole tensor: without `by_element`, and in groups with
-    `orthogonalise`.
+    `hidden`.
     """
 
     def __init__(self, rule: Optimizer, *, rounds: bool, by_element: bool = True, place: Beside | None = None) -> None:
@@ -160,7 +160,7 @@ class Piecewise(Optimizer):
         return self._place.make_room(value.shape, value.dtype, parameter.device).copy_(value)
 
     def _step_tensor(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
-        whole = not self._by_element or group.get("orthogonalise", False)
+        whole = not self._by_element or group.get("hidden", False)
         before, gradient = dict(state), gradient.contiguous()
         piece = CPU_PIECE if weight.device.type == "cpu" else PIECE
         for cut in [lambda each: each] if whole else cut_evenly(weight.numel(), piece):

@@ -1,0 +1,49 @@
+"""Count the FLOPs of an optimizer's step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+from zoo.costs.rows import CostTable, Priced, tabulate
+from zoo.spec import is_hidden_matrix
+
+ITERATIONS = 5
+"""Newton-Schulz iterations of a step of Muon and NorMuon: the default of conf/optim/."""
+
+REFRESHED, LONGEST = 10, 10_000
+"""Steps between two refreshes of SOAP's bases, and the longest side that it rotates: the defaults of
+conf/optim/soap.yaml."""
+
+
+def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
+    """FLOPs of the matrix products in one optimizer step. Only those that step matrices inside layers have any.
+
+    An iteration of Muon and NorMuon on an [A, B] matrix X, A ≤ B, computes G = X·Xᵀ, G² and one product with X:
+    2·A²·B + 2·A³ + 2·A²·B. SOAP rotates the gradient and the momentum, rotates the update back, and updates the
+    preconditioner: four times 2·A²·B for the side A, and at each refresh of its basis 2·A³; B likewise. The QR
+    decomposition of a refresh, some 4/3·A³, is not a product, and is left out.
+    """
+    if optimizer not in STEPS:
+        return 0
+    found = 0
+    for row in tabulate(spec).parts:
+        if row.learns and is_hidden_matrix(row.kind, row.part, "weight"):
+            *stack, height, width = map(int, row.part.shapes()["weight"])
+            found += math.prod(stack) * row.stored * STEPS[optimizer](height, width)
+    return round(found)
+
+
+def _iterate(height: int, width: int) -> int:
+    short, long = sorted((height, width))
+    return ITERATIONS * (4 * short**2 * long + 2 * short**3)
+
+
+def _rotate(height: int, width: int) -> Fraction:
+    turned = [side for side in (height, width) if side <= LONGEST]
+    return Fraction(sum(8 * side * height * width + Fraction(2 * side**3, REFRESHED) for side in turned))
+
+
+STEPS: dict[str, Callable[[int, int], int | Fraction]] = {"muon": _iterate, "normuon": _iterate, "soap": _rotate}
+"""FLOPs of stepping a matrix, by optimizer."""

@@ -1,0 +1,103 @@
+# N matrices [A, B] of a tensor, each with a basis [A, A] of its rows and [B, B] of its columns
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.training.optim.matrices import MatrixOptimizer
+from zoo.training.optim.update_rules import Groups
+
+SIDES = (("left", -2), ("right", -1))
+"""The sides of a matrix that are rotated: the name of a side's states, and the dimension of the matrix."""
+
+
+class SOAPOptimizer(MatrixOptimizer):
+    """SOAP (Vyas et al., 2024, algorithm 3) for groups with `hidden`, torch's AdamW for the others.
+
+    L ← β·L + (1 − β)·G·Gᵀ, R ← β·R + (1 − β)·Gᵀ·G with β = `shampoo_beta`; G' = Q_Lᵀ·G·Q_R and M' = Q_Lᵀ·M·Q_R, where
+    M is the momentum; V ← β₂·V + (1 − β₂)·G'²; w ← w − lr·λ·w − lr·Q_L·(M' / (√V + ε))·Q_Rᵀ, M' and V corrected for
+    their bias as Adam's. The bases are the eigenvectors of L and R at the first step, which changes no weight, and are
+    brought nearer to them every `precondition_frequency` steps by a power iteration and a QR decomposition, their
+    columns ordered by eigenvalue. A side longer than `max_precondition_dim` is not rotated. An expert's matrix has
+    bases of its own.
+    """
+
+    def __init__(self, groups: Groups, **options: Any) -> None:
+        super().__init__(groups, **options)
+
+    def step_matrices(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                state = self.state[parameter]
+                gradient = widen(parameter.grad)
+                if not state:
+                    self._begin(group, parameter, gradient, state)
+                else:
+                    self._step_one(group, parameter, gradient, state)
+
+    def _begin(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
+        state["step"] = 0.0
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        for side, dim in SIDES:
+            if parameter.shape[dim] <= group["max_precondition_dim"]:
+                mean = (1 - group["shampoo_beta"]) * outer(gradient, dim)
+                state[side] = mean.to(parameter.dtype)
+                state[f"{side}_basis"] = torch.linalg.eigh(mean)[1].flip(-1).to(parameter.dtype, copy=True)
+
+    def _step_one(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
+        (first, second), lr = group["betas"], group["lr"]
+        state["step"] += 1
+        step = float(state["step"])
+        state["exp_avg"].lerp_(gradient.to(weight.dtype), 1 - first)
+        square = state["exp_avg_sq"]
+        square.lerp_(rotate(gradient, state).square_().to(weight.dtype), 1 - second)
+        update = rotate(widen(state["exp_avg"]), state).div_(1 - first**step)
+        update.div_((widen(square) / (1 - second**step)).sqrt_().add_(group["eps"]))
+        weight.mul_(1 - lr * group["weight_decay"])
+        weight.add_(rotate(update, state, back=True), alpha=-lr)
+        for side, dim in list_rotated(state):
+            state[side].lerp_(outer(gradient, dim).to(weight.dtype), 1 - group["shampoo_beta"])
+            if step % group["precondition_frequency"] == 0:
+                refresh(state, side, dim)
+
+
+def widen(value: Tensor) -> Tensor:
+    """Return a tensor in at least float32, in which decompositions and products are computed."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def list_rotated(state: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the sides of a matrix that have a basis."""
+    return ((side, dim) for side, dim in SIDES if side in state)
+
+
+def outer(gradient: Tensor, dim: int) -> Tensor:
+    """Multiply a gradient [..., A, B] by its transpose: [..., A, A] for dim −2, [..., B, B] for dim −1."""
+    return gradient @ gradient.mT if dim == -2 else gradient.mT @ gradient
+
+
+def rotate(value: Tensor, state: dict[str, Any], back: bool = False) -> Tensor:
+    """Change matrices [..., A, B] into the bases of both sides, or `back`. Returns a new tensor."""
+    made = value
+    for side, dim in list_rotated(state):
+        basis = widen(state[f"{side}_basis"])
+        basis = basis.mT if back else basis
+        made = basis.mT @ made if dim == -2 else made @ basis
+    return made.clone() if made is value else made
+
+
+def refresh(state: dict[str, Any], side: str, dim: int) -> None:
+    """Bring a side's basis nearer to the eigenvectors of its preconditioner, and order the second moments as its
+    columns."""
+    mean, basis = widen(state[side]), state[f"{side}_basis"]
+    power = mean @ widen(basis)
+    values = (widen(basis) * power).sum(-2)  # of each column: estimated eigenvalue
+    order = values.argsort(-1, descending=True)  # ... A
+    square = state["exp_avg_sq"]
+    square.copy_(square.take_along_dim(order.unsqueeze(-2 if dim == -1 else -1), dim))
+    basis.copy_(torch.linalg.qr(power.take_along_dim(order.unsqueeze(-2), -1))[0])

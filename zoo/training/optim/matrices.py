@@ -1,0 +1,53 @@
+"""Step the matrices inside layers by a rule of their own, and all other tensors by AdamW."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from zoo.training.optim.update_rules import Closure, Groups, evaluate
+
+
+class MatrixOptimizer(Optimizer):
+    """Step groups with `hidden` by `step_matrices`, the others by torch's AdamW, with which it shares its states."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool = False,
+        **options: Any,
+    ) -> None:
+        adamw = {"lr": lr, "weight_decay": 0.0, "betas": betas, "eps": eps}
+        super().__init__(groups, {**adamw, "hidden": True, **options})
+        others = [group for group in self.param_groups if not group["hidden"]]
+        self._adamw = torch.optim.AdamW(others, fused=fused) if others else None
+
+    @torch.no_grad()
+    def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
+        loss = evaluate(closure)
+        for group in self.param_groups:
+            if group["hidden"]:
+                self.step_matrices(group)
+        others = [group for group in self.param_groups if not group["hidden"]]
+        if self._adamw is not None and others:
+            self._adamw.param_groups, self._adamw.state = others, self.state
+            self._adamw.found_inf = self._skipped  # type: ignore[attr-defined]
+            self._adamw.step()
+            self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
+        return loss
+
+    def step_matrices(self, group: dict[str, Any]) -> None:
+        """Step the matrices [A, B] and stacks of matrices [experts, A, B] of a group."""
+        raise NotImplementedError
+
+    @property
+    def _skipped(self) -> Tensor | None:
+        return getattr(self, "found_inf", None)
