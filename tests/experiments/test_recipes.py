@@ -15,7 +15,7 @@ from zoo.cli import run
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Expectation, ExperimentForm, find_recipe, list_recipes, read_recipe
 from zoo.experiments.judging import ExperimentOutcome, find_file, weigh
-from zoo.experiments.laddering import climb_recipe
+from zoo.experiments.laddering import climb_recipe, measure
 from zoo.experiments.pricing import check_matched
 from zoo.paths import recipes_dir
 from zoo.probes.all_probes import make_probe
@@ -231,23 +231,25 @@ def test_a_recipe_of_a_ladder_is_judged_by_what_was_predicted_of_its_largest_siz
     asked = []
 
     def climb(ladder, folder, say, bootstrap):
-        asked.append((ladder.model, [each for each in ladder.rungs[0].overrides if each.startswith("seed=")], folder))
+        asked.append((ladder.model, ladder.tune, len(ladder.rungs), folder))
         folder.mkdir(parents=True)
-        runs = [{"run": each.name, "flops": each.flops, "seconds": 2.0} for each in ladder.rungs]
-        held = [{"predicted": 2.2, "measured": 2.0}, {"predicted": 1.9, "measured": 2.0 + len(asked)}]
+        runs = [
+            {"run": each.name, "params": each.params, "val_loss": 3 - at / 10, "flops": each.flops, "seconds": 2.0}
+            for at, each in enumerate(ladder.rungs)
+        ]
+        held = [{"predicted": 2.2, "losses": [2.0, 2.1]}, {"predicted": 1.9, "losses": [2.0, 1.9 + len(asked)]}]
         return {"folder": str(folder), "runs": runs, "held_out": held, "fit": {"law": {"alpha": 0.3, "beta": 0.4}}}
 
     monkeypatch.setattr("zoo.experiments.laddering.climb", climb)
     ran, outcomes = climb_recipe(recipe, tmp_path, short_form=True)
-    assert [(model, *seed) for model, seed, _ in asked] == [
-        *(("llama-tiny", f"seed={seed}") for seed in (0, 1)),
-        *(("gpt-tiny", f"seed={seed}") for seed in (0, 1)),
-    ]
-    assert len({folder for *_, folder in asked}) == 4 == len(list(tmp_path.glob("*/*/outcome.json"))) == len(outcomes)
-    errors = [1 - 1.9 / (2.0 + number) for number in (1, 2, 3, 4)]
-    found = ran.values["held-out error"]
-    assert [*found["llama"].values(), *found["gpt"].values()] == pytest.approx(errors)
-    assert ran.costs["gpt"]["seconds"] == 8 and ran.costs["gpt"]["flops"] > 1e9 and ran.seconds == 32
+    assert [each[:3] for each in asked] == [("llama-tiny", False, 8), ("gpt-tiny", False, 8)]
+    assert len({folder for *_, folder in asked}) == 2 == len(list(tmp_path.glob("*/outcome.json"))) == len(outcomes)
+    assert ran.values["held-out error"]["llama"] == pytest.approx({0: 0.1, 1: 1 - 1.9 / 2.9})
+    assert ran.values["held-out error"]["gpt"] == pytest.approx({0: 0.1, 1: 1 - 1.9 / 3.9})
+    measured = measure(outcomes[0])
+    assert measured["loss of the largest"] == pytest.approx([2.4, 2.3])
+    assert measured["loss at a quarter"] == pytest.approx([3.0, 2.9]) and measured["beta"] == [0.4]
+    assert ran.costs["gpt"]["seconds"] == 16 and ran.costs["gpt"]["flops"] > 1e9 and ran.seconds == 32
     wrong = recipe.model_copy(update={"metric": "error"})
     with pytest.raises(ConfigError, match="a ladder has no 'error' \\(one of: held-out error, "):
         climb_recipe(wrong, tmp_path, short_form=False)

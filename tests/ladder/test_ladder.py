@@ -3,12 +3,13 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from support.tiny_runs import write_corpus
 from zoo.analysis.scaling.ladder_sizes import (
-    EVAL_ROWS,
+    LEAST_LAYERS,
     choose_lengths,
     choose_rows,
     choose_sizes,
@@ -24,11 +25,13 @@ from zoo.errors import ConfigError
 from zoo.jobs.forecast import Timing
 from zoo.ladder import LadderRequest, climb, plan_ladder
 from zoo.ladder.ladder_plan import plan_run
+from zoo.ladder.rate_tuning import interpolate_rate, tune_rates
 from zoo.training.schedule import WSDS
 
 TINY = ["model.head_dim=8", "model.vocab_size=257"]
 RUNS = [*TINY, "data=text", "data.tokenizer.kind=byte", "seq_len=16", "compile=false"]
-SIZES = {"sizes": 4, "smallest": 4e3, "largest": 20e3, "tokens_per_param": 0.4}
+SIZES = {"sizes": 4, "smallest": 9e3, "largest": 45e3, "tokens_per_param": 0.06, "least_updates": 30}
+SHELL = ["--sizes", "4", "--smallest", "9K", "--largest", "45K"]
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_sizes_keep_the_proportions_and_come_near_to_what_is_asked(model, overri
         spec, dims = recipe.spec(size.dims), {**recipe.dims, **size.dims}
         assert count_parameters(spec)["total"] == size.params and 0.6 < size.params / target < 1.6
         layers = dims["d_model"] * recipe.own["n_layers"] / recipe.own["d_model"]
-        assert abs(dims["n_layers"] - layers) <= 1
+        assert dims["n_layers"] >= LEAST_LAYERS and abs(dims["n_layers"] - max(layers, LEAST_LAYERS)) <= 1
         if "d_ff" in size.dims:
             multiple = recipe.own["d_ff"] / recipe.own["d_model"]
             assert abs(dims["d_ff"] - multiple * dims["d_model"]) <= 128
@@ -69,9 +72,12 @@ def test_the_rules_are_those_of_olmo_core_up_to_the_highest_rate():
     assert compute_rate(108e6) == pytest.approx(0.00235)
     assert compute_rate(190e6) == pytest.approx(0.0047 * (190 / 108) ** (-1 / 3) / 2)
     assert compute_rate(1e5) == compute_rate(1e3) == 0.006
-    assert choose_rows(108e6, 2048) == 160 or abs(math.log(choose_rows(108e6, 2048) / 160)) < 0.13
-    for params in (1e4, 1e5, 3e6, 1e7):
-        assert EVAL_ROWS % choose_rows(params, 256) == 0
+    assert choose_rows(108_000_000, 2048, 20) == 160
+
+
+def test_the_batch_leaves_300_updates_before_the_first_point_of_the_smallest_size():
+    rows = choose_rows(20_000, 128, 5)
+    assert 5 * 20_000 // (rows * 128) >= 300 > 5 * 20_000 // ((rows + 1) * 128)
 
 
 @pytest.mark.parametrize("goes_back", [True, False])
@@ -84,38 +90,40 @@ def test_weights_at_each_decays_end_are_trained_on_the_multiple(goes_back, decay
     )
     assert schedule.fault(lengths.updates) is None
     assert schedule.list_points(lengths.updates) == list(lengths.ends)
-    for end, trained, multiple in zip(lengths.ends, lengths.trained, (0.5, 1, 2, 4), strict=True):
+    for end, trained, multiple in zip(lengths.ends, lengths.trained, (1, 2, 4), strict=True):
         assert end - schedule.count_left_behind(end, lengths.updates) == trained
         assert trained * 1024 == pytest.approx(multiple * 20 * 50_000, abs=512)
 
 
 @pytest.mark.slow
-def test_a_ladder_is_climbed_and_its_largest_size_predicted_before_it_is_trained(asked, tmp_path, monkeypatch, capsys):
+def test_a_ladder_is_climbed_and_its_largest_size_predicted_before_it_is_trained(asked, tmp_path, monkeypatch):
     from zoo.ladder import climbing as module
 
     folder, train, seen = tmp_path / "ladder", module._train, []
 
-    def watch(ladder, rung, where, say):
+    def watch(model, rung, where, say):
         seen.append((rung.name, (where / "prediction.json").is_file()))
-        train(ladder, rung, where, say)
+        return train(model, rung, where, say)
 
     monkeypatch.setattr(module, "_train", watch)
-    ladder = plan_ladder(asked)
+    ladder = plan_ladder(replace(asked, seeds=2))
     outcome = climb(ladder, folder, lambda line: None, bootstrap=20)
-    assert [before for _, before in seen] == [False, False, False, True]
+    assert [before for _, before in seen] == [False] * 6 + [True] * 2
     points = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
     assert [(each["params"], each["tokens"]) for each in points] == [
         (rung.params, tokens) for rung in ladder.rungs for tokens in rung.tokens
     ]
+    assert len({each["loss"] for each in points}) == len(points) == 4 * 2 * 3
     for rung, result in zip(ladder.rungs, outcome["runs"], strict=True):
         assert result["flops"] == rung.flops
         assert count_parameters(store.load_spec(folder / rung.name))["total"] == rung.params
     assert collect_points([folder / "points.jsonl"], {}).rows() == collect_points([folder], {}).rows()
     predicted = json.loads((folder / "prediction.json").read_text())["losses"]
     assert [each["loss"] for each in predicted] == [each["predicted"] for each in outcome["held_out"]]
-    assert [each["measured"] for each in outcome["held_out"]] == [each["loss"] for each in points[-4:]]
-
-    assert (folder / "ladder.svg").read_text().count("<path") > 4 * 4
+    assert [each["losses"] for each in outcome["held_out"]] == [
+        [first["loss"], second["loss"]] for first, second in zip(points[-6:-3], points[-3:], strict=True)
+    ]
+    assert (folder / "ladder.svg").read_text().count("<path") > 4 * 3
 
     files = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
     again = climb(ladder, folder, lambda line: None, bootstrap=20)  # all is done
@@ -157,14 +165,14 @@ def test_a_ladder_that_was_stopped_goes_on_where_it_was(asked, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_a_plan_says_what_a_ladder_costs_and_trains_nothing(asked, tmp_path, capsys):
-    options = ["--sizes", "4", "--smallest", "4K", "--largest", "20K", "--tokens-per-param", "0.4", "--out", "ladder"]
+    options = [*SHELL, "--tokens-per-param", "0.6", "--out", "ladder"]
     assert run(["ladder", asked.model, *asked.overrides, *options, "--plan", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["rungs"][0]["flops"] == plan_ladder(asked).rungs[0].flops
+    assert plan["rungs"][0]["flops"] == plan_ladder(replace(asked, tokens_per_param=0.6)).rungs[0].flops
     assert all(each["timed"] and each["seconds"] > 0 and each["evaluating"] > 0 for each in plan["rungs"])
     assert not (tmp_path / "ladder").exists()
     planned = plan_run(asked.model, plan["rungs"][0]["overrides"])
-    assert Timing(0.0, 1.0, 0.0, batches=3, flops=None).predict_whole(planned) == 3 * 4  # at each decay's end
+    assert Timing(0.0, 1.0, 0.0, batches=3, flops=None).predict_whole(planned) == 3 * 3  # at each decay's end
 
 
 @pytest.mark.slow
@@ -172,27 +180,77 @@ def test_a_rate_and_a_batch_that_are_given_hold_for_all_sizes(asked):
     given = (
         "optim=muon",
         "optim.lr=0.0123456789",
-        "batch_size=7",
+        "batch_size=1",
         "schedule.decay=2",
         "schedule.continue_from=decayed",
     )
     ladder = plan_ladder(LadderRequest(asked.model, (*asked.overrides, *given), **SIZES))
-    assert {(rung.rate, rung.batch_tokens) for rung in ladder.rungs} == {(0.0123456789, 7 * 16)}
+    assert {(rung.rate, rung.batch_tokens) for rung in ladder.rungs} == {(0.0123456789, 16)}
     assert all(rung.lengths.ends == rung.lengths.trained for rung in ladder.rungs)
 
 
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
+        (
+            ["--tokens-per-param", "0.3"],
+            "smallest: the first point of 9,568 parameters comes after 179 updates of 16 tok",
+        ),
+        (["--seeds", "2", "seed=3"], "seed: is set for each size by the ladder (leave it out)"),
+        (["--tune", "eval_part=all"], "eval_part: is set for each size by the ladder (leave it out)"),
+        (["--arm", "plain=", "--tune"], "arm: plain is the only one (two at least, or none)"),
         (["steps=100"], "steps: is set for each size by the ladder (leave it out)"),
         (["optim=muon"], "optim.lr: the rule for it is adamw's, found optim=muon"),
         (["model.d_model=64", "model.n_layers=2"], "model: its d_model and n_layers are both given"),
-        (["--smallest", "30K"], "smallest: is 30,000, not below the largest of 20,000 parameters"),
+        (["--smallest", "60K"], "smallest: is 60,000, not below the largest of 45,000 parameters"),
         (["model.head_dim=32"], "head_dim or vocabulary: model.head_dim=16)"),
         (["objective=mlm"], "objective: "),
         (["freeze=[embedding*]"], "train: a ladder trains all weights"),
     ],
 )
 def test_a_ladder_that_cannot_be_is_refused_in_one_line(options, fault, asked, refused):
-    lines = refused("ladder", "llama-tiny", *asked.overrides, "--largest", "20K", "--smallest", "4K", *options)
+    lines = refused("ladder", "llama-tiny", *asked.overrides, *SHELL, *options)
     assert fault in lines[0]
+
+
+def test_the_rate_of_a_size_is_on_the_line_through_two_in_logarithms():
+    rates = {20_000: 0.008, 80_000: 0.004}
+    assert interpolate_rate(rates, 40_000) == pytest.approx(0.008 / math.sqrt(2), rel=1e-2)
+    assert interpolate_rate(rates, 320_000) == 0.002 and interpolate_rate(rates, 20_000) == 0.008
+
+
+def test_rates_are_searched_on_a_seed_and_rows_that_the_ladder_does_not_report(asked, tmp_path):
+    """Losses that are a parabola of log lr, with an optimum that halves as parameters grow fourfold."""
+    ladder, trained = plan_ladder(replace(asked, tune=True)), []
+
+    def train(rung):
+        trained.append(rung)
+        best = 0.006 * (rung.params / ladder.rungs[0].params) ** -0.5
+        loss = math.inf if rung.rate > 0.05 else 3 + math.log10(rung.rate / best) ** 2
+        return SimpleNamespace(result={"val_loss": loss})
+
+    tuned = tune_rates(ladder, tmp_path, train)
+    assert {rung.params for rung in trained} == {ladder.rungs[0].params, ladder.rungs[1].params}
+    searched, settings = trained[-1], plan_run(asked.model, trained[-1].overrides).settings
+    assert (settings.seed, settings.eval_part, settings.optim.lr) == (1000, "tuning", searched.rate)
+    assert settings.steps == searched.lengths.trained[0] == searched.lengths.updates
+    for rung in tuned.rungs[::3]:
+        settings = plan_run(asked.model, rung.overrides).settings
+        assert settings.eval_part == "reporting" and settings.seed == 0 and settings.steps == rung.lengths.updates
+        wanted = 0.006 * (rung.params / ladder.rungs[0].params) ** -0.5
+        assert settings.optim.lr == rung.rate == pytest.approx(wanted, rel=0.01)
+    assert set(json.loads((tmp_path / "rates.json").read_text())) == {str(rung.params) for rung in trained}
+
+
+@pytest.mark.slow
+def test_arms_climb_ladders_of_their_own_and_a_speedup_is_given_at_each_size(asked, tmp_path, capsys):
+    sizes = [*SHELL, "--tokens-per-param", "0.6", "--seeds", "2"]
+    arms = ["--arm", "plain=", "--arm", "gpt=model=gpt-tiny optim.lr=0.003", "--bootstrap", "20", "--out", "arms"]
+    assert run(["ladder", asked.model, *asked.overrides, *sizes, *arms, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["arms"]) == ["plain", "gpt"] and list(found["speedups"]) == ["gpt"]
+    whole = {each["params"]: each["flops"] for each in found["arms"]["plain"]["runs"]}
+    flops = found["speedups"]["gpt"]["flops"]
+    assert len(flops) == 4 and all(at <= most for at, most in zip(flops, sorted(whole.values()), strict=True))
+    assert run(["ladder", asked.model, *asked.overrides, *sizes, *arms]) == 0
+    assert "Compute-optimal speedup over plain" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import typer
 
 from zoo.cli.completing import complete_evaluation, complete_override, complete_target
 from zoo.cli.options import option, options
+from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from zoo.compose.composing import Composed
@@ -80,6 +81,14 @@ def say(line: object) -> None:
 def print_note(line: str) -> None:
     """Print a note, which is no error, to standard error."""
     say(f"zoo: note: {line}")
+
+
+def read_arm(text: str) -> tuple[str, str]:
+    """Read `NAME=OVERRIDES`. Raises ConfigError for a text without a name."""
+    name, sign, overrides = text.partition("=")
+    if not sign or not name.strip():
+        raise ConfigError(f"arm: is NAME=OVERRIDES, found {text!r} (--arm 'plain=' is an arm without overrides)")
+    return name.strip(), overrides.strip()
 
 
 def keep_memory_on(device: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoo import report
-from zoo.cli.common import say
+from zoo.cli.common import read_arm, say
 from zoo.cli.options import argument, flag, option
 from zoo.cli.outlook import print_plan
 from zoo.cli.showing import Json
@@ -89,7 +89,7 @@ def _read(words: list[str], arms: list[str], stated: dict[str, Any]) -> tuple[st
     if named and not (arms or stated or words[1:]):
         return find_recipe(first)
     file, node = read_node(first) if named else (Path("experiment"), {})
-    own = dict(_read_arm(each) for each in arms)
+    own = dict(read_arm(each) for each in arms)
     node |= stated | ({"arms": own} if own else {})
     node["shared"] = [*_words(node.get("shared", [])), *words[named:]]
     return file.stem, make_experiment(node, file)
@@ -97,14 +97,6 @@ def _read(words: list[str], arms: list[str], stated: dict[str, Any]) -> tuple[st
 
 def _words(stated: Any) -> list[str]:
     return stated.split() if isinstance(stated, str) else list(stated)
-
-
-def _read_arm(text: str) -> tuple[str, str]:
-    """Read `NAME=OVERRIDES`. Raises ConfigError for a text without a name."""
-    name, sign, overrides = text.partition("=")
-    if not sign or not name.strip():
-        raise ConfigError(f"arm: is NAME=OVERRIDES, found {text!r} (--arm 'plain=' is an arm without overrides)")
-    return name.strip(), overrides.strip()
 
 
 def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) -> None:

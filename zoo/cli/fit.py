@@ -101,26 +101,32 @@ def collect_points(sources: Sequence[Path], columns: Mapping[str, str]) -> LossP
     without runs, else for all runs without a validation loss."""
     from zoo.analysis.scaling.points import LossPoints, read_points
 
-    rows = [row for each in sources if each.suffix in FILES for row in read_points(each, columns).rows()]
-    folders = [each for each in sources if each.suffix not in FILES]
-    return LossPoints.collect([*rows, *(read_runs(folders) if folders else [])])
+    found = [read_points(each, columns) for each in sources if each.suffix in FILES]
+    if folders := [each for each in sources if each.suffix not in FILES]:
+        found.append(read_runs(folders))
+    return LossPoints.collect(
+        (row for each in found for row in each.rows()), (run for each in found for run in each.runs)
+    )
 
 
-def read_runs(folders: Sequence[Path]) -> list[tuple[float, float, float]]:
-    """Read parameters, tokens and validation loss of the runs in folders; a run with several decays gives one row per
+def read_runs(folders: Sequence[Path]) -> LossPoints:
+    """Read parameters, tokens and validation loss of the runs in folders; a run with several decays gives one point per
     decay. Raises ConfigError for runs without a validation loss."""
+    from zoo.analysis.scaling.points import LossPoints
     from zoo.report.history import collect_runs
 
-    rows, faults = [], []
+    rows, runs, faults = [], [], []
     for each in collect_runs(folders):
         if decayed := each.decayed():
             params = float(each.outcome["params"])
             rows += [(params, float(line["trained_tokens"]), float(line["val_loss"])) for line in decayed]
+            runs += [str(each.folder)] * len(decayed)
             continue
         found = [each.outcome[name] for name in ("params", "tokens", "val_loss")]
         if None in found:
             faults.append(f"{each.folder}: has no validation loss (a run that has been evaluated, or leave it out)")
         else:
             rows.append((float(found[0]), float(found[1]), float(found[2])))
+            runs.append(str(each.folder))
     refuse(faults)
-    return rows
+    return LossPoints.collect(rows, runs)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from zoo import report
-from zoo.cli.common import Overrides, say
+from zoo.cli.common import Overrides, read_arm, say
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
-from zoo.errors import Terminated
+from zoo.errors import ConfigError, Terminated
 from zoo.report.scaling import format_head, make_fit_tables
 
 if TYPE_CHECKING:
@@ -27,7 +29,12 @@ def run(
     smallest: str | None = option("Parameters: 20K, 60M. [default: a 16th of the largest]", metavar="NUMBER"),
     largest: str | None = option("Parameters: 600K, 1B. [default: the model's]", metavar="NUMBER"),
     tokens_per_param: float = option(
-        "Tokens per parameter; decays end at 0.5, 1, 2 and 4 times this number.", default=20.0, min=0.1
+        "Tokens per parameter; decays end at 1, 2 and 4 times this number.", default=20.0, min=0.1
+    ),
+    seeds: int = option("Seeds of each size; four tell a run's noise.", default=1, min=1, max=100),
+    tune: bool = flag("Search the learning rate at two sizes first, and interpolate it for the others."),
+    arm: list[str] | None = option(
+        "An arm and its overrides; the first is the baseline of speedups. Several times.", metavar="NAME=OVERRIDES"
     ),
     plan: bool = flag("Print sizes, lengths, FLOPs and seconds; train nothing.", "--plan", "--dry-run"),
     out: Path | None = option("The ladder's folder. [default: ladders/MODEL]", "--out", "-o"),
@@ -36,52 +43,95 @@ def run(
 ) -> None:
     """Train one architecture at several sizes by one rule, and fit a scaling law to them.
 
-    Each size is trained once with a WSD schedule (wsd_s) whose decays end at 0.5, 1, 2 and 4 × 20 tokens per parameter:
-    four points per run. The largest is held out: its losses are predicted from the others before its run begins. The
-    same command resumes an interrupted ladder.
+    Each run has a WSD schedule (wsd_s) whose decays end at 1, 2 and 4 × 20 tokens per parameter: three points per run.
+    The largest size is held out: its losses are predicted from the others before it is trained. The same command
+    resumes an interrupted ladder.
+
+    With --arm a ladder is trained for each arm, and the compute-optimal speedup over the first is given at each size:
+    does a gain survive scale? zoo ladder llama-tiny --arm plain= --arm relu2="model.ffn.activation=relu2" --tune
 
     Overrides are those of zoo train: attention=mqa, data=text data.path=FOLDER, seq_len=128, optim.lr=3e-3 (all sizes).
     """
     from zoo.ladder import LadderRequest, plan_ladder, predict_seconds
     from zoo.ladder.climbing import LADDER
-    from zoo.ladder.ladder_tables import format_plan, make_plan_table
 
     low, high = (
         None if value is None else read_amount(value, name, "20K, 60M or 1e9")
         for name, value in (("smallest", smallest), ("largest", largest))
     )
-    ladder = plan_ladder(LadderRequest(model, tuple(overrides or ()), sizes, low, high, tokens_per_param))
-    folder = out or Path("ladders", Path(model).stem)
-    if plan or not (folder / LADDER).is_file():
-        ladder = predict_seconds(ladder)
-    if plan and as_json:
-        print(report.format_json(ladder.to_dict()))
+    arms = dict(read_arm(each) for each in arm or []) or {"": ""}
+    if "" not in arms and len(arms) < 2:
+        raise ConfigError(f"arm: {next(iter(arms))} is the only one (two at least, or none)")
+    folder, ladders = out or Path("ladders", Path(model).stem), {}
+    for name, words in arms.items():
+        named, own = _split_model(model, [*(overrides or ()), *shlex.split(words)])
+        ladder = plan_ladder(LadderRequest(named, tuple(own), sizes, low, high, tokens_per_param, seeds, tune))
+        timed = plan or not (folder / name / LADDER).is_file()
+        ladders[name] = predict_seconds(ladder) if timed else ladder
+    if plan or not as_json:
+        _print_plans(ladders, as_json)
+    if plan:
         return
-    if not as_json:
-        report.print_tables(make_plan_table(ladder.to_dict()))
-        print(format_plan(ladder.to_dict()))
-    if not plan:
-        _climb(ladder, folder, bootstrap, as_json)
+    try:
+        if "" in arms:
+            _climb(ladders[""], folder, bootstrap, as_json)
+        else:
+            _climb_arms(ladders, folder, bootstrap, as_json)
+    except Terminated:  # a SIGTERM: the checkpoint is written
+        raise typer.Exit(0) from None
+
+
+def _split_model(model: str, words: list[str]) -> tuple[str, list[str]]:
+    """Split off the model that an arm names by `model=`."""
+    named = [each.removeprefix("model=") for each in words if each.startswith("model=")]
+    return [model, *named][-1], [each for each in words if not each.startswith("model=")]
+
+
+def _print_plans(ladders: dict[str, Ladder], as_json: bool) -> None:
+    from zoo.ladder.ladder_tables import format_plan, make_plan_table
+
+    if as_json:
+        plans = {name: each.to_dict() for name, each in ladders.items()}
+        return print(report.format_json(plans.get("", plans)))
+    for name, each in ladders.items():
+        report.print_tables(*([f"{name}:"] if name else []), make_plan_table(each.to_dict()))
+        print(format_plan(each))
 
 
 def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
-    """Train a ladder and print its results. After a SIGTERM, exits with 0 once the checkpoint is written, as a single
-    run does."""
-    from zoo.analysis.scaling import FittedLaw
+    """Train a ladder and print its results."""
     from zoo.ladder import climb
+
+    outcome = climb(ladder, folder, say, bootstrap)
+    if as_json:
+        return print(report.format_json(outcome))
+    _print_outcome(outcome)
+    print(
+        f"{folder}: points.jsonl (zoo fit), fit.json (zoo predict), prediction.json, ladder.svg, a folder for each run"
+    )
+
+
+def _print_outcome(outcome: dict[str, Any]) -> None:
+    from zoo.analysis.scaling import FittedLaw
     from zoo.ladder.ladder_tables import describe_climb
 
-    try:
-        outcome = climb(ladder, folder, say, bootstrap)
-    except Terminated:
-        raise typer.Exit(0) from None
-    if as_json:
-        print(report.format_json(outcome))
-        return
     fit = FittedLaw.from_dict(outcome["fit"])
     report.print_tables(*describe_climb(outcome))
     print(format_head(fit))
     report.print_tables(*make_fit_tables(fit, []))
-    print(
-        f"{folder}: points.jsonl (zoo fit), fit.json (zoo predict), prediction.json, ladder.svg, a folder for each run"
-    )
+
+
+def _climb_arms(ladders: dict[str, Ladder], folder: Path, bootstrap: int, as_json: bool) -> None:
+    """Train the ladders of arms; print the results of each, and the speedups over the first."""
+    from zoo.ladder.arm_ladders import climb_arms
+    from zoo.ladder.ladder_tables import make_speedup_table
+
+    outcomes, trends = climb_arms(ladders, folder, say, bootstrap)
+    if as_json:
+        found = {"arms": outcomes, "speedups": {name: asdict(each) for name, each in trends.items()}}
+        return print(report.format_json(found))
+    for name, outcome in outcomes.items():
+        report.print_tables(f"{name}:")
+        _print_outcome(outcome)
+    report.print_tables(make_speedup_table(next(iter(ladders)), trends))
+    print(f"{folder}: a ladder in a folder for each arm")

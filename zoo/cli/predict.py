@@ -69,7 +69,7 @@ def predict(
         assert tokens is not None
         fit.check_reach(params, tokens)
         found = {"params": params, "tokens": tokens, "loss": fit.law.loss(params, tokens)}
-        interval = fit.loss_interval(params, tokens)
+        interval = fit.predict_interval(params, tokens)
     except (OverflowError, ZeroDivisionError):
         found, interval = {"loss": math.nan}, None
     if not all(map(math.isfinite, found.values())):

@@ -127,14 +127,18 @@ class Laddering(Modelled):
     smallest: PositiveFloat | None = None
     largest: PositiveFloat | None = None
     tokens_per_param: PositiveFloat = 20.0
+    tune: bool = False
+    """Whether each arm's learning rate is searched at two sizes before its runs."""
+    least_updates: PositiveInt = 300
+    """Updates before the first point of every size, at least."""
 
-    def request(self, overrides: list[str]) -> LadderRequest:
+    def request(self, overrides: list[str], seeds: int = 1) -> LadderRequest:
         """Make the request for the ladder with these overrides."""
         from zoo.ladder import LadderRequest
 
         model, rest = self.split_model(overrides)
         rungs = self.model_dump(exclude={"model"})
-        return LadderRequest(model=model, overrides=tuple(rest), **rungs)
+        return LadderRequest(model=model, overrides=tuple(rest), seeds=seeds, **rungs)
 
 
 class Probing(Modelled):

@@ -3,65 +3,72 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.analysis.scaling.points import read_points
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran
 from zoo.experiments.running import describe_runs, find_folder
 from zoo.ladder import Ladder, climb, plan_ladder
-from zoo.ladder.climbing import read_points
+from zoo.ladder.climbing import POINTS
 from zoo.ladder.ladder_tables import draw_ladder
 from zoo.report.history import RunRecord
 
-METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
+METRICS = ("held-out error", "last error", "loss of the largest", "loss at a quarter", "alpha", "beta")
 """The metrics of a ladder. Three are of the largest size: the maximum relative error of the predicted losses, the
-relative error at the end of its run, and the loss measured there. The others are the exponents of the law fitted to all
-points."""
+relative error at the end of its run, and the loss measured there. A quarter is the size nearest to a quarter of its
+parameters. The others are the exponents of the law fitted to all points, which belong to no seed."""
 
 BOOTSTRAP = 200
 """Resamples for the exponents' intervals, which decide whether a prediction is doubtful."""
 
 
 def climb_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[dict[str, Any]]]:
-    """Climb a ladder for each arm and seed; sizes that are done in the folder are not trained again. Returns the
-    results, and the outcomes of the ladders in the order of arms, then seeds. Raises ConfigError for a metric that no
-    ladder has, and for an arm that cannot be trained."""
+    """Climb the ladder of each arm with all seeds; runs that are done in the folder are not trained again. Returns the
+    results, and the outcomes of the ladders in the order of arms. Raises ConfigError for a metric that no ladder has,
+    and for an arm that cannot be trained."""
     if unknown := [each for each in recipe.list_metrics(short_form) if each not in METRICS]:
         raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
     form = recipe.form(short_form)
     assert form.ladder is not None
-    seeds = range(form.looks[-1])
     ladders = {
-        (arm, seed): plan_ladder(form.ladder.request([*list_overrides(recipe, arm, short_form), f"seed={seed}"]))
+        arm: plan_ladder(form.ladder.request(list_overrides(recipe, arm, short_form), form.looks[-1]))
         for arm in recipe.arms
-        for seed in seeds
     }
-    outcomes = {
-        (arm, seed): climb(ladder, find_folder(folder, arm) / str(seed), _say, BOOTSTRAP)
-        for (arm, seed), ladder in ladders.items()
-    }
+    outcomes = {arm: climb(ladder, find_folder(folder, arm), _say, BOOTSTRAP) for arm, ladder in ladders.items()}
     for each in outcomes.values():
         write_text(Path(each["folder"]) / "outcome.json", json.dumps(each) + "\n")
+    measured = {arm: measure(each) for arm, each in outcomes.items()}
     values = {
-        metric: {arm: {seed: measure(outcomes[arm, seed])[metric] for seed in seeds} for arm in recipe.arms}
+        metric: {arm: dict(enumerate(own[metric])) for arm, own in measured.items()}
         for metric in recipe.list_metrics(short_form)
     }
     records = [RunRecord(Path(each["folder"]) / run["run"]) for each in outcomes.values() for run in each["runs"]]
     seconds = sum(run["seconds"] for each in outcomes.values() for run in each["runs"])
-    costs = {arm: count_costs(ladders[arm, 0], outcomes[arm, 0]) for arm in recipe.arms}
+    costs = {arm: count_costs(ladders[arm], outcomes[arm]) for arm in recipe.arms}
     return Ran(values, costs, seconds, describe_runs(records)), list(outcomes.values())
 
 
-def measure(outcome: dict[str, Any]) -> dict[str, float]:
-    """Compute the METRICS of a ladder from its outcome."""
-    held, law = outcome["held_out"], outcome["fit"]["law"]
-    errors = [abs(each["predicted"] / each["measured"] - 1) for each in held]
-    found = (max(errors), errors[-1], held[-1]["measured"], law["alpha"], law["beta"])
-    return dict(zip(METRICS, found, strict=True))
+def measure(outcome: dict[str, Any]) -> dict[str, list[float]]:
+    """Compute the METRICS of a ladder by seed from its outcome."""
+    law = outcome["fit"]["law"]
+    errors = list(
+        zip(
+            *([abs(each["predicted"] / loss - 1) for loss in each["losses"]] for each in outcome["held_out"]),
+            strict=True,
+        )
+    )
+    ends: dict[float, list[float]] = {}
+    for run in outcome["runs"]:
+        ends.setdefault(run["params"], []).append(run["val_loss"])
+    quarter = min(ends, key=lambda params: abs(math.log(4 * params / max(ends))))
+    by_seed = ([max(each) for each in errors], [each[-1] for each in errors], ends[max(ends)], ends[quarter])
+    return dict(zip(METRICS, (*by_seed, [law["alpha"]], [law["beta"]]), strict=True))
 
 
 def count_costs(ladder: Ladder, outcome: dict[str, Any]) -> dict[str, float]:
@@ -75,7 +82,7 @@ def count_costs(ladder: Ladder, outcome: dict[str, Any]) -> dict[str, float]:
 def draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
     """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
     first = outcomes[0]
-    drawn = draw_ladder(read_points(Path(first["folder"])).rows(), first["held_out"])
+    drawn = draw_ladder(read_points(Path(first["folder"]) / POINTS, {}).rows(), first["held_out"])
     write_text(file.with_suffix(".svg"), drawn + "\n")
 
 

@@ -1,7 +1,8 @@
 """Climb a ladder: train sizes of one architecture, predict the loss of the largest, and fit a scaling law to them all.
 
     FOLDER/ladder.json       the plan of each run, with its predicted seconds
-    FOLDER/01-19840/ …       one run a size, named by its parameters
+    FOLDER/rates.json        the learning rates that were searched at two sizes; their runs are in FOLDER/rates/
+    FOLDER/01-19840/ …       one run a size, named by its parameters; of several seeds 01-19840-0, 01-19840-1 …
     FOLDER/points.jsonl      parameters, tokens and loss at the end of each decay, for `zoo fit`
     FOLDER/prediction.json   predicted losses of the largest size, written before its run begins
     FOLDER/fit.json          the law of all points, for `zoo predict`
@@ -21,11 +22,13 @@ from typing import Any
 
 from zoo import runs
 from zoo.analysis.scaling import FittedLaw, LossPoints, fit_law
+from zoo.analysis.scaling.points import read_points
 from zoo.disk import write_text
 from zoo.errors import ConfigError, FinishedRun, ZooError
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.ladder.ladder_plan import Ladder, Rung, spell
 from zoo.ladder.ladder_tables import draw_ladder
+from zoo.ladder.rate_tuning import tune_rates
 from zoo.report.history import RunRecord
 from zoo.report.scaling import compare_held
 from zoo.untrusted.json_file import JsonShape, read_json
@@ -61,14 +64,22 @@ def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict
     Raises ConfigError if the folder has another ladder, and ZooError if a run fails.
     """
     ladder = _open_folder(ladder, folder)
-    for rung in ladder.rungs[:-1]:
-        _train(ladder, rung, folder, say)
+
+    def train(rung: Rung) -> RunRecord:
+        return _train(ladder.model, rung, folder, say)
+
+    ladder = tune_rates(ladder, folder, train)
+    below = [each for each in ladder.rungs if each.params != ladder.largest]
+    for rung in below:
+        train(rung)
     points = write_points(ladder, folder)
-    prediction = _predict(ladder.rungs[-1], points, folder, say, bootstrap)
-    _train(ladder, ladder.rungs[-1], folder, say)
+    prediction = _predict(ladder, points, folder, say, bootstrap)
+    for rung in ladder.rungs[len(below) :]:
+        train(rung)
     points = write_points(ladder, folder)
     fit = fit_law(points, bootstrap)
-    held_out = _compare(prediction, points)
+    held = points.select(lambda at: points.params[at] == ladder.largest)
+    held_out = compare_held(FittedLaw.from_dict(prediction["fit"]), held)
     write_text(folder / FIT, json.dumps(fit.to_dict()) + "\n")
     write_text(folder / PICTURE, draw_ladder(points.rows(), held_out) + "\n")
     return {
@@ -102,27 +113,28 @@ def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
     return replace(ladder, rungs=tuple(replace(each, **how) for each, how in zip(ladder.rungs, predicted, strict=True)))
 
 
-def _train(ladder: Ladder, rung: Rung, folder: Path, say: Say) -> None:
-    """Train a size, from its last checkpoint if there is one; a done run is left alone."""
+def _train(model: str, rung: Rung, folder: Path, say: Say) -> RunRecord:
+    """Train a run, from its last checkpoint if there is one; a done run is left alone."""
     from zoo.jobs.train import resume_run
     from zoo.training.restarts import clear_for_restart, has_checkpoint
 
     where = folder / rung.name
     if RunRecord(where).result.get("status") == "done":
         say(f"{where}: is done")
-        return
+        return RunRecord(where)
     say(f"{where}: {rung.params:,} parameters, {rung.lengths.updates:,} updates of {rung.batch_tokens:,} tokens")
     try:
-        with plan_launch([*spell(ladder.model, rung.overrides), f"hydra.run.dir='{where}'"]) as plan:
+        with plan_launch([*spell(model, rung.overrides), f"hydra.run.dir='{where}'"]) as plan:
             if has_checkpoint(where):
                 resume_run(where, typed=task_config(plan.jobs[0]))
-                return
-            clear_for_restart(where)
-            plan.run()
+            else:
+                clear_for_restart(where)
+                plan.run()
     except FinishedRun:
         pass
     finally:
         runs.remember(where)
+    return RunRecord(where)
 
 
 def write_points(ladder: Ladder, folder: Path) -> LossPoints:
@@ -141,28 +153,22 @@ def write_points(ladder: Ladder, folder: Path) -> LossPoints:
             point = {"params": rung.params, "tokens": each["trained_tokens"], "loss": each["val_loss"], "flops": flops}
             lines.append({**point, "run": rung.name, "step": each["step"]})
     write_text(folder / POINTS, "".join(json.dumps(line) + "\n" for line in lines))
-    return LossPoints.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
+    return read_points(folder / POINTS, {})
 
 
-def read_points(folder: Path) -> LossPoints:
-    """Read the points of a ladder's folder."""
-    lines = [json.loads(line) for line in (folder / POINTS).read_text(encoding="utf-8").splitlines()]
-    return LossPoints.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
+def _predict(ladder: Ladder, points: LossPoints, folder: Path, say: Say, bootstrap: int) -> dict[str, Any]:
+    """Predict the largest size's losses from those of all other sizes, and write them; or read an earlier prediction.
 
-
-def _predict(rung: Rung, points: LossPoints, folder: Path, say: Say, bootstrap: int) -> dict[str, Any]:
-    """Predict a size's losses from those of all other sizes, and write them; or read an earlier prediction.
-
-    Raises ZooError if the size was trained before its prediction was written.
+    Raises ZooError if a run of it was trained before its prediction was written.
     """
-    file = folder / PREDICTION
+    file, rungs = folder / PREDICTION, [each for each in ladder.rungs if each.params == ladder.largest]
     if file.is_file():
         return read_json(file, PredictionFile)
-    if (folder / rung.name / runs.METRICS).exists():
-        raise ZooError(f"{folder / rung.name}: was trained before {file.name} was written (remove it to train anew)")
-    kept = LossPoints.collect(row for row in points.rows() if row[0] != rung.params)
-    fit = fit_law(kept, bootstrap)
-    predicted = {"of": rung.name, "fitted_to": len(kept), "doubt": _find_doubt(fit, rung), "fit": fit.to_dict()}
+    if trained := [each.name for each in rungs if (folder / each.name / runs.METRICS).exists()]:
+        raise ZooError(f"{folder / trained[0]}: was trained before {file.name} was written (remove it to train anew)")
+    kept = points.select(lambda at: points.params[at] != ladder.largest)
+    fit, rung = fit_law(kept, bootstrap), rungs[0]
+    predicted = {"of": rung.params, "fitted_to": len(kept), "doubt": _find_doubt(fit, rung), "fit": fit.to_dict()}
     predicted["losses"] = [
         {"params": rung.params, "tokens": tokens, "loss": fit.law.loss(rung.params, tokens)} for tokens in rung.tokens
     ]
@@ -181,17 +187,13 @@ def _find_doubt(fit: FittedLaw, rung: Rung) -> str | None:
     return None
 
 
-def _compare(prediction: dict[str, Any], points: LossPoints) -> list[dict[str, Any]]:
-    of = {each["params"] for each in prediction["losses"]}
-    measured = LossPoints.collect(row for row in points.rows() if row[0] in of)
-    return compare_held(FittedLaw.from_dict(prediction["fit"]), measured)
-
-
 def _describe_run(rung: Rung, folder: Path) -> dict[str, Any]:
     found = RunRecord(folder / rung.name).result
     return {
         "run": rung.name,
         "params": rung.params,
+        "rate": rung.rate,
+        "val_loss": found.get("val_loss"),
         "flops": found.get("flops"),
         "predicted_flops": rung.flops,
         "seconds": found.get("seconds"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zoo.analysis.scaling.ladder_sizes import (
     EVAL_ROWS,
+    LEAST_UPDATES,
     LadderSize,
     RunLengths,
     choose_lengths,
@@ -46,7 +47,8 @@ timed (`predict_seconds`)."""
 @dataclass(frozen=True)
 class LadderRequest:
     """A request for a ladder. `largest` and `smallest` are numbers of parameters (None: the model's own, and a
-    sixteenth of `largest`)."""
+    sixteenth of `largest`). Each size is trained with `seeds` seeds. With `tune` its learning rate is searched at two
+    sizes, on a seed and rows of its own. `least_updates` come before the first point of every size."""
 
     model: str
     overrides: tuple[str, ...] = ()
@@ -54,11 +56,14 @@ class LadderRequest:
     smallest: float | None = None
     largest: float | None = None
     tokens_per_param: float = 20.0
+    seeds: int = 1
+    tune: bool = False
+    least_updates: int = LEAST_UPDATES
 
 
 @dataclass(frozen=True)
 class Rung:
-    """The planned run of one size: its overrides, learning rate (`rate`), lengths and FLOPs.
+    """The planned run of one size and seed: its overrides, learning rate (`rate`), lengths and FLOPs.
 
     `seconds` (training) and `evaluating` are predicted seconds; `timed` says whether some of the run's updates were
     timed.
@@ -83,25 +88,41 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rungs of a model, smallest first."""
+    """The rungs of a model, smallest first. With `tune` their learning rates are where its search starts."""
 
     model: str
     tokens_per_param: float
     rungs: tuple[Rung, ...]
+    tune: bool = False
+
+    @property
+    def largest(self) -> int:
+        """Give the parameters of the largest size, which is held out."""
+        return self.rungs[-1].params
+
+    def list_searched(self) -> list[Rung]:
+        """List a run of each size at which the learning rate is searched: the smallest and the middle one, because a
+        search at a larger size would cost more than the ladder."""
+        if not self.tune:
+            return []
+        sizes = list({each.params: each for each in reversed(self.rungs)}.values())[::-1]
+        return [sizes[0], sizes[(len(sizes) - 1) // 2]]
 
     def to_dict(self) -> dict[str, Any]:
         """Give the ladder as plain data."""
         rungs = [{**asdict(each), **asdict(each.lengths), "tokens": each.tokens} for each in self.rungs]
         for each in rungs:
             del each["lengths"]
-        return json.loads(json.dumps({"model": self.model, "tokens_per_param": self.tokens_per_param, "rungs": rungs}))
+        about = {"model": self.model, "tokens_per_param": self.tokens_per_param, "tune": self.tune}
+        return json.loads(json.dumps({**about, "rungs": rungs}))
 
 
 def plan_ladder(asked: LadderRequest) -> Ladder:
     """Plan the rungs, each checked as `zoo train` checks a run. Raises ConfigError for overrides of keys in OWN,
     settings without a rule, a run that `zoo train` refuses, and a `smallest` that is not below `largest`."""
     keys = [_read_key(each) for each in asked.overrides]
-    if own := [key for key in keys if key in OWN]:
+    own = (*OWN, *(("seed",) if asked.seeds > 1 else ()), *(("eval_part",) if asked.tune else ()))
+    if own := [key for key in keys if key in own]:
         raise ConfigError(*(f"{key}: is set for each size by the ladder (leave it out)" for key in own))
     base = plan_run(asked.model, asked.overrides)
     _check_base(base, keys)
@@ -111,33 +132,45 @@ def plan_ladder(asked: LadderRequest) -> Ladder:
     if smallest >= largest:
         raise ConfigError(f"smallest: is {smallest:,.0f}, not below the largest of {largest:,.0f} parameters")
     sizes = choose_sizes(recipe, space_sizes(smallest, largest, asked.sizes))
-    whole = any(choose_rows(size.params, base.settings.seq_len) > EVAL_ROWS for size in sizes)
+    rows = choose_rows(sizes[0].params, base.settings.seq_len, asked.tokens_per_param, asked.least_updates)
+    rows = base.settings.batch_size if "batch_size" in keys else rows
     rungs = []
     for at, size in enumerate(sizes, 1):
-        rows, rate = choose_rows(size.params, base.settings.seq_len), float(f"{compute_rate(size.params):.3g}")
-        rows = base.settings.batch_size if "batch_size" in keys else rows
-        rate = base.settings.optim.lr if "optim.lr" in keys else rate
-        rungs.append(_plan_rung(asked, base, f"{at:02}-{size.params}", size, rows, rate, whole))
-    return Ladder(asked.model, asked.tokens_per_param, tuple(rungs))
+        rate = base.settings.optim.lr if "optim.lr" in keys else float(f"{compute_rate(size.params):.3g}")
+        rung = _plan_rung(asked, base, f"{at:02}-{size.params}", size, rows, rate)
+        rungs += [rung] if asked.seeds == 1 else [_seed_rung(rung, seed) for seed in range(asked.seeds)]
+    return Ladder(asked.model, asked.tokens_per_param, tuple(rungs), asked.tune)
 
 
-def _plan_rung(
-    asked: LadderRequest, base: TrainingPlan, name: str, size: LadderSize, rows: int, rate: float, whole: bool
-) -> Rung:
-    """Plan the run of a size with `rows` rows an update; `whole` evaluates on the whole validation split."""
+def _plan_rung(asked: LadderRequest, base: TrainingPlan, name: str, size: LadderSize, rows: int, rate: float) -> Rung:
+    """Plan the run of a size with `rows` rows an update. Raises ConfigError if it is too short."""
     seq_len, schedule = base.settings.seq_len, base.settings.schedule
     assert isinstance(schedule, WSDS)
     goes_back = schedule.continue_from == "before"
     lengths = choose_lengths(size.params, rows * seq_len, asked.tokens_per_param, schedule.decay, goes_back)
+    if lengths.trained[0] < asked.least_updates:
+        found = f"the first point of {size.params:,} parameters comes after {lengths.trained[0]} updates"
+        cure = "a larger --smallest or --tokens-per-param, or a smaller batch_size or seq_len"
+        raise ConfigError(f"smallest: {found} of {rows * seq_len:,} tokens ({asked.least_updates} at least: {cure})")
     made = {f"model.{key}": value for key, value in size.dims.items()}
     made |= {"batch_size": rows, "optim.lr": f"{rate:g}", "steps": lengths.updates}
     made |= {"schedule.points": f"[{','.join(map(str, lengths.ends[:-1]))}]", "schedule.warmup": lengths.warmup}
-    made |= {"eval_batches": "null" if whole else -(-EVAL_ROWS // rows)}
+    made |= {"eval_batches": -(-EVAL_ROWS // rows)} | ({"eval_part": "reporting"} if asked.tune else {})
     typed = {_read_key(each) for each in asked.overrides}
     overrides = (*asked.overrides, *(f"{key}={value}" for key, value in made.items() if key not in typed))
     price = price_run(plan_run(asked.model, overrides), memory=False)
     assert price.flops is not None and price.params == size.params
     return Rung(name, overrides, size.params, rows * seq_len, rate, lengths, price.flops)
+
+
+def _seed_rung(rung: Rung, seed: int) -> Rung:
+    return replace(set_keys(rung, {"seed": seed}), name=f"{rung.name}-{seed}")
+
+
+def set_keys(rung: Rung, values: Mapping[str, object]) -> Rung:
+    """Set settings of a run, in place of those in its overrides."""
+    kept = [each for each in rung.overrides if _read_key(each) not in values]
+    return replace(rung, overrides=(*kept, *(f"{key}={value}" for key, value in values.items())))
 
 
 def plan_run(model: str, overrides: Sequence[str]) -> TrainingPlan:
@@ -190,6 +223,10 @@ def predict_seconds(ladder: Ladder) -> Ladder:
 
     rate, timed = 0.0, []
     for rung in ladder.rungs:
+        if timed and timed[-1].params == rung.params:  # another seed of the size
+            known = timed[-1]
+            timed.append(replace(rung, seconds=known.seconds, evaluating=known.evaluating, timed=known.timed))
+            continue
         planned = plan_run(ladder.model, rung.overrides)
         if not rate:
             device = pick_device(planned.settings.device)

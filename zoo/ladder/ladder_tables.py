@@ -4,37 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
+from zoo.jobs.rates import FEWEST, MOST
 from zoo.report.svg import Curve, draw_panel
 from zoo.report.tables import make_table
 from zoo.report.units import format_count, format_seconds, format_si
 
+if TYPE_CHECKING:
+    from zoo.analysis.scaling.optimal_speedup import SpeedupTrend
+    from zoo.ladder.ladder_plan import Ladder
+
 RULE = """\
 Rule: d_model / n_layers, head width, query heads a key head, d_ff / d_model as
-in the model, as near as whole numbers come; 2048 · 160 · (N / 108M)^⅔ tokens
-an update and AdamW at 0.0047 · (N / 108M)^−⅓ / 2 (OLMo-core), 0.006 at most.
-N counts all parameters."""
+in the model, as near as whole numbers come, and two layers at least. All sizes
+have one batch: that of the smallest by OLMo-core's rule, 2048 · 160 ·
+(N / 108M)^⅔ tokens, but 300 updates at least before its first point. AdamW at
+0.0047 · (N / 108M)^−⅓ / 2 (OLMo-core), 0.006 at most. N counts all parameters."""
 
 
 def make_plan_table(ladder: Mapping[str, Any]) -> Any:
-    """Make the table of a ladder's plan."""
-    rungs = ladder["rungs"]
+    """Make the table of a ladder's plan, a row for each size."""
+    rungs = {each["params"]: each for each in ladder["rungs"]}.values()
     header = ("N", "width × layers", "heads", "d_ff", "batch", "lr", "updates", "decays end at", "FLOPs", "seconds")
     return make_table("", header, [_list_cells(each) for each in rungs], right=(0, 3, 4, 5, 6, 8, 9))
 
 
-def format_plan(ladder: Mapping[str, Any]) -> str:
+def format_plan(ladder: Ladder) -> str:
     """Write the lines below the table: the total cost, and the scaling rule."""
-    rungs = ladder["rungs"]
-    multiples = ", ".join(f"{tokens / rungs[-1]['params']:.3g}" for tokens in rungs[-1]["tokens"])
-    total = [f"{len(rungs)} runs, {sum(len(each['tokens']) for each in rungs)} points, {multiples} tokens a parameter"]
-    total.append(f"{format_si(sum(each['flops'] for each in rungs))}FLOPs")
+    rungs = ladder.rungs
+    multiples = ", ".join(f"{tokens / ladder.largest:.3g}" for tokens in rungs[-1].tokens)
+    seeds = sum(each.params == ladder.largest for each in rungs)
+    total = [f"{len(rungs)} runs", *([f"{seeds} seeds a size"] if seeds > 1 else [])]
+    total += [f"{sum(len(each.tokens) for each in rungs)} points", f"{multiples} tokens a parameter"]
+    total.append(f"{format_si(sum(each.flops for each in rungs))}FLOPs")
     lines = []
-    if all(each["seconds"] is not None for each in rungs):
-        total.append(format_seconds(sum(each["seconds"] + each["evaluating"] for each in rungs)))
-        if not all(each["timed"] for each in rungs):
+    if all(each.seconds is not None for each in rungs):
+        total.append(format_seconds(sum((each.seconds or 0) + each.evaluating for each in rungs)))
+        if not all(each.timed for each in rungs):
             lines.append("~ too long to be timed: at the rate of the size before, or of matrix products alone")
+    if searched := ladder.list_searched():
+        sizes = " and ".join(_shorten(each.params) for each in searched)
+        flops = sum(each.flops * each.lengths.ends[0] / each.lengths.updates for each in searched)
+        lines.append(
+            f"Before them lr is searched at {sizes}, up to their first points, in {FEWEST} to {MOST} runs each:"
+        )
+        lines.append(f"{format_si(FEWEST * flops)}FLOPs or more. lr of other sizes: log lr is linear in log N.")
     return "\n".join([", ".join(total), *lines, RULE])
 
 
@@ -73,7 +89,7 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
         ]
         for each in outcome["held_out"]
     ]
-    header = ("parameters", "tokens", "predicted", "95 %, of the law", "measured", "error")
+    header = ("parameters", "tokens", "predicted", "95 % interval", "measured", "error")
     made: list[Any] = [
         make_table("The largest size, predicted from the others before its run", header, rows, right=range(6))
     ]
@@ -82,16 +98,33 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
     return [*made, _compare_seconds(outcome["runs"])]
 
 
+def make_speedup_table(first: str, trends: Mapping[str, SpeedupTrend]) -> Any:
+    """Make the table of each arm's compute-optimal speedups over the first, and of their slopes."""
+    rows = []
+    for name, trend in trends.items():
+        for flops, each in zip(trend.flops, trend.speedups, strict=True):
+            rows.append([name, f"{format_si(flops)}FLOPs", f"×{each.factor:.3f}", _format_ends(each.interval, "×")])
+        rows.append([name, "slope", f"{trend.slope:+.3f}", f"{_format_ends(trend.interval)}: {trend.survives}"])
+    title = f"Compute-optimal speedup over {first}; slope: d ln speedup / d ln FLOPs"
+    return make_table(title, ("arm", "at", "speedup", "95 % interval"), rows, right=(1, 2))
+
+
+def _format_ends(ends: tuple[float, float] | None, sign: str = "") -> str:
+    return "not known" if ends is None else f"{sign}{ends[0]:.3f} to {sign}{ends[1]:.3f}"
+
+
 def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[Mapping[str, Any]]) -> str:
-    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve per size, and the predicted one of the
-    largest."""
-    sizes = sorted({params for params, _, _ in rows})
-    curves = []
-    for color, size in enumerate(sizes):
-        own = [(math.log10(tokens), loss) for params, tokens, loss in rows if params == size]
-        curves.append(Curve([at for at, _ in own], [loss for _, loss in own], _shorten(size), color, marks=True))
+    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve per size, the mean of its runs, and the
+    predicted one of the largest."""
+    losses: dict[float, dict[float, list[float]]] = {}
+    for params, tokens, loss in rows:
+        losses.setdefault(params, {}).setdefault(math.log10(tokens), []).append(loss)
+    curves = [
+        Curve(list(own), list(map(fmean, own.values())), _shorten(size), color, marks=True)
+        for color, (size, own) in enumerate(sorted(losses.items()))
+    ]
     at = [math.log10(each["tokens"]) for each in held_out]
-    curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted", len(sizes)))
+    curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted", len(losses)))
     return draw_panel("validation loss (nats)", curves, "log₁₀(training tokens)", width=720, height=400)
 
 

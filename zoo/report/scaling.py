@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
@@ -53,16 +54,21 @@ def list_optima(fit: FittedLaw) -> list[dict[str, float]]:
 
 
 def compare_held(fit: FittedLaw, held: LossPoints) -> list[dict[str, Any]]:
-    """Compare the law's predictions with the measured losses at held-out points."""
+    """Compare the law's predictions with the measured losses at held-out points. Runs of equal parameters and tokens
+    are one line: `measured` is the mean of their `losses`, and `interval` is the prediction interval of this mean."""
+    groups: dict[tuple[float, float], list[float]] = {}
+    for params, tokens, loss in held.rows():
+        groups.setdefault((params, tokens), []).append(loss)
     return [
         {
             "params": params,
             "tokens": tokens,
-            "measured": loss,
+            "measured": fmean(losses),
+            "losses": losses,
             "predicted": fit.law.loss(params, tokens),
-            "interval": fit.loss_interval(params, tokens),
+            "interval": fit.predict_interval(params, tokens, len(losses)),
         }
-        for params, tokens, loss in held.rows()
+        for (params, tokens), losses in groups.items()
     ]
 
 

@@ -40,7 +40,7 @@ def test_the_law_that_points_were_made_of_is_found_to_eight_digits(law):
 def huber(theta, points):
     """The objective by its definition (Hoffmann et al., 2022, equation 3), in torch."""
     a, b, e, alpha, beta = theta
-    params, tokens, loss = (torch.tensor(each, dtype=torch.float64).log() for each in vars(points).values())
+    params, tokens, loss = (torch.tensor(each, dtype=torch.float64).log() for each in zip(*points.rows(), strict=True))
     terms = torch.stack((a - alpha * params, b - beta * tokens, e.expand(len(points))))
     return torch.nn.functional.huber_loss(terms.logsumexp(0), loss, reduction="sum", delta=1e-3)
 
@@ -211,7 +211,7 @@ def test_245_points_of_the_published_law_give_it_back_within_its_published_error
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_start_ends_at_the_same_objective(seed):
-    x, y, z = (np.log(np.array(each)) for each in vars(make_points(CHINCHILLA, 245, TWIN, seed)).values())
+    x, y, z = (np.log(np.array(each)) for each in zip(*make_points(CHINCHILLA, 245, TWIN, seed).rows(), strict=True))
     starts = list_starts(x, y, z)
     _, objectives = minimise(x, y, z, np.ones((len(starts), len(z))), starts)
     assert len(starts) == 18 and np.ptp(objectives) < 1e-6 * objectives.min()

@@ -2,6 +2,9 @@
 
 With x = log N, y = log D the law's logarithm is log(e^(a − αx) + e^(b − βy) + e^e). Hoffmann et al. (2022) stopped
 their minimiser early and rounded; here every start runs until it converges.
+
+The bootstrap resamples runs, not points: a run with several decays gives several points that share its noise. A
+prediction interval adds that noise, estimated from the residuals, to the law's own uncertainty.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import asdict, dataclass
+from statistics import stdev
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from zoo.analysis.scaling.isoflop import find_interval
 from zoo.analysis.scaling.law import Law
 from zoo.analysis.scaling.points import LEAST, LossPoints
 from zoo.analysis.verdict.speedup import PowerLaw
+from zoo.analysis.verdict.student import student_quantile
 from zoo.errors import ConfigError
 from zoo.untrusted.json_file import JsonShape, check_shape
 
@@ -57,7 +62,16 @@ class FitData(JsonShape):
     law: LawData
     objective: Figure
     points: Annotated[list[Annotated[list[Measured], Field(min_length=3, max_length=3)]], Field(min_length=1)]
+    runs: Annotated[list[str], Field(default_factory=list)]
     resampled: list[Annotated[list[Figure], Field(min_length=5, max_length=5)]]
+
+
+@dataclass(frozen=True)
+class RunNoise:
+    """The standard deviation of a run's log loss about the law, and its degrees of freedom."""
+
+    deviation: float
+    freedom: int
 
 
 @dataclass(frozen=True)
@@ -78,9 +92,27 @@ class FittedLaw:
         found = self.interval(name, 0.6827)
         return None if found is None else (found[1] - found[0]) / 2
 
-    def loss_interval(self, params: float, tokens: float, share: float = 0.95) -> tuple[float, float] | None:
-        """Give the interval of a predicted loss from the law's uncertainty alone, without the noise of a run."""
-        return find_interval([each.loss(params, tokens) for each in self.resampled], share)
+    def estimate_noise(self) -> RunNoise | None:
+        """Estimate the noise of a run's log loss from the residuals; None if the runs are too few.
+
+        Runs with several points determine B and β within themselves, so that E, A and α alone use up runs.
+        """
+        logs = [math.log(loss / self.law.loss(n, d)) for n, d, loss in self.points.rows()]
+        count = len(set(self.points.number_runs()))
+        freedom = count - (3 if count < len(logs) else 5)
+        if freedom < 1:
+            return None
+        return RunNoise(math.sqrt(sum(each**2 for each in logs) / len(logs) * count / freedom), freedom)
+
+    def predict_interval(self, params: float, tokens: float, runs: int = 1) -> tuple[float, float] | None:
+        """Give the 95 % prediction interval of the mean loss of `runs` further runs: Student's of the log loss, whose
+        variance is that of the resampled laws and that of the runs. None without resamples or noise."""
+        noise, logs = self.estimate_noise(), [math.log(each.loss(params, tokens)) for each in self.resampled]
+        if noise is None or len(logs) < 2:
+            return None
+        error = math.hypot(stdev(logs), noise.deviation / math.sqrt(runs))
+        loss, factor = self.law.loss(params, tokens), math.exp(student_quantile(0.975, noise.freedom) * error)
+        return loss / factor, loss * factor
 
     def decays(self, params: float) -> list[PowerLaw]:
         """Give the loss of `params` parameters against tokens, by the law and by each resampled law."""
@@ -90,7 +122,7 @@ class FittedLaw:
         """Write the fit as plain data, which `from_dict` reads back."""
         points, resampled = map(list, self.points.rows()), (list(asdict(each).values()) for each in self.resampled)
         found = {"points": list(points), "resampled": list(resampled)}
-        return {"law": asdict(self.law), "objective": self.objective, **found}
+        return {"law": asdict(self.law), "objective": self.objective, "runs": list(self.points.runs), **found}
 
     @classmethod
     def from_dict(cls, data: Any, place: str = "fit") -> FittedLaw:
@@ -98,7 +130,8 @@ class FittedLaw:
         check_shape(data, FitData, place)
         law = Law(**{name: data["law"][name] for name in LawData.model_fields})
         laws = [Law(*map(float, each)) for each in data["resampled"]]
-        return cls(law, LossPoints.collect(data["points"]), float(data["objective"]), tuple(laws))
+        points = LossPoints.collect(data["points"], data.get("runs", []))
+        return cls(law, points, float(data["objective"]), tuple(laws))
 
     def list_open(self) -> list[str]:
         """List the exponents that the points do not determine: an exponent at a bound, or of a term that hardly changes
@@ -137,7 +170,8 @@ class FittedLaw:
 
 
 def fit_law(points: LossPoints, bootstrap: int = 1000, seed: int = 0) -> FittedLaw:
-    """Fit L(N, D) = E + A/N^α + B/D^β to points, and to `bootstrap` resamples of them.
+    """Fit L(N, D) = E + A/N^α + B/D^β to points, and to `bootstrap` resamples of their runs. Two fits with equally many
+    runs and the same `seed` draw the same runs.
 
     Raises ConfigError for fewer than LEAST points, or fewer than three values of N or D.
     """
@@ -153,7 +187,9 @@ def fit_law(points: LossPoints, bootstrap: int = 1000, seed: int = 0) -> FittedL
     resampled: tuple[Law, ...] = ()
     if bootstrap:
         draw = np.random.default_rng(seed)
-        counts = draw.multinomial(len(z), np.full(len(z), 1 / len(z)), size=bootstrap).astype(float)
+        run = np.array(points.number_runs())
+        count = run.max() + 1
+        counts = draw.multinomial(count, np.full(count, 1 / count), size=bootstrap).astype(float)[:, run]
         again, _ = minimise(x, y, z, counts, np.repeat(found[best][None], bootstrap, 0))
         resampled = tuple(_make_law(each) for each in again)
     return FittedLaw(_make_law(found[best]), points, float(objectives[best]), resampled)

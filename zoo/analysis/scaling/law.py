@@ -58,3 +58,11 @@ class Law:
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         params = scale * product**self.exponent
         return Optimum(params, product / params, self.loss(params, product / params))
+
+    def flops_for(self, loss: float) -> float:
+        """Give the FLOPs of which the compute-optimal model reaches this loss, the inverse of `optimum`: infinite for a
+        loss that is not above E. Raises ConfigError if the law has no optimum."""
+        reducible = self.optimum(FLOPS).loss - self.E  # for N·D = 1; it falls as (N·D)^(−αβ/(α + β))
+        if loss <= self.E:
+            return math.inf
+        return FLOPS * (reducible / (loss - self.E)) ** ((self.alpha + self.beta) / (self.alpha * self.beta))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,43 +26,52 @@ SMALLEST, LARGEST = 1e-30, 1e30
 
 @dataclass(frozen=True)
 class LossPoints:
-    """Parameters, tokens and loss of each model, in order."""
+    """Parameters, tokens and loss of each model, in order. `runs` names the run of each point: points of one run share
+    its noise. Empty: every point is of a run of its own."""
 
     params: tuple[float, ...]
     tokens: tuple[float, ...]
     loss: tuple[float, ...]
+    runs: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.loss)
 
     @classmethod
-    def collect(cls, rows: Iterable[tuple[float, float, float]]) -> LossPoints:
-        """Make points of rows of (parameters, tokens, loss)."""
-        given = list(rows)
-        return cls(*map(tuple, zip(*given, strict=True))) if given else cls((), (), ())
+    def collect(cls, rows: Iterable[tuple[float, float, float]], runs: Iterable[str] = ()) -> LossPoints:
+        """Make points of rows of (parameters, tokens, loss), and of the names of their runs."""
+        params, tokens, loss = zip(*given, strict=True) if (given := list(rows)) else ((), (), ())
+        return cls(params, tokens, loss, tuple(runs))
 
     def rows(self) -> list[tuple[float, float, float]]:
         return list(zip(self.params, self.tokens, self.loss, strict=True))
 
+    def number_runs(self) -> list[int]:
+        """Number the run of each point, in the order in which runs first come."""
+        numbers: dict[str, int] = {}
+        return [numbers.setdefault(run, len(numbers)) for run in self.runs] or list(range(len(self)))
+
+    def select(self, keep: Callable[[int], bool]) -> LossPoints:
+        """Select the points of whose index `keep` is true."""
+        kept = [at for at in range(len(self)) if keep(at)]
+        rows = self.rows()
+        return LossPoints.collect((rows[at] for at in kept), (self.runs[at] for at in kept if self.runs))
+
     def without_highest(self, count: int) -> LossPoints:
         """Drop the `count` points with the highest losses, as of runs that have hardly begun."""
         kept = sorted(range(len(self)), key=lambda at: self.loss[at])[: max(0, len(self) - count)]
-        return LossPoints.collect(self.rows()[at] for at in sorted(kept))
+        return self.select(set(kept).__contains__)
 
     def split_largest(self, count: int) -> tuple[LossPoints, LossPoints]:
         """Split off the `count` points with the most FLOPs (6·N·D): return the other points, and these."""
         order = sorted(range(len(self)), key=lambda at: self.params[at] * self.tokens[at])
         largest = set(order[len(self) - count :])
-        rows = self.rows()
-        return (
-            LossPoints.collect(row for at, row in enumerate(rows) if at not in largest),
-            LossPoints.collect(row for at, row in enumerate(rows) if at in largest),
-        )
+        return self.select(lambda at: at not in largest), self.select(largest.__contains__)
 
 
 def read_points(file: Path, columns: Mapping[str, str]) -> LossPoints:
     """Read the points of a file (.csv, or .jsonl with a record a line). `columns` maps params, tokens and loss to the
-    file's own names. Raises ConfigError with the faults."""
+    file's own names. Records of equal `run` are points of one run. Raises ConfigError with the faults."""
     records = _read_csv(file) if file.suffix == ".csv" else _read_lines(file)
     faults, rows = [], []
     names = [columns.get(name, name) for name in COLUMNS]
@@ -76,7 +85,7 @@ def read_points(file: Path, columns: Mapping[str, str]) -> LossPoints:
             raise ConfigError(*faults, f"{file}: reading stopped here, there may be more")
     if faults:
         raise ConfigError(*faults)
-    return LossPoints.collect(rows)
+    return LossPoints.collect(rows, (f"{file}: {record.get('run') or place}" for place, record in records))
 
 
 def _read_number(record: Mapping[str, Any], column: str, place: str, faults: list[str]) -> float:
