@@ -18,7 +18,7 @@ from zoo.generation import engine as engine_module
 from zoo.generation import overlap
 from zoo.generation.engine import Engine
 from zoo.generation.graphs import Graphs, send
-from zoo.generation.overlap import LateTokens, OverlappedSteps
+from zoo.generation.overlap import OverlappedSteps
 from zoo.generation.passes import EnginePasses
 from zoo.generation.request import Request
 from zoo.run.cache_layout import choose_layout
@@ -99,7 +99,7 @@ def device(monkeypatch):
         return Graphs(model if writer is model.spec else model.get_submodule("decoder"), store, rows, found, note)
 
     monkeypatch.setattr("zoo.generation.engine.make_graphs", make_graphs)
-    monkeypatch.setattr(overlap, "LateTokens", lambda tokens: Late(found, tokens))
+    monkeypatch.setattr(overlap, "LateValues", lambda tokens: Late(found, tokens))
     monkeypatch.setattr(truncate, "_on_host", lambda values: False)
     for owner, name in ((EnginePasses, "run"), (CachedRow, "__init__"), (Store, "copy"), (Store, "copy_states")):
         found.wait_in(monkeypatch, owner, name)
@@ -354,47 +354,8 @@ def test_sampling_that_cannot_be_recorded_is_launched_by_itself_and_said(device,
     assert notes == [f"graphs: tokens of 1 rows are chosen without a CUDA graph, found: {found}"]
 
 
-def test_what_is_sent_and_fetched_on_cuda_goes_through_pinned_memory(monkeypatch):
-    """In this order: a copy that is not waited for, an event after it, and the wait for this event alone."""
-    order = []
-
-    class Event:
-        def record(self, stream):
-            order.append(f"record on {stream}")
-
-        def synchronize(self):
-            order.append("wait")
-
-    class Host(SimpleNamespace):
-        def copy_(self, source, *, non_blocking):
-            order.append(("fetch", source.name, non_blocking))
-
-        def tolist(self):
-            order.append("read")
-            return [5]
-
-    class Device(SimpleNamespace):
-        is_cuda, dtype, device = True, torch.int64, "cuda:1"
-
-        def __len__(self):
-            return 1
-
-        def copy_(self, source, *, non_blocking):
-            order.append(("send", source, non_blocking))
-
-    def empty(count, *, dtype, pin_memory):
-        order.append(("pinned", pin_memory))
-        return Host()
-
-    cuda = SimpleNamespace(Event=Event, current_stream=lambda device: f"the stream of {device}")
-    monkeypatch.setattr(overlap, "torch", SimpleNamespace(empty=empty, cuda=cuda))
-    send(SimpleNamespace(pin_memory=lambda: "pinned"), Device())
-    assert LateTokens(Device(name="tokens")).read() == [5]
-    assert order == [
-        ("send", "pinned", True),
-        ("pinned", True),
-        ("fetch", "tokens", True),
-        "record on the stream of cuda:1",
-        "wait",
-        "read",
-    ]
+def test_what_is_sent_to_cuda_comes_from_pinned_memory_and_is_not_waited_for():
+    sent = []
+    device = SimpleNamespace(is_cuda=True, copy_=lambda values, *, non_blocking: sent.append((values, non_blocking)))
+    send(SimpleNamespace(pin_memory=lambda: "pinned"), device)
+    assert sent == [("pinned", True)]

@@ -14,6 +14,7 @@ from zoo.errors import ZooError
 from zoo.jobs.train import start_run
 from zoo.model import loss
 from zoo.training import gradient, loop, update
+from zoo.training.log import RunLog
 
 MIXTURE = ["model=deepseek-tiny", "model.d_model=64"]
 
@@ -144,6 +145,33 @@ def test_the_host_reads_nothing_before_the_line_of_metrics(tmp_path, corpus, mon
     options = ["ema=0.9", f"optim={optimizer}", "clip=null", "steps=3", "log_every=3"]
     start_run(compose_run(corpus, *options, "eval_every=null", "save_every=null"), tmp_path / "run")
     assert found == [(count, int(not count)) for count in uncounted]
+
+
+def test_a_line_is_written_after_the_next_step_is_launched(tmp_path, corpus, monkeypatch):
+    """Or at once, before a checkpoint (step 3) or an evaluation (step 5). Lines are those of a run that waits."""
+    order, before, write, reads = [], update.update, RunLog.write_line, WatchedReads()
+    options = ["eval_every=5", "save_every=3", "clip=null"]
+    start_run(compose_run(corpus, *options), tmp_path / "host")
+
+    def launch(run):
+        with reads:
+            terms = before(run)
+        order.append(f"launch {run.step}")
+        return terms
+
+    def note(records, **line):
+        order.append(f"write {line['step']}" if "loss" in line else "evaluate")
+        write(records, **line)
+
+    decide_on_device(monkeypatch)
+    monkeypatch.setattr(loop, "update", launch)
+    monkeypatch.setattr(RunLog, "write_line", note)
+    monkeypatch.setattr(loss, "_is_one", lambda factor: False)
+    start_run(compose_run(corpus, *options), tmp_path / "device")
+    steps = "launch 1, launch 2, write 1, launch 3, write 2, write 3, launch 4, launch 5, write 4, write 5, evaluate"
+    assert order == [*steps.split(", "), "launch 6", "write 6", "evaluate"]
+    assert not reads.found
+    assert read_metrics(tmp_path / "host") == read_metrics(tmp_path / "device")
 
 
 def main(corpus, folder, decides, optimizer):

@@ -59,8 +59,8 @@ def test_sums_are_kept_in_float64_and_survive_a_checkpoint_to_the_bit() -> None:
         state = parts.state()
         parts = Means()
         parts.restore(state)
-    means = whole.take()
-    assert means == parts.take()
+    means = whole.take()()
+    assert means == parts.take()()
     assert means["loss"] == torch.stack(values).double().sum().item() / 7 and means["lr"] == 0.1 * 6
     assert whole.state() == {}
 
@@ -69,7 +69,7 @@ def test_a_step_that_is_no_number_is_left_out_of_the_mean() -> None:
     means = Means()
     for loss, norm in ((4.0, float("inf")), (float("nan"), float("inf")), (2.0, float("inf"))):
         means.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm), "lr": 0.5})
-    assert means.take() == {"loss": 3.0, "lr": 0.5}
+    assert means.take()() == {"loss": 3.0, "lr": 0.5}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is in kilobytes there")

@@ -19,6 +19,7 @@ from zoo.generation.graphs import Graphs, double, send
 from zoo.generation.passes import EnginePasses
 from zoo.generation.scheduler import Chunk, RunningSequence, Scheduler
 from zoo.lazy import torch
+from zoo.run.late_values import LateValues
 from zoo.sampling.sampler import GREEDY, choose_recorded, find_way
 from zoo.sampling.truncate import list_cuts
 
@@ -29,23 +30,6 @@ UNKNOWN = -1
 """The largest id that stands for a token which the host does not know yet."""
 
 
-class LateTokens:
-    """Tokens [B] on their way from the device to the host."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self._found = torch.empty(len(tokens), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
-        self._found.copy_(tokens, non_blocking=True)
-        self._done = torch.cuda.Event() if tokens.is_cuda else None
-        if self._done is not None:
-            self._done.record(torch.cuda.current_stream(tokens.device))
-
-    def read(self) -> list[int]:
-        """Wait for the tokens and return them."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._found.tolist()
-
-
 class DeviceSampler:
     """Chooses the tokens of a step on the device, from the logits that `graphs` has just computed. This is recorded
     once for each number of rows, rounded up to a power of two, and each way to sample (`find_way`)."""
@@ -54,7 +38,7 @@ class DeviceSampler:
         self.graphs = graphs
         self.recorded: dict[tuple[int, int], tuple[Tensor, Callable[[], object]]] = {}
 
-    def choose(self, sequences: Sequence[RunningSequence]) -> LateTokens:
+    def choose(self, sequences: Sequence[RunningSequence]) -> LateValues:
         """Choose each sequence's next token, and keep it for the step after in `graphs.tokens`."""
         assert self.graphs.logits is not None
         rows, vocab = double(len(sequences)), self.graphs.logits.shape[1]
@@ -65,7 +49,7 @@ class DeviceSampler:
         if way != GREEDY:
             send(_lay_out(sequences, rows, vocab), columns)
         replay()
-        return LateTokens(self.graphs.tokens[: len(sequences)])
+        return LateValues(self.graphs.tokens[: len(sequences)])
 
     def _record(self, rows: int, way: int) -> tuple[Tensor, Callable[[], object]]:
         """Record how `rows` rows are sampled. If that fails, the same operations are launched one by one."""
@@ -99,7 +83,7 @@ class LateStep(NamedTuple):
 
     chunks: Sequence[Chunk]
     before: Sequence[int]
-    tokens: LateTokens
+    tokens: LateValues
 
 
 class OverlappedSteps:

@@ -120,7 +120,7 @@ def time_steps(planned: TrainingPlan) -> Timing:
 
 def _time(run: Run, began: float) -> Timing:
     from zoo.training.compiling import compile_if_stated
-    from zoo.training.loop import record
+    from zoo.training.metric_lines import record, settle_line
     from zoo.training.update import update
     from zoo.training.validation import measure_validation_loss
 
@@ -134,6 +134,7 @@ def _time(run: Run, began: float) -> Timing:
         terms = update(run)
         run.means.add(terms)
         record(run, terms)
+        settle_line(run)
         seconds.append(run.gauges.clock.seconds - before)
     start = time.perf_counter() - began - sum(seconds[1:])
     step = statistics.median(seconds[1:])

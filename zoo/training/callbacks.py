@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, ZooError, short
+from zoo.training.metric_lines import settle_line
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -46,7 +47,8 @@ class Callback:
     """
 
     def after_update(self, state: TrainingState) -> None:
-        """Called after each optimizer step, and after its line of metrics if there is one."""
+        """Called after each optimizer step, and after its line of metrics if there is one. Waits for the line's values
+        on a GPU too, which would otherwise come a step late."""
 
     def after_eval(self, state: TrainingState) -> None:
         """Called after each evaluation that did not fail, and after its sample and pictures."""
@@ -110,6 +112,7 @@ def tell(run: Run, moment: str, *more: Any) -> None:
     host = _host.get()
     if host is None or not host.callbacks:
         return
+    settle_line(run)
     state = TrainingState(run.step, run.tokens, dict(run.last), run.model, run.optimizer, run.folder)
     for each in host.callbacks:
         call: Callable[..., object] | None = getattr(each, moment, None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zoo.distributed.sharded_tensors import own_part
 from zoo.errors import Diverged
 from zoo.lazy import torch
+from zoo.run.late_values import LateValues
 from zoo.training.log import NONFINITE
 from zoo.training.run import Run, UncountedStep
 
@@ -29,8 +30,18 @@ def count_skipped(run: Run) -> None:
 
     All processes of a run must call this after the same steps, because it may end the run.
     """
+    send_uncounted(run)()
+
+
+def send_uncounted(run: Run) -> Callable[[], None]:
+    """Send the host what it must know to count the updates skipped since the last count. Returns the function that
+    counts them, as `count_skipped` does; it waits for these steps, not for later ones."""
     steps, run.uncounted = run.uncounted, []
-    values = torch.stack([each.found for each in steps]).tolist() if steps else []
+    found = LateValues(torch.stack([each.found for each in steps])) if steps else None
+    return lambda: _count(run, steps, found.read() if found else [])
+
+
+def _count(run: Run, steps: Sequence[UncountedStep], values: Sequence[Sequence[float]]) -> None:
     for step, both in zip(steps, values, strict=True):
         found = dict(zip(LOOKED_AT, both, strict=True))
         if all(map(math.isfinite, both)):

@@ -6,17 +6,21 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from zoo.errors import CheckpointError, ZooError
 from zoo.lazy import torch
+from zoo.run.late_values import LateValues
 from zoo.runs import METRICS, SAMPLES, TABLE, read_lines
 from zoo.training.loggers import Relay
 from zoo.untrusted.printable import quote
 from zoo.untrusted.stated_paths import find_inside
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 APPENDED = (METRICS, TABLE, SAMPLES)
 NONFINITE = "nonfinite.jsonl"  # a line for each skipped update, if any
@@ -46,23 +50,45 @@ class Means:
             finite = value.isfinite()
             self._sums[name] = total + value.where(finite, 0.0), count + finite
 
-    def take(self) -> dict[str, float]:
-        """Return the means, and reset them. Waits for the device."""
-        means = {name: total / count for name, (total, count) in self.state().items() if count}
+    def take(self) -> Callable[[], dict[str, float]]:
+        """Reset the means, and send them to the host. Returns a function that waits for them, not for later steps."""
+        sums = self._send()
         self._sums = {}
-        return means
+        return lambda: {name: total / count for name, (total, count) in sums().items() if count}
 
     def state(self) -> dict[str, tuple[float, int]]:
-        """Return the sums for a checkpoint between two lines, so that a resumed run writes the same next line."""
-        return {name: (float(total), int(count)) for name, (total, count) in self._sums.items()}
+        """Return the sums for a checkpoint between two lines, so that a resumed run writes the same next line. Waits
+        for the device."""
+        return self._send()()
+
+    def _send(self) -> Callable[[], dict[str, tuple[float, int]]]:
+        if not self._sums:
+            return dict
+        names, numbers = list(self._sums), [number for pair in self._sums.values() for number in pair]
+        late = LateValues(_stack(numbers).view(-1, 2))
+        return lambda: {name: (total, int(count)) for name, (total, count) in zip(names, late.read(), strict=True)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the sums of a checkpoint."""
         self._sums = {name: (total, count) for name, (total, count) in state.items()}
 
 
+def _stack(numbers: Sequence[Any]) -> Tensor:
+    """Stack numbers [N], some of them tensors of one element, on the device of those, without waiting for it."""
+    devices = [each.device for each in numbers if isinstance(each, torch.Tensor)]
+    device = next((each for each in devices if each.type != "cpu"), torch.device("cpu"))
+    return torch.stack(
+        [
+            each.double()
+            if isinstance(each, torch.Tensor) and each.device == device
+            else torch.full((), float(each), dtype=torch.float64, device=device)
+            for each in numbers
+        ]
+    )
+
+
 class RunLog:
-    """The files that a run appends to. Each line is flushed before the next step, so a killed run loses none.
+    """The files that a run appends to. Each line is flushed when it is written, so a killed run loses none of them.
 
     `lengths` are the files' lengths at the checkpoint to resume from: later lines are cut off. `measures` are an
     objective's own metrics of evaluation, which get columns in the table.

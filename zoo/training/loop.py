@@ -10,11 +10,10 @@ from functools import partial
 from typing import Any
 
 from zoo.errors import Terminated
-from zoo.run.machine_memory import read_used_memory
 from zoo.training.building import build_start
 from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated
-from zoo.training.finite import count_skipped, refuse_nonfinite
+from zoo.training.metric_lines import record, settle_line
 from zoo.training.restarts import is_launched
 from zoo.training.run import Run
 from zoo.training.run_flops import count_parameters_of
@@ -50,6 +49,7 @@ def fit(run: Run) -> dict[str, Any]:
         while run.step < run.settings.steps:
             go_back_if_due(run)
             terms = update(run)
+            settle_line(run)  # of the step before: the device computes this one meanwhile
             run.means.add(terms)
             if run.step == settled:
                 run.gauges.note_memory()
@@ -112,27 +112,6 @@ def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
         finish_saving(run)
         run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
         raise Terminated if asked is signal.SIGTERM else KeyboardInterrupt
-
-
-def record(run: Run, terms: dict[str, Any]) -> None:
-    """Write a line of metrics: means over the steps since the last line. Waits for the device."""
-    count_skipped(run)
-    refuse_nonfinite(run, terms)
-    values, clock = run.means.take(), run.gauges.clock
-    speed = clock.lap(run.tokens)
-    measured = {
-        "skipped": run.skipped,
-        "tokens_per_second": round(speed, 1),
-        "mfu": run.find_mfu(speed),
-        "memory": read_used_memory(run.device),
-    }
-    run.records.write_line(**run.place, **values, **measured)
-    run.last |= values
-    left = (run.settings.steps - run.step) * run.tokens / run.step
-    run.show.step(run.step, {**values, **measured}, left / clock.pace)
-    with clock.pause():
-        if choice := run.gauges.follow(speed):
-            run.show.say(f"computes from step {run.step + 1} on with {choice}")
 
 
 def describe_outcome(run: Run) -> dict[str, Any]:

@@ -72,6 +72,16 @@ class UncountedStep(NamedTuple):
     found: Tensor
 
 
+class LateLine(NamedTuple):
+    """A line of metrics whose values are on their way to the host: its `place`, the memory used, and functions that
+    wait for the values: `count_skipped` counts the updates skipped by its step, `means` returns the means."""
+
+    place: Mapping[str, int]
+    memory: int | None
+    count_skipped: Callable[[], None]
+    means: Callable[[], dict[str, float]]
+
+
 @dataclass
 class Run:
     """A run: its plan and data, the objects that compute, write and measure for it, and its progress."""
@@ -100,6 +110,7 @@ class Run:
     skipped: int = 0  # updates skipped, as far as counted: their loss or gradient was not finite
     skipped_in_row: int = 0  # skipped updates since the last one made
     uncounted: list[UncountedStep] = field(default_factory=list)
+    late_line: LateLine | None = None
     details: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's metrics by class, losses by piece
     compiled: bool | None = None  # whether layers are compiled; None: undecided
     asked: signal.Signals | None = None  # the signal that asked this process to stop

@@ -17,8 +17,9 @@ from zoo.errors import CheckpointError, ZooError
 from zoo.runs import BEST, CHECKPOINTS, COUNTERS, read_step, steps
 from zoo.training.averages import average_checkpoints
 from zoo.training.callbacks import tell
-from zoo.training.finite import count_skipped, refuse_nonfinite, refuse_nonfinite_weights
+from zoo.training.finite import refuse_nonfinite, refuse_nonfinite_weights
 from zoo.training.log import find_record
+from zoo.training.metric_lines import settle_steps
 from zoo.training.run import Run
 from zoo.training.settings import Training
 from zoo.training.start.begin import StartSettings
@@ -58,7 +59,7 @@ def save_if_due(run: Run, terms: dict[str, Any]) -> None:
     run.saves.due |= run.due(run.settings.save_every) or is_milestone(run, run.step)
     if not run.saves.due:
         return
-    count_skipped(run)
+    settle_steps(run)
     if not run.skipped_in_row or run.step == run.settings.steps:
         save_checkpoint(run, terms)
 
@@ -71,7 +72,7 @@ def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozens
     if saves.step == run.step:
         return
     finish_saving(run)
-    count_skipped(run)
+    settle_steps(run)
     if terms is not None:
         refuse_nonfinite(run, terms)
     refuse_nonfinite_weights(run)

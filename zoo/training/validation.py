@@ -26,6 +26,7 @@ from zoo.training.compiling import run_eagerly
 from zoo.training.failures import FORESEEN, lost_another
 from zoo.training.gradient import move_batch, share_rows
 from zoo.training.memory_fit import gigabytes
+from zoo.training.metric_lines import settle_line
 from zoo.training.objective.base import describe
 from zoo.training.run import Run
 from zoo.training.saving import find_checkpoint, find_optimizer_average, keep_if_best, note_evaluation
@@ -58,6 +59,7 @@ class EvaluationStopped(Exception):
 def measure(run: Run) -> None:
     """Evaluate, write a sample, draw pictures. If one of these fails, a warning says so, and training continues, unless
     other processes of the run may not have failed."""
+    settle_line(run)
     for what, work in (("evaluation", evaluate), ("sample", write_sample), *run.drawings.items()):
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
