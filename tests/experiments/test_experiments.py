@@ -104,7 +104,11 @@ def test_what_changes_after_registration_is_listed_with_the_verdict(here: Path, 
     assert second["hash"] == first["hash"] and second["parts"] == first["parts"]
     (change,) = second["changes"]
     assert set(change["of"]) == {"seeds", "margin", "expectations"}
-    assert "changed since: seeds, margin, expectations" in capsys.readouterr().out
+    assert set(change["stated"]) == set(change["of"]) and change["stated"]["margin"] == {"margin": 0.5}
+    assert ": seeds, margin, expectations (registration.json has both)" in " ".join(capsys.readouterr().out.split())
+    assert run(["experiment", str(file), "--report", "--margin", "0.4"]) == 0
+    assert [set(each["of"]) for each in read_outcome()["registration"]["changes"]][1:] == [{"margin"}]
+    assert "changed since" in Path("sweeps/experiments/heads/report.html").read_text()
 
 
 def test_arms_are_tuned_on_a_seed_and_rows_that_no_verdict_reads(here: Path, trainer: Trainer) -> None:

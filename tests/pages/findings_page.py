@@ -28,13 +28,13 @@ were written down before it ran, and its verdict stays as it came, also where it
 one again.
 
 An arm is better, worse, equivalent within the recipe's margin, or the comparison is inconclusive: these seeds do not show a difference,
-and there may be one ([how verdicts are made](verdicts.md)). ± is the interval of a difference at the level of its test, and one deviation
-of an arm. These models are small and train for minutes on two cores: a claim about large ones is neither shown nor refuted by them.
+and there may be one ([how verdicts are made](verdicts.md)). ± is half of the confidence interval of a difference, and one
+standard deviation of an arm's runs. These models are small and train for minutes on two cores: a claim about large ones is neither shown nor refuted by them.
 Learning rates were not searched for each arm (a recipe with `tune` says so), and a rate that suits one arm less is part of its loss.
 Seconds are those of the arms alone where the machine's load was below its cores; where it was above, other work slowed them, some more
-than others.
+than others. Each recipe is corrected for its own comparisons; over all recipes nothing is corrected.
 
-Until 29 November 2026 two verdicts were known: what was not significant read "no significant difference", which some pages took for
+Until 29 November 2026 a difference that was not significant was called "no significant difference", which some pages took for
 equality. All kept runs were judged again on 30 November 2026; where a margin was added for that, it was added after the runs.
 
 ![Differences with their intervals, by metric; colour is the verdict, the band the margin](../recipes/verdicts/effects.png)

@@ -133,7 +133,7 @@ def test_a_run_that_fails_leaves_a_page_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(ZooError) as failed:
         start_run(cfg, tmp_path / "run")
     shown = Checked((tmp_path / "run" / PAGE).read_text()).text
-    assert "failed" in shown and str(failed.value) in shown
+    assert "diverged" in shown and str(failed.value) in shown
 
 
 def test_the_page_is_written_at_evaluations_and_a_resumed_run_says_where_each_part_ran(tmp_path, monkeypatch) -> None:

@@ -70,8 +70,9 @@ def test_rates_stand_at_their_losses_and_failed_ones_above(tmp_path: Path) -> No
 
     axes = Figure().subplots()
     draw_rates(axes, SEARCHES, {"attention=gqa": "red", "attention=mqa": "blue"})
-    line, best, lost, *_ = axes.lines
+    line, best, chosen, lost, *_ = axes.lines
     assert axes.get_xscale() == "log"
     assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(0.001, 3.4), (0.01, 3.0)]
     assert ([*best.get_xdata()], [*best.get_ydata()]) == ([0.01], [3.0])
+    assert set(chosen.get_xdata()) == {0.01}
     assert [*lost.get_xdata()] == [0.1, 1.0] and min(lost.get_ydata()) > 3.4  # 99 would flatten all others

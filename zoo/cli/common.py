@@ -83,12 +83,17 @@ def print_note(line: str) -> None:
     say(f"zoo: note: {line}")
 
 
-def read_arm(text: str) -> tuple[str, str]:
-    """Read `NAME=OVERRIDES`. Raises ConfigError for a text without a name."""
-    name, sign, overrides = text.partition("=")
-    if not sign or not name.strip():
-        raise ConfigError(f"arm: is NAME=OVERRIDES, found {text!r} (--arm 'plain=' is an arm without overrides)")
-    return name.strip(), overrides.strip()
+def read_arms(texts: Sequence[str]) -> dict[str, str]:
+    """Read arms written as `NAME=OVERRIDES`. Raises ConfigError for one without a name, and for a name given twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, overrides = (part.strip() for part in text.partition("="))
+        if not sign or not name:
+            raise ConfigError(f"arm: is NAME=OVERRIDES, found {text!r} (--arm 'plain=' is an arm without overrides)")
+        if name in found:
+            raise ConfigError(f"arm: {name} is given twice (once, with all of its overrides: --arm '{name}=A=1 B=2')")
+        found[name] = overrides
+    return found
 
 
 def keep_memory_on(device: str) -> None:

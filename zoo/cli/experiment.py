@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoo import report
-from zoo.cli.common import read_arm, say
+from zoo.cli.common import read_arms, say
 from zoo.cli.options import argument, flag, option
 from zoo.cli.outlook import print_plan
 from zoo.cli.showing import Json
@@ -50,6 +51,8 @@ def run(
     """
     if sum((plan, run, show)) > 1:
         raise ConfigError("experiment: --plan, --run and --report exclude each other (one of them)")
+    if margin is not None and margin <= 0:
+        raise ConfigError(f"margin: is a difference above 0, found {margin:g} (--margin 0.01, say)")
     stated: dict[str, Any] = {"match": match, "match_by": match_by, "margin": margin, "metric": metric}
     stated |= {"tune": tune or None, "seeds": _read_seeds(seeds)}
     from zoo.experiments.looking import FOLDER
@@ -73,6 +76,8 @@ def _read_seeds(text: str | None) -> int | list[int] | None:
         looks = [int(each) for each in text.split(",")]
     except ValueError:
         raise ConfigError(f"seeds: is a number or several, found {text!r} (--seeds 5, or the looks 3,6,10)") from None
+    if min(looks) < 2 or sorted(set(looks)) != looks:
+        raise ConfigError(f"seeds: is 2 or more, and looks increase, found {text} (--seeds 5, or the looks 3,6,10)")
     return looks[0] if len(looks) == 1 else looks
 
 
@@ -88,11 +93,11 @@ def _read(words: list[str], arms: list[str], stated: dict[str, Any]) -> tuple[st
         raise ConfigError(f"experiment: names no arms{f', found {first!r}' if first else ''} ({hint})")
     if named and not (arms or stated or words[1:]):
         return find_recipe(first)
-    file, node = read_node(first) if named else (Path("experiment"), {})
-    own = dict(read_arm(each) for each in arms)
+    own = read_arms(arms)
+    file, node = read_node(first) if named else (Path("-".join(re.sub(r"[^\w.]+", "_", name) for name in own)), {})
     node |= stated | ({"arms": own} if own else {})
     node["shared"] = [*_words(node.get("shared", [])), *words[named:]]
-    return file.stem, make_experiment(node, file)
+    return file.stem if named else file.name, make_experiment(node, file)
 
 
 def _words(stated: Any) -> list[str]:
@@ -100,7 +105,7 @@ def _words(stated: Any) -> list[str]:
 
 
 def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) -> None:
-    from zoo.experiments.power_check import find_noise, list_blind
+    from zoo.experiments.power_check import describe_design, find_noise, list_blind
     from zoo.experiments.running import plan_experiment
 
     if experiment.probe is not None or experiment.ladder is not None:
@@ -116,8 +121,8 @@ def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) ->
     if noise is not None:
         source = f"the median of {noise.arms} arms of kept verdicts of the same config"
         say(f"σ = {noise.sigma:.3g}: {source} (the file's sigma replaces it)")
-    for line in blind:
-        say(line)
+    for line in [*describe_design(known, outlook), *blind]:
+        print(line)
 
 
 def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet: bool) -> ExperimentOutcome:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoo import report
-from zoo.cli.common import Overrides, read_arm, say
+from zoo.cli.common import Overrides, read_arms, say
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option
 from zoo.cli.setup import read_amount
@@ -59,7 +59,7 @@ def run(
         None if value is None else read_amount(value, name, "20K, 60M or 1e9")
         for name, value in (("smallest", smallest), ("largest", largest))
     )
-    arms = dict(read_arm(each) for each in arm or []) or {"": ""}
+    arms = read_arms(arm or []) or {"": ""}
     if "" not in arms and len(arms) < 2:
         raise ConfigError(f"arm: {next(iter(arms))} is the only one (two at least, or none)")
     folder, ladders = out or Path("ladders", Path(model).stem), {}

@@ -67,8 +67,8 @@ def _print(made: Report, shown: Shown) -> None:
     elif shown is Shown.csv:
         print(report.format_csv(VALUES, made.values()))
     elif shown is Shown.md:
-        print("\n".join(report.format_markdown(header, rows) for _, header, rows, _ in made.tables()))
-        print("\n".join(f"- {each}" for each in made.hints()))
+        print("\n\n".join(report.format_markdown(header, rows) for _, header, rows, _ in made.tables()))
+        print("".join(f"\n- {each}" for each in made.hints()))
     else:
         (_, *first), *others = made.tables()
         report.print_tables(*(report.make_table(*each) for each in [("", *first), *others]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,7 @@ from zoo.compose.sources import StatedFile, locate_faults
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
+from zoo.report.history import RESULTS
 from zoo.untrusted.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
@@ -188,7 +190,7 @@ class Experiment(Strict):
     probe: Probing | None = None
     ladder: Laddering | None = None
     shared: Overrides = []
-    arms: Annotated[dict[str, Overrides], Field(min_length=2)]
+    arms: dict[str, Overrides]
     baseline: str | None = None
     """The arm that the others are matched to and compared with; by default the first."""
     seeds: Seeds = 3
@@ -217,6 +219,9 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def expects_of_its_arms(self) -> Experiment:
+        if len(self.arms) < 2:
+            found = f"is one, {next(iter(self.arms))}" if self.arms else "are none"
+            raise ValueError(f"arms: there {found} (two or more)")
         named = {name for each in (*self.expect, *self.short.expect) for name in (each.arm, each.against) if name}
         if unknown := sorted(named - self.arms.keys()):
             raise ValueError(f"expect: names {', '.join(unknown)}, and the arms are {', '.join(self.arms)}")
@@ -233,6 +238,10 @@ class Experiment(Strict):
             raise ValueError("tune, match and looks: are of arms that train (a probe searches its own rates)")
         if (self.probe is None) != (self.short.probe is None) or (self.ladder is None) != (self.short.ladder is None):
             raise ValueError("short: is of the same kind as the recipe (probe: {name: …, size: small}, ladder: {…})")
+        metrics = (*RESULTS, *self.measure)
+        if unknown := [each for each in self.list_metrics() if trains and each not in metrics]:
+            hint = did_you_mean(unknown[0], metrics) or f" (one of: {', '.join(metrics)})"
+            raise ValueError(f"metric: a run has no {unknown[0]!r}{hint}")
         file = self.config_file()
         if file is not None and not file.is_file():
             known = ", ".join(sorted(each.stem for each in (recipes_dir() / "configs").glob("*.yaml")))
@@ -329,12 +338,14 @@ def make_experiment(node: Any, file: Path) -> Experiment:
     try:
         return Experiment.model_validate(node)
     except ValidationError as error:
-        faults = [(".".join(map(str, each["loc"])) or "recipe", _word(each["msg"])) for each in error.errors()]
-        lines = locate_faults((f"{file}: {where}: {said}" for where, said in faults), [StatedFile(file, str(file))])
-        raise ConfigError(*lines) from error
+        faults = [(".".join(map(str, each["loc"])), _word(each["msg"], each.get("input"))) for each in error.errors()]
+        said = (f"{file}: {where}: {word}" if where else f"{file}: {word}" for where, word in faults)
+        raise ConfigError(*locate_faults(said, [StatedFile(file, str(file))])) from error
 
 
-def _word(message: str) -> str:
+def _word(message: str, found: Any) -> str:
     """Reword a message of pydantic's in the style of Zoo's errors."""
     said = message.removeprefix("Value error, ")
+    if wanted := re.match(r"Input should be (?:a valid )?(number|integer|string|greater than 0)", said):
+        return f"is {found!r} ({wanted[1].replace('greater than', 'a number above')})"
     return {"Field required": "is missing", "Extra inputs are not permitted": "no such key"}.get(said, said)

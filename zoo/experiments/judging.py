@@ -64,6 +64,12 @@ class Finding:
     """The smallest true difference that these seeds show with a power of 0.8."""
     diverged: tuple[int, int] = (0, 0)
     """The diverged runs of both arms."""
+    noise: float | None = None
+    """The standard error of the difference from the noise of runs."""
+    freedom: float | None = None
+    """The degrees of freedom of `noise`."""
+    rate_error: float = 0.0
+    """The standard error that the searched learning rates add, which all seeds share."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,9 @@ def _weigh_verdict(each: Expectation, made: Comparison, experiment: Experiment) 
         equivalence=made.equivalence,
         detectable=made.detectable,
         diverged=made.diverged,
+        noise=made.noise,
+        freedom=made.freedom,
+        rate_error=made.rate_error,
     )
 
 

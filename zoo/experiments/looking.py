@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
 from zoo.experiments.judging import ExperimentOutcome, judge
-from zoo.experiments.registration import FILE, register
+from zoo.experiments.registration import describe_registration, register
 from zoo.experiments.running import collect_arms, count_seeds_there, find_arms, plan_arms, train_arms
 from zoo.jobs.conducting import SweepObserver
 from zoo.report.verdicts import Report
-from zoo.untrusted.json_file import read_json
 
 if TYPE_CHECKING:
     from zoo.report.arms import Arm
@@ -101,7 +100,8 @@ def report_experiment(name: str, experiment: Experiment, folder: Path, short_for
     there = count_seeds_there(experiment, folder)
     number = max((at for at, seeds in enumerate(looks) if seeds <= there), default=0)
     ran, arms = collect_arms(experiment, find_arms(experiment, folder, looks[number]), short_form)
-    registered = read_json(folder / FILE, dict[str, Any]) if (folder / FILE).is_file() else None
+    with plan_arms(experiment, folder, short_form) as plan:
+        registered = register(experiment, folder, plan.list_points())
     outcome = judge(name, experiment, ran, short_form, find_look_levels(tuple(looks))[number], registered)
     return describe_arms(outcome, experiment, arms)
 
@@ -110,14 +110,26 @@ def describe_arms(outcome: ExperimentOutcome, experiment: Experiment, arms: Sequ
     """Report on trained arms, compared with the experiment's baseline."""
     made = Report.make(arms, experiment.first_arm(), experiment.metric, experiment.margin, outcome.level)
     title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
-    return JudgedExperiment(outcome, partial(draw_trained, made, title), made)
+    return JudgedExperiment(outcome, partial(draw_trained, made, title, list_notes(outcome, experiment)), made)
 
 
-def draw_trained(report: Report, title: str, file: Path) -> None:
+def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
+    """Say on the page what its verdicts rest on: registration, margin, and what was expected."""
+    notes = [] if outcome.registration is None else [describe_registration(outcome.registration).capitalize() + "."]
+    notes += [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}."]
+    met = {True: "it is so", False: "it is not so"}
+    for each in outcome.findings:
+        if each.expected != "any":
+            pair = each.arm if each.against is None else f"{each.arm} against {each.against}"
+            notes.append(f"Expected: {pair}, {each.expected}; found {each.found}, {met[each.holds]}.")
+    return notes
+
+
+def draw_trained(report: Report, title: str, notes: Sequence[str], file: Path) -> None:
     """Draw the trained arms, and write their page next to the plot of the runs."""
     from zoo.report.verdict_page import write_report_page
     from zoo.report.verdict_plot import draw_report
 
     draw_report(report, file)
     if file.stem == "verdict":
-        write_report_page(report, title, file.with_name("report.html"))
+        write_report_page(report, title, file.with_name("report.html"), notes)

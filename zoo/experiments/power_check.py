@@ -6,11 +6,13 @@ difference over all kept verdicts that trained by the same config and measured t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median, stdev
 
-from zoo.analysis.verdict.power import LEVEL, count_seeds
+from zoo.analysis.verdict.power import LEVEL, compute_equivalence_power, count_seeds
+from zoo.analysis.verdict.spending import find_look_levels
 from zoo.experiments.experiment import Expectation, Experiment, find_recipe, list_recipes
 from zoo.experiments.judging import find_outcome
 from zoo.jobs.outlook import Outlook
@@ -41,6 +43,27 @@ def _list_sigmas(name: str, experiment: Experiment) -> Iterator[float]:
         shared = [own[seed] - first[seed] for seed in own.keys() & first.keys()]
         if len(shared) > 1:
             yield stdev(shared)
+
+
+def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
+    """Write lines on what the design can show beside a difference: equivalence, divergence, and the levels of looks."""
+    form, others, lines = experiment.form(False), max(1, len(outlook.arms) - 1), []
+    seeds = form.looks[-1]
+    if len(form.looks) > 1:
+        levels = ", ".join(f"{level:.2g}" for level in find_look_levels(tuple(form.looks)))
+        lines.append(f"looks at {', '.join(map(str, form.looks))} seeds: a verdict needs p < {levels} at these")
+    if outlook.sigma is None:
+        lines.append("σ is not known: sigma: NUMBER in the file says in loss what the seeds detect")
+    elif experiment.margin is not None:
+        power = compute_equivalence_power(experiment.margin / outlook.sigma, seeds, LEVEL / others)
+        lines.append(f"equal arms are shown equivalent within ±{experiment.margin:g} with a chance of {power:.0%}")
+    if (least := 2 / math.comb(2 * seeds, seeds)) >= LEVEL / others:
+        lines.append(
+            f"divergence cannot be shown: {seeds} runs of {seeds} against none have p = {least:.2f} (more seeds)"
+        )
+    if experiment.tune:
+        lines.append("the errors of the searched rates come on top, and more seeds do not remove them")
+    return lines
 
 
 def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:

@@ -26,13 +26,14 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
             rows.append([name, each.claim, "", "not run", ""])
             continue
         first = outcome.findings[0]
+        holds = f"{sum(found.holds for found in outcome.findings)} of {len(outcome.findings)}"
         stale = "" if outcome.key == each.key() else ", of an older recipe"
         rows.append(
             [
                 name,
                 each.claim,
                 f"{describe_pair(first)}: {format_value(first)}",
-                f"{sum(found.holds for found in outcome.findings)} of {len(outcome.findings)}{stale}",
+                "withdrawn" if each.withdrawn else f"{holds}{stale}",
                 outcome.date,
             ]
         )
@@ -69,13 +70,19 @@ def format_value(each: Finding) -> str:
 def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcome | None) -> list[Any]:
     """Make the lines and tables of one recipe: claim, expectations with their findings, the arms' metrics and costs.
     Before it has run there are only the claim and the expectations."""
-    head = [f"{name}: {recipe.claim}", f"Source: {recipe.source}", *([recipe.notes] if recipe.notes else [])]
+    head = [f"{name}: {recipe.claim}" if recipe.claim else name]
+    head += [f"Source: {recipe.source}"] if recipe.source else []
+    head += [f"Withdrawn: {recipe.withdrawn}"] if recipe.withdrawn else []
+    head += [recipe.notes] if recipe.notes else []
     if outcome is None:
         took = f"Not run yet: zoo recipes {name} --run (at most {recipe.minutes} minutes on two cores)"
         rows = [[describe_pair(each), each.verdict or describe_bounds(each), each.paper] for each in recipe.expect]
         return [*head, took, make_table("", ("expected of", "expected", "source"), rows)]
+    seeds = max((len(own) for by_arm in outcome.values.values() for own in by_arm.values()), default=0)
+    margin = "" if recipe.margin is None else f", margin ±{recipe.margin:g}"
     took = f"{outcome.seconds / 60:.1f} minutes of training on {outcome.machine}"
-    ran = f"{outcome.form.capitalize()} form, {outcome.date}, {took}"
+    form = "short form, " if outcome.form == "short" else ""
+    ran = f"{form}{seeds} seeds an arm{margin}; {outcome.date}, {took}"
     rows = [list_cells(each) for each in outcome.findings]
     return [
         *head,
@@ -88,8 +95,10 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
 
 def list_cells(each: Finding) -> list[str]:
     """Format a finding as a row of FINDINGS."""
-    pair = f"{describe_pair(each)}: {each.expected}"
-    return [pair, each.paper, each.found, format_value(each), format_p(each.p), "yes" if each.holds else "no"]
+    pair = describe_pair(each) if each.expected == "any" else f"{describe_pair(each)}: {each.expected}"
+    holds = "" if each.expected == "any" else "yes" if each.holds else "no"
+    within = "" if each.margin is None or each.found != "equivalent" else f" within ±{each.margin:g}"
+    return [pair, each.paper, f"{each.found}{within}", format_value(each), format_p(each.p), holds]
 
 
 def list_arms(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:

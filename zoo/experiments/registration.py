@@ -1,10 +1,12 @@
 """Register an experiment before its first run, and list what changes afterwards.
 
-FOLDER/registration.json    {"when": "…", "hash": "…", "parts": {"arms": "…", …}, "changes": [{"when": "…", "of": […]}]}
+FOLDER/registration.json    {"when": "…", "hash": "…", "parts": {"arms": "…", …}, "stated": {…},
+                             "changes": [{"when": "…", "of": {"margin": "…"}, "stated": {…}}]}
 
 A verdict counts for more if its arms, budget and expectations were written down before anything ran. Each part has a
-hash of its own, so that a later change is listed by its name with the verdict. `models` are the resolved configs of all
-arms, and `code` the sources of this package.
+hash of its own, so that a later change is listed by its name with the verdict, and `stated` has what was stated in
+words. `models` are the resolved configs of all arms, and `code` the sources of this package. The file is local: to show
+others that it was first, publish its hash, or commit the file, before the first run.
 """
 
 from __future__ import annotations
@@ -44,14 +46,16 @@ def register(experiment: Experiment, folder: Path, points: list[SweepPoint]) -> 
     file = folder / FILE
     now = time.strftime("%Y-%m-%dT%H:%M:%S")
     if not file.is_file():
-        made: dict[str, Any] = {"when": now, "hash": _hash(parts), "parts": parts, "changes": []}
+        stated = {name: state_part(experiment, name) for name in PARTS}
+        made: dict[str, Any] = {"when": now, "hash": _hash(parts), "parts": parts, "stated": stated, "changes": []}
     else:
         made = read_json(file, dict[str, Any])
         latest = dict(made["parts"]) | {name: value for each in made["changes"] for name, value in each["of"].items()}
         changed = {name: value for name, value in parts.items() if latest.get(name) != value}
         if not changed:
             return made
-        made["changes"].append({"when": now, "of": changed})
+        stated = {name: state_part(experiment, name) for name in changed if name in PARTS}
+        made["changes"].append({"when": now, "of": changed, "stated": stated})
     folder.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(made, indent=1) + "\n")
     return made
@@ -59,8 +63,7 @@ def register(experiment: Experiment, folder: Path, points: list[SweepPoint]) -> 
 
 def hash_parts(experiment: Experiment, points: list[SweepPoint]) -> dict[str, str]:
     """Hash each part of an experiment."""
-    stated = experiment.model_dump(mode="json")
-    parts = {name: _hash({each: stated[each] for each in fields}) for name, fields in PARTS.items()}
+    parts = {name: _hash(state_part(experiment, name)) for name in PARTS}
     return {
         **parts,
         "models": _hash(sorted({each.arm: each.name for each in reversed(points)}.items())),
@@ -68,13 +71,19 @@ def hash_parts(experiment: Experiment, points: list[SweepPoint]) -> dict[str, st
     }
 
 
+def state_part(experiment: Experiment, name: str) -> dict[str, Any]:
+    """State a part of an experiment as plain data."""
+    return experiment.model_dump(mode="json", include=set(PARTS[name]))
+
+
 def describe_registration(registered: Mapping[str, Any]) -> str:
     """Say when an experiment was registered, and what changed afterwards."""
     said = f"registered {registered['when'].replace('T', ' ')} as {registered['hash']}, before its first run"
     if not registered["changes"]:
         return f"{said}; nothing changed since"
-    changed = dict.fromkeys(name for each in registered["changes"] for name in each["of"])
-    return f"{said}; changed since: {', '.join(changed)}"
+    changed = {name: each["when"] for each in registered["changes"] for name in each["of"]}
+    latest = max(changed.values()).replace("T", " ")
+    return f"{said}; changed since, at last {latest}: {', '.join(changed)} ({FILE} has both)"
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from zoo.jobs.sweep import Sweep
 from zoo.report.arms import ENDED, Arm
 from zoo.report.history import RunRecord
 from zoo.report.verdicts import find_tuning_errors
+from zoo.untrusted.printable import shorten
 
 
 @contextmanager
@@ -57,7 +58,9 @@ def plan_experiment(experiment: Experiment, folder: Path, *, measure: bool = Tru
     check_matched(experiment)
     with plan_arms(experiment, folder) as plan:
         design = replace(design_sweep(experiment), measure=measure, sigma=experiment.sigma)
-        return look_ahead(plan, design, Sweep.read(folder), only_plan=True)
+        found = look_ahead(plan, design, Sweep.read(folder), only_plan=True)
+        refuse(f"{name}: {'; '.join(faults)}" for name, faults in found.refused.items())
+        return found
 
 
 def train_arms(
@@ -76,7 +79,7 @@ def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bo
     """Collect the results of runs, in the order of the experiment's arms. Raises ConfigError for a run that has not
     ended."""
     records = [RunRecord(each) for each in folders]
-    refuse(f"{each.folder}: is {each.status} (run it again)" for each in records if each.status not in ENDED)
+    refuse(describe_unended(each) for each in records if each.status not in ENDED)
     by_arm: dict[str, dict[int, RunRecord]] = {name: {} for name in experiment.arms}
     for each in records:
         by_arm[each.job["label"]][int(each.config.get("seed", 0))] = each
@@ -86,6 +89,13 @@ def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bo
     values = collect_values(experiment, arms, short_form)
     tuning = find_tuning_errors(arms, experiment.metric)
     return Ran(values, costs, seconds, describe_runs(records), tuning), arms
+
+
+def describe_unended(run: RunRecord) -> str:
+    """Say which run of which arm has not ended well, and why."""
+    error = run.result.get("error")
+    why = f": {shorten(str(error), 200)}" if error else ""
+    return f"{run.job.get('label')}, seed {run.job.get('seed')}: is {run.status}{why} ({run.folder}; run it again)"
 
 
 def count_seeds_there(experiment: Experiment, folder: Path) -> int:

@@ -113,7 +113,11 @@ class Matching:
             except ConfigError as error:
                 faults += [f"match: {name}: {fault}" for fault in error.faults]
                 continue
-            solved = own if value is None else [plan.compose_point(change(each.typed, self.by, value)) for each in own]
+            solved = (
+                own
+                if value is None
+                else [plan.compose_point(change(each.typed, self.by, value), each.arm) for each in own]
+            )
             found[name] = solved
         if faults:
             raise ConfigError(*faults)

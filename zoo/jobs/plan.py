@@ -288,11 +288,11 @@ def plan_launch(
         planned = [_check(each, loader.varied) if check else None for each in jobs]
         if sweeps and states_subdir(master.cfg):
             faults.append("hydra.sweep.subdir: is not read, jobs are named by the hash of their config (leave it out)")
-        faults += [] if keep_faulty and any(planned) else _faults(jobs)
+        names = [each for each, _ in lines] if arms else []
+        faults += [] if keep_faulty and any(planned) else _faults(jobs, names)
         if faults := [*dict.fromkeys(faults)]:
             raise ConfigError(*faults)
         samples = sweeps and not is_basic(master.cfg)
-        names = [each for each, _ in lines] if arms else []
         typed = list(overrides) if arms else typed
         yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps, planned, names, samples)
 
@@ -326,10 +326,11 @@ def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
     return None if composed.faults else planned
 
 
-def _faults(jobs: Sequence[Composed]) -> list[str]:
-    """List the faults of all jobs. A fault that only some jobs have is followed by the overrides of the first one."""
+def _faults(jobs: Sequence[Composed], arms: Sequence[str] = ()) -> list[str]:
+    """List the faults of all jobs. A fault that only some jobs have is followed by the first one's arm in an
+    experiment, and in a sweep by its overrides."""
     where: dict[str, list[str]] = {}
-    for each, overrides in zip(jobs, list_varied([each.typed for each in jobs]), strict=True):
+    for each, overrides in zip(jobs, arms or list_varied([each.typed for each in jobs]), strict=True):
         for fault in dict.fromkeys(each.faults):
             where.setdefault(fault, []).append(overrides)
     return [fault if len(found) == len(jobs) else f"{fault} [{found[0]}]" for fault, found in where.items()]

@@ -13,9 +13,9 @@ BEYOND = 1.5
 
 
 def draw_rates(axes: Axes, searches: Mapping[str, Mapping[str, Any]], colors: Mapping[str, Any]) -> None:
-    """Draw each arm's validation loss against its learning rates, on a logarithmic axis, with the best rate ringed.
-    `searches` and `colors` have a search (`RateSearch.to_dict`) and a colour by arm. A rate whose run failed is a cross
-    at the top."""
+    """Draw each arm's validation loss against its learning rates, on a logarithmic axis: the lowest loss is ringed, and
+    the chosen rate dotted. `searches` and `colors` have a search (`RateSearch.to_dict`) and a colour by arm. A rate
+    whose run failed is a cross at the top."""
     limit = BEYOND * max(each["val_loss"] for each in searches.values())
     shown = {
         name: [(float(rate), loss) for rate, loss in each["losses"].items() if loss is not None and loss <= limit]
@@ -27,10 +27,14 @@ def draw_rates(axes: Axes, searches: Mapping[str, Mapping[str, Any]], colors: Ma
         best, color = each["best"], colors[name]
         axes.plot(*zip(*shown[name], strict=True), ".-", color=color, linewidth=1.2, label=f"{name}: {best:g}")
         ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": color}
-        axes.plot(best, each["val_loss"], "o", **ring)
+        lowest = min(shown[name], key=lambda point: point[1])
+        axes.plot(*lowest, "o", **ring)
+        axes.axvline(best, color=color, linestyle=":", linewidth=1)
         lost = sorted({float(rate) for rate in each["losses"]} - {rate for rate, _ in shown[name]})
         axes.plot(lost, [top] * len(lost), "x", color=color)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate", fontsize=8)
-    axes.set_title("Validation loss against learning rate, one seed\n(ringed: best, ×: failed)", fontsize=9)
+    axes.set_title(
+        "Validation loss against learning rate, one seed\n(ringed: lowest, dotted: chosen, ×: failed)", fontsize=9
+    )
     axes.legend(frameon=False, fontsize=8)

@@ -9,10 +9,11 @@ from typing import Any
 
 from zoo.analysis.verdict.rate_optimum import RateOptimum, RateWindow, find_good_window, fit_optimum
 
-HEADER = ("arm", "best lr", "val loss", "window", "runs")
+HEADER = ("arm", "best lr", "lowest loss", "window", "runs")
 NOTE = (
-    "best lr: the minimum of a parabola through the losses next to the best one, of a search on seeds and rows of its "
-    "own; window: decades of rates whose loss is within 1 % of the best"
+    "best lr: the minimum of a parabola through the losses next to the lowest\n"
+    "lowest loss: of a run of the search, on its own rows\n"
+    "window: decades of rates whose loss is within 1 % of the lowest"
 )
 
 

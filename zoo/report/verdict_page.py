@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from zoo import runs
@@ -16,16 +17,16 @@ from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import NAMES, Report
 
 
-def write_report_page(report: Report, title: str, file: Path) -> None:
+def write_report_page(report: Report, title: str, file: Path, notes: Sequence[str] = ()) -> None:
     """Write a report's page. Raises ConfigError if the file cannot be written."""
     try:
-        write_text(file, make_report_page(report, title))
+        write_text(file, make_report_page(report, title, notes))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written, found {error.strerror} (--html FILE names another)") from error
 
 
-def make_report_page(report: Report, title: str) -> str:
-    """Make the page's HTML."""
+def make_report_page(report: Report, title: str, notes: Sequence[str] = ()) -> str:
+    """Make the page's HTML. `notes` are sentences on what the verdicts rest on."""
     return render_page(
         TEMPLATE,
         title=f"{title} · verdicts",
@@ -36,6 +37,7 @@ def make_report_page(report: Report, title: str) -> str:
             (each.name, report.found[each.name].verdict, describe_verdict(report, each)) for each in report.others
         ],
         tables=report.tables(),
+        notes=[*notes, *report.second_readings()],
         picture=format_svg(make_figure(report)),
         runs=list_runs(report),
         machines=list_machines(report),
@@ -95,6 +97,9 @@ TEMPLATE = """<h1>{{ name }}</h1>
 <li><b>{{ name }}</b>: <span class="{{ verdict.split()[0] }}">{{ said }}</span></li>
 {% endfor %}
 </ul>
+{% for each in notes %}
+<p>{{ each }}</p>
+{% endfor %}
 {{ picture | safe }}
 {% for heading, header, rows, _ in tables %}
 <h2>{{ heading }}</h2>

@@ -85,6 +85,11 @@ def _draw_differences(axes: Axes, report: Report) -> None:
             axes.plot(each.interval, [at, at], color=color, linewidth=2)
         if each.difference is not None:
             axes.plot(each.difference, at, "o", color=color)
+        if any(each.diverged):
+            lost = f"{each.diverged[0]} of {len(arm.runs)} diverged, {each.diverged[1]} of {report.baseline.name}"
+            axes.annotate(
+                lost, (0.5, at), xycoords=("axes fraction", "data"), color=color, fontsize=8, ha="center", va="bottom"
+            )
     if report.margin is not None:
         axes.axvspan(-report.margin, report.margin, color="tab:blue", alpha=0.08, linewidth=0)
     axes.axvline(0, color="black", linewidth=0.8)

@@ -218,9 +218,13 @@ class Report:
             ("What they cost", COSTS, self.cost_rows(), range(1, 6)),
             ("Effective speedup", SPEEDUPS, self.speedup_rows(), range(1, 4)),
             ("Learning rates", rate_table.HEADER, rate_table.list_rows(self.searches(), self.noise()), (1, 2)),
-            ("Predicted, and measured", FORECASTS, self.forecast_rows(), range(1, 7)),
+            ("Predicted, and measured", *drop_empty(FORECASTS, self.forecast_rows()), range(1, 7)),
         ]
-        return [table for table in made if table[2]]
+        return [
+            (title, header, rows, [at for at in right if at < len(header)])
+            for title, header, rows, right in made
+            if rows
+        ]
 
     def hints(self) -> list[str]:
         """Write a line for each arm whose verdict needs more words than its table has."""
@@ -240,13 +244,14 @@ class Report:
                 )
         for arm in self.others:
             each, error = self.found[arm.name], self.row_error(arm)
-            told = error is not None and each.difference is not None and each.verdict in ("better", "worse")
-            if told and 2 * error > abs(each.difference):
+            if error is None or each.difference is None or each.verdict not in ("better", "worse"):
+                continue
+            if 2 * error > abs(each.difference):
                 what = f"of {each.difference:+.4f}, ± {2 * error:.4f} is of the rows that were read"
                 lines.append(
                     f"{arm.name}: {what}: other text may not show it (eval_batches=null reads the whole split)"
                 )
-        known = [each.pairing for each in self.found.values() if each.pairing is not None and each.n > 2]
+        known = [each.pairing for each in self.found.values() if each.pairing is not None and each.n >= 5]
         if known and mean(known) > 1:
             lines.append(f"pairing by seed does not help: a pair's σ is {mean(known):.2f} times that of unpaired runs")
         return lines
@@ -324,6 +329,12 @@ def find_tuning_errors(arms: Sequence[Arm], metric: str) -> dict[str, float]:
     noise = pool_noise(keep_finite(each.values(metric)) for each in arms)
     found = {each.name: rate_table.find_optimum(search, noise).excess for each in arms if (search := each.search)}
     return {name: excess for name, excess in found.items() if math.isfinite(excess)}
+
+
+def drop_empty(header: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Drop the columns of a table that have no figure."""
+    kept = [at for at in range(len(header)) if any(row[at] for row in rows)]
+    return [header[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 def _format_speedups(found: Mapping[str, Speedup]) -> Iterable[str]:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import mean, stdev
+from statistics import NormalDist, mean, stdev
 from typing import Literal
 
 from zoo.analysis.verdict.difference import MeanDifference
-from zoo.analysis.verdict.power import LEVEL, count_seeds, count_seeds_per_arm, find_smallest_effect
+from zoo.analysis.verdict.power import LEVEL, POWER, count_seeds, count_seeds_per_arm, find_smallest_effect
 from zoo.analysis.verdict.student import student_cdf
 from zoo.analysis.verdict.worst_rank import compare_ranks, fisher_exact
 
@@ -40,8 +40,9 @@ class Comparison:
     difference: float | None
     """The difference of the means over finished runs; None if an arm has none."""
     interval: tuple[float, float] | None
-    """The confidence interval at the level at which Holm's procedure tests this arm, so that it excludes 0 exactly if
-    the difference is significant. None where runs diverged: the test is of ranks."""
+    """The confidence interval of the test that decided, at the level at which Holm's procedure tests this arm: it
+    excludes 0 exactly if the arm is better or worse. Of an equivalent arm it is that of the two one-sided tests, of
+    1 − 2α, and lies within the margin. None where runs diverged: the test is of ranks."""
     p: float | None
     """The two-sided p-value of no difference."""
     adjusted: float | None
@@ -60,6 +61,11 @@ class Comparison:
     pooled: float | None = None
     """The p-value with the variance pooled over all arms (two-way analysis of variance of arms and seeds), which has
     more degrees of freedom and assumes arms of equal noise. It is a second reading, and decides nothing."""
+    noise: float | None = None
+    """The standard error of the difference from the noise of runs; `freedom` has its degrees of freedom."""
+    freedom: float | None = None
+    rate_error: float = 0.0
+    """The standard error that searched learning rates add, which all seeds share."""
     diverged: tuple[int, int] = (0, 0)
     """The diverged runs of the arm and of the baseline."""
     divergence: float | None = None
@@ -116,11 +122,14 @@ def compare_pairs(pairs: Mapping[str, ArmPair], level: float = LEVEL) -> dict[st
     alike = {
         name: p for name, each in pairs.items() if (p := _test_equivalence(samples[name], each.margin)) is not None
     }
-    levels, different, equal = find_levels(differ, level), adjust_by_holm(differ), adjust_by_holm(alike)
-    return {
-        name: _describe(each, level, different.get(name), equal.get(name), levels.get(name, level), pairs[name])
-        for name, each in samples.items()
-    }
+    different, equal = adjust_by_holm(differ), adjust_by_holm(alike)
+    levels, margins = find_levels(differ, level), find_levels(alike, level)
+
+    def describe(name: str, each: _Sample) -> Comparison:
+        tested_at = (levels.get(name, level), margins.get(name, level))
+        return _describe(each, level, different.get(name), equal.get(name), tested_at, pairs[name])
+
+    return {name: describe(name, each) for name, each in samples.items()}
 
 
 def _sample(pair: ArmPair) -> _Sample:
@@ -149,7 +158,12 @@ def _test_equivalence(sample: _Sample, margin: float | None) -> float | None:
 
 
 def _describe(
-    sample: _Sample, level: float, different: float | None, equal: float | None, tested_at: float, pair: ArmPair
+    sample: _Sample,
+    level: float,
+    different: float | None,
+    equal: float | None,
+    levels: tuple[float, float],
+    pair: ArmPair,
 ) -> Comparison:
     verdict: Verdict = "inconclusive"
     if equal is not None and equal < level:
@@ -157,11 +171,13 @@ def _describe(
     elif different is not None and different < level:
         verdict = "better" if sample.below else "worse"
     found, whole = sample.mean, not any(sample.diverged)
+    tested_at, within_at = levels
+    shown_at = 2 * within_at if verdict == "equivalent" else tested_at
     known = found if found is not None and found.known and whole else None
     return Comparison(
         n=sample.n,
         difference=None if found is None else found.difference,
-        interval=None if known is None else known.interval(tested_at),
+        interval=None if known is None else known.interval(shown_at),
         p=sample.p,
         adjusted=different,
         verdict=verdict,
@@ -170,6 +186,9 @@ def _describe(
         equivalence=equal,
         detectable=None if known is None else _find_detectable(known, tested_at),
         pairing=_measure_pairing(pair) if whole else None,
+        noise=None if known is None else known.noise,
+        freedom=None if known is None else known.freedom,
+        rate_error=pair.tuning,
         diverged=sample.diverged,
         divergence=sample.divergence,
     )
@@ -182,8 +201,11 @@ def _count_needed(found: MeanDifference, level: float) -> int | None:
 def _find_detectable(found: MeanDifference, level: float) -> float | None:
     """Find the smallest true difference that is significant with power POWER, in the unit of the losses."""
     effect = find_smallest_effect(found.n, level)
-    # the standard error may hold more than the spread: the error of a searched rate
-    return None if effect is None else effect * found.error * math.sqrt(found.n)
+    if effect is None:
+        return None
+    normal = NormalDist()
+    of_rates = (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * found.shared
+    return math.hypot(effect * found.noise * math.sqrt(found.n), of_rates)
 
 
 def _measure_pairing(pair: ArmPair) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 from zoo.analysis.verdict.student import student_quantile
@@ -37,8 +38,21 @@ def compute_power(effect: float, n: int, level: float = LEVEL) -> float:
     The power is the probability of |Z + effect·√n| > t·s, where Z is standard normal, s the estimated ÷ the true
     standard deviation, and t the critical value of Student's t at this `level`.
     """
-    freedom, shift, normal = n - 1, effect * math.sqrt(n), NormalDist().cdf
-    limit = student_quantile(1 - level / 2, freedom)
+    shift, normal = effect * math.sqrt(n), NormalDist().cdf
+    limit = student_quantile(1 - level / 2, n - 1)
+    return _average_over_spread(n - 1, lambda s: normal(shift - limit * s) + normal(-shift - limit * s))
+
+
+def compute_equivalence_power(margin: float, n: int, level: float = LEVEL) -> float:
+    """Compute the probability that n pairs show two equal arms to be equivalent within a margin, in standard deviations
+    of a pair's difference: that of |Z| + t·s < margin·√n, t being the critical value of the one-sided tests."""
+    reach, normal = margin * math.sqrt(n), NormalDist().cdf
+    limit = student_quantile(1 - level, n - 1)
+    return _average_over_spread(n - 1, lambda s: max(0.0, 2 * normal(reach - limit * s) - 1))
+
+
+def _average_over_spread(freedom: int, value: Callable[[float], float]) -> float:
+    """Average a function of s, the estimated ÷ the true standard deviation, by Simpson's rule."""
     constant = math.log(2) + freedom / 2 * math.log(freedom / 2) - math.lgamma(freedom / 2)
 
     def density(s: float) -> float:
@@ -46,13 +60,10 @@ def compute_power(effect: float, n: int, level: float = LEVEL) -> float:
             return math.exp(constant) if freedom == 1 else 0.0
         return math.exp(constant + (freedom - 1) * math.log(s) - freedom * s * s / 2)
 
-    def tell(s: float) -> float:
-        return density(s) * (normal(shift - limit * s) + normal(-shift - limit * s))
-
     high = 1 + 9 / math.sqrt(2 * freedom)
     step = high / POINTS
     weights = (1 if i in (0, POINTS) else 4 if i % 2 else 2 for i in range(POINTS + 1))
-    return step / 3 * sum(weight * tell(i * step) for i, weight in enumerate(weights))
+    return step / 3 * sum(weight * density(i * step) * value(i * step) for i, weight in enumerate(weights))
 
 
 @functools.lru_cache(256)
