@@ -13,12 +13,13 @@ from zoo.compose.targets import list_packaged
 from zoo.errors import ConfigError
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small, open_pool, run_probe
-from zoo.probes.card import draw_card, draw_values, format_card_markdown, format_reach, print_card
+from zoo.probes.card import draw_card, draw_cell, draw_values, format_card_markdown, format_reach, print_card
 from zoo.probes.control_pair import ControlPair, run_controls
 from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
 from zoo.probes.outcome_store import name_folder
 from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
 from zoo.probes.training import Learner, score, train
+from zoo.report.price_plot import make_axes
 from zoo.run.builder import build
 
 EASY = {"context": 16, "levels": (2,), "vocab": 16, "steps": 80, "rows": 32}
@@ -316,7 +317,22 @@ def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path, capsy
     print_card(found)
     assert all(len(line) <= 120 for line in capsys.readouterr().out.splitlines())
     draw_card(found, tmp_path / "card.svg")
-    assert "4 keys" in (tmp_path / "card.svg").read_text()
+    drawn = (tmp_path / "card.svg").read_text()
+    assert all(
+        f">{text}<" in drawn for text in ("4", "2 to 4", "none", "like a guess", "not tested", "mqar, of 8 keys")
+    )
+    assert drawn.count(">not tested<") == 1  # parity, on b
+
+
+def test_a_cell_is_the_darker_the_more_levels_are_passed_and_hatched_where_nothing_ran():
+    axes = make_axes(3, 3)
+    for column, reach in enumerate(((0.1, 0.1, 0.1), (1.0, 0.95, 0.2), (1.0, 1.0, 1.0))):
+        draw_cell(axes, column, 0, make_outcome(reach=reach))
+    draw_cell(axes, 3, 0, None)
+    none, some, most, untested = axes.patches
+    assert sum(none.get_facecolor()) > sum(some.get_facecolor()) > sum(most.get_facecolor())
+    assert untested.get_hatch() and not some.get_hatch()
+    assert [text.get_text() for text in axes.texts][-1] == "not tested"
 
 
 def test_a_battery_that_was_killed_goes_on_and_trains_nothing_twice(tmp_path, capsys, monkeypatch):

@@ -1,14 +1,16 @@
-"""Format capability cards: the levels that models reach on probes, and their costs, as tables and a bar plot."""
+"""Format capability cards: the levels that models reach on probes, and their costs, as tables and a heat map."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median_low
+from typing import Any
 
 from zoo.probes.outcome import ProbeOutcome, name_level
-from zoo.report.price_plot import as_label, list_colors, make_axes, write_figure
+from zoo.report.price_plot import list_colors, make_axes, write_figure
 from zoo.report.tables import format_markdown, make_table, print_tables
 from zoo.report.units import format_count, format_si
 
@@ -118,37 +120,62 @@ def print_card(outcomes: Sequence[ProbeOutcome]) -> None:
         costs = [[each.probe, *list_costs(each)] for each in own]
         print_tables(make_table(model, FOUND, map(list_found, own), right=range(2, 6)))
         print_tables(make_table("", ("probe", *COSTS), costs, right=range(1, 4)))
-    print("\n".join(list_notes(outcomes)))
+    print("\n".join(textwrap.fill(note, 112, subsequent_indent="  ") for note in list_notes(outcomes)))
 
 
 def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
-    """Draw a card into a .png or .svg file: a group of bars for each probe, a bar for each model.
+    """Draw a card into a .png or .svg file: a heat map with a row for each probe and a column for each model.
 
-    A bar is the fraction of levels reached, its black line the range over seeds, its text the level. Raises ConfigError
-    if the file cannot be written.
+    A cell has the level reached, and its range over seeds; its colour is the share of levels passed. A probe that was
+    not run on a model is hatched. Raises ConfigError if the file cannot be written.
     """
     models = group_by_model(outcomes)
-    probes = list(dict.fromkeys(each.probe for each in outcomes))
-    height = 0.8 / len(models)
-    axes = make_axes(8, 1.2 + 0.2 * len(models) + 0.22 * len(probes) * max(1.6, len(models)))
-    for number, ((model, own), color) in enumerate(zip(models.items(), list_colors(len(models)), strict=True)):
-        at = [probes.index(each.probe) + (number - (len(models) - 1) / 2) * height for each in own]
-        axes.barh(at, [share_reached(each, each.reach) for each in own], height, color=color, label=as_label(model))
-        for y, each in zip(at, own, strict=True):
-            ends = [share_reached(each, reach) for reach in (min(each.reaches), max(each.reaches))]
-            axes.plot(ends, [y, y], color="black", linewidth=1.2)
-            text = f"{each.reach} {each.level_is}" if each.reach else "none"
-            axes.text(max(ends) + 0.01, y, text, va="center", fontsize=7)
-    axes.set_yticks(range(len(probes)), probes)
-    axes.set_xlim(0, 1.25)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    probes = {each.probe: each for each in outcomes}
+    names = ["\n".join(textwrap.wrap(model, 24, break_on_hyphens=False)) for model in models]
+    lines = max(name.count("\n") + 1 for name in names)
+    axes = make_axes(2.6 + 1.3 * len(models), 0.8 + 0.13 * lines + 0.42 * len(probes))
+    for column, own in enumerate(models.values()):
+        found = {each.probe: each for each in own}
+        for row, probe in enumerate(probes):
+            draw_cell(axes, column, row, found.get(probe))
+    axes.set_xlim(-0.5, len(models) - 0.5)
     axes.set_ylim(len(probes) - 0.5, -0.5)  # the first probe on top
-    axes.set_xlabel("share of levels passed (≥ 90 % accuracy; black line: range over seeds)")
-    if len(models) > 1:
-        axes.figure.legend(frameon=False, fontsize=8, loc="outside upper left")
-    else:
-        axes.set_title(next(iter(models)), fontsize=10)
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(len(models)), names)
+    axes.set_yticks(
+        range(len(probes)), [f"{name}, of {max(own.chances)} {own.level_is}" for name, own in probes.items()]
+    )
+    axes.tick_params("x", length=0, labelsize=7)
+    axes.tick_params("y", length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    told = "level with 90 % right: median, and range over seeds\ndarker: more of the levels"
+    axes.figure.supxlabel(told, fontsize=8)
     write_figure(axes.figure, file)
+
+
+def draw_cell(axes: Any, column: int, row: int, outcome: ProbeOutcome | None) -> None:
+    """Draw a cell of a card; None is a probe that was not run."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    corner, size = (column - 0.48, row - 0.46), (0.96, 0.92)
+    if outcome is None:
+        axes.add_patch(Rectangle(corner, *size, hatch="////", facecolor="white", edgecolor="0.8"))
+        text, color = NOT_TESTED, "0.35"
+    else:
+        share = share_reached(outcome, outcome.reach)
+        axes.add_patch(Rectangle(corner, *size, facecolor=colormaps["Blues"](0.05 + 0.8 * share)))
+        text, color = list_reached(outcome), "white" if share > 0.6 else "black"
+    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+
+
+def list_reached(outcome: ProbeOutcome) -> str:
+    """List what a cell tells: the level reached, and below it the range over seeds, or that it is a guess's."""
+    low, high = min(outcome.reaches), max(outcome.reaches)
+    if low != high:
+        return f"{name_level(outcome, outcome.reach)}\n{name_level(outcome, low)} to {high}"
+    guessed = outcome.reach < min(outcome.chances) and not outcome.learned
+    return name_level(outcome, outcome.reach) + "\nlike a guess" * guessed
 
 
 def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Path) -> None:
