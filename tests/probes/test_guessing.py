@@ -108,6 +108,15 @@ def test_a_new_value_of_an_overwritten_key_is_right_as_often_as_the_baseline_say
     assert np.mean([answer == row[0] for row, answer in asked]) == pytest.approx(probe.baseline(2), abs=0.03)
 
 
+def test_the_value_that_most_keys_have_is_right_as_often_as_the_baseline_says():
+    probe = make_probe("memorise", "small")
+    answers = [
+        labels[labels != IGNORED] for _, labels in (probe.examples(seed, "report", 0, 512) for seed in range(40))
+    ]
+    most = [Counter(each.tolist()).most_common(1)[0][1] / len(each) for each in answers]
+    assert np.mean(most) == pytest.approx(probe.baseline(63), rel=0.1)
+
+
 def test_letters_in_a_random_order_are_the_string_as_often_as_the_baseline_says():
     orders = [
         math.factorial(3) // math.prod(map(math.factorial, Counter(text).values()))

@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo.errors import ConfigError
 from zoo.probes.base import MAD, MOST, Examples, OneLength, Probe, choose_distinct, fill, place
+from zoo.probes.guessing import expect_most
 
 POWER = 0.01
 """The exponent a in the distribution of the gap g between a pair and its query: p(g) ∝ a·g^(a−1)."""
@@ -257,7 +258,8 @@ class Memorise(Probe, name="memorise"):
 
     Of V tokens, 0 is a blank, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A row is `pairs` pairs of a random key and a
     blank; the answer at the blank is the key's value, which the row never shows. The level is V/2 − 1, the number of
-    facts. Bits learned are facts × (log₂(V/2) − loss in bits), at least 0. Chance is 2/V.
+    facts. Bits learned are facts × (log₂(V/2) − loss in bits), at least 0. Chance is 2/V; the value that most keys have
+    is right more often.
 
     MAD has 127 facts and trains 20,000 steps of 128 rows, at width 128.
     """
@@ -288,6 +290,9 @@ class Memorise(Probe, name="memorise"):
 
     def chance(self, level: int) -> float:
         return 2 / self.vocab
+
+    def baseline(self, level: int) -> float:
+        return expect_most(level, self.vocab // 2) / level
 
     def extend(self) -> Self | None:
         vocab = 2 * self.vocab
