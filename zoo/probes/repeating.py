@@ -146,10 +146,11 @@ class Fuzzy(OneLength, name="fuzzy"):
         """Draw the pairs of a row, as many as fit."""
         facts: dict[Part, Part] = {}
         while len(facts) < self.keys:
-            facts[self._draw_key(rng, level)] = self._draw_value(rng)
+            key = self._draw_key(rng, level)
+            facts[key] = self._draw_value(rng)
         known, pairs, room = list(facts), [], self.context
-        while True:
-            key = known[rng.integers(self.keys)] if self.keys else self._draw_key(rng, level)
+        chosen = (known[at] for at in rng.integers(0, self.keys, self.context)) if self.keys else None
+        for key in chosen or (self._draw_key(rng, level) for _ in range(self.context)):
             if key not in facts:
                 facts[key] = self._draw_value(rng)
             pair = (key, facts[key])
