@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import shlex
 
 import pytest
 
 from pages import axes_page
-from support.packaged_specs import load
+from support.packaged_specs import load, one_in
 from zoo.analysis.axes import describe_axis, list_axes
+from zoo.analysis.switches import list_switches
 from zoo.cli import run
 from zoo.compose.catalogue import read_bodies
-from zoo.compose.targets import list_packaged, read_unpublished
+from zoo.compose.targets import Composer, list_packaged, read_unpublished, spec_of_composed
+from zoo.grammar import vocabulary
 from zoo.model.attention.gqa import GQA
+from zoo.spec import Spec
 
 pytestmark = pytest.mark.xdist_group("axes")  # all of it is described once
 
@@ -100,7 +105,57 @@ def test_the_page_of_a_choice_has_all_of_its_fields(capsys):
 
 def test_the_page_of_axes_is_what_its_command_writes(monkeypatch):
     monkeypatch.setattr(axes_page, "describe_axis", listed)
+    monkeypatch.setattr(axes_page, "switched", read_switched)  # which the next tests hold
     assert axes_page.PAGE.read_text(encoding="utf-8") == axes_page.page(), "docs/axes.md is old (make docs)"
+
+
+def read_switched():
+    """The rows of docs/axes.md's second list, by axis."""
+    found = {}
+    for part in axes_page.PAGE.read_text(encoding="utf-8").partition(axes_page.OPTIONS)[2].split("### ")[1:]:
+        axis, *lines = part.strip().splitlines()
+        cells = [re.split(r"(?<!\\) \| ", line.removeprefix("| ").removesuffix(" |")) for line in lines[3:]]
+        found[axis] = [tuple(each) for each in cells]
+    return found
+
+
+SWITCHED = [(axis, row) for axis, rows in read_switched().items() for row in rows]
+
+
+@pytest.mark.parametrize("row", one_in(6, [row for _, row in SWITCHED]), ids=lambda row: row[1])
+def test_an_override_of_the_page_switches_its_field_on(row):
+    (override,), (target, *overrides) = (shlex.split(each.strip("`")) for each in row[1:3])
+    off, on = (spec_of_composed(Composer(target).compose([*overrides, *own])) for own in ([], [override]))
+    field = row[0].strip("`")
+    before, after = (
+        [value for each in list_specs(spec) if (value := getattr(each, field, None)) not in (None, False)]
+        for spec in (off, on)
+    )
+    assert len(after) > len(before) or (len(after) == len(before) and after != before)
+
+
+def list_specs(node):
+    if isinstance(node, Spec):
+        yield node
+        for field in node.fields():
+            yield from list_specs(getattr(node, field.name))
+    elif isinstance(node, dict):
+        for each in node.values():
+            yield from list_specs(each)
+
+
+def test_what_people_switch_on_is_said_as_they_say_it():
+    said = {row[1].strip("`") for _, row in SWITCHED}
+    assert said >= {
+        *("attention.qk_norm=rmsnorm", "attention.sinks=true", "attention.gate=sigmoid", "attention.softcap=50.0"),
+        *("attention.out_norm=rmsnorm", "attention.tempering=scalable_softmax", "head.softcap=30.0", "prefix_lm=true"),
+    }
+
+
+@pytest.mark.parametrize("axis", one_in(99, ["head", *(each for each in vocabulary.list_axes() if each != "head")]))
+def test_every_optional_field_is_on_the_page(axis):
+    rows = [axes_page._row(each) for each in list_switches(axis)]
+    assert read_switched().get(f"{axis}: options", []) == rows
 
 
 @pytest.mark.parametrize(
