@@ -14,7 +14,7 @@ from zoo.cli import run
 from zoo.costs import Setup, price
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Forecaster, Timing
-from zoo.jobs.matching import Match, Matching
+from zoo.jobs.matching import Match, Matching, choose_dimension
 from zoo.jobs.plan import plan_launch
 from zoo.run.builder import build
 
@@ -38,6 +38,8 @@ def flops_of(spec: object, settings: object) -> float:
 FIGURES = {
     "params": lambda job: count_built(job.planned.spec),
     "flops": lambda job: flops_of(job.planned.spec, job.planned.settings),
+    "active": lambda job: price(job.planned.spec)["params"]["active"],
+    "non_embedding": lambda job: count_built(job.planned.spec) - job.planned.spec.vocab_size * job.planned.spec.d_model,
     "data": lambda job: job.planned.settings.steps * job.planned.settings.batch_size * job.planned.settings.seq_len,
 }
 
@@ -52,6 +54,8 @@ def slow(*values: object) -> object:
         (Matching("params", "d_ff"), ARMS),
         slow(Matching("flops", "d_ff"), (*ARMS, "optim=muon")),
         slow(Matching("params", "d_model", "attention=gqa"), ("attention=mha,gqa", "model.n_layers=6", "seed=0,1")),
+        (Matching("non_embedding", "d_ff"), ARMS),
+        (Matching("active", "d_ff"), ("ffn=gated,moe", "+model.n_experts=4", "+model.top_k=2", "seed=0,1")),
         slow(Matching("flops", "steps"), (*ARMS, "optim=adamw,muon", "steps=20000")),
         slow(Matching("data", "steps"), ("batch_size=2,3,4", "seed=0,1", "steps=360")),
     ],
@@ -76,6 +80,18 @@ def test_what_is_not_matched_is_said(here: Path) -> None:
     assert found.arms[1].name == f"attention=mqa d_ff={found.arms[1].value}" and found.arms[1].value % 8 == 0
     cache = match(Matching("kv", "n_layers"), "attention=mha,gqa", "model.n_layers=2")
     assert [arm.value for arm in cache.arms] == [2, 6] and cache.unmatched == ["params", "active", "all_flops"]
+
+
+def test_a_cache_is_matched_by_heads_where_heads_can_and_by_depth_elsewhere(here: Path) -> None:
+    def choose(*overrides: str) -> str:
+        with plan_launch([*TINY, *overrides], sweeps=True) as plan:
+            return choose_dimension(plan, plan.list_points(), "kv", None)
+
+    arms = ("attention=mha,gqa", "model.n_layers=2")
+    assert choose(*arms) == "n_kv_heads"
+    found = match(Matching("kv", "n_kv_heads"), *arms)
+    assert [arm.value for arm in found.arms] == [6, 6] and found.arms[1].jobs[0].planned.spec.blocks["layer"].attention.n_kv_heads == 6
+    assert choose("attention=mha,mqa") == choose("attention=gqa", "model.n_kv_heads=2,3") == "n_layers"
 
 
 class Stopwatch:

@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.jobs.forecast import Forecaster
-from zoo.jobs.matching import BUDGETS, Match, Matching
+from zoo.jobs.matching import BUDGETS, Match, Matching, choose_dimension
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.pinning import count_workers
 from zoo.jobs.plan import LaunchPlan
@@ -92,7 +92,8 @@ def _match(plan: LaunchPlan, design: SweepDesign, jobs: Sequence[SweepPoint], sw
     if design.match not in BUDGETS:
         hint = did_you_mean(design.match, BUDGETS) or f" (one of: {', '.join(BUDGETS)})"
         raise ConfigError(f"match: there is no budget {design.match!r}{hint}")
-    asked = Matching(design.match, design.match_by or BUDGETS[design.match], design.baseline)
+    by = design.match_by or choose_dimension(plan, jobs, design.match, design.baseline)
+    asked = Matching(design.match, by, design.baseline)
     return asked.match(plan, jobs, Forecaster(measure=True), sweep.read_solved(asked.budget, asked.by))
 
 

@@ -34,6 +34,7 @@ class Price:
 
     params: int
     active: int
+    non_embedding: int
     steps: int
     tokens: int
     flops: int | None
@@ -59,6 +60,7 @@ def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True)
     return Price(
         params=counted["total"],
         active=counted["active"],
+        non_embedding=counted["non_embedding"],
         steps=settings.steps,
         tokens=settings.steps * settings.batch_size * settings.seq_len,
         flops=None if step is None else settings.steps * step,

@@ -26,10 +26,17 @@ from zoo.training.planning import TrainingPlan, resolve_config
 TOLERANCE = 0.01
 """An arm is matched if its figure differs from the baseline's by at most this fraction."""
 
-BUDGETS = {"params": "d_ff", "flops": "d_ff", "kv": "n_layers", "data": "steps", "time": "steps"}
-"""The budgets, and the dimension that is solved for each by default."""
+BUDGETS = {
+    **{"params": "d_ff", "active": "d_ff", "non_embedding": "d_ff", "flops": "d_ff", "kv": "n_layers"},
+    **{"data": "steps", "time": "steps"},
+}
+"""The budgets, and the dimension that is solved for each by default. For kv it is n_kv_heads where that matches all
+arms (`choose_dimension`): depth would change more than the cache."""
 
-FIGURES = {"params": "params", "flops": "all_flops", "kv": "cache_bytes", "data": "tokens"}
+FIGURES = {
+    **{"params": "params", "active": "active", "non_embedding": "non_embedding"},
+    **{"flops": "all_flops", "kv": "cache_bytes", "data": "tokens"},
+}
 """The field of a run's price for each budget; `time` is measured instead."""
 
 CURRENCIES = ("params", "active", "all_flops", "cache_bytes", "tokens")
@@ -123,10 +130,27 @@ class Matching:
             raise ConfigError(*faults)
         ordered = [first, *(name for name in arms if name != first)]
         names = list(group_by_arm([found[was][0] for was in ordered]))
-        described = (describe_arm(plan, was, found[was], self.by) for was in ordered)
+        described = (describe_arm(plan, was, found[was], self) for was in ordered)
         return Match(
             self.budget, self.by, [replace(arm, name=name) for name, arm in zip(names, described, strict=True)]
         )
+
+
+def choose_dimension(plan: LaunchPlan, jobs: Sequence[SweepPoint], budget: str, baseline: str | None) -> str:
+    """Choose the dimension that a budget is solved by: n_kv_heads for the cache, if some number of key-value heads
+    matches every arm and the sweep does not vary it; else the one in BUDGETS."""
+    arms, heads = group_by_arm(jobs), "n_kv_heads"
+    if budget != "kv" or any(find_key(word) == find_place(heads) for each in jobs for word in each.typed):
+        return BUDGETS[budget]
+    figure = functools.partial(find_figure, budget=budget, forecaster=Forecaster(measure=False))
+    try:
+        target = figure(arms[baseline or next(iter(arms))][0].planned)
+        for own in arms.values():
+            read_dimension(plan, own[0], heads)
+            solve_arm(plan, own[0], heads, figure, target)
+    except (ConfigError, KeyError):  # an arm without such heads, or an unknown baseline, which is said later
+        return BUDGETS[budget]
+    return heads
 
 
 def find_faults(arms: Mapping[str, Sequence[SweepPoint]], budget: str, by: str, baseline: str) -> list[str]:
@@ -136,7 +160,7 @@ def find_faults(arms: Mapping[str, Sequence[SweepPoint]], budget: str, by: str, 
     faults = []
     if budget in ("data", "time") and by != "steps":
         faults.append(f"match_by: is {by}, and {budget} is matched by the number of steps (leave it out)")
-    if budget in ("params", "kv") and by == "steps":
+    if budget in ("params", "active", "non_embedding", "kv") and by == "steps":
         faults.append(f"match_by: is steps, which change no {budget} (d_ff, n_layers or d_model)")
     stated = {word for own in arms.values() for word in own[0].typed if find_key(word) == find_place(by)}
     if len(stated) > 1:
@@ -178,15 +202,18 @@ def solve_arm(
     if abs(figure(job.planned) / target - 1) <= TOLERANCE:
         return None
     start = read_dimension(plan, job, by)
+    heads = list_divisors(plan, job) if by.rpartition(".")[2] == "n_kv_heads" else ()
 
     @functools.cache
     def share(value: int) -> float:
         return figure(plan.compose_point(change(job.typed, by, value), job.arm).planned) / target
 
-    if share(start) == share(2 * start):
+    if len({share(each) for each in heads or (start, 2 * start)}) == 1:
         raise ConfigError(f"{by} changes nothing of it (--match-by names another dimension)")
-    tried = []
-    for grain in list_grains(plan, job, by):
+    tried = [min(heads, key=lambda value: abs(share(value) - 1))] if heads else []
+    if heads and abs(share(tried[0]) - 1) <= TOLERANCE:
+        return tried[0]
+    for grain in () if heads else list_grains(plan, job, by):
         value = search(lambda steps, grain=grain: share(steps * grain), max(1, start // grain)) * grain
         tried.append(value)
         if abs(share(value) - 1) <= TOLERANCE:
@@ -219,6 +246,12 @@ def list_grains(plan: LaunchPlan, job: SweepPoint, by: str) -> tuple[int, ...]:
     return (8, 2) if isinstance(width, int) or not isinstance(heads, int) else (math.lcm(8, 2 * heads), 2 * heads)
 
 
+def list_divisors(plan: LaunchPlan, job: SweepPoint) -> tuple[int, ...]:
+    """List the numbers of key-value heads that a job's heads can share: the divisors of n_heads."""
+    heads = read_dimension(plan, job, "n_heads")
+    return tuple(each for each in range(1, heads + 1) if heads % each == 0)
+
+
 def read_dimension(plan: LaunchPlan, job: SweepPoint, by: str) -> int:
     """Read the value of a dimension in a job's config. Raises ConfigError if it is no positive whole number."""
     config = resolve_config(task_config(plan.loader.compose_job(job.typed)))
@@ -230,8 +263,13 @@ def read_dimension(plan: LaunchPlan, job: SweepPoint, by: str) -> int:
     return value
 
 
-def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], by: str) -> MatchedArm:
+def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], asked: Matching) -> MatchedArm:
     """Price a solved arm. The caller sets the arm's new name."""
     price = price_run(jobs[0].planned, memory=False)
-    figures = {each: value for each in CURRENCIES if (value := getattr(price, each)) is not None}
-    return MatchedArm(was, was, jobs, read_dimension(plan, jobs[0], by), figures)
+    names = dict.fromkeys((*CURRENCIES, FIGURES.get(asked.budget, "params")))
+    figures = {each: value for each in names if (value := getattr(price, each)) is not None}
+    value = read_dimension(plan, jobs[0], asked.by)
+    if find_place(asked.by) == "model.n_kv_heads":  # the attention's own: mha reads no such key
+        blocks = (each for tower in jobs[0].planned.spec.towers().values() for each in tower.blocks.values())
+        value = next((each.attention.n_kv_heads for each in blocks if hasattr(each.attention, "n_kv_heads")), value)
+    return MatchedArm(was, was, jobs, value, figures)
