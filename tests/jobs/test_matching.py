@@ -11,6 +11,7 @@ import pytest
 
 from support.command_lines import TINY
 from zoo.cli import run
+from zoo.cli.outlook import print_match
 from zoo.costs import Setup, price
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Forecaster, Timing
@@ -75,11 +76,22 @@ def test_arms_have_the_baselines_figure_within_one_percent(here: Path, asked: Ma
 
 def test_what_is_not_matched_is_said(here: Path) -> None:
     found = match(Matching("params", "d_ff"), "attention=mha,mqa", "seed=0,1")
-    assert found.unmatched == ["cache_bytes"] and found.ratios(found.arms[0]) == {}
-    assert found.ratios(found.arms[1]) == {"cache_bytes": pytest.approx(1 / 6)}
+    assert found.unmatched == ["elementwise", "cache_bytes"] and found.ratios(found.arms[0]) == {}
+    ratios = found.ratios(found.arms[1])
+    assert 0.9 < ratios.pop("elementwise") < 1  # fewer keys are rotated
+    assert ratios == {"cache_bytes": pytest.approx(1 / 6)}
     assert found.arms[1].name == f"attention=mqa d_ff={found.arms[1].value}" and found.arms[1].value % 8 == 0
     cache = match(Matching("kv", "n_layers"), "attention=mha,gqa", "model.n_layers=2")
-    assert [arm.value for arm in cache.arms] == [2, 6] and cache.unmatched == ["params", "active", "all_flops"]
+    assert [arm.value for arm in cache.arms] == [2, 6] and cache.unmatched == [
+        *("params", "active", "all_flops", "elementwise")
+    ]
+
+
+def test_a_norm_of_queries_and_keys_is_not_free(here: Path, capsys: pytest.CaptureFixture) -> None:
+    found = match(Matching("params", "d_ff"), "+model.attention.qk_norm=null,rmsnorm")
+    assert found.unmatched == ["elementwise"] and 1.02 < found.ratios(found.arms[1])["elementwise"] < 1.3
+    print_match(found)
+    assert "not matched: elementwise FLOPs" in capsys.readouterr().out
 
 
 def test_a_cache_is_matched_by_heads_where_heads_can_and_by_depth_elsewhere(here: Path) -> None:
@@ -90,7 +102,9 @@ def test_a_cache_is_matched_by_heads_where_heads_can_and_by_depth_elsewhere(here
     arms = ("attention=mha,gqa", "model.n_layers=2")
     assert choose(*arms) == "n_kv_heads"
     found = match(Matching("kv", "n_kv_heads"), *arms)
-    assert [arm.value for arm in found.arms] == [6, 6] and found.arms[1].jobs[0].planned.spec.blocks["layer"].attention.n_kv_heads == 6
+    assert [arm.value for arm in found.arms] == [6, 6] and found.arms[1].jobs[0].planned.spec.blocks[
+        "layer"
+    ].attention.n_kv_heads == 6
     assert choose("attention=mha,mqa") == choose("attention=gqa", "model.n_kv_heads=2,3") == "n_layers"
 
 
@@ -109,6 +123,7 @@ def test_equal_time_is_by_measured_steps_and_stays_when_a_sweep_goes_on(here: Pa
         "params",
         "active",
         "all_flops",
+        "elementwise",
         "cache_bytes",
         "tokens",
     ]

@@ -32,7 +32,9 @@ def run(
     arm: list[str] | None = option(
         "An arm and its overrides; the first is the baseline. Several times.", metavar="NAME=OVERRIDES"
     ),
-    match: str | None = option("Equalize a cost across arms: params, flops, kv, data, time.", metavar="BUDGET"),
+    match: str | None = option(
+        "Equalize a cost across arms: params, active, non_embedding, flops, kv, data, time.", metavar="BUDGET"
+    ),
     match_by: str | None = option("The key adjusted to equalize it.", metavar="KEY"),
     tune: bool = flag("Tune the learning rate of each arm first, on a seed and rows of its own."),
     seeds: str | None = option("Seeds per arm; several numbers are looks: 3,6,10.", metavar="N[,N...]"),

@@ -26,7 +26,9 @@ class SweepOptions:
 
     plan: bool = flag("With -m: print the jobs, their costs, and the smallest difference that the seeds can detect.")
     measure: bool | None = option("With -m: time 3 steps per arm first. [default: on with --plan]", show_default=False)
-    match: str | None = option("With -m: equalize a cost across arms: params, flops, kv, data, time.", metavar="BUDGET")
+    match: str | None = option(
+        "With -m: equalize a cost across arms: params, active, non_embedding, flops, kv, data, time.", metavar="BUDGET"
+    )
     match_by: str | None = option(
         "The key adjusted to equalize it: d_ff, n_layers, d_model, steps, or any key of the model.", metavar="KEY"
     )

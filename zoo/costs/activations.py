@@ -117,9 +117,13 @@ def list_needs(spec: Priced, run: PassShape) -> NeededGradients:
         memory = None
         for name, tower in spec.towers().items():
             with named_failures(f"{tower.axis}={tower.kind}"):
-                trace = _Trace(tape, tower, name, run)
-                memory = trace.run(make_memory(tower, run) if memory is None else memory, loops=True)
+                memory = trace_tower(tape, tower, name, run, make_memory(tower, run) if memory is None else memory)
     return tape.needs
+
+
+def trace_tower(tape: Tape, tower: Tower, where: str, run: PassShape, memory: Any) -> Any:
+    """Trace a tower's whole pass onto a tape; return its hidden states, which a decoder reads as `memory`."""
+    return _Trace(tape, tower, where, run).run(memory, loops=True)
 
 
 def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Section]:

@@ -2,7 +2,7 @@
 """Count FLOPs: two for each multiply-add of a matrix product.
 
 Elementwise work is not counted, here or by torch's counter: norms, softmax, activations, rotations, the mixing of
-experts and the decay of a state are bound by memory, not by arithmetic.
+experts and the decay of a state are bound by memory, not by arithmetic. `elementwise_flops` counts it beside.
 
 A look-up costs nothing. The head counts whether tied or not. A mixture counts the experts that a token goes through.
 Layers that share weights count as often as they are used. Attention counts the (query, key) pairs that its mask allows.

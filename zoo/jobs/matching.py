@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zoo.analysis.solve.bisection import find_crossing
+from zoo.costs.elementwise_flops import count_elementwise
 from zoo.errors import ConfigError
 from zoo.grammar import resolve
 from zoo.jobs.forecast import Forecaster, price_run
@@ -39,8 +40,9 @@ FIGURES = {
 }
 """The field of a run's price for each budget; `time` is measured instead."""
 
-CURRENCIES = ("params", "active", "all_flops", "cache_bytes", "tokens")
-"""The fields of a run's price in which arms are compared after matching."""
+CURRENCIES = ("params", "active", "all_flops", "elementwise", "cache_bytes", "tokens")
+"""The figures in which arms are compared after matching: fields of a run's price, and the elementwise operations of its
+forward passes."""
 
 MOST = 1 << 26
 """The largest value of a dimension that is tried."""
@@ -267,7 +269,10 @@ def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], asked: 
     """Price a solved arm. The caller sets the arm's new name."""
     price = price_run(jobs[0].planned, memory=False)
     names = dict.fromkeys((*CURRENCIES, FIGURES.get(asked.budget, "params")))
-    figures = {each: value for each in names if (value := getattr(price, each)) is not None}
+    each_token = count_elementwise(jobs[0].planned.spec)
+    elementwise = None if each_token is None else round(each_token * price.tokens)
+    priced = {**vars(price), "all_flops": price.all_flops, "elementwise": elementwise}
+    figures = {each: value for each in names if (value := priced[each]) is not None}
     value = read_dimension(plan, jobs[0], asked.by)
     if find_place(asked.by) == "model.n_kv_heads":  # the attention's own: mha reads no such key
         blocks = (each for tower in jobs[0].planned.spec.towers().values() for each in tower.blocks.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -124,7 +125,8 @@ class Tape:
     """The record of one pass: the number of operations, the `path` of the running part, the `live` bytes and their peak
     (`most`). A `selective` pass saves no intermediate tensors of attention and recomputes them. `autocast` is the dtype
     of matrix products under autocast, None without; `unknown` is the first operation that could not be traced.
-    `section` is the tower and the kind of layer that is traced; `needs` notes what its backward pass computes."""
+    `section` is the tower and the kind of layer that is traced; `needs` notes what its backward pass computes, and
+    `elements` counts by section and operation the elements of each operation's largest tensor."""
 
     device: ShadowDevice
     selective: bool
@@ -136,6 +138,7 @@ class Tape:
     operations: int = 0
     section: tuple[str, str | None] = ("", None)
     needs: NeededGradients = field(default_factory=NeededGradients)
+    elements: Counter[tuple[tuple[str, str | None], str]] = field(default_factory=Counter)
     live: int = 0
     most: int = 0
 

@@ -128,7 +128,9 @@ def make_result(
     """Make the result of an operation on `inputs`. Autograd saves `saves` if an input requires a gradient."""
     moment = current_tape()
     moment.operations += 1
-    given = [each for each in inputs if is_shadow(each) and each.wants_grad]
+    read = [each for each in inputs if is_shadow(each)]
+    moment.elements[moment.section, name] += max(map(math.prod, (shape, *(each.shape for each in read))))
+    given = [each for each in read if each.wants_grad]
     wanted = moment.recording and dtype.is_floating_point and bool(given)
     result = make_shadow(shape, dtype, moment.name(name), grad=wanted, strides=strides)
     if wanted:

@@ -1,0 +1,50 @@
+"""Count elementwise operations of a forward pass approximately: norms, activations, rotations, residual sums, the
+mixing of experts, the decay of states. They are no part of any convention's FLOPs, and are counted beside them, so that
+what multiplies no matrices (QK-norm) is not taken to be free."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from zoo.costs.activations import PassShape, make_memory, trace_tower
+from zoo.costs.rows import Priced
+from zoo.costs.shadow.tape import Tape, UnknownOperation, named_failures, taping
+from zoo.spec.parts import count_kinds
+
+TOKENS = 256
+"""Largest number of tokens of the pass that is traced: operations a token hardly depend on it."""
+
+OPERATIONS = {
+    **dict.fromkeys(("abs", "add", "clamp", "compare", "cos", "cumsum", "div", "exp", "expm1", "extreme", "gelu"), 1),
+    **dict.fromkeys(
+        ("hardswish", "hypot", "leaky_relu", "log", "log1p", "logaddexp", "masked_fill", "mean", "mish"), 1
+    ),
+    **dict.fromkeys(("mul", "neg", "pow", "reciprocal", "relu", "relu6", "rsqrt", "sigmoid", "silu", "sin", "sqrt"), 1),
+    **dict.fromkeys(("softplus", "square", "sum", "tanh", "vector_norm", "where"), 1),
+    **{"addcmul": 2, "rms_norm": 4, "divide_by_rms": 4, "logsumexp": 4, "softmax": 5, "layer_norm": 7},
+}
+"""Operations for each element of the largest tensor that one reads or makes: 1 for an activation or a root as for a
+sum; RMSNorm squares, sums, and multiplies twice. Not counted: products, look-ups, moves and casts, the loss, and the
+scores inside an attention kernel."""
+
+
+def count_elementwise(spec: Priced) -> float | None:
+    """Count the elementwise operations of a forward pass a token; None for a pass that cannot be traced."""
+    context = min(TOKENS, int(spec.max_seq_len))
+    try:
+        with taping("cuda") as tape:
+            memory: Any = None
+            for name, tower in spec.towers().items():
+                run = PassShape(context)
+                with named_failures(f"{tower.axis}={tower.kind}"):
+                    memory = trace_tower(tape, tower, name, run, make_memory(tower, run) if memory is None else memory)
+    except UnknownOperation:
+        return None
+    return sum(map(partial(_weigh, spec, tape), tape.elements)) / context
+
+
+def _weigh(spec: Priced, tape: Tape, key: tuple[tuple[str, str | None], str]) -> int:
+    (where, kind), name = key
+    layers = 1 if kind is None else count_kinds(spec.towers()[where].pattern).get(kind, 0)
+    return OPERATIONS.get(name, 0) * tape.elements[key] * layers
