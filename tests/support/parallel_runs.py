@@ -84,6 +84,10 @@ MODELS = {
     "dropped_parallel": ("llama-tiny", [*SMALL, "model.block=parallel", DROPS]),
     "compiled": ("llama-tiny", [*SMALL, "compile=true", DROPS]),
     "pairs_of_layers": ("llama-tiny", [*SMALL, "model.n_layers=8"]),
+    "neurons": (
+        "llama-tiny",
+        [*SMALL, "optim=normuon", "optim.dtype=fp32", "optim.decay=hyperball", "optim.groups={layers: {lr: 0.02}}"],
+    ),
     "orthogonal": (
         "mixtral-tiny",
         ["model.n_layers=2", "model.router.balance_coef=0", "optim=muon", "optim.dtype=fp32"],
@@ -186,6 +190,7 @@ WAYS = {
     "dropped_parallel": ("tp",),
     "compiled": ("tp", "pp", "cp"),
     "orthogonal": ("ddp", "fsdp", "cp", "pp"),
+    "neurons": ("fsdp",),
 }
 """By model, how two processes share its run."""
 
