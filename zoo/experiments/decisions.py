@@ -1,0 +1,82 @@
+"""Measure decision accuracy: how often the verdict on two arms at one size is the verdict at four times the size.
+
+Small experiments are run to decide about larger models, so this says what their verdicts are worth (DataDecide, 2025,
+does so for data). Two sources have both sizes: a ladder's losses at a quarter of its largest size and at this size; and
+two recipes with the same arms and metric, of which one's models are about four times as large.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zoo.experiments.experiment import Experiment
+from zoo.experiments.judging import ExperimentOutcome, Finding
+
+SIZES = ("loss at a quarter", "loss of the largest")
+"""A ladder's metrics at s and about 4s."""
+
+FOURFOLD = (3.0, 5.3)
+"""The ratios of parameters that count as four times."""
+
+Kept = Mapping[str, tuple[Experiment, ExperimentOutcome]]
+"""Recipes with their verdicts, by name."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The findings on one pair of arms at two sizes, and where they are from."""
+
+    source: str
+    small: Finding
+    large: Finding
+
+    @property
+    def same_sign(self) -> bool:
+        """Whether the arm with the lower value is the same at both sizes."""
+        assert self.small.value is not None and self.large.value is not None
+        return (self.small.value < 0) == (self.large.value < 0)
+
+    @property
+    def same_verdict(self) -> bool:
+        """Whether the verdict is the same at both sizes."""
+        return self.small.found == self.large.found
+
+
+def list_decisions(kept: Kept) -> list[Decision]:
+    """List the comparisons that were made at two sizes. Withdrawn verdicts do not count."""
+    valid = {name: each for name, each in kept.items() if not each[0].withdrawn}
+    made = [
+        decision
+        for name, (_, outcome) in valid.items()
+        for decision in _pair(name, *(_select(outcome, metric) for metric in SIZES))
+    ]
+    for (first, small), (second, large) in itertools.permutations(valid.items(), 2):
+        if _is_fourfold(small, large):
+            metric = small[0].metric
+            made += _pair(f"{first}, {second}", _select(small[1], metric, None), _select(large[1], metric, None))
+    return made
+
+
+def _is_fourfold(small: tuple[Experiment, ExperimentOutcome], large: tuple[Experiment, ExperimentOutcome]) -> bool:
+    """Whether two recipes have the same arms and metric, and the second's baseline about four times the parameters."""
+    one, other = small[0], large[0]
+    if one.arms.keys() != other.arms.keys() or (one.metric, one.higher) != (other.metric, other.higher):
+        return False
+    first, second = (its.costs[each.first_arm()].get("params", math.nan) for each, its in (small, large))
+    return FOURFOLD[0] <= second / first <= FOURFOLD[1]
+
+
+def _select(outcome: ExperimentOutcome, *metrics: str | None) -> list[Finding]:
+    """Select the comparisons in a metric: those with a test."""
+    return [
+        each for each in outcome.findings if each.metric in metrics and each.p is not None and each.value is not None
+    ]
+
+
+def _pair(source: str, small: Sequence[Finding], large: Sequence[Finding]) -> list[Decision]:
+    others = {(each.arm, each.against): each for each in large}
+    pairs = ((each, others.get((each.arm, each.against))) for each in small)
+    return [Decision(source, each, other) for each, other in pairs if other is not None]
