@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from support.tiny_runs import write_corpus
+from zoo.analysis.scaling import Law, fit_law
 from zoo.analysis.scaling.ladder_sizes import (
     LEAST_LAYERS,
     choose_lengths,
@@ -16,6 +18,7 @@ from zoo.analysis.scaling.ladder_sizes import (
     compute_rate,
     space_sizes,
 )
+from zoo.analysis.scaling.points import read_points
 from zoo.analysis.solve.proportions import ComposedModel
 from zoo.checkpoint import store
 from zoo.cli import run
@@ -26,6 +29,7 @@ from zoo.jobs.forecast import Timing
 from zoo.ladder import LadderRequest, climb, plan_ladder
 from zoo.ladder.ladder_plan import plan_run
 from zoo.ladder.rate_tuning import interpolate_rate, tune_rates
+from zoo.report.scaling import compare_held
 from zoo.training.schedule import WSDS
 
 TINY = ["model.head_dim=8", "model.vocab_size=257"]
@@ -130,7 +134,7 @@ def test_a_ladder_is_climbed_and_its_largest_size_predicted_before_it_is_trained
     assert again == outcome
     assert files == {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
 
-    with pytest.raises(ConfigError, match=r"has another ladder, of llama-tiny"):
+    with pytest.raises(ConfigError, match=r"has another ladder, of 'llama-tiny'"):
         climb(replace(ladder, tokens_per_param=20), folder, print)
     (folder / "prediction.json").unlink()
     with pytest.raises(Exception, match=r"was trained before prediction\.json was written"):
@@ -242,15 +246,28 @@ def test_rates_are_searched_on_a_seed_and_rows_that_the_ladder_does_not_report(a
     assert set(json.loads((tmp_path / "rates.json").read_text())) == {str(rung.params) for rung in trained}
 
 
-@pytest.mark.slow
-def test_arms_climb_ladders_of_their_own_and_a_speedup_is_given_at_each_size(asked, tmp_path, capsys):
-    sizes = [*SHELL, "--tokens-per-param", "0.6", "--seeds", "2"]
-    arms = ["--arm", "plain=", "--arm", "gpt=model=gpt-tiny optim.lr=0.003", "--bootstrap", "20", "--out", "arms"]
-    assert run(["ladder", asked.model, *asked.overrides, *sizes, *arms, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert list(found["arms"]) == ["plain", "gpt"] and list(found["speedups"]) == ["gpt"]
-    whole = {each["params"]: each["flops"] for each in found["arms"]["plain"]["runs"]}
-    flops = found["speedups"]["gpt"]["flops"]
-    assert len(flops) == 4 and all(at <= most for at, most in zip(flops, sorted(whole.values()), strict=True))
-    assert run(["ladder", asked.model, *asked.overrides, *sizes, *arms]) == 0
-    assert "Compute-optimal speedup over plain" in capsys.readouterr().out
+def test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope(asked, monkeypatch, capsys):
+    """Nothing trains: the losses are of laws of which the second needs half the tokens, at 1.25 times the FLOPs."""
+    base = Law(E=0.9, A=12.0, B=60.0, alpha=0.3, beta=0.32)
+    laws = {"plain": base, "late": replace(base, B=base.B * 2**-base.beta)}
+
+    def climb(ladder, folder, say, bootstrap):
+        law, cost = laws[folder.name], 6.0 if folder.name == "plain" else 7.5
+        points = [(rung.name, rung.params, tokens) for rung in ladder.rungs for tokens in rung.tokens]
+        lines = [
+            {"run": run, "params": n, "tokens": d, "loss": law.loss(n, d), "flops": cost * n * d}
+            for run, n, d in points
+        ]
+        folder.mkdir(parents=True)
+        (folder / "points.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        fit = fit_law(read_points(folder / "points.jsonl", {}), bootstrap)
+        runs = [{"run": each.name, "flops": each.flops, "predicted_seconds": 2, "seconds": 1} for each in ladder.rungs]
+        return {"held_out": compare_held(fit, fit.points), "doubt": None, "runs": runs, "fit": fit.to_dict()}
+
+    monkeypatch.setattr("zoo.ladder.arm_ladders.climb", climb)
+    monkeypatch.setattr("zoo.ladder.predict_seconds", lambda ladder: ladder)
+    arms = ["--arm", "plain=", "--arm", "late=optim.lr=0.003", "--bootstrap", "20", "--seeds", "2"]
+    assert run(["ladder", asked.model, *asked.overrides, *SHELL, *arms]) == 0
+    table = capsys.readouterr().out.split("Compute-optimal speedup over plain")[1]
+    assert table.count("×1.600 ") == 3 * 4  # the intervals have no width, as nothing is noisy
+    assert re.search(r"slope +[+-]0\.000 ", table)
