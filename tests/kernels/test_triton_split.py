@@ -49,13 +49,19 @@ def attend_part(grid, *, q, k, v, y, lse, **a):
     """The attention of each query to each part of the keys that it sees, from offsets and strides."""
     (programs, splits), group = grid, a["GROUP"]
     rows = programs // a["tiles"] // a["n_kv_heads"]
-    heads, lines = a["n_kv_heads"] * group, rows * a["n_queries"] * a["n_kv_heads"] * group
+    heads, lines = a["n_kv_heads"] * group, a["lines"]
     assert a["tiles"] * a["TILE"] >= a["n_queries"] * group > (a["tiles"] - 1) * a["TILE"]
     for line in range(lines):
-        row, query, head = line // heads // a["n_queries"], line // heads % a["n_queries"], line % heads
-        mine = read(q, row * a["q_row"] + query * a["q_token"] + head * a["q_head"], a["WIDTH"])
+        place, query, head = line // heads // a["n_queries"], line // heads % a["n_queries"], line % heads
+        row, count, at = place, a["n_queries"], query
+        if a["ends"] is not None:
+            ends, place, at = a["ends"].tolist(), 0, line // heads
+            row = max(number for number, end in enumerate(ends[:-1]) if end <= at)
+            count, query = ends[row + 1] - ends[row], at - ends[row]
+            assert rows == len(ends) - 1 and count <= a["n_queries"]
+        mine = read(q, place * a["q_row"] + at * a["q_token"] + head * a["q_head"], a["WIDTH"])
         held = a["n_keys"] if a["lengths"] is None else int(a["lengths"][row])
-        token = query + held - a["n_queries"]
+        token = query + held - count
         first = max(0, token - a["left"]) if a["LEFT"] else 0
         stop = min(held, token + a["right"] + 1) if a["RIGHT"] else held
         seen = list(range(first, max(stop, first)))
@@ -64,19 +70,19 @@ def attend_part(grid, *, q, k, v, y, lse, **a):
             scores, values = [], []
             for key in seen[part * each : (part + 1) * each]:
                 paged = a["table"] is not None
-                place = int(a["table"][row, key // a["PAGE"]]) if paged else row
+                page = int(a["table"][row, key // a["PAGE"]]) if paged else row
                 slot = key % a["PAGE"] if paged else key
-                at = place * a["k_page"] + slot * a["k_slot"] + head // group * a["k_head"]
-                score = float(mine @ read(k, at, a["WIDTH"])) * a["scale"]
+                held_at = page * a["k_page"] + slot * a["k_slot"] + head // group * a["k_head"]
+                score = float(mine @ read(k, held_at, a["WIDTH"])) * a["scale"]
                 score = score if a["softcap"] is None else a["softcap"] * math.tanh(score / a["softcap"])
                 if a["slopes"] is not None:
                     score -= float(read(a["slopes"], row * a["slope_row"] + head, 1)) * abs(token - key)
                 scores.append(score)
-                at = place * a["v_page"] + slot * a["v_slot"] + head // group * a["v_head"]
+                held_at = page * a["v_page"] + slot * a["v_slot"] + head // group * a["v_head"]
                 shared = a["SHARED"] and k.data_ptr() == v.data_ptr()
-                values.append(read(k if shared else v, at, a["V_WIDTH"]))
+                values.append(read(k if shared else v, held_at, a["V_WIDTH"]))
             if a["sinks"] is not None and splits == 1:
-                scores.append(read_sink(a, row, query, head))
+                scores.append(read_sink(a, place, at, head))
                 values.append(torch.zeros(a["V_WIDTH"]))
             total = torch.tensor(scores).logsumexp(0) if scores else torch.tensor(-math.inf)
             shares = (torch.tensor(scores) - total).exp() if scores else []
@@ -124,6 +130,23 @@ def test_every_case_of_few_queries_equals_eager_or_is_refused(name, launches, mo
         row = check_case("triton", CASES[name], dtype, Settings("cpu", seed=7))
         assert row.get("passed", "refused" in row), row
         assert bool(launches) != ("refused" in row)
+
+
+@pytest.mark.parametrize("least", [1, 256])  # in several parts, and in one
+def test_rows_of_any_number_of_queries_lie_end_to_end(least, launches, monkeypatch):
+    monkeypatch.setattr(triton_split, "LEAST", least)
+    monkeypatch.setattr(triton_split, "EMULATED", 50)
+    torch.manual_seed(0)
+    q, pool, values = torch.randn(1, 12, 16, 32), torch.randn(8, 4, 2, 32), torch.randn(8, 4, 2, 32)
+    rows = {"lengths": torch.tensor([7, 3, 8]), "cu_seqlens_q": torch.tensor([0, 1, 4, 12], dtype=torch.int32)}
+    given = {"scale": 0.3, "pages": torch.tensor([[4, 1], [0, 5], [2, 3]]), "sinks": torch.randn(16)}
+    for window in (None, 2):
+        mask = Mask(8, 8, window=window, **rows)
+        found, wanted = (attend(q, pool, values, mask, kernel=kernel, **given) for kernel in ("triton", "eager"))
+        torch.testing.assert_close(found, wanted)
+    assert {grid[1] > 1 for name, grid, _ in launches if name == "attend_part"} == {least == 1}
+    (tiles,) = {options["tiles"] for name, _, options in launches if name == "attend_part"}
+    assert tiles == 64 // 16  # of the longest row
 
 
 def test_what_it_refuses_is_what_it_lacks(launches):

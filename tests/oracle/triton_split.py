@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -134,6 +135,10 @@ def draw(
     q = torch.randn(rows, queries, n_heads, width, generator=generator) * 2
     sink = numbers.choice((None, None, (n_heads,), (rows, queries, n_heads)))
     mask = {"causal": causal, "window": window, "lengths": lengths}
+    if numbers.random() < 0.3:  # rows end to end, each of its own number of queries
+        counts = [numbers.randint(1, queries) for _ in range(rows - 1)] + [queries]
+        mask["cu_seqlens_q"] = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
+        q, sink = q.flatten(0, 1)[None, : sum(counts)], sink and sink[-1:]
     options: dict[str, Any] = {
         "scale": width**-0.5,
         "softcap": numbers.choice((None, None, 3.0)),
@@ -144,7 +149,14 @@ def draw(
         options["bias"] = Slopes(torch.rand(n_heads, generator=generator), lengths, queries, keys)
     dtype = numbers.choice(DTYPES)
     told = {**mask, **{name: each for name, each in options.items() if name in ("softcap",)}}
-    told |= {"lengths": lengths.tolist(), "sinks": sink, "bias": "bias" in options, "latent": latent, "page": page}
+    told |= {
+        "lengths": lengths.tolist(),
+        "cu_seqlens_q": "cu_seqlens_q" in mask,
+        "sinks": sink,
+        "bias": "bias" in options,
+        "latent": latent,
+        "page": page,
+    }
     name = f"{dtype} {tuple(q.shape)} over {n_kv_heads} kv heads, {told}"
     return name, dtype, (q, pools, values, (queries, keys, mask)), options
 

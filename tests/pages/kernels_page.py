@@ -86,13 +86,17 @@ With flash-attn 2, 3 and 4
 Kernels that read pages where they lie also take prompts and decoding rows in one pass (varlen):
 `Mask(lengths=…, cu_seqlens_q=…)` states where the queries of each row begin. The engine computes a step so if the
 kernels of all layers do; otherwise decoding rows share a pass, and prompts share one only with prompts of their
-length. What is called was read in the packages' source of August 2026, and has run over stand-ins alone:
+length. Of MLA, whose latents are then read absorbed, chunks of
+prompts that cost no more so take part (DeepSeek-V3: of 170 tokens at most); longer ones are expanded in passes of their
+own. What is called was read in the packages' source of August 2026, and has run over stand-ins alone, Zoo's own kernel
+by Triton's interpreter too:
 
 | kernel | call |
 | --- | --- |
 | flash2 | `flash_attn_varlen_func(cu_seqlens_q=…, cu_seqlens_k=…, block_table=…)` |
 | flash3 | `flash_attn_with_kvcache(cu_seqlens_q=…, cache_seqlens=…, page_table=…)` |
 | flash4 | `flash_attn_varlen_func(cu_seqlens_q=…, seqused_k=…, page_table=…)` |
+| triton | `attend_part(ends=…, lengths=…, table=…)`, Zoo's own |
 
 ## On a GPU
 

@@ -18,8 +18,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def attend_part(
-    q, k, v, y, lse, table, lengths, sinks, slopes,
-    scale, softcap, n_queries, n_keys, n_kv_heads, tiles, splits, left, right,
+    q, k, v, y, lse, table, lengths, ends, sinks, slopes,
+    scale, softcap, n_queries, n_keys, n_kv_heads, tiles, splits, lines, left, right,
     q_row, q_token, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head,
     table_row, sink_row, sink_token, slope_row,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, PAGE: tl.constexpr,
@@ -30,24 +30,32 @@ def attend_part(
     """Attend with one tile of one kv head's queries to part `tl.program_id(1)` of the keys that the tile sees.
 
     q [B, T, H, C], pools k [N, page, K, C] and v [N, page, K, Cv] with `table` [B, P] (None: k [B, S, K, C]),
-    `lengths` [B] (None: n_keys), `sinks` [B, T, H] and `slopes` [B, H] by their strides, or None. A query sees at most
-    `left` keys before itself and `right` after it, if LEFT and RIGHT are set. Writes y [B, T, H, Cv] or, with SPLIT,
-    y [splits, B·T·H, Cv] and lse [splits, B·T·H] in float32. With SHARED the values are the first V_MAIN channels of
-    the keys (MLA's latents), and are not read again.
+    `lengths` [B] (None: n_keys), `sinks` [B, T, H] and `slopes` [B, H] by their strides, or None. With `ends` [B + 1]
+    queries lie end to end, as do sinks and y: [1, N, H, C], those of row b from ends[b] on. A query sees at most `left`
+    keys before itself and `right` after it, if LEFT and RIGHT are set. Writes y [B, T, H, Cv] or, with SPLIT, y
+    [splits, lines, Cv] and lse [splits, lines] in float32; `lines` is B·T·H. With SHARED the values are the first
+    V_MAIN channels of the keys (MLA's latents), and are not read again.
     """
     tile = tl.program_id(0) % tiles
     kv_head = tl.program_id(0) // tiles % n_kv_heads
     row = (tl.program_id(0) // tiles // n_kv_heads).to(tl.int64)
     m = tile * TILE + tl.arange(0, TILE)
-    real = m < n_queries * GROUP
     query, head = m // GROUP, kv_head * GROUP + m % GROUP
-    held = n_keys
+    held, place = n_keys, row
+    at = query.to(tl.int64)  # the query's place in row `place` of q
     if lengths is not None:
         held = tl.load(lengths + row).to(tl.int32)
+    line = row * n_queries
+    if ends is not None:
+        line = tl.load(ends + row).to(tl.int64)
+        n_queries = (tl.load(ends + row + 1) - line).to(tl.int32)
+        at, place = at + line, row * 0
+    real = m < n_queries * GROUP
     token = query + held - n_queries  # aligned at the bottom right
+    held = tl.where(tile * TILE < n_queries * GROUP, held, 0)  # the tiles are those of the longest row
     first, begin, end = find_part(tile, held, n_queries, splits, left, right, GROUP, TILE, KEYS, LEFT, RIGHT)
 
-    q_at = q + row * q_row + query.to(tl.int64) * q_token + head * q_head
+    q_at = q + place * q_row + at * q_token + head * q_head
     q_main = load_channels(q_at, real, 0, MAIN, WIDTH)
     if REST:
         q_rest = load_channels(q_at, real, MAIN, REST, WIDTH)
@@ -96,12 +104,12 @@ def attend_part(
             rest = tl.dot(p, v_rest, rest * shrink[:, None], input_precision="ieee")
 
     share = tl.where(total > 0, 1.0 / total, 0.0)  # 0 for a query that sees no key
-    line = (row * n_queries + query) * (n_kv_heads * GROUP) + head  # of B·T·H
+    line = (line + query) * (n_kv_heads * GROUP) + head  # of B·T·H
     if SPLIT:
-        line += tl.program_id(1) * ((tl.num_programs(0) // tiles).to(tl.int64) * n_queries * GROUP)
+        line += tl.program_id(1).to(tl.int64) * lines
         tl.store(lse + line, tl.where(total > 0, top + tl.log2(total), float("-inf")), mask=real)
     elif sinks is not None:
-        sink = tl.load(sinks + row * sink_row + query * sink_token + head, mask=real, other=0.0).to(tl.float32) * LOG2E
+        sink = tl.load(sinks + place * sink_row + at * sink_token + head, mask=real, other=0.0).to(tl.float32) * LOG2E
         above = tl.maximum(top, sink)
         shrink = tl.exp2(top - above)
         share = shrink / (total * shrink + tl.exp2(sink - above))

@@ -135,9 +135,12 @@ class KernelLaunch(NamedTuple):
 
 
 def lay_launch(q: Tensor, k: Tensor, v: Tensor, how: Scores, processors: int) -> KernelLaunch:
-    """Lay out the launch for q [B, T, H, C] over k and v [B, S, K, C] or pools of pages. The grid depends on shapes
-    alone, not on the rows' lengths, so that a CUDA graph can record it."""
-    (rows, n_queries, n_heads, width), n_kv_heads, mask = q.shape, k.shape[2], how.mask
+    """Lay out the launch for q [B, T, H, C], or rows end to end [1, N, H, C], over k and v [B, S, K, C] or pools of
+    pages. The grid depends on shapes alone, not on the rows' lengths, so that a CUDA graph can record it."""
+    (rows, tokens, n_heads, width), n_kv_heads, mask = q.shape, k.shape[2], how.mask
+    n_queries, lines = tokens, rows * tokens * n_heads
+    if mask.cu_seqlens_q is not None:  # rows end to end: tiles for the longest one, of which others leave some empty
+        rows, n_queries = len(mask.cu_seqlens_q) - 1, mask.n_queries
     group, features = n_heads // n_kv_heads, mask.features
     left, right = find_sides(features["causal"], features["window"], features["ahead"])
     (main, rest), (v_main, v_rest) = split_width(width), split_width(v.shape[3])
@@ -160,6 +163,7 @@ def lay_launch(q: Tensor, k: Tensor, v: Tensor, how: Scores, processors: int) ->
     arguments = {
         **ends,
         **{"table": pages, "table_row": 0 if pages is None else pages.stride(0), "lengths": lengths},
+        **{"ends": mask.cu_seqlens_q, "lines": lines},
         **{"slopes": slopes, "slope_row": slopes.stride(0) if slopes is not None and slopes.ndim > 1 else 0},
         **{"scale": how.scale, "softcap": how.softcap, "n_queries": n_queries, "n_keys": mask.n_keys},
         **{"n_kv_heads": n_kv_heads, "tiles": tiles, "splits": splits, "left": left or 0, "right": right or 0},
@@ -170,7 +174,7 @@ def lay_launch(q: Tensor, k: Tensor, v: Tensor, how: Scores, processors: int) ->
         **{"MAIN": main, "REST": rest, "V_MAIN": v_main, "V_REST": v_rest, "TILE": size.tile, "KEYS": size.keys},
         **{"LEFT": left is not None, "RIGHT": right is not None, "SHARED": shared, "SPLIT": splits > 1},
     }
-    join = {**ends, "n_queries": n_queries, "n_heads": n_heads, "splits": splits}
+    join = {**ends, "n_queries": tokens, "n_heads": n_heads, "splits": splits}
     join |= {"V_WIDTH": v.shape[3], "V_PADDED": _round_up(v.shape[3])}
     return KernelLaunch((programs, splits), arguments, {"num_warps": size.warps, "num_stages": size.stages}, join)
 
