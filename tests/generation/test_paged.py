@@ -235,7 +235,7 @@ def varlen(monkeypatch):
     return found
 
 
-FLAT = ["attention=gqa", "position=alibi"]
+FLAT = ["attention=gqa", "position=alibi", "attention=mla", pytest.param("mla and window", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("kind", FLAT)
@@ -248,6 +248,21 @@ def test_a_request_gets_what_it_gets_alone_though_prompts_share_passes_by_page(k
         if sum(rows > 1 for rows in varlen) > 8:
             return
     pytest.fail("no prompts shared a pass")
+
+
+def test_long_chunks_of_latents_have_passes_of_their_own():
+    """With latents of R channels, and N + V channels of a head's keys and values made of them, absorbed attention costs
+    no more up to R·(N + V) / (2R − N − V) tokens; longer chunks are expanded."""
+    model = make("attention=mla")
+    attention = next(iter(model.spec.blocks.values())).attention
+    made, wide = attention.qk_nope_head_dim + attention.v_head_dim, attention.kv_lora_rank
+    limit = int(wide * made / (2 * wide - made))
+    engine = Engine(model, rows=3, tokens=limit + 9, budget=3 * limit, reuse=False)
+    for length in (3, limit, limit + 1):
+        engine.add(Request(ids=[5] * length, max_new_tokens=1))
+    chunks = engine.scheduler.plan()
+    passes = [[chunk.count for chunk in batch] for batch in engine.passes.batches(chunks)]
+    assert passes == [[3, limit], [limit + 1]]
 
 
 class Steps:

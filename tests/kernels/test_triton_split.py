@@ -220,7 +220,8 @@ def test_a_width_is_cut_into_a_power_of_two_and_a_rest():
     "overrides", [[], ["attention=mla"], ["position=alibi"], ["+attention.sinks=true", "attention=sliding", "window=9"]]
 )
 def test_a_model_decodes_from_pages_as_with_eager(overrides, launches):
-    """Rows of other lengths, by one token and by three, as a draft's verification has them."""
+    """Rows of other lengths, by one token and by three, as a draft's verification has them, and by one and three end to
+    end."""
     model, found = model_of(["max_seq_len=64", *overrides]), {}
     for kernel in ("eager", "triton"):
         cache, model.kernel = Cache.allocate(model, 2, 40, paged=True, page=8), "eager"
@@ -230,6 +231,8 @@ def test_a_model_decodes_from_pages_as_with_eager(overrides, launches):
                 model(torch.tensor([ids]), cache=Cache(cache.store, [row]))
             model.kernel = kernel
             found[kernel] = [model(torch.full((2, new), 7), cache=cache).logits for new in (1, 3)]
+            flat = Cache(cache.store, cache.rows, varlen=True)
+            found[kernel].append(model(torch.full((1, 4), 7), cache=flat, counts=[1, 3]).hidden)
     for got, wanted in zip(found["triton"], found["eager"], strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert len(launches) >= 2 * model.spec.n_layers

@@ -41,8 +41,8 @@ class EnginePasses:
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Yield the chunks of each forward pass. If the model can read chunks end to end (`_lies_flat`), one pass takes
-        them as [1, N], except `whole` chunks, those of requests with prompt_logprobs, and those too long for a window's
-        pages (`_fits`). Of the other chunks, decoding ones share a pass if the attention takes ragged rows. The rest
+        them as [1, N], except `whole` chunks, those of requests with prompt_logprobs, and those too long for it
+        (`_fits`). Of the other chunks, decoding ones share a pass if the attention takes ragged rows. The rest
         share a pass if their rows have equally many cached and equally many new tokens; if the pass also reads an
         encoder's sources, these must be of equal length. With `deterministic`, see
         `_stable_batches`."""
@@ -70,7 +70,7 @@ class EnginePasses:
 
     @cached_property
     def _lays_flat(self) -> bool:
-        """Whether the model's layers read rows end to end at no extra cost. Not for MLA (absorbed), compressed
+        """Whether the model's layers read short rows (`_longest_flat`) end to end at no extra cost. Not for compressed
         attention, chunks, recurrent layers, positions that read a row's length, prefix-LMs and encoder-decoders, nor
         for windows in a store that is not paged."""
         blocks = self.writer.blocks.values()
@@ -90,12 +90,18 @@ class EnginePasses:
             return False
         return takes_varlen(self.writer, self.store.dtype, self.device, self.model.kernel, self.store.page)
 
+    @cached_property
+    def _longest_flat(self) -> float:
+        """The most tokens of a chunk for which lying end to end costs no more (MLA: absorbed attention)."""
+        return min(block.attention.passes.varlen for block in self.writer.blocks.values())
+
     def _fits(self, chunk: Chunk) -> bool:
-        """Whether the pages of every window hold a chunk and the tokens that it sees."""
+        """Whether a chunk is short enough to lie end to end with others: for every layer's attention, and for the pages
+        of every window, which hold it and the tokens that it sees."""
         row, page = chunk.sequence.row, self.store.page
         assert row is not None
         stop = row.length + chunk.count
-        return all(
+        return chunk.count <= self._longest_flat and all(
             group.full or -(-stop // page) - group.first_seen(row.length) // page <= self.store.pages_of(group, stop)
             for group in self.store.groups
         )

@@ -315,7 +315,11 @@ class ForwardContext:
         later = self.past != 0 and not step.crosses and not self.context.active
         for segment in keys.segments if mask is None else [KeySegment(mask)]:
             features = {**segment.mask.features, **given}
-            ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
+            ask = (
+                attention.decode_ask(name, segment.mask.n_queries, **features)
+                if later
+                else attention.ask(name, **features)
+            )
             if ask is not None:
                 kernels.prepare(segment.mask, ask, self.device, dtype, bias=segment.bias, kernel=step.kernel)
 

@@ -196,7 +196,9 @@ def shares_contexts(spec: Any, device: Device) -> bool:
     such a pass cannot do."""
     blocks = spec.blocks.values()
     passes = [block.attention.passes for block in blocks]
-    ragged = all(each.varlen and each.ragged for each in passes) and not any(block.state() for block in blocks)
+    ragged = all(each.varlen == math.inf and each.ragged for each in passes) and not any(
+        block.state() for block in blocks
+    )
     fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
     sees = all(block.attention.sight.window is None and block.attention.sight.chunk is None for block in blocks)
     causal = spec.cacheable_until is None and not spec.prefix_lm

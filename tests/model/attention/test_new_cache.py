@@ -63,7 +63,7 @@ def means() -> Iterator[None]:
 
         @property
         def passes(self) -> Passes:
-            return Passes(varlen=False)
+            return Passes(varlen=0)
 
         @property
         def loan(self) -> Loan | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -52,8 +53,9 @@ class Passes(NamedTuple):
 
     ragged: bool = True
     """Whether rows of unequal length can be computed in one pass with a cache."""
-    varlen: bool = True
-    """Whether rows of any length can lie end to end (varlen) at no more cost than each row by itself."""
+    varlen: float = math.inf
+    """Largest number of new tokens of a row with which rows lie end to end (varlen) at no more cost than each row by
+    itself; 0 if they cannot."""
     split: bool = False
     """Whether context parallelism may divide the tokens of a row among ranks."""
     loops: bool = False

@@ -87,7 +87,7 @@ class Compressed(MultiHead, kind="compressed"):
 
     @property
     def passes(self) -> Passes:
-        return Passes(varlen=False, split=self.compressor is None)
+        return Passes(varlen=0, split=self.compressor is None)
 
     @property
     def chooser(self) -> Indexer | None:

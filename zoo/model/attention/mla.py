@@ -119,8 +119,9 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     @property
     def passes(self) -> Passes:
-        # Ragged rows are computed absorbed, which costs more for a prompt.
-        return Passes(varlen=False, split=self.short_conv is None)
+        # Ragged rows are computed absorbed, which costs more for a long chunk of a prompt.
+        varlen = self.absorbs_until if self.indexer is None else 0
+        return Passes(varlen=varlen, split=self.short_conv is None)
 
     @property
     def chooser(self) -> Indexer | None:
