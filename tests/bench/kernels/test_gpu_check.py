@@ -18,6 +18,7 @@ from zoo.bench.kernels import (
     checking,
     device_timing,
     kernel_report,
+    page_reads,
     training_mfu,
 )
 from zoo.bench.kernels.processes import Settings
@@ -295,6 +296,21 @@ def test_a_windows_gain_is_the_best_kernels_over_a_masked_sdpa():
     assert found["passed"]
     assert not attention_speed.find_window_gain(list(window_rows(sdpa=(3.0, 9.0), flash2=(1.0, 7.0))))["passed"]
     assert attention_speed.find_window_gain(list(window_rows(flash2=(1.0, 7.0)))) is None
+
+
+def test_a_decoding_step_from_pages_is_timed_beside_the_bytes_of_its_keys():
+    settings, rows = replace(CPU, limits=LIMITS), []
+    for kernel in ("eager", "sdpa", "triton", "flex"):
+        for job in page_reads.list_jobs(settings, kernel=kernel):
+            rows.append(job.run())
+    eager = rows[:2]
+    assert [row["bytes"] for row in eager] == [2 * 256 * 2 * (16 + 16) * 2, 2 * 256 * 48 * 2]  # MLA's values are keys
+    for row in rows[:4]:
+        assert row["share_of_copy"] * row["seconds"] * LIMITS.copy == pytest.approx(row["bytes"])
+    assert all("CUDA" in row["refused"] for row in rows[4:6])
+    assert all("left_out" in row for row in rows[6:])
+    lines = kernel_report._page_reads({"speed": [*rows, {"kernel": "sdpa", "forward": {"seconds": 1.0}}]})
+    assert [line.split()[0] for line in lines] == ["decoding", "eager", "sdpa"]
 
 
 def test_scores_that_do_not_fit_are_not_tried(monkeypatch):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from zoo.bench.kernels import device_timing
+from zoo.bench.kernels import device_timing, page_reads
 from zoo.bench.kernels.accuracy import TRACED
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
 from zoo.kernels import KERNELS, attend, machine_of
@@ -16,7 +16,8 @@ from zoo.lazy import torch
 
 ACCOUNTING = (
     "causal attention in bfloat16, heads × width = 2048, rows × length = 16384: 4·T²·H·C / 2 FLOPs a row forward, the "
-    "backward pass 2.5 times as many (Dao, 2023)"
+    "backward pass 2.5 times as many (Dao, 2023). From pages: a decoding step's attention in bfloat16; share = bytes "
+    "of keys and values, read once ÷ seconds ÷ copy bandwidth, which counts bytes read and written"
 )
 PASSES = {"forward": 1.0, "both": 3.5}
 """FLOPs of each measurement relative to the forward pass."""
@@ -38,7 +39,7 @@ SCORES = 3 * 4
 
 
 def list_jobs(settings: Settings, *, kernel: str) -> list[Measurement]:
-    """List one job per length and head width, and one for the window."""
+    """List one job per length and head width, one for the window, and those of decoding from pages."""
     quick = settings.quick
     lengths, widths = (QUICK["lengths"], QUICK["widths"]) if quick else (LENGTHS, WIDTHS)
     channels, tokens = (QUICK["channels"], QUICK["tokens"]) if quick else (CHANNELS, TOKENS)
@@ -52,7 +53,8 @@ def list_jobs(settings: Settings, *, kernel: str) -> list[Measurement]:
     ]
     length, window = QUICK["window"] if quick else WINDOW
     row = (1, length, channels // widths[-1], widths[-1])
-    return [Measurement(f"{kernel}: window", partial(time_window, kernel, row, window, settings)), *rates]
+    windows = [Measurement(f"{kernel}: window", partial(time_window, kernel, row, window, settings))]
+    return [*windows, *rates, *page_reads.list_jobs(settings, kernel=kernel)]
 
 
 def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:

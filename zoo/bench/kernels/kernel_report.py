@@ -76,7 +76,7 @@ def _finite(node: object) -> Any:
 
 def format_table(report: Mapping[str, Any]) -> str:
     """Format the whole report as one page of text."""
-    parts = (_head, _goals, _runs, _errors, _speed, _models, _pieces, _left_out, _failures)
+    parts = (_head, _goals, _runs, _errors, _speed, _page_reads, _models, _pieces, _left_out, _failures)
     blocks = [list(part(report)) for part in parts]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -181,6 +181,23 @@ def _window(gain: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 PASSES = {"forward": "forward", "both": "forward and backward"}
+
+
+def _page_reads(report: Mapping[str, Any]) -> list[str]:
+    """List the microseconds of a decoding step's attention from pages, by kernel and layer, with the share of copy."""
+    found = {(row["kernel"], row["layer"]): row for row in report["speed"] if "seconds" in row and "layer" in row}
+    layers = list(dict.fromkeys(layer for _, layer in found))
+    rows = [("decoding from pages, µs (share of copy)", *layers)]
+    for kernel in dict.fromkeys(kernel for kernel, _ in found):
+        rows += [(kernel, *(_read_pages(found.get((kernel, layer))) for layer in layers))]
+    return align_columns(rows, right=range(1, 1 + len(layers))).splitlines() if layers else []
+
+
+def _read_pages(row: ReportRow | None) -> str:
+    if row is None:
+        return "-"
+    share = row["share_of_copy"]
+    return f"{row['seconds'] * 1e6:,.0f}" + ("" if share is None else f" ({format_share(share, 1)})")
 
 
 def _models(report: Mapping[str, Any]) -> list[str]:
