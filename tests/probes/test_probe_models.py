@@ -374,6 +374,31 @@ def test_a_battery_that_was_killed_goes_on_and_trains_nothing_twice(tmp_path, ca
     assert run([*command[:-6], "--steps", "3", *command[-6:]]) == 0 and len(trained) == 6  # other settings
 
 
+def test_a_card_with_controls_has_the_levels_at_which_they_separate(tmp_path, capsys, monkeypatch):
+    def run_task(task):
+        blind = task.spec.blocks["layer"].attention.sight.window == 1
+        if not task.report:
+            return {"accuracy": 0.5, "loss": 1.0, "seconds": 0.0}
+        levels = {str(level): {"accuracy": float(level <= 8 and not blind), "loss": 1.0} for level in task.probe.levels}
+        return {"levels": levels, "curve": {"400": 0.8}, "seconds": 0.0}
+
+    monkeypatch.setattr("zoo.probes.battery.run_task", run_task)
+    command = ["probe", "llama-tiny", "--controls", "--probe", "mqar", "--size", "small", "--jobs", "1"]
+    assert run([*command, "--out", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(each["model"], each["reach"]) for each in found] == [
+        ("positive control", 8),
+        ("negative control", 0),
+        ("llama-tiny", 8),
+    ]
+    assert all(max(map(int, each["levels"])) == 16 and each["steps_to_solve"][0] is None for each in found)
+    assert (tmp_path / "llama-tiny" / "mqar-small-to-16" / "probe.json").is_file()
+    assert run([*command, "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "mqar: separates: the positive control reaches 8 keys, a model without token mixing none." in told
+    assert "> 400" in told and "vocab 34 (8,192)" in " ".join(told.split())
+
+
 @pytest.mark.parametrize(
     "words, fault",
     [
