@@ -31,7 +31,7 @@ class Hops(Probe, name="hops"):
     """
 
     level_is: ClassVar[str] = "steps"
-    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2), "nodes": 6, "queries": 4, "steps": 300}
+    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2), "nodes": 6, "queries": 4, "steps": 500}
     paper: ClassVar[Mapping[str, Any]] = {
         **{"nodes": 225, "queries": 799, "levels": (1, 2, 4, 8)},
         **{"steps": 20_000, "rows": 96, "d_model": 256},
