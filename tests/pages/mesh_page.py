@@ -79,8 +79,8 @@ gradients, optimizer states and gathered weights of each alone are held to the b
 (`tests/costs/test_parallel_costs.py`).
 
 Each stage of a pipeline is priced, and the fullest one counts. Not priced: what `zero_bubble` keeps between the halves
-of a backward pass (21 % above the price on the last of two stages of a smaller model), and the copies of gathered
-weights that `ddp` makes, which runs as FSDP over one shard.
+of a backward pass (21 % above the price on the last of two stages of a smaller model). `ddp` runs as FSDP over one
+shard: a pass computes with copies of the weights, which are priced as what FSDP gathers.
 
 | processes | mesh | precision | recompute | measured | predicted | predicted ÷ measured |
 | --- | --- | --- | --- | --- | --- | --- |

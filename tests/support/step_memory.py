@@ -12,7 +12,7 @@ SIZES = ["n_layers=4", "d_model=128", "n_heads=8", "n_kv_heads=4", "d_ff=320", "
 ROWS, TOKENS = 8, 256
 MESHES = {
     1: ("none",),
-    2: ("fsdp", "tp", "pp"),
+    2: ("ddp", "fsdp", "tp", "pp"),
     4: ("hsdp", "fsdp_tp", "{pp: 2, shard: 2}", "{pp: 2, tp: 2}"),
 }
 CASES = [

@@ -159,6 +159,12 @@ class Setup:
         """Count the parts into which a step's sequences are divided: data-parallel ranks × replicas."""
         return self.dp * self.replicas
 
+    @property
+    def gathers(self) -> bool:
+        """Whether passes compute with copies of the weights that a rank holds: those of FSDP2, which `zoo train` also
+        uses where weights are not sharded (ddp), over one shard."""
+        return self.zero == 3 or (self.zero == 0 and self.rows * self.cp > 1)
+
     def count_holders(self, expert: bool) -> tuple[int, int]:
         """Count the ranks among which ZeRO shards the same weights, and the replicas of these shards. Ranks of ep hold
         different experts: an `expert` has dp × cp / ep shards. If ep is larger than dp × cp, an expert is whole, and

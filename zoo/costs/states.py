@@ -66,7 +66,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
 
     `weights`, `gradients` and `optimizer` are a rank's share under ZeRO, `total` their sum. `optimizer` includes the
     master copy, which `master` gives apart, but not `offloaded`, the states on the host. Temporary memory: `cast` is
-    autocast's copies during a step's passes, `step` the update's scratch memory; with ZeRO 3 `gathered`,
+    autocast's copies during a step's passes, `step` the update's scratch memory; under FSDP `gathered`,
     `gathered_last`, `gathered_first` and `reducing` are whole weights and gradients (`GatheredBytes`). `learning` is
     the number of parameters that get a gradient, before ZeRO. `updated` is the bytes that the update moves on the GPU:
     it reads gradients, and reads and writes weights, the master copy and states. `bytes_per_param` divides by the
@@ -310,13 +310,14 @@ class GatheredBytes(NamedTuple):
 
 
 def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
-    """Count FSDP2's whole weights and gradients; all are 0 below ZeRO 3.
+    """Count FSDP2's whole weights and gradients; all are 0 where a pass computes with the weights themselves
+    (`Setup.gathers`). Under autocast weights are gathered in their own dtype, and autocast copies these.
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
     layers of a chunk are gathered at once, because the next one is prefetched. Of experts that are a unit of their own,
     only one layer's are gathered at a time.
     """
-    if setup.zero < 3:
+    if not setup.gathers:
         return GatheredBytes()
     units, learning = (_list_units(stage, setup, only) for only in (False, True))
     runs = stage.runs()
@@ -328,7 +329,7 @@ def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
         units.layers.get(later, 0) + units.experts.get(later, 0) + units.layers.get(before, 0)
         for before, later in dict.fromkeys(chain(*map(pairwise, runs)))
     ]
-    computed = DTYPES[setup.computed]
+    computed = widths(setup)[0] if setup.autocast else DTYPES[setup.computed]
     gradient = max(computed, 2)
     both = gradient + widths(setup)[1]
     reducing = max(learning.last * gradient + max(reduced.values(), default=0) * both, learning.beside * both)

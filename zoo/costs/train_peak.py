@@ -206,7 +206,7 @@ class StepMemory:
     def _undo(self, piece: PassPiece, whole: float, standing: float) -> float:
         """Count the peak bytes of a piece's backward pass on a rank, its gradients and saved tensors included. `whole`
         is a rank's share of gradients, `standing` the bytes of those from earlier passes."""
-        section, sharded = piece.section, self.setup.zero == 3
+        section, sharded = piece.section, self.setup.gathers
         made = section.gradients * whole * (1 if sharded else widths(self.setup)[1] / self._width)
         undone = (section.peak - section.gradients) * self._share + made
         undone = section.moving * self._share if standing and not sharded else undone
@@ -225,7 +225,7 @@ class StepMemory:
         """
         setup, held, runs, share = self.setup, self.held, self._chunks[moment.chunk], self._share
         (whole, left), others = self._scales, self._hold(moment)
-        sharded = setup.zero == 3
+        sharded = setup.gathers
         standing = _sum_gradients(runs) * left if moment.chunk in moment.done else 0
         before = self._kept[moment.chunk]
         gradients = beside = waiting = ends = sent = 0.0
