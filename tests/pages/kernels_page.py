@@ -117,6 +117,10 @@ Until there is one, the CUDA kernels are checked by contract, and where their co
   (tests/kernels/test_flash_signatures.py);
 - the launches of Zoo's own kernel over a stand-in that reads its arguments as the Triton code does
   (tests/kernels/test_triton_split.py);
+- the order of launches, pinned copies and events around recorded steps, over fakes: a recorder that replays what
+  torch's tracer wrote (tests/generation/test_graphs.py), and a device that works only when the host waits for it
+  (tests/generation/test_overlap.py). By reading alone: that CUDA graphs take the sort, the sums and the search with
+  which tokens are drawn, and how long a step then takes;
 - `make kernels-oracle` (not in CI): Zoo's own kernel run by Triton's interpreter in every case above that it does not
   refuse, in attentions drawn at random (page tables with NaN where nothing may be read, lengths, windows, sinks,
   softcap, ALiBi, latents, three dtypes) and in models that decode, and compiled for sm_80, 86, 90, 100 and 120 in the
