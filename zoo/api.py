@@ -230,22 +230,20 @@ def export(
     A model loaded from a multimodal folder is written as that folder with the text model's weights replaced; `into`
     names the multimodal folder for a model from elsewhere (a run that began with its weights, say).
 
-    With `verify` the folder must give the model's own ids and logits in transformers, run in a fresh process. Raises
-    ConfigError for an architecture that fits no family, with the fields that prevent it, and CheckpointError when the
-    logits differ. `shard` is the maximum bytes of a weight file; with `force` a model that zoo did not write is
-    replaced too.
+    With `verify` the folder appears when it gives the model's own ids and logits in transformers, run in a fresh
+    process. Raises ConfigError for an architecture that fits no family, with the fields that prevent it, and
+    CheckpointError when the logits differ. `shard` is the maximum bytes of a weight file; with `force` a model that zoo
+    did not write is replaced too.
     """
     from zoo.checkpoint import hf
-    from zoo.checkpoint import verify_folder as verification
     from zoo.checkpoint.stored import StoredModel
-    from zoo.text.handover import choose_readings
+    from zoo.checkpoint.verify_folder import require_transformers
+    from zoo.text.handover import verify_draft
 
+    folder, own, check = Path(path), getattr(getattr(model, "source", None), "folder", None), None
     if verify:
-        verification.require_transformers()
-    folder = Path(path)
-    stored = StoredModel.of(model)
-    hf.save(stored, folder, shard=shard or hf.SHARD, into=None if into is None else Path(into), force=force)
-    if verify:
-        own = getattr(getattr(model, "source", None), "folder", folder)
-        verification.verify_folder(model, folder, *choose_readings(own, folder, stored.spec.max_seq_len))
+        require_transformers()
+        check = lambda draft: verify_draft(model, own or draft, draft, folder)  # noqa: E731
+    whole = None if into is None else Path(into)
+    hf.save(StoredModel.of(model), folder, shard=shard or hf.SHARD, into=whole, force=force, check=check)
     return folder

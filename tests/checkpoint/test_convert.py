@@ -17,7 +17,7 @@ import zoo
 import zoo.cli
 from support.packaged_specs import load, one_in
 from support.reference_folders import SIZES, edit, folder, run
-from zoo.checkpoint import parallel_checkpoint, store
+from zoo.checkpoint import parallel_checkpoint, store, verify_folder
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.sharded import save_shards
 from zoo.errors import ConfigError
@@ -42,10 +42,22 @@ def test_a_difference_is_found_and_said(tmp_path):
     spoiled = load_file(file)
     spoiled["model.norm.weight"] = spoiled["model.norm.weight"] + 0.1
     save_file(spoiled, file, {"format": "pt"})
-    from zoo.checkpoint.verify_folder import verify_folder
-
     with pytest.raises(zoo.CheckpointError, match="transformers' logits differ from the model's by"):
-        verify_folder(model, tmp_path / "out")
+        verify_folder.verify_folder(model, tmp_path / "out")
+
+
+def test_an_export_that_differs_does_not_appear(tmp_path, capsys, monkeypatch):
+    def refuse(draft, *asked):
+        assert (draft / "model.safetensors").is_file()
+        raise zoo.CheckpointError(f"{draft}: transformers cannot read it")
+
+    monkeypatch.setattr(verify_folder, "_run_transformers", refuse)
+    made, out = folder(tmp_path / "there"), tmp_path / "out"
+    code, _, said = run(capsys, "convert", made, out)
+    assert code == 2 and f"{out}: transformers cannot read it" in said
+    with pytest.raises(zoo.CheckpointError, match=f"^{out}: transformers cannot"):
+        zoo.export(zoo.load(made), out)
+    assert [each.name for each in tmp_path.iterdir()] == ["there"]
 
 
 def swapped(tensors):
@@ -68,18 +80,16 @@ def rebased(config):
     ],
 )
 def test_a_mistake_is_found_in_16_bits_as_in_32(spoil, change, tmp_path):
-    from zoo.checkpoint.verify_folder import verify_folder
-
     model, out = zoo.load(folder(tmp_path / "there"), dtype="bf16"), tmp_path / "out"
     for parameter in model.parameters():
         parameter.data *= 10 if parameter.ndim > 1 else 1  # so that scores tell positions apart
     zoo.export(model, out, verify=False)
-    assert verify_folder(model, out).largest < 1e-4
+    assert verify_folder.verify_folder(model, out).largest < 1e-4
     assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
     save_file(spoil(load_file(out / "model.safetensors")), out / "model.safetensors", {"format": "pt"})
     (out / "config.json").write_text(json.dumps(change(json.loads((out / "config.json").read_text()))))
     with pytest.raises(zoo.CheckpointError, match="transformers' logits differ from the model's by"):
-        verify_folder(model, out)
+        verify_folder.verify_folder(model, out)
 
 
 @pytest.mark.parametrize("dtype", one_in(2, [torch.bfloat16, torch.float64]))

@@ -85,11 +85,18 @@ def save_model(model: Model, folder: str | Path, tokenizer: Any = None) -> Path:
 
 
 def save_stored(
-    model: StoredModel, folder: Path, beside: Path, *, config: str | None = None, force: bool = False
+    model: StoredModel,
+    folder: Path,
+    beside: Path,
+    *,
+    config: str | None = None,
+    force: bool = False,
+    check: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files from the folder
     `beside`, and for `zoo.hf` `config` as its config.json, with a model card. With `force` a model that zoo did not
-    write is replaced too. Raises CheckpointError for a tensor that is not finite."""
+    write is replaced too. `check` is called with the draft before it appears. Raises CheckpointError for a tensor that
+    is not finite."""
     names = (*OWN, CONFIG, CARD) if config is not None else OWN
     refuse_to_replace(folder, "a model of ours", names, source=beside, force=force)
     model = model.refuse_nonfinite()
@@ -103,6 +110,8 @@ def save_stored(
         write_manifests(draft)
         if config is not None:  # after the manifest: a card may be edited
             write_card(draft, folder, model.spec, json.loads(config)["architectures"][0], beside)
+        if check is not None:
+            check(draft)
 
 
 def write_description(model: Model, folder: Path, tokenizer: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo import report, runs
 from zoo.cli.common import Dtype, Pooling
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zoo.checkpoint.stored import StoredModel
-    from zoo.checkpoint.verify_folder import Agreement
 
 
 def run(
@@ -91,45 +90,46 @@ def run(
         store.save_stored(stored, out, beside=folder, force=force)
         print(f"written: {out}, {count_parameters(stored.spec)['total']:,} parameters")
     else:
-        compare = _write_hf(stored, out, folder, into, pooling, force)
-        if verify:
-            _verify(compare, stored, out, folder, dtype)
-        else:
-            print("not verified: nothing has been compared with transformers")
+        compared = _write_hf(stored, out, folder, into, pooling, force, verify, dtype)
+        print(f"verified: {compared}" if verify else "not verified: nothing has been compared with transformers")
 
 
 def _write_hf(
-    stored: StoredModel, out: Path, folder: Path, into: Path | None, pooling: Pooling | None, force: bool
-) -> Callable[..., Agreement]:
-    """Write a Hugging Face folder, and print what was written; return how it is compared with the model."""
-    from zoo.checkpoint import hf
-    from zoo.checkpoint.verify_folder import verify_folder
+    stored: StoredModel,
+    out: Path,
+    folder: Path,
+    into: Path | None,
+    pooling: Pooling | None,
+    force: bool,
+    verify: bool,
+    dtype: Dtype,
+) -> str:
+    """Write a Hugging Face folder, compared with the model before it appears if `verify`, and print what was written.
+    Returns what was compared, in words."""
+    from zoo.checkpoint import hf, store
     from zoo.families.serving import describe_serving
+    from zoo.text.handover import verify_draft
 
-    compare: Callable[..., Agreement] = verify_folder
+    compared = []
+
+    def check(draft: Path, **how: Any) -> None:
+        if verify:
+            compared.append(verify_draft(store.load(folder, dtype), folder, draft, out, **how).describe())
+
     try:
-        config = hf.save(stored, out, beside=folder, into=into, pooling=pooling, force=force)
+        config = hf.save(stored, out, beside=folder, into=into, pooling=pooling, force=force, check=check)
         name, served = config["architectures"][0], not hf.is_multimodal(config)
     except FitsNoFamily as error:
         if into is not None or pooling is not None:
             raise
-        (name, compare), served = _write_own(stored, out, folder, force, error), False
+        name, served = _write_own(stored, out, folder, force, error, check), False
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
     held = count_parameters(stored.spec)["total"]
     print(f"written: {out}, {held:,} parameters as {name}, {size} in {len(files)} files")
     if served:
         print(f"{describe_serving(name)} (docs/serving.md)")
-    return compare
-
-
-def _verify(compare: Callable[..., Agreement], stored: StoredModel, out: Path, folder: Path, dtype: Dtype) -> None:
-    """Compare a written folder with its model, and print what was compared."""
-    from zoo.checkpoint import store
-    from zoo.text.handover import choose_readings
-
-    readings, without = choose_readings(folder, out, stored.spec.max_seq_len)
-    print(f"verified: {compare(store.load(folder, dtype), out, readings, without).describe()}")
+    return "".join(compared)
 
 
 def _write_gguf(stored: StoredModel, out: Path, folder: Path, ggml: str | None, force: bool, verify: bool) -> None:
@@ -159,18 +159,18 @@ def _write_exported(stored: StoredModel, out: Path, folder: Path, to: str, force
 
 
 def _write_own(
-    stored: StoredModel, out: Path, folder: Path, force: bool, error: FitsNoFamily
-) -> tuple[str, Callable[..., Agreement]]:
-    """Write a model that fits no published family for the classes of zoo.hf; return the class and how to compare."""
+    stored: StoredModel, out: Path, folder: Path, force: bool, error: FitsNoFamily, check: Callable[..., None]
+) -> str:
+    """Write a model that fits no published family for the classes of zoo.hf; return the class."""
     from zoo.checkpoint.verify_folder import require_transformers
 
     require_transformers()
     from zoo.hf import own_folder
 
     try:
-        name = own_folder.save(stored, out, folder, force=force)
+        name = own_folder.save(stored, out, folder, force=force, check=partial(check, compare=own_folder.verify))
     except ConfigError as own:
         raise ConfigError(*error.faults, *own.faults) from None
     print(*(f"no family: {fault}" for fault in error.faults), sep="\n")
     print(f"transformers opens it after `import zoo.hf`: {own_folder.name_auto(name)}.from_pretrained({str(out)!r})")
-    return name, own_folder.verify
+    return name

@@ -68,8 +68,9 @@ class PreparedData:
     sources: tuple[Source, ...]
     held_out: tuple[Source, ...]
     key: str
-    folder: Path | None
-    """The cache folder that holds the tokens; None for labelled sets, which stay in memory."""
+    special: Path | None
+    """The folder whose files name the tokenizer's special tokens: its own, or the cache's for one that states
+    none; None for labelled sets."""
     notes: tuple[str, ...] = ()
     """Lines for the user about what of the data is not learned."""
     template: ChatTemplate | None = None
@@ -198,7 +199,8 @@ def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = 
         for part in PARTS
     )
     tokenizer = Tokenizer.load(folder, split=settings.tokenizer.splits, adds=settings.tokenizer.adds)
-    return PreparedData(tokenizer, sources, held_out, key, folder)
+    own = {} if settings.tokenizer.path is None else find_tokenizer_files(settings.tokenizer.path)
+    return PreparedData(tokenizer, sources, held_out, key, own.get(ENCODING[1], folder / ENCODING[1]).parent)
 
 
 def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from zoo.checkpoint.stored import StoredModel
 
 
-def save(model: StoredModel, out: Path, beside: Path, *, force: bool = False) -> str:
+def save(
+    model: StoredModel,
+    out: Path,
+    beside: Path,
+    *,
+    force: bool = False,
+    check: Callable[[Path], object] | None = None,
+) -> str:
     """Write a folder, tensor by tensor, with the tokenizer's files of the folder `beside`; return the class's name.
-    With `force` a model that zoo did not write is replaced too.
+    With `force` a model that zoo did not write is replaced too. `check` is called with the draft before it appears.
 
     It is a checkpoint of ours with a config.json, so that zoo's verbs read it too. Raises ConfigError for a model
     that no class takes, and CheckpointError if `out` has other files.
@@ -28,7 +35,7 @@ def save(model: StoredModel, out: Path, beside: Path, *, force: bool = False) ->
     ids: dict[str, Any] = read_special_ids(beside, model.spec.vocab_size)
     config = ZooConfig(model=to_dict(model.spec), architectures=[kind.__name__], dtype=dtype, **ids)
     kind.fit(model.spec, config)
-    store.save_stored(model, out, beside, config=config.to_json_string(), force=force)
+    store.save_stored(model, out, beside, config=config.to_json_string(), force=force, check=check)
     return kind.__name__
 
 

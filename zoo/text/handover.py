@@ -3,14 +3,14 @@ template and in transformers' pipeline. They are encoded as the model's own fold
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoint.verify_folder import Reading
+from zoo.checkpoint.verify_folder import Agreement, Reading, verify_folder
 from zoo.data.chat import template as chat
 from zoo.data.tokenizer import Tokenizer
-from zoo.errors import ConfigError, ZooError, short
+from zoo.errors import CheckpointError, ConfigError, ZooError, short
 from zoo.families.described import CONFIG, read_config, read_json
 
 TEXTS = ("Hello!", "A longer text, of naïve words, 42 numbers and 東京.", "x")
@@ -28,6 +28,17 @@ PIPELINES = {
     "Model": "feature-extraction",
 }
 """The pipeline of a class, by the end of its name. An encoder-decoder's class has none in transformers 5."""
+
+
+def verify_draft(
+    model: Any, own: Path, draft: Path, out: Path, compare: Callable[..., Agreement] = verify_folder
+) -> Agreement:
+    """Compare a model with the draft of its export before it appears as `out`. Texts are read as the folder `own` reads
+    them. Raises CheckpointError, which names `out`, if they differ."""
+    try:
+        return compare(model, draft, *choose_readings(own, draft, model.spec.max_seq_len))
+    except CheckpointError as error:
+        raise CheckpointError(*(fault.replace(str(draft), str(out)) for fault in error.faults)) from error
 
 
 def choose_readings(folder: Path, out: Path, limit: int) -> tuple[list[Reading], str]:

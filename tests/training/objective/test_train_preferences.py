@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from support.corpora import faults_of
 from support.preference_cases import VOCABULARY, save_tokenizer
 from support.tiny_runs import SMALL, read_metrics
-from zoo.checkpoint import store
+from zoo.checkpoint import hf, store
+from zoo.checkpoint.stored import StoredModel
 from zoo.cli import run
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import time_steps
@@ -365,8 +367,6 @@ def test_a_reward_model_tells_answers_apart_and_is_transformers_own(here, capsys
     assert read_metrics(moved) == read_metrics(here / "run")
     assert run(["convert", "run", "out"]) == 0
     assert store.load_spec(here / "run").head.skip_id == 256  # padding, which transformers skips
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     theirs, words = (
         AutoModelForSequenceClassification.from_pretrained(here / "out"),
         AutoTokenizer.from_pretrained("out"),
@@ -388,3 +388,23 @@ def test_a_reward_model_tells_answers_apart_and_is_transformers_own(here, capsys
         capsys.readouterr()
         assert run(["score", "run", "--file", "new.jsonl"]) == 0
         assert json.loads(capsys.readouterr().out)["predicted"] == pytest.approx(reward, abs=1e-4)
+
+
+def test_a_reward_model_skips_its_tokenizers_padding_and_reads_the_end_of_an_answer(here):
+    file = here / "words/tokenizer_config.json"
+    stated = {**json.loads(file.read_text()), "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    file.write_text(json.dumps(stated))
+    start_run(compose("steps=2", "eval_every=2", "data.tokenizer.path=words", objective="reward"), here / "run")
+    ours = store.load(here / "run")
+    pad, end = (
+        AutoTokenizer.from_pretrained("words").convert_tokens_to_ids(stated[f"{of}_token"]) for of in ("pad", "eos")
+    )
+    rows = torch.tensor([[90, pad], [90, end]])
+    hf.save(StoredModel.of(ours), here / "out", beside=here / "run/tokenizer")
+    assert json.loads((here / "out/config.json").read_text())["pad_token_id"] == pad != end
+    theirs = AutoModelForSequenceClassification.from_pretrained("out")
+    with torch.no_grad():
+        expected = theirs(rows).logits
+        assert torch.allclose(ours(rows).logits, expected, atol=1e-5) and abs(expected[0] - expected[1]) > 1e-3
+        assert torch.allclose(ours(rows, attention_mask=(rows != pad).long()).logits, expected, atol=1e-5)
+        assert torch.allclose(ours(rows[:1, :1]).logits, expected[:1], atol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ def save(
     into: Path | None = None,
     pooling: str | None = None,
     force: bool = False,
+    check: Callable[[Path], object] | None = None,
 ) -> dict[str, Any]:
     """Write a Hugging Face folder: config.json, safetensors, the tokenizer's files, a model card. Returns the config.
 
@@ -49,10 +50,11 @@ def save(
     `into` names such a folder for any other model. With `pooling`, the folder also has the files of
     sentence-transformers: embeddings are pooled by `pooling` and scaled to length 1.
 
-    The config of a model that came from no Hugging Face folder gets the EOS, BOS and padding ids of `beside`;
-    otherwise transformers would use the class's defaults (Llama: EOS is 2). The folder appears whole or not at all.
-    With `force` a model that zoo did not write is replaced too. Raises ConfigError for an architecture that no family
-    can describe, CheckpointError if `out` has other files, and for a tensor that is not finite.
+    The config of a model that came from no Hugging Face folder gets the EOS, BOS and padding ids of `beside`; otherwise
+    transformers would use the class's defaults (Llama: EOS is 2). The folder appears whole or not at all, and only if
+    `check`, called with its draft, raises nothing. With `force` a model that zoo did not write is replaced too. Raises
+    ConfigError for an architecture that no family can describe, CheckpointError if `out` has other files, and for a
+    tensor that is not finite.
     """
     from zoo.disk import replace_folder
 
@@ -60,7 +62,7 @@ def save(
     source = model.source if into is None else _open_multimodal(into)
     config, body = find_config(model.spec, source)
     if source is not None and source.whole is not None:
-        return _save_whole(model, source, source.whole, config, body, out, force)
+        return _save_whole(model, source, source.whole, config, body, out, force, check)
     own = beside or (source and source.folder)
     if (out / CONFIG).exists() and not read_json(out / CONFIG).keys() & {"model_type", "architectures"}:
         raise CheckpointError(
@@ -83,6 +85,8 @@ def save(
                 sentence_files.list_modules(own)  # refuses what it cannot read
             copy_beside(own, draft)
         write_card(draft, out, model.spec, config["architectures"][0], own)
+        if check is not None:
+            check(draft)
     return config
 
 
@@ -101,6 +105,7 @@ def _save_whole(
     body: Body,
     out: Path,
     force: bool,
+    check: Callable[[Path], object] | None,
 ) -> dict[str, Any]:
     """Write a multimodal folder with this model as its text model. Returns the whole config."""
     from zoo.disk import replace_folder
@@ -114,6 +119,8 @@ def _save_whole(
         write_config(whole, source.folder, draft, None if body is source.body else _leave_out_own(config, body))
         for file in files:
             copy_inside(source.folder, file.name, draft)
+        if check is not None:
+            check(draft)
     return read_config(out / CONFIG)
 
 

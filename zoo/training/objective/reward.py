@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
-from zoo.data.tokenizer import read_special_token
+from zoo.checkpoint.tokenizer_file import read_special_tokens
 from zoo.lazy import torch
 from zoo.model.head import Head
 from zoo.model.task_head import Pooling, RegressionHead
@@ -44,8 +44,10 @@ class Reward(TaskObjective, Preference, kind="reward"):
         return Preference.refuses(self, spec) if spec.kind != "decoder" else TaskObjective.refuses(self, spec)
 
     def learn(self, data: PreparedData) -> dict[str, Any]:
-        assert data.folder is not None
-        pad = read_special_token(data.folder / "tokenizer.json", "pad_token", "data.tokenizer")
+        if self.skip_id is not None:
+            return {"skip_id": self.skip_id}
+        assert data.special is not None
+        pad = read_special_tokens(data.special).get("pad_token")
         return {"skip_id": None if pad is None else data.tokenizer.backend.token_to_id(pad)}
 
     def count_predictions(self, batch: Batch) -> int:
