@@ -16,11 +16,14 @@ import transformers
 from torch.testing import assert_close
 
 from support.adapted_models import IDS, LLAMA, adapted, logits, over, save_llama
+from support.packaged_specs import load
 from support.tiny_models import model_of
 from zoo.checkpoint import peft_files, store
 from zoo.cli import run
 from zoo.errors import CheckpointError
 from zoo.grammar import from_dict, to_dict
+from zoo.model.head import NoHead
+from zoo.model.task_head import RegressionHead, SequenceHead, TokenHead
 from zoo.run.builder import build
 from zoo.training.start.begin import open_start
 
@@ -58,18 +61,39 @@ def test_peft_loads_exported_adapters_onto_the_hugging_face_model(case, tmp_path
             each.copy_(torch.randn(each.shape) * 0.2)
     reference.save_pretrained(tmp_path / "hf")
     model = adapted(store.load(tmp_path / "hf"), on)
-    store.save_model(model, tmp_path / "ours")
+    over(tmp_path / "hf", model, tmp_path / "ours")
     assert run(["convert", str(tmp_path / "ours"), str(tmp_path / "peft"), "--to", "peft"]) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what peft imports
-        from peft import PeftModel
+        from peft import AutoPeftModelForCausalLM
 
-        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-        loaded = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+        loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft").eval()
     with torch.no_grad():
         theirs, plain = loaded(IDS).logits, reference(IDS).logits
     assert_close(logits(model), theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(theirs, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("head", "auto"),
+    [
+        (load("llama-tiny").head, "CausalLM"),
+        (NoHead(vocab_size=8), "FeatureExtraction"),
+        (SequenceHead(labels=("a", "b")), "SequenceClassification"),
+        (RegressionHead(pooling="last"), "SequenceClassification"),
+        (TokenHead(labels=("a", "b")), "TokenClassification"),
+    ],
+)
+def test_the_task_is_that_of_pefts_auto_class(head, auto):
+    import peft
+
+    classes = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+    target = getattr(peft, f"AutoPeftModelFor{auto}")._target_peft_class
+    assert classes[peft_files.name_task(replace(load("llama-tiny"), head=head))] is target
+
+
+def test_encoder_decoders_have_pefts_task_and_masked_models_none():
+    assert [peft_files.name_task(load(name)) for name in ("t5-small", "bert-base")] == ["SEQ_2_SEQ_LM", None]
 
 
 def test_what_pefts_format_cannot_hold_is_refused_by_name(tmp_path):

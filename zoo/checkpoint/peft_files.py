@@ -68,7 +68,7 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
     if any(TABLE in entry.ours for entry in changed) and getattr(spec.head, "tied", False):
         whole[f"{_find_tied_head(folder, body)}.weight"] = own[TABLE].clone()  # peft ties it to its copy of the table
     tensors |= {f"{PREFIX}{name}": each for name, each in whole.items()}
-    config = describe_for_peft(plan, ranks, any(isinstance(step, Transpose) for e in entries for step in e.steps))
+    config = describe_for_peft(plan, spec, ranks, entries)
     if whole:
         config |= {"modules_to_save": sorted({_path_of(name) for name in whole})}
         config |= {"ensure_weight_tying": getattr(spec.head, "tied", False)}
@@ -180,12 +180,24 @@ def fuse_magnitudes(entry: Entry, held: Mapping[str, Tensor]) -> Tensor:
     return columns[0].squeeze(1).contiguous()
 
 
-def describe_for_peft(plan: Adapters, ranks: Mapping[str, int], transposed: bool) -> dict[str, Any]:
+def name_task(spec: WholeSpec) -> str | None:
+    """Name a model's task by its head, as peft's `TaskType`; None for a head that peft has no class for."""
+    *encoders, last = spec.towers().values()
+    if last.head.kind == "none":
+        return "FEATURE_EXTRACTION"
+    if last.head.predicts_tokens:
+        return "SEQ_2_SEQ_LM" if encoders else "CAUSAL_LM" if last.causal else None
+    return {"sequence": "SEQ_CLS", "regression": "SEQ_CLS", "token": "TOKEN_CLS"}.get(last.head.kind)
+
+
+def describe_for_peft(
+    plan: Adapters, spec: WholeSpec, ranks: Mapping[str, int], entries: Sequence[Entry]
+) -> dict[str, Any]:
     """Make peft's adapter_config.json."""
     larger = {module: rank for module, rank in ranks.items() if rank != plan.rank}
     return {
         "peft_type": "LORA",
-        "task_type": None,
+        "task_type": name_task(spec),
         "base_model_name_or_path": plan.base,
         "inference_mode": True,
         "r": plan.rank,
@@ -195,7 +207,7 @@ def describe_for_peft(plan: Adapters, ranks: Mapping[str, int], transposed: bool
         "rank_pattern": larger,
         "alpha_pattern": {module: plan.scale * rank for module, rank in larger.items()},
         "bias": "none",
-        "fan_in_fan_out": transposed,
+        "fan_in_fan_out": any(isinstance(step, Transpose) for each in entries for step in each.steps),
         "use_rslora": False,
         "use_dora": plan.dora,
     }
