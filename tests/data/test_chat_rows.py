@@ -86,13 +86,13 @@ def test_every_row_has_whole_conversations_or_ones_cut_after_an_answer(write, pa
 def test_what_is_cut_and_left_out_is_counted(write):
     tokens = write([("ab", "XY", "c" * 9, "Z", ""), ("a" * 30, "X", ""), ("a", "X", "")])
     assert list(tokens.describe_cuts("", 8)) == [
-        "2 of 3 conversations lose what follows the last answer that fits (66.7%), at 8 tokens (seq_len=30 holds all)",
-        "1 of 3 conversations are left out, as their first answer does not fit",
+        "1 of 3 conversations lose what follows the last answer that fits (33.3%), at 8 tokens (seq_len=30 holds all)",
+        "1 of 3 conversations are left out, as their first answer does not fit (33.3%), at 8 tokens "
+        "(seq_len=30 holds all)",
     ]
-    assert list(tokens.describe_cuts(" of a", 13, "--context ")) == [
-        "1 of 3 conversations of a lose what follows the last answer that fits (33.3%), at 13 tokens "
+    assert list(tokens.describe_cuts(" of a", 13, "--context {}".format)) == [
+        "1 of 3 conversations of a are left out, as their first answer does not fit (33.3%), at 13 tokens "
         "(--context 30 holds all)",
-        "1 of 3 conversations of a are left out, as their first answer does not fit",
     ]
     assert list(tokens.describe_cuts("", 30)) == [] and tokens.count_rows(13) == 2
     assert faults_of(lambda: write([("a" * 30, "X", ""), ("a" * 40, "X", "")]).count_rows(8)) == [

@@ -10,7 +10,7 @@ from tokenizers import processors
 
 import zoo.cli
 from support.published_folders import byte_level
-from zoo.data.cut_rows import describe_cuts
+from zoo.data.cut_rows import describe_cuts, name_length
 from zoo.data.rowcode import RowEncoder
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 
@@ -41,6 +41,13 @@ def test_the_line_names_the_share_and_lengths_that_hold_rows(sizes, limit, line)
     assert describe_cuts(np.array(sizes), limit, "rows are cut", seq_len) == line
     if line and "95%" in line:
         assert np.mean(np.array(sizes) <= 95) >= 0.95
+
+
+def test_a_length_beyond_the_models_is_told():
+    line = describe_cuts(np.array([5, 8, 90]), 7, "rows are cut", name_length("seq_len=", 64))
+    assert line == (
+        "2 of 3 rows are cut (66.7%), at 7 tokens (seq_len=90, beyond the model's max_seq_len=64, holds all)"
+    )
 
 
 def templated() -> Tokenizer:

@@ -14,15 +14,18 @@ MOST = 0.95
 """The share of rows that the smaller of two proposed limits holds whole."""
 
 
-def describe_cuts(sizes: np.ndarray, limit: int, what: str, cure: Callable[[int], str]) -> str | None:
+def describe_cuts(
+    sizes: np.ndarray, limit: int, what: str, cure: Callable[[int], str], cut: int | None = None
+) -> str | None:
     """Describe how many rows have more than `limit` tokens, and by which setting 95 % and all would be whole; None if
-    all are. `what` names the rows and what they lose; `cure` writes the setting for a limit.
+    all are. `what` names the rows and what they lose; `cure` writes the setting for a limit; `cut` counts the
+    rows if `what` is true of some of those alone.
 
     Example: of sizes 5, 8 and 90 with a limit of 7, "2 of 3 … (67 %), at 7 tokens (seq_len=90 holds all)".
     """
     import numpy as np
 
-    cut = int((sizes > limit).sum())
+    cut = int((sizes > limit).sum()) if cut is None else cut
     if not cut:
         return None
     most, whole = int(np.quantile(sizes, MOST, method="inverted_cdf")), int(sizes.max())
@@ -32,15 +35,20 @@ def describe_cuts(sizes: np.ndarray, limit: int, what: str, cure: Callable[[int]
     )
 
 
+def name_length(key: str, limit: int) -> Callable[[int], str]:
+    """Make the function that writes a length as a setting, and says so if it is more than a model's `limit`."""
+    return lambda n: f"{key}{n}" + (f", beyond the model's max_seq_len={limit}," if n > limit else "")
+
+
 def describe_pair_cuts(
-    pairs: PairFile, of: str, most: tuple[int, int], seq_len: int, key: str = "seq_len="
+    pairs: PairFile, of: str, most: tuple[int, int], seq_len: int, cure: Callable[[int], str]
 ) -> Iterator[str]:
     """Yield a line on sources that are cut at their beginning and one on answers that are cut at their end, to `most`
-    (source, answer) tokens of rows of `seq_len`, which is set by `key`. `of` names the corpus."""
+    (source, answer) tokens of rows of `seq_len`, as `cure` writes. `of` names the corpus."""
     sizes = pairs.sizes()  # each includes an end of text, which is an answer's last target
     beside = seq_len - most[0]  # tokens of an answer in the same row
     lines = (
-        describe_cuts(sizes[::2] - 1, most[0], f"sources{of} lose their beginning", lambda n: f"{key}{n + beside}"),
+        describe_cuts(sizes[::2] - 1, most[0], f"sources{of} lose their beginning", lambda n: cure(n + beside)),
         describe_cuts(sizes[1::2], most[1], f"answers{of} lose their end", lambda n: f"objective.answer_len={n}"),
     )
     yield from (line for line in lines if line is not None)

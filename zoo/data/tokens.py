@@ -66,9 +66,9 @@ class TokenFile:
         """Count the tokens that each document of a row loses because rows have `seq_len`; [] if none can."""
         return []
 
-    def describe_cuts(self, of: str, seq_len: int, key: str = "seq_len=") -> Iterator[str]:
-        """Yield lines on what of the documents is cut or left out in rows of `seq_len`, which is set by `key`. `of`
-        names the corpus."""
+    def describe_cuts(self, of: str, seq_len: int, cure: Callable[[int], str] = "seq_len={}".format) -> Iterator[str]:
+        """Yield lines on what of the documents is cut or left out in rows of `seq_len`. `of` names the corpus, and
+        `cure` writes the setting for a length."""
         return iter(())
 
     def count_bytes(self, numbers: Iterable[int], seq_len: int) -> int:

@@ -18,7 +18,7 @@ from zoo.checkpoint.beside import GENERATION
 from zoo.checkpoint.newest_checkpoint import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import PreparedData, refuse_old_position
 from zoo.data.chat.template import ChatTemplate
-from zoo.data.cut_rows import describe_pair_cuts
+from zoo.data.cut_rows import describe_pair_cuts, name_length
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import PairFile
 from zoo.disk import remove_drafts, write_text
@@ -325,13 +325,14 @@ def describe_run(run: Run) -> None:
 def describe_cut_rows(planned: TrainingPlan, data: PreparedData) -> Iterator[str]:
     """Yield lines on training pairs and conversations that lose a part."""
     objective, seq_len = planned.settings.objective, planned.settings.seq_len
+    cure = name_length("seq_len=", planned.spec.max_seq_len)
     for source in data.sources:
         of = f" of {source.name}" if source.name else ""
         if isinstance(objective, Seq2Seq) and isinstance(source.tokens, PairFile):
             most = objective.lay_out(planned.spec, seq_len)
-            yield from (f"data: {line}" for line in describe_pair_cuts(source.tokens, of, most, seq_len))
+            yield from (f"data: {line}" for line in describe_pair_cuts(source.tokens, of, most, seq_len, cure))
         else:
-            yield from (f"data: {line}" for line in source.tokens.describe_cuts(of, seq_len))
+            yield from (f"data: {line}" for line in source.tokens.describe_cuts(of, seq_len, cure))
 
 
 def note_failure(run: Run, status: str, error: BaseException) -> None:

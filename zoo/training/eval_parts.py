@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoo.data.cut_rows import describe_pair_cuts
+from zoo.data.cut_rows import describe_pair_cuts, name_length
 from zoo.data.held_out_rows import read_evaluation_batches
 from zoo.data.tokens import PairFile, TokenFile
 from zoo.errors import ConfigError, ZooError
@@ -229,16 +229,17 @@ def check_ids(data: PreparedData, spec: Topology, added: int) -> None:
 def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
     """Report the tokens of a source that are not scored. Raises ConfigError if the source fills no row."""
     tokens, of = part.tokens, f" of {part.name}" if part.name else ""
+    cure = name_length("--context ", spec.max_seq_len)
     if not part.size:
         found = f"fills no row of {part.context} tokens, found {len(tokens)}"
         raise ConfigError(f"data: the text{of} {found} (a longer text, or --context {max(len(tokens) - 1, 2)})")
     if isinstance(tokens, PairFile):
         if isinstance(part.objective, Seq2Seq):
             most = part.objective.lay_out(spec, part.context)
-            for line in describe_pair_cuts(tokens, of, most, part.context, "--context "):
+            for line in describe_pair_cuts(tokens, of, most, part.context, cure):
                 tell(line)
     elif part.objective.reads != "text":
-        for line in tokens.describe_cuts(of, part.context, "--context "):
+        for line in tokens.describe_cuts(of, part.context, cure):
             tell(line)
     elif left := len(tokens) - 1 - part.size * part.context:
         tell(f"{left:,} of {len(tokens) - 1:,} tokens{of} fill no row of {part.context}, and are not scored")

@@ -107,14 +107,16 @@ class TurnFile(TokenFile):
         numbers = np.repeat(np.arange(len(ids)), [len(each) for each in ids])
         return TurnRow(np.concatenate(ids), np.concatenate(learned), numbers)
 
-    def describe_cuts(self, of: str, seq_len: int, key: str = "seq_len=") -> Iterator[str]:
+    def describe_cuts(self, of: str, seq_len: int, cure: Callable[[int], str] = "seq_len={}".format) -> Iterator[str]:
         """Yield a line on conversations that lose answers, and one on those that are left out."""
-        cuts = self.cut(seq_len)
-        what = f"conversations{of} lose what follows the last answer that fits"
-        if line := describe_cuts(cuts.whole - 1, seq_len, what, lambda n: f"{key}{n}"):
-            yield line
-        if lost := int((cuts.kept == 0).sum()):
-            yield f"{lost:,} of {len(cuts.kept):,} conversations{of} are left out, as their first answer does not fit"
+        kept, whole = self.cut(seq_len)
+        whats = {
+            "lose what follows the last answer that fits": (kept > 0) & (kept < whole),
+            "are left out, as their first answer does not fit": kept == 0,
+        }
+        for what, rows in whats.items():
+            if line := describe_cuts(whole - 1, seq_len, f"conversations{of} {what}", cure, int(rows.sum())):
+                yield line
 
 
 def pack_best_fit(sizes: np.ndarray, room: int) -> list[list[int]]:

@@ -97,9 +97,9 @@ class PreferenceFile(TurnFile):
     def count_cut(self, number: int, seq_len: int) -> list[int]:
         return []  # a record is whole, or left out
 
-    def describe_cuts(self, of: str, seq_len: int, key: str = "seq_len=") -> Iterator[str]:
+    def describe_cuts(self, of: str, seq_len: int, cure: Callable[[int], str] = "seq_len={}".format) -> Iterator[str]:
         what = f"records{of} are left out, as an answer does not fit"
-        line = describe_cuts(self.measured.max(1), seq_len, what, lambda n: f"{key}{n}")
+        line = describe_cuts(self.measured.max(1), seq_len, what, cure)
         if line is not None:
             yield line
 
