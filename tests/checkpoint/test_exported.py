@@ -334,9 +334,10 @@ def test_what_is_no_program_is_refused_in_a_line_and_nothing_is_written(tmp_path
         assert not (tmp_path / "out").exists()
 
 
-def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"onnx is not installed \(pip install 'transformer-zoo\[onnx\]'\)"):
+@pytest.mark.parametrize("missing", ["onnx", "onnx_ir"])
+def test_without_a_package_one_line_says_what_to_install(missing, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)  # so that its import fails
+    with pytest.raises(ConfigError, match=rf"{missing} is not installed \(pip install 'transformer-zoo\[onnx\]'\)"):
         save(tiny(), tmp_path / "out")
 
 

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +22,20 @@ if TYPE_CHECKING:
 
     Named = Mapping[str, Tensor]
 
-PACKAGES = "onnx", "onnxscript", "onnxruntime"
+PACKAGES = "onnx", "onnx_ir", "onnxscript", "onnxruntime"
 
 WHOLE = 1_900_000_000
 """Most bytes of weights inside the file: protobuf has at most 2 GB. More are written beside it, in model.onnx.data."""
 
 
 def check(dtype: torch.dtype) -> None:
-    """Raise ConfigError if a package is not installed, or for a dtype that onnxruntime does not compute in."""
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ConfigError(f"--to onnx: {missing[0]} is not installed (pip install 'transformer-zoo[onnx]')")
+    """Raise ConfigError if a package, or one that it needs, is not installed, or for a dtype that onnxruntime does not
+    compute in."""
+    try:
+        for name in PACKAGES:
+            import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--to onnx: {error.name} is not installed (pip install 'transformer-zoo[onnx]')") from error
     if dtype not in (torch.float32, torch.float16):
         stated = str(dtype).removeprefix("torch.")
         raise ConfigError(f"--dtype: is {stated}, which onnxruntime does not compute in on a CPU (fp32 or fp16)")
