@@ -170,7 +170,7 @@ def test_a_file_that_is_cut_or_gone_is_refused_when_the_folder_is_opened(tmp_pat
 def test_a_damaged_tokenizer_of_the_cache_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     node = {"kind": "text", "path": str(write_documents(tmp_path / "corpus")), "tokenizer": {"kind": "byte"}}
-    file = prepare(DataSettings.read(node)).folder / name
+    file = tmp_path / "cache" / "data" / f"text-{prepare(DataSettings.read(node)).key}" / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -241,9 +241,10 @@ PROGRAM = """
 import sys
 from zoo.data import DataSettings, prepare
 import zoo.data.shards, zoo.data.encode
+from zoo.paths import find_cache_folder
 zoo.data.shards.SHARD, zoo.data.encode.GROUP = 30_000, 25_000
 node = {"kind": "stdlib", "max_bytes": 700_000, "tokenizer": {"vocab_size": 500}}
-print(prepare(DataSettings.read(node)).folder)
+print(find_cache_folder() / "data" / f"stdlib-{prepare(DataSettings.read(node)).key}")
 """
 
 

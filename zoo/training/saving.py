@@ -223,6 +223,7 @@ def gather_counters(run: Run) -> dict[str, Any]:
         "processes": run.world.size,
         "seconds": run.gauges.clock.seconds,
         "last": run.last,
+        "details": run.details,
         "means": run.means.state(),
         "evaluation_due": run.evaluation_due,
         "data": {**run.batches.state(), "key": run.data.key},
@@ -240,6 +241,7 @@ def restore_counters(run: Run, counters: Mapping[str, Any]) -> None:
     run.batches.restore(counters["data"])
     run.step = run.saves.step = counters["step"]
     run.tokens, run.last = counters["tokens"], counters["last"]
+    run.details = counters.get("details", {})
     run.flops = counters.get("flops")
     run.gauges.clock.seconds = counters["seconds"]
     run.means.restore(counters.get("means", {}))
