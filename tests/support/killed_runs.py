@@ -227,16 +227,13 @@ class Runs:
 
     def finish(self) -> None:
         """Hold a run that has ended against the whole one, and begin another."""
-        found, whole = read_run(self.folder), self.whole
+        # a draft of the page stays where the signal came after the run's end, which nothing goes on from
+        found = {name: each for name, each in read_run(self.folder).items() if not name.startswith(".index.html.")}
+        whole = self.whole
         if self.asked:  # a stop saves too: before the last checkpoint the one that is kept may be of another step
             newest = max(name.split("/")[1] for name in whole if "/step-" in name)
             found, whole = (
-                {
-                    name: content
-                    for name, content in each.items()
-                    # a draft of the page stays where the signal came after the run's end, which nothing goes on from
-                    if ("/step-" not in name or newest in name) and not name.startswith(".index.html.")
-                }
+                {name: content for name, content in each.items() if "/step-" not in name or newest in name}
                 for each in (found, whole)
             )
         assert found.keys() == whole.keys(), found.keys() ^ whole.keys()
