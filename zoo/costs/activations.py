@@ -23,7 +23,7 @@ from zoo.costs.shadow.reductions import cross_entropy
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.shadow import Shadow
 from zoo.costs.shadow.shadow_layer import ShadowDrops, ShadowLayer
-from zoo.costs.shadow.tape import NeededGradients, Storage, Tape, named_failures, taping
+from zoo.costs.shadow.tape import NeededGradients, Storage, Tape, TapeNode, named_failures, taping
 from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 from zoo.costs.tuning import TunedModel
 from zoo.model.attention.base import Attention
@@ -123,7 +123,7 @@ def list_needs(spec: Priced, run: PassShape) -> NeededGradients:
 
 def trace_tower(tape: Tape, tower: Tower, where: str, run: PassShape, memory: Any) -> Any:
     """Trace a tower's whole pass onto a tape; return its hidden states, which a decoder reads as `memory`."""
-    return _Trace(tape, tower, where, run).run(memory, loops=True)
+    return TowerTrace(tape, tower, where, run).run(memory, loops=True)
 
 
 def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
@@ -133,7 +133,7 @@ def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Se
         found: dict[str, Section] = {}
         memory = None
         for name, tower in spec.towers().items():
-            trace = _Trace(tape, tower, name, run)
+            trace = TowerTrace(tape, tower, name, run)
             with named_failures(f"{tower.axis}={tower.kind}"):
                 memory = trace.run(make_memory(tower, run) if memory is None else memory, loops)
             found |= trace.found
@@ -228,8 +228,9 @@ def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
 # ---------------------------------------------------------------- one pass
 
 
-class _Trace:
-    """Trace a tower's pass, section by section."""
+class TowerTrace:
+    """Trace a tower's pass, section by section. `layers` has the operations of a layer of each kind, first to last, and
+    its result."""
 
     def __init__(self, tape: Tape, tower: Tower, where: str, shape: PassShape) -> None:
         self.tape, self.tower, self.where, self.shape, self.model = tape, tower, where, shape, shape.model
@@ -237,6 +238,7 @@ class _Trace:
         self.layer = ShadowLayer(tower, tower.d_model, dtype, kernel=shape.kernel, tuning=tuning)
         self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
+        self.layers: dict[str, tuple[list[TapeNode], Any]] = {}
         self.given: dict[str, dict[str, Any]] = {name: {} for name in tower.channels}  # channel → kind → value
         self.saved: dict[str, bool] = {}  # channel → whether the layer that gives the value saves it as well
 
@@ -281,6 +283,7 @@ class _Trace:
         step.gives = tuple(each for each in gives if Channel.named[each].lends(self.tower, name_stored(name)))
         with self.tape.set(section=(self.where, name)):
             y = layer(stream, step)
+        self.layers[name] = find_reached([y], begun[0]), y
         given = [each for value in step.given.values() for each in _flatten(value)]
         taken = {
             each.storage: None

@@ -87,9 +87,7 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     context, dtype = setup.tokens(spec), setup.cached
     width, rows = DTYPES[dtype], list(list_cache_rows(spec, setup))
     page = setup.page or PAGE
-    tokens = sum(
-        row.values * width * held_tokens(row.block.attention, context, setup.engine, page) * row.room for row in rows
-    )
+    tokens = sum(token_cache_bytes(row, setup, context) for row in rows)
     memory = memory_tokens(context, setup.engine, page)
     crossed = sum(row.cross_values * width * memory * row.layers for row in rows)
     states = sum(row.state * row.layers for row in rows)
@@ -106,6 +104,12 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
         **({"block_size": page} if setup.engine == "zoo" else {}),
         **({"block_size": BLOCK, "max_batched_tokens": MAX_BATCHED_TOKENS} if setup.engine == "paged" else {}),
     }
+
+
+def token_cache_bytes(row: CacheRow, setup: Setup, context: int) -> float:
+    """Bytes of keys and values that all layers of a kind cache of one sequence of `context` tokens."""
+    held = held_tokens(row.block.attention, context, setup.engine, setup.page or PAGE)
+    return row.values * DTYPES[setup.cached] * held * row.room
 
 
 def token_bytes(row: CacheRow, width: float) -> float:

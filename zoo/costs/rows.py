@@ -131,6 +131,7 @@ class AttentionRow(NamedTuple):
     attention: Attention | Indexer
     look: Look
     used: int
+    path: str
 
     @property
     def slot(self) -> str:
@@ -221,10 +222,10 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 if chooser is not None:
                     if chooser.owns:  # the indexer scores every visible key
                         scored = look._replace(rate=chooser.pooled * own.sight.rate, near=0)
-                        attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, scored, row.used))
+                        attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, scored, row.used, row.path))
                     chosen = {"top_k": chooser.most_keys, "granule": chooser.granule, "tail": chooser.adds_tail}
                     look = look._replace(**chosen)
-                attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
+                attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used, row.path))
             elif own.axis == "router":
                 experts, width = mixture.n_computing, mixture.latent.width if mixture.latent else row.d_model
                 expected = own.top_k if experts == own.n_experts else own.top_k * experts / own.n_experts

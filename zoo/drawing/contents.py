@@ -1,0 +1,201 @@
+"""Say what a figure of a model shows, as plain data: towers, their layers by kind, and the parts of each layer.
+
+Everything is read from the Spec: components and their fields, what they cache, how layers are wired. No kind of
+component is named here, so that a new one is drawn with no change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.costs.rows import generates
+from zoo.costs.setup import Setup
+from zoo.drawing.facts import describe_fields, find_long_name, name_component, spell
+from zoo.drawing.folding import Fold, fold_pattern, name_places
+from zoo.drawing.shares import Share, price_boxes
+from zoo.drawing.wiring import Junction, wire_model
+from zoo.spec import CROSS, Experts, Part, Sized, Spec, rows
+from zoo.spec.parts import count_kinds
+
+
+@dataclass(frozen=True)
+class Element:
+    """A part of a model that is drawn as a box. `color` is its colour in the palette; `rows` are labels and texts;
+    `experts` counts those there are, and those that a token passes."""
+
+    name: str
+    title: str
+    about: str = ""
+    color: str = "other"
+    rows: tuple[tuple[str, str], ...] = ()
+    experts: tuple[int, float] | None = None
+    kept: str = ""
+    crosses: bool = False
+    share: Share = Share()
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A kind of layer: how many there are and which, its nodes and their elements. `stored` counts the layers that have
+    weights of their own."""
+
+    kind: str
+    count: int
+    places: str
+    color: str
+    junctions: tuple[Junction, ...]
+    elements: Mapping[str, Element]
+    stored: int
+
+    @property
+    def share(self) -> Share:
+        return sum((each.share for each in self.elements.values()), Share())
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """A tower: elements before and after its layers, its kinds of layer, and its folded pattern."""
+
+    where: str
+    title: str
+    before: tuple[Element, ...]
+    after: tuple[Element, ...]
+    layers: tuple[LayerPlan, ...]
+    pattern: tuple[str, ...]
+    folds: tuple[Fold, ...]
+    notes: tuple[str, ...] = ()
+    reads_memory: bool = False
+
+    def layer(self, kind: str) -> LayerPlan:
+        return next(each for each in self.layers if each.kind == kind)
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model: its towers, and the figures that describe the whole."""
+
+    title: str
+    towers: tuple[TowerPlan, ...]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    generates: bool = True
+
+
+def plan_model(spec: Any, title: str, setup: Setup | None = None) -> ModelPlan:
+    """Plan the figure of a model: what is drawn, and what each part of it costs in the set-up."""
+    from zoo.costs.price import price
+
+    setup = setup or Setup()
+    shares, wires = price_boxes(spec, setup), wire_model(spec)
+    towers = tuple(_plan_tower(where, tower, shares, wires) for where, tower in spec.towers().items())
+    return ModelPlan(title, towers, price(spec, setup, ["params"]), generates(spec))
+
+
+def _plan_tower(where: str, tower: Any, shares: Mapping[Any, Share], wires: Mapping[Any, Any]) -> TowerPlan:
+    ends = {
+        name: make_element(name, part, tower.d_model, shares.get((where, None, name), Share()))
+        for name, part in tower.parts(tower.d_model).items()
+        if name != "blocks"
+    }
+    names = list(tower.parts(tower.d_model))
+    split = names.index("blocks")
+    layers = tuple(_plan_layer(where, kind, tower, shares, wires) for kind in tower.blocks)
+    drawn = {name: each for name, each in ends.items() if each.title}
+    return TowerPlan(
+        where,
+        type(tower).__name__,
+        tuple(drawn[name] for name in names[:split] if name in drawn),
+        tuple(drawn[name] for name in names[split + 1 :] if name in drawn),
+        layers,
+        tower.pattern,
+        tuple(fold_pattern(tower.pattern)),
+        _list_notes(tower),
+        tower.reads_memory,
+    )
+
+
+def _list_notes(tower: Any) -> tuple[str, ...]:
+    """Say what a tower's own fields state beside its layers: loops, shared weights, several streams."""
+    own = [("all layers of a kind share weights", tower.shared_layers)]
+    named = (("loop", tower.loop), ("streams", tower.streams))
+    said = [f"{name}: {text}" for name, each in named if each is not None for text in [_join_rows(each)]]
+    return tuple([text for text, true in own if true] + said)
+
+
+def _join_rows(spec: Spec) -> str:
+    return " · ".join(" ".join(filter(None, row)) for row in describe_fields(spec)) or spec.kind
+
+
+def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], wires: Mapping[Any, Any]) -> LayerPlan:
+    block, nodes = tower.blocks[kind], wires[where, kind]
+    elements = {
+        name: make_element(name, part, tower.d_model, shares.get((where, kind, name), Share()))
+        for name, part in block.parts(tower.d_model).items()
+    }
+    mixers = [each for each in elements.values() if each.color in ("attention", "recurrent")]
+    others = [each for each in elements.values() if each.color in ("ffn", "experts")]
+    first = (mixers or others or list(elements.values()))[0]
+    return LayerPlan(
+        kind,
+        count_kinds(tower.pattern)[kind],
+        name_places(tower.pattern, kind),
+        first.color,
+        nodes,
+        elements,
+        count_kinds(tower.stack.stored())[kind],
+    )
+
+
+def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
+    """Make the element of a part: a component with its fields, or a bare weight with its shape."""
+    spec, role = (part.spec, part.role) if isinstance(part, Sized) else (part, "")
+    width = part.d_model if isinstance(part, Sized) else d_model
+    if not isinstance(spec, Spec):
+        return _make_weight(name, spec, share)
+    if not spec.kind or spec.kind == "none":
+        return Element(name, "")
+    experts = next(
+        (
+            (row.part.count, row.part.expected_count)
+            for row in rows(spec, width)
+            if isinstance(row.part, Experts) and row.part.active_count
+        ),
+        None,
+    )
+    color = find_color(spec, bool(experts))
+    return Element(
+        name,
+        name_component(spec),
+        find_long_name(spec),
+        color,
+        () if color == "norm" else describe_fields(spec),
+        experts,
+        say_kept(spec),
+        role == CROSS,
+        share,
+    )
+
+
+def _make_weight(name: str, part: Any, share: Share) -> Element:
+    """Describe a bare weight by its kind and its shape."""
+    shapes = part.shapes() if isinstance(part, Part) else {}
+    size = " × ".join(f"{each:,}" for each in reversed(next(iter(shapes.values()), ())))
+    return Element(name, spell(name), "", "other", (("", f"{type(part).__name__} {size}".strip()),), share=share)
+
+
+def find_color(spec: Spec, has_experts: bool) -> str:
+    """Choose the colour of a component: by its axis, and for a mixer by what it keeps."""
+    if spec.axis == "attention":
+        return "recurrent" if spec.state() and not spec.cache() else "attention"
+    if spec.axis == "ffn":
+        return "experts" if has_experts else "ffn"
+    return {"norm": "norm", "embedding": "table", "head": "table", "position": "table"}.get(spec.axis, "other")
+
+
+def say_kept(spec: Spec) -> str:
+    """Say what a component keeps while generating: values of each token, and values of its state."""
+    cached, state = (sum(map(math.prod, kept.values())) for kept in (spec.cache(), spec.state()))
+    said = [f"caches {cached:,} values a token"] if cached else []
+    return " · ".join([*said, *([f"state of {state:,} values"] if state else [])])

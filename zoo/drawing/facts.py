@@ -1,0 +1,91 @@
+"""Say in a few words what a component is: its name, and the fields that are set."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from zoo.spec import Node, Spec
+
+QUIET = re.compile(r"(.*_)?(eps|coef|init|seed|vocab_size|max_seq_len)|d_model|n_layers|needs_block|moved")
+"""Fields that say nothing about an architecture, or that a figure says once elsewhere."""
+
+SPELT = {"qk": "QK", "kv": "KV", "q": "Q", "k": "K", "v": "V", "o": "O", "id": "ID", "dt": "Δt"}
+"""Words of fields that are written otherwise."""
+
+NAMED = re.compile(r"([A-Z][^.:,()=·]{3,40}) \([^)]*\d{4}")
+"""The name of an idea at the start of a docstring, before its source: `Grouped-query attention (Ainslie …, 2023)`."""
+
+
+def name_component(spec: Spec) -> str:
+    """Name a component as its class is named: GQA, RMSNorm, MoE."""
+    return type(spec).__name__
+
+
+def find_long_name(spec: Spec) -> str:
+    """Find a component's full name, with which its docstring starts; "" if it starts otherwise."""
+    found = NAMED.match(inspect.getdoc(type(spec)) or "")
+    return found[1] if found and found[1].lower() != name_component(spec).lower() else ""
+
+
+def spell(name: str) -> str:
+    """Spell a field's name as words: `qk_norm` as `QK norm`."""
+    return " ".join(SPELT.get(word, word) for word in name.split("_"))
+
+
+def list_set_fields(spec: Spec) -> list[tuple[str, Any]]:
+    """List the fields of a component that are stated: those that differ from their defaults."""
+    found = []
+    for field in spec.fields():
+        value = getattr(spec, field.name)
+        if QUIET.fullmatch(field.name) or value is None or value is False or value == field.default:
+            continue
+        found.append((field.name, value))
+    return found
+
+
+def say_field(name: str, value: Any) -> str:
+    """Say a plain field: `32 heads`, `head dim 128`, `sinks`, `bias qkv`."""
+    if value is True:
+        return spell(name)
+    if isinstance(value, int) and name.startswith("n_"):
+        return f"{value:,} {spell(name[2:]) if value != 1 else spell(name[2:]).removesuffix('s')}"
+    return f"{spell(name)} {say_value(value)}"
+
+
+def say_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(say_value, value)) if len(value) <= 4 else f"{len(value)} values"
+    return str(value).replace("_", " ")
+
+
+def say_component(spec: Spec, depth: int = 1) -> str:
+    """Say a component that another one holds, in a line: `RoPE · theta 500,000`."""
+    words = [] if isinstance(spec, Node) else [name_component(spec)]
+    if spec.axis == "norm":
+        return words[0]
+    for name, value in list_set_fields(spec):
+        if not isinstance(value, Spec):
+            words.append(say_field(name, value))
+        elif depth:
+            words.append(f"{spell(name)} {say_component(value, depth - 1)}")
+    return " · ".join(words)
+
+
+def describe_fields(spec: Spec) -> tuple[tuple[str, str], ...]:
+    """Describe the fields of a component that are set: a line of its plain fields, under the label "", and a line for
+    each component that it holds, under the name of its field."""
+    plain, rows = [], []
+    for name, value in list_set_fields(spec):
+        if isinstance(value, Spec):
+            rows.append((spell(name), say_component(value) or "yes"))
+        elif isinstance(value, list | tuple | dict) and any(isinstance(each, Spec) for each in value):
+            rows.append((spell(name), f"{len(value)}"))
+        else:
+            plain.append(say_field(name, value))
+    return (*([("", " · ".join(plain))] if plain else []), *rows)

@@ -1,0 +1,56 @@
+"""Fold a pattern of layers: what repeats is said once, with how often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+FEW = 200
+"""Runs of equal layers up to which repeats are searched for."""
+
+
+class Fold(NamedTuple):
+    """Runs of layers, (kind, how many), that follow one another `times` times."""
+
+    runs: tuple[tuple[str, int], ...]
+    times: int
+
+
+def fold_pattern(pattern: Sequence[str]) -> list[Fold]:
+    """Fold a pattern: `a a b a a b c` is [(a×2, b×1), twice] and [(c×1), once]."""
+    runs: list[tuple[str, int]] = []
+    for kind in pattern:
+        if runs and runs[-1][0] == kind:
+            runs[-1] = kind, runs[-1][1] + 1
+        else:
+            runs.append((kind, 1))
+    return _fold(tuple(runs)) if len(runs) <= FEW else [Fold(tuple(runs), 1)]
+
+
+def _fold(runs: tuple[tuple[str, int], ...]) -> list[Fold]:
+    """Fold around the repeat that saves most, then what stands before and after it."""
+    best = (0, 0, 0, 0)  # saved, −length, start, times
+    for length in range(1, len(runs) // 2 + 1):
+        for start in range(len(runs) - 2 * length + 1):
+            part, times = runs[start : start + length], 1
+            while runs[start + times * length : start + (times + 1) * length] == part:
+                times += 1
+            best = max(best, (length * (times - 1), -length, -start, times))
+    saved, length, start, times = best[0], -best[1], -best[2], best[3]
+    if not saved:
+        return [Fold(runs, 1)] if runs else []
+    end = start + length * times
+    return [*_fold(runs[:start]), Fold(runs[start : start + length], times), *_fold(runs[end:])]
+
+
+def name_places(pattern: Sequence[str], kind: str) -> str:
+    """Name the layers of a kind by number, from 0 on: `3–60`, `0, 4, 8 …`."""
+    places = [at for at, name in enumerate(pattern) if name == kind]
+    ranges: list[list[int]] = []
+    for at in places:
+        if ranges and ranges[-1][1] == at - 1:
+            ranges[-1][1] = at
+        else:
+            ranges.append([at, at])
+    said = [str(first) if first == last else f"{first}–{last}" for first, last in ranges]
+    return ", ".join(said) if len(said) <= 4 else ", ".join(said[:3]) + " …"

@@ -1,0 +1,85 @@
+"""Price each box of a figure: parameters, FLOPs of a token, bytes of cache. The boxes' sums are the model's prices."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from zoo.costs.cache_sizes import list_cache_rows, memory_tokens, token_cache_bytes
+from zoo.costs.flops import SequenceFlops
+from zoo.costs.rows import AttentionRow, CostTable, PartRow, RouterRow, count_values, tabulate
+from zoo.costs.setup import DTYPES, Setup
+from zoo.spec import CROSS, Sized, Spec, components
+
+Place = tuple[str, str | None, str]
+"""A tower, a kind of layer (None outside layers), and the name of a part there."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a box takes of the model: all its layers together. FLOPs are a token's forward pass, the mean over the
+    context; `cache` is bytes of one sequence, states included."""
+
+    params: int = 0
+    active: int = 0
+    flops: float = 0
+    cache: float = 0
+
+    def __add__(self, other: Share) -> Share:
+        return Share(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Share)))
+
+
+def price_boxes(spec: Any, setup: Setup) -> dict[Place, Share]:
+    """Price every part of every kind of layer, and of the towers beside their layers."""
+    table, context = tabulate(spec), setup.tokens(spec)
+    rows: dict[Place, list[Any]] = defaultdict(list)
+    for row in (*table.parts, *table.attentions):
+        rows[place_of(row)].append(row)
+    found = {}
+    for place, own in rows.items():
+        parts = tuple(row for row in own if isinstance(row, PartRow))
+        attentions = tuple(row for row in own if isinstance(row, AttentionRow))
+        routers: tuple[RouterRow, ...] = ()
+        flops = SequenceFlops(CostTable(spec, table.towers, parts, attentions, routers), context).count_pass().whole
+        params, active = (sum(getattr(row.part, name) * row.stored for row in parts) for name in ("params", "active"))
+        found[place] = Share(params, active, flops / context)
+    for place, cache in price_caches(spec, setup).items():
+        found[place] = found.get(place, Share()) + Share(cache=cache)
+    return found
+
+
+def place_of(row: PartRow | AttentionRow) -> Place:
+    """Find the box that a row of the cost table belongs to."""
+    path = row.path.removeprefix(f"{row.where}.") if row.where else row.path
+    if row.kind is None:
+        return row.where, None, path.partition(".")[0]
+    return row.where, row.kind, path.removeprefix(f"blocks.{row.kind}.").partition(".")[0]
+
+
+def price_caches(spec: Any, setup: Setup) -> dict[Place, float]:
+    """Price the caches and states of each kind of layer, at the parts that keep them."""
+    context, found = setup.tokens(spec), defaultdict(float)
+    crossed_bytes = DTYPES[setup.cached] * memory_tokens(context, setup.engine)
+    for row in list_cache_rows(spec, setup):
+        parts = row.block.parts(row.tower.d_model)
+        cached, states = token_cache_bytes(row, setup, context), row.state * row.layers
+        crossed = row.cross_values * crossed_bytes * row.layers
+        for kept, size, crosses in (("cache", cached, False), ("state", states, False), ("cache", crossed, True)):
+            for name, part in _divide(parts, kept, crosses, row.tower.d_model).items() if size else ():
+                found[row.where, row.kind, name] += size * part
+    return {place: size * setup.batch for place, size in found.items()}
+
+
+def _divide(parts: Mapping[str, Any], kept: str, crosses: bool, d_model: int) -> dict[str, float]:
+    """Divide what a layer keeps among its parts, by the values that each keeps itself or in what it holds."""
+    sizes = {}
+    for name, part in parts.items():
+        inner, role = (part.spec, part.role) if isinstance(part, Sized) else (part, "")
+        if isinstance(inner, Spec) and (role == CROSS) is crosses:
+            own = count_values(getattr(inner, kept)())
+            below = (count_values(getattr(each, kept)()) for _, each, _ in components(inner, d_model))
+            sizes[name] = own or sum(below)
+    whole = sum(sizes.values())
+    return {name: size / whole for name, size in sizes.items() if size} if whole else {next(iter(parts)): 1.0}

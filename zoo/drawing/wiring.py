@@ -1,0 +1,127 @@
+"""Find how a layer's parts are wired, from its own forward pass: which part reads which, and where sums join.
+
+The pass is the one that prices activations (`zoo.costs.activations`), on tensors without values. Its operations are
+collapsed to the layer's parts and to the sums between them, so that a new kind of block is drawn as it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from zoo.costs.activations import INPUT, PassShape, TowerTrace, make_memory
+from zoo.costs.shadow.tape import TapeNode, UnknownOperation, named_failures, taping
+
+TOKENS = 16
+"""Tokens of the traced row: wiring does not depend on their number."""
+
+STREAM = "stream"
+"""The source of what reads the layer's input."""
+
+JOINS = {"add": "+", "addcmul": "+", "sub": "+", "baddbmm": "+", "mul": "×", "div": "×", "cat": "‖", "stack": "‖"}
+"""The sign of a place where values join, by operation."""
+
+
+@dataclass(frozen=True)
+class Junction:
+    """A node of a layer: a `part` of the block, or a place where several values join (`sign`). `sources` are the
+    numbers of other nodes; STREAM for the layer's input, "memory" for an encoder's output, or a channel's name."""
+
+    number: int
+    part: str = ""
+    sign: str = ""
+    sources: tuple[int | str, ...] = ()
+
+
+def wire_model(spec: Any) -> dict[tuple[str, str], tuple[Junction, ...]]:
+    """Wire every kind of layer of a model: by tower and kind, the nodes from first to last. A tower whose pass cannot
+    be traced is drawn as the parts that it lists, one after the other."""
+    found: dict[tuple[str, str], tuple[Junction, ...]] = {}
+    shape, memory = PassShape(TOKENS), None
+    with taping("cpu") as tape:
+        for where, tower in spec.towers().items():
+            trace, begun = TowerTrace(tape, tower, where, shape), tape.operations
+            try:
+                with named_failures(f"{tower.axis}={tower.kind}"):
+                    memory = trace.run(make_memory(tower, shape) if memory is None else memory, loops=True)
+            except UnknownOperation:
+                tape.unknown = None
+            for kind, block in tower.blocks.items():
+                traced = trace.layers.get(kind)
+                found[where, kind] = _collapse(*traced, begun) if traced else _chain(block.parts(tower.d_model))
+    return found
+
+
+def _chain(parts: Iterable[str]) -> tuple[Junction, ...]:
+    return tuple(Junction(at, name, sources=(at - 1 if at else STREAM,)) for at, name in enumerate(parts))
+
+
+def _collapse(nodes: list[TapeNode], result: Any, begun: int) -> tuple[Junction, ...]:
+    """Collapse a layer's operations to nodes: consecutive operations of one part, and joins between parts."""
+    units: list[Junction] = []
+    unit_of: dict[int, int | str] = {}  # operation → the unit, or what stands for it
+    for node in nodes:
+        sources = _list_sources(node, unit_of, begun)
+        last = units[-1] if units else None
+        if node.owner and last is not None and last.part == node.owner:
+            more = [each for each in sources if each not in (last.number, *last.sources)]
+            units[-1] = replace(last, sources=(*last.sources, *more))
+            unit_of[node.index] = last.number
+        elif node.owner or len(sources) > 1:
+            sign = "" if node.owner else JOINS.get(node.name, "·")
+            units.append(Junction(len(units), node.owner, sign, tuple(sources)))
+            unit_of[node.index] = len(units) - 1
+        else:  # a cast, a factor, a slice: what it reads stands for it
+            unit_of[node.index] = sources[0] if sources else STREAM
+    end = unit_of[result.node.index] if result.node is not None else STREAM
+    return _renumber(_merge_joins(units, end), end)
+
+
+def _list_sources(node: TapeNode, unit_of: dict[int, int | str], begun: int) -> list[int | str]:
+    """List what an operation reads, each once: units, the stream, channels and an encoder's output. Weights are left
+    out."""
+    found: list[int | str] = []
+    for source in node.sources:
+        if source.node is not None:
+            made = unit_of.get(source.node.index)
+            found.append(("memory" if source.node.index <= begun else "pass") if made is None else made)
+        elif source.leaf is not None and not source.leaf.held:
+            found.append(STREAM if source.leaf.name == INPUT else source.leaf.name)
+    return list(dict.fromkeys(found))
+
+
+def _merge_joins(units: list[Junction], end: int | str) -> list[Junction]:
+    """Merge a join that only one join of the same sign reads into it: a sum of three is one sum."""
+    readers: dict[int | str, list[int]] = {}
+    for unit in units:
+        for source in unit.sources:
+            readers.setdefault(source, []).append(unit.number)
+    merged: dict[int, Junction] = {}
+    for unit in units:
+        sources: list[int | str] = []
+        for source in unit.sources:
+            inner = merged.get(source) if isinstance(source, int) else None
+            same = inner is not None and unit.sign and inner.sign == unit.sign
+            if inner is not None and same and readers[source] == [unit.number] and source != end:
+                del merged[inner.number]
+                sources += inner.sources
+            else:
+                sources.append(source)
+        merged[unit.number] = replace(unit, sources=tuple(dict.fromkeys(sources)))
+    return list(merged.values())
+
+
+def _renumber(units: list[Junction], end: int | str) -> tuple[Junction, ...]:
+    """Keep the nodes that the result depends on, numbered in order."""
+    by_number, kept, waiting = {unit.number: unit for unit in units}, set(), [end]
+    while waiting:
+        number = waiting.pop()
+        if isinstance(number, int) and number not in kept:
+            kept.add(number)
+            waiting += by_number[number].sources
+    numbers: dict[int | str, int] = {number: at for at, number in enumerate(sorted(kept))}
+    return tuple(
+        replace(by_number[old], number=new, sources=tuple(numbers.get(each, each) for each in by_number[old].sources))  # type: ignore[index]
+        for old, new in numbers.items()
+    )
