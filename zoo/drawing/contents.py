@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.costs.rows import generates
@@ -79,8 +79,10 @@ class ModelPlan:
 
     title: str
     towers: tuple[TowerPlan, ...]
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    generates: bool = True
+    figures: Mapping[str, Any]
+    width: int
+    vocabulary: int
+    generates: bool
 
 
 def plan_model(spec: Any, title: str, setup: Setup | None = None) -> ModelPlan:
@@ -90,14 +92,14 @@ def plan_model(spec: Any, title: str, setup: Setup | None = None) -> ModelPlan:
     setup = setup or Setup()
     shares, wires = price_boxes(spec, setup), wire_model(spec)
     towers = tuple(_plan_tower(where, tower, shares, wires) for where, tower in spec.towers().items())
-    return ModelPlan(title, towers, price(spec, setup, ["params"]), generates(spec))
+    return ModelPlan(title, towers, price(spec, setup, ["params"]), spec.d_model, spec.vocab_size, generates(spec))
 
 
 def _plan_tower(where: str, tower: Any, shares: Mapping[Any, Share], wires: Mapping[Any, Any]) -> TowerPlan:
     ends = {
         name: make_element(name, part, tower.d_model, shares.get((where, None, name), Share()))
         for name, part in tower.parts(tower.d_model).items()
-        if name != "blocks"
+        if name != "blocks" and not (name == "position" and tower.position.inside and not part_has_weights(part))
     }
     names = list(tower.parts(tower.d_model))
     split = names.index("blocks")
@@ -114,6 +116,12 @@ def _plan_tower(where: str, tower: Any, shares: Mapping[Any, Share], wires: Mapp
         _list_notes(tower),
         tower.reads_memory,
     )
+
+
+def part_has_weights(part: Any) -> bool:
+    """Whether a component, or one that it holds, has weights."""
+    spec, width = (part.spec, part.d_model) if isinstance(part, Sized) else (part, 1)
+    return isinstance(spec, Spec) and bool(spec.parts(width))
 
 
 def _list_notes(tower: Any) -> tuple[str, ...]:
@@ -134,6 +142,8 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
         name: make_element(name, part, tower.d_model, shares.get((where, kind, name), Share()))
         for name, part in block.parts(tower.d_model).items()
     }
+    if not tower.causal:  # an encoder keeps nothing
+        elements = {name: replace(each, kept="") for name, each in elements.items()}
     mixers = [each for each in elements.values() if each.color in ("attention", "recurrent")]
     others = [each for each in elements.values() if each.color in ("ffn", "experts")]
     first = (mixers or others or list(elements.values()))[0]

@@ -31,15 +31,18 @@ def find_long_name(spec: Spec) -> str:
 
 def spell(name: str) -> str:
     """Spell a field's name as words: `qk_norm` as `QK norm`."""
-    return " ".join(SPELT.get(word, word) for word in name.split("_"))
+    return "d_ff" if name == "d_ff" else " ".join(SPELT.get(word, word) for word in name.split("_"))
 
 
 def list_set_fields(spec: Spec) -> list[tuple[str, Any]]:
-    """List the fields of a component that are stated: those that differ from their defaults."""
+    """List the fields of a component that say what it is: dimensions, and what differs from its default."""
     found = []
     for field in spec.fields():
         value = getattr(spec, field.name)
-        if QUIET.fullmatch(field.name) or value is None or value is False or value == field.default:
+        dimension = type(value) is int and value > 1
+        if QUIET.fullmatch(field.name) or value is None or value is False:
+            continue
+        if value == field.default and not dimension:
             continue
         found.append((field.name, value))
     return found
@@ -49,6 +52,8 @@ def say_field(name: str, value: Any) -> str:
     """Say a plain field: `32 heads`, `head dim 128`, `sinks`, `bias qkv`."""
     if value is True:
         return spell(name)
+    if name == "top_k":
+        return f"top {value}"
     if isinstance(value, int) and name.startswith("n_"):
         return f"{value:,} {spell(name[2:]) if value != 1 else spell(name[2:]).removesuffix('s')}"
     return f"{spell(name)} {say_value(value)}"
@@ -66,24 +71,34 @@ def say_value(value: Any) -> str:
 
 def say_component(spec: Spec, depth: int = 1) -> str:
     """Say a component that another one holds, in a line: `RoPE · theta 500,000`."""
-    words = [] if isinstance(spec, Node) else [name_component(spec)]
+    words = [] if isinstance(spec, Node) else [name_component(spec) if spec.kind != "none" else "none"]
     if spec.axis == "norm":
         return words[0]
     for name, value in list_set_fields(spec):
         if not isinstance(value, Spec):
             words.append(say_field(name, value))
         elif depth:
-            words.append(f"{spell(name)} {say_component(value, depth - 1)}")
+            words.append(say_held(name, value, depth - 1))
     return " · ".join(words)
+
+
+def say_held(name: str, value: Spec, depth: int = 1) -> str:
+    """Say a component under the name of its field, which is left out where the component's name says as much."""
+    said = say_component(value, depth)
+    return said if name == value.axis and said != "none" else f"{spell(name)} {said}".strip()
 
 
 def describe_fields(spec: Spec) -> tuple[tuple[str, str], ...]:
     """Describe the fields of a component that are set: a line of its plain fields, under the label "", and a line for
-    each component that it holds, under the name of its field."""
+    each component that it holds, under the name of its field. One of whom there is a word to say is among the first."""
     plain, rows = [], []
     for name, value in list_set_fields(spec):
         if isinstance(value, Spec):
-            rows.append((spell(name), say_component(value) or "yes"))
+            said = say_component(value)
+            if " · " in said:
+                rows.append((spell(name), said))
+            elif name != "norm":
+                plain.append(say_held(name, value))
         elif isinstance(value, list | tuple | dict) and any(isinstance(each, Spec) for each in value):
             rows.append((spell(name), f"{len(value)}"))
         else:

@@ -1,0 +1,159 @@
+"""Draw an element as a box: its title, its rows of text, its experts, what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from zoo.drawing.contents import Element
+from zoo.drawing.lettering import cut_text, measure_text, wrap_text
+from zoo.drawing.scene import Box, Label, Shape
+
+SMALL, NORMAL, HEADING = 12.0, 13.0, 15.0
+"""Sizes of text: of rows, of titles of boxes, of titles of panels."""
+
+LINE = 15.5
+"""Distance of baselines of rows."""
+
+PAD = 9.0
+MOST_LINES = 3
+"""Lines that one row may take."""
+
+THIN = 24.0
+"""Height of a box that is one line."""
+
+CELL, GAP = 9.0, 2.0
+MOST_CELLS = 64
+"""Experts that are drawn one by one. More are drawn as this many, of which a proportional number is lit."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How boxes are coloured: `fill` gives the palette's colours (fill, border, text) of an element, `note` a text at
+    the right of its title. `lit` are texts and names to be lit, as they differ from another model's."""
+
+    fill: Callable[[Element], tuple[str, str, str]]
+    note: Callable[[Element], str] = lambda element: ""
+    lit: frozenset[tuple[str, str]] = frozenset()
+
+
+def color_by_kind(element: Element) -> tuple[str, str, str]:
+    return element.color, f"{element.color}-line", "ink"
+
+
+PLAIN = Look(color_by_kind)
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """An element's shapes, with its top left corner at (0, 0), and its size."""
+
+    shapes: tuple[Shape, ...]
+    width: float
+    height: float
+
+
+def is_thin(element: Element) -> bool:
+    """Whether an element is one line: a norm, a bare weight."""
+    return element.color == "norm" or (element.color == "other" and not element.about and len(element.rows) <= 1)
+
+
+def draw_box(element: Element, width: float, look: Look = PLAIN) -> DrawnBox:
+    """Draw an element `width` wide; thin ones may be narrower."""
+    return _draw_thin(element, width, look) if is_thin(element) else _draw_full(element, width, look)
+
+
+def _draw_thin(element: Element, width: float, look: Look) -> DrawnBox:
+    fill, line, ink = look.fill(element)
+    lit = _is_lit(element, "", look)
+    said = " ".join([element.title, *(text for _, text in element.rows)])
+    note = look.note(element)
+    size = min(width, max(0.62 * width, measure_text(f"{said} {note}", SMALL) + 2 * PAD))
+    room = size - 2 * PAD - (measure_text(note, SMALL, True) + 8 if note else 0)
+    border = "lit" if lit else line
+    shapes: list[Shape] = [
+        Box(0, 0, size, THIN, fill, border, 12 if element.color == "norm" else 4, 2 if lit else 1, tip=_tip(element))
+    ]
+    text = cut_text(said, room, SMALL)
+    if note:
+        shapes += [
+            Label(PAD, THIN / 2 + 4.3, text, SMALL, color=ink),
+            Label(size - PAD, THIN / 2 + 4.3, note, SMALL, True, ink, "end"),
+        ]
+    else:
+        shapes.append(Label(size / 2, THIN / 2 + 4.3, text, SMALL, color=ink, anchor="middle"))
+    return DrawnBox(tuple(shapes), size, THIN)
+
+
+def _draw_full(element: Element, width: float, look: Look) -> DrawnBox:
+    fill, line, ink = look.fill(element)
+    soft = "muted" if ink == "ink" else ink
+    inner, y = width - 2 * PAD, PAD + 11.0
+    note = look.note(element)
+    room = inner - (measure_text(note, SMALL, True) + 8 if note else 0)
+    title = cut_text(element.title, room, NORMAL, True)
+    shapes: list[Shape] = [Label(PAD, y, title, NORMAL, True, "lit" if _is_lit(element, "title", look) else ink)]
+    if note:
+        shapes.append(Label(width - PAD, y, note, SMALL, True, ink, "end"))
+    if element.about:
+        y += LINE
+        shapes.append(Label(PAD, y, cut_text(element.about, inner, SMALL), SMALL, color=soft))
+    rows = list(element.rows) + ([("", element.kept)] if element.kept else [])
+    for label, text in rows:
+        drawn, y = _draw_row(label, text, inner, y, ink, soft, look, element)
+        shapes += drawn
+    if element.experts is not None:
+        drawn, y = _draw_experts(element.experts, inner, y, line)
+        shapes += drawn
+    height = y + PAD + 1
+    lit = _is_lit(element, "", look)
+    box = Box(0, 0, width, height, fill, "lit" if lit else line, 6, 2 if lit else 1, tip=_tip(element), name=element.name)
+    return DrawnBox((box, *shapes), width, height)
+
+
+def _draw_row(
+    label: str, text: str, inner: float, y: float, ink: str, soft: str, look: Look, element: Element
+) -> tuple[list[Shape], float]:
+    """Draw a row below the baseline y, its text beside its label; return the shapes and the last baseline."""
+    label = cut_text(label, 0.42 * inner, SMALL)
+    indent = measure_text(f"{label}  ", SMALL) if label else 0.0
+    lines = wrap_text(text, inner - indent, SMALL)
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], cut_text(" ".join(lines[MOST_LINES - 1 :]), inner - indent, SMALL)]
+    lines = [line.removeprefix("· ") if at else line for at, line in enumerate(lines)]
+    shapes: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
+    color = "lit" if (element.name, label) in look.lit or (element.name, text) in look.lit else ink
+    for line in lines:
+        y += LINE
+        shapes.append(Label(PAD + indent, y, line, SMALL, color=color))
+    return shapes, y
+
+
+def _draw_experts(experts: tuple[int, float], inner: float, y: float, line: str) -> tuple[list[Shape], float]:
+    """Draw a cell for each expert, those that a token passes filled."""
+    count, active = experts
+    cells = min(count, MOST_CELLS)
+    lit = max(1, round(active * cells / count))
+    across = int((inner + GAP) // (CELL + GAP))
+    y += 7
+    shapes: list[Shape] = []
+    for at in range(cells):
+        column, row = at % across, at // across
+        fill = line if at < lit else "paper"
+        shapes.append(Box(PAD + column * (CELL + GAP), y + row * (CELL + GAP), CELL, CELL, fill, line, 2))
+    return shapes, y + -(-cells // across) * (CELL + GAP) - GAP
+
+
+def _is_lit(element: Element, what: str, look: Look) -> bool:
+    return (element.name, what) in look.lit
+
+
+def _tip(element: Element) -> str:
+    """Say all of an element, which a reader sees when pointing at its box."""
+    share = element.share
+    figures = [f"{share.params:,} parameters"] if share.params else []
+    figures += [f"{share.active:,} active"] if share.active != share.params else []
+    figures += [f"{share.flops:,.0f} FLOPs a token"] if share.flops else []
+    figures += [f"{share.cache:,.0f} bytes of cache"] if share.cache else []
+    said = [" ".join(filter(None, row)) for row in element.rows]
+    return "\n".join(filter(None, [f"{element.name}: {element.title}", element.about, *said, *figures]))

@@ -1,0 +1,73 @@
+"""Group kinds of layer that are built alike: they are one panel, in which what differs is said for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from zoo.drawing.contents import Element, LayerPlan
+from zoo.drawing.shares import Share
+from zoo.drawing.wiring import Junction
+
+BETWEEN = " · "
+"""What separates the facts of a row."""
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Kinds of layer of one build: their nodes, and elements that say what they share and how they differ."""
+
+    layers: tuple[LayerPlan, ...]
+    junctions: tuple[Junction, ...]
+    elements: Mapping[str, Element]
+
+    @property
+    def share(self) -> Share:
+        return sum((each.share for each in self.layers), Share())
+
+
+def group_layers(layers: Sequence[LayerPlan]) -> list[LayerGroup]:
+    """Group layers whose nodes and components are alike, in the order in which they come first."""
+    found: dict[object, list[LayerPlan]] = {}
+    for layer in layers:
+        found.setdefault(_describe_build(layer), []).append(layer)
+    return [LayerGroup(tuple(each), each[0].junctions, _merge(each)) for each in found.values()]
+
+
+def _describe_build(layer: LayerPlan) -> object:
+    wires = tuple((node.part, node.sign, tuple(each for each in node.sources if isinstance(each, int))) for node in layer.junctions)
+    return wires, tuple((name, each.title, each.experts) for name, each in layer.elements.items())
+
+
+def _merge(layers: Sequence[LayerPlan]) -> dict[str, Element]:
+    return {name: _merge_elements([(layer.kind, layer.elements[name]) for layer in layers]) for name in layers[0].elements}
+
+
+def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
+    """Merge the elements of several kinds of layer: rows of what all have, then a row for each that differs."""
+    first = named[0][1]
+    share = sum((each.share for _, each in named), Share())
+    if all(each.rows == first.rows and each.kept == first.kept for _, each in named):
+        return replace(first, share=share)
+    facts = {kind: _list_facts(each) for kind, each in named}
+    common = [fact for fact in facts[named[0][0]] if all(fact in own for own in facts.values())]
+    others: dict[str, list[str]] = {}
+    for kind, own in facts.items():
+        said = BETWEEN.join(" ".join(filter(None, fact)) for fact in own if fact not in common)
+        others.setdefault(said or "–", []).append(kind)
+    rows = [*_join(common), *((", ".join(kinds), said) for said, kinds in others.items())]
+    kept = first.kept if all(each.kept == first.kept for _, each in named) else ""
+    return replace(first, rows=tuple(rows), kept=kept, share=share)
+
+
+def _list_facts(element: Element) -> list[tuple[str, str]]:
+    """List an element's facts one by one: those of its plain row, then its labelled rows whole."""
+    found = []
+    for label, text in (*element.rows, ("", element.kept)):
+        found += [("", fact) for fact in text.split(BETWEEN) if fact] if not label else [(label, text)]
+    return found
+
+
+def _join(facts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    plain = BETWEEN.join(text for label, text in facts if not label)
+    return [*([("", plain)] if plain else []), *(fact for fact in facts if fact[0])]

@@ -1,0 +1,132 @@
+"""Compose the figure of a model: its name and figures, each tower's column, and a panel for each build of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Look
+from zoo.drawing.contents import ModelPlan, TowerPlan
+from zoo.drawing.grouping import LayerGroup, group_layers
+from zoo.drawing.lettering import cut_text, measure_text
+from zoo.drawing.numbers import list_tiles
+from zoo.drawing.panels import draw_panel
+from zoo.drawing.scene import Box, Extent, Label, Scene, Shape, Stroke, find_extent, shift_items
+from zoo.drawing.stack import draw_stack
+
+WIDTH = 800.0
+"""Width of a figure. Shown 600 px wide, its smallest text (SMALL) is 9 px."""
+
+EDGE = 26.0
+COLUMN = 176.0
+"""Width of a tower's column."""
+
+BETWEEN = 22.0
+TITLE, TILE = 25.0, 17.0
+SINGLE, SHARED = 300.0, 206.0
+"""Widths of boxes in a panel that stands alone, and in one of several."""
+
+NAMES = {
+    "attention": "attention",
+    "recurrent": "recurrent mixer",
+    "ffn": "feed-forward",
+    "experts": "experts",
+    "norm": "norm",
+    "table": "embedding, head",
+    "other": "other",
+}
+"""What the colours mean, in the order of the legend."""
+
+
+def draw_model(plan: ModelPlan, look: Look = PLAIN, width: float = WIDTH) -> Scene:
+    """Draw a model's figure."""
+    shapes, y = draw_header(plan, width)
+    for tower in plan.towers:
+        drawn = draw_tower(tower, plan, width - 2 * EDGE, look)
+        shapes += shift_items(drawn.shapes, EDGE, y)
+        y += drawn.height + BETWEEN
+    if look is PLAIN:
+        shapes += shift_items(draw_legend(plan), EDGE, y)
+        y += 22
+    wide = max(width, find_extent(shapes).right + EDGE)
+    return Scene(wide, y + EDGE - 10, tuple(shapes), plan.title, describe_model(plan))
+
+
+def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
+    """Draw a model's name and its figures; return the height below which the figure goes on."""
+    y = EDGE + 16
+    shapes: list[Shape] = [Label(EDGE, y, cut_text(plan.title, width - 2 * EDGE, TITLE, True), TITLE, True)]
+    y += 36
+    x = EDGE
+    for value, name in list_tiles(plan):
+        size = max(measure_text(value, TILE, True), measure_text(name, SMALL)) + 26
+        if x + size > width:
+            break
+        shapes += [Label(x, y, value, TILE, True), Label(x, y + 17, name, SMALL, color="muted")]
+        x += size
+    y += 32
+    return [*shapes, Stroke(((EDGE, y), (width - EDGE, y)), "line", 1)], y + 20
+
+
+def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Look) -> DrawnBox:
+    """Draw a tower: its column at the left, the panels of its layers at the right, in as many rows as they need."""
+    shapes: list[Shape] = []
+    top = 0.0
+    if len(plan.towers) > 1:
+        shapes.append(Label(0, 12, tower.title, 15, True))
+        top = 26.0
+    for note in tower.notes:
+        shapes.append(Label(0, top + 10, cut_text(note, width, SMALL), SMALL, color="muted"))
+        top += 20
+    stack = draw_stack(tower, COLUMN, look)
+    panels = draw_panels(group_layers(tower.layers), width - COLUMN - BETWEEN, look)
+    height = max(stack.height, panels.height)
+    shapes += shift_items(stack.shapes, 0, top + max(0.0, (height - stack.height) / 2))
+    shapes += shift_items(panels.shapes, COLUMN + BETWEEN, top + max(0.0, (height - panels.height) / 2))
+    return DrawnBox(tuple(shapes), width, top + height)
+
+
+def draw_panels(groups: Sequence[LayerGroup], width: float, look: Look) -> DrawnBox:
+    """Draw panels in rows, each as wide as it needs."""
+    box = SINGLE if len(groups) == 1 else SHARED
+    drawn = [draw_panel(group, box, look) for group in groups]
+    shapes: list[Shape] = []
+    x = y = row = 0.0
+    for panel in drawn:
+        if x and x + panel.width > width:
+            x, y, row = 0.0, y + row + 14, 0.0
+        shapes += shift_items(panel.shapes, x, y)
+        x, row = x + panel.width + 14, max(row, panel.height)
+    extent = find_extent(shapes)
+    return DrawnBox(tuple(shapes), extent.right, y + row)
+
+
+def draw_legend(plan: ModelPlan) -> list[Shape]:
+    """Draw what the colours of a figure mean, those that are in it."""
+    elements = [each for tower in plan.towers for layer in tower.layers for each in layer.elements.values()]
+    elements += [each for tower in plan.towers for each in (*tower.before, *tower.after)]
+    used = {each.color for each in elements}
+    shapes: list[Shape] = []
+    x = 0.0
+    for color, name in NAMES.items():
+        if color in used:
+            shapes += [
+                Box(x, 0, 14, 14, color, f"{color}-line", 4),
+                Label(x + 20, 11.5, name, SMALL, color="muted"),
+            ]
+            x += 20 + measure_text(name, SMALL) + 18
+    return shapes
+
+
+def describe_model(plan: ModelPlan) -> str:
+    """Describe a figure in words, for readers who cannot see it."""
+    said = [f"{value} {name}" for value, name in list_tiles(plan)]
+    for tower in plan.towers:
+        for layer in tower.layers:
+            parts = ", ".join(layer.elements[node.part].title for node in layer.junctions if node.part in layer.elements)
+            said.append(f"{tower.title.lower()}: {layer.count} layers of kind {layer.kind} ({parts})")
+    return "; ".join(said) + "."
+
+
+def canvas(scene: Scene) -> Extent:
+    """The rectangle of a scene."""
+    return Extent(0, 0, scene.width, scene.height)

@@ -1,0 +1,115 @@
+"""Place the nodes of a layer: rows by the longest way from the input, columns for what runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zoo.drawing.wiring import STREAM, Junction
+
+
+@dataclass(frozen=True)
+class Spot:
+    """The place of a node: its row, from 0 at the layer's input, and its column, from 0 for the main chain."""
+
+    row: int
+    column: int
+
+
+def add_outside(nodes: Sequence[Junction]) -> list[Junction]:
+    """Add a node for each thing that a node reads from outside the layer: one without sources, before its reader."""
+    found: list[Junction] = list(nodes)
+    for at, node in enumerate(nodes):
+        sources: list[int | str] = []
+        for source in node.sources:
+            if isinstance(source, str) and source != STREAM:
+                found.append(Junction(len(found), sign=source))
+                source = len(found) - 1
+            sources.append(source)
+        found[at] = Junction(node.number, node.part, node.sign, tuple(sources))
+    return found
+
+
+def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: int) -> dict[int, Spot]:
+    """Place every node. The main chain is the heaviest way from the input to the node `last`, in column 0; every other
+    chain has a column whose rows beside it are free. What comes from outside stands beside its reader."""
+    rows = _find_rows(nodes)
+    readers = {node.number: [each.number for each in nodes if node.number in each.sources] for node in nodes}
+    for node in nodes:
+        if not node.sources:
+            rows[node.number] = rows[readers[node.number][0]]
+    ways = _weigh_ways(nodes, weights)
+    by_number = {node.number: node for node in nodes}
+    spots = {number: Spot(rows[number], 0) for number in _follow(by_number, ways, last, set())}
+    taken: list[list[tuple[int, int]]] = []
+    inner = [node for node in nodes if node.sources]
+    for node in (*reversed(inner), *(each for each in nodes if not each.sources)):
+        if node.number in spots:
+            continue
+        shared = {number for number, each in readers.items() if len(each) > 1}
+        branch = _follow(by_number, ways, node.number, set(spots) | shared)
+        sources = [each for number in branch for each in by_number[number].sources]
+        low = min([rows[number] for number in branch] + [_row_after(rows, each) for each in sources])
+        high = max([rows[each] for each in readers[node.number]])
+        column = _find_column(taken, (low, high))
+        spots |= {number: Spot(rows[number], column) for number in branch}
+    return spots
+
+
+def _row_after(rows: Mapping[int, int], source: int | str) -> int:
+    return 0 if isinstance(source, str) else rows[source] + 1
+
+
+def _find_rows(nodes: Sequence[Junction]) -> dict[int, int]:
+    rows: dict[int, int] = {}
+    for node in sorted(nodes, key=lambda each: bool(each.sources)):
+        inner = [each for each in node.sources if isinstance(each, int) and rows.get(each) is not None]
+        own = [rows[each] + 1 for each in inner if rows[each] >= 0]
+        rows[node.number] = max(own, default=0) if node.sources else -1
+    return rows
+
+
+def _weigh_ways(nodes: Sequence[Junction], weights: Mapping[int, float]) -> dict[int, float]:
+    """Weigh the heaviest way from the input to each node."""
+    ways: dict[int, float] = {}
+    for node in sorted(nodes, key=lambda each: bool(each.sources)):
+        before = max((ways[each] for each in node.sources if isinstance(each, int)), default=0.0)
+        ways[node.number] = before + weights[node.number] if node.sources else -1.0
+    return ways
+
+
+def _follow(by_number: Mapping[int, Junction], ways: Mapping[int, float], end: int, placed: set[int]) -> list[int]:
+    """Follow a node's heaviest way back, as far as nodes are not placed. What comes from outside is no part of it."""
+    found = [end]
+    while True:
+        sources = (each for each in by_number[found[-1]].sources if isinstance(each, int) and by_number[each].sources)
+        before = [each for each in sources if each not in placed]
+        if not before:
+            return found
+        found.append(max(before, key=lambda each: (ways[each], -each)))
+
+
+def _find_column(taken: list[list[tuple[int, int]]], rows: tuple[int, int]) -> int:
+    """Find the first column after the main one that is free in these rows, and take it."""
+    for at, held in enumerate(taken):
+        if all(rows[1] < low or high < rows[0] for low, high in held):
+            held.append(rows)
+            return at + 1
+    taken.append([rows])
+    return len(taken)
+
+
+def assign_lanes(spans: Sequence[tuple[float, float]]) -> list[int]:
+    """Assign a lane to each span of rows, short ones first, so that spans of a lane do not overlap."""
+    lanes: list[list[tuple[float, float]]] = []
+    found = [0] * len(spans)
+    for at in sorted(range(len(spans)), key=lambda each: (spans[each][1] - spans[each][0], spans[each])):
+        low, high = spans[at]
+        lane = next(
+            (number for number, held in enumerate(lanes) if all(high <= a or b <= low for a, b in held)), len(lanes)
+        )
+        if lane == len(lanes):
+            lanes.append([])
+        lanes[lane].append((low, high))
+        found[at] = lane
+    return found

@@ -1,0 +1,122 @@
+"""Draw a tower as a column: what comes before its layers, the folded pattern of layers, what comes after."""
+
+from __future__ import annotations
+
+from zoo.drawing.boxes import PLAIN, SMALL, THIN, DrawnBox, Look, draw_box
+from zoo.drawing.contents import Element, TowerPlan
+from zoo.drawing.folding import Fold
+from zoo.drawing.lettering import cut_text, measure_text
+from zoo.drawing.scene import Box, Label, Shape, Stroke, shift_items
+
+PLATE, SEAM = 26.0, 4.0
+"""Height of a plate, which stands for a run of layers, and the space between two."""
+
+RISE = 20.0
+MOST_PLATES = 14
+"""Plates up to which a pattern is drawn as plates; longer ones are drawn with a cell for each layer."""
+
+MOST_CELLS, TALLEST = 160, 420.0
+"""Layers up to which each has a cell, and the height of all cells together."""
+
+INSET = 6.0
+TIMES = 34.0
+"""Space at the right for how often runs repeat."""
+
+
+def draw_stack(tower: TowerPlan, width: float, look: Look = PLAIN, inputs: str = "tokens") -> DrawnBox:
+    """Draw a tower's column, `width` wide, its input below."""
+    middle = _draw_layers(tower, width)
+    pieces = [
+        *[draw_box(_shorten(each), width, look) for each in reversed(tower.after)],
+        middle,
+        *[draw_box(_shorten(each), width, look) for each in reversed(tower.before)],
+    ]
+    shapes: list[Shape] = []
+    y, center = 16.0 + RISE, width / 2
+    shapes.append(Label(center, 11, _name_output(tower), SMALL, color="muted", anchor="middle"))
+    for piece in pieces:
+        shapes.append(Stroke(((center, y), (center, y - RISE + 2)), arrow=True))
+        shapes += shift_items(piece.shapes, (width - piece.width) / 2, y)
+        y += piece.height + RISE
+    shapes.append(Stroke(((center, y), (center, y - RISE + 2)), arrow=True))
+    shapes.append(Label(center, y + 13, inputs, SMALL, color="muted", anchor="middle"))
+    return DrawnBox(tuple(shapes), width, y + 18)
+
+
+def _name_output(tower: TowerPlan) -> str:
+    heads = [each for each in tower.after if each.color == "table"]
+    return "logits" if heads else "hidden states"
+
+
+def _shorten(element: Element) -> Element:
+    """Leave out what a column has no room for: its panel or a reader's pointer says it."""
+    return element
+
+
+def _draw_layers(tower: TowerPlan, width: float) -> DrawnBox:
+    plates = sum(len(fold.runs) for fold in tower.folds)
+    return _draw_plates(tower, width) if plates <= MOST_PLATES else _draw_cells(tower, width)
+
+
+def _draw_plates(tower: TowerPlan, width: float) -> DrawnBox:
+    """Draw a plate for each run of equal layers, from the last above to the first below, and frames around repeats."""
+    shapes: list[Shape] = []
+    y = 0.0
+    for fold in reversed(tower.folds):
+        drawn = _draw_fold(tower, fold, width)
+        shapes += shift_items(drawn.shapes, 0, y)
+        y += drawn.height + SEAM
+    return DrawnBox(tuple(shapes), width, y - SEAM)
+
+
+def _draw_fold(tower: TowerPlan, fold: Fold, width: float) -> DrawnBox:
+    repeats = fold.times > 1
+    left, size = (INSET, width - INSET - TIMES) if repeats else (0.0, width)
+    shapes: list[Shape] = []
+    y = INSET if repeats else 0.0
+    for kind, count in reversed(fold.runs):
+        shapes += shift_items(_draw_plate(tower, kind, count, size), left, y)
+        y += PLATE + SEAM
+    height = y - SEAM + (INSET if repeats else 0.0)
+    if repeats:
+        times = f"× {fold.times}"
+        frame = Box(0, 0, width, height, "", "wire", 8, dashed=True)
+        shapes = [frame, *shapes, Label(width - TIMES / 2, height / 2 + 4.5, times, SMALL, True, anchor="middle")]
+    return DrawnBox(tuple(shapes), width, height)
+
+
+def _draw_plate(tower: TowerPlan, kind: str, count: int, width: float) -> list[Shape]:
+    color = tower.layer(kind).color
+    times = f"× {count}" if count > 1 else ""
+    room = width - 18 - (measure_text(times, SMALL, True) + 8 if times else 0)
+    shapes: list[Shape] = [
+        Box(0, 0, width, PLATE, color, f"{color}-line", 5, name=kind),
+        Label(9, PLATE / 2 + 4.3, cut_text(kind, room, SMALL), SMALL),
+    ]
+    return [*shapes, Label(width - 9, PLATE / 2 + 4.3, times, SMALL, True, anchor="end")] if times else shapes
+
+
+def _draw_cells(tower: TowerPlan, width: float) -> DrawnBox:
+    """Draw a cell for each layer, the first below, with numbers beside; of a very deep tower, cells of many layers."""
+    count = min(len(tower.pattern), MOST_CELLS)
+    size = min(9.0, TALLEST / count)
+    left, right = 30.0, width - 30.0
+    shapes: list[Shape] = []
+    for at in range(count):
+        layer = tower.layer(tower.pattern[at * len(tower.pattern) // count])
+        y = (count - 1 - at) * size
+        shapes.append(Box(left, y, right - left, size - 1, _tone(tower, layer.kind), "", 1.5, tip=f"{at}: {layer.kind}"))
+    step = next(each for each in (4, 8, 10, 20, 50) if each * size >= 18)
+    for at in range(0, count, step):
+        y = (count - 1 - at) * size + size / 2 + 4
+        shapes.append(Label(left - 6, y, str(at * len(tower.pattern) // count), SMALL, color="muted", anchor="end"))
+    return DrawnBox((Box(left - 4, -4, right - left + 8, count * size + 7, "", "line", 5), *shapes), width, count * size)
+
+
+def _tone(tower: TowerPlan, kind: str) -> str:
+    return f"{tower.layer(kind).color}-line"
+
+
+def stack_rise() -> float:
+    """Height of a thin box with its wire, for figures that line up with a stack."""
+    return THIN + RISE
