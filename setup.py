@@ -5,9 +5,10 @@ from setuptools import find_namespace_packages, setup
 setup(
     packages=[*find_namespace_packages(include=["zoo", "zoo.*"], exclude=["*.__pycache__"]), "zoo.conf", "zoo.recipes"],
     package_dir={"zoo.conf": "conf", "zoo.recipes": "recipes"},
-    package_data={
+package_data={
         "zoo.conf": ["**/*.yaml"],
         "zoo.drawing": ["inter.json", "OFL.txt"],
+        "zoo.gallery": ["*/*"],
         "zoo.recipes": ["**/*.yaml", "**/*.json"],
     },
     include_package_data=False,  # what MANIFEST.in lists is for the source archive; the wheel takes the line above

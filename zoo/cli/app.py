@@ -24,6 +24,7 @@ VERBS = {
     "explain": "Explain a name of a model's YAML: an axis, a choice, a field, a key.",
     "solve": "Find what fits a GPU or a budget: batch, context, GPUs, a shape.",
     "diff": "Compare two models or two runs: what differs, then the figures.",
+    "gallery": "Write a static site of models, axes and findings.",
     "new": "Write a model's YAML, complete and commented, to start from.",
     "schema": "Write the JSON Schema of a model's YAML, for editors.",
     "build": "Build a model; show its modules, kernels and memory.",

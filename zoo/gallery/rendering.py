@@ -1,0 +1,36 @@
+"""Render a page of the gallery: a Jinja2 template beside this file, filled with plain data."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from zoo.report.units import format_change, format_count, format_si, format_size
+from zoo.untrusted.printable import escape_controls
+
+HOME = Path(__file__).parent
+ASSETS = HOME / "assets"
+
+
+def render_template(name: str, place: str, **values: Any) -> str:
+    """Render a template as the page `place`, a path within the site. All values are escaped but SVG that is marked
+    safe. A template reads `root`, the path to the site's front, with which its links begin."""
+    return _open_templates().get_template(name).render(root="../" * place.count("/"), place=place, **values)
+
+
+@functools.cache
+def _open_templates() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(HOME / "templates")
+    strict = {"undefined": jinja2.StrictUndefined, "finalize": _clean_value}
+    made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, **strict)
+    made.filters |= {"count": format_count, "size": format_size, "si": format_si, "change": format_change}
+    made.filters["whole"] = lambda value: f"{value:,}"
+    return made
+
+
+def _clean_value(value: object) -> Any:
+    """Escape the control characters of a text, which HTML does not allow. Texts marked safe are SVG."""
+    return escape_controls(value) if type(value) is str else value
