@@ -66,8 +66,9 @@ def tune_as_trained(config: Named, setup: Setup) -> Setup:
     if setup.tunes or not (isinstance(config, str | Path) and is_file(config)):
         return setup
     from zoo.families.described import is_config  # a packaged model needs no family
+    from zoo.model_hub import locate
 
-    path = Path(config).expanduser()
+    path = locate(config)
     if path.is_file() or is_config(path):
         return setup
     from zoo.training.start.trained_part import find_trained_part
@@ -83,8 +84,9 @@ def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) 
     if overrides or not (isinstance(config, str | Path) and is_file(config)):
         return priced
     from zoo.checkpoint.sizes import measure_stored  # slow, and of no use to a packaged model
+    from zoo.model_hub import locate
 
-    found = measure_stored(Path(config).expanduser())
+    found = measure_stored(locate(config))
     if found is None:
         return priced
     found.setdefault("bits_per_parameter", round(found["bytes"] * 8 / priced["params"]["total"], 2))

@@ -20,6 +20,7 @@ from zoo.checkpoint.manifest import (
 )
 from zoo.families.described import CONFIG
 from zoo.lazy import torch
+from zoo.model_hub import locate
 from zoo.runs import ADAPTERS, ARCHITECTURE
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def is_base(weights: str | Path, known: str) -> bool:
 
 def resolve_base(weights: str | Path) -> Path:
     """Find the folder of a model (of a run, the newest checkpoint), or its GGUF file."""
-    path = Path(weights).expanduser()
+    path = locate(weights)
     return (path if path.is_file() else find(path)).absolute()
 
 

@@ -14,6 +14,7 @@ from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
 from zoo.checkpoint.stored import place_tensor
 from zoo.errors import ConfigError
 from zoo.lazy import torch
+from zoo.model_hub import locate
 from zoo.spec import Embedding, Experts, Linear, Part, tensors
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ LAYOUTS: Mapping[str, type[FourBit] | type[EightBit]] = {"nf4": FourBit, "int8":
 def open_base(weights: str | Path, checked: bool = False) -> StoredTensors:
     """Open the tensors of a base as it stores them. One with adapters of its own stores none of its merged weights,
     which are in float32. With `checked`, the files of a checkpoint of ours are compared with its manifest."""
-    path = Path(weights).expanduser()
+    path = locate(weights)
     merged = not path.is_file() and read_plan(find(path)) is not None
     dtype = torch.float32 if merged else None
     return store.open_model(weights, dtype, mapped=False, checked=checked).tensors

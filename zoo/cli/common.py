@@ -34,7 +34,8 @@ TEMPERATURE = 0.8
 Target = Annotated[
     str,
     typer.Argument(
-        help="A packaged model from `zoo list`, a YAML, config.json or GGUF file, or a folder with a model or a run.",
+        help="A packaged model from `zoo list`, a YAML, config.json or GGUF file, a folder with a model or a run, or "
+        "ORG/NAME on the Hugging Face hub.",
         autocompletion=complete_target,
     ),
 ]

@@ -26,6 +26,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, read_choice
 from zoo.grammar.interpolation import list_sizes
 from zoo.grammar.keys import BASES, KNOWN
+from zoo.model_hub import locate
 from zoo.paths import conf_dir, list_conf, read_conf
 from zoo.runs import ARCHITECTURE, CHECKPOINTS
 from zoo.untrusted.printable import quote, shorten
@@ -87,10 +88,10 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
         name = os.fspath(target)
         notes = (f"{name}: the packaged model; the folder here is ./{name}",) if holds_model(Path(name)) else ()
         return Target(name, name_packaged(name), notes=notes)
-    path, own = Path(target).expanduser(), list_packaged()
+    given, path, own = Path(target).expanduser(), locate(target), list_packaged()
     if path.resolve().parent == (conf_dir() / "model").resolve() and path.is_file():
         return Target(str(target), name_packaged(path.stem), option=path.stem)
-    named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
+    named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else given.name
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
     if path.suffix in (".json", ".gguf") or path.is_dir() or names_checkpoint(path):

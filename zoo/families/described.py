@@ -14,6 +14,7 @@ from zoo.families import family as families
 from zoo.families.body import Body
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
+from zoo.model_hub import is_hub_name
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
@@ -55,8 +56,8 @@ def find_peft_base(folder: Path) -> Path:
         for place in (Path(name).expanduser(), folder / name):
             if name and place.exists():
                 return place
-    found = f"base_model_name_or_path: {quote(name)} is no folder here"
-    raise CheckpointError(f"{folder / PEFT}: {found} (the path of the base model)")
+    cure = f"`hf download {name} --local-dir {name}`" if is_hub_name(name) else "the path of the base model"
+    raise CheckpointError(f"{folder / PEFT}: base_model_name_or_path: {quote(name)} is no folder here ({cure})")
 
 
 def read_body(

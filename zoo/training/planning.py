@@ -19,6 +19,7 @@ from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.grammar.interpolation import MissingName
 from zoo.grammar.saved import read_config
 from zoo.kernels import KERNELS
+from zoo.model_hub import is_hub_name
 from zoo.run import fp8
 from zoo.training import settings as S
 from zoo.training.mesh_settings import find_parallel_faults, find_world
@@ -136,7 +137,7 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     make_paths_absolute(config.get("data"))
     objective = config.get("objective")
     for node, key in ((objective, "teacher"), (objective, "modules"), (config, "weights")):
-        if isinstance(node, dict) and isinstance(path := node.get(key), str):
+        if isinstance(node, dict) and isinstance(path := node.get(key), str) and not is_hub_name(path):
             node[key] = str(Path(path).expanduser().absolute())  # a run may be resumed from another working directory
     if "lora" in config:
         config["lora"] = complete_lora(config["lora"])
