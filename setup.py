@@ -5,7 +5,7 @@ from setuptools import find_namespace_packages, setup
 setup(
     packages=[*find_namespace_packages(include=["zoo", "zoo.*"], exclude=["*.__pycache__"]), "zoo.conf", "zoo.recipes"],
     package_dir={"zoo.conf": "conf", "zoo.recipes": "recipes"},
-package_data={
+    package_data={
         "zoo.conf": ["**/*.yaml"],
         "zoo.drawing": ["inter.json", "OFL.txt"],
         "zoo.gallery": ["*/*"],
