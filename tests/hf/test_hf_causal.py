@@ -281,6 +281,13 @@ def test_a_vocabulary_grows_and_shrinks(tied, tmp_path):
     torch.testing.assert_close(model(ids[:, :1]).logits, twin(ids[:, :1]).logits[..., :60], **EXACT)
 
 
+def test_a_longer_context_gives_a_learned_table_more_rows():
+    config = ZooConfig.of("gpt-tiny", SIZE[:3])
+    config.max_position_embeddings = 640
+    assert config.max_position_embeddings == config.spec.max_seq_len == 640
+    assert AutoModelForCausalLM.from_config(config)(torch.ones(1, 600, dtype=torch.long)).logits.shape[1] == 600
+
+
 def test_a_shared_model_shares_its_weights():
     built = zoo.build("llama-tiny", SIZE)
     model = zoo.hf.wrap(built, eos_token_id=5)

@@ -82,7 +82,7 @@ class ZooConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, count: int) -> None:
         """Change the number of tokens. Raises ConfigError where a part has a value for each token."""
-        self.model = resize_vocabulary(self.model, count)
+        self.model = resize(self.model, "vocab_size", count, ("", "encoder", "decoder", "embedding", "head"))
 
     @property
     def hidden_size(self) -> int | None:
@@ -104,6 +104,11 @@ class ZooConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int | None:
         """Longest sequence that the model is made for, in tokens."""
         return self.spec and self.spec.max_seq_len
+
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, tokens: int) -> None:
+        """Change that length; a table of learned positions gets as many rows."""
+        self.model = resize(self.model, "max_seq_len", tokens)
 
     @property
     def tie_word_embeddings(self) -> bool:
@@ -146,12 +151,12 @@ def _parse(text: str) -> Any:
     return from_dict(json.loads(text))
 
 
-def resize_vocabulary(node: Any, count: int, path: str = "") -> Any:
-    """Give a model's node another number of tokens. Raises ConfigError for a part that has a value for each token."""
+def resize(node: Any, name: str, size: int, owners: tuple[str, ...] = (), path: str = "") -> Any:
+    """Give the dimension `name` of a model's node another size, wherever it is stated. Raises ConfigError for a part
+    that has it and is none of the `owners`, if these are given."""
     if not isinstance(node, Mapping):
         return node
-    place = path.rpartition(".")[2]
-    if node.get("vocab_size") and place not in ("", "encoder", "decoder", "embedding", "head"):
-        raise ConfigError(f"{path}.vocab_size: is of a part made for one vocabulary (a model without it)")
-    resized = {key: resize_vocabulary(value, count, f"{path}.{key}") for key, value in node.items()}
-    return resized | ({"vocab_size": count} if node.get("vocab_size") else {})
+    if owners and node.get(name) and path.rpartition(".")[2] not in owners:
+        raise ConfigError(f"{path}.{name}: is of a part made for one size (a model without it)")
+    resized = {key: resize(value, name, size, owners, f"{path}.{key}") for key, value in node.items()}
+    return resized | ({name: size} if node.get(name) else {})
