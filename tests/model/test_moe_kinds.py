@@ -286,6 +286,12 @@ def test_activations_equal_the_reference(reference, kind):
     torch.testing.assert_close(Activation.parse({"kind": kind}).apply(x), ACT2FN[reference](x), atol=1e-6, rtol=1e-5)
 
 
+def test_squared_relu_with_a_slope_is_the_square_of_a_leaky_relu():
+    x = torch.linspace(-14, 14, 401)
+    expected = torch.where(x > 0, x, 0.5 * x) ** 2
+    torch.testing.assert_close(Activation.parse({"kind": "relu2", "slope": 0.5}).apply(x), expected)
+
+
 @SEEDS
 def test_xielu_and_its_learned_parameters_equal_the_reference(seed):
     reference = ACT2FN["xielu"].float()

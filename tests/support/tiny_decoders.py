@@ -26,7 +26,7 @@ MORE = [
     ["pattern=[local,layer]", "+layers={local:{attention:{window:4}}}", "position=alibi"],
     ["attention=sliding", "window=1"],
     ["attention=sliding", "window=5", "position=learned", "block=post", "norm=layernorm", "ffn=mlp"],
-    ["attention=sliding", "window=6", "position=alibi", "n_heads=3", "n_kv_heads=1"],
+    ["attention=sliding", "window=6", "position=alibi", "n_heads=3", "n_kv_heads=1", "attention.exclusive=true"],
     ["+attention.qk_norm={kind:rmsnorm}", "+attention.softcap=5.0", "+head.softcap=8.0", "bias=true"],
     ["+position.interleaved=true", "rotary_dim=4", "+head.tied=true", "+embedding.scale=sqrt_d_model"],
 ]

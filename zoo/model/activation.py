@@ -69,10 +69,13 @@ class ReLU6(Activation, kind="relu6"):
 
 
 class SquaredReLU(Activation, kind="relu2"):
-    """max(0, x)² (So et al., 2021, Primer)."""
+    """max(0, x)² (So et al., 2021, Primer); with a slope the square of a leaky ReLU."""
+
+    slope: NonNegativeFloat = 0.0
+    """Slope for x below 0, before the square (0.5 in submissions to OpenAI's parameter golf, 2026)."""
 
     def apply(self, x: Tensor) -> Tensor:
-        return F.relu(x).square()
+        return (F.leaky_relu(x, self.slope) if self.slope else F.relu(x)).square()
 
 
 class GELU(Activation, kind="gelu"):

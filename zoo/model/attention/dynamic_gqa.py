@@ -95,9 +95,9 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
         k, v = m.k(of_k), m.v(of_v)
         if self.short_conv is not None:
             k, v = self._mix(m, self.short_conv, k, v, (of_k, of_v), step)
-        k, v = self._keys_values(m, k, v, step)  # B T K C, B T K V
-        k, v = step.remember(k=k, v=v)
-        return self._attend(m, of_q, q, k, v, step)
+        k, own = self._keys_values(m, k, v, step)  # B T K C, B T K V
+        k, v = step.remember(k=k, v=own)
+        return self._attend(m, of_q, q, k, v, step, own)
 
     def _mix(
         self,

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
+def remove_along(y: Tensor, own: Tensor) -> Tensor:
+    """Project heads' outputs y [B, T, H, V] to what is orthogonal to `own` [B, T, K, V], each to that of its group."""
+    grouped, v = y.unflatten(-2, (own.shape[-2], -1)), own.unsqueeze(-2)  # B T K G V, B T K 1 V
+    along = (grouped * v).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True).clamp(min=1e-12)
+    return (grouped - along * v).flatten(-3, -2)
+
+
 LENT_ALIKE = ("n_kv_heads", "head_widths", "window", "window_kind", "position")
 """Fields that must be equal in a layer and in the layer whose keys and values it reads."""
 
@@ -33,7 +40,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """Grouped-query attention (Ainslie et al., 2023): n_kv_heads = n_heads is MHA (Vaswani et al., 2017), 1 is MQA
     (Shazeer, 2019).
 
-    In order: q, k, v = x·W; short_conv; clip; qk_norm; the rotation; softmax(scale·q·kᵀ)·v; gate; out_norm; o.
+    In order: q, k, v = x·W; short_conv; clip; qk_norm; the rotation; softmax(scale·q·kᵀ)·v; exclusive; gate; out_norm;
+    o.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
@@ -81,6 +89,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """Whether each head's softmax has one more, learned logit without a value (Xiao et al., 2023; gpt-oss)."""
     clip: Clip | None = None
     """A bound on queries, keys and values (MPT, 2023; OLMo, 2024)."""
+    exclusive: bool = False
+    """Whether a head's output y loses its part along the token's own value v, y − (y·v)·v / |v|² (Zhai, 2026, exclusive
+    self-attention)."""
     gate: OutputGate | None = None
     """A gate on each head's output, σ(x·W) (Qiu et al., 2025; Qwen3-Next)."""
     tempering: Tempering | None = None
@@ -112,6 +123,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
             raise ValueError(f"{own} is of keys and values, which '{self.kv_from}' layers make (leave one of them out)")
         if self.values:
             self.values.check(self.head_dim, self.position)
+        if self.exclusive and self.kv_from:
+            raise ValueError(f"exclusive is of a token's own value, and '{self.kv_from}' layers make it (one of them)")
         check_indexer(self, self.head_dim, ("window", "kv_from"))
         if not self.position.reads_input:
             self.position.check(self.head_dim)
@@ -119,13 +132,14 @@ class GQA(SoftmaxAttention, kind="gqa"):
     @property
     def memory(self) -> MemoryReading | None:
         of_tokens = {
+            "exclusive": "is of a token's own value",
             "indexer": "chooses among tokens",
             "kv_from": "names layers that read tokens",
             "short_conv": "reads tokens in order",
             "window": "counts the places of tokens",
             "tempering": "counts the places of tokens",
         }
-        found = [f"{name} {why}" for name, why in of_tokens.items() if getattr(self, name) is not None]
+        found = [f"{name} {why}" for name, why in of_tokens.items() if getattr(self, name)]
         fault = f"{found[0]}, and cross-attention reads an encoder's output whole (null)" if found else ""
         return MemoryReading(self.memory_width, fault=fault)
 
@@ -231,6 +245,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return replace(ask, n_kv_heads=self.n_kv_heads, softcap=self.softcap, sinks=self.sinks)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        own = None  # values of these tokens alone
         if step.crosses:
             q = self._queries(m, m.q(x), step)  # B T H C
             k, v = self._read_memory(m, step)
@@ -240,20 +255,22 @@ class GQA(SoftmaxAttention, kind="gqa"):
         else:
             q, k, v = self._project(m, x, step)
             q = self._queries(m, q, step)
-            k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
-            k, v = step.give(LentKeys.name, step.remember(k=k, v=v))
+            k, own = self._keys_values(m, k, v, step)  # B T K C, B T K V
+            k, v = step.give(LentKeys.name, step.remember(k=k, v=own))
         if step.keys.joined:
             k, v = step.apply(join_keys, self._read_memory(m, step.cross), (k, v))
-        return self._attend(m, x, q, k, v, step)
+        return self._attend(m, x, q, k, v, step, own)
 
-    def _attend(self, m: Weights, x: Tensor, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        """Attend from queries q [B, T, H, C], made of x [B, T, D], to keys [B, S, K, C] and values [B, S, K, V]."""
+    def _attend(self, m: Weights, x: Tensor, q: Tensor, k: Tensor, v: Tensor, step: Step, own: Tensor | None) -> Tensor:
+        """Attend from queries q [B, T, H, C], made of x [B, T, D], to keys [B, S, K, C] and values [B, S, K, V]; `own`
+        [B, T, K, V] are the values of x."""
         if self.indexer is not None:
             self.indexer.choose(m, x, x, step, self.n_heads)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = self._sink(m, x)
         read = self._tempered(m, self.position.read(m.position, x), step) if self.position.reads_input else None
         y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks, read=read)  # B T H V
+        y = remove_along(y, own) if self.exclusive and own is not None else y
         each = self.out_norm is not None and self.out_norm.over == "head"
         y = m.out_norm(y) if each else y
         y = self.gate.apply(m, x, y) if self.gate else y.flatten(-2)  # B T H·V
