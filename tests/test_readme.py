@@ -16,8 +16,9 @@ from zoo.grammar import AXES
 from zoo.paths import conf_dir
 
 ROOT = Path(__file__).parents[1]
-README, COMMANDS, AXES_PAGE = (
-    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/commands.md", "docs/axes.md")
+README, COMMANDS, PYTHON, AXES_PAGE = (
+    (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "docs/commands.md", "docs/python.md", "docs/axes.md")
 )
 
 
@@ -74,7 +75,7 @@ def test_every_command_of_the_page_of_commands_works_in_an_empty_folder(tmp_path
 
 
 def test_the_forward_pass_shown_in_python_gives_what_its_comments_say():
-    (block,) = (each for each in blocks("python", COMMANDS) if "zoo.build(" in each)
+    (block,) = (each for each in blocks("python", PYTHON) if "zoo.build(" in each)
     names: dict = {}
     exec(block, names)
     spec, out = names["model"].spec, names["out"]

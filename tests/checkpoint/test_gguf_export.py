@@ -245,7 +245,7 @@ def test_the_tokenizer_goes_along(tmp_path, kind, capsys):
             assert model.tokenize(text.encode(), special=True) == made.encode(text).ids
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+PAGE = Path(__file__).parents[2] / "docs" / "convert.md"
 
 
 def test_llama_cpp_opens_a_file_as_the_page_says(tmp_path, monkeypatch):

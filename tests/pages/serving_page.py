@@ -38,7 +38,7 @@ merged into the weights. One line says which engines list the architecture:
 
     {line}
 
-For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --type q8_0` writes one file ([commands.md](commands.md)).
+For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --type q8_0` writes one file ([convert.md](convert.md)).
 
 ## Start a server
 
