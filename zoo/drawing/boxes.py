@@ -16,7 +16,7 @@ LINE = 15.5
 """Distance of baselines of rows."""
 
 PAD = 9.0
-MOST_LINES = 3
+MOST_LINES = 4
 """Lines that one row may take."""
 
 THIN = 24.0
@@ -103,7 +103,7 @@ def _draw_full(element: Element, width: float, look: Look) -> DrawnBox:
         drawn, y = _draw_row(label, text, inner, y, ink, soft, look, element)
         shapes += drawn
     if element.experts is not None:
-        drawn, y = _draw_experts(element.experts, inner, y, line)
+        drawn, y = _draw_experts(element.experts, inner, y, ink if fill.startswith("heat") else line)
         shapes += drawn
     height = y + PAD + 1
     lit = _is_lit(element, "", look)
@@ -139,7 +139,7 @@ def _draw_experts(experts: tuple[int, float], inner: float, y: float, line: str)
     shapes: list[Shape] = []
     for at in range(cells):
         column, row = at % across, at // across
-        fill = line if at < lit else "paper"
+        fill = line if at < lit else ""
         shapes.append(Box(PAD + column * (CELL + GAP), y + row * (CELL + GAP), CELL, CELL, fill, line, 2))
     return shapes, y + -(-cells // across) * (CELL + GAP) - GAP
 

@@ -17,7 +17,7 @@ from zoo.drawing.facts import describe_fields, find_long_name, name_component, s
 from zoo.drawing.folding import Fold, fold_pattern, name_places
 from zoo.drawing.shares import Share, price_boxes
 from zoo.drawing.wiring import Junction, wire_model
-from zoo.spec import CROSS, Experts, Part, Sized, Spec, rows
+from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, rows
 from zoo.spec.parts import count_kinds
 
 
@@ -33,7 +33,6 @@ class Element:
     rows: tuple[tuple[str, str], ...] = ()
     experts: tuple[int, float] | None = None
     kept: str = ""
-    crosses: bool = False
     share: Share = Share()
 
 
@@ -177,15 +176,21 @@ def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
     color = find_color(spec, bool(experts))
     return Element(
         name,
-        name_component(spec),
-        find_long_name(spec),
+        "Embedding" if spec.axis == "embedding" else name_component(spec),
+        "cross-attention" if role == CROSS else find_long_name(spec) if color != "table" else "",
         color,
-        () if color == "norm" else describe_fields(spec),
+        () if color == "norm" else (*describe_fields(spec), *_list_tables(spec, width)),
         experts,
         say_kept(spec),
-        role == CROSS,
         share,
     )
+
+
+def _list_tables(spec: Spec, width: int) -> list[tuple[str, str]]:
+    """Say the shape of the table or the product over the vocabulary that an embedding or a head has of its own."""
+    own = (row.part for row in rows(spec, width) if row.part is not None and row.part.role in (TOKENS, LOGITS))
+    shapes = [each.shapes().get("weight", ()) for each in own]
+    return [("", " × ".join(f"{size:,}" for size in shape)) for shape in shapes if shape]
 
 
 def _make_weight(name: str, part: Any, share: Share) -> Element:

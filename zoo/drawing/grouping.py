@@ -49,21 +49,21 @@ def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
     share = sum((each.share for _, each in named), Share())
     if all(each.rows == first.rows and each.kept == first.kept for _, each in named):
         return replace(first, share=share)
-    facts = {kind: _list_facts(each) for kind, each in named}
+    alike = all(each.kept == first.kept for _, each in named)
+    facts = {kind: _list_facts(each, keeps=not alike) for kind, each in named}
     common = [fact for fact in facts[named[0][0]] if all(fact in own for own in facts.values())]
     others: dict[str, list[str]] = {}
     for kind, own in facts.items():
         said = BETWEEN.join(" ".join(filter(None, fact)) for fact in own if fact not in common)
         others.setdefault(said or "–", []).append(kind)
     rows = [*_join(common), *((", ".join(kinds), said) for said, kinds in others.items())]
-    kept = first.kept if all(each.kept == first.kept for _, each in named) else ""
-    return replace(first, rows=tuple(rows), kept=kept, share=share)
+    return replace(first, rows=tuple(rows), kept=first.kept if alike else "", share=share)
 
 
-def _list_facts(element: Element) -> list[tuple[str, str]]:
-    """List an element's facts one by one: those of its plain row, then its labelled rows whole."""
+def _list_facts(element: Element, keeps: bool) -> list[tuple[str, str]]:
+    """List an element's facts one by one: those of its plain row, its labelled rows whole, and what it keeps."""
     found = []
-    for label, text in (*element.rows, ("", element.kept)):
+    for label, text in (*element.rows, *([("", element.kept)] if keeps else [])):
         found += [("", fact) for fact in text.split(BETWEEN) if fact] if not label else [(label, text)]
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Look
 from zoo.drawing.contents import ModelPlan, TowerPlan
@@ -10,20 +10,23 @@ from zoo.drawing.grouping import LayerGroup, group_layers
 from zoo.drawing.lettering import cut_text, measure_text
 from zoo.drawing.numbers import list_tiles
 from zoo.drawing.panels import draw_panel
-from zoo.drawing.scene import Box, Extent, Label, Scene, Shape, Stroke, find_extent, shift_items
+from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.stack import draw_stack
 
 WIDTH = 800.0
 """Width of a figure. Shown 600 px wide, its smallest text (SMALL) is 9 px."""
 
+NARROWEST = 600.0
 EDGE = 26.0
 COLUMN = 176.0
 """Width of a tower's column."""
 
 BETWEEN = 22.0
 TITLE, TILE = 25.0, 17.0
-SINGLE, SHARED = 300.0, 206.0
-"""Widths of boxes in a panel that stands alone, and in one of several."""
+SINGLE, NARROW = 300.0, 200.0
+"""Width of boxes in a panel that stands alone, and the least in one of several."""
+
+GUTTER = 14.0
 
 NAMES = {
     "attention": "attention",
@@ -37,18 +40,25 @@ NAMES = {
 """What the colours mean, in the order of the legend."""
 
 
-def draw_model(plan: ModelPlan, look: Look = PLAIN, width: float = WIDTH) -> Scene:
-    """Draw a model's figure."""
-    shapes, y = draw_header(plan, width)
+def draw_model(plan: ModelPlan, look: Look = PLAIN, extra: Callable[[float], list[Shape]] | None = None) -> Scene:
+    """Draw a model's figure. `extra` draws shapes of a given width, which stand below the header."""
+    shapes: list[Shape] = []
+    y = 0.0
     for tower in plan.towers:
-        drawn = draw_tower(tower, plan, width - 2 * EDGE, look)
-        shapes += shift_items(drawn.shapes, EDGE, y)
+        drawn = draw_tower(tower, plan, WIDTH - 2 * EDGE, look)
+        shapes += shift_items(drawn.shapes, 0, y)
         y += drawn.height + BETWEEN
     if look is PLAIN:
-        shapes += shift_items(draw_legend(plan), EDGE, y)
+        shapes += shift_items(draw_legend(plan), 0, y)
         y += 22
-    wide = max(width, find_extent(shapes).right + EDGE)
-    return Scene(wide, y + EDGE - 10, tuple(shapes), plan.title, describe_model(plan))
+    width = max(find_extent(shapes).right + 2 * EDGE, NARROWEST)
+    header, top = draw_header(plan, width)
+    if extra is not None:
+        beside = extra(width - 2 * EDGE)
+        header += shift_items(beside, EDGE, top)
+        top += find_extent(beside).bottom + BETWEEN
+    whole = (*header, *shift_items(shapes, EDGE, top))
+    return Scene(width, top + y + EDGE - 10, whole, plan.title, describe_model(plan))
 
 
 def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
@@ -86,18 +96,23 @@ def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Look) -> D
 
 
 def draw_panels(groups: Sequence[LayerGroup], width: float, look: Look) -> DrawnBox:
-    """Draw panels in rows, each as wide as it needs."""
-    box = SINGLE if len(groups) == 1 else SHARED
-    drawn = [draw_panel(group, box, look) for group in groups]
+    """Draw panels in rows: two side by side fill a row, unless one of them needs more."""
+    drawn = [_draw_fitting(group, (width - GUTTER) / 2, look, alone=len(groups) == 1) for group in groups]
     shapes: list[Shape] = []
     x = y = row = 0.0
     for panel in drawn:
         if x and x + panel.width > width:
-            x, y, row = 0.0, y + row + 14, 0.0
+            x, y, row = 0.0, y + row + GUTTER, 0.0
         shapes += shift_items(panel.shapes, x, y)
-        x, row = x + panel.width + 14, max(row, panel.height)
+        x, row = x + panel.width + GUTTER, max(row, panel.height)
     extent = find_extent(shapes)
     return DrawnBox(tuple(shapes), extent.right, y + row)
+
+
+def _draw_fitting(group: LayerGroup, room: float, look: Look, *, alone: bool) -> DrawnBox:
+    """Draw a panel that is as wide as its room, if its boxes are not too narrow then."""
+    panel = draw_panel(group, SINGLE, look)
+    return panel if alone else draw_panel(group, max(NARROW, SINGLE - (panel.width - room)), look)
 
 
 def draw_legend(plan: ModelPlan) -> list[Shape]:
@@ -125,8 +140,3 @@ def describe_model(plan: ModelPlan) -> str:
             parts = ", ".join(layer.elements[node.part].title for node in layer.junctions if node.part in layer.elements)
             said.append(f"{tower.title.lower()}: {layer.count} layers of kind {layer.kind} ({parts})")
     return "; ".join(said) + "."
-
-
-def canvas(scene: Scene) -> Extent:
-    """The rectangle of a scene."""
-    return Extent(0, 0, scene.width, scene.height)

@@ -22,6 +22,11 @@ def say_bytes(count: float) -> str:
     return f"{_digits(count)} TiB"
 
 
+def say_share(part: float) -> str:
+    """Say a share: 0.702 as `70 %`, 0.0123 as `1.2 %`."""
+    return f"{100 * part:.0f} %" if part >= 0.0995 else f"{100 * part:.1f} %"
+
+
 def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
@@ -38,3 +43,13 @@ def list_tiles(plan: ModelPlan) -> list[tuple[str, str]]:
     if plan.generates:
         found.append((say_bytes(cache["bytes"]), f"cache at {cache['tokens']:,} tokens"))
     return found
+
+
+def say_change(before: float, after: float) -> str:
+    """Say how a number changed: `−12.5 %`, `× 25.0`, `=`."""
+    if before == after:
+        return "="
+    if not before:
+        return "new"
+    part = after / before - 1
+    return f"× {after / before:.1f}" if part >= 9 else f"{100 * part:+.1f} %".replace("-", "−")

@@ -28,9 +28,10 @@ COLOURS: dict[str, tuple[str, str]] = {
     "heat-0": ("#edf1f6", "#1d232b"),
     "heat-1": ("#c9dcf0", "#1f3a55"),
     "heat-2": ("#8fb8de", "#2c5f8e"),
-    "heat-3": ("#4a8bc4", "#4a8bc4"),
+    "heat-3": ("#3d7db8", "#3a79b3"),
     "heat-4": ("#1f5f9e", "#8cc0ee"),
-    "on-heat": ("#ffffff", "#0e1116"),
+    "on-heat-3": ("#ffffff", "#ffffff"),
+    "on-heat-4": ("#ffffff", "#0e1116"),
 }
 """Each colour's value in light and in dark. A colour of a component has a `-line` for its border."""
 

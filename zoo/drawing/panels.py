@@ -89,7 +89,7 @@ def draw_panel(group: LayerGroup, width: float, look: Look = PLAIN) -> DrawnBox:
 
 def _lay_out(group: LayerGroup, width: float, look: Look) -> _Layout:
     nodes, last = add_outside(group.junctions), len(group.junctions) - 1
-    weights = {node.number: _weigh(node, group.elements) for node in nodes}
+    weights = {node.number: weigh(node, group.elements) for node in nodes}
     spots = place_nodes(nodes, weights, last)
     width = max(150.0, 0.86 * width) if any(spots[node.number].column for node in nodes if node.sources) else width
     boxes = {node.number: _draw_node(node, group.elements, width, look) for node in nodes}
@@ -100,7 +100,7 @@ def _lay_out(group: LayerGroup, width: float, look: Look) -> _Layout:
         tops[row] = y
         y += heights[row] + RISE
     by_number = {node.number: node for node in nodes}
-    lanes = _list_lanes(by_number, spots)
+    lanes = list_lanes(by_number, spots)
     left = LANE * (1 + max(lanes.values(), default=-1)) + 4
     centers, x = [], left
     for column in range(1 + max(spot.column for spot in spots.values())):
@@ -110,7 +110,7 @@ def _lay_out(group: LayerGroup, width: float, look: Look) -> _Layout:
     return _Layout(by_number, spots, boxes, lanes, last, centers, tops, heights, left, y - 6)
 
 
-def _weigh(node: Junction, elements: Mapping[str, Element]) -> float:
+def weigh(node: Junction, elements: Mapping[str, Element]) -> float:
     """Weigh a node: the main chain goes through what takes most room."""
     element = elements.get(node.part)
     return 0.1 if element is None else 1.0 if is_thin(element) else 10.0
@@ -157,7 +157,7 @@ def _spot(spots: Mapping[int, Spot], source: int | str) -> Spot:
     return Spot(-1, 0) if isinstance(source, str) else spots[source]
 
 
-def _list_lanes(nodes: Mapping[int, Junction], spots: Mapping[int, Spot]) -> dict[tuple[int | str, int], int]:
+def list_lanes(nodes: Mapping[int, Junction], spots: Mapping[int, Spot]) -> dict[tuple[int | str, int], int]:
     """List the wires that go round other nodes of the main column, each with its lane."""
     wires = [(source, node.number) for node in nodes.values() for source in node.sources]
     around = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.drawing.boxes import PLAIN, SMALL, THIN, DrawnBox, Look, draw_box
+from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Look, draw_box
 from zoo.drawing.contents import Element, TowerPlan
 from zoo.drawing.folding import Fold
 from zoo.drawing.lettering import cut_text, measure_text
@@ -25,11 +25,11 @@ TIMES = 34.0
 
 def draw_stack(tower: TowerPlan, width: float, look: Look = PLAIN, inputs: str = "tokens") -> DrawnBox:
     """Draw a tower's column, `width` wide, its input below."""
-    middle = _draw_layers(tower, width)
+    middle = _draw_layers(tower, width, look)
     pieces = [
-        *[draw_box(_shorten(each), width, look) for each in reversed(tower.after)],
+        *[draw_box(each, width, look) for each in reversed(tower.after)],
         middle,
-        *[draw_box(_shorten(each), width, look) for each in reversed(tower.before)],
+        *[draw_box(each, width, look) for each in reversed(tower.before)],
     ]
     shapes: list[Shape] = []
     y, center = 16.0 + RISE, width / 2
@@ -48,34 +48,29 @@ def _name_output(tower: TowerPlan) -> str:
     return "logits" if heads else "hidden states"
 
 
-def _shorten(element: Element) -> Element:
-    """Leave out what a column has no room for: its panel or a reader's pointer says it."""
-    return element
-
-
-def _draw_layers(tower: TowerPlan, width: float) -> DrawnBox:
+def _draw_layers(tower: TowerPlan, width: float, look: Look) -> DrawnBox:
     plates = sum(len(fold.runs) for fold in tower.folds)
-    return _draw_plates(tower, width) if plates <= MOST_PLATES else _draw_cells(tower, width)
+    return _draw_plates(tower, width, look) if plates <= MOST_PLATES else _draw_cells(tower, width)
 
 
-def _draw_plates(tower: TowerPlan, width: float) -> DrawnBox:
+def _draw_plates(tower: TowerPlan, width: float, look: Look) -> DrawnBox:
     """Draw a plate for each run of equal layers, from the last above to the first below, and frames around repeats."""
     shapes: list[Shape] = []
     y = 0.0
     for fold in reversed(tower.folds):
-        drawn = _draw_fold(tower, fold, width)
+        drawn = _draw_fold(tower, fold, width, look)
         shapes += shift_items(drawn.shapes, 0, y)
         y += drawn.height + SEAM
     return DrawnBox(tuple(shapes), width, y - SEAM)
 
 
-def _draw_fold(tower: TowerPlan, fold: Fold, width: float) -> DrawnBox:
+def _draw_fold(tower: TowerPlan, fold: Fold, width: float, look: Look) -> DrawnBox:
     repeats = fold.times > 1
     left, size = (INSET, width - INSET - TIMES) if repeats else (0.0, width)
     shapes: list[Shape] = []
     y = INSET if repeats else 0.0
     for kind, count in reversed(fold.runs):
-        shapes += shift_items(_draw_plate(tower, kind, count, size), left, y)
+        shapes += shift_items(_draw_plate(tower, kind, count, size, look), left, y)
         y += PLATE + SEAM
     height = y - SEAM + (INSET if repeats else 0.0)
     if repeats:
@@ -85,15 +80,16 @@ def _draw_fold(tower: TowerPlan, fold: Fold, width: float) -> DrawnBox:
     return DrawnBox(tuple(shapes), width, height)
 
 
-def _draw_plate(tower: TowerPlan, kind: str, count: int, width: float) -> list[Shape]:
-    color = tower.layer(kind).color
+def _draw_plate(tower: TowerPlan, kind: str, count: int, width: float, look: Look) -> list[Shape]:
+    layer = tower.layer(kind)
+    fill, line, ink = look.fill(Element(kind, kind, color=layer.color, share=layer.share))
     times = f"× {count}" if count > 1 else ""
     room = width - 18 - (measure_text(times, SMALL, True) + 8 if times else 0)
     shapes: list[Shape] = [
-        Box(0, 0, width, PLATE, color, f"{color}-line", 5, name=kind),
-        Label(9, PLATE / 2 + 4.3, cut_text(kind, room, SMALL), SMALL),
+        Box(0, 0, width, PLATE, fill, "lit" if (kind, "kind") in look.lit else line, 5, name=kind),
+        Label(9, PLATE / 2 + 4.3, cut_text(kind, room, SMALL), SMALL, color=ink),
     ]
-    return [*shapes, Label(width - 9, PLATE / 2 + 4.3, times, SMALL, True, anchor="end")] if times else shapes
+    return [*shapes, Label(width - 9, PLATE / 2 + 4.3, times, SMALL, True, ink, "end")] if times else shapes
 
 
 def _draw_cells(tower: TowerPlan, width: float) -> DrawnBox:
@@ -115,8 +111,3 @@ def _draw_cells(tower: TowerPlan, width: float) -> DrawnBox:
 
 def _tone(tower: TowerPlan, kind: str) -> str:
     return f"{tower.layer(kind).color}-line"
-
-
-def stack_rise() -> float:
-    """Height of a thin box with its wire, for figures that line up with a stack."""
-    return THIN + RISE

@@ -49,16 +49,17 @@ def write_font_face() -> str:
     )
 
 
-def write_html(scene: Scene) -> str:
+def write_html(scene: Scene, *, scheme: str = "") -> str:
     """Write a scene as a page of its own, as wide as the window but no wider than it was drawn."""
+    paper, dark = COLOURS["paper"]
+    ground = f"body{{margin:0;background:{dark if scheme == 'dark' else paper}}}"
+    ground += "" if scheme else f"@media (prefers-color-scheme:dark){{body{{background:{dark}}}}}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(scene.title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<style>{write_page_style()}body{{margin:0;background:{COLOURS['paper'][0]}}}"
-        f"@media (prefers-color-scheme:dark){{body{{background:{COLOURS['paper'][1]}}}}}"
+        f'<meta name="color-scheme" content="{scheme or "light dark"}"><style>{write_page_style()}{ground}'
         f".{CLASS}{{display:block;margin:auto;width:100%;max-width:{_n(scene.width)}px;height:auto}}</style></head>\n"
-        f"<body>{write_svg(scene, inline=True)}</body></html>\n"
+        f"<body>{write_svg(scene, scheme=scheme, inline=True)}</body></html>\n"
     )
 
 

@@ -1,0 +1,173 @@
+"""Draw two models beside each other: what differs is lit, and below is what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from zoo.drawing.boxes import SMALL, DrawnBox, Look, color_by_kind
+from zoo.drawing.contents import Element, ModelPlan, TowerPlan
+from zoo.drawing.cost_look import sum_shares
+from zoo.drawing.grouping import LayerGroup, group_layers
+from zoo.drawing.lettering import cut_text, wrap_text
+from zoo.drawing.model_figure import EDGE, describe_model
+from zoo.drawing.numbers import say_bytes, say_change, say_count
+from zoo.drawing.panels import draw_panel
+from zoo.drawing.scene import Label, Scene, Shape, Stroke, find_extent, shift_items
+from zoo.drawing.strip import draw_tower_strip
+
+BOX = 258.0
+"""Width of boxes: two figures beside each other are then 700 wide."""
+
+MIDDLE = 28.0
+TITLE = 17.0
+
+Line = list[tuple[str, str]]
+
+
+class Difference(NamedTuple):
+    """An element of one model that the other does not have so: its tower and kind of layer, the element, and what
+    differs: "" for the whole, "title", or the text of a row."""
+
+    where: str
+    kind: str
+    element: str
+    what: str
+
+
+def find_differences(plan: ModelPlan, other: ModelPlan) -> list[Difference]:
+    """Find what in a model is not so in the other one."""
+    found: list[Difference] = []
+    theirs = {tower.where: tower for tower in other.towers}
+    for tower in plan.towers:
+        counterpart = theirs.get(tower.where)
+        ends = _name_ends(counterpart) if counterpart else {}
+        for name, element in _name_ends(tower).items():
+            found += [Difference(tower.where, "", name, what) for what in compare_elements(element, ends.get(name))]
+        groups = group_layers(counterpart.layers) if counterpart else []
+        for at, group in enumerate(group_layers(tower.layers)):
+            matching = _match(group, groups, at)
+            for name, element in group.elements.items():
+                their = matching.elements.get(name) if matching else None
+                kind = group.layers[0].kind
+                found += [Difference(tower.where, kind, name, what) for what in compare_elements(element, their)]
+    return found
+
+
+def compare_elements(element: Element, other: Element | None) -> list[str]:
+    """List what of an element another one does not have: "" if it has nothing of it, "title", or texts of rows."""
+    if other is None:
+        return [""]
+    if element.title != other.title:
+        return ["", "title"]
+    theirs = {*other.rows, ("", other.kept)}
+    return [text for label, text in (*element.rows, ("", element.kept)) if text and (label, text) not in theirs]
+
+
+def _name_ends(tower: TowerPlan) -> dict[str, Element]:
+    return {each.name: each for each in (*tower.before, *tower.after)}
+
+
+def _match(group: LayerGroup, others: Sequence[LayerGroup], at: int) -> LayerGroup | None:
+    """Find the group of the other model that stands for this one: of a kind of the same name, else at the same place."""
+    kinds = {layer.kind for layer in group.layers}
+    named = (each for each in others if kinds & {layer.kind for layer in each.layers})
+    return next(named, others[at] if at < len(others) else None)
+
+
+def draw_beside(plan: ModelPlan, other: ModelPlan) -> Scene:
+    """Draw two models side by side, and their costs below."""
+    left, right = _draw_half(plan, other), _draw_half(other, plan)
+    width = left.width + MIDDLE + right.width + 2 * EDGE
+    shapes = [*shift_items(left.shapes, EDGE, EDGE), *shift_items(right.shapes, EDGE + left.width + MIDDLE, EDGE)]
+    y = EDGE + max(left.height, right.height) + 26
+    middle = EDGE + left.width + MIDDLE / 2
+    shapes.append(Stroke(((middle, EDGE), (middle, y - 20)), "grid", 1))
+    table = _draw_costs(plan, other, width - 2 * EDGE)
+    shapes += shift_items(table, EDGE, y)
+    title = f"{plan.title} beside {other.title}"
+    height = y + find_extent(table).bottom + EDGE
+    return Scene(width, height, tuple(shapes), title, f"{describe_model(plan)} {describe_model(other)}")
+
+
+def _draw_half(plan: ModelPlan, other: ModelPlan) -> DrawnBox:
+    """Draw one of two models in a column: its name, its pattern over depth, the panels of its layers."""
+    differences = find_differences(plan, other)
+    patterns = {tower.where: tower.pattern for tower in other.towers}
+    bodies: list[DrawnBox] = []
+    for tower in plan.towers:
+        kinds = {layer.kind for each in other.towers if each.where == tower.where for layer in each.layers}
+        for group in group_layers(tower.layers):
+            own = [each for each in differences if (each.where, each.kind) == (tower.where, group.layers[0].kind)]
+            lit = {(each.element, each.what) for each in own}
+            lit |= {(layer.kind, "kind") for layer in group.layers if layer.kind not in kinds}
+            bodies.append(draw_panel(group, BOX, Look(color_by_kind, lit=frozenset(lit))))
+    width = max(each.width for each in bodies)
+    shapes: list[Shape] = []
+    y = 14.0
+    for line in wrap_text(plan.title, width, TITLE, True)[:3]:
+        shapes.append(Label(0, y, line, TITLE, True))
+        y += 21
+    for tower in plan.towers:
+        drawn = draw_tower_strip(tower, width, titled=len(plan.towers) > 1, keyed=False)
+        shapes += shift_items(drawn.shapes, 0, y)
+        y += drawn.height
+        same = patterns.get(tower.where) == tower.pattern
+        shapes.append(Label(0, y + 6, f"{len(tower.pattern)} layers", SMALL, color="muted" if same else "lit"))
+        y += 20
+    for element in [each for tower in plan.towers for each in (*tower.before, *tower.after)]:
+        for what in [each.what for each in differences if not each.kind and each.element == element.name]:
+            said = f"{element.title}: {what if what not in ('', 'title') else 'here alone'}"
+            shapes.append(Label(0, y + 10, cut_text(said, width, SMALL), SMALL, color="lit"))
+            y += 18
+    y += 6
+    for drawn in bodies:
+        shapes += shift_items(drawn.shapes, 0, y)
+        y += drawn.height + 14
+    return DrawnBox(tuple(shapes), width, y - 14)
+
+
+# ---------------------------------------------------------------- what it costs
+
+
+def list_costs(plan: ModelPlan, other: ModelPlan) -> list[tuple[str, str, str, str]]:
+    """List the costs of two models: what, each one's, and how the second differs from the first."""
+    first, second = sum_shares(plan), sum_shares(other)
+    tokens = plan.figures["kv_cache"]["tokens"]
+    rows = [
+        ("parameters", first.params, second.params, say_count),
+        ("active parameters", first.active, second.active, say_count),
+        (f"FLOPs a token, mean over {tokens:,}", first.flops, second.flops, say_count),
+        (f"cache of {tokens:,} tokens", first.cache, second.cache, say_bytes),
+    ]
+    return [(name, say(a), say(b), say_change(a, b)) for name, a, b, say in rows if a or b]
+
+
+def _draw_costs(plan: ModelPlan, other: ModelPlan, width: float) -> list[Shape]:
+    columns = (0.56 * width, 0.78 * width, width)
+    shapes: list[Shape] = []
+    y = 12.0
+    for name, *values in list_costs(plan, other):
+        shapes.append(Label(0, y, name, 13))
+        changed = values[2] != "="
+        for x, value in zip(columns, values, strict=True):
+            color = "lit" if changed and x == width else "ink" if changed else "muted"
+            shapes.append(Label(x, y, value, 13, x == width and changed, color, "end"))
+        y += 7
+        shapes.append(Stroke(((0, y), (width, y)), "grid", 1))
+        y += 17
+    return shapes
+
+
+def list_differences(plan: ModelPlan, other: ModelPlan) -> list[Line]:
+    """List what differs, for a terminal: of each model what the other has not, then the costs."""
+    lines: list[Line] = []
+    for one, two in ((plan, other), (other, plan)):
+        lines.append([(one.title, "title")])
+        for each in find_differences(one, two):
+            place = " ".join(filter(None, (each.where, each.kind, each.element)))
+            lines.append([(f"  {place}  ", "muted"), (each.what or "here alone", "")])
+        lines.append([])
+    for name, first, second, change in list_costs(plan, other):
+        lines.append([(f"{name:36}", "muted"), (f"{first:>12}{second:>12}", ""), (f"{change:>12}", "title")])
+    return lines

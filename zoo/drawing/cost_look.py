@@ -1,0 +1,77 @@
+"""Colour a figure by what its boxes cost, and draw the whole as a bar whose areas are the boxes' shares."""
+
+from __future__ import annotations
+
+from zoo.drawing.boxes import SMALL, Look
+from zoo.drawing.contents import Element, ModelPlan
+from zoo.drawing.lettering import measure_text
+from zoo.drawing.numbers import say_bytes, say_count, say_share
+from zoo.drawing.scene import Box, Label, Shape
+from zoo.drawing.shares import Share
+from zoo.errors import ConfigError
+
+LEVELS = (0.01, 0.05, 0.2, 0.5)
+"""Shares of the model at which a box gets the next colour."""
+
+COSTS = {"params": "parameters", "flops": "FLOPs of a token", "cache": "cache of a sequence"}
+"""What boxes may be coloured by."""
+
+
+def sum_shares(plan: ModelPlan) -> Share:
+    """Sum what all boxes of a model cost."""
+    return sum((each.share for _, each in list_elements(plan)), Share())
+
+
+def list_elements(plan: ModelPlan) -> list[tuple[str, Element]]:
+    """List a model's elements from the first to the last, each with its kind of layer ("" beside the layers)."""
+    found: list[tuple[str, Element]] = []
+    for tower in plan.towers:
+        found += [("", each) for each in tower.before]
+        found += [(layer.kind, each) for layer in tower.layers for each in layer.elements.values()]
+        found += [("", each) for each in tower.after]
+    return found
+
+
+def make_cost_look(plan: ModelPlan, by: str) -> Look:
+    """Make a look that colours boxes by their share of the parameters, FLOPs or cache. Raises ConfigError for a model
+    that has none of it."""
+    whole = getattr(sum_shares(plan), by)
+    if not whole:
+        raise ConfigError(f"by: {plan.title} has no {by} (--by params or --by flops)")
+
+    def fill(element: Element) -> tuple[str, str, str]:
+        share = getattr(element.share, by) / whole
+        level = sum(share >= each for each in LEVELS)
+        return f"heat-{level}", "line" if level < 3 else f"heat-{level}", "ink" if level < 3 else f"on-heat-{level}"
+
+    def note(element: Element) -> str:
+        share = getattr(element.share, by) / whole
+        return say_share(share) if share >= 0.0005 else ""
+
+    return Look(fill, note)
+
+
+def draw_areas(plan: ModelPlan, by: str, width: float, look: Look) -> list[Shape]:
+    """Draw the whole as a bar: a box for each element, as wide as its share, named where there is room."""
+    whole = getattr(sum_shares(plan), by)
+    said = say_bytes(whole) if by == "cache" else say_count(whole)
+    context = plan.figures["kv_cache"]["tokens"]
+    where = "" if by == "params" else f", mean over {context:,} tokens" if by == "flops" else f" of {context:,} tokens"
+    shapes: list[Shape] = [Label(0, 11, f"{said} {COSTS[by]}{where}", SMALL, color="muted")]
+    x = 0.0
+    for kind, element in list_elements(plan):
+        size = width * getattr(element.share, by) / whole
+        if size < 0.5:
+            x += size
+            continue
+        fill, _, ink = look.fill(element)
+        tip = f"{kind} {element.title}: {say_share(size / width)}".strip()
+        shapes.append(Box(x, 20, size, 30, fill, "paper", 3, tip=tip))
+        named = next((each for each in (f"{kind} {element.title}".strip(), element.title) if _fits(each, size)), "")
+        shapes += [Label(x + size / 2, 39, named, SMALL, color=ink, anchor="middle")] if named else []
+        x += size
+    return shapes
+
+
+def _fits(text: str, width: float) -> bool:
+    return measure_text(text, SMALL) + 10 <= width

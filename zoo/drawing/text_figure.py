@@ -1,0 +1,128 @@
+"""Draw a model's figure in characters: for terminals, for .txt files, and for readers of the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from zoo.drawing.contents import Element, ModelPlan, TowerPlan
+from zoo.drawing.grouping import LayerGroup, group_layers
+from zoo.drawing.numbers import list_tiles
+from zoo.drawing.panels import ELSEWHERE, list_lanes, weigh
+from zoo.drawing.placement import Spot, add_outside, place_nodes
+from zoo.drawing.wiring import STREAM, Junction
+
+Line = list[tuple[str, str]]
+"""A line: texts, each with the palette's colour that it has."""
+
+STYLES = {
+    "attention": "bold blue",
+    "recurrent": "bold green",
+    "ffn": "bold yellow",
+    "experts": "bold red",
+    "table": "bold magenta",
+    "norm": "",
+    "title": "bold",
+    "muted": "dim",
+}
+"""How rich shows the colours."""
+
+SIGNS = {"+": "⊕", "×": "⊗", "‖": "⊞"}
+
+
+def write_text(lines: list[Line]) -> str:
+    """Write lines without colours."""
+    return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
+
+
+def draw_text(plan: ModelPlan) -> list[Line]:
+    """Draw a model from its result above to its input below."""
+    lines: list[Line] = [[(plan.title, "title")]]
+    lines.append([("   ".join(f"{value} {name}" for value, name in list_tiles(plan)), "muted")])
+    for tower in plan.towers:
+        lines += [[], *_draw_tower(tower, titled=len(plan.towers) > 1)]
+    return lines
+
+
+def _draw_tower(tower: TowerPlan, *, titled: bool) -> Iterator[Line]:
+    if titled:
+        yield [(tower.title, "title")]
+    for note in tower.notes:
+        yield [(note, "muted")]
+    for element in reversed(tower.after):
+        yield _name(element)
+        yield [("│", "muted")]
+    runs = " → ".join(_say_fold(fold.runs, fold.times) for fold in tower.folds)
+    yield [(f"layers, first to last: {runs}", "title")]
+    for group in group_layers(tower.layers):
+        yield from _draw_group(group)
+    for element in reversed(tower.before):
+        yield [("│", "muted")]
+        yield _name(element)
+
+
+def _say_fold(runs: tuple[tuple[str, int], ...], times: int) -> str:
+    said = ", ".join(kind if count == 1 else f"{kind} × {count}" for kind, count in runs)
+    return said if times == 1 else f"({said}) × {times}"
+
+
+def _name(element: Element) -> Line:
+    texts = " · ".join(text for _, text in element.rows)
+    return [(element.title, element.color), (f"  {texts}" if texts else "", "")]
+
+
+def _draw_group(group: LayerGroup) -> Iterator[Line]:
+    for layer in group.layers:
+        yield [(f"┌ {layer.kind}", layer.color), (f" × {layer.count}  layers {layer.places}", "muted")]
+    nodes = add_outside(group.junctions)
+    spots = place_nodes(nodes, {node.number: weigh(node, group.elements) for node in nodes}, len(group.junctions) - 1)
+    lanes = list_lanes({node.number: node for node in nodes}, spots)
+    rows = {number: spot.row for number, spot in spots.items()}
+    count = 1 + max(lanes.values(), default=-1)
+    for node in sorted(group.junctions, key=lambda each: (-rows[each.number], spots[each.number].column)):
+        if arriving := [lane for (source, _), lane in lanes.items() if source == node.number]:
+            yield [(f"│ {_draw_lanes(lanes, rows, rows[node.number] + 0.5, count, arriving, '╰')}┤", "muted")]
+        ending = [lane for (_, end), lane in lanes.items() if end == node.number]
+        prefix = f"│ {_draw_lanes(lanes, rows, float(rows[node.number]), count, ending, '╭')}"
+        yield from _draw_node(node, nodes, spots[node.number], group.elements, prefix, count)
+    if leaving := [lane for (source, _), lane in lanes.items() if source == STREAM]:
+        yield [(f"│ {_draw_lanes(lanes, rows, -0.5, count, leaving, '╰')}┤", "muted")]
+    yield [("└", "muted")]
+
+
+def _draw_lanes(
+    lanes: Mapping[tuple[int | str, int], int],
+    rows: Mapping[int, int],
+    level: float,
+    count: int,
+    own: list[int],
+    corner: str,
+) -> str:
+    """Draw the lanes beside a line: those that pass its level, and its `own`, which turn into it by a `corner`."""
+    passing = {
+        lane
+        for (source, end), lane in lanes.items()
+        if (-1 if isinstance(source, str) else rows[source]) + 0.5 < level < rows[end]
+    }
+    drawn, reached = "", False
+    for lane in reversed(range(count)):
+        mark = corner if lane in own else "│" if lane in passing else "─" if reached else " "
+        reached = reached or lane in own
+        drawn += mark + ("─" if reached else " ")
+    return drawn
+
+
+def _draw_node(
+    node: Junction, nodes: list[Junction], spot: Spot, elements: Mapping[str, Element], prefix: str, count: int
+) -> Iterator[Line]:
+    beside = "∥ " if spot.column else ""
+    outside = [nodes[each].sign for each in node.sources if isinstance(each, int) and not nodes[each].sources]
+    read = "".join(f"  ◂ {ELSEWHERE.get(name, name)}" for name in outside)
+    element = elements.get(node.part)
+    if element is None:
+        yield [(prefix, "muted"), (f"{beside}{SIGNS.get(node.sign, node.part or node.sign)}{read}", "")]
+        return
+    yield [(prefix, "muted"), (beside + element.title, element.color), (read, "muted")]
+    below = "│ " + prefix[2:].translate(str.maketrans("╭─╰", "│  "))
+    rest = [*([("", element.about)] if element.about else []), *element.rows]
+    for label, text in [*rest, *([("", element.kept)] if element.kept else [])]:
+        yield [(below, "muted"), (f"  {label} " if label else "  ", "muted"), (text, "")]
