@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zoo.drawing.boxes import SMALL, DrawnBox, Look, color_by_kind
+from zoo.drawing.boxes import BETWEEN, SMALL, DrawnBox, Look, color_by_kind
 from zoo.drawing.contents import Element, ModelPlan, TowerPlan
 from zoo.drawing.cost_look import sum_shares
 from zoo.drawing.grouping import LayerGroup, group_layers
@@ -58,10 +58,14 @@ def compare_elements(element: Element, other: Element | None) -> list[str]:
     """List what of an element another one does not have: "" if it has nothing of it, "title", or texts of rows."""
     if other is None:
         return [""]
-    if element.title != other.title:
-        return ["", "title"]
-    theirs = {*other.rows, ("", other.kept)}
-    return [text for label, text in (*element.rows, ("", element.kept)) if text and (label, text) not in theirs]
+    found = [] if element.title == other.title else ["", "title"]
+    theirs = set(_list_facts(other))
+    return found + [fact for label, fact in _list_facts(element) if (label, fact) not in theirs]
+
+
+def _list_facts(element: Element) -> list[tuple[str, str]]:
+    rows = (*element.rows, ("", element.kept))
+    return [(label, fact) for label, text in rows for fact in text.split(BETWEEN) if fact]
 
 
 def _name_ends(tower: TowerPlan) -> dict[str, Element]:

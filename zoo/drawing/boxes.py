@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zoo.drawing.contents import Element
 from zoo.drawing.lettering import cut_text, measure_text, wrap_text
@@ -14,6 +14,9 @@ SMALL, NORMAL, HEADING = 12.0, 13.0, 15.0
 
 LINE = 15.5
 """Distance of baselines of rows."""
+
+BETWEEN, MARK = " · ", "· "
+"""What stands between the facts of a row; a line that starts with it drops it."""
 
 PAD = 9.0
 MOST_LINES = 4
@@ -120,13 +123,34 @@ def _draw_row(
     lines = wrap_text(text, inner - indent, SMALL)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], cut_text(" ".join(lines[MOST_LINES - 1 :]), inner - indent, SMALL)]
-    lines = [line.removeprefix("· ") if at else line for at, line in enumerate(lines)]
     shapes: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
-    color = "lit" if (element.name, label) in look.lit or (element.name, text) in look.lit else ink
-    for line in lines:
+    lit = [(element.name, fact) in look.lit for fact in text.split(BETWEEN)]
+    fact = 0
+    for at, line in enumerate(lines):
         y += LINE
-        shapes.append(Label(PAD + indent, y, line, SMALL, color=color))
-    return shapes, y
+        x = PAD + indent
+        fact += at > 0 and line.startswith(MARK)
+        pieces = line.removeprefix(MARK if at else "").split(BETWEEN)
+        for number, piece in enumerate(pieces):
+            fact += number > 0
+            said = piece if number == len(pieces) - 1 else f"{piece}{BETWEEN.rstrip()}"
+            ends = said.endswith(f" {MARK.strip()}") and number == len(pieces) - 1
+            shapes.append(Label(x, y, said, SMALL, color="lit" if lit[min(fact, len(lit) - 1)] else ink))
+            x += measure_text(f"{said} ", SMALL)
+            fact += ends
+    return _join_labels(shapes), y
+
+
+def _join_labels(shapes: list[Shape]) -> list[Shape]:
+    """Join neighbours of one line and colour into one text."""
+    found: list[Shape] = []
+    for shape in shapes:
+        last = found[-1] if found else None
+        if isinstance(last, Label) and isinstance(shape, Label) and (last.y, last.color) == (shape.y, shape.color):
+            found[-1] = replace(last, text=f"{last.text} {shape.text}")
+        else:
+            found.append(shape)
+    return found
 
 
 def _draw_experts(experts: tuple[int, float], inner: float, y: float, line: str) -> tuple[list[Shape], float]:

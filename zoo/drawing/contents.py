@@ -7,7 +7,7 @@ component is named here, so that a new one is drawn with no change.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from zoo.drawing.facts import describe_fields, find_long_name, name_component, s
 from zoo.drawing.folding import Fold, fold_pattern, name_places
 from zoo.drawing.shares import Share, price_boxes
 from zoo.drawing.wiring import Junction, wire_model
+from zoo.model.attention.base import Attention
 from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, rows
 from zoo.spec.parts import count_kinds
 
@@ -24,7 +25,8 @@ from zoo.spec.parts import count_kinds
 @dataclass(frozen=True)
 class Element:
     """A part of a model that is drawn as a box. `color` is its colour in the palette; `rows` are labels and texts;
-    `experts` counts those there are, and those that a token passes."""
+    `experts` counts those there are, and those that a token passes. A mixer is
+    `local` if its queries see a window or a chunk."""
 
     name: str
     title: str
@@ -33,6 +35,7 @@ class Element:
     rows: tuple[tuple[str, str], ...] = ()
     experts: tuple[int, float] | None = None
     kept: str = ""
+    local: bool = False
     share: Share = Share()
 
 
@@ -143,6 +146,7 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
     }
     if not tower.causal:  # an encoder keeps nothing
         elements = {name: replace(each, kept="") for name, each in elements.items()}
+    nodes, elements = _join_copies(nodes, elements)
     mixers = [each for each in elements.values() if each.color in ("attention", "recurrent")]
     others = [each for each in elements.values() if each.color in ("ffn", "experts")]
     first = (mixers or others or list(elements.values()))[0]
@@ -155,6 +159,33 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
         elements,
         count_kinds(tower.stack.stored())[kind],
     )
+
+
+def _join_copies(
+    nodes: Sequence[Junction], elements: dict[str, Element]
+) -> tuple[tuple[Junction, ...], dict[str, Element]]:
+    """Join parts that are alike, read the same and are read by the same: three gates side by side are one box, `3 ×`."""
+    alike: dict[Any, list[Junction]] = {}
+    for node in nodes:
+        readers = tuple(each.number for each in nodes if node.number in each.sources)
+        element = elements.get(node.part)
+        signature = (element.title, element.rows, element.experts) if element else node.number
+        alike.setdefault((signature, node.sources, readers), []).append(node)
+    first = {each.number: held[0].number for held in alike.values() for each in held}
+    for held in (each for each in alike.values() if len(each) > 1):
+        own = [elements[each.part] for each in held]
+        share = sum((each.share for each in own), Share())
+        elements[held[0].part] = replace(own[0], title=f"{len(own)} × {own[0].title}", share=share)
+        for each in held[1:]:
+            del elements[each.part]
+    kept = [held[0].number for held in alike.values()]
+    numbers = {old: new for new, old in enumerate(sorted(kept))}
+    renamed = {number: numbers[to] for number, to in first.items()}
+    joined = []
+    for node in (each for each in nodes if each.number in numbers):
+        sources = dict.fromkeys(renamed.get(each, each) if isinstance(each, int) else each for each in node.sources)
+        joined.append(replace(node, number=numbers[node.number], sources=tuple(sources)))
+    return tuple(joined), elements
 
 
 def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
@@ -182,6 +213,7 @@ def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
         () if color == "norm" else (*describe_fields(spec), *_list_tables(spec, width)),
         experts,
         say_kept(spec),
+        _is_local(spec),
         share,
     )
 
@@ -198,6 +230,10 @@ def _make_weight(name: str, part: Any, share: Share) -> Element:
     shapes = part.shapes() if isinstance(part, Part) else {}
     size = " × ".join(f"{each:,}" for each in reversed(next(iter(shapes.values()), ())))
     return Element(name, spell(name), "", "other", (("", f"{type(part).__name__} {size}".strip()),), share=share)
+
+
+def _is_local(spec: Spec) -> bool:
+    return isinstance(spec, Attention) and bool(spec.sight.window or spec.sight.chunk)
 
 
 def find_color(spec: Spec, has_experts: bool) -> str:

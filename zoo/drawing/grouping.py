@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from zoo.drawing.boxes import BETWEEN
 from zoo.drawing.contents import Element, LayerPlan
 from zoo.drawing.shares import Share
 from zoo.drawing.wiring import Junction
-
-BETWEEN = " · "
-"""What separates the facts of a row."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,11 @@ COLUMN = 176.0
 
 BETWEEN = 22.0
 TITLE, TILE = 25.0, 17.0
-SINGLE, NARROW = 300.0, 200.0
-"""Width of boxes in a panel that stands alone, and the least in one of several."""
+SIZES = (300.0, 280.0, 260.0, 250.0, 240.0, 230.0, 220.0, 210.0, 200.0)
+"""Widths of boxes in panels, of which the widest that fits is taken."""
+
+NARROWEST_BOX = 150.0
+"""Width of boxes where no other fits."""
 
 GUTTER = 14.0
 
@@ -96,12 +99,13 @@ def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Look) -> D
 
 
 def draw_panels(groups: Sequence[LayerGroup], width: float, look: Look) -> DrawnBox:
-    """Draw panels in rows: two side by side fill a row, unless one of them needs more."""
-    drawn = [_draw_fitting(group, (width - GUTTER) / 2, look, alone=len(groups) == 1) for group in groups]
+    """Draw panels in rows: two side by side, or one that needs the whole width."""
+    rooms = (width,) if len(groups) == 1 else ((width - GUTTER) / 2, width)
+    drawn = [_draw_fitting(group, rooms, look) for group in groups]
     shapes: list[Shape] = []
     x = y = row = 0.0
     for panel in drawn:
-        if x and x + panel.width > width:
+        if x and x + panel.width > width + 0.5:
             x, y, row = 0.0, y + row + GUTTER, 0.0
         shapes += shift_items(panel.shapes, x, y)
         x, row = x + panel.width + GUTTER, max(row, panel.height)
@@ -109,10 +113,14 @@ def draw_panels(groups: Sequence[LayerGroup], width: float, look: Look) -> Drawn
     return DrawnBox(tuple(shapes), extent.right, y + row)
 
 
-def _draw_fitting(group: LayerGroup, room: float, look: Look, *, alone: bool) -> DrawnBox:
-    """Draw a panel that is as wide as its room, if its boxes are not too narrow then."""
-    panel = draw_panel(group, SINGLE, look)
-    return panel if alone else draw_panel(group, max(NARROW, SINGLE - (panel.width - room)), look)
+def _draw_fitting(group: LayerGroup, rooms: Sequence[float], look: Look) -> DrawnBox:
+    """Draw a panel with the widest boxes that fit the first of the rooms that holds it."""
+    for room in rooms:
+        for size in SIZES:
+            panel = draw_panel(group, size, look)
+            if panel.width <= room:
+                return panel
+    return draw_panel(group, NARROWEST_BOX, look)
 
 
 def draw_legend(plan: ModelPlan) -> list[Shape]:

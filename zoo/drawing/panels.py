@@ -72,8 +72,8 @@ class _Layout:
 
     def blocked(self, source: int, end: int) -> bool:
         """Whether a node stands in the row of `end` between it and the column of `source`."""
-        own, other = self.spots[end], self.spots[source].column
-        return any(each.row == own.row and own.column < each.column < other for each in self.spots.values())
+        row, (first, last) = self.spots[end].row, sorted((self.spots[end].column, self.spots[source].column))
+        return any(each.row == row and first < each.column < last for each in self.spots.values())
 
 
 def draw_panel(group: LayerGroup, width: float, look: Look = PLAIN) -> DrawnBox:
@@ -91,7 +91,6 @@ def _lay_out(group: LayerGroup, width: float, look: Look) -> _Layout:
     nodes, last = add_outside(group.junctions), len(group.junctions) - 1
     weights = {node.number: weigh(node, group.elements) for node in nodes}
     spots = place_nodes(nodes, weights, last)
-    width = max(150.0, 0.86 * width) if any(spots[node.number].column for node in nodes if node.sources) else width
     boxes = {node.number: _draw_node(node, group.elements, width, look) for node in nodes}
     count = 1 + max(spot.row for spot in spots.values())
     heights = [max(boxes[number].height for number, spot in spots.items() if spot.row == row) for row in range(count)]
@@ -188,14 +187,15 @@ def _route(layout: _Layout, source: int | str, end: int) -> tuple[tuple[float, f
         return (start, leave), (lane, leave), (lane, y), (x - layout.half(end), y)
     if _goes_straight(layout.spots, source, end):
         return (x, layout.top(source)), (x, below)
-    if isinstance(source, int) and layout.spots[source].column > layout.spots[end].column:
-        if layout.blocked(source, end):
-            level = layout.entry(end)
+    if isinstance(source, int) and (beside := layout.spots[source].column - layout.spots[end].column):
+        level, side = layout.entry(end), 1 if beside > 0 else -1
+        if layout.spots[source].row == layout.spots[end].row and not layout.blocked(source, end):
+            return (start - side * layout.half(source), y), (x + side * layout.half(end), y)
+        if layout.blocked(source, end) or layout.spots[source].row == layout.spots[end].row:
             begin = layout.top(source) + (layout.boxes[source].height if layout.top(source) < level else 0)
             return (start, begin), (start, level), (x, level), (x, below)
-        if layout.spots[source].row == layout.spots[end].row:
-            return (start - layout.half(source), y), (x + layout.half(end), y)
-        return (start, layout.top(source)), (start, y), (x + layout.half(end), y)
+        if beside > 0:
+            return (start, layout.top(source)), (start, y), (x + layout.half(end), y)
     leave = layout.branch(source)
     return (start, leave), (x, leave), (x, below)
 

@@ -46,7 +46,8 @@ def draw_tower_strip(tower: TowerPlan, width: float, *, titled: bool = False, ke
         for row, color in enumerate(colors[kind]):
             height = CELL * depth / len(colors[kind])
             tip = f"layer {at * every}: {kind}"
-            shapes.append(Box(at * size, y + row * height, size - gap, height - gap, color, "", 2, tip=tip))
+            border = "" if color.endswith("-line") else f"{color}-line"
+            shapes.append(Box(at * size, y + row * height, size - gap, height - gap, color, border, 2, tip=tip))
     y += CELL * depth + 14
     step = next(each for each in (1, 2, 4, 8, 16, 32, 64, 128) if each * size >= 30)
     for at in range(0, len(kinds), step):
@@ -59,9 +60,11 @@ def draw_tower_strip(tower: TowerPlan, width: float, *, titled: bool = False, ke
 
 
 def list_colors(layer: LayerPlan) -> list[str]:
-    """List the colours of a layer's cells, its last large part first: no norms, no bare weights."""
-    found = [layer.elements[node.part].color for node in layer.junctions if node.part in layer.elements]
-    return [f"{color}-line" for color in reversed(found) if color not in ("norm", "other", "table")] or ["other-line"]
+    """List the colours of a layer's cells, its last large part first: no norms, no bare weights. Those of a mixer that
+    sees a window are lighter."""
+    found = [layer.elements[node.part] for node in layer.junctions if node.part in layer.elements]
+    large = [each for each in reversed(found) if each.color not in ("norm", "other", "table")]
+    return [each.color if each.local else f"{each.color}-line" for each in large] or ["other-line"]
 
 
 def _draw_key(layer: LayerPlan, width: float) -> list[Shape]:
