@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from zoo.experiments.decisions import Kept, list_decisions
-from zoo.experiments.experiment import Experiment, find_recipe, list_recipes
-from zoo.experiments.judging import ExperimentOutcome, find_outcome
+from zoo.experiments.experiment import Experiment
+from zoo.experiments.judging import ExperimentOutcome
 from zoo.experiments.recipe_tables import FINDINGS, list_arms, list_cells, list_costs
+from zoo.gallery.finding_facts import list_card_rows, list_effects, read_cards, read_kept
 from zoo.paths import recipes_dir
-from zoo.probes.card import NOT_TESTED, draw_card, format_reach, group_by_model
+from zoo.probes.card import draw_card, group_by_model
 from zoo.probes.card import list_costs as list_prices
-from zoo.probes.outcome import ProbeOutcome as Card
 from zoo.report import format_markdown
-from zoo.report.forest_plot import DrawnEffect, draw_forest
+from zoo.report.forest_plot import draw_forest
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 
@@ -40,10 +39,6 @@ equality. All kept runs were judged again on 30 November 2026; where a margin wa
 
 ![Differences with their intervals, by metric; colour is the verdict, the band the margin](../recipes/verdicts/effects.png)
 """
-
-METRICS = {"val_loss": "validation loss, nats: arm − other (lower is better)"}
-"""Titles of the panels of the forest plot; other metrics are accuracies."""
-
 
 CARDS = """\
 ## Capability cards
@@ -70,11 +65,6 @@ DECISIONS = """\
 How often the verdict at one size is that at four times the size, over all recipes that compare the same arms at both. A small experiment
 is worth no more than this for a decision about larger models.
 """
-
-
-def read_kept() -> Kept:
-    """The recipes that have a verdict, with it."""
-    return {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
 
 
 def page() -> str:
@@ -122,45 +112,13 @@ def write_decisions(kept: Kept) -> str:
     return f"{DECISIONS}\n{table}\n\nThe sign agrees in {signs} of {len(made)}, the verdict in {verdicts}.\n"
 
 
-def list_effects() -> list[tuple[str, list[DrawnEffect]]]:
-    """The differences of all recipes that are not withdrawn, by metric: losses first, then accuracies."""
-    losses: list[DrawnEffect] = []
-    shares: list[DrawnEffect] = []
-    for name, (recipe, outcome) in read_kept().items():
-        for each in outcome.findings:
-            metric = each.metric or recipe.metric
-            if recipe.withdrawn or each.p is None or each.value is None or each.interval is None:
-                continue
-            of = "" if each.metric is None else f" ({each.metric})"
-            label = f"{name}: {each.arm} − {each.against}{of}"
-            effect = DrawnEffect(label, each.value, each.interval, each.found, each.margin)
-            if "loss" in metric:
-                losses.append(effect)
-            elif "accuracy" in metric or "scaled" in metric:
-                shares.append(effect)
-    accuracy = "accuracy (probes): arm − other (higher is better)"
-    return [(METRICS["val_loss"], losses), (accuracy, shares)]
-
-
-def read_cards() -> list[Card]:
-    """What `zoo probe … --json` printed of each architecture."""
-    files = sorted((recipes_dir() / "cards").glob("*.json"))
-    return [Card.from_dict(each) for file in files for each in json.loads(file.read_text(encoding="utf-8"))]
-
-
 def write_cards() -> str:
     """A section: what each architecture reaches on each probe, and what it costs there."""
-    cards = group_by_model(read_cards())
-    probes = list(dict.fromkeys(each.probe for own in cards.values() for each in own))
-    by_probe = [{each.probe: each for each in own} for own in cards.values()]
-    reached = [
-        [probe, *(format_reach(found[probe]) if probe in found else NOT_TESTED for found in by_probe)]
-        for probe in probes
-    ]
+    cards, (header, reached) = group_by_model(read_cards()), list_card_rows()
     prices = [[model, *list_prices(own[0])] for model, own in cards.items()]
     return "\n".join(
         [
-            *(CARDS, format_markdown(("probe", *cards), reached), ""),
+            *(CARDS, format_markdown(header, reached), ""),
             *("State of a row, parameters and FLOPs of a token are those of mqar.", ""),
             *(format_markdown(("model", "state", "params", "FLOPs"), prices), ""),
             *("![Levels reached by each architecture](../recipes/cards/cards.png)", ""),
@@ -184,7 +142,7 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    draw_forest(list_effects(), recipes_dir() / "verdicts" / "effects.png")
+    draw_forest(list_effects(read_kept()), recipes_dir() / "verdicts" / "effects.png")
     picture = recipes_dir() / "cards" / "cards.png"
     if not picture.exists():
         draw_card(read_cards(), picture)

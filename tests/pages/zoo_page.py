@@ -1,13 +1,12 @@
 """Writes docs/zoo.md from conf/: every family with what it is made of and its measured distance from the reference, and
-every packaged model. `make docs` runs it; test_zoo_page.py holds the page against conf/. With `--new` the families that
-the page has keep their figures, and the others are measured."""
+every packaged model; and conf/measured.yaml, the distances as data. `make docs` runs it; test_zoo_page.py holds the
+page against conf/. With `--new` the families that are measured keep their figures."""
 
 from __future__ import annotations
 
 import copy
 import json
 import platform
-import re
 import sys
 import tempfile
 from datetime import date
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 
 from support import rwkv7_equations
 from support.packaged_specs import load
@@ -25,9 +25,14 @@ from zoo.checkpoint.tensor_files import read_json
 from zoo.compose.catalogue import read_models
 from zoo.costs import price
 from zoo.families import family as families
+from zoo.paths import conf_dir
 from zoo.spec import components
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+MEASURED = conf_dir() / "measured.yaml"
+HEAD_OF_MEASURED = (
+    "# The largest difference of each family from its reference, measured as docs/zoo.md says; written with it."
+)
 AXES = ("attention", "position", "norm", "block", "ffn", "router")
 
 HEAD = """\
@@ -160,13 +165,13 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def page(measured: dict[str, str], note: str) -> str:
-    """Write the whole page, with the differences given."""
+def page(difference: dict[str, str], by: str) -> str:
+    """Write the whole page, with the differences given, and how they were measured."""
     families_head = ("family", "model_type", "topology", "made of", "source", "difference")
     models_head = ("model", "topology", "parameters", "active", "what is special")
     return (
-        HEAD.format(measured=note, read=count_read())
-        + table(families_head, family_rows(measured))
+        HEAD.format(measured=f" ({by})", read=count_read())
+        + table(families_head, family_rows(difference))
         + f"\n## Packaged models\n\n{COUNTS}\n\n"
         + table(models_head, model_rows())
     )
@@ -180,32 +185,29 @@ COUNTS = (
 )
 
 
-def stated(text: str) -> dict[str, str]:
-    """Read the difference of each family from a page, by its first model_type."""
-    rows = [
-        line.strip("| ").split(" | ")
-        for line in text.split("## Packaged")[0].split("| family |")[-1].splitlines()
-        if line.startswith("| ")
-    ]
-    return {re.findall(r"`([^`]+)`", row[1])[0]: row[-1] for row in rows[1:]}
-
-
 def measure(known: dict[str, str]) -> dict[str, str]:
-    """Measure the largest difference of each family, to one digit, but of those that are known by their model_type."""
+    """Measure the largest difference of each family that is not known, to one digit."""
+    found = {name: known.get(name) or f"{max(map(difference, those)):.0e}" for name, those in by_family().items()}
+    return found | {name: known.get(name) or f"{module.difference():.0e}" for name, module in OUTSIDE.items()}
 
-    def by(name: str) -> str:
-        return known.get(families.read_family(name).model_types[0], "")
 
-    found = {name: by(name) or f"{max(map(difference, those)):.0e}" for name, those in by_family().items()}
-    return found | {name: by(name) or f"{module.difference():.0e}" for name, module in OUTSIDE.items()}
+def read_measured() -> dict[str, Any]:
+    """Read the differences that conf/measured.yaml has, by family, and how they were measured."""
+    return yaml.load(MEASURED.read_text(encoding="utf-8"), yaml.BaseLoader)
+
+
+def write_measured(by: str, found: dict[str, str]) -> None:
+    lines = [f'by: "{by}"', "difference:", *(f"  {name}: {each}" for name, each in sorted(found.items()))]
+    MEASURED.write_text("".join(f"{line}\n" for line in (HEAD_OF_MEASURED, *lines)), encoding="utf-8")
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    known = stated(PAGE.read_text(encoding="utf-8")) if "--new" in sys.argv else {}
+    measured = measure(read_measured()["difference"] if "--new" in sys.argv else {})
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     machine = f"{platform.machine()}, one thread, {versions}"
-    PAGE.write_text(page(measure(known), f" ({date.today():%d %B %Y}, {machine})"), encoding="utf-8")
+    write_measured(f"{date.today():%d %B %Y}, {machine}", measured)
+    PAGE.write_text(page(**read_measured()), encoding="utf-8")
     print(
         f"written: {PAGE.name}, {len(families.family_names())} families, {len(read_models())} models", file=sys.stderr
     )

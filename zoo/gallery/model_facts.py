@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from zoo.analysis.compare import flatten, pattern_text
+from zoo.analysis.explain import look_up_figure
+from zoo.analysis.explain.cache import list_cache_lines
+from zoo.analysis.explain.parameters import list_parameter_lines
+from zoo.analysis.explain.terms import trace_spec
+from zoo.analysis.holding import LADDER, find_holders
+from zoo.analysis.solve.gpus import find_fewest_gpus
+from zoo.analysis.solve.largest_fit import Room, find_largest_batch
 from zoo.compose.composing import Composed
-from zoo.compose.targets import compose_model, find_target, is_file, spec_of_composed, to_plain_yaml
+from zoo.compose.targets import compose_model, is_file, spec_of_composed, to_plain_yaml
+from zoo.costs.cache_sizes import kv_cache
+from zoo.costs.hardware import hardware
 from zoo.costs.price import price
-from zoo.costs.setup import Setup
+from zoo.costs.rows import tabulate
+from zoo.costs.setup import ENGINES, Setup
+from zoo.gallery.family_facts import FamilyFacts, find_family, find_year, read_notes, trace_lineage
+from zoo.grammar import to_dict
 from zoo.paths import conf_dir
+from zoo.report.glance import list_first_figures
+
+SHORTEST = 128
+"""The shortest context of a curve, in tokens. Further ones are its doubles, and the model's own."""
+
+SERVED = 8192
+"""Tokens of the context for which a GPU's batch is found, beside the model's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +55,105 @@ class ModelFacts:
         return str(self.about.get("note", ""))
 
     @property
+    def source(self) -> str:
+        return str(self.about.get("source", ""))
+
+    @property
+    def year(self) -> int | None:
+        """The year of its source; None for a model whose source names none, or that only follows a published recipe."""
+        return None if "the recipe of" in self.source else find_year(self.source)
+
+    @property
+    def kind(self) -> str:
+        return self.spec.kind.replace("_", "-")
+
+    @property
     def place(self) -> str:
         """The path of its page within the site."""
         return f"models/{self.name}.html"
+
+    @property
+    def family(self) -> FamilyFacts | None:
+        return find_family(self.target)
+
+    @property
+    def lineage(self) -> list[FamilyFacts]:
+        return [] if self.family is None else trace_lineage(self.family)
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """The pattern of layers of each tower."""
+        return {name: pattern_text(tower.pattern) for name, tower in self.spec.towers().items()}
+
+    @property
+    def depth(self) -> int:
+        return sum(len(tower.pattern) for tower in self.spec.towers().values())
+
+    @property
+    def generates(self) -> bool:
+        return "kv_cache" in self.figures["memory"]
+
+    def list_first(self) -> list[tuple[str, str]]:
+        """List the sentences that `zoo stats` begins with."""
+        setup = Setup()
+        return list_first_figures(self.figures, setup, find_holders(self.spec, setup, self.figures))
+
+    def list_contexts(self) -> list[int]:
+        """List doubling context lengths up to the model's own: whole pages of every engine, so that curves differ by
+        what engines keep and not by how they round."""
+        longest = self.spec.max_seq_len
+        return [*(at for power in range(32) if (at := SHORTEST << power) < longest), longest]
+
+    def list_caches(self) -> dict[str, list[int]]:
+        """List the bytes of the cache at each of `list_contexts`, by engine."""
+        contexts = self.list_contexts()
+        return {
+            engine: [kv_cache(self.spec, Setup(context=each, engine=engine))["bytes"] for each in contexts]
+            for engine in ENGINES
+        }
+
+    def explain(self) -> list[dict[str, Any]]:
+        """List the formulas of parameters and cache, as `zoo stats --explain` does."""
+        traced = trace_spec(self.spec)
+        lines = list_parameter_lines(tabulate(traced))
+        return [line.row() for line in [*lines, *(list_cache_lines(traced, Setup()) if self.generates else [])]]
+
+    def list_holders(self) -> list[dict[str, Any]]:
+        """List the fewest of each GPU that hold the weights and one sequence, and how many sequences they then hold, of
+        SERVED tokens and of the model's own context, prompts read in small parts."""
+        short, long = min(SERVED, self.spec.max_seq_len), self.spec.max_seq_len
+        rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
+        found = find_fewest_gpus(self.spec, Setup(context=short), rooms, prefill=False)
+        return [self._hold(row, short, long) for row in sorted(found, key=lambda row: row["room"]["memory"])]
+
+    def _hold(self, row: Mapping[str, Any], short: int, long: int) -> dict[str, Any]:
+        device = hardware(row["room"]["gpu"])
+        held: dict[str, Any] = {"gpu": device.name, "title": device.title, "memory": device.sold_memory}
+        held |= {"fits": row["fits"], "count": row["gpus"], "contexts": (short, long), "batches": (0, 0)}
+        if row["fits"]:
+            room = Room(memory=device.memory, gpu=device.name)
+            setups = (Setup(context=each, tp=row["gpus"]) for each in (short, long))
+            held["batches"] = tuple(
+                find_largest_batch(self.spec, each, room, prefill=False)["batch"] for each in setups
+            )
+        return held
+
+    def list_published(self) -> list[dict[str, Any]]:
+        """List the figures that others publish of this model beside ours, with the reason of a difference."""
+        notes = read_notes()
+        rows = [each for each in notes["published"] if each["model"] == self.target]
+        return [
+            {
+                **_face(self.spec, self.figures, row),
+                "by": notes["sources"][row["by"]],
+                "why": notes["reasons"][row["why"]],
+            }
+            for row in rows
+        ]
+
+    def describe_shape(self) -> dict[str, Any]:
+        """Describe the architecture by dotted path, without what is unset."""
+        return flatten(_tidy(to_dict(self.spec)))
 
 
 def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
@@ -44,8 +161,8 @@ def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
     that cannot be read."""
     composed = compose_model(target)
     spec = spec_of_composed(composed)
-    name = find_target(target).label.rpartition("/")[2] if is_file(target) else target
-    return ModelFacts(name, target, about, spec, price(spec, Setup()), _read_yaml(target, composed))
+    name = Path(target).stem if is_file(target) else target
+    return ModelFacts(name, target, about or {"title": name}, spec, price(spec), _read_yaml(target, composed))
 
 
 def _read_yaml(target: str, composed: Composed) -> str:
@@ -54,3 +171,33 @@ def _read_yaml(target: str, composed: Composed) -> str:
         return to_plain_yaml(composed.cfg)
     text = (conf_dir() / "model" / f"{target}.yaml").read_text(encoding="utf-8")
     return text.partition("\n")[2] if text.startswith("# yaml-language-server") else text
+
+
+def _face(spec: Any, figures: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a published figure beside ours, and for a cache beside that of an engine that reserves pages."""
+    if "figure" in row:
+        return {
+            "figure": row["figure"],
+            "theirs": row["theirs"],
+            "ours": look_up_figure(figures, row["figure"]),
+            "unit": "",
+        }
+    context = row["context"]
+    ours, paged = (kv_cache(spec, Setup(context=context, engine=engine))["bytes"] for engine in ("ideal", "paged"))
+    theirs = round(row["token_kib"] * 1024 * context)
+    return {"figure": "kv_cache.bytes", "context": context, "theirs": theirs, "ours": ours, "paged": paged, "unit": "B"}
+
+
+def _tidy(node: Any) -> Any:
+    """Leave out what is unset, and write patterns in short."""
+    if isinstance(node, Mapping):
+        return dict(_tidy_items(node))
+    return [_tidy(each) for each in node] if isinstance(node, list | tuple) else node
+
+
+def _tidy_items(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if key == "pattern":
+            yield from (("n_layers", len(value)), (key, pattern_text(value)))
+        elif value not in (None, False):
+            yield key, _tidy(value)

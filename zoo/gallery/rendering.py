@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
+from zoo.gallery.charts import name_tokens
+from zoo.report.svg import escape_text
 from zoo.report.units import format_change, format_count, format_si, format_size
 from zoo.untrusted.printable import escape_controls
 
@@ -19,6 +22,13 @@ def render_template(name: str, place: str, **values: Any) -> str:
     return _open_templates().get_template(name).render(root="../" * place.count("/"), place=place, **values)
 
 
+def mark_safe(svg: str) -> Any:
+    """Mark SVG, whose texts are escaped already, so that a template leaves it as it is."""
+    from markupsafe import Markup
+
+    return Markup(svg)
+
+
 @functools.cache
 def _open_templates() -> Any:
     import jinja2
@@ -27,8 +37,17 @@ def _open_templates() -> Any:
     strict = {"undefined": jinja2.StrictUndefined, "finalize": _clean_value}
     made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, **strict)
     made.filters |= {"count": format_count, "size": format_size, "si": format_si, "change": format_change}
-    made.filters["whole"] = lambda value: f"{value:,}"
+    made.filters |= {"whole": "{:,}".format, "tokens": name_tokens, "ticks": _mark_code, "si_bytes": _format_bytes}
     return made
+
+
+def _format_bytes(value: float) -> str:
+    return format_si(value, "B")
+
+
+def _mark_code(text: str) -> Any:
+    """Mark what stands between backticks as code."""
+    return mark_safe(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape_text(text)))
 
 
 def _clean_value(value: object) -> Any:

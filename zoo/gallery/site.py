@@ -1,30 +1,63 @@
-"""Write the gallery into a folder: a page a model and the pages around them."""
+"""Write the gallery into a folder: a page a model, a page an axis, and the pages around them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import zoo
+from zoo.analysis.compare import flatten
 from zoo.compose.catalogue import read_models
 from zoo.errors import ConfigError
-from zoo.gallery.model_facts import collect_model
-from zoo.gallery.rendering import ASSETS, render_template
+from zoo.gallery.axis_facts import AxisFacts, collect_axis
+from zoo.gallery.charts import YearMark, draw_curves, draw_effects, draw_years
+from zoo.gallery.family_facts import list_children, read_families
+from zoo.gallery.finding_facts import FindingFacts, list_card_rows, list_effects, list_findings, read_kept
+from zoo.gallery.model_facts import ModelFacts, collect_model
+from zoo.gallery.rendering import ASSETS, mark_safe, render_template
+from zoo.grammar.vocabulary import list_axes
+from zoo.paths import read_conf
+from zoo.report.price_plot import join_equal
 
-MARK = "figures.js"
-"""The file by which a folder is known as a gallery: it has the figures that pages sort and compare by."""
+FIGURES = "figures.js"
+"""The figures that pages sort and compare by. A folder that has this file is known as a gallery."""
+
+COLUMNS = (
+    ("params.total", "parameters", "params"),
+    ("params.active", "active parameters", "params"),
+    ("params.embedding", "of embedding and head", "params"),
+    ("flops.forward", "FLOPs a token, forward", "FLOP"),
+    ("flops.train", "FLOPs a token, training", "FLOP"),
+    ("flops.prefill", "FLOPs to read the context", "FLOP"),
+    ("kv_cache.bytes_per_token", "cache a token", "B"),
+    ("kv_cache.bytes", "cache of the context", "B"),
+    ("kv_cache.state_bytes", "states in it", "B"),
+    ("memory.weights", "weights in bf16", "B"),
+    ("memory.generate_peak", "memory to generate", "B"),
+    ("memory.train_peak", "memory to train", "B"),
+    ("shape.max_seq_len", "context", ""),
+    ("shape.depth", "layers", ""),
+    ("shape.d_model", "width", ""),
+    ("shape.vocab_size", "vocabulary", ""),
+    ("shape.year", "year", "year"),
+)
+"""Dotted paths of figures to sort and compare by, with their labels and units."""
+
+GROUPS = ("decoder", "mixture of experts", "recurrent or hybrid", "encoder", "encoder-decoder")
+"""Groups of models that the timeline colours."""
 
 
 def write_site(folder: Path, targets: Sequence[str] = ()) -> int:
     """Write the site of the packaged models, and of the models named by `targets`, into a folder; return the number of
     files. Raises ConfigError for a folder that holds something else, and for a model that cannot be read."""
-    if folder.exists() and not (folder.is_dir() and ((folder / MARK).is_file() or not any(folder.iterdir()))):
+    if folder.exists() and not (folder.is_dir() and ((folder / FIGURES).is_file() or not any(folder.iterdir()))):
         raise ConfigError(f"gallery: {folder} is there and is no gallery (a new folder, or one that zoo gallery wrote)")
     count = 0
-    for place, text in _list_pages(targets):
+    for place, text in _list_files(_collect_models(targets)):
         file = folder / place
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -35,17 +68,121 @@ def write_site(folder: Path, targets: Sequence[str] = ()) -> int:
     return count
 
 
-def _list_pages(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _collect_models(targets: Sequence[str]) -> list[ModelFacts]:
+    """Collect the packaged models without their other names, smallest first, then those that the user named."""
+    packaged = [each for each in read_models() if not each["note"].startswith("another name")]
+    found = [collect_model(each["name"], each) for each in packaged]
+    names = {each.name for each in found}
+    for target in targets:
+        found.append(collect_model(target, {}))
+        if found[-1].name in names:
+            raise ConfigError(f"gallery: there is a model {found[-1].name} already (a file of another name)")
+        names.add(found[-1].name)
+    return found
+
+
+def _list_files(models: list[ModelFacts]) -> Iterator[tuple[str, str]]:
     """List the files of the site with their texts."""
-    models = [
-        collect_model(each["name"], each) for each in read_models() if not each["note"].startswith("another name")
-    ]
-    models += [collect_model(target, {}) for target in targets]
+    kept, findings, names = read_kept(), list_findings(), {each.name for each in models}
+    axes = [collect_axis(name, names) for name in list_axes()]
+    render = partial(render_template, version=zoo.__version__, measured=read_conf("measured")["by"])
+    yield FIGURES, f"const FIGURES = {json.dumps(list_figures(models), separators=(',', ':'))};\n"
+    yield "index.html", render("index.html", "index.html", models=models)
     for each in models:
-        yield each.place, _render(each.place, "model.html", facts=each, params=each.figures["params"])
-    yield "index.html", _render("index.html", "index.html", models=models)
-    yield MARK, f"const FIGURES = {json.dumps({each.name: each.figures for each in models})};\n"
+        yield each.place, render("model.html", each.place, **_show_model(each, models))
+    yield "axes.html", render("axes.html", "axes.html", axes=axes)
+    for axis in axes:
+        yield axis.place, render("axis.html", axis.place, **_show_axis(axis, findings))
+    yield "compare.html", render("compare.html", "compare.html")
+    yield "timeline.html", render("timeline.html", "timeline.html", **_show_timeline(models))
+    forests = [(title, mark_safe(draw_effects(effects, title))) for title, effects in list_effects(kept)]
+    shown = {"findings": findings, "forests": forests, "cards": list_card_rows()}
+    yield "findings.html", render("findings.html", "findings.html", **shown)
+    rows = [(each.name, row) for each in models for row in each.list_published()]
+    yield "published.html", render("published.html", "published.html", rows=rows)
 
 
-def _render(place: str, template: str, **values: Any) -> str:
-    return render_template(template, place, version=zoo.__version__, **values)
+def list_figures(models: Sequence[ModelFacts]) -> dict[str, Any]:
+    """List what pages sort, search and compare by: the columns, and each model's figures, cache and architecture."""
+    return {
+        "columns": [{"path": path, "label": label, "unit": unit} for path, label, unit in COLUMNS],
+        "models": [_list_figures(each) for each in models],
+    }
+
+
+def _list_figures(facts: ModelFacts) -> dict[str, Any]:
+    spec = next(iter(facts.spec.towers().values()))
+    shape = {"max_seq_len": facts.spec.max_seq_len, "depth": facts.depth, "d_model": spec.d_model}
+    shape |= {"vocab_size": spec.vocab_size, "year": facts.year}
+    known = flatten({**facts.figures, "shape": shape})
+    told = {"name": facts.name, "title": facts.title, "kind": facts.kind, "note": facts.note, "source": facts.source}
+    caches = facts.list_caches()["ideal"] if facts.generates else []
+    return {
+        **told,
+        "parts": " ".join(facts.about.get("parts", ())),
+        "figures": [known.get(path) for path, _, _ in COLUMNS],
+        "cache": [list(pair) for pair in zip(facts.list_contexts(), caches, strict=True)] if caches else [],
+        "shape": facts.describe_shape(),
+    }
+
+
+def _show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any]:
+    """Collect what the template of a model's page reads."""
+    caches = facts.list_caches() if facts.generates else {}
+    curves = join_equal(caches)
+    contexts, weights = facts.list_contexts(), facts.figures["memory"]["weights"]
+    drawn = any(value for each in curves.values() for value in each)
+    chart = draw_curves(curves, contexts, ("weights", weights), f"Cache of {facts.title} by context and engine")
+    return {
+        "facts": facts,
+        "picture": None,
+        "biggest": max(facts.figures["params"]["by_component"].values()),
+        "caches": caches,
+        "curves": list(curves),
+        "contexts": contexts,
+        "chart": mark_safe(chart) if drawn else None,
+        "holders": facts.list_holders() if facts.generates else [],
+        "pairs": [(facts.name, row) for row in facts.list_published()],
+        "commands": list_commands(facts, models),
+    }
+
+
+def list_commands(facts: ModelFacts, models: Sequence[ModelFacts]) -> list[str]:
+    """List commands that do something with a model: the figures of its page, and what leads on."""
+    near = min((each for each in models if each is not facts), key=partial(_measure_gap, facts))
+    lines = [f"zoo stats {facts.target} --explain", f"zoo diff {facts.target} {near.target}"]
+    lines += [f"zoo solve batch {facts.target} --gpu h100 --cache-only"] if facts.generates else []
+    return [*lines, f"zoo new mine.yaml --like {facts.target}", "zoo stats mine.yaml", "zoo train model=mine.yaml"]
+
+
+def _measure_gap(facts: ModelFacts, other: ModelFacts) -> tuple[bool, bool, int]:
+    one, two = (each.figures["params"]["total"] for each in (facts, other))
+    return facts.kind != other.kind, facts.family == other.family, abs(one - two)
+
+
+def _show_axis(axis: AxisFacts, findings: Sequence[FindingFacts]) -> dict[str, Any]:
+    told = [each for each in findings if axis.name in each.axes and not each.recipe.withdrawn]
+    return {"axis": axis, "findings": told, "picture": None, "pictures": {}}
+
+
+def _show_timeline(models: Sequence[ModelFacts]) -> dict[str, Any]:
+    members: dict[str, list[ModelFacts]] = {name: [] for name in read_families()}
+    for each in models:
+        if each.family is not None:
+            members[each.family.name].append(each)
+    marks = [
+        YearMark(each.place, each.title, each.year, each.figures["params"]["total"], GROUPS.index(group_model(each)))
+        for each in models
+        if each.year is not None
+    ]
+    chart = mark_safe(draw_years(marks, "Models by year and parameters"))
+    return {"chart": chart, "colors": GROUPS, "children": list_children, "members": members, "families": len(members)}
+
+
+def group_model(facts: ModelFacts) -> str:
+    """Give the group of GROUPS that a model is of: whether it keeps a state, has experts, or is a plain decoder."""
+    if facts.kind != "decoder":
+        return facts.kind
+    if facts.figures["kv_cache"]["state_bytes"]:
+        return "recurrent or hybrid"
+    return "mixture of experts" if facts.figures["params"]["active"] != facts.figures["params"]["total"] else "decoder"

@@ -1,0 +1,71 @@
+"""Collect what the gallery says of families: their lineage, their measured difference, the packaged models of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import re
+from collections.abc import Iterable
+
+from zoo.paths import list_conf, read_conf
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyFacts:
+    """A family: what it is based on (`like`, "" for none), and its measured `difference` from the reference."""
+
+    name: str
+    title: str
+    source: str
+    like: str
+    difference: str
+
+
+@functools.cache
+def read_families() -> dict[str, FamilyFacts]:
+    """Read all families, by name."""
+    measured = read_conf("measured")["difference"]
+    found = {}
+    for name in list_conf("family"):
+        body = read_conf(f"family/{name}")
+        about = body.get("about") or {}
+        title, source = str(about.get("title", name)), str(about.get("source", ""))
+        found[name] = FamilyFacts(name, title, source, body.get("like", ""), f"{float(measured[name]):.0e}")
+    return found
+
+
+@functools.cache
+def read_notes() -> dict[str, dict]:
+    """Read conf/gallery.yaml: what the gallery says of models beside their own files."""
+    return read_conf("gallery")
+
+
+def find_family(model: str) -> FamilyFacts | None:
+    """Find the family of a packaged model; None for a model that conf/gallery.yaml does not name."""
+    patterns = read_notes()["families"]
+    name = next((name for pattern, name in patterns.items() if fnmatch.fnmatchcase(model, pattern)), None)
+    return None if name is None else read_families()[name]
+
+
+def trace_lineage(family: FamilyFacts) -> list[FamilyFacts]:
+    """List a family and those that it is based on, the oldest first."""
+    line = [family]
+    while line[0].like:
+        line.insert(0, read_families()[line[0].like])
+    return line
+
+
+def list_children(name: str) -> list[FamilyFacts]:
+    """List the families that are based on this one directly, the earliest source first; of "" those based on none."""
+    return sorted((each for each in read_families().values() if each.like == name), key=lambda each: _order(each))
+
+
+def _order(family: FamilyFacts) -> tuple[int, str]:
+    return find_year(family.source) or 0, family.title
+
+
+def find_year(source: str) -> int | None:
+    """Find the last year that a source names."""
+    years: Iterable[str] = re.findall(r"\b(?:19|20)\d\d\b", source)
+    return max(map(int, years), default=None)

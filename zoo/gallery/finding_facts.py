@@ -1,0 +1,114 @@
+"""Collect the kept verdicts of the recipes: as effects to draw, as tables, and by the axes that their arms change."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from zoo.experiments.decisions import Kept
+from zoo.experiments.experiment import Experiment, find_recipe, list_recipes
+from zoo.experiments.judging import ExperimentOutcome, Finding, find_outcome
+from zoo.experiments.recipe_tables import FINDINGS, describe_pair, format_value, list_arms, list_cells, list_costs
+from zoo.gallery.charts import draw_effects
+from zoo.gallery.rendering import mark_safe
+from zoo.paths import recipes_dir
+from zoo.probes.card import NOT_TESTED, format_reach, group_by_model
+from zoo.probes.outcome import ProbeOutcome
+from zoo.report.forest_plot import DrawnEffect
+from zoo.untrusted.json_file import read_json
+
+LOSSES = "validation loss, nats: arm − other (lower is better)"
+ACCURACIES = "accuracy (probes): arm − other (higher is better)"
+"""Titles of the panels of the forest plot."""
+
+
+def read_kept() -> Kept:
+    """Read the recipes that have a verdict, with it."""
+    return {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
+
+
+def list_effects(kept: Kept) -> list[tuple[str, list[DrawnEffect]]]:
+    """List the differences of all recipes that are not withdrawn, by metric: losses first, then accuracies."""
+    panels: dict[str, list[DrawnEffect]] = {LOSSES: [], ACCURACIES: []}
+    for name, (recipe, outcome) in kept.items():
+        for each in outcome.findings if not recipe.withdrawn else ():
+            metric = each.metric or recipe.metric
+            title = LOSSES if "loss" in metric else ACCURACIES if "accuracy" in metric or "scaled" in metric else None
+            of = "" if each.metric is None else f" ({each.metric})"
+            if title is not None and (effect := _read_effect(each, f"{name}: {describe_pair(each)}{of}")):
+                panels[title].append(effect)
+    return list(panels.items())
+
+
+def _read_effect(each: Finding, label: str) -> DrawnEffect | None:
+    """Read the effect of a finding to draw; None for a bound, and for a comparison with runs that diverged."""
+    if each.p is None or each.value is None or each.interval is None:
+        return None
+    return DrawnEffect(label, each.value, each.interval, each.found, each.margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class FindingFacts:
+    """A recipe with its verdict, as the pages show them."""
+
+    name: str
+    recipe: Experiment
+    outcome: ExperimentOutcome
+
+    @property
+    def axes(self) -> set[str]:
+        """The axes, and the keys of the model, that the arms set."""
+        words = (each for overrides in self.recipe.arms.values() for each in overrides)
+        return {re.split(r"[.=]", each.lstrip("+~").removeprefix("model."))[0] for each in words}
+
+    @property
+    def held(self) -> str:
+        if self.recipe.withdrawn:
+            return "withdrawn"
+        return f"{sum(each.holds for each in self.outcome.findings)} of {len(self.outcome.findings)}"
+
+    def list_verdicts(self) -> list[dict[str, str]]:
+        """List each comparison in words: its arms, what was expected, the verdict and the difference."""
+        return [
+            {"pair": describe_pair(each), "expected": each.expected, "found": each.found, "value": format_value(each)}
+            for each in self.outcome.findings
+        ]
+
+    def list_tables(self) -> Iterator[tuple[str, Any, list[Any]]]:
+        """List the tables of the page: title, header and rows."""
+        yield "Expected and found", FINDINGS, [list_cells(each) for each in self.outcome.findings]
+        yield "Arms", *list_arms(self.recipe, self.outcome)
+        yield "What they cost", *list_costs(self.recipe, self.outcome)
+
+    @property
+    def pictures(self) -> list[Any]:
+        """The effects of each metric, drawn; withdrawn ones too, as the page says so."""
+        panels: dict[str, list[DrawnEffect]] = {}
+        for each in self.outcome.findings:
+            if effect := _read_effect(each, describe_pair(each)):
+                panels.setdefault(each.metric or self.recipe.metric, []).append(effect)
+        titles = {metric: f"{self.name}: {metric.replace('_', ' ')}" for metric in panels}
+        return [mark_safe(draw_effects(effects, titles[metric])) for metric, effects in panels.items()]
+
+
+def read_cards() -> list[ProbeOutcome]:
+    """Read what `zoo probe` printed of each architecture (recipes/cards)."""
+    files = sorted((recipes_dir() / "cards").glob("*.json"))
+    return [ProbeOutcome.from_dict(each) for file in files for each in read_json(file, list)]
+
+
+def list_card_rows() -> tuple[list[str], list[list[str]]]:
+    """List a header, and a row for each probe: the hardest level that each architecture of recipes/cards reaches."""
+    cards = group_by_model(read_cards())
+    probes = dict.fromkeys(each.probe for own in cards.values() for each in own)
+    by_probe = [{each.probe: each for each in own} for own in cards.values()]
+    rows = [[p, *(format_reach(own[p]) if p in own else NOT_TESTED for own in by_probe)] for p in probes]
+    return ["probe", *cards], rows
+
+
+def list_findings() -> list[FindingFacts]:
+    """List all recipes that have a verdict, those that are withdrawn last."""
+    found = [FindingFacts(name, *each) for name, each in read_kept().items()]
+    return sorted(found, key=lambda each: bool(each.recipe.withdrawn))
