@@ -3,11 +3,12 @@ which packaged models and families have it. Growth is computed from the componen
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.uses import find_users
 from zoo.costs.pairs import Look
@@ -19,6 +20,9 @@ from zoo.model.attention.base import Sight
 from zoo.paths import conf_dir
 from zoo.spec import Spec, components
 from zoo.spec.fields import find_paper
+
+if TYPE_CHECKING:
+    from zoo.compose.targets import Composer
 
 LONG = 1 << 20
 """Number of tokens at which growth is measured: beyond every window of `SIZES`."""
@@ -90,10 +94,10 @@ def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
 
     Raises ConfigError if no small model takes the choice.
     """
-    from zoo.compose.targets import compose_model, spec_of_composed
+    from zoo.compose.targets import spec_of_composed
 
     def load(name: str, overrides: list[str]) -> tuple[str, list[str], Any]:
-        return name, overrides, spec_of_composed(compose_model(name, overrides))
+        return name, overrides, spec_of_composed(_open_small(name).compose(overrides))
 
     if axis == "cross":
         name, overrides, spec = load("t5-tiny", list(CROSSED.get(choice, ())))
@@ -112,6 +116,14 @@ def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
             refused = refused or error
     assert refused is not None
     raise refused
+
+
+@functools.cache
+def _open_small(name: str) -> Composer:
+    """Open a small model once a process: all choices of all axes are tried in it."""
+    from zoo.compose.targets import Composer
+
+    return Composer(name)
 
 
 def _find(tower: Any, axis: str) -> Spec:

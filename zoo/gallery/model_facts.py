@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from zoo.costs.hardware import hardware
 from zoo.costs.price import price
 from zoo.costs.rows import tabulate
 from zoo.costs.setup import ENGINES, Setup
+from zoo.drawing.contents import ModelPlan, plan_model
 from zoo.gallery.family_facts import FamilyFacts, find_family, find_year, read_notes, trace_lineage
 from zoo.grammar import to_dict
 from zoo.paths import conf_dir
@@ -82,8 +84,8 @@ class ModelFacts:
 
     @property
     def patterns(self) -> dict[str, str]:
-        """The pattern of layers of each tower."""
-        return {name: pattern_text(tower.pattern) for name, tower in self.spec.towers().items()}
+        """The number and the pattern of layers of each tower."""
+        return {name: _say_pattern(tower.pattern) for name, tower in self.spec.towers().items()}
 
     @property
     def depth(self) -> int:
@@ -92,6 +94,11 @@ class ModelFacts:
     @property
     def generates(self) -> bool:
         return "kv_cache" in self.figures["memory"]
+
+    @functools.cached_property
+    def plan(self) -> ModelPlan:
+        """What its figures show."""
+        return plan_model(self.spec, self.title)
 
     def list_first(self) -> list[tuple[str, str]]:
         """List the sentences that `zoo stats` begins with."""
@@ -163,6 +170,16 @@ def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
     spec = spec_of_composed(composed)
     name = Path(target).stem if is_file(target) else target
     return ModelFacts(name, target, about or {"title": name}, spec, price(spec), _read_yaml(target, composed))
+
+
+def _say_pattern(pattern: Sequence[str]) -> str:
+    """Say how many layers there are and how their kinds follow one another: `24: local, global, 12 times`."""
+    if len(set(pattern)) == 1:
+        return f"{len(pattern)}"
+    text = pattern_text(pattern)
+    period = sum(int(each.partition("*")[2] or 1) for each in text.split(", "))
+    times = len(pattern) / period
+    return f"{len(pattern)}: {text}" + (f", {times:.3g} times" if times > 1 else "")
 
 
 def _read_yaml(target: str, composed: Composed) -> str:

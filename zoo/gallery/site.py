@@ -12,12 +12,14 @@ from typing import Any
 import zoo
 from zoo.analysis.compare import flatten
 from zoo.compose.catalogue import read_models
+from zoo.drawing.vector import write_page_style
 from zoo.errors import ConfigError
 from zoo.gallery.axis_facts import AxisFacts, collect_axis
 from zoo.gallery.charts import YearMark, draw_curves, draw_effects, draw_years
 from zoo.gallery.family_facts import list_children, read_families
 from zoo.gallery.finding_facts import FindingFacts, list_card_rows, list_effects, list_findings, read_kept
 from zoo.gallery.model_facts import ModelFacts, collect_model
+from zoo.gallery.pictures import draw_figure, draw_strips
 from zoo.gallery.rendering import ASSETS, mark_safe, render_template
 from zoo.grammar.vocabulary import list_axes
 from zoo.paths import read_conf
@@ -87,7 +89,9 @@ def _list_files(models: list[ModelFacts]) -> Iterator[tuple[str, str]]:
     axes = [collect_axis(name, names) for name in list_axes()]
     render = partial(render_template, version=zoo.__version__, measured=read_conf("measured")["by"])
     yield FIGURES, f"const FIGURES = {json.dumps(list_figures(models), separators=(',', ':'))};\n"
-    yield "index.html", render("index.html", "index.html", models=models)
+    yield "drawing.css", write_page_style()
+    strips = {each.name: draw_strips(each.plan) for each in models}
+    yield "index.html", render("index.html", "index.html", models=models, strips=strips)
     for each in models:
         yield each.place, render("model.html", each.place, **_show_model(each, models))
     yield "axes.html", render("axes.html", "axes.html", axes=axes)
@@ -135,7 +139,8 @@ def _show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, An
     chart = draw_curves(curves, contexts, ("weights", weights), f"Cache of {facts.title} by context and engine")
     return {
         "facts": facts,
-        "picture": None,
+        "picture": draw_figure(facts.plan),
+        "strips": draw_strips(facts.plan),
         "biggest": max(facts.figures["params"]["by_component"].values()),
         "caches": caches,
         "curves": list(curves),
