@@ -22,6 +22,7 @@ STEPS = [
     ("from zoo.kernels.mask import Mask; Mask(4, 4).plain_causal", []),
     ("from zoo.families.serving import describe_serving; describe_serving('GPT2LMHeadModel')", []),
     ("import zoo.analysis.explain, zoo.costs.rules_of_thumb", ["rich"]),
+    ("import zoo.gallery.playground.live_price", ["rich"]),
     ("import zoo.jobs.train", []),
     ("zoo.stats('mixtral-tiny', ['attention=mqa'])", []),
     ("import zoo.costs; zoo.costs.price(zoo.compose.load('llama3-8b'))", []),

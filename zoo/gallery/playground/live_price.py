@@ -1,0 +1,181 @@
+"""Answer the playground's page: a model's YAML and a set-up in, its figures beside those of the model it starts from.
+
+This runs in the browser. It calls what `zoo stats` calls, and no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.analysis.compare import compare_fields, compare_values, flatten, merge_orders
+from zoo.analysis.holding import find_holders
+from zoo.compose.targets import compose_model, note_positions, spec_of_composed, to_plain_yaml
+from zoo.costs.cache_sizes import kv_cache
+from zoo.costs.price import price
+from zoo.costs.setup import Setup
+from zoo.errors import ConfigError
+from zoo.gallery.playground.yaml_edit import edit_text, parse_text
+from zoo.report.glance import list_first_figures
+from zoo.report.svg import Curve, draw_panel
+from zoo.report.units import format_change, format_figure
+
+FILE, PUBLISHED = Path("model.yaml"), Path("config.json")
+"""Names under which the page's text is read: a model's YAML, or the config.json of a published model."""
+
+START = re.compile(r"^defaults:\s*\[?\s*(?:-\s*)?['\"]?/model/([\w.-]+)@_here_", re.MULTILINE)
+"""Matches the packaged model that a text starts from."""
+
+POINTS = 13
+"""Context lengths at which the cache is priced for its curve."""
+
+FIGURES = {
+    "params.total": ("parameters", "params"),
+    "params.active": ("active for each token", "params"),
+    "flops.forward": ("FLOPs a token, forward", "FLOP"),
+    "flops.train": ("FLOPs a token, training", "FLOP"),
+    "kv_cache.bytes_per_token": ("cache of one more token", "B"),
+    "kv_cache.state_bytes": ("recurrent states", "B"),
+    "kv_cache.bytes": ("cache at this context", "B"),
+    "memory.generate_peak": ("memory to generate", "B"),
+    "memory.train_peak": ("memory to train", "B"),
+}
+"""The figures that the page shows first: the label and unit of each, by its path in `zoo stats --json`."""
+
+
+@dataclass(frozen=True)
+class PricedModel:
+    """A model with its price under a set-up; `values` is its YAML as a person would write it."""
+
+    spec: Any
+    setup: Setup
+    figures: Mapping[str, Any]
+    yaml: str
+    notes: tuple[str, ...]
+
+    @functools.cached_property
+    def told(self) -> dict[str, str]:
+        """The summary of `zoo stats`, by label."""
+        return dict(list_first_figures(self.figures, self.setup, find_holders(self.spec, self.setup, self.figures)))
+
+    @functools.cached_property
+    def cache(self) -> list[int]:
+        """The bytes of the cache at POINTS lengths, up to the set-up's context."""
+        last = self.setup.tokens(self.spec)
+        return [
+            kv_cache(self.spec, replace(self.setup, context=last * at // (POINTS - 1) or 1))["bytes"]
+            for at in range(POINTS)
+        ]
+
+
+def answer_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Price the `text` of a request under the fields of its `setup`. The answer has `faults`, each with the `path` of
+    the key that it concerns, or else figures, drawing and YAML."""
+    text = _edit(request["text"], request.get("edits", ()))
+    found = START.search(text)
+    answer = {"text": text, "start": found[1] if found else None}
+    try:
+        setup = _read_setup(request["setup"])
+        now = _price_text(text, setup)
+        start = _price_start(found[1], setup) if found else now
+    except ConfigError as error:
+        return {**answer, "faults": [_locate(fault) for fault in error.faults]}
+    return {
+        **answer,
+        "stated": parse_text(text),
+        "notes": list(now.notes),
+        "yaml": now.yaml,
+        "values": yaml.safe_load(now.yaml),
+        "figures": now.figures,
+        "rows": list(_compare(start.figures, now.figures)),
+        "components": _pair(start.figures["params"]["by_component"], now.figures["params"]["by_component"]),
+        "told": now.told,
+        "told_start": start.told,
+        "differs": compare_fields(start.spec, now.spec),
+        "chart": _draw_cache(start, now),
+    }
+
+
+def _edit(text: str, edits: Sequence[Mapping[str, Any]]) -> str:
+    """Set the values that the form changed. A config.json is first written as a model's YAML. A text that cannot be
+    read is left as it is: its faults are told when it is priced."""
+    try:
+        if edits and _is_published(text):
+            text = _price_text(text, Setup()).yaml
+        for each in edits:
+            value = each["value"]
+            text = edit_text(text, each["path"], None if value is None else parse_text(f"value: {value}")["value"])
+    except (ConfigError, yaml.YAMLError):
+        pass
+    return text
+
+
+def _is_published(text: str) -> bool:
+    return text.lstrip().startswith("{") and '"model_type"' in text
+
+
+def _read_setup(stated: Mapping[str, Any]) -> Setup:
+    known = {field.name for field in fields(Setup)}
+    if strange := stated.keys() - known:
+        raise ConfigError(*(f"{name}: no field of a set-up" for name in sorted(strange)))
+    return Setup(**stated)
+
+
+def _price_text(text: str, setup: Setup) -> PricedModel:
+    """Price a text: a model's YAML, or a config.json."""
+    file = PUBLISHED if _is_published(text) else FILE
+    file.write_text(text, encoding="utf-8")
+    return _price_target(file, setup)
+
+
+@functools.lru_cache(maxsize=8)
+def _price_start(name: str, setup: Setup) -> PricedModel:
+    return _price_target(name, setup)
+
+
+def _price_target(target: str | Path, setup: Setup) -> PricedModel:
+    composed = compose_model(target)
+    spec = spec_of_composed(composed)
+    notes = (*composed.notes, *note_positions(spec))
+    return PricedModel(spec, setup, price(spec, setup), to_plain_yaml(composed.cfg, composed.inherited), notes)
+
+
+def _locate(fault: str) -> dict[str, str]:
+    """Split a fault into the path of its key ("" for the whole text) and its words."""
+    place = re.match(rf"(?:{re.escape(str(FILE))}:)?(?:\d+:)*\s*(?:([\w.]+): )?", fault)
+    return {"path": place[1] or "" if place else "", "text": fault}
+
+
+def _compare(start: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """List the first figures of both models; a figure that neither has is left out."""
+    one, other = flatten(start), flatten(now)
+    for path, (label, unit) in FIGURES.items():
+        found = compare_values(one.get(path), other.get(path))
+        if not found["a"] and not found["b"]:
+            continue
+        shown = {key: format_figure(found[key], unit, short=True) for key in ("a", "b")}
+        change = found.get("relative")
+        change = format_change(change) if change else "" if found["a"] == found["b"] else "new"
+        yield {"path": path, "label": label, "exact": found, "start": shown["a"], "now": shown["b"], "change": change}
+
+
+def _pair(start: Mapping[str, int], now: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    return [(name, start.get(name, 0), now.get(name, 0)) for name in merge_orders([start, now])]
+
+
+def _draw_cache(start: PricedModel, now: PricedModel) -> str:
+    """Draw the bytes of the cache by context; empty for a model that keeps none."""
+    curves = []
+    for color, (name, each) in enumerate({"start": start, "now": now}.items()):
+        last = each.setup.tokens(each.spec)
+        at = [last * step // (POINTS - 1) or 1 for step in range(POINTS)]
+        curves.append(Curve(at, each.cache, name, color))
+    shown = curves[1:] if start.cache == now.cache else curves
+    title = f"cache and states of {now.setup.batch:,} × context, in bytes ({now.setup.engine})"
+    return draw_panel(title, shown, "context (tokens)") if any(max(curve.values) for curve in shown) else ""
