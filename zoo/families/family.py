@@ -70,25 +70,9 @@ from zoo.families.tower_configs import TowerConfig, join_models, read_towers
 from zoo.paths import conf_dir, list_conf, read_conf
 from zoo.untrusted.printable import list_first, quote, shorten
 
-_HARMLESS = """
-_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
-attention_dropout attn_pdrop auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation
-chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty
-do_sample dropout dropout_rate dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
-exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
-hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range is_causal is_decoder
-is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length
-min_length model_max_length model_type neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_labels
-num_return_sequences output_attentions output_hidden_states output_past output_router_logits output_scores
-pad_token_id prefix problem_type pruned_heads quantization_config remove_invalid_values repetition_penalty resid_pdrop
-return_dict return_dict_in_generate router_aux_loss_coef sep_token_id suppress_tokens task_specific_params temperature
-tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
-transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache use_return_dict
-attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version sentence_transformers
-sbert_ce_default_activation_function
-"""
-HARMLESS = frozenset(_HARMLESS.split())
-"""Fields of any config.json that do not change a forward pass, unless a family reads them by name."""
+HARMLESS = frozenset(name for group in read_conf("harmless") for name in group["fields"])
+"""Fields of any config.json that change no forward pass, unless a family reads them by name; conf/harmless.yaml says
+why."""
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
     if flat is None and families.find_name(config.get("model_type")):
         return None
     for name in TEXT:
-        inner = config.get(name)
-        if isinstance(inner, Mapping) and families.find_name(inner.get("model_type")):
+        inner = {"model_type": f"{kind}_text", **stated} if isinstance(stated := config.get(name), Mapping) else {}
+        if families.find_name(inner.get("model_type")):
             return Wrapper(config, name, _complete(inner, config))
     if flat is not None and not any(isinstance(config.get(name), Mapping) for name in TEXT):
         family = families.family_of_config({"model_type": flat}, kind)
