@@ -29,9 +29,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace.
 
+    Without a verb, a terminal shows what can be done with what is in the working folder; elsewhere that is the help.
     `--no-verify` reads checkpoints without comparing their checksums. This is the only place that catches every
     exception: an unforeseen one is a bug of Zoo, printed as one line that names the file with the trace to report.
     """
+    if not args and sys.stdout.isatty() and _show_next_steps():
+        return 0
     import typer
 
     from zoo.cli.app import make_command
@@ -64,6 +67,15 @@ def run(args: Sequence[str]) -> int:
 
         fault, code = describe_bug(error, args)
         return _refuse([fault], code, debug)
+
+
+def _show_next_steps() -> bool:
+    """Print what can be done with what is in the working folder. False if there is nothing."""
+    from zoo.cli.welcome import list_next_steps
+
+    steps = list_next_steps()
+    print("\n".join(steps), end="\n" if steps else "")
+    return bool(steps)
 
 
 def _describe_usage_error(error: Any, args: Sequence[str]) -> str:
