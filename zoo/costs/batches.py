@@ -15,14 +15,16 @@ CountPairs = Callable[[Look], int]
 
 
 class RowFlops(NamedTuple):
-    """The FLOPs of one pass over a model's rows, forward or backward, as `count_flops` counts them under `exact`. A row
-    counts as it is computed: padding included, packed documents as a single sequence."""
+    """The FLOPs of one pass over a model's rows, forward or backward, as `count_flops` counts them under `exact`. Of
+    padding all is counted that a token costs."""
 
     body: Callable[..., int]
     """FLOPs of a row without those of `target`: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A
     lone decoder with cross-attention reads an encoder's output as long as its row."""
     target: int
     """FLOPs of the head for one target; 0 for a head that reads whole rows."""
+    pairs: Callable[..., int]
+    """FLOPs of the (query, key) pairs in `body`, with the same arguments: of a row, or of a packed document."""
     shown: Callable[[int], int]
     """`shown(n)`: FLOPs of the (query, key) pairs that a prefix of n tokens, which all see one another, adds to a
     row."""
@@ -52,21 +54,27 @@ def count_by_row(
     table: CostTable,
     tower: Callable[[CostTable, int, int], int],
     target: Callable[[CostTable], int],
-    shown: Callable[[CostTable, CountPairs], int],
+    paired: Callable[[CostTable, CountPairs], int],
 ) -> RowFlops:
     """Make the RowFlops of a model from those of a tower: `tower(own, tokens, memory)` of a row, without its targets;
-    `target(own)` of a target; `shown(own, pairs)` of further pairs."""
+    `target(own)` of a target; `paired(own, pairs)` of pairs."""
     towers = {name: table.of(name) for name in table.towers}
 
-    def body(read: int, written: int | None = None) -> int:
-        if written is None:
-            return sum(tower(own, read, read) for own in towers.values())
-        return tower(towers["encoder"], read, 0) + tower(towers["decoder"], written, read)
+    def by_row(tower: Callable[[CostTable, int, int], int]) -> Callable[..., int]:
+        def count(read: int, written: int | None = None) -> int:
+            if written is None:
+                return sum(tower(own, read, read) for own in towers.values())
+            return tower(towers["encoder"], read, 0) + tower(towers["decoder"], written, read)
+
+        return cache(count)
+
+    def tower_pairs(own: CostTable, tokens: int, memory: int) -> int:
+        return paired(own, lambda look: look.pairs(tokens, 0, memory))
 
     def prefix(tokens: int) -> int:
-        return sum(shown(own, lambda look: look.shown_by(tokens)) for own in towers.values())
+        return sum(paired(own, lambda look: look.shown_by(tokens)) for own in towers.values())
 
-    return RowFlops(cache(body), sum(map(target, towers.values())), cache(prefix))
+    return RowFlops(by_row(tower), sum(map(target, towers.values())), by_row(tower_pairs), cache(prefix))
 
 
 def count_forward(own: CostTable, tokens: int, memory: int) -> int:

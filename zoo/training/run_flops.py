@@ -11,10 +11,13 @@ from zoo.costs.params import count_parameters
 from zoo.costs.partial_training import list_partial_passes
 from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.tuning import apply_tuning
+from zoo.lazy import torch
 from zoo.spec import table
 from zoo.training.start.begin import StartSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from zoo.data import Batch
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
@@ -71,10 +74,27 @@ def price_step(settings: Training, spec: Topology) -> int | None:
 
 
 def sum_rows(rows: RowFlops, batch: Batch, targets: int) -> int:
-    """Sum the FLOPs of a pass over a batch's rows."""
-    body = _count_rows(batch) * rows.body(*_measure(batch))
-    shown = 0 if batch.prefix is None else sum(map(rows.shown, batch.prefix.tolist()))
-    return body + shown + targets * rows.target
+    """Sum the FLOPs of a pass over a batch's rows. Packed documents do not see one another."""
+    count, sizes = _count_rows(batch), _measure(batch)
+    found = count * rows.body(*sizes) + targets * rows.target
+    if batch.documents is not None:
+        found += sum(rows.pairs(*each) for each in zip(*_measure_documents(batch), strict=True))
+        found -= count * rows.pairs(*sizes)
+    if batch.prefix is not None:
+        first = torch.arange(sizes[0]) < batch.prefix[:, None]
+        found += sum(map(rows.shown, _measure_documents(batch, first)[0]))
+    return found
+
+
+def _measure_documents(batch: Batch, where: Tensor | None = None) -> list[list[int]]:
+    """Count the tokens of each document of a batch, `where` this is True: those that are read, and in an
+    encoder-decoder those that are written. A row that is not packed is a document."""
+    numbers = [each for each in (batch.documents, batch.decoder_documents) if each is not None]
+    numbers = numbers or [torch.zeros_like(batch.input_ids)]
+    stride = 1 + max(int(each.max()) for each in numbers)
+    keys = [each + stride * torch.arange(len(each))[:, None] for each in numbers]
+    keys = [each.flatten() if where is None else each[where] for each in keys]
+    return [torch.bincount(each, minlength=stride * len(batch.input_ids)).tolist() for each in keys]
 
 
 def _count_rows(batch: Batch) -> int:

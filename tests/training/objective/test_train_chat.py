@@ -135,8 +135,11 @@ def test_a_sample_is_an_answer_to_a_users_turn(here, capsys):
 
 def test_pairs_of_plain_texts_are_sampled_without_a_template(here):
     with open("chat.jsonl", "w") as file:
-        file.writelines(json.dumps({"prompt": f"{number}?", "completion": "yes"}) + "\n" for number in range(60))
-    start_run(compose("data.form=prompt_completion", "steps=1", "sample={tokens: 8}"), here / "run")
+        file.writelines(json.dumps({"prompt": f"{number}?", "completion": "yes"}) + "\n" for number in range(10, 70))
+    start_run(
+        compose("data.form=prompt_completion", "data.packing=false", "steps=1", "sample={tokens: 8}"), here / "run"
+    )
+    assert read_metrics(here / "run")[0]["tokens"] == 4 * len("10?yes")  # and no padding
     assert (here / "run/samples.txt").read_text().startswith("──── step 1 ────\ndef ")
 
 

@@ -26,11 +26,13 @@ MODELS = {
     "next_token": ["gqa", "mla", "sliding", "mamba2", "gated_delta"],
     "prefix_lm": ["gqa", "sliding"],
 }
-CASES = [(name, kind) for name in NODES for kind in MODELS.get(name, [None])]
+CASES = [(name, kind, False) for name in NODES for kind in MODELS.get(name, [None])]
+UNEVEN = ("denoising", "ul2", "mamba2", "gated_delta")  # rows with padding; chunks that begin anew at each document
+PACKED = [(name, kind, True) for name, kind, _ in CASES if not {name, kind} & {*UNEVEN}]
 
 
-@pytest.mark.parametrize(("name", "attention"), CASES)
-def test_a_batch_costs_what_torch_counts_of_its_forward_pass(name, attention):
+@pytest.mark.parametrize(("name", "attention", "packed"), CASES + PACKED)
+def test_a_batch_costs_what_torch_counts_of_its_forward_pass(name, attention, packed):
     fields = {"denoisers": [{"mode": "R", "rate": 0.15}]} if name == "ul2" else {}  # of one length: no padding
     objective = objective_of(name, **fields)
     spec = (
@@ -39,7 +41,7 @@ def test_a_batch_costs_what_torch_counts_of_its_forward_pass(name, attention):
         else spec_of([*NODES[name][1], f"attention={attention}", *needs(f"attention={attention}")])
     )
     model = build(spec)
-    batch = objective.collator(context_for(name))(rows_of(), KEYS)
+    batch = objective.collator(context_for(name, documents=packed))(rows_of(), KEYS)
     targets = objective.targets(batch)
     with counted(model) as found:
         objective.judge(model, batch, targets, None)

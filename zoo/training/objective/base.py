@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from zoo.lazy import torch
 from zoo.model.head import describe_lack
 from zoo.model.loss import IGNORED, TokenLoss
 from zoo.spec import Spec
@@ -222,6 +223,12 @@ def list_inputs(batch: Batch) -> dict[str, Tensor]:
     """List the fields of a batch that are inputs of the model."""
     fields = batch._replace(reference=None)._asdict().items()
     return {name: value for name, value in fields if value is not None and name != "targets"}
+
+
+def count_to_last_target(batch: Batch) -> int:
+    """Count the tokens of a batch whose rows [B, T] are padded after their last target."""
+    places = torch.arange(1, batch.targets.shape[1] + 1)
+    return int((places * (batch.targets != IGNORED)).amax(1).sum())
 
 
 def describe(spec: Topology) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo.training.objective.base import Context, Objective, describe
+from zoo.training.objective.base import Context, Objective, count_to_last_target, describe
 from zoo.training.objective.causal import refuse_decoder
 
 if TYPE_CHECKING:
+    from zoo.data import Batch
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
 
@@ -30,3 +31,6 @@ class Chat(Objective, kind="chat"):
 
         how = {"eos_id": context.tokenizer.eos_id, "seq_len": context.seq_len, "packed": context.documents}
         return partial(collate_turns, **how)
+
+    def count_tokens(self, batch: Batch, seq_len: int) -> int:
+        return count_to_last_target(batch)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.checkpoint.stored import StoredModel
-    from zoo.data import DataSettings, Tokenizer
+    from zoo.data import Batch, DataSettings, Tokenizer
     from zoo.data.chat.template import ChatTemplate
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
@@ -89,6 +89,9 @@ class Distil(Objective, kind="distil"):
 
     def collator(self, context: Context) -> Collate:
         return self.base.collator(context)
+
+    def count_tokens(self, batch: Batch, seq_len: int) -> int:
+        return self.base.count_tokens(batch, seq_len)
 
     def write_prompt(self, text: str | None, template: ChatTemplate | None) -> dict[str, Any]:
         return self.base.write_prompt(text, template)

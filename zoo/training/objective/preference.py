@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat
 from zoo.lazy import torch
 from zoo.model.loss import IGNORED
 from zoo.model.row_loss import RowLoss
-from zoo.training.objective.base import Context, Loss, Objective, describe
+from zoo.training.objective.base import Context, Loss, Objective, count_to_last_target, describe
 from zoo.training.objective.causal import refuse_decoder
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class Preference(Objective):
         return int((batch.targets != IGNORED).sum())
 
     def count_tokens(self, batch: Batch, seq_len: int) -> int:
-        """Count the real tokens of a batch: a row has none after its last target."""
-        width = batch.targets.shape[1]
-        return int((torch.arange(1, width + 1) * (batch.targets != IGNORED)).amax(1).sum())
+        return count_to_last_target(batch)
 
     def collator(self, context: Context) -> Collate:
         from zoo.data.chat import preference_rows
