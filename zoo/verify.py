@@ -198,7 +198,9 @@ def _optimized(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iter
     kept = [value for state in optimizer.state.values() for value in state.values()]
     found = sum(value.nbytes for value in kept if torch.is_tensor(value) and value.ndim)
     model.zero_grad(set_to_none=True)
-    alone = Setup(dtype="bf16" if setup.dtype == "fp8" else setup.dtype, precision="pure", optimizer=setup.optimizer)
+    alone = Setup(
+        dtype="bf16" if setup.dtype == "fp8" else setup.dtype, precision="bf16_pure", optimizer=setup.optimizer
+    )
     note = f"a step of {setup.optimizer}, states in the weights' dtype"
     yield _row("optimizer states, bytes", states(spec, alone)["optimizer"], found, note)
 
@@ -271,7 +273,7 @@ def _peak(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[
         tracker.reset_mod_stats()
         _step(spec, model, optimizer, ids)
     (peak,) = tracker.get_tracker_snapshot("peak").values()
-    alone = Setup(context=ids.shape[1], dtype=setup.dtype, precision="pure")
+    alone = Setup(context=ids.shape[1], dtype=setup.dtype, precision="bf16_pure")
     counted = training(spec, alone, fused=False)["train_peak"]
     note = f"torch's MemTracker, {ids.shape[1]} tokens on a CPU, AdamW, no recomputation; to {CLOSE:.0%}"
     yield _row("training peak, bytes", counted, peak["Total"], note, within=CLOSE)

@@ -22,7 +22,7 @@ DEEP = {
 }
 
 
-@pytest.mark.parametrize("setup", [{}, {"recompute": "full"}, {"chunked_loss": True}, {"precision": "amp"}], ids=str)
+@pytest.mark.parametrize("setup", [{}, {"recompute": "full"}, {"chunked_loss": True}, {"precision": "bf16"}], ids=str)
 @pytest.mark.parametrize("overrides", DEEP.values(), ids=DEEP)
 def test_the_peak_of_runs_of_layers_is_that_of_the_layers_one_by_one(overrides, setup, monkeypatch):
     spec = spec_of([*overrides, "n_layers=13"])

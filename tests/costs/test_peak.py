@@ -65,7 +65,9 @@ def losses(model, ids):
 
 
 def told(spec, dtype, **fields):
-    return training(spec, Setup(context=CONTEXT, batch=BATCH, dtype=dtype, precision="pure", **fields), fused=False)
+    return training(
+        spec, Setup(context=CONTEXT, batch=BATCH, dtype=dtype, precision="bf16_pure", **fields), fused=False
+    )
 
 
 MORE = [pytest.param(*each, marks=pytest.mark.slow) for each in ((67, "fp32"), (67, "bf16"), (4000, "fp32"))]
@@ -152,7 +154,7 @@ def test_gradients_of_the_pieces_are_those_of_the_model():
         left = sum(found[f"layer:{kind}"].gradients for kind in spec.pattern)
         left += found["loss"].gradients + found["embedding"].gradients
         left -= 2 * spec.vocab_size * spec.d_model if spec.head.tied else 0
-        assert left == price(spec, context=64, precision="pure")["memory"]["gradients"]
+        assert left == price(spec, context=64, precision="bf16_pure")["memory"]["gradients"]
 
 
 @pytest.mark.parametrize("fields", [{"tp": 2}, {"pp": 2}, {"dp": 8, "zero": 3}, {"cp": 2}, {"tp": 2, "pp": 4, "dp": 2}])

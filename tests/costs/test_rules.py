@@ -110,11 +110,11 @@ def test_training_tokens_are_twenty_a_parameter_unless_given():
 
 
 def test_sixteen_bytes_a_parameter_hold_for_adam():
-    for setup in ({}, {"precision": "fp32"}, {"precision": "amp"}):
+    for setup in ({}, {"precision": "fp32"}, {"precision": "bf16"}):
         rule = rules("llama3-8b", **setup)["adam_states"]
         assert rule["value"] == 16 * 8_030_261_248
         assert rule["error"] == 0
-    assert rules("llama3-8b", precision="megatron")["adam_states"]["error"] == pytest.approx(16 / 18 - 1)
+    assert rules("llama3-8b", precision="bf16_master")["adam_states"]["error"] == pytest.approx(16 / 18 - 1)
 
 
 def test_activations_of_a_llama_are_near_those_of_a_gpt():

@@ -62,7 +62,7 @@ def made(kind):
 def test_states_are_those_that_the_optimizer_holds_after_a_step(optimizer, dtype):
     rng = random.Random(f"{optimizer} {dtype}")
     for spec in specs(rng):
-        counted = states(spec, Setup(optimizer=optimizer, precision="pure", dtype=dtype))
+        counted = states(spec, Setup(optimizer=optimizer, precision="bf16_pure", dtype=dtype))
         assert counted["optimizer"] == trained(spec, dtype, made(optimizer))
         assert counted["master"] == 0
 
@@ -87,10 +87,10 @@ def test_eight_bits_are_for_tensors_of_4096_elements_and_more_by_256():
     ("precision", "expected"),
     {
         "mixed": (2, 2, 12, 4),  # the ZeRO paper's 2 + 2 + 12
-        "megatron": (2, 4, 12, 4),
+        "bf16_master": (2, 4, 12, 4),
         "fp32": (4, 4, 8, 0),
-        "amp": (4, 4, 8, 0),
-        "pure": (2, 2, 4, 0),
+        "bf16": (4, 4, 8, 0),
+        "bf16_pure": (2, 2, 4, 0),
     }.items(),
 )
 def test_bytes_of_a_parameter_are_those_of_the_scheme(precision, expected):
@@ -111,8 +111,8 @@ def test_parameters_are_those_of_the_model():
 
 
 def test_pure_states_in_eight_bits_are_refused():
-    with pytest.raises(ConfigError, match=r"precision: pure keeps states in fp8.*mixed would do"):
-        states(load("gpt2"), Setup(precision="pure", dtype="fp8"))
+    with pytest.raises(ConfigError, match=r"precision: bf16_pure keeps states in fp8.*mixed would do"):
+        states(load("gpt2"), Setup(precision="bf16_pure", dtype="fp8"))
 
 
 class Casts(TorchDispatchMode):
@@ -139,7 +139,7 @@ def test_autocast_copies_what_enters_matrix_products(overrides):
     casts = Casts(model.parameters())
     with torch.autocast("cpu", torch.bfloat16), casts:
         model(torch.arange(12)[None] % 60)
-    assert states(spec, Setup(precision="amp"))["cast"] == casts.bytes > 0
+    assert states(spec, Setup(precision="bf16"))["cast"] == casts.bytes > 0
 
 
 class Peak(TorchDispatchMode):
@@ -190,7 +190,7 @@ def test_an_optimizers_step_takes_what_is_said(optimizer, dtype):
     with Peak() as peak:
         opt.step()
     fused = "muon" in optimizer or dtype == "bf16"
-    setup = Setup(optimizer=optimizer, precision="pure", dtype=dtype, fused_optimizer=fused)
+    setup = Setup(optimizer=optimizer, precision="bf16_pure", dtype=dtype, fused_optimizer=fused)
     assert states(spec, setup)["step"] == pytest.approx(peak.most, rel=0.03, abs=300)
 
 

@@ -144,7 +144,7 @@ def cluster_of(run: Run) -> Cluster:
 def predict(run: Run) -> float:
     """Predict the tokens a second and GPU of a run."""
     titans = run.source.startswith("titan")
-    base = Setup(context=run.context, precision="amp" if titans else "megatron")
+    base = Setup(context=run.context, precision="bf16" if titans else "bf16_master")
     prices = MeshPrices(load(run.model), base, cluster_of(run))
     order = {"schedule": "interleaved", "chunks": run.chunks} if run.chunks > 1 else {}
     setup = replace(base, **run.mesh, **order, batch=run.batch, recompute=run.recompute)

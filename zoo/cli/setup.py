@@ -27,7 +27,7 @@ HELP = {
     "optimizer": "The optimizer, by its name in conf/optim: its states and the cost of its step.",
     "decay": "Weight decay of the optimizer: uniform, or cautious or hyperball, whose step takes a copy of weights.",
     "fused_optimizer": "Fused AdamW: updates in place, without temporaries.",
-    "precision": "Training precision: what is kept per parameter.",
+    "precision": "Training precision, named as in `zoo train precision=`, or mixed: what is kept per parameter.",
     "recompute": "Activation checkpointing: what training recomputes; every_2: every second layer.",
     "accumulate": "Gradient accumulation: passes of `batch` sequences per update.",
     "offload": "What is offloaded to host memory between updates: none, or states (the optimizer's).",

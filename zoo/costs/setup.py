@@ -25,7 +25,7 @@ CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
 ENGINES = ("ideal", "zoo", "hf", "paged")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "normuon", "schedule_free", "sgd", "soap")
 DECAYS = ("uniform", "cautious", "hyperball")
-PRECISIONS = ("mixed", "fp32", "amp", "megatron", "pure")
+PRECISIONS = ("mixed", "fp32", "bf16", "bf16_master", "bf16_pure")
 OFFLOAD = ("none", "states")
 ZERO = (0, 1, 2, 3)
 CP_COMM = ("all_gather", "ring")
@@ -60,10 +60,10 @@ class Setup:
     Each data-parallel rank has `batch` sequences of `context` tokens (None: the model's max_seq_len). Training packs
     documents of `document` tokens into a sequence; each sees only itself. `precision` decides the copies of a parameter
     (`zoo.costs.states`), `optimizer` its states; a `fused_optimizer` updates in place, without scratch memory of the
-    model's size (torch's AdamW with fused=True; with `pure` in 16 bits Zoo's piecewise update), and a `decay` other
-    than uniform takes a copy of weights. `recompute` says which activations are recomputed; `chunked_loss` never makes
-    the whole logits. An update sums `accumulate` passes; with `offload` the host keeps the optimizer's states between
-    updates.
+    model's size (torch's AdamW with fused=True; with `bf16_pure` in 16 bits Zoo's piecewise update), and a `decay`
+    other than uniform takes a copy of weights. `recompute` says which activations are recomputed; `chunked_loss` never
+    makes the whole logits. An update sums `accumulate` passes; with `offload` the host keeps the optimizer's states
+    between updates.
 
     `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism. `cp_comm` is the way keys and values are exchanged
     (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP). With HSDP there are several
@@ -137,7 +137,7 @@ class Setup:
         """Give the dtype that torch.autocast casts the operands of products to; None without autocast. With ZeRO 3
         there is no autocast: FSDP casts the weights that it gathers, and a pass computes in their dtype throughout
         (`MixedPrecisionPolicy`)."""
-        return self.dtype if self.precision == "amp" and self.zero != 3 else None
+        return self.dtype if self.precision == "bf16" and self.zero != 3 else None
 
     @property
     def stream(self) -> str:

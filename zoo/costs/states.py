@@ -5,10 +5,10 @@ Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
 | precision | weights | gradients | states | master | as in |
 | --- | --- | --- | --- | --- | --- |
 | mixed | 2 | 2 | 8 | 4 | Rajbhandari et al., 2020 (ZeRO), §3.1 |
-| megatron | 2 | 4 | 8 | 4 | Megatron-LM: gradients are accumulated in fp32 |
+| bf16_master | 2 | 4 | 8 | 4 | Megatron-LM, and Zoo: gradients are accumulated in fp32 |
 | fp32 | 4 | 4 | 8 | 0 | |
-| amp | 4 | 4 | 8 | 0 | torch.autocast, which casts operands of products; with ZeRO 3 FSDP2, which casts weights |
-| pure | 2 | 2 | 4 | 0 | torch.optim: states have the parameter's dtype; Zoo's bf16_pure rounds stochastically |
+| bf16 | 4 | 4 | 8 | 0 | torch.autocast, which casts operands of products; with ZeRO 3 FSDP2, which casts weights |
+| bf16_pure | 2 | 2 | 4 | 0 | torch.optim: states have the parameter's dtype; Zoo's bf16_pure rounds stochastically |
 
 With fp32 weights there is no master copy. Step counters (a number or two a tensor) are left out.
 """
@@ -72,7 +72,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     it reads gradients, and reads and writes weights, the master copy and states. `bytes_per_param` divides by the
     rank's `parameters` before ZeRO. `tuned` is `setup.tune(spec)`, where that is known already.
 
-    Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
+    Raises ConfigError for dimensions that the ranks do not divide, and for `bf16_pure` in 8 bits.
     """
     stage = fullest(spec, setup) if stage is None else stage
     tuned = setup.tune(spec) if tuned is None else tuned
@@ -208,7 +208,7 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     stack of matrices of one shape (`zoo.costs.muon_stacks`), soap four squares of a side and the update when it
     refreshes a basis, or both AdamW's temporary values for their other tensors, whichever is larger. sgd and adamw8bit
     work in place. A `decay` that is not uniform takes a copy of the weights that it concerns, and then one or two
-    values for each element of the largest. `pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by
+    values for each element of the largest. `bf16_pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by
     pieces: see `_piecewise_bytes`.
     """
     pieces = list(pieces)
@@ -225,7 +225,7 @@ def _rule_bytes(pieces: list[RankTensor], setup: Setup) -> int:
     """Count the scratch bytes of an update rule, without its weight decay."""
     width = widths(setup)[2]
     shapes = [shard_shape(each.shape, setup, each.expert) for each in pieces]
-    if setup.offload == "states" or (setup.precision == "pure" and width == 2 and setup.fused_optimizer):
+    if setup.offload == "states" or (setup.precision == "bf16_pure" and width == 2 and setup.fused_optimizer):
         found = zip(shapes, pieces, strict=True)
         return max(_piecewise_bytes(setup, shape, each.hidden, width) for shape, each in found)
     if setup.optimizer == "adamw":
@@ -257,7 +257,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     temporaries. Of offloaded states IN_FLIGHT pieces are on the device. If an update needs the whole tensor (adafactor;
     muon's hidden matrices), the tensor is one piece.
     """
-    optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "pure" and width == 2
+    optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "bf16_pure" and width == 2
     orthogonal = optimizer in ORTHOGONAL and hidden
     whole = optimizer == "adafactor" or orthogonal
     piece = elements if whole else -(-elements // -(-elements // PIECE))

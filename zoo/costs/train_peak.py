@@ -119,8 +119,8 @@ class StepMemory:
     def _describe_end(self, name: str, tower: Tower) -> PassRun:
         label = "loss" if _name_section(name, "loss") in self.passes else "head"
         last = self.passes[_name_section(name, "head" if self.setup.chunked_loss else label)]
-        megatron = self.setup.precision == "megatron"  # whose 16-bit sum waits before it is added to fp32
-        waits = self.setup.pp == 1 and (megatron or not self.setup.chunked_loss)
+        masters = self.setup.precision == "bf16_master"  # whose 16-bit sum waits before it is added to fp32
+        waits = self.setup.pp == 1 and (masters or not self.setup.chunked_loss)
         table = self._met_again(name, tower) if waits else 0
         return PassRun((PassPiece(label, last, last.bytes, last.gradients, table=table),))
 

@@ -14,16 +14,18 @@ from zoo.errors import ConfigError
 def widths(setup: Setup) -> tuple[int, int, int, int]:
     """Give the bytes of a weight, of its gradient, of a value of the optimizer's states, and of its master copy.
 
-    Gradients have at least 16 bits, even of 8-bit weights. Raises ConfigError for `pure` in 8 bits.
+    Gradients have at least 16 bits, even of 8-bit weights. Raises ConfigError for `bf16_pure` in 8 bits.
     """
     width = DTYPES[setup.dtype]
-    if setup.precision in ("fp32", "amp"):
+    if setup.precision in ("fp32", "bf16"):
         return 4, 4, 4, 0
-    if setup.precision == "pure":
+    if setup.precision == "bf16_pure":
         if width < 2:
-            raise ConfigError(f"precision: pure keeps states in {setup.dtype}, as no optimizer does (mixed would do)")
+            raise ConfigError(
+                f"precision: bf16_pure keeps states in {setup.dtype}, as no optimizer does (mixed would do)"
+            )
         return width, width, width, 0
-    return width, 4 if setup.precision == "megatron" else max(width, 2), 4, 4 if width < 4 else 0
+    return width, 4 if setup.precision == "bf16_master" else max(width, 2), 4, 4 if width < 4 else 0
 
 
 def ways(setup: Setup, expert: bool) -> int:

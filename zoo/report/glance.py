@@ -25,7 +25,12 @@ PARTS = {
 }
 """Names of the parts of memory in sentences."""
 
-PRECISIONS = {"mixed": "mixed precision", "amp": "autocast", "megatron": "Megatron's precision", "pure": "pure bf16"}
+PRECISIONS = {
+    "mixed": "mixed precision",
+    "bf16": "autocast",
+    "bf16_master": "master weights in fp32",
+    "bf16_pure": "pure bf16",
+}
 """Names of training precisions in sentences; `fp32` is used as it is."""
 
 USES = {"generate": ("to generate", "generating"), "run": ("to run", "running"), "train": ("to train", "training")}

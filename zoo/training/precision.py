@@ -1,11 +1,11 @@
 """Precisions of a run, by name: dtypes of computation and of storage. `zoo stats --precision` prices the same.
 
-| precision | weights that compute | gradients | trained weights | priced as |
-| --- | --- | --- | --- | --- |
-| fp32 | float32 | float32 | the same | fp32 |
-| bf16, fp8_… | float32, cast by autocast or to float8 | float32 | the same | amp |
-| bf16_master | bfloat16 copies, no autocast | float32, summed up over microbatches | float32 masters | megatron |
-| bf16_pure | bfloat16, no autocast | bfloat16 | the same; updates round stochastically | pure |
+| precision | weights that compute | gradients | trained weights |
+| --- | --- | --- | --- |
+| fp32 | float32 | float32 | the same |
+| bf16, fp8_… | float32, cast by autocast or to float8 | float32 | the same |
+| bf16_master | bfloat16 copies, no autocast | float32, summed up over microbatches | float32 masters |
+| bf16_pure | bfloat16, no autocast | bfloat16 | the same; updates round stochastically |
 
 In all but the last the trained weights, the optimizer's states and checkpoints are float32, so that averages, resuming
 and evaluation do not depend on the precision. In bf16_pure all of these are bfloat16, and only a moving average of the
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 MASTER, PURE = "bf16_master", "bf16_pure"
-PRICED = {"auto": "fp32", "fp32": "fp32", MASTER: "megatron", PURE: "pure"}
-"""Names of precisions in `zoo stats --precision`; any other is amp."""
 
 
 def find_priced(precision: str) -> str:
     """Return the name by which a run's precision is priced."""
-    return PRICED.get(precision, "amp")
+    if precision.startswith("fp8"):
+        return "bf16"
+    return "fp32" if precision == "auto" else precision
 
 
 class ComputingCopies:

@@ -105,7 +105,7 @@ def test_microbatches_make_up_the_step() -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("llama3-8b", 16), ("mixtral-8x7b", 8), ("gpt2", 1), ("t5-small", 4)])
 def test_memory_is_the_price_of_the_set_up(name: str, count: int) -> None:
-    spec, base = load(name), Setup(context=512, precision="amp")
+    spec, base = load(name), Setup(context=512, precision="bf16")
     search = search_for(count, setup=base, sequences=32)
     prices = MeshPrices(spec, base, search.cluster)
     candidates = list(list_candidates(spec, search))

@@ -105,7 +105,7 @@ def test_what_an_update_takes_of_the_device_is_priced(kind, rounds):
         with StorageTracker() as tracker:
             tracker.know([*model.parameters(), *(each.grad for each in model.parameters()), *place.rooms])
             ours.step()
-    how = {"precision": "pure" if rounds else "fp32", "dtype": "bf16" if rounds else "fp32", "optimizer": kind}
+    how = {"precision": "bf16_pure" if rounds else "fp32", "dtype": "bf16" if rounds else "fp32", "optimizer": kind}
     held = states(spec, Setup(**how, offload="states", fused_optimizer=True))
     assert held["step"] == pytest.approx(tracker.most, rel=0.03, abs=600)
     assert held["offloaded"] == sum(room.nbytes for room in place.rooms) and held["optimizer"] == 0

@@ -27,10 +27,10 @@ from zoo.costs.zero_shards import widths
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
-    "megatron": "gradients, a master copy and states in fp32 (Megatron-LM)",
+    "bf16_master": "gradients, a master copy and states in fp32 (Megatron-LM; Zoo)",
     "fp32": "everything in fp32",
-    "amp": "everything in fp32, products in copies (torch.autocast)",
-    "pure": "everything in the weights' dtype (torch.optim; Zoo's bf16_pure)",
+    "bf16": "everything in fp32, products in copies (torch.autocast)",
+    "bf16_pure": "everything in the weights' dtype (torch.optim; Zoo)",
 }
 RECOMPUTED = {
     "none": "what autograd keeps of the forward pass",

@@ -124,13 +124,13 @@ def predict_seconds(spec: Priced, rows: int, length: int, settings: Settings) ->
     card = of_device(name_device(settings.device))
     if card is None:
         return None
-    setup = Setup(context=length, batch=rows, precision="amp", fused_optimizer=True, chunked_loss=True, gpu=card.name)
+    setup = Setup(context=length, batch=rows, precision="bf16", fused_optimizer=True, chunked_loss=True, gpu=card.name)
     return MeshPrices(spec, setup, Cluster(device=card, node=1)).predict(StepPlan(setup=setup)).total
 
 
 def fit_rows(spec: Priced, length: int, free: int | None) -> int:
     """Choose the rows of a batch: the largest power of two up to MOST_ROWS that fits by zoo.costs, at least 1."""
-    setup = {"context": length, "precision": "amp", "fused_optimizer": True, "chunked_loss": True}
+    setup = {"context": length, "precision": "bf16", "fused_optimizer": True, "chunked_loss": True}
     rows = MOST_ROWS
     while rows > 1 and price(spec, batch=rows, **setup)["memory"]["train_peak"] > SHARE * (free or 0):
         rows //= 2
