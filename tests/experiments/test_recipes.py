@@ -14,7 +14,7 @@ from support.parallel_runs import here  # noqa: F401  (a fixture)
 from zoo.cli import run
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Expectation, ExperimentForm, find_recipe, list_recipes, read_recipe
-from zoo.experiments.judging import ExperimentOutcome, find_file, weigh
+from zoo.experiments.judging import ExperimentOutcome, Ran, find_file, weigh
 from zoo.experiments.laddering import climb_recipe, measure
 from zoo.experiments.pricing import check_matched
 from zoo.paths import recipes_dir
@@ -41,7 +41,8 @@ def test_every_verdict_that_is_kept_is_of_a_recipe_as_it_stands():
             metric: {arm: {int(seed): value for seed, value in own.items()} for arm, own in by_arm.items()}
             for metric, by_arm in outcome.values.items()
         }
-        assert outcome.findings == weigh(values, outcome.costs, recipe, recipe.expect)
+        ran = Ran(values, outcome.costs, outcome.seconds, outcome.machine, outcome.searches)
+        assert outcome.findings == weigh(ran, recipe, recipe.expect, outcome.level)
 
 
 def test_the_page_of_findings_is_what_its_command_writes():
@@ -54,7 +55,7 @@ def test_the_page_of_findings_is_what_its_command_writes():
 def hold(values, expected, costs=None, **changed):
     """Findings on one metric of a recipe that is about nothing else."""
     recipe = find_recipe("glu")[1].model_copy(update=changed)
-    return weigh({"val_loss": values}, costs or {}, recipe, expected)
+    return weigh(Ran({"val_loss": values}, costs or {}, 1.0, "somewhere"), recipe, expected)
 
 
 def make_values(**means):

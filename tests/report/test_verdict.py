@@ -9,7 +9,10 @@ import pytest
 
 from support.command_lines import list_job_folders
 from support.parallel_runs import BASE, SMALL, here  # noqa: F401  (a fixture)
+from zoo.analysis.verdict.comparison import Comparison
 from zoo.cli import run
+from zoo.report.arms import Arm
+from zoo.report.verdicts import Report
 
 # ---------------------------------------------------------------- real runs
 
@@ -55,3 +58,11 @@ def test_a_sweep_is_reported(sweep, here, capsys, refused):  # noqa: F811
     assert "arms: there are 1, found all runs (two)" in refused("report", str(jobs[0]), str(jobs[1]))
     (line,) = refused("report", str(sweep), "--metric", "bleu")[:1]
     assert "has no bleu (--metric NAME names another)" in line
+
+
+@pytest.mark.parametrize(("level", "lines"), [(0.05, 1), (0.0076, 0)])
+def test_a_second_reading_is_at_the_level_of_the_look(level, lines):
+    arms = [Arm(name, {}) for name in ("one", "other")]
+    found = Comparison(4, -0.1, None, 0.2, 0.2, "inconclusive", None, pooled=0.03)
+    report = Report(arms, arms[0], "train_loss", {"other": found}, level=level)
+    assert len(report.second_readings()) == lines

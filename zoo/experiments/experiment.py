@@ -28,6 +28,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
 from zoo.report.history import RESULTS
+from zoo.report.rate_table import WINDOW
 from zoo.untrusted.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Expectation(Strict):
     arm: str
     against: str | None = None
     metric: str | None = None
-    """The metric, if not the recipe's."""
+    """The metric, if not the recipe's. `lr window` is the width of the window of good rates, in decades, and more is
+    better."""
     verdict: Verdict | Literal["any"] | None = None
     """The verdict that is expected; `any` shows the comparison and expects nothing of it."""
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
@@ -98,6 +100,8 @@ class Expectation(Strict):
         compares = self.verdict is not None or self.cost is not None
         if (self.verdict is None) != bounds or (compares and self.against is None):
             raise ValueError("says a verdict, or at_least or at_most; a verdict and a cost are against another arm")
+        if self.metric == WINDOW and self.verdict is None:
+            raise ValueError(f"metric: {WINDOW} is compared with another arm's (verdict: better)")
         return self
 
 
@@ -238,7 +242,7 @@ class Experiment(Strict):
             raise ValueError("tune, match and looks: are of arms that train (a probe searches its own rates)")
         if (self.probe is None) != (self.short.probe is None) or (self.ladder is None) != (self.short.ladder is None):
             raise ValueError("short: is of the same kind as the recipe (probe: {name: …, size: small}, ladder: {…})")
-        metrics = (*RESULTS, *self.measure)
+        metrics = (*RESULTS, *self.measure, *([WINDOW] if self.tune else []))
         if unknown := [each for each in self.list_metrics() if trains and each not in metrics]:
             hint = did_you_mean(unknown[0], metrics) or f" (one of: {', '.join(metrics)})"
             raise ValueError(f"metric: a run has no {unknown[0]!r}{hint}")

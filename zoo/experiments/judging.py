@@ -18,6 +18,8 @@ from zoo.analysis.verdict.power import LEVEL
 from zoo.disk import write_text
 from zoo.experiments.experiment import Expectation, Experiment
 from zoo.paths import recipes_dir
+from zoo.report.rate_table import WINDOW, find_rate_errors, find_windows
+from zoo.report.verdicts import keep_finite, pool_noise
 from zoo.untrusted.json_file import read_json
 
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -33,8 +35,13 @@ class Ran:
     costs: Mapping[str, Mapping[str, float]]
     seconds: float
     machine: str
-    tuning: Mapping[str, float] = field(default_factory=dict)
-    """By arm the standard error that its searched learning rate adds to the experiment's metric."""
+    searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By arm the search of its learning rate (`RateSearch.to_dict`)."""
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of the loss that searches minimise, pooled over the arms; 0 if none is known."""
+        return pool_noise(map(keep_finite, self.values.get("val_loss", {}).values()))
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class ExperimentOutcome:
     """The significance level of the look at which it was judged."""
     registration: dict[str, Any] | None = None
     """What was registered before the first run, and what changed afterwards (`registration`)."""
+    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The searches of learning rates by arm, from which rates' errors and windows follow."""
 
     @property
     def holds(self) -> bool:
@@ -147,37 +156,29 @@ def judge(
             for metric, by_arm in ran.values.items()
         },
         costs={arm: dict(costs) for arm, costs in ran.costs.items()},
-        findings=weigh(ran.values, ran.costs, recipe, recipe.list_expectations(short_form), level, ran.tuning),
+        findings=weigh(ran, recipe, recipe.list_expectations(short_form), level),
         level=level,
         registration=registration,
+        searches={arm: dict(each) for arm, each in ran.searches.items()},
     )
 
 
-def weigh(
-    values: Values,
-    costs: Mapping[str, Mapping[str, float]],
-    experiment: Experiment,
-    expected: Sequence[Expectation],
-    level: float = LEVEL,
-    tuning: Mapping[str, float] | None = None,
-) -> list[Finding]:
-    """Test values and costs, by arm, against expectations. Verdicts are tested at this level over all of them together
-    (Holm's correction). `tuning` is by arm the standard error that a searched learning rate adds to its metric."""
-    measured = [values.get(each.metric or experiment.metric, {}) for each in expected]
-    pairs = {}
-    for at, (each, own) in enumerate(zip(expected, measured, strict=True)):
-        if each.verdict is not None and each.against is not None:
-            losses = negate(own) if experiment.higher else own
-            errors = (tuning or {}).get(each.arm, 0.0), (tuning or {}).get(each.against, 0.0)
-            margin = experiment.find_margin(each)
-            pairs[str(at)] = ArmPair(losses[each.arm], losses[each.against], margin, math.hypot(*errors))
+def weigh(ran: Ran, experiment: Experiment, expected: Sequence[Expectation], level: float = LEVEL) -> list[Finding]:
+    """Test results against expectations. Verdicts are tested at this level over all of them together (Holm's
+    correction)."""
+    pairs = {
+        str(at): _pair_arms(ran, experiment, each, each.against)
+        for at, each in enumerate(expected)
+        if each.verdict is not None and each.against is not None
+    }
     compared = compare_pairs(pairs, level)
     found = []
-    for at, (each, own) in enumerate(zip(expected, measured, strict=True)):
+    for at, each in enumerate(expected):
+        own = ran.values.get(each.metric or experiment.metric, {})
         if (comparison := compared.get(str(at))) is not None:
             found.append(_weigh_verdict(each, comparison, experiment))
         elif each.cost is not None and each.against is not None:
-            ratio = costs[each.arm][each.cost] / costs[each.against][each.cost]
+            ratio = ran.costs[each.arm][each.cost] / ran.costs[each.against][each.cost]
             found.append(_weigh_bound(each, {0: ratio}))
         elif each.against is not None:
             found.append(_weigh_bound(each, _subtract(own[each.arm], own[each.against])))
@@ -186,12 +187,26 @@ def weigh(
     return found
 
 
+def _pair_arms(ran: Ran, experiment: Experiment, each: Expectation, against: str) -> ArmPair:
+    """Pair the arms of an expected verdict, so that less is better."""
+    margin = experiment.find_margin(each)
+    if each.metric == WINDOW:
+        windows = find_windows(ran.searches, ran.noise)
+        apart = windows[each.arm].subtract_from(windows[against])
+        return ArmPair({}, {}, margin, apart.shared, apart)
+    own = ran.values[each.metric or experiment.metric]
+    losses = negate(own) if experiment.higher else own
+    errors = find_rate_errors(ran.searches, ran.noise) if experiment.metric == "val_loss" else {}
+    shared = math.hypot(*(errors.get(arm, 0.0) for arm in (each.arm, against)))
+    return ArmPair(losses[each.arm], losses[against], margin, shared)
+
+
 def _subtract(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
     return {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
 
 
 def _weigh_verdict(each: Expectation, made: Comparison, experiment: Experiment) -> Finding:
-    sign = -1 if experiment.higher else 1
+    sign = -1 if experiment.higher or each.metric == WINDOW else 1
     ends = None if made.interval is None else tuple(sorted(sign * end for end in made.interval))
     return Finding(
         each.arm,

@@ -58,11 +58,10 @@ def format_value(each: Finding) -> str:
     seeds."""
     if each.cost is not None:
         return f"×{each.value:.2f}"
-    if each.p is None:
-        low, high = each.interval or (each.value, each.value)
-        return f"{each.value:.3f} ({low:.3f} to {high:.3f})"
     if each.value is None:
         return ""
+    if each.p is None and each.interval is not None:
+        return f"{each.value:.3f} ({each.interval[0]:.3f} to {each.interval[1]:.3f})"
     half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
     return format_spread(each.value, half, "+")
 

@@ -21,7 +21,7 @@ from zoo.jobs.plan import LaunchPlan, plan_launch
 from zoo.jobs.sweep import Sweep
 from zoo.report.arms import ENDED, Arm
 from zoo.report.history import RunRecord
-from zoo.report.verdicts import find_tuning_errors
+from zoo.report.rate_table import WINDOW
 from zoo.untrusted.printable import shorten
 
 
@@ -87,8 +87,8 @@ def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bo
     seconds = sum(float(run.outcome["seconds"] or 0) for run in records)
     costs = {each.name: each.costs for each in arms}
     values = collect_values(experiment, arms, short_form)
-    tuning = find_tuning_errors(arms, experiment.metric)
-    return Ran(values, costs, seconds, describe_runs(records), tuning), arms
+    searches = {each.name: each.search for each in arms if each.search}
+    return Ran(values, costs, seconds, describe_runs(records), searches), arms
 
 
 def describe_unended(run: RunRecord) -> str:
@@ -128,7 +128,7 @@ def collect_values(
 ) -> dict[str, dict[str, dict[int, float]]]:
     """Collect each metric by arm and seed. Metrics of `measure` are measured here and stored in the run's folder."""
     found = {}
-    for metric in experiment.list_metrics(short_form):
+    for metric in (each for each in experiment.list_metrics(short_form) if each != WINDOW):
         asked = experiment.measure.get(metric)
         found[metric] = {
             arm.name: arm.values(metric)

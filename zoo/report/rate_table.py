@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Any
 
 from zoo.analysis.verdict.rate_optimum import RateOptimum, RateWindow, find_good_window, fit_optimum
+
+WINDOW = "lr window"
+"""The metric of an arm that is the width of its window of good rates, in decades. More is better."""
 
 HEADER = ("arm", "best lr", "lowest loss", "window", "runs")
 NOTE = (
@@ -30,7 +32,7 @@ def find_optimum(search: Mapping[str, Any], noise: float) -> RateOptimum:
 def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> list[list[str]]:
     """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. With a
     `noise`, rate and width have their standard errors, and the widths are compared with the first arm's."""
-    windows = {name: find_good_window(read_losses(each), noise) for name, each in searches.items()}
+    windows = find_windows(searches, noise)
     first = next(iter(windows.values()), None)
     return [
         [
@@ -44,13 +46,16 @@ def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> 
     ]
 
 
-def compare_windows(window: RateWindow, baseline: RateWindow) -> float | None:
-    """Give the two-sided p-value of equally wide windows, for normal errors; None without errors, or where one window
-    is open: its width is a lower bound."""
-    error = math.hypot(window.error, baseline.error)
-    if not error or window.open or baseline.open:
-        return None
-    return 2 * NormalDist().cdf(-abs(window.width - baseline.width) / error)
+def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, float]:
+    """Find by arm the standard error that its searched learning rate adds to its mean loss, given the standard
+    deviation of a loss (`noise`)."""
+    found = {name: find_optimum(each, noise).excess for name, each in searches.items()}
+    return {name: excess for name, excess in found.items() if math.isfinite(excess)}
+
+
+def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, RateWindow]:
+    """Find the window of good rates of each arm, with its error from the standard deviation of a loss (`noise`)."""
+    return {name: find_good_window(read_losses(each), noise) for name, each in searches.items()}
 
 
 def _describe_rate(search: Mapping[str, Any], noise: float) -> str:
@@ -62,7 +67,8 @@ def _describe_rate(search: Mapping[str, Any], noise: float) -> str:
 
 def _describe_window(window: RateWindow, first: RateWindow | None) -> str:
     error = f" ± {window.error:.2f}" if window.error else ""
-    p = None if first is None or first is window else compare_windows(window, first)
+    apart = None if first is None or first is window else window.subtract_from(first)
+    p = apart.p_value() if apart is not None and apart.known else None
     compared = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
     return f"{'≥ ' if window.open else ''}{window.width:.2f}{error} decades{compared}"
 

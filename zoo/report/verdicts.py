@@ -72,6 +72,8 @@ class Report:
     """The largest difference that does not matter; None if none was stated, so that no arm is called equivalent."""
     tuning: Mapping[str, float] = field(default_factory=dict)
     """By arm the standard error that its searched learning rate adds to its mean; empty without searches."""
+    level: float = LEVEL
+    """The significance level, that of the look at which the arms are compared."""
     decays: Sequence[PowerLaw] = ()
     """The baseline's scaling law of loss by budget, then the laws of bootstrap resamples; empty without a law."""
 
@@ -88,10 +90,11 @@ class Report:
             raise ConfigError(f"baseline: there is no arm {baseline!r}, found: {', '.join(names)}")
         first = next(each for each in arms if each.name == (baseline or names[0]))
         losses = {each.name: each.values(metric) for each in arms}
-        tuning = find_tuning_errors(arms, metric)
+        searches = {each.name: each.search for each in arms if each.search} if metric == "val_loss" else {}
+        tuning = rate_table.find_rate_errors(searches, pool_noise(map(keep_finite, losses.values())))
         found = compare_arms(losses, first.name, level, margin, tuning)
         order = [first, *(each for each in arms if each is not first)]
-        return cls(order, first, metric, found, margin, tuning)
+        return cls(order, first, metric, found, margin, tuning, level)
 
     @property
     def others(self) -> Sequence[Arm]:
@@ -238,7 +241,7 @@ class Report:
         lines = []
         for name, each in self.found.items():
             significant = each.verdict in ("better", "worse")
-            if each.pooled is not None and each.verdict != "equivalent" and (each.pooled < LEVEL) != significant:
+            if each.pooled is not None and each.verdict != "equivalent" and (each.pooled < self.level) != significant:
                 lines.append(
                     f"{name}: with the variance pooled over all arms, p = {format_p(each.pooled)} (uncorrected)"
                 )
@@ -319,16 +322,6 @@ def pool_noise(arms: Iterable[Mapping[int, float]]) -> float:
     spread = [(stdev(each.values()) ** 2, len(each) - 1) for each in arms if len(each) > 1]
     freedom = sum(count for _, count in spread)
     return math.sqrt(sum(square * count for square, count in spread) / freedom) if freedom else 0.0
-
-
-def find_tuning_errors(arms: Sequence[Arm], metric: str) -> dict[str, float]:
-    """Find by arm the standard error that its searched learning rate adds to its mean loss. It is known for the loss
-    that the search has minimised."""
-    if metric != "val_loss":
-        return {}
-    noise = pool_noise(keep_finite(each.values(metric)) for each in arms)
-    found = {each.name: rate_table.find_optimum(search, noise).excess for each in arms if (search := each.search)}
-    return {name: excess for name, excess in found.items() if math.isfinite(excess)}
 
 
 def drop_empty(header: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:

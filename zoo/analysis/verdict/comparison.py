@@ -113,6 +113,8 @@ class ArmPair:
     baseline: Losses
     margin: float | None = None
     tuning: float = 0.0
+    measured: MeanDifference | None = None
+    """The difference, where it comes from no losses (of two windows of learning rates)."""
 
 
 def compare_pairs(pairs: Mapping[str, ArmPair], level: float = LEVEL) -> dict[str, Comparison]:
@@ -133,6 +135,8 @@ def compare_pairs(pairs: Mapping[str, ArmPair], level: float = LEVEL) -> dict[st
 
 
 def _sample(pair: ArmPair) -> _Sample:
+    if (given := pair.measured) is not None:
+        return _Sample(given.n, given, given.p_value() if given.known else None, given.difference < 0, (0, 0))
     shared = pair.losses.keys() & pair.baseline.keys()
     runs, theirs = (
         {s: v for s, v in each.items() if not shared or s in shared} for each in (pair.losses, pair.baseline)
@@ -181,7 +185,7 @@ def _describe(
         p=sample.p,
         adjusted=different,
         verdict=verdict,
-        needed=None if known is None else _count_needed(known, tested_at),
+        needed=None if known is None or pair.measured else _count_needed(known, tested_at),
         paired=True if found is None else found.paired,
         equivalence=equal,
         detectable=None if known is None else _find_detectable(known, tested_at),
@@ -200,7 +204,7 @@ def _count_needed(found: MeanDifference, level: float) -> int | None:
 
 def _find_detectable(found: MeanDifference, level: float) -> float | None:
     """Find the smallest true difference that is significant with power POWER, in the unit of the losses."""
-    effect = find_smallest_effect(found.n, level)
+    effect = find_smallest_effect(found.n, level) if found.noise else 0.0
     if effect is None:
         return None
     normal = NormalDist()

@@ -21,8 +21,8 @@ from zoo.analysis.verdict.student import student_cdf, student_quantile
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """A mean difference, the standard error of its `noise`, and the degrees of `freedom` of Student's t. If `n` is 1,
-    only the difference is known, and `noise` and `spread` are NaN."""
+    """A mean difference, the standard error of its `noise`, and the degrees of `freedom` of Student's t. Where only the
+    difference is known, as that of one pair, `noise` and `spread` are NaN."""
 
     n: int
     difference: float
@@ -62,8 +62,8 @@ class MeanDifference:
 
     @property
     def known(self) -> bool:
-        """Whether there is a spread, and so a test."""
-        return self.n > 1
+        """Whether there is an error, and so a test."""
+        return not math.isnan(self.noise)
 
     @property
     def error(self) -> float:
@@ -73,7 +73,7 @@ class MeanDifference:
     def half_width(self, level: float) -> float:
         """Give half of the width of the 1 − `level` confidence interval."""
         of_noise = student_quantile(1 - level / 2, self.freedom) * self.noise
-        return math.hypot(of_noise, NormalDist().inv_cdf(1 - level / 2) * self.shared) if self.shared else of_noise
+        return math.hypot(of_noise, NormalDist().inv_cdf(level / 2) * self.shared) if self.shared else of_noise
 
     def interval(self, level: float) -> tuple[float, float]:
         """Give the 1 − `level` confidence interval of the difference."""

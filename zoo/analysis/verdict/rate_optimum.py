@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import stdev
 
+from zoo.analysis.verdict.difference import MeanDifference
+
 NEAREST = 5
 """Rates next to the best one that the parabola is fitted to."""
 
@@ -129,6 +131,13 @@ class RateWindow:
     def open(self) -> bool:
         """Whether the width is a lower bound."""
         return self.open_low or self.open_high
+
+    def subtract_from(self, other: RateWindow) -> MeanDifference:
+        """Estimate how much narrower than the `other` window this one is, in decades. Its error is the windows' alone,
+        and is not known where they have none, or one is open."""
+        error = math.hypot(self.error, other.error)
+        noise = math.nan if self.open or other.open or not error else 0.0
+        return MeanDifference(1, other.width - self.width, noise, 1, noise, False, error)
 
 
 def find_good_window(

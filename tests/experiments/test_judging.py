@@ -1,0 +1,113 @@
+"""Verdicts recomputed: what kept files say, and two arms at searched rates, by the densities integrated anew."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+
+from zoo.experiments.experiment import Expectation, Experiment
+from zoo.experiments.judging import ExperimentOutcome, Ran, weigh
+from zoo.paths import recipes_dir
+
+DECADES = np.arange(-1.0, 1.1, 0.5)
+
+
+STEPS = np.sinh(np.linspace(0, 12, 200_000))  # from 0 to 81,000, fine where densities are high
+
+
+@functools.cache
+def tabulate(freedom):
+    """The two-sided tail of Student's t beyond each of STEPS, by the trapezoidal rule; of the normal for infinity."""
+    if math.isinf(freedom):
+        return np.array([math.erfc(each / math.sqrt(2)) for each in STEPS])
+    log = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    density = np.exp(log - (freedom + 1) / 2 * np.log1p(STEPS**2 / freedom))
+    areas = np.diff(STEPS) * (density[1:] + density[:-1]) / 2
+    return 1 - 2 * np.concatenate(([0.0], np.cumsum(areas)))
+
+
+def find_quantile(level, freedom):
+    return np.interp(-level, -tabulate(freedom), STEPS)
+
+
+def reach(level, each):
+    """Half of the interval at a level: Student's of the runs' noise, and normal of the rates' errors, in quadrature."""
+    of_noise = find_quantile(level, each.freedom) * each.noise if each.noise else 0.0
+    return math.hypot(of_noise, find_quantile(level, math.inf) * each.rate_error)
+
+
+def recompute_p(each):
+    """The level whose interval just reaches 0, by bisection; None where the test was of ranks."""
+    if each.noise is None or each.value is None or not math.hypot(each.noise, each.rate_error):
+        return None
+    low, high = 1e-9, 1.0
+    while high - low > 1e-7:
+        middle = (low + high) / 2
+        low, high = (low, middle) if reach(middle, each) < abs(each.value) else (middle, high)
+    return high
+
+
+def check(findings, level):
+    compared = [each for each in findings if each.p is not None]
+    p_values = [recompute_p(each) for each in compared]
+    if None in p_values:
+        return 0
+    highest = 0.0
+    for rank, at in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, p_values[at] * (len(compared) - rank)))
+        assert compared[at].p == pytest.approx(highest, abs=2e-5)
+        assert (compared[at].found in ("better", "worse")) <= (highest < level)
+    return len(compared)
+
+
+def test_the_p_values_of_kept_verdicts_follow_from_their_errors_alone():
+    kept = [ExperimentOutcome.read(file) for file in sorted((recipes_dir() / "verdicts").glob("*.json"))]
+    assert sum(check(each.findings, each.level) for each in kept) > 30
+
+
+def make_ran(seed, bends=(0.8, 0.8), gap=0.0, noise=0.01):
+    """Two arms of five seeds, with the searches of their rates: losses by log rate are parabolas of these bends."""
+    drawn, arms = np.random.default_rng(seed), ("plain", "normed")
+    losses = {
+        arm: dict(enumerate((2 + gap * at + noise * drawn.standard_normal(5)).tolist())) for at, arm in enumerate(arms)
+    }
+    searches = {}
+    for arm, bend in zip(arms, bends, strict=True):
+        tried = {f"{6e-3 * 10**at:.3g}": 2 + bend * at**2 + noise * drawn.standard_normal() for at in DECADES}
+        searches[arm] = {"losses": tried, "best": 6e-3, "val_loss": 2.0}
+    return Ran({"val_loss": losses}, {}, 1.0, "somewhere", searches)
+
+
+def judge(ran, *expected):
+    experiment = Experiment(arms={"plain": [], "normed": ["optim=muon"]}, tune=True, margin=0.05)
+    return weigh(ran, experiment, [Expectation(arm="normed", against="plain", **each) for each in expected])
+
+
+WIDER = {"metric": "lr window", "verdict": "better"}
+
+
+def test_arms_at_searched_rates_have_the_p_value_and_interval_of_both_errors():
+    for seed in range(5):
+        findings = judge(make_ran(seed, gap=0.02), {"verdict": "worse"}, WIDER)
+        assert check(findings, 0.05) == 2
+        loss, window = findings
+        assert loss.rate_error > 0 and loss.noise > 0 and window.noise == 0 and window.rate_error > 0
+        for each in findings:
+            shown = [reach(2 * level if each.found == "equivalent" else level, each) for level in (0.05, 0.025)]
+            half = (each.interval[1] - each.interval[0]) / 2
+            assert min(abs(half - one) for one in shown) < 1e-6
+
+
+def test_an_arm_of_a_flatter_parabola_has_the_wider_window_and_equal_ones_are_rarely_told_apart():
+    (finding,) = judge(make_ran(0, bends=(3.0, 0.2), noise=0.001), WIDER)
+    assert finding.found == "better" and finding.holds and finding.value > 0.2
+    (finding,) = judge(make_ran(0, bends=(0.2, 3.0), noise=0.001), WIDER)
+    assert finding.found == "worse" and not finding.holds
+    told = [judge(make_ran(seed, noise=0.003), WIDER)[0].found != "inconclusive" for seed in range(60)]
+    assert sum(told) <= 7
+
+
+def test_windows_that_end_at_the_last_rate_tried_are_not_compared():
+    (finding,) = judge(make_ran(0, bends=(0.8, 0.001), noise=0.001), WIDER)
+    assert finding.found == "inconclusive" and finding.p is None and finding.interval is None
