@@ -10,12 +10,12 @@ from pathlib import Path
 from zoo.experiments.decisions import Kept, list_decisions
 from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import ExperimentOutcome
-from zoo.experiments.recipe_tables import FINDINGS, list_arms, list_cells, list_costs
+from zoo.experiments.recipe_tables import FINDINGS, list_arms, list_cells, list_costs, list_rates
 from zoo.gallery.finding_facts import list_card_rows, list_effects, read_cards, read_kept
 from zoo.paths import recipes_dir
 from zoo.probes.card import draw_card, group_by_model
 from zoo.probes.card import list_costs as list_prices
-from zoo.report import format_markdown
+from zoo.report import format_markdown, rate_table
 from zoo.report.forest_plot import draw_forest
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
@@ -30,7 +30,7 @@ one again.
 An arm is better, worse, equivalent within the recipe's margin, or the comparison is inconclusive: these seeds do not show a difference,
 and there may be one ([how verdicts are made](verdicts.md)). ± is half of the confidence interval of a difference, and one
 standard deviation of an arm's runs. These models are small and train for minutes on two cores: a claim about large ones is neither shown nor refuted by them.
-Learning rates were not searched for each arm (a recipe with `tune` says so), and a rate that suits one arm less is part of its loss.
+A table of learning rates says that they were searched for each arm; without one, a rate that suits one arm less is part of its loss.
 Seconds are those of the arms alone where the machine's load was below its cores; where it was above, other work slowed them, some more
 than others. Each recipe is corrected for its own comparisons; over all recipes nothing is corrected.
 
@@ -133,8 +133,11 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     lines += ["", recipe.notes] if recipe.notes else []
     lines += ["", format_markdown(FINDINGS, [list_cells(each) for each in outcome.findings]), ""]
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
+    if rates := list_rates(outcome):
+        lines += [format_markdown(rate_table.HEADER, rates), ""]
     took = f"{outcome.seconds / 60:.0f} minutes of training on {outcome.machine}"
-    lines += [f"{recipe.form(False).looks[-1]} seeds an arm; {outcome.date}, {took}.", ""]
+    tuned = ", at searched learning rates" if rates else ""
+    lines += [f"{recipe.form(False).looks[-1]} seeds an arm{tuned}; {outcome.date}, {took}.", ""]
     for file in sorted((recipes_dir() / "verdicts").glob(f"{name}.[ps][nv]g")):
         lines += [f"![{recipe.claim}](../recipes/verdicts/{file.name})", ""]
     return "\n".join(lines)

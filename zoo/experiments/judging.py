@@ -101,6 +101,12 @@ class ExperimentOutcome:
     """The searches of learning rates by arm, from which rates' errors and windows follow."""
 
     @property
+    def noise(self) -> float:
+        """The standard deviation of a run's loss, pooled over the arms; 0 if none is known."""
+        arms = self.values.get("val_loss", {}).values()
+        return pool_noise({int(seed): v for seed, v in own.items() if v is not None} for own in arms)
+
+    @property
     def holds(self) -> bool:
         """Whether every expectation was met."""
         return all(each.holds for each in self.findings)

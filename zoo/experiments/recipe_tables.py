@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.experiments.experiment import Expectation, Experiment
 from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds
+from zoo.report import rate_table
 from zoo.report.arms import CURRENCIES
 from zoo.report.tables import make_table
 from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
@@ -89,7 +90,13 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         make_table("", FINDINGS, rows),
         make_table("Arms", *list_arms(recipe, outcome)),
         make_table("What they cost", *list_costs(recipe, outcome)),
+        *([make_table("Learning rates", rate_table.HEADER, rows)] if (rows := list_rates(outcome)) else []),
     ]
+
+
+def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:
+    """List a row for each arm with a searched learning rate: the rate, and how wide its window is."""
+    return rate_table.list_rows(outcome.searches, outcome.noise)
 
 
 def list_cells(each: Finding) -> list[str]:
