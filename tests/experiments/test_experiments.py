@@ -124,6 +124,16 @@ def test_arms_are_tuned_on_a_seed_and_rows_that_no_verdict_reads(here: Path, tra
     assert parts == {(True, "eval_part=tuning"), (False, "eval_part=reporting")}
 
 
+def test_an_interrupted_experiment_says_last_how_to_go_on(here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LaunchPlan, "launch", interrupt)
+    assert run(["experiment", str(write(here)), "--run"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("heads: interrupted; the same command goes on") and "sweeps/experiments/heads" in last
+
+
 @pytest.mark.parametrize(("gap", "seeds"), [(0.2, 3), (0.0, 5)])
 def test_a_design_with_looks_adds_seeds_only_while_nothing_is_told(
     here: Path, trainer: Trainer, gap: float, seeds: int

@@ -260,7 +260,11 @@ def test_a_terminal_shows_arms_by_seeds_as_far_as_their_folders_say(here: Path) 
     plain = Console(file=io.StringIO())
     with watch_jobs(here, jobs, plain):
         Show(200, plain).evaluation(1, 2.0, None)
-    assert plain.file.getvalue().startswith("step 1/200  validation loss 2.0000")
+        (runs_on / "result.json").write_text('{"status": "done", "val_loss": 2.5}')
+        os.utime(runs_on / "metrics.jsonl", (1, 1))
+    lines = plain.file.getvalue().splitlines()
+    assert lines[0].startswith("step 1/200  validation loss 2.0000")
+    assert re.fullmatch(r"run 3 of 6: attention=gqa, seed 2: 2\.5000; about .*s left", lines[1])
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system holds no process to cores")

@@ -129,12 +129,13 @@ def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) ->
 
 def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet: bool) -> ExperimentOutcome:
     """Run or read an experiment; print and write its verdict."""
-    from zoo.cli.observing import PrintingObserver
+    from zoo.cli.observing import PrintingObserver, naming_interrupts
     from zoo.experiments.looking import judge_in_folder
     from zoo.experiments.recipe_tables import make_outcome_tables
     from zoo.experiments.registration import describe_registration
 
-    made = judge_in_folder(name, experiment, folder, trains, PrintingObserver())
+    with naming_interrupts(name, folder):
+        made = judge_in_folder(name, experiment, folder, trains, PrintingObserver())
     if quiet:
         return made.outcome
     report.print_tables(*make_outcome_tables(name, experiment, made.outcome))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,16 @@ from zoo.report import rate_table
 if TYPE_CHECKING:
     from zoo.jobs.matching import Match
     from zoo.jobs.sweep import SweepPoint
+
+
+@contextmanager
+def naming_interrupts(what: str, folder: Path) -> Iterator[None]:
+    """Say, at Ctrl-C or SIGTERM, what was interrupted and how to go on: the run that it met names only itself."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"{what}: interrupted; the same command goes on with it (what has ended is kept in {folder})")
+        raise
 
 
 class PrintingObserver(SweepObserver):

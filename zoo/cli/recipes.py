@@ -57,12 +57,13 @@ def run(
 def _run(name: str, recipe: Experiment, folder: Path, short_form: bool, save: bool) -> ExperimentOutcome:
     """Run a recipe and judge it. Writes the verdict and a plot, and for training arms a page, next to its runs; with
     `save`, verdict and plot also to the packaged verdicts."""
-    from zoo.cli.observing import PrintingObserver
+    from zoo.cli.observing import PrintingObserver, naming_interrupts
     from zoo.experiments.judging import find_file
     from zoo.experiments.looking import run_experiment
 
     own = folder / name
-    made = run_experiment(name, recipe, own, short_form, PrintingObserver())
+    with naming_interrupts(name, own):
+        made = run_experiment(name, recipe, own, short_form, PrintingObserver())
     for file in [own / "verdict.json", *([find_file(name)] if save else [])]:
         made.outcome.write(file)
         made.draw(file.with_suffix(".png"))

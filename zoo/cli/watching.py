@@ -1,15 +1,19 @@
-"""Show the jobs of a sweep while they run, on a terminal: a table of arms × seeds with the progress of each job."""
+"""Show the jobs of a sweep while they run: on a terminal a table of arms × seeds with the progress of each job,
+elsewhere a line for each job that ends."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import report, runs
+from zoo.report.units import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,18 +26,19 @@ TAIL = 4096
 
 @contextmanager
 def watch_jobs(folder: Path, jobs: Sequence[SweepPoint], console: Console | None = None) -> Iterator[None]:
-    """Show the jobs until the block ends, in place of the jobs' own progress bars. If the console is no terminal,
-    nothing is shown, and the jobs print their own lines."""
+    """Show the jobs until the block ends, in place of the jobs' own progress bars. If the console is no terminal, the
+    jobs print their own lines, and each one's end is said in a line."""
     from rich.live import Live
 
     from zoo.report.console import make_console
     from zoo.report.progress import WATCHED
 
     console = console or make_console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
     table = JobTable(folder, jobs)
+    if not console.is_terminal:
+        with _saying_ends(table, console):
+            yield
+        return
     os.environ[WATCHED] = "1"  # inherited by a launcher's workers
     try:
         with Live(get_renderable=table.render, console=console, refresh_per_second=1):
@@ -42,26 +47,83 @@ def watch_jobs(folder: Path, jobs: Sequence[SweepPoint], console: Console | None
         del os.environ[WATCHED]
 
 
+@contextmanager
+def _saying_ends(table: JobTable, console: Console) -> Iterator[None]:
+    over = threading.Event()
+
+    def follow() -> None:
+        waits = True
+        while waits:
+            waits = not over.wait(1.0)
+            for line in table.list_new_ends():
+                console.print(line, soft_wrap=True)
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()
+
+
 class JobTable:
-    """A live table: a row per arm, a column per seed, and in each cell the progress or outcome of the job."""
+    """A live table: a row per arm, a column per seed or searched rate, and in each cell the progress or outcome of the
+    job."""
 
     def __init__(self, folder: Path, jobs: Sequence[SweepPoint]) -> None:
         from zoo.jobs.sweep import group_by_arm
 
         self.folder = folder
         self.arms = group_by_arm(jobs)
-        self.seeds = sorted({each.seed for each in jobs})
+        seeds = [len({each.seed for each in own}) == len(own) for own in self.arms.values()]
+        self.columns = {
+            each.name: f"seed {each.seed}" if all(seeds) else f"lr {each.planned.settings.optim.lr:g}" for each in jobs
+        }
+        """What tells a job from the others of its arm: its seed, or in a search its learning rate."""
         self.ended: dict[str, str] = {}
         """The cells of finished jobs, whose folders are not read again."""
+        self.told = {name for name, job in self._jobs() if self.has_ended(job)}
+        """The jobs whose ends were told, or had come before."""
+        self.before, self.began = len(self.told), time.monotonic()
+
+    def _jobs(self) -> Iterator[tuple[str, SweepPoint]]:
+        return ((job.name, job) for jobs in self.arms.values() for job in jobs)
+
+    def has_ended(self, job: SweepPoint) -> bool:
+        """Tell whether a job has ended, well or not, and did not start again."""
+        result = self.folder / job.name / runs.RESULT
+        return result.is_file() and not is_newer(result.with_name(runs.METRICS), result)
+
+    def list_new_ends(self) -> list[str]:
+        """Write a line for each job that has ended since the last call: `run 7 of 10: qk-norm, seed 1: 2.0606; about
+        3.2 min left`."""
+        lines = []
+        for arm, jobs in self.arms.items():
+            for job in (each for each in jobs if each.name not in self.told and self.has_ended(each)):
+                self.told.add(job.name)
+                lines.append(f"{self.count()}: {arm}, {self.columns[job.name]}: {self.describe(job)}{self._estimate()}")
+        return lines
+
+    def count(self) -> str:
+        """Count the jobs that have ended: `run 7 of 10`."""
+        return f"run {len(self.told)} of {sum(map(len, self.arms.values()))}"
+
+    def _estimate(self) -> str:
+        """Estimate the time left from the jobs that have ended so far; empty where none is left."""
+        ended, left = len(self.told) - self.before, sum(map(len, self.arms.values())) - len(self.told)
+        seconds = (time.monotonic() - self.began) / max(ended, 1) * left
+        return f"; about {format_seconds(seconds)} left" if ended and left else ""
 
     def render(self) -> Any:
         """Make the table with the present state of all jobs."""
-        rows = []
+        rows, columns = [], list(dict.fromkeys(self.columns.values()))
         for name, jobs in self.arms.items():
-            by_seed = {each.seed: each for each in jobs}
-            rows.append([name, *(self.describe(by_seed[seed]) if seed in by_seed else "" for seed in self.seeds)])
-        header = ("arm", *(f"seed {seed}" for seed in self.seeds))
-        return report.make_table("", header, rows, right=range(1, len(header)))
+            own = {self.columns[each.name]: each for each in jobs}
+            rows.append([name, *(self.describe(own[column]) if column in own else "" for column in columns)])
+        header = ("arm", *columns)
+        self.told |= {name for name, job in self._jobs() if name not in self.told and self.has_ended(job)}
+        return report.make_table(f"{self.count()}{self._estimate()}", header, rows, right=range(1, len(header)))
 
     def describe(self, job: SweepPoint) -> str:
         """Describe a job: its validation loss if done, its progress and loss, or its status.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -231,6 +232,8 @@ def launch_jobs(
     callbacks.on_multirun_start(config=cfg, config_name=config_name)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+    # it logs every job's overrides, lines wider than a screen; who launches says what runs
+    logging.getLogger(type(launcher).__module__).setLevel(logging.WARNING)
     OmegaConf.save(cfg, Path(cfg.hydra.sweep.dir) / "multirun.yaml")
     size = cfg.hydra.sweeper.max_batch_size or len(jobs)
     for first in range(0, len(jobs), size):
