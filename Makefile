@@ -13,13 +13,14 @@ WORKERS ?= 2
 MINUTES ?= 10
 KIND ?=
 SEED ?= 1
+OUT ?= site
 
 # The main job: its length is set for 2 CPU cores; README states the loss it must reach.
 DEMO_MODEL ?= llama-tiny
 DEMO_TRAIN ?=
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo quick fuzz test test-oldest test-slow test-gpu check fmt docs bench gpu-check kernels-oracle clean
+.PHONY: help demo quick fuzz test test-oldest test-slow test-gpu check fmt docs site docs-site bench gpu-check kernels-oracle clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -72,6 +73,11 @@ docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every m
 	$(BIN)/python tests/pages scale
 	$(BIN)/python tests/pages findings
 	$(BIN)/python tests/pages performance
+
+site: docs-site ## the site that shows Zoo, in OUT=site: opened from its files or served by anything
+
+docs-site: $(VENV)/installed-dev ## the pages of docs/ as HTML with a search, in $(OUT)/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs $(OUT)/docs
 
 bench: $(VENV)/installed-dev ## time training and decoding against transformers
 	$(BIN)/zoo bench train --against hf

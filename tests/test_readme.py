@@ -85,12 +85,6 @@ def test_the_forward_pass_shown_in_python_gives_what_its_comments_say():
     assert names["written"].shape == (2, 24) and (names["written"][:, :16] == names["ids"]).all()
 
 
-def test_every_page_that_is_linked_is_there():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
-
-
 def test_the_mistakes_shown_print_what_is_shown(tmp_path):
     (shown,) = (block for block in blocks("") if block.startswith("$ zoo"))
     command, *expected = shown.strip().splitlines()

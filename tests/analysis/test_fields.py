@@ -24,6 +24,7 @@ from zoo.grammar.vocabulary import read_choices
 from zoo.model.attention.gqa import GQA
 from zoo.model.head import LMHead
 from zoo.model.norm import RMSNorm
+from zoo.paths import conf_dir
 from zoo.spec.fields import find_formula, first_sentence, read_fields
 
 UNDESCRIBED: set[str] = set()
@@ -259,6 +260,12 @@ def test_a_key_that_choices_read_in_their_own_ways_is_described_for_all_of_them(
 def test_a_field_that_is_taken_from_the_model_is_not_asked_for():
     (row,) = (each for each in explain("head.lm")["fields"] if each["field"] == "vocab_size")
     assert row["default"] == "the model's vocab_size"
+
+
+def test_a_field_names_the_packaged_models_that_set_it():
+    (row,) = (each for each in explain("position.learned")["fields"] if each["field"] == "skip_id")
+    stating = {path.stem for path in (conf_dir() / "model").glob("*.yaml") if "skip_id" in path.read_text("utf-8")}
+    assert row["models"] and set(row["models"]) >= stating
 
 
 def test_families_whose_configs_may_state_a_scaling_are_named_at_it():

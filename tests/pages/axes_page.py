@@ -34,7 +34,9 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def page() -> str:
     """Write the whole page."""
     by_hand = PAGE.read_text(encoding="utf-8").partition(HEADING)[0].rstrip()
+    pages = " · ".join(f"[{axis}](choices/{axis}.md)" for axis in vocabulary.list_axes())
     parts = [f"{by_hand}\n", f"{HEADING}\n\nFrom the code, as `zoo list --axis attention` prints it. {LEGEND}\n"]
+    parts += [f"Fields, with types, defaults and the models that set them: {pages}\n"]
     parts += [f"### {axis}\n\n{table(HEAD, list_rows(describe_axis(axis)))}" for axis in list_axes()]
     return "\n".join(
         [*parts, OPTIONS, *(f"### {axis}\n\n{table(SWITCHED, rows)}" for axis, rows in switched().items())]

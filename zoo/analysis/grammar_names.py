@@ -199,10 +199,11 @@ def describe_page(choice: AxisChoice) -> dict[str, Any]:
 
 
 def _describe_rows(choice: AxisChoice, field: SpecField, above: str = "") -> Iterator[dict[str, Any]]:
-    """Describe a field in a row; for a node, also each of the node's fields."""
+    """Describe a field in a row, with the packaged models that set it; for a node, also each of the node's fields."""
     name = f"{above}{field.name}"
     default = choice.describe_default(field.name)
-    yield {"field": name, "type": field.type, "default": default, "what": field.sentence}
+    models = sorted({name for names in find_setters(choice.spec, field.name)[0].values() for name in names})
+    yield {"field": name, "type": field.type, "default": default, "what": field.sentence, "models": models}
     node = choice.open_node(field.name)
     if node is not None:
         for each in node.fields.values():

@@ -10,8 +10,8 @@ from zoo.report.axis_table import format_axis
 from zoo.report.units import format_change
 from zoo.report.wrapping import make_bold, measure_screen, wrap_text
 
-SHOWN, VALUES = 6, 5
-"""Maximum names of models in a line, and maximum values listed."""
+SHOWN, VALUES, CELL = 6, 5, 3
+"""Maximum names of models in a line, maximum values listed, and maximum names in a cell of a table."""
 
 
 def format_page(page: Mapping[str, Any]) -> str:
@@ -151,9 +151,9 @@ def _fill(text: str, indent: int, below: int) -> str:
     return wrap_text(text, indent, below, min(max(measure_screen(), 60), 120), hyphens=False)
 
 
-def _name_few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _name_few(names: Sequence[str], shown: int = SHOWN) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 # ---------------------------------------------------------------- docs/choices/
@@ -173,9 +173,10 @@ def _write_section(page: Mapping[str, Any]) -> Iterator[str]:
     facts += [f"{whose}: {_name_few(page[whose])}" for whose in ("models", "families") if page[whose]]
     yield from (f"- {fact}" for fact in facts)
     if page["fields"]:
-        yield "\n| field | type | default | |\n| --- | --- | --- | --- |"
+        yield "\n| field | type | default | what it is | set by |\n| --- | --- | --- | --- | --- |"
     for each in page["fields"]:
-        yield f"| `{each['field']}` | {each['type']} | {each['default']} | {_escape(each['what'])} |"
+        cells = (f"`{each['field']}`", each["type"], each["default"], _escape(each["what"]))
+        yield f"| {' | '.join([*cells, _name_few(each['models'], CELL)])} |"
 
 
 def _escape(text: str) -> str:

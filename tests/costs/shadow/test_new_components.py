@@ -246,7 +246,7 @@ class Odd(Norm, kind="odd"):
 
 
 def test_stats_of_a_component_that_cannot_be_followed_say_so_and_end_with_0(tmp_path):
-    """The component is added as CONTRIBUTING.md says, in a copy of the tree."""
+    """The component is added as docs/extend.md says, in a copy of the tree."""
     root = Path(__file__).parents[3]
     shutil.copy(root / "cli.py", tmp_path)
     for folder in ("zoo", "conf"):
