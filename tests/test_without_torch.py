@@ -24,6 +24,11 @@ STEPS = [
     ("import zoo.analysis.explain, zoo.costs.rules_of_thumb", ["rich"]),
     ("import zoo.gallery.playground.live_price", ["rich"]),
     ("import zoo.jobs.train", []),
+    (
+        "from zoo.gallery.site import *; m = [collect_model(n, {}) for n in ('gpt2', 'xl')]; show_model(m[0], m)",
+        ["matplotlib"],
+    ),
+    ("list_findings()[0].pictures, list_card_rows(), collect_axis('norm', ())", ["matplotlib", "numpy"]),
     ("zoo.stats('mixtral-tiny', ['attention=mqa'])", []),
     ("import zoo.costs; zoo.costs.price(zoo.compose.load('llama3-8b'))", []),
     *((f"from zoo.cli import run; assert run({words.split()}) == 0", []) for words in VERBS),

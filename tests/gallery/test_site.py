@@ -1,19 +1,215 @@
 """The gallery's pages: whole, linked, self-contained, and with the figures of `zoo stats`."""
 
+import fnmatch
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
 import pytest
 
+import zoo
+from zoo.checkpoint.inverse import try_family
+from zoo.cli import run as run_zoo
+from zoo.compose import load
 from zoo.compose.catalogue import read_models
-from zoo.gallery.site import write_site
+from zoo.families.family import read_family
+from zoo.gallery import site as gallery
+from zoo.gallery.family_facts import find_family, read_families, read_notes
+from zoo.gallery.model_facts import collect_model, list_published
+from zoo.grammar.vocabulary import list_axes
+
+SMALL = ("llama-tiny", "t5-tiny", "bert-base", "mamba2-130m", "gpt-oss-20b", "lfm2-1.2b")
+AXES = ("norm", "head", "cross", "router")
+VOID = {"meta", "link", "input", "br", "rect", "path", "circle", "polygon"}
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it: its links and ids, the cells of its rows, and faults of its markup."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file, self.open, self.faults = file, [], []
+        self.links, self.loads, self.ids, self.rows = [], [], [], []
+        self.feed(file.read_text(encoding="utf-8"))
+        self.faults += [f"{tag} is never closed" for tag in self.open]
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if tag == "a" else []
+        self.loads += [found[key] for key in ("src", "href") if key in found and tag != "a"]
+        self.rows += [[]] if tag == "tr" else []
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> closes something else")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1] and {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    @property
+    def table(self):
+        """Rows by their first cell, all cells stripped."""
+        rows = [[" ".join(cell.split()) for cell in row] for row in self.rows if row]
+        return {row[0]: row[1:] for row in rows}
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The whole site, written once."""
-    folder = tmp_path_factory.mktemp("gallery") / "site"
-    write_site(folder)
-    return folder
+def small(tmp_path_factory):
+    """A site of a few models and axes, and of a model of the user's own."""
+    folder = tmp_path_factory.mktemp("gallery")
+    mine = folder / "my <model>.yaml"
+    mine.write_text("defaults: [/model/llama-tiny@_here_]\nn_layers: 3\n", encoding="utf-8")
+    packaged = [each for each in read_models() if each["name"] in SMALL]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "read_models", lambda: packaged)
+        patch.setattr(gallery, "list_axes", lambda: AXES)
+        gallery.write_site(folder / "site", [str(mine)])
+    return folder / "site"
 
 
-def test_each_packaged_model_has_a_page(site):
+@pytest.fixture(scope="module")
+def pages(small):
+    return {file.relative_to(small).as_posix(): Page(file) for file in small.rglob("*.html")}
+
+
+def find_broken(pages, root):
+    """Links that lead nowhere, by page."""
+    ids = {page.file.resolve(): set(page.ids) for page in pages.values()}
+    broken = []
+    for name, page in pages.items():
+        for link in (*page.links, *page.loads):
+            path, _, place = link.partition("#")
+            file = (page.file.parent / path).resolve() if path else page.file.resolve()
+            known = link.startswith("data:") or (file.is_file() and root.resolve() in file.parents)
+            if not known or (
+                place and file.suffix == ".html" and file.name != "compare.html" and place not in ids[file]
+            ):
+                broken.append((name, link))
+    return broken
+
+
+def test_every_page_is_well_formed(pages):
+    assert {name: page.faults for name, page in pages.items() if page.faults} == {}
+    twice = {name: [each for each, count in Counter(page.ids).items() if count > 1] for name, page in pages.items()}
+    assert {name: ids for name, ids in twice.items() if ids} == {}
+
+
+def test_links_resolve_and_nothing_is_loaded_from_elsewhere(small, pages):
+    assert find_broken(pages, small) == []
+    texts = {file.name: file.read_text(encoding="utf-8") for file in small.rglob("*") if file.is_file()}
+    loading = r"https?://(?!www\.w3\.org/)|url\((?!data:)|@import|fetch\(|XMLHttpRequest|<iframe|<img"
+    assert {name: found for name, text in texts.items() if (found := re.findall(loading, text))} == {}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_model_s_page_has_the_figures_of_zoo_stats(name, pages, capsys):
+    assert run_zoo(["stats", name, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    page = pages[f"models/{name}.html"]
+    for component, count in figures["params"]["by_component"].items():
+        assert page.table[component.replace("_", " ")][0] == f"{count:,}"
+    assert page.table["all"][0] == f"{figures['params']['total']:,}"
+    assert f"{figures['params']['active']:,}" in page.file.read_text(encoding="utf-8")
+
+
+def test_the_curve_of_each_engine_is_its_price(pages):
+    head = pages["models/gpt-oss-20b.html"].table["tokens"]
+    for tokens in (128, 4096, 131072):
+        row = pages["models/gpt-oss-20b.html"].table[f"{tokens:,}"]
+        priced = [zoo.stats("gpt-oss-20b", context=tokens, engine=each)["kv_cache"]["bytes"] for each in head]
+        assert row == [f"{each:,}" for each in priced]
+    assert head == ["ideal", "zoo", "hf", "paged"]
+
+
+def test_the_batch_that_a_gpu_holds_is_that_of_zoo_solve(pages, capsys):
+    words = "solve batch gpt-oss-20b --gpu h100 --context 8192 --cache-only --json"
+    assert run_zoo(words.split()) == 0
+    batch = json.loads(capsys.readouterr().out)["batch"]
+    assert pages["models/gpt-oss-20b.html"].table["NVIDIA H100 SXM 80 GB"][:2] == ["1", f"{batch:,}"]
+    room = collect_model("gpt-oss-20b", {}).list_holders()[0]
+    assert room["gpu"] == "t4" and room["count"] == 4  # its weights alone are 41.8 GB
+
+
+def test_what_the_browser_compares_is_what_stats_prints(small):
+    text = (small / gallery.FIGURES).read_text(encoding="utf-8")
+    data = json.loads(text.removeprefix("const FIGURES = ").removesuffix(";\n"))
+    paths = [each["path"] for each in data["columns"]]
+    for model in data["models"][:-1]:
+        priced = zoo.stats(model["name"])
+        told = dict(zip(paths, model["figures"], strict=True))
+        assert told["flops.forward"] == priced["flops"]["forward"]
+        assert told["memory.train_peak"] == priced["memory"].get("train_peak")
+        assert [pair[1] for pair in model["cache"]][-1:] in ([priced["kv_cache"]["bytes"]], [])
+
+
+def test_a_user_s_model_has_a_page_beside_the_packaged_ones(small, pages):
+    page = pages["models/my-model-.html"]
+    assert page.table["all"] == [f"{zoo.stats('llama-tiny', ['n_layers=3'])['params']['total']:,}", "", ""]
+    assert "n_layers: 3" in page.file.read_text(encoding="utf-8")
+    assert "my &lt;model&gt;" in (small / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    assert run_zoo(["gallery", str(tmp_path)]) == 2
+    assert "is no gallery" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_published_figure_that_differs_says_why_and_an_equal_one_does_not():
+    names = [each["model"] for each in read_notes()["published"]]
+    rows = [row for name in names for row in list_published(name, load(name))]
+    equal = read_notes()["reasons"]["equal"]
+    assert len(rows) == 18
+    for row in rows:
+        assert (row["why"] == equal) == (abs(row["theirs"] / row["ours"] - 1) < 0.001), row
+    assert max(row["theirs"] / row["ours"] for row in rows) == pytest.approx(17.7, abs=0.1)  # Gemma 4 12B at 128k
+
+
+def test_each_published_model_has_a_family_and_its_lineage_ends():
+    named = [each for each in read_models() if not each["note"].startswith("another name")]
+    assert [each["name"] for each in named if find_family(each["name"]) is None] == []
+    assert all(name in read_families() for name in read_notes()["families"].values())
+    unused = [p for p in read_notes()["families"] if not any(fnmatch.fnmatchcase(m["name"], p) for m in named)]
+    assert unused == []
+
+
+@pytest.mark.slow
+def test_the_family_of_a_model_describes_it():
+    """Its config.json, found by inverting the family, gives the model again."""
+    failed = {}
+    for each in read_models():
+        if each["note"].startswith("another name"):
+            continue
+        family, spec = read_family(find_family(each["name"]).name), load(each["name"])
+        tried = [try_family(family, name, spec) for name in family.architectures]
+        if not any(body is not None and not faults for _, body, faults in tried):
+            failed[each["name"]] = tried[0][2][:2]
+    assert failed == {}
+
+
+@pytest.mark.slow
+def test_the_whole_site_has_every_model_and_axis_and_is_small(tmp_path):
+    gallery.write_site(tmp_path / "site")
+    pages = {file.relative_to(tmp_path / "site").as_posix(): Page(file) for file in tmp_path.rglob("*.html")}
     named = {each["name"] for each in read_models() if not each["note"].startswith("another name")}
-    assert {page.stem for page in (site / "models").glob("*.html")} == named
+    assert {Path(name).stem for name in pages if name.startswith("models/")} == named
+    assert {Path(name).stem for name in pages if name.startswith("axes/")} == set(list_axes())
+    assert {name: page.faults for name, page in pages.items() if page.faults} == {}
+    assert find_broken(pages, tmp_path / "site") == []
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 25e6

@@ -10,13 +10,22 @@ from typing import Any
 from zoo.experiments.decisions import Kept
 from zoo.experiments.experiment import Experiment, find_recipe, list_recipes
 from zoo.experiments.judging import ExperimentOutcome, Finding, find_outcome
-from zoo.experiments.recipe_tables import FINDINGS, describe_pair, format_value, list_arms, list_cells, list_costs
+from zoo.experiments.recipe_tables import (
+    FINDINGS,
+    describe_pair,
+    format_value,
+    list_arms,
+    list_cells,
+    list_costs,
+    list_rates,
+)
 from zoo.gallery.charts import draw_effects
 from zoo.gallery.rendering import mark_safe
 from zoo.paths import recipes_dir
 from zoo.probes.card import NOT_TESTED, format_reach, group_by_model
 from zoo.probes.outcome import ProbeOutcome
 from zoo.report.forest_plot import DrawnEffect
+from zoo.report.rate_table import HEADER
 from zoo.untrusted.json_file import read_json
 
 LOSSES = "validation loss, nats: arm − other (lower is better)"
@@ -80,6 +89,8 @@ class FindingFacts:
         """List the tables of the page: title, header and rows."""
         yield "Expected and found", FINDINGS, [list_cells(each) for each in self.outcome.findings]
         yield "Arms", *list_arms(self.recipe, self.outcome)
+        if rates := list_rates(self.outcome):
+            yield "Searched learning rates", HEADER, rates
         yield "What they cost", *list_costs(self.recipe, self.outcome)
 
     @property

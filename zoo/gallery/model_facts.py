@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,18 +146,10 @@ class ModelFacts:
             )
         return held
 
-    def list_published(self) -> list[dict[str, Any]]:
-        """List the figures that others publish of this model beside ours, with the reason of a difference."""
-        notes = read_notes()
-        rows = [each for each in notes["published"] if each["model"] == self.target]
-        return [
-            {
-                **_face(self.spec, self.figures, row),
-                "by": notes["sources"][row["by"]],
-                "why": notes["reasons"][row["why"]],
-            }
-            for row in rows
-        ]
+    @functools.cached_property
+    def published(self) -> list[dict[str, Any]]:
+        """The figures that others publish of this model, beside ours."""
+        return list_published(self.target, self.spec)
 
     def describe_shape(self) -> dict[str, Any]:
         """Describe the architecture by dotted path, without what is unset."""
@@ -168,8 +161,9 @@ def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
     that cannot be read."""
     composed = compose_model(target)
     spec = spec_of_composed(composed)
-    name = Path(target).stem if is_file(target) else target
-    return ModelFacts(name, target, about or {"title": name}, spec, price(spec), _read_yaml(target, composed))
+    title = Path(target).stem if is_file(target) else target
+    name = re.sub(r"[^\w.-]+", "-", title)  # of a file, and in links
+    return ModelFacts(name, target, about or {"title": title}, spec, price(spec), _read_yaml(target, composed))
 
 
 def _say_pattern(pattern: Sequence[str]) -> str:
@@ -190,15 +184,20 @@ def _read_yaml(target: str, composed: Composed) -> str:
     return text.partition("\n")[2] if text.startswith("# yaml-language-server") else text
 
 
-def _face(spec: Any, figures: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+def list_published(model: str, spec: Any) -> list[dict[str, Any]]:
+    """List the figures that others publish of a packaged model beside ours, with the reason of a difference."""
+    notes = read_notes()
+    rows = [each for each in notes["published"] if each["model"] == model]
+    return [
+        {**_face(spec, row), "by": notes["sources"][row["by"]], "why": notes["reasons"][row["why"]]} for row in rows
+    ]
+
+
+def _face(spec: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     """Put a published figure beside ours, and for a cache beside that of an engine that reserves pages."""
     if "figure" in row:
-        return {
-            "figure": row["figure"],
-            "theirs": row["theirs"],
-            "ours": look_up_figure(figures, row["figure"]),
-            "unit": "",
-        }
+        ours = look_up_figure(price(spec, parts=[row["figure"]]), row["figure"])
+        return {"figure": row["figure"], "theirs": row["theirs"], "ours": ours, "unit": ""}
     context = row["context"]
     ours, paged = (kv_cache(spec, Setup(context=context, engine=engine))["bytes"] for engine in ("ideal", "paged"))
     theirs = round(row["token_kib"] * 1024 * context)

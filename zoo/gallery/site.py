@@ -28,6 +28,9 @@ from zoo.report.price_plot import join_equal
 FIGURES = "figures.js"
 """The figures that pages sort and compare by. A folder that has this file is known as a gallery."""
 
+DOCS = "docs"
+"""The folder of Zoo's docs, which `make site` writes before the gallery."""
+
 COLUMNS = (
     ("params.total", "parameters", "params"),
     ("params.active", "active parameters", "params"),
@@ -56,10 +59,12 @@ GROUPS = ("decoder", "mixture of experts", "recurrent or hybrid", "encoder", "en
 def write_site(folder: Path, targets: Sequence[str] = ()) -> int:
     """Write the site of the packaged models, and of the models named by `targets`, into a folder; return the number of
     files. Raises ConfigError for a folder that holds something else, and for a model that cannot be read."""
-    if folder.exists() and not (folder.is_dir() and ((folder / FIGURES).is_file() or not any(folder.iterdir()))):
+    there = {each.name for each in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
+    if FIGURES not in there and there - {DOCS}:
         raise ConfigError(f"gallery: {folder} is there and is no gallery (a new folder, or one that zoo gallery wrote)")
+    docs = (folder / DOCS / "index.html").is_file()
     count = 0
-    for place, text in _list_files(_collect_models(targets)):
+    for place, text in _list_files(_collect_models(targets), docs):
         file = folder / place
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -83,17 +88,17 @@ def _collect_models(targets: Sequence[str]) -> list[ModelFacts]:
     return found
 
 
-def _list_files(models: list[ModelFacts]) -> Iterator[tuple[str, str]]:
+def _list_files(models: list[ModelFacts], docs: bool) -> Iterator[tuple[str, str]]:
     """List the files of the site with their texts."""
     kept, findings, names = read_kept(), list_findings(), {each.name for each in models}
     axes = [collect_axis(name, names) for name in list_axes()]
-    render = partial(render_template, version=zoo.__version__, measured=read_conf("measured")["by"])
+    render = partial(render_template, version=zoo.__version__, measured=read_conf("measured")["by"], docs=docs)
     yield FIGURES, f"const FIGURES = {json.dumps(list_figures(models), separators=(',', ':'))};\n"
     yield "drawing.css", write_page_style()
     strips = {each.name: draw_strips(each.plan) for each in models}
     yield "index.html", render("index.html", "index.html", models=models, strips=strips)
     for each in models:
-        yield each.place, render("model.html", each.place, **_show_model(each, models))
+        yield each.place, render("model.html", each.place, **show_model(each, models))
     yield "axes.html", render("axes.html", "axes.html", axes=axes)
     for axis in axes:
         yield axis.place, render("axis.html", axis.place, **_show_axis(axis, findings))
@@ -102,7 +107,7 @@ def _list_files(models: list[ModelFacts]) -> Iterator[tuple[str, str]]:
     forests = [(title, mark_safe(draw_effects(effects, title))) for title, effects in list_effects(kept)]
     shown = {"findings": findings, "forests": forests, "cards": list_card_rows()}
     yield "findings.html", render("findings.html", "findings.html", **shown)
-    rows = [(each.name, row) for each in models for row in each.list_published()]
+    rows = [(each.name, row) for each in models for row in each.published]
     yield "published.html", render("published.html", "published.html", rows=rows)
 
 
@@ -130,7 +135,7 @@ def _list_figures(facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def _show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any]:
+def show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any]:
     """Collect what the template of a model's page reads."""
     caches = facts.list_caches() if facts.generates else {}
     curves = join_equal(caches)
@@ -147,7 +152,7 @@ def _show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, An
         "contexts": contexts,
         "chart": mark_safe(chart) if drawn else None,
         "holders": facts.list_holders() if facts.generates else [],
-        "pairs": [(facts.name, row) for row in facts.list_published()],
+        "pairs": [(facts.name, row) for row in facts.published],
         "commands": list_commands(facts, models),
     }
 
