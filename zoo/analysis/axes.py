@@ -76,7 +76,7 @@ def describe_axis(axis: str) -> list[dict[str, Any]]:
 def describe_choice(axis: str, file: Path) -> dict[str, Any]:
     """Describe a choice of an axis, given its file in conf/."""
     *_, tower = load_small(axis, file.stem)
-    component = _find(tower, axis)
+    component = find_component(tower, axis)
     models, families = find_users(axis, file.stem)
     return {
         "choice": file.stem,
@@ -110,7 +110,7 @@ def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
             continue  # the context would replace the choice
         try:
             found = load("llama-tiny", [f"{axis}={choice}", *context, *sizes])
-            _find(found[2], axis)
+            find_component(found[2], axis)
             return found
         except (ConfigError, StopIteration) as error:
             refused = refused or error
@@ -126,7 +126,7 @@ def _open_small(name: str) -> Composer:
     return Composer(name)
 
 
-def _find(tower: Any, axis: str) -> Spec:
+def find_component(tower: Any, axis: str) -> Spec:
     """Find the component of an axis in a small model."""
     block = next(iter(tower.blocks.values()))
     if axis == "position":

@@ -40,10 +40,10 @@ def run(
     if axis is not None:
         scene, lines = _draw_axis(axis, target)
     else:
-        plans = _plan([*([target] if target else []), *(overrides or [])], context, diff=diff)
+        specs, plans = _plan([*([target] if target else []), *(overrides or [])], context, diff=diff)
         if card and len(plans) > 1:
             raise ConfigError("card: shows one model, two were named (leave one out)")
-        scene, lines = _draw(plans, "card" if card else look, by, needs_scene=out is not None and out.suffix != ".txt")
+        scene, lines = _draw(specs, plans, "card" if card else look, by, needs_scene=out is not None and out.suffix != ".txt")
     from zoo.drawing.text_figure import write_text
 
     if out is None:
@@ -52,8 +52,8 @@ def run(
     print(out)
 
 
-def _plan(words: list[str], context: int | None, *, diff: bool) -> list[ModelPlan]:
-    """Load and plan the models that are drawn: one, or two to be compared at the same context."""
+def _plan(words: list[str], context: int | None, *, diff: bool) -> tuple[list[Any], list[ModelPlan]]:
+    """Load the models that are drawn and plan their figures: one, or two to be compared at the same context."""
     from zoo.cli.showing import load_specs, shorten_labels, split_words
     from zoo.costs.setup import Setup
     from zoo.drawing.contents import plan_model
@@ -70,10 +70,11 @@ def _plan(words: list[str], context: int | None, *, diff: bool) -> list[ModelPla
         specs, changed = [*load_specs(targets, []), *specs], [*titles, *changed]
     if context is None and len(specs) > 1:
         context = min(spec.max_seq_len for spec in specs)
-    return [plan_model(spec, title, Setup(context=context)) for spec, title in zip(specs, changed, strict=True)]
+    plans = [plan_model(spec, title, Setup(context=context)) for spec, title in zip(specs, changed, strict=True)]
+    return specs, plans
 
 
-def _draw(plans: list[ModelPlan], look: str, by: str, *, needs_scene: bool) -> tuple[Any, list[Any]]:
+def _draw(specs: list[Any], plans: list[ModelPlan], look: str, by: str, *, needs_scene: bool) -> tuple[Any, list[Any]]:
     """Draw one model, or two beside each other: the scene, and the lines for a terminal."""
     from zoo.drawing.text_figure import draw_text
 
@@ -82,10 +83,10 @@ def _draw(plans: list[ModelPlan], look: str, by: str, *, needs_scene: bool) -> t
 
         return draw_beside(*plans) if needs_scene else None, list_differences(*plans)
     lines = draw_text(plans[0])
-    return _draw_scene(plans[0], look, by) if needs_scene else None, lines
+    return _draw_scene(plans[0], specs[0], look, by) if needs_scene else None, lines
 
 
-def _draw_scene(plan: ModelPlan, look: str, by: str) -> Scene:
+def _draw_scene(plan: ModelPlan, spec: Any, look: str, by: str) -> Scene:
     if look == "strip":
         from zoo.drawing.strip import draw_strip
 
@@ -93,7 +94,7 @@ def _draw_scene(plan: ModelPlan, look: str, by: str) -> Scene:
     if look == "card":
         from zoo.drawing.card_figure import draw_card
 
-        return draw_card(plan)
+        return draw_card(plan, spec)
     from zoo.drawing.model_figure import draw_model
 
     if look == "paper":

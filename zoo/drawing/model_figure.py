@@ -16,7 +16,7 @@ from zoo.drawing.stack import draw_stack
 WIDTH = 800.0
 """Width of a figure. Shown 600 px wide, its smallest text (SMALL) is 9 px."""
 
-NARROWEST = 600.0
+NARROWEST = 640.0
 EDGE = 26.0
 COLUMN = 176.0
 """Width of a tower's column."""
@@ -73,7 +73,7 @@ def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
     for value, name in list_tiles(plan):
         size = max(measure_text(value, TILE, True), measure_text(name, SMALL)) + 26
         if x + size > width:
-            break
+            x, y = EDGE, y + 44
         shapes += [Label(x, y, value, TILE, True), Label(x, y + 17, name, SMALL, color="muted")]
         x += size
     y += 32
@@ -92,6 +92,10 @@ def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Look) -> D
         top += 20
     stack = draw_stack(tower, COLUMN, look)
     panels = draw_panels(group_layers(tower.layers), width - COLUMN - BETWEEN, look)
+    if panels.width > width - COLUMN - BETWEEN + 1:  # too wide to stand beside the column
+        shapes += shift_items(stack.shapes, 0, top)
+        shapes += shift_items(panels.shapes, 0, top + stack.height + BETWEEN)
+        return DrawnBox(tuple(shapes), width, top + stack.height + BETWEEN + panels.height)
     height = max(stack.height, panels.height)
     shapes += shift_items(stack.shapes, 0, top + max(0.0, (height - stack.height) / 2))
     shapes += shift_items(panels.shapes, COLUMN + BETWEEN, top + max(0.0, (height - panels.height) / 2))

@@ -1,0 +1,132 @@
+"""Draw the choices of an axis as small figures: what each is, what it costs to grow, and in attention who sees whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.analysis.axes import find_axis, find_component, find_source, grow, load_small
+from zoo.costs.setup import Setup
+from zoo.drawing.boxes import SMALL, DrawnBox, draw_box
+from zoo.drawing.contents import Element, make_element, plan_model
+from zoo.drawing.grouping import group_layers
+from zoo.drawing.lettering import cut_text, wrap_text
+from zoo.drawing.masks import Grid, find_grid
+from zoo.drawing.panels import draw_panel
+from zoo.drawing.scene import Box, Label, Scene, Shape, shift_items
+from zoo.drawing.shares import Share
+from zoo.grammar.vocabulary import read_choices
+from zoo.model.attention.base import Attention
+from zoo.paths import conf_dir
+
+WIDTH, EDGE, GUTTER = 800.0, 26.0, 18.0
+CELL = 7.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of an axis: its name, its component as an element, and lines about it."""
+
+    name: str
+    element: Element
+    lines: tuple[str, ...]
+    tower: Any
+    component: Any
+
+    @property
+    def said(self) -> str:
+        return " · ".join([self.element.about or self.element.title, *self.lines])
+
+
+def list_choices(axis: str) -> list[Choice]:
+    """List the choices of an axis. Raises ConfigError for an unknown axis."""
+    find_axis(axis)
+    return [_make_choice(axis, file.stem) for file in sorted((conf_dir() / axis).glob("*.yaml"))]
+
+
+def _make_choice(axis: str, name: str) -> Choice:
+    *_, tower = load_small(axis, name)
+    component = find_component(tower, axis)
+    lines = [find_source(component, read_choices(axis)[name].comment)]
+    if isinstance(component, Attention):
+        growth = grow(component, tower.causal)
+        lines.append(f"time {growth['time']}, cache {growth['cache']}")
+    element = make_element(axis, component, tower.d_model, Share())
+    return Choice(name, element, tuple(each for each in lines if each), tower, component)
+
+
+def draw_axis(axis: str, choices: list[Choice]) -> Scene:
+    """Draw the choices of an axis in a table of small figures."""
+    columns = 2 if axis == "block" else 3
+    size = (WIDTH - 2 * EDGE - GUTTER * (columns - 1)) / columns
+    drawn = [_draw_choice(axis, each, size) for each in choices]
+    shapes: list[Shape] = [Label(EDGE, EDGE + 18, f"{axis}: {len(choices)} choices", 22, True)]
+    y = EDGE + 44.0
+    for at in range(0, len(drawn), columns):
+        row = drawn[at : at + columns]
+        height = max(each.height for each in row)
+        for column, each in enumerate(row):
+            x = EDGE + column * (size + GUTTER)
+            shapes.append(Box(x, y, size, height, "panel", "line", 10, name=choices[at + column].name))
+            shapes += shift_items(each.shapes, x, y)
+        y += height + GUTTER
+    said = "; ".join(f"{each.name}: {each.said}" for each in choices)
+    return Scene(WIDTH, y + EDGE - GUTTER, tuple(shapes), f"Choices of {axis}", said)
+
+
+def _draw_choice(axis: str, choice: Choice, width: float) -> DrawnBox:
+    """Draw one choice: its name, what it is, and its figure."""
+    inner, y = width - 28, 26.0
+    shapes: list[Shape] = [Label(14, y, cut_text(choice.name, inner, 15, True), 15, True)]
+    about = choice.element.about or choice.element.title
+    for line in wrap_text(about, inner, SMALL)[:2]:
+        y += 17
+        shapes.append(Label(14, y, line, SMALL))
+    for line in (part for each in choice.lines for part in wrap_text(each, inner, SMALL)[:2]):
+        y += 16
+        shapes.append(Label(14, y, line, SMALL, color="muted"))
+    y += 14
+    figure = _draw_figure(axis, choice, inner)
+    if figure is not None:
+        shapes += shift_items(figure.shapes, 14, y)
+        y += figure.height + 14
+    return DrawnBox(tuple(shapes), width, y)
+
+
+def _draw_figure(axis: str, choice: Choice, width: float) -> DrawnBox | None:
+    if axis == "block":
+        plan = plan_model(choice.tower, choice.name, Setup(context=64))
+        group = group_layers(plan.towers[0].layers)[0]
+        return next((each for size in (240, 200, 170, 140, 110) if (each := draw_panel(group, size)).width <= width), None)
+    if isinstance(choice.component, Attention):
+        return _draw_mask(find_grid(choice.component, choice.tower.causal), choice, width)
+    return draw_box(choice.element, width) if choice.element.title else None
+
+
+def _draw_mask(grid: Grid, choice: Choice, width: float) -> DrawnBox:
+    """Draw a grid: queries downwards, keys to the right; keys that stand for several tokens in a grid of their own."""
+    color = choice.element.color
+    shapes = _draw_cells(grid.seen, f"{color}-line" if color == "attention" else color, f"{color}-line")
+    side = len(grid.seen) * CELL
+    x = side + 16
+    if grid.pooled:
+        shapes += shift_items(_draw_cells(grid.pooled, "table", "table-line"), x, 0)
+        shapes.append(Label(x, side + 16, "pooled keys", SMALL, color="muted"))
+    said = "keys" if color == "attention" else "through a state"
+    shapes.append(Label(0, side + 16, said, SMALL, color="muted"))
+    notes = [f"every {grid.step}th token"] if grid.step > 1 else []
+    notes += ["an indexer chooses", "among these"] if choice.component.chooser is not None else []
+    for at, note in enumerate(notes if not grid.pooled else []):
+        shapes.append(Label(x, 12 + 16 * at, cut_text(note, width - x, SMALL), SMALL, color="muted"))
+    return DrawnBox(tuple(shapes), width, side + 20)
+
+
+def _draw_cells(seen: tuple[tuple[bool, ...], ...], fill: str, line: str) -> list[Shape]:
+    """Draw a cell for each pair, filled if the query sees the key."""
+    side = len(seen) * CELL
+    shapes: list[Shape] = [Box(-2, -2, side + 3, side + 3, "paper", "line", 3)]
+    for row, keys in enumerate(seen):
+        for column, shown in enumerate(keys):
+            color = fill if shown else "grid"
+            shapes.append(Box(column * CELL, row * CELL, CELL - 1, CELL - 1, color, "", 1))
+    return shapes

@@ -1,0 +1,112 @@
+"""Draw a card to share: a model's exact numbers, its pattern, its cache against context, and what is special of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from zoo.costs.cache_sizes import kv_cache
+from zoo.costs.setup import Setup
+from zoo.drawing.boxes import DrawnBox
+from zoo.drawing.cache_chart import draw_cache_chart, list_lengths, say_tokens
+from zoo.drawing.contents import ModelPlan
+from zoo.drawing.facts import spell
+from zoo.drawing.grouping import group_layers
+from zoo.drawing.lettering import cut_text, measure_text, wrap_text
+from zoo.drawing.model_figure import describe_model
+from zoo.drawing.numbers import list_tiles, say_bytes
+from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, shift_items
+from zoo.drawing.strip import draw_tower_strip
+
+WIDTH, HEIGHT = 1200.0, 630.0
+EDGE = 56.0
+LARGE, MIDDLE, TEXT = 52.0, 30.0, 18.0
+MOST_FACTS = 6
+
+
+def draw_card(plan: ModelPlan, spec: Any) -> Scene:
+    """Draw a model's card, 1200 × 630: the size that pages show for a link."""
+    inner = WIDTH - 2 * EDGE
+    shapes: list[Shape] = [Box(0, 0, WIDTH, 10, "attention-line", "", 0)]
+    size = next((each for each in (LARGE, 44.0, 36.0) if measure_text(plan.title, each, True) <= inner), 30.0)
+    shapes.append(Label(EDGE, 92, cut_text(plan.title, inner, size, True), size, True))
+    shapes += _draw_tiles(plan, inner)
+    half = inner / 2 - 24
+    shapes += shift_items(_draw_patterns(plan, half).shapes, EDGE, 236)
+    shapes += shift_items(_draw_facts(plan, half), EDGE, 352)
+    shapes += shift_items(_draw_cache(plan, spec, half), EDGE + half + 48, 236)
+    shapes.append(Label(WIDTH - EDGE, HEIGHT - 28, "drawn and priced by Zoo", 15, color="muted", anchor="end"))
+    return Scene(WIDTH, HEIGHT, tuple(shapes), plan.title, describe_model(plan))
+
+
+def _draw_tiles(plan: ModelPlan, inner: float) -> list[Shape]:
+    shapes: list[Shape] = []
+    x = 0.0
+    for value, name in list_tiles(plan):
+        size = max(measure_text(value, MIDDLE, True), measure_text(name, TEXT)) + 36
+        if x + size > inner + 36:
+            break
+        shapes += [
+            Label(EDGE + x, 160, value, MIDDLE, True),
+            Label(EDGE + x, 186, name, TEXT, color="muted"),
+        ]
+        x += size
+    return shapes
+
+
+def _draw_patterns(plan: ModelPlan, width: float) -> DrawnBox:
+    """Draw the towers' patterns over depth, side by side, with the kinds of the layers named in their colours."""
+    share = (width - 20 * (len(plan.towers) - 1)) / len(plan.towers)
+    shapes: list[Shape] = []
+    for at, tower in enumerate(plan.towers):
+        drawn = draw_tower_strip(tower, share, keyed=False)
+        shapes += shift_items(drawn.shapes, at * (share + 20), 0)
+    return DrawnBox(tuple(shapes), width, 100)
+
+
+def _draw_facts(plan: ModelPlan, width: float) -> list[Shape]:
+    shapes: list[Shape] = []
+    y = 0.0
+    for color, text in list(list_special(plan))[:MOST_FACTS]:
+        lines = wrap_text(text, width - 26, TEXT)[:2]
+        if y + 26 * len(lines) > HEIGHT - 352 - 40:
+            break
+        shapes.append(Box(0, y + 2, 13, 13, f"{color}-line", "", 3))
+        for line in lines:
+            shapes.append(Label(26, y + 15, line, TEXT))
+            y += 26
+        y += 5
+    return shapes
+
+
+def list_special(plan: ModelPlan) -> Iterator[tuple[str, str]]:
+    """List what a model is made of, the mixers and feed-forwards of its layers first, each with its colour."""
+    seen: set[str] = set()
+    for tower in plan.towers:
+        for group in group_layers(tower.layers):
+            count = sum(layer.count for layer in group.layers)
+            for element in group.elements.values():
+                plain = next((text for label, text in element.rows if not label), "")
+                if element.experts:
+                    number, active = element.experts
+                    plain = f"{number:,} experts, {active:g} a token" + (f" · {plain}" if plain else "")
+                text = f"{count} × {element.about or element.title}" + (f": {plain}" if plain else "")
+                if element.color not in ("norm", "other", "table") and text not in seen:
+                    seen.add(text)
+                    yield element.color, text
+        yield from (("other", spell(note)) for note in tower.notes)
+
+
+def _draw_cache(plan: ModelPlan, spec: Any, width: float) -> list[Shape]:
+    """Draw the chart of the cache; of a model that keeps none, nothing."""
+    tokens = plan.figures["kv_cache"]["tokens"]
+    points = [(each, float(kv_cache(spec, Setup(context=each))["bytes"])) for each in list_lengths(tokens)]
+    if not plan.generates or len(points) < 2 or not points[-1][1]:
+        return []
+    said = f"{say_bytes(points[-1][1])} at {say_tokens(tokens)} tokens, bf16"
+    return [
+        Label(0, 14, "Cache of one sequence", TEXT, True),
+        Label(width, 14, said, TEXT, color="muted", anchor="end"),
+        *shift_items(draw_cache_chart(points, width, 270), 0, 34),
+        Stroke(((0, 26), (width, 26)), "grid", 1),
+    ]

@@ -1,0 +1,89 @@
+"""Find who sees whom in an attention: a grid of queries and keys, asked of the mask that the model itself would use.
+
+A mask's `sees` is a function of indices. Here the indices are whole numbers, not tensors, so torch is not needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from zoo.kernels.mask import Mask
+from zoo.model.attention.base import Attention, Sight
+
+CELLS = 16
+"""Queries and keys of a grid."""
+
+
+class _Index(int):
+    """A whole number that a mask can compute with as with a tensor of one number."""
+
+    device = "cpu"
+
+    def __add__(self, other: int) -> _Index:
+        return _Index(int(self) + int(other))
+
+    def __sub__(self, other: int) -> _Index:
+        return _Index(int(self) - int(other))
+
+    def abs(self) -> _Index:
+        return _Index(abs(int(self)))
+
+
+class _Documents:
+    """The number of each token's document, for each row."""
+
+    shape = (2,)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def to(self, device: object) -> _Documents:
+        return self
+
+    def __getitem__(self, indices: tuple[int, int]) -> int:
+        return int(indices[1]) // self.size
+
+
+class Grid(NamedTuple):
+    """Which keys each query sees, [query][key], when every `step`-th token is drawn; `pooled` says the same of keys that
+    stand for several tokens."""
+
+    step: int
+    seen: tuple[tuple[bool, ...], ...]
+    pooled: tuple[tuple[bool, ...], ...] = ()
+
+
+def find_grid(attention: Attention, causal: bool) -> Grid:
+    """Find the grid of an attention, at a number of tokens at which its window or blocks show."""
+    sight = attention.sight
+    reach = sight.near or sight.window or sight.chunk or 4
+    step = sight.blocks.size if sight.blocks else max(1, reach // 4)
+    tokens = CELLS * step
+    places = [at * step + step - 1 for at in range(CELLS)]  # the last token of a cell, which sees most
+    mask = make_mask(sight, causal, tokens)
+    seen = tuple(tuple(sees(mask, sight, query, key, tokens) for key in places) for query in places)
+    if sight.rate == 1:
+        return Grid(step, seen)
+    ends = [min(tokens, (at + 1) * max(sight.rate, tokens // CELLS)) for at in range(CELLS)]
+    return Grid(step, seen, tuple(tuple(not causal or end <= query + 1 for end in ends) for query in places))
+
+
+def make_mask(sight: Sight, causal: bool, tokens: int) -> Mask:
+    """Make the mask of a row of tokens, as `ForwardContext.see` does; of an attention over pools, that of the single
+    tokens beside them."""
+    documents: Any = (_Documents(sight.chunk),) * 2 if sight.chunk else None
+    return Mask(tokens, tokens, causal=causal, window=sight.near or sight.window, ahead=sight.ahead, documents=documents)
+
+
+def sees(mask: Mask, sight: Sight, query: int, key: int, tokens: int) -> bool:
+    """Whether a query sees a key."""
+    if sight.rate > 1 and not sight.near:
+        return False  # pools alone
+    if sight.blocks is not None:
+        if tokens <= sight.blocks.whole_until:
+            return True
+        last = (tokens - 1) // sight.blocks.size
+        one, two = query // sight.blocks.size, key // sight.blocks.size
+        return abs(one - two) <= 1 or {one, two} & {0, last} != set()
+    unlimited = not mask.causal and mask.window is None and mask.documents is None
+    return unlimited or bool(mask.sees(_Index(0), _Index(query), _Index(key)))  # type: ignore[arg-type]
