@@ -101,6 +101,7 @@ def test_what_adapters_keep_is_priced(model, dora):
     trained = sum(each.nbytes for each in built.parameters() if each.requires_grad)
     assert (held["gradients"], held["optimizer"]) == (trained, 2 * trained)
     assert held["weights"] == sum(each.nbytes for each in built.parameters())
+    assert states(spec, Setup(), tuned=apply_tuning(spec, tuning))["master"] == trained  # ZeRO's, in fp32 as here
 
 
 # ---------------------------------------------------------------- whole updates
@@ -182,6 +183,7 @@ RUNS = {
     "every second layer": ["model.n_layers=4", "recompute=every_2"],
     "masters": ["precision=bf16_master", "accumulate=2"],
     "masters of a large tied table": ["precision=bf16_master", "accumulate=4", *TABLE, "model.head.tied=true"],
+    "masters of frozen weights": ["precision=bf16_master", "freeze=[embedding*,blocks.0.*]"],
     "pure": ["precision=bf16_pure"],
     "pure, with experts": ["precision=bf16_pure", "ffn=moe", "optim=lion"],
     "pure and tied": ["precision=bf16_pure", "accumulate=2", "model.head.tied=true"],

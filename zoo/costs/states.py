@@ -79,7 +79,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     pieces = stage.pieces if tuned is None else tuned.list_own(stage.pieces)
     active = pieces if tuned is None else tuned.trained(stage.pieces)
     trained = [each for each in active if each.learns]
-    rows = list_state_rows(pieces, setup, trained)
+    rows = list_state_rows(pieces, setup, active)
     weights, gradients, master = (rows[name].bytes for name in ("weights", "gradients", "master"))
     weights += 0 if tuned is None else tuned.held
     own = optimizer_bytes(trained, setup)
@@ -140,17 +140,19 @@ class StateRow(NamedTuple):
 
 
 def list_state_rows(
-    pieces: Iterable[RankTensor], setup: Setup, trained: Iterable[RankTensor] | None = None
+    pieces: Iterable[RankTensor], setup: Setup, active: Iterable[RankTensor] | None = None
 ) -> dict[str, StateRow]:
     """List a rank's states: `weights`, `gradients`, `master` copy, and the optimizer's `states`. The row `states` is
     absent if elements have different numbers of values or ZeRO 1 or 2 shards the states; `optimizer_bytes` counts them
-    then. Gradients and states are those of `trained` tensors (None: all that learn)."""
+    then. Gradients and states are those of `active` tensors (None: all) that learn. Zoo's `bf16_master` has a master of
+    frozen weights too; ZeRO, which `mixed` is, has none."""
     pieces, (weight, gradient, state, master) = list(pieces), widths(setup)
-    trained = [each for each in pieces if each.learns] if trained is None else list(trained)
+    active = pieces if active is None else list(active)
+    trained = [each for each in active if each.learns]
     rows = {
         "weights": StateRow(count_sharded(pieces, setup, 3), weight),
         "gradients": StateRow(count_sharded(trained, setup, 2), gradient),
-        "master": StateRow(count_sharded(pieces, setup, 1), master),
+        "master": StateRow(count_sharded(active if setup.precision == "mixed" else pieces, setup, 1), master),
     }
     if setup.optimizer in EVEN and setup.zero in (0, 3):  # ZeRO 1 and 2 divide the bytes of all states together
         rows["states"] = StateRow(count_sharded(trained, setup, 1), state, VALUES[setup.optimizer])

@@ -75,8 +75,7 @@ class Memory:
         stage, self.held = fullest(self.spec, self.setup), states(self.spec, self.setup)
         tuned, found, why = self.tuned, self.held, PRECISIONS[self.setup.precision]
         pieces = stage.pieces if tuned is None else tuned.list_own(stage.pieces)
-        trained = [each for each in (pieces if tuned is None else tuned.trained(stage.pieces)) if each.learns]
-        rows = list_state_rows(pieces, self.setup, trained)
+        rows = list_state_rows(pieces, self.setup, None if tuned is None else tuned.trained(stage.pieces))
         source = "total" if self.setup.ranks == 1 else "of the fullest rank, before ZeRO"
         whole = self.sheet.add("parameters", found["parameters"], "parameters", source)
 
