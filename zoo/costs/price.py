@@ -30,10 +30,11 @@ def price(
     table = tabulate(spec)
     documents = setup.documents(spec)
     counted = flops.count_flops(table, setup.tokens(spec), setup.convention, setup.recompute, documents=documents)
-    if step := optimizer_flops(table, setup.optimizer):
+    tuned = setup.tune(spec)
+    if step := optimizer_flops(spec, setup.optimizer, tuned):
         counted["optimizer_step"] = step
     figures = {"params": params.count_parameters(table), "flops": counted, "kv_cache": kv_cache(spec, setup)}
-    if (tuned := setup.tune(spec)) is not None:
+    if tuned is not None:
         from zoo.costs.partial_training import count_partial
         from zoo.costs.states import count_trained
 

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from zoo.costs.rows import CostTable, Priced, tabulate
-from zoo.spec import is_hidden_matrix
+from zoo.costs.rank_tensors import fullest
+from zoo.costs.rows import Priced
+from zoo.costs.setup import Setup
+from zoo.costs.tuning import TunedModel
 
 ITERATIONS = 5
 """Newton-Schulz iterations of a step of Muon and NorMuon: the default of conf/optim/."""
@@ -17,8 +19,9 @@ REFRESHED, LONGEST = 10, 10_000
 conf/optim/soap.yaml."""
 
 
-def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
-    """FLOPs of the matrix products in one optimizer step. Only those that step matrices inside layers have any.
+def optimizer_flops(spec: Priced, optimizer: str, tuned: TunedModel | None = None) -> int:
+    """FLOPs of the matrix products in one optimizer step. Only those that step matrices inside layers have any, and
+    `tuned` says which of these train (None: all).
 
     An iteration of Muon and NorMuon on an [A, B] matrix X, A ≤ B, computes G = X·Xᵀ, G² and one product with X:
     2·A²·B + 2·A³ + 2·A²·B. SOAP rotates the gradient and the momentum, rotates the update back, and updates the
@@ -27,11 +30,11 @@ def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
     """
     if optimizer not in STEPS:
         return 0
-    found = 0
-    for row in tabulate(spec).parts:
-        if row.learns and is_hidden_matrix(row.kind, row.part, "weight"):
-            *stack, height, width = map(int, row.part.shapes()["weight"])
-            found += math.prod(stack) * row.stored * STEPS[optimizer](height, width)
+    pieces, found = fullest(spec, Setup()).pieces, Fraction(0)
+    for each in pieces if tuned is None else tuned.trained(pieces):
+        if each.learns and each.hidden:
+            *stack, height, width = each.shape
+            found += math.prod(stack) * each.copies * STEPS[optimizer](height, width)
     return round(found)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
+from zoo.costs.tuning import apply_tuning
 from zoo.costs.update_flops import optimizer_flops
 from zoo.errors import ConfigError, ZooError, short
 from zoo.jobs.sweep import hash_pace
@@ -51,12 +52,12 @@ class Price:
 def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True) -> Price:
     """Price a run. With `cuda` the peak memory is that of CUDA kernels. Without `memory` no pass is traced, and the
     peak memory is None."""
-    from zoo.training.memory_fit import price_training, take_share
+    from zoo.training.memory_fit import describe_tuning, price_training, take_share
 
     settings, spec = planned.settings, planned.spec
     counted, step, share = count_parameters(spec), price_step(settings, spec), take_share(settings)
     cache = kv_cache(spec, Setup(context=settings.seq_len))
-    rows = share.batch_size // share.accumulate
+    rows, tuned = share.batch_size // share.accumulate, apply_tuning(spec, describe_tuning(settings, spec))
     return Price(
         params=counted["total"],
         active=counted["active"],
@@ -64,7 +65,7 @@ def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True)
         steps=settings.steps,
         tokens=settings.steps * settings.batch_size * settings.seq_len,
         flops=None if step is None else settings.steps * step,
-        optimizer_flops=settings.steps * optimizer_flops(spec, settings.optim.kind),
+        optimizer_flops=settings.steps * optimizer_flops(spec, settings.optim.kind, tuned),
         cache_bytes=None if cache is None else cache["bytes"],
         peak_memory=price_training(share, spec, rows, cuda=cuda)["peak"] if memory else None,
     )

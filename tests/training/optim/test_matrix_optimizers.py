@@ -12,6 +12,7 @@ from support.forked_processes import read_found, run_ranks
 from support.optimizer_steps import MIXTURE, agree, decays, trace
 from support.tiny_models import needs, spec_of
 from zoo.costs import Setup, muon_stacks, price
+from zoo.costs.tuning import apply_tuning
 from zoo.costs.update_flops import ITERATIONS, LONGEST, REFRESHED, optimizer_flops
 from zoo.errors import ConfigError
 from zoo.run.builder import build
@@ -25,6 +26,8 @@ from zoo.training.optim import (
     orthogonal,
 )
 from zoo.training.optim.eigenbasis import SOAPOptimizer
+from zoo.training.start.begin import StartSettings
+from zoo.training.start.lora import Lora
 
 # ---------------------------------------------------------------- muon
 
@@ -308,6 +311,22 @@ def test_the_flops_of_soaps_steps_are_those_that_torch_counts_between_two_refres
             step()
     assert REFRESHED * optimizer_flops(spec, "soap") == pytest.approx(counter.get_total_flops(), rel=1e-4)
     assert (SOAP().precondition_frequency, SOAP().max_precondition_dim) == (REFRESHED, LONGEST)
+
+
+def test_the_flops_of_a_step_are_those_of_the_matrices_that_train():
+    spec = spec_of(["n_layers=2"])
+    model = build(spec, device="cpu")
+    start = StartSettings(freeze=("blocks.0.*",))
+    start.restrict(model, None)
+    optimizer = Muon(dtype="fp32").build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    tuned = apply_tuning(spec, start.describe_tuning(spec))
+    assert 2 * optimizer_flops(spec, "muon", tuned) == 2 * counter.get_total_flops() == optimizer_flops(spec, "muon")
+    adapters = StartSettings(lora=Lora(rank=2, on=("attention",))).describe_tuning(spec)
+    assert optimizer_flops(spec, "muon", apply_tuning(spec, adapters)) == 0  # AdamW steps them
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ class Flops:
         self.sheet.add("train on hardware", round(hardware / term(self.context)), TOKEN, why, "flops.train_hardware")
 
     def _optimizer_step(self) -> None:
-        if made := optimizer_flops(self.table, self.setup.optimizer):
+        if made := optimizer_flops(self.table.spec, self.setup.optimizer, self.tuned):
             why = "Newton-Schulz on each matrix inside a layer, 4·A²·B + 2·A³ an iteration (Jordan et al., 2024)"
             if self.setup.optimizer == "soap":
                 why = "rotations and preconditioners, 8·A·B·(A + B) for each matrix inside a layer (Vyas et al., 2024)"
