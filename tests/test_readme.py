@@ -1,6 +1,5 @@
-"""README and docs/commands.md as a new user meets them: every command is run, in order, in an empty folder."""
+"""README as a new user meets it: every command is run, in order, in an empty folder. And what pages say of the tree."""
 
-import contextlib
 import math
 import re
 import shlex
@@ -11,26 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from support.forked_processes import run_zoo
+from support.doc_blocks import read_blocks
+from support.doc_folder import run_commands
 from zoo.grammar import AXES
 from zoo.paths import conf_dir
 
 ROOT = Path(__file__).parents[1]
-README, COMMANDS, PYTHON, AXES_PAGE = (
-    (ROOT / page).read_text(encoding="utf-8")
-    for page in ("README.md", "docs/commands.md", "docs/python.md", "docs/axes.md")
-)
-
-
-def blocks(language: str, page: str = README) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    return [body for name, body in found if name == language]
-
-
-def commands(page: str) -> list[str]:
-    texts = blocks("sh", page)
-    lines = [line.split("  #")[0].split(" # ")[0].strip() for block in texts for line in block.splitlines()]
-    return [line for line in lines if line]
+README = read_blocks("README.md")
+AXES_PAGE = (ROOT / "docs" / "axes.md").read_text(encoding="utf-8")
 
 
 def zoo(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -38,46 +25,19 @@ def zoo(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(verb, cwd=folder, capture_output=True, text=True, check=False, timeout=280)
 
 
-def run_all(lines: list[str], folder: Path) -> None:
-    """Run commands, each in a process that has imported Zoo."""
-    assert len(lines) >= 10
-    with contextlib.chdir(folder):
-        for command in lines:
-            ((code, said),) = run_zoo(shlex.split(command.removeprefix("zoo ")))
-            assert code == 0 and said.strip(), f"{command}\n{said}"
-
-
-def starts_processes(command: str) -> bool:
-    return "launcher=" in command
-
-
 @pytest.mark.timeout(600)
 def test_every_command_of_the_tour_works_in_an_empty_folder(tmp_path):
-    (yaml,) = (block for block in blocks("yaml") if block.startswith("# mine.yaml"))
+    (yaml,) = (each.body for each in README if each.body.startswith("# mine.yaml"))
     (tmp_path / "mine.yaml").write_text(yaml, encoding="utf-8")
-    run_all([each for each in commands(README) if not starts_processes(each)], tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_every_command_of_several_processes_works_in_an_empty_folder(tmp_path):
-    several = [each for each in commands(README) if starts_processes(each)]
-    assert several
-    for command in several:
-        done = zoo(command.removeprefix("zoo "), tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_every_command_of_the_page_of_commands_works_in_an_empty_folder(tmp_path):
-    run_all(commands(COMMANDS), tmp_path)
+    tour = [line for each in README if each.language == "sh" for line in each.commands if "launcher=" not in line]
+    assert len(tour) >= 10
+    run_commands(tour, tmp_path)
 
 
 def test_the_forward_pass_shown_in_python_gives_what_its_comments_say():
-    (block,) = (each for each in blocks("python", PYTHON) if "zoo.build(" in each)
+    (block,) = (each for each in read_blocks("docs/python.md") if "zoo.build(" in each.body)
     names: dict = {}
-    exec(block, names)
+    exec(block.body, names)
     spec, out = names["model"].spec, names["out"]
     assert out.logits.shape == (2, 16, spec.vocab_size) and out.hidden.shape == (2, 16, spec.d_model)
     assert abs(names["loss"].item() - math.log(spec.vocab_size)) < 1  # untrained: near an even guess
@@ -86,7 +46,7 @@ def test_the_forward_pass_shown_in_python_gives_what_its_comments_say():
 
 
 def test_the_mistakes_shown_print_what_is_shown(tmp_path):
-    (shown,) = (block for block in blocks("") if block.startswith("$ zoo"))
+    (shown,) = (each.body for each in README if each.body.startswith("$ zoo"))
     command, *expected = shown.strip().splitlines()
     done = zoo(command.removeprefix("$ zoo "), tmp_path)
     assert done.returncode == 2
@@ -96,7 +56,7 @@ def test_the_mistakes_shown_print_what_is_shown(tmp_path):
 def test_every_file_and_folder_that_a_page_names_is_there():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for place in re.findall(r"`((?:zoo|tests|conf|docs|recipes)/[\w./*-]*)`", page.read_text(encoding="utf-8")):
-            made_by_the_reader = place == "conf/norm/scalenorm.yaml"
+            made_by_the_reader = any(each in place for each in ("scalenorm", "smear"))
             assert made_by_the_reader or list(ROOT.glob(place.rstrip("/"))), f"{page.name}: {place}"
 
 

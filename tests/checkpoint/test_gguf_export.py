@@ -265,7 +265,7 @@ def test_llama_cpp_opens_a_file_as_the_page_says(tmp_path, monkeypatch):
             stored, tmp_path / f"{name}.gguf", tmp_path / name, "f32", pooling="mean" * (case == "Roberta")
         )
     monkeypatch.chdir(tmp_path)
-    (block,) = (each for each in PAGE.read_text("utf-8").split("```python\n") if each.startswith("from llama_cpp"))
+    (block,) = (each for each in PAGE.read_text("utf-8").split("```python\n") if "from llama_cpp" in each)
     found: dict[str, Any] = {}
     exec(block.partition("```")[0], found)
     ids = torch.tensor([made.encode("hello").ids])

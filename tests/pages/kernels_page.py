@@ -45,7 +45,7 @@ reason.
 zoo doctor                                        # what each kernel can do, here and elsewhere, and why not
 zoo build llama3-8b --device meta --kernel sdpa   # force one, or be told why it will not do
 zoo stats gemma2-9b --kernels --gpu h100          # what each layer would use there, and the call
-zoo train model=llama-tiny kernel=eager           # any command that runs a model takes one
+zoo train model=llama-tiny kernel=eager steps=5   # any command that runs a model takes one
 ```
 """
 

@@ -31,7 +31,9 @@ run here.** The lists and the options below were read in the engines' own files:
 
 ## Write the model
 
-    zoo convert RUN OUT --dtype bf16
+```sh
+zoo convert RUN OUT --dtype bf16
+```
 
 This writes a Hugging Face folder and compares its logits with transformers (extra `hf`; `--no-verify` leaves that out). Adapters are
 merged into the weights. One line says which engines list the architecture:
@@ -42,9 +44,12 @@ For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --typ
 
 ## Start a server
 
-    vllm serve OUT --host 127.0.0.1 --tensor-parallel-size 2
-    python -m sglang.launch_server --model-path OUT --host 127.0.0.1 --tp-size 2
-    trtllm-serve OUT --host 127.0.0.1 --tp_size 2
+```sh
+# not run here: needs vLLM, SGLang, TensorRT-LLM
+vllm serve OUT --host 127.0.0.1 --tensor-parallel-size 2
+python -m sglang.launch_server --model-path OUT --host 127.0.0.1 --tp-size 2
+trtllm-serve OUT --host 127.0.0.1 --tp_size 2
+```
 
 - Each divides the model over two GPUs of one machine. vLLM refuses a number that does not divide the attention heads.
 - `--host 127.0.0.1` admits this machine alone. vLLM without `--host` listens on every network interface.
@@ -80,12 +85,20 @@ For llama.cpp and what is built on it, `zoo convert RUN OUT.gguf --to gguf --typ
 
 Zoo's own engine holds the base once, and each request names its adapter, a run with `weights=BASE lora=…` or a folder of peft's:
 
-    zoo generate --checkpoint BASE --adapter one=RUN1 --adapter two=RUN2 --prompt-file prompts.jsonl
+```sh
+zoo generate --checkpoint BASE --adapter one=RUN1 --adapter two=RUN2 --prompt-file prompts.jsonl
+```
 
-    {{"prompt": "def main(", "adapter": "one"}}
-    {{"prompt": "def main("}}
+```json
+{{"prompt": "def main(", "adapter": "one"}}
+{{"prompt": "def main("}}
+```
 
 ```python
+import torch
+import zoo
+
+ids = torch.tensor([[5, 6, 7, 8]])
 model = zoo.load("BASE", adapters={{"one": "RUN1", "two": "RUN2"}})
 zoo.generate(model, ids, max_new_tokens=20, adapter="one")
 zoo.Engine(model).add(zoo.Request(ids=[1, 2, 3], max_new_tokens=20, adapter="two"))
@@ -98,20 +111,30 @@ zoo.Engine(model).add(zoo.Request(ids=[1, 2, 3], max_new_tokens=20, adapter="two
 
 For the other engines, write the base and each adapter by itself:
 
-    zoo convert BASE OUT
-    zoo convert RUN1 one --to peft
-    zoo convert RUN2 two --to peft
+```sh
+zoo convert BASE OUT
+zoo convert RUN1 one --to peft
+zoo convert RUN2 two --to peft
+```
 
 peft holds them side by side. This was run, on a Llama: the logits differ by less than 1e-4 from those of `zoo convert RUN1 OUT`.
 
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("OUT"), "one", adapter_name="one")
-    model.load_adapter("two", adapter_name="two")
-    model.set_adapter("two")
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("OUT"), "one", adapter_name="one")
+model.load_adapter("two", adapter_name="two")
+model.set_adapter("two")
+```
 
 By their documentation, vLLM and SGLang do so in one server, where each request names its adapter (not run here):
 
-    vllm serve OUT --host 127.0.0.1 --enable-lora --max-loras 2 --lora-modules one=one two=two
-    python -m sglang.launch_server --model-path OUT --host 127.0.0.1 --enable-lora --lora-paths one=one two=two
+```sh
+# not run here: needs vLLM, SGLang
+vllm serve OUT --host 127.0.0.1 --enable-lora --max-loras 2 --lora-modules one=one two=two
+python -m sglang.launch_server --model-path OUT --host 127.0.0.1 --enable-lora --lora-paths one=one two=two
+```
 
 vLLM takes ranks up to `--max-lora-rank` (16). It refuses DoRA and `modules_to_save`, such as a new head: merge those.
 
