@@ -11,6 +11,7 @@ from zoo.cli import run
 from zoo.compose import load
 from zoo.compose.targets import list_packaged
 from zoo.errors import ConfigError
+from zoo.probes import battery
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small, open_pool, run_probe
 from zoo.probes.card import draw_card, draw_cell, draw_values, format_card_markdown, format_reach, print_card
@@ -150,6 +151,20 @@ def test_a_training_follows_from_its_seed_whatever_runs_beside_it(tmp_path):
     alone = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[together.lr], **how)
     assert together.seeds == alone.seeds and together.chosen[together.lr] == alone.chosen[alone.lr]
     assert together.seeds[0].levels != together.seeds[1].levels
+
+
+def test_the_seed_that_chooses_the_rate_is_none_of_those_reported(monkeypatch):
+    trained = []
+
+    def run(task):
+        trained.append(task)
+        levels = {"2": {"accuracy": 0.5, "loss": 1.0}}
+        return {"accuracy": task.lr, "loss": 1.0, "levels": levels, "curve": {}, "seconds": 0.0}
+
+    monkeypatch.setattr(battery, "run_task", run)
+    found = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[1e-3, 1e-2], settings=EASY, seeds=2)
+    assert found.lr == 1e-2 and [each.seed for each in trained if each.report] == [0, 1]
+    assert not {each.seed for each in trained if not each.report} & {0, 1}
 
 
 @pytest.mark.slow

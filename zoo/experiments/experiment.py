@@ -148,9 +148,9 @@ class Laddering(Modelled):
 
 
 class Probing(Modelled):
-    """A probe (`zoo probe`) in place of training on text: every arm is shrunk to the probe's size. Its first seed is
-    trained at each learning rate of `rates` (None: those of `zoo probe`), the other seeds at the best one. The metrics
-    are `reach`, and those of a level, such as `accuracy at 16`."""
+    """A probe (`zoo probe`) in place of training on text: every arm is shrunk to the probe's size. A seed of its
+    own is trained at each learning rate of `rates` (None: those of `zoo probe`), the reported ones at the best. The
+    metrics are `reach`, and those of a level, such as `accuracy at 16`."""
 
     name: str
     size: Literal["card", "small"] = "card"

@@ -15,6 +15,7 @@ from zoo.costs.params import count_parameters
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
+from zoo.jobs.rates import SEED
 from zoo.probes.all_probes import make_probe
 from zoo.probes.base import Probe
 from zoo.probes.outcome import ENOUGH, ProbeOutcome, SeedReport
@@ -64,10 +65,10 @@ def run_probe(
     """Run a probe on a packaged model, a YAML or a Spec, shrunk to the probe's size.
 
     `overrides` change the model; dimensions that they set are not shrunk (`n_layers=1`, `d_model=128`). `settings` are
-    the probe's (`{"context": 64, "levels": (8,)}`). Seed 0 is trained at all `rates` (None: RATES, then two next to the
-    best); then every seed at the best rate. Trainings run in the processes of a `pool` (`open_pool`), if given. With a
-    `folder` each training is stored, so that a killed run resumes. Raises ConfigError for an unknown probe or setting,
-    for a model that cannot be shrunk, and if `seeds` is below 1.
+    the probe's (`{"context": 64, "levels": (8,)}`). A seed of its own (SEED) is trained at all `rates` (None: RATES,
+    then two next to the best); then every reported seed at the best rate. Trainings run in the processes of a `pool`
+    (`open_pool`), if given. With a `folder` each training is stored, so that a killed run resumes. Raises ConfigError
+    for an unknown probe or setting, for a model that cannot be shrunk, and if `seeds` is below 1.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
@@ -134,12 +135,12 @@ def search_rate(
     store: ScoreStore,
     say: Say = lambda line: None,
 ) -> dict[float, dict[str, float]]:
-    """Train seed 0 at every rate, then with `refine` at two next to the best. Returns accuracy, loss and seconds by
-    rate."""
+    """Train the seed of searches at every rate, then with `refine` at two next to the best. Returns accuracy, loss and
+    seconds by rate."""
     chosen: dict[float, dict[str, float]] = {}
 
     def search(some: Iterable[float]) -> None:
-        for each, found in run_tasks([ProbeTraining(spec, probe, lr, 0, False) for lr in some], pool, store):
+        for each, found in run_tasks([ProbeTraining(spec, probe, lr, SEED, False) for lr in some], pool, store):
             chosen[each.lr] = found
             say(f"{probe.name}: lr {each.lr:.2g}: accuracy {found['accuracy']:.3f}")
 
