@@ -113,7 +113,7 @@ class Stopwatch:
 
     def forecast(self, planned: object) -> object:
         slow = planned.spec.blocks["layer"].attention.n_kv_heads == 6
-        return SimpleNamespace(timing=Timing(2.0 if slow else 1.0, 0, 0, 1, None), fault=None)
+        return SimpleNamespace(timing=Timing(2.0 if slow else 1.0, 0, 0, 1, None, 0.03 if slow else 0.04), fault=None)
 
 
 def test_equal_time_is_by_measured_steps_and_stays_when_a_sweep_goes_on(here: Path) -> None:
@@ -127,6 +127,7 @@ def test_equal_time_is_by_measured_steps_and_stays_when_a_sweep_goes_on(here: Pa
         "cache_bytes",
         "tokens",
     ]
+    assert found.noise == pytest.approx(0.05) and found.to_dict()["arms"][1]["noise"] == 0.04
     known = {"attention=mqa": 612}
     again = match(asked, "attention=mha,mqa,gqa", "steps=300", forecaster=Stopwatch(), known=known)
     assert [arm.value for arm in again.arms] == [300, 612, 600]

@@ -45,6 +45,10 @@ def print_match(match: Match) -> None:
     header, rows = report.fit_columns(header, rows, (), ["active"] if same else [])
     report.print_tables(report.make_table(f"matched in {match.budget}", header, rows, right=range(1, len(header))))
     apart = [names.get(each, each) for each in match.unmatched if not (same and each == "active")]
+    if match.noise is not None:
+        print(
+            f"seconds of an arm ÷ the first's are known to ± {2 * match.noise:.1%}, twice the error of the timed steps"
+        )
     print(f"not matched: {', '.join(apart)}" if apart else "matched in all of these")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean, refuse
-from zoo.jobs.forecast import Forecaster
+from zoo.jobs.forecast import MATCHED_STEPS, Forecaster
 from zoo.jobs.matching import BUDGETS, Match, Matching, choose_dimension
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.pinning import count_workers
@@ -94,7 +94,8 @@ def _match(plan: LaunchPlan, design: SweepDesign, jobs: Sequence[SweepPoint], sw
         raise ConfigError(f"match: there is no budget {design.match!r}{hint}")
     by = design.match_by or choose_dimension(plan, jobs, design.match, design.baseline)
     asked = Matching(design.match, by, design.baseline)
-    return asked.match(plan, jobs, Forecaster(measure=True), sweep.read_solved(asked.budget, asked.by))
+    forecaster = Forecaster(measure=True, steps=MATCHED_STEPS)
+    return asked.match(plan, jobs, forecaster, sweep.read_solved(asked.budget, asked.by))
 
 
 def conduct(plan: LaunchPlan, design: SweepDesign, folder: Path, observer: SweepObserver) -> list[SweepPoint]:

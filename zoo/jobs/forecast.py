@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 STEPS = 3
 """Timed steps, after one untimed step: the first calls take longer."""
+
+MATCHED_STEPS = 20
+"""Timed steps where arms are made equal in time: the noise of three is far above what they are matched within."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Timing:
     """The number of batches of an evaluation."""
     flops: float | None
     """FLOPs of a step, if counted."""
+    error: float = 0.0
+    """The standard error of `step`, as a share of it."""
 
     def predict_training(self, planned: TrainingPlan) -> float:
         """Predict the seconds of a run's steps, `seconds` in its result.json."""
@@ -98,9 +104,9 @@ class Timing:
         return self.start + self.predict_training(planned) + len(evaluated) * self.batches * self.evaluation
 
 
-def time_steps(planned: TrainingPlan) -> Timing:
-    """Time a few training steps and the evaluation of a batch, in a temporary folder. Raises ZooError if the run cannot
-    start, or its loss is not finite."""
+def time_steps(planned: TrainingPlan, steps: int = STEPS) -> Timing:
+    """Time some training `steps` and the evaluation of a batch, in a temporary folder. Raises ZooError if the run
+    cannot start, or its loss is not finite."""
     from zoo.distributed.world import ALONE
     from zoo.report.progress import Show
     from zoo.run.machine_memory import release_memory
@@ -113,7 +119,7 @@ def time_steps(planned: TrainingPlan) -> Timing:
         began = time.perf_counter()
         run = build_run(planned, Path(folder), device, data, quiet)
         try:
-            return _time(run, began)
+            return _time(run, began, steps)
         finally:
             run.records.close("done")
             run.gauges.watch.end()
@@ -121,18 +127,18 @@ def time_steps(planned: TrainingPlan) -> Timing:
             release_memory()
 
 
-def _time(run: Run, began: float) -> Timing:
+def _time(run: Run, began: float, steps: int) -> Timing:
     from zoo.training.compiling import compile_if_stated
     from zoo.training.metric_lines import record, settle_line
     from zoo.training.update import update
     from zoo.training.validation import measure_validation_loss
 
-    run.settings.objective.prepare_run(run, lambda: run.model, STEPS + 1)
+    run.settings.objective.prepare_run(run, lambda: run.model, steps + 1)
     run.model.train()
     compile_if_stated(run)
     seconds = []
     run.gauges.clock.start(run.tokens)
-    for _ in range(STEPS + 1):
+    for _ in range(steps + 1):
         before = run.gauges.clock.seconds
         terms = update(run)
         run.means.add(terms)
@@ -148,7 +154,9 @@ def _time(run: Run, began: float) -> Timing:
         measure_validation_loss(run, run.held_out[0].batches[:1], run.settings.objective.open_metrics())
         lap = time.perf_counter() - began
     flops = None if run.flops is None else run.flops / run.step
-    return Timing(step=step, evaluation=lap, start=start, batches=batches, flops=flops)
+    # the standard error of a median is √(π/2) times that of a mean
+    error = math.sqrt(math.pi / 2 / steps) * statistics.stdev(seconds[1:]) / step
+    return Timing(step=step, evaluation=lap, start=start, batches=batches, flops=flops, error=error)
 
 
 @dataclass(frozen=True)
@@ -178,8 +186,8 @@ class Forecast:
 class Forecaster:
     """Forecast jobs. Jobs with equal steps (`hash_pace`) are timed once."""
 
-    def __init__(self, *, measure: bool) -> None:
-        self.measure = measure
+    def __init__(self, *, measure: bool, steps: int = STEPS) -> None:
+        self.measure, self.steps = measure, steps
         self.known: dict[tuple[str, int], Forecast] = {}
         self.timed: dict[str, Timing | str] = {}
 
@@ -203,7 +211,7 @@ class Forecaster:
             if line is not None or not self.measure:
                 return Forecast(price, fault=line)
             if pace not in self.timed:
-                self.timed[pace] = time_steps(planned)
+                self.timed[pace] = time_steps(planned, self.steps)
         except ConfigError as error:
             return Forecast(price, fault="; ".join(error.faults), refused=True)
         except ZooError as error:

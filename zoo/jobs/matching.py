@@ -58,6 +58,8 @@ class MatchedArm:
     value: int
     figures: Mapping[str, float]
     """The known figures, by currency."""
+    noise: float | None = None
+    """The standard error of the arm's measured seconds, as a share of them, where arms are matched in time."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,19 @@ class Match:
         """The currencies in which some arm differs from the baseline by more than 1 %."""
         return [name for name in CURRENCIES if any(name in self.ratios(arm) for arm in self.arms)]
 
+    @property
+    def noise(self) -> float | None:
+        """The largest standard error of an arm's seconds ÷ the baseline's; None where arms are not matched in time, or
+        their seconds were not measured again."""
+        first, *others = (each.noise for each in self.arms)
+        known = [math.hypot(first or 0.0, each) for each in others if each is not None]
+        return max(known, default=None)
+
     def to_dict(self) -> dict[str, Any]:
         """Write the match as plain data."""
         arms = [
             {"arm": each.name, "was": each.was, self.by: each.value, **each.figures, "ratios": self.ratios(each)}
+            | ({} if each.noise is None else {"noise": each.noise})
             for each in self.arms
         ]
         return {"budget": self.budget, "by": self.by, "arms": arms, "unmatched": self.unmatched}
@@ -132,7 +143,7 @@ class Matching:
             raise ConfigError(*faults)
         ordered = [first, *(name for name in arms if name != first)]
         names = list(group_by_arm([found[was][0] for was in ordered]))
-        described = (describe_arm(plan, was, found[was], self) for was in ordered)
+        described = (describe_arm(plan, was, found[was], self, forecaster) for was in ordered)
         return Match(
             self.budget, self.by, [replace(arm, name=name) for name, arm in zip(names, described, strict=True)]
         )
@@ -265,7 +276,9 @@ def read_dimension(plan: LaunchPlan, job: SweepPoint, by: str) -> int:
     return value
 
 
-def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], asked: Matching) -> MatchedArm:
+def describe_arm(
+    plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], asked: Matching, forecaster: Forecaster
+) -> MatchedArm:
     """Price a solved arm. The caller sets the arm's new name."""
     price = price_run(jobs[0].planned, memory=False)
     names = dict.fromkeys((*CURRENCIES, FIGURES.get(asked.budget, "params")))
@@ -277,4 +290,5 @@ def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], asked: 
     if find_place(asked.by) == "model.n_kv_heads":  # the attention's own: mha reads no such key
         blocks = (each for tower in jobs[0].planned.spec.towers().values() for each in tower.blocks.values())
         value = next((each.attention.n_kv_heads for each in blocks if hasattr(each.attention, "n_kv_heads")), value)
-    return MatchedArm(was, was, jobs, value, figures)
+    timing = forecaster.forecast(jobs[0].planned).timing if asked.budget == "time" else None
+    return MatchedArm(was, was, jobs, value, figures, None if timing is None else timing.error)
