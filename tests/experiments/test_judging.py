@@ -10,7 +10,7 @@ from zoo.experiments.experiment import Expectation, Experiment
 from zoo.experiments.judging import ExperimentOutcome, Ran, weigh
 from zoo.paths import recipes_dir
 
-DECADES = np.arange(-1.0, 1.1, 0.5)
+DECADES = np.arange(-1.0, 1.1, 0.25)
 
 
 STEPS = np.sinh(np.linspace(0, 12, 200_000))  # from 0 to 81,000, fine where densities are high

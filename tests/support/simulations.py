@@ -17,7 +17,7 @@ import numpy as np
 from zoo.analysis.verdict.comparison import compare_arms, find_front
 from zoo.analysis.verdict.difference import MeanDifference
 from zoo.analysis.verdict.power import compute_power
-from zoo.analysis.verdict.rate_optimum import fit_optimum
+from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
 from zoo.analysis.verdict.speedup import PowerLaw, find_speedup
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.jobs.rates import RateSearch
@@ -85,6 +85,22 @@ def judge_tuned(drawn: np.random.Generator, seeds: int, bend: float, sigma: floa
     noise = math.sqrt(mean(stdev(each.values()) ** 2 for each in losses.values()))
     tuning = {arm: fit_optimum(each, noise).excess for arm, each in errors.items()} if honest else {}
     return compare_arms(losses, "a", tuning=tuning)["b"].verdict != "inconclusive"
+
+
+def judge_windows(drawn: np.random.Generator, seeds: int, bend: float, sigma: float) -> bool:
+    """Whether the windows of two equal arms, whose best rates are a little off the grid, are told apart."""
+    searches, spreads = [], []
+    for best in drawn.uniform(-0.125, 0.125, 2):
+
+        def loss(decade: float, best: float = best) -> float:
+            return 2 + bend * (decade - best) ** 2 + sigma * drawn.standard_normal()
+
+        searches.append(search(loss).decades)
+        spreads.append(stdev(loss(best) for _ in range(seeds)))
+    noise = math.sqrt(mean(each**2 for each in spreads))
+    one, other = (find_good_window(each, noise) for each in searches)
+    apart = one.subtract_from(other)
+    return apart.known and apart.p_value() < 0.05
 
 
 # ---------------------------------------------------------------- verdicts
@@ -170,6 +186,9 @@ def list_rates(experiments: int) -> Iterator[Rate]:
                 yield rate(
                     f"{what}: {how}", 0.05, partial(judge_tuned, seeds=seeds, bend=bend, sigma=sigma, honest=honest)
                 )
+    for bend in (0.3, 0.83, 2.0):
+        apart = partial(judge_windows, seeds=5, bend=bend, sigma=SIGMA)
+        yield rate(f"false verdicts on windows of good rates, curvature {bend}, σ {SIGMA:g}, 5 seeds", 0.05, apart)
     for seeds in (3, 5, 10):
         yield rate(f"false verdicts, four arms, {seeds} seeds", 0.05, partial(is_false, seeds=seeds, arms=4))
     for seeds in (5, 10):

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from support.simulations import SIGMA, count, judge_tuned
+from support.simulations import SIGMA, count, judge_tuned, judge_windows
 from zoo.analysis.verdict.rate_optimum import TOLERANCE, find_good_window, fit_optimum
 
 DECADES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -47,13 +47,19 @@ def test_the_window_of_a_parabola_has_the_width_of_one_percent() -> None:
     assert find_good_window({0.0: 3.0, 0.5: 2.0, 1.0: math.inf}).high == 0.5
 
 
-def test_the_error_of_a_window_is_its_deviation_over_noisy_searches() -> None:
+def test_the_error_of_a_window_is_its_deviation_over_noisy_searches_and_that_of_ends_between_two_rates() -> None:
     drawn, noise = np.random.default_rng(1), 0.004
     true = {at: 2 + 0.5 * at**2 for at in DECADES}
     widths = [
         find_good_window({at: v + noise * drawn.standard_normal() for at, v in true.items()}).width for _ in range(600)
     ]
-    assert find_good_window(true, noise).error == pytest.approx(np.std(widths), rel=0.25)
+    ends = np.random.default_rng(2).uniform(0, 0.5, (2000, 2)).sum(1)
+    assert find_good_window(true, noise).error == pytest.approx(math.hypot(np.std(widths), np.std(ends)), rel=0.1)
+
+
+@pytest.mark.parametrize("bend", [0.3, 2.0])
+def test_windows_of_equal_arms_are_told_apart_in_at_most_one_experiment_of_twenty(bend: float) -> None:
+    assert count(60, 3, partial(judge_windows, seeds=5, bend=bend, sigma=SIGMA)) <= 0.05
 
 
 @pytest.mark.parametrize("seeds", [3, 10])

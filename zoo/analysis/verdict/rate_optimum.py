@@ -121,11 +121,15 @@ class RateWindow:
     open_high: bool
     """Whether it is at the highest."""
     error: float = 0.0
-    """The standard error of the width, from the noise of the losses."""
+    """The standard error of the width, from the noise of the losses and the distance of the rates tried."""
 
     @property
     def width(self) -> float:
         return self.high - self.low
+
+    def ends(self) -> list[float]:
+        """List the ends at which the loss passes the limit."""
+        return [end for end, open_ in ((self.low, self.open_low), (self.high, self.open_high)) if not open_]
 
     @property
     def open(self) -> bool:
@@ -144,17 +148,20 @@ def find_good_window(
     losses: Mapping[float, float], noise: float = 0.0, seed: int = 0, tolerance: float = TOLERANCE
 ) -> RateWindow:
     """Find the window of losses by decade that exceed the best one by at most a fraction (`tolerance`) of it, by linear
-    interpolation between the rates tried. With a `noise` (the standard deviation of a loss) the width's error is the
-    standard deviation over searches drawn with that noise."""
+    interpolation between the rates tried. With a `noise` (the standard deviation of a loss) the width has an error: the
+    standard deviation over searches drawn with that noise, and that of ends which lie anywhere between the two rates
+    that enclose them. Interpolation knows them better, but by a line, and is wrong alike in all draws."""
     found = _find_window(losses, tolerance)
     if noise <= 0:
         return found
+    tried = sorted(losses)
+    apart = [far - near for near, far in itertools.pairwise(tried) for end in found.ends() if near <= end < far]
     drawn = random.Random(seed)
     widths = [
         _find_window({at: loss + drawn.gauss(0, noise) for at, loss in losses.items()}, tolerance).width
         for _ in range(DRAWS)
     ]
-    return replace(found, error=stdev(widths))
+    return replace(found, error=math.hypot(stdev(widths), *(each / math.sqrt(12) for each in apart)))
 
 
 def _find_window(losses: Mapping[float, float], tolerance: float) -> RateWindow:
