@@ -20,6 +20,7 @@ from zoo.gallery.family_facts import list_children, read_families
 from zoo.gallery.finding_facts import FindingFacts, list_card_rows, list_effects, list_findings, read_kept
 from zoo.gallery.model_facts import ModelFacts, collect_model
 from zoo.gallery.pictures import draw_figure, draw_strips
+from zoo.gallery.playground.assembling import write_page
 from zoo.gallery.rendering import ASSETS, mark_safe, render_template
 from zoo.grammar.vocabulary import list_axes
 from zoo.paths import read_conf
@@ -72,7 +73,7 @@ def write_site(folder: Path, targets: Sequence[str] = ()) -> int:
     for asset in ASSETS.iterdir():
         shutil.copy(asset, folder)
         count += 1
-    return count
+    return count + write_page(folder, version=zoo.__version__)
 
 
 def _collect_models(targets: Sequence[str]) -> list[ModelFacts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -18,30 +19,35 @@ from zoo.gallery.rendering import render_template
 HOME = Path(__file__).parent
 PLACE = "playground/index.html"
 
+ASSETS = ("playground.js", "playground.css", "worker.js")
+
 FIRST = "defaults: [/model/llama3-8b@_here_]\n"
 """The text that the page shows before it has a change: its answer is written into the page."""
 
 
-def write_playground(site: Path, pyodide: Path | None, **values: Any) -> bool:
-    """Write the playground into the folder of a site. `pyodide` has Pyodide's files (None: Zoo's cache, filled from the
-    registries). Return whether the modules could be compiled, which halves the time to the first price. Raises
-    ConfigError for files that cannot be had."""
-    parts = find_pyodide(pyodide)
-    folder = site / "playground"
+def write_page(site: Path, **values: Any) -> int:
+    """Write the page into the folder of a site, with the first answer in it: it shows that without the parts that
+    compute. Return the number of files."""
+    site = site.resolve()
+    folder = (site / PLACE).parent
     folder.mkdir(parents=True, exist_ok=True)
-    compiled = _write_parts(parts, folder)
-    for name in ("playground.js", "playground.css", "worker.js"):
+    for name in ASSETS:
         shutil.copy(HOME / name, folder)
-    first = answer_request({"text": FIRST, "setup": {}})
+    with tempfile.TemporaryDirectory() as home, contextlib.chdir(home):  # the text is written to a file to be priced
+        first = answer_request({"text": FIRST, "setup": {}})
     data = {"form": list_form(), "text": FIRST, "first": first}
     (folder / "data.js").write_text(f"const DATA = {json.dumps(data)};\n", encoding="utf-8")
     (site / PLACE).write_text(render_template("playground.html", PLACE, **values), encoding="utf-8")
-    return compiled
+    return len(ASSETS) + 2
 
 
-def _write_parts(parts: Path, folder: Path) -> bool:
-    """Write Pyodide and the zip of modules. The largest file is written compressed, so that any server sends it small;
-    the worker unpacks it."""
+def write_parts(site: Path, pyodide: Path | None) -> bool:
+    """Write what the page computes with: Pyodide and the zip of modules. `pyodide` has Pyodide's files (None: Zoo's
+    cache, filled from the registries at first). Return whether the modules could be compiled, which halves the time to
+    the first price. Raises ConfigError for files that cannot be had.
+
+    The largest file is written compressed, so that any server sends it small; the worker unpacks it."""
+    parts, folder = find_pyodide(pyodide), (site / PLACE).parent
     with tempfile.TemporaryDirectory() as home:
         packed = Path(home) / "zoo.zip"
         pack(packed, find_wheel(parts))

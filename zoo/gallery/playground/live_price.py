@@ -20,10 +20,14 @@ from zoo.compose.targets import compose_model, note_positions, spec_of_composed,
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
+from zoo.drawing.beside import draw_beside
+from zoo.drawing.contents import plan_model
+from zoo.drawing.model_figure import draw_model
+from zoo.drawing.vector import write_svg
 from zoo.errors import ConfigError
+from zoo.gallery.charts import draw_curves
 from zoo.gallery.playground.yaml_edit import edit_text, parse_text
 from zoo.report.glance import list_first_figures
-from zoo.report.svg import Curve, draw_panel
 from zoo.report.units import format_change, format_figure
 
 FILE, PUBLISHED = Path("model.yaml"), Path("config.json")
@@ -32,8 +36,8 @@ FILE, PUBLISHED = Path("model.yaml"), Path("config.json")
 START = re.compile(r"^defaults:\s*\[?\s*(?:-\s*)?['\"]?/model/([\w.-]+)@_here_", re.MULTILINE)
 """Matches the packaged model that a text starts from."""
 
-POINTS = 13
-"""Context lengths at which the cache is priced for its curve."""
+POINTS = 10
+"""Context lengths at which the cache is priced for its curve, each twice the one before."""
 
 FIGURES = {
     "params.total": ("parameters", "params"),
@@ -51,7 +55,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class PricedModel:
-    """A model with its price under a set-up; `values` is its YAML as a person would write it."""
+    """A model with its price under a set-up, and its YAML as a person would write it."""
 
     spec: Any
     setup: Setup
@@ -64,14 +68,13 @@ class PricedModel:
         """The summary of `zoo stats`, by label."""
         return dict(list_first_figures(self.figures, self.setup, find_holders(self.spec, self.setup, self.figures)))
 
-    @functools.cached_property
-    def cache(self) -> list[int]:
-        """The bytes of the cache at POINTS lengths, up to the set-up's context."""
-        last = self.setup.tokens(self.spec)
-        return [
-            kv_cache(self.spec, replace(self.setup, context=last * at // (POINTS - 1) or 1))["bytes"]
-            for at in range(POINTS)
-        ]
+    @property
+    def longest(self) -> int:
+        return self.setup.tokens(self.spec)
+
+    def list_caches(self, contexts: Sequence[int]) -> list[int]:
+        """List the bytes of the cache at several context lengths."""
+        return [kv_cache(self.spec, replace(self.setup, context=each))["bytes"] for each in contexts]
 
 
 def answer_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +101,8 @@ def answer_request(request: Mapping[str, Any]) -> dict[str, Any]:
         "told": now.told,
         "told_start": start.told,
         "differs": compare_fields(start.spec, now.spec),
-        "chart": _draw_cache(start, now),
+        **_draw_cache(start, now),
+        **_draw_model(start, now, found[1] if found else "model"),
     }
 
 
@@ -169,13 +173,24 @@ def _pair(start: Mapping[str, int], now: Mapping[str, int]) -> list[tuple[str, i
     return [(name, start.get(name, 0), now.get(name, 0)) for name in merge_orders([start, now])]
 
 
-def _draw_cache(start: PricedModel, now: PricedModel) -> str:
-    """Draw the bytes of the cache by context; empty for a model that keeps none."""
-    curves = []
-    for color, (name, each) in enumerate({"start": start, "now": now}.items()):
-        last = each.setup.tokens(each.spec)
-        at = [last * step // (POINTS - 1) or 1 for step in range(POINTS)]
-        curves.append(Curve(at, each.cache, name, color))
-    shown = curves[1:] if start.cache == now.cache else curves
-    title = f"cache and states of {now.setup.batch:,} × context, in bytes ({now.setup.engine})"
-    return draw_panel(title, shown, "context (tokens)") if any(max(curve.values) for curve in shown) else ""
+def _draw_model(start: PricedModel, now: PricedModel, name: str) -> dict[str, str]:
+    """Draw the model; a changed one beside the model that it starts from, with what differs lit."""
+    plan = plan_model(now.spec, name, now.setup)
+    if now.spec == start.spec:
+        scene = draw_model(plan)
+    else:
+        scene = draw_beside(plan_model(start.spec, name, start.setup), replace(plan, title=f"{name}, changed"))
+    return {"drawing": write_svg(scene), "drawing_text": scene.description}
+
+
+def _draw_cache(start: PricedModel, now: PricedModel) -> dict[str, Any]:
+    """Draw the bytes of the cache by context beside those of the weights; nothing for a model that keeps none."""
+    longest = max(start.longest, now.longest)
+    contexts = [at for step in range(POINTS) if (at := longest >> (POINTS - 1 - step))]
+    caches = {"start": start.list_caches(contexts), "now": now.list_caches(contexts)}
+    curves = {"now": caches["now"]} if caches["now"] == caches["start"] else caches
+    if not all(any(values) for values in curves.values()):
+        return {"chart": "", "curves": []}
+    title = f"Cache by context, batch {now.setup.batch:,}, engine {now.setup.engine}"
+    floor = ("weights", now.figures["memory"]["weights"])
+    return {"chart": draw_curves(curves, contexts, floor, title), "curves": [*curves]}

@@ -17,7 +17,7 @@ LAYERS = (
 )
 """Folders of Zoo that a price and its drawing may import. The layers above need torch or a terminal."""
 
-MODULES = "__init__ disk errors lazy paths runs gallery/__init__"
+MODULES = "__init__ disk errors lazy paths runs gallery/__init__ gallery/charts"
 """Files of Zoo beside them."""
 
 LEFT_OUT = (

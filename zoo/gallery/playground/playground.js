@@ -1,5 +1,6 @@
 // The playground's page: a form and a YAML text, each of which changes the other, and the price of what they say.
 "use strict";
+{ // a scope of its own: site.js is on the page too
 
 const LIMIT = 60_000; // milliseconds after which an answer is given up
 const TILES = ["params.total", "kv_cache.bytes", "memory.generate_peak", "memory.train_peak", "flops.forward"];
@@ -117,13 +118,21 @@ function showPrice(answer) {
       changed ? makeChange("td", row) : null))));
   by("fits").textContent = answer.told["fits on"] ? `Fits on ${answer.told["fits on"]}.` : "";
   by("assumed").textContent = answer.told.assumed;
-  by("chart").replaceChildren(...parseDrawing(answer.chart));
+  by("chart").hidden = !answer.chart;
+  by("chart").replaceChildren(...parseDrawing(answer.chart), makeLegend(answer));
   showRows("components", ["component", answer.start ?? "start", "now"],
     answer.components.map(([name, start, now]) => [name.replaceAll("_", " "), exact(start), exact(now)]));
   showRows("differs", ["field", answer.start ?? "start", "now"],
     Object.entries(answer.differs).map(([path, { a, b }]) => [path, String(a ?? "–"), String(b ?? "–")]));
   by("command").textContent = ["zoo stats model.yaml",
     ...Object.entries(state.setup).map(([name, value]) => `--${name.replaceAll("_", "-")} ${value}`)].join(" ");
+}
+
+function makeLegend(answer) {
+  const names = { start: answer.start, now: answer.curves.length > 1 ? "now" : "cache" };
+  const keys = answer.curves.map((name, at) => make("li", {}, make("span", { class: `key b${at}` }), names[name]));
+  const floor = make("li", {}, make("span", { class: "key floor" }), "the weights");
+  return make("figcaption", {}, make("ul", { class: "legend" }, ...keys, floor));
 }
 
 function showRows(id, heads, rows) {
@@ -134,13 +143,13 @@ function showRows(id, heads, rows) {
 }
 
 function makeTile(row) {
-  return make("div", { class: "tile" }, make("span", {}, SHORT[row.path]), make("b", {}, row.now),
-    row.change ? makeChange("span", row) : make("span", {}, "\u00a0"));
+  return make("div", {}, make("dt", {}, SHORT[row.path]), make("dd", {}, row.now),
+    row.change ? makeChange("dd", row) : make("dd", { class: "exact" }, exact(row.exact.b)));
 }
 
 function makeChange(tag, row) {
   const way = row.exact.delta > 0 ? "more" : row.exact.delta < 0 ? "less" : "";
-  return make(tag, { class: way }, row.change.replace("-", "\u2212"));
+  return make(tag, { class: `${tag === "dd" ? "exact " : ""}${way}` }, row.change.replace("-", "\u2212"));
 }
 
 function exact(value) {
@@ -151,7 +160,7 @@ function exact(value) {
 // policy allows none).
 function parseDrawing(text) {
   if (!text) return [];
-  const parsed = new DOMParser().parseFromString(text, "image/svg+xml").documentElement;
+  const parsed = new DOMParser().parseFromString(text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '), "image/svg+xml").documentElement;
   return parsed.nodeName === "svg" ? [document.adoptNode(parsed)] : [];
 }
 
@@ -293,7 +302,7 @@ function makeField(values, path, label, { what, options = [], free = false, titl
   const inherited = value === undefined && scoped !== undefined ? `as the model: ${word(scoped)}` : usual;
   const shared = { id, "data-path": JSON.stringify(path), title: what || undefined, on: { change: (event) => edit(path, event.target.value) } };
   const changed = path.length && isChanged(path) ? "changed" : undefined;
-  const caption = make("label", { for: id, title: what || undefined }, label.replaceAll("_", " "));
+  const caption = make("label", { for: id, title: what || undefined }, label);
   if (!options.length || free) {
     const list = options.length ? make("datalist", { id: `${id}-list` }, ...options.map((each) => make("option", { value: String(each) }))) : null;
     const shown = value === undefined || value === null ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
@@ -331,7 +340,7 @@ function makeSetup([name, options]) {
       ...options.map((each) => make("option", { value: each, selected: each === present }, each)))
     : make("input", { id, type: "number", min: 1, value: present ?? "", placeholder: name === "context" ? "the model's" : "1", on: act });
   field.dataset.path = JSON.stringify([name]);
-  return [make("label", { for: id }, name.replaceAll("_", " ")), field];
+  return [make("label", { for: id }, name), field];
 }
 
 // ---------------------------------------------------------------- the address
@@ -404,16 +413,25 @@ function begin() {
   show({ ...DATA.first, text: state.text });
   by("text").value = state.text;
   if (HERE === "file") {
-    by("form").disabled = by("setup").disabled = by("text").disabled = true;
-    for (const id of ["start", "reset", "share"]) by(id).disabled = true;
-    by("notice").hidden = false;
-    by("notice").textContent = "This page computes in a web worker, which browsers forbid for files. Serve the folder: " +
-      "zoo gallery --serve FOLDER, then open http://127.0.0.1:8000/playground/";
-    return tell("Shown as it was written", false);
+    return pause("This page computes in a web worker, which browsers forbid for files. Serve the folder: " +
+      "zoo gallery FOLDER --serve, then open http://127.0.0.1:8000/playground/");
   }
-  if (other) for (const id of ["tiles", "drawing", "figures"]) by(id).classList.add("stale");
-  listen();
-  ask();
+  fetch("pyodide-lock.json", { method: "HEAD" }).then((found) => {
+    if (!found.ok) return pause("This gallery was written without the parts that compute: zoo gallery FOLDER --playground");
+    if (other) for (const id of ["tiles", "drawing", "figures"]) by(id).classList.add("stale");
+    listen();
+    ask();
+  });
+}
+
+// Shows the page as it was written, with a line that says why it does not compute.
+function pause(words) {
+  by("form").disabled = by("setup").disabled = by("text").disabled = true;
+  for (const id of ["start", "reset", "share"]) by(id).disabled = true;
+  by("notice").hidden = false;
+  by("notice").textContent = words;
+  tell("Shown as it was written", false);
 }
 
 begin();
+}

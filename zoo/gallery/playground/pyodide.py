@@ -93,7 +93,7 @@ def _fetch_wheel(folder: Path) -> None:
 
 def _call(words: Sequence[str], what: str, tool: str) -> None:
     """Run a program. Raises ConfigError with the last line of what it said if it fails."""
-    cure = "with a network once, or zoo gallery OUT --playground FOLDER with the files"
+    cure = "with a network once, or --pyodide FOLDER with the files"
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     except OSError as error:
