@@ -43,7 +43,9 @@ def run(
         specs, plans = _plan([*([target] if target else []), *(overrides or [])], context, diff=diff)
         if card and len(plans) > 1:
             raise ConfigError("card: shows one model, two were named (leave one out)")
-        scene, lines = _draw(specs, plans, "card" if card else look, by, needs_scene=out is not None and out.suffix != ".txt")
+        scene, lines = _draw(
+            specs, plans, "card" if card else look, by, needs_scene=out is not None and out.suffix != ".txt"
+        )
     from zoo.drawing.text_figure import write_text
 
     if out is None:

@@ -222,7 +222,9 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 if chooser is not None:
                     if chooser.owns:  # the indexer scores every visible key
                         scored = look._replace(rate=chooser.pooled * own.sight.rate, near=0)
-                        attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, scored, row.used, row.path))
+                        attentions.append(
+                            AttentionRow(where, tower, row.kind, ("indexer",), chooser, scored, row.used, row.path)
+                        )
                     chosen = {"top_k": chooser.most_keys, "granule": chooser.granule, "tail": chooser.adds_tail}
                     look = look._replace(**chosen)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used, row.path))

@@ -20,7 +20,7 @@ from zoo.model.attention.base import Attention
 from zoo.paths import conf_dir
 
 WIDTH, EDGE, GUTTER = 800.0, 26.0, 18.0
-CELL = 7.0
+CELL = 6.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def _draw_figure(axis: str, choice: Choice, width: float) -> DrawnBox | None:
     if axis == "block":
         plan = plan_model(choice.tower, choice.name, Setup(context=64))
         group = group_layers(plan.towers[0].layers)[0]
-        return next((each for size in (240, 200, 170, 140, 110) if (each := draw_panel(group, size)).width <= width), None)
+        drawn = [draw_panel(group, size) for size in (240, 200, 170, 140, 120, 96)]
+        return next((each for each in drawn if each.width <= width), drawn[-1])
     if isinstance(choice.component, Attention):
         return _draw_mask(find_grid(choice.component, choice.tower.causal), choice, width)
     return draw_box(choice.element, width) if choice.element.title else None
@@ -106,27 +107,24 @@ def _draw_figure(axis: str, choice: Choice, width: float) -> DrawnBox | None:
 def _draw_mask(grid: Grid, choice: Choice, width: float) -> DrawnBox:
     """Draw a grid: queries downwards, keys to the right; keys that stand for several tokens in a grid of their own."""
     color = choice.element.color
-    shapes = _draw_cells(grid.seen, f"{color}-line" if color == "attention" else color, f"{color}-line")
+    shapes = _draw_cells(grid.seen, f"{color}-line")
     side = len(grid.seen) * CELL
-    x = side + 16
     if grid.pooled:
-        shapes += shift_items(_draw_cells(grid.pooled, "table", "table-line"), x, 0)
-        shapes.append(Label(x, side + 16, "pooled keys", SMALL, color="muted"))
+        shapes += shift_items(_draw_cells(grid.pooled, "table-line"), width - side - 2, 0)
+        shapes.append(Label(width - side - 2, side + 16, "keys of pools", SMALL, color="muted"))
     said = "keys" if color == "attention" else "through a state"
-    shapes.append(Label(0, side + 16, said, SMALL, color="muted"))
-    notes = [f"every {grid.step}th token"] if grid.step > 1 else []
-    notes += ["an indexer chooses", "among these"] if choice.component.chooser is not None else []
-    for at, note in enumerate(notes if not grid.pooled else []):
-        shapes.append(Label(x, 12 + 16 * at, cut_text(note, width - x, SMALL), SMALL, color="muted"))
+    if not grid.pooled:
+        said += f", every {grid.step}th token drawn" if grid.step > 1 else ""
+        said += ", of which an indexer chooses" if choice.component.chooser is not None else ""
+    shapes.append(Label(0, side + 16, cut_text(said, width, SMALL), SMALL, color="muted"))
     return DrawnBox(tuple(shapes), width, side + 20)
 
 
-def _draw_cells(seen: tuple[tuple[bool, ...], ...], fill: str, line: str) -> list[Shape]:
+def _draw_cells(seen: tuple[tuple[bool, ...], ...], fill: str) -> list[Shape]:
     """Draw a cell for each pair, filled if the query sees the key."""
     side = len(seen) * CELL
     shapes: list[Shape] = [Box(-2, -2, side + 3, side + 3, "paper", "line", 3)]
     for row, keys in enumerate(seen):
         for column, shown in enumerate(keys):
-            color = fill if shown else "grid"
-            shapes.append(Box(column * CELL, row * CELL, CELL - 1, CELL - 1, color, "", 1))
+            shapes.append(Box(column * CELL, row * CELL, CELL - 1, CELL - 1, fill if shown else "grid", "", 1))
     return shapes

@@ -73,7 +73,7 @@ def _name_ends(tower: TowerPlan) -> dict[str, Element]:
 
 
 def _match(group: LayerGroup, others: Sequence[LayerGroup], at: int) -> LayerGroup | None:
-    """Find the group of the other model that stands for this one: of a kind of the same name, else at the same place."""
+    """Find the group of the other model that stands for this one: of a kind of its name, else at its place."""
     kinds = {layer.kind for layer in group.layers}
     named = (each for each in others if kinds & {layer.kind for layer in each.layers})
     return next(named, others[at] if at < len(others) else None)

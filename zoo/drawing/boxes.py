@@ -110,7 +110,9 @@ def _draw_full(element: Element, width: float, look: Look) -> DrawnBox:
         shapes += drawn
     height = y + PAD + 1
     lit = _is_lit(element, "", look)
-    box = Box(0, 0, width, height, fill, "lit" if lit else line, 6, 2 if lit else 1, tip=_tip(element), name=element.name)
+    box = Box(
+        0, 0, width, height, fill, "lit" if lit else line, 6, 2 if lit else 1, tip=_tip(element), name=element.name
+    )
     return DrawnBox((box, *shapes), width, height)
 
 

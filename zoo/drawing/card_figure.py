@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.setup import Setup
-from zoo.drawing.boxes import DrawnBox
+from zoo.drawing.boxes import BETWEEN, DrawnBox
 from zoo.drawing.cache_chart import draw_cache_chart, list_lengths, say_tokens
 from zoo.drawing.contents import ModelPlan
-from zoo.drawing.facts import spell
 from zoo.drawing.grouping import group_layers
 from zoo.drawing.lettering import cut_text, measure_text, wrap_text
 from zoo.drawing.model_figure import describe_model
@@ -35,8 +33,18 @@ def draw_card(plan: ModelPlan, spec: Any) -> Scene:
     shapes += shift_items(_draw_patterns(plan, half).shapes, EDGE, 236)
     shapes += shift_items(_draw_facts(plan, half), EDGE, 352)
     shapes += shift_items(_draw_cache(plan, spec, half), EDGE + half + 48, 236)
+    shapes.append(Label(EDGE, HEIGHT - 28, say_exactly(plan), 15, color="muted"))
     shapes.append(Label(WIDTH - EDGE, HEIGHT - 28, "drawn and priced by Zoo", 15, color="muted", anchor="end"))
     return Scene(WIDTH, HEIGHT, tuple(shapes), plan.title, describe_model(plan))
+
+
+def say_exactly(plan: ModelPlan) -> str:
+    """Say a model's figures to the last digit."""
+    params, cache = plan.figures["params"], plan.figures["kv_cache"]
+    found = [f"{params['total']:,} parameters"]
+    found += [f"{params['active']:,} active"] if params["active"] != params["total"] else []
+    found += [f"{cache['bytes_per_token']:,} bytes of cache a token"] if plan.generates else []
+    return " · ".join(found)
 
 
 def _draw_tiles(plan: ModelPlan, inner: float) -> list[Shape]:
@@ -67,7 +75,7 @@ def _draw_patterns(plan: ModelPlan, width: float) -> DrawnBox:
 def _draw_facts(plan: ModelPlan, width: float) -> list[Shape]:
     shapes: list[Shape] = []
     y = 0.0
-    for color, text in list(list_special(plan))[:MOST_FACTS]:
+    for color, text in list_special(plan)[:MOST_FACTS]:
         lines = wrap_text(text, width - 26, TEXT)[:2]
         if y + 26 * len(lines) > HEIGHT - 352 - 40:
             break
@@ -79,22 +87,23 @@ def _draw_facts(plan: ModelPlan, width: float) -> list[Shape]:
     return shapes
 
 
-def list_special(plan: ModelPlan) -> Iterator[tuple[str, str]]:
-    """List what a model is made of, the mixers and feed-forwards of its layers first, each with its colour."""
-    seen: set[str] = set()
-    for tower in plan.towers:
-        for group in group_layers(tower.layers):
-            count = sum(layer.count for layer in group.layers)
-            for element in group.elements.values():
+def list_special(plan: ModelPlan) -> list[tuple[str, str]]:
+    """List what a model is made of: its mixers and feed-forwards, each with its colour and how many layers have it, and
+    what its towers state beside."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for group in (each for tower in plan.towers for each in group_layers(tower.layers)):
+        for element in group.elements.values():
+            if element.color not in ("norm", "other", "table"):
                 plain = next((text for label, text in element.rows if not label), "")
                 if element.experts:
                     number, active = element.experts
-                    plain = f"{number:,} experts, {active:g} a token" + (f" · {plain}" if plain else "")
-                text = f"{count} × {element.about or element.title}" + (f": {plain}" if plain else "")
-                if element.color not in ("norm", "other", "table") and text not in seen:
-                    seen.add(text)
-                    yield element.color, text
-        yield from (("other", spell(note)) for note in tower.notes)
+                    plain = BETWEEN.join(filter(None, (f"{number:,} experts, {active:.3g} a token", plain)))
+                key = element.color, element.about or element.title, plain
+                counts[key] = counts.get(key, 0) + sum(layer.count for layer in group.layers)
+    found = [
+        (color, f"{count} × {name}" + (f": {text}" if text else "")) for (color, name, text), count in counts.items()
+    ]
+    return found + [("other", note) for tower in plan.towers for note in tower.notes]
 
 
 def _draw_cache(plan: ModelPlan, spec: Any, width: float) -> list[Shape]:

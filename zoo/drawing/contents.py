@@ -21,6 +21,8 @@ from zoo.model.attention.base import Attention
 from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, rows
 from zoo.spec.parts import count_kinds
 
+NOTHING = Share()
+
 
 @dataclass(frozen=True)
 class Element:
@@ -36,7 +38,7 @@ class Element:
     experts: tuple[int, float] | None = None
     kept: str = ""
     local: bool = False
-    share: Share = Share()
+    share: Share = NOTHING
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
 def _join_copies(
     nodes: Sequence[Junction], elements: dict[str, Element]
 ) -> tuple[tuple[Junction, ...], dict[str, Element]]:
-    """Join parts that are alike, read the same and are read by the same: three gates side by side are one box, `3 ×`."""
+    """Join parts that are alike, read the same and are read by the same: three gates are one box, `3 ×`."""
     alike: dict[Any, list[Junction]] = {}
     for node in nodes:
         readers = tuple(each.number for each in nodes if node.number in each.sources)

@@ -9,6 +9,9 @@ FEW = 200
 """Runs of equal layers up to which repeats are searched for."""
 
 
+TO = "\N{EN DASH}"
+
+
 class Fold(NamedTuple):
     """Runs of layers, (kind, how many), that follow one another `times` times."""
 
@@ -44,7 +47,7 @@ def _fold(runs: tuple[tuple[str, int], ...]) -> list[Fold]:
 
 
 def name_places(pattern: Sequence[str], kind: str) -> str:
-    """Name the layers of a kind by number, from 0 on: `3–60`, `0, 4, 8 …`."""
+    """Name the layers of a kind by number, from 0 on: `0, 4, 8 …`, and runs of them by their ends."""
     places = [at for at, name in enumerate(pattern) if name == kind]
     ranges: list[list[int]] = []
     for at in places:
@@ -52,5 +55,5 @@ def name_places(pattern: Sequence[str], kind: str) -> str:
             ranges[-1][1] = at
         else:
             ranges.append([at, at])
-    said = [str(first) if first == last else f"{first}–{last}" for first, last in ranges]
+    said = [str(first) if first == last else f"{first}{TO}{last}" for first, last in ranges]
     return ", ".join(said) if len(said) <= 4 else ", ".join(said[:3]) + " …"

@@ -33,12 +33,17 @@ def group_layers(layers: Sequence[LayerPlan]) -> list[LayerGroup]:
 
 
 def _describe_build(layer: LayerPlan) -> object:
-    wires = tuple((node.part, node.sign, tuple(each for each in node.sources if isinstance(each, int))) for node in layer.junctions)
+    wires = tuple(
+        (node.part, node.sign, tuple(each for each in node.sources if isinstance(each, int)))
+        for node in layer.junctions
+    )
     return wires, tuple((name, each.title, each.experts) for name, each in layer.elements.items())
 
 
 def _merge(layers: Sequence[LayerPlan]) -> dict[str, Element]:
-    return {name: _merge_elements([(layer.kind, layer.elements[name]) for layer in layers]) for name in layers[0].elements}
+    return {
+        name: _merge_elements([(layer.kind, layer.elements[name]) for layer in layers]) for name in layers[0].elements
+    }
 
 
 def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
@@ -53,7 +58,7 @@ def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
     others: dict[str, list[str]] = {}
     for kind, own in facts.items():
         said = BETWEEN.join(" ".join(filter(None, fact)) for fact in own if fact not in common)
-        others.setdefault(said or "–", []).append(kind)
+        others.setdefault(said or "no more", []).append(kind)
     rows = [*_join(common), *((", ".join(kinds), said) for said, kinds in others.items())]
     return replace(first, rows=tuple(rows), kept=first.kept if alike else "", share=share)
 

@@ -45,7 +45,7 @@ class _Documents:
 
 
 class Grid(NamedTuple):
-    """Which keys each query sees, [query][key], when every `step`-th token is drawn; `pooled` says the same of keys that
+    """Which keys each query sees, [query][key], when every `step`-th token is drawn; `pooled` says so of keys that
     stand for several tokens."""
 
     step: int
@@ -72,7 +72,9 @@ def make_mask(sight: Sight, causal: bool, tokens: int) -> Mask:
     """Make the mask of a row of tokens, as `ForwardContext.see` does; of an attention over pools, that of the single
     tokens beside them."""
     documents: Any = (_Documents(sight.chunk),) * 2 if sight.chunk else None
-    return Mask(tokens, tokens, causal=causal, window=sight.near or sight.window, ahead=sight.ahead, documents=documents)
+    return Mask(
+        tokens, tokens, causal=causal, window=sight.near or sight.window, ahead=sight.ahead, documents=documents
+    )
 
 
 def sees(mask: Mask, sight: Sight, query: int, key: int, tokens: int) -> bool:

@@ -149,6 +149,8 @@ def describe_model(plan: ModelPlan) -> str:
     said = [f"{value} {name}" for value, name in list_tiles(plan)]
     for tower in plan.towers:
         for layer in tower.layers:
-            parts = ", ".join(layer.elements[node.part].title for node in layer.junctions if node.part in layer.elements)
+            parts = ", ".join(
+                layer.elements[node.part].title for node in layer.junctions if node.part in layer.elements
+            )
             said.append(f"{tower.title.lower()}: {layer.count} layers of kind {layer.kind} ({parts})")
     return "; ".join(said) + "."

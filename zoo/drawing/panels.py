@@ -31,7 +31,12 @@ MARGIN = 14.0
 SIDE = 20.0
 """Space between columns."""
 
-ELSEWHERE = {"memory": "encoder output", "lent": "another layer's keys", "embedded": "embedding", "pass": "position bias"}
+ELSEWHERE = {
+    "memory": "encoder output",
+    "lent": "another layer's keys",
+    "embedded": "embedding",
+    "pass": "position bias",
+}
 """What a layer reads besides its stream, where the channel's name does not say it."""
 
 

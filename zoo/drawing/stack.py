@@ -101,12 +101,16 @@ def _draw_cells(tower: TowerPlan, width: float) -> DrawnBox:
     for at in range(count):
         layer = tower.layer(tower.pattern[at * len(tower.pattern) // count])
         y = (count - 1 - at) * size
-        shapes.append(Box(left, y, right - left, size - 1, _tone(tower, layer.kind), "", 1.5, tip=f"{at}: {layer.kind}"))
+        shapes.append(
+            Box(left, y, right - left, size - 1, _tone(tower, layer.kind), "", 1.5, tip=f"{at}: {layer.kind}")
+        )
     step = next(each for each in (4, 8, 10, 20, 50) if each * size >= 18)
     for at in range(0, count, step):
         y = (count - 1 - at) * size + size / 2 + 4
         shapes.append(Label(left - 6, y, str(at * len(tower.pattern) // count), SMALL, color="muted", anchor="end"))
-    return DrawnBox((Box(left - 4, -4, right - left + 8, count * size + 7, "", "line", 5), *shapes), width, count * size)
+    return DrawnBox(
+        (Box(left - 4, -4, right - left + 8, count * size + 7, "", "line", 5), *shapes), width, count * size
+    )
 
 
 def _tone(tower: TowerPlan, kind: str) -> str:

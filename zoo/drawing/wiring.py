@@ -6,18 +6,23 @@ collapsed to the layer's parts and to the sums between them, so that a new kind 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.costs.activations import INPUT, PassShape, TowerTrace, make_memory
 from zoo.costs.shadow.tape import TapeNode, UnknownOperation, named_failures, taping
+from zoo.spec import Sized, Spec
 
 TOKENS = 16
 """Tokens of the traced row: wiring does not depend on their number."""
 
 STREAM = "stream"
 """The source of what reads the layer's input."""
+
+WEIGHT = ""
+"""What stands for an operation that reads weights alone."""
 
 JOINS = {"add": "+", "addcmul": "+", "sub": "+", "baddbmm": "+", "mul": "×", "div": "×", "cat": "‖", "stack": "‖"}
 """The sign of a place where values join, by operation."""
@@ -49,7 +54,10 @@ def wire_model(spec: Any) -> dict[tuple[str, str], tuple[Junction, ...]]:
                 tape.unknown = None
             for kind, block in tower.blocks.items():
                 traced = trace.layers.get(kind)
-                found[where, kind] = _collapse(*traced, begun) if traced else _chain(block.parts(tower.d_model))
+                parts = block.parts(tower.d_model)
+                found[where, kind] = (
+                    _name_owners(_collapse(*traced, begun), parts, tower.d_model) if traced else _chain(parts)
+                )
     return found
 
 
@@ -68,14 +76,59 @@ def _collapse(nodes: list[TapeNode], result: Any, begun: int) -> tuple[Junction,
             more = [each for each in sources if each not in (last.number, *last.sources)]
             units[-1] = replace(last, sources=(*last.sources, *more))
             unit_of[node.index] = last.number
-        elif node.owner or len(sources) > 1:
+        elif sources and (node.owner or len(sources) > 1):
             sign = "" if node.owner else JOINS.get(node.name, "·")
             units.append(Junction(len(units), node.owner, sign, tuple(sources)))
             unit_of[node.index] = len(units) - 1
         else:  # a cast, a factor, a slice: what it reads stands for it
-            unit_of[node.index] = sources[0] if sources else STREAM
+            unit_of[node.index] = sources[0] if sources else WEIGHT
     end = unit_of[result.node.index] if result.node is not None else STREAM
     return _renumber(_merge_joins(units, end), end)
+
+
+def _name_owners(nodes: tuple[Junction, ...], parts: Mapping[str, Any], d_model: int) -> tuple[Junction, ...]:
+    """Name the parts that a layer reaches into directly (a connection's projections) after the part that has them.
+    Nodes of one such part are one, if they read the same."""
+    inner, seen = _list_inner(parts, d_model), Counter[str]()
+    kept: list[Junction] = []
+    number_of: dict[int, int] = {}
+    made: dict[str, int] = {}  # the node of each part that is named here
+    for node in nodes:
+        owners = [name for name, own in inner if node.part in own] if node.part not in parts else []
+        read = (number_of[each] if isinstance(each, int) else each for each in node.sources)
+        sources = tuple(dict.fromkeys(read))
+        joins = (at for each, at in made.items() if each in owners and set(sources) <= {at, *kept[at].sources})
+        if (own := next(joins, None)) is not None:
+            number_of[node.number] = own
+            continue
+        number_of[node.number] = len(kept)
+        name = _choose_owner(node, nodes, owners, seen) if owners else node.part
+        if owners:
+            made[name] = len(kept)
+        kept.append(Junction(len(kept), name, node.sign, sources))
+    return tuple(kept)
+
+
+def _choose_owner(node: Junction, nodes: tuple[Junction, ...], owners: list[str], seen: Counter[str]) -> str:
+    """Choose the part that a name of several belongs to: one that reads it soon after, else each in turn."""
+    seen[node.part] += 1
+    reached, read = {node.number}, []
+    for each in nodes[node.number + 1 : node.number + 4]:
+        if reached & set(each.sources):
+            reached.add(each.number)
+            read.append(each.part)
+    turn = owners[(seen[node.part] - 1) % len(owners)]
+    return next((part for part in read if part in owners), turn)
+
+
+def _list_inner(parts: Mapping[str, Any], d_model: int) -> list[tuple[str, set[str]]]:
+    """List the parts that are components, each with the names of its own parts."""
+    inner = (
+        (name, part if isinstance(part, Sized) else Sized(part, d_model))
+        for name, part in parts.items()
+        if isinstance(part, Spec | Sized)
+    )
+    return [(name, set(each.spec.parts(each.d_model))) for name, each in inner]
 
 
 def _list_sources(node: TapeNode, unit_of: dict[int, int | str], begun: int) -> list[int | str]:
@@ -84,8 +137,8 @@ def _list_sources(node: TapeNode, unit_of: dict[int, int | str], begun: int) -> 
     found: list[int | str] = []
     for source in node.sources:
         if source.node is not None:
-            made = unit_of.get(source.node.index)
-            found.append(("memory" if source.node.index <= begun else "pass") if made is None else made)
+            made = unit_of.get(source.node.index, "memory" if source.node.index <= begun else "pass")
+            found += [] if made == WEIGHT else [made]
         elif source.leaf is not None and not source.leaf.held:
             found.append(STREAM if source.leaf.name == INPUT else source.leaf.name)
     return list(dict.fromkeys(found))
