@@ -20,7 +20,7 @@ def run(
     look: Literal["paper", "cost", "strip"] = option(
         "paper: as in a publication. cost: coloured by what boxes cost. strip: the pattern over depth.", default="paper"
     ),
-    by: Literal["params", "flops", "cache"] = option("What the look `cost` is coloured by.", default="params"),
+    by: Literal["params", "flops", "cache"] | None = option("What the look `cost` is coloured by. [default: params]"),
     context: int | None = option("Tokens of a sequence, for FLOPs and cache. [default: the model's longest]"),
     out: Path | None = option("A .svg, .png, .html, .pdf or .txt file; the terminal unless given.", "--out", "-o"),
     diff: bool = flag("Draw the model with the overrides beside the one without."),
@@ -37,14 +37,18 @@ def run(
 
     if out is not None:
         check_drawing(out)
+    if by is not None and look != "cost":
+        raise ConfigError("by: is of the look `cost` (add --look cost)")
     if axis is not None:
         scene, lines = _draw_axis(axis, target)
     else:
         specs, plans = _plan([*([target] if target else []), *(overrides or [])], context, diff=diff)
         if card and len(plans) > 1:
             raise ConfigError("card: shows one model, two were named (leave one out)")
+        if look != "paper" and len(plans) > 1:
+            raise ConfigError(f"look: two models have one of their own (leave --look {look} out)")
         scene, lines = _draw(
-            specs, plans, "card" if card else look, by, needs_scene=out is not None and out.suffix != ".txt"
+            specs, plans, "card" if card else look, by or "params", needs_scene=out is not None and out.suffix != ".txt"
         )
     from zoo.drawing.text_figure import write_text
 

@@ -50,7 +50,7 @@ def _make_choice(axis: str, name: str) -> Choice:
     lines = [find_source(component, read_choices(axis)[name].comment)]
     if isinstance(component, Attention):
         growth = grow(component, tower.causal)
-        lines.append(f"time {growth['time']}, cache {growth['cache']}")
+        lines.append(f"time {growth['time']}" + (f", cache {growth['cache']}" if tower.causal else ""))
     element = make_element(axis, component, tower.d_model, Share())
     return Choice(name, element, tuple(each for each in lines if each), tower, component)
 
@@ -59,19 +59,17 @@ def draw_axis(axis: str, choices: list[Choice]) -> Scene:
     """Draw the choices of an axis in a table of small figures."""
     columns = 2 if axis == "block" else 3
     size = (WIDTH - 2 * EDGE - GUTTER * (columns - 1)) / columns
-    drawn = [_draw_choice(axis, each, size) for each in choices]
     shapes: list[Shape] = [Label(EDGE, EDGE + 18, f"{axis}: {len(choices)} choices", 22, True)]
-    y = EDGE + 44.0
-    for at in range(0, len(drawn), columns):
-        row = drawn[at : at + columns]
-        height = max(each.height for each in row)
-        for column, each in enumerate(row):
-            x = EDGE + column * (size + GUTTER)
-            shapes.append(Box(x, y, size, height, "panel", "line", 10, name=choices[at + column].name))
-            shapes += shift_items(each.shapes, x, y)
-        y += height + GUTTER
+    ends = [EDGE + 44.0] * columns  # each choice goes where there is room first
+    for each in choices:
+        drawn = _draw_choice(axis, each, size)
+        column = ends.index(min(ends))
+        x, y = EDGE + column * (size + GUTTER), ends[column]
+        shapes.append(Box(x, y, size, drawn.height, "panel", "line", 10, name=each.name))
+        shapes += shift_items(drawn.shapes, x, y)
+        ends[column] = y + drawn.height + GUTTER
     said = "; ".join(f"{each.name}: {each.said}" for each in choices)
-    return Scene(WIDTH, y + EDGE - GUTTER, tuple(shapes), f"Choices of {axis}", said)
+    return Scene(WIDTH, max(ends) + EDGE - GUTTER, tuple(shapes), f"Choices of {axis}", said)
 
 
 def _draw_choice(axis: str, choice: Choice, width: float) -> DrawnBox:

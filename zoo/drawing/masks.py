@@ -72,9 +72,8 @@ def make_mask(sight: Sight, causal: bool, tokens: int) -> Mask:
     """Make the mask of a row of tokens, as `ForwardContext.see` does; of an attention over pools, that of the single
     tokens beside them."""
     documents: Any = (_Documents(sight.chunk),) * 2 if sight.chunk else None
-    return Mask(
-        tokens, tokens, causal=causal, window=sight.near or sight.window, ahead=sight.ahead, documents=documents
-    )
+    window = sight.near or sight.window or (None if causal else tokens)
+    return Mask(tokens, tokens, causal=causal, window=window, ahead=sight.ahead, documents=documents)
 
 
 def sees(mask: Mask, sight: Sight, query: int, key: int, tokens: int) -> bool:
@@ -87,5 +86,4 @@ def sees(mask: Mask, sight: Sight, query: int, key: int, tokens: int) -> bool:
         last = (tokens - 1) // sight.blocks.size
         one, two = query // sight.blocks.size, key // sight.blocks.size
         return abs(one - two) <= 1 or {one, two} & {0, last} != set()
-    unlimited = not mask.causal and mask.window is None and mask.documents is None
-    return unlimited or bool(mask.sees(_Index(0), _Index(query), _Index(key)))  # type: ignore[arg-type]
+    return bool(mask.sees(_Index(0), _Index(query), _Index(key)))  # type: ignore[arg-type]

@@ -1,0 +1,51 @@
+"""Two models beside each other: exactly what an override changed is lit."""
+
+from support.packaged_specs import load
+from support.scene_checks import find_faults, smallest_text
+from zoo.drawing.beside import draw_beside, find_differences, list_costs
+from zoo.drawing.contents import plan_model
+from zoo.drawing.scene import Box, Label
+
+
+def plan(name, *overrides):
+    return plan_model(load(name, overrides), " ".join([name, *overrides]))
+
+
+def lit(one, two):
+    return [shape.text for shape in draw_beside(one, two).items if isinstance(shape, Label) and shape.color == "lit"]
+
+
+def test_equal_models_have_nothing_lit():
+    one = plan("llama3-8b")
+    assert find_differences(one, one) == [] and lit(one, one) == []
+
+
+def test_a_changed_field_is_lit_alone_on_both_sides():
+    one, two = plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=1")
+    assert [each.what for each in find_differences(one, two)] == ["8 KV heads", "caches 2,048 values a token"]
+    assert [each.what for each in find_differences(two, one)] == ["1 KV head", "caches 256 values a token"]
+    shown = lit(one, two)
+    assert {"8 KV heads ·", "caches 2,048 values a token", "1 KV head ·", "caches 256 values a token"} <= set(shown)
+    assert not any("head dim" in text or "RoPE" in text or "d_ff" in text for text in shown)
+
+
+def test_another_component_has_a_lit_border():
+    scene = draw_beside(plan("llama3-8b"), plan("llama3-8b", "attention=mla"))
+    assert [shape.name for shape in scene.items if isinstance(shape, Box) and shape.line == "lit"] == ["attention"] * 2
+
+
+def test_another_depth_is_lit():
+    assert {"32 layers", "4 layers"} <= set(lit(plan("llama3-8b"), plan("llama3-8b", "n_layers=4")))
+
+
+def test_costs_are_told_with_their_change():
+    rows = {
+        name: (a, b, change) for name, a, b, change in list_costs(plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=1"))
+    }
+    assert rows["cache of 8,192 tokens"] == ("1.00 GiB", "128 MiB", "\N{MINUS SIGN}87.5 %")
+
+
+def test_models_of_other_kinds_can_be_compared():
+    for one, two in (("t5-tiny", "bert-tiny"), ("qwen3-next-80b-a3b", "nemotron-h-8b"), ("gemma-3n-e2b", "llama-tiny")):
+        scene = draw_beside(plan(one), plan(two))
+        assert find_faults(scene) == [] and smallest_text(scene) >= 6

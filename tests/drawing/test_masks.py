@@ -1,0 +1,67 @@
+"""The grids of an axis are what the model's own masks say, made as tensors by torch."""
+
+import pytest
+import torch
+
+from support.scene_checks import find_faults, smallest_text
+from zoo.analysis.axes import list_axes, load_small
+from zoo.costs.pairs import Look
+from zoo.drawing.axis_figure import draw_axis, list_choices
+from zoo.drawing.masks import CELLS, find_grid, make_mask, sees
+from zoo.errors import ConfigError
+from zoo.kernels.mask import Mask
+from zoo.model.attention.base import Sight
+from zoo.model.context import ForwardContext
+from zoo.model.step import Inputs
+
+PLAIN = ["gqa", "longformer", "mamba2"]
+
+
+@pytest.mark.parametrize("choice", PLAIN)
+def test_a_grid_is_the_mask_of_the_models_own_pass(choice):
+    *_, tower = load_small("attention", choice)
+    attention = next(iter(tower.blocks.values())).attention
+    grid = find_grid(attention, tower.causal)
+    tokens = CELLS * grid.step
+    context = ForwardContext(tower, Inputs(torch.zeros(1, tokens, dtype=torch.long)))
+    dense = context.see(attention, None, None).mask.dense(torch.device("cpu"))[0, 0]
+    at = torch.arange(CELLS) * grid.step + grid.step - 1
+    assert torch.equal(torch.tensor(grid.seen), dense[at][:, at])
+
+
+@pytest.mark.parametrize("sight", [Sight(window=3), Sight(chunk=4), Sight(window=2, ahead=5), Sight()])
+@pytest.mark.parametrize("causal", [True, False])
+def test_whole_numbers_are_seen_as_tensors_are(sight, causal):
+    if sight.ahead is not None and causal:
+        return
+    chunks = None if sight.chunk is None else (torch.arange(12)[None] // sight.chunk,) * 2
+    dense = Mask(12, 12, causal=causal, window=sight.window, ahead=sight.ahead, documents=chunks)
+    wanted = dense.dense(torch.device("cpu"))[0, 0]
+    mask = make_mask(sight, causal, 12)
+    assert [[sees(mask, sight, i, j, 12) for j in range(12)] for i in range(12)] == wanted.tolist()
+
+
+def test_blocks_are_seen_as_many_as_are_priced():
+    *_, tower = load_small("attention", "block_sparse")
+    attention = next(iter(tower.blocks.values())).attention
+    sight, tokens = attention.sight, CELLS * attention.sight.blocks.size
+    grid = find_grid(attention, False)
+    pairs = sum(map(sum, grid.seen)) * sight.blocks.size**2
+    assert pairs == Look(False, False, **sight._asdict()).pairs(tokens)
+
+
+def test_an_axis_is_drawn_without_a_fault():
+    scene = draw_axis("cross", list_choices("cross"))
+    assert find_faults(scene) == [] and smallest_text(scene) >= 8.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", list_axes())
+def test_every_axis_is_drawn_without_a_fault(axis):
+    scene = draw_axis(axis, list_choices(axis))
+    assert find_faults(scene) == [] and smallest_text(scene) >= 8.99
+
+
+def test_an_unknown_axis_is_refused():
+    with pytest.raises(ConfigError, match="axis: there is no 'atention'"):
+        list_choices("atention")

@@ -1,0 +1,119 @@
+"""Figures of models: of all that are packaged and of every family nothing overlaps, is cut or is too small to read."""
+
+import copy
+
+import pytest
+import transformers
+
+from support.family_cases import ONE_EACH
+from support.packaged_specs import load, one_in
+from support.scene_checks import find_faults, smallest_text
+from zoo.costs.setup import Setup
+from zoo.drawing.card_figure import draw_card
+from zoo.drawing.contents import plan_model
+from zoo.drawing.cost_look import draw_areas, make_cost_look
+from zoo.drawing.model_figure import draw_model
+from zoo.drawing.numbers import list_tiles, say_bytes, say_change, say_count, say_share
+from zoo.drawing.scene import Box, Label
+from zoo.drawing.strip import draw_strip
+from zoo.drawing.text_figure import draw_text, write_text
+from zoo.errors import ConfigError
+from zoo.paths import conf_dir
+
+PACKAGED = sorted(each.stem for each in (conf_dir() / "model").glob("*.yaml"))
+READABLE = 8.99
+"""The least size of a text, in pixels, when a figure is shown 600 pixels wide."""
+
+
+def draw_looks(spec, title):
+    plan = plan_model(spec, title)
+    look = make_cost_look(plan, "params")
+    yield draw_model(plan)
+    yield draw_model(plan, look, lambda width: draw_areas(plan, "params", width, look))
+    yield draw_strip(plan)
+
+
+@pytest.mark.parametrize("name", one_in(4, PACKAGED))
+def test_a_packaged_models_figures_have_no_fault(name):
+    spec = load(name)
+    for scene in draw_looks(spec, name):
+        assert find_faults(scene) == []
+        assert smallest_text(scene) >= READABLE
+    assert find_faults(draw_card(plan_model(spec, name), spec)) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", one_in(12, ONE_EACH), ids=lambda case: case.name)
+def test_a_familys_figures_have_no_fault(case, tmp_path):
+    config = getattr(transformers, case.config)(**copy.deepcopy(dict(case.sizes)))
+    config.architectures = [case.model]
+    config.save_pretrained(tmp_path)
+    for scene in draw_looks(load(tmp_path), case.name):
+        assert find_faults(scene) == []
+        assert smallest_text(scene) >= READABLE
+
+
+def test_a_figure_names_each_kind_of_layer_with_its_count():
+    said = texts(draw_model(plan_model(load("deepseek-v3"), "deepseek-v3")))
+    assert {"dense", "× 3", "sparse", "× 58", "MLA", "MoE", "GatedFFN", "671 B", "37.6 B"} <= set(said)
+
+
+def test_a_figure_draws_a_cell_for_each_expert_and_fills_those_that_a_token_passes():
+    plan = plan_model(load("gpt-oss-20b"), "gpt-oss-20b")
+    cells = [shape for shape in draw_model(plan).items if isinstance(shape, Box) and shape.width == 9]
+    assert len(cells) == 32
+    assert sum(bool(cell.fill) for cell in cells) == 4
+
+
+def test_the_areas_of_the_look_by_cost_are_the_shares():
+    plan = plan_model(load("llama3-8b"), "llama3-8b")
+    look = make_cost_look(plan, "params")
+    boxes = [shape for shape in draw_areas(plan, "params", 1000, look) if isinstance(shape, Box)]
+    assert sum(box.width for box in boxes) == pytest.approx(1000, abs=1)
+    ffn = 3 * 4096 * 14336 * 32
+    assert max(box.width for box in boxes) == pytest.approx(1000 * ffn / 8_030_261_248)
+
+
+def test_an_encoder_has_no_cache_to_be_coloured_by():
+    with pytest.raises(ConfigError, match="by: bert has no cache"):
+        make_cost_look(plan_model(load("bert-tiny"), "bert"), "cache")
+
+
+def test_the_context_changes_the_cache_that_a_figure_states():
+    tiles = [list_tiles(plan_model(load("llama3-8b"), "", Setup(context=context))) for context in (1024, 2048)]
+    assert [each[-1] for each in tiles] == [
+        ("128 MiB", "cache at 1,024 tokens"),
+        ("256 MiB", "cache at 2,048 tokens"),
+    ]
+
+
+def test_a_strip_has_a_cell_for_each_layer_and_lighter_ones_for_windows():
+    strip = draw_strip(plan_model(load("gemma3-1b"), "gemma3-1b"))
+    cells = [shape for shape in strip.items if isinstance(shape, Box) and shape.tip]
+    assert len(cells) == 2 * 26
+    assert sum(cell.fill == "attention" for cell in cells) == 22
+    assert sum(cell.fill == "attention-line" for cell in cells) == 4
+
+
+def test_a_card_is_as_large_as_a_links_picture_and_states_the_exact_numbers():
+    spec = load("llama3-8b")
+    card = draw_card(plan_model(spec, "llama3-8b"), spec)
+    assert (card.width, card.height) == (1200, 630)
+    assert "8,030,261,248 parameters · 131,072 bytes of cache a token" in texts(card)
+    assert smallest_text(card) >= 6
+
+
+def test_a_terminals_drawing_has_the_residual_ways_beside_the_layers():
+    drawn = write_text(draw_text(plan_model(load("falcon-7b"), "falcon-7b")))
+    assert "│ ╭─⊕\n│ │ GQA\n" in drawn and "│ │ ∥ MLP\n" in drawn and "│ │ LayerNorm\n│ ╰─┤\n" in drawn
+
+
+def test_numbers_are_said_in_short():
+    assert [say_count(each) for each in (999, 14336, 8030261248, 999_960_000)] == ["999", "14.3 K", "8.03 B", "1.00 B"]
+    assert [say_bytes(each) for each in (12, 1 << 30, 5 << 40)] == ["12 B", "1.00 GiB", "5.00 TiB"]
+    assert [say_share(each) for each in (0.702, 0.0123)] == ["70 %", "1.2 %"]
+    assert [say_change(100, each) for each in (100, 87.5, 2500)] == ["=", "\N{MINUS SIGN}12.5 %", "× 25.0"]
+
+
+def texts(scene):
+    return [shape.text for shape in scene.items if isinstance(shape, Label)]
