@@ -15,6 +15,8 @@ VERBS = (
     "schema",
     "stats gemma2-9b --kernels --gpu h100",
     "solve mesh llama3-8b --gpu h100 --count 16",
+    "draw qwen3-next-80b-a3b",
+    "draw llama3-8b attention=mla --diff",
 )
 STEPS = [
     ("import zoo, zoo.compose", ["hydra", "omegaconf"]),
@@ -31,6 +33,7 @@ STEPS = [
     ("list_findings()[0].pictures, list_card_rows(), collect_axis('norm', ())", ["matplotlib", "numpy"]),
     ("zoo.stats('mixtral-tiny', ['attention=mqa'])", []),
     ("import zoo.costs; zoo.costs.price(zoo.compose.load('llama3-8b'))", []),
+    ("from zoo.drawing.vector import write_svg; import zoo.drawing.model_figure", ["matplotlib", "fontTools", "numpy"]),
     *((f"from zoo.cli import run; assert run({words.split()}) == 0", []) for words in VERBS),
 ]
 """Each with what it must not have loaded besides; what a step has loaded stays."""

@@ -33,7 +33,7 @@ def draw_looks(spec, title):
     yield draw_strip(plan)
 
 
-@pytest.mark.parametrize("name", one_in(4, PACKAGED))
+@pytest.mark.parametrize("name", one_in(8, PACKAGED))
 def test_a_packaged_models_figures_have_no_fault(name):
     spec = load(name)
     for scene in draw_looks(spec, name):
@@ -43,7 +43,7 @@ def test_a_packaged_models_figures_have_no_fault(name):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", one_in(12, ONE_EACH), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", one_in(24, ONE_EACH), ids=lambda case: case.name)
 def test_a_familys_figures_have_no_fault(case, tmp_path):
     config = getattr(transformers, case.config)(**copy.deepcopy(dict(case.sizes)))
     config.architectures = [case.model]

@@ -85,7 +85,7 @@ def _draw(specs: list[Any], plans: list[ModelPlan], look: str, by: str, *, needs
     from zoo.drawing.text_figure import draw_text
 
     if len(plans) == 2:
-        from zoo.drawing.beside import draw_beside, list_differences
+        from zoo.drawing.two_models import draw_beside, list_differences
 
         return draw_beside(*plans) if needs_scene else None, list_differences(*plans)
     lines = draw_text(plans[0])

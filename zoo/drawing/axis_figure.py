@@ -11,7 +11,7 @@ from zoo.drawing.boxes import SMALL, DrawnBox, draw_box
 from zoo.drawing.contents import Element, make_element, plan_model
 from zoo.drawing.grouping import group_layers
 from zoo.drawing.lettering import cut_text, wrap_text
-from zoo.drawing.masks import Grid, find_grid
+from zoo.drawing.masks import MaskGrid, find_grid
 from zoo.drawing.panels import draw_panel
 from zoo.drawing.scene import Box, Label, Scene, Shape, shift_items
 from zoo.drawing.shares import Share
@@ -102,7 +102,7 @@ def _draw_figure(axis: str, choice: Choice, width: float) -> DrawnBox | None:
     return draw_box(choice.element, width) if choice.element.title else None
 
 
-def _draw_mask(grid: Grid, choice: Choice, width: float) -> DrawnBox:
+def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
     """Draw a grid: queries downwards, keys to the right; keys that stand for several tokens in a grid of their own."""
     color = choice.element.color
     shapes = _draw_cells(grid.seen, f"{color}-line")

@@ -31,7 +31,7 @@ MOST_CELLS = 64
 
 
 @dataclass(frozen=True)
-class Look:
+class Styling:
     """How boxes are coloured: `fill` gives the palette's colours (fill, border, text) of an element, `note` a text at
     the right of its title. `lit` are texts and names to be lit, as they differ from another model's."""
 
@@ -44,7 +44,7 @@ def color_by_kind(element: Element) -> tuple[str, str, str]:
     return element.color, f"{element.color}-line", "ink"
 
 
-PLAIN = Look(color_by_kind)
+PLAIN = Styling(color_by_kind)
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def is_thin(element: Element) -> bool:
     return element.color == "norm" or (element.color == "other" and not element.about and len(element.rows) <= 1)
 
 
-def draw_box(element: Element, width: float, look: Look = PLAIN) -> DrawnBox:
+def draw_box(element: Element, width: float, look: Styling = PLAIN) -> DrawnBox:
     """Draw an element `width` wide; thin ones may be narrower."""
     return _draw_thin(element, width, look) if is_thin(element) else _draw_full(element, width, look)
 
 
-def _draw_thin(element: Element, width: float, look: Look) -> DrawnBox:
+def _draw_thin(element: Element, width: float, look: Styling) -> DrawnBox:
     fill, line, ink = look.fill(element)
     lit = _is_lit(element, "", look)
     said = " ".join([element.title, *(text for _, text in element.rows)])
@@ -88,7 +88,7 @@ def _draw_thin(element: Element, width: float, look: Look) -> DrawnBox:
     return DrawnBox(tuple(shapes), size, THIN)
 
 
-def _draw_full(element: Element, width: float, look: Look) -> DrawnBox:
+def _draw_full(element: Element, width: float, look: Styling) -> DrawnBox:
     fill, line, ink = look.fill(element)
     soft = "muted" if ink == "ink" else ink
     inner, y = width - 2 * PAD, PAD + 11.0
@@ -117,7 +117,7 @@ def _draw_full(element: Element, width: float, look: Look) -> DrawnBox:
 
 
 def _draw_row(
-    label: str, text: str, inner: float, y: float, ink: str, soft: str, look: Look, element: Element
+    label: str, text: str, inner: float, y: float, ink: str, soft: str, look: Styling, element: Element
 ) -> tuple[list[Shape], float]:
     """Draw a row below the baseline y, its text beside its label; return the shapes and the last baseline."""
     label = cut_text(label, 0.42 * inner, SMALL)
@@ -170,7 +170,7 @@ def _draw_experts(experts: tuple[int, float], inner: float, y: float, line: str)
     return shapes, y + -(-cells // across) * (CELL + GAP) - GAP
 
 
-def _is_lit(element: Element, what: str, look: Look) -> bool:
+def _is_lit(element: Element, what: str, look: Styling) -> bool:
     return (element.name, what) in look.lit
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.drawing.boxes import SMALL, Look
+from zoo.drawing.boxes import SMALL, Styling
 from zoo.drawing.contents import Element, ModelPlan
 from zoo.drawing.lettering import measure_text
 from zoo.drawing.numbers import say_bytes, say_count, say_share
@@ -32,7 +32,7 @@ def list_elements(plan: ModelPlan) -> list[tuple[str, Element]]:
     return found
 
 
-def make_cost_look(plan: ModelPlan, by: str) -> Look:
+def make_cost_look(plan: ModelPlan, by: str) -> Styling:
     """Make a look that colours boxes by their share of the parameters, FLOPs or cache. Raises ConfigError for a model
     that has none of it."""
     whole = getattr(sum_shares(plan), by)
@@ -48,10 +48,10 @@ def make_cost_look(plan: ModelPlan, by: str) -> Look:
         share = getattr(element.share, by) / whole
         return say_share(share) if share >= 0.0005 else ""
 
-    return Look(fill, note)
+    return Styling(fill, note)
 
 
-def draw_areas(plan: ModelPlan, by: str, width: float, look: Look) -> list[Shape]:
+def draw_areas(plan: ModelPlan, by: str, width: float, look: Styling) -> list[Shape]:
     """Draw the whole as a bar: a box for each element, as wide as its share, named where there is room."""
     whole = getattr(sum_shares(plan), by)
     said = say_bytes(whole) if by == "cache" else say_count(whole)

@@ -12,7 +12,7 @@ from zoo.drawing.wiring import Junction
 
 
 @dataclass(frozen=True)
-class LayerGroup:
+class AlikeLayers:
     """Kinds of layer of one build: their nodes, and elements that say what they share and how they differ."""
 
     layers: tuple[LayerPlan, ...]
@@ -24,12 +24,12 @@ class LayerGroup:
         return sum((each.share for each in self.layers), Share())
 
 
-def group_layers(layers: Sequence[LayerPlan]) -> list[LayerGroup]:
+def group_layers(layers: Sequence[LayerPlan]) -> list[AlikeLayers]:
     """Group layers whose nodes and components are alike, in the order in which they come first."""
     found: dict[object, list[LayerPlan]] = {}
     for layer in layers:
         found.setdefault(_describe_build(layer), []).append(layer)
-    return [LayerGroup(tuple(each), each[0].junctions, _merge(each)) for each in found.values()]
+    return [AlikeLayers(tuple(each), each[0].junctions, _merge(each)) for each in found.values()]
 
 
 def _describe_build(layer: LayerPlan) -> object:

@@ -44,7 +44,7 @@ class _Documents:
         return int(indices[1]) // self.size
 
 
-class Grid(NamedTuple):
+class MaskGrid(NamedTuple):
     """Which keys each query sees, [query][key], when every `step`-th token is drawn; `pooled` says so of keys that
     stand for several tokens."""
 
@@ -53,7 +53,7 @@ class Grid(NamedTuple):
     pooled: tuple[tuple[bool, ...], ...] = ()
 
 
-def find_grid(attention: Attention, causal: bool) -> Grid:
+def find_grid(attention: Attention, causal: bool) -> MaskGrid:
     """Find the grid of an attention, at a number of tokens at which its window or blocks show."""
     sight = attention.sight
     reach = sight.near or sight.window or sight.chunk or 4
@@ -63,9 +63,9 @@ def find_grid(attention: Attention, causal: bool) -> Grid:
     mask = make_mask(sight, causal, tokens)
     seen = tuple(tuple(sees(mask, sight, query, key, tokens) for key in places) for query in places)
     if sight.rate == 1:
-        return Grid(step, seen)
+        return MaskGrid(step, seen)
     ends = [min(tokens, (at + 1) * max(sight.rate, tokens // CELLS)) for at in range(CELLS)]
-    return Grid(step, seen, tuple(tuple(not causal or end <= query + 1 for end in ends) for query in places))
+    return MaskGrid(step, seen, tuple(tuple(not causal or end <= query + 1 for end in ends) for query in places))
 
 
 def make_mask(sight: Sight, causal: bool, tokens: int) -> Mask:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Look
+from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Styling
 from zoo.drawing.contents import ModelPlan, TowerPlan
-from zoo.drawing.grouping import LayerGroup, group_layers
+from zoo.drawing.grouping import AlikeLayers, group_layers
 from zoo.drawing.lettering import cut_text, measure_text
 from zoo.drawing.numbers import list_tiles
 from zoo.drawing.panels import draw_panel
@@ -43,7 +43,7 @@ NAMES = {
 """What the colours mean, in the order of the legend."""
 
 
-def draw_model(plan: ModelPlan, look: Look = PLAIN, extra: Callable[[float], list[Shape]] | None = None) -> Scene:
+def draw_model(plan: ModelPlan, look: Styling = PLAIN, extra: Callable[[float], list[Shape]] | None = None) -> Scene:
     """Draw a model's figure. `extra` draws shapes of a given width, which stand below the header."""
     shapes: list[Shape] = []
     y = 0.0
@@ -80,7 +80,7 @@ def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
     return [*shapes, Stroke(((EDGE, y), (width - EDGE, y)), "line", 1)], y + 20
 
 
-def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Look) -> DrawnBox:
+def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Styling) -> DrawnBox:
     """Draw a tower: its column at the left, the panels of its layers at the right, in as many rows as they need."""
     shapes: list[Shape] = []
     top = 0.0
@@ -102,7 +102,7 @@ def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Look) -> D
     return DrawnBox(tuple(shapes), width, top + height)
 
 
-def draw_panels(groups: Sequence[LayerGroup], width: float, look: Look) -> DrawnBox:
+def draw_panels(groups: Sequence[AlikeLayers], width: float, look: Styling) -> DrawnBox:
     """Draw panels in rows: two side by side, or one that needs the whole width."""
     rooms = (width,) if len(groups) == 1 else ((width - GUTTER) / 2, width)
     drawn = [_draw_fitting(group, rooms, look) for group in groups]
@@ -117,7 +117,7 @@ def draw_panels(groups: Sequence[LayerGroup], width: float, look: Look) -> Drawn
     return DrawnBox(tuple(shapes), extent.right, y + row)
 
 
-def _draw_fitting(group: LayerGroup, rooms: Sequence[float], look: Look) -> DrawnBox:
+def _draw_fitting(group: AlikeLayers, rooms: Sequence[float], look: Styling) -> DrawnBox:
     """Draw a panel with the widest boxes that fit the first of the rooms that holds it."""
     for room in rooms:
         for size in SIZES:

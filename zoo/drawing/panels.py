@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo.drawing.boxes import HEADING, PAD, PLAIN, SMALL, DrawnBox, Look, draw_box, is_thin
+from zoo.drawing.boxes import HEADING, PAD, PLAIN, SMALL, DrawnBox, Styling, draw_box, is_thin
 from zoo.drawing.contents import Element
 from zoo.drawing.facts import spell
-from zoo.drawing.grouping import LayerGroup
+from zoo.drawing.grouping import AlikeLayers
 from zoo.drawing.lettering import cut_text, measure_text
-from zoo.drawing.placement import Spot, add_outside, assign_lanes, place_nodes
+from zoo.drawing.placement import NodePlace, add_outside, assign_lanes, place_nodes
 from zoo.drawing.scene import Box, Label, Shape, Stroke, shift_items
 from zoo.drawing.wiring import Junction
 
@@ -45,7 +45,7 @@ class _Layout:
     """The places of a layer's nodes in a panel, and the shapes drawn so far. `last` is the node of the result."""
 
     nodes: Mapping[int, Junction]
-    spots: Mapping[int, Spot]
+    spots: Mapping[int, NodePlace]
     boxes: Mapping[int, DrawnBox]
     lanes: Mapping[tuple[int | str, int], int]
     last: int
@@ -81,7 +81,7 @@ class _Layout:
         return any(each.row == row and first < each.column < last for each in self.spots.values())
 
 
-def draw_panel(group: LayerGroup, width: float, look: Look = PLAIN) -> DrawnBox:
+def draw_panel(group: AlikeLayers, width: float, look: Styling = PLAIN) -> DrawnBox:
     """Draw a panel whose boxes are `width` wide, or less if several stand side by side."""
     layout = _lay_out(group, width, look)
     for number in layout.nodes:
@@ -92,7 +92,7 @@ def draw_panel(group: LayerGroup, width: float, look: Look = PLAIN) -> DrawnBox:
     return _frame(group, layout, look)
 
 
-def _lay_out(group: LayerGroup, width: float, look: Look) -> _Layout:
+def _lay_out(group: AlikeLayers, width: float, look: Styling) -> _Layout:
     nodes, last = add_outside(group.junctions), len(group.junctions) - 1
     weights = {node.number: weigh(node, group.elements) for node in nodes}
     spots = place_nodes(nodes, weights, last)
@@ -120,7 +120,7 @@ def weigh(node: Junction, elements: Mapping[str, Element]) -> float:
     return 0.1 if element is None else 1.0 if is_thin(element) else 10.0
 
 
-def _draw_node(node: Junction, elements: Mapping[str, Element], width: float, look: Look) -> DrawnBox:
+def _draw_node(node: Junction, elements: Mapping[str, Element], width: float, look: Styling) -> DrawnBox:
     if node.part:
         return draw_box(elements.get(node.part, Element(node.part, spell(node.part))), width, look)
     if not node.sources:
@@ -150,18 +150,18 @@ def _draw_outside(name: str) -> DrawnBox:
 # ---------------------------------------------------------------- wires
 
 
-def _goes_straight(spots: Mapping[int, Spot], source: int | str, end: int) -> bool:
+def _goes_straight(spots: Mapping[int, NodePlace], source: int | str, end: int) -> bool:
     """Whether nothing stands in the column of `end` between it and its source."""
     start, own = _spot(spots, source), spots[end]
     between = (each for each in spots.values() if each.column == own.column and start.row < each.row < own.row)
     return start.column == own.column and start.row < own.row and not any(between)
 
 
-def _spot(spots: Mapping[int, Spot], source: int | str) -> Spot:
-    return Spot(-1, 0) if isinstance(source, str) else spots[source]
+def _spot(spots: Mapping[int, NodePlace], source: int | str) -> NodePlace:
+    return NodePlace(-1, 0) if isinstance(source, str) else spots[source]
 
 
-def list_lanes(nodes: Mapping[int, Junction], spots: Mapping[int, Spot]) -> dict[tuple[int | str, int], int]:
+def list_lanes(nodes: Mapping[int, Junction], spots: Mapping[int, NodePlace]) -> dict[tuple[int | str, int], int]:
     """List the wires that go round other nodes of the main column, each with its lane."""
     wires = [(source, node.number) for node in nodes.values() for source in node.sources]
     around = [
@@ -208,7 +208,7 @@ def _route(layout: _Layout, source: int | str, end: int) -> tuple[tuple[float, f
 # ---------------------------------------------------------------- the panel
 
 
-def _frame(group: LayerGroup, layout: _Layout, look: Look) -> DrawnBox:
+def _frame(group: AlikeLayers, layout: _Layout, look: Styling) -> DrawnBox:
     """Put a panel around a layer, with its kinds as a heading."""
     right = max(shape.extent.right for shape in layout.shapes)
     x = layout.centers[0]
@@ -221,7 +221,7 @@ def _frame(group: LayerGroup, layout: _Layout, look: Look) -> DrawnBox:
     return DrawnBox((panel, *heading, *body), width, height)
 
 
-def _draw_heading(group: LayerGroup, width: float, look: Look) -> tuple[list[Any], float]:
+def _draw_heading(group: AlikeLayers, width: float, look: Styling) -> tuple[list[Any], float]:
     shapes: list[Any] = []
     y, inner = 10.0, width - 2 * MARGIN
     for layer in group.layers:

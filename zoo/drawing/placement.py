@@ -9,7 +9,7 @@ from zoo.drawing.wiring import STREAM, Junction
 
 
 @dataclass(frozen=True)
-class Spot:
+class NodePlace:
     """The place of a node: its row, from 0 at the layer's input, and its column, from 0 for the main chain."""
 
     row: int
@@ -30,7 +30,7 @@ def add_outside(nodes: Sequence[Junction]) -> list[Junction]:
     return found
 
 
-def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: int) -> dict[int, Spot]:
+def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: int) -> dict[int, NodePlace]:
     """Place every node. The main chain is the heaviest way from the input to the node `last`, in column 0; every other
     chain has a column whose rows beside it are free. What comes from outside stands beside its reader."""
     rows = _find_rows(nodes)
@@ -40,7 +40,7 @@ def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: i
             rows[node.number] = rows[readers[node.number][0]]
     ways = _weigh_ways(nodes, weights)
     by_number = {node.number: node for node in nodes}
-    spots = {number: Spot(rows[number], 0) for number in _follow(by_number, ways, last, set())}
+    spots = {number: NodePlace(rows[number], 0) for number in _follow(by_number, ways, last, set())}
     taken: list[list[tuple[int, int]]] = []
     inner = [node for node in nodes if node.sources]
     for node in (*reversed(inner), *(each for each in nodes if not each.sources)):
@@ -52,7 +52,7 @@ def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: i
         low = min([rows[number] for number in branch] + [_row_after(rows, each) for each in sources])
         high = max([rows[each] for each in readers[node.number]])
         column = _find_column(taken, (low, high))
-        spots |= {number: Spot(rows[number], column) for number in branch}
+        spots |= {number: NodePlace(rows[number], column) for number in branch}
     return spots
 
 

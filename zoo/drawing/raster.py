@@ -80,7 +80,7 @@ def _draw_item(item: Shape, scheme: int) -> list[Any]:
 def _draw_text(label: Label, colour: str) -> Any:
     from matplotlib.text import Text
 
-    align = {"start": "left", "middle": "center", "end": "right"}[label.anchor]
+    align: Any = {"start": "left", "middle": "center", "end": "right"}[label.anchor]
     return Text(
         label.x,
         label.y,

@@ -13,7 +13,7 @@ from zoo.costs.rows import AttentionRow, CostTable, PartRow, RouterRow, count_va
 from zoo.costs.setup import DTYPES, Setup
 from zoo.spec import CROSS, Sized, Spec, components
 
-Place = tuple[str, str | None, str]
+BoxPlace = tuple[str, str | None, str]
 """A tower, a kind of layer (None outside layers), and the name of a part there."""
 
 
@@ -31,10 +31,10 @@ class Share:
         return Share(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Share)))
 
 
-def price_boxes(spec: Any, setup: Setup) -> dict[Place, Share]:
+def price_boxes(spec: Any, setup: Setup) -> dict[BoxPlace, Share]:
     """Price every part of every kind of layer, and of the towers beside their layers."""
     table, context = tabulate(spec), setup.tokens(spec)
-    rows: dict[Place, list[Any]] = defaultdict(list)
+    rows: dict[BoxPlace, list[Any]] = defaultdict(list)
     for row in (*table.parts, *table.attentions):
         rows[place_of(row)].append(row)
     found = {}
@@ -50,7 +50,7 @@ def price_boxes(spec: Any, setup: Setup) -> dict[Place, Share]:
     return found
 
 
-def place_of(row: PartRow | AttentionRow) -> Place:
+def place_of(row: PartRow | AttentionRow) -> BoxPlace:
     """Find the box that a row of the cost table belongs to."""
     path = row.path.removeprefix(f"{row.where}.") if row.where else row.path
     if row.kind is None:
@@ -58,7 +58,7 @@ def place_of(row: PartRow | AttentionRow) -> Place:
     return row.where, row.kind, path.removeprefix(f"blocks.{row.kind}.").partition(".")[0]
 
 
-def price_caches(spec: Any, setup: Setup) -> dict[Place, float]:
+def price_caches(spec: Any, setup: Setup) -> dict[BoxPlace, float]:
     """Price the caches and states of each kind of layer, at the parts that keep them."""
     context, found = setup.tokens(spec), defaultdict(float)
     crossed_bytes = DTYPES[setup.cached] * memory_tokens(context, setup.engine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Look, draw_box
+from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Styling, draw_box
 from zoo.drawing.contents import Element, TowerPlan
 from zoo.drawing.folding import Fold
 from zoo.drawing.lettering import cut_text, measure_text
@@ -23,7 +23,7 @@ TIMES = 34.0
 """Space at the right for how often runs repeat."""
 
 
-def draw_stack(tower: TowerPlan, width: float, look: Look = PLAIN, inputs: str = "tokens") -> DrawnBox:
+def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: str = "tokens") -> DrawnBox:
     """Draw a tower's column, `width` wide, its input below."""
     middle = _draw_layers(tower, width, look)
     pieces = [
@@ -48,12 +48,12 @@ def _name_output(tower: TowerPlan) -> str:
     return "logits" if heads else "hidden states"
 
 
-def _draw_layers(tower: TowerPlan, width: float, look: Look) -> DrawnBox:
+def _draw_layers(tower: TowerPlan, width: float, look: Styling) -> DrawnBox:
     plates = sum(len(fold.runs) for fold in tower.folds)
     return _draw_plates(tower, width, look) if plates <= MOST_PLATES else _draw_cells(tower, width)
 
 
-def _draw_plates(tower: TowerPlan, width: float, look: Look) -> DrawnBox:
+def _draw_plates(tower: TowerPlan, width: float, look: Styling) -> DrawnBox:
     """Draw a plate for each run of equal layers, from the last above to the first below, and frames around repeats."""
     shapes: list[Shape] = []
     y = 0.0
@@ -64,7 +64,7 @@ def _draw_plates(tower: TowerPlan, width: float, look: Look) -> DrawnBox:
     return DrawnBox(tuple(shapes), width, y - SEAM)
 
 
-def _draw_fold(tower: TowerPlan, fold: Fold, width: float, look: Look) -> DrawnBox:
+def _draw_fold(tower: TowerPlan, fold: Fold, width: float, look: Styling) -> DrawnBox:
     repeats = fold.times > 1
     left, size = (INSET, width - INSET - TIMES) if repeats else (0.0, width)
     shapes: list[Shape] = []
@@ -80,7 +80,7 @@ def _draw_fold(tower: TowerPlan, fold: Fold, width: float, look: Look) -> DrawnB
     return DrawnBox(tuple(shapes), width, height)
 
 
-def _draw_plate(tower: TowerPlan, kind: str, count: int, width: float, look: Look) -> list[Shape]:
+def _draw_plate(tower: TowerPlan, kind: str, count: int, width: float, look: Styling) -> list[Shape]:
     layer = tower.layer(kind)
     fill, line, ink = look.fill(Element(kind, kind, color=layer.color, share=layer.share))
     times = f"× {count}" if count > 1 else ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from zoo.drawing.contents import Element, ModelPlan, TowerPlan
-from zoo.drawing.grouping import LayerGroup, group_layers
+from zoo.drawing.grouping import AlikeLayers, group_layers
 from zoo.drawing.numbers import list_tiles
 from zoo.drawing.panels import ELSEWHERE, list_lanes, weigh
-from zoo.drawing.placement import Spot, add_outside, place_nodes
+from zoo.drawing.placement import NodePlace, add_outside, place_nodes
 from zoo.drawing.wiring import STREAM, Junction
 
 Line = list[tuple[str, str]]
@@ -70,7 +70,7 @@ def _name(element: Element) -> Line:
     return [(element.title, element.color), (f"  {texts}" if texts else "", "")]
 
 
-def _draw_group(group: LayerGroup) -> Iterator[Line]:
+def _draw_group(group: AlikeLayers) -> Iterator[Line]:
     for layer in group.layers:
         yield [(f"┌ {layer.kind}", layer.color), (f" × {layer.count}  layers {layer.places}", "muted")]
     nodes = add_outside(group.junctions)
@@ -112,7 +112,7 @@ def _draw_lanes(
 
 
 def _draw_node(
-    node: Junction, nodes: list[Junction], spot: Spot, elements: Mapping[str, Element], prefix: str, count: int
+    node: Junction, nodes: list[Junction], spot: NodePlace, elements: Mapping[str, Element], prefix: str, count: int
 ) -> Iterator[Line]:
     beside = "∥ " if spot.column else ""
     outside = [nodes[each].sign for each in node.sources if isinstance(each, int) and not nodes[each].sources]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zoo.drawing.boxes import BETWEEN, SMALL, DrawnBox, Look, color_by_kind
+from zoo.drawing.boxes import BETWEEN, SMALL, DrawnBox, Styling, color_by_kind
 from zoo.drawing.contents import Element, ModelPlan, TowerPlan
 from zoo.drawing.cost_look import sum_shares
-from zoo.drawing.grouping import LayerGroup, group_layers
+from zoo.drawing.grouping import AlikeLayers, group_layers
 from zoo.drawing.lettering import cut_text, wrap_text
 from zoo.drawing.model_figure import EDGE, describe_model
 from zoo.drawing.numbers import say_bytes, say_change, say_count
@@ -72,7 +72,7 @@ def _name_ends(tower: TowerPlan) -> dict[str, Element]:
     return {each.name: each for each in (*tower.before, *tower.after)}
 
 
-def _match(group: LayerGroup, others: Sequence[LayerGroup], at: int) -> LayerGroup | None:
+def _match(group: AlikeLayers, others: Sequence[AlikeLayers], at: int) -> AlikeLayers | None:
     """Find the group of the other model that stands for this one: of a kind of its name, else at its place."""
     kinds = {layer.kind for layer in group.layers}
     named = (each for each in others if kinds & {layer.kind for layer in each.layers})
@@ -105,7 +105,7 @@ def _draw_half(plan: ModelPlan, other: ModelPlan) -> DrawnBox:
             own = [each for each in differences if (each.where, each.kind) == (tower.where, group.layers[0].kind)]
             lit = {(each.element, each.what) for each in own}
             lit |= {(layer.kind, "kind") for layer in group.layers if layer.kind not in kinds}
-            bodies.append(draw_panel(group, BOX, Look(color_by_kind, lit=frozenset(lit))))
+            bodies.append(draw_panel(group, BOX, Styling(color_by_kind, lit=frozenset(lit))))
     width = max(each.width for each in bodies)
     shapes: list[Shape] = []
     y = 14.0

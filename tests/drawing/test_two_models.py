@@ -2,9 +2,9 @@
 
 from support.packaged_specs import load
 from support.scene_checks import find_faults, smallest_text
-from zoo.drawing.beside import draw_beside, find_differences, list_costs
 from zoo.drawing.contents import plan_model
 from zoo.drawing.scene import Box, Label
+from zoo.drawing.two_models import draw_beside, find_differences, list_costs
 
 
 def plan(name, *overrides):
@@ -39,13 +39,11 @@ def test_another_depth_is_lit():
 
 
 def test_costs_are_told_with_their_change():
-    rows = {
-        name: (a, b, change) for name, a, b, change in list_costs(plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=1"))
-    }
-    assert rows["cache of 8,192 tokens"] == ("1.00 GiB", "128 MiB", "\N{MINUS SIGN}87.5 %")
+    rows = list_costs(plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=1"))
+    assert rows[-1] == ("cache of 8,192 tokens", "1.00 GiB", "128 MiB", "\N{MINUS SIGN}87.5 %")
 
 
 def test_models_of_other_kinds_can_be_compared():
-    for one, two in (("t5-tiny", "bert-tiny"), ("qwen3-next-80b-a3b", "nemotron-h-8b"), ("gemma-3n-e2b", "llama-tiny")):
+    for one, two in (("t5-tiny", "bert-tiny"), ("qwen3-next-80b-a3b", "nemotron-h-8b")):
         scene = draw_beside(plan(one), plan(two))
         assert find_faults(scene) == [] and smallest_text(scene) >= 6
