@@ -125,7 +125,8 @@ def _draw_row(
     lines = wrap_text(text, inner - indent, SMALL)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], cut_text(" ".join(lines[MOST_LINES - 1 :]), inner - indent, SMALL)]
-    shapes: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
+    head: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
+    shapes: list[Shape] = []
     lit = [(element.name, fact) in look.lit for fact in text.split(BETWEEN)]
     fact = 0
     for at, line in enumerate(lines):
@@ -140,7 +141,7 @@ def _draw_row(
             shapes.append(Label(x, y, said, SMALL, color="lit" if lit[min(fact, len(lit) - 1)] else ink))
             x += measure_text(f"{said} ", SMALL)
             fact += ends
-    return _join_labels(shapes), y
+    return head + _join_labels(shapes), y
 
 
 def _join_labels(shapes: list[Shape]) -> list[Shape]:

@@ -23,6 +23,9 @@ from zoo.spec.parts import count_kinds
 
 NOTHING = Share()
 
+TITLES = {"embedding": "Embedding", "position": "{} position"}
+"""Titles of boxes by axis, where the component's name alone does not say what it is."""
+
 
 @dataclass(frozen=True)
 class Element:
@@ -209,7 +212,7 @@ def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
     color = find_color(spec, bool(experts))
     return Element(
         name,
-        "Embedding" if spec.axis == "embedding" else name_component(spec),
+        TITLES.get(spec.axis, "{}").format(name_component(spec)),
         "cross-attention" if role == CROSS else find_long_name(spec) if color != "table" else "",
         color,
         () if color == "norm" else (*describe_fields(spec), *_list_tables(spec, width)),

@@ -85,7 +85,7 @@ def say_component(spec: Spec, depth: int = 1) -> str:
 def say_held(name: str, value: Spec, depth: int = 1) -> str:
     """Say a component under the name of its field, which is left out where the component's name says as much."""
     said = say_component(value, depth)
-    same = name == value.axis and said != "none" and not isinstance(value, Node)
+    same = name == value.axis != "position" and said != "none" and not isinstance(value, Node)
     return said if same else f"{spell(name)} {said}".strip()
 
 
