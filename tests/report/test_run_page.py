@@ -82,6 +82,14 @@ def test_the_page_of_a_run_is_well_formed_and_shows_figures_samples_config_and_e
     assert titles <= set(panels_of(page))
 
 
+def test_the_page_draws_the_model_with_its_price(folder: Path) -> None:
+    page = make_page(RunRecord(folder))
+    (drawing,) = re.findall(r'<svg[^>]*class="zoo-drawing light".*?</svg>', page, re.DOTALL)
+    texts = [each.text for each in ElementTree.fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"parameters", "layers", "GQA", "RMSNorm"} <= set(texts)
+    assert "data:font" not in page
+
+
 def test_skipped_updates_are_drawn_where_there_are_some(folder: Path) -> None:
     points = RunRecord(folder).points()
     assert not any('aria-label="skipped updates"' in each for each in draw_curves(points))

@@ -37,7 +37,7 @@ def write_raster(scene: Scene, form: str, *, dark: bool = False, sharpness: floa
             axes.add_artist(artist)
     written = io.BytesIO()
     stamp = {"CreationDate": None} if form == "pdf" else {"Software": None}
-    with rc_context({"pdf.fonttype": 42, "text.hinting": "no_hinting", "text.hinting_factor": 1}):
+    with rc_context({"pdf.fonttype": 42, "text.hinting": "no_hinting"}):
         figure.savefig(written, format=form, dpi=72 * sharpness, facecolor=figure.get_facecolor(), metadata=stamp)
     return written.getvalue()
 

@@ -10,6 +10,10 @@ from typing import Any
 
 from zoo import runs
 from zoo.disk import write_text
+from zoo.drawing.contents import plan_model
+from zoo.drawing.model_figure import draw_model
+from zoo.drawing.palette import COLOURS, write_style
+from zoo.drawing.vector import CLASS, write_svg
 from zoo.report.curves import read_curve, smooth
 from zoo.report.history import MEASURES, RunRecord
 from zoo.report.svg import Curve, draw_panel
@@ -55,6 +59,7 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
         classes=list_classes(record.result.get("by_class", {})),
         curves=draw_curves(record.points()),
         samples=read_samples(record.folder / runs.SAMPLES)[-MOST_SAMPLES:][::-1],
+        drawing=draw_run(record) if runs.is_file(record.folder / runs.MODEL) else "",
         overrides=[escape_controls(each) for each in record.result.get("overrides", [])],
         config=_read(record.folder / runs.CONFIG),
         model=_read(record.folder / runs.MODEL),
@@ -80,6 +85,19 @@ def _compile_page(body: str) -> Any:
 def _clean_value(value: object) -> Any:
     """Escape the control characters of a text. Texts marked safe are SVG, already escaped."""
     return escape_controls(value) if type(value) is str else value
+
+
+def draw_run(record: RunRecord) -> str:
+    """Draw a run's model, with its price, as an SVG element and its style. It is drawn once in a process."""
+    file = record.folder / runs.MODEL
+    return _draw_model(file, file.stat().st_mtime_ns, record)
+
+
+@functools.lru_cache(maxsize=4)
+def _draw_model(file: Path, changed: int, record: RunRecord) -> str:
+    name = escape_controls(str(record.result.get("model") or file.parent.resolve().name))
+    scene = draw_model(plan_model(record.spec, name))
+    return f"<style>{write_style(f'.{CLASS}', set(COLOURS))}</style>{write_svg(scene, scheme='light', inline=True)}"
 
 
 def _show(values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -210,6 +228,7 @@ pre { background: #f6f6f6; padding: .8em; white-space: pre-wrap; font: 13px/1.4 
 summary { cursor: pointer; } img, svg { max-width: 100%; height: auto; } img { display: block; margin: .6em 0; }
 .better { color: #2ca02c; } .worse { color: #d62728; } .no { color: #777; }
 .halves svg { width: 49%; } .halves svg:first-child { width: 100%; }
+.drawing svg { display: block; max-width: 800px; margin: auto; }
 </style>
 </head>
 <body>
@@ -238,6 +257,10 @@ TEMPLATE = """<h1>{{ name }}</h1>
 {{ each | safe }}
 {% endfor %}
 </div>
+{% endif %}
+{% if drawing %}
+<h2>Model</h2>
+<div class="drawing">{{ drawing | safe }}</div>
 {% endif %}
 {% if samples %}
 <h2>Samples</h2>
