@@ -89,6 +89,7 @@ def describe_choice(axis: str, file: Path) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
     """Load a small model with a choice: return the packaged model's name, the overrides, and the tower.
 

@@ -1,14 +1,23 @@
-"""Draw a model's figures for a page: its architecture, and its layers as a strip that stands beside its name."""
+"""Draw figures for pages: a model's architecture, its layers as a strip beside its name, the choices of an axis."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from zoo.drawing.contents import ModelPlan
+from zoo.analysis.axes import list_axes
+from zoo.costs.setup import Setup
+from zoo.drawing.axis_figure import Choice, list_choices
+from zoo.drawing.contents import ModelPlan, plan_model
+from zoo.drawing.grouping import group_layers
+from zoo.drawing.masks import Grid, find_grid
 from zoo.drawing.model_figure import draw_model
+from zoo.drawing.panels import draw_panel
+from zoo.drawing.scene import frame_items
 from zoo.drawing.strip import list_colors
 from zoo.drawing.vector import CLASS, write_svg
 from zoo.gallery.rendering import mark_safe
+from zoo.model.attention.base import Attention
+from zoo.report.svg import escape_text
 
 LONG, TALL = 240.0, 18.0
 """Size of the strip of a tower's layers, in pixels."""
@@ -35,3 +44,40 @@ def draw_strips(plan: ModelPlan) -> Any:
         cells = "".join(f'<path class="f-{color}" d="{"".join(each)}"/>' for color, each in paths.items())
         rows.append(f'<svg class="{CLASS} strip" viewBox="0 0 {LONG:g} {TALL:g}" aria-hidden="true">{cells}</svg>')
     return mark_safe("".join(rows))
+
+
+CELL = 9
+"""Size of a cell of a mask, in pixels."""
+
+
+def draw_choices(axis: str) -> dict[str, Any]:
+    """Draw the choices of an axis that have a figure, by name: who sees whom in attention, and how a block is wired."""
+    found = {each.name: _draw_choice(axis, each) for each in (list_choices(axis) if axis in list_axes() else ())}
+    return {name: mark_safe(svg) for name, svg in found.items() if svg}
+
+
+def _draw_choice(axis: str, choice: Choice) -> str:
+    if axis == "block":
+        group = group_layers(plan_model(choice.tower, choice.name, Setup(context=64)).towers[0].layers)[0]
+        return write_svg(frame_items(draw_panel(group, 240).shapes, f"Block {choice.name}", margin=4), inline=True)
+    if isinstance(choice.component, Attention):
+        grid = find_grid(choice.component, choice.tower.causal)
+        return _draw_mask(grid, f"{choice.element.color}-line", f"Who sees whom in {choice.name}")
+    return ""
+
+
+def _draw_mask(grid: Grid, color: str, title: str) -> str:
+    """Draw a grid, queries downwards and keys to the right; keys that stand for several tokens in a grid of its own."""
+    side = CELL * len(grid.seen)
+    width = side + 1 + (side + 16 if grid.pooled else 0)
+    drawn = [
+        f'<svg class="{CLASS} mask" viewBox="0 0 {width} {side + 1}" width="{width}" role="img" '
+        f'aria-label="{escape_text(title)}"><title>{escape_text(title)}</title>'
+    ]
+    for left, seen, shade in ((0, grid.seen, color), (side + 16, grid.pooled, "table-line")):
+        if seen:
+            cells = ((left + x * CELL, y * CELL) for y, row in enumerate(seen) for x, each in enumerate(row) if each)
+            path = "".join(f"M{x + 1} {y + 1}h{CELL - 1}v{CELL - 1}h-{CELL - 1}z" for x, y in cells)
+            drawn.append(f'<rect class="f-grid" x="{left}" width="{side + 1}" height="{side + 1}" rx="2"/>')
+            drawn.append(f'<path class="f-{shade}" d="{path}"/>')
+    return "".join([*drawn, "</svg>"])

@@ -19,7 +19,7 @@ from zoo.gallery.charts import YearMark, draw_curves, draw_effects, draw_years
 from zoo.gallery.family_facts import list_children, read_families
 from zoo.gallery.finding_facts import FindingFacts, list_card_rows, list_effects, list_findings, read_kept
 from zoo.gallery.model_facts import ModelFacts, collect_model
-from zoo.gallery.pictures import draw_figure, draw_strips
+from zoo.gallery.pictures import draw_choices, draw_figure, draw_strips
 from zoo.gallery.playground.assembling import write_page
 from zoo.gallery.rendering import ASSETS, mark_safe, render_template
 from zoo.grammar.vocabulary import list_axes
@@ -173,7 +173,7 @@ def _measure_gap(facts: ModelFacts, other: ModelFacts) -> tuple[bool, bool, int]
 
 def _show_axis(axis: AxisFacts, findings: Sequence[FindingFacts]) -> dict[str, Any]:
     told = [each for each in findings if axis.name in each.axes and not each.recipe.withdrawn]
-    return {"axis": axis, "findings": told, "picture": None, "pictures": {}}
+    return {"axis": axis, "findings": told, "pictures": draw_choices(axis.name)}
 
 
 def _show_timeline(models: Sequence[ModelFacts]) -> dict[str, Any]:
