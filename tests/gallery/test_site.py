@@ -196,7 +196,9 @@ def test_the_family_of_a_model_describes_it():
     for each in read_models():
         if each["note"].startswith("another name"):
             continue
-        family, spec = read_family(find_family(each["name"]).name), load(each["name"])
+        found, spec = find_family(each["name"]), load(each["name"])
+        assert found is not None
+        family = read_family(found.name)
         tried = [try_family(family, name, spec) for name in family.architectures]
         if not any(body is not None and not faults for _, body, faults in tried):
             failed[each["name"]] = tried[0][2][:2]

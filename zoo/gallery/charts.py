@@ -124,6 +124,9 @@ def _name_effect(value: float) -> str:
 # ---------------------------------------------------------------- models by year
 
 
+GOLDEN = (5**0.5 - 1) / 2
+
+
 @dataclass(frozen=True)
 class YearMark:
     """A model on the timeline: where it leads, its year, its parameters, its colour's index and its text."""
@@ -136,8 +139,8 @@ class YearMark:
 
 
 def draw_years(marks: Sequence[YearMark], title: str) -> str:
-    """Draw models by the year of their source and their parameters on a logarithmic axis, each a link. Models of a year
-    stand side by side, smallest first."""
+    """Draw models by the year of their source and their parameters on a logarithmic axis, each a link. The place within
+    a year means nothing: it spreads models of one size, by the golden ratio."""
     years = range(min(each.year for each in marks), max(each.year for each in marks) + 1)
     width, height = LEFT + 128 * len(years) + RIGHT, 460
     ys = LogScale(min(m.params for m in marks) / 1.5, max(m.params for m in marks) * 1.5, height - BOTTOM, TOP)
@@ -152,7 +155,7 @@ def draw_years(marks: Sequence[YearMark], title: str) -> str:
         body.append(f'<text class="year" x="{left + 64}" y="{height - 18}" text-anchor="middle">{year}</text>')
         own = sorted((each for each in marks if each.year == year), key=lambda each: each.params)
         for place, each in enumerate(own):
-            x = left + 128 * (place + 0.5) / len(own)
+            x = left + 8 + 112 * ((0.5 + place * GOLDEN) % 1)
             tip = f"{escape_text(each.name)}, {year}, {format_si(each.params).replace('G', 'B')} parameters"
             dot = f'<circle class="dot f{each.color}" cx="{x:.1f}" cy="{ys(each.params):.1f}" r="5"/>'
             body.append(f'<a href="{escape_text(each.href)}" aria-label="{tip}"><title>{tip}</title>{dot}</a>')

@@ -189,7 +189,13 @@ def list_published(model: str, spec: Any) -> list[dict[str, Any]]:
     notes = read_notes()
     rows = [each for each in notes["published"] if each["model"] == model]
     return [
-        {**_face(spec, row), "by": notes["sources"][row["by"]], "why": notes["reasons"][row["why"]]} for row in rows
+        {
+            **_face(spec, row),
+            "by": row["by"],
+            "source": notes["sources"][row["by"]],
+            "why": notes["reasons"][row["why"]],
+        }
+        for row in rows
     ]
 
 

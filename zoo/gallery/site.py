@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from zoo.drawing.vector import write_page_style
 from zoo.errors import ConfigError
 from zoo.gallery.axis_facts import AxisFacts, collect_axis
 from zoo.gallery.charts import YearMark, draw_curves, draw_effects, draw_years
-from zoo.gallery.family_facts import list_children, read_families
+from zoo.gallery.family_facts import list_children, read_families, read_notes
 from zoo.gallery.finding_facts import FindingFacts, list_card_rows, list_effects, list_findings, read_kept
 from zoo.gallery.model_facts import ModelFacts, collect_model
 from zoo.gallery.pictures import draw_choices, draw_figure, draw_strips
@@ -97,7 +98,8 @@ def _list_files(models: list[ModelFacts], docs: bool) -> Iterator[tuple[str, str
     yield FIGURES, f"const FIGURES = {json.dumps(list_figures(models), separators=(',', ':'))};\n"
     yield "drawing.css", write_page_style()
     strips = {each.name: draw_strips(each.plan) for each in models}
-    yield "index.html", render("index.html", "index.html", models=models, strips=strips)
+    newest = sorted(models, key=lambda each: (-(each.year or 0), -each.figures["params"]["total"]))
+    yield "index.html", render("index.html", "index.html", models=newest, strips=strips)
     for each in models:
         yield each.place, render("model.html", each.place, **show_model(each, models))
     yield "axes.html", render("axes.html", "axes.html", axes=axes)
@@ -109,7 +111,9 @@ def _list_files(models: list[ModelFacts], docs: bool) -> Iterator[tuple[str, str
     shown = {"findings": findings, "forests": forests, "cards": list_card_rows()}
     yield "findings.html", render("findings.html", "findings.html", **shown)
     rows = [(each.name, row) for each in models for row in each.published]
-    yield "published.html", render("published.html", "published.html", rows=rows)
+    rows.sort(key=lambda row: -abs(math.log(row[1]["theirs"] / row[1]["ours"])))
+    sources = read_notes()["sources"]
+    yield "published.html", render("published.html", "published.html", rows=rows, sources=sources)
 
 
 def list_figures(models: Sequence[ModelFacts]) -> dict[str, Any]:

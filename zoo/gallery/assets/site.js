@@ -35,6 +35,7 @@ function startList() {
   $("controls").hidden = false;
   for (const label of document.querySelectorAll(".pick label")) label.hidden = false;
   columns.forEach((column, at) => $("sort").append(make("option", { value: at }, column.label)));
+  $("sort").value = columns.findIndex((column) => column.path === "shape.year");
   const shown = new Set(["params.total", "params.active", "shape.max_seq_len", "kv_cache.bytes", "shape.year"]);
 
   function update() {
