@@ -96,7 +96,8 @@ def tree_files(folder, *endings):
 def test_wheel_holds_every_module_configuration_and_recipe(archives):
     with zipfile.ZipFile(archives[1]) as wheel:
         held = set(wheel.namelist())
-    shipped = [*tree_files("zoo", ".py"), *tree_files("conf", ".py", ".yaml"), *tree_files("recipes", ".yaml")]
+    package = tree_files("zoo", ".py", ".html", ".css", ".js", ".mjs", ".json")
+    shipped = [*package, *tree_files("conf", ".py", ".yaml"), *tree_files("recipes", ".yaml")]
     names = [path.relative_to(ROOT).as_posix() for path in shipped]
     expected = {name if name.startswith("zoo/") else f"zoo/{name}" for name in names}
     assert expected

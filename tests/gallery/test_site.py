@@ -1,8 +1,10 @@
 """The gallery's pages: whole, linked, self-contained, and with the figures of `zoo stats`."""
 
 import fnmatch
+import html
 import json
 import re
+import shlex
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -162,6 +164,17 @@ def test_a_user_s_model_has_a_page_beside_the_packaged_ones(small, pages):
     assert page.table["all"] == [f"{zoo.stats('llama-tiny', ['n_layers=3'])['params']['total']:,}", "", ""]
     assert "n_layers: 3" in page.file.read_text(encoding="utf-8")
     assert "my &lt;model&gt;" in (small / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_a_page_work_in_an_empty_folder(small, tmp_path, monkeypatch, capsys):
+    text = html.unescape((small / "models/my-model-.html").read_text(encoding="utf-8"))
+    shown = text.partition('aria-label="Commands"><code>')[2].partition("</code>")[0]
+    commands = [line.removeprefix("zoo ") for line in shown.splitlines()]
+    assert len(commands) == 7 and commands.pop() == "train mine.yaml"
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert run_zoo(shlex.split(command)) == 0, command
+        assert capsys.readouterr().out.strip()
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):

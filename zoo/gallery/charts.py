@@ -87,8 +87,8 @@ def name_tokens(value: float) -> str:
 
 # ---------------------------------------------------------------- effects
 
-ROW, LABELS, ACROSS = 24, 400, 340
-"""Height of an effect's row, and widths of its label and of the axis."""
+ROW, ACROSS, EDGE = 38, 460, 12
+"""Height of an effect's row, its label above its interval; width of the axis, and the margin on either side."""
 
 
 def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:
@@ -96,24 +96,24 @@ def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:
     limit, height = find_limit(effects), ROW * len(effects) + 34
 
     def place(value: float) -> float:
-        return LABELS + ACROSS * (max(-limit, min(limit, value)) + limit) / (2 * limit)
+        return EDGE + (ACROSS - 2 * EDGE) * (max(-limit, min(limit, value)) + limit) / (2 * limit)
 
-    body = [_open(LABELS + ACROSS + 12, height, title)]
+    body = [_open(ACROSS, height, title)]
     for tick in (-limit / 2, 0, limit / 2):
         x = place(tick)
         body.append(f'<path class="{"zero" if tick == 0 else "grid"}" d="M{x:.1f} 4V{height - 26}"/>')
         body.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle">{_name_effect(tick)}</text>')
     for at, each in enumerate(effects):
-        y = 4 + ROW * (at + 0.5)
+        y = 4 + ROW * at + 27
         if each.margin is not None:
             low, high = place(-each.margin), place(each.margin)
-            body.append(f'<rect class="margin" x="{low:.1f}" y="{y - 9:.1f}" width="{high - low:.1f}" height="18"/>')
+            body.append(f'<rect class="margin" x="{low:.1f}" y="{y - 8}" width="{high - low:.1f}" height="16"/>')
         low, high = map(place, each.interval)
-        body.append(f'<path class="effect v-{each.verdict}" d="M{low:.1f} {y:.1f}H{high:.1f}"/>')
+        body.append(f'<path class="effect v-{each.verdict}" d="M{low:.1f} {y}H{high:.1f}"/>')
         mark = "●" if abs(each.value) <= limit else "▶" if each.value > 0 else "◀"
-        x, line = place(each.value), f'y="{y + 4:.1f}" text-anchor='
-        body.append(f'<text class="mark v-{each.verdict}" x="{x:.1f}" {line}"middle">{mark}</text>')
-        body.append(f'<text x="{LABELS - 12}" {line}"end">{escape_text(each.label)}</text>')
+        x = place(each.value)
+        body.append(f'<text class="mark v-{each.verdict}" x="{x:.1f}" y="{y + 4}" text-anchor="middle">{mark}</text>')
+        body.append(f'<text class="effect-label" x="{EDGE}" y="{y - 11}">{escape_text(each.label)}</text>')
     return "".join([*body, "</svg>"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -142,6 +143,7 @@ def _list_figures(facts: ModelFacts) -> dict[str, Any]:
 
 def show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any]:
     """Collect what the template of a model's page reads."""
+    near = min((each for each in models if each is not facts), key=partial(_measure_gap, facts))
     caches = facts.list_caches() if facts.generates else {}
     curves = join_equal(caches)
     contexts, weights = facts.list_contexts(), facts.figures["memory"]["weights"]
@@ -158,16 +160,18 @@ def show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any
         "chart": mark_safe(chart) if drawn else None,
         "holders": facts.list_holders() if facts.generates else [],
         "pairs": [(facts.name, row) for row in facts.published],
-        "commands": list_commands(facts, models),
+        "commands": list_commands(facts, near),
+        "near": near,
     }
 
 
-def list_commands(facts: ModelFacts, models: Sequence[ModelFacts]) -> list[str]:
+def list_commands(facts: ModelFacts, near: ModelFacts) -> list[str]:
     """List commands that do something with a model: the figures of its page, and what leads on."""
-    near = min((each for each in models if each is not facts), key=partial(_measure_gap, facts))
-    lines = [f"zoo stats {facts.target} --explain", f"zoo diff {facts.target} {near.target}"]
-    lines += [f"zoo solve batch {facts.target} --gpu h100 --cache-only"] if facts.generates else []
-    return [*lines, f"zoo new mine.yaml --like {facts.target}", "zoo stats mine.yaml", "zoo train model=mine.yaml"]
+    name = shlex.quote(facts.target)
+    lines = [f"zoo stats {name} --explain", f"zoo diff {name} {shlex.quote(near.target)}"]
+    lines += [f"zoo draw {name} --card --out card.png"]
+    lines += [f"zoo solve batch {name} --gpu h100 --cache-only"] if facts.generates else []
+    return [*lines, f"zoo new mine.yaml --like {name}", "zoo stats mine.yaml", "zoo train mine.yaml"]
 
 
 def _measure_gap(facts: ModelFacts, other: ModelFacts) -> tuple[bool, bool, int]:
