@@ -16,7 +16,7 @@ const python = await loadPyodide({
 });
 const times = { load: spent() };
 const [, program] = readFileSync(join(folder, "worker.js"), "utf8").match(/const PROGRAM = `([^`]*)`/);
-python.unpackArchive(readFileSync(join(folder, "zoo.zip")), "zip", { extractDir: "/lib/python3.14/site-packages" });
+python.unpackArchive(new Uint8Array(readFileSync(join(folder, "zoo.zip"))), "zip", { extractDir: "/lib/python3.14/site-packages" });
 times.unpack = spent();
 const answer = python.runPython(program);
 times.import = spent();

@@ -8,6 +8,7 @@ import pytest
 import zoo
 from zoo.compose import load
 from zoo.costs import price
+from zoo.costs.hardware import hardware
 from zoo.gallery.playground.live_price import answer_request
 
 START = "defaults: [/model/llama3-8b@_here_]\n"
@@ -43,6 +44,20 @@ def test_the_start_itself_has_no_change():
     found = answer(START)
     assert {row["change"] for row in found["rows"]} == {""}
     assert found["differs"] == {}
+
+
+def test_a_gpu_holds_its_batch_and_not_one_more():
+    gpus = {title: now for title, _, now in answer(START, context=4096)["gpus"]}
+    device = hardware("h100")
+    count, batch = gpus[device.title]
+    assert count == 1
+    needed = [_weights_and_cache(context=4096, batch=each) for each in (batch, batch + 1)]
+    assert needed[0] <= device.usable < needed[1]
+
+
+def _weights_and_cache(**setup):
+    memory = zoo.stats("llama3-8b", **setup)["memory"]
+    return memory["weights"] + memory["kv_cache"]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,12 @@ from typing import Any
 import yaml
 
 from zoo.analysis.compare import compare_fields, compare_values, flatten, merge_orders
-from zoo.analysis.holding import find_holders
+from zoo.analysis.holding import LADDER, find_holders
+from zoo.analysis.solve.gpus import find_fewest_gpus
+from zoo.analysis.solve.largest_fit import Room, find_largest_batch
 from zoo.compose.targets import compose_model, note_positions, spec_of_composed, to_plain_yaml
 from zoo.costs.cache_sizes import kv_cache
+from zoo.costs.hardware import hardware
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.drawing.beside import draw_beside
@@ -68,6 +71,23 @@ class PricedModel:
         """The summary of `zoo stats`, by label."""
         return dict(list_first_figures(self.figures, self.setup, find_holders(self.spec, self.setup, self.figures)))
 
+    @functools.cached_property
+    def gpus(self) -> dict[str, tuple[int, int]]:
+        """The fewest of each GPU that hold weights and a sequence of the context, and how many sequences they hold, by
+        the GPU's name; (0, 0) if no machine of it does. Empty for a model that does not generate."""
+        if "kv_cache" not in self.figures["memory"]:
+            return {}
+        rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
+        rows = find_fewest_gpus(self.spec, self.setup, rooms, prefill=False)
+        return {row["room"]["gpu"]: self._hold(row) for row in sorted(rows, key=lambda row: row["room"]["memory"])}
+
+    def _hold(self, row: Mapping[str, Any]) -> tuple[int, int]:
+        if not row["fits"]:
+            return 0, 0
+        room = Room(memory=row["room"]["memory"], gpu=row["room"]["gpu"])
+        found = find_largest_batch(self.spec, replace(self.setup, tp=row["gpus"]), room, prefill=False)
+        return row["gpus"], found["batch"]
+
     @property
     def longest(self) -> int:
         return self.setup.tokens(self.spec)
@@ -100,6 +120,7 @@ def answer_request(request: Mapping[str, Any]) -> dict[str, Any]:
         "components": _pair(start.figures["params"]["by_component"], now.figures["params"]["by_component"]),
         "told": now.told,
         "told_start": start.told,
+        "gpus": [(hardware(name).title, start.gpus.get(name, (0, 0)), each) for name, each in now.gpus.items()],
         "differs": compare_fields(start.spec, now.spec),
         **_draw_cache(start, now),
         **_draw_model(start, now, found[1] if found else "model"),

@@ -120,6 +120,8 @@ function showPrice(answer) {
   by("assumed").textContent = answer.told.assumed;
   by("chart").hidden = !answer.chart;
   by("chart").replaceChildren(...parseDrawing(answer.chart), makeLegend(answer));
+  showRows("gpus", ["GPU", answer.start ?? "start", "now"],
+    answer.gpus.map(([name, start, now]) => [name, ...[start, now].map(([count, batch]) => count ? `${count} × holds ${exact(batch)}` : "none")]));
   showRows("components", ["component", answer.start ?? "start", "now"],
     answer.components.map(([name, start, now]) => [name.replaceAll("_", " "), exact(start), exact(now)]));
   showRows("differs", ["field", answer.start ?? "start", "now"],
@@ -225,8 +227,9 @@ function showForm(answer) {
   if (scopes.length > 1) parts.push(makeScopes(scopes));
   parts.push(make("h3", {}, "Sizes"), make("div", { class: "fields" }, ...listKeys(answer.values, scope).flatMap(
     (key) => makeField(answer.values, [...scope, key], key, DATA.form.keys[key]))), makeAdder(answer.values, scope));
+  const inLayers = scope[0] === "layers"; // a kind of layer has no embedding and no head of its own
   const used = (axis) => MAIN.includes(axis) ? axis !== "router" || usesExperts(answer.values) : look(answer.values, [axis]);
-  const axes = Object.keys(DATA.form.axes);
+  const axes = Object.keys(DATA.form.axes).filter((axis) => !inLayers || MAIN.includes(axis) || axis === "cross");
   parts.push(make("h3", {}, "Axes"), makeAxes(answer.values, scope, axes.filter(used)));
   const rest = axes.filter((axis) => !used(axis));
   parts.push(makeDetails("more", "More parts", () => makeAxes(answer.values, scope, rest)));
@@ -245,7 +248,8 @@ function makeScopes(scopes) {
     showForm(state.answer);
   } } }, ...scopes.map((scope) => make("option", { value: JSON.stringify(scope), selected: String(scope) === String(state.scope) },
     scope.length ? (scope[0] === "layers" ? `layers named ${scope[1]}` : `the ${scope[0]}`) : "the whole model")));
-  return make("div", { class: "fields" }, make("label", { for: "scope" }, "Change"), choose);
+  const hint = state.scope.length ? make("p", { class: "hint wide" }, "What stands in brackets is as in the whole model.") : null;
+  return make("div", { class: "fields" }, make("label", { for: "scope" }, "Change"), choose, hint);
 }
 
 function listKeys(values, scope) {
@@ -271,7 +275,8 @@ function makeAxes(values, scope, axes) {
     const { what, choices } = DATA.form.axes[axis];
     const path = [...scope, axis];
     const here = look(values, path);
-    const kind = word(here ?? look(values, [axis]));
+    const node = here ?? look(values, [axis]);
+    const kind = word(node) || (node ? Object.keys(choices)[0] : "");
     const field = makeField(values, path, axis, { what, options: Object.keys(choices), titles: choices });
     const fields = DATA.form.fields[`${axis}.${choices[kind]?.kind ?? kind}`] ?? [];
     if (!fields.length) return field;
@@ -299,7 +304,7 @@ function makeField(values, path, label, { what, options = [], free = false, titl
   const id = `field-${path.join("-")}`;
   const value = look(values, path);
   const scoped = state.scope.length ? look(values, path.slice(state.scope.length)) : undefined;
-  const inherited = value === undefined && scoped !== undefined ? `as the model: ${word(scoped)}` : usual;
+  const inherited = value === undefined && scoped !== undefined ? word(scoped) : usual;
   const shared = { id, "data-path": JSON.stringify(path), title: what || undefined, on: { change: (event) => edit(path, event.target.value) } };
   const changed = path.length && isChanged(path) ? "changed" : undefined;
   const caption = make("label", { for: id, title: what || undefined }, label);
