@@ -80,6 +80,12 @@ def test_a_text_that_is_no_yaml_is_told_and_kept():
     assert found["text"] == "attention: {kind: gqa\n"
 
 
+def test_positions_that_end_early_leave_the_rest_of_the_page():
+    found = answer(START, ("position", "learned"), ("max_seq_len", "8"))
+    assert found["figures"]["kv_cache"]["tokens"] == 8
+    assert found["chart"].startswith("<svg")
+
+
 def test_a_strange_field_of_a_setup_is_refused():
     assert "no field" in answer(START, contxt=4)["faults"][0]["text"]
 

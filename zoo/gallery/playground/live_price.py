@@ -107,23 +107,25 @@ def answer_request(request: Mapping[str, Any]) -> dict[str, Any]:
         setup = _read_setup(request["setup"])
         now = _price_text(text, setup)
         start = _price_start(found[1], setup) if found else now
+        shown = _compare_models(start, now, found[1] if found else "model")
     except ConfigError as error:
         return {**answer, "faults": [_locate(fault) for fault in error.faults]}
+    return {**answer, "stated": parse_text(text), "notes": list(now.notes), **shown}
+
+
+def _compare_models(start: PricedModel, now: PricedModel, name: str) -> dict[str, Any]:
+    """Show a model beside the one that it starts from, as plain data."""
     return {
-        **answer,
-        "stated": parse_text(text),
-        "notes": list(now.notes),
         "yaml": now.yaml,
         "values": yaml.safe_load(now.yaml),
         "figures": now.figures,
         "rows": list(_compare(start.figures, now.figures)),
         "components": _pair(start.figures["params"]["by_component"], now.figures["params"]["by_component"]),
         "told": now.told,
-        "told_start": start.told,
-        "gpus": [(hardware(name).title, start.gpus.get(name, (0, 0)), each) for name, each in now.gpus.items()],
+        "gpus": [(hardware(gpu).title, start.gpus.get(gpu, (0, 0)), each) for gpu, each in now.gpus.items()],
         "differs": compare_fields(start.spec, now.spec),
         **_draw_cache(start, now),
-        **_draw_model(start, now, found[1] if found else "model"),
+        **_draw_model(start, now, name),
     }
 
 
@@ -185,8 +187,7 @@ def _compare(start: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[dict[
         if not found["a"] and not found["b"]:
             continue
         shown = {key: format_figure(found[key], unit, short=True) for key in ("a", "b")}
-        change = found.get("relative")
-        change = format_change(change) if change else "" if found["a"] == found["b"] else "new"
+        change = format_change(found["relative"]) if found.get("relative") else "new" if found["a"] == 0 else ""
         yield {"path": path, "label": label, "exact": found, "start": shown["a"], "now": shown["b"], "change": change}
 
 
@@ -206,7 +207,7 @@ def _draw_model(start: PricedModel, now: PricedModel, name: str) -> dict[str, st
 
 def _draw_cache(start: PricedModel, now: PricedModel) -> dict[str, Any]:
     """Draw the bytes of the cache by context beside those of the weights; nothing for a model that keeps none."""
-    longest = max(start.longest, now.longest)
+    longest = min(start.longest, now.longest)  # learned positions may end there
     contexts = [at for step in range(POINTS) if (at := longest >> (POINTS - 1 - step))]
     caches = {"start": start.list_caches(contexts), "now": now.list_caches(contexts)}
     curves = {"now": caches["now"]} if caches["now"] == caches["start"] else caches
