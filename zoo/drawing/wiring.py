@@ -43,7 +43,7 @@ def wire_model(spec: Any) -> dict[tuple[str, str], tuple[Junction, ...]]:
     """Wire every kind of layer of a model: by tower and kind, the nodes from first to last. A tower whose pass cannot
     be traced is drawn as the parts that it lists, one after the other."""
     found: dict[tuple[str, str], tuple[Junction, ...]] = {}
-    shape, memory = PassShape(TOKENS), None
+    shape, memory = PassShape(min(TOKENS, spec.max_seq_len)), None
     with taping("cpu") as tape:
         for where, tower in spec.towers().items():
             trace, begun = TowerTrace(tape, tower, where, shape), tape.operations
