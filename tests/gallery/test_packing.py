@@ -21,7 +21,7 @@ POINTS = [
     ("bert-tiny", {"d_ff": "1024"}, {}),
     ("mamba2-130m", {"n_layers": "12"}, {"engine": "zoo"}),
     ("mixtral-tiny", {"top_k": "1"}, {"optimizer": "muon"}),
-    ("qwen3-next-tiny", {"n_experts": "16"}, {"precision": "pure"}),
+    ("qwen3-next-tiny", {"n_experts": "16"}, {"precision": "bf16_pure"}),
     ("llama-tiny", {"block": "sandwich"}, {"recompute": "full"}),
     ("mistral-tiny", {"window": "64"}, {"engine": "paged"}),
     ("mixtral-tiny", {"router": "sigmoid_topk"}, {"cache_dtype": "fp8"}),

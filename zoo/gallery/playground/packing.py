@@ -17,8 +17,8 @@ LAYERS = (
 )
 """Folders of Zoo that a price and its drawing may import. The layers above need torch or a terminal."""
 
-MODULES = "__init__ disk errors lazy paths runs gallery/__init__ gallery/charts"
-"""Files of Zoo beside them."""
+MODULES = "gallery/__init__ gallery/charts"
+"""Files of Zoo beside them, and those at its top."""
 
 LEFT_OUT = (
     *("analysis/scaling/", "analysis/verdict/", "report/verdict", "report/run_page"),
@@ -51,8 +51,8 @@ def pack(file: Path, wheel: Path | None = None) -> int:
 
 def _list_files() -> Iterator[tuple[str, Path]]:
     """List the files by their names in the zip, the layout of site-packages."""
-    for module in MODULES.split():
-        yield f"zoo/{module}.py", ZOO / f"{module}.py"
+    for path in [*ZOO.glob("*.py"), *(ZOO / f"{module}.py" for module in MODULES.split())]:
+        yield f"zoo/{path.relative_to(ZOO).as_posix()}", path
     for layer in LAYERS.split():
         yield from (
             (f"zoo/{place}", ZOO / place)
