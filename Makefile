@@ -74,8 +74,8 @@ docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every m
 	$(BIN)/python tests/pages findings
 	$(BIN)/python tests/pages performance
 
-site: docs-site ## the site that shows Zoo, in OUT=site: the gallery, and the docs; opened from its files or served by anything
-	$(BIN)/zoo gallery $(OUT)
+site: docs-site ## the site that shows Zoo, in OUT=site: the gallery, and the docs; opened from its files or served by anything; PLAYGROUND=1 lets it compute
+	$(BIN)/zoo gallery $(OUT) $(if $(PLAYGROUND),--playground)
 
 docs-site: $(VENV)/installed-dev ## the pages of docs/ as HTML with a search, in $(OUT)/docs
 	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs $(OUT)/docs
