@@ -12,6 +12,8 @@ import yaml
 import zoo
 from support.command_lines import TINY
 from zoo.cli import run
+from zoo.experiments.experiment import find_recipe
+from zoo.experiments.running import design_sweep
 from zoo.jobs.plan import LaunchPlan
 
 ARMS = {"many heads": "", "one head": "attention=mqa"}
@@ -122,6 +124,11 @@ def test_arms_are_tuned_on_a_seed_and_rows_that_no_verdict_reads(here: Path, tra
         ("search" in job, word) for job in written["jobs"].values() for word in job["overrides"] if "eval_part" in word
     }
     assert parts == {(True, "eval_part=tuning"), (False, "eval_part=reporting")}
+
+
+def test_a_short_form_keeps_the_rates_of_its_configs() -> None:
+    _, recipe = find_recipe("qk-norm")
+    assert design_sweep(recipe).search_lr and not design_sweep(recipe, short_form=True).search_lr
 
 
 def test_an_interrupted_experiment_says_last_how_to_go_on(here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,13 +43,13 @@ def plan_arms(
         yield plan
 
 
-def design_sweep(experiment: Experiment) -> SweepDesign:
-    """Say how the arms are matched and tuned before their seeds run."""
+def design_sweep(experiment: Experiment, short_form: bool = False) -> SweepDesign:
+    """Say how the arms are matched and tuned before their seeds run; the short form's keep their configs' rates."""
     return SweepDesign(
         match=experiment.match,
         match_by=experiment.match_by,
         baseline=experiment.baseline,
-        search_lr=experiment.tune,
+        search_lr=experiment.tune and not short_form,
     )
 
 
@@ -70,7 +70,7 @@ def train_arms(
     ConfigError for an unfinished run."""
     check_matched(experiment)
     with plan_arms(experiment, folder, short_form, seeds) as plan, plan.hold_folder() as own:
-        conduct(plan, design_sweep(experiment), own, observer)
+        conduct(plan, design_sweep(experiment, short_form), own, observer)
         found = [own / each.name for each in observer.jobs]
     return collect_arms(experiment, found, short_form)
 
