@@ -12,7 +12,7 @@ import pytest
 from support.simulations import SIGMA, count, diverges_by_chance, is_falsely_equivalent, keeps_front
 from zoo.analysis.verdict.comparison import Comparison, adjust_by_holm, compare_arms, find_front, find_levels
 from zoo.analysis.verdict.difference import MeanDifference
-from zoo.analysis.verdict.power import LEVEL, count_seeds, count_seeds_per_arm
+from zoo.analysis.verdict.power import LEVEL, count_seeds, count_seeds_per_arm, find_smallest_effect
 from zoo.analysis.verdict.student import student_cdf, student_quantile
 
 
@@ -46,6 +46,9 @@ def test_the_seeds_that_would_tell_do_so_four_times_in_five():
         told += MeanDifference.of_pairs((0.8 + drawn.standard_normal(n)).tolist()).p_value() < 0.05
     assert 0.76 < told / 2000 < 0.88, n
     assert count_seeds(0.0, 1.0) is None and count_seeds(1e-6, 1.0) is None
+    for seeds in (3, 5, 10):  # fewer would not show a difference that so many just show
+        assert count_seeds(find_smallest_effect(seeds, 0.025) + 1e-3, 1.0, 0.025) == seeds
+        assert count_seeds(find_smallest_effect(seeds, 0.025) - 1e-2, 1.0, 0.025) == seeds + 1
 
 
 def test_arms_without_a_difference_are_told_apart_in_one_experiment_of_twenty():

@@ -84,15 +84,13 @@ def count_seeds(difference: float, spread: float, level: float = LEVEL, power: f
     power; None for MOST and more, and for a difference of 0."""
     if difference == 0:
         return None
-    wanted = NormalDist().inv_cdf(power)
-    effect = abs(difference) / spread if spread else math.inf
-    least = ((NormalDist().inv_cdf(1 - level / 2) + wanted) / effect) ** 2  # as if the deviation were known
+    effect = abs(difference) / spread if spread else WIDEST
+    least = (
+        (NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)) / effect
+    ) ** 2  # as if the deviation were known
     if least > NORMAL:
         return math.ceil(least) if least < MOST else None
-    for n in range(max(2, math.floor(least)), MOST):
-        if effect * math.sqrt(n) - student_quantile(1 - level / 2, n - 1) >= wanted:
-            return n
-    return None
+    return next((n for n in range(max(2, math.floor(least)), MOST) if compute_power(effect, n, level) >= power), None)
 
 
 def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
