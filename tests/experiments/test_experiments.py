@@ -24,7 +24,7 @@ class Trainer:
     """Writes the outcome of jobs by a formula of their rate, seed and arm, in place of training."""
 
     def __init__(self, gap: float = 0.0) -> None:
-        self.gap, self.ran = gap, 0
+        self.gap, self.ran, self.decay = gap, 0, False
 
     def launch(self, plan: LaunchPlan, folder: Path, jobs: list) -> None:
         for each in jobs:
@@ -33,6 +33,7 @@ class Trainer:
             own.mkdir(exist_ok=True)
             noise = 0.01 * math.sin(37 * settings.seed + heads)
             loss = 3 + math.log10(settings.optim.lr / 2e-3) ** 2 + noise - (self.gap if heads == 1 else 0)
+            loss += math.log10(settings.optim.weight_decay / 0.04) ** 2 if self.decay else 0
             result = {"status": "done", "val_loss": loss, "tokens": 64, "params": 1, "seconds": 1.0, "flops": 1.0}
             if math.isnan(self.gap) and heads == 1 and settings.seed < 100:
                 result = {"status": "diverged", "error": "step 2: the loss is nan", "tokens": 32}
@@ -139,6 +140,21 @@ def test_an_interrupted_experiment_says_last_how_to_go_on(here: Path, capsys, mo
     assert run(["experiment", str(write(here)), "--run"]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("heads: interrupted; the same command goes on") and "sweeps/experiments/heads" in last
+
+
+def test_further_numbers_are_tuned_at_the_rate_that_was_found(here: Path, capsys, trainer: Trainer) -> None:
+    trainer.decay = True
+    file = write(here, tune=["optim.weight_decay"], shared=[*SHARED, "optim.lr=1e-3"])
+    assert run(["experiment", str(file), "--run"]) == 0
+    written = json.loads(Path("sweeps/experiments/heads/sweep.json").read_text())
+    for found in written["search"].values():
+        assert found["best"] == pytest.approx(2e-3, rel=0.01)
+        assert found["further"]["optim.weight_decay"]["best"] == pytest.approx(0.04, rel=0.01)
+    reported = [job["overrides"] for job in written["jobs"].values() if "search" not in job]
+    assert all({"optim.lr=0.002", "optim.weight_decay=0.04"} <= set(each) for each in reported) and len(reported) == 6
+    assert "many heads, optim.weight_decay" in " ".join(capsys.readouterr().out.split())
+    assert run(["experiment", str(write(here, tune=["optim.kind"])), "--run"]) == 2
+    assert "tune: optim.kind is 'adamw' there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("gap", "seeds"), [(0.2, 3), (0.0, 5)])

@@ -72,15 +72,18 @@ class JobTable:
     job."""
 
     def __init__(self, folder: Path, jobs: Sequence[SweepPoint]) -> None:
-        from zoo.jobs.sweep import group_by_arm
+        from zoo.jobs.sweep import group_by_arm, list_varied
 
         self.folder = folder
         self.arms = group_by_arm(jobs)
-        seeds = [len({each.seed for each in own}) == len(own) for own in self.arms.values()]
-        self.columns = {
-            each.name: f"seed {each.seed}" if all(seeds) else f"lr {each.planned.settings.optim.lr:g}" for each in jobs
-        }
-        """What tells a job from the others of its arm: its seed, or in a search its learning rate."""
+        self.columns: dict[str, str] = {}
+        """What tells a job from the others of its arm: its seed, or in a search the value that is tried."""
+        for own in self.arms.values():
+            alone = len({each.seed for each in own}) == len(own)
+            tried = list_varied([each.typed for each in own])
+            self.columns |= {
+                each.name: f"seed {each.seed}" if alone else text for each, text in zip(own, tried, strict=True)
+            }
         self.ended: dict[str, str] = {}
         """The cells of finished jobs, whose folders are not read again."""
         self.told = {name for name, job in self._jobs() if self.has_ended(job)}

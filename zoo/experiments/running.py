@@ -49,7 +49,8 @@ def design_sweep(experiment: Experiment, short_form: bool = False) -> SweepDesig
         match=experiment.match,
         match_by=experiment.match_by,
         baseline=experiment.baseline,
-        search_lr=experiment.tune and not short_form,
+        search_lr=bool(experiment.tune) and not short_form,
+        further=experiment.tune if isinstance(experiment.tune, list) else (),
     )
 
 

@@ -29,6 +29,8 @@ class SweepDesign:
     match_by: str | None = None
     baseline: str | None = None
     search_lr: bool = False
+    further: Sequence[str] = ()
+    """Keys of numbers that are searched after the learning rate, one after another."""
     trials: int | None = None
     sigma: float | None = None
     """The standard deviation of a pair's difference, for the power of a plan."""
@@ -78,7 +80,8 @@ def look_ahead(plan: LaunchPlan, design: SweepDesign, sweep: Sweep, *, only_plan
 def _count_searched(design: SweepDesign, jobs: Sequence[SweepPoint]) -> tuple[int, int] | None:
     """Count the minimum and maximum runs per arm that a search of learning rates adds; None without a search."""
     if design.trials is None:
-        return (FEWEST, MOST) if design.search_lr else None
+        count = 1 + len(design.further)
+        return (count * FEWEST, count * MOST) if design.search_lr else None
     from zoo.jobs.trials import check_trials
 
     check_trials(jobs)
@@ -110,7 +113,7 @@ def conduct(plan: LaunchPlan, design: SweepDesign, folder: Path, observer: Sweep
         observer.show_match(outlook.match)
         sweep.content["match"] = outlook.match.to_dict()
     launch = functools.partial(_launch, plan, sweep, outlook, observer)
-    jobs = _search(plan, sweep, outlook, design.trials, launch, observer) if design.search_lr else list(outlook.jobs)
+    jobs = _search(plan, sweep, outlook, design, launch, observer) if design.search_lr else list(outlook.jobs)
     launch(jobs)
     return jobs
 
@@ -135,10 +138,11 @@ def _launch(
 
 
 def _search(
-    plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int | None, launch: Any, observer: SweepObserver
+    plan: LaunchPlan, sweep: Sweep, outlook: Outlook, design: SweepDesign, launch: Any, observer: SweepObserver
 ) -> list[SweepPoint]:
-    """Search the learning rate of each arm, by the grid or by a number of trials; record the results, and return the
-    jobs at the chosen rates."""
+    """Search the learning rate of each arm, by the grid or by a number of trials, then the design's further numbers at
+    the rates found; record the results, and return the jobs at the chosen values."""
+    trials = design.trials
 
     def begin(job: SweepPoint) -> RateSearch:
         from zoo.jobs.trials import Trials
@@ -147,6 +151,10 @@ def _search(
 
     jobs, searches = search_rates(plan, sweep, outlook.jobs, launch, begin if trials else None)
     found = {name: search.to_dict() for name, search in searches.items()}
+    for key in design.further:
+        jobs, searches = search_rates(plan, sweep, jobs, launch, key=key)
+        for name, search in searches.items():
+            found[name].setdefault("further", {})[key] = search.to_dict()
     sweep.content["search"] = found
     sweep.write()
     observer.show_searches(found)

@@ -144,43 +144,54 @@ def search_rates(
     jobs: Sequence[SweepPoint],
     launch: Callable[[Sequence[SweepPoint], Mapping[str, Any]], None],
     begin: Callable[[SweepPoint], RateSearch] | None = None,
+    key: str = KEY,
 ) -> tuple[list[SweepPoint], dict[str, RateSearch]]:
-    """Search the learning rate of every arm, by the grid or by the search that `begin` makes from the job of an arm's
-    first seed. All arms' jobs of a round run together. `launch` gets these jobs, and by name each job's fields in
-    sweep.json. Returns the jobs of all seeds at the chosen rates, and the searches. Raises ConfigError if the sweep
-    varies the rate itself, and ZooError if every rate of an arm failed."""
-    if faults := find_faults(jobs):
+    """Search the learning rate (or another number, by its `key`) of every arm, by the grid or by the search that
+    `begin` makes from the job of an arm's first seed. All arms' jobs of a round run together. `launch` gets these jobs,
+    and by name each job's fields in sweep.json. Returns the jobs of all seeds at the chosen values, and the searches.
+    Raises ConfigError if the sweep varies the rate itself, and ZooError if every value of an arm failed."""
+    if key == KEY and (faults := find_faults(jobs)):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)
-    begin = begin or (lambda job: RateSearch(job.planned.settings.optim.lr))
+    begin = begin or (lambda job: RateSearch(read_number(job, key)))
     searches = {name: begin(at_search(plan, own[0])) for name, own in arms.items()}
     while not all(each.finished for each in searches.values()):
         tried = [(name, each) for name, search in searches.items() for each in search.ask()]
         if not tried:
             break
-        made = {(name, each): at_search(plan, arms[name][0], searches[name].rate(each)) for name, each in tried}
+        made = {(name, each): at_search(plan, arms[name][0], searches[name].rate(each), key) for name, each in tried}
         launch(list(made.values()), {job.name: searches[name].note(each) for (name, each), job in made.items()})
         for (name, each), job in made.items():
             searches[name].tell(each, *read_outcome(sweep.folder, job))
     if lost := [name for name, search in searches.items() if search.best is None]:
-        raise ZooError(f"search_lr: {', '.join(lost)}: every learning rate failed (optim.lr=… starts elsewhere)")
-    return [at_rate(plan, job, searches[name].choose()) for name in arms for job in arms[name]], searches
+        raise ZooError(f"search: {', '.join(lost)}: every value of {key} failed ({key}=… starts elsewhere)")
+    return [at_rate(plan, job, searches[name].choose(), key) for name in arms for job in arms[name]], searches
 
 
-def at_search(plan: LaunchPlan, job: SweepPoint, rate: str | None = None) -> SweepPoint:
+def read_number(job: SweepPoint, key: str) -> float:
+    """Read the number that a job's config has at a key. Raises ConfigError if it is no positive number."""
+    value: Any = job.planned.config
+    for each in key.split("."):
+        value = value.get(each) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"tune: {key} is {value!r} there, and its multiples are tried (the key of a number above 0)")
+    return value
+
+
+def at_search(plan: LaunchPlan, job: SweepPoint, rate: str | None = None, key: str = KEY) -> SweepPoint:
     """Compose a job of a search: with its own seed and rows, and at a rate, by default the job's own."""
     kept = (
-        each for each in job.typed if find_key(each) not in ("seed", PART) and (rate is None or find_key(each) != KEY)
+        each for each in job.typed if find_key(each) not in ("seed", PART) and (rate is None or find_key(each) != key)
     )
     return plan.compose_point(
-        [*kept, *([] if rate is None else [f"{KEY}={rate}"]), f"seed={SEED}", f"{PART}=tuning"], job.arm
+        [*kept, *([] if rate is None else [f"{key}={rate}"]), f"seed={SEED}", f"{PART}=tuning"], job.arm
     )
 
 
-def at_rate(plan: LaunchPlan, job: SweepPoint, rate: str) -> SweepPoint:
-    """Compose the job with the chosen learning rate, to be reported on the rows that the search has not read."""
-    kept = (each for each in job.typed if find_key(each) not in (KEY, PART))
-    return plan.compose_point([*kept, f"{KEY}={rate}", f"{PART}=reporting"], job.arm)
+def at_rate(plan: LaunchPlan, job: SweepPoint, rate: str, key: str = KEY) -> SweepPoint:
+    """Compose the job with the chosen value, to be reported on the rows that the search has not read."""
+    kept = (each for each in job.typed if find_key(each) not in (key, PART))
+    return plan.compose_point([*kept, f"{key}={rate}", f"{PART}=reporting"], job.arm)
 
 
 def read_outcome(folder: Path, job: SweepPoint) -> tuple[float | None, str | None]:

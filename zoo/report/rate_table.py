@@ -36,21 +36,30 @@ def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> 
     first = next(iter(windows.values()), None)
     return [
         [
-            name,
+            f"{name}, {key}" if key else name,
             _describe_rate(each, noise),
             f"{each['val_loss']:.4f}",
-            _describe_window(windows[name], first),
+            "" if key else _describe_window(windows[name], first),
             _describe_effort(each),
         ]
-        for name, each in searches.items()
+        for name, search in searches.items()
+        for key, each in list_searches(search).items()
     ]
 
 
 def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, float]:
     """Find by arm the standard error that its searched learning rate adds to its mean loss, given the standard
     deviation of a loss (`noise`)."""
-    found = {name: find_optimum(each, noise).excess for name, each in searches.items()}
+    found = {
+        name: math.hypot(*(find_optimum(each, noise).excess for each in list_searches(search).values()))
+        for name, search in searches.items()
+    }
     return {name: excess for name, excess in found.items() if math.isfinite(excess)}
+
+
+def list_searches(search: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """List an arm's search of its learning rate, as "", and those of further numbers by their keys."""
+    return {"": search, **search.get("further", {})}
 
 
 def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, RateWindow]:
