@@ -17,7 +17,7 @@ from support.doc_folder import fill_folder, run_commands
 
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 REASONS = {
-    "takes minutes": 7,
+    "takes minutes": 5,
     "takes minutes, and needs the other libraries": 1,
     "needs a GPU": 1,
     "needs a cluster": 2,
@@ -30,8 +30,8 @@ REASONS = {
 }
 """Why parts of blocks are not run, and how many have each reason."""
 
-PROGRAMS = ("zoo", "make", "python", "torchrun", "vllm", "pip", "llama-")
-BY_HAND = ("docs/extend.md", "CONTRIBUTING.md")
+PROGRAMS = ("zoo", "python", "torchrun", "vllm", "pip", "llama-")
+BY_HAND = ("docs/extend.md",)
 """Pages whose programs belong in a copy of the sources: tests/test_extending.py runs them."""
 
 
@@ -59,13 +59,22 @@ def test_no_command_hides_where_nothing_is_run():
         assert not re.search(rf"^    ({'|'.join(PROGRAMS)}) .*$", text, re.M), page
 
 
+@pytest.mark.quick
+def test_every_target_of_make_that_a_page_names_is_there():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for page in PAGES:
+        named = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"), re.M)
+        assert set(named) <= targets, page
+
+
 def run_page(page: str, folder: Path) -> None:
     """Run a page's commands and programs in order; programs share their names, as in one session."""
     names: dict = {}
     for block in BLOCKS[page]:
         if block.language == "yaml" and (named := re.match(r"# (\w+\.yaml)\n", block.body)):
             (folder / named[1]).write_text(block.body, encoding="utf-8")
-        elif block.language == "sh":
+    for block in BLOCKS[page]:
+        if block.language == "sh":
             for command in block.commands:
                 if command.startswith("zoo ") and "launcher=" not in command:
                     run_commands([command], folder)

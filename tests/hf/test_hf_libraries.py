@@ -35,7 +35,7 @@ def folder(tmp_path, tokenizer):
 
 def test_the_first_example_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_model(zoo.build("llama-tiny", device="cpu"), "runs/demo")
+    save_model(zoo.build("llama-tiny", device="cpu"), "RUN")
     example = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     exec(example[1], names := {})  # type: ignore[index]
     assert isinstance(names["model"], zoo.hf.ZooForCausalLM)

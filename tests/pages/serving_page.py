@@ -86,7 +86,7 @@ trtllm-serve OUT --host 127.0.0.1 --tp_size 2
 Zoo's own engine holds the base once, and each request names its adapter, a run with `weights=BASE lora=…` or a folder of peft's:
 
 ```sh
-zoo generate --checkpoint BASE --adapter one=RUN1 --adapter two=RUN2 --prompt-file prompts.jsonl
+zoo generate --checkpoint BASE --adapter one=RUN1 --adapter two=RUN2 --prompt-file asked.jsonl
 ```
 
 ```json

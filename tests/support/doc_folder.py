@@ -10,6 +10,7 @@ from pathlib import Path
 
 from support import published_folders
 from support.forked_processes import run_zoo
+from support.reference_folders import edit
 
 RECORDS = {
     "chat.jsonl": [
@@ -22,7 +23,8 @@ RECORDS = {
     ],
     "pairs.jsonl": [{"anchor": f"the cat {n} sat", "positive": f"a dog {n} ran"} for n in range(40)],
     "test.jsonl": [{"text": f"the cat {n} sat on the mat", "label": n % 2} for n in range(12)],
-    "asked.jsonl": [{"query": "the cat", "document": f"a dog {n}"} for n in range(3)],
+    "ranked.jsonl": [{"query": "the cat", "document": f"a dog {n}"} for n in range(3)],
+    "asked.jsonl": [{"prompt": "the cat", "adapter": "one"}, {"prompt": "the cat"}],
     "prompts.jsonl": [{"prompt": "the cat", "max_new_tokens": 4}, {"prompt": "a dog", "max_new_tokens": 4}],
 }
 SIZES = "n_layers=2 model.d_model=64 model.n_heads=2 model.n_kv_heads=2 model.d_ff=96"
@@ -40,6 +42,7 @@ def fill_folder(folder: Path) -> Path:
     lines = [f"{n:.0f},{d:.0f},{loss * (1 + 0.001 * (-1) ** i)}" for i, (n, d, loss) in enumerate(law)]
     (folder / "points.csv").write_text("\n".join(["N,D,loss", *lines]) + "\n", encoding="utf-8")
     published_folders.llama(folder / "DIR")
+    edit(folder / "DIR", max_position_embeddings=512)  # rotary, so that no tensor has this size
     shutil.copytree(folder / "DIR", folder / "BASE")
     published_folders.bert(folder / "MASKED")
     published_folders.bert(folder / "ENCODER", "BertModel")
