@@ -21,7 +21,7 @@ REASONS = {
     "takes minutes, and needs the other libraries": 1,
     "needs a GPU": 1,
     "needs a cluster": 2,
-    "needs a download": 2,
+    "needs a download": 3,
     "needs vLLM": 1,
     "needs vLLM, SGLang": 1,
     "needs vLLM, SGLang, TensorRT-LLM": 1,
@@ -107,11 +107,13 @@ def filled(tmp_path_factory) -> Path:
     return fill_folder(tmp_path_factory.mktemp("filled"))
 
 
-def test_what_the_tutorial_prices_is_priced(tmp_path):
+def test_what_the_tutorial_draws_and_prices_works(tmp_path):
     blocks = BLOCKS["docs/tutorial.md"]
     (tmp_path / "mine.yaml").write_text(next(each.body for each in blocks if each.language == "yaml"), encoding="utf-8")
-    prices = [line for each in blocks for line in each.commands if line.startswith(("zoo stats", "zoo solve"))]
-    assert len(prices) >= 4
+    prices = [
+        line for each in blocks for line in each.commands if line.startswith(("zoo draw", "zoo stats", "zoo solve"))
+    ]
+    assert len(prices) >= 6
     run_commands(prices, tmp_path)
 
 
