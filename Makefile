@@ -63,7 +63,7 @@ fmt: $(VENV)/installed-dev ## put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted), axes.md, choices/, model.schema.json, serving.md, stats.md, kernels.md, scale.md, findings.md and the races of performance.md
+docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted), axes.md, choices/, model.schema.json, serving.md, stats.md, kernels.md, scale.md, findings.md, the races of performance.md and README's pictures
 	$(BIN)/python tests/pages zoo
 	$(BIN)/python tests/pages axes
 	$(BIN)/python tests/pages choices
@@ -73,6 +73,7 @@ docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every m
 	$(BIN)/python tests/pages scale
 	$(BIN)/python tests/pages findings
 	$(BIN)/python tests/pages performance
+	$(BIN)/python tests/pages readme
 
 site: docs-site ## the site that shows Zoo, in OUT=site: the gallery, and the docs; opened from its files or served by anything; PLAYGROUND=1 lets it compute
 	$(BIN)/zoo gallery $(OUT) $(if $(PLAYGROUND),--playground)

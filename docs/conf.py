@@ -20,14 +20,19 @@ html_show_sphinx = False
 html_static_path: list[str] = []
 
 
-def list_links(kind: str) -> list[tuple[str, str]]:
-    """List the pages of a section of index.md, each with its line."""
-    return [(link, line) for line, link in re.findall(r"^(- \[.*?\]\((.*?)\.md\).*)$", kind, re.MULTILINE)]
+def list_lines(kind: str) -> list[str]:
+    """List the lines of a section of index.md, one for each page."""
+    return re.findall(r"^- \[.*", kind, re.MULTILINE)
+
+
+def name_page(line: str) -> str:
+    """Write the entry of a line for the tree of pages: its words and its page."""
+    return re.sub(r"^- \[(.*?)\]\((.*?)\.md\).*", r"\1 <\2>", line)
 
 
 def add_navigation(app, page, source):
     """Put the tree of pages behind index.md, and those of the choices behind axes.md: on a forge they are lists."""
-    trees = {"index": [(kind.splitlines()[0], [link for link, _ in list_links(kind)]) for kind in KINDS]}
+    trees = {"index": [(kind.splitlines()[0], [name_page(line) for line in list_lines(kind)]) for kind in KINDS]}
     trees["axes"] = [("", sorted(f"choices/{each.stem}" for each in (HERE / "choices").glob("*.md")))]
     for caption, links in trees.get(page, ()):
         options = ":hidden:\n" + (f":caption: {caption}\n" if caption else "")
@@ -43,7 +48,7 @@ def write_plain(app, failed):
         shutil.copyfile(HERE / f"{page}.md", out / f"{page}.md")
     title, said = INTRODUCTION.strip().split("\n", 1)
     quoted = "> " + " ".join(said.strip().partition("\n\n")[0].split())
-    lists = [f"## {kind.splitlines()[0]}\n\n" + "\n".join(line for _, line in list_links(kind)) for kind in KINDS]
+    lists = [f"## {kind.splitlines()[0]}\n\n" + "\n".join(list_lines(kind)) for kind in KINDS]
     (out / "llms.txt").write_text("\n\n".join([title, quoted, *lists]) + "\n", encoding="utf-8")
 
 
