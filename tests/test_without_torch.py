@@ -17,6 +17,7 @@ VERBS = (
     "solve mesh llama3-8b --gpu h100 --count 16",
     "draw qwen3-next-80b-a3b",
     "draw llama3-8b attention=mla --diff",
+    "skills",
 )
 STEPS = [
     ("import zoo, zoo.compose", ["hydra", "omegaconf"]),

@@ -40,7 +40,7 @@ def stats(
 
     overrides = list(overrides)
     spec = load_spec(config, overrides)
-    tuned = tune_setup(_setup(setup), lora, freeze, train)
+    tuned = tune_setup(make_setup(setup), lora, freeze, train)
     tuned = tuned if overrides else tune_as_trained(config, tuned)
     return add_stored(config, overrides, price(spec, tuned))
 
@@ -101,11 +101,11 @@ def diff(a: Named, b: Named, overrides: Iterable[str] = (), **setup: Any) -> dic
     from zoo.run.builder import load_spec
 
     first, second = (load_spec(config, list(overrides)) for config in (a, b))
-    priced = [price(spec, _setup(setup)) for spec in (first, second)]
+    priced = [price(spec, make_setup(setup)) for spec in (first, second)]
     return compare.compare_specs(first, second, compare.pair_figures(first, second, priced))
 
 
-def _setup(fields: Mapping[str, Any]) -> Setup:
+def make_setup(fields: Mapping[str, Any]) -> Setup:
     """Make a Setup from its fields. Raises ConfigError for an unknown field or a faulty value."""
     from zoo.costs.setup import NAMES, Setup
     from zoo.errors import ConfigError, did_you_mean

@@ -109,7 +109,8 @@ def test_zoo_alone_says_what_it_does_and_three_commands_that_work(capsys: pytest
 
 
 def test_a_verb_without_its_model_says_where_there_are_some(refused) -> None:
-    takes = "a packaged model from `zoo list`, a YAML, config.json or GGUF file, a folder with a model or a run, or ORG/NAME on the Hugging Face hub"
+    takes = "a packaged model from `zoo list`, a YAML, config.json or GGUF file, a folder with a model or a run, or "
+    takes += "ORG/NAME on the Hugging Face hub"
     for verb in ("stats", "build"):
         assert refused(verb) == [f"target: is missing ({takes})"]
     assert refused("diff", "gpt2") == [f"second: is missing ({takes})"]

@@ -50,6 +50,8 @@ VERBS = {
     "family": "Draft the YAML of a new family, and compare it with transformers.",
     "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
     "bench": "Benchmark zoo against other implementations, or check the kernels.",
+    "mcp": "Offer prices, drawings and verdicts to an assistant (Model Context Protocol).",
+    "skills": "Print what an assistant should know to use these commands (SKILL.md).",
     "doctor": "Show versions, devices, and which kernels this machine can run.",
 }
 

@@ -106,7 +106,9 @@ def _words(stated: Any) -> list[str]:
     return stated.split() if isinstance(stated, str) else list(stated)
 
 
-def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) -> None:
+def foresee(experiment: Experiment, folder: Path, measure: bool) -> tuple[Outlook, list[str], list[str], str]:
+    """Look ahead at an experiment: its outlook, lines on its design, the expectations that it cannot see, and a note on
+    the noise that was taken. Raises ConfigError for one that trains no arms on text."""
     from zoo.experiments.power_check import describe_design, find_noise, list_blind
     from zoo.experiments.running import plan_experiment
 
@@ -114,16 +116,21 @@ def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) ->
         raise ConfigError("plan: is of arms that train on text, not of a probe or a ladder (--run)")
     noise = find_noise(experiment) if experiment.sigma is None else None
     known = experiment if noise is None else experiment.model_copy(update={"sigma": noise.sigma})
-    outlook: Outlook = plan_experiment(known, folder, measure=measure)
-    blind = list_blind(experiment, outlook)
+    outlook = plan_experiment(known, folder, measure=measure)
+    source = f"the median of {noise.arms} arms of kept verdicts of the same config" if noise else ""
+    note = f"σ = {noise.sigma:.3g}: {source} (the file's sigma replaces it)" if noise else ""
+    return outlook, describe_design(known, outlook), list_blind(experiment, outlook), note
+
+
+def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) -> None:
+    outlook, design, blind, note = foresee(experiment, folder, measure)
     if as_json:
         print(report.format_json({**outlook.to_dict(), "cannot_see": blind}))
         return
     print_plan(outlook)
-    if noise is not None:
-        source = f"the median of {noise.arms} arms of kept verdicts of the same config"
-        say(f"σ = {noise.sigma:.3g}: {source} (the file's sigma replaces it)")
-    for line in [*describe_design(known, outlook), *blind]:
+    if note:
+        say(note)
+    for line in [*design, *blind]:
         print(line)
 
 

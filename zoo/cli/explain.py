@@ -27,10 +27,15 @@ def run(
       zoo explain n_kv_heads                 a key of the model
       zoo explain data.form                  a field of training: objective, data, lora, steps, …
     """
+    page = explain_name(name)
+    print(report.format_json(page) if as_json else format_page(page))
+
+
+def explain_name(name: str) -> dict[str, Any]:
+    """Describe a name of training or of a model's YAML as plain data. Raises ConfigError for an unknown one."""
     from zoo.analysis.grammar_names import explain
 
-    page = _explain_setting(name) or explain(name)
-    print(report.format_json(page) if as_json else format_page(page))
+    return _explain_setting(name) or explain(name)
 
 
 def _explain_setting(name: str) -> dict[str, Any] | None:
