@@ -32,7 +32,8 @@ and there may be one ([how verdicts are made](verdicts.md)). ± is half of the c
 standard deviation of an arm's runs. These models are small and train for minutes on two cores: a claim about large ones is neither shown nor refuted by them.
 A table of learning rates says that they were searched for each arm; without one, a rate that suits one arm less is part of its loss.
 Seconds are those of the arms alone where the machine's load was below its cores; where it was above, other work slowed them, some more
-than others. Each recipe is corrected for its own comparisons; over all recipes nothing is corrected.
+than others. Equal configs give equal runs, to the bit, so that tuned recipes share those of one baseline. Each recipe is corrected for
+its own comparisons; over all recipes nothing is corrected.
 
 Until 29 November 2026 a difference that was not significant was called "no significant difference", which some pages took for
 equality. All kept runs were judged again on 30 November 2026; where a margin was added for that, it was added after the runs.
