@@ -36,7 +36,7 @@ def test_each_thing_has_the_commands_that_take_it(used):
         "  runs/2026-11-30/first has no result yet: zoo train --resume runs/2026-11-30/first",
     ]
     assert set(lines[3:-1]) == {
-        "  mine.yaml: zoo stats mine.yaml, zoo train mine.yaml steps=100",
+        "  mine.yaml: zoo stats mine.yaml, zoo draw mine.yaml, zoo train mine.yaml steps=100",
         "  run.yaml: zoo train -c run.yaml",
         "  'a model': zoo stats 'a model'",
     }

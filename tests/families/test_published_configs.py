@@ -77,6 +77,22 @@ def test_fields_of_the_hub_that_change_nothing_are_let_through_and_others_refuse
         read(tmp_path, {**plain, **others})
 
 
+def test_a_text_model_of_an_older_type_is_today_s(tmp_path):
+    text = {"vocab_size": 99, "num_nextn_predict_layers": 1, "mtp_share_layers": True, "sliding_window": None}
+    text |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
+    alone = read(tmp_path, {"model_type": "exaone4", **text})
+    assert read(tmp_path, {"model_type": "exaone4_5", "text_config": {"model_type": "exaone4_5_text", **text}}) == alone
+
+
+def test_a_tempering_by_nothing_is_none(tmp_path):
+    """Devstral 2 states it so; its smaller ones have a factor."""
+    rotary = {"rope_type": "yarn", "factor": 64.0, "original_max_position_embeddings": 4096, "rope_theta": 1e6}
+    for beta, kind in ((0.0, "NoneType"), (0.1, "LogTempering")):
+        spec = read(tmp_path, {"model_type": "ministral3", "rope_parameters": {**rotary, "llama_4_scaling_beta": beta}})
+        assert {type(block.attention.tempering).__name__ for block in spec.blocks.values()} == {kind}
+
+
 def test_a_text_model_without_a_type_is_the_wrapper_s_own(tmp_path):
     text = {"num_hidden_layers": 5, "moe_layer_freq": [0, 1, 1, 1, 1]}
     alone = read(tmp_path, {"model_type": "minimax_m3_vl_text", **text})

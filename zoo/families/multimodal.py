@@ -29,10 +29,12 @@ class TensorPrefixes:
 @dataclass(frozen=True)
 class Catalogue:
     """conf/multimodal.yaml as data. `models` are the types whose text model can be loaded. `flat` maps types with text
-    fields at the top level to the type of the text model. `layouts` are the possible prefixes of names."""
+    fields at the top level to the type of the text model, and `renamed` older types of text models to today's.
+    `layouts` are the possible prefixes of names."""
 
     models: tuple[str, ...]
     flat: Mapping[str, str]
+    renamed: Mapping[str, str]
     layouts: tuple[TensorPrefixes, ...]
 
 
@@ -73,7 +75,8 @@ class Wrapper:
 def read_catalogue() -> Catalogue:
     """Read the packaged list of multimodal models."""
     node = read_conf("multimodal")
-    return Catalogue(tuple(node["models"]), node["flat"], tuple(TensorPrefixes(**each) for each in node["layouts"]))
+    layouts = tuple(TensorPrefixes(**each) for each in node["layouts"])
+    return Catalogue(tuple(node["models"]), node["flat"], node["renamed"], layouts)
 
 
 def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
@@ -84,6 +87,8 @@ def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
         return None
     for name in TEXT:
         inner = {"model_type": f"{kind}_text", **stated} if isinstance(stated := config.get(name), Mapping) else {}
+        kept = read_catalogue().renamed.get(str(inner.get("model_type")))
+        inner |= {"model_type": kept} if kept else {}
         if families.find_name(inner.get("model_type")):
             return Wrapper(config, name, _complete(inner, config))
     if flat is not None and not any(isinstance(config.get(name), Mapping) for name in TEXT):
