@@ -18,7 +18,7 @@ READ = 1 << 16
 KINDS = {
     r"^arms:": "zoo experiment {}",
     r"^model:": "zoo train -c {}",
-    r"^(vocab_size|d_model|n_layers|n_heads|d_ff|attention|ffn):": "zoo stats {0}, zoo draw {0}, zoo train {0} steps=100",
+    r"^(vocab_size|d_model|n_layers|d_ff|attention|ffn):": "zoo stats {0}, zoo draw {0}, zoo train {0} steps=100",
 }
 """What a YAML file is for, by a key at its top level: the first that it has."""
 
