@@ -168,3 +168,20 @@ def test_a_gguf_file_is_read_where_it_is_the_only_one(hub, tmp_path):
 @pytest.mark.parametrize("path", ["runs/a.yaml", "./Org/tiny", "/Org/tiny", "~/tiny", "a/b/c", "Org/tiny.gguf", "tiny"])
 def test_what_can_be_no_name_is_a_path(path):
     assert not model_hub.is_hub_name(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_of_the_hub_is_laid_over_its_base_here(hub, published, tmp_path):
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(published)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(published)
+    adapted.save_pretrained(tmp_path / "adapter")
+    hub.repos["Org/adapter"] = {"main": tmp_path / "adapter"}
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.allclose(zoo.load("Org/adapter", device="cpu")(ids).logits, adapted(ids).logits, atol=1e-5)
+    assert sorted(hub.seen) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert zoo.stats("Org/adapter")["params"]["total"] == zoo.stats(published)["params"]["total"]
