@@ -70,14 +70,15 @@ class HubHandler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": each["path"]} for each in entries]
             told = entries if rest[:1] == ["tree"] else {"id": repo, "sha": commit, "siblings": siblings}
             return self.answer(200, json.dumps(told).encode())
-        return self.send(found / "/".join(rest[2:]), commit)
+        return self.send(found, "/".join(rest[2:]), commit)
 
-    def send(self, file: Path, commit: str) -> None:
+    def send(self, folder: Path, name: str, commit: str) -> None:
+        file = folder / name
         headers = {"X-Repo-Commit": commit}
         if not file.is_file():
             return self.answer(404, b"", {**headers, "X-Error-Code": "EntryNotFound"})
         if self.command == "GET":
-            self.hub.seen.append(file.name)
+            self.hub.seen.append(name)
         return self.answer(200, file.read_bytes(), {**headers, "ETag": f'"{hash_file(file)}"'})
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

@@ -27,7 +27,8 @@ def find(path: str | Path) -> Path:
 
 def _download_weights(name: str) -> None:
     """Download a model's tokenizer and weights: those of an index, one safetensors file, else torch's own files."""
-    folder = download(name, *BESIDE, INDEX, SINGLE, TENSORS)
+    beside = (each.replace("**/", "") for each in BESIDE)  # the hub's * goes through folders
+    folder = download(name, *beside, INDEX, SINGLE, TENSORS)
     if (folder / INDEX).is_file():
         return _download_shards(name, folder / INDEX)
     if (folder / SINGLE).is_file() or (folder / TENSORS).is_file() or (folder / BIN).is_file():
