@@ -43,6 +43,8 @@ def fill_folder(folder: Path) -> Path:
     (folder / "points.csv").write_text("\n".join(["N,D,loss", *lines]) + "\n", encoding="utf-8")
     published_folders.llama(folder / "DIR")
     edit(folder / "DIR", max_position_embeddings=512)  # rotary, so that no tensor has this size
+    template = folder / "DIR" / "chat_template.jinja"  # by which an answer begins where a prompt for one ends
+    template.write_text(template.read_text().replace("assistant: {% endif", "<s>assistant: {% endif"))
     shutil.copytree(folder / "DIR", folder / "BASE")
     published_folders.bert(folder / "MASKED")
     published_folders.bert(folder / "ENCODER", "BertModel")
@@ -67,5 +69,5 @@ def run_commands(commands: list[str], folder: Path) -> None:
     """Run commands of `zoo` in a folder, each in a process that has imported Zoo."""
     with contextlib.chdir(folder):
         for command in commands:
-            ((code, said),) = run_zoo(shlex.split(command.removeprefix("zoo ")))
+            ((code, said),) = run_zoo(shlex.split(command.removeprefix("zoo ")), timeout=1500)
             assert code == 0 and (said.strip() or command.startswith("zoo chat")), f"{command}\n{said}"
