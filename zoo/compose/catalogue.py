@@ -93,6 +93,7 @@ def _name_general(axis: str, word: str) -> str:
     return str(kind) if word.startswith(f"{kind}_") else word
 
 
+@functools.cache
 def read_bodies() -> dict[str, dict[str, Any]]:
     """Read the YAML of every packaged model, merged over the YAML of the model that it starts from."""
     files = _read_files()
