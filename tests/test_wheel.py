@@ -117,3 +117,5 @@ def test_installed_wheel_lists_and_prices_without_torch_or_this_tree(environment
     assert "llama3-8b" in run([environment / "zoo", "list"], tmp_path)
     assert "8,030,261,248" in run([environment / "zoo", "stats", "llama3-8b"], tmp_path)
     assert list(tmp_path.iterdir()) == []
+    run([environment / "zoo", "draw", "llama3-8b", "--out", "figure.svg"], tmp_path)
+    assert "data:font/woff;base64" in (tmp_path / "figure.svg").read_text(encoding="utf-8")

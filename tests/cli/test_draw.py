@@ -33,6 +33,12 @@ def test_each_look_is_a_picture_of_its_own(how, tmp_path, capsys):
     assert ET.parse(other).getroot().tag.endswith("svg") and plain.read_text() != other.read_text()
 
 
+def test_a_terminal_shows_shares_and_the_pattern_over_depth(capsys):
+    assert "GatedFFN  7" in draw(capsys, "llama3-8b", "--look", "cost")[1].out
+    strip = draw(capsys, "gemma3-1b", "--look", "strip")[1].out
+    assert "▒▒▒▒▒█" * 4 + "▒▒\n" in strip and "█" * 26 in strip
+
+
 def test_an_override_is_drawn_beside_the_model_without_it(capsys):
     code, said = draw(capsys, "llama-tiny", "attention=mqa", "--diff")
     assert code == 0 and "parameters" in said.out and "\N{MINUS SIGN}" in said.out
@@ -57,12 +63,14 @@ def test_drawn_numbers_are_those_of_stats(capsys):
         (["llama-tiny", "--out", "nowhere/figure.svg"], "out: nowhere is no folder"),
         (["llama-tiny", "--diff"], "diff: compares a model with and without overrides"),
         (["llama-tiny", "gpt2", "bert-tiny"], "draw: draws one model or compares two, found 3"),
-        (["llama-tiny", "gpt2", "--card"], "card: shows one model, two were named"),
+        (["llama-tiny", "gpt2", "--card", "--out", "x.png"], "card: is of one model, two were named"),
+        (["llama-tiny", "--card"], "card: is of a picture"),
+        (["llama-tiny", "--dark", "--out", "x.txt"], "dark: is of a picture"),
         (["llama-tiny", "--axis", "ffn"], "axis: draws the choices of an axis"),
         (["--axis", "fnn"], "axis: there is no 'fnn'"),
         ([], "target: is missing"),
         (["bert-tiny", "--look", "cost", "--by", "cache", "--out", "x.svg"], "by: bert-tiny has no cache"),
-        (["llama-tiny", "gpt2", "--look", "strip"], "look: two models have one of their own"),
+        (["llama-tiny", "gpt2", "--look", "strip"], "look: is of one model, two were named"),
         (["llama-tiny", "--by", "flops"], "by: is of the look `cost`"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +14,9 @@ from zoo.errors import ConfigError
 if TYPE_CHECKING:
     from zoo.drawing.contents import ModelPlan
     from zoo.drawing.scene import Scene
+
+    Drawn = Callable[[], Scene]
+    """Draws a scene, which only a file needs."""
 
 
 def run(
@@ -33,29 +38,34 @@ def run(
     Everything is read from the model's Spec, in under a second and without torch. Two models, or --diff with overrides,
     are drawn side by side, and what differs is lit.
     """
-    from zoo.drawing.drawn_file import check_drawing, write_drawing
+    _refuse_unused(by, look, card, dark, out)
+    if axis is not None:
+        scene, lines = _draw_axis(axis, target)
+    else:
+        specs, plans = _plan([*([target] if target else []), *(overrides or [])], context, diff=diff)
+        if len(plans) == 2:
+            scene, lines = _draw_two(plans, "card" if card else look)
+        else:
+            scene, lines = _draw_one(plans[0], specs[0], "card" if card else look, by or "params")
+    if out is None:
+        return _show(lines)
+    from zoo.drawing.drawn_file import write_drawing
+    from zoo.drawing.text_figure import write_text
+
+    write_drawing(scene(), out, write_text(lines), dark=dark)
+    print(out)
+
+
+def _refuse_unused(by: str | None, look: str, card: bool, dark: bool, out: Path | None) -> None:
+    """Raise ConfigError for a file that cannot hold a drawing, and for options that would have no effect."""
+    from zoo.drawing.drawn_file import check_drawing
 
     if out is not None:
         check_drawing(out)
     if by is not None and look != "cost":
         raise ConfigError("by: is of the look `cost` (add --look cost)")
-    if axis is not None:
-        scene, lines = _draw_axis(axis, target)
-    else:
-        specs, plans = _plan([*([target] if target else []), *(overrides or [])], context, diff=diff)
-        if card and len(plans) > 1:
-            raise ConfigError("card: shows one model, two were named (leave one out)")
-        if look != "paper" and len(plans) > 1:
-            raise ConfigError(f"look: two models have one of their own (leave --look {look} out)")
-        scene, lines = _draw(
-            specs, plans, "card" if card else look, by or "params", needs_scene=out is not None and out.suffix != ".txt"
-        )
-    from zoo.drawing.text_figure import write_text
-
-    if out is None:
-        return _show(lines)
-    write_drawing(scene, out, write_text(lines), dark=dark)
-    print(out)
+    if (card or dark) and (out is None or out.suffix == ".txt"):
+        raise ConfigError(f"{'card' if card else 'dark'}: is of a picture (--out card.png)")
 
 
 def _plan(words: list[str], context: int | None, *, diff: bool) -> tuple[list[Any], list[ModelPlan]]:
@@ -80,44 +90,45 @@ def _plan(words: list[str], context: int | None, *, diff: bool) -> tuple[list[An
     return specs, plans
 
 
-def _draw(specs: list[Any], plans: list[ModelPlan], look: str, by: str, *, needs_scene: bool) -> tuple[Any, list[Any]]:
-    """Draw one model, or two beside each other: the scene, and the lines for a terminal."""
-    from zoo.drawing.text_figure import draw_text
+def _draw_two(plans: list[ModelPlan], look: str) -> tuple[Drawn, list[Any]]:
+    """Draw two models beside each other, for a file and for a terminal."""
+    from zoo.drawing.two_models import draw_beside, list_differences
 
-    if len(plans) == 2:
-        from zoo.drawing.two_models import draw_beside, list_differences
-
-        return draw_beside(*plans) if needs_scene else None, list_differences(*plans)
-    lines = draw_text(plans[0])
-    return _draw_scene(plans[0], specs[0], look, by) if needs_scene else None, lines
+    if look != "paper":
+        raise ConfigError(f"{'card' if look == 'card' else 'look'}: is of one model, two were named (leave one out)")
+    return partial(draw_beside, *plans), list_differences(*plans)
 
 
-def _draw_scene(plan: ModelPlan, spec: Any, look: str, by: str) -> Scene:
+def _draw_one(plan: ModelPlan, spec: Any, look: str, by: str) -> tuple[Drawn, list[Any]]:
+    """Draw a model, for a file and for a terminal."""
+    from zoo.drawing.text_figure import draw_text, draw_text_strip
+
     if look == "strip":
         from zoo.drawing.strip import draw_strip
 
-        return draw_strip(plan)
+        return partial(draw_strip, plan), draw_text_strip(plan)
     if look == "card":
         from zoo.drawing.card_figure import draw_card
 
-        return draw_card(plan, spec)
+        return partial(draw_card, plan, spec), []
     from zoo.drawing.model_figure import draw_model
 
     if look == "paper":
-        return draw_model(plan)
+        return partial(draw_model, plan), draw_text(plan)
     from zoo.drawing.cost_look import draw_areas, make_cost_look
 
     colours = make_cost_look(plan, by)
-    return draw_model(plan, colours, lambda width: draw_areas(plan, by, width, colours))
+    areas = partial(draw_areas, plan, by, look=colours)
+    return partial(draw_model, plan, colours, areas), draw_text(plan, colours)
 
 
-def _draw_axis(axis: str, target: str | None) -> tuple[Any, list[Any]]:
+def _draw_axis(axis: str, target: str | None) -> tuple[Drawn, list[Any]]:
     from zoo.drawing.axis_figure import draw_axis, list_choices
 
     if target is not None:
         raise ConfigError(f"axis: draws the choices of an axis, and {target!r} was named too (leave it out)")
     choices = list_choices(axis)
-    return draw_axis(axis, choices), [[(f"{each.name}  ", "title"), (each.said, "")] for each in choices]
+    return partial(draw_axis, axis, choices), [[(f"{each.name}  ", "title"), (each.said, "")] for each in choices]
 
 
 def _show(lines: list[Any]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from zoo.drawing.boxes import PLAIN, Styling
 from zoo.drawing.contents import Element, ModelPlan, TowerPlan
 from zoo.drawing.grouping import AlikeLayers, group_layers
 from zoo.drawing.numbers import list_tiles
 from zoo.drawing.panels import ELSEWHERE, list_lanes, weigh
 from zoo.drawing.placement import NodePlace, add_outside, place_nodes
+from zoo.drawing.strip import list_colors
 from zoo.drawing.wiring import STREAM, Junction
 
 Line = list[tuple[str, str]]
@@ -34,30 +36,53 @@ def write_text(lines: list[Line]) -> str:
     return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
 
 
-def draw_text(plan: ModelPlan) -> list[Line]:
-    """Draw a model from its result above to its input below."""
-    lines: list[Line] = [[(plan.title, "title")]]
-    lines.append([("   ".join(f"{value} {name}" for value, name in list_tiles(plan)), "muted")])
+def draw_text(plan: ModelPlan, look: Styling = PLAIN) -> list[Line]:
+    """Draw a model from its result above to its input below. A look adds its notes to the names of boxes."""
+    lines = _draw_header(plan)
     for tower in plan.towers:
-        lines += [[], *_draw_tower(tower, titled=len(plan.towers) > 1)]
+        lines += [[], *_draw_tower(tower, look, titled=len(plan.towers) > 1)]
     return lines
 
 
-def _draw_tower(tower: TowerPlan, *, titled: bool) -> Iterator[Line]:
+def draw_text_strip(plan: ModelPlan) -> list[Line]:
+    """Draw the pattern over depth: a column for each layer, the first at the left; ▒ for a mixer that sees a window."""
+    lines = _draw_header(plan)
+    for tower in plan.towers:
+        colors = {layer.kind: list_colors(layer) for layer in tower.layers}
+        lines.append([(tower.title if len(plan.towers) > 1 else "", "title")])
+        for row in range(max(map(len, colors.values()))):
+            columns = [colors[kind][row] if row < len(colors[kind]) else "" for kind in tower.pattern]
+            lines.append([_draw_cell(each) for each in columns])
+        for layer in tower.layers:
+            parts = " + ".join(each.title for each in layer.elements.values() if each.color not in ("norm", "other"))
+            lines.append([(layer.kind, layer.color), (f" × {layer.count}  {parts}", "")])
+    return lines
+
+
+def _draw_cell(color: str) -> tuple[str, str]:
+    return "█" if color.endswith("-line") else "▒" if color else " ", color.removesuffix("-line")
+
+
+def _draw_header(plan: ModelPlan) -> list[Line]:
+    figures = "   ".join(f"{value} {name}" for value, name in list_tiles(plan))
+    return [[(plan.title, "title")], [(figures, "muted")]]
+
+
+def _draw_tower(tower: TowerPlan, look: Styling, *, titled: bool) -> Iterator[Line]:
     if titled:
         yield [(tower.title, "title")]
     for note in tower.notes:
         yield [(note, "muted")]
     for element in reversed(tower.after):
-        yield _name(element)
+        yield _name(element, look)
         yield [("│", "muted")]
     runs = " → ".join(_say_fold(fold.runs, fold.times) for fold in tower.folds)
     yield [(f"layers, first to last: {runs}", "title")]
     for group in group_layers(tower.layers):
-        yield from _draw_group(group)
+        yield from _draw_group(group, look)
     for element in reversed(tower.before):
         yield [("│", "muted")]
-        yield _name(element)
+        yield _name(element, look)
 
 
 def _say_fold(runs: tuple[tuple[str, int], ...], times: int) -> str:
@@ -65,12 +90,17 @@ def _say_fold(runs: tuple[tuple[str, int], ...], times: int) -> str:
     return said if times == 1 else f"({said}) × {times}"
 
 
-def _name(element: Element) -> Line:
+def _name(element: Element, look: Styling) -> Line:
     texts = " · ".join(text for _, text in element.rows)
-    return [(element.title, element.color), (f"  {texts}" if texts else "", "")]
+    return [(element.title, element.color), (_note(element, look), "title"), (f"  {texts}" if texts else "", "")]
 
 
-def _draw_group(group: AlikeLayers) -> Iterator[Line]:
+def _note(element: Element, look: Styling) -> str:
+    note = look.note(element)
+    return f"  {note}" if note else ""
+
+
+def _draw_group(group: AlikeLayers, look: Styling) -> Iterator[Line]:
     for layer in group.layers:
         yield [(f"┌ {layer.kind}", layer.color), (f" × {layer.count}  layers {layer.places}", "muted")]
     nodes = add_outside(group.junctions)
@@ -83,7 +113,7 @@ def _draw_group(group: AlikeLayers) -> Iterator[Line]:
             yield [(f"│ {_draw_lanes(lanes, rows, rows[node.number] + 0.5, count, arriving, '╰')}┤", "muted")]
         ending = [lane for (_, end), lane in lanes.items() if end == node.number]
         prefix = f"│ {_draw_lanes(lanes, rows, float(rows[node.number]), count, ending, '╭')}"
-        yield from _draw_node(node, nodes, spots[node.number], group.elements, prefix, count)
+        yield from _draw_node(node, nodes, spots[node.number], group.elements, prefix, look)
     if leaving := [lane for (source, _), lane in lanes.items() if source == STREAM]:
         yield [(f"│ {_draw_lanes(lanes, rows, -0.5, count, leaving, '╰')}┤", "muted")]
     yield [("└", "muted")]
@@ -112,7 +142,7 @@ def _draw_lanes(
 
 
 def _draw_node(
-    node: Junction, nodes: list[Junction], spot: NodePlace, elements: Mapping[str, Element], prefix: str, count: int
+    node: Junction, nodes: list[Junction], spot: NodePlace, elements: Mapping[str, Element], prefix: str, look: Styling
 ) -> Iterator[Line]:
     beside = "∥ " if spot.column else ""
     outside = [nodes[each].sign for each in node.sources if isinstance(each, int) and not nodes[each].sources]
@@ -121,7 +151,12 @@ def _draw_node(
     if element is None:
         yield [(prefix, "muted"), (f"{beside}{SIGNS.get(node.sign, node.part or node.sign)}{read}", "")]
         return
-    yield [(prefix, "muted"), (beside + element.title, element.color), (read, "muted")]
+    yield [
+        (prefix, "muted"),
+        (beside + element.title, element.color),
+        (_note(element, look), "title"),
+        (read, "muted"),
+    ]
     below = "│ " + prefix[2:].translate(str.maketrans("╭─╰", "│  "))
     rest = [*([("", element.about)] if element.about else []), *element.rows]
     for label, text in [*rest, *([("", element.kept)] if element.kept else [])]:
