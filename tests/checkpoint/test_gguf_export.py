@@ -315,7 +315,7 @@ ALONE = {"num_key_value_heads": None, "head_dim": None}
             "Qwen3Config",
             "Qwen3ForSequenceClassification",
             {"num_labels": 1},
-            "head: has one output, and llama.cpp gives",
+            "head: has one output, of which llama.cpp would",
         ),
         (
             "DistilBertConfig",

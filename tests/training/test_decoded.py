@@ -72,6 +72,7 @@ def test_an_encoder_decoder_shows_the_source_then_what_the_decoder_writes():
 def test_a_class_follows_its_row():
     batch = Batch(torch.tensor([read("abc")]), torch.tensor([[2]]), attention_mask=torch.tensor([[1, 1, 1]]))
     assert decode_row(batch, 0, make_byte_tokenizer()) == [("abc", False), (" → [2]", True)]
+    assert describe_row(batch, 0, make_byte_tokenizer()) == "data: the first row begins 'abc', its target is [2]"
 
 
 def test_packed_documents_show_their_own_last_target():

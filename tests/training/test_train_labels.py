@@ -109,6 +109,18 @@ def test_a_classifier_of_two_towers_reads_the_text_with_both_and_is_written_as_t
         torch.testing.assert_close(trained(ids).logits, theirs(input_ids=ids).logits, atol=2e-5, rtol=1e-5)
 
 
+def test_a_decoders_classifier_skips_padding_and_is_written_as_transformers_class(records, here):
+    zoo.train("llama-tiny", [*SMALL, "objective=classify", "model.n_kv_heads=2", "steps=3", "eval_every=null"])
+    trained = zoo.load("run").eval()
+    zoo.export(trained, here / "out", verify=False)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(here / "out").eval()
+    assert type(theirs) is transformers.LlamaForSequenceClassification
+    ids = torch.randint(100, 200, (3, 12), generator=torch.Generator().manual_seed(0))
+    ids[0, 7:] = ids[1, 10:] = theirs.config.pad_token_id
+    with torch.no_grad():
+        torch.testing.assert_close(trained(ids).logits, theirs(input_ids=ids).logits, atol=2e-5, rtol=1e-5)
+
+
 OBJECTIVES = {
     "classify": ("bert-tiny", ["objective.pooling=mean"]),
     "tag": ("bert-tiny", ["accumulate=2"]),

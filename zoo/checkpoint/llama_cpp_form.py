@@ -45,7 +45,7 @@ def restate(model: StoredModel) -> tuple[StoredModel, list[str]]:
         return _scale_head(model, spec), []
     if spec.causal:
         if spec.head.reads_rows and spec.head.n_logits == 1:
-            raise ConfigError("head: has one output, and llama.cpp gives a decoder's as probabilities (two classes)")
+            raise ConfigError("head: has one output, of which llama.cpp would take the softmax, always 1 (--to hf)")
         return model, []
     if spec.head.reads_text and not spec.head.reads_rows:
         would = "mlm, none, sequence or regression"

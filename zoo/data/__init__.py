@@ -70,7 +70,7 @@ class PreparedData:
     key: str
     special: Path | None
     """The folder whose files name the tokenizer's special tokens: its own, or the cache's for one that states
-    none; None for labelled sets."""
+    none; None for one that Zoo trained on a labelled set."""
     notes: tuple[str, ...] = ()
     """Lines for the user about what of the data is not learned."""
     template: ChatTemplate | None = None

@@ -21,6 +21,7 @@ from zoo.data.records import Faults, has_fields, is_text
 from zoo.data.rowcode import EncodedRow, RowEncoder
 from zoo.data.settings import DataSettings
 from zoo.data.split import Part, Unit, describe_copies, hash_text, split_units
+from zoo.data.tokenizer import find_tokenizer_file
 from zoo.data.tokens import Progress, Source, TokenFile
 from zoo.errors import ConfigError
 from zoo.model.loss import IGNORED
@@ -241,8 +242,9 @@ def prepare_labelled(
     files = {part: encode_part(each, task, classes, encoder, tells[part], part) for part, each in parts.items()}
     key = hash_settings(settings, {"": fingerprint(parts, task, limit, opens)})
     sources = {part: (Source("", Fraction(1), file),) for part, file in files.items()}
+    own = None if settings.tokenizer.path is None else find_tokenizer_file(settings.tokenizer.path, "tokenizer").parent
     return PreparedLabels(
-        tokenizer, sources["train"], sources["validation"], key, None, labels=tuple(classes), n_outputs=n_outputs
+        tokenizer, sources["train"], sources["validation"], key, own, labels=tuple(classes), n_outputs=n_outputs
     )
 
 

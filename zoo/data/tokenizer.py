@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.beside import TOKENIZER, copy_beside, list_beside
-from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerJson, check_tokenizer
+from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerJson, check_tokenizer, read_special_tokens
 from zoo.data.token_bytes import tabulate_byte_level
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 from zoo.families.described import read_json
@@ -172,6 +172,12 @@ class Tokenizer:
             other["split_special_tokens"] = self.split
         if other:
             _write_json(config, {**stated, **other})
+
+    def find_padding(self, folder: Path | None) -> int | None:
+        """Find the id of the token that transformers pads with, as the files in the `folder` of the tokenizer say, or
+        those that `save` makes where they name no special token. None if there is none."""
+        stated = (read_special_tokens(folder) if folder else {}) or self._describe(None)
+        return self.backend.token_to_id(stated["pad_token"]) if "pad_token" in stated else None
 
     def _describe(self, limit: int | None) -> dict[str, Any]:
         """Make the tokenizer_config.json of a tokenizer that has none. Without a token for padding, texts are padded by

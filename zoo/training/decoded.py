@@ -110,8 +110,11 @@ def _join(marked: Iterable[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[
 
 def describe_row(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
     """Describe in one line how rows begin, by one row of a batch."""
-    text = "".join(piece.text for piece in decode_row(batch, row, tokenizer) if piece.learned is not None)
+    pieces = [piece.text for piece in decode_row(batch, row, tokenizer) if piece.learned is not None]
+    text = "".join(pieces)
     if batch.input_ids.ndim == 3:
         return f"data: the first record has {batch.input_ids.shape[1]} texts, {shorten(text, SHOWN)!r}"
+    if batch.decoder_input_ids is None and batch.targets.shape != batch.input_ids.shape:
+        return f"data: the first row begins {shorten(pieces[0], SHOWN)!r}, its target is {batch.targets[row].tolist()}"
     count = int((batch.targets[row] != IGNORED).sum())
     return f"data: the first row begins {shorten(text, SHOWN)!r}, its loss is on {count:,} tokens"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.model.activation import Tanh
 from zoo.model.head import Head
@@ -19,7 +19,7 @@ from zoo.training.objective.base import Context, Objective, list_inputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.data import Batch, DataSettings
+    from zoo.data import Batch, DataSettings, PreparedData
     from zoo.data.labelled_records import LabelledTask, PreparedLabels
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology, Tower
@@ -105,17 +105,35 @@ class TaskObjective(Objective):
         tower = find_reading_tower(spec)
         given = {name: each for name in self.shared if (each := getattr(self, name)) is not None}
         fields = {**{name: each for name, each in self.guessed.items() if name in self.shared}, **given}
+        lone = spec is tower and tower.causal
+        if not lone:
+            fields.pop("skip_id", None)
         if isinstance(tower.head, self.head):
             made = replace(tower, head=replace(tower.head, **fields))
         else:
             dense = self.pools_first or (spec is not tower and self.head.reads_rows)  # as in BERT and BART
             tanh = {"activation": Tanh()} if dense else {}
-            made = replace(tower, head=self.head(**fields, **tanh), pooler=None)
+            bare = {"bias": False} if lone and self.head.reads_rows else {}  # as in Llama
+            made = replace(tower, head=self.head(**{**bare, **fields, **tanh}), pooler=None)
         return made if spec is tower else replace(spec, decoder=made)
 
     def learn(self, data: Any) -> dict[str, Any]:
         """Return the fields that follow from the data, with their values."""
         raise NotImplementedError
+
+
+class RowTask(TaskObjective):
+    """Base of the objectives whose head reads a row as a whole. The last token of a decoder's row is the last that is
+    not the tokenizer's padding (`skip_id`), as in transformers."""
+
+    pooling: Pooling | None = None
+    skip_id: NonNegativeInt | None = None
+
+    def find_skipped(self, data: PreparedData) -> int | None:
+        """Return the id of the padding token, if rows are read at their last token; None if there is no such token."""
+        if self.skip_id is not None or self.pooling != "last":
+            return self.skip_id
+        return data.tokenizer.find_padding(data.special)
 
 
 class Labelled(TaskObjective, RecordObjective):  # type: ignore[reportIncompatibleVariableOverride]
@@ -158,7 +176,7 @@ class Labelled(TaskObjective, RecordObjective):  # type: ignore[reportIncompatib
         return self.weigh({}, 1.0, len(targets)).measure(logits, targets, slice(None))[0]
 
 
-class Classify(Labelled, kind="classify"):
+class Classify(RowTask, Labelled, kind="classify"):  # type: ignore[reportIncompatibleVariableOverride]
     """Predict a class for each text, or pair of texts (Devlin et al., 2018, §4.1). `text`, `second` (of a pair) and
     `label` name the fields of the records. The classes are `labels`; by default those of the model's own classification
     head, if it has one, else those of the training split, sorted.
@@ -166,11 +184,12 @@ class Classify(Labelled, kind="classify"):
     `pooling` takes a row's vector from its first token (cls) or its last token (last), or as the mean over its tokens
     (mean). The default is that of the model's own classification head, if it has one; else cls for an encoder, and last
     for a decoder or an encoder-decoder. A new head begins with BERT's dense layer and tanh if either the pooling is cls
-    or the model is an encoder-decoder. Evaluations give accuracy and macro F1.
+    or the model is an encoder-decoder; a decoder's has no bias, as in transformers. Evaluations give accuracy and macro
+    F1.
     """
 
     head: ClassVar[type[Head]] = SequenceHead
-    shared: ClassVar[tuple[str, ...]] = ("labels", "pooling")
+    shared: ClassVar[tuple[str, ...]] = ("labels", "pooling", "skip_id")
     measures: ClassVar[tuple[str, ...]] = ("val_accuracy", "val_f1")
     ranked_by: ClassVar[str | None] = "val_f1"
 
@@ -178,7 +197,9 @@ class Classify(Labelled, kind="classify"):
     second: str | None = None
     label: str = "label"
     labels: ClassNames | None = None
-    pooling: Pooling | None = None
+
+    def learn(self, data: PreparedLabels) -> dict[str, Any]:
+        return {"labels": data.labels, "skip_id": self.find_skipped(data)}
 
     def make_task(self) -> LabelledTask:
         from zoo.data import labelled_records
@@ -224,7 +245,7 @@ class Tag(Labelled, kind="tag"):
         return TagMetrics(self.labels)
 
 
-class Regress(Labelled, kind="regress"):
+class Regress(RowTask, Labelled, kind="regress"):  # type: ignore[reportIncompatibleVariableOverride]
     """Predict a number, or a list of numbers, for each text or pair of texts. `text`, `second` (of a pair) and `label`
     name the fields of the records. The loss is the mean squared error; evaluations give Pearson's and Spearman's
     correlation.
@@ -234,7 +255,7 @@ class Regress(Labelled, kind="regress"):
     """
 
     head: ClassVar[type[Head]] = RegressionHead
-    shared: ClassVar[tuple[str, ...]] = ("n_outputs", "pooling")
+    shared: ClassVar[tuple[str, ...]] = ("n_outputs", "pooling", "skip_id")
     guessed: ClassVar[dict[str, Any]] = {"n_outputs": 1}
     measures: ClassVar[tuple[str, ...]] = ("val_pearson", "val_spearman")
 
@@ -242,14 +263,13 @@ class Regress(Labelled, kind="regress"):
     second: str | None = None
     label: str = "label"
     n_outputs: PositiveInt | None = None
-    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         if self.z_loss:
             raise ValueError(f"z_loss: is of a softmax, and numbers have none, found {self.z_loss} (0)")
 
     def learn(self, data: PreparedLabels) -> dict[str, Any]:
-        return {"n_outputs": data.n_outputs}
+        return {"n_outputs": data.n_outputs, "skip_id": self.find_skipped(data)}
 
     def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TokenLoss:
         return SquaredLoss(weight, 0.0, self.chunk_mib << 20, count)

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat
 
-from zoo.checkpoint.tokenizer_file import read_special_tokens
 from zoo.lazy import torch
 from zoo.model.head import Head
-from zoo.model.task_head import Pooling, RegressionHead
+from zoo.model.task_head import RegressionHead
 from zoo.training.objective.base import Loss, add_own_losses, list_inputs
-from zoo.training.objective.labelled import TaskObjective
+from zoo.training.objective.labelled import RowTask, TaskObjective
 from zoo.training.objective.preference import Preference, sum_rewards
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 
-class Reward(TaskObjective, Preference, kind="reward"):
+class Reward(RowTask, Preference, kind="reward"):
     """Learn a reward r for a conversation, larger with the chosen answer than with the rejected one (Ouyang et al.,
     2022): the loss is −log σ(r⁺ − r⁻) (Bradley and Terry, 1952), plus `centre_coef` · (r⁺ + r⁻)², which keeps rewards
     around 0 (Eisenstein et al., 2023). Data: `data.form=preference`.
@@ -36,19 +35,13 @@ class Reward(TaskObjective, Preference, kind="reward"):
     bias: ClassVar[bool] = False
     collate: ClassVar[str] = "collate_rated"
 
-    pooling: Pooling | None = None
-    skip_id: NonNegativeInt | None = None
     centre_coef: NonNegativeFloat = 0.0
 
     def refuses(self, spec: Topology) -> str | None:
         return Preference.refuses(self, spec) if spec.kind != "decoder" else TaskObjective.refuses(self, spec)
 
     def learn(self, data: PreparedData) -> dict[str, Any]:
-        if self.skip_id is not None:
-            return {"skip_id": self.skip_id}
-        assert data.special is not None
-        pad = read_special_tokens(data.special).get("pad_token")
-        return {"skip_id": None if pad is None else data.tokenizer.backend.token_to_id(pad)}
+        return {"skip_id": self.find_skipped(data)}
 
     def count_predictions(self, batch: Batch) -> int:
         return len(batch.input_ids)
