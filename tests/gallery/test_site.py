@@ -206,17 +206,17 @@ def test_each_published_model_has_a_family_and_its_lineage_ends():
 @pytest.mark.slow
 def test_the_family_of_a_model_describes_it():
     """Its config.json, found by inverting the family, gives the model again."""
-    failed = {}
+    failed = []
     for each in read_models():
         if each["note"].startswith("another name"):
             continue
         found, spec = find_family(each["name"]), load(each["name"])
         assert found is not None
         family = read_family(found.name)
-        tried = [try_family(family, name, spec) for name in family.architectures]
+        tried = (try_family(family, name, spec) for name in family.architectures)  # the first that describes it will do
         if not any(body is not None and not faults for _, body, faults in tried):
-            failed[each["name"]] = tried[0][2][:2]
-    assert failed == {}
+            failed.append(each["name"])
+    assert failed == []
 
 
 @pytest.mark.slow
