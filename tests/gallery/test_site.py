@@ -72,8 +72,10 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A site of a few models and axes, and of a model of the user's own."""
+    """A site of a few models and axes, and of a model of the user's own, in a folder that has the docs already."""
     folder = tmp_path_factory.mktemp("gallery")
+    (folder / "site/docs").mkdir(parents=True)
+    (folder / "site/docs/index.html").write_text("<p>Docs</p>", encoding="utf-8")
     mine = folder / "my <model>.yaml"
     mine.write_text("defaults: [/model/llama-tiny@_here_]\nn_layers: 3\n", encoding="utf-8")
     packaged = [each for each in read_models() if each["name"] in SMALL]
@@ -103,6 +105,10 @@ def find_broken(pages, root):
             ):
                 broken.append((name, link))
     return broken
+
+
+def test_the_docs_that_are_beside_the_gallery_are_linked(pages):
+    assert "../docs/index.html" in pages["models/llama-tiny.html"].links
 
 
 def test_every_page_is_well_formed(pages):

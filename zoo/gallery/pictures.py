@@ -9,7 +9,7 @@ from zoo.costs.setup import Setup
 from zoo.drawing.axis_figure import Choice, list_choices
 from zoo.drawing.contents import ModelPlan, plan_model
 from zoo.drawing.grouping import group_layers
-from zoo.drawing.masks import Grid, find_grid
+from zoo.drawing.masks import MaskGrid, find_grid
 from zoo.drawing.model_figure import draw_model
 from zoo.drawing.panels import draw_panel
 from zoo.drawing.scene import frame_items
@@ -66,7 +66,7 @@ def _draw_choice(axis: str, choice: Choice) -> str:
     return ""
 
 
-def _draw_mask(grid: Grid, color: str, title: str) -> str:
+def _draw_mask(grid: MaskGrid, color: str, title: str) -> str:
     """Draw a grid, queries downwards and keys to the right; keys that stand for several tokens in a grid of its own."""
     side = CELL * len(grid.seen)
     width = side + 1 + (side + 16 if grid.pooled else 0)

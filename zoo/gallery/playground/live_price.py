@@ -23,9 +23,9 @@ from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.hardware import hardware
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
-from zoo.drawing.beside import draw_beside
 from zoo.drawing.contents import plan_model
 from zoo.drawing.model_figure import draw_model
+from zoo.drawing.two_models import draw_beside
 from zoo.drawing.vector import write_svg
 from zoo.errors import ConfigError
 from zoo.gallery.charts import draw_curves
