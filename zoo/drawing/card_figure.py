@@ -6,14 +6,14 @@ from typing import Any
 
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.setup import Setup
-from zoo.drawing.boxes import BETWEEN, DrawnBox
+from zoo.drawing.boxes import BETWEEN
 from zoo.drawing.cache_chart import draw_cache_chart, list_lengths, say_tokens
 from zoo.drawing.contents import ModelPlan
 from zoo.drawing.grouping import group_layers
 from zoo.drawing.lettering import cut_text, measure_text, wrap_text
 from zoo.drawing.model_figure import describe_model
 from zoo.drawing.numbers import list_tiles, say_bytes
-from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, shift_items
+from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.strip import draw_tower_strip
 
 WIDTH, HEIGHT = 1200.0, 630.0
@@ -30,8 +30,10 @@ def draw_card(plan: ModelPlan, spec: Any) -> Scene:
     shapes.append(Label(EDGE, 92, cut_text(plan.title, inner, size, True), size, True))
     shapes += _draw_tiles(plan, inner)
     half = inner / 2 - 24
-    shapes += shift_items(_draw_patterns(plan, half).shapes, EDGE, 236)
-    shapes += shift_items(_draw_facts(plan, half), EDGE, 352)
+    patterns = _draw_patterns(plan, half)
+    shapes += shift_items(patterns, EDGE, 236)
+    top = 236 + find_extent(patterns).bottom + 30
+    shapes += shift_items(_draw_facts(plan, half, HEIGHT - top - 60), EDGE, top)
     shapes += shift_items(_draw_cache(plan, spec, half), EDGE + half + 48, 236)
     shapes.append(Label(EDGE, HEIGHT - 28, say_exactly(plan), 15, color="muted"))
     shapes.append(Label(WIDTH - EDGE, HEIGHT - 28, "drawn and priced by Zoo", 15, color="muted", anchor="end"))
@@ -62,22 +64,22 @@ def _draw_tiles(plan: ModelPlan, inner: float) -> list[Shape]:
     return shapes
 
 
-def _draw_patterns(plan: ModelPlan, width: float) -> DrawnBox:
+def _draw_patterns(plan: ModelPlan, width: float) -> list[Shape]:
     """Draw the towers' patterns over depth, side by side, with the kinds of the layers named in their colours."""
     share = (width - 20 * (len(plan.towers) - 1)) / len(plan.towers)
     shapes: list[Shape] = []
     for at, tower in enumerate(plan.towers):
         drawn = draw_tower_strip(tower, share, keyed=False)
         shapes += shift_items(drawn.shapes, at * (share + 20), 0)
-    return DrawnBox(tuple(shapes), width, 100)
+    return shapes
 
 
-def _draw_facts(plan: ModelPlan, width: float) -> list[Shape]:
+def _draw_facts(plan: ModelPlan, width: float, height: float) -> list[Shape]:
     shapes: list[Shape] = []
     y = 0.0
     for color, text in list_special(plan)[:MOST_FACTS]:
         lines = wrap_text(text, width - 26, TEXT)[:2]
-        if y + 26 * len(lines) > HEIGHT - 352 - 40:
+        if y + 26 * len(lines) > height:
             break
         shapes.append(Box(0, y + 2, 13, 13, f"{color}-line", "", 3))
         for line in lines:

@@ -26,8 +26,8 @@ TITLE, TILE = 25.0, 17.0
 SIZES = (300.0, 280.0, 260.0, 250.0, 240.0, 230.0, 220.0, 210.0, 200.0)
 """Widths of boxes in panels, of which the widest that fits is taken."""
 
-NARROWEST_BOX = 150.0
-"""Width of boxes where no other fits."""
+NARROW_SIZES = (190.0, 170.0, 150.0, 130.0, 112.0)
+"""Widths of boxes in panels that need the whole width of the figure."""
 
 GUTTER = 14.0
 
@@ -124,7 +124,8 @@ def _draw_fitting(group: AlikeLayers, rooms: Sequence[float], look: Styling) -> 
             panel = draw_panel(group, size, look)
             if panel.width <= room:
                 return panel
-    return draw_panel(group, NARROWEST_BOX, look)
+    drawn = [draw_panel(group, size, look) for size in NARROW_SIZES]  # as wide as the figure, below the column
+    return next((each for each in drawn if each.width <= WIDTH - 2 * EDGE), drawn[-1])
 
 
 def draw_legend(plan: ModelPlan) -> list[Shape]:
