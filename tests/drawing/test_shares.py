@@ -5,6 +5,7 @@ from functools import reduce
 import pytest
 
 from support.packaged_specs import load
+from zoo.analysis.axes import load_small
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.drawing.contents import plan_model
@@ -30,6 +31,13 @@ def test_the_boxes_add_up_to_the_price(name, how):
 def test_no_part_of_the_price_has_no_box(name):
     plan = plan_model(load(name), name)
     assert sum_shares(plan).params == plan.figures["params"]["total"]
+
+
+def test_a_box_says_for_how_many_tokens_a_value_is_cached():
+    *_, tower = load_small("attention", "csa")
+    (element,) = (each for each in plan_model(tower, "").towers[0].layers[0].elements.values() if each.kept)
+    rate = tower.blocks["layer"].attention.sight.rate
+    assert rate > 1 and f" values every {rate} tokens" in element.kept
 
 
 def test_a_cache_is_at_the_part_that_keeps_it():

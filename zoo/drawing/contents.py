@@ -253,5 +253,6 @@ def find_color(spec: Spec, has_experts: bool) -> str:
 def say_kept(spec: Spec) -> str:
     """Say what a component keeps while generating: values of each token, and values of its state."""
     cached, state = (sum(map(math.prod, kept.values())) for kept in (spec.cache(), spec.state()))
-    said = [f"caches {cached:,} values a token"] if cached else []
+    rate = spec.sight.rate if isinstance(spec, Attention) else 1
+    said = [f"caches {cached:,} values {'a token' if rate == 1 else f'every {rate} tokens'}"] if cached else []
     return " · ".join([*said, *([f"state of {state:,} values"] if state else [])])
