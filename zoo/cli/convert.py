@@ -74,9 +74,8 @@ def run(
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")
         base = config["base_model_name_or_path"]
         if base is not None and Path(base).exists() and (find(base) / runs.ARCHITECTURE).is_file():
-            print(
-                f"its base {base} is zoo's own: `zoo convert {base} BASE` writes the folder that peft needs beside it"
-            )
+            how = f"`zoo convert {base} BASE`, then PeftModel.from_pretrained(AutoModel….from_pretrained(BASE), OUT)"
+            print(f"its base is zoo's own, and peft reads Hugging Face folders: {how}")
         print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
         return
     stored = store.open_model(folder, dtype, mapped=False)

@@ -359,10 +359,9 @@ class TowerTrace:
         nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)
         own = [each for each in storages if each not in shared]
-        forward = self.tape.most - live
         seeds = [each for each in roots if each.wants_grad]
         self.found[self.prefix + name] = Section(
-            *_described(own), given.nbytes, forward, *replay_backward(nodes, seeds)
+            *_described(own), given.nbytes, self.tape.most - live, *replay_backward(nodes, seeds)
         )
         return {each: None for each in storages if each in shared}
 
@@ -372,20 +371,17 @@ def _shared(step: Step) -> list[Any]:
     found: list[Any] = []
     for each in (step, step.cross):
         if each is not None:
-            tables = _tuple(each.tables)
             held = each.extra.values()  # hasattr below asks the class, because a shadow itself raises UnknownOperation
             extra = [value.list_shared() if hasattr(type(value), "list_shared") else value for value in held]
-            extra = [value if isinstance(value, tuple) else (value,) for value in extra]
-            bias = None if each.keys.bias is None else each.keys.bias._dense
             drawn = (
                 each.mask._dense,
                 each.mask._additive,
-                bias,
+                None if each.keys.bias is None else each.keys.bias._dense,
                 each.positions,
                 each.memory,
                 *(value for name, value in each.taken.items() if Channel.named[name].shared),
             )
-            found += [*drawn, *tables, *(item for items in extra for item in items)]
+            found += [*drawn, *_tuple(each.tables), *(item for value in extra for item in _flatten(value))]
     return [each for each in found if hasattr(each, "storage")]
 
 

@@ -301,21 +301,16 @@ def describe_run(run: Run) -> None:
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.objective.n_texts * settings.seq_len:,} tokens"
     say(f"{run.name}: {what}, {size}; MFU of {run.gauges.peak}")
     if planned.config.get("objective", {}).get("kind") == Auto.kind:
-        why = (
-            f"the data is of {planned.data.content}"
-            if planned.data.written
-            else f"the model is {describe(planned.spec)}"
-        )
-        say(f"objective: {settings.objective.kind}, as {why}")
+        why = f"data is of {planned.data.content}" if planned.data.written else f"model is {describe(planned.spec)}"
+        say(f"objective: {settings.objective.kind}, as the {why}")
     usual, rate = settings.objective.usual_lr, settings.optim.lr
     if usual is not None and settings.weights is not None and round(rate / usual) > 10:
         say(f"optim.lr: is {rate:g}; TRL's default for {settings.objective.kind} is {usual:g} (AdamW)")
-    if isinstance(settings.sample, TextSample) and not writes(planned.spec):
+    sampled = isinstance(settings.sample, TextSample)
+    if sampled and not writes(planned.spec):
         say(f"sample: none, as the model is {describe_silence(planned.spec)}, which writes no text")
-    elif isinstance(settings.sample, TextSample):
-        _, line = choose_sampling_kernel(run.model.spec, settings, run.device)
-        if line is not None:
-            say(line)
+    elif sampled and (line := choose_sampling_kernel(run.model.spec, settings, run.device)[1]) is not None:
+        say(line)
     for line in describe_cut_rows(planned, run.data):
         say(line)
     if isinstance(settings.objective, RecordObjective) and (line := describe_sample_of_rows(run)):

@@ -379,10 +379,7 @@ def _mask(case: AttentionCase, hidden: dict[str, Any]) -> Mask:
 
 def _hidden(case: AttentionCase, generator: Generator, device: torch.device | str) -> dict[str, Any]:
     """Draw the mask fields that a case's `hides` names."""
-    drawn: dict[str, Any] = {}
-    for name in case.hides:
-        drawn |= {key: _on(each, device) for key, each in DRAWN[name](case, generator).items()}
-    return drawn
+    return {key: _on(each, device) for name in case.hides for key, each in DRAWN[name](case, generator).items()}
 
 
 def _on(drawn: Any, device: torch.device | str) -> Any:
