@@ -41,6 +41,10 @@ def test_the_page_loads_nothing_from_elsewhere(site):
     for file in (site / "playground").iterdir():
         loaded = re.findall(r"""(?:src|href|import|from|url\()\s*=?\s*["'(]?(https?://[^"')\s]+)""", file.read_text())
         assert loaded == [], file.name
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', (site / "playground/index.html").read_text())[1]
+    allowed = {rule.split()[0]: rule.split()[1:] for rule in policy.split("; ")}
+    assert allowed["default-src"] == allowed["connect-src"] == ["'self'"]
+    assert allowed["script-src"] == ["'self'", "'wasm-unsafe-eval'"]
 
 
 def test_each_choice_of_an_axis_is_offered_with_its_fields():
@@ -117,7 +121,8 @@ def test_the_browsers_python_prices_a_thousand_points_as_zoo_stats_does(site, tm
     answers = json.loads((tmp_path / "answers.json").read_text())
     monkeypatch.chdir(tmp_path)
     priced = 0
-    for request, answer in zip(requests, answers["found"], strict=True):
+    for request, found in zip(requests, answers["found"], strict=True):
+        answer = found["answer"]
         Path("model.yaml").write_text(request["text"])
         try:
             expected = json.loads(json.dumps(zoo.stats(Path("model.yaml"), **request["setup"])))

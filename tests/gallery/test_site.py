@@ -91,6 +91,10 @@ def pages(small):
     return {file.relative_to(small).as_posix(): Page(file) for file in small.rglob("*.html")}
 
 
+STATES = {Path("compare.html"), Path("playground/index.html")}
+"""Pages whose fragments are no places in them, but what they show."""
+
+
 def find_broken(pages, root):
     """Links that lead nowhere, by page."""
     ids = {page.file.resolve(): set(page.ids) for page in pages.values()}
@@ -101,7 +105,10 @@ def find_broken(pages, root):
             file = (page.file.parent / path).resolve() if path else page.file.resolve()
             known = link.startswith("data:") or (file.is_file() and root.resolve() in file.parents)
             if not known or (
-                place and file.suffix == ".html" and file.name != "compare.html" and place not in ids[file]
+                place
+                and file.suffix == ".html"
+                and file.relative_to(root.resolve()) not in STATES
+                and place not in ids[file]
             ):
                 broken.append((name, link))
     return broken
