@@ -27,12 +27,13 @@ Line = list[tuple[str, str]]
 
 class Difference(NamedTuple):
     """An element of one model that the other does not have so: its tower and kind of layer, the element, and what
-    differs: "" for the whole, "title", or the text of a row."""
+    differs: "" for the whole, "title", or a fact."""
 
     where: str
     kind: str
     element: str
     what: str
+    title: str
 
 
 def find_differences(plan: ModelPlan, other: ModelPlan) -> list[Difference]:
@@ -43,21 +44,27 @@ def find_differences(plan: ModelPlan, other: ModelPlan) -> list[Difference]:
         counterpart = theirs.get(tower.where)
         ends = _name_ends(counterpart) if counterpart else {}
         for name, element in _name_ends(tower).items():
-            found += [Difference(tower.where, "", name, what) for what in compare_elements(element, ends.get(name))]
+            found += [
+                Difference(tower.where, "", name, what, element.title)
+                for what in compare_elements(element, ends.get(name))
+            ]
         groups = group_layers(counterpart.layers) if counterpart else []
         for at, group in enumerate(group_layers(tower.layers)):
             matching = _match(group, groups, at)
             for name, element in group.elements.items():
                 their = matching.elements.get(name) if matching else None
                 kind = group.layers[0].kind
-                found += [Difference(tower.where, kind, name, what) for what in compare_elements(element, their)]
+                found += [
+                    Difference(tower.where, kind, name, what, element.title)
+                    for what in compare_elements(element, their)
+                ]
     return found
 
 
 def compare_elements(element: Element, other: Element | None) -> list[str]:
     """List what of an element another one does not have: "" if it has nothing of it, "title", or texts of rows."""
     if other is None:
-        return [""]
+        return ["", "title"]
     found = [] if element.title == other.title else ["", "title"]
     theirs = set(_list_facts(other))
     return found + [fact for label, fact in _list_facts(element) if (label, fact) not in theirs]
@@ -120,8 +127,8 @@ def _draw_half(plan: ModelPlan, other: ModelPlan) -> DrawnBox:
         shapes.append(Label(0, y + 6, f"{len(tower.pattern)} layers", SMALL, color="muted" if same else "lit"))
         y += 20
     for element in [each for tower in plan.towers for each in (*tower.before, *tower.after)]:
-        for what in [each.what for each in differences if not each.kind and each.element == element.name]:
-            said = f"{element.title}: {what if what not in ('', 'title') else 'here alone'}"
+        for what in [each.what for each in differences if not each.kind and each.element == element.name and each.what]:
+            said = element.title if what == "title" else f"{element.title}: {what}"
             shapes.append(Label(0, y + 10, cut_text(said, width, SMALL), SMALL, color="lit"))
             y += 18
     y += 6
@@ -169,8 +176,9 @@ def list_differences(plan: ModelPlan, other: ModelPlan) -> list[Line]:
     for one, two in ((plan, other), (other, plan)):
         lines.append([(one.title, "title")])
         for each in find_differences(one, two):
-            place = " ".join(filter(None, (each.where, each.kind, each.element)))
-            lines.append([(f"  {place}  ", "muted"), (each.what or "here alone", "")])
+            if each.what:  # a whole that differs is told by its title
+                place = " ".join(filter(None, (each.where, each.kind, each.element)))
+                lines.append([(f"  {place}  ", "muted"), (each.title if each.what == "title" else each.what, "")])
         lines.append([])
     for name, first, second, change in list_costs(plan, other):
         lines.append([(f"{name:36}", "muted"), (f"{first:>12}{second:>12}", ""), (f"{change:>12}", "title")])
