@@ -3,10 +3,11 @@ and the modules of sentence-transformers. Whatever writes a checkpoint or an exp
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from zoo.checkpoint.tensor_files import copy_inside
+from zoo.untrusted.stated_paths import find_inside
 
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -40,3 +41,11 @@ def copy_beside(folder: Path, out: Path, patterns: Iterable[str] = BESIDE) -> No
     for name in list_beside(folder, patterns):
         if name not in kept and not (out / name).exists():
             copy_inside(folder, name, out)
+
+
+def copy_inside(folder: Path, name: str, out: Path) -> None:
+    """Copy a file of a folder to the same place in another. Raises CheckpointError for a link that leads out of the
+    folder: its target may be a private file, and the copy may be published."""
+    source = find_inside(folder, name, f"{folder}: file")
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, out / name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import pickle
-import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -35,8 +34,7 @@ METADATA, WRITER = "__metadata__", "zoo"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_DIMENSIONS = 64  # torch's own limit
 MOST_TENSORS = 65_536
-"""Maximum number of tensors in one file, because name look-ups take time. Published files have thousands; an index of
-several files has 140,000."""
+"""Most tensors of a file, because looking up names takes time. Published files have thousands, an index 140,000."""
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -54,14 +52,6 @@ TYPES = {
 }
 """torch's name of a dtype, by safetensors' name."""
 NAMES = {theirs: ours for ours, theirs in TYPES.items()}
-
-
-def copy_inside(folder: Path, name: str, out: Path) -> None:
-    """Copy a file of a folder to the same place in another. Raises CheckpointError for a link that leads out of the
-    folder: its target may be a private file, and the copy may be published."""
-    source = find_inside(folder, name, f"{folder}: file")
-    (out / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, out / name)
 
 
 def refuse_to_replace(

@@ -13,9 +13,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.checkpoint.beside import copy_inside
 from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.stored import StoredTensors
-from zoo.checkpoint.tensor_files import INDEX, Header, Packed, TensorReader, copy_inside, stream_tensors
+from zoo.checkpoint.tensor_files import INDEX, Header, Packed, TensorReader, stream_tensors
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.config_types import IndexFile

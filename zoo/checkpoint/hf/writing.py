@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import sentence_files
-from zoo.checkpoint.beside import BESIDE, GENERATION, copy_beside
+from zoo.checkpoint.beside import BESIDE, GENERATION, copy_beside, copy_inside
 from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.hf.multimodal_folder import Whole, list_other_files, write_config, write_whole
 from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
@@ -17,7 +17,7 @@ from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.checkpoint.model_card import CARD, write_card
 from zoo.checkpoint.stored import StoredModel, StoredTensors
-from zoo.checkpoint.tensor_files import INDEX, SINGLE, TensorReader, copy_inside, refuse_to_replace, stream_tensors
+from zoo.checkpoint.tensor_files import INDEX, SINGLE, TensorReader, refuse_to_replace, stream_tensors
 from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, read_special_tokens
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
