@@ -46,13 +46,13 @@ class SweepOptions:
         from zoo.jobs.conducting import SweepDesign
 
         return SweepDesign(
-            self.match,
-            self.match_by,
-            self.baseline,
-            self.search_lr,
-            self.trials,
-            _read_sigma(self.sigma),
-            self.plan if self.measure is None else self.measure,
+            match=self.match,
+            match_by=self.match_by,
+            baseline=self.baseline,
+            search_lr=self.search_lr,
+            trials=self.trials,
+            sigma=_read_sigma(self.sigma),
+            measure=self.plan if self.measure is None else self.measure,
         )
 
     def refuse_any(self) -> None:
