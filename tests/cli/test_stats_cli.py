@@ -18,7 +18,7 @@ from zoo.cli.showing import shorten_labels, split_words
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 from zoo.report.figures import find_unit, format_cost_table
-from zoo.report.units import format_change, format_figure, format_seconds
+from zoo.units import format_change, format_figure, format_seconds
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_another_depth_is_lit():
 
 def test_costs_are_told_with_their_change():
     rows = list_costs(plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=1"))
-    assert rows[-1] == ("cache of 8,192 tokens", "1.00 GiB", "128 MiB", "\N{MINUS SIGN}87.5 %")
+    assert rows[-1] == ("cache of 8,192 tokens", "1.07 GB", "134 MB", "\N{MINUS SIGN}87.5 %")
 
 
 def test_models_of_other_kinds_can_be_compared():

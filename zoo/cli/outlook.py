@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zoo import report
-from zoo.report.units import format_count, format_seconds, format_si
+from zoo.units import format_count, format_seconds, format_si
 
 if TYPE_CHECKING:
     from zoo.jobs.matching import Match

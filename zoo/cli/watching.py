@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import report, runs
-from zoo.report.units import format_seconds
+from zoo.units import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console

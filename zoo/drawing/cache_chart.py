@@ -1,4 +1,4 @@
-"""Draw a model's cache against the length of a sequence, on axes of powers of two."""
+"""Draw a model's cache against the length of a sequence, on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from zoo.drawing.boxes import SMALL
 from zoo.drawing.lettering import measure_text
-from zoo.drawing.numbers import say_bytes
 from zoo.drawing.scene import Label, Polygon, Shape, Stroke
+from zoo.units import format_si
 
 SHORTEST = 1024
 """Tokens of the chart's first point."""
@@ -22,23 +22,26 @@ def list_lengths(longest: int) -> list[int]:
 
 
 def draw_cache_chart(points: Sequence[tuple[int, float]], width: float, height: float) -> list[Shape]:
-    """Draw the bytes of a cache at each length as an area below a curve; the axes say the powers of two between."""
+    """Draw the bytes of a cache at each length as an area below a curve; the axes say powers of ten bytes and of two
+    tokens."""
     sizes = [max(size, 1.0) for _, size in points]
-    low, high = math.floor(math.log2(min(sizes))), math.ceil(math.log2(max(sizes)))
-    high = max(high, low + 2)
-    left, bottom = 8 + max(measure_text(say_bytes(2.0**each), SMALL) for each in range(low, high + 1)), height - 22
+    low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
+    high = max(high, low + 1)
+    left, bottom = 8 + max(measure_text(_say_power(each), SMALL) for each in range(low, high + 1)), height - 22
     span = math.log2(points[-1][0] / points[0][0]) or 1.0
 
     def place(tokens: float, size: float) -> tuple[float, float]:
         across = math.log2(tokens / points[0][0]) / span
-        return left + across * (width - left), bottom - (math.log2(max(size, 1.0)) - low) / (high - low) * (bottom - 10)
+        return left + across * (width - left), bottom - (math.log10(max(size, 1.0)) - low) / (high - low) * (
+            bottom - 10
+        )
 
     shapes: list[Shape] = []
     step = -(-(high - low) // 4)
     for power in range(low, high + 1, step):
-        y = place(points[0][0], 2.0**power)[1]
+        y = place(points[0][0], 10.0**power)[1]
         shapes.append(Stroke(((left, y), (width, y)), "grid", 1))
-        shapes.append(Label(left - 8, y + 4.3, say_bytes(2.0**power), SMALL, color="muted", anchor="end"))
+        shapes.append(Label(left - 8, y + 4.3, _say_power(power), SMALL, color="muted", anchor="end"))
     curve = [place(*point) for point in points]
     shapes.append(Polygon(((left, bottom), *curve, (width, bottom)), "attention"))
     shapes.append(Stroke(tuple(curve), "attention-line", 2.5, 0))
@@ -51,6 +54,10 @@ def draw_cache_chart(points: Sequence[tuple[int, float]], width: float, height: 
         if x < width - 74
     ]
     return [*shapes, Label(width, height - 5, say_tokens(points[-1][0]), SMALL, color="muted", anchor="end")]
+
+
+def _say_power(power: int) -> str:
+    return f"{10 ** (power % 3)} {format_si(10.0 ** (power - power % 3), 'B').split()[-1]}"
 
 
 def say_tokens(tokens: int) -> str:

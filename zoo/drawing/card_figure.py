@@ -12,9 +12,10 @@ from zoo.drawing.contents import ModelPlan
 from zoo.drawing.grouping import group_layers
 from zoo.drawing.lettering import cut_text, measure_text, wrap_text
 from zoo.drawing.model_figure import describe_model
-from zoo.drawing.numbers import list_tiles, say_bytes
+from zoo.drawing.numbers import list_tiles
 from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.strip import draw_tower_strip
+from zoo.units import format_si
 
 WIDTH, HEIGHT = 1200.0, 630.0
 EDGE = 56.0
@@ -114,7 +115,7 @@ def _draw_cache(plan: ModelPlan, spec: Any, width: float) -> list[Shape]:
     points = [(each, float(kv_cache(spec, Setup(context=each))["bytes"])) for each in list_lengths(tokens)]
     if not plan.generates or len(points) < 2 or not points[-1][1]:
         return []
-    said = f"{say_bytes(points[-1][1])} at {say_tokens(tokens)} tokens, bf16"
+    said = f"{format_si(points[-1][1], 'B')} at {say_tokens(tokens)} tokens, bf16"
     return [
         Label(0, 14, "Cache of one sequence", TEXT, True),
         Label(width, 14, said, TEXT, color="muted", anchor="end"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from zoo.drawing.boxes import SMALL, Styling
 from zoo.drawing.contents import Element, ModelPlan
 from zoo.drawing.lettering import measure_text
-from zoo.drawing.numbers import say_bytes, say_count, say_share
 from zoo.drawing.scene import Box, Label, Shape
 from zoo.drawing.shares import Share
 from zoo.errors import ConfigError
+from zoo.units import format_count, format_share, format_si
 
 LEVELS = (0.01, 0.05, 0.2, 0.5)
 """Shares of the model at which a box gets the next colour."""
@@ -46,7 +46,7 @@ def make_cost_look(plan: ModelPlan, by: str) -> Styling:
 
     def note(element: Element) -> str:
         share = getattr(element.share, by) / whole
-        return say_share(share) if share >= 0.0005 else ""
+        return format_share(share, 1) if share >= 0.0005 else ""
 
     return Styling(fill, note)
 
@@ -54,7 +54,7 @@ def make_cost_look(plan: ModelPlan, by: str) -> Styling:
 def draw_areas(plan: ModelPlan, by: str, width: float, look: Styling) -> list[Shape]:
     """Draw the whole as a bar: a box for each element, as wide as its share, named where there is room."""
     whole = getattr(sum_shares(plan), by)
-    said = say_bytes(whole) if by == "cache" else say_count(whole)
+    said = format_count(whole) if by == "params" else format_si(whole, "B" if by == "cache" else "")
     context = plan.figures["kv_cache"]["tokens"]
     where = "" if by == "params" else f", mean over {context:,} tokens" if by == "flops" else f" of {context:,} tokens"
     shapes: list[Shape] = [Label(0, 11, f"{said} {COSTS[by]}{where}", SMALL, color="muted")]
@@ -65,7 +65,7 @@ def draw_areas(plan: ModelPlan, by: str, width: float, look: Styling) -> list[Sh
             x += size
             continue
         fill, _, ink = look.fill(element)
-        tip = f"{kind} {element.title}: {say_share(size / width)}".strip()
+        tip = f"{kind} {element.title}: {format_share(size, width)}".strip()
         shapes.append(Box(x, 20, size, 30, fill, "paper", 3, tip=tip))
         named = next((each for each in (f"{kind} {element.title}".strip(), element.title) if _fits(each, size)), "")
         shapes += [Label(x + size / 2, 39, named, SMALL, color=ink, anchor="middle")] if named else []

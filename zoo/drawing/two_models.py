@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from zoo.drawing.boxes import BETWEEN, SMALL, DrawnBox, Styling, color_by_kind
@@ -11,10 +12,11 @@ from zoo.drawing.cost_look import sum_shares
 from zoo.drawing.grouping import AlikeLayers, group_layers
 from zoo.drawing.lettering import cut_text, wrap_text
 from zoo.drawing.model_figure import EDGE, describe_model
-from zoo.drawing.numbers import say_bytes, say_change, say_count
+from zoo.drawing.numbers import say_change
 from zoo.drawing.panels import draw_panel
 from zoo.drawing.scene import Label, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.strip import draw_tower_strip
+from zoo.units import format_count, format_si
 
 BOX = 258.0
 """Width of boxes: two figures beside each other are then 700 wide."""
@@ -146,10 +148,10 @@ def list_costs(plan: ModelPlan, other: ModelPlan) -> list[tuple[str, str, str, s
     first, second = sum_shares(plan), sum_shares(other)
     tokens = plan.figures["kv_cache"]["tokens"]
     rows = [
-        ("parameters", first.params, second.params, say_count),
-        ("active parameters", first.active, second.active, say_count),
-        (f"FLOPs a token, mean over {tokens:,}", first.flops, second.flops, say_count),
-        (f"cache of {tokens:,} tokens", first.cache, second.cache, say_bytes),
+        ("parameters", first.params, second.params, format_count),
+        ("active parameters", first.active, second.active, format_count),
+        (f"FLOPs a token, mean over {tokens:,}", first.flops, second.flops, format_si),
+        (f"cache of {tokens:,} tokens", first.cache, second.cache, partial(format_si, unit="B")),
     ]
     return [(name, say(a), say(b), say_change(a, b)) for name, a, b, say in rows if a or b]
 

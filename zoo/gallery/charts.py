@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from zoo.report.forest_plot import DrawnEffect, find_limit
 from zoo.report.svg import escape_text
-from zoo.report.units import format_si
+from zoo.units import format_si
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 300, 64, 14, 12, 42
 """Size of a chart of curves and its margins, in pixels at full width; on a phone it is drawn smaller."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.gallery.charts import name_tokens
 from zoo.report.svg import escape_text
-from zoo.report.units import format_change, format_count, format_si, format_size
+from zoo.units import format_change, format_count, format_si, format_size
 from zoo.untrusted.printable import escape_controls
 
 HOME = Path(__file__).parent

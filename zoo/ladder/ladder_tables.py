@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.jobs.rates import FEWEST, MOST
 from zoo.report.svg import Curve, draw_panel
 from zoo.report.tables import make_table
-from zoo.report.units import format_count, format_seconds, format_si
+from zoo.units import format_count, format_seconds, format_si
 
 if TYPE_CHECKING:
     from zoo.analysis.scaling.optimal_speedup import SpeedupTrend

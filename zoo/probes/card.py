@@ -12,7 +12,7 @@ from typing import Any
 from zoo.probes.outcome import ProbeOutcome, name_level
 from zoo.report.price_plot import list_colors, make_axes, write_figure
 from zoo.report.tables import format_markdown, make_table, print_tables
-from zoo.report.units import format_count, format_si
+from zoo.units import format_count, format_si
 
 FOUND = ("probe", "reaches", "steps", "accuracy (guess)", "lr", "lr window")
 """Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the best

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from zoo.report.glance import PARTS, format_first_figures, format_sequences
 from zoo.report.roofline_text import list_speed_rows
-from zoo.report.units import format_figure, format_share
 from zoo.report.wrapping import TextRow, align_columns, make_bold, wrap_text
+from zoo.units import format_figure, format_share
 
 WIDTH = 80
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.flops import MEASURED
-from zoo.report.units import format_count, format_si
 from zoo.report.wrapping import wrap_text
+from zoo.units import format_count, format_si
 
 if TYPE_CHECKING:
     from zoo.costs.setup import Setup

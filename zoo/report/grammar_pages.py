@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from zoo.report.axis_table import format_axis
-from zoo.report.units import format_change
 from zoo.report.wrapping import make_bold, measure_screen, wrap_text
+from zoo.units import format_change
 
 SHOWN, VALUES, CELL = 6, 5, 3
 """Maximum names of models in a line, maximum values listed, and maximum names in a cell of a table."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.distributed.mesh import WAYS
-from zoo.report.units import format_si, format_size
 from zoo.report.wrapping import align_columns, wrap_text
+from zoo.units import format_si, format_size
 
 NOTE = (
     "Memory is exact for the set-up; times are predicted, so that meshes a few per cent apart are as good as equal "

@@ -9,8 +9,8 @@ from typing import Any
 from zoo.analysis.compare import merge_orders
 from zoo.report.figures import BRIEF, SECTIONS, Figure, is_hidden, is_repeated, list_figures
 from zoo.report.tables import make_table
-from zoo.report.units import format_change, format_figure
 from zoo.report.wrapping import measure_screen
+from zoo.units import format_change, format_figure
 
 LABEL, PATH = 34, 44  # maximum widths of a figure's label and of a dotted path
 LEAST, CELL = 9, 14  # minimum and maximum width of a model's column

@@ -16,7 +16,7 @@ from zoo.costs.roofline import roofline
 from zoo.costs.setup import Setup
 from zoo.disk import replace_file
 from zoo.errors import ConfigError
-from zoo.report.units import format_count, format_si
+from zoo.units import format_count, format_si
 from zoo.untrusted.printable import escape_controls
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoo.report.units import format_figure, format_si
 from zoo.report.wrapping import TextRow, wrap_text
+from zoo.units import format_figure, format_si
 
 PEAKS = {"generate_peak": "memory to generate", "train_peak": "memory to train"}
 SIDES = {"compute": "compute-bound", "bandwidth": "memory-bound"}

@@ -17,7 +17,7 @@ from zoo.drawing.vector import CLASS, write_svg
 from zoo.report.curves import read_curve, smooth
 from zoo.report.history import MEASURES, RunRecord
 from zoo.report.svg import Curve, draw_panel
-from zoo.report.units import format_count, format_figure, format_seconds, format_si, format_size
+from zoo.units import format_count, format_figure, format_seconds, format_si, format_size
 from zoo.untrusted.json_file import read_bytes
 from zoo.untrusted.printable import escape_controls
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.report.tables import make_table
-from zoo.report.units import format_count
+from zoo.units import format_count
 
 if TYPE_CHECKING:
     from zoo.analysis.scaling import FittedLaw, Law, LossPoints

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.report.glance import PARTS
-from zoo.report.units import format_share, format_si, format_size
 from zoo.report.wrapping import align_columns, wrap_text
+from zoo.units import format_share, format_si, format_size
 
 FIGURES = {
     "params": "params",

@@ -12,9 +12,9 @@ from zoo.errors import ConfigError, Diverged
 from zoo.report.arms import Arm
 from zoo.report.price_plot import format_svg
 from zoo.report.run_page import render_page
-from zoo.report.units import format_seconds
 from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import NAMES, Report
+from zoo.units import format_seconds
 
 
 def write_report_page(report: Report, title: str, file: Path, notes: Sequence[str] = ()) -> None:

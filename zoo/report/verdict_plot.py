@@ -16,8 +16,8 @@ from zoo.report.curves import read_curve, smooth
 from zoo.report.forest_plot import COLORS
 from zoo.report.price_plot import check_picture, list_colors, write_figure
 from zoo.report.rate_plot import draw_rates
-from zoo.report.units import format_count, format_si
 from zoo.report.verdicts import NAMES, Report, keep_finite
+from zoo.units import format_count, format_si
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ from zoo.analysis.verdict.speedup import PowerLaw, Speedup, find_speedup
 from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
-from zoo.report.units import format_count, format_si
+from zoo.units import format_count, format_si
 
 NAMES = {"params": "parameters", "flops": "training FLOPs", "cache_bytes": "KV cache per sequence"}
 FORMS: dict[str, Any] = {

@@ -31,7 +31,7 @@ from zoo.errors import ConfigError
 from zoo.gallery.charts import draw_curves
 from zoo.gallery.playground.yaml_edit import edit_text, parse_text
 from zoo.report.glance import list_first_figures
-from zoo.report.units import format_change, format_figure
+from zoo.units import format_change, format_figure
 
 FILE, PUBLISHED = Path("model.yaml"), Path("config.json")
 """Names under which the page's text is read: a model's YAML, or the config.json of a published model."""
