@@ -1,5 +1,8 @@
-"""Walks: tests of one statement over very many cases. Of each, every so-many-th case runs each time, the others with
-the slow ones (`make test-slow`)."""
+"""What `make test` leaves to `make test-slow`, so that it ends in ten minutes on two cores.
+
+Walks are tests of one statement over very many cases: every so-many-th case runs each time. Long tests take three
+seconds or more, and a shorter test beside each makes its statement in a smaller case.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ WALKS = {
     ),
     "test_costs_flops": (2, "test_a_packaged_model_costs_what_is_counted"),
     "test_costs_params": (3, "test_every_choice_of_every_axis_holds_what_is_counted"),
+    "test_config": (4, "test_a_model_and_its_own_file_answer_every_swap_alike"),
     "test_devices": (4, "test_decoding_token_by_token_equals_one_pass"),
     "test_every_yaml": (
         3,
         "test_packed_documents_equal_separate_ones "
         "test_no_token_sees_a_later_one_in_a_decoder_and_every_one_does_in_an_encoder "
+        "test_the_model_compiles_whole_without_a_graph_break "
         "test_padded_rows_equal_the_rows_alone test_a_gradient_reaches_every_parameter",
     ),
     "test_families": (
@@ -41,6 +46,23 @@ WALKS = {
         "test_packed_documents_and_padded_rows_are_what_eager_makes_of_them "
         "test_decoding_through_the_cache_is_the_whole_pass",
     ),
+    "test_gguf_export": (
+        3,
+        "test_a_model_that_was_written_and_read_gives_the_references_logits "
+        "test_so_it_is_where_the_converter_changes_names_and_layout",
+    ),
+    "test_gguf_encoders": (3, "test_a_model_that_was_written_and_read_gives_the_references_values"),
+    "test_drafts": (2, "test_a_draft_model_keeps_of_its_window_what_it_may_come_back_to"),
+    "test_held_weights": (4, "test_a_held_base_computes_as_its_dequantised_weights_in_float32"),
+    "test_hints": (3, "test_what_a_line_tells_to_write_works_in_the_file_and_on_the_command_line"),
+    "test_peft_reading": (3, "test_a_run_goes_on_with_an_adapter_from_pefts_own_logits"),
+    "test_exported": (
+        3,
+        "test_a_decoder_whose_head_reads_a_rows_last_token_is_a_program "
+        "test_an_encoder_gives_hidden_states_logits_and_a_sentences_vector",
+    ),
+    "test_rate_optimum": (3, "test_equal_arms_at_searched_rates_are_told_apart_in_one_experiment_of_twenty"),
+    "test_train_chat": (2, "test_an_export_reads_what_the_template_writes_as_training_did"),
     "test_fuzz": (4, "test_odd_input_ends_with_a_result_or_a_line"),
     "test_generate": (3, "test_rows_padded_on_the_left_get_what_they_get_alone"),
     "test_generate_peak": (3, "test_prefill_and_decode_take_what_a_real_run_takes"),
@@ -121,15 +143,45 @@ WALKS = {
 }
 """By file: of how many cases one runs each time, and the tests."""
 
+LONG = {
+    "test_comparison": "test_arms_are_rarely_on_the_wrong_side_of_a_front",
+    "test_convert": "test_a_model_is_after_its_export_what_it_was_before_and_can_be_trained",
+    "test_experiments": (
+        "test_further_numbers_are_tuned_at_the_rate_that_was_found test_the_same_experiment_is_made_by_flags "
+        "test_a_plan_says_which_effect_of_the_source_it_cannot_see "
+        "test_a_design_with_looks_adds_seeds_only_while_nothing_is_told "
+        "test_an_interrupted_experiment_says_last_how_to_go_on"
+    ),
+    "test_exported": ("test_a_program_with_other_values_is_not_written"),
+    "test_flex": "test_generation_gives_eagers_tokens_and_compiles_for_no_length",
+    "test_host_group": "test_the_others_wait_for_work_of_the_main_process_longer_than_for_a_collective",
+    "test_joined_pieces": "test_a_process_holds_one_whole_tensor_at_a_time_while_it_saves",
+    "test_ladder": "test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope",
+    "test_merged": "test_what_is_not_read_of_a_folder_is_said_in_one_line_and_stays",
+    "test_parallel_costs": (
+        "test_the_peak_of_a_process_is_what_is_predicted "
+        "test_under_autocast_ranks_and_stages_send_bfloat16_and_lose_nothing_by_it"
+    ),
+    "test_peft_files": "test_peft_opens_adapters_with_trained_norms_and_more_tokens",
+    "test_probe_models": (
+        "test_controls_separate_where_one_model_recalls_and_one_is_blind_and_not_where_both_are_alike"
+    ),
+    "test_spending": "test_looking_three_times_tells_equal_arms_apart_no_more_often_than_looking_once",
+    "test_whole_checks": "test_a_run_whose_loss_does_not_fall_does_not_pass",
+}
+"""By file: the long tests."""
+
 _EACH = {(file, name): n for file, (n, names) in WALKS.items() for name in names.split()}
+_LONG = {(file, name) for file, names in LONG.items() for name in names.split()}
 
 
 def mark_walks(items: Iterable[pytest.Item]) -> None:
-    """Mark the cases of walks slow, but for every n-th."""
+    """Mark long tests slow, and the cases of walks but for every n-th."""
     seen: Counter[tuple[str, str]] = Counter()
     for item in items:
         key = item.path.stem, getattr(item, "originalname", item.name)
-        if n := _EACH.get(key):
-            if seen[key] % n and "slow" not in item.keywords:
-                item.add_marker(pytest.mark.slow)
-            seen[key] += 1
+        n = _EACH.get(key)
+        skipped = key in _LONG or (n and seen[key] % n)
+        if skipped and "slow" not in item.keywords:
+            item.add_marker(pytest.mark.slow)
+        seen[key] += 1
