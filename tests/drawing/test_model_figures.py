@@ -65,6 +65,12 @@ def test_a_figure_draws_a_cell_for_each_expert_and_fills_those_that_a_token_pass
     assert sum(bool(cell.fill) for cell in cells) == 4
 
 
+def test_a_bias_on_scores_stands_beside_the_stream():
+    for tower in plan_model(load("t5-tiny"), "").towers:
+        assert [each.name for each in tower.before] == ["embedding"]
+        assert [each.name for each in tower.beside] == ["position"]
+
+
 def test_the_areas_of_the_look_by_cost_are_the_shares():
     plan = plan_model(load("llama3-8b"), "llama3-8b")
     look = make_cost_look(plan, "params")

@@ -64,7 +64,8 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class TowerPlan:
-    """A tower: elements before and after its layers, its kinds of layer, and its folded pattern."""
+    """A tower: elements before and after its layers, its kinds of layer, and its folded pattern. What its layers read
+    though it is no part of their stream, as a bias on scores, stands `beside`."""
 
     where: str
     title: str
@@ -75,6 +76,12 @@ class TowerPlan:
     folds: tuple[Fold, ...]
     notes: tuple[str, ...] = ()
     reads_memory: bool = False
+    beside: tuple[Element, ...] = ()
+
+    @property
+    def ends(self) -> tuple[Element, ...]:
+        """All elements that are not in its layers."""
+        return (*self.before, *self.beside, *self.after)
 
     def layer(self, kind: str) -> LayerPlan:
         return next(each for each in self.layers if each.kind == kind)
@@ -112,6 +119,8 @@ def _plan_tower(where: str, tower: Any, shares: Mapping[Any, Share], wires: Mapp
     split = names.index("blocks")
     layers = tuple(_plan_layer(where, kind, tower, shares, wires) for kind in tower.blocks)
     drawn = {name: each for name, each in ends.items() if each.title}
+    position = tower.position
+    inside = drawn.pop("position", None) if position.inside and not position.embeds else None
     return TowerPlan(
         where,
         type(tower).__name__,
@@ -122,6 +131,7 @@ def _plan_tower(where: str, tower: Any, shares: Mapping[Any, Share], wires: Mapp
         tuple(fold_pattern(tower.pattern)),
         _list_notes(tower),
         tower.reads_memory,
+        (replace(inside, about="read in attention"),) if inside else (),
     )
 
 

@@ -26,7 +26,7 @@ def list_elements(plan: ModelPlan) -> list[tuple[str, Element]]:
     """List a model's elements from the first to the last, each with its kind of layer ("" beside the layers)."""
     found: list[tuple[str, Element]] = []
     for tower in plan.towers:
-        found += [("", each) for each in tower.before]
+        found += [("", each) for each in (*tower.before, *tower.beside)]
         found += [(layer.kind, each) for layer in tower.layers for each in layer.elements.values()]
         found += [("", each) for each in tower.after]
     return found

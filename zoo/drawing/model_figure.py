@@ -131,7 +131,7 @@ def _draw_fitting(group: AlikeLayers, rooms: Sequence[float], look: Styling) -> 
 def draw_legend(plan: ModelPlan) -> list[Shape]:
     """Draw what the colours of a figure mean, those that are in it."""
     elements = [each for tower in plan.towers for layer in tower.layers for each in layer.elements.values()]
-    elements += [each for tower in plan.towers for each in (*tower.before, *tower.after)]
+    elements += [each for tower in plan.towers for each in tower.ends]
     used = {each.color for each in elements}
     shapes: list[Shape] = []
     x = 0.0

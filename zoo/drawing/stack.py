@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Styling, draw_box
 from zoo.drawing.contents import Element, TowerPlan
 from zoo.drawing.folding import Fold
@@ -18,13 +20,16 @@ MOST_PLATES = 14
 MOST_CELLS, TALLEST = 160, 420.0
 """Layers up to which each has a cell, and the height of all cells together."""
 
+LANE = 12.0
+"""Distance of the way round the column of what stands beside the stream."""
+
 INSET = 6.0
 TIMES = 34.0
 """Space at the right for how often runs repeat."""
 
 
 def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: str = "tokens") -> DrawnBox:
-    """Draw a tower's column, `width` wide, its input below."""
+    """Draw a tower's column, `width` wide, its input below, and below that what stands beside its stream."""
     middle = _draw_layers(tower, width, look)
     pieces = [
         *[draw_box(each, width, look) for each in reversed(tower.after)],
@@ -34,13 +39,23 @@ def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: st
     shapes: list[Shape] = []
     y, center = 16.0 + RISE, width / 2
     shapes.append(Label(center, 11, _name_output(tower), SMALL, color="muted", anchor="middle"))
+    entry = 0.0
     for piece in pieces:
+        entry = y + piece.height / 2 if piece is middle else entry
         shapes.append(Stroke(((center, y), (center, y - RISE + 2)), arrow=True))
         shapes += shift_items(piece.shapes, (width - piece.width) / 2, y)
         y += piece.height + RISE
     shapes.append(Stroke(((center, y), (center, y - RISE + 2)), arrow=True))
     shapes.append(Label(center, y + 13, inputs, SMALL, color="muted", anchor="middle"))
-    return DrawnBox(tuple(shapes), width, y + 18)
+    y += 18
+    for element in tower.beside:
+        drawn, y = draw_box(element, width, look), y + RISE / 2
+        box, *texts = shift_items(drawn.shapes, 0, y)
+        assert isinstance(box, Box)
+        way = ((0.0, y + drawn.height / 2), (-LANE, y + drawn.height / 2), (-LANE, entry), (0.0, entry))
+        shapes += [replace(box, dashed=True), *texts, Stroke(way, arrow=True, dashed=True)]
+        y += drawn.height
+    return DrawnBox(tuple(shapes), width, y)
 
 
 def _name_output(tower: TowerPlan) -> str:

@@ -80,6 +80,8 @@ def _draw_tower(tower: TowerPlan, look: Styling, *, titled: bool) -> Iterator[Li
     yield [(f"layers, first to last: {runs}", "title")]
     for group in group_layers(tower.layers):
         yield from _draw_group(group, look)
+    for element in tower.beside:
+        yield [("◂ ", "muted"), *_name(element, look)]
     for element in reversed(tower.before):
         yield [("│", "muted")]
         yield _name(element, look)

@@ -78,7 +78,7 @@ def _list_facts(element: Element) -> list[tuple[str, str]]:
 
 
 def _name_ends(tower: TowerPlan) -> dict[str, Element]:
-    return {each.name: each for each in (*tower.before, *tower.after)}
+    return {each.name: each for each in tower.ends}
 
 
 def _match(group: AlikeLayers, others: Sequence[AlikeLayers], at: int) -> AlikeLayers | None:
@@ -128,7 +128,7 @@ def _draw_half(plan: ModelPlan, other: ModelPlan) -> DrawnBox:
         same = patterns.get(tower.where) == tower.pattern
         shapes.append(Label(0, y + 6, f"{len(tower.pattern)} layers", SMALL, color="muted" if same else "lit"))
         y += 20
-    for element in [each for tower in plan.towers for each in (*tower.before, *tower.after)]:
+    for element in [each for tower in plan.towers for each in tower.ends]:
         for what in [each.what for each in differences if not each.kind and each.element == element.name and each.what]:
             said = element.title if what == "title" else f"{element.title}: {what}"
             shapes.append(Label(0, y + 10, cut_text(said, width, SMALL), SMALL, color="lit"))
