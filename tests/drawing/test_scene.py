@@ -8,6 +8,7 @@ import pytest
 from matplotlib.textpath import TextPath
 
 from support.scene_checks import find_faults, smallest_text
+from zoo.drawing.boxes import wrap_facts
 from zoo.drawing.lettering import cut_text, measure_text, wrap_text
 from zoo.drawing.raster import load_font, write_raster
 from zoo.drawing.scene import Box, Label, Scene, Stroke, frame_items
@@ -95,3 +96,9 @@ def test_the_checks_find_what_is_wrong():
         assert fault in found
     assert find_faults(sample()) == []
     assert smallest_text(Scene(1200, 10, (Label(0, 9, "a", size=18),), "")) == 9
+
+
+def test_a_row_is_broken_between_its_facts():
+    lines = wrap_facts("128 heads · QK nope head dim 128 · tied", 150)
+    assert lines == ["128 heads ·", "QK nope head dim 128 ·", "tied"]
+    assert wrap_facts("a fact that is wider than a line · tied", 100)[-1] == "line · tied"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from zoo.drawing.contents import Element
-from zoo.drawing.lettering import cut_text, measure_text, wrap_text
+from zoo.drawing.lettering import cut_text, measure_text, wrap_words
 from zoo.drawing.scene import Box, Label, Shape
 
 SMALL, NORMAL, HEADING = 12.0, 13.0, 15.0
@@ -15,11 +15,11 @@ SMALL, NORMAL, HEADING = 12.0, 13.0, 15.0
 LINE = 15.5
 """Distance of baselines of rows."""
 
-BETWEEN, MARK = " · ", "· "
-"""What stands between the facts of a row; a line that starts with it drops it."""
+BETWEEN = " · "
+"""What stands between the facts of a row."""
 
 PAD = 9.0
-MOST_LINES = 4
+MOST_LINES = 6
 """Lines that one row may take."""
 
 THIN = 24.0
@@ -122,26 +122,37 @@ def _draw_row(
     """Draw a row below the baseline y, its text beside its label; return the shapes and the last baseline."""
     label = cut_text(label, 0.42 * inner, SMALL)
     indent = measure_text(f"{label}  ", SMALL) if label else 0.0
-    lines = wrap_text(text, inner - indent, SMALL)
+    lines = wrap_facts(text, inner - indent)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], cut_text(" ".join(lines[MOST_LINES - 1 :]), inner - indent, SMALL)]
     head: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
     shapes: list[Shape] = []
     lit = [(element.name, fact) in look.lit for fact in text.split(BETWEEN)]
     fact = 0
-    for at, line in enumerate(lines):
+    for line in lines:
         y += LINE
         x = PAD + indent
-        fact += at > 0 and line.startswith(MARK)
-        pieces = line.removeprefix(MARK if at else "").split(BETWEEN)
+        pieces = line.split(BETWEEN)
         for number, piece in enumerate(pieces):
             fact += number > 0
             said = piece if number == len(pieces) - 1 else f"{piece}{BETWEEN.rstrip()}"
-            ends = said.endswith(f" {MARK.strip()}") and number == len(pieces) - 1
+            ends = said.endswith(BETWEEN.rstrip()) and number == len(pieces) - 1
             shapes.append(Label(x, y, said, SMALL, color="lit" if lit[min(fact, len(lit) - 1)] else ink))
             x += measure_text(f"{said} ", SMALL)
             fact += ends
     return head + _join_labels(shapes), y
+
+
+def wrap_facts(text: str, width: float) -> list[str]:
+    """Break a row between its facts into lines, and inside a fact only if it is wider than a line by itself."""
+    words: list[str] = []
+    facts = text.split(BETWEEN)
+    for at, fact in enumerate(facts):
+        said = fact if at == len(facts) - 1 else f"{fact}{BETWEEN.rstrip()}"
+        fits = measure_text(said, SMALL) <= width
+        *begin, end = [said] if fits else fact.split()
+        words += [*begin, end if fits or said == fact else f"{end}{BETWEEN.rstrip()}"]
+    return wrap_words(words, width, SMALL)
 
 
 def _join_labels(shapes: list[Shape]) -> list[Shape]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -46,8 +47,13 @@ def cut_text(text: str, width: float, size: float, bold: bool = False) -> str:
 
 def wrap_text(text: str, width: float, size: float, bold: bool = False) -> list[str]:
     """Break a text between words into lines no wider than `width`. A word that is wider is cut."""
+    return wrap_words(text.split(), width, size, bold)
+
+
+def wrap_words(words: Iterable[str], width: float, size: float, bold: bool = False) -> list[str]:
+    """Join words, which may have spaces inside, to lines no wider than `width`. A word that is wider is cut."""
     lines: list[str] = []
-    for word in text.split():
+    for word in words:
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and measure_text(joined, size, bold) <= width:
             lines[-1] = joined
