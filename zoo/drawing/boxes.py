@@ -27,7 +27,7 @@ THIN = 24.0
 
 CELL, GAP = 9.0, 2.0
 MOST_CELLS = 64
-"""Experts that are drawn one by one. More are drawn as this many, of which a proportional number is lit."""
+"""Cells that experts are drawn as at most: of more experts, each cell is several."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _draw_full(element: Element, width: float, look: Styling) -> DrawnBox:
         drawn, y = _draw_row(label, text, inner, y, ink, soft, look, element)
         shapes += drawn
     if element.experts is not None:
-        drawn, y = _draw_experts(element.experts, inner, y, ink if fill.startswith("heat") else line)
+        drawn, y = _draw_experts(element.experts, inner, y, ink if fill.startswith("heat") else line, soft)
         shapes += drawn
     height = y + PAD + 1
     lit = _is_lit(element, "", look)
@@ -167,11 +167,14 @@ def _join_labels(shapes: list[Shape]) -> list[Shape]:
     return found
 
 
-def _draw_experts(experts: tuple[int, float], inner: float, y: float, line: str) -> tuple[list[Shape], float]:
-    """Draw a cell for each expert, those that a token passes filled."""
+def _draw_experts(
+    experts: tuple[int, float], inner: float, y: float, line: str, soft: str
+) -> tuple[list[Shape], float]:
+    """Draw a cell for each expert, or for several, and fill those that a token passes."""
     count, active = experts
-    cells = min(count, MOST_CELLS)
-    lit = max(1, round(active * cells / count))
+    each = -(-count // MOST_CELLS)
+    cells = -(-count // each)
+    lit = max(1, round(active / each))
     across = int((inner + GAP) // (CELL + GAP))
     y += 7
     shapes: list[Shape] = []
@@ -179,7 +182,11 @@ def _draw_experts(experts: tuple[int, float], inner: float, y: float, line: str)
         column, row = at % across, at // across
         fill = line if at < lit else ""
         shapes.append(Box(PAD + column * (CELL + GAP), y + row * (CELL + GAP), CELL, CELL, fill, line, 2))
-    return shapes, y + -(-cells // across) * (CELL + GAP) - GAP
+    y += -(-cells // across) * (CELL + GAP) - GAP
+    if each > 1:
+        y += LINE
+        shapes.append(Label(PAD, y, cut_text(f"each square: {each} experts", inner, SMALL), SMALL, color=soft))
+    return shapes, y
 
 
 def _is_lit(element: Element, what: str, look: Styling) -> bool:

@@ -97,7 +97,7 @@ def describe_fields(spec: Spec) -> tuple[tuple[str, str], ...]:
         if isinstance(value, Spec):
             said = say_component(value)
             if " · " in said:
-                rows.append((spell(name), said))
+                rows.append(_label_row(spell(name), value, said))
             elif name != "norm":
                 plain.append(say_held(name, value))
         elif isinstance(value, list | tuple | dict) and any(isinstance(each, Spec) for each in value):
@@ -105,3 +105,12 @@ def describe_fields(spec: Spec) -> tuple[tuple[str, str], ...]:
         else:
             plain.append(say_field(name, value))
     return (*([("", " · ".join(plain))] if plain else []), *rows)
+
+
+def _label_row(name: str, value: Spec, said: str) -> tuple[str, str]:
+    """Label what a component is with the name of its field, and a node's with that of its component as well: what is
+    said of `shared: {expert: …}` is of a shared expert."""
+    inner = next((field for field, each in list_set_fields(value)[:1] if isinstance(each, Spec)), "")
+    if not isinstance(value, Node) or not inner or not said.startswith(f"{spell(inner)} "):
+        return name, said
+    return f"{name} {spell(inner)}", said.removeprefix(f"{spell(inner)} ")
