@@ -71,6 +71,16 @@ def test_a_bias_on_scores_stands_beside_the_stream():
         assert [each.name for each in tower.beside] == ["position"]
 
 
+def test_an_attention_is_titled_by_its_groups_and_an_encoders_looks_both_ways():
+    groups = {"n_kv_heads=32": "MHA", "n_kv_heads=8": "GQA", "n_kv_heads=1": "MQA"}
+    for override, title in groups.items():
+        (layer,) = plan_model(load("llama3-8b", [override]), "").towers[0].layers
+        assert layer.elements["attention"].title == title
+    (layer,) = plan_model(load("bert-tiny"), "").towers[0].layers
+    attention = layer.elements["attention"]
+    assert attention.about == "Multi-head attention" and attention.rows[0][1].startswith("bidirectional · ")
+
+
 def test_the_areas_of_the_look_by_cost_are_the_shares():
     plan = plan_model(load("llama3-8b"), "llama3-8b")
     look = make_cost_look(plan, "params")
@@ -111,7 +121,7 @@ def test_a_card_is_as_large_as_a_links_picture_and_states_the_exact_numbers():
 
 def test_a_terminals_drawing_has_the_residual_ways_beside_the_layers():
     drawn = write_text(draw_text(plan_model(load("falcon-7b"), "falcon-7b")))
-    assert "│ ╭─⊕\n│ │ GQA\n" in drawn and "│ │ ∥ MLP\n" in drawn and "│ │ LayerNorm\n│ ╰─┤\n" in drawn
+    assert "│ ╭─⊕\n│ │ MQA\n" in drawn and "│ │ ∥ MLP\n" in drawn and "│ │ LayerNorm\n│ ╰─┤\n" in drawn
 
 
 def test_a_change_is_said_in_short():

@@ -21,11 +21,11 @@ def test_equal_models_have_nothing_lit():
 
 
 def test_a_changed_field_is_lit_alone_on_both_sides():
-    one, two = plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=1")
+    one, two = plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=2")
     assert [each.what for each in find_differences(one, two)] == ["8 KV heads", "caches 2,048 values a token"]
-    assert [each.what for each in find_differences(two, one)] == ["1 KV head", "caches 256 values a token"]
+    assert [each.what for each in find_differences(two, one)] == ["2 KV heads", "caches 512 values a token"]
     shown = lit(one, two)
-    assert {"8 KV heads ·", "caches 2,048 values a token", "1 KV head ·", "caches 256 values a token"} <= set(shown)
+    assert {"8 KV heads ·", "caches 2,048 values a token", "2 KV heads ·", "caches 512 values a token"} <= set(shown)
     assert not any("head dim" in text or "RoPE" in text or "d_ff" in text for text in shown)
 
 
@@ -39,8 +39,8 @@ def test_another_depth_is_lit():
 
 
 def test_costs_are_told_with_their_change():
-    rows = list_costs(plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=1"))
-    assert rows[-1] == ("cache of 8,192 tokens", "1.07 GB", "134 MB", "\N{MINUS SIGN}87.5 %")
+    rows = list_costs(plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=2"))
+    assert rows[-1] == ("cache of 8,192 tokens", "1.07 GB", "268 MB", "\N{MINUS SIGN}75.0 %")
 
 
 def test_models_of_other_kinds_can_be_compared():

@@ -159,8 +159,8 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
         name: make_element(name, part, tower.d_model, shares.get((where, kind, name), Share()))
         for name, part in block.parts(tower.d_model).items()
     }
-    if not tower.causal:  # an encoder keeps nothing
-        elements = {name: replace(each, kept="") for name, each in elements.items()}
+    if not tower.causal:
+        elements = {name: _turn_both_ways(each) for name, each in elements.items()}
     nodes, elements = _join_copies(nodes, elements)
     mixers = [each for each in elements.values() if each.color in ("attention", "recurrent")]
     others = [each for each in elements.values() if each.color in ("ffn", "experts")]
@@ -174,6 +174,15 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
         elements,
         count_kinds(tower.stack.stored())[kind],
     )
+
+
+def _turn_both_ways(element: Element) -> Element:
+    """Turn an element into an encoder's: it keeps nothing, and its attention looks both ways."""
+    rows = list(element.rows)
+    if element.color == "attention":
+        plain = rows.pop(0)[1] if rows and not rows[0][0] else ""
+        rows.insert(0, ("", " · ".join(filter(None, ("bidirectional", plain)))))
+    return replace(element, rows=tuple(rows), kept="")
 
 
 def _join_copies(

@@ -19,14 +19,21 @@ NAMED = re.compile(r"([A-Z][^.:,()=·]{3,40}) \([^)]*\d{4}")
 
 
 def name_component(spec: Spec) -> str:
-    """Name a component as its class is named: GQA, RMSNorm, MoE."""
-    return type(spec).__name__
+    """Name a component as its class is named: GQA, RMSNorm, MoE. Of grouped queries, the two ends are MHA and MQA."""
+    return _name_groups(spec, type(spec).__name__)
+
+
+def _name_groups(spec: Spec, text: str) -> str:
+    """Name groups of query heads by what they are: a group is one head (MHA), or all (MQA)."""
+    heads, groups = getattr(spec, "n_heads", 0), getattr(spec, "n_kv_heads", None)
+    word = "head" if groups == heads else "query" if groups == 1 else ""
+    return text.replace("GQA", f"M{word[0].upper()}A").replace("Grouped-query", f"Multi-{word}") if word else text
 
 
 def find_long_name(spec: Spec) -> str:
     """Find a component's full name, with which its docstring starts; "" if it starts otherwise."""
     found = NAMED.match(inspect.getdoc(type(spec)) or "")
-    return found[1] if found and found[1].lower() != name_component(spec).lower() else ""
+    return _name_groups(spec, found[1]) if found and found[1].lower() != name_component(spec).lower() else ""
 
 
 def spell(name: str) -> str:
