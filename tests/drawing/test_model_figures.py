@@ -15,7 +15,7 @@ from zoo.drawing.cost_look import draw_areas, make_cost_look
 from zoo.drawing.model_figure import draw_model
 from zoo.drawing.numbers import list_tiles, say_change
 from zoo.drawing.scene import Box, Label
-from zoo.drawing.strip import draw_strip
+from zoo.drawing.strip import draw_strip, list_colors
 from zoo.drawing.text_figure import draw_text, write_text
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
@@ -79,6 +79,14 @@ def test_an_attention_is_titled_by_its_groups_and_an_encoders_looks_both_ways():
     (layer,) = plan_model(load("bert-tiny"), "").towers[0].layers
     attention = layer.elements["attention"]
     assert attention.about == "Multi-head attention" and attention.rows[0][1].startswith("bidirectional · ")
+
+
+def test_a_shared_block_is_an_attention_of_one_set_of_weights():
+    hybrid = plan_model(load("zamba-7b"), "").towers[0].layer("hybrid")
+    shared = hybrid.elements["shared"]
+    assert (shared.title, shared.color) == ("shared attention + FFN", "attention")
+    assert (shared.about, shared.kept) == ("one set of weights for 13 layers", "caches 14,848 values a token")
+    assert list_colors(hybrid) == ["recurrent-line", "attention-line"]
 
 
 def test_the_areas_of_the_look_by_cost_are_the_shares():

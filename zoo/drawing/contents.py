@@ -18,7 +18,7 @@ from zoo.drawing.folding import Fold, fold_pattern, name_places
 from zoo.drawing.shares import Share, price_boxes
 from zoo.drawing.wiring import Junction, wire_model
 from zoo.model.attention.base import Attention
-from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, rows
+from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, components, rows
 from zoo.spec.parts import count_kinds
 
 NOTHING = Share()
@@ -159,15 +159,21 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
         name: make_element(name, part, tower.d_model, shares.get((where, kind, name), Share()))
         for name, part in block.parts(tower.d_model).items()
     }
+    count = count_kinds(tower.pattern)[kind]
+    for name, part in block.parts(tower.d_model).items():
+        if isinstance(part, Sized) and part.common:
+            title, about = f"shared {elements[name].title}", f"one set of weights for {count} layers"
+            elements[name] = replace(elements[name], title=title, about=about)
     if not tower.causal:
         elements = {name: _turn_both_ways(each) for name, each in elements.items()}
     nodes, elements = _join_copies(nodes, elements)
     mixers = [each for each in elements.values() if each.color in ("attention", "recurrent")]
     others = [each for each in elements.values() if each.color in ("ffn", "experts")]
-    first = (mixers or others or list(elements.values()))[0]
+    caching = [each for each in mixers if each.color == "attention"]
+    first = (caching or mixers or others or list(elements.values()))[0]
     return LayerPlan(
         kind,
-        count_kinds(tower.pattern)[kind],
+        count,
         name_places(tower.pattern, kind),
         first.color,
         nodes,
@@ -228,18 +234,28 @@ def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
         ),
         None,
     )
-    color = find_color(spec, bool(experts))
+    color, mixer = find_color(spec, bool(experts)), spec
+    title = TITLES.get(spec.axis, "{}").format(name_component(spec))
+    if color == "other" and (held := [each for _, each, _ in components(spec, width) if each.axis == "attention"]):
+        mixer = held[0]  # a block inside the layer is what it holds
+        color, title = find_color(mixer, False), _name_block(spec)
     return Element(
         name,
-        TITLES.get(spec.axis, "{}").format(name_component(spec)),
+        title,
         "cross-attention" if role == CROSS else find_long_name(spec) if color != "table" else "",
         color,
         () if color == "norm" else (*describe_fields(spec), *_list_tables(spec, width)),
         experts,
-        say_kept(spec),
-        _is_local(spec),
+        say_kept(mixer),
+        _is_local(mixer),
         share,
     )
+
+
+def _name_block(spec: Spec) -> str:
+    """Name a block inside a layer by what it holds: `attention + FFN`."""
+    held = (getattr(spec, field.name) for field in spec.fields())
+    return " + ".join(spell(each.axis) for each in held if isinstance(each, Spec) and each.axis in ("attention", "ffn"))
 
 
 def _list_tables(spec: Spec, width: int) -> list[tuple[str, str]]:
