@@ -85,7 +85,7 @@ def test_a_shared_block_is_an_attention_of_one_set_of_weights():
     hybrid = plan_model(load("zamba-7b"), "").towers[0].layer("hybrid")
     shared = hybrid.elements["shared"]
     assert (shared.title, shared.color) == ("shared attention + FFN", "attention")
-    assert (shared.about, shared.kept) == ("one set of weights for 13 layers", "caches 14,848 values a token")
+    assert (shared.rows[0][1], shared.kept) == ("one set of weights for 13 layers", "caches 14,848 values a token")
     assert list_colors(hybrid) == ["recurrent-line", "attention-line"]
 
 

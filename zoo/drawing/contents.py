@@ -18,7 +18,8 @@ from zoo.drawing.folding import Fold, fold_pattern, name_places
 from zoo.drawing.shares import Share, price_boxes
 from zoo.drawing.wiring import Junction, wire_model
 from zoo.model.attention.base import Attention
-from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, components, rows
+from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, components
+from zoo.spec import rows as walk_rows
 from zoo.spec.parts import count_kinds
 
 NOTHING = Share()
@@ -162,8 +163,8 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
     count = count_kinds(tower.pattern)[kind]
     for name, part in block.parts(tower.d_model).items():
         if isinstance(part, Sized) and part.common:
-            title, about = f"shared {elements[name].title}", f"one set of weights for {count} layers"
-            elements[name] = replace(elements[name], title=title, about=about)
+            rows = (("", f"one set of weights for {count} layers"), *elements[name].rows)
+            elements[name] = replace(elements[name], title=f"shared {elements[name].title}", rows=rows)
     if not tower.causal:
         elements = {name: _turn_both_ways(each) for name, each in elements.items()}
     nodes, elements = _join_copies(nodes, elements)
@@ -229,7 +230,7 @@ def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
     experts = next(
         (
             (row.part.count, row.part.expected_count)
-            for row in rows(spec, width)
+            for row in walk_rows(spec, width)
             if isinstance(row.part, Experts) and row.part.active_count
         ),
         None,
@@ -260,7 +261,7 @@ def _name_block(spec: Spec) -> str:
 
 def _list_tables(spec: Spec, width: int) -> list[tuple[str, str]]:
     """Say the shape of the table or the product over the vocabulary that an embedding or a head has of its own."""
-    own = (row.part for row in rows(spec, width) if row.part is not None and row.part.role in (TOKENS, LOGITS))
+    own = (row.part for row in walk_rows(spec, width) if row.part is not None and row.part.role in (TOKENS, LOGITS))
     shapes = [each.shapes().get("weight", ()) for each in own]
     return [("", " × ".join(f"{size:,}" for size in shape)) for shape in shapes if shape]
 

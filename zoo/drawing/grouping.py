@@ -53,7 +53,7 @@ def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
     if all(each.rows == first.rows and each.kept == first.kept for _, each in named):
         return replace(first, share=share)
     alike = all(each.kept == first.kept for _, each in named)
-    facts = {kind: _list_facts(each, keeps=not alike) for kind, each in named}
+    facts = {kind: list_facts(each, keeps=not alike) for kind, each in named}
     common = [fact for fact in facts[named[0][0]] if all(fact in own for own in facts.values())]
     others: dict[str, list[str]] = {}
     for kind, own in facts.items():
@@ -63,7 +63,7 @@ def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
     return replace(first, rows=tuple(rows), kept=first.kept if alike else "", share=share)
 
 
-def _list_facts(element: Element, keeps: bool) -> list[tuple[str, str]]:
+def list_facts(element: Element, keeps: bool) -> list[tuple[str, str]]:
     """List an element's facts one by one: those of its plain row, its labelled rows whole, and what it keeps."""
     found = []
     for label, text in (*element.rows, *([("", element.kept)] if keeps else [])):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Styling
 from zoo.drawing.contents import ModelPlan, TowerPlan
@@ -52,7 +52,7 @@ def draw_model(plan: ModelPlan, look: Styling = PLAIN, extra: Callable[[float], 
         shapes += shift_items(drawn.shapes, 0, y)
         y += drawn.height + BETWEEN
     if look is PLAIN:
-        shapes += shift_items(draw_legend(plan), 0, y)
+        shapes += shift_items(draw_legend(_list_colors(plan)), 0, y)
         y += 22
     width = max(find_extent(shapes).right + 2 * EDGE, NARROWEST)
     header, top = draw_header(plan, width)
@@ -128,19 +128,24 @@ def _draw_fitting(group: AlikeLayers, rooms: Sequence[float], look: Styling) -> 
     return next((each for each in drawn if each.width <= WIDTH - 2 * EDGE), drawn[-1])
 
 
-def draw_legend(plan: ModelPlan) -> list[Shape]:
-    """Draw what the colours of a figure mean, those that are in it."""
+def _list_colors(plan: ModelPlan) -> set[str]:
     elements = [each for tower in plan.towers for layer in tower.layers for each in layer.elements.values()]
     elements += [each for tower in plan.towers for each in tower.ends]
-    used = {each.color for each in elements}
+    return {each.color for each in elements}
+
+
+def draw_legend(used: Collection[str]) -> list[Shape]:
+    """Draw what the colours of a figure mean, those that are in it. Where full colours (`attention-line`) are used, the
+    paler ones are of mixers with a window."""
     shapes: list[Shape] = []
     x = 0.0
-    for color, name in NAMES.items():
+    full = any(each.endswith("-line") for each in used)
+    names = [(f"{color}-line" if full else color, name) for color, name in NAMES.items()]
+    paler = [(color, f"{name} with a window: paler") for color, name in NAMES.items() if full]
+    for color, name in (*names, *paler):
         if color in used:
-            shapes += [
-                Box(x, 0, 14, 14, color, f"{color}-line", 4),
-                Label(x + 20, 11.5, name, SMALL, color="muted"),
-            ]
+            border = "" if color.endswith("-line") else f"{color}-line"
+            shapes += [Box(x, 0, 14, 14, color, border, 4), Label(x + 20, 11.5, name, SMALL, color="muted")]
             x += 20 + measure_text(name, SMALL) + 18
     return shapes
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from zoo.drawing.boxes import PAD, SMALL, DrawnBox
-from zoo.drawing.contents import LayerPlan, ModelPlan, TowerPlan
+from zoo.drawing.boxes import BETWEEN, PAD, SMALL, DrawnBox
+from zoo.drawing.contents import Element, LayerPlan, ModelPlan, TowerPlan
+from zoo.drawing.grouping import list_facts
 from zoo.drawing.lettering import cut_text, measure_text
 from zoo.drawing.model_figure import EDGE, WIDTH, describe_model, draw_header, draw_legend
 from zoo.drawing.scene import Box, Label, Scene, Shape, shift_items
@@ -24,7 +25,8 @@ def draw_strip(plan: ModelPlan) -> Scene:
         drawn = draw_tower_strip(tower, WIDTH - 2 * EDGE, titled=len(plan.towers) > 1)
         shapes += shift_items(drawn.shapes, EDGE, y)
         y += drawn.height + 18
-    shapes += shift_items(draw_legend(plan), EDGE, y)
+    used = {color for tower in plan.towers for layer in tower.layers for color in list_colors(layer)}
+    shapes += shift_items(draw_legend(used), EDGE, y)
     return Scene(WIDTH, y + 22 + EDGE, tuple(shapes), plan.title, describe_model(plan))
 
 
@@ -53,27 +55,53 @@ def draw_tower_strip(tower: TowerPlan, width: float, *, titled: bool = False, ke
     for at in range(0, len(kinds), step):
         shapes.append(Label(at * size + size / 2, y, str(at * every), SMALL, color="muted", anchor="middle"))
     y += 8
+    facts = {layer.kind: _list_facts(layer) for layer in tower.layers}
     for layer in tower.layers if keyed else ():
         y += ROW
-        shapes += shift_items(_draw_key(layer, width), 0, y)
+        others = [facts[each.kind] for each in tower.layers if each is not layer]
+        own = sorted(facts[layer.kind], key=lambda fact: all(fact in each for each in others))  # what differs first
+        shapes += shift_items(_draw_key(layer, own, width), 0, y)
     return DrawnBox(tuple(shapes), width, y + 8)
 
 
 def list_colors(layer: LayerPlan) -> list[str]:
     """List the colours of a layer's cells, its last large part first: no norms, no bare weights. Those of a mixer that
-    sees a window are lighter."""
+    sees a window are paler."""
+    colors = [each.color if each.local else f"{each.color}-line" for each in reversed(_list_large(layer))]
+    return colors or ["other-line"]
+
+
+def _list_large(layer: LayerPlan) -> list[Element]:
     found = [layer.elements[node.part] for node in layer.junctions if node.part in layer.elements]
-    large = [each for each in reversed(found) if each.color not in ("norm", "other", "table")]
-    return [each.color if each.local else f"{each.color}-line" for each in large] or ["other-line"]
+    return [each for each in found if each.color not in ("norm", "other", "table")]
 
 
-def _draw_key(layer: LayerPlan, width: float) -> list[Shape]:
-    shapes: list[Shape] = [Box(0, -9, 10, 10, f"{layer.color}-line", "", 2)]
-    name, count = cut_text(layer.kind, 150, SMALL, True), f"× {layer.count}"
-    shapes.append(Label(16, 0, name, SMALL, True))
-    x = 16 + measure_text(name, SMALL, True) + 8
-    shapes.append(Label(x, 0, count, SMALL))
-    x += measure_text(count, SMALL) + PAD
-    large = [each for each in layer.elements.values() if each.color not in ("norm", "other", "table")]
-    said = "  +  ".join(f"{each.title} {next((text for label, text in each.rows if not label), '')}" for each in large)
-    return [*shapes, Label(x, 0, cut_text(said, width - x, SMALL), SMALL, color="muted")]
+def _list_facts(layer: LayerPlan) -> list[str]:
+    """List the facts of a layer's large parts, each once."""
+    found: list[str] = []
+    for each in _list_large(layer):
+        if each.experts:
+            found.append(f"{each.experts[0]:,} experts, {each.experts[1]:.3g} a token")
+        found += [" ".join(filter(None, fact)) for fact in list_facts(each, keeps=True)]
+    return list(dict.fromkeys(found))
+
+
+def _draw_key(layer: LayerPlan, facts: list[str], width: float) -> list[Shape]:
+    """Draw a line for a kind of layer: its colours, its name and parts, then as many facts as have room."""
+    colors = list_colors(layer)
+    size = 12 / len(colors)
+    shapes: list[Shape] = [
+        Box(0, -10 + at * size, 10, size - 0.5, color, "" if color.endswith("-line") else f"{color}-line", 1)
+        for at, color in enumerate(colors)
+    ]
+    x = 16.0
+    parts = " + ".join(each.title for each in _list_large(layer))
+    for text, bold in ((layer.kind, True), (f"× {layer.count}", False), (parts, False)):
+        said = cut_text(text, 150 if bold else width - x, SMALL, bold)
+        shapes.append(Label(x, 0, said, SMALL, bold))
+        x += measure_text(said, SMALL, bold) + PAD
+    said = ""
+    for fact in facts:
+        more = f"{said}{BETWEEN}{fact}" if said else fact
+        said = more if measure_text(more, SMALL) <= width - x else said
+    return [*shapes, Label(x, 0, said, SMALL, color="muted")] if said else shapes
