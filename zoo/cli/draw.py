@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.common import Overrides
 from zoo.cli.options import argument, flag, option
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from zoo.drawing.contents import ModelPlan
@@ -19,13 +19,18 @@ if TYPE_CHECKING:
     """Draws a scene, which only a file needs."""
 
 
+LOOKS, COSTS = ("paper", "cost", "strip"), ("params", "flops", "cache")
+
+
 def run(
     target: str | None = argument("A model, as `zoo stats` takes it.", metavar="MODEL"),
     overrides: Overrides = None,
-    look: Literal["paper", "cost", "strip"] = option(
-        "paper: as in a publication. cost: coloured by what boxes cost. strip: the pattern over depth.", default="paper"
+    look: str = option(
+        "paper: as in a publication. cost: coloured by what boxes cost. strip: the pattern over depth.",
+        default="paper",
+        metavar="<paper|cost|strip>",
     ),
-    by: Literal["params", "flops", "cache"] | None = option("What the look `cost` is coloured by. [default: params]"),
+    by: str | None = option("What the look `cost` is coloured by. [default: params]", metavar="<params|flops|cache>"),
     context: int | None = option("Tokens of a sequence, for FLOPs and cache. [default: the model's longest]"),
     out: Path | None = option("A .svg, .png, .html, .pdf or .txt file; the terminal unless given.", "--out", "-o"),
     diff: bool = flag("Draw the model with the overrides beside the one without."),
@@ -57,15 +62,23 @@ def run(
 
 
 def _refuse_unused(by: str | None, look: str, card: bool, dark: bool, out: Path | None) -> None:
-    """Raise ConfigError for a file that cannot hold a drawing, and for options that would have no effect."""
+    """Raise ConfigError for a file that cannot hold a drawing, for words that no option knows, and for options that
+    would have no effect."""
     from zoo.drawing.drawn_file import check_drawing
 
+    for option_name, word, known in (("look", look, LOOKS), ("by", by or COSTS[0], COSTS)):
+        if word not in known:
+            hint = did_you_mean(word, known)
+            raise ConfigError(f"{option_name}: there is no {word!r}{hint} (one of: {', '.join(known)})")
     if out is not None:
         check_drawing(out)
     if by is not None and look != "cost":
         raise ConfigError("by: is of the look `cost` (add --look cost)")
-    if (card or dark) and (out is None or out.suffix == ".txt"):
-        raise ConfigError(f"{'card' if card else 'dark'}: is of a picture (--out card.png)")
+    if card and look != LOOKS[0]:
+        raise ConfigError(f"card: has a look of its own, and --look {look} was given too (leave one out)")
+    if (card or dark) and (out is None or out.suffix.lower() == ".txt"):
+        found, what = ("the terminal", "card" if card else "model") if out is None else (out, out.stem)
+        raise ConfigError(f"{'card' if card else 'dark'}: is of a picture, and {found} is text (--out {what}.png)")
 
 
 def _plan(words: list[str], context: int | None, *, diff: bool) -> tuple[list[Any], list[ModelPlan]]:
