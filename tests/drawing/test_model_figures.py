@@ -127,6 +127,13 @@ def test_a_card_is_as_large_as_a_links_picture_and_states_the_exact_numbers():
     assert smallest_text(card) >= 6
 
 
+def test_a_card_says_of_windows_that_a_tokens_cache_is_not_the_mean():
+    spec = load("gpt-oss-20b")
+    said = texts(draw_card(plan_model(spec, "gpt-oss-20b"), spec))
+    assert "paler: with a window" in said
+    assert any(text.endswith("49,152 bytes of cache a token until windows are full") for text in said)
+
+
 def test_a_terminals_drawing_has_the_residual_ways_beside_the_layers():
     drawn = write_text(draw_text(plan_model(load("falcon-7b"), "falcon-7b")))
     assert "│ ╭─⊕\n│ │ MQA\n" in drawn and "│ │ ∥ MLP\n" in drawn and "│ │ LayerNorm\n│ ╰─┤\n" in drawn

@@ -143,16 +143,16 @@ def _draw_row(
     return head + _join_labels(shapes), y
 
 
-def wrap_facts(text: str, width: float) -> list[str]:
+def wrap_facts(text: str, width: float, size: float = SMALL) -> list[str]:
     """Break a row between its facts into lines, and inside a fact only if it is wider than a line by itself."""
     words: list[str] = []
     facts = text.split(BETWEEN)
     for at, fact in enumerate(facts):
         said = fact if at == len(facts) - 1 else f"{fact}{BETWEEN.rstrip()}"
-        fits = measure_text(said, SMALL) <= width
+        fits = measure_text(said, size) <= width
         *begin, end = [said] if fits else fact.split()
         words += [*begin, end if fits or said == fact else f"{end}{BETWEEN.rstrip()}"]
-    return wrap_words(words, width, SMALL)
+    return wrap_words(words, width, size)
 
 
 def _join_labels(shapes: list[Shape]) -> list[Shape]:

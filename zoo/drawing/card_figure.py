@@ -6,15 +6,15 @@ from typing import Any
 
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.setup import Setup
-from zoo.drawing.boxes import BETWEEN
+from zoo.drawing.boxes import BETWEEN, wrap_facts
 from zoo.drawing.cache_chart import draw_cache_chart, list_lengths, say_tokens
 from zoo.drawing.contents import ModelPlan
 from zoo.drawing.grouping import group_layers
-from zoo.drawing.lettering import cut_text, measure_text, wrap_text
+from zoo.drawing.lettering import cut_text, measure_text
 from zoo.drawing.model_figure import describe_model
 from zoo.drawing.numbers import list_tiles
 from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, find_extent, shift_items
-from zoo.drawing.strip import draw_tower_strip
+from zoo.drawing.strip import draw_tower_strip, list_colors
 from zoo.units import format_si
 
 WIDTH, HEIGHT = 1200.0, 630.0
@@ -46,7 +46,10 @@ def say_exactly(plan: ModelPlan) -> str:
     params, cache = plan.figures["params"], plan.figures["kv_cache"]
     found = [f"{params['total']:,} parameters"]
     found += [f"{params['active']:,} active"] if params["active"] != params["total"] else []
-    found += [f"{cache['bytes_per_token']:,} bytes of cache a token"] if plan.generates else []
+    if plan.generates:
+        grown = cache["bytes_per_token"] * cache["tokens"] + cache["cross_bytes"] + cache["state_bytes"]
+        until = " until windows are full" if cache["bytes"] < grown else ""
+        found.append(f"{cache['bytes_per_token']:,} bytes of cache a token{until}")
     return " · ".join(found)
 
 
@@ -72,6 +75,9 @@ def _draw_patterns(plan: ModelPlan, width: float) -> list[Shape]:
     for at, tower in enumerate(plan.towers):
         drawn = draw_tower_strip(tower, share, keyed=False)
         shapes += shift_items(drawn.shapes, at * (share + 20), 0)
+    colors = {color for tower in plan.towers for layer in tower.layers for color in list_colors(layer)}
+    if not all(each.endswith("-line") for each in colors):
+        shapes.append(Label(0, find_extent(shapes).bottom + 22, "paler: with a window", 15, color="muted"))
     return shapes
 
 
@@ -79,7 +85,7 @@ def _draw_facts(plan: ModelPlan, width: float, height: float) -> list[Shape]:
     shapes: list[Shape] = []
     y = 0.0
     for color, text in list_special(plan)[:MOST_FACTS]:
-        lines = wrap_text(text, width - 26, TEXT)[:2]
+        lines = wrap_facts(text, width - 26, TEXT)[:2]
         if y + 26 * len(lines) > height:
             break
         shapes.append(Box(0, y + 2, 13, 13, f"{color}-line", "", 3))
