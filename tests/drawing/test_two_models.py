@@ -43,6 +43,12 @@ def test_costs_are_told_with_their_change():
     assert rows[-1] == ("cache of 8,192 tokens", "1.07 GB", "268 MB", "\N{MINUS SIGN}75.0 %")
 
 
+def test_the_columns_of_costs_are_named():
+    one, two = plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=2")
+    shown = [shape.text for shape in draw_beside(one, two).items if isinstance(shape, Label) and shape.anchor == "end"]
+    assert one.title in shown and " ".join(shown[shown.index(one.title) + 1 :]).startswith(two.title)
+
+
 def test_models_of_other_kinds_can_be_compared():
     for one, two in (("t5-tiny", "bert-tiny"), ("qwen3-next-80b-a3b", "nemotron-h-8b")):
         scene = draw_beside(plan(one), plan(two))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from zoo.drawing.contents import Element
-from zoo.drawing.lettering import cut_text, measure_text, wrap_words
+from zoo.drawing.lettering import cut_text, measure_text, wrap_text, wrap_words
 from zoo.drawing.scene import Box, Label, Shape
 
 SMALL, NORMAL, HEADING = 12.0, 13.0, 15.0
@@ -58,7 +58,8 @@ class DrawnBox:
 
 def is_thin(element: Element) -> bool:
     """Whether an element is one line: a norm, a bare weight."""
-    return element.color == "norm" or (element.color == "other" and not element.about and len(element.rows) <= 1)
+    plain = not element.about and len(element.rows) <= 1 and not any(label for label, _ in element.rows)
+    return element.color == "norm" or (element.color == "other" and plain)
 
 
 def draw_box(element: Element, width: float, look: Styling = PLAIN) -> DrawnBox:
@@ -119,13 +120,17 @@ def _draw_full(element: Element, width: float, look: Styling) -> DrawnBox:
 def _draw_row(
     label: str, text: str, inner: float, y: float, ink: str, soft: str, look: Styling, element: Element
 ) -> tuple[list[Shape], float]:
-    """Draw a row below the baseline y, its text beside its label; return the shapes and the last baseline."""
-    label = cut_text(label, 0.42 * inner, SMALL)
+    """Draw a row below the baseline y, its text beside its label, or below a long one; return the shapes and the last
+    baseline."""
     indent = measure_text(f"{label}  ", SMALL) if label else 0.0
+    head: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
+    if indent > 0.42 * inner:
+        above = wrap_text(label, inner, SMALL)
+        head = [Label(PAD, y + LINE * (at + 1), line, SMALL, color=soft) for at, line in enumerate(above)]
+        indent, y = PAD, y + LINE * len(above)
     lines = wrap_facts(text, inner - indent)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], cut_text(" ".join(lines[MOST_LINES - 1 :]), inner - indent, SMALL)]
-    head: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
     shapes: list[Shape] = []
     lit = [(element.name, fact) in look.lit for fact in text.split(BETWEEN)]
     fact = 0

@@ -49,10 +49,19 @@ def list_set_fields(spec: Spec) -> list[tuple[str, Any]]:
         dimension = type(value) is int and value > 1
         if QUIET.fullmatch(field.name) or value is None or value is False:
             continue
-        if value == field.default and not dimension:
+        if (value == field.default and not dimension) or _is_empty(value):
             continue
         found.append((field.name, value))
     return found
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value is a node none of whose fields is set, as values that are normed in other layers alone."""
+    return (
+        isinstance(value, Node)
+        and bool(value.fields())
+        and not any(getattr(value, each.name) for each in value.fields())
+    )
 
 
 def say_field(name: str, value: Any) -> str:

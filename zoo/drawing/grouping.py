@@ -58,7 +58,8 @@ def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
     others: dict[str, list[str]] = {}
     for kind, own in facts.items():
         said = BETWEEN.join(" ".join(filter(None, fact)) for fact in own if fact not in common)
-        others.setdefault(said or "no more", []).append(kind)
+        if said:
+            others.setdefault(said, []).append(kind)
     rows = [*_join(common), *((", ".join(kinds), said) for said, kinds in others.items())]
     return replace(first, rows=tuple(rows), kept=first.kept if alike else "", share=share)
 

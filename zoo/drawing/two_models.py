@@ -160,6 +160,10 @@ def _draw_costs(plan: ModelPlan, other: ModelPlan, width: float) -> list[Shape]:
     columns = (0.56 * width, 0.78 * width, width)
     shapes: list[Shape] = []
     y = 12.0
+    named = [wrap_text(each.title, 0.22 * width - 12, SMALL)[:3] for each in (plan, other)]
+    for x, lines in zip(columns, named, strict=False):
+        shapes += [Label(x, y + 15 * at, line, SMALL, color="muted", anchor="end") for at, line in enumerate(lines)]
+    y += 15 * max(map(len, named)) + 6
     for name, *values in list_costs(plan, other):
         shapes.append(Label(0, y, name, 13))
         changed = values[2] != "="
@@ -182,6 +186,8 @@ def list_differences(plan: ModelPlan, other: ModelPlan) -> list[Line]:
                 place = " ".join(filter(None, (each.where, each.kind, each.element)))
                 lines.append([(f"  {place}  ", "muted"), (each.title if each.what == "title" else each.what, "")])
         lines.append([])
+    size = 2 + max(10, len(plan.title), len(other.title))
+    lines.append([(f"{'':36}{plan.title:>{size}}{other.title:>{size}}", "muted")])
     for name, first, second, change in list_costs(plan, other):
-        lines.append([(f"{name:36}", "muted"), (f"{first:>12}{second:>12}", ""), (f"{change:>12}", "title")])
+        lines.append([(f"{name:36}", "muted"), (f"{first:>{size}}{second:>{size}}", ""), (f"{change:>12}", "title")])
     return lines
