@@ -166,6 +166,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
         (["stats", "no/such.yaml"], "no/such.yaml: no such file"),
         (["stats", "gpt2", "n_layer=3"], "n_layer: unknown key (n_layers is Zoo's name for it: n_layers=3)"),
         (["build", "gpt2", "n_layers=x"], "n_layers: must be a whole number above 0, found 'x'"),
+        (["experiment", "--margin", "abc"], "--margin: is 'abc' (a number)"),
         (["build", "llama3.1-405b", "--device", "cpu"], "memory: 405,853,388,800 parameters need 811.7 GB"),
         (["build", "gpt-tiny", "--kernel", "flsh"], "kernel: there is no 'flsh'"),
         (["build", "gpt-tiny", "--device", "meta", "--out", "x"], "out: a model on meta has no weights to write"),

@@ -163,13 +163,24 @@ def test_a_short_form_runs_once_and_says_whether_it_holds(here, capsys):  # noqa
     assert again.values["val_loss"]["two"] == outcome.values["val_loss"]["two"]
 
 
+def test_each_faulty_key_of_a_recipe_is_one_line_with_what_would_do(here, refused):  # noqa: F811
+    file = write(here, margin="abc", seeds="x", expect=[{"arm": "two", "agains": "three", "verdict": "same"}])
+    lines = [re.sub(rf"^{file}:\d+: ", "", line) for line in refused("recipes", str(file))]
+    assert sorted(lines) == [
+        "expect.0.agains: no such key (did you mean 'against'?)",
+        "expect.0.verdict: is 'same' (one of: better, worse, equivalent, inconclusive, any)",
+        "margin: is 'abc' (a number)",
+        "seeds: is 'x' (a whole number, or a list)",
+    ]
+
+
 def test_a_recipe_says_what_is_wrong_with_it(here, refused):  # noqa: F811
     file = write(here, matched=["params"])
     (line,) = refused("recipes", str(file), "--run")
     assert re.fullmatch(r"matched: params of three is [\d,]+, that of two [\d,]+ \(within 1 %\)", line)
     write(here, expect=[{"arm": "four", "against": "two", "verdict": "better"}], metrics="loss", config="large")
     lines = refused("recipes", str(file))
-    assert any(re.fullmatch(rf"{file}:\d+: metrics: no such key", line) for line in lines)
+    assert any(re.fullmatch(rf"{file}:\d+: metrics: no such key \(did you mean 'metric'\?\)", line) for line in lines)
     write(here, expect=[{"arm": "four", "against": "two", "verdict": "better"}])
     assert "names four, and the arms are two, three" in refused("recipes", str(file))[0]
     write(here, config="large")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 from zoo.errors import ConfigError, LostProcess, ZooError
+from zoo.untrusted.printable import quote
 
 MOST_FAULTS, LONGEST_FAULT = 50, 1900
 """Maximum number of faults printed, and of characters per fault: an untrusted file may have a fault on every line."""
@@ -87,6 +89,10 @@ def _describe_usage_error(error: Any, args: Sequence[str]) -> str:
         verb = make_command().get_command(None, args[0]) if args else None
         parameter = next((each for each in getattr(verb, "params", ()) if error.option_name in each.opts), None)
         what = f"{getattr(parameter, 'metavar', None) or 'a value'} "
+    if parameter is None and (wanted := re.match(r"Input should be a valid (\w+)", error.message)):
+        (fault,) = error.__cause__.errors()  # pydantic's, which reads the value of an option
+        would = {"integer": "a whole number"}.get(wanted[1], f"a {wanted[1]}")
+        return f"{error.param.opts[-1]}: is {quote(fault['input'])} ({would})"
     if parameter is None:
         return error.format_message()
     takes = getattr(parameter, "help", None) or "see --help"

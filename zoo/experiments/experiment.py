@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -83,7 +84,7 @@ class Expectation(Strict):
     metric: str | None = None
     """The metric, if not the recipe's. `lr window` is the width of the window of good rates, in decades, and more is
     better."""
-    verdict: Verdict | Literal["any"] | None = None
+    verdict: Literal[Verdict, "any"] | None = None
     """The verdict that is expected; `any` shows the comparison and expects nothing of it."""
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
     at_least: float | None = None
@@ -343,14 +344,57 @@ def make_experiment(node: Any, file: Path) -> Experiment:
     try:
         return Experiment.model_validate(node)
     except ValidationError as error:
-        faults = [(".".join(map(str, each["loc"])), _word(each["msg"], each.get("input"))) for each in error.errors()]
-        said = (f"{file}: {where}: {word}" if where else f"{file}: {word}" for where, word in faults)
+        said = (f"{file}: {fault}" for fault in _describe_faults(error, node))
         raise ConfigError(*locate_faults(said, [StatedFile(file, str(file))])) from error
 
 
-def _word(message: str, found: Any) -> str:
-    """Reword a message of pydantic's in the style of Zoo's errors."""
-    said = message.removeprefix("Value error, ")
-    if wanted := re.match(r"Input should be (?:a valid )?(number|integer|string|greater than 0)", said):
-        return f"is {found!r} ({wanted[1].replace('greater than', 'a number above')})"
-    return {"Field required": "is missing", "Extra inputs are not permitted": "no such key"}.get(said, said)
+_PARTS: dict[str, type[Strict]] = {
+    "expect": Expectation,
+    "measure": Measure,
+    "probe": Probing,
+    "ladder": Laddering,
+    "short": ExperimentForm,
+}
+"""The parts of an experiment, by the keys they are under."""
+
+
+def _describe_faults(error: ValidationError, node: Any) -> Iterator[str]:
+    """Describe each faulty key once: pydantic has a fault for every type that the key may have."""
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for each in error.errors():
+        found.setdefault(_find_place(each["loc"], node, absent=each["type"] == "missing"), []).append(each)
+    for place, faults in found.items():
+        key, item, kind = ".".join(place), faults[0], faults[0]["type"]
+        would = list(dict.fromkeys(filter(None, map(_say_wanted, faults))))
+        if kind == "extra_forbidden":
+            part = next((_PARTS[each] for each in reversed(place[:-1]) if each in _PARTS), Experiment)
+            said = f"no such key{did_you_mean(place[-1], part.model_fields)}"
+        elif would:
+            hint = did_you_mean(str(item["input"]), re.findall("'([^']*)'", item.get("ctx", {}).get("expected", "")))
+            said = f"is {item['input']!r}" + (hint or f" ({', or '.join(would)})")
+        else:
+            said = "is missing" if kind == "missing" else item["msg"].removeprefix("Value error, ")
+        yield f"{key}: {said}" if key else said
+
+
+def _find_place(loc: tuple[Any, ...], node: Any, absent: bool) -> tuple[str, ...]:
+    """Find the key of a fault in the file: pydantic adds the name of a type to the keys."""
+    place: list[str] = []
+    for each in loc:
+        inside = each in node if isinstance(node, dict) else isinstance(node, list) and each in range(len(node))
+        if inside:
+            node, place = node[each], [*place, str(each)]
+    return (*place, str(loc[-1])) if absent else tuple(place)
+
+
+_WANTED = {"integer": "a whole number", "string": "a text", "boolean": "true or false", "dictionary": "a mapping"}
+
+
+def _say_wanted(item: Any) -> str:
+    """Say what a key takes, by a fault of pydantic's; empty for a fault of another sort."""
+    if item["type"] == "literal_error":
+        return "one of: " + ", ".join(re.findall("'([^']*)'", item["ctx"]["expected"]))
+    if wanted := re.match(r"Input should be (?:a valid )?(\w+)(?: than (or equal to )?(.*))?", item["msg"]):
+        least = f"{wanted[3]} or more" if wanted[2] else f"a number above {wanted[3]}"
+        return least if wanted[3] else _WANTED.get(wanted[1], f"a {wanted[1]}")
+    return ""
