@@ -174,6 +174,16 @@ def test_each_faulty_key_of_a_recipe_is_one_line_with_what_would_do(here, refuse
     ]
 
 
+def test_a_mistake_in_an_arm_is_blamed_on_the_arm_and_not_on_the_file_of_its_model(here, refused):  # noqa: F811
+    layers = {"near": {"attention": {"kind": "sliding", "window": 4}}}
+    model = {"defaults": ["/model/llama-tiny@_here_"], "layers": layers, "pattern": ["near", "layer"]}
+    (here / "mine.yaml").write_text(yaml.safe_dump(model))
+    arms = {"near": [], "wide": ["model.layers.nearr.attention.window=8"]}
+    file = write(here, shared=["model=mine.yaml"], arms=arms, expect=[], config=None, short={})
+    said = refused("experiment", str(file), "--plan", "--no-measure")
+    assert said == ["model.layers.nearr: no layer is of this kind (did you mean 'near'?) [arm wide]"]
+
+
 def test_a_recipe_says_what_is_wrong_with_it(here, refused):  # noqa: F811
     file = write(here, matched=["params"])
     (line,) = refused("recipes", str(file), "--run")

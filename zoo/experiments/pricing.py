@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import refuse
 from zoo.experiments.experiment import Experiment, Laddering, Probing, list_overrides
 from zoo.jobs.forecast import price_run
-from zoo.jobs.plan import plan_launch, task_config
+from zoo.jobs.plan import plan_launch
 from zoo.ladder import plan_ladder
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small
 from zoo.report.arms import ALIKE
-from zoo.training.planning import plan_training
+from zoo.training.planning import TrainingPlan
 
 
 def price_arms(recipe: Experiment, short_form: bool = False) -> dict[str, dict[str, float]]:
@@ -24,12 +22,13 @@ def price_arms(recipe: Experiment, short_form: bool = False) -> dict[str, dict[s
         return {name: price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
     if recipe.ladder is not None:
         return {name: _price_ladder(recipe.ladder, list_overrides(recipe, name)) for name in recipe.arms}
-    return {name: _price(recipe.config_file(), list_overrides(recipe, name, short_form)) for name in recipe.arms}
+    shared = [*recipe.shared, *recipe.form(short_form).overrides]
+    with plan_launch(shared, config=recipe.config_file(), sweeps=True, arms=recipe.arms) as launch:
+        return {arm: _price(plan) for arm, plan in zip(launch.arms, launch.planned, strict=True) if plan}
 
 
-def _price(config: Path | None, overrides: list[str]) -> dict[str, float]:
-    with plan_launch(overrides, config=config) as launch:
-        priced = price_run(plan_training(task_config(launch.jobs[0])), memory=False)
+def _price(plan: TrainingPlan) -> dict[str, float]:
+    priced = price_run(plan, memory=False)
     costs = {"params": priced.params, "tokens": priced.tokens, "flops": priced.flops, "cache_bytes": priced.cache_bytes}
     return {name: float(value) for name, value in costs.items() if value is not None}
 
@@ -52,6 +51,8 @@ def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
 
 def check_matched(recipe: Experiment) -> None:
     """Raise ConfigError for arms whose `matched` costs differ from those of the first arm by more than 1 %."""
+    if not recipe.matched:
+        return
     costs = price_arms(recipe)
     base, *others = costs
     faults = []

@@ -52,8 +52,9 @@ def read_pattern(root: Scope) -> tuple[list[str], list[str]]:
         return [PLAIN], problems or ["pattern: is empty (name at least one layer)"]
     each = [names[index % len(names)] for index in range(n_layers)]
     unused = set() if problems else set(kinds).difference(each)  # a misspelt name may be that of any kind
+    would = " (name it in pattern, or leave it out)"
     problems += [
-        f"layers.{kind}: no layer is of this kind (name it in pattern, or leave it out)"
+        f"layers.{kind}: no layer is of this kind{did_you_mean(kind, set(each)) or would}"
         for kind in kinds
         if kind in unused
     ]

@@ -251,7 +251,7 @@ def plan_launch(
     sources = [StatedFile(config, str(config))] if config else []
     sources += [dataclasses.replace(each, root=ROOT) for target in models.values() for each in target.sources]
     with (
-        locating(sources, overrides),
+        locating(sources, [*overrides, *itertools.chain.from_iterable((arms or {}).values())]),
         open_session(*dict.fromkeys(folders), trusted=trusted, loader=JobLoader) as hydra,
         ExitStack() as stack,
     ):
@@ -333,7 +333,8 @@ def _faults(jobs: Sequence[Composed], arms: Sequence[str] = ()) -> list[str]:
     for each, overrides in zip(jobs, arms or list_varied([each.typed for each in jobs]), strict=True):
         for fault in dict.fromkeys(each.faults):
             where.setdefault(fault, []).append(overrides)
-    return [fault if len(found) == len(jobs) else f"{fault} [{found[0]}]" for fault, found in where.items()]
+    lead = "arm " if arms else ""
+    return [fault if len(found) == len(jobs) else f"{fault} [{lead}{found[0]}]" for fault, found in where.items()]
 
 
 # ---------------------------------------------------------------- the user's own models, and sweeps
