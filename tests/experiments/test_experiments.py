@@ -77,10 +77,11 @@ def test_an_experiment_of_a_file_trains_named_arms_and_judges_them(here: Path, c
     assert [arm["arm"] for arm in json.loads(capsys.readouterr().out)["arms"]] == list(ARMS)
 
 
-def test_an_experiment_that_does_not_hold_exits_with_one(here: Path, trainer: Trainer) -> None:
+def test_an_expectation_that_is_not_met_is_a_result_and_no_failure(here: Path, trainer: Trainer) -> None:
     file = write(here, expect=[{"arm": "one head", "against": "many heads", "verdict": "better"}])
-    assert run(["experiment", str(file), "--run"]) == 1
-    assert read_outcome()["findings"][0]["found"] == "inconclusive"
+    assert run(["experiment", str(file), "--run"]) == 0
+    (finding,) = read_outcome()["findings"]
+    assert finding["found"] == "inconclusive" and not finding["holds"]
 
 
 def test_the_same_experiment_is_made_by_flags(here: Path, trainer: Trainer) -> None:
@@ -98,7 +99,7 @@ def test_the_same_experiment_is_made_by_flags(here: Path, trainer: Trainer) -> N
 
 def test_what_changes_after_registration_is_listed_with_the_verdict(here: Path, capsys, trainer: Trainer) -> None:
     expected = {"arm": "one head", "against": "many heads"}
-    assert run(["experiment", str(write(here, expect=[{**expected, "verdict": "better"}])), "--run"]) == 1
+    assert run(["experiment", str(write(here, expect=[{**expected, "verdict": "better"}])), "--run"]) == 0
     first = read_outcome()["registration"]
     capsys.readouterr()
     file = write(here, seeds=4, margin=0.5, expect=[{**expected, "verdict": "equivalent"}])

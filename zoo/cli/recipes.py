@@ -31,7 +31,8 @@ def run(
     """List recipes with their claims and verdicts, show one, or run some.
 
     A recipe is an experiment: arms, seeds, and the expected results with their source. Its verdict is kept as data,
-    even if it contradicts the claim. Exits with 1 if an expectation of --run or --check is not met.
+    even if it contradicts the claim. Exits with 1 if an expectation of --run or --check is not met: these ask whether a
+    kept verdict holds again, where `zoo experiment` asks what is so.
     """
     from zoo.experiments.experiment import find_recipe, list_recipes
 
