@@ -151,6 +151,12 @@ def test_without_a_network_the_line_names_the_model_and_the_cure(hub, monkeypatc
         find("Org/tiny")  # its config alone is there
 
 
+def test_without_a_network_a_packaged_model_of_the_name_is_offered(hub, monkeypatch):
+    go_offline(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"path of a folder or config.json\); qwen3-8b, .* is packaged"):
+        zoo.stats("Qwen/Qwen3-8B")
+
+
 def test_without_the_package_the_line_says_what_to_install(hub, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(

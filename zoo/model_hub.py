@@ -105,8 +105,7 @@ def _opened(name: str) -> Iterator[tuple[Any, str, str | None]]:
         raise CheckpointError(f"{name}: {found} (another name; `hf auth login` for a private one)") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         found = "is no file or folder here; the hub cannot be reached, and its cache lacks files of the model"
-        raise CheckpointError(
-            f"{name}: {found} (a network without HF_HUB_OFFLINE, or `hf download {repo}` there)"
-        ) from None
+        cure = f"`hf download {repo}` where there is a network, or the path of a folder or config.json"
+        raise CheckpointError(f"{name}: {found} ({cure})") from None
     except (errors.HFValidationError, http, OSError) as error:
         raise CheckpointError(f"{name}: cannot be read from the hub, found {short(error)} (try again)") from error

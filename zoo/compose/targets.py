@@ -22,7 +22,7 @@ from zoo.compose.hydra_engine import Listed, create_defaults_list, open_reposito
 from zoo.compose.overrides import STARTS
 from zoo.compose.shorthand import Body, expand_shorthand, find_choices
 from zoo.compose.sources import StatedFile, locate_faults, locating
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, read_choice
 from zoo.grammar.interpolation import list_sizes
 from zoo.grammar.keys import BASES, KNOWN
@@ -88,7 +88,7 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
         name = os.fspath(target)
         notes = (f"{name}: the packaged model; the folder here is ./{name}",) if holds_model(Path(name)) else ()
         return Target(name, name_packaged(name), notes=notes)
-    given, path, own = Path(target).expanduser(), locate(target), list_packaged()
+    given, path, own = Path(target).expanduser(), _locate(target), list_packaged()
     if path.resolve().parent == (conf_dir() / "model").resolve() and path.is_file():
         return Target(str(target), name_packaged(path.stem), option=path.stem)
     named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else given.name
@@ -105,6 +105,23 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     with locating(sources):
         check_start(body, path)
     return Target(str(target), body, path.resolve().parent, option, sources=sources)
+
+
+def _locate(target: str | Path) -> Path:
+    """Locate a file or a model of the hub. A packaged model of the name is offered for one that the hub does not give:
+    `llama3.1-8b` for `meta-llama/Llama-3.1-8B`."""
+    try:
+        return locate(target)
+    except CheckpointError as error:
+        name = _squeeze(os.fspath(target).rpartition("/")[2].partition("@")[0])
+        twin = next((each for each in list_packaged() if _squeeze(each) == name), None)
+        if twin is None:
+            raise
+        raise CheckpointError(f"{error}; {twin}, without a path, is packaged and needs no hub") from None
+
+
+def _squeeze(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def check_start(body: Body, path: Path) -> None:
