@@ -216,6 +216,16 @@ def test_each_published_model_has_a_family_and_its_lineage_ends():
     assert unused == []
 
 
+def test_a_pattern_that_does_not_repeat_whole_is_said_folded_and_each_tower_has_its_depth():
+    facts = {name: collect_model(name, {}) for name in ("gpt-oss-20b", "zamba-7b", "t5-tiny")}
+    assert facts["gpt-oss-20b"].patterns == {"": "24: (local, global) × 12"}
+    zamba = facts["zamba-7b"].patterns[""]
+    counts = [int(each) for each in re.findall(r"\d+", zamba)]
+    assert zamba.startswith("76: recurrent × 2, hybrid, recurrent × 4, (hybrid, recurrent × 5) × 11, hybrid")
+    assert counts[0] == 2 + 1 + 4 + (1 + 5) * 11 + 1 + 2
+    assert facts["t5-tiny"].depths == "2 + 2" and facts["zamba-7b"].depths == "76"
+
+
 @pytest.mark.slow
 def test_the_family_of_a_model_describes_it():
     """Its config.json, found by inverting the family, gives the model again."""

@@ -25,6 +25,7 @@ from zoo.costs.price import price
 from zoo.costs.rows import tabulate
 from zoo.costs.setup import ENGINES, Setup
 from zoo.drawing.contents import ModelPlan, plan_model
+from zoo.drawing.folding import Fold
 from zoo.gallery.family_facts import FamilyFacts, find_family, find_year, read_notes, trace_lineage
 from zoo.grammar import to_dict
 from zoo.paths import conf_dir
@@ -86,7 +87,12 @@ class ModelFacts:
     @property
     def patterns(self) -> dict[str, str]:
         """The number and the pattern of layers of each tower."""
-        return {name: _say_pattern(tower.pattern) for name, tower in self.spec.towers().items()}
+        return {tower.where: _say_pattern(tower.folds) for tower in self.plan.towers}
+
+    @property
+    def depths(self) -> str:
+        """The number of layers, of each tower."""
+        return " + ".join(str(len(tower.pattern)) for tower in self.spec.towers().values())
 
     @property
     def depth(self) -> int:
@@ -166,14 +172,15 @@ def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
     return ModelFacts(name, target, about or {"title": title}, spec, price(spec), _read_yaml(target, composed))
 
 
-def _say_pattern(pattern: Sequence[str]) -> str:
-    """Say how many layers there are and how their kinds follow one another: `24: local, global, 12 times`."""
-    if len(set(pattern)) == 1:
-        return f"{len(pattern)}"
-    text = pattern_text(pattern)
-    period = sum(int(each.partition("*")[2] or 1) for each in text.split(", "))
-    times = len(pattern) / period
-    return f"{len(pattern)}: {text}" + (f", {times:.3g} times" if times > 1 else "")
+def _say_pattern(folds: Sequence[Fold]) -> str:
+    """Say how many layers there are and how their kinds follow one another, folded as in the drawing: `24: (local,
+    global) × 12`."""
+    count = sum(number * fold.times for fold in folds for _, number in fold.runs)
+    if len({kind for fold in folds for kind, _ in fold.runs}) == 1:
+        return f"{count}"
+    texts = [", ".join(f"{kind} × {n}" if n > 1 else kind for kind, n in fold.runs) for fold in folds]
+    said = [f"({text}) × {fold.times}" if fold.times > 1 else text for text, fold in zip(texts, folds, strict=True)]
+    return f"{count}: {', '.join(said)}"
 
 
 def _read_yaml(target: str, composed: Composed) -> str:
