@@ -226,6 +226,22 @@ def test_a_pattern_that_does_not_repeat_whole_is_said_folded_and_each_tower_has_
     assert facts["t5-tiny"].depths == "2 + 2" and facts["zamba-7b"].depths == "76"
 
 
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("inkling-2-mini", "mixture of experts"),  # short convolutions in attention
+        ("zaya1-8b", "mixture of experts"),
+        ("lfm2-8b-a1b", "mixture of experts"),
+        ("lfm2-350m", "decoder"),
+        ("qwen3-next-tiny", "recurrent or hybrid"),
+        ("falcon-h1-0.5b", "recurrent or hybrid"),
+        ("t5-tiny", "encoder-decoder"),
+    ],
+)
+def test_the_last_tokens_that_a_convolution_keeps_make_no_recurrent_model(name, group):
+    assert gallery.group_model(collect_model(name, {})) == group
+
+
 @pytest.mark.slow
 def test_the_family_of_a_model_describes_it():
     """Its config.json, found by inverting the family, gives the model again."""

@@ -199,9 +199,10 @@ def _show_timeline(models: Sequence[ModelFacts]) -> dict[str, Any]:
 
 
 def group_model(facts: ModelFacts) -> str:
-    """Give the group of GROUPS that a model is of: whether it keeps a state, has experts, or is a plain decoder."""
+    """Give the group of GROUPS that a model is of: whether a mixer updates a recurrent state (the last tokens that a
+    convolution keeps are none), whether it has experts, or is a plain decoder."""
     if facts.kind != "decoder":
         return facts.kind
-    if facts.figures["kv_cache"]["state_bytes"]:
+    if any(each.attention.state_flops() for tower in facts.spec.towers().values() for each in tower.blocks.values()):
         return "recurrent or hybrid"
     return "mixture of experts" if facts.figures["params"]["active"] != facts.figures["params"]["total"] else "decoder"
