@@ -18,9 +18,11 @@ from zoo.compose import load
 from zoo.compose.catalogue import read_models
 from zoo.families.family import read_family
 from zoo.gallery import site as gallery
+from zoo.gallery.charts import draw_effects
 from zoo.gallery.family_facts import find_family, read_families, read_notes
 from zoo.gallery.model_facts import collect_model, list_published
 from zoo.grammar.vocabulary import list_axes
+from zoo.report.forest_plot import DrawnEffect
 
 SMALL = ("llama-tiny", "t5-tiny", "bert-base", "mamba2-130m", "gpt-oss-20b", "lfm2-1.2b")
 AXES = ("norm", "head", "cross", "router")
@@ -240,6 +242,16 @@ def test_a_pattern_that_does_not_repeat_whole_is_said_folded_and_each_tower_has_
 )
 def test_the_last_tokens_that_a_convolution_keeps_make_no_recurrent_model(name, group):
     assert gallery.group_model(collect_model(name, {})) == group
+
+
+def test_no_line_of_the_findings_runs_through_a_label_and_a_far_difference_has_its_number():
+    effects = [DrawnEffect(str(at), 0.1 * at, (0.1 * at - 0.05, 0.1 * at + 0.05), "worse", 0.02) for at in range(4)]
+    drawn = draw_effects([*effects, DrawnEffect("far", -9.0, (-9.5, -8.5), "better")], "effects")
+    labels = [float(y) for y in re.findall(r'class="effect-label" x="[^"]*" y="([^"]*)"', drawn)]
+    lines = [tuple(map(float, each)) for each in re.findall(r'd="M[\d.]+ ([\d.]+)V([\d.]+)"', drawn)]
+    assert len(labels) == 5 and len(lines) >= 5
+    assert not [(y, line) for y in labels for line in lines if line[0] < y + 3 and line[1] > y - 10]
+    assert "◀ −9<" in drawn
 
 
 @pytest.mark.slow

@@ -87,38 +87,51 @@ def name_tokens(value: float) -> str:
 
 # ---------------------------------------------------------------- effects
 
-ROW, ACROSS, EDGE = 38, 460, 12
+ROW, ACROSS, EDGE = 40, 460, 12
 """Height of an effect's row, its label above its interval; width of the axis, and the margin on either side."""
 
 
 def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:
-    """Draw differences with their confidence intervals below one another. The margin of equivalence is a band."""
+    """Draw differences with their confidence intervals below one another, on an axis from the least to the largest of
+    them. The margin of equivalence is a band. A difference beyond the axis is an arrow with its number."""
     limit, height = find_limit(effects), ROW * len(effects) + 34
+    ends = [end for each in effects for end in (*each.interval, -(each.margin or 0), each.margin or 0)]
+    least, most = (max(-limit, 1.1 * min(ends)), min(limit, 1.1 * max(ends)))
 
     def place(value: float) -> float:
-        return EDGE + (ACROSS - 2 * EDGE) * (max(-limit, min(limit, value)) + limit) / (2 * limit)
+        return EDGE + (ACROSS - 2 * EDGE) * (max(least, min(most, value)) - least) / (most - least)
 
     body = [_open(ACROSS, height, title)]
-    for tick in (-limit / 2, 0, limit / 2):
-        x = place(tick)
-        body.append(f'<path class="{"zero" if tick == 0 else "grid"}" d="M{x:.1f} 4V{height - 26}"/>')
-        body.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle">{_name_effect(tick)}</text>')
+    ticks = [each for each in (-limit / 2, 0, limit / 2) if least < each < most]
+    body += [
+        f'<text x="{place(tick):.1f}" y="{height - 8}" text-anchor="middle">{_name_effect(tick)}</text>'
+        for tick in ticks
+    ]
     for at, each in enumerate(effects):
-        y = 4 + ROW * at + 27
+        y = 4 + ROW * at + 29
+        body.append(f'<text class="effect-label" x="{EDGE}" y="{y - 14}">{escape_text(each.label)}</text>')
         if each.margin is not None:
             low, high = place(-each.margin), place(each.margin)
             body.append(f'<rect class="margin" x="{low:.1f}" y="{y - 8}" width="{high - low:.1f}" height="16"/>')
+        for tick in ticks:  # beside each interval alone, so that no line runs through a label
+            body.append(f'<path class="{"grid" if tick else "zero"}" d="M{place(tick):.1f} {y - 9}V{y + 9}"/>')
         low, high = map(place, each.interval)
         body.append(f'<path class="effect v-{each.verdict}" d="M{low:.1f} {y}H{high:.1f}"/>')
-        mark = "●" if abs(each.value) <= limit else "▶" if each.value > 0 else "◀"
-        x = place(each.value)
-        body.append(f'<text class="mark v-{each.verdict}" x="{x:.1f}" y="{y + 4}" text-anchor="middle">{mark}</text>')
-        body.append(f'<text class="effect-label" x="{EDGE}" y="{y - 11}">{escape_text(each.label)}</text>')
+        body.append(_draw_mark(each, place(each.value), y, least <= each.value <= most))
     return "".join([*body, "</svg>"])
 
 
+def _draw_mark(each: DrawnEffect, x: float, y: int, inside: bool) -> str:
+    right = each.value > 0
+    number = "" if inside else _name_effect(each.value)
+    mark = "●" if inside else f"{number} ▶" if right else f"◀ {number}"
+    anchor = "middle" if inside else "end" if right else "start"
+    x += 0 if inside else EDGE / 2 if right else -EDGE / 2
+    return f'<text class="mark v-{each.verdict}" x="{x:.1f}" y="{y + 4}" text-anchor="{anchor}">{mark}</text>'
+
+
 def _name_effect(value: float) -> str:
-    return f"{value:+.2g}" if value else "0"
+    return f"{value:+.2g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 # ---------------------------------------------------------------- models by year

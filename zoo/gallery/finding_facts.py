@@ -79,9 +79,14 @@ class FindingFacts:
         return f"{sum(each.holds for each in self.outcome.findings)} of {len(self.outcome.findings)}"
 
     def list_verdicts(self) -> list[dict[str, str]]:
-        """List each comparison in words: its arms, what was expected, the verdict and the difference."""
+        """List each comparison in words: its arms, what was expected, the verdict, and the difference in what."""
         return [
-            {"pair": describe_pair(each), "expected": each.expected, "found": each.found, "value": format_value(each)}
+            {
+                "pair": describe_pair(each),
+                "expected": each.expected,
+                "found": each.found,
+                "value": f"{format_value(each)} {(each.cost or each.metric or self.recipe.metric).replace('_', ' ')}",
+            }
             for each in self.outcome.findings
         ]
 

@@ -356,11 +356,11 @@ def _format_forecast(name: str, measured: float, predicted: float) -> list[str]:
 
 
 def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
-    """Format a value ± its spread, to two digits of the spread: `3.214 ± 0.013`; four decimals without a spread."""
-    if not spread:
-        return f"{value:{sign}.4f}"
-    digits = min(max(1 - math.floor(math.log10(spread)), 2), 6)
-    return f"{value:{sign}.{digits}f} ± {spread:.{digits}f}"
+    """Format a value ± its spread, to two digits of the spread: `3.214 ± 0.013`, `−0.041 ± 0.020`; without one
+    to four decimals."""
+    digits = min(max(1 - math.floor(math.log10(spread)), 2), 6) if spread else 4
+    said = f"{value:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{said} ± {spread:.{digits}f}" if spread else said
 
 
 def format_p(p: float | None) -> str:
