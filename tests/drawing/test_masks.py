@@ -8,6 +8,7 @@ from zoo.analysis.axes import list_axes, load_small
 from zoo.costs.pairs import Look
 from zoo.drawing.axis_figure import draw_axis, list_choices
 from zoo.drawing.masks import CELLS, find_grid, make_mask, sees
+from zoo.drawing.scene import Label
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
 from zoo.model.attention.base import Sight
@@ -48,6 +49,22 @@ def test_blocks_are_seen_as_many_as_are_priced():
     grid = find_grid(attention, False)
     pairs = sum(map(sum, grid.seen)) * sight.blocks.size**2
     assert pairs == Look(False, False, **sight._asdict()).pairs(tokens)
+
+
+def test_a_short_convolution_sees_as_many_tokens_as_it_is_wide():
+    *_, tower = load_small("attention", "short_conv")
+    attention = next(iter(tower.blocks.values())).attention
+    seen = find_grid(attention, True).seen
+    assert [sum(keys) for keys in seen] == [1, 2] + [attention.d_conv] * (CELLS - 2)
+
+
+def test_a_choice_is_named_and_captioned_as_what_it_is():
+    choices = {each.name: each for each in list_choices("attention")}
+    assert choices["delta_net"].element.about == "DeltaNet"
+    drawn = " ".join(
+        shape.text for shape in draw_axis("attention", [choices["longformer"]]).items if isinstance(shape, Label)
+    )
+    assert "both ways" in drawn and "global tokens not drawn" in drawn
 
 
 def test_an_axis_is_drawn_without_a_fault():

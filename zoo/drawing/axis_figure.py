@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.analysis.axes import find_axis, find_component, find_source, grow, load_small
 from zoo.costs.setup import Setup
 from zoo.drawing.boxes import SMALL, DrawnBox, draw_box
 from zoo.drawing.contents import Element, make_element, plan_model
+from zoo.drawing.facts import find_name
 from zoo.drawing.grouping import group_layers
 from zoo.drawing.lettering import cut_text, wrap_text
-from zoo.drawing.masks import MaskGrid, find_grid
+from zoo.drawing.masks import MaskGrid, find_convolved, find_grid, list_hidden
 from zoo.drawing.panels import draw_panel
 from zoo.drawing.scene import Box, Label, Scene, Shape, shift_items
 from zoo.drawing.shares import Share
@@ -47,11 +48,13 @@ def list_choices(axis: str) -> list[Choice]:
 def _make_choice(axis: str, name: str) -> Choice:
     *_, tower = load_small(axis, name)
     component = find_component(tower, axis)
-    lines = [find_source(component, read_choices(axis)[name].comment)]
+    comment = read_choices(axis)[name].comment
+    lines = [find_source(component, comment)]
     if isinstance(component, Attention):
         growth = grow(component, tower.causal)
         lines.append(f"time {growth['time']}" + (f", cache {growth['cache']}" if tower.causal else ""))
     element = make_element(axis, component, tower.d_model, Share())
+    element = replace(element, about=find_name(comment) or element.about)  # a choice may be a case of its component
     return Choice(name, element, tuple(each for each in lines if each), tower, component)
 
 
@@ -110,12 +113,22 @@ def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
     if grid.pooled:
         shapes += shift_items(_draw_cells(grid.pooled, "table-line"), width - side - 2, 0)
         shapes.append(Label(width - side - 2, side + 16, "keys of pools", SMALL, color="muted"))
-    said = "keys" if color == "attention" else "through a state"
-    if not grid.pooled:
-        said += f", every {grid.step}th token drawn" if grid.step > 1 else ""
-        said += ", of which an indexer chooses" if choice.component.chooser is not None else ""
-    shapes.append(Label(0, side + 16, cut_text(said, width, SMALL), SMALL, color="muted"))
-    return DrawnBox(tuple(shapes), width, side + 20)
+    lines = ["keys"] if grid.pooled else wrap_text(_say_mask(grid, choice), width, SMALL)
+    for at, line in enumerate(lines):
+        shapes.append(Label(0, side + 16 * (at + 1), line, SMALL, color="muted"))
+    return DrawnBox(tuple(shapes), width, side + 4 + 16 * len(lines))
+
+
+def _say_mask(grid: MaskGrid, choice: Choice) -> str:
+    """Say what a grid shows, and what it does not."""
+    width = find_convolved(choice.component)
+    said = ["keys" if choice.element.color == "attention" else "through a state"]
+    said += [f"of the last {width} tokens"] if width else []
+    said += [] if choice.tower.causal else ["both ways"]
+    said += [f"one token in {grid.step} drawn"] if grid.step > 1 else []
+    said += ["of which an indexer chooses"] if choice.component.chooser is not None else []
+    hidden = " and ".join(list_hidden(choice.component))
+    return ", ".join([*said, *([f"{hidden} not drawn"] if hidden else [])])
 
 
 def _draw_cells(seen: tuple[tuple[bool, ...], ...], fill: str) -> list[Shape]:

@@ -32,8 +32,14 @@ def _name_groups(spec: Spec, text: str) -> str:
 
 def find_long_name(spec: Spec) -> str:
     """Find a component's full name, with which its docstring starts; "" if it starts otherwise."""
-    found = NAMED.match(inspect.getdoc(type(spec)) or "")
-    return _name_groups(spec, found[1]) if found and found[1].lower() != name_component(spec).lower() else ""
+    found = find_name(inspect.getdoc(type(spec)) or "")
+    return _name_groups(spec, found) if found.lower() != name_component(spec).lower() else ""
+
+
+def find_name(text: str) -> str:
+    """Find the name of an idea with which a text starts, before its source; "" if it starts otherwise."""
+    found = NAMED.match(text)
+    return found[1] if found else ""
 
 
 def spell(name: str) -> str:

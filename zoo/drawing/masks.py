@@ -56,6 +56,8 @@ class MaskGrid(NamedTuple):
 def find_grid(attention: Attention, causal: bool) -> MaskGrid:
     """Find the grid of an attention, at a number of tokens at which its window or blocks show."""
     sight = attention.sight
+    if width := find_convolved(attention):
+        sight = sight._replace(window=width)
     reach = sight.near or sight.window or sight.chunk or 4
     step = sight.blocks.size if sight.blocks else max(1, reach // 4)
     tokens = CELLS * step
@@ -66,6 +68,23 @@ def find_grid(attention: Attention, causal: bool) -> MaskGrid:
         return MaskGrid(step, seen)
     ends = [min(tokens, (at + 1) * max(sight.rate, tokens // CELLS)) for at in range(CELLS)]
     return MaskGrid(step, seen, tuple(tuple(not causal or end <= query + 1 for end in ends) for query in places))
+
+
+def find_convolved(attention: Attention) -> int:
+    """Find how many tokens a mixer sees that keeps nothing but the inputs of a convolution; 0 for any other."""
+    state = attention.state()
+    return 0 if attention.cache() or set(state) != {"conv"} else state["conv"][0] + 1
+
+
+def list_hidden(attention: Attention) -> list[str]:
+    """List what queries see that no grid shows, as it depends on the text or is drawn by chance."""
+    sight = attention.sight
+    summed = sight.window is not None and hasattr(attention, "block_size")
+    hidden = {
+        "global tokens": "global" in attention.extras or summed,
+        "random blocks": hasattr(attention, "random_blocks"),
+    }
+    return [name for name, held in hidden.items() if held]
 
 
 def make_mask(sight: Sight, causal: bool, tokens: int) -> Mask:
