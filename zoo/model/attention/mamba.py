@@ -252,7 +252,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_heads: PositiveInt
     """Number of heads H of the state space."""
     head_dim: PositiveInt
-    """Channels P of a head."""
+    """Channels P of a head; n_heads·head_dim is the inner width, in the paper 2·d_model (twice attention's heads)."""
     d_state: PositiveInt = 128
     """State size S of each channel."""
     d_conv: PositiveInt = 4
