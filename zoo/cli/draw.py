@@ -108,7 +108,9 @@ def _draw_two(plans: list[ModelPlan], look: str) -> tuple[Drawn, list[Any]]:
     from zoo.drawing.two_models import draw_beside, list_differences
 
     if look != "paper":
-        raise ConfigError(f"{'card' if look == 'card' else 'look'}: is of one model, two were named (leave one out)")
+        raise ConfigError(
+            f"{'card' if look == 'card' else 'look'}: shows one model, and two were named (leave one out)"
+        )
     return partial(draw_beside, *plans), list_differences(*plans)
 
 

@@ -43,7 +43,7 @@ def describe_missing_option(group: str, value: str, options: Iterable[str], plac
     key that states it, if that is not the group's name."""
     options = sorted(options)
     shown = "zoo list" if group == "model" else f"zoo list --axis {group}"
-    there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `{shown}` shows them"
+    there = ", ".join(options) if len(options) <= MANY else f"{len(options)}, listed by `{shown}`"
     hint = hint_choice(value, options)
     return f"{place or group}: no option '{value}'{hint} (there are: {there})"
 

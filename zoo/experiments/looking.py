@@ -117,11 +117,11 @@ def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
     """Say on the page what its verdicts rest on: registration, margin, and what was expected."""
     notes = [] if outcome.registration is None else [describe_registration(outcome.registration).capitalize() + "."]
     notes += [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}."]
-    met = {True: "it is so", False: "it is not so"}
     for each in outcome.findings:
         if each.expected != "any":
             pair = each.arm if each.against is None else f"{each.arm} against {each.against}"
-            notes.append(f"Expected: {pair}, {each.expected}; found {each.found}, {met[each.holds]}.")
+            met = "as expected" if each.holds else "not as expected"
+            notes.append(f"{pair}: {each.expected} was expected, {each.found} was found ({met}).")
     return notes
 
 

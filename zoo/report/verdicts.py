@@ -152,12 +152,12 @@ class Report:
             return f"{known}; cannot be judged: one seed has no spread"
         if each.detectable is None:
             return known
-        known += f"; these seeds would show {each.detectable:.2g} or more"
+        known += f": too few to show less than {each.detectable:.2g}"
         if each.needed is None:
             return known
         minutes = each.needed * 2 * self.seconds() / 60
         new = f"a new experiment of {each.needed:,} seeds, about {_format_time(minutes)}"
-        return f"{known}; {new}, would show the difference found"
+        return f"{known}; to show the difference found takes {new}"
 
     def to_dict(self) -> dict[str, Any]:
         """Write the report as plain data."""
