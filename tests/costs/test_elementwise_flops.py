@@ -3,7 +3,6 @@
 import pytest
 
 from support.tiny_models import spec_of
-from zoo.costs import price
 from zoo.costs.elementwise_flops import count_elementwise
 
 D, HEADS, KV, C, FF, LAYERS = 32, 4, 2, 8, 48, 3
@@ -24,7 +23,6 @@ def test_a_layer_has_two_norms_two_sums_and_a_gated_activation():
     [
         ("attention.qk_norm=rmsnorm", 4 * C * (HEADS + KV)),
         ("attention.gate=sigmoid", 2 * HEADS * C),
-        ("attention.exclusive=true", 4 * HEADS * C + 2 * KV * C + HEADS + KV),
         ("norm=layernorm", 3 * D * 2),
         ("block=sandwich", 4 * D * 2),
     ],
@@ -32,12 +30,6 @@ def test_a_layer_has_two_norms_two_sums_and_a_gated_activation():
 def test_what_multiplies_no_matrices_is_counted(override, added):
     outside = 3 * D if override == "norm=layernorm" else 0
     assert count(override) - count() == pytest.approx(added * LAYERS + outside, rel=0.02)
-
-
-def test_they_stand_beside_the_flops_of_a_whole_price():
-    spec = spec_of(SIZES)
-    assert price(spec)["flops"]["elementwise"] == round(count_elementwise(spec))
-    assert "elementwise" not in price(spec, parts=("flops.forward",))["flops"]
 
 
 def test_operations_a_token_hardly_depend_on_the_context():

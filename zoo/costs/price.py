@@ -22,8 +22,7 @@ def price(
     always priced, but "memory", whose activations take a traced pass, only if a path names it or a figure of COMBINED.
     `trained` is present if the run does not train all weights, `traffic` for more than one rank, `roofline` if the
     set-up names a GPU, `flops.optimizer_step` (of a whole step, not a token) if the optimizer multiplies matrices
-    (Muon, SOAP), `flops.elementwise` (forward, beside all conventions) where the pass can be traced. Raises ConfigError
-    for an invalid set-up.
+    (Muon, SOAP). Raises ConfigError for an invalid set-up.
     """
     setup = Setup(**changes) if setup is None else setup
     asked = COMBINED if parts is None else {path.partition(".")[0] for path in parts}
@@ -34,11 +33,6 @@ def price(
     tuned = setup.tune(spec)
     if step := optimizer_flops(spec, setup.optimizer, tuned):
         counted["optimizer_step"] = step
-    if whole or "flops.elementwise" in (parts or ()):
-        from zoo.costs.elementwise_flops import count_elementwise
-
-        made = count_elementwise(spec)
-        counted |= {} if made is None else {"elementwise": round(made)}
     figures = {"params": params.count_parameters(table), "flops": counted, "kv_cache": kv_cache(spec, setup)}
     if tuned is not None:
         from zoo.costs.partial_training import count_partial
