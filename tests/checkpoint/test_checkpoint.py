@@ -52,8 +52,10 @@ def test_what_is_loaded_is_the_architecture_and_the_weights_that_were_saved(over
     store.save_model(model, tmp_path / "saved")
     loaded = store.load(tmp_path / "saved")
     assert loaded.spec == model.spec and not loaded.training
-    batch = ids()
-    assert torch.equal(loaded(batch).logits, model(batch).logits)
+    saved, read, batch = model.state_dict(), loaded.state_dict(), ids()
+    assert list(saved) == list(read) and all(torch.equal(saved[name], read[name]) for name in saved)
+    # A product's last bit may depend on where its weights lie in memory, and those of a file lie otherwise.
+    torch.testing.assert_close(loaded(batch).logits, model(batch).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_a_checkpoint_is_read_in_the_dtype_of_its_file_or_in_the_one_asked_for(tmp_path):
