@@ -158,8 +158,17 @@ class ModelFacts:
         return list_published(self.target, self.spec)
 
     def describe_shape(self) -> dict[str, Any]:
-        """Describe the architecture by dotted path, without what is unset."""
-        return flatten(_tidy(to_dict(self.spec)))
+        """Describe the architecture by dotted path, without what is unset. Kinds of layer are numbered, so that those
+        of two models that name them otherwise are compared."""
+        order: dict[str, int] = {}
+
+        def number(kind: re.Match[str]) -> str:
+            return f"blocks.{order.setdefault(kind[1], len(order) + 1)}"
+
+        return {
+            re.sub(r"\bblocks\.([^.]+)", number, path): value
+            for path, value in flatten(_tidy(to_dict(self.spec))).items()
+        }
 
 
 def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
