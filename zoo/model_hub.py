@@ -7,6 +7,7 @@ the cache has is used.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -92,6 +93,8 @@ def _opened(name: str) -> Iterator[tuple[Any, str, str | None]]:
         raise CheckpointError(f"{name}: no such file or folder ({cure})") from None
     if not sys.stderr.isatty():
         utils.disable_progress_bars()
+    for library in ("httpx", "httpx2"):  # a run's log has INFO, at which they tell of each request
+        logging.getLogger(library).setLevel(logging.WARNING)
     http: Any = vars(errors)["HTTPError"]  # httpx's or httpx2's, the base of what either raises
     try:
         yield hub, repo, revision
