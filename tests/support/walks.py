@@ -1,7 +1,7 @@
 """What `make test` leaves to `make test-slow`, so that it ends in ten minutes on two cores.
 
 Walks are tests of one statement over very many cases: every so-many-th case runs each time. Long tests take three
-seconds or more, and a shorter test beside each makes its statement in a smaller case.
+seconds or more; shorter ones stand beside them in their files.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ TITLES = {"embedding": "Embedding", "position": "{} position"}
 @dataclass(frozen=True)
 class Element:
     """A part of a model that is drawn as a box. `color` is its colour in the palette; `rows` are labels and texts;
-    `experts` counts those there are, and those that a token passes. A mixer is
-    `local` if its queries see a window or a chunk."""
+    `experts` counts those there are, and those that a token passes. A mixer is `local` if its queries see a window or a
+    chunk."""
 
     name: str
     title: str

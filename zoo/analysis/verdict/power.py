@@ -85,9 +85,8 @@ def count_seeds(difference: float, spread: float, level: float = LEVEL, power: f
     if difference == 0:
         return None
     effect = abs(difference) / spread if spread else WIDEST
-    least = (
-        (NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)) / effect
-    ) ** 2  # as if the deviation were known
+    shift = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
+    least = (shift / effect) ** 2  # as if the deviation were known
     if least > NORMAL:
         return math.ceil(least) if least < MOST else None
     return next((n for n in range(max(2, math.floor(least)), MOST) if compute_power(effect, n, level) >= power), None)
