@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import zoo
 from support.tiny_models import choices
 from zoo import grammar
-from zoo.compose import load
+from zoo.compose import composing, load
 from zoo.compose.composing import TRAINING, Composed, Composition
 from zoo.compose.hydra_engine import open_repository
 from zoo.compose.targets import Composer, compose_model, spec_of_composed, to_plain_yaml
@@ -397,3 +397,22 @@ def test_packaged_names_are_completed_and_paths_left_to_the_shell() -> None:
 
     assert completion.complete_target("llama-") == ["llama-tiny"]
     assert completion.complete_target("./") == []
+
+
+def test_a_base_of_packaged_files_is_made_once_and_one_of_a_users_each_time(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(composing, "_packaged_bases", {})
+    make = Composition._make_base
+    monkeypatch.setattr(Composition, "_make_base", lambda self, choosing: made.append(self) or make(self, choosing))
+    first = compose_model("llama-tiny", ["attention=mqa", "d_model=32"])
+    first.cfg.n_layers = 99
+    assert compose_model("llama-tiny", ["attention=mqa"]).cfg.n_layers != 99
+    assert compose_model("llama-tiny", ["attention=mqa"]).cfg.d_model != 32 and len(made) == 1
+    mine = tmp_path / "mine.yaml"
+    for layers in (3, 5):
+        (tmp_path / "norm").mkdir(exist_ok=True)
+        (tmp_path / "norm" / "own.yaml").write_text(f"kind: rmsnorm\neps: 1e-{layers}\n")
+        mine.write_text(f"defaults: [/model/llama-tiny@_here_, {{override norm: own}}]\nn_layers: {layers}\n")
+        cfg = compose_model(mine).cfg
+        assert (cfg.n_layers, cfg.norm.eps) == (layers, 10**-layers)
+    assert len(made) == 3

@@ -19,7 +19,7 @@ WALKS = {
     ),
     "test_costs_flops": (2, "test_a_packaged_model_costs_what_is_counted"),
     "test_costs_params": (3, "test_every_choice_of_every_axis_holds_what_is_counted"),
-    "test_config": (4, "test_a_model_and_its_own_file_answer_every_swap_alike"),
+    "test_config": (8, "test_a_model_and_its_own_file_answer_every_swap_alike"),
     "test_devices": (4, "test_decoding_token_by_token_equals_one_pass"),
     "test_every_yaml": (
         3,
@@ -47,23 +47,17 @@ WALKS = {
         "test_decoding_through_the_cache_is_the_whole_pass",
     ),
     "test_gguf_export": (
-        3,
+        5,
         "test_a_model_that_was_written_and_read_gives_the_references_logits "
         "test_so_it_is_where_the_converter_changes_names_and_layout",
     ),
     "test_gguf_encoders": (3, "test_a_model_that_was_written_and_read_gives_the_references_values"),
     "test_drafts": (2, "test_a_draft_model_keeps_of_its_window_what_it_may_come_back_to"),
-    "test_held_weights": (4, "test_a_held_base_computes_as_its_dequantised_weights_in_float32"),
-    "test_hints": (3, "test_what_a_line_tells_to_write_works_in_the_file_and_on_the_command_line"),
-    "test_peft_reading": (3, "test_a_run_goes_on_with_an_adapter_from_pefts_own_logits"),
-    "test_exported": (
-        3,
-        "test_a_decoder_whose_head_reads_a_rows_last_token_is_a_program "
-        "test_an_encoder_gives_hidden_states_logits_and_a_sentences_vector",
-    ),
+    "test_held_weights": (8, "test_a_held_base_computes_as_its_dequantised_weights_in_float32"),
+    "test_hints": (6, "test_what_a_line_tells_to_write_works_in_the_file_and_on_the_command_line"),
+    "test_peft_reading": (6, "test_a_run_goes_on_with_an_adapter_from_pefts_own_logits"),
     "test_rate_optimum": (3, "test_equal_arms_at_searched_rates_are_told_apart_in_one_experiment_of_twenty"),
-    "test_train_chat": (2, "test_an_export_reads_what_the_template_writes_as_training_did"),
-    "test_fuzz": (4, "test_odd_input_ends_with_a_result_or_a_line"),
+    "test_fuzz": (10, "test_odd_input_ends_with_a_result_or_a_line"),
     "test_generate": (3, "test_rows_padded_on_the_left_get_what_they_get_alone"),
     "test_generate_peak": (3, "test_prefill_and_decode_take_what_a_real_run_takes"),
     "test_guide": (3, "test_what_random_weights_finish_validates"),
@@ -152,7 +146,11 @@ LONG = {
         "test_a_design_with_looks_adds_seeds_only_while_nothing_is_told "
         "test_an_interrupted_experiment_says_last_how_to_go_on"
     ),
-    "test_exported": ("test_a_program_with_other_values_is_not_written"),
+    "test_exported": (
+        "test_a_program_with_other_values_is_not_written "
+        "test_a_decoder_whose_head_reads_a_rows_last_token_is_a_program "
+        "test_an_encoder_gives_hidden_states_logits_and_a_sentences_vector"
+    ),
     "test_flex": "test_generation_gives_eagers_tokens_and_compiles_for_no_length",
     "test_host_group": "test_the_others_wait_for_work_of_the_main_process_longer_than_for_a_collective",
     "test_joined_pieces": "test_a_process_holds_one_whole_tensor_at_a_time_while_it_saves",
@@ -166,6 +164,8 @@ LONG = {
     "test_probe_models": (
         "test_controls_separate_where_one_model_recalls_and_one_is_blind_and_not_where_both_are_alike"
     ),
+    "test_train_chat": "test_an_export_reads_what_the_template_writes_as_training_did",
+    "test_parallel_faults": "test_a_sweep_is_no_work_of_several_processes",
     "test_spending": "test_looking_three_times_tells_equal_arms_apart_no_more_often_than_looking_once",
     "test_whole_checks": "test_a_run_whose_loss_does_not_fall_does_not_pass",
 }

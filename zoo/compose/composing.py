@@ -83,6 +83,12 @@ class Base:
     faults: list[str]
 
 
+MOST_BASES = 64
+"""Maximum number of bases that the compositions of a process share."""
+
+_packaged_bases: dict[tuple[object, ...], Base] = {}
+
+
 @dataclasses.dataclass
 class Composition:
     """A YAML mapping with its defaults list, composed with overrides once or many times.
@@ -100,7 +106,7 @@ class Composition:
     trusted: bool = False
     """Whether `body` need not pass the gate (`zoo.compose.gate`)."""
     name: str = dataclasses.field(default_factory=name_primary)
-    bases: dict[tuple[str, ...], Base] = dataclasses.field(default_factory=dict)
+    bases: dict[tuple[object, ...], Base] = dataclasses.field(default_factory=dict)
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
@@ -111,10 +117,7 @@ class Composition:
         faults: list[str] = []
         parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
         choosing = [override for override in parsed if _may_choose(override, self.repo)]
-        key = tuple(format_override(override) for override in choosing)
-        if key not in self.bases:
-            self.bases[key] = self._make_base(choosing)
-        base = self.bases[key]
+        base = self._find_base(choosing)
         values = [each for each in parsed if each not in choosing or format_override(each) in base.rest]
         cfg = copy.deepcopy(base.cfg)
         faults += base.faults
@@ -152,6 +155,21 @@ class Composition:
             parsed += self.read[typed][0]
             faults += self.read[typed][1]
         return parsed
+
+    def _find_base(self, choosing: Sequence[Override]) -> Base:
+        """Find the base of these choices, or make it. Bases of packaged files alone are shared in a process, as those
+        files do not change."""
+        key = (repr(self.body), self.root, self.with_hydra, self.trusted, *map(format_override, choosing))
+        if key in self.bases:
+            return self.bases[key]
+        if key in _packaged_bases and self.repo.is_packaged():
+            return _packaged_bases[key]
+        base = self.bases[key] = self._make_base(choosing)
+        if self.repo.is_packaged() and not base.faults:
+            if len(_packaged_bases) >= MOST_BASES:
+                del _packaged_bases[next(iter(_packaged_bases))]  # the oldest
+            _packaged_bases[key] = base
+        return base
 
     def _make_base(self, choosing: Sequence[Override]) -> Base:
         """Compose `body` with the choices alone. Raises ConfigError if `body` cannot be composed."""

@@ -194,6 +194,11 @@ class Listed(CachingConfigRepository):
             _packaged[config_path] = copy.deepcopy(found)
         return found
 
+    def is_packaged(self) -> bool:
+        """Tell whether nothing here is a user's: no folder, and no config loaded so far but the primary ones."""
+        loaded = [each for key, each in self.cache.items() if not key.startswith(f"config_path={PRIMARY}")]
+        return not any(each and each.provider in (STATED, TRUSTED) for each in (*self.get_sources(), *loaded))
+
     def offers(self, group: str) -> bool:
         """Tell whether a group of that name exists and has options."""
         return self.group_exists(group) and bool(self.get_group_options(group))
