@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 import transformers
 
 from support.family_cases import ONE_EACH
@@ -19,6 +20,7 @@ from zoo.drawing.strip import draw_strip, list_colors
 from zoo.drawing.text_figure import draw_text, write_text
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
+from zoo.run.builder import build
 
 PACKAGED = sorted(each.stem for each in (conf_dir() / "model").glob("*.yaml"))
 READABLE = 8.99
@@ -69,6 +71,30 @@ def test_a_bias_on_scores_stands_beside_the_stream():
     for tower in plan_model(load("t5-tiny"), "").towers:
         assert [each.name for each in tower.before] == ["embedding"]
         assert [each.name for each in tower.beside] == ["position"]
+
+
+@pytest.mark.parametrize("name", ["bert-tiny", "opt-350m"])
+def test_the_ends_of_a_tower_stand_in_the_order_in_which_the_built_model_goes_through_them(name):
+    spec = load(name, ["n_layers=1", "vocab_size=64", "max_seq_len=16"])
+    (tower,) = plan_model(spec, "").towers
+    model, ran = build(spec), []
+    for path, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, path=path: ran.append(path))
+    model(torch.zeros(1, 4, dtype=torch.long))
+    table = {"embedding": "embedding.tokens", "position": "position.table", "head": "head.out"}
+    drawn = [table.get(each.name, each.name) for each in tower.ends]
+    assert drawn == [path for path in ran if path in drawn]
+    assert len(drawn) >= 5
+
+
+def test_several_streams_are_merged_after_the_layers_and_per_layer_inputs_stand_beside():
+    (tower,) = plan_model(load("gemma-3n-e2b"), "").towers
+    assert [each.name for each in tower.before] == ["embedding", "streams"]
+    assert [(each.name, *each.rows[:1]) for each in tower.beside] == [("embedding.per_layer", ("", "width 256"))]
+    assert [each.name for each in tower.after] == ["streams", "norm", "head"]
+    widened, merged = tower.before[1], tower.after[0]
+    assert (widened.rows, merged.rows) == ((("", "1 → 4 streams"),), (("", "4 streams → 1"),))
+    assert widened.share.params == merged.share.params == 3 * 2048**2
 
 
 def test_an_attention_is_titled_by_its_groups_and_an_encoders_looks_both_ways():

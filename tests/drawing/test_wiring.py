@@ -23,20 +23,20 @@ STATED = {
 
 @pytest.mark.parametrize("kind", STATED)
 def test_a_layer_is_wired_as_it_computes(kind):
-    nodes = wire_model(load("llama-tiny", [f"block={kind}"]))["", "layer"]
+    nodes = wire_model(load("llama-tiny", [f"block={kind}"])).layers["", "layer"]
     assert set(write_sums(nodes)) == set(evaluate(STATED[kind]))
 
 
 def test_a_mixture_on_a_shortcut_joins_at_the_layers_end():
-    nodes = wire_model(load("longcat-flash"))["", "layer"]
+    nodes = wire_model(load("longcat-flash")).layers["", "layer"]
     parts = {node.part: node.number for node in nodes}
     assert parts["ffn"] in nodes[-1].sources and nodes[parts["ffn"]].sources == (parts["ffn_norm"],)
 
 
 def test_a_decoder_reads_its_encoder_and_borrowed_keys_are_read_from_their_layer():
-    crossed = {node.part: node.sources for node in wire_model(load("t5-tiny"))["decoder", "layer"]}
+    crossed = {node.part: node.sources for node in wire_model(load("t5-tiny")).layers["decoder", "layer"]}
     assert "memory" in crossed["cross"] and "memory" not in crossed["attention"]
-    wired = wire_model(load("gemma-3n-e2b"))
+    wired = wire_model(load("gemma-3n-e2b")).layers
     assert "lent" in next(node.sources for node in wired["", "local_reads"] if node.part == "attention")
     assert "lent" not in next(node.sources for node in wired["", "local"] if node.part == "attention")
 
@@ -53,7 +53,7 @@ def test_a_new_block_draws_itself():
     own = spec.blocks["layer"]
     block = Doubled(attention=own.attention, ffn=own.ffn, norm=own.norm)
     changed = replace(spec, blocks={"layer": block})
-    nodes = wire_model(changed)["", "layer"]
+    nodes = wire_model(changed).layers["", "layer"]
     assert [(node.part, node.sources) for node in nodes] == [
         ("attention", (STREAM,)),
         ("ffn", (STREAM,)),

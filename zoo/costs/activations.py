@@ -230,7 +230,8 @@ def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
 
 class TowerTrace:
     """Trace a tower's pass, section by section. `layers` has the operations of a layer of each kind, first to last, and
-    its result."""
+    its result. `ends` has the operations "before" the layers, those of vectors that layers read "beside" their stream,
+    and those "after" the layers."""
 
     def __init__(self, tape: Tape, tower: Tower, where: str, shape: PassShape) -> None:
         self.tape, self.tower, self.where, self.shape, self.model = tape, tower, where, shape, shape.model
@@ -239,6 +240,7 @@ class TowerTrace:
         self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
         self.layers: dict[str, tuple[list[TapeNode], Any]] = {}
+        self.ends: dict[str, list[TapeNode]] = {}
         self.given: dict[str, dict[str, Any]] = {name: {} for name in tower.channels}  # channel → kind → value
         self.saved: dict[str, bool] = {}  # channel → whether the layer that gives the value saves it as well
 
@@ -248,9 +250,12 @@ class TowerTrace:
         m, begun = self.layer, self.tape.begin()
         ids = make_shadow((self.shape.batch, self.shape.context), INT64, "ids")
         x, forward = self._begin(ids, memory)
-        given = replace_torch(self.tower.embedding).layer_inputs(m, ids, x)
-        x = x if self.tower.streams is None else replace_torch(self.tower.streams).expand(m.streams, x)
-        self.file("embedding", begun, [x, *(given or ())], ids)
+        with self.tape.inside("embedding.per_layer"):
+            given = replace_torch(self.tower.embedding).layer_inputs(m, ids, x) or ()
+        with self.tape.inside("streams"):
+            x = x if self.tower.streams is None else replace_torch(self.tower.streams).expand(m.streams, x)
+        self.file("embedding", begun, [x, *given], ids)
+        self.ends = {"before": find_reached([x], begun[0]), "beside": find_reached(given, begun[0])}
         begun = self.tape.begin()
         steps: dict[str, Any] = {}
         for name in self.tower.blocks:  # kinds that are split for pricing only share one step
@@ -322,19 +327,23 @@ class TowerTrace:
 
         m, tower = self.layer, replace_torch(self.tower)
         read = tower.embedding
-        x = read.lookup(m.embedding, ids, None, read.weigh(ids, None, None), read.list_beside(ids, None, None))
+        with self.tape.inside("embedding"):
+            x = read.lookup(m.embedding, ids, None, read.weigh(ids, None, None), read.list_beside(ids, None, None))
         drops = self.model and ShadowDrops(self.model.ends[self.where].whole.drops)
         inputs = Inputs(ids, memory=memory if tower.causal else None)
         context = replace_torch(ForwardContext)(tower, inputs, drops=drops)
         if tower.has_position:
-            x = tower.position.embed(m.position, x, context.table_positions)
-        x = tower.embedding.finish(m.embedding, x, context.real)
+            with self.tape.inside("position"):
+                x = tower.position.embed(m.position, x, context.table_positions)
+        with self.tape.inside("embedding"):
+            x = tower.embedding.finish(m.embedding, x, context.real)
         return x if drops is None else drops.drop_embedding(x), context
 
     def _end(self, shape: Any, dtype: Any, ids: Shadow) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
         x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
-        single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)
+        with self.tape.inside("streams"):
+            single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)
         read: list[Storage] = []  # storages that the layers' sections count already
         if last := tower.last_read:
             value = self._trace(last[0], "", x)
@@ -344,6 +353,7 @@ class TowerTrace:
         head = replace_torch(tower.head)
         logits = m.head(head.gather(hidden, head.mark(ids, None)))
         self.file("head", begun, [hidden if logits is None else logits], x, read)
+        self.ends["after"] = find_reached([hidden if logits is None else logits], begun[0])
         if logits is not None:
             targets = make_shadow((logits.shape[0] * logits.shape[1],), INT64, "targets")
             loss = cross_entropy(logits.float().flatten(0, 1), targets)

@@ -7,22 +7,26 @@ component is named here, so that a new one is drawn with no change.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.costs.rows import generates
 from zoo.costs.setup import Setup
+from zoo.drawing.ends import EndPiece, list_end_pieces
 from zoo.drawing.facts import describe_fields, find_long_name, name_component, spell
 from zoo.drawing.folding import Fold, fold_pattern, name_places
-from zoo.drawing.shares import Share, price_boxes
-from zoo.drawing.wiring import Junction, wire_model
+from zoo.drawing.shares import BoxPlace, Share, price_boxes
+from zoo.drawing.wiring import Junction, ModelWires, wire_model
 from zoo.model.attention.base import Attention
-from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, components
+from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, Tied, components
 from zoo.spec import rows as walk_rows
 from zoo.spec.parts import count_kinds
 
 NOTHING = Share()
+
+READERS = {"position": "read in attention"}
+"""Who reads what stands beside the stream, where it is not the layers themselves."""
 
 TITLES = {"embedding": "Embedding", "position": "{} position"}
 """Titles of boxes by axis, where the component's name alone does not say what it is."""
@@ -110,36 +114,32 @@ def plan_model(spec: Any, title: str, setup: Setup | None = None) -> ModelPlan:
     return ModelPlan(title, towers, price(spec, setup, ["params"]), spec.d_model, spec.vocab_size, generates(spec))
 
 
-def _plan_tower(where: str, tower: Any, shares: Mapping[Any, Share], wires: Mapping[Any, Any]) -> TowerPlan:
+def _plan_tower(where: str, tower: Any, shares: Mapping[BoxPlace, Share], wires: ModelWires) -> TowerPlan:
+    own = {path: share for (tower_of, kind, path), share in shares.items() if tower_of == where and kind is None}
     ends = {
-        name: make_element(name, part, tower.d_model, shares.get((where, None, name), Share()))
-        for name, part in tower.parts(tower.d_model).items()
-        if name != "blocks" and not (name == "position" and tower.position.inside and not part_has_weights(part))
+        side: tuple(element for piece in pieces if (element := _make_end(piece, tower, own)).title)
+        for side, pieces in list_end_pieces(tower, wires.ends[where]).items()
     }
-    names = list(tower.parts(tower.d_model))
-    split = names.index("blocks")
-    layers = tuple(_plan_layer(where, kind, tower, shares, wires) for kind in tower.blocks)
-    drawn = {name: each for name, each in ends.items() if each.title}
-    position = tower.position
-    inside = drawn.pop("position", None) if position.inside and not position.embeds else None
     return TowerPlan(
         where,
         type(tower).__name__,
-        tuple(drawn[name] for name in names[:split] if name in drawn),
-        tuple(drawn[name] for name in names[split + 1 :] if name in drawn),
-        layers,
+        ends["before"],
+        ends["after"],
+        tuple(_plan_layer(where, kind, tower, shares, wires.layers) for kind in tower.blocks),
         tower.pattern,
         tuple(fold_pattern(tower.pattern)),
         _list_notes(tower),
         tower.reads_memory,
-        (replace(inside, about="read in attention"),) if inside else (),
+        tuple(replace(each, about=READERS.get(each.name, "read in layers")) for each in ends["beside"]),
     )
 
 
-def part_has_weights(part: Any) -> bool:
-    """Whether a component, or one that it holds, has weights."""
-    spec, width = (part.spec, part.d_model) if isinstance(part, Sized) else (part, 1)
-    return isinstance(spec, Spec) and bool(spec.parts(width))
+def _make_end(piece: EndPiece, tower: Any, shares: Mapping[str, Share]) -> Element:
+    """Make the element of a piece before, beside or after a tower's layers. `shares` are by path."""
+    others = {f"{piece.path}.{each}" for each in piece.apart}
+    own = (share for path, share in shares.items() if f"{path}.".startswith(f"{piece.path}.") and path not in others)
+    made = make_element(piece.path, piece.part, tower.d_model, sum(own, Share()), piece.apart)
+    return replace(made, rows=(*made.rows, *([("", piece.said)] if piece.said else [])))
 
 
 def _list_notes(tower: Any) -> tuple[str, ...]:
@@ -219,8 +219,8 @@ def _join_copies(
     return tuple(joined), elements
 
 
-def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
-    """Make the element of a part: a component with its fields, or a bare weight with its shape."""
+def make_element(name: str, part: Any, d_model: int, share: Share, but: Collection[str] = ()) -> Element:
+    """Make the element of a part: a component with its fields, `but` some, or a bare weight with its shape."""
     spec, role = (part.spec, part.role) if isinstance(part, Sized) else (part, "")
     width = part.d_model if isinstance(part, Sized) else d_model
     if not isinstance(spec, Spec):
@@ -245,7 +245,7 @@ def make_element(name: str, part: Any, d_model: int, share: Share) -> Element:
         title,
         "cross-attention" if role == CROSS else find_long_name(spec) if color != "table" else "",
         color,
-        () if color == "norm" else (*describe_fields(spec), *_list_tables(spec, width)),
+        () if color == "norm" else (*describe_fields(spec, but), *_list_tables(spec, width)),
         experts,
         say_kept(mixer),
         _is_local(mixer),
@@ -260,17 +260,24 @@ def _name_block(spec: Spec) -> str:
 
 
 def _list_tables(spec: Spec, width: int) -> list[tuple[str, str]]:
-    """Say the shape of the table or the product over the vocabulary that an embedding or a head has of its own."""
+    """Say the shape of the table or the product over the vocabulary of an embedding or a head, and whether its weight
+    is another's."""
     own = (row.part for row in walk_rows(spec, width) if row.part is not None and row.part.role in (TOKENS, LOGITS))
-    shapes = [each.shapes().get("weight", ()) for each in own]
-    return [("", " × ".join(f"{size:,}" for size in shape)) for shape in shapes if shape]
+    sizes = [
+        " × ".join(f"{size:,}" for size in (each.of if isinstance(each, Tied) else each).shapes().get("weight", ()))
+        + (" · tied" if isinstance(each, Tied) else "")
+        for each in own
+    ]
+    return [("", each) for each in sizes if each]
 
 
 def _make_weight(name: str, part: Any, share: Share) -> Element:
     """Describe a bare weight by its kind and its shape."""
     shapes = part.shapes() if isinstance(part, Part) else {}
     size = " × ".join(f"{each:,}" for each in reversed(next(iter(shapes.values()), ())))
-    return Element(name, spell(name), "", "other", (("", f"{type(part).__name__} {size}".strip()),), share=share)
+    return Element(
+        name, spell(name.rpartition(".")[2]), "", "other", (("", f"{type(part).__name__} {size}".strip()),), share=share
+    )
 
 
 def _is_local(spec: Spec) -> bool:

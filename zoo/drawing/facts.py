@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection
 from typing import Any
 
 from zoo.spec import Node, Spec
@@ -111,11 +112,12 @@ def say_held(name: str, value: Spec, depth: int = 1) -> str:
     return said if same else f"{spell(name)} {said}".strip()
 
 
-def describe_fields(spec: Spec) -> tuple[tuple[str, str], ...]:
-    """Describe the fields of a component that are set: a line of its plain fields, under the label "", and a line for
-    each component that it holds, under the name of its field. One of whom there is a word to say is among the first."""
+def describe_fields(spec: Spec, but: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+    """Describe the fields of a component that are set, `but` some: a line of its plain fields, under the label "", and
+    a line for each component that it holds, under the name of its field. One of whom there is a word to say is among
+    the first."""
     plain, rows = [], []
-    for name, value in list_set_fields(spec):
+    for name, value in (each for each in list_set_fields(spec) if each[0] not in but):
         if isinstance(value, Spec):
             said = say_component(value)
             if " · " in said:

@@ -14,7 +14,8 @@ from zoo.costs.setup import DTYPES, Setup
 from zoo.spec import CROSS, Sized, Spec, components
 
 BoxPlace = tuple[str, str | None, str]
-"""A tower, a kind of layer (None outside layers), and the name of a part there."""
+"""A tower, a kind of layer (None outside layers), and the name of a part there; outside layers, that of its part too:
+`head.out`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def place_of(row: PartRow | AttentionRow) -> BoxPlace:
     """Find the box that a row of the cost table belongs to."""
     path = row.path.removeprefix(f"{row.where}.") if row.where else row.path
     if row.kind is None:
-        return row.where, None, path.partition(".")[0]
+        return row.where, None, ".".join(path.split(".")[:2])
     return row.where, row.kind, path.removeprefix(f"blocks.{row.kind}.").partition(".")[0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.costs.activations import INPUT, PassShape, TowerTrace, make_memory
 from zoo.costs.shadow.tape import TapeNode, UnknownOperation, named_failures, taping
@@ -39,10 +39,17 @@ class Junction:
     sources: tuple[int | str, ...] = ()
 
 
-def wire_model(spec: Any) -> dict[tuple[str, str], tuple[Junction, ...]]:
-    """Wire every kind of layer of a model: by tower and kind, the nodes from first to last. A tower whose pass cannot
-    be traced is drawn as the parts that it lists, one after the other."""
-    found: dict[tuple[str, str], tuple[Junction, ...]] = {}
+class ModelWires(NamedTuple):
+    """The nodes of each kind of layer, first to last, by tower and kind; and by tower the operations before, beside and
+    after its layers (`TowerTrace.ends`)."""
+
+    layers: dict[tuple[str, str], tuple[Junction, ...]]
+    ends: dict[str, dict[str, list[TapeNode]]]
+
+
+def wire_model(spec: Any) -> ModelWires:
+    """Wire a model. A tower whose pass cannot be traced is drawn as the parts that it lists, one after the other."""
+    found = ModelWires({}, {})
     shape, memory = PassShape(min(TOKENS, spec.max_seq_len)), None
     with taping("cpu") as tape:
         for where, tower in spec.towers().items():
@@ -52,10 +59,11 @@ def wire_model(spec: Any) -> dict[tuple[str, str], tuple[Junction, ...]]:
                     memory = trace.run(make_memory(tower, shape) if memory is None else memory, loops=True)
             except UnknownOperation:
                 tape.unknown = None
+            found.ends[where] = trace.ends
             for kind, block in tower.blocks.items():
                 traced = trace.layers.get(kind)
                 parts = block.parts(tower.d_model)
-                found[where, kind] = (
+                found.layers[where, kind] = (
                     _name_owners(_collapse(*traced, begun), parts, tower.d_model) if traced else _chain(parts)
                 )
     return found
@@ -70,15 +78,15 @@ def _collapse(nodes: list[TapeNode], result: Any, begun: int) -> tuple[Junction,
     units: list[Junction] = []
     unit_of: dict[int, int | str] = {}  # operation → the unit, or what stands for it
     for node in nodes:
-        sources = _list_sources(node, unit_of, begun)
+        sources, owner = _list_sources(node, unit_of, begun), node.path[0] if node.path else ""
         last = units[-1] if units else None
-        if node.owner and last is not None and last.part == node.owner:
+        if owner and last is not None and last.part == owner:
             more = [each for each in sources if each not in (last.number, *last.sources)]
             units[-1] = replace(last, sources=(*last.sources, *more))
             unit_of[node.index] = last.number
-        elif sources and (node.owner or len(sources) > 1):
-            sign = "" if node.owner else JOINS.get(node.name, "·")
-            units.append(Junction(len(units), node.owner, sign, tuple(sources)))
+        elif sources and (owner or len(sources) > 1):
+            sign = "" if owner else JOINS.get(node.name, "·")
+            units.append(Junction(len(units), owner, sign, tuple(sources)))
             unit_of[node.index] = len(units) - 1
         else:  # a cast, a factor, a slice: what it reads stands for it
             unit_of[node.index] = sources[0] if sources else WEIGHT

@@ -191,7 +191,7 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
         case S.Conv():
             return WeightedLayer(name, part, dtype, run_convolution)
         case S.Group():
-            return {inner: part_of(inner, each, d_model, dtype) for inner, each in part.parts.items()}
+            return {inner: part_of(f"{name}.{inner}", each, d_model, dtype) for inner, each in part.parts.items()}
         case S.Sized():
             return ShadowLayer(part.spec, part.d_model, dtype, name)
     return ShadowLayer(part, d_model, dtype, name)

@@ -91,10 +91,10 @@ class GradientTarget(NamedTuple):
 @dataclass(eq=False, slots=True)
 class TapeNode:
     """An operation in autograd's graph. It `saves` storages for its backward pass, which takes `work` more bytes.
-    `owner` is the top-level part of the traced layer that it belongs to, "" for the layer's own operations."""
+    `path` leads to the part of the traced layer that it belongs to, and is empty for the layer's own operations."""
 
     name: str
-    owner: str
+    path: tuple[str, ...]
     index: int
     saves: list[Storage]
     sources: list[GradientTarget]

@@ -144,8 +144,7 @@ def record_node(result: Core, name: str, inputs: Iterable[Any], saves: Iterable[
     saved = [each.storage for each in saves if not each.storage.held]
     sources = [source_of(each) for each in inputs]
     tape = current_tape()
-    owner = tape.path[0] if tape.path else ""
-    result.node = TapeNode(name, owner, tape.operations, saved, sources, result.nbytes, work)
+    result.node = TapeNode(name, tuple(tape.path), tape.operations, saved, sources, result.nbytes, work)
 
 
 def source_of(tensor: Core) -> GradientTarget:

@@ -1,0 +1,105 @@
+"""Divide what a tower has before and after its layers into the pieces that its own forward pass goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from zoo.costs.shadow.tape import TapeNode
+from zoo.drawing.facts import name_component
+from zoo.spec import LOGITS, TOKENS, Linear, Sized, Spec
+
+
+class EndPiece(NamedTuple):
+    """A piece at an end of a tower: a part with its path in the tower, without those of its parts and fields that other
+    pieces show (`apart`). `said` is what the pass tells of it."""
+
+    path: str
+    part: Any
+    apart: Collection[str] = ()
+    said: str = ""
+
+
+def list_end_pieces(tower: Any, traced: Mapping[str, Sequence[TapeNode]]) -> dict[str, list[EndPiece]]:
+    """List the pieces before, beside and after a tower's layers, from its traced operations there (`ModelWires.ends`).
+    What is not traced stands after the part that the tower lists before it."""
+    first = {side: _find_first(traced.get(side, ())) for side in ("before", "beside", "after")}
+    found: dict[str, list[tuple[int, EndPiece]]] = {side: [] for side in first}
+    side, last = "before", 0
+    for name, part in tower.parts(tower.d_model).items():
+        if name == "blocks":
+            side, last = "after", 0
+        elif name == "streams":
+            widen, merge = _divide_streams(part, first["before"])
+            found["before"].append((first["before"].get(name, last), widen))
+            found["after"].append((0, merge))
+        elif name == "position" and tower.position.inside and not tower.position.embeds:
+            found["beside"] += [(0, EndPiece(name, part))] if has_weights(part) else []
+        else:
+            for key, piece in _divide(name, part, tower.d_model, traced.get("after", ())):
+                here = next((each for each, paths in first.items() if key in paths), side)
+                at = first[here].get(key, last)
+                last = at if here == side else last
+                found[here].append((at, piece))
+    return {side: [piece for _, piece in sorted(own, key=itemgetter(0))] for side, own in found.items()}
+
+
+def has_weights(part: Any) -> bool:
+    """Whether a component, or one that it holds, has weights."""
+    spec, width = (part.spec, part.d_model) if isinstance(part, Sized) else (part, 1)
+    return isinstance(spec, Spec) and bool(spec.parts(width))
+
+
+def _find_first(nodes: Sequence[TapeNode]) -> dict[str, int]:
+    """Find the first operation of each part, and of each part of a part."""
+    found: dict[str, int] = {}
+    for node in nodes:
+        names = ".".join(node.path).split(".")
+        for end in (1, 2):
+            found.setdefault(".".join(names[:end]), node.index)
+    return found
+
+
+def _divide_streams(part: Sized, before: Collection[str]) -> tuple[EndPiece, EndPiece]:
+    """Divide the widening of the stream into its start and its merge, by the parts that the pass uses `before` layers.
+    What its fields say is of the merge."""
+    spec: Any = part.spec
+    parts, fields = set(spec.parts(part.d_model)), {each.name for each in spec.fields()}
+    made = {each for each in parts if f"streams.{each}" in before}
+    widen = EndPiece("streams", part, fields | (parts - made), f"1 → {spec.count} streams")
+    return widen, EndPiece("streams", part, made | {"count"}, f"{spec.count} streams → 1")
+
+
+def _name_activation(spec: Any, path: tuple[str, ...], nodes: Sequence[TapeNode]) -> str:
+    """Name the activation of a component that follows one of its products: its own next operation, if that one saves
+    something for the backward pass."""
+    ends = [at for at, node in enumerate(nodes) if node.path[:2] == path]
+    after = nodes[ends[-1] + 1] if ends and ends[-1] + 1 < len(nodes) else None
+    follows = after is not None and after.path == path[:1] and bool(after.saves)
+    return name_component(spec.activation) if follows and getattr(spec, "activation", None) is not None else ""
+
+
+def _divide(name: str, part: Any, d_model: int, nodes: Sequence[TapeNode]) -> Iterator[tuple[str, EndPiece]]:
+    """Divide an embedding or a head into its table or its product over the vocabulary, and norms, projections and
+    components beside that; any other part is one piece. Yield each with the path by which it is found in the pass."""
+    spec, width = (part.spec, part.d_model) if isinstance(part, Sized) else (part, d_model)
+    inner = spec.parts(width) if isinstance(spec, Spec) and spec.axis in ("embedding", "head") else {}
+    wide = next((each for each, held in inner.items() if getattr(held, "role", "") in (TOKENS, LOGITS)), None)
+    if wide is None:
+        yield name, EndPiece(name, part)
+        return
+    apart = {
+        each: held
+        for each, held in inner.items()
+        if isinstance(held, Spec | Sized) or (isinstance(held, Linear) and held.role != LOGITS)
+    }
+    activated = {each: _name_activation(spec, (name, each), nodes) for each in apart}
+    said_there = {*apart, "tied", *(["activation"] if any(activated.values()) else [])}
+    yield f"{name}.{wide}", EndPiece(name, part, said_there)
+    for each, held in apart.items():
+        path = f"{name}.{each}"
+        yield (
+            path,
+            EndPiece(path, held if isinstance(held, Linear | Sized) else Sized(held, width), (), activated[each]),
+        )
