@@ -67,6 +67,17 @@ def test_a_figure_draws_a_cell_for_each_expert_and_fills_those_that_a_token_pass
     assert sum(bool(cell.fill) for cell in cells) == 4
 
 
+def test_a_shared_expert_is_a_filled_square_whose_area_is_its_weights():
+    stated = {"deepseek-v3": (256, 8, 1, 1.0), "deepseek-v2-lite": (64, 6, 1, 2.0), "gpt-oss-20b": (32, 4, 0, 0.0)}
+    for name, counts in stated.items():
+        plan = plan_model(load(name), name)
+        (own,) = {each.experts for layer in plan.towers[0].layers for each in layer.elements.values() if each.experts}
+        assert own == counts
+    squares = [each for each in draw_model(plan_model(load("deepseek-v2-lite"), "")).items if isinstance(each, Box)]
+    (shared,) = [each for each in squares if each.width == pytest.approx(9 * 2**0.5)]
+    assert shared.fill == "experts-line"
+
+
 def test_a_bias_on_scores_stands_beside_the_stream():
     for tower in plan_model(load("t5-tiny"), "").towers:
         assert [each.name for each in tower.before] == ["embedding"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from zoo.drawing.contents import Element
+from zoo.drawing.contents import Element, ExpertCounts
 from zoo.drawing.lettering import cut_text, measure_text, wrap_text, wrap_words
 from zoo.drawing.scene import Box, Label, Shape
 
@@ -172,14 +173,11 @@ def _join_labels(shapes: list[Shape]) -> list[Shape]:
     return found
 
 
-def _draw_experts(
-    experts: tuple[int, float], inner: float, y: float, line: str, soft: str
-) -> tuple[list[Shape], float]:
-    """Draw a cell for each expert, or for several, and fill those that a token passes."""
-    count, active = experts
-    each = -(-count // MOST_CELLS)
-    cells = -(-count // each)
-    lit = max(1, round(active / each))
+def _draw_experts(experts: ExpertCounts, inner: float, y: float, line: str, soft: str) -> tuple[list[Shape], float]:
+    """Draw a cell for each expert, or for several, and fill those that a token passes; below, the shared ones."""
+    each = -(-experts.count // MOST_CELLS)
+    cells = -(-experts.count // each)
+    lit = max(1, round(experts.active / each))
     across = int((inner + GAP) // (CELL + GAP))
     y += 7
     shapes: list[Shape] = []
@@ -191,7 +189,22 @@ def _draw_experts(
     if each > 1:
         y += LINE
         shapes.append(Label(PAD, y, cut_text(f"each square: {each} experts", inner, SMALL), SMALL, color=soft))
-    return shapes, y
+    below, y = _draw_shared(experts, inner, y, line, soft)
+    return shapes + below, y
+
+
+def _draw_shared(experts: ExpertCounts, inner: float, y: float, line: str, soft: str) -> tuple[list[Shape], float]:
+    """Draw a filled square for each shared expert, its area that of one expert's cell times its weights."""
+    if not experts.shared:
+        return [], y
+    side = min(CELL * math.sqrt(experts.times), 3 * CELL)
+    left = PAD + experts.shared * (side + GAP) + 4
+    lines = wrap_text(f"shared, always on (× {experts.times:.3g})", inner + PAD - left, SMALL)
+    top = y + max(7, LINE - side)
+    shapes: list[Shape] = [Box(PAD + at * (side + GAP), top, side, side, line, line, 2) for at in range(experts.shared)]
+    first = top + side
+    shapes += [Label(left, first + at * LINE, text, SMALL, color=soft) for at, text in enumerate(lines)]
+    return shapes, first + LINE * (len(lines) - 1)
 
 
 def _is_lit(element: Element, what: str, look: Styling) -> bool:

@@ -105,8 +105,7 @@ def list_special(plan: ModelPlan) -> list[tuple[str, str]]:
             if element.color not in ("norm", "other", "table"):
                 plain = next((text for label, text in element.rows if not label), "")
                 if element.experts:
-                    number, active = element.experts
-                    plain = BETWEEN.join(filter(None, (f"{number:,} experts, {active:.3g} a token", plain)))
+                    plain = BETWEEN.join(filter(None, (str(element.experts), plain)))
                 key = element.color, element.about or element.title, plain
                 counts[key] = counts.get(key, 0) + sum(layer.count for layer in group.layers)
     found = [

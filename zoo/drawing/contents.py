@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.costs.rows import generates
 from zoo.costs.setup import Setup
@@ -19,7 +19,7 @@ from zoo.drawing.folding import Fold, fold_pattern, name_places
 from zoo.drawing.shares import BoxPlace, Share, price_boxes
 from zoo.drawing.wiring import Junction, ModelWires, wire_model
 from zoo.model.attention.base import Attention
-from zoo.spec import CROSS, LOGITS, TOKENS, Experts, Part, Sized, Spec, Tied, components
+from zoo.spec import CROSS, EXPERTS, LOGITS, SHARED_EXPERT, TOKENS, Experts, Part, Sized, Spec, Tied, components
 from zoo.spec import rows as walk_rows
 from zoo.spec.parts import count_kinds
 
@@ -32,18 +32,30 @@ TITLES = {"embedding": "Embedding", "position": "{} position"}
 """Titles of boxes by axis, where the component's name alone does not say what it is."""
 
 
+class ExpertCounts(NamedTuple):
+    """How many experts a mixture chooses among, and how many a token passes; how many `shared` ones all tokens pass,
+    each with `times` the weights of a chosen one."""
+
+    count: int
+    active: float
+    shared: int = 0
+    times: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.count:,} experts, {self.active:.3g} a token"
+
+
 @dataclass(frozen=True)
 class Element:
-    """A part of a model that is drawn as a box. `color` is its colour in the palette; `rows` are labels and texts;
-    `experts` counts those there are, and those that a token passes. A mixer is `local` if its queries see a window or a
-    chunk."""
+    """A part of a model that is drawn as a box. `color` is its colour in the palette; `rows` are labels and texts. A
+    mixer is `local` if its queries see a window or a chunk."""
 
     name: str
     title: str
     about: str = ""
     color: str = "other"
     rows: tuple[tuple[str, str], ...] = ()
-    experts: tuple[int, float] | None = None
+    experts: ExpertCounts | None = None
     kept: str = ""
     local: bool = False
     share: Share = NOTHING
@@ -227,14 +239,7 @@ def make_element(name: str, part: Any, d_model: int, share: Share, but: Collecti
         return _make_weight(name, spec, share)
     if not spec.kind or spec.kind == "none":
         return Element(name, "")
-    experts = next(
-        (
-            (row.part.count, row.part.expected_count)
-            for row in walk_rows(spec, width)
-            if isinstance(row.part, Experts) and row.part.active_count
-        ),
-        None,
-    )
+    experts = count_experts(spec, width)
     color, mixer = find_color(spec, bool(experts)), spec
     title = TITLES.get(spec.axis, "{}").format(name_component(spec))
     if color == "other" and (held := [each for _, each, _ in components(spec, width) if each.axis == "attention"]):
@@ -251,6 +256,19 @@ def make_element(name: str, part: Any, d_model: int, share: Share, but: Collecti
         _is_local(mixer),
         share,
     )
+
+
+def count_experts(spec: Spec, width: int) -> ExpertCounts | None:
+    """Count the experts of a component; None if it has none."""
+    parts = [(row.roles, row.part) for row in walk_rows(spec, width) if row.part is not None]
+    routed = [part for roles, part in parts if isinstance(part, Experts) and part.active_count and EXPERTS in roles]
+    if not routed:
+        return None
+    shared = [part for roles, part in parts if SHARED_EXPERT in roles]
+    copies = max((part.count if isinstance(part, Experts) else 1 for part in shared), default=0)
+    one = sum(part.of.params for part in routed)
+    times = sum(part.params for part in shared) / (copies * one) if copies else 0.0
+    return ExpertCounts(routed[0].count, routed[0].expected_count, copies, times)
 
 
 def _name_block(spec: Spec) -> str:

@@ -81,7 +81,7 @@ def _list_facts(layer: LayerPlan) -> list[str]:
     found: list[str] = []
     for each in _list_large(layer):
         if each.experts:
-            found.append(f"{each.experts[0]:,} experts, {each.experts[1]:.3g} a token")
+            found.append(str(each.experts))
         found += [" ".join(filter(None, fact)) for fact in list_facts(each, keeps=True)]
     return list(dict.fromkeys(found))
 
