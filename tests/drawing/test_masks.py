@@ -58,9 +58,26 @@ def test_a_short_convolution_sees_as_many_tokens_as_it_is_wide():
     assert [sum(keys) for keys in seen] == [1, 2] + [attention.d_conv] * (CELLS - 2)
 
 
+def test_a_choice_that_encoders_alone_have_is_drawn_both_ways():
+    choices = {each.name: each for each in list_choices("attention")}
+    for name in ("bottleneck", "grouped_linear", "fourier", "nystrom"):
+        assert all(map(all, find_grid(choices[name].component, choices[name].causal).seen)), name
+    assert choices["gqa"].causal and choices["gqa"].lines[-1] == "time T², cache T"
+    assert choices["bottleneck"].lines[-1] == "time T²"
+
+
+def test_as_many_pools_are_drawn_as_the_tokens_fill():
+    *_, tower = load_small("attention", "hca")
+    attention = next(iter(tower.blocks.values())).attention
+    grid = find_grid(attention, True)
+    assert attention.sight.rate == 128 and CELLS * grid.step == 512
+    assert [sum(row) for row in grid.pooled] == [(at + 1) * grid.step // 128 for at in range(CELLS)]
+    assert {len(row) for row in grid.pooled} == {4}
+
+
 def test_a_choice_is_named_and_captioned_as_what_it_is():
     choices = {each.name: each for each in list_choices("attention")}
-    assert choices["delta_net"].element.about == "DeltaNet"
+    assert choices["delta_net"].element.title == "DeltaNet"
     drawn = " ".join(
         shape.text for shape in draw_axis("attention", [choices["longformer"]]).items if isinstance(shape, Label)
     )

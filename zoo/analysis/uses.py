@@ -150,6 +150,13 @@ def find_users(axis: str, word: str) -> tuple[list[str], list[str]]:
     return models, families
 
 
+def is_for_encoders(axis: str, word: str) -> bool:
+    """Whether a choice has users among packaged models and families, and all of them are encoders."""
+    models, families = find_users(axis, word)
+    bodies = [*(read_bodies()[name] for name in models), *(read_family(name).model for name in families)]
+    return {body.get("kind") for body in bodies} == {"encoder"}
+
+
 def find_setters(spec: type[Spec], field: str) -> tuple[dict[str, list[str]], list[str]]:
     """Find who sets a field of a class. Return two things: the packaged models by the value that they set, as YAML,
     the most frequent value first; and the families."""

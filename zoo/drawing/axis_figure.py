@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.analysis.axes import find_axis, find_component, find_source, grow, load_small
+from zoo.analysis.uses import is_for_encoders
 from zoo.costs.setup import Setup
 from zoo.drawing.boxes import SMALL, DrawnBox, draw_box
 from zoo.drawing.contents import Element, make_element, plan_model
@@ -26,13 +27,15 @@ CELL = 6.0
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice of an axis: its name, its component as an element, and lines about it."""
+    """A choice of an axis: its name, its component as an element, and lines about it. One that encoders alone have is
+    not `causal`, though a decoder would take it."""
 
     name: str
     element: Element
     lines: tuple[str, ...]
     tower: Any
     component: Any
+    causal: bool
 
     @property
     def said(self) -> str:
@@ -48,14 +51,14 @@ def list_choices(axis: str) -> list[Choice]:
 def _make_choice(axis: str, name: str) -> Choice:
     *_, tower = load_small(axis, name)
     component = find_component(tower, axis)
-    comment = read_choices(axis)[name].comment
+    comment, causal = read_choices(axis)[name].comment, tower.causal and not is_for_encoders(axis, name)
     lines = [find_source(component, comment)]
     if isinstance(component, Attention):
-        growth = grow(component, tower.causal)
-        lines.append(f"time {growth['time']}" + (f", cache {growth['cache']}" if tower.causal else ""))
+        growth = grow(component, causal)
+        lines.append(f"time {growth['time']}" + (f", cache {growth['cache']}" if causal else ""))
     element = make_element(axis, component, tower.d_model, Share())
     element = replace(element, about=find_name(comment) or element.about)  # a choice may be a case of its component
-    return Choice(name, element, tuple(each for each in lines if each), tower, component)
+    return Choice(name, element, tuple(each for each in lines if each), tower, component, causal)
 
 
 def draw_axis(axis: str, choices: list[Choice]) -> Scene:
@@ -101,7 +104,7 @@ def _draw_figure(axis: str, choice: Choice, width: float) -> DrawnBox | None:
         drawn = [draw_panel(group, size) for size in (240, 200, 170, 140, 120, 96)]
         return next((each for each in drawn if each.width <= width), drawn[-1])
     if isinstance(choice.component, Attention):
-        return _draw_mask(find_grid(choice.component, choice.tower.causal), choice, width)
+        return _draw_mask(find_grid(choice.component, choice.causal), choice, width)
     return draw_box(choice.element, width) if choice.element.title else None
 
 
@@ -124,7 +127,7 @@ def _say_mask(grid: MaskGrid, choice: Choice) -> str:
     width = find_convolved(choice.component)
     said = ["keys" if choice.element.color == "attention" else "through a state"]
     said += [f"of the last {width} tokens"] if width else []
-    said += [] if choice.tower.causal else ["both ways"]
+    said += [] if choice.causal else ["both ways"]
     said += [f"one token in {grid.step} drawn"] if grid.step > 1 else []
     said += ["of which an indexer chooses"] if choice.component.chooser is not None else []
     hidden = " and ".join(list_hidden(choice.component))
@@ -133,8 +136,8 @@ def _say_mask(grid: MaskGrid, choice: Choice) -> str:
 
 def _draw_cells(seen: tuple[tuple[bool, ...], ...], fill: str) -> list[Shape]:
     """Draw a cell for each pair, filled if the query sees the key."""
-    side = len(seen) * CELL
-    shapes: list[Shape] = [Box(-2, -2, side + 3, side + 3, "paper", "line", 3)]
+    width, height = len(seen[0]) * CELL, len(seen) * CELL
+    shapes: list[Shape] = [Box(-2, -2, width + 3, height + 3, "paper", "line", 3)]
     for row, keys in enumerate(seen):
         for column, shown in enumerate(keys):
             shapes.append(Box(column * CELL, row * CELL, CELL - 1, CELL - 1, fill if shown else "grid", "", 1))

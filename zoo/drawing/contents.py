@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from zoo.costs.rows import generates
 from zoo.costs.setup import Setup
 from zoo.drawing.ends import EndPiece, list_end_pieces
-from zoo.drawing.facts import describe_fields, find_long_name, name_component, spell
+from zoo.drawing.facts import describe_fields, find_case, find_long_name, name_component, spell
 from zoo.drawing.folding import Fold, fold_pattern, name_places
 from zoo.drawing.shares import BoxPlace, Share, price_boxes
 from zoo.drawing.wiring import Junction, ModelWires, wire_model
@@ -32,7 +32,8 @@ TITLES = {"embedding": "Embedding", "position": "{} position"}
 """Titles of boxes by axis, where the component's name alone does not say what it is."""
 
 
-class ExpertCounts(NamedTuple):
+@dataclass(frozen=True)
+class ExpertCounts:
     """How many experts a mixture chooses among, and how many a token passes; how many `shared` ones all tokens pass,
     each with `times` the weights of a chosen one."""
 
@@ -241,14 +242,16 @@ def make_element(name: str, part: Any, d_model: int, share: Share, but: Collecti
         return Element(name, "")
     experts = count_experts(spec, width)
     color, mixer = find_color(spec, bool(experts)), spec
-    title = TITLES.get(spec.axis, "{}").format(name_component(spec))
+    title, about = TITLES.get(spec.axis, "{}").format(name_component(spec)), find_long_name(spec)
+    if spec.axis == "attention" and (case := find_case(spec)) and case != about:
+        title, about = case, ""
     if color == "other" and (held := [each for _, each, _ in components(spec, width) if each.axis == "attention"]):
         mixer = held[0]  # a block inside the layer is what it holds
         color, title = find_color(mixer, False), _name_block(spec)
     return Element(
         name,
         title,
-        "cross-attention" if role == CROSS else find_long_name(spec) if color != "table" else "",
+        "cross-attention" if role == CROSS else about if color != "table" else "",
         color,
         () if color == "norm" else (*describe_fields(spec, but), *_list_tables(spec, width)),
         experts,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Collection
 from typing import Any
 
+from zoo.paths import conf_dir, read_conf
 from zoo.spec import Node, Spec
 
 QUIET = re.compile(r"(.*_)?(eps|coef|init|seed|vocab_size|max_seq_len)|d_model|n_layers|needs_block|moved")
@@ -35,6 +37,34 @@ def find_long_name(spec: Spec) -> str:
     """Find a component's full name, with which its docstring starts; "" if it starts otherwise."""
     found = find_name(inspect.getdoc(type(spec)) or "")
     return _name_groups(spec, found) if found.lower() != name_component(spec).lower() else ""
+
+
+def find_case(spec: Spec) -> str:
+    """Find the name of a choice in conf/ that is a case of a component: whose file states numbers or truth values that
+    are not the fields' defaults, all as this component has them. "" if there is none."""
+    defaults = {each.name: each.default for each in spec.fields()}
+    for name, stated in _list_cases(spec.axis, spec.kind):
+        own = {key: value for key, value in stated.items() if key in defaults and defaults[key] != value}
+        if own and all(getattr(spec, key) == value for key, value in own.items()):
+            return name
+    return ""
+
+
+@functools.cache
+def _list_cases(axis: str, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """List the choices of a kind that have a name in their first line, with the plain values that they state."""
+    found = []
+    for file in sorted((conf_dir() / axis).glob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        name = find_name(text.removeprefix("# "))
+        if name and file.stem != kind and f"\nkind: {kind}\n" in text:
+            plain = {key: value for key, value in read_conf(f"{axis}/{file.stem}").items() if not _is_reference(value)}
+            found.append((name, plain))
+    return found
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, dict | list) or "${" in str(value)
 
 
 def find_name(text: str) -> str:

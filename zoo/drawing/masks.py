@@ -66,7 +66,8 @@ def find_grid(attention: Attention, causal: bool) -> MaskGrid:
     seen = tuple(tuple(sees(mask, sight, query, key, tokens) for key in places) for query in places)
     if sight.rate == 1:
         return MaskGrid(step, seen)
-    ends = [min(tokens, (at + 1) * max(sight.rate, tokens // CELLS)) for at in range(CELLS)]
+    size = max(sight.rate, step)
+    ends = range(size, tokens + 1, size)
     return MaskGrid(step, seen, tuple(tuple(not causal or end <= query + 1 for end in ends) for query in places))
 
 

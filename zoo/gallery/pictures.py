@@ -61,7 +61,7 @@ def _draw_choice(axis: str, choice: Choice) -> str:
         group = group_layers(plan_model(choice.tower, choice.name, Setup(context=64)).towers[0].layers)[0]
         return write_svg(frame_items(draw_panel(group, 240).shapes, f"Block {choice.name}", margin=4), inline=True)
     if isinstance(choice.component, Attention):
-        grid = find_grid(choice.component, choice.tower.causal)
+        grid = find_grid(choice.component, choice.causal)
         return _draw_mask(grid, f"{choice.element.color}-line", f"Who sees whom in {choice.name}")
     return ""
 
@@ -78,6 +78,7 @@ def _draw_mask(grid: MaskGrid, color: str, title: str) -> str:
         if seen:
             cells = ((left + x * CELL, y * CELL) for y, row in enumerate(seen) for x, each in enumerate(row) if each)
             path = "".join(f"M{x + 1} {y + 1}h{CELL - 1}v{CELL - 1}h-{CELL - 1}z" for x, y in cells)
-            drawn.append(f'<rect class="f-grid" x="{left}" width="{side + 1}" height="{side + 1}" rx="2"/>')
+            across = CELL * len(seen[0]) + 1
+            drawn.append(f'<rect class="f-grid" x="{left}" width="{across}" height="{side + 1}" rx="2"/>')
             drawn.append(f'<path class="f-{shade}" d="{path}"/>')
     return "".join([*drawn, "</svg>"])
