@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
 from zoo.experiments.judging import ExperimentOutcome, judge
+from zoo.experiments.pricing import check_matched, price_launch
 from zoo.experiments.registration import describe_registration, register
 from zoo.experiments.running import collect_arms, count_seeds_there, find_arms, plan_arms, train_arms
 from zoo.jobs.conducting import SweepObserver
@@ -83,13 +84,14 @@ def run_experiment(
         return JudgedExperiment(judge(name, experiment, ran, short_form), partial(draw_climbed, climbed))
     looks = experiment.form(short_form).looks
     with plan_arms(experiment, folder, short_form) as plan:
+        check_matched(experiment, price_launch(plan))
         registered = register(experiment, folder, plan.list_points())
-    for seeds, level in zip(looks, find_look_levels(tuple(looks)), strict=True):
-        ran, arms = train_arms(experiment, folder, short_form, observer, seeds)
-        outcome = judge(name, experiment, ran, short_form, level, registered)
-        if outcome.decided or seeds == looks[-1]:
-            return describe_arms(outcome, experiment, arms)
-        observer.say(f"{seeds} seeds: inconclusive at p < {level:.4f}; on to the next look")
+        for seeds, level in zip(looks, find_look_levels(tuple(looks)), strict=True):
+            ran, arms = train_arms(experiment, plan, short_form, observer, seeds)
+            outcome = judge(name, experiment, ran, short_form, level, registered)
+            if outcome.decided or seeds == looks[-1]:
+                return describe_arms(outcome, experiment, arms)
+            observer.say(f"{seeds} seeds: inconclusive at p < {level:.4f}; on to the next look")
     raise AssertionError("unreachable")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import refuse
 from zoo.experiments.experiment import Experiment, Laddering, Probing, list_overrides
 from zoo.jobs.forecast import price_run
-from zoo.jobs.plan import plan_launch
+from zoo.jobs.plan import LaunchPlan, plan_launch
 from zoo.ladder import plan_ladder
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small
@@ -24,7 +26,16 @@ def price_arms(recipe: Experiment, short_form: bool = False) -> dict[str, dict[s
         return {name: _price_ladder(recipe.ladder, list_overrides(recipe, name)) for name in recipe.arms}
     shared = [*recipe.shared, *recipe.form(short_form).overrides]
     with plan_launch(shared, config=recipe.config_file(), sweeps=True, arms=recipe.arms) as launch:
-        return {arm: _price(plan) for arm, plan in zip(launch.arms, launch.planned, strict=True) if plan}
+        return price_launch(launch)
+
+
+def price_launch(launch: LaunchPlan) -> dict[str, dict[str, float]]:
+    """Price the first run of each arm of a launch, as `price_arms` does."""
+    firsts: dict[str, TrainingPlan] = {}
+    for arm, plan in zip(launch.arms, launch.planned, strict=True):
+        if plan is not None:
+            firsts.setdefault(arm, plan)
+    return {arm: _price(plan) for arm, plan in firsts.items()}
 
 
 def _price(plan: TrainingPlan) -> dict[str, float]:
@@ -49,11 +60,8 @@ def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
     return {name: float(value) for name, value in {**costs, "cache_bytes": priced["kv_cache"]["bytes"]}.items()}
 
 
-def check_matched(recipe: Experiment) -> None:
+def check_matched(recipe: Experiment, costs: Mapping[str, Mapping[str, float]]) -> None:
     """Raise ConfigError for arms whose `matched` costs differ from those of the first arm by more than 1 %."""
-    if not recipe.matched:
-        return
-    costs = price_arms(recipe)
     base, *others = costs
     faults = []
     for name in others:

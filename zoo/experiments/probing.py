@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment, Probing, list_overrides
 from zoo.experiments.judging import Ran, Values
-from zoo.experiments.pricing import check_matched, price_probed
+from zoo.experiments.pricing import check_matched, price_arms, price_probed
 from zoo.experiments.running import find_folder
 from zoo.probes.battery import open_pool, run_probe
 from zoo.run.linear.base import describe_processor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
     """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError as `check_matched` and
     `run_probe` do."""
-    check_matched(recipe)
+    check_matched(recipe, price_arms(recipe))
     form = recipe.form(short_form)
     assert form.probe is not None
     found = {}

@@ -14,7 +14,7 @@ from zoo.disk import write_text
 from zoo.errors import ConfigError, refuse
 from zoo.experiments.experiment import Experiment, Measure
 from zoo.experiments.judging import Ran
-from zoo.experiments.pricing import check_matched
+from zoo.experiments.pricing import check_matched, price_launch
 from zoo.jobs.conducting import SweepDesign, SweepObserver, conduct, look_ahead
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.plan import LaunchPlan, plan_launch
@@ -26,14 +26,11 @@ from zoo.untrusted.printable import shorten
 
 
 @contextmanager
-def plan_arms(
-    experiment: Experiment, folder: Path, short_form: bool = False, seeds: int | None = None
-) -> Iterator[LaunchPlan]:
-    """Plan the runs of all arms, each with every seed (None: of the last look). Raises ConfigError with the faults of
-    all arms, and for two arms that are the same run."""
+def plan_arms(experiment: Experiment, folder: Path, short_form: bool = False) -> Iterator[LaunchPlan]:
+    """Plan the runs of all arms, each with every seed of the last look. Raises ConfigError with the faults of all arms,
+    and for two arms that are the same run."""
     form = experiment.form(short_form)
-    count = form.looks[-1] if seeds is None else seeds
-    shared = [*experiment.shared, *form.overrides, f"seed={','.join(map(str, range(count)))}"]
+    shared = [*experiment.shared, *form.overrides, f"seed={','.join(map(str, range(form.looks[-1])))}"]
     shared.append(f"hydra.sweep.dir='{folder}'")
     with plan_launch(shared, config=experiment.config_file(), sweeps=True, arms=experiment.arms) as plan:
         known: dict[str, str] = {}
@@ -56,8 +53,8 @@ def design_sweep(experiment: Experiment, short_form: bool = False) -> SweepDesig
 
 def plan_experiment(experiment: Experiment, folder: Path, *, measure: bool = True) -> Outlook:
     """Look ahead at the runs of an experiment: their costs, and the differences that its design can show."""
-    check_matched(experiment)
     with plan_arms(experiment, folder) as plan:
+        check_matched(experiment, price_launch(plan))
         design = replace(design_sweep(experiment), measure=measure, sigma=experiment.sigma)
         found = look_ahead(plan, design, Sweep.read(folder), only_plan=True)
         refuse(f"{name}: {'; '.join(faults)}" for name, faults in found.refused.items())
@@ -65,15 +62,21 @@ def plan_experiment(experiment: Experiment, folder: Path, *, measure: bool = Tru
 
 
 def train_arms(
-    experiment: Experiment, folder: Path, short_form: bool, observer: SweepObserver, seeds: int
+    experiment: Experiment, plan: LaunchPlan, short_form: bool, observer: SweepObserver, seeds: int
 ) -> tuple[Ran, list[Arm]]:
-    """Train the runs of the first `seeds` seeds that have not ended in the folder; collect the results. Raises
-    ConfigError for an unfinished run."""
-    check_matched(experiment)
-    with plan_arms(experiment, folder, short_form, seeds) as plan, plan.hold_folder() as own:
-        conduct(plan, design_sweep(experiment, short_form), own, observer)
+    """Train the planned runs of the first `seeds` seeds that have not ended in the plan's folder; collect the results.
+    Raises ConfigError for an unfinished run."""
+    with (look := _take_seeds(plan, seeds)).hold_folder() as own:
+        conduct(look, design_sweep(experiment, short_form), own, observer)
         found = [own / each.name for each in observer.jobs]
     return collect_arms(experiment, found, short_form)
+
+
+def _take_seeds(plan: LaunchPlan, seeds: int) -> LaunchPlan:
+    """Narrow a plan to the jobs of the first `seeds` seeds."""
+    named = zip(plan.jobs, plan.planned, plan.arms, strict=True)
+    jobs, planned, arms = zip(*(each for each in named if each[1] and each[1].settings.seed < seeds), strict=True)
+    return replace(plan, jobs=list(jobs), planned=list(planned), arms=arms)
 
 
 def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bool) -> tuple[Ran, list[Arm]]:
