@@ -13,8 +13,8 @@ ROOT = Path(zoo.__file__).parent
 GENERAL = ("__init__", "base", "settings")
 """Names that many folders have: a package, the base class of its kinds, and the settings of a data set or of a run."""
 
-MIRRORS = ("analysis/explain/", "bench/workers/", "cli/")
-"""Folders that name a file for what is elsewhere: prices that are explained, work that is timed, verbs."""
+MIRRORS = ("analysis/explain/", "cli/")
+"""Folders that name a file for what is elsewhere: prices that are explained, verbs."""
 
 KINDS = {"bottleneck": {"model/attention/bottleneck.py", "model/block/bottleneck.py"}}
 """Files that are named for a kind that two axes have."""

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from zoo.bench import calling, show
-from zoo.bench.calling import PEERS, WORKERS, MissingPeer, run_worker
+from zoo.bench.calling import WORKERS, MissingPeer, run_worker
 from zoo.bench.race_model import RaceShape, parse_shape
 from zoo.bench.race_plan import Race, Racer, choose_interpreters, parse_peers, plan_race
 from zoo.bench.race_report import compute_share, make_report
@@ -132,10 +132,8 @@ def test_a_missing_peer_is_said_with_how_to_install_it(tmp_path):
 
 
 def test_a_race_without_a_checkout_is_refused_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(calling, "PEERS", tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"^--against hf: races with others need a checkout of zoo, .* \(git clone\)$"
-    ):
+    monkeypatch.setattr(calling, "WORKERS", tmp_path)
+    with pytest.raises(ConfigError, match=r"^bench: races need a checkout of zoo, .* \(git clone\)$"):
         run_worker("hf", sys.executable, Race(workload="check").job("unused"))
 
 
@@ -143,7 +141,6 @@ def test_a_race_without_a_checkout_is_refused_in_one_line(monkeypatch, tmp_path)
 def workers(monkeypatch, tmp_path, request):
     """The workers of zoo and transformers, imported here rather than run, and a job with weights for both."""
     monkeypatch.syspath_prepend(WORKERS)
-    monkeypatch.syspath_prepend(PEERS)
     import run_hf
     import run_zoo
 

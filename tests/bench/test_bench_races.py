@@ -7,7 +7,7 @@ import pytest
 
 from pages import bench_page as page
 from zoo.bench import load_time, racing, show
-from zoo.bench.calling import PEERS, WORKERS, MissingPeer, make_environment
+from zoo.bench.calling import WORKERS, MissingPeer, make_environment
 from zoo.bench.race_plan import Race, list_racers, list_strangers, plan_race
 from zoo.bench.race_report import compute_linears_share, count_same, make_report, take_medians, write_report
 from zoo.cli import run
@@ -188,7 +188,6 @@ def test_medians_are_taken_inside_nested_figures():
 def scripts(monkeypatch, tmp_path):
     """The workers' own modules, and a job with a folder of weights for all of them."""
     monkeypatch.syspath_prepend(WORKERS)
-    monkeypatch.syspath_prepend(PEERS)
     import run_zoo
 
     given = {"batch": 8, "length": 24, "new_tokens": 8, "spend": 0.1}
@@ -260,19 +259,14 @@ def test_the_engines_events_are_gathered_by_request(scripts, monkeypatch):
 def test_a_race_of_compiled_peers_says_that_zoo_is_not(scripts, monkeypatch):
     import run_zoo
 
-    from zoo.run import linear
-
     monkeypatch.setattr(run_zoo, "WAYS", [])
-    monkeypatch.setattr(linear, "prepare", lambda *args, **options: "ready")
+    monkeypatch.setattr(run_zoo, "prepare", lambda *args, **options: "ready")
     run_zoo.make_ready(None, scripts | {"compile": True, "weights": ""})
     assert run_zoo.WAYS == ["ready", "not compiled: its decoding steps are replayed"]
 
 
 def test_weights_of_fewer_bits_are_prepared_as_asked_and_how_is_told(scripts, monkeypatch):
-    import types
-
     import run_zoo
-    import timing
 
     asked = []
     monkeypatch.setattr(run_zoo, "WAYS", [])
@@ -281,14 +275,8 @@ def test_weights_of_fewer_bits_are_prepared_as_asked_and_how_is_told(scripts, mo
         asked.append((weights, keep, rows))
         return "113 products in 61 calls"
 
-    monkeypatch.setattr(run_zoo.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(timing.Absent, match="not yet: zoo has no weights of fewer bits"):
-        run_zoo.make_ready(None, scripts | {"weights": "int8"})
-    assert run_zoo.make_ready("model", scripts) == "model"
-    monkeypatch.setattr(run_zoo.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(
-        run_zoo.importlib, "import_module", lambda name: types.SimpleNamespace(prepare=prepare, BUCKETS=(1, 2, 4, 8))
-    )
+    monkeypatch.setattr(run_zoo, "prepare", prepare)
+    monkeypatch.setattr(run_zoo, "BUCKETS", (1, 2, 4, 8))
     for weights in ("int8", ""):
         run_zoo.make_ready("model", scripts | {"weights": weights, "batch": 4})
     assert asked == [("int8", False, (1, 2, 4)), (None, False, (1, 2, 4))]

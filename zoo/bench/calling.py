@@ -15,9 +15,8 @@ MACHINE = "machine"
 """The worker that measures the machine itself, under zoo's interpreter."""
 LONGEST = 1200.0  # seconds after which a worker counts as stuck
 CHECKOUT = Path(__file__).parents[2]
-WORKERS = Path(__file__).parent / "workers"
-PEERS = CHECKOUT / "peers"
-"""The folder with the workers of other libraries, which only a checkout has."""
+WORKERS = CHECKOUT / "peers"
+"""The folder with the workers of zoo, of the machine and of other libraries, which only a checkout has."""
 
 
 class MissingPeer(ConfigError):
@@ -48,11 +47,10 @@ def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]
 
 
 def find_worker(name: str) -> Path:
-    """Find the script of a worker. Raises ConfigError for a peer's if zoo is not run from a checkout."""
-    file = (WORKERS if name in (OURS, MACHINE) else PEERS) / f"run_{name}.py"
+    """Find the script of a worker. Raises ConfigError if zoo is not run from a checkout."""
+    file = WORKERS / f"run_{name}.py"
     if not file.is_file():
-        found = f"found none at {CHECKOUT}"
-        raise ConfigError(f"--against {name}: races with others need a checkout of zoo, {found} (git clone)")
+        raise ConfigError(f"bench: races need a checkout of zoo, found none at {CHECKOUT} (git clone)")
     return file
 
 
@@ -61,7 +59,6 @@ def make_environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
     env = os.environ | HELD.get(job["isa"], {})
     if threads := job["threads"]:
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    # A script run by path imports only from its own folder. PYTHONPATH lets our worker import a checkout that is not
-    # installed, and a peer's worker the modules that all workers share.
-    also = CHECKOUT if name in (OURS, MACHINE) else WORKERS
-    return env | {"PYTHONPATH": os.pathsep.join(filter(None, [str(also), os.environ.get("PYTHONPATH", "")]))}
+    if name in (OURS, MACHINE):  # a script run by path imports from its own folder: not from an uninstalled checkout
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
+    return env

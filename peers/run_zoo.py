@@ -1,7 +1,5 @@
 """Run zoo through its public interface, and write the folder that every contender loads."""
 
-import importlib
-import importlib.util
 import json
 import sys
 from typing import Any
@@ -13,6 +11,8 @@ import torch
 import zoo
 from zoo.bench.race_model import BertShape, RaceShape
 from zoo.data import Batch
+from zoo.run.linear import prepare
+from zoo.run.linear.probe import BUCKETS
 from zoo.run.machine_memory import keep_memory
 from zoo.training.compiling import compile_model
 from zoo.training.gradient import accumulate_gradient
@@ -69,13 +69,8 @@ def load_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
 def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
     """Prepare a model to serve, as `zoo generate` does, with its weights in the job's precision. Append to WAYS a line
     on how the model multiplies."""
-    found = importlib.util.find_spec("zoo.run.linear")
-    if found is None and job["weights"]:
-        raise timing.Absent("not yet: zoo has no weights of fewer bits on a CPU")
-    if found is not None:
-        prepare = importlib.import_module("zoo.run.linear").prepare
-        rows = tuple(each for each in importlib.import_module("zoo.run.linear.probe").BUCKETS if each <= job["batch"])
-        WAYS.append(str(prepare(model, job["weights"] or None, keep=False, rows=rows)))
+    rows = tuple(each for each in BUCKETS if each <= job["batch"])
+    WAYS.append(str(prepare(model, job["weights"] or None, keep=False, rows=rows)))
     if job["compile"]:
         WAYS.append("not compiled: its decoding steps are replayed")
     keep_memory()
@@ -104,10 +99,7 @@ def serve_together(model: torch.nn.Module, requests: list[timing.Request], job: 
     from zoo.generation import engine
     from zoo.generation.request import Request
 
-    make_engine = getattr(engine, "Engine", None)
-    if make_engine is None:
-        raise timing.Absent("not yet: zoo has no Engine")
-    running = make_engine(model)
+    running = engine.Engine(model)
     names = [running.add(Request(ids=ids, max_new_tokens=new)) for ids, new in requests]
     made: dict[int, list[int]] = {name: [] for name in names}
     while running.busy:
