@@ -20,7 +20,7 @@ from support.tiny_models import spec_of
 from zoo.costs import Setup
 from zoo.costs.traffic import traffic
 from zoo.model.activation import Activation
-from zoo.model.router import SparseMixer
+from zoo.model.sparse_mixer import SparseMixer
 from zoo.run.layer import Layer
 
 SEEDS = pytest.mark.parametrize("seed", range(4))

@@ -13,7 +13,8 @@ from zoo.cache.cache import LayerCache
 from zoo.cache.pool_store import LayerStore
 from zoo.model.expert_choice import ExpertChoice
 from zoo.model.moe import MoE
-from zoo.model.router import ExpertGroups, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
+from zoo.model.router import ExpertGroups, Router, SigmoidTopK, SoftmaxTopK
+from zoo.model.sparse_mixer import SparseMixer
 
 EVERY = {
     "softmax": SoftmaxTopK(n_experts=E, top_k=3, groups=ExpertGroups(count=4, open=2), scale=1.5),

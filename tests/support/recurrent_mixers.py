@@ -31,7 +31,8 @@ from zoo.model.activation import Sigmoid
 from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.kda import KDA
 from zoo.model.attention.linear import GLA, Lightning
-from zoo.model.attention.mamba import Mamba, Mamba2
+from zoo.model.attention.mamba import Mamba
+from zoo.model.attention.mamba2 import Mamba2
 from zoo.model.attention.mlstm import MLSTM
 from zoo.model.attention.retention import Retention
 from zoo.model.attention.rg_lru import RGLRU

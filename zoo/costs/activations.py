@@ -114,29 +114,26 @@ def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
 def list_needs(spec: Priced, run: PassShape) -> NeededGradients:
     """Trace a pass and note which gradients its backward pass computes."""
     with taping("cpu") as tape:
-        memory = None
-        for name, tower in spec.towers().items():
-            with named_failures(f"{tower.axis}={tower.kind}"):
-                memory = trace_tower(tape, tower, name, run, make_memory(tower, run) if memory is None else memory)
+        trace_towers(tape, spec, run)
     return tape.needs
-
-
-def trace_tower(tape: Tape, tower: Tower, where: str, run: PassShape, memory: Any) -> Any:
-    """Trace a tower's whole pass onto a tape; return its hidden states, which a decoder reads as `memory`."""
-    return TowerTrace(tape, tower, where, run).run(memory, loops=True)
 
 
 def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
     """Trace the sections of a pass, with or without the layers that loop over the sequence."""
     low = None if run.autocast in (None, run.dtype) else DTYPES[COMPUTED[run.autocast]]
     with taping("cuda" if run.fused else "cpu", selective=run.selective, autocast=low) as tape:
-        found: dict[str, Section] = {}
-        memory = None
-        for name, tower in spec.towers().items():
-            trace = TowerTrace(tape, tower, name, run)
-            with named_failures(f"{tower.axis}={tower.kind}"):
-                memory = trace.run(make_memory(tower, run) if memory is None else memory, loops)
-            found |= trace.found
+        return trace_towers(tape, spec, run, loops=loops)
+
+
+def trace_towers(tape: Tape, spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
+    """Trace the towers' passes onto a tape: a decoder reads the hidden states of the encoder before it."""
+    found: dict[str, Section] = {}
+    memory = None
+    for name, tower in spec.towers().items():
+        trace = TowerTrace(tape, tower, name, run)
+        with named_failures(f"{tower.axis}={tower.kind}"):
+            memory = trace.run(make_memory(tower, run) if memory is None else memory, loops)
+        found |= trace.found
     return found
 
 
@@ -391,7 +388,11 @@ def _shared(step: Step) -> list[Any]:
                 each.memory,
                 *(value for name, value in each.taken.items() if Channel.named[name].shared),
             )
-            found += [*drawn, *_tuple(each.tables), *(item for value in extra for item in _flatten(value))]
+            found += [
+                *drawn,
+                *(each.tables if isinstance(each.tables, tuple) else ()),
+                *(item for value in extra for item in _flatten(value)),
+            ]
     return [each for each in found if hasattr(each, "storage")]
 
 
@@ -402,10 +403,6 @@ def _make(shape: Any, dtype: Any, name: str, grad: bool) -> Any:
 def _flatten(value: Any) -> list[Any]:
     """List the shadows in a channel's value: one, or a tuple of them."""
     return [each for each in (value if isinstance(value, tuple) else (value,)) if each is not None]
-
-
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else ()
 
 
 def _described(storages: Iterable[Storage]) -> tuple[tuple[Kept, ...], int]:

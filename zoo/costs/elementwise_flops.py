@@ -5,11 +5,10 @@ what multiplies no matrices (QK-norm) is not taken to be free."""
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from zoo.costs.activations import PassShape, make_memory, trace_tower
+from zoo.costs.activations import PassShape, trace_towers
 from zoo.costs.rows import Priced
-from zoo.costs.shadow.tape import Tape, UnknownOperation, named_failures, taping
+from zoo.costs.shadow.tape import Tape, UnknownOperation, taping
 from zoo.spec.parts import count_kinds
 
 TOKENS = 256
@@ -34,11 +33,7 @@ def count_elementwise(spec: Priced) -> float | None:
     context = min(TOKENS, int(spec.max_seq_len))
     try:
         with taping("cuda") as tape:
-            memory: Any = None
-            for name, tower in spec.towers().items():
-                run = PassShape(context)
-                with named_failures(f"{tower.axis}={tower.kind}"):
-                    memory = trace_tower(tape, tower, name, run, make_memory(tower, run) if memory is None else memory)
+            trace_towers(tape, spec, PassShape(context))
     except UnknownOperation:
         return None
     return sum(map(partial(_weigh, spec, tape), tape.elements)) / context

@@ -179,7 +179,20 @@ class TopK(Router):
     """Coefficient of the z loss, mean(logsumexp²) of the scores (Zoph et al., 2022)."""
 
     def __post_init__(self) -> None:
-        _check_groups(self)
+        check_count(self)
+        groups = self.groups
+        if self.n_experts % groups.count:
+            raise ValueError(f"n_experts={self.n_experts} is not a multiple of groups.count={groups.count}")
+        size, judged_by = self.n_experts // groups.count, groups.judged_by or self.judged_by
+        if groups.count > 1 and size < judged_by:
+            found = f"groups.count={groups.count} leaves {size} experts in each"
+            raise ValueError(f"{found}, which are judged by {judged_by}")
+        if self.top_k > groups.open * size:
+            open_ = f"{groups.open} groups of {size} experts"
+            raise ValueError(f"top_k={self.top_k} is more than there are in {open_} (raise groups.open)")
+        if groups.closed_rank == "zero" and not self.selection_bias and getattr(self, "choose_by", "score") == "score":
+            found = "groups.closed_rank=zero is of use beside negative scores"
+            raise ValueError(f"{found}, and without selection_bias none is (last)")
 
     @property
     def drops(self) -> bool:
@@ -237,7 +250,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
         probs = scores.softmax(-1)
         chosen = self._choose(m, probs)  # B T K
         if m.training:
-            step.losses += _losses(self, scores, probs, chosen, step.real)
+            step.losses += compute_losses(self, scores, probs, chosen, step.real)
         # Not probs divided by their sum: a selection bias may choose experts whose probabilities all round to 0.
         weights = scores.gather(-1, chosen).softmax(-1) if self.normalize else probs.gather(-1, chosen)
         return make_routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
@@ -285,7 +298,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
         by_logit = plain or self.choose_by == "logit"
         chosen = self._choose(m, logits if by_logit else scores)  # B T K; large logits do not all round to 1
         if m.training:
-            step.losses += _losses(self, logits, normalize_scores(scores), chosen, step.real)
+            step.losses += compute_losses(self, logits, normalize_scores(scores), chosen, step.real)
         weights = scores.gather(-1, chosen)
         weights = weights if shared is None else torch.cat((weights, self._rate(shared)), -1)
         weights = normalize_scores(weights) if self.normalize else weights
@@ -303,87 +316,12 @@ class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
         return F.softplus(logits).sqrt()
 
 
-class SparseMixer(Router, kind="sparsemixer"):
-    """Two experts drawn one after the other, with a gradient for the draw (Liu et al., 2023; GRIN, 2024; Phi-3.5-MoE).
-
-    Each is drawn among the experts whose score is near the best; the second draw leaves out the first expert. An
-    expert's weight is its softmax probability among the experts that it was drawn from, so the two weights need not sum
-    to 1. Training samples, inference takes the best expert. If a sample is not the best expert, its weight is scaled by
-    1/3 with probability 3/4; the gradient of the weight is not scaled (Heun's third-order estimate). Losses are those
-    of TopK.
-    """
-
-    top_k: PositiveInt = 2
-    """Number of experts of each token: two."""
-    jitter: NonNegativeFloat = 0.01
-    """Half the distance from the best score within which experts are drawn, relative to the larger of the best score
-    and the score's own magnitude."""
-    balance_coef: NonNegativeFloat = 0.001
-    """Coefficient of the load-balancing loss, as for the top-k routers."""
-    z_coef: NonNegativeFloat = 0.0
-    """Coefficient of the z loss, mean(logsumexp²) of the scores (Zoph et al., 2022)."""
-
-    def __post_init__(self) -> None:
-        if self.top_k != 2:
-            raise ValueError(f"top_k={self.top_k}: sparsemixer draws exactly two (softmax_topk takes any number)")
-        check_count(self)
-
-    @property
-    def draws(self) -> int:
-        return 2 * (self.n_experts + 1)
-
-    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
-        scores = self.score(m, x)  # B T E
-        chance = step.draw(scores, self.draws) if m.training else None
-        one, other = (None, None) if chance is None else chance.chunk(2, -1)
-        first, weight = self._draw(scores, scores, one)
-        others = scores.scatter(-1, first, -math.inf)
-        second, second_weight = self._draw(others, scores, other)
-        chosen = torch.cat((first, second), -1)  # B T 2
-        if m.training:
-            step.losses += _losses(self, scores, scores.softmax(-1), chosen, step.real)
-        return make_routes(self, chosen, torch.cat((weight, second_weight), -1) * self.scale, None, step)
-
-    def _draw(self, open_scores: Tensor, scores: Tensor, chance: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Draw an expert [B, T, 1] among those with finite `open_scores` [B, T, E], and compute its weight [B, T, 1].
-        In training `chance` [B, T, E + 1], uniform between 0 and 1, decides the expert, and whether its weight is
-        scaled by 1/3."""
-        with torch.no_grad():
-            best, chosen = open_scores.max(-1, keepdim=True)
-            far = (best - scores) / scores.abs().maximum(best) > 2 * self.jitter
-        near = open_scores.masked_fill(far, -math.inf)
-        probs = near.softmax(-1)
-        if chance is None:
-            return chosen, probs.gather(-1, chosen)
-        noise = -(-chance[..., :-1].log()).log()
-        drawn = (near + noise).argmax(-1, keepdim=True)  # the Gumbel-max trick
-        weight = probs.gather(-1, drawn)
-        whole = (drawn == chosen) | (chance[..., -1:] > 0.75)
-        return drawn, weight - (weight * torch.where(whole, 0.0, 2 / 3)).detach()
-
-
 # ---------------------------------------------------------------- what routers share
 
 
 def check_count(router: Router) -> None:
     if router.top_k > router.n_experts:
         raise ValueError(f"top_k={router.top_k} is more than n_experts={router.n_experts}")
-
-
-def _check_groups(router: TopK) -> None:
-    check_count(router)
-    groups = router.groups
-    if router.n_experts % groups.count:
-        raise ValueError(f"n_experts={router.n_experts} is not a multiple of groups.count={groups.count}")
-    size, judged_by = router.n_experts // groups.count, groups.judged_by or router.judged_by
-    if groups.count > 1 and size < judged_by:
-        raise ValueError(f"groups.count={groups.count} leaves {size} experts in each, which are judged by {judged_by}")
-    if router.top_k > groups.open * size:
-        open_ = f"{groups.open} groups of {size} experts"
-        raise ValueError(f"top_k={router.top_k} is more than there are in {open_} (raise groups.open)")
-    if groups.closed_rank == "zero" and not router.selection_bias and getattr(router, "choose_by", "score") == "score":
-        found = "groups.closed_rank=zero is of use beside negative scores"
-        raise ValueError(f"{found}, and without selection_bias none is (last)")
 
 
 def normalize_scores(scores: Tensor) -> Tensor:
@@ -423,14 +361,10 @@ def _admitted(router: Router, chosen: Tensor, capacity: int, step: Step) -> Tens
     return count.gather(-1, chosen) <= capacity
 
 
-def _losses(
-    router: TopK | SparseMixer,
-    scores: Tensor,
-    probs: Tensor,
-    chosen: Tensor,
-    real: Tensor | None,
+def compute_losses(
+    router: Any, scores: Tensor, probs: Tensor, chosen: Tensor, real: Tensor | None
 ) -> list[tuple[str, Tensor]]:
-    """Compute the balance and z losses (see TopK), means over real tokens."""
+    """Compute the balance and z losses of a router with their coefficients (see TopK), means over real tokens."""
     losses = []
     weight = torch.ones_like(scores[..., 0]) if real is None else real.to(scores.dtype)  # B T
     weight = (weight / weight.sum())[..., None]

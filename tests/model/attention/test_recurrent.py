@@ -39,7 +39,8 @@ from zoo.kernels.view import KeyView
 from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.kda import KDA
 from zoo.model.attention.linear import Lightning
-from zoo.model.attention.mamba import Mamba, Mamba2
+from zoo.model.attention.mamba import Mamba
+from zoo.model.attention.mamba2 import Mamba2
 from zoo.model.attention.recurrent import Decays, chunked
 from zoo.model.attention.rg_lru import RGLRU
 from zoo.model.attention.rwkv7 import MIXED

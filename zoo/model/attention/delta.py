@@ -17,13 +17,13 @@ from zoo.model.attention.recurrent import (
     chunked,
     convolve,
     exactly,
+    make_decays,
     open_state,
     pick_length,
     scan_tokens,
     spread_rates,
     spread_steps,
     starts,
-    view_decays,
 )
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
@@ -184,7 +184,7 @@ def _scan_chunks(
     β·v − β·(k decayed)·S, where A is strictly lower triangular. S is not known yet, so the system is solved for β·v and
     for β·(k decayed) separately.
     """
-    tokens, decays = v.shape[1], view_decays(log, fresh, length)
+    tokens, decays = v.shape[1], make_decays(log, fresh, length)
     q, k, v = (chunked(each, length).transpose(2, 3) for each in (q, k, v))  # B N H L K|V
     beta = chunked(beta, length).transpose(2, 3)[..., None]  # B N H L 1
     inside, recalled = decays.compare(q, k), decays.compare(k, k)

@@ -16,11 +16,11 @@ from zoo.model.attention.recurrent import (
     check_power_of_two,
     chunked,
     exactly,
+    make_decays,
     open_state,
     pick_length,
     scan_tokens,
     starts,
-    view_decays,
 )
 from zoo.model.norm import RMSNorm, WholeNorm, divide_by_rms
 from zoo.spec import Buffer, Linear, Sized, Weight, split
@@ -233,7 +233,7 @@ def scan_linear(q: Tensor, k: Tensor, v: Tensor, log: Tensor, step: Step, most: 
         step.hold(ssm=S)
         return y
     tokens, length = v.shape[1], pick_length(most, log)
-    decays = view_decays(log, fresh, length)
+    decays = make_decays(log, fresh, length)
     q, k, v = (chunked(each, length).transpose(2, 3) for each in (q, k, v))  # B N H L K|V
     y, reading, writing = decays.compare(q, k) @ v, q * decays.entering, (k * decays.leaving).mT @ v
     entered = []

@@ -1,5 +1,5 @@
-# B batch, T tokens, E inner width, S state size, H heads, P head width, G groups, R heads a group, N chunks of L tokens
-"""Selective state spaces: Mamba and Mamba-2."""
+# B batch, T tokens, E inner width, S state size, H heads
+"""Mamba: a selective state space."""
 
 from __future__ import annotations
 
@@ -7,30 +7,25 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.model.activation import PlainActivation, SiLU
-from zoo.model.attention.base import Attention, check_multiple
+from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
-    Decays,
     check_causal,
     check_width,
-    chunked,
     convolve,
-    count_rates,
     exactly,
     open_state,
     scan_channels,
-    scan_heads_apart,
-    spread_rates,
     spread_steps,
     starts,
 )
-from zoo.model.norm import WholeNorm, divide_by_rms
-from zoo.spec import Conv, Linear, Sized, Weight, split
-from zoo.spec.sharding import divisors, uneven
+from zoo.model.norm import WholeNorm
+from zoo.spec import Conv, Linear, Sized, Weight
+from zoo.spec.sharding import uneven
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +87,11 @@ class Mamba(Attention, kind="mamba"):
         """Whether each head makes B, C and Δ from its own channels alone."""
         return self.heads > 1
 
+    @property
+    def held(self) -> int:
+        """Number of heads that one rank holds."""
+        return self.heads
+
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)
         inner, rank, state = self.d_inner, self.rank, self.d_state
@@ -111,7 +111,7 @@ class Mamba(Attention, kind="mamba"):
 
     def _list_projections(self) -> dict[str, Any]:
         """List the projections to Δ, B and C, and from Δ to channels; grouped convolutions of width 1 if `by_head`."""
-        inner, rank, heads = self.d_inner, self.rank, self.heads
+        inner, rank, heads = self.d_inner, self.rank, self.held
         out = rank + 2 * self.d_state
         if self.by_head:
             return {
@@ -124,16 +124,10 @@ class Mamba(Attention, kind="mamba"):
         """Return the part of one rank: 1/`ranks` of the expand·d_model channels. With one head, B, C and the projection
         of Δ are summed over all ranks. With several heads, each head lies on one rank. Raises ConfigError if the number
         of ranks does not divide that of channels (one head) or that of heads."""
-        if self.by_head:
-            if faults := list(uneven("heads", self.heads, ranks)):
-                raise ConfigError(*faults)
-            part = {field.name: getattr(self, field.name) for field in self.fields()}
-            part["heads"] = self.heads // ranks
-            return MambaHeads(**part, ranks=ranks)
-        if faults := list(uneven("d_inner", self.d_inner, ranks)):
+        name = "heads" if self.by_head else "d_inner"
+        if faults := list(uneven(name, getattr(self, name), ranks)):
             raise ConfigError(*faults)
-        own = {field.name: getattr(self, field.name) for field in self.fields()}
-        return MambaShard(**own, ranks=ranks)
+        return MambaShard(**{field.name: getattr(self, field.name) for field in self.fields()}, ranks=ranks)
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_inner), "ssm": (self.d_inner, self.d_state)}
@@ -145,7 +139,7 @@ class Mamba(Attention, kind="mamba"):
         check_causal(step)
         u, z = m.in_proj(x).chunk(2, -1)  # B T E
         u = self.activation.apply(convolve(m.conv, u, step))
-        mixed = m.x_proj(u).unflatten(-1, (self.heads, -1)) if self.by_head else m.seam.all_reduce(m.x_proj(u))
+        mixed = m.x_proj(u).unflatten(-1, (self.held, -1)) if self.by_head else m.seam.all_reduce(m.x_proj(u))
         dt, B, C = mixed.split([self.rank, self.d_state, self.d_state], -1)  # B T (H) …
         if self.inner_norm:
             dt, B, C = m.dt_norm(dt), m.B_norm(B), m.C_norm(C)
@@ -159,7 +153,7 @@ class Mamba(Attention, kind="mamba"):
             h = open_state(step, "ssm", dt, self.d_inner, self.d_state)
             u, A = u.float(), -m.A_log.float().exp()
             scan = _scan_tokens if step.kernel == "eager" or x.shape[1] == 1 else _scan_spans
-            scan = partial(scan_heads_apart, scan, self.heads) if self.by_head else scan
+            scan = partial(_scan_heads_apart, scan, self.held) if self.by_head else scan
             y, h = scan(dt * u, dt, A, B.float(), C.float(), h, fresh)
             step.hold(ssm=h)
             y = (y + m.D.float() * u) * F.silu(z.float())
@@ -167,7 +161,8 @@ class Mamba(Attention, kind="mamba"):
 
 
 class MambaShard(Mamba):
-    """The part of a Mamba that one of `ranks` ranks holds: some of the expand·d_model channels."""
+    """The part of a Mamba that one of `ranks` ranks holds: some of the expand·d_model channels, and of several heads
+    those whose channels these are."""
 
     ranks: int = 1
     """Number of ranks among which the channels are divided."""
@@ -177,23 +172,17 @@ class MambaShard(Mamba):
         return self.expand * self.d_model // self.ranks
 
     @property
+    def held(self) -> int:
+        return self.heads // self.ranks if self.by_head else 1
+
+    @property
     def summed(self) -> int:
-        return self.rank + 2 * self.d_state  # Δ, B and C
+        return 0 if self.by_head else self.rank + 2 * self.d_state  # Δ, B and C
 
 
-class MambaHeads(Mamba):
-    """The part of a Mamba that one of `ranks` ranks holds: some of the heads."""
-
-    ranks: int = 1
-    """Number of ranks among which the heads are divided."""
-
-    @property
-    def d_inner(self) -> int:
-        return self.expand * self.d_model // self.ranks
-
-    @property
-    def by_head(self) -> bool:
-        return True
+def count_rates(tensor: Tensor) -> None:
+    """Fill A_log [C, n] with log(1 … n) in every channel: S4D-Real (Gu et al., 2022)."""
+    tensor.copy_(torch.arange(1, tensor.shape[-1] + 1, device=tensor.device).log().expand(tensor.shape))
 
 
 def _scan_tokens(
@@ -235,191 +224,12 @@ def _scan_spans(
     return torch.cat(reads, 1), h
 
 
-class Mamba2(Attention, kind="mamba2"):
-    """State space duality (Dao and Gu, 2024): one decay rate a head, so that a chunk of tokens is computed by a few
-    matrix products.
-
-    One projection of the input gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`.
-    With Δ = softplus(Δ + dt_bias), clamped to [`dt_min`, `dt_max`], and A = −exp(A_log),
-
-        h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out,
-
-    `norm` being an RMS norm over groups of channels. The recurrence is computed in float32.
-    """
-
-    causal: ClassVar[bool | None] = True
-
-    n_heads: PositiveInt
-    """Number of heads H of the state space."""
-    head_dim: PositiveInt
-    """Channels P of a head; n_heads·head_dim is the inner width, in the paper 2·d_model (twice attention's heads)."""
-    d_state: PositiveInt = 128
-    """State size S of each channel."""
-    d_conv: PositiveInt = 4
-    """Width of the causal convolution of x, B and C, in tokens."""
-    n_groups: PositiveInt = 1
-    """Number of groups of heads, G. The heads of a group share B and C."""
-    bias: bool = False
-    """Whether the input projection has a bias, and W_out unless `out_bias` says otherwise."""
-    conv_bias: bool = True
-    """Whether the convolution has a bias."""
-    activation: PlainActivation = SiLU()
-    """Activation of the convolution's output."""
-    norm_eps: PositiveFloat | None = 1e-5
-    """Epsilon of the output's norm, added to the mean square under its root; null leaves the norm out."""
-    norm_before_gate: bool = False
-    """Whether the norm comes before the gate: norm(y) ⊙ silu(z)."""
-    norm_groups: PositiveInt | None = None
-    """Number of equal groups of channels that are normalised separately; `n_groups` unless given."""
-    out_bias: bool | None = None
-    """Whether W_out has a bias; as `bias` unless given."""
-    multipliers: tuple[float, float, float, float, float] | None = None
-    """Constant factors of the input projection's outputs z, x, B, C and Δ: multipliers of µP (Falcon-H1, 2025)."""
-    dt_min: NonNegativeFloat = 0.0
-    """Lower bound of Δ."""
-    dt_max: PositiveFloat | None = None
-    """Upper bound of Δ; null for none."""
-    chunk_size: PositiveInt = 64
-    """Chunk length of the recurrence, in tokens; changes speed alone."""
-
-    def __post_init__(self) -> None:
-        check_multiple(self, "n_heads", "n_groups")
-        if self.norm_groups is not None and self.d_inner % self.norm_groups:
-            raise ValueError(f"n_heads·head_dim={self.d_inner} is not a multiple of norm_groups={self.norm_groups}")
-        if self.norm_eps is None and (self.norm_before_gate or self.norm_groups is not None):
-            raise ValueError("norm_before_gate and norm_groups need a norm, and norm_eps is null (give it, as 1e-5)")
-        if self.dt_max is not None and self.dt_max <= self.dt_min:
-            raise ValueError(f"dt_max={self.dt_max} must be above dt_min={self.dt_min}")
-
-    @property
-    def d_inner(self) -> int:
-        return self.n_heads * self.head_dim
-
-    @property
-    def d_mixed(self) -> int:
-        """Number of channels that are convolved: those of x, B and C."""
-        return self.d_inner + 2 * self.n_groups * self.d_state
-
-    def parts(self, d_model: int) -> dict[str, Any]:
-        inner, mixed, heads, width = self.d_inner, self.d_mixed, self.n_heads, self.n_groups * self.d_state
-        xBC = (inner, width, width)
-        out_bias = self.bias if self.out_bias is None else self.out_bias
-        return {
-            "in_proj": Linear(d_model, inner + mixed + heads, self.bias, segments=(inner, *xBC, heads)),  # z, xBC, Δ
-            "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias, segments=xBC),
-            "dt_bias": Weight((heads,), init=spread_steps),
-            "A_log": Weight((heads,), init=partial(spread_rates, low=1.0, high=16.0)),
-            "D": Weight((heads,), init=1.0),
-            **({} if self.norm_eps is None else {"norm": Weight((inner,), init=1.0)}),
-            "out_proj": Linear(inner, d_model, out_bias, residual=True),
-        }
-
-    def shard(self, ranks: int) -> Mamba2:
-        """Return the part of one rank: some of the heads. Each group of the norm lies on one rank; if there is only one
-        group, it spans all ranks. Raises ConfigError if several groups cannot be spread evenly over the ranks."""
-        own = split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
-        groups = self.norm_groups or self.n_groups
-        if self.norm_eps is None or groups % ranks == 0:
-            return own
-        if groups > 1:
-            would = divisors(groups)
-            raise ConfigError(f"tp: {ranks} does not divide the {groups} groups of the norm ({would} would do)")
-        return Mamba2Shard(**{field.name: getattr(own, field.name) for field in own.fields()})
-
-    def state(self) -> dict[str, tuple[int, ...]]:
-        return {"conv": (self.d_conv - 1, self.d_mixed), "ssm": (self.n_heads, self.head_dim, self.d_state)}
-
-    def state_flops(self) -> int:
-        return 4 * self.d_inner * self.d_state  # writing the outer product of Δ·x and B, and reading with C
-
-    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        check_causal(step)
-        z, mixed, dt = self._multiplied(m.in_proj(x)).split([self.d_inner, self.d_mixed, self.n_heads], -1)
-        mixed = self.activation.apply(convolve(m.conv, mixed, step))
-        with exactly(x):
-            width = self.n_groups * self.d_state
-            u, B, C = mixed.float().split([self.d_inner, width, width], -1)
-            u = u.unflatten(-1, (self.n_heads, self.head_dim))  # B T H P
-            B, C = (each.unflatten(-1, (self.n_groups, self.d_state)) for each in (B, C))  # B T G S
-            dt = F.softplus(dt.float() + m.dt_bias.float()).clamp(self.dt_min, self.dt_max)  # B T H
-            if step.real is not None:
-                dt = dt * step.real[..., None]  # no time passes
-            fresh = None if step.documents is None else starts(step.documents)  # B T
-            h = open_state(step, "ssm", u, *self.state()["ssm"])
-            log = dt * -m.A_log.float().exp()  # B T H
-            inputs = (u * dt[..., None], log, B, C, h, fresh)
-            eager = step.kernel == "eager" or x.shape[1] == 1
-            y, h = _scan_heads(*inputs) if eager else _scan_chunks(*inputs, min(self.chunk_size, x.shape[1]))
-            step.hold(ssm=h)
-            y = self._gated((y + m.D.float()[:, None] * u).flatten(-2), z.float(), m)
-        return m.out_proj(y.to(z.dtype))  # B T D
-
-    def _multiplied(self, y: Tensor) -> Tensor:
-        """Multiply the input projection's outputs z, x, B, C and Δ [B, T, …] by `multipliers`."""
-        if self.multipliers is None:
-            return y
-        width = self.n_groups * self.d_state
-        parts = y.split([self.d_inner, self.d_inner, width, width, self.n_heads], -1)
-        return torch.cat([part * by for part, by in zip(parts, self.multipliers, strict=True)], -1)
-
-    def _gated(self, y: Tensor, z: Tensor, m: Weights) -> Tensor:
-        """Apply gate and norm [B, T, E], in float32."""
-        if not self.norm_before_gate:
-            y = y * F.silu(z)
-        if self.norm_eps is not None:
-            groups = y.unflatten(-1, (self.norm_groups or self.n_groups, -1))
-            y = self._divide(groups, m).flatten(-2) * m.norm.float()
-        return y * F.silu(z) if self.norm_before_gate else y
-
-    def _divide(self, groups: Tensor, m: Weights) -> Tensor:
-        assert self.norm_eps is not None
-        return divide_by_rms(groups, None, self.norm_eps)
-
-
-class Mamba2Shard(Mamba2):
-    """The part of a Mamba-2 that one rank holds: some of the heads, with one norm over the channels of all ranks."""
-
-    @property
-    def summed(self) -> int:
-        return 1  # the mean square
-
-    def _divide(self, groups: Tensor, m: Weights) -> Tensor:
-        assert self.norm_eps is not None
-        mean = m.seam.all_reduce(groups.square().mean(-1, keepdim=True)) / m.seam.size
-        return groups * (mean + self.norm_eps).rsqrt()
-
-
-def _scan_heads(x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run the recurrence token by token: x [B, T, H, P], log [B, T, H], B, C [B, T, G, S], h [B, H, P, S]. Returns y
-    [B, T, H, P] and the last h."""
-    batch, tokens, heads, width = x.shape
-    B, C = (each.repeat_interleave(heads // each.shape[2], 2) for each in (B, C))  # B T H S
-    decay = (log.exp() if fresh is None else log.exp() * ~fresh[..., None])[..., None]  # B T H 1
-    h, reads = h.flatten(0, 1), []  # B·H P S
-    each_token = (each.transpose(1, 2).flatten(0, 1).unbind(1) for each in (x, decay, B, C))  # B·H, … each
-    for new, left, write, read in zip(*each_token, strict=True):
-        h = torch.baddbmm(left[..., None] * h, new[..., None], write[:, None])
-        reads.append(h @ read[..., None])  # B·H P 1
-    y = torch.stack(reads, 1).view(batch, heads, tokens, width).transpose(1, 2)
-    return y, h.unflatten(0, (batch, heads))
-
-
-def _scan_chunks(
-    x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None, length: int
+def _scan_heads_apart(
+    scan: Any, heads: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence in chunks: attention inside each, a state between them (Dao and Gu, 2024, section 6)."""
-    tokens, groups = x.shape[1], B.shape[2]
-    decays = Decays(chunked(log, length), None if fresh is None else chunked(fresh, length))
-    x, B, C = chunked(x, length), chunked(B, length).transpose(2, 3), chunked(C, length).transpose(2, 3)  # B N G L S
-    x = x.transpose(2, 3).unflatten(2, (groups, -1))  # B N G R L P
-    scores = (C @ B.mT)[:, :, :, None] * decays.pairs.unflatten(2, (groups, -1))  # B N G R L L
-    y = scores @ x
-    written = (x * decays.leaving.unflatten(2, (groups, -1))[..., None]).mT @ B[:, :, :, None]  # B N G R P S
-    written, across, entering = written.flatten(2, 3), decays.across, []
-    for left, new in zip(across.unbind(1), written.unbind(1), strict=True):
-        entering.append(h)
-        h = left * h + new
-    held = torch.stack(entering, 1).unflatten(2, (groups, -1))  # B N G R P S
-    y = y + (C[:, :, :, None] @ held.mT) * decays.entering.unflatten(2, (groups, -1))[..., None]
-    y = y.flatten(2, 3).transpose(2, 3).flatten(1, 2)[:, :tokens]  # B T H P
-    return y, h
+    """Run `scan`, Mamba's recurrence, separately for each head: x, dt [B, T, E], A [E, S], B, C [B, T, H, S], h [B, E,
+    S]. Returns y [B, T, E] and the last h."""
+    channels = (each.chunk(heads, dim) for each, dim in ((x, -1), (dt, -1), (A, 0), (h, 1)))
+    each_head = zip(*channels, B.unbind(2), C.unbind(2), strict=True)
+    found = [scan(new, time, rate, write, read, held, fresh) for new, time, rate, held, write, read in each_head]
+    return torch.cat([y for y, _ in found], -1), torch.cat([held for _, held in found], 1)

@@ -182,8 +182,8 @@ class Decays:
     N, L, H], ≤ 0, is the logarithm of each token's own decay.
 
     `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row). It is 1 on the diagonal, and 0 if
-    the row's token is earlier than the column's or of another document. `entering` [B, N, H, L] is the decay from
-    before the chunk to a token, `leaving` [B, N, H, L] the decay from a token to the chunk's end. `fresh` [B, N, L]
+    the row's token is earlier than the column's or of another document. `entering` [B, N, H, L, 1] is the decay from
+    before the chunk to a token, `leaving` [B, N, H, L, 1] the decay from a token to the chunk's end. `fresh` [B, N, L]
     marks the first tokens of documents, which nothing earlier reaches.
 
     Each span of tokens is summed by itself. Differences of one running sum would lose a span's small decay next to the
@@ -196,25 +196,30 @@ class Decays:
         later = torch.ones(length, length, dtype=torch.bool, device=log.device).tril(-1)  # L L: row after column
         spans = log[..., None].expand(*log.shape, length).masked_fill(~later, 0.0).cumsum(-2)  # B N H L L
         shown = later | torch.eye(length, dtype=torch.bool, device=log.device)
-        self.entering = log.cumsum(-1).exp()
+        self.entering = log.cumsum(-1).exp()[..., None]
         if fresh is not None:
             segments = fresh.cumsum(-1)  # B N L
             same = segments[..., :, None] == segments[..., None, :]
             shown = shown & same[:, :, None]
-            self.entering = self.entering * (segments == 0)[:, :, None]
+            self.entering = self.entering * (segments == 0)[:, :, None, :, None]
         self.pairs = spans.masked_fill(~shown, -math.inf).exp()
-        self.leaving = self.pairs[..., -1, :]
+        self.leaving = self.pairs[..., -1, :, None]
+
+    def compare(self, reads: Tensor, keys: Tensor) -> Tensor:
+        """Compute Σ_c reads[i, c]·keys[j, c]·(decay from token j to token i), 0 for j > i: reads, keys [B, N, H, L, K]
+        → [B, N, H, L, L]."""
+        return (reads @ keys.mT) * self.pairs
 
     @property
     def across(self) -> Tensor:
-        """The decay from before a chunk to its end [B, N, H, 1, 1]."""
-        return self.entering[..., -1, None, None]
+        """The decay from before a chunk to its end [B, N, H, 1 or K, 1]."""
+        return self.entering[..., -1, :, None]
 
 
-class ChannelDecays:
-    """Decays within chunks, one for each of K channels (see Decays). `log` [B, N, L, H, K], ≤ 0; L is a power of two.
+class ChannelDecays(Decays):
+    """Decays within chunks, one for each of K channels. `log` [B, N, L, H, K], ≤ 0; L is a power of two.
 
-    `entering` and `leaving` are [B, N, H, L, K]. `compare` replaces `pairs`, which would be K times as large.
+    `entering` and `leaving` are [B, N, H, L, K]. `compare` needs no `pairs`, which would be K times as large.
     """
 
     def __init__(self, log: Tensor, fresh: Tensor | None) -> None:
@@ -228,8 +233,7 @@ class ChannelDecays:
             self.leaving = self.leaving * self.same[..., -1, :, None]
 
     def compare(self, reads: Tensor, keys: Tensor) -> Tensor:
-        """Compute Σ_c reads[i, c]·keys[j, c]·(decay of channel c from token j to token i), 0 for j > i: reads, keys [B,
-        N, H, L, K] → [B, N, H, L, L].
+        """Compute the sum of Decays.compare with a decay of each channel c.
 
         Blocks of 2, 4, … L tokens are assembled from two halves. A pair across the middle decays from j to the middle,
         then from there to i: two factors ≤ 1, so that nothing overflows (exp(G_i)·exp(−G_j) would).
@@ -247,40 +251,17 @@ class ChannelDecays:
         found = found.squeeze(-3)
         return found if self.same is None else found * self.same
 
-    @property
-    def across(self) -> Tensor:
-        """The decay from before a chunk to its end [B, N, H, K, 1]."""
-        return self.entering[..., -1, :, None]
-
 
 def _left_after(log: Tensor) -> Tensor:
     """Compute the decay from each token to the end of its chunk [.., L, K]: the product of the later tokens' decays."""
     return F.pad(log[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2).exp()
 
 
-class DecayView(NamedTuple):
-    """One interface to Decays and ChannelDecays.
-
-    `compare(reads, keys)` is as in ChannelDecays; `entering` and `leaving` are [B, N, H, L, 1 or K], `across`
-    [B, N, H, 1 or K, 1].
-    """
-
-    compare: Callable[[Tensor, Tensor], Tensor]
-    entering: Tensor
-    leaving: Tensor
-    across: Tensor
-
-
-def view_decays(log: Tensor, fresh: Tensor | None, length: int) -> DecayView:
-    """View log decays in chunks of `length` tokens. log is [B, T, H] (of heads) or [B, T, H, K] (of channels); fresh
-    [B, T] marks the first tokens of documents."""
-    spans = chunked(log, length), None if fresh is None else chunked(fresh, length)
-    if log.dim() == 4:
-        own = ChannelDecays(*spans)
-        return DecayView(own.compare, own.entering, own.leaving, own.across)
-    decays = Decays(*spans)
-    entering, leaving = decays.entering[..., None], decays.leaving[..., None]
-    return DecayView(lambda reads, keys: (reads @ keys.mT) * decays.pairs, entering, leaving, decays.across)
+def make_decays(log: Tensor, fresh: Tensor | None, length: int) -> Decays:
+    """Make the decays within chunks of `length` tokens. log is [B, T, H] (of heads) or [B, T, H, K] (of channels);
+    fresh [B, T] marks the first tokens of documents."""
+    made = ChannelDecays if log.dim() == 4 else Decays
+    return made(chunked(log, length), None if fresh is None else chunked(fresh, length))
 
 
 def check_power_of_two(name: str, value: int) -> None:
@@ -390,11 +371,6 @@ def spread_rates(tensor: Tensor, low: float, high: float) -> None:
     tensor.copy_((low + (high - low) * places).log())
 
 
-def count_rates(tensor: Tensor) -> None:
-    """Fill A_log [C, n] with log(1 … n) in every channel: S4D-Real (Gu et al., 2022)."""
-    tensor.copy_(torch.arange(1, tensor.shape[-1] + 1, device=tensor.device).log().expand(tensor.shape))
-
-
 def spread_steps(tensor: Tensor, low: float = 1e-3, high: float = 0.1) -> None:
     """Fill dt_bias so that softplus(dt_bias) is spread log-evenly over (low, high) (Gu and Dao, 2023).
 
@@ -404,14 +380,3 @@ def spread_steps(tensor: Tensor, low: float = 1e-3, high: float = 0.1) -> None:
     places = ((torch.arange(tensor.shape[0], device=tensor.device) + 0.5) * 0.6180339887).frac()
     step = (math.log(low) + (math.log(high) - math.log(low)) * places).exp()
     tensor.copy_(step + (-torch.expm1(-step)).log())  # the inverse of softplus
-
-
-def scan_heads_apart(
-    scan: Any, heads: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Run `scan`, Mamba's recurrence, separately for each head: x, dt [B, T, E], A [E, S], B, C [B, T, H, S], h [B, E,
-    S]. Returns y [B, T, E] and the last h."""
-    channels = (each.chunk(heads, dim) for each, dim in ((x, -1), (dt, -1), (A, 0), (h, 1)))
-    each_head = zip(*channels, B.unbind(2), C.unbind(2), strict=True)
-    found = [scan(new, time, rate, write, read, held, fresh) for new, time, rate, held, write, read in each_head]
-    return torch.cat([y for y, _ in found], -1), torch.cat([held for _, held in found], 1)

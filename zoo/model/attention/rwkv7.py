@@ -18,12 +18,12 @@ from zoo.model.attention.recurrent import (
     check_width,
     chunked,
     exactly,
+    make_decays,
     open_state,
     pick_length,
     scan_tokens,
     shift_tokens,
     starts,
-    view_decays,
 )
 from zoo.model.attention.rwkv import mix, spread_mix
 from zoo.model.lending import LentKeys, Loan
@@ -176,7 +176,7 @@ def _scan(
     c = c * (-log).exp()
     if step.kernel == "eager" or v.shape[1] == 1:
         return scan_tokens(_write, r, log, S, fresh, k, v, c, e)
-    tokens, decays = v.shape[1], view_decays(log, fresh, length)
+    tokens, decays = v.shape[1], make_decays(log, fresh, length)
     r, k, v, c, e = (chunked(each, length).transpose(2, 3) for each in (r, k, v, c, e))  # B N H L K
     # Token i writes n_i = −(c_i's recall of the state before the chunk and of the writes of tokens j < i).
     sides = torch.cat((-(decays.compare(c, k).tril(-1) @ v), c * decays.entering), -1)
