@@ -114,9 +114,8 @@ def write_out_keys(node: object, base: Mapping[str, Any] | None = None) -> Any:
     has one, else the rows `q` and `k`."""
     if not isinstance(node, dict):
         return node
-    return {
-        key: _write_out_rows(each, base) if key == "keys" else write_out_keys(each, base) for key, each in node.items()
-    }
+    rows = ("keys", "unprefixed")
+    return {key: (_write_out_rows if key in rows else write_out_keys)(each, base) for key, each in node.items()}
 
 
 def _write_out_rows(rows: Mapping[str, str | None], base: Mapping[str, Any] | None) -> dict[str, str | None]:
