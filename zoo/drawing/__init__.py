@@ -1,1 +1,1 @@
-"""Drawings of architectures, from their Specs alone: what to draw (a tree), where (a scene), and files of it."""
+"""Draw architectures from their Specs alone: the contents (a tree), their places (a scene), and files."""

@@ -1,4 +1,4 @@
-"""Draw the choices of an axis as small figures: what each is, what it costs to grow, and in attention who sees whom."""
+"""Draw the choices of an axis as small figures: fields, growth of cost and, for attention, the mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw an element as a box: its title, its rows of text, its experts, what it keeps."""
+"""Draw an element as a box: its title, rows of text, experts, and what it caches."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ MOST_CELLS = 64
 
 @dataclass(frozen=True)
 class Styling:
-    """How boxes are coloured: `fill` gives the palette's colours (fill, border, text) of an element, `note` a text at
-    the right of its title. `lit` are texts and names to be lit, as they differ from another model's."""
+    """How boxes are coloured and marked. `fill` gives an element's colours of the palette (fill, border, text), `note`
+    a text at the right of its title. `lit` has the texts and names to highlight, because they differ from another
+    model's."""
 
     fill: Callable[[Element], tuple[str, str, str]]
     note: Callable[[Element], str] = lambda element: ""
@@ -58,7 +59,7 @@ class DrawnBox:
 
 
 def is_thin(element: Element) -> bool:
-    """Whether an element is one line: a norm, a bare weight."""
+    """Whether an element is drawn as one line: a norm, or a bare weight."""
     plain = not element.about and len(element.rows) <= 1 and not any(label for label, _ in element.rows)
     return element.color == "norm" or (element.color == "other" and plain)
 
@@ -150,7 +151,7 @@ def _draw_row(
 
 
 def wrap_facts(text: str, width: float, size: float = SMALL) -> list[str]:
-    """Break a row between its facts into lines, and inside a fact only if it is wider than a line by itself."""
+    """Break a row into lines between its facts. A fact is broken only if it is wider than a whole line."""
     words: list[str] = []
     facts = text.split(BETWEEN)
     for at, fact in enumerate(facts):

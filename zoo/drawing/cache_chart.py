@@ -22,8 +22,8 @@ def list_lengths(longest: int) -> list[int]:
 
 
 def draw_cache_chart(points: Sequence[tuple[int, float]], width: float, height: float) -> list[Shape]:
-    """Draw the bytes of a cache at each length as an area below a curve; the axes say powers of ten bytes and of two
-    tokens."""
+    """Draw the bytes of a cache at each length as an area below a curve. The axes have powers of ten bytes and powers
+    of two tokens."""
     sizes = [max(size, 1.0) for _, size in points]
     low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
     high = max(high, low + 1)
@@ -61,5 +61,5 @@ def _say_power(power: int) -> str:
 
 
 def say_tokens(tokens: int) -> str:
-    """Say a number of tokens: 131072 as `128 Ki`, 500 as `500`."""
+    """Format a number of tokens: 131072 as `128 Ki`, 500 as `500`."""
     return f"{tokens // 1024:,} Ki" if tokens >= 1024 and tokens % 1024 == 0 else f"{tokens:,}"

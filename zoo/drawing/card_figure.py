@@ -1,4 +1,4 @@
-"""Draw a card to share: a model's exact numbers, its pattern, its cache against context, and what is special of it."""
+"""Draw a card to share: a model's exact numbers, its pattern, its cache against context, and its special features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_FACTS = 6
 
 
 def draw_card(plan: ModelPlan, spec: Any) -> Scene:
-    """Draw a model's card, 1200 × 630: the size that pages show for a link."""
+    """Draw a model's card, 1200 × 630, the size of the picture that sites show for a link."""
     inner = WIDTH - 2 * EDGE
     shapes: list[Shape] = [Box(0, 0, WIDTH, 10, "attention-line", "", 0)]
     size = next((each for each in (LARGE, 44.0, 36.0) if measure_text(plan.title, each, True) <= inner), 30.0)
@@ -42,7 +42,7 @@ def draw_card(plan: ModelPlan, spec: Any) -> Scene:
 
 
 def say_exactly(plan: ModelPlan) -> str:
-    """Say a model's figures to the last digit."""
+    """Format a model's figures with all digits."""
     params, cache = plan.figures["params"], plan.figures["kv_cache"]
     found = [f"{params['total']:,} parameters"]
     found += [f"{params['active']:,} active"] if params["active"] != params["total"] else []
@@ -97,8 +97,8 @@ def _draw_facts(plan: ModelPlan, width: float, height: float) -> list[Shape]:
 
 
 def list_special(plan: ModelPlan) -> list[tuple[str, str]]:
-    """List what a model is made of: its mixers and feed-forwards, each with its colour and how many layers have it, and
-    what its towers state beside."""
+    """List the components of a model: its mixers and feed-forwards, each with its colour and number of layers, and the
+    special components of its towers outside the layers."""
     counts: dict[tuple[str, str, str], int] = {}
     for group in (each for tower in plan.towers for each in group_layers(tower.layers)):
         for element in group.elements.values():

@@ -1,7 +1,7 @@
-"""Say what a figure of a model shows, as plain data: towers, their layers by kind, and the parts of each layer.
+"""Describe the content of a model's figure as plain data: towers, their layers by kind, and the parts of each layer.
 
-Everything is read from the Spec: components and their fields, what they cache, how layers are wired. No kind of
-component is named here, so that a new one is drawn with no change.
+Everything is read from the Spec: components and their fields, caches, and the wiring of layers. No kind of component is
+named here, so a new kind is drawn without changes.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Element:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A kind of layer: how many there are and which, its nodes and their elements. `stored` counts the layers that have
-    weights of their own."""
+    """A kind of layer: the number and indices of its layers, its nodes and their elements. `stored` counts the layers
+    that have weights of their own."""
 
     kind: str
     count: int
@@ -82,8 +82,8 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class TowerPlan:
-    """A tower: elements before and after its layers, its kinds of layer, and its folded pattern. What its layers read
-    though it is no part of their stream, as a bias on scores, stands `beside`."""
+    """A tower: elements before and after its layers, its kinds of layer, and its folded pattern. `beside` has what the
+    layers read besides the residual stream, such as a bias on scores."""
 
     where: str
     title: str
@@ -98,7 +98,7 @@ class TowerPlan:
 
     @property
     def ends(self) -> tuple[Element, ...]:
-        """All elements that are not in its layers."""
+        """List all elements outside the layers."""
         return (*self.before, *self.beside, *self.after)
 
     def layer(self, kind: str) -> LayerPlan:
@@ -118,7 +118,7 @@ class ModelPlan:
 
 
 def plan_model(spec: Any, title: str, setup: Setup | None = None) -> ModelPlan:
-    """Plan the figure of a model: what is drawn, and what each part of it costs in the set-up."""
+    """Plan the figure of a model: its elements, and the cost of each under the set-up."""
     from zoo.costs.price import price
 
     setup = setup or Setup()
@@ -306,7 +306,7 @@ def _is_local(spec: Spec) -> bool:
 
 
 def find_color(spec: Spec, has_experts: bool) -> str:
-    """Choose the colour of a component: by its axis, and for a mixer by what it keeps."""
+    """Choose the colour of a component: by its axis, and for a mixer by what it caches."""
     if spec.axis == "attention":
         return "recurrent" if spec.state() and not spec.cache() else "attention"
     if spec.axis == "ffn":
@@ -315,7 +315,7 @@ def find_color(spec: Spec, has_experts: bool) -> str:
 
 
 def say_kept(spec: Spec) -> str:
-    """Say what a component keeps while generating: values of each token, and values of its state."""
+    """Describe what a component caches while generating: values for each token, and values of its state."""
     cached, state = (sum(map(math.prod, kept.values())) for kept in (spec.cache(), spec.state()))
     rate = spec.sight.rate if isinstance(spec, Attention) else 1
     said = [f"caches {cached:,} values {'a token' if rate == 1 else f'every {rate} tokens'}"] if cached else []

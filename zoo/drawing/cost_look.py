@@ -1,4 +1,4 @@
-"""Colour a figure by what its boxes cost, and draw the whole as a bar whose areas are the boxes' shares."""
+"""Colour a figure by the cost of its boxes, and draw all of them as a bar of proportional areas."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COSTS = {"params": "parameters", "flops": "FLOPs of a token", "cache": "cache of
 
 
 def sum_shares(plan: ModelPlan) -> Share:
-    """Sum what all boxes of a model cost."""
+    """Sum the costs of all boxes of a model."""
     return sum((each.share for _, each in list_elements(plan)), Share())
 
 
 def list_elements(plan: ModelPlan) -> list[tuple[str, Element]]:
-    """List a model's elements from the first to the last, each with its kind of layer ("" beside the layers)."""
+    """List a model's elements from first to last, each with its kind of layer ("" outside the layers)."""
     found: list[tuple[str, Element]] = []
     for tower in plan.towers:
         found += [("", each) for each in (*tower.before, *tower.beside)]
@@ -34,7 +34,7 @@ def list_elements(plan: ModelPlan) -> list[tuple[str, Element]]:
 
 def make_cost_look(plan: ModelPlan, by: str) -> Styling:
     """Make a look that colours boxes by their share of the parameters, FLOPs or cache. Raises ConfigError for a model
-    that has none of it."""
+    without any of these."""
     whole = getattr(sum_shares(plan), by)
     if not whole:
         raise ConfigError(f"by: {plan.title} has no {by} (--by params or --by flops)")
@@ -52,7 +52,7 @@ def make_cost_look(plan: ModelPlan, by: str) -> Styling:
 
 
 def draw_areas(plan: ModelPlan, by: str, width: float, look: Styling) -> list[Shape]:
-    """Draw the whole as a bar: a box for each element, as wide as its share, named where there is room."""
+    """Draw the whole model as a bar: a box for each element, as wide as its share, with its name if there is room."""
     whole = getattr(sum_shares(plan), by)
     said = format_count(whole) if by == "params" else format_si(whole, "B" if by == "cache" else "")
     context = plan.figures["kv_cache"]["tokens"]

@@ -1,4 +1,4 @@
-"""Write a scene to a file, in the form that its name ends in."""
+"""Write a scene to a file, in the format of the file's suffix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMS = (".svg", ".png", ".html", ".pdf", ".txt")
 
 
 def check_drawing(file: Path) -> None:
-    """Raise ConfigError for a file that cannot hold a drawing, before anything is drawn."""
+    """Raise ConfigError for a file that cannot hold a drawing. Called before anything is drawn."""
     if file.suffix.lower() not in FORMS:
         raise ConfigError(f"out: {file} names no drawing (a file ending in {', '.join(FORMS[:-1])} or {FORMS[-1]})")
     if not file.absolute().parent.is_dir():

@@ -1,4 +1,4 @@
-"""Say in a few words what a component is: its name, and the fields that are set."""
+"""Describe a component in a few words: its name, and the fields that are set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMED = re.compile(r"([A-Z][^.:,()=·]{3,40}) \([^)]*\d{4}")
 
 
 def name_component(spec: Spec) -> str:
-    """Name a component as its class is named: GQA, RMSNorm, MoE. Of grouped queries, the two ends are MHA and MQA."""
+    """Name a component by its class: GQA, RMSNorm, MoE. The two extremes of GQA are MHA and MQA."""
     return _name_groups(spec, type(spec).__name__)
 
 
@@ -34,7 +34,7 @@ def _name_groups(spec: Spec, text: str) -> str:
 
 
 def find_long_name(spec: Spec) -> str:
-    """Find a component's full name, with which its docstring starts; "" if it starts otherwise."""
+    """Find a component's full name at the start of its docstring; "" if it starts otherwise."""
     found = find_name(inspect.getdoc(type(spec)) or "")
     return _name_groups(spec, found) if found.lower() != name_component(spec).lower() else ""
 
@@ -68,7 +68,7 @@ def _is_reference(value: Any) -> bool:
 
 
 def find_name(text: str) -> str:
-    """Find the name of an idea with which a text starts, before its source; "" if it starts otherwise."""
+    """Find the name of an idea at the start of a text, before its source; "" if it starts otherwise."""
     found = NAMED.match(text)
     return found[1] if found else ""
 
@@ -79,7 +79,7 @@ def spell(name: str) -> str:
 
 
 def list_set_fields(spec: Spec) -> list[tuple[str, Any]]:
-    """List the fields of a component that say what it is: dimensions, and what differs from its default."""
+    """List the fields that characterise a component: dimensions, and values that differ from their defaults."""
     found = []
     for field in spec.fields():
         value = getattr(spec, field.name)
@@ -102,7 +102,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def say_field(name: str, value: Any) -> str:
-    """Say a plain field: `32 heads`, `head dim 128`, `sinks`, `bias qkv`."""
+    """Format a plain field: `32 heads`, `head dim 128`, `sinks`, `bias qkv`."""
     if value is True:
         return spell(name)
     if name == "top_k":
@@ -123,7 +123,7 @@ def say_value(value: Any) -> str:
 
 
 def say_component(spec: Spec, depth: int = 1) -> str:
-    """Say a component that another one holds, in a line: `RoPE · theta 500,000`."""
+    """Describe a component held by another one, in a line: `RoPE · theta 500,000`."""
     words = [] if isinstance(spec, Node) else [name_component(spec) if spec.kind != "none" else "none"]
     if spec.axis == "norm":
         return words[0]
@@ -136,7 +136,8 @@ def say_component(spec: Spec, depth: int = 1) -> str:
 
 
 def say_held(name: str, value: Spec, depth: int = 1) -> str:
-    """Say a component under the name of its field, which is left out where the component's name says as much."""
+    """Describe a held component under the name of its field. The name is left out if the component's name says the
+    same."""
     said = say_component(value, depth)
     same = name == value.axis != "position" and said != "none" and not isinstance(value, Node)
     return said if same else f"{spell(name)} {said}".strip()

@@ -1,4 +1,4 @@
-"""Fold a pattern of layers: what repeats is said once, with how often."""
+"""Fold a pattern of layers: write repeated parts once, with their number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TO = "\N{EN DASH}"
 
 
 class Fold(NamedTuple):
-    """Runs of layers, (kind, how many), that follow one another `times` times."""
+    """Runs of layers, (kind, count), repeated `times` times."""
 
     runs: tuple[tuple[str, int], ...]
     times: int
@@ -47,7 +47,7 @@ def _fold(runs: tuple[tuple[str, int], ...]) -> list[Fold]:
 
 
 def name_places(pattern: Sequence[str], kind: str) -> str:
-    """Name the layers of a kind by number, from 0 on: `0, 4, 8 …`, and runs of them by their ends."""
+    """Name the layers of a kind by number, from 0: `0, 4, 8 …`. A run of layers is named by its ends."""
     places = [at for at, name in enumerate(pattern) if name == kind]
     ranges: list[list[int]] = []
     for at in places:

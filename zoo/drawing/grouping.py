@@ -1,4 +1,4 @@
-"""Group kinds of layer that are built alike: they are one panel, in which what differs is said for each."""
+"""Group kinds of layer that are built alike. A group is one panel, which states what differs for each kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from zoo.drawing.wiring import Junction
 
 @dataclass(frozen=True)
 class AlikeLayers:
-    """Kinds of layer of one build: their nodes, and elements that say what they share and how they differ."""
+    """Kinds of layer with the same build: their nodes, and elements that state what the kinds share and how they
+    differ."""
 
     layers: tuple[LayerPlan, ...]
     junctions: tuple[Junction, ...]
@@ -25,7 +26,7 @@ class AlikeLayers:
 
 
 def group_layers(layers: Sequence[LayerPlan]) -> list[AlikeLayers]:
-    """Group layers whose nodes and components are alike, in the order in which they come first."""
+    """Group layers whose nodes and components are alike, in order of first appearance."""
     found: dict[object, list[LayerPlan]] = {}
     for layer in layers:
         found.setdefault(_describe_build(layer), []).append(layer)
@@ -65,7 +66,8 @@ def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
 
 
 def list_facts(element: Element, keeps: bool) -> list[tuple[str, str]]:
-    """List an element's facts one by one: those of its plain row, its labelled rows whole, and what it keeps."""
+    """List an element's facts one by one: the facts of its plain row, each labelled row as a whole, and what it
+    caches."""
     found = []
     for label, text in (*element.rows, *([("", element.kept)] if keeps else [])):
         found += [("", fact) for fact in text.split(BETWEEN) if fact] if not label else [(label, text)]

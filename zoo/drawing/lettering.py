@@ -51,7 +51,7 @@ def wrap_text(text: str, width: float, size: float, bold: bool = False) -> list[
 
 
 def wrap_words(words: Iterable[str], width: float, size: float, bold: bool = False) -> list[str]:
-    """Join words, which may have spaces inside, to lines no wider than `width`. A word that is wider is cut."""
+    """Join words, which may contain spaces, to lines no wider than `width`. A word that is wider is cut."""
     lines: list[str] = []
     for word in words:
         joined = f"{lines[-1]} {word}" if lines else word

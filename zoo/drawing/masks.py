@@ -1,6 +1,6 @@
-"""Find who sees whom in an attention: a grid of queries and keys, asked of the mask that the model itself would use.
+"""Find which keys each query of an attention sees: a grid, computed by the model's own mask.
 
-A mask's `sees` is a function of indices. Here the indices are whole numbers, not tensors, so torch is not needed.
+A mask's `sees` is a function of indices. Here they are integers, not tensors, so torch is not needed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Documents:
 
 
 class MaskGrid(NamedTuple):
-    """Which keys each query sees, [query][key], when every `step`-th token is drawn; `pooled` says so of keys that
+    """Which keys each query sees, [query][key], if every `step`-th token is drawn. `pooled` is the same for keys that
     stand for several tokens."""
 
     step: int
@@ -54,7 +54,7 @@ class MaskGrid(NamedTuple):
 
 
 def find_grid(attention: Attention, causal: bool) -> MaskGrid:
-    """Find the grid of an attention, at a number of tokens at which its window or blocks show."""
+    """Find the grid of an attention, for enough tokens to show its window or blocks."""
     sight = attention.sight
     if width := find_convolved(attention):
         sight = sight._replace(window=width)
@@ -72,13 +72,14 @@ def find_grid(attention: Attention, causal: bool) -> MaskGrid:
 
 
 def find_convolved(attention: Attention) -> int:
-    """Find how many tokens a mixer sees that keeps nothing but the inputs of a convolution; 0 for any other."""
+    """Find how many tokens a convolutional mixer sees, if it caches only a convolution's inputs; 0 for any other
+    mixer."""
     state = attention.state()
     return 0 if attention.cache() or set(state) != {"conv"} else state["conv"][0] + 1
 
 
 def list_hidden(attention: Attention) -> list[str]:
-    """List what queries see that no grid shows, as it depends on the text or is drawn by chance."""
+    """List restrictions of what queries see that a grid cannot show, because they depend on the text or are random."""
     sight = attention.sight
     summed = sight.window is not None and hasattr(attention, "block_size")
     hidden = {
@@ -89,8 +90,8 @@ def list_hidden(attention: Attention) -> list[str]:
 
 
 def make_mask(sight: Sight, causal: bool, tokens: int) -> Mask:
-    """Make the mask of a row of tokens, as `ForwardContext.see` does; of an attention over pools, that of the single
-    tokens beside them."""
+    """Make the mask of a row of tokens, as `ForwardContext.see` does. For an attention over pools, it is the mask of
+    the single tokens."""
     documents: Any = (_Documents(sight.chunk),) * 2 if sight.chunk else None
     window = sight.near or sight.window or (None if causal else tokens)
     return Mask(tokens, tokens, causal=causal, window=window, ahead=sight.ahead, documents=documents)

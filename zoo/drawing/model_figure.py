@@ -44,7 +44,7 @@ NAMES = {
 
 
 def draw_model(plan: ModelPlan, look: Styling = PLAIN, extra: Callable[[float], list[Shape]] | None = None) -> Scene:
-    """Draw a model's figure. `extra` draws shapes of a given width, which stand below the header."""
+    """Draw a model's figure. `extra` draws shapes of a given width, placed below the header."""
     shapes: list[Shape] = []
     y = 0.0
     for tower in plan.towers:
@@ -65,7 +65,7 @@ def draw_model(plan: ModelPlan, look: Styling = PLAIN, extra: Callable[[float], 
 
 
 def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
-    """Draw a model's name and its figures; return the height below which the figure goes on."""
+    """Draw a model's name and figures; return the height at which the figure continues."""
     y = EDGE + 16
     shapes: list[Shape] = [Label(EDGE, y, cut_text(plan.title, width - 2 * EDGE, TITLE, True), TITLE, True)]
     y += 36
@@ -81,7 +81,7 @@ def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
 
 
 def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Styling) -> DrawnBox:
-    """Draw a tower: its column at the left, the panels of its layers at the right, in as many rows as they need."""
+    """Draw a tower: its column at the left, and the panels of its layers at the right, in as many rows as needed."""
     shapes: list[Shape] = []
     top = 0.0
     if len(plan.towers) > 1:
@@ -135,8 +135,8 @@ def _list_colors(plan: ModelPlan) -> set[str]:
 
 
 def draw_legend(used: Collection[str]) -> list[Shape]:
-    """Draw what the colours of a figure mean, those that are in it. Where full colours (`attention-line`) are used, the
-    paler ones are of mixers with a window."""
+    """Draw a legend of the colours used in a figure. If full colours (`attention-line`) are used, the paler ones mean
+    mixers with a window."""
     shapes: list[Shape] = []
     x = 0.0
     full = any(each.endswith("-line") for each in used)

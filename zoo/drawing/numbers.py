@@ -7,7 +7,7 @@ from zoo.units import format_change, format_count, format_si
 
 
 def list_tiles(plan: ModelPlan) -> list[tuple[str, str]]:
-    """List what a figure says first of a model: numbers, and what each is."""
+    """List the headline figures of a model: a number and its label."""
     params, cache = plan.figures["params"], plan.figures["kv_cache"]
     found = [(format_count(params["total"]), "parameters")]
     if params["active"] != params["total"]:
@@ -21,7 +21,7 @@ def list_tiles(plan: ModelPlan) -> list[tuple[str, str]]:
 
 
 def say_change(before: float, after: float) -> str:
-    """Say how a number changed: `−12.5 %`, `×25.0`, `=`."""
+    """Format the change of a number: `−12.5 %`, `×25.0`, `=`."""
     if before == after:
         return "="
     return format_change(after / before - 1).replace("-", "−") if before else "new"

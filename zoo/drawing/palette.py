@@ -1,4 +1,4 @@
-"""Colours of drawings, by what they are for, in light and in dark."""
+"""Define the colours of drawings by purpose, for light and dark backgrounds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COLOURS: dict[str, tuple[str, str]] = {
 def write_style(scope: str, used: set[str]) -> str:
     """Write the CSS that colours elements below the selector `scope`: fills as `.f-NAME`, lines as `.s-NAME`.
 
-    A reader's dark scheme is followed, unless the drawing has the class `light`; the class `dark` makes it dark.
+    The reader's colour scheme is followed, unless the drawing has the class `light` or `dark`.
     """
     names = sorted(used)
     light, dark = ("".join(_rules("{0}", name, COLOURS[name][at]) for name in names) for at in (0, 1))

@@ -1,4 +1,4 @@
-"""Draw a group of layers as a panel: the layer's boxes, sums and wires, from the input below to the result above."""
+"""Draw a group of layers as a panel: boxes, sums and wires, with the input at the bottom and the result at the top."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class _Layout:
         return self.boxes[number].width / 2
 
     def branch(self, source: int | str) -> float:
-        """The height at which wires leave the wire above a source."""
+        """The height at which wires branch off the wire above a source."""
         return (self.bottom + 1 if isinstance(source, str) else self.tops[self.spots[source].row]) - BRANCH
 
     def entry(self, number: int) -> float:
-        """The height at which wires from beside join the wire into a node from below."""
+        """The height at which wires from the side join the wire that enters a node from below."""
         row = self.spots[number].row
         return self.tops[row] + self.heights[row] + BRANCH
 
@@ -115,7 +115,7 @@ def _lay_out(group: AlikeLayers, width: float, look: Styling) -> _Layout:
 
 
 def weigh(node: Junction, elements: Mapping[str, Element]) -> float:
-    """Weigh a node: the main chain goes through what takes most room."""
+    """Weigh a node by its size: the main chain goes through the largest nodes."""
     element = elements.get(node.part)
     return 0.1 if element is None else 1.0 if is_thin(element) else 10.0
 
@@ -162,7 +162,7 @@ def _spot(spots: Mapping[int, NodePlace], source: int | str) -> NodePlace:
 
 
 def list_lanes(nodes: Mapping[int, Junction], spots: Mapping[int, NodePlace]) -> dict[tuple[int | str, int], int]:
-    """List the wires that go round other nodes of the main column, each with its lane."""
+    """List the wires that pass around nodes of the main column, each with its lane."""
     wires = [(source, node.number) for node in nodes.values() for source in node.sources]
     around = [
         (source, end)

@@ -1,4 +1,4 @@
-"""Place the nodes of a layer: rows by the longest way from the input, columns for what runs side by side."""
+"""Place the nodes of a layer. The row is the longest path from the input; parallel chains get columns of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class NodePlace:
 
 
 def add_outside(nodes: Sequence[Junction]) -> list[Junction]:
-    """Add a node for each thing that a node reads from outside the layer: one without sources, before its reader."""
+    """Add a node for each value that a node reads from outside the layer. It has no sources, and stands before its
+    reader."""
     found: list[Junction] = list(nodes)
     for at, node in enumerate(nodes):
         sources: list[int | str] = []
@@ -31,8 +32,8 @@ def add_outside(nodes: Sequence[Junction]) -> list[Junction]:
 
 
 def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: int) -> dict[int, NodePlace]:
-    """Place every node. The main chain is the heaviest way from the input to the node `last`, in column 0; every other
-    chain has a column whose rows beside it are free. What comes from outside stands beside its reader."""
+    """Place every node. The main chain, in column 0, is the heaviest path from the input to the node `last`. Every
+    other chain gets a column that is free in its rows. Values from outside stand beside their reader."""
     rows = _find_rows(nodes)
     readers = {node.number: [each.number for each in nodes if node.number in each.sources] for node in nodes}
     for node in nodes:
@@ -100,7 +101,7 @@ def _find_column(taken: list[list[tuple[int, int]]], rows: tuple[int, int]) -> i
 
 
 def assign_lanes(spans: Sequence[tuple[float, float]]) -> list[int]:
-    """Assign a lane to each span of rows, short ones first, so that spans of a lane do not overlap."""
+    """Assign a lane to each span of rows, short spans first, so that spans in a lane do not overlap."""
     lanes: list[list[tuple[float, float]]] = []
     found = [0] * len(spans)
     for at in sorted(range(len(spans)), key=lambda each: (spans[each][1] - spans[each][0], spans[each])):

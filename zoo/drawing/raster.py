@@ -1,4 +1,4 @@
-"""Write a scene as PNG or PDF, by matplotlib, which is imported only here."""
+"""Write a scene as PNG or PDF by matplotlib, which only this module imports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARPNESS = 2
 
 
 def write_raster(scene: Scene, form: str, *, dark: bool = False, sharpness: float = SHARPNESS) -> bytes:
-    """Write a scene as `png`, of `sharpness` pixels a unit, or `pdf`."""
+    """Write a scene as `pdf`, or as `png` with `sharpness` pixels per unit."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -98,8 +98,8 @@ def _draw_text(label: Label, colour: str) -> Any:
 
 @cache
 def load_font(name: str) -> Any:
-    """Register a weight of the font with matplotlib, which reads TrueType files alone. Letters that it does not have
-    are drawn in matplotlib's own font."""
+    """Register a weight of the font with matplotlib, which reads only TrueType files. Letters missing from the font are
+    drawn in matplotlib's own."""
     from fontTools.ttLib import TTFont
     from matplotlib.font_manager import FontProperties, fontManager
 

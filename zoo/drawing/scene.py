@@ -1,7 +1,7 @@
 """A scene: boxes, labels and strokes with their geometry, which writers turn into SVG, PNG or PDF.
 
-Units are CSS pixels, x to the right and y downwards. Colours are names of the palette (`zoo.drawing.palette`), so that
-a scene is drawn in light and in dark.
+Units are CSS pixels, x to the right and y downwards. Colours are names in the palette (`zoo.drawing.palette`), so that
+a scene can be drawn in light and in dark.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle with rounded corners. `fill` and `line` are colours ("" for none); `tip` is shown when pointed at,
-    and `name` says what the box shows (`attention`, say), for pages that react to it."""
+    """A rectangle with rounded corners. `fill` and `line` are colours ("" for none). `tip` is the tooltip. `name` names
+    the content (`attention`, say) for pages with scripts."""
 
     x: float
     y: float
@@ -49,7 +49,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Label:
-    """A line of text. x is where it starts, or its middle or end, as `anchor` says; y is its baseline."""
+    """A line of text. x is its start, middle or end, as `anchor` says; y is its baseline."""
 
     x: float
     y: float
@@ -79,7 +79,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line through `points`, with corners of `radius`; with `arrow` its end has a head."""
+    """A line through `points`, with corners of `radius`; with `arrow` it ends in an arrow head."""
 
     points: tuple[tuple[float, float], ...]
     color: str = "wire"
@@ -119,7 +119,7 @@ Shape = Box | Label | Stroke | Polygon
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture of `width` × `height`. `title` and `description` are what a reader who cannot see it is told."""
+    """A picture of `width` × `height`. `title` and `description` are read to people who cannot see it."""
 
     width: float
     height: float
@@ -165,7 +165,7 @@ def _towards(start: tuple[float, float], end: tuple[float, float], length: float
 
 
 def arrow_head(points: Sequence[tuple[float, float]], size: float = 6) -> tuple[tuple[float, float], ...]:
-    """Find the triangle at the end of a line."""
+    """Make the triangle of an arrow head at the end of a line."""
     (x, y), before = points[-1], points[-2]
     across, down = x - before[0], y - before[1]
     whole = (across**2 + down**2) ** 0.5 or 1.0

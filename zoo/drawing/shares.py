@@ -1,4 +1,5 @@
-"""Price each box of a figure: parameters, FLOPs of a token, bytes of cache. The boxes' sums are the model's prices."""
+"""Price each box of a figure: parameters, FLOPs of a token, bytes of cache. The sums over boxes are the model's
+prices."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ BoxPlace = tuple[str, str | None, str]
 
 @dataclass(frozen=True)
 class Share:
-    """What a box takes of the model: all its layers together. FLOPs are a token's forward pass, the mean over the
-    context; `cache` is bytes of one sequence, states included."""
+    """A box's share of the model, over all its layers. FLOPs are a token's forward pass, the mean over the context;
+    `cache` is the bytes of one sequence, states included."""
 
     params: int = 0
     active: int = 0
@@ -33,7 +34,7 @@ class Share:
 
 
 def price_boxes(spec: Any, setup: Setup) -> dict[BoxPlace, Share]:
-    """Price every part of every kind of layer, and of the towers beside their layers."""
+    """Price every part of every kind of layer, and of the towers outside their layers."""
     table, context = tabulate(spec), setup.tokens(spec)
     rows: dict[BoxPlace, list[Any]] = defaultdict(list)
     for row in (*table.parts, *table.attentions):
@@ -60,7 +61,7 @@ def place_of(row: PartRow | AttentionRow) -> BoxPlace:
 
 
 def price_caches(spec: Any, setup: Setup) -> dict[BoxPlace, float]:
-    """Price the caches and states of each kind of layer, at the parts that keep them."""
+    """Price the caches and states of each kind of layer, for the parts that hold them."""
     context, found = setup.tokens(spec), defaultdict(float)
     crossed_bytes = DTYPES[setup.cached] * memory_tokens(context, setup.engine)
     for row in list_cache_rows(spec, setup):

@@ -1,4 +1,4 @@
-"""Draw a tower as a column: what comes before its layers, the folded pattern of layers, what comes after."""
+"""Draw a tower as a column: the parts before its layers, the folded pattern of layers, the parts after."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ TIMES = 34.0
 
 
 def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: str = "tokens") -> DrawnBox:
-    """Draw a tower's column, `width` wide, its input below, and below that what stands beside its stream."""
+    """Draw a tower's column, `width` wide, with the input at the bottom and below it what layers read besides the
+    stream."""
     middle = _draw_layers(tower, width, look)
     pieces = [
         *[draw_box(each, width, look) for each in reversed(tower.after)],

@@ -1,4 +1,4 @@
-"""Draw a model's pattern over depth: a column of cells for each layer, its mixer above and its feed-forward below."""
+"""Draw a model's pattern over depth: a column of cells for each layer, its mixer above its feed-forward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROW = 18.0
 
 
 def draw_strip(plan: ModelPlan) -> Scene:
-    """Draw the pattern over depth of every tower, and say what its kinds of layer are."""
+    """Draw the pattern over depth of every tower, with a key to its kinds of layer."""
     shapes, y = draw_header(plan, WIDTH)
     for tower in plan.towers:
         drawn = draw_tower_strip(tower, WIDTH - 2 * EDGE, titled=len(plan.towers) > 1)
@@ -31,8 +31,7 @@ def draw_strip(plan: ModelPlan) -> Scene:
 
 
 def draw_tower_strip(tower: TowerPlan, width: float, *, titled: bool = False, keyed: bool = True) -> DrawnBox:
-    """Draw a tower's cells from the first layer at the left to the last at the right; `keyed` adds a line for each kind
-    of layer."""
+    """Draw a tower's cells, one column a layer, from left to right; `keyed` adds a line for each kind of layer."""
     shapes: list[Shape] = []
     y = 0.0
     if titled:
@@ -65,8 +64,8 @@ def draw_tower_strip(tower: TowerPlan, width: float, *, titled: bool = False, ke
 
 
 def list_colors(layer: LayerPlan) -> list[str]:
-    """List the colours of a layer's cells, its last large part first: no norms, no bare weights. Those of a mixer that
-    sees a window are paler."""
+    """List the colours of a layer's cells, starting with the last part; norms and bare weights have none. A mixer with
+    a window is paler."""
     colors = [each.color if each.local else f"{each.color}-line" for each in reversed(_list_large(layer))]
     return colors or ["other-line"]
 

@@ -1,4 +1,4 @@
-"""Draw a model's figure in characters: for terminals, for .txt files, and for readers of the screen."""
+"""Draw a model's figure in characters: for terminals, .txt files and screen readers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_text(lines: list[Line]) -> str:
 
 
 def draw_text(plan: ModelPlan, look: Styling = PLAIN) -> list[Line]:
-    """Draw a model from its result above to its input below. A look adds its notes to the names of boxes."""
+    """Draw a model as text, from the output above to the input below. A look adds its notes to the names of boxes."""
     lines = _draw_header(plan)
     for tower in plan.towers:
         lines += [[], *_draw_tower(tower, look, titled=len(plan.towers) > 1)]
@@ -45,7 +45,7 @@ def draw_text(plan: ModelPlan, look: Styling = PLAIN) -> list[Line]:
 
 
 def draw_text_strip(plan: ModelPlan) -> list[Line]:
-    """Draw the pattern over depth: a column for each layer, the first at the left; ▒ for a mixer that sees a window."""
+    """Draw the pattern over depth: a column for each layer, from left to right; ▒ marks a mixer with a window."""
     lines = _draw_header(plan)
     for tower in plan.towers:
         colors = {layer.kind: list_colors(layer) for layer in tower.layers}

@@ -1,4 +1,4 @@
-"""Draw two models beside each other: what differs is lit, and below is what it costs."""
+"""Draw two models side by side: differences are highlighted, and costs are compared below."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Line = list[tuple[str, str]]
 
 
 class Difference(NamedTuple):
-    """An element of one model that the other does not have so: its tower and kind of layer, the element, and what
-    differs: "" for the whole, "title", or a fact."""
+    """An element of one model that differs in the other: its tower and kind of layer, the element, and what differs: ""
+    for the whole, "title", or a fact."""
 
     where: str
     kind: str
@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
 
 def find_differences(plan: ModelPlan, other: ModelPlan) -> list[Difference]:
-    """Find what in a model is not so in the other one."""
+    """Find the elements of a model that the other model lacks or has in another form."""
     found: list[Difference] = []
     theirs = {tower.where: tower for tower in other.towers}
     for tower in plan.towers:
@@ -64,7 +64,7 @@ def find_differences(plan: ModelPlan, other: ModelPlan) -> list[Difference]:
 
 
 def compare_elements(element: Element, other: Element | None) -> list[str]:
-    """List what of an element another one does not have: "" if it has nothing of it, "title", or texts of rows."""
+    """List what another element lacks of this one: "" if everything, "title", or texts of rows."""
     if other is None:
         return ["", "title"]
     found = [] if element.title == other.title else ["", "title"]
@@ -144,7 +144,7 @@ def _draw_half(plan: ModelPlan, other: ModelPlan) -> DrawnBox:
 
 
 def list_costs(plan: ModelPlan, other: ModelPlan) -> list[tuple[str, str, str, str]]:
-    """List the costs of two models: what, each one's, and how the second differs from the first."""
+    """List the costs of two models: the name, both values, and the change from the first to the second."""
     first, second = sum_shares(plan), sum_shares(other)
     tokens = plan.figures["kv_cache"]["tokens"]
     rows = [
@@ -177,7 +177,7 @@ def _draw_costs(plan: ModelPlan, other: ModelPlan, width: float) -> list[Shape]:
 
 
 def list_differences(plan: ModelPlan, other: ModelPlan) -> list[Line]:
-    """List what differs, for a terminal: of each model what the other has not, then the costs."""
+    """List the differences, for a terminal: what each model has and the other lacks, then the costs."""
     lines: list[Line] = []
     for one, two in ((plan, other), (other, plan)):
         lines.append([(one.title, "title")])

@@ -16,7 +16,7 @@ CLASS = "zoo-drawing"
 def write_svg(scene: Scene, *, scheme: str = "", inline: bool = False) -> str:
     """Write a scene as an SVG document, with its font and colours.
 
-    `scheme` is `light`, `dark` or "" (as the reader's). With `inline` the result is an element for a page that has
+    `scheme` is `light`, `dark` or "" (the reader's). With `inline` the result is an element for a page that has
     `write_page_style()` in a `<style>`: many drawings then share one copy of the font.
     """
     used = {colour for item in scene.items for colour in _colours(item)} | {"paper"}
@@ -50,7 +50,7 @@ def write_font_face() -> str:
 
 
 def write_html(scene: Scene, *, scheme: str = "") -> str:
-    """Write a scene as a page of its own, as wide as the window but no wider than it was drawn."""
+    """Write a scene as an HTML page, as wide as the window but no wider than the scene."""
     paper, dark = COLOURS["paper"]
     ground = f"body{{margin:0;background:{dark if scheme == 'dark' else paper}}}"
     ground += "" if scheme else f"@media (prefers-color-scheme:dark){{body{{background:{dark}}}}}"
@@ -119,7 +119,8 @@ def _write_stroke(stroke: Stroke) -> str:
 
 
 def shorten_for_head(stroke: Stroke) -> list[tuple[float, float]]:
-    """List the points of a stroke; one with a head ends inside it, so that its tip stays sharp."""
+    """List the points of a stroke. If it has an arrow head, the line ends inside the head, so that the tip stays
+    sharp."""
     points = list(stroke.points)
     if stroke.arrow:
         _, (ax, ay), (bx, by) = arrow_head(points)
