@@ -25,6 +25,7 @@ from zoo.training.building import build_run, deposit_tied_gradients
 from zoo.training.dropout import Dropout
 from zoo.training.memory_fit import price_training
 from zoo.training.objective.causal import NextToken, Seq2Seq
+from zoo.training.objective.distil import TEACHERS, load_teacher
 from zoo.training.planning import plan_training
 from zoo.training.precision import lower_weights
 from zoo.training.saving import save_checkpoint
@@ -126,12 +127,13 @@ def test_a_tied_table_has_the_gradient_that_autograd_sums_up(model):
             torch.testing.assert_close(ours[name], each, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def measure(run):
-    """Bytes of a run's third update: what stays of weights, states, averages and gradients, and the most at once."""
+def measure(run, others=()):
+    """Bytes of a run's third update: what stays of weights, `others` among them, states, averages and gradients, and
+    the most at once."""
     run.model.train()
     for _ in range(2):
         update(run)
-    kept = [*run.model.parameters(), *run.model.buffers()]
+    kept = [*run.model.parameters(), *run.model.buffers(), *others]
     kept += run.computing.model.parameters()  # of copies in bfloat16, or the model's own again
     kept += [value for state in run.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     kept += [part for each in list_held_weights(run.model) for part in each.parts.values()]
@@ -204,6 +206,24 @@ def test_the_peak_and_the_states_of_an_update_are_those_that_are_priced(tmp_path
         run.gauges.watch.end()
     rows = planned.settings.batch_size // planned.settings.accumulate
     told = price_training(planned.settings, planned.spec, rows, cuda=False)
+    assert told["states"] == states
+    assert told["peak"] == pytest.approx(peak, rel=0.02)
+
+
+@pytest.mark.parametrize("width", [64, pytest.param(256, marks=pytest.mark.slow)])
+def test_a_teachers_weights_and_what_its_loss_takes_are_priced(tmp_path, width):
+    spec = plan_training(compose_run(tmp_path, *WIDE, f"model.d_model={width}", "model.n_layers=5")).spec
+    folder = store.save_model(build(spec, device="cpu", seed=1), tmp_path / "teacher")
+    run, planned = make_run(tmp_path, *WIDE, "objective=distil", f"objective.teacher={folder}")
+    planned.settings.objective.prepare_run(run, lambda: run.model, 3)
+    teacher = load_teacher(str(folder), run.device)
+    try:
+        states, peak = measure(run, teacher.parameters())
+    finally:
+        run.records.close("done")
+        run.gauges.watch.end()
+        TEACHERS.clear()
+    told = price_training(planned.settings, planned.spec, planned.settings.batch_size, cuda=False)
     assert told["states"] == states
     assert told["peak"] == pytest.approx(peak, rel=0.02)
 

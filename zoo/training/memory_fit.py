@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.again import RECOMPUTE, mark_layers, read_every
 from zoo.costs.memory import training
+from zoo.costs.params import count_parameters
+from zoo.costs.train_peak import CHUNK
+from zoo.costs.transient import GenerationShape, measure_peaks
 from zoo.costs.tuning import TunedSetup, Tuning
 from zoo.costs.zero_shards import widths
 from zoo.errors import ConfigError
+from zoo.model.loss import BLOCK, LARGE_BLOCK
 from zoo.run.fp8 import MULTIPLE
 from zoo.training.dropout import RATES
 from zoo.training.mesh_settings import find_world
@@ -20,6 +24,7 @@ from zoo.training.settings import Training
 from zoo.training.start.begin import StartSettings
 
 if TYPE_CHECKING:
+    from zoo.costs.setup import Setup
     from zoo.model.tower import Topology
 
 EVERY = (4, 3, 2)
@@ -198,8 +203,26 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
         0 if settings.ema is None else 4 * found["gradients"] // widths(setup)[1]
     )  # float32 for each trained weight
     peak = found.get("train_peak")
-    states = sum(found[name] for name in ("weights", "gradients", "optimizer"))
-    return {"peak": None if peak is None else peak + average, "states": states + average}
+    states = sum(found[name] for name in ("weights", "gradients", "optimizer")) + average
+    teachers, forward, beside = price_teachers(settings, setup, mesh.shard, cuda=cuda)
+    if peak is not None:
+        peak = max(peak + average + beside, states + forward) + teachers
+    return {"peak": peak, "states": states + teachers}
+
+
+def price_teachers(settings: Training, setup: Setup, shards: int, *, cuda: bool) -> tuple[int, int, int]:
+    """Price the teachers of a run, in bytes of one process: their float32 weights; the peak of their forward pass,
+    which ends before the model's own begins; and what its loss takes beside the model's pass: their hidden states, a
+    chunk of their logits, and five blocks of a softmax (`TeacherLoss`)."""
+    weights = forward = beside = 0
+    for spec in settings.objective.list_teachers():
+        tokens, decoder = setup.batch * setup.tokens(spec), [*spec.towers().values()][-1]
+        weights += 4 * count_parameters(spec)["total"] // shards
+        passes = measure_peaks(spec, GenerationShape(setup.tokens(spec), setup.batch, "fp32", fused=cuda))
+        forward = max(forward, passes.encode, passes.prefill)
+        logits, block = 4 * tokens * decoder.head.n_logits, LARGE_BLOCK if cuda else BLOCK["cpu"]
+        beside += 4 * tokens * decoder.d_model + min(logits, CHUNK) + 5 * min(logits, block)
+    return weights, forward, beside
 
 
 def describe_tuning(settings: Training, spec: Topology) -> Tuning:
