@@ -110,6 +110,23 @@ def test_a_run_begins_with_the_weights_of_the_hub(hub, published, tmp_path):
     assert all(torch.equal(held[name], tensor) for name, tensor in begun.items())  # beside the adapters
 
 
+def test_an_exported_adapter_names_its_base_as_the_hub_does_and_finds_it_in_the_cache(
+    hub, published, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "texts").mkdir()
+    data = [f"data.path={write_corpus(tmp_path / 'texts')}", "data=text", "seq_len=16", "batch_size=1", "steps=1"]
+    code = run(capsys, "train", *data, "weights=Org/tiny", "lora={rank: 2, on: [attention]}", "hydra.run.dir=run")[0]
+    assert code == 0 and run(capsys, "convert", "run", "adapter", "--to", "peft")[0] == 0
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("Org/tiny", name_commit("Org/tiny", "main"))
+    go_offline(monkeypatch)
+    merged, trained = (zoo.load(each, device="cpu").state_dict() for each in ("adapter", "run"))
+    assert all(torch.equal(merged[name], tensor) for name, tensor in trained.items())
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({**config, "revision": "../../refs/main"}))
+    with pytest.raises(CheckpointError, match=r"'Org/tiny' is no folder here \(`hf download Org/tiny`\)"):
+        zoo.load("adapter", device="cpu")
+
+
 def test_a_folder_here_is_read_before_the_hub(hub, published, tmp_path):
     edit(shutil.copytree(published, tmp_path / "Org/tiny"), num_hidden_layers=1)
     assert zoo.compose.load("Org/tiny").n_layers == 1

@@ -6,11 +6,13 @@ the running environment: no network, and an import of anything undeclared or hea
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -18,6 +20,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from zoo.training.loggers import Logger
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = {
@@ -30,6 +34,21 @@ LEFT_OUT = {
 }  # pricing must do without
 SOURCE = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"]
 SOURCE += ["Makefile", "cli.py", "zoo", "conf", "configs", "recipes", "docs", "tests"]
+
+
+@pytest.mark.quick
+def test_every_extra_that_a_message_or_a_page_names_is_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    files = [each for place in ("zoo", "conf", "docs") for each in (ROOT / place).rglob("*")]
+    files = [each for each in (*files, ROOT / "README.md") if each.suffix in (".py", ".yaml", ".md")]
+    texts = {each: each.read_text(encoding="utf-8") for each in files}
+    named = [found for text in texts.values() for found in re.findall(r"'([\w.-]+)\[([\w,.{}]+)\]'", text)]
+    named = [each for each in named if each[0] in (".", project["name"]) or "zoo" in each[0]]
+    assert len(named) > 15 and {name for name, _ in named} == {".", project["name"]}
+    trackers = [each.kind for each in Logger.kinds.values() if each.package]
+    stated = [trackers if extra == "{self.kind}" else extra.split(",") for _, extra in named]
+    assert {extra for each in stated for extra in each} <= {*extras}
 
 
 @pytest.fixture(scope="module")

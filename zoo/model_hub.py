@@ -58,6 +58,25 @@ def locate(path: str | Path) -> Path:
     return download(name, *files) / files[0]
 
 
+def name_snapshot(folder: Path) -> tuple[str, str] | None:
+    """Name the model whose folder in the hub's cache this is, and its commit; None for another folder."""
+    found = re.search(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", folder.as_posix())
+    return None if found is None else (found[1].replace("--", "/", 1), found[2])
+
+
+def find_snapshot(name: str, revision: str | None) -> Path | None:
+    """Find the folder of a model in the hub's cache, without a network; None if it is not there. A revision that could
+    be a path elsewhere is none."""
+    if revision is not None and not re.fullmatch(r"\w[\w.-]*", revision):
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    file = try_to_load_from_cache(name, SETTINGS[0], revision=revision)
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def _is_gguf(file: str) -> bool:
     return file.endswith(GGUF) and "/" not in file
 

@@ -60,6 +60,14 @@ def save(model, out: Path, form: str = "onnx", **options) -> str:
     return exported.save(StoredModel.of(model), out, out.parent, form, **options)
 
 
+def test_a_folder_with_a_card_of_its_own_model_is_written_again(tmp_path):
+    model, out = tiny(), tmp_path / "out"
+    save(model, out, "export", verify=False)
+    (out / "README.md").write_text("# Mine")
+    save(model, out, "export", verify=False)
+    assert (out / "README.md").read_text() == "# Mine"
+
+
 def open_onnx(folder: Path):
     import onnxruntime
 

@@ -209,7 +209,7 @@ def test_what_is_no_lora_of_the_base_is_refused_by_name(tmp_path):
     config = tmp_path / "adapter" / "adapter_config.json"
     stated = json.loads(config.read_text())
     config.write_text(json.dumps({**stated, "base_model_name_or_path": "meta-llama/Llama-3"}))
-    would = r"is no folder here \(`hf download meta-llama/Llama-3 --local-dir meta-llama/Llama-3`\)"
+    would = r"is no folder here \(`hf download meta-llama/Llama-3`\)"
     with pytest.raises(CheckpointError, match=rf"base_model_name_or_path: 'meta-llama/Llama-3' {would}"):
         store.load(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match=rf"base_model_name_or_path: 'meta-llama/Llama-3' {would}"):

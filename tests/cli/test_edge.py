@@ -126,7 +126,7 @@ BEYOND = [
     ("stats gpt2 --document 1 --context 1000000000000", "document: 1 makes 1,000,000,000,000 of a sequence"),
     ("stats gpt2 --mfu nan", "mfu: is nan (a finite number)"),
     ("stats gpt2 --tokens 1e300", "tokens: must be from 1 to 1e+30"),
-    ("fit POINTS --bootstrap 1000000000000", "Invalid value for '--bootstrap'"),
+    ("fit POINTS --bootstrap 1000000000000", "--bootstrap: is '1000000000000' (at most 10,000)"),
     ("stats gpt2 n_layers=1e30", "n_layers: must be a whole number above 0, found 1e+30"),
     (f"stats gpt2 vocab_size={D80}", "vocab_size: is a number of 266 bits (at most 1,000,000,000,000,000)"),
     (f"stats gpt2 d_ff={D80}", "d_ff: is a number of 266 bits (at most 1,000,000,000,000,000)"),
@@ -143,6 +143,16 @@ def test_a_number_that_no_figure_holds_is_refused(command: str, fault: str, here
         capsys.readouterr()
     (line, *_) = refused(*command.split())
     assert fault in line
+
+
+def test_the_value_of_an_option_is_refused_in_plain_words(refused) -> None:
+    lines = {
+        "build gpt2 --dtype bf61": "--dtype: there is no 'bf61' (did you mean 'bf16'?) (one of: fp32, bf16, fp16)",
+        "embed DIR --dim 0": "--dim: is '0' (at least 1)",
+        "fit POINTS --approach x": "--approach: is 'x' (a whole number)",
+    }
+    for command, line in lines.items():
+        assert refused(*command.split()) == [line]
 
 
 @pytest.mark.parametrize("change", ["d_model=1000000000000", "vocab_size=1000000000000", "n_layers=100000"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.checkpoint.beside import BESIDE, copy_beside
 from zoo.checkpoint.hf.writing import read_special_ids
 from zoo.checkpoint.inverse import find_config
+from zoo.checkpoint.model_card import CARD, keep_card
 from zoo.checkpoint.store import write_architecture
 from zoo.checkpoint.tensor_files import refuse_to_replace
 from zoo.checkpoint.verify_folder import CLOSE
@@ -64,7 +65,7 @@ def save(
 
     `embed` makes a sentence's vector of hidden states (`zoo.run.traced.TracedModel`). With `verify` the folder appears
     when the program, read back, gives the model's values. Raises ConfigError for a model that is no program of tensors,
-    and CheckpointError if values differ or `out` has other files.
+    and CheckpointError if values differ or `out` has other files. A README.md there is kept.
     """
     from zoo.run.traced import TracedModel
     from zoo.run.traced_pair import trace_pair
@@ -76,7 +77,7 @@ def save(
         write, open_program = onnx_export.write, onnx_export.open_program
     else:
         write, open_program = write_export, open_export
-    names = (*FILES, CONFIG, ARCHITECTURE, *BESIDE)
+    names = (*FILES, CONFIG, ARCHITECTURE, CARD, *BESIDE)
     refuse_to_replace(out, "an exported model", names, source=folder, force=force)
     built: Any = model.refuse_nonfinite().build(torch.device("cpu"))
     pair = model.spec if isinstance(model.spec, EncoderDecoder) else None
@@ -85,6 +86,7 @@ def save(
         for traced in programs:
             write(traced, traced.eval().record(), draft)
         _describe(model, draft, folder)
+        keep_card(draft, out)
         if not verify:
             return ""
         opened = [open_program(traced, draft) for traced in programs]

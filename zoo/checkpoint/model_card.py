@@ -32,16 +32,20 @@ TASKS = {
 """The hub's task of a class, by the end of its name; of any other it is feature-extraction."""
 
 
-def write_card(draft: Path, out: Path, spec: WholeSpec, name: str, folder: Path | None) -> None:
-    """Write the card of a model of the class `name` into a folder that will be `out`. `folder` is the checkpoint that
-    the model came from; if it is a run's, the card says how it was trained. Keeps a README.md in `out` that zoo did not
-    write, and one that is in the draft already."""
-    there = (draft / CARD, out / CARD)
-    kept = next(
-        (each.read_bytes() for each in there if each.is_file() and MARK.encode() not in each.read_bytes()), None
-    )
+def keep_card(draft: Path, out: Path) -> bool:
+    """Keep a README.md in `out` that zoo did not write, or one that is in the draft already; return whether there is
+    one."""
+    there = (each.read_bytes() for each in (draft / CARD, out / CARD) if each.is_file())
+    kept = next((each for each in there if MARK.encode() not in each), None)
     if kept is not None:
         (draft / CARD).write_bytes(kept)
+    return kept is not None
+
+
+def write_card(draft: Path, out: Path, spec: WholeSpec, name: str, folder: Path | None) -> None:
+    """Write the card of a model of the class `name` into a folder that will be `out`. `folder` is the checkpoint that
+    the model came from; if it is a run's, the card says how it was trained. A card that zoo did not write is kept."""
+    if keep_card(draft, out):
         return
     task = next((task for end, task in TASKS.items() if name.endswith(end)), "feature-extraction")
     run = _find_run(folder)

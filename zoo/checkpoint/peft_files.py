@@ -22,6 +22,7 @@ from zoo.families.described import CONFIG
 from zoo.families.expression import evaluate_tree
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
+from zoo.model_hub import name_snapshot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,10 +196,12 @@ def describe_for_peft(
 ) -> dict[str, Any]:
     """Make peft's adapter_config.json."""
     larger = {module: rank for module, rank in ranks.items() if rank != plan.rank}
+    base, revision = (plan.base and name_snapshot(Path(plan.base))) or (plan.base, None)
     return {
         "peft_type": "LORA",
         "task_type": name_task(spec),
-        "base_model_name_or_path": plan.base,
+        "base_model_name_or_path": base,
+        "revision": revision,
         "inference_mode": True,
         "r": plan.rank,
         "lora_alpha": plan.alpha,

@@ -14,7 +14,7 @@ from zoo.families import family as families
 from zoo.families.body import Body
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
-from zoo.model_hub import is_hub_name
+from zoo.model_hub import find_snapshot, is_hub_name
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
@@ -37,9 +37,10 @@ def is_config(path: str | Path) -> bool:
 
 
 class PeftBase(JsonShape):
-    """The key of an adapter_config.json that names the base."""
+    """The keys of an adapter_config.json that name the base, and its revision on the hub."""
 
     base_model_name_or_path: str | None = None
+    revision: str | None = None
 
 
 def is_peft(path: str | Path) -> bool:
@@ -50,13 +51,17 @@ def is_peft(path: str | Path) -> bool:
 
 def find_peft_base(folder: Path) -> Path:
     """Find the base of an adapter in peft's format: the model at the path that its adapter_config.json names, absolute
-    or below the working folder or the adapter's. Raises CheckpointError if there is none."""
-    name = read_json(folder / PEFT, PeftBase).get("base_model_name_or_path") or ""
+    or below the working folder or the adapter's, or the model of that name in the hub's cache. A stranger's file has
+    nothing downloaded. Raises CheckpointError if there is none."""
+    stated = read_json(folder / PEFT, PeftBase)
+    name = stated.get("base_model_name_or_path") or ""
     with suppress(ValueError, OSError, RuntimeError):  # no path: a NUL in it, too long, another user's home
         for place in (Path(name).expanduser(), folder / name):
             if name and place.exists():
                 return place
-    cure = f"`hf download {name} --local-dir {name}`" if is_hub_name(name) else "the path of the base model"
+    if is_hub_name(name) and (cached := find_snapshot(name, stated.get("revision"))) is not None:
+        return cached
+    cure = f"`hf download {name}`" if is_hub_name(name) else "the path of the base model"
     raise CheckpointError(f"{folder / PEFT}: base_model_name_or_path: {quote(name)} is no folder here ({cure})")
 
 
