@@ -32,7 +32,10 @@ AGREE = {
     "attention 'side_by_side'.softmax": "`gqa`, of which there is one kind",
     "attention 'in_turn'.softmax": "`joined_gqa`, of which there is one kind",
     "block 'shared_attention'.attention": "`in_turn`, of which there is one kind",
-    **{f"attention 'joined_gqa'.{name}": "none beside another mixer" for name in ("kv_from", "short_conv")},
+    **{
+        f"attention 'joined_gqa'.{name}": "none beside another mixer"
+        for name in ("kv_from", "short_conv", "value_residual")
+    },
     "attention 'joined_gqa'.memory_width": "the stream's and the embedding's",
     "norm 'rmsnorm'.heads": "set by qk_norm.over",
     "norm 'layernorm'.heads": "set by qk_norm.over",

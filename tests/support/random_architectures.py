@@ -108,7 +108,7 @@ def attentions(draw):
     for name, value in (
         *(("sinks", True), ("gate", True), ("clip", 0.7), ("softcap", 3.0), ("scale", 0.3), ("bias", "o")),
         *(("window_kind", "chunked"), ("tempering", {"kind": "log", "floor": 4.0}), ("out_norm", {"kind": "rmsnorm"})),
-        ("exclusive", True),
+        *(("exclusive", True), ("value_residual", 0.3)),
         *(("values", {"head_dim": 6, "scale": 0.6}), ("values", {"tied": True, "norm": {"kind": "rmsnorm"}})),
     ):
         if draw(st.integers(0, 5)) == 0:

@@ -169,6 +169,7 @@ def every_choice() -> Iterator[list[str]]:
     ]
     yield ["attention=mla", "attention.window=4", "attention.rope_norm=true"]
     yield ["attention=gqa", "attention.exclusive=true", "attention.window=4"]
+    yield ["attention=gqa", "attention.value_residual=0.5", "n_kv_heads=1"]
     yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]
     yield ["attention=cca", "attention.window=4", "attention.head_width=3", "block.residual={kind: affine}", *AVERAGED]
     yield ["attention=mamba", "attention.heads=2", "position=none"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from zoo.kernels.base import AttentionQuery
 from zoo.kernels.view.joined import join_keys
@@ -16,6 +16,7 @@ from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm, check_word
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
+from zoo.model.attention.value_residual import FirstValues, mix_first
 from zoo.model.lending import LentKeys, Loan
 from zoo.spec import READ, Conv, Linear, Sized, Weight, split
 
@@ -40,8 +41,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """Grouped-query attention (Ainslie et al., 2023): n_kv_heads = n_heads is MHA (Vaswani et al., 2017), 1 is MQA
     (Shazeer, 2019).
 
-    In order: q, k, v = x·W; short_conv; clip; qk_norm; the rotation; softmax(scale·q·kᵀ)·v; exclusive; gate; out_norm;
-    o.
+    In order: q, k, v = x·W; short_conv; clip; qk_norm; the rotation; value_residual; softmax(scale·q·kᵀ)·v; exclusive;
+    gate; out_norm; o.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
@@ -92,6 +93,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
     exclusive: bool = False
     """Whether a head's output y loses its part along the token's own value v, y − (y·v)·v / |v|² (Zhai, 2026, exclusive
     self-attention)."""
+    value_residual: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share λ of the first layer's values v₁ in this layer's, (1 − λ)·v + λ·v₁; 0.5 in the paper's constant
+    ResFormer (Zhou et al., 2024). The first layer that has one keeps its own."""
     gate: OutputGate | None = None
     """A gate on each head's output, σ(x·W) (Qiu et al., 2025; Qwen3-Next)."""
     tempering: Tempering | None = None
@@ -125,6 +129,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
             self.values.check(self.head_dim, self.position)
         if self.exclusive and self.kv_from:
             raise ValueError(f"exclusive is of a token's own value, and '{self.kv_from}' layers make it (one of them)")
+        if self.value_residual and self.kv_from:
+            raise ValueError(f"value_residual is of values that '{self.kv_from}' layers make (one of them)")
         check_indexer(self, self.head_dim, ("window", "kv_from"))
         if not self.position.reads_input:
             self.position.check(self.head_dim)
@@ -136,6 +142,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
             "indexer": "chooses among tokens",
             "kv_from": "names layers that read tokens",
             "short_conv": "reads tokens in order",
+            "value_residual": "mixes values of tokens",
             "window": "counts the places of tokens",
             "tempering": "counts the places of tokens",
         }
@@ -164,6 +171,14 @@ class GQA(SoftmaxAttention, kind="gqa"):
     @property
     def loan(self) -> Loan | None:
         return Loan(self.kv_from, alike=LENT_ALIKE) if self.kv_from is not None else None
+
+    @property
+    def takes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*super().takes, FirstValues.name) if self.value_residual else super().takes
+
+    @property
+    def gives(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (LentKeys.name, FirstValues.name) if self.value_residual else (LentKeys.name,)
 
     @property
     def summed(self) -> int:
@@ -319,11 +334,11 @@ class GQA(SoftmaxAttention, kind="gqa"):
         [B, S, K, V]."""
         k = self._turned(m, k, self._key_norm(m), self.n_kv_heads, step)
         v = self._clipped(v).unflatten(-1, (self.n_kv_heads, self.head_widths[1]))
-        if self.values is None:
-            return k, v
-        v = m.v_norm(v) if self.values.norm else v
-        v = self.position.rotate(v, step.tables) if self.values.rotate and not step.crosses else v
-        return k, v if self.values.scale is None else v * self.values.scale
+        if self.values is not None:
+            v = m.v_norm(v) if self.values.norm else v
+            v = self.position.rotate(v, step.tables) if self.values.rotate and not step.crosses else v
+            v = v if self.values.scale is None else v * self.values.scale
+        return k, v if self.value_residual is None else mix_first(v, self.value_residual, step)
 
     def _key_norm(self, m: Weights) -> Any:
         return m.k_norm if self.qk_norm else None

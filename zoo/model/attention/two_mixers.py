@@ -27,6 +27,7 @@ class TwoMixers(Attention):
             raise ValueError(f"softmax: '{self.softmax.kind}' has no place beside a recurrent mixer (gqa would do)")
         for name, why in (
             ("kv_from", "reads another layer's keys, which a layer of two mixers is not given"),
+            ("value_residual", "reads another layer's values, which a layer of two mixers is not given"),
             ("short_conv", "keeps a state of its own beside the recurrent mixer's"),
             ("memory_width", "is of an encoder's output, which a layer of two mixers does not read"),
         ):
