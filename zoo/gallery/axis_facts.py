@@ -1,4 +1,4 @@
-"""Collect what an axis' page shows: its choices with papers, formulas, growth, fields and users."""
+"""Collect the facts of an axis' page: its choices with papers, formulas, growth, fields and users."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from zoo.grammar.vocabulary import AxisChoice, read_choices
 
 @dataclasses.dataclass(frozen=True)
 class AxisFacts:
-    """An axis: what it is, and a page of `zoo explain` for each choice with the text of its class (`more`)."""
+    """An axis: its description, and for each choice the page of `zoo explain` with the docstring of its class
+    (`more`)."""
 
     name: str
     what: str
@@ -26,8 +27,8 @@ class AxisFacts:
 
 
 def collect_axis(name: str, shown: Collection[str]) -> AxisFacts:
-    """Collect the facts of an axis, the choices that most models have first. Of the packaged models that have a choice,
-    those that are `shown` are listed."""
+    """Collect the facts of an axis. Choices that most models have come first. Of the packaged models with a choice,
+    only those in `shown` are listed."""
     pages = [_describe(choice, shown) for choice in read_choices(name).values()]
     return AxisFacts(name, key_sentence(name), sorted(pages, key=lambda each: (-len(each["models"]), each["word"])))
 

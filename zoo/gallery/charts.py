@@ -1,6 +1,6 @@
 """Draw the gallery's charts as SVG: curves on logarithmic axes, effects with intervals, models by year.
 
-Colours are classes of site.css, so that a chart is drawn in light and in dark.
+Colours are classes of site.css, so that a chart adapts to a light or dark scheme.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class LogScale:
         return self.first + share * (self.last - self.first)
 
     def list_ticks(self, base: int, most: int) -> list[float]:
-        """List powers of a base within the scale, every second, third … of them if there are more than `most`."""
+        """List the powers of a base within the scale, or every second, third … power if there are more than `most`."""
         least, last = math.ceil(math.log(self.low, base) - 1e-9), math.floor(math.log(self.high, base) + 1e-9)
         step = -(-(last - least + 1) // most)
         return [float(base) ** power for power in range(least, last + 1, max(step, 1))]
 
 
 def draw_curves(curves: Mapping[str, Sequence[float]], at: Sequence[int], floor: tuple[str, float], title: str) -> str:
-    """Draw bytes by context length, a curve for each name, on logarithmic axes. `floor` is a constant beside them, a
-    dashed line with its name."""
+    """Draw bytes by context length, one named curve each, on logarithmic axes. `floor` is a constant, drawn as a dashed
+    line with its name."""
     known = [value for each in curves.values() for value in each if value > 0]
     low, high = min([*known, floor[1]]) / 1.6, max([*known, floor[1]]) * 1.6
     xs = LogScale(at[0], at[-1] if len(at) > 1 else 2 * at[0], LEFT, WIDTH - RIGHT)
@@ -92,8 +92,8 @@ ROW, ACROSS, EDGE = 40, 460, 12
 
 
 def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:
-    """Draw differences with their confidence intervals below one another, on an axis from the least to the largest of
-    them. The margin of equivalence is a band. A difference beyond the axis is an arrow with its number."""
+    """Draw differences with their confidence intervals, one below the other, on one axis from the smallest to the
+    largest. The margin of equivalence is a band. A difference beyond the axis is an arrow with its number."""
     limit, height = find_limit(effects), ROW * len(effects) + 34
     ends = [end for each in effects for end in (*each.interval, -(each.margin or 0), each.margin or 0)]
     least, most = (max(-limit, 1.1 * min(ends)), min(limit, 1.1 * max(ends)))
@@ -142,7 +142,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class YearMark:
-    """A model on the timeline: where it leads, its year, its parameters, its colour's index and its text."""
+    """A model on the timeline: its link, year, parameters, colour index and text."""
 
     href: str
     name: str
@@ -152,8 +152,8 @@ class YearMark:
 
 
 def draw_years(marks: Sequence[YearMark], title: str) -> str:
-    """Draw models by the year of their source and their parameters on a logarithmic axis, each a link. The place within
-    a year means nothing: it spreads models of one size, by the golden ratio."""
+    """Draw models by year and number of parameters, on a logarithmic axis, each as a link. The place within a year is
+    arbitrary: it spreads models of one size, by the golden ratio."""
     years = range(min(each.year for each in marks), max(each.year for each in marks) + 1)
     width, height = LEFT + 128 * len(years) + RIGHT, 460
     ys = LogScale(min(m.params for m in marks) / 1.5, max(m.params for m in marks) * 1.5, height - BOTTOM, TOP)

@@ -1,4 +1,5 @@
-"""Collect what the gallery says of families: their lineage, their measured difference, the packaged models of each."""
+"""Collect the gallery's facts on families: their lineage, their measured difference from the reference, and their
+packaged models."""
 
 from __future__ import annotations
 
@@ -37,19 +38,19 @@ def read_families() -> dict[str, FamilyFacts]:
 
 @functools.cache
 def read_notes() -> dict[str, dict]:
-    """Read conf/gallery.yaml: what the gallery says of models beside their own files."""
+    """Read conf/gallery.yaml, the gallery's notes on models that are not in the models' own files."""
     return read_conf("gallery")
 
 
 def find_family(model: str) -> FamilyFacts | None:
-    """Find the family of a packaged model; None for a model that conf/gallery.yaml does not name."""
+    """Find the family of a packaged model; None if conf/gallery.yaml does not name the model."""
     patterns = read_notes()["families"]
     name = next((name for pattern, name in patterns.items() if fnmatch.fnmatchcase(model, pattern)), None)
     return None if name is None else read_families()[name]
 
 
 def trace_lineage(family: FamilyFacts) -> list[FamilyFacts]:
-    """List a family and those that it is based on, the oldest first."""
+    """List a family and its ancestors, the oldest first."""
     line = [family]
     while line[0].like:
         line.insert(0, read_families()[line[0].like])
@@ -57,7 +58,8 @@ def trace_lineage(family: FamilyFacts) -> list[FamilyFacts]:
 
 
 def list_children(name: str) -> list[FamilyFacts]:
-    """List the families that are based on this one directly, the earliest source first; of "" those based on none."""
+    """List the families that are based directly on this one, the earliest source first. For "", list the families based
+    on none."""
     return sorted((each for each in read_families().values() if each.like == name), key=lambda each: _order(each))
 
 

@@ -1,4 +1,4 @@
-"""Collect the kept verdicts of the recipes: as effects to draw, as tables, and by the axes that their arms change."""
+"""Collect the stored verdicts of the recipes: as effects to draw, as tables, and by the axes that their arms change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ACCURACIES = "accuracy (probes): arm − other (higher is better)"
 
 
 def read_kept() -> Kept:
-    """Read the recipes that have a verdict, with it."""
+    """Read the recipes that have a verdict, each with the verdict."""
     return {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
 
 
@@ -60,7 +60,7 @@ def _read_effect(each: Finding, label: str) -> DrawnEffect | None:
 
 @dataclasses.dataclass(frozen=True)
 class FindingFacts:
-    """A recipe with its verdict, as the pages show them."""
+    """A recipe with its verdict, in the form that pages show."""
 
     name: str
     recipe: Experiment
@@ -79,7 +79,8 @@ class FindingFacts:
         return f"{sum(each.holds for each in self.outcome.findings)} of {len(self.outcome.findings)}"
 
     def list_verdicts(self) -> list[dict[str, str]]:
-        """List each comparison in words: its arms, what was expected, the verdict, and the difference in what."""
+        """List each comparison in words: its arms, the expected and the found verdict, and the difference with its
+        metric."""
         return [
             {
                 "pair": describe_pair(each),
@@ -100,7 +101,7 @@ class FindingFacts:
 
     @property
     def pictures(self) -> list[Any]:
-        """The effects of each metric, drawn; withdrawn ones too, as the page says so."""
+        """Draw the effects of each metric, withdrawn ones too, as the page marks them."""
         panels: dict[str, list[DrawnEffect]] = {}
         for each in self.outcome.findings:
             if effect := _read_effect(each, describe_pair(each)):
@@ -110,13 +111,14 @@ class FindingFacts:
 
 
 def read_cards() -> list[ProbeOutcome]:
-    """Read what `zoo probe` printed of each architecture (recipes/cards)."""
+    """Read the output of `zoo probe` for each architecture (recipes/cards)."""
     files = sorted((recipes_dir() / "cards").glob("*.json"))
     return [ProbeOutcome.from_dict(each) for file in files for each in read_json(file, list)]
 
 
 def list_card_rows() -> tuple[list[str], list[list[str]]]:
-    """List a header, and a row for each probe: the hardest level that each architecture of recipes/cards reaches."""
+    """List a header, and a row for each probe with the hardest level that each architecture of recipes/cards
+    reaches."""
     cards = group_by_model(read_cards())
     probes = dict.fromkeys(each.probe for own in cards.values() for each in own)
     by_probe = [{each.probe: each for each in own} for own in cards.values()]

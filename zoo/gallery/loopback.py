@@ -1,4 +1,4 @@
-"""Serve a gallery's folder to this machine's browsers: on the loopback address, and nothing outside of the folder."""
+"""Serve a gallery's folder to browsers on this machine: only on the loopback address, and only files of the folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def open_server(folder: Path, port: int = 8000) -> ThreadingHTTPServer:
 
 
 class FolderHandler(SimpleHTTPRequestHandler):
-    """Answer GET and HEAD with files of one folder. Links that lead out of it, and listings, are not found."""
+    """Answer GET and HEAD requests with files of one folder. Links that lead out of it, and listings, give "not
+    found"."""
 
     def guess_type(self, path: Any) -> str:
         return TYPES.get(Path(path).suffix) or super().guess_type(path)

@@ -1,4 +1,5 @@
-"""Collect what a model's page shows: its figures from `price`, its cache by engine, the GPUs that hold it, its YAML."""
+"""Collect the facts of a model's page: its figures from `price`, its cache by engine, the GPUs that hold it, its
+YAML."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ SERVED = 8192
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """A model's place in the gallery: its `name` is that of its page, `target` what a command is given."""
+    """A model in the gallery. `name` is the name of its page, `target` the argument for commands."""
 
     name: str
     target: str
@@ -55,7 +56,7 @@ class ModelFacts:
 
     @property
     def note(self) -> str:
-        """What is special about it."""
+        """The note on what is special about the model."""
         return str(self.about.get("note", ""))
 
     @property
@@ -64,7 +65,7 @@ class ModelFacts:
 
     @property
     def year(self) -> int | None:
-        """The year of its source; None for a model whose source names none, or that only follows a published recipe."""
+        """The year of the model's source; None if its source names none, or if it only follows a published recipe."""
         return None if "the recipe of" in self.source else find_year(self.source)
 
     @property
@@ -73,7 +74,7 @@ class ModelFacts:
 
     @property
     def place(self) -> str:
-        """The path of its page within the site."""
+        """The path of the model's page within the site."""
         return f"models/{self.name}.html"
 
     @property
@@ -91,7 +92,7 @@ class ModelFacts:
 
     @property
     def depths(self) -> str:
-        """The number of layers, of each tower."""
+        """The number of layers of each tower."""
         return " + ".join(str(len(tower.pattern)) for tower in self.spec.towers().values())
 
     @property
@@ -104,17 +105,17 @@ class ModelFacts:
 
     @functools.cached_property
     def plan(self) -> ModelPlan:
-        """What its figures show."""
+        """The plan of the model's figures."""
         return plan_model(self.spec, self.title)
 
     def list_first(self) -> list[tuple[str, str]]:
-        """List the sentences that `zoo stats` begins with."""
+        """List the first sentences of the output of `zoo stats`."""
         setup = Setup()
         return list_first_figures(self.figures, setup, find_holders(self.spec, setup, self.figures))
 
     def list_contexts(self) -> list[int]:
-        """List doubling context lengths up to the model's own: whole pages of every engine, so that curves differ by
-        what engines keep and not by how they round."""
+        """List doubling context lengths up to the model's own. They are whole pages of every engine, so that curves
+        differ by the tokens kept and not by rounding."""
         longest = self.spec.max_seq_len
         return [*(at for power in range(32) if (at := SHORTEST << power) < longest), longest]
 
@@ -133,8 +134,8 @@ class ModelFacts:
         return [line.row() for line in [*lines, *(list_cache_lines(traced, Setup()) if self.generates else [])]]
 
     def list_holders(self) -> list[dict[str, Any]]:
-        """List the fewest of each GPU that hold the weights and one sequence, and how many sequences they then hold, of
-        SERVED tokens and of the model's own context, prompts read in small parts."""
+        """List, for each GPU, the smallest number that holds the weights and one sequence, and the number of sequences
+        that these then hold: of SERVED tokens, and of the model's own context. Prompts are read in small parts."""
         short, long = min(SERVED, self.spec.max_seq_len), self.spec.max_seq_len
         rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
         found = find_fewest_gpus(self.spec, Setup(context=short), rooms, prefill=False)
@@ -154,12 +155,12 @@ class ModelFacts:
 
     @functools.cached_property
     def published(self) -> list[dict[str, Any]]:
-        """The figures that others publish of this model, beside ours."""
+        """The figures that others publish for this model, beside ours."""
         return list_published(self.target, self.spec)
 
     def describe_shape(self) -> dict[str, Any]:
-        """Describe the architecture by dotted path, without what is unset. Kinds of layer are numbered, so that those
-        of two models that name them otherwise are compared."""
+        """Describe the architecture by dotted path, without unset fields. Kinds of layer are numbered, so that two
+        models can be compared although they name their kinds differently."""
         order: dict[str, int] = {}
 
         def number(kind: re.Match[str]) -> str:
@@ -172,7 +173,7 @@ class ModelFacts:
 
 
 def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
-    """Collect the facts of a packaged model, or of a file or folder that the user named. Raises ConfigError for a model
+    """Collect the facts of a packaged model, or of a file or folder named by the user. Raises ConfigError for a model
     that cannot be read."""
     composed = compose_model(target)
     spec = spec_of_composed(composed)
@@ -201,7 +202,7 @@ def _read_yaml(target: str, composed: Composed) -> str:
 
 
 def list_published(model: str, spec: Any) -> list[dict[str, Any]]:
-    """List the figures that others publish of a packaged model beside ours, with the reason of a difference."""
+    """List the figures that others publish for a packaged model beside ours, with the reasons for differences."""
     notes = read_notes()
     rows = [each for each in notes["published"] if each["model"] == model]
     return [

@@ -29,8 +29,8 @@ def draw_figure(plan: ModelPlan) -> Any:
 
 
 def draw_strips(plan: ModelPlan) -> Any:
-    """Draw the layers of each tower from the first at the left to the last at the right, coloured by what they are, in
-    a strip without words. Cells of a colour are one path."""
+    """Draw the layers of each tower as a strip without text, from left to right, coloured by component. Cells of the
+    same colour are one path."""
     rows = []
     for tower in plan.towers:
         colors = {layer.kind: list_colors(layer) for layer in tower.layers}
@@ -51,7 +51,7 @@ CELL = 9
 
 
 def draw_choices(axis: str) -> dict[str, Any]:
-    """Draw the choices of an axis that have a figure, by name: who sees whom in attention, and how a block is wired."""
+    """Draw the choices of an axis that have a figure, by name: the mask of an attention, the wiring of a block."""
     found = {each.name: _draw_choice(axis, each) for each in (list_choices(axis) if axis in list_axes() else ())}
     return {name: mark_safe(svg) for name, svg in found.items() if svg}
 

@@ -1,4 +1,4 @@
-"""Render a page of the gallery: a Jinja2 template beside this file, filled with plain data."""
+"""Render a page of the gallery: a Jinja2 template in this folder, filled with plain data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ASSETS = HOME / "assets"
 
 
 def render_template(name: str, place: str, **values: Any) -> str:
-    """Render a template as the page `place`, a path within the site. All values are escaped but SVG that is marked
-    safe. A template reads `root`, the path to the site's front, with which its links begin."""
+    """Render a template as the page `place`, a path within the site. All values are escaped, except SVG that is marked
+    safe. `root`, the path to the site's front page, is the start of a template's links."""
     return _open_templates().get_template(name).render(root="../" * place.count("/"), place=place, **values)
 
 
 def mark_safe(svg: str) -> Any:
-    """Mark SVG, whose texts are escaped already, so that a template leaves it as it is."""
+    """Mark SVG as safe, because its texts are escaped already: a template then inserts it unchanged."""
     from markupsafe import Markup
 
     return Markup(svg)

@@ -1,4 +1,4 @@
-"""Write the gallery into a folder: a page a model, a page an axis, and the pages around them."""
+"""Write the gallery into a folder: one page per model, one per axis, and the pages around them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,8 @@ def _list_files(models: list[ModelFacts], docs: bool) -> Iterator[tuple[str, str
 
 
 def list_figures(models: Sequence[ModelFacts]) -> dict[str, Any]:
-    """List what pages sort, search and compare by: the columns, and each model's figures, cache and architecture."""
+    """List the data for sorting, searching and comparing models: the columns, and each model's figures, cache and
+    architecture."""
     return {
         "columns": [{"path": path, "label": label, "unit": unit} for path, label, unit in COLUMNS],
         "models": [_list_figures(each) for each in models],
@@ -142,7 +143,7 @@ def _list_figures(facts: ModelFacts) -> dict[str, Any]:
 
 
 def show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any]:
-    """Collect what the template of a model's page reads."""
+    """Collect the values for the template of a model's page."""
     near = min((each for each in models if each is not facts), key=partial(_measure_gap, facts))
     caches = facts.list_caches() if facts.generates else {}
     curves = join_equal(caches)
@@ -166,7 +167,7 @@ def show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any
 
 
 def list_commands(facts: ModelFacts, near: ModelFacts) -> list[str]:
-    """List commands that do something with a model: the figures of its page, and what leads on."""
+    """List useful commands for a model: the one that prints its page's figures, and next steps."""
     name = shlex.quote(facts.target)
     lines = [f"zoo stats {name} --explain", f"zoo diff {name} {shlex.quote(near.target)}"]
     lines += [f"zoo draw {name} --card --out card.png"]
@@ -199,8 +200,8 @@ def _show_timeline(models: Sequence[ModelFacts]) -> dict[str, Any]:
 
 
 def group_model(facts: ModelFacts) -> str:
-    """Give the group of GROUPS that a model is of: whether a mixer updates a recurrent state (the last tokens that a
-    convolution keeps are none), whether it has experts, or is a plain decoder."""
+    """Return the model's group of GROUPS: whether a mixer updates a recurrent state (a convolution's last tokens do not
+    count), whether the model has experts, or whether it is a plain decoder."""
     if facts.kind != "decoder":
         return facts.kind
     if any(each.attention.state_flops() for tower in facts.spec.towers().values() for each in tower.blocks.values()):

@@ -1,4 +1,4 @@
-"""Write the playground's page with all that it loads into a gallery's folder."""
+"""Write the playground's page, with all files that it loads, into a gallery's folder."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ FIRST = "defaults: [/model/llama3-8b@_here_]\n"
 
 
 def write_page(site: Path, **values: Any) -> int:
-    """Write the page into the folder of a site, with the first answer in it: it shows that without the parts that
-    compute. Return the number of files."""
+    """Write the page into the folder of a site. It contains the first answer, so that it can be shown before the
+    computing parts are loaded. Return the number of files."""
     site = site.resolve()
     folder = (site / PLACE).parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,11 +42,12 @@ def write_page(site: Path, **values: Any) -> int:
 
 
 def write_parts(site: Path, pyodide: Path | None) -> bool:
-    """Write what the page computes with: Pyodide and the zip of modules. `pyodide` has Pyodide's files (None: Zoo's
-    cache, filled from the registries at first). Return whether the modules could be compiled, which halves the time to
-    the first price. Raises ConfigError for files that cannot be had.
+    """Write the computing parts of the page: Pyodide and the zip of modules. `pyodide` has Pyodide's files (None: Zoo's
+    cache, filled from the registries if needed). Return whether the modules could be compiled, which halves the time to
+    the first price. Raises ConfigError for unavailable files.
 
-    The largest file is written compressed, so that any server sends it small; the worker unpacks it."""
+    The largest file is compressed, so that any server sends it small; the worker unpacks it.
+    """
     parts, folder = find_pyodide(pyodide), (site / PLACE).parent
     with tempfile.TemporaryDirectory() as home:
         packed = Path(home) / "zoo.zip"

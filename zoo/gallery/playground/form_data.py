@@ -1,4 +1,4 @@
-"""List what the playground's form offers, from the grammar: axes with their choices, fields, keys and models."""
+"""List the choices of the playground's form, from the grammar: axes with their choices, fields, keys and models."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _list_fields(choice: AxisChoice, above: str = "") -> Iterator[dict[str, Any]
 
 
 def list_options(schema: Mapping[str, Any]) -> tuple[list[Any], bool]:
-    """List the values that a field's schema names, and tell whether it takes others too, such as numbers."""
+    """List the values that a field's schema names, and tell whether other values are allowed, such as numbers."""
     if "anyOf" in schema:
         parts = [list_options(each) for each in schema["anyOf"]]
         return list(dict.fromkeys(value for values, _ in parts for value in values)), any(free for _, free in parts)

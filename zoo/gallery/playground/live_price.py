@@ -1,6 +1,7 @@
-"""Answer the playground's page: a model's YAML and a set-up in, its figures beside those of the model it starts from.
+"""Answer a request of the playground's page: from a model's YAML and a set-up, compute its figures beside those of the
+model that it starts from.
 
-This runs in the browser. It calls what `zoo stats` calls, and no torch.
+This runs in the browser. It calls the functions of `zoo stats`, without torch.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ class PricedModel:
 
     @functools.cached_property
     def gpus(self) -> dict[str, tuple[int, int]]:
-        """The fewest of each GPU that hold weights and a sequence of the context, and how many sequences they hold, by
-        the GPU's name; (0, 0) if no machine of it does. Empty for a model that does not generate."""
+        """The smallest number of each GPU, by name, that holds the weights and one sequence of the context, and how
+        many sequences these hold; (0, 0) if no machine with this GPU suffices. Empty for a model that does not
+        generate."""
         if "kv_cache" not in self.figures["memory"]:
             return {}
         rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
@@ -98,8 +100,8 @@ class PricedModel:
 
 
 def answer_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Price the `text` of a request under the fields of its `setup`. The answer has `faults`, each with the `path` of
-    the key that it concerns, or else figures, drawing and YAML."""
+    """Price the `text` of a request under the fields of its `setup`. The answer has figures, drawing and YAML, or else
+    `faults`, each with the `path` of the key at fault."""
     text = _edit(request["text"], request.get("edits", ()))
     found = START.search(text)
     answer = {"text": text, "start": found[1] if found else None}

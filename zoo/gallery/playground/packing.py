@@ -1,4 +1,5 @@
-"""Zip what pricing imports, for Pyodide: Zoo's torch-free layers, their configuration, and the libraries below them."""
+"""Zip the modules that pricing imports, for Pyodide: Zoo's torch-free layers, their configuration, and the libraries
+below them."""
 
 from __future__ import annotations
 

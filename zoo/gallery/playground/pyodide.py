@@ -1,6 +1,6 @@
 """Find Pyodide's files and pydantic_core's build for it, check their hashes, and compile a zip of modules with them.
 
-They are fetched once, with npm and pip, into Zoo's cache; from then on a build needs no network.
+The files are fetched once, with npm and pip, into Zoo's cache; later builds need no network.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ COMPILE = Path(__file__).parent / "compile.mjs"
 
 
 def find_pyodide(folder: Path | None = None) -> Path:
-    """Find a folder with Pyodide's files and the wheel of pydantic_core: the one given, else Zoo's cache, which is
-    filled from the registries at the first time. Raises ConfigError for files that are missing or have other hashes,
-    and if they cannot be fetched."""
+    """Find a folder with Pyodide's files and the wheel of pydantic_core: the given one, or Zoo's cache, which is filled
+    from the registries on first use. Raises ConfigError for missing files or wrong hashes, and if files cannot be
+    fetched."""
     home = folder or find_cache_folder() / f"pyodide-{VERSION}"
     if folder is None and not (home / "pyodide.asm.wasm").is_file():
         home.parent.mkdir(parents=True, exist_ok=True)

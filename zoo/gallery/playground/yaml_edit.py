@@ -1,4 +1,4 @@
-"""Edit one value in the text of a model's YAML, and leave the other lines and their comments as they are."""
+"""Edit one value in the text of a model's YAML. Other lines and their comments do not change."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 
 
 def edit_text(text: str, path: Sequence[str], value: object) -> str:
-    """Set the value at a path of keys, such as `attention`, `softcap`; None removes it. Raises yaml.YAMLError for a
-    text that is no YAML.
+    """Set the value at a path of keys, such as `attention`, `softcap`; None removes it. Raises yaml.YAMLError for
+    invalid YAML.
 
     `attention: mla` becomes `attention: {kind: mla, window: 512}` when a field is set, and a word again when the field
-    is removed. The lines of the path's first key are written anew, those of all other keys stay.
+    is removed. Only the lines of the path's first key are rewritten.
     """
     body = _lay(parse_text(text), path, value)
     top = path[0]
@@ -27,7 +27,7 @@ def edit_text(text: str, path: Sequence[str], value: object) -> str:
 
 
 def parse_text(text: str) -> dict[str, Any]:
-    """Read a text as plain data, numbers such as 1e6 as Zoo reads them; empty unless it is a mapping."""
+    """Parse a text as plain data; empty unless it is a mapping. Numbers such as 1e6 are read as Zoo reads them."""
     parsed: Any = OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
     return parsed if isinstance(parsed, dict) else {}
 
