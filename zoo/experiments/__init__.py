@@ -1,1 +1,1 @@
-"""Run recipes: experiments whose expectations are written down before they run, and whose verdicts are kept."""
+"""Run recipes: experiments whose expectations are written down before the runs, and whose verdicts are stored."""

@@ -1,8 +1,8 @@
-"""Measure decision accuracy: how often the verdict on two arms at one size is the verdict at four times the size.
+"""Measure decision accuracy: how often the verdict on two arms at one size holds at four times the size.
 
-Small experiments are run to decide about larger models, so this says what their verdicts are worth (DataDecide, 2025,
-does so for data). Two sources have both sizes: a ladder's losses at a quarter of its largest size and at this size; and
-two recipes with the same arms and metric, of which one's models are about four times as large.
+Small experiments are run to decide about larger models; this measures how reliable their verdicts are (DataDecide,
+2025, does so for data). Two sources have both sizes: a ladder's losses at a quarter of its largest size and at that
+size; and two recipes with the same arms and metric, of which one's models are about four times as large.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Kept = Mapping[str, tuple[Experiment, ExperimentOutcome]]
 
 @dataclass(frozen=True)
 class Decision:
-    """The findings on one pair of arms at two sizes, and where they are from."""
+    """The findings on one pair of arms at two sizes, and their source."""
 
     source: str
     small: Finding

@@ -77,7 +77,7 @@ class Strict(BaseModel):
 class Expectation(Strict):
     """An expectation of an arm: either a verdict `against` another arm, or bounds (`at_least`, `at_most`). Bounds limit
     the arm's metric in every run. With `against` they limit its difference from the other arm with every seed, and with
-    a `cost` as well the ratio of both arms' costs. `paper` is the source's figure."""
+    a `cost` as well the ratio of both arms' costs. `paper` is the figure in the source."""
 
     arm: str
     against: str | None = None
@@ -127,8 +127,8 @@ class Modelled(Strict):
 
 
 class Laddering(Modelled):
-    """A ladder (`zoo ladder`) of each arm in place of single runs: the loss of its largest size is predicted from the
-    other sizes before it is trained. Its metrics are those of `zoo.experiments.laddering`."""
+    """A ladder (`zoo ladder`) of each arm, instead of single runs. The loss of its largest size is predicted from the
+    other sizes before that size is trained. The metrics are those of `zoo.experiments.laddering`."""
 
     sizes: Annotated[int, Field(ge=4)] = 5
     smallest: PositiveFloat | None = None
@@ -149,8 +149,8 @@ class Laddering(Modelled):
 
 
 class Probing(Modelled):
-    """A probe (`zoo probe`) in place of training on text: every arm is shrunk to the probe's size. A seed of its
-    own is trained at each learning rate of `rates` (None: those of `zoo probe`), the reported ones at the best. The
+    """A probe (`zoo probe`), instead of training on text: every arm is shrunk to the probe's size. A separate seed is
+    trained at each learning rate of `rates` (None: those of `zoo probe`), and the reported seeds at the best rate. The
     metrics are `reach`, and those of a level, such as `accuracy at 16`."""
 
     name: str
@@ -167,7 +167,8 @@ class Probing(Modelled):
 
 class ExperimentForm(Strict):
     """A form of a recipe, whole or short: further `overrides` of every run, its `probe` or `ladder`, its seeds, and its
-    expectations. A short form should state bounds, not verdicts: two seeds of twenty steps tell nothing at 5 %."""
+    expectations. A short form should state bounds, not verdicts: two seeds of twenty steps are too few for
+    significance."""
 
     overrides: Overrides = []
     probe: Probing | None = None
@@ -182,9 +183,9 @@ class ExperimentForm(Strict):
 
 
 class Experiment(Strict):
-    """An experiment. Its runs start from `config`, a training YAML (a path, or a name in recipes/configs/; by default
-    that of `zoo train`), or are those of a `probe` or `ladder`. An arm is a list of overrides in addition to the
-    `shared` ones."""
+    """An experiment: the arms and the design of their runs. Runs train by `config`, a training YAML (a path, or a name
+    in recipes/configs/; by default that of `zoo train`), or are those of a `probe` or `ladder`. An arm is a list of
+    overrides in addition to the `shared` ones."""
 
     claim: str = ""
     source: str = ""
@@ -255,12 +256,13 @@ class Experiment(Strict):
         return self
 
     def find_margin(self, each: Expectation) -> float | None:
-        """Find the margin of equivalence of an expectation: its own, or the experiment's if it is about its metric."""
+        """Find the margin of equivalence of an expectation: its own, or the experiment's if both concern the same
+        metric."""
         return each.margin or (self.margin if each.metric in (None, self.metric) else None)
 
     def list_metrics(self, short_form: bool = False) -> list[str]:
-        """List every metric that is measured or has an expectation, the recipe's own first. For a probe's form that
-        compares only costs the list is `reach` alone: the small probe may lack the level of the recipe's metric."""
+        """List every metric that is measured or has an expectation, the recipe's own first. If a probe's short form
+        compares only costs, the list is `reach` alone: the small probe may lack the level of the recipe's metric."""
         form = self.form(short_form)
         unnamed = [each for each in form.expect if each.metric is None and (form.probe is None or each.cost is None)]
         own = [self.metric] if unnamed or not form.expect else []
@@ -268,18 +270,19 @@ class Experiment(Strict):
         return list(dict.fromkeys([*own, *self.measure, *named])) or ["reach"]
 
     def form(self, short_form: bool) -> ExperimentForm:
-        """Give the whole form, or the short one."""
+        """Return the whole form, or the short one."""
         whole = ExperimentForm(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
         return self.short if short_form else whole
 
     def list_expectations(self, short_form: bool = False) -> list[Expectation]:
-        """List the expectations; without any, every arm's difference from the baseline is to be seen."""
+        """List the expectations. If none are stated, each arm's difference from the baseline is listed, to be tested
+        without an expected verdict."""
         first = self.first_arm()
         seen = [Expectation(arm=arm, against=first, verdict="any") for arm in self.arms if arm != first]
         return self.form(short_form).expect or seen
 
     def key(self) -> str:
-        """Hash everything that affects the results of the whole form, expectations left out. A verdict keeps the hash,
+        """Hash everything that affects the results of the whole form, except expectations. A verdict stores the hash,
         so that a later change of the experiment is noticed."""
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
         ran |= self.model_dump(include={"baseline", "tune", "match", "match_by"}, exclude_defaults=True)
@@ -295,7 +298,7 @@ class Experiment(Strict):
         return recipes_dir() / "configs" / f"{self.config}.yaml"
 
     def first_arm(self) -> str:
-        """Name the arm that the others are compared with."""
+        """Name the baseline arm."""
         return self.baseline or next(iter(self.arms))
 
 

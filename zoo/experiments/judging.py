@@ -40,7 +40,7 @@ class Ran:
 
     @property
     def noise(self) -> float:
-        """The standard deviation of the loss that searches minimise, pooled over the arms; 0 if none is known."""
+        """The standard deviation of the loss that rate searches minimise, pooled over the arms; 0 if unknown."""
         return pool_noise(map(keep_finite, self.values.get("val_loss", {}).values()))
 
 
@@ -81,7 +81,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ExperimentOutcome:
-    """The verdicts on a recipe, with where and when it ran."""
+    """The verdicts on a recipe, with the machine and the time of its runs."""
 
     recipe: str
     key: str
@@ -102,7 +102,7 @@ class ExperimentOutcome:
 
     @property
     def noise(self) -> float:
-        """The standard deviation of a run's loss, pooled over the arms; 0 if none is known."""
+        """The standard deviation of a run's loss, pooled over the arms; 0 if unknown."""
         arms = self.values.get("val_loss", {}).values()
         return pool_noise({int(seed): v for seed, v in own.items() if v is not None} for own in arms)
 
@@ -170,8 +170,7 @@ def judge(
 
 
 def weigh(ran: Ran, experiment: Experiment, expected: Sequence[Expectation], level: float = LEVEL) -> list[Finding]:
-    """Test results against expectations. Verdicts are tested at this level over all of them together (Holm's
-    correction)."""
+    """Test results against expectations. `level` is the error rate over all verdicts together (Holm's correction)."""
     pairs = {
         str(at): _pair_arms(ran, experiment, each, each.against)
         for at, each in enumerate(expected)

@@ -29,7 +29,7 @@ BOOTSTRAP = 200
 
 
 def climb_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[dict[str, Any]]]:
-    """Climb the ladder of each arm with all seeds; runs that are done in the folder are not trained again. Returns the
+    """Climb the ladder of each arm with all seeds. Runs that the folder has already are not trained again. Returns the
     results, and the outcomes of the ladders in the order of arms. Raises ConfigError for a metric that no ladder has,
     and for an arm that cannot be trained."""
     if unknown := [each for each in recipe.list_metrics(short_form) if each not in METRICS]:

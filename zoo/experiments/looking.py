@@ -1,4 +1,4 @@
-"""Run an experiment look by look, and judge it: the way from a file to a verdict."""
+"""Run an experiment look by look, and judge it: from a file to a verdict."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ FOLDER = Path("sweeps/experiments")
 
 @dataclass(frozen=True)
 class JudgedExperiment:
-    """An experiment's outcome, what draws its results into a file, and the report on its arms if they trained."""
+    """An experiment's outcome, the function that draws its results into a file, and the report on its arms if they were
+    trained."""
 
     outcome: ExperimentOutcome
     draw: Callable[[Path], None]
@@ -39,10 +40,10 @@ def experiment(
 ) -> ExperimentOutcome:
     """Run an experiment, as `zoo experiment FILE --run` does, and return its outcome.
 
-    `source` is a file, the name of a recipe, or what a file holds: `{"arms": {"plain": "", "qk_norm":
+    `source` is a file, the name of a recipe, or a file's content as plain data: `{"arms": {"plain": "", "qk_norm":
     "model.attention.qk_norm=rmsnorm"}, "shared": "model=llama-tiny", "seeds": 5, "tune": True}`. Runs that have ended
-    in the folder are not run again; with `train=False` none is (`--report`). Writes what the verb writes. Raises
-    ConfigError for a faulty experiment, before anything is written.
+    in the folder are not repeated; with `train=False` nothing is trained (`--report`). Writes the same files as the
+    command. Raises ConfigError for a faulty experiment, before anything is written.
     """
     if isinstance(source, Mapping):
         name, made = "experiment", make_experiment(source, Path("experiment"))
@@ -56,7 +57,7 @@ def experiment(
 def judge_in_folder(
     name: str, experiment: Experiment, folder: Path, train: bool, observer: SweepObserver
 ) -> JudgedExperiment:
-    """Run an experiment, or judge the runs that are there; write its verdict, plot and page into the folder."""
+    """Run an experiment, or judge its existing runs; write its verdict, plot and page into the folder."""
     if train:
         made = run_experiment(name, experiment, folder, False, observer)
     else:
@@ -69,7 +70,7 @@ def judge_in_folder(
 def run_experiment(
     name: str, experiment: Experiment, folder: Path, short_form: bool, observer: SweepObserver
 ) -> JudgedExperiment:
-    """Register an experiment, train what is missing in its folder, and judge it. A design with several looks trains
+    """Register an experiment, train the missing runs in its folder, and judge it. A design with several looks trains
     further seeds only while a comparison is inconclusive."""
     if experiment.probe is not None:
         from zoo.experiments.probing import draw_probed, probe_recipe
@@ -96,7 +97,7 @@ def run_experiment(
 
 
 def report_experiment(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
-    """Judge the runs that are in an experiment's folder, at the last look that has all of its runs. Trains nothing.
+    """Judge the existing runs in an experiment's folder, at the last look that has all of its runs. Trains nothing.
     Raises ConfigError if a run of the first look is missing or has not ended."""
     looks = experiment.form(short_form).looks
     there = count_seeds_there(experiment, folder)
@@ -116,7 +117,7 @@ def describe_arms(outcome: ExperimentOutcome, experiment: Experiment, arms: Sequ
 
 
 def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
-    """Say on the page what its verdicts rest on: registration, margin, and what was expected."""
+    """List the notes of the page: the registration, the margin, and the expectations."""
     notes = [] if outcome.registration is None else [describe_registration(outcome.registration).capitalize() + "."]
     notes += [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}."]
     for each in outcome.findings:

@@ -1,7 +1,7 @@
-"""Say before an experiment runs which of its sources' effects its design could not see.
+"""Find the published effects that an experiment's design could not detect, before it runs.
 
 The noise is the experiment's own `sigma`, or that of the noise atlas: the median standard deviation of a pair's
-difference over all kept verdicts that trained by the same config and measured the same metric.
+difference over all stored verdicts with the same config and metric.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from zoo.jobs.outlook import Outlook
 
 @dataclass(frozen=True)
 class PairNoise:
-    """The standard deviation of a pair's difference (two arms, one seed), and how many arms it was measured on."""
+    """The standard deviation of a pair's difference (two arms, one seed), and the number of arms that it was measured
+    on."""
 
     sigma: float
     arms: int
 
 
 def find_noise(experiment: Experiment) -> PairNoise | None:
-    """Find the noise of runs like an experiment's; None if no kept verdict has any."""
+    """Find the noise of runs like an experiment's; None if no stored verdict has it."""
     found = [sigma for name in list_recipes() for sigma in _list_sigmas(name, experiment)]
     return PairNoise(median(found), len(found)) if found else None
 
@@ -46,7 +47,7 @@ def _list_sigmas(name: str, experiment: Experiment) -> Iterator[float]:
 
 
 def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
-    """Write lines on what the design can show beside a difference: equivalence, divergence, and the levels of looks."""
+    """Describe what the design can show besides a difference: equivalence, divergence, and the levels of looks."""
     form, others, lines = experiment.form(False), max(1, len(outlook.arms) - 1), []
     seeds = form.looks[-1]
     if len(form.looks) > 1:
@@ -67,7 +68,7 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 
 def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
-    """Write a line for each source's effect, or margin, that the design could not show."""
+    """Write a line for each published effect, or margin, that the design could not detect."""
     smallest, sigma = outlook.smallest_effect(corrected=True), outlook.sigma
     if smallest is None or sigma is None:
         return []

@@ -1,4 +1,4 @@
-"""Price a recipe's arms before any of them runs, and check that they cost the same if the recipe says so."""
+"""Price a recipe's arms before they run, and check that they cost the same if the recipe says so."""
 
 from __future__ import annotations
 

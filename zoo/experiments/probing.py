@@ -55,7 +55,8 @@ def describe_machine() -> str:
 
 
 def read_metric(outcome: ProbeOutcome, metric: str) -> dict[int, float]:
-    """Read a metric of each seed: `reach`, or one of a level (`accuracy at 16`). Raises ConfigError for others."""
+    """Read a metric of each seed: `reach`, or one of a level (`accuracy at 16`). Raises ConfigError for other
+    metrics."""
     if metric == "reach":
         return {each.seed: float(each.reach) for each in outcome.seeds}
     name, _, level = metric.partition(" at ")

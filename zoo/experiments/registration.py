@@ -3,10 +3,10 @@
 FOLDER/registration.json    {"when": "…", "hash": "…", "parts": {"arms": "…", …}, "stated": {…},
                              "changes": [{"when": "…", "of": {"margin": "…"}, "stated": {…}}]}
 
-A verdict counts for more if its arms, budget and expectations were written down before anything ran. Each part has a
-hash of its own, so that a later change is listed by its name with the verdict, and `stated` has what was stated in
-words. `models` are the resolved configs of all arms, and `code` the sources of this package. The file is local: to show
-others that it was first, publish its hash, or commit the file, before the first run.
+A verdict is worth more if its arms, budget and expectations were written down before anything ran. Each part has its
+own hash, so that a later change is listed by name with the verdict. `stated` has the parts as plain data. `models` are
+the resolved configs of all arms, and `code` the sources of this package. The file is local. To prove to others that it
+came first, publish its hash, or commit the file, before the first run.
 """
 
 from __future__ import annotations

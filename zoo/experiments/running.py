@@ -41,7 +41,8 @@ def plan_arms(experiment: Experiment, folder: Path, short_form: bool = False) ->
 
 
 def design_sweep(experiment: Experiment, short_form: bool = False) -> SweepDesign:
-    """Say how the arms are matched and tuned before their seeds run; the short form's keep their configs' rates."""
+    """Describe how arms are matched and tuned before their seeds run. Those of a short form keep the rates of their
+    configs."""
     return SweepDesign(
         match=experiment.match,
         match_by=experiment.match_by,
@@ -96,14 +97,14 @@ def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bo
 
 
 def describe_unended(run: RunRecord) -> str:
-    """Say which run of which arm has not ended well, and why."""
+    """Describe a run that did not end successfully: its arm, and the reason."""
     error = run.result.get("error")
     why = f": {shorten(str(error), 200)}" if error else ""
     return f"{run.job.get('label')}, seed {run.job.get('seed')}: is {run.status}{why} ({run.folder}; run it again)"
 
 
 def count_seeds_there(experiment: Experiment, folder: Path) -> int:
-    """Count the seeds of which every arm has an ended run in a sweep's folder."""
+    """Count the seeds for which every arm has an ended run in a sweep's folder."""
     ended = {place for place, where in _list_there(folder).items() if RunRecord(where).status in ENDED}
     return min(sum(arm == own for own, _ in ended) for arm in experiment.arms)
 
@@ -115,7 +116,7 @@ def _list_there(folder: Path) -> dict[tuple[str, int], Path]:
 
 
 def find_arms(experiment: Experiment, folder: Path, seeds: int) -> list[Path]:
-    """Find the folders of the arms' runs in a sweep's folder. Raises ConfigError for a run that is not there."""
+    """Find the folders of the arms' runs in a sweep's folder. Raises ConfigError for a missing run."""
     there = _list_there(folder)
     missing = [f"{arm}, seed {seed}" for arm in experiment.arms for seed in range(seeds) if (arm, seed) not in there]
     refuse([f"{folder}: has no run of {'; '.join(missing)} (--run)"] if missing else [])
@@ -156,8 +157,8 @@ def _measure(folder: Path, name: str, asked: Measure) -> float:
 
 
 def describe_runs(records: Sequence[RunRecord]) -> str:
-    """Describe where runs ran: processor, threads and torch, as the first run noted them, and the range of the
-    machine's load when runs began. A high load means that other programs slowed the runs."""
+    """Describe the machine of the runs: processor, threads and torch, as the first run recorded them, and the range of
+    the machine's load when runs began. A high load means that other programs slowed the runs."""
     found = [each for run in records for each in runs.read_environments(run.folder)[:1]]
     if not found:
         return "unknown"

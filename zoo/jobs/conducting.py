@@ -21,9 +21,11 @@ from zoo.jobs.sweep import Sweep, SweepPoint, describe_dropped, drop_duplicates,
 
 @dataclass(frozen=True)
 class SweepDesign:
-    """What is done with the arms before their seeds run: the cost in which they are matched, the dimension that is
-    solved for it, and the arm that they are matched to (by default the first); whether learning rates are searched, and
-    by how many trials (None: on a grid)."""
+    """What is done with the arms before their seeds run.
+
+    The fields are the cost in which arms are matched, the dimension that is solved for it, and the baseline to match
+    (by default the first arm); also whether learning rates are searched, and by how many trials (None: on a grid).
+    """
 
     match: str | None = None
     match_by: str | None = None
@@ -39,28 +41,28 @@ class SweepDesign:
 
 
 class SweepObserver:
-    """Is told what a sweep does. This one says nothing."""
+    """Observes the events of a sweep. This base class does nothing."""
 
     jobs: Sequence[SweepPoint] = ()
     """The jobs that were started last: at the end those of the arms' seeds."""
 
     def say(self, line: str) -> None:
-        """A line about the jobs."""
+        """Called with a line about the jobs."""
 
     def show_match(self, match: Match) -> None:
-        """The arms were matched."""
+        """Called when the arms have been matched."""
 
     def show_searches(self, searches: Mapping[str, Mapping[str, Any]]) -> None:
-        """The learning rates were searched (`RateSearch.to_dict`, by arm)."""
+        """Called when the learning rates have been searched (`RateSearch.to_dict`, by arm)."""
 
     def watch(self, folder: Path, jobs: Sequence[SweepPoint]) -> AbstractContextManager[Any]:
-        """The context in which jobs run."""
+        """Return the context in which jobs run."""
         return nullcontext()
 
 
 def look_ahead(plan: LaunchPlan, design: SweepDesign, sweep: Sweep, *, only_plan: bool = False) -> Outlook:
-    """Compose, deduplicate, match and price all points, and time their steps if the design asks for it. With
-    `only_plan` points that do not fit a device are refused one by one. Raises ConfigError if all are."""
+    """Compose, deduplicate, match and price all points of a sweep before it runs; time their steps if the design says
+    so. With `only_plan` points that do not fit a device are refused one by one. Raises ConfigError if all are."""
     forecaster = Forecaster(measure=design.measure)
     jobs, dropped = drop_duplicates(plan.list_points())
     matched = _match(plan, design, jobs, sweep) if design.match else None

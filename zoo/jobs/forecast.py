@@ -54,8 +54,8 @@ class Price:
 
 
 def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True) -> Price:
-    """Price a run. With `cuda` the peak memory is that of CUDA kernels. Without `memory` no pass is traced, and the
-    peak memory is None."""
+    """Price a run. With `cuda` the peak memory is computed for CUDA kernels. Without `memory` no pass is traced, and
+    the peak memory is None."""
     from zoo.training.memory_fit import describe_tuning, price_training, take_share
 
     settings, spec = planned.settings, planned.spec
@@ -192,7 +192,7 @@ class Forecaster:
         self.timed: dict[str, Timing | str] = {}
 
     def forecast(self, planned: TrainingPlan) -> Forecast:
-        """Forecast a job: price it, then time it if `measure` is set and it fits into memory."""
+        """Forecast a job: price it, then time it if `measure` is set and the job fits into memory."""
         key = hash_pace(planned), planned.settings.steps
         if key not in self.known:
             self.known[key] = self._forecast(planned, key[0])

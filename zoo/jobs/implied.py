@@ -47,8 +47,9 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
 
 
 def describe_adapter(path: str) -> list[str]:
-    """Write the overrides by which a run goes on with an adapter that peft wrote: the base, the adapter's rank, alpha
-    and products, and the weights trained beside it. Raises CheckpointError for an adapter that is not read."""
+    """Write the overrides by which a run continues training an adapter in peft's format: the base, the adapter's rank,
+    alpha and products, and the weights trained besides them. Raises CheckpointError for an adapter that cannot be
+    read."""
     plan = read_plan(find(path))
     assert plan is not None
     fields = {**{name: getattr(plan, name) for name in OWN}, "on": f"[{','.join(plan.paths)}]"}

@@ -38,10 +38,10 @@ def states_subdir(cfg: DictConfig) -> bool:
 class JobLoader(ConfigLoaderImpl):
     """Compose every config for Hydra: of a run, of a sweep, and of each job that a sweeper proposes.
 
-    Hydra's engine, sweepers and launchers get all configs from `load_configuration` (jobs through
-    `load_sweep_config`). So a job is composed and checked in one way, whether the command line, BasicSweeper or a
-    sampling plugin proposes it, and overrides stay as the user typed them; the run's records have them in the form that
-    Hydra itself accepts. A launcher's workers get the loader pickled.
+    Hydra's engine, sweepers and launchers get all configs from `load_configuration` (jobs through `load_sweep_config`).
+    So a job is composed and checked in one way, whether the command line, BasicSweeper or a sampling plugin proposes
+    it. Overrides stay as the user typed them; the run's records have them in Hydra's own form. A launcher's workers get
+    the loader pickled.
     """
 
     body: Mapping[str, Any] = TRAINING
@@ -82,8 +82,8 @@ class JobLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Compose the config of a job, or, for RunMode.MULTIRUN, the config of the sweep.
 
-        A sweep's config has the overrides with a single value, without those that do not fit the default model: each
-        job is composed, and checked, with all its own overrides. Raises ConfigError for a faulty job.
+        A sweep's config has only the overrides with a single value that fit the default model. Each job is composed,
+        and checked, with all of its overrides. Raises ConfigError for a faulty job.
         """
         typed = parse_overrides(overrides, [])
         composed = self.compose_job([each.input_line or "" for each in typed if not each.is_sweep_override()])

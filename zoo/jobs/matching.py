@@ -50,7 +50,7 @@ MOST = 1 << 26
 
 @dataclass(frozen=True)
 class MatchedArm:
-    """A solved arm: its name before and after, its jobs, the value of the dimension, and its price."""
+    """A matched arm: its name before and after, its jobs, the solved value of the dimension, and its price."""
 
     was: str
     name: str
@@ -75,20 +75,20 @@ class Match:
         return [job for arm in self.arms for job in arm.jobs]
 
     def ratios(self, arm: MatchedArm) -> dict[str, float]:
-        """Divide an arm's figures by the baseline's, for the currencies in which they differ by more than 1 %."""
+        """Divide an arm's costs by the baseline's, for the currencies in which they differ by more than 1 %."""
         base = self.arms[0].figures
         found = {name: value / base[name] for name, value in arm.figures.items() if base.get(name)}
         return {name: ratio for name, ratio in found.items() if abs(ratio - 1) > TOLERANCE}
 
     @property
     def unmatched(self) -> list[str]:
-        """The currencies in which some arm differs from the baseline by more than 1 %."""
+        """The costs (currencies) in which some arm differs from the baseline by more than 1 %."""
         return [name for name in CURRENCIES if any(name in self.ratios(arm) for arm in self.arms)]
 
     @property
     def noise(self) -> float | None:
-        """The largest standard error of an arm's seconds ÷ the baseline's; None where arms are not matched in time, or
-        their seconds were not measured again."""
+        """The largest standard error of an arm's seconds ÷ the baseline's; None if arms are not matched in time, or if
+        the seconds were not measured again."""
         first, *others = (each.noise for each in self.arms)
         known = [math.hypot(first or 0.0, each) for each in others if each is not None]
         return max(known, default=None)
@@ -151,7 +151,7 @@ class Matching:
 
 def choose_dimension(plan: LaunchPlan, jobs: Sequence[SweepPoint], budget: str, baseline: str | None) -> str:
     """Choose the dimension that a budget is solved by: n_kv_heads for the cache, if some number of key-value heads
-    matches every arm and the sweep does not vary it; else the one in BUDGETS."""
+    matches every arm and the sweep does not vary it; else the dimension in BUDGETS."""
     arms, heads = group_by_arm(jobs), "n_kv_heads"
     if budget != "kv" or any(find_key(word) == find_place(heads) for each in jobs for word in each.typed):
         return BUDGETS[budget]

@@ -2,11 +2,11 @@
 
 Arms are compared fairly at equally searched rates, not at equal rates. Every arm gets the same number of runs: a grid
 of half decades around the config's value, two more beyond the grid if the best one lies on its edge, and two next to
-the best one. They have a seed of their own (SEED) and are judged on rows that no verdict reads: the first half of the
-validation split, where the arm's seeds are reported on the second. The value that the seeds run at is the minimum of a
-parabola through the losses next to the best one (`zoo.analysis.verdict.rate_optimum`); its error is part of the
-verdict. The window of values that do well is a result too: claims that an architecture cannot do something often come
-from a narrow window (arXiv 2508.19029).
+the best one. They have a separate seed (SEED), and are evaluated on rows that no verdict reads: the first half of the
+validation split. The arm's seeds are reported on the second half. They run at the minimum of a parabola through the
+losses next to the best one (`zoo.analysis.verdict.rate_optimum`); its error is part of the verdict. The window of good
+values is a result too: claims that an architecture cannot do something often come from a narrow window (arXiv
+2508.19029).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FURTHER too, which all arms get as soon as one does."""
 
 @dataclass
 class RateSearch:
-    """The search of one arm: `ask` gives values to try, `tell` takes losses. Places are quarter decades from
+    """The search of one arm: `ask` returns values to try, `tell` records losses. A place counts quarter decades from
     `start`."""
 
     start: float
@@ -59,8 +59,8 @@ class RateSearch:
     refined: bool = False
 
     def ask(self) -> Sequence[float]:
-        """List the places to try next: the grid, then two at a time. A search that is `finished` may be asked again,
-        for as many runs as other arms have."""
+        """List the places to try next: the grid, then two at a time. A `finished` search may be asked again, so that it
+        has as many runs as other arms."""
         if not self.losses:
             return list(GRID)
         best = self.best
@@ -112,9 +112,9 @@ class RateSearch:
         return self.rate(4 * fit_optimum(self.decades, noise=0.0).at)
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the result as plain data: the value that was chosen (`best`), the lowest loss, and all losses.
-        `window` is the width, in decades, of the values within 1 % of the best loss; it is a lower bound if `open`: the
-        window reaches the lowest or the highest value tried."""
+        """Write the result as plain data: the chosen value (`best`), the lowest loss, and all losses. `window` is the
+        width, in decades, of the values within 1 % of the best loss. If the window reaches the lowest or the highest
+        value tried, it is `open`, and its width a lower bound."""
         assert self.best is not None
         window = find_good_window(self.decades)
         return {
@@ -147,9 +147,10 @@ def search_rates(
     key: str = KEY,
 ) -> tuple[list[SweepPoint], dict[str, RateSearch]]:
     """Search the learning rate (or another number, by its `key`) of every arm, by the grid or by the search that
-    `begin` makes from the job of an arm's first seed. All arms' jobs of a round run together. `launch` gets these jobs,
-    and by name each job's fields in sweep.json. Returns the jobs of all seeds at the chosen values, and the searches.
-    Raises ConfigError if the sweep varies the rate itself, and ZooError if every value of an arm failed."""
+    `begin` makes from the job of an arm's first seed. All arms' jobs of a round run together. `launch` is called with
+    these jobs, and with each job's fields in sweep.json by name. Returns the jobs of all seeds at the chosen values,
+    and the searches. Raises ConfigError if the sweep varies the rate itself, and ZooError if every value of an arm
+    failed."""
     if key == KEY and (faults := find_faults(jobs)):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)
@@ -189,7 +190,7 @@ def at_search(plan: LaunchPlan, job: SweepPoint, rate: str | None = None, key: s
 
 
 def at_rate(plan: LaunchPlan, job: SweepPoint, rate: str, key: str = KEY) -> SweepPoint:
-    """Compose the job with the chosen value, to be reported on the rows that the search has not read."""
+    """Compose a job with the chosen value. It is evaluated on the rows that the search has not read."""
     kept = (each for each in job.typed if find_key(each) not in (key, PART))
     return plan.compose_point([*kept, f"{key}={rate}", f"{PART}=reporting"], job.arm)
 

@@ -96,8 +96,8 @@ def is_on_cpu(settings: Training) -> bool:
 
 
 def count_cpus(settings: Training, launcher: SlurmLauncher) -> int | None:
-    """Count the CPUs of a node that a job asks for: one task gets a single one unless it says how many. None leaves it
-    to the cluster."""
+    """Count the CPUs of a node that a job requests, because SLURM gives a task only one by default. None leaves it to
+    the cluster."""
     if launcher.cpus != "auto":
         return launcher.cpus
     return (settings.nproc or 1) * (1 if is_on_cpu(settings) else CPUS_BY_GPU)

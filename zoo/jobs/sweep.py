@@ -96,7 +96,7 @@ class SweepPoint:
 
 
 def is_hydras(override: str) -> bool:
-    """Tell whether an override sets one of Hydra's own settings."""
+    """Tell whether an override sets one of Hydra's settings."""
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
@@ -182,7 +182,7 @@ class Sweep:
         self.write()
 
     def read_solved(self, budget: str, by: str) -> dict[str, int]:
-        """Read what an earlier match in `time` chose for `by` (the steps) of each arm. Keys are the arms' names before
+        """Read the values that an earlier match in `time` chose for `by` (the steps), keyed by the arms' names before
         that match. Empty if the budget is not `time`, or if no match with this budget and `by` is recorded."""
         match = self.content.get("match") or {}
         if budget != "time" or (match.get("budget"), match.get("by")) != (budget, by):
@@ -203,8 +203,8 @@ class Sweep:
     def find_missing(
         self, jobs: Iterable[SweepPoint], search: Mapping[str, Mapping[str, Any]] | None = None
     ) -> list[SweepPoint]:
-        """List the jobs that have not ended. Diverged runs have, and pruned trials of a `search`. Raises ConfigError if
-        another process runs a missing job."""
+        """List the jobs that have not ended. Diverged runs and pruned trials of a `search` have ended. Raises
+        ConfigError if another process runs a missing job."""
         trials = {name for name, said in (search or {}).items() if "trial" in said}
         statuses = ((each, self.read_status(each.name)) for each in jobs)
         missing = [

@@ -111,9 +111,9 @@ def keep_template(template: str | None, folder: Path) -> None:
 
 
 def keep_ends(tokenizer: Tokenizer, folder: Path, template: ChatTemplate | None) -> None:
-    """State in the run's generation_config.json every token that the run learns to end a text with: the tokenizer's end
-    of text, and what the `template` that wrote the data puts after an answer. A file that states them all is left as it
-    is."""
+    """Write to the run's generation_config.json every token that the run learns to end a text with: the tokenizer's end
+    of text, and the token that the data's `template` puts after an answer. A file that has them all is left
+    unchanged."""
     if not folder.is_dir():
         return
     learned = [*(template.find_end(tokenizer)[0] if template else ()), tokenizer.eos_id]
@@ -127,8 +127,8 @@ def keep_ends(tokenizer: Tokenizer, folder: Path, template: ChatTemplate | None)
 
 
 def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:
-    """Prepare a run's data, and decode the first `count` rows that it would train on, each once. Nothing is written but
-    the cache of tokens. Raises ConfigError as a run does."""
+    """Prepare a run's data, and decode the first `count` rows that it would train on, each once. Only the cache of
+    tokens is written. Raises ConfigError as a run does."""
     planned = plan_training(cfg)
     show = Show(planned.settings.steps)
     planned, _, data = prepare_device_and_data(planned, show, ALONE)
@@ -252,8 +252,8 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 
 
 def describe_other_count(checkpoint: Path, counters: Mapping[str, Any], world: World) -> str | None:
-    """Say that a run goes on with another number of processes than wrote its checkpoint, which a mesh of as many as
-    there are allows. None for the same number, and if an older version wrote the checkpoint."""
+    """Say that a run resumes with another number of processes than wrote its checkpoint; the mesh must have as many.
+    None for the same number, and if an older version wrote the checkpoint."""
     was = counters.get("processes") or world.size
     if was == world.size:
         return None
@@ -265,7 +265,7 @@ def describe_other_count(checkpoint: Path, counters: Mapping[str, Any], world: W
 
 
 def complete_run(run: Run) -> dict[str, Any]:
-    """Train to the end and write the outcome, also of a failure."""
+    """Train to the end, and write the outcome, even of a failure."""
     if (kept := run.folder / runs.TOKENIZER).is_dir():
         run.data.tokenizer.files = kept
     describe_run(run)
@@ -293,7 +293,7 @@ def complete_run(run: Run) -> dict[str, Any]:
 
 
 def describe_run(run: Run) -> None:
-    """Print the run's size and device, and the settings that the model or the device has decided."""
+    """Print the run's size and device, and the settings chosen for the model or the device."""
     planned, settings, say = run.planned, run.settings, run.show.say
     params, _ = count_parameters_of(run.model, settings)
     spread = f", over {run.world.size} processes" if run.world.size > 1 else ""
@@ -318,7 +318,7 @@ def describe_run(run: Run) -> None:
 
 
 def describe_cut_rows(planned: TrainingPlan, data: PreparedData) -> Iterator[str]:
-    """Yield lines on training pairs and conversations that lose a part."""
+    """Yield lines on training pairs and conversations that are cut."""
     objective, seq_len = planned.settings.objective, planned.settings.seq_len
     cure = name_length("seq_len=", planned.spec.max_seq_len)
     for source in data.sources:
@@ -342,7 +342,7 @@ def note_failure(run: Run, status: str, error: BaseException) -> None:
 
 
 def describe_sample_of_rows(run: Run) -> str | None:
-    """Describe how many labelled rows evaluations take; None if they take all."""
+    """Describe how many labelled rows an evaluation reads; None if it reads all."""
     taken = sum(len(batch.input_ids) for held in run.held_out for batch in held.batches)
     there = sum(source.tokens.n_documents for source in run.data.held_out)
     return None if taken == there else f"evaluates on {taken:,} of {there:,} rows (eval_batches=null: on all)"
@@ -352,7 +352,7 @@ def describe_sample_of_rows(run: Run) -> str | None:
 
 
 def list_drawings() -> dict[str, Callable[[Run], object]]:
-    """List the functions that draw after each evaluation, by their names in messages."""
+    """List the drawing functions called after each evaluation, by their names in messages."""
     return {"picture": draw_picture, "page": draw_page}
 
 

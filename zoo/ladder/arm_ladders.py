@@ -31,14 +31,14 @@ def climb_arms(
 
 
 def read_law_arm(folder: Path, outcome: Mapping[str, Any]) -> LawArm:
-    """Read an arm's law, and the FLOPs that its points really took a token and parameter (their geometric mean)."""
+    """Read an arm's law, and the FLOPs that its points took for each token and parameter (their geometric mean)."""
     lines = _read_lines(folder)
     real = geometric_mean(line["flops"] / line["params"] / line["tokens"] for line in lines)
     return LawArm(FittedLaw.from_dict(outcome["fit"]), real)
 
 
 def list_whole_flops(folder: Path) -> dict[int, float]:
-    """List by parameters the FLOPs up to the last point of a size."""
+    """List the FLOPs up to the last point of each size, by the size's parameters."""
     return {line["params"]: float(line["flops"]) for line in _read_lines(folder)}
 
 

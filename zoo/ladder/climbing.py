@@ -138,7 +138,7 @@ def _train(model: str, rung: Rung, folder: Path, say: Say) -> RunRecord:
 
 
 def write_points(ladder: Ladder, folder: Path) -> LossPoints:
-    """Write the points of the runs that are done, a line for each decay's end. A point's tokens are those that its
+    """Write the points of the finished runs, a line for the end of each decay. A point's tokens are those that its
     weights were trained on. Raises ZooError if a loss is missing."""
     lines = []
     for rung in ladder.rungs:

@@ -47,8 +47,8 @@ timed (`predict_seconds`)."""
 @dataclass(frozen=True)
 class LadderRequest:
     """A request for a ladder. `largest` and `smallest` are numbers of parameters (None: the model's own, and a
-    sixteenth of `largest`). Each size is trained with `seeds` seeds. With `tune` its learning rate is searched at two
-    sizes, on a seed and rows of its own. `least_updates` come before the first point of every size."""
+    sixteenth of `largest`). Each size is trained with `seeds` seeds. With `tune` the learning rate is searched at two
+    sizes, on a separate seed and separate rows. `least_updates` come before the first point of every size."""
 
     model: str
     overrides: tuple[str, ...] = ()
@@ -118,8 +118,9 @@ class Ladder:
 
 
 def plan_ladder(asked: LadderRequest) -> Ladder:
-    """Plan the rungs, each checked as `zoo train` checks a run. Raises ConfigError for overrides of keys in OWN,
-    settings without a rule, a run that `zoo train` refuses, and a `smallest` that is not below `largest`."""
+    """Plan the rungs, each checked as `zoo train` checks a run. Raises ConfigError for overrides of keys that the
+    ladder sets itself (OWN), settings without a rule, a run that `zoo train` refuses, and a `smallest` that is not
+    below `largest`."""
     keys = [_read_key(each) for each in asked.overrides]
     own = (*OWN, *(("seed",) if asked.seeds > 1 else ()), *(("eval_part",) if asked.tune else ()))
     if own := [key for key in keys if key in own]:
@@ -215,8 +216,8 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
 
 def predict_seconds(ladder: Ladder) -> Ladder:
     """Predict the seconds of each run. STEPS updates and an evaluation of a run are timed, if timing is expected to
-    take at most PATIENCE. The seconds of any other run follow from the FLOP/s of the last timed size or, before any, of
-    matrix products alone. Raises ZooError if a run could not begin."""
+    take at most PATIENCE. The seconds of other runs follow from the FLOP/s of the last timed size or, if none was
+    timed, of matrix products alone. Raises ZooError if a run could not begin."""
     from zoo.run.builder import pick_device
     from zoo.training.device_defaults import settle_defaults
     from zoo.training.speed import find_peak

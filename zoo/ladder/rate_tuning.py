@@ -1,9 +1,9 @@
 """Search the learning rate of a ladder at two sizes, and interpolate it for the others.
 
-The searches are those of an experiment's arms (`zoo.jobs.rates`): on a seed of their own, and on the half of the
-validation rows that the ladder does not report. Their runs end at the first point of the size, so that the rate is the
-best for the shortest run. Between and beyond the two sizes log lr is linear in log N: the optimum follows a power
-law (DeepSeek LLM, 2024, of compute).
+The searches are those of an experiment's arms (`zoo.jobs.rates`), on a separate seed and on the half of the validation
+rows that the ladder does not report. Their runs end at the first point of the size, so the rate is the best for the
+shortest run. Between and beyond the two sizes log lr is linear in log N: the optimum follows a power law (DeepSeek LLM,
+2024, for compute).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Train = Callable[[Rung], RunRecord]
 
 
 def tune_rates(ladder: Ladder, folder: Path, train: Train) -> Ladder:
-    """Search the rate at two sizes of a ladder, write `rates.json`, and give the ladder with the rate of each size.
+    """Search the rate at two sizes of a ladder, write `rates.json`, and return the ladder with the rate of each size.
 
     Raises ZooError if every rate of a size diverged.
     """
