@@ -26,12 +26,7 @@ PROBED_LOGITS = 256  # values of the last position's logits that go into the com
 
 @dataclass(frozen=True)
 class Contender:
-    """One implementation, as functions; None for an unsupported one.
-
-    `load` gets the job and the dtype of the weights; `generate` and `serve` get the job last. `backward` gets ids,
-    targets [B, T] and a context manager for its forward pass, adds the gradient of the mean loss to the parameters'
-    `.grad`, and returns that loss.
-    """
+    """One implementation, as functions. A function that it does not support is None."""
 
     version: str
     load: Callable[[dict[str, Any], torch.dtype], Any]

@@ -68,7 +68,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def read_processor() -> str:
-    """Read the processor's name and family, or its architecture if the system does not tell."""
+    """Read the processor's name and family, or its architecture if the system reports neither."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

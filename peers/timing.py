@@ -53,7 +53,7 @@ def time_call(run: Callable[[], object]) -> float:
 
 
 def time_calls(run: Callable[[], object], spend: float) -> list[float]:
-    """Time at least one call, and up to MOST as long as a call of the longest time so far would end within `spend`
+    """Time at least one call, and up to MOST while another one, as long as the longest so far, would end within `spend`
     seconds."""
     times: list[float] = []
     while len(times) < LEAST or (len(times) < MOST and sum(times) + max(times) <= spend):

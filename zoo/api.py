@@ -30,10 +30,10 @@ def stats(
     """Price a model and return the figures of `zoo stats --json`. Imports no torch.
 
     `config` is a packaged name, the path of a file or folder, the plain data of a YAML, or a Spec. `setup` are fields
-    of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on; `lora`, `freeze` and `train` are those of a
-    training config, and `trained` has the figures of what they let train. Without overrides and any of the three, a run
-    that trained a part of its model, and an adapter, are priced as they were trained. For a folder with weights or a
-    GGUF file, `stored` has the sizes of the stored tensors.
+    of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on; `lora`, `freeze` and `train` are settings of
+    a training config; the result's `trained` has the figures of the weights that they let train. Without these three
+    and overrides, an adapter, or a run that trained part of its model, is priced as it was trained. For a folder with
+    weights or a GGUF file, `stored` has the sizes of the stored tensors.
     """
     from zoo.costs import price
     from zoo.run.builder import load_spec
@@ -46,8 +46,8 @@ def stats(
 
 
 def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[str], train: Sequence[str]) -> Setup:
-    """Return a set-up in which only those weights train that a run with these settings would train. Raises ConfigError
-    for a faulty field of `lora`."""
+    """Return a set-up in which the same weights train as in a run with these settings. Raises ConfigError for a faulty
+    field of `lora`."""
     if lora is None and not freeze and not train:
         return setup
     from zoo.data.settings import parse_node
@@ -59,8 +59,9 @@ def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[st
 
 
 def tune_as_trained(config: Named, setup: Setup) -> Setup:
-    """Return a set-up in which those weights train that the run of a folder trained. A set-up that says itself what
-    trains is returned as it is, and so is that of any other model. Raises CheckpointError for faulty files."""
+    """Return a set-up in which the same weights train as in the run of the folder `config`. The set-up is returned
+    unchanged if it already says which weights train, or if `config` is no such folder. Raises CheckpointError for
+    faulty files."""
     from zoo.compose.targets import is_file
 
     if setup.tunes or not (isinstance(config, str | Path) and is_file(config)):

@@ -47,9 +47,9 @@ class Race:
     """The plan of a race. `length` is the maximum number of tokens of a prompt or a training row, `spend` the seconds
     of measuring in one process.
 
-    Another round begins if, taking as long as the longest so far, it would end within `seconds`; `rounds` sets the
-    number of rounds instead. With `threads` None, a probe chooses the fastest number when the race begins. `weights`
-    adds a row of zoo, and of each peer that supports it, with weights of that precision.
+    Another round begins if it would end within `seconds`, judged by the longest round so far; `rounds` sets the number
+    of rounds instead. With `threads` None, a probe chooses the fastest number when the race begins. `weights` adds a
+    row of zoo, and of each peer that supports it, with weights of that precision.
     """
 
     workload: str
@@ -90,8 +90,7 @@ class Racer:
 
     @property
     def exact(self) -> bool:
-        """Whether the racer's weights keep the precision of the race, so that it must compute the same function as
-        zoo."""
+        """Whether the racer's weights keep the race's precision. If so, it must compute the same function as zoo."""
         return not self.changes.get("weights")
 
 

@@ -185,8 +185,8 @@ def _cut_to_shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequenc
 
 
 def goes_on(plan: Race, rounds: Sequence[float]) -> bool:
-    """Whether to begin another round, after rounds that took these seconds: at least one, then the requested number or
-    as many as end within `plan.seconds`."""
+    """Whether to begin another round, given the seconds of the rounds before: one is always run, then the requested
+    number, or as many as end within `plan.seconds`."""
     if plan.rounds is not None:
         return len(rounds) < plan.rounds
     return not rounds or sum(rounds) + max(rounds) <= plan.seconds

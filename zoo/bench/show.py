@@ -113,7 +113,7 @@ def format_ratio(ratios: Sequence[float]) -> str:
 
 
 def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines below the table: the processor and its limits, the definition of shares, the bare linears, how
+    """Yield the notes below the table: the processor and its limits, the definition of shares, the bare linears, how
     contenders multiply, versions, whether tokens are equal, absent contenders with reasons, whether bf16 is slow here,
     and whether other programs ran."""
     machine, rows, processor = report["machine"], report["contenders"], report["processor"]

@@ -81,9 +81,10 @@ class Cache:
     """The rows of a Store that a forward pass reads and extends; each row has its own length.
 
     A pass takes token ids [B, T]: the first `counts[b]` of row b's T columns are its next tokens, and the rest is
-    padding. With `varlen` a pass takes [1, N], the next tokens of all rows end to end. `apart` attends each row by
-    itself; `packs` copies keys before they are read, so that no bit depends on their place in the pool. In a paged
-    store decoding rows and `varlen` ones are read by page table (`_reads_pages`).
+    padding. With `varlen` a pass takes [1, N], the next tokens of all rows end to end. With `apart`, attention is
+    computed row by row. With `packs`, keys are copied before they are read, so that results do not depend, in any bit,
+    on their place in the pool. In a paged store, decoding rows and `varlen` rows are read by page table
+    (`_reads_pages`).
     """
 
     def __init__(
@@ -141,8 +142,8 @@ class Cache:
 
     @property
     def past(self) -> int | None:
-        """Number of cached tokens of every row; None if rows differ in it, lie end to end, or are read by page
-        table."""
+        """Number of cached tokens of every row; None if rows have different numbers, lie end to end, or are read by
+        page table."""
         if self.varlen or self.tensors is not None:
             return None
         lengths = {row.length for row in self.rows}
@@ -323,8 +324,8 @@ class Cache:
 
 
 class TensorCache(Cache):
-    """The rows of a pass, given by tensors alone. No host code depends on their values, so that a pass can be recorded
-    as a CUDA graph and replayed with other rows.
+    """The rows of a pass, described only by tensors. No host code depends on their values, so that a pass can be
+    recorded as a CUDA graph and replayed with other rows.
 
     Each row has at least one cached token and, in an encoder-decoder, its source.
     """

@@ -10,9 +10,9 @@ from zoo.kernels.view import Run
 
 
 class CachedRow:
-    """One sequence in a Store: `length` tokens, whose slots are in `pages` (one list per group, in order). Of group g,
-    the first `dropped[g]` pages were given up, because no later token sees them. `source` is the number of encoder
-    tokens that it reads, `slot` the slot of its recurrent states."""
+    """One sequence in a Store: `length` tokens, whose slots are in `pages` (one list per group, in order). The first
+    `dropped[g]` pages of group g were freed, because no later token sees them. `source` is the number of encoder tokens
+    that it reads, `slot` the slot of its recurrent states."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -45,9 +45,9 @@ class CachedRow:
         return True
 
     def turn(self, group: int, token: int) -> int:
-        """Let a window's pages begin with the page of `token`, without copying what they hold. Return the first token
-        to write: `token`, as each page still holds another page's tokens. If the pages begin there already, only tokens
-        that are not cached are to be written."""
+        """Start a window's pages at the page of `token`, without copying their content. Return the first token to
+        write: `token` itself, because each page then still holds the tokens of another. If the pages start there
+        already, only uncached tokens need to be written."""
         gone = token // self.store.page - self.dropped[group]
         if gone <= 0:
             return max(token, self.length)

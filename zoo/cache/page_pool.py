@@ -86,8 +86,8 @@ class PagePool:
                 self._free[page] = None
 
     def keep(self, page: int, key: Hashable) -> None:
-        """Give an owned page a key, by which its content can be reused. A key that another page has already stays with
-        that page."""
+        """Give an owned page a key, by which its content can be reused. If another page has the key already, that page
+        keeps it."""
         if key not in self._pages and page not in self._keys:
             self._pages[key], self._keys[page] = page, key
 

@@ -28,7 +28,7 @@ def place_row(row: CachedRow, number: int, group: LayerGroup, count: int, new: i
 
     With pages of 4, a window of 3 and 9 tokens held, the next token (number 9) sees tokens 7 to 9: the first page is
     that of tokens 4 to 7, and 6 slots are read, of which the mask hides 3. Padding counts as tokens after the row's
-    own. Where a slot stands for several tokens, it is written once the last of them comes.
+    own. A slot that stands for several tokens is written when the last of them comes.
     """
     page, start, stop, scratch = row.store.page, row.length, row.length + count, row.store.scratch(number)
     if group.cross:

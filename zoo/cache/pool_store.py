@@ -2,7 +2,7 @@
 """Store the KV cache and recurrent states, allocated from the shapes in each component's `cache()` and `state()`.
 
 A slot holds one token's keys and values in one layer; slots are given out in pages. Layers that see equally far back
-form a group: they share a page table, because their rows hold the same tokens. Recurrent states have a slot per
+form a group. They share a page table, because their rows hold the same tokens. Recurrent states have a slot per
 sequence.
 """
 
@@ -43,7 +43,7 @@ class LayerGroup(NamedTuple):
         return self.window is None and self.chunk is None and not self.cross
 
     def first_seen(self, token: int) -> int:
-        """Return the earliest token that a query at this index sees."""
+        """Return the earliest token that a query at index `token` sees."""
         if self.window is not None:
             return max(0, token - self.window + 1)
         return token // self.chunk * self.chunk if self.chunk is not None else 0
@@ -92,11 +92,11 @@ class LayerStore:
 
 class Store:
     """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A
-    window has room for `new` new tokens and the tokens that these see; for longer prompt chunks, the window's tokens
-    and the new ones are concatenated. Up to `undone` of a row's last tokens may be taken back after several passes.
+    window has room for `new` new tokens and the tokens that they see. For longer prompt chunks, the window's tokens and
+    the new ones are concatenated. Up to `undone` of a row's last tokens may be removed again after several passes.
 
-    In a `paged` store (default on any device but a CPU) decoding rows are read by page table. There each pool and state
-    has one more slot, the scratch slot for padding.
+    In a `paged` store (default on any device but a CPU) decoding rows are read by page table. Its pools and states each
+    have one more slot, the scratch slot for padding.
     """
 
     def __init__(
@@ -163,8 +163,8 @@ class Store:
 
     def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy slots `sources` of a group to `targets`, in all layers of the group. The two lists may overlap, and
-        `targets` may be longer. `sources` may be empty: a checkpoint at the start of a chunk, or of a window of one
-        token, keeps no page."""
+        `targets` may be longer. `sources` may be empty: a checkpoint at the start of a chunk, or in a window of one
+        token, holds no page."""
         if not sources:
             return
         read = torch.tensor(sources, device=self.device)

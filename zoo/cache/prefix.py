@@ -26,8 +26,8 @@ INTERVAL = 256
 
 
 class Checkpoint(NamedTuple):
-    """A copy of what a row holds after `tokens` tokens, except for full attention: its windows' `pages` by group, and
-    the `slot` of its recurrent states."""
+    """A copy of a row's cache after `tokens` tokens, without full attention: its windows' `pages` by group, and the
+    `slot` of its recurrent states."""
 
     tokens: int
     pages: dict[int, list[int]]
@@ -36,8 +36,8 @@ class Checkpoint(NamedTuple):
 
 class Prefixes:
     """Prefix cache: pages and checkpoints kept from earlier rows. Rows start at multiples of `step` tokens, a common
-    multiple of `align` and of the page of each kind of layer. Not for prefix-LMs: prompt tokens there see one another
-    in both directions, so their keys serve only the same prompt."""
+    multiple of `align` and of the page of each kind of layer. Not for prefix-LMs: their prompt tokens see one another
+    in both directions, so the keys fit no other prompt."""
 
     def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
         self.step = math.lcm(align, *(store.page * group.rate for group in store.groups), store.page)

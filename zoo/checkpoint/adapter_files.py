@@ -60,8 +60,8 @@ def write_plan(model: nn.Module, folder: Path) -> None:
 
 
 def split_files(model: nn.Module, tensors: Mapping[str, T]) -> dict[str, Mapping[str, T]]:
-    """Divide a model's tensors, by name, among the files of its checkpoint: without adapters there is one file; with
-    them the adapters have their own, and the other has the tensors that are not the base's."""
+    """Divide a model's tensors, by name, among the files of its checkpoint. Without adapters there is one file. With
+    adapters, one file has the adapters' tensors, the other all tensors that are not the base's."""
     plan: Adapters | None = getattr(model, "adapters", None)
     if plan is None:
         return {WEIGHTS: tensors}
@@ -118,7 +118,8 @@ def merge(stored: StoredTensors, spec: WholeSpec, plan: Adapters, folder: Path) 
 
 
 def read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device | str) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint's adapters, by our names. Raises CheckpointError if they are not the plan's."""
+    """Read the tensors of a checkpoint's adapters, under our names. Raises CheckpointError if they do not match the
+    plan."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -137,7 +138,7 @@ def read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device |
 
 def load_adapter(model: Any, folder: Path) -> None:
     """Give a model the adapters of a checkpoint, and the weights that were trained beside them. Raises CheckpointError
-    if the checkpoint holds a whole model, and for tensors that are not the model's."""
+    if the checkpoint holds a whole model, and for tensors that the model does not have."""
     plan = read_plan(folder)
     if plan is None or plan.hash is None:
         raise CheckpointError(f"{folder}: its adapters name no base (a checkpoint of this version)")
@@ -163,15 +164,15 @@ def check_weights(folder: Path, spec: WholeSpec) -> None:
 
 
 def choose_base(weights: str | Path) -> tuple[str, str]:
-    """Find the model that a run with adapters starts from: its folder (of a run, the newest checkpoint), or its GGUF
-    file; and its hash."""
+    """Find the model that a run with adapters starts from, and its hash: a folder (of a run, that of the newest
+    checkpoint) or a GGUF file."""
     base = resolve_base(weights)
     return str(base), identify_base(base)
 
 
 def refuse_to_replace_base(folder: Path, out: Path) -> None:
-    """Raise CheckpointError if `out` is the base of the adapters in a checkpoint's folder: with other weights it would
-    be no base of theirs any more."""
+    """Raise CheckpointError if `out` is the base of the adapters in a checkpoint's folder: replacing its weights would
+    leave the adapters without a base."""
     plan = read_plan(folder)
     if plan is None or plan.base is None or not out.exists() or not Path(plan.base).exists():
         return
@@ -180,8 +181,8 @@ def refuse_to_replace_base(folder: Path, out: Path) -> None:
 
 
 def find_base(plan: Adapters, folder: Path) -> Path:
-    """Find the model that a checkpoint's adapters are for. Raises CheckpointError if it is not where it was, or is
-    another (`ZOO_NO_VERIFY` leaves that out)."""
+    """Find the model that a checkpoint's adapters are for. Raises CheckpointError if its path is missing, or holds
+    another model (not checked with `ZOO_NO_VERIFY`)."""
     assert plan.base is not None
     base, where = Path(plan.base), f"{folder / PLAN}: the adapters are for {shorten(plan.base)}, "
     try:

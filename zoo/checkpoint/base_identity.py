@@ -35,9 +35,9 @@ HASHED = 1 << 22  # values that are converted and hashed at a time
 
 
 def identify_base(path: Path) -> str:
-    """Hash the tensors of a model: a GGUF file, or the folder of any other. Equal tensors under our names have one hash
-    in every form of file, and in every float dtype that holds their values. A checkpoint that has adapters itself is
-    identified by its files.
+    """Hash the tensors of a model: a GGUF file, or the folder of any other. Models with equal tensors under our names
+    have the same hash, in any file format and any float dtype that holds the values. A checkpoint that has adapters
+    itself is identified by its files.
 
     The first hash reads the whole model, about 2.5 s a GB; afterwards it is recalled by the hash of the files. Raises
     OSError, and CheckpointError for a broken model.
@@ -56,8 +56,8 @@ def identify_base(path: Path) -> str:
 
 
 def is_base(weights: str | Path, known: str) -> bool:
-    """Whether a model has the identity that adapters state: that of its tensors, or of its files as older checkpoints
-    state it. Raises OSError, and CheckpointError for a broken model."""
+    """Whether a model has the identity `known` that adapters state: the hash of its tensors or, in older checkpoints,
+    of its files. Raises OSError, and CheckpointError for a broken model."""
     path = resolve_base(weights)
     return identify_files(path) == known or identify_base(path) == known
 

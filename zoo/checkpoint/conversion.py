@@ -66,7 +66,7 @@ class Entry:
 @dataclass(frozen=True)
 class TensorStep:
     """One conversion of tensors and its inverse. `number` or `numbers` is the step's argument in the name map. With
-    `apart`, the step converts each tensor of the file before these tensors are concatenated or stacked."""
+    `apart`, the step converts each tensor of the file before they are concatenated or stacked."""
 
     number: int = 0
     numbers: tuple[int, ...] = ()

@@ -60,8 +60,8 @@ def save(
     force: bool = False,
     verify: bool = True,
 ) -> str:
-    """Write a folder with a program (`form` is onnx or export), of an encoder-decoder three, its tokenizer's files and
-    a config. Returns what was compared, in words.
+    """Write a folder with a program (`form` is onnx or export; three programs for an encoder-decoder), its tokenizer's
+    files and a config. Returns what was compared, in words.
 
     `embed` makes a sentence's vector of hidden states (`zoo.run.traced.TracedModel`). With `verify` the folder appears
     when the program, read back, gives the model's values. Raises ConfigError for a model that is no program of tensors,
@@ -132,8 +132,8 @@ def open_export(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
 
 
 def compare(traced: TracedModel, run: Callable[[Named], Named]) -> str:
-    """Run a program, and compare with the model: rows of several lengths with padding before them, and of a decoder a
-    prompt and then token by token. Returns what was compared. Raises CheckpointError if values differ."""
+    """Run a program, and compare its values with the model's: for rows of several lengths with padding before them; for
+    a decoder also a prompt, then token by token. Returns what was compared. Raises CheckpointError if values differ."""
     steps = f"a prompt and {STEPS} cached steps each" if traced.held else "padding after the shorter"
     how = "cached steps" if traced.one_by_one else steps
     found = {
@@ -143,9 +143,9 @@ def compare(traced: TracedModel, run: Callable[[Named], Named]) -> str:
 
 
 def compare_pair(model: Any, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]]) -> str:
-    """Run the three programs of an encoder-decoder, and compare with the model: sources of several lengths with padding
-    behind them, a target's first tokens and then one by one. Returns what was compared. Raises CheckpointError if
-    values differ."""
+    """Run the three programs of an encoder-decoder, and compare their values with the model's: for sources of several
+    lengths with padding behind them, and a target's first tokens, then one by one. Returns what was compared. Raises
+    CheckpointError if values differ."""
     lengths = zip((1, 3), *map(_choose_lengths, programs[:2]), strict=True)
     found = {
         (batch, f"{source} → {target}"): partial(_list_targets, model, programs, run, batch, source, target)

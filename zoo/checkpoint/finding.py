@@ -18,7 +18,7 @@ from zoo.model_hub import download, is_hub_name, list_files, locate
 def find(path: str | Path) -> Path:
     """Find the folder of a model as `runs.find` does; a GGUF file is unpacked to one, and so is an adapter in peft's
     format. A model of the hub is downloaded, with its tokenizer and weights. Raises CheckpointError for a missing path,
-    and as downloading and both unpackings do."""
+    and if downloading or unpacking fails."""
     folder = locate(path)
     if is_hub_name(path) and folder.is_dir():
         _download_weights(os.fspath(path))

@@ -61,8 +61,8 @@ EXACT = ("ffn_gate_inp", "position_embd", "token_types", "ssm_conv1d", "shortcon
 
 @dataclass(frozen=True)
 class Layout:
-    """What a GGUF file of a model has: architecture, metadata, the entries that give its tensors with their names,
-    the ggml type and shape of each tensor, the factors of rotary frequencies, and the dense layers behind a pooling."""
+    """The content of a model's GGUF file: architecture, metadata, the name map's entries, the ggml type and shape of
+    each tensor, the factors of rotary frequencies, and the dense layers behind a pooling."""
 
     architecture: str
     metadata: dict[str, Any]
@@ -74,8 +74,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Written:
-    """A GGUF file that was written: its architecture and type, the matrices stored as F16 because their rows are no
-    multiple of the type's blocks, what was read back, in words, and the parts of the model that are `left_out`."""
+    """A written GGUF file: its architecture and type; the matrices stored as F16, because their rows are no multiple of
+    the type's blocks; the result of reading it back, in words; and the parts of the model that are `left_out`."""
 
     architecture: str
     kind: str
@@ -84,7 +84,7 @@ class Written:
     left_out: Sequence[str] = ()
 
     def describe(self) -> str:
-        """Describe the types in a few words, and the parts of an encoder that llama.cpp has not."""
+        """Describe the types in a few words, and the parts of an encoder that llama.cpp lacks."""
         wide = f", {self.widened} matrices as F16 (their rows are no multiple of a block)" if self.widened else ""
         without = f", without its {' and '.join(self.left_out)}" if self.left_out else ""
         return f"llama.cpp's {self.architecture}, {self.kind}{wide}{without}"
@@ -101,15 +101,17 @@ def save(
     force: bool = False,
     verify: bool = True,
 ) -> Written:
-    """Write a GGUF file with the tokenizer of `folder`; matrices as the ggml type `kind`, else as the model's dtype.
-    The `pooling` of a folder of sentence-transformers is stated in the file if llama.cpp has it, mean, cls or last;
-    another one is left out, and so are the layers behind it (None, or their matrices: `dense`) unless the architecture
-    has them, as `Written` says.
+    """Write a GGUF file with the tokenizer of `folder`. Matrices get the ggml type `kind`, by default the model's
+    dtype.
 
-    The file appears when the draft, read back, has the same tensors and token ids (`compare`), and with `verify` in
-    llama.cpp, if it is installed, the same logits: that needs memory for the model. Raises ConfigError for
-    an architecture that llama.cpp or the catalogue does not have, for a type that the package does not write and for a
-    tokenizer that GGUF has no form of; and CheckpointError for an existing file that zoo did not write, unless `force`.
+    The file states the `pooling` of a sentence-transformers folder if llama.cpp has it (mean, cls or last). The `dense`
+    layers behind the pooling are written if the architecture has them. `Written` lists what was left out.
+
+    The draft is read back and must have the same tensors and token ids (`compare`) before the file appears. With
+    `verify`, and llama.cpp installed, it must also give the same logits there, which needs memory for the model. Raises
+    ConfigError for an architecture that llama.cpp or the catalogue lacks, for a type that the package cannot write, and
+    for a tokenizer that GGUF cannot hold. Raises CheckpointError for an existing file that zoo did not write, unless
+    `force`.
     """
     require_gguf()
     kind = (kind or {each: name for name, each in PLAIN.items()}[str(model.dtype).removeprefix("torch.")]).upper()
@@ -168,8 +170,8 @@ def _refuse_to_replace(out: Path, model: StoredModel, force: bool) -> None:
 
 
 def lay_out(model: StoredModel, kind: str) -> Layout:
-    """Find the architecture, the metadata and the tensors' names that read as this model. Raises ConfigError, with the
-    fields of the nearest that differ, if there are none."""
+    """Find the architecture, the metadata and the tensor names under which the file reads as this model. Raises
+    ConfigError if there are none, with the fields that differ from the nearest architecture."""
     spec = model.spec
     tried, faults = [find_config(spec)], []
     if model.source is not None:

@@ -195,7 +195,7 @@ MAKERS = {
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """Open a folder's tokenizer, which then neither pads texts nor cuts them."""
+    """Open a folder's tokenizer, without padding and truncation."""
     from tokenizers import Tokenizer
 
     made = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -1,4 +1,5 @@
-"""Hold the frozen weights of a run with adapters as their base stores them, or quantised as they are read (QLoRA)."""
+"""Hold the frozen weights of a run with adapters as the base's files store them, or quantise them while reading
+(QLoRA)."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ LAYOUTS: Mapping[str, type[FourBit] | type[EightBit]] = {"nf4": FourBit, "int8":
 
 
 def open_base(weights: str | Path, checked: bool = False) -> StoredTensors:
-    """Open the tensors of a base as it stores them. One with adapters of its own stores none of its merged weights,
-    which are in float32. With `checked`, the files of a checkpoint of ours are compared with its manifest."""
+    """Open the tensors of a base in their stored dtypes. If the base has adapters of its own, its merged weights are
+    stored nowhere and are given in float32. With `checked`, the files of a checkpoint of ours are compared with its
+    manifest."""
     path = locate(weights)
     merged = not path.is_file() and read_plan(find(path)) is not None
     dtype = torch.float32 if merged else None
@@ -36,8 +38,8 @@ def open_base(weights: str | Path, checked: bool = False) -> StoredTensors:
 
 
 def list_held(spec: Topology, trained: Collection[str], quantise: str | None) -> Iterator[tuple[str, Part, bool]]:
-    """List the weights that may be held as they are stored: name, part, and whether they are quantised. These are the
-    frozen products and tables; of them the products inside layers are quantised, other than routers."""
+    """List the weights that may be held as they are stored: the frozen products and tables. Give the name, the part,
+    and whether the weight is quantised: products inside layers are, except routers."""
     for name, part, leaf in tensors(spec, spec.d_model):
         if leaf == "weight" and name not in trained and isinstance(part, Linear | Experts | Embedding):
             inside = ".blocks." in f".{name}" and not isinstance(part, Embedding)
@@ -48,8 +50,8 @@ def list_held(spec: Topology, trained: Collection[str], quantise: str | None) ->
 def measure_held(
     spec: Topology, trained: Collection[str], quantise: str | None, stored: StoredTensors | int
 ) -> dict[str, int]:
-    """Count the bytes of each weight that is held otherwise than in float32. `stored` are the base's tensors, or the
-    bytes of each of their values."""
+    """Count the bytes of each weight that is not held in float32. `stored` are the base's tensors, or the bytes of each
+    of their values."""
     found = {}
     for name, part, quantised in list_held(spec, trained, quantise):
         shape = part.shapes()["weight"]
@@ -83,11 +85,9 @@ def refuse_quantised(stored: StoredTensors, spec: Topology) -> None:
 
 
 def hold_base(model: Model, device: torch.device, seed: int) -> None:
-    """Hold a model's frozen weights as the base of its adapters stores them, in place of float32 parameters. What the
-    adapters' plan says to quantise is quantised here. A base whose hash is not known is left as it is.
-
-    A model on the meta device gets all its weights, tensor by tensor: the base's, and adapters drawn from `seed`.
-    """
+    """Hold a model's frozen weights as the files of its adapters' base store them, in place of float32 parameters.
+    Weights that the adapters' plan quantises are quantised here. If the hash of the base is unknown, nothing
+    changes."""
     from zoo.run.adapters import draw_adapters
     from zoo.run.held_weights import HeldWeight, hold_weight
 

@@ -1,4 +1,5 @@
-"""Restate a model as llama.cpp computes it, before it is written as a GGUF file: equal hidden states or logits."""
+"""Restate a model in the form that llama.cpp computes, before it is written as a GGUF file. Hidden states or logits
+stay equal."""
 
 from __future__ import annotations
 
@@ -24,21 +25,24 @@ if TYPE_CHECKING:
 
 
 def find_row_head(spec: WholeSpec) -> RowHead | None:
-    """Find the head by which llama.cpp gives logits of whole rows (a classifier's, a reranker's); None for no such."""
+    """Wrap the model so that reading a tensor with a value that is not finite raises CheckpointError."""
     head = None if isinstance(spec, EncoderDecoder) else spec.head
     return head if isinstance(head, RowHead) else None
 
 
 def restate(model: StoredModel) -> tuple[StoredModel, list[str]]:
-    """Restate an encoder or an encoder-decoder as llama.cpp has it; a decoder is returned as it is. Also returns the
-    names of the parts that are left out.
+    """Restate an encoder or an encoder-decoder in the form that llama.cpp computes; a decoder is returned unchanged.
+    Also returns the names of the parts that are left out.
 
-    llama.cpp's encoders give hidden states, or the logits of a head that reads rows: other heads and a pooler are left
-    out, and every token has the first type, also in a second text. A table of positions begins at position
-    0: RoBERTa's rows before it, which only padding reads, are left out. T5's tied head scales logits by 1/√d_model,
-    mT5's does not, and a file with a tied head does not tell: the head becomes a matrix of its own, with the scale in
-    it, as llama.cpp scales nothing. Raises ConfigError for an encoder with a head that reads single tokens for a task,
-    and for a decoder with one number for a row: llama.cpp takes the softmax of a decoder's logits.
+    - llama.cpp's encoders give hidden states, or the logits of a head that reads whole rows. Other heads and a pooler
+      are left out.
+    - Every token has the first token type, also in a second text.
+    - A table of positions begins at position 0. RoBERTa's rows before it, which only padding reads, are left out.
+    - T5's tied head scales logits by 1/√d_model, mT5's does not, and the file cannot say which. The head becomes a
+      matrix of its own with the scale multiplied in, because llama.cpp does not scale.
+
+    Raises ConfigError for an encoder with a head that reads single tokens for a task, and for a decoder with one number
+    for a row: llama.cpp takes the softmax of a decoder's logits.
     """
     spec = model.spec
     if isinstance(spec, EncoderDecoder):

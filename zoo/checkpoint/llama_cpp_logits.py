@@ -66,9 +66,9 @@ with quantised weights rounds activations to 8; a wrong weight or a wrong positi
 
 
 def compare_with_llama_cpp(model: StoredModel, file: Path, dense: Iterable[Tensor] = ()) -> str:
-    """Compare the logits of a GGUF file, read here in float32, with llama.cpp's; of an encoder without a head the
-    hidden states, after the matrices `dense`. Returns the result in words. Raises CheckpointError if llama.cpp does not
-    load the file, or if values differ."""
+    """Compare the logits of a GGUF file, read here in float32, with llama.cpp's. For an encoder without a head, hidden
+    states are compared, after the matrices `dense`. Returns the result in words. Raises CheckpointError if llama.cpp
+    does not load the file, or if values differ."""
     if find_spec("llama_cpp") is None:
         return "not read by llama.cpp (pip install llama-cpp-python)"
     spec = model.spec

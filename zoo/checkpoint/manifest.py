@@ -102,8 +102,8 @@ def read_manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
 
 
 def identify(folder: Path) -> str:
-    """Hash a model's folder, without what resumes a run: equal folders, wherever they lie, have equal hashes. A
-    manifest has the hashes of the files; those of another folder are computed. Raises OSError."""
+    """Hash a model's folder, without the files that only resume a run. Equal folders have equal hashes, whatever their
+    paths. A manifest has the hashes of the files; those of another folder are computed. Raises OSError."""
     if (folder / MANIFEST).is_file():
         found = {name: entry["xxh3"] for name, entry in read_manifest(folder).items()}
     else:
@@ -146,8 +146,8 @@ def hash_file(file: Path) -> str:
 
 
 def recall_hash(file: Path) -> str:
-    """Hash a file by `hash_file`, or recall its hash from the cache folder if the file is the one hashed there: of the
-    same inode, size, and times of its last writing and change, at least RACE seconds before. Raises OSError.
+    """Hash a file by `hash_file`, or recall its hash from the cache folder if the file is unchanged: the same inode,
+    size, mtime and ctime, both at least RACE seconds before the hash was made. Raises OSError.
 
     Hashing takes 0.1 to 0.4 s a GB, as long as mapping a model, and a base is hashed whenever its adapters are loaded.
     """

@@ -40,7 +40,8 @@ def parse_adapters(pairs: list[str]) -> dict[str, str]:
 
 def build_packed(stored: StoredModel, device: torch.device) -> nn.Module:
     """Build the base of adapters on a device, in eval mode. Quantised matrices (GPTQ, AWQ, …) are held as they are
-    stored, unless they were opened in another dtype: each product dequantises its own, to what the model alone has."""
+    stored, unless they were opened in another dtype: each product dequantises its weight to the values that the model
+    has without adapters."""
     from zoo.run.builder import build
     from zoo.run.held_weights import HeldWeight, hold_weight
 
@@ -59,10 +60,13 @@ def build_packed(stored: StoredModel, device: torch.device) -> nn.Module:
 
 
 def add_adapters(model: Any, base: str | Path, folders: Mapping[str, str | Path]) -> None:
-    """Read adapters into memory beside the model of `base`, whose weights are left as they are: `Request.adapter` then
-    chooses one by name. Raises ConfigError, one line for each fault, for a folder without adapters, for adapters of
-    another base, and for what rows of one pass cannot have apart: weights that were trained whole, adapters of stacked
-    experts and of weights that are also read as plain tensors. Raises CheckpointError for a broken folder."""
+    """Read adapters into memory beside the model of `base`, whose weights do not change; `Request.adapter` then chooses
+    one by name.
+
+    Raises ConfigError, one line for each fault, for a folder without adapters, for adapters of another base, and for
+    weights that cannot differ between the rows of a pass: weights trained whole, adapters of stacked experts, and
+    adapters of weights that are also read as plain tensors. Raises CheckpointError for a broken folder.
+    """
     from zoo.run.served_adapters import ServedAdapters
 
     plans = {name: (find(folder), read_plan(find(folder))) for name, folder in folders.items()}

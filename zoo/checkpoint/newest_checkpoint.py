@@ -89,9 +89,10 @@ def refuse_nonfinite(folder: Path) -> None:
 
 
 def leave_behind(chosen: Path, say: Callable[[str], object]) -> bool:
-    """Point `latest` at the checkpoint that a run resumes from, and rename those of later steps, which belong to the
-    abandoned course of the run. If `latest` names this checkpoint already, later ones keep their names: the run was set
-    back before, or was killed before `latest` named them. Returns whether `latest` was changed."""
+    """Point `latest` at the checkpoint that a run resumes from, and rename the checkpoints of later steps, which belong
+    to an abandoned course of the run. If `latest` names this checkpoint already, later ones keep their names: an
+    earlier call renamed them, or the process was killed before `latest` named them. Returns whether `latest` was
+    changed."""
     root = chosen.parent
     try:
         if is_file(root / LATEST) and follow(root, LATEST) == chosen:

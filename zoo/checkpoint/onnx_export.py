@@ -42,7 +42,7 @@ def check(dtype: torch.dtype) -> None:
 
 
 def write(traced: TracedModel, program: Any, folder: Path) -> None:
-    """Write a recorded program. Raises ConfigError, with torch's reason, for an operator that ONNX has no form of."""
+    """Write a recorded program. Raises ConfigError, with torch's reason, for an operator that ONNX cannot express."""
     from zoo.checkpoint.onnx_operators import TABLE
 
     how: dict[str, Any] = {"dynamo": True, "custom_translation_table": TABLE, "verbose": False}

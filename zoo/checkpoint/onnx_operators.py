@@ -1,9 +1,6 @@
 # N rows sorted by expert, E experts
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportReturnType=false, reportIndexIssue=false
-"""Operators of a recorded model that ONNX has under no name of its own, as functions of ONNX's operators.
-
-Imported where an ONNX file is written: the package onnxscript compiles these functions from their source.
-"""
+"""Define operators of a recorded model that ONNX does not have, as functions of ONNX's operators."""
 
 from __future__ import annotations
 
@@ -22,8 +19,8 @@ zoo_opset = Opset("zoo", 1)
 
 @script(zoo_opset, default_opset=op)
 def multiply_groups(x, weight, offsets) -> FLOAT:
-    """Multiply each run of rows x [N, d_in] by the weight [d_out, d_in] of its expert, those that have rows; what
-    follows the last run is zeros: [N, d_out]."""
+    """Multiply each run of rows of x [N, d_in] by the weight [d_out, d_in] of its expert; experts without rows are
+    skipped. Rows after the last run become zeros: [N, d_out]."""
     ends = op.Cast(offsets, to=7)
     zero = op.Constant(value_ints=[0])
     start = op.Constant(value_ints=[0])
@@ -43,12 +40,12 @@ def multiply_groups(x, weight, offsets) -> FLOAT:
 
 
 def grouped_linear(x: Any, weight: Any, offsets: Any, native: bool, computing: int = 1, chosen: int = 1) -> Any:
-    """Translate zoo's product of a mixture's rows."""
+    """Translate zoo's grouped product of the rows of a mixture of experts."""
     return multiply_groups(x, weight, offsets)
 
 
 def sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-    """Translate a stable sort: of equal values, TopK gives the first one first."""
+    """Translate a stable sort: TopK, too, puts the first of equal values first."""
     return op.TopK(x, op.Gather(op.Shape(x), [dim]), axis=dim, largest=int(descending), sorted=1)
 
 
@@ -62,7 +59,8 @@ def searchsorted(
 
 
 def cummax(x: Any, dim: int) -> Any:
-    """Translate the running maximum along the last axis of x [B, T]: of all places, those up to each are compared."""
+    """Translate the running maximum along the last axis of x [B, T]: each place is compared with all places up to
+    it."""
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     places = op.Range(zero, op.Squeeze(op.Shape(x, start=1, end=2)), one)
     seen = op.LessOrEqual(places, op.Unsqueeze(places, [1]))  # T T

@@ -71,7 +71,7 @@ def _read_whole(folder: Path) -> Mapping[str, Header]:
 
 def locate(shares: Shares, name: str, tensor: Tensor) -> HeldTensor:
     """Find the pieces of a tensor (or of an optimizer state of the same shape) that a process holds, and their offsets
-    in the whole tensor. Of a tensor that tensor parallelism cuts in several segments there is a piece of each."""
+    in the whole tensor. A tensor that tensor parallelism cuts in several segments has a piece in each."""
     tensor = tensor.detach()
     local, shape, offset = own_part(tensor), list(tensor.shape), [0] * tensor.ndim
     if local is not tensor:
@@ -164,8 +164,8 @@ def fill_weights(model: Model, folder: Path) -> None:
 
 
 def fill_pieces(held: Mapping[str, HeldTensor], source: StoredTensors) -> None:
-    """Copy the pieces that a process holds from stored tensors, one after the other: their slices alone, or of a tensor
-    that must be computed whole, from this one tensor."""
+    """Copy the pieces that a process holds from stored tensors, one tensor at a time. Only slices are read, unless a
+    tensor must be computed whole."""
     with torch.no_grad():
         for name, each in held.items():
             if not each.pieces:

@@ -41,7 +41,7 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
     Linears that the Hugging Face model fuses (GPT-2's c_attn) get one adapter whose rank is the sum of the adapters'
     ranks: the A matrices are stacked, the B matrices form a block diagonal. Modules whose own weights are not the
     base's (a new head, more tokens) are written whole (`modules_to_save`). Raises CheckpointError if there are no
-    adapters, for adapters that peft has no layer for, for a weight that no module has, and for values not finite.
+    adapters, and for adapters without a layer in peft, a weight outside all modules, and values that are not finite.
     """
     plan = read_plan(folder)
     if plan is None:
@@ -83,8 +83,8 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
 
 
 def list_changed(plan: Adapters, own: StoredTensors) -> Iterator[str]:
-    """List the weights, not adapted ones, whose values are not the base's. A base that the checkpoint does not state by
-    its hash is not read: all `trained` weights are listed."""
+    """List the weights, except adapted ones, whose values differ from the base's. If the checkpoint has no hash of its
+    base, nothing is read, and all `trained` weights are listed."""
     base = None if plan.hash is None or plan.base is None else store.open_model(plan.base, torch.float32).tensors
     for name in plan.trained:
         there = None if base is None or name not in base else base[name]
@@ -121,9 +121,9 @@ def _path_of(name: str) -> str:
 
 
 def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry], changed: Sequence[Entry]) -> None:
-    """Raise CheckpointError, with a line for each weight, for what peft's LoRA cannot hold: adapters of stacked
-    experts; adapters of which only some are of transposed weights; and `changed` weights that are adapted too, or that
-    are not the weight or bias of a module."""
+    """Raise CheckpointError, with a line for each weight that peft's LoRA cannot hold. These are adapters of stacked
+    experts, adapters of a module whose weights are only partly transposed, and `changed` weights that are adapted too,
+    or that are not the weight or bias of a module."""
     faults = [
         f"{folder}: {name} is adapted, and peft adapts no stacked experts (--to hf merges all)"
         for entry in entries
@@ -144,7 +144,7 @@ def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry], changed: Sequ
 
 
 def refuse_partly_adapted(folder: Path, entries: Sequence[Entry], plan: Adapters) -> None:
-    """Raise CheckpointError if a module that holds several of our products has magnitudes of some of them alone."""
+    """Raise CheckpointError if a module fuses several of our products of which only some have magnitudes."""
     for entry in entries:
         if without := [name for name in entry.ours if _path_of(name) not in plan.paths]:
             found = f"{without[0]} has no magnitudes, and is one matrix there with those that have"

@@ -1,6 +1,6 @@
 # R rank
-"""Read an adapter that peft wrote: unpacked into a checkpoint of ours, which has the adapters alone and names the base.
-The checkpoint lies in the cache folder."""
+"""Read an adapter in peft's format, by unpacking it into a checkpoint of ours in the cache folder. The checkpoint has
+only the adapters, and names the base."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class PeftConfig(JsonShape):
 def unpack_adapter(folder: Path) -> Path:
     """Unpack an adapter in peft's format into a checkpoint of ours, unless that is done already; return its folder.
 
-    The base is the one that adapter_config.json names. Raises CheckpointError, a line each, if it is not there, and for
-    what is no LoRA of the base's products.
+    adapter_config.json names the base. Raises CheckpointError, a line for each fault, if the base is missing, or for
+    tensors that are no LoRA of its products.
     """
     config = read_json(folder / SETTINGS, PeftConfig)
     if config["peft_type"] != "LORA":
@@ -112,7 +112,7 @@ def _open_base(base: Path) -> tuple[Any, tuple[Entry, ...]]:
 
 
 def find_published(spec: Any, folder: Path, cure: str) -> Body:
-    """Find the published model whose names peft's format gives a Spec's tensors. Raises FitsNoFamily, in one line with
+    """Find the published model whose tensor names peft's format uses for a Spec. Raises FitsNoFamily, in one line with
     a `cure`, if no family describes the Spec."""
     try:
         return find_config(spec)[1]
@@ -123,8 +123,8 @@ def find_published(spec: Any, folder: Path, cure: str) -> Body:
 
 
 class PeftModule(NamedTuple):
-    """The adapter of a module of the Hugging Face model: a [R, d_in], b [d_out, R], the factor of b·a, and of DoRA the
-    magnitudes m [d_out]."""
+    """The adapter of a module of the Hugging Face model: a [R, d_in], b [d_out, R], the factor of b·a, and, for DoRA,
+    the magnitudes m [d_out]."""
 
     entry: Entry
     a: Tensor

@@ -18,7 +18,8 @@ OPTIONS = {
 
 def main(folder: Path, place: Path) -> None:
     """Read inputs at PLACE/asked.safetensors and readings at PLACE/asked.json. Write logits or hidden states to
-    PLACE/given.safetensors: `given` of the inputs, and `N.R` of row R of reading N; and to PLACE/given.json the ids."""
+    PLACE/given.safetensors: `given` for the inputs, and `N.R` for row R of reading N. Write the ids to
+    PLACE/given.json."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoTokenizer

@@ -22,9 +22,9 @@ STATES = "training.safetensors"
 
 
 def hold_states(state: Resumable) -> dict[str, HeldTensor]:
-    """List what this process holds of the tensors that a run resumes from in addition to the model: the optimizer's by
-    parameter name; the trained weights that other weights replace in the saved model (schedule-free); and the states of
-    its random generators."""
+    """List what this process holds of the tensors that a run resumes from in addition to the model: the optimizer's
+    states by parameter name, the states of its random generators and, if other weights are saved as the model's
+    (schedule-free), the trained weights."""
     held: dict[str, HeldTensor] = {}
     shares = state.model.shares
     for name, parameter in state.model.named_parameters():
@@ -42,7 +42,7 @@ def hold_states(state: Resumable) -> dict[str, HeldTensor]:
 
 
 def open_states(folder: Path) -> StoredTensors:
-    """Open the states of a checkpoint, read lazily. Raises CheckpointError for a broken file."""
+    """Open the states of a checkpoint to be read lazily. Raises CheckpointError for a broken file."""
     if (folder / STATE_SHARDS).is_dir():
         shards = ShardedTensors(folder / STATE_SHARDS)
         return StoredTensors(shards.forms, shards.__getitem__, find_slices=shards.find_slices)
@@ -53,8 +53,8 @@ def open_states(folder: Path) -> StoredTensors:
 
 
 def read_part(states: StoredTensors, name: str, shares: Shares, owner: str, parameter: Tensor) -> Tensor:
-    """Read a process' part of a parameter's optimizer state, by slices, onto the parameter's device. A state of another
-    shape than the whole parameter's is whole on every process."""
+    """Read a process' part of a parameter's optimizer state, by slices, onto the parameter's device. A state whose
+    shape is not the whole parameter's is not divided."""
     form = states.forms[name]
     if shares.splits(owner, parameter) and locate(shares, owner, parameter).shape == form.shape:
         part = torch.zeros_like(parameter, dtype=form.dtype, requires_grad=False)
@@ -64,7 +64,7 @@ def read_part(states: StoredTensors, name: str, shares: Shares, owner: str, para
 
 
 def name_random(device: str, rank: int) -> str:
-    """Name the random generator of a device and a rank: `cuda:0@3`; rank 0's by the device alone."""
+    """Name the random generator of a device and a rank: `cuda:0@3`; for rank 0, the device alone."""
     return f"{device}@{rank}" if rank else device
 
 
@@ -94,7 +94,7 @@ def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: 
 
 
 def read_random_states() -> dict[str, Tensor]:
-    """Read the states of torch's random generators, by device; dropout, for one, draws from them."""
+    """Read the states of torch's random generators, by device. Dropout draws from them, for example."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(cuda)}}
 

@@ -16,8 +16,8 @@ from zoo.untrusted.printable import shorten
 
 def measure_stored(path: Path) -> dict[str, Any] | None:
     """Measure the bytes of a model's tensors in its files, and name how they are stored: the method of quantisation, or
-    the dtype of most values. Of adapters also the bits of each of their own parameters. None if there are no tensor
-    files whose headers can be read without torch.
+    the dtype of most values. For adapters, also give the bits of each of their parameters. None if no tensor file's
+    header can be read without torch.
 
     Raises CheckpointError for a broken GGUF file.
     """

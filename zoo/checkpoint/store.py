@@ -136,12 +136,12 @@ def load(
     adapters: Mapping[str, str | Path] | None = None,
 ) -> nn.Module:
     """Load the model of a checkpoint, a run's newest checkpoint, a Hugging Face folder or a GGUF file, in eval mode.
-    Its own adapters are merged into its weights; `adapters` are folders of others over it, which stay beside them, so
-    that each request of the engine chooses one by name (`zoo.checkpoint.named_adapters`).
+    Its own adapters are merged into its weights; `adapters` are folders of further adapters, which are not merged: each
+    request of the engine chooses one by name (`zoo.checkpoint.named_adapters`).
 
-    `dtype` defaults to the file's; without one, quantised weights under `adapters` are held as they are stored. With
-    `verify`, the files of a checkpoint of ours are first compared with its manifest. Raises CheckpointError with a line
-    for each fault, before any weight is read.
+    `dtype` defaults to the file's. If it is not given, quantised weights that have `adapters` are held as they are
+    stored. With `verify`, the files of a checkpoint of ours are first compared with its manifest. Raises
+    CheckpointError with a line for each fault, before any weight is read.
     """
     where = pick_device(device)
     stored = open_model(path, dtype, checked=verify)
@@ -172,8 +172,8 @@ def open_model(
 
 
 def open_own(folder: Path, mapped: bool, dtype: torch.dtype | None = None, checked: bool = True) -> StoredModel:
-    """Open the model of one of our checkpoint folders, with its adapters merged: in float32, then rounded to `dtype`,
-    by default each weight to that of the adapters' base."""
+    """Open the model of one of our checkpoint folders, with its adapters merged. Weights are merged in float32, then
+    rounded to `dtype`, by default each to the dtype of the adapters' base."""
     spec, plan = read_spec(folder), adapter_files.read_plan(folder)
     adapter_files.check_weights(folder, spec)  # first: its message says more than a checksum's
     if checked:
@@ -187,8 +187,8 @@ def open_own(folder: Path, mapped: bool, dtype: torch.dtype | None = None, check
 def open_tensors(
     folder: Path, spec: WholeSpec, plan: Adapters | None, mapped: bool = True, checked: bool = True
 ) -> tuple[StoredTensors, dict[str, torch.dtype]]:
-    """Open all tensors of a checkpoint's model, without its adapters: its own, and in float32 those of the adapters'
-    base. Returns the dtypes that a base has its tensors in too."""
+    """Open all tensors of a checkpoint's model without its adapters: the tensors that it stores, and in float32 those
+    of the adapters' base. Also returns the dtypes of the base's own tensors."""
     shapes = table(spec, spec.d_model)
     found = parallel_checkpoint.open_weights(folder, mapped)
     forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards store scalars as [1]
@@ -272,8 +272,8 @@ def start_saving(
 
 
 class CheckpointWriter:
-    """Writes the checkpoint of a run, of whose tensors each process may hold a part. The main process receives all and
-    writes them whole; if the state is `sharded`, each process writes its own part. With `copied`, the part is first
+    """Writes a run's checkpoint; each process may hold a part of every tensor. The main process gathers and writes the
+    whole tensors or, if the state is `sharded`, each process writes its own part. With `copied`, the part is first
     copied to host memory, so that it can be written while training goes on."""
 
     def __init__(self, state: Resumable, tokenizer: Any, copied: bool = False) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PackedTensor:
     """A tensor that is stored quantised: the `bytes` of its stored tensors, `read` to read these by role, and `decode`
-    to compute the tensor from them in a dtype. Of several tensors that are stored as one, the first has the bytes."""
+    to compute the tensor from them in a dtype. If several tensors are stored as one, the first of them has the
+    bytes."""
 
     bytes: int
     read: Callable[[], Mapping[str, Tensor]]
@@ -70,7 +71,7 @@ class StoredTensors(Mapping[str, "Tensor"]):
         return StoredTensors(forms, lambda name: self.read(name).to(forms[name].dtype), find_slices=find_slices)
 
     def under(self, others: StoredTensors) -> StoredTensors:
-        """Lay other tensors over these: of a name that both have, theirs is read."""
+        """Lay other tensors over these: a name that both have is read from the others."""
 
         def choose(name: str) -> StoredTensors:
             return others if name in others else self
@@ -98,8 +99,8 @@ class StoredModel:
 
     @classmethod
     def of(cls, model: Any) -> StoredModel:
-        """Wrap a built model. Raises CheckpointError for one with adapters, which only its checkpoint merges, and for
-        one that holds weights as they are stored."""
+        """Wrap a built model. Raises CheckpointError for a model with adapters, which can only be merged from its
+        checkpoint, and for one that holds weights in their stored form."""
         from zoo.run.held_weights import list_held_weights
 
         if getattr(model, "adapters", None) is not None:

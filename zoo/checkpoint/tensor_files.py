@@ -57,8 +57,8 @@ NAMES = {theirs: ours for ours, theirs in TYPES.items()}
 def refuse_to_replace(
     folder: Path, what: str, names: Iterable[str], *, source: Path | None = None, force: bool = False
 ) -> None:
-    """Raise CheckpointError if `folder`, which `what` would replace, is no folder, is the `source` itself, or holds
-    other files than `names` (glob patterns); without `force` also if zoo did not write it."""
+    """Raise CheckpointError if `folder`, to be replaced by `what`, is no folder, is the `source` itself, or holds other
+    files than `names` (glob patterns); without `force` also if zoo did not write it."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -114,8 +114,7 @@ class Header:
 
 class ReadsQuantised(Protocol):
     """How one quantised weight is stored in a file: its shape, and how to compute it from its stored tensors.
-    `zoo.checkpoint.quantised.base` has the layouts.
-    """
+    `zoo.checkpoint.quantised.base` has the layouts."""
 
     shape: Shape
 
@@ -267,7 +266,7 @@ def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Ten
 
 
 def lay_out_file(forms: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
-    """Make the header of a safetensors file, and find the byte where each tensor begins."""
+    """Make the header of a safetensors file, and find the byte at which each tensor begins."""
     node: dict[str, Any] = {METADATA: {"format": "pt", "writer": WRITER}}
     at, starts = 0, {}
     for name, form in sort_aligned(forms).items():
@@ -370,8 +369,8 @@ class TensorReader:
             raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a whole file)") from error
 
     def find_slices(self, name: str) -> Callable[[tuple[slice, ...]], Tensor] | None:
-        """Find how a part of a tensor is read, in memory of its own: the rows that hold it, of which the other
-        dimensions are then cut. None for a quantised tensor, and for a file that is no safetensors file."""
+        """Find how to read a slice of a tensor into memory of its own: only the rows that hold it are read, then cut
+        along the other dimensions. None for a quantised tensor, and for other files than safetensors."""
         header = self.found[name]
         if isinstance(header, Packed) or header.file.suffix != ".safetensors" or not header.shape:
             return None

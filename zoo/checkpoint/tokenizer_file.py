@@ -1,5 +1,5 @@
-"""Read a folder's special tokens, and check a tokenizer.json before the package `tokenizers` reads it: types, and
-bounds on run time and on output size."""
+"""Read a folder's special tokens, and check a tokenizer.json before the package `tokenizers` reads it: its types, and
+limits on run time and output size."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ PROBE = 17
 
 
 class Reading(NamedTuple):
-    """What transformers is asked to read: in words, as data for `reference.py` (`texts` with a `limit`, `messages`, or
-    a `text` for the pipeline of a `task`), and the ids of each row that must result."""
+    """A text that transformers is asked to read: its description in words, its data for `reference.py` (`texts` with a
+    `limit`, `messages`, or a `text` for the pipeline of a `task`), and the expected ids of each row."""
 
     what: str
     asked: dict[str, Any]
@@ -72,11 +72,12 @@ def verify_folder(
     without: str = "no tokenizer was given",
     program: Path = REFERENCE,
 ) -> Agreement:
-    """Compare a model with what transformers reads from a folder, in float32: logits (hidden states if it has no head)
-    of random tokens, then ids and logits of the `readings`; `without` says why there are none.
+    """Compare a model with what transformers reads from a folder, in float32. The logits of random tokens are compared
+    (hidden states if the model has no head), then ids and logits of the `readings`; `without` says why there are no
+    readings.
 
-    Raises CheckpointError if ids differ, or logits by more than rounding explains, and ConfigError if transformers is
-    not installed.
+    Raises CheckpointError if ids differ, or if logits differ by more than rounding explains, and ConfigError if
+    transformers is not installed.
     """
     require_transformers()
     spec = model.spec
@@ -118,8 +119,8 @@ def compute(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def measure(ours: Tensor, theirs: Tensor, spec: Any, folder: Path, what: str) -> float:
-    """Return the largest difference of logits. Raises CheckpointError if it is more than rounding explains. Of a
-    pipeline's text, transformers may give the logits of the last token alone."""
+    """Return the largest difference of logits. Raises CheckpointError if it is more than rounding explains. For a
+    pipeline's text, transformers may give only the logits of the last token."""
     if what.startswith("the pipeline") and theirs.ndim == ours.ndim == 3:
         ours = ours[:, -theirs.shape[1] :]
     if ours.numel() != theirs.numel():

@@ -1,5 +1,5 @@
 # R rank
-"""Explain what a run of a part trains: adapters, frozen weights, and the FLOPs of its backward pass."""
+"""Explain partial training: adapters, frozen weights, and the FLOPs of the backward pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKEN, SEQUENCE = "FLOP a token", "FLOP"
 
 
 def trace_tuned(model: Priced, setup: Setup) -> TunedModel | None:
-    """Return the tuning of a traced model, its rank a symbol; None if all weights train."""
+    """Return the TunedModel of a traced model, with the adapters' rank as a symbol; None if all weights train."""
     tuned = setup.tune(model)
     if tuned is None:
         return None
@@ -56,8 +56,8 @@ def list_tuned_lines(tuned: TunedModel, figures: Mapping[str, Any]) -> list[Line
 
 
 def add_partial_training(sheet: Sheet, tuned: TunedModel, setup: Setup, whole: Term) -> None:
-    """Add the lines of training a part: the forward pass of adapters, the backward pass by component, and the figures
-    `train` and `train_hardware`. `whole` is the forward pass of a sequence."""
+    """Add the lines on training part of a model: the forward pass of adapters, the backward pass by component, and the
+    figures `train` and `train_hardware`. `whole` is the forward pass of a sequence."""
     partial, table, context = PartialBackward(tuned), tabulate(tuned.spec), setup.tokens(tuned.spec)
     traced, parts = name_number("context", context), [whole]
     for which, label, source in ((0, "adapters forward", PAPER), (1, "backward", BACKWARD)):

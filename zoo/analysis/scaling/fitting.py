@@ -105,8 +105,9 @@ class FittedLaw:
         return RunNoise(math.sqrt(sum(each**2 for each in logs) / len(logs) * count / freedom), freedom)
 
     def predict_interval(self, params: float, tokens: float, runs: int = 1) -> tuple[float, float] | None:
-        """Give the 95 % prediction interval of the mean loss of `runs` further runs: Student's of the log loss, whose
-        variance is that of the resampled laws and that of the runs. None without resamples or noise."""
+        """Give the 95 % prediction interval of the mean loss of `runs` further runs; None without resamples or noise.
+        It is Student's interval of the log loss, whose variance is the sum of the resampled laws' variance and the
+        runs' noise."""
         noise, logs = self.estimate_noise(), [math.log(each.loss(params, tokens)) for each in self.resampled]
         if noise is None or len(logs) < 2:
             return None
@@ -147,7 +148,8 @@ class FittedLaw:
         return found
 
     def measure_reach(self, params: float, tokens: float) -> dict[str, float]:
-        """Divide `params` and `tokens` by the largest of the fit's points; only those beyond them are returned."""
+        """Measure how far a point lies beyond those of the fit: `params` and `tokens` divided by the largest among the
+        points. Ratios of 1 and less are left out."""
         ratios = {"params": params / max(self.points.params), "tokens": tokens / max(self.points.tokens)}
         return {name: ratio for name, ratio in ratios.items() if ratio > 1}
 

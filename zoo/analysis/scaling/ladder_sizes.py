@@ -81,8 +81,8 @@ def compute_rate(params: float) -> float:
 
 
 def choose_rows(smallest: int, seq_len: int, tokens_per_param: float, least_updates: int = LEAST_UPDATES) -> int:
-    """Choose the rows of an update of all sizes: the rule's for the smallest size, but so few that its first point
-    comes after `least_updates` updates."""
+    """Choose the rows of an update, for all sizes: what the rule gives for the smallest size, reduced until its first
+    point comes after at least `least_updates` updates."""
     most = MULTIPLES[0] * tokens_per_param * smallest / least_updates
     return max(math.floor(min(count_batch_tokens(smallest), most) / seq_len), 1)
 
@@ -165,8 +165,7 @@ def _measure(recipe: ComposedModel, dims: Dims) -> LadderSize:
 
 def _list_widths(recipe: ComposedModel) -> Iterable[int]:
     """List widths about a sixteenth apart: multiples of head_dim if heads fill d_model, else of FINE. If d_model is
-    fixed, its width is the only one.
-    """
+    fixed, its width is the only one."""
     if "d_model" not in recipe.solved:
         return [recipe.dims["d_model"]]
     heads = recipe.dims.get("head_dim", 0) if "n_heads" in recipe.solved else 0

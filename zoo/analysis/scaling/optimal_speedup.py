@@ -27,7 +27,7 @@ SHARE = 0.975
 
 @dataclass(frozen=True)
 class LawArm:
-    """An arm's fitted law, and the FLOPs that it really spends on a token, for each parameter."""
+    """An arm's fitted law, and the FLOPs that it spends for each token and parameter."""
 
     fit: FittedLaw
     flops: float = FLOPS
@@ -44,7 +44,7 @@ class SpeedupTrend:
 
     @property
     def survives(self) -> str:
-        """Say what the slope's interval tells of the gain."""
+        """Say whether the gain survives scale, by the interval of the slope."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "no trend is told"
         return "falls with scale" if self.slope < 0 else "rises with scale"

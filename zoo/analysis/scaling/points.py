@@ -27,7 +27,7 @@ SMALLEST, LARGEST = 1e-30, 1e30
 @dataclass(frozen=True)
 class LossPoints:
     """Parameters, tokens and loss of each model, in order. `runs` names the run of each point: points of one run share
-    its noise. Empty: every point is of a run of its own."""
+    its noise. If `runs` is empty, each point is a run of its own."""
 
     params: tuple[float, ...]
     tokens: tuple[float, ...]
@@ -58,12 +58,12 @@ class LossPoints:
         return LossPoints.collect((rows[at] for at in kept), (self.runs[at] for at in kept if self.runs))
 
     def without_highest(self, count: int) -> LossPoints:
-        """Drop the `count` points with the highest losses, as of runs that have hardly begun."""
+        """Drop the `count` points with the highest losses, such as those of runs that have hardly begun."""
         kept = sorted(range(len(self)), key=lambda at: self.loss[at])[: max(0, len(self) - count)]
         return self.select(set(kept).__contains__)
 
     def split_largest(self, count: int) -> tuple[LossPoints, LossPoints]:
-        """Split off the `count` points with the most FLOPs (6·N·D): return the other points, and these."""
+        """Split off the `count` points with the most FLOPs (6·N·D): return the others, then the points split off."""
         order = sorted(range(len(self)), key=lambda at: self.params[at] * self.tokens[at])
         largest = set(order[len(self) - count :])
         return self.select(lambda at: at not in largest), self.select(largest.__contains__)

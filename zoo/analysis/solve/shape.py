@@ -143,12 +143,12 @@ class ShapeSearch:
         return {name: FIGURES[name](spec, self.setup, self.train) for name in names}
 
     def share(self, spec: Priced) -> float:
-        """Give the largest of figure ÷ budget, KEYS left out; at 1 a budget is used up."""
+        """Give the largest of figure ÷ budget, `kv_bytes_per_token` left out; at 1 a budget is used up."""
         given = {name: most for name, most in self.budget.given().items() if name != KEYS}
         return max(figure / given[name] for name, figure in self.price(spec, given).items())
 
     def within(self, spec: Priced) -> bool:
-        """Whether a Spec keeps to the budget of KEYS, which `nearest` does not relax."""
+        """Whether a Spec keeps to the budget of `kv_bytes_per_token`, which `nearest` does not relax."""
         most = self.budget.kv_bytes_per_token
         return most is None or self.price(spec, [KEYS])[KEYS] <= most
 

@@ -1,12 +1,12 @@
 """Decide between architectures: better, worse, equivalent within a margin, or inconclusive.
 
 Each arm is compared with the baseline in two ways, each at 5 % over all arms together (Holm, 1979): is there a
-difference, and, if a margin is stated, is it smaller than the margin (two one-sided tests; Schuirmann, 1987)? A
-difference within the margin is no reason to prefer an arm, so that equivalence decides where both are shown. What
-neither test shows is inconclusive: these seeds do not see it.
+difference, and, if a margin is stated, is it smaller than the margin (two one-sided tests; Schuirmann, 1987)? If both
+tests are significant, the verdict is equivalent, because a difference within the margin is no reason to prefer an arm.
+If neither is, the verdict is inconclusive.
 
-Diverged runs are outcomes. An arm that has some, or whose baseline has, is compared by exact ranks, where they come
-last (`worst_rank`).
+Diverged runs count as outcomes. If an arm or its baseline has any, the two are compared by exact ranks, with diverged
+runs last (`worst_rank`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ Losses = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference between an arm's mean loss and the baseline's, and what it shows.
+    """The difference between an arm's mean loss and the baseline's, and its verdict.
 
     If both arms have seeds in common, runs are `paired` by seed and `n` counts the pairs; otherwise `n` is the size of
-    the smaller arm. Diverged runs count in `n`, and not in `difference`. What needs a spread is None where `n` is 1.
+    the smaller arm. Diverged runs count in `n`, and not in `difference`. Fields that need a spread are None if `n` is
+    1.
     """
 
     n: int
@@ -93,7 +94,8 @@ def compare_arms(
     tuning: Mapping[str, float] | None = None,
 ) -> dict[str, Comparison]:
     """Compare each arm with the baseline arm, given losses by arm and seed. `margin` is the largest difference that
-    does not matter; `tuning` is by arm the standard error that its searched learning rate adds to its mean loss."""
+    does not matter; `tuning` maps an arm to the standard error that its searched learning rate adds to its mean
+    loss."""
     errors = tuning or {}
     pairs = {
         arm: ArmPair(own, losses[baseline], margin, math.hypot(errors.get(arm, 0), errors.get(baseline, 0)))
@@ -118,7 +120,7 @@ class ArmPair:
 
 
 def compare_pairs(pairs: Mapping[str, ArmPair], level: float = LEVEL) -> dict[str, Comparison]:
-    """Compare pairs of arms, each at this level over all pairs together."""
+    """Compare pairs of arms, with an error rate of `level` over all pairs together (Holm)."""
     samples = {name: _sample(each) for name, each in pairs.items()}
     differ = {name: each.p for name, each in samples.items() if each.p is not None}
     alike = {
@@ -222,7 +224,7 @@ def _measure_pairing(pair: ArmPair) -> float | None:
 
 def pool_variance(losses: Mapping[str, Losses], baseline: str) -> dict[str, float]:
     """Give each arm's two-sided p-value with the residual variance of all arms (analysis of variance of arms and
-    seeds). Empty for two arms, where it is the paired test, and where arms lack the same finished runs."""
+    seeds). Empty for two arms, for which this is the paired test, and if the finished seeds differ among the arms."""
     seeds = sorted(losses[baseline])
     arms, n = list(losses), len(seeds)
     whole = all(sorted(each) == seeds and all(map(math.isfinite, each.values())) for each in losses.values())
@@ -274,9 +276,9 @@ Place = Literal["on the front", "beaten", "undecided"]
 def find_front(losses: Mapping[str, Losses], costs: Mapping[str, float], alike: float) -> dict[str, Place]:
     """Place each arm relative to the Pareto front of loss and cost. Costs within a share `alike` count as equal.
 
-    An arm is beaten if another one of equal or lower cost is significantly better, and on the front if every such one
-    is significantly worse, or there is none (5 %, Holm over these arms). Where runs are too few or too noisy for either
-    it is undecided; with one seed each that has a rival is.
+    A rival of an arm is another arm of equal or lower cost. An arm is beaten if a rival is significantly better, and on
+    the front if all rivals are significantly worse or it has none (5 %, Holm over the rivals). Otherwise it is
+    undecided, as is every arm with a rival if arms have one seed each.
     """
 
     def place(arm: str) -> Place:
@@ -290,7 +292,7 @@ def find_front(losses: Mapping[str, Losses], costs: Mapping[str, float], alike: 
 
 
 def negate(losses: Mapping[str, Losses]) -> dict[str, dict[int, float]]:
-    """Turn a metric of which more is better into one of which less is; a run without a finite value stays the worst."""
+    """Negate a metric of which more is better, so that less is better. A run without a finite value stays the worst."""
     return {
         arm: {seed: -value if math.isfinite(value) else math.inf for seed, value in each.items()}
         for arm, each in losses.items()

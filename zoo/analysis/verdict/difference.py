@@ -4,9 +4,9 @@ Runs of two arms with the same seed see the same data in the same order, so that
 either loss. With n pairs of mean difference d and standard deviation s, d·√n/s follows Student's t with n − 1 degrees
 of freedom. Arms without a common seed are compared by Welch's t (1947), which has more noise.
 
-Some errors are the same in all seeds, so that more seeds do not remove them: that of a searched learning rate, or of a
-fitted law. They are added to the half-width of an interval in quadrature, each with its own quantile (the method of
-variance estimates recovery; Zou and Donner, 2008). A p-value is the level whose interval just reaches a difference.
+Some errors are the same in all seeds, so that more seeds do not remove them: the error of a searched learning rate, or
+of a fitted law. They are added to the half-width of an interval in quadrature, each with its own quantile (the method
+of variance estimates recovery; Zou and Donner, 2008). A p-value is the level whose interval just reaches a difference.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from zoo.analysis.verdict.student import student_cdf, student_quantile
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """A mean difference, the standard error of its `noise`, and the degrees of `freedom` of Student's t. Where only the
-    difference is known, as that of one pair, `noise` and `spread` are NaN."""
+    """A mean difference, the standard error of its `noise`, and the degrees of `freedom` of Student's t. If only the
+    difference is known, as for one pair, `noise` and `spread` are NaN."""
 
     n: int
     difference: float
@@ -62,7 +62,7 @@ class MeanDifference:
 
     @property
     def known(self) -> bool:
-        """Whether there is an error, and so a test."""
+        """Whether the standard error is known, so that a test is possible."""
         return not math.isnan(self.noise)
 
     @property

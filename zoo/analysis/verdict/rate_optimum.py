@@ -41,7 +41,7 @@ class RateOptimum:
 
     @property
     def excess(self) -> float:
-        """The root mean square of the loss that the error of the rate costs, a standard error of the arm's mean."""
+        """The root mean square of the loss that the rate's error costs: a standard error of the arm's mean loss."""
         return math.sqrt(3) * self.curvature * self.error**2
 
 
@@ -49,8 +49,8 @@ def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:
     """Fit the optimum of an arm's losses by decade; `noise` is the standard deviation of a loss. Losses that are not
     finite are runs that diverged. Raises ValueError if none is finite.
 
-    Where the parabola has no minimum between the rates tried, the best of them stands, and the optimum may be as far as
-    the next rate.
+    If the parabola has no minimum between the rates tried, the best rate tried is the optimum, with an error up to the
+    next rate.
     """
     finite = {at: loss for at, loss in losses.items() if math.isfinite(loss)}
     best = min(finite, key=lambda at: finite[at])
@@ -137,8 +137,8 @@ class RateWindow:
         return self.open_low or self.open_high
 
     def subtract_from(self, other: RateWindow) -> MeanDifference:
-        """Estimate how much narrower than the `other` window this one is, in decades. Its error is the windows' alone,
-        and is not known where they have none, or one is open."""
+        """Estimate how much narrower this window is than the `other` one, in decades. The error combines those of the
+        two windows; it is unknown if neither has one, or if either window is open."""
         error = math.hypot(self.error, other.error)
         noise = math.nan if self.open or other.open or not error else 0.0
         return MeanDifference(1, other.width - self.width, noise, 1, noise, False, error)
@@ -147,10 +147,13 @@ class RateWindow:
 def find_good_window(
     losses: Mapping[float, float], noise: float = 0.0, seed: int = 0, tolerance: float = TOLERANCE
 ) -> RateWindow:
-    """Find the window of losses by decade that exceed the best one by at most a fraction (`tolerance`) of it, by linear
-    interpolation between the rates tried. With a `noise` (the standard deviation of a loss) the width has an error: the
-    standard deviation over searches drawn with that noise, and that of ends which lie anywhere between the two rates
-    that enclose them. Interpolation knows them better, but by a line, and is wrong alike in all draws."""
+    """Find the window of rates, in decades, whose losses exceed the best one by at most a fraction (`tolerance`) of it.
+    The loss is interpolated linearly between the rates tried.
+
+    With a `noise` (the standard deviation of a loss) the width has an error, of two parts: the standard deviation over
+    searches drawn with that noise, and that of ends drawn anywhere between the two rates that enclose each. The second
+    part covers the error of the interpolation, which is the same in all draws.
+    """
     found = _find_window(losses, tolerance)
     if noise <= 0:
         return found

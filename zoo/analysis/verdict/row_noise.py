@@ -1,7 +1,7 @@
 """Estimate how much a difference between two arms would vary over other validation text.
 
-Seeds repeat the training, not the rows that a loss is measured on: a difference that every seed shows may be one of
-these rows. Runs that read the same rows have their losses by piece of the validation split, and the pieces are
+Seeds repeat the training, not the rows that a loss is measured on: a difference that every seed shows may exist on
+these rows alone. Runs that read the same rows have their losses by piece of the validation split, and the pieces are
 resampled (a paired bootstrap; Efron, 1979).
 """
 

@@ -1,8 +1,8 @@
 """Compute an effective speedup: how many times the variant's budget the baseline needs to reach the variant's loss.
 
-By the baseline's scaling law L = L∞ + a·C^−α, the baseline gets from its loss L_b to the variant's L_v with S = ((L_b −
-L∞)/(L_v − L∞))^(1/α) times its budget. The law must come from a ladder (`zoo report --fit`), not from the baseline's
-own loss curve: in the middle of a run the learning rate has not decayed, and the loss is too high.
+By its scaling law L = L∞ + a·C^−α, the baseline gets from its loss L_b to the variant's L_v with S = ((L_b − L∞)/(L_v −
+L∞))^(1/α) times its budget. The law must come from a ladder (`zoo report --fit`), not from the baseline's own loss
+curve: in the middle of a run the learning rate has not decayed, and the loss is too high.
 """
 
 from __future__ import annotations

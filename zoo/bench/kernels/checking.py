@@ -199,8 +199,8 @@ def name_state(row: Mapping[str, Any]) -> str:
 
 
 def list_failures(report: Mapping[str, Any]) -> list[str]:
-    """List the failures, a line each. Unless the run is `quick`, too small a speedup by a window is one. What was left
-    out, for lack of time say, is none: the report lists it by itself."""
+    """List the failures, a line each. Unless the run is `quick`, too small a speedup by a window is a failure. Jobs
+    left out, for lack of time say, are not failures: the report lists them separately."""
     found = []
     for kind in KINDS:
         for row in report[kind]:

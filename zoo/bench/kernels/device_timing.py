@@ -40,8 +40,8 @@ class Limits:
 
 def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
     """Time a call: the median of as many calls as take `spend` seconds, at least LEAST and at most MOST, but fewer of
-    slow calls. On CUDA the time is between two events on the stream: the device's time or, if launching takes longer
-    than the kernels, that of launching."""
+    slow calls. On CUDA the time is between two events on the stream: the longer of the kernels' time and the time to
+    launch them."""
     start = time.perf_counter()
     for _ in range(WARM):
         run()

@@ -75,8 +75,9 @@ def list_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
 
 
 def list_meshes(gpus: int) -> dict[str, str]:
-    """List the values of `parallel` for so many processes, by name: each kind alone if there are two, else beside
-    shards; with four or more, hybrid shards and products too."""
+    """List meshes of this many processes: a name, and the value of `parallel`. On two processes each kind of
+    parallelism is alone; on more it is combined with sharding. Multiples of four add hybrid sharding and combinations
+    of two kinds."""
     rest = gpus // 2
     found = {"ddp": "ddp", "fsdp": "fsdp", "tp": f"{{shard: {rest}, tp: 2}}", "ep": "ep"}
     found |= {"cp": f"{{shard: {rest}, cp: 2}}", "cp ring": f"{{shard: {rest}, cp: 2, cp_comm: ring}}"}
@@ -108,8 +109,8 @@ def train_mesh(settings: Settings, gpus: int, name: str) -> ReportRow:
 
 @cache
 def train_alone(settings: Settings, gpus: int, model: str) -> tuple[float, ...]:
-    """Train with one process, once for all meshes; return the losses. Its microbatches are the rows of the `gpus`
-    processes: experts are balanced within a microbatch."""
+    """Train with one process, once for all meshes; return the losses. A microbatch has as many rows as there are `gpus`
+    processes, because experts are balanced within a microbatch."""
     with tempfile.TemporaryDirectory() as folder:
         fault = run_zoo(settings, 1, Path(folder, "run"), f"model={model}", f"accumulate={gpus}")
         if fault is not None:
@@ -118,7 +119,7 @@ def train_alone(settings: Settings, gpus: int, model: str) -> tuple[float, ...]:
 
 
 def resume_half(settings: Settings, gpus: int, form: str) -> ReportRow:
-    """Save half-way, go on, and compare the losses with those of one process."""
+    """Save half-way, resume, and compare the losses with those of one process."""
     model, half = MODELS["dense"], STEPS // 2
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
@@ -148,7 +149,7 @@ def kill_one(settings: Settings, gpus: int) -> ReportRow:
 
 
 def list_leftovers(run: Path) -> list[str]:
-    """Say what is wrong with the checkpoints of a run that was killed: there is none, or one is not whole."""
+    """Say what is wrong with the checkpoints of a run that was killed: none was written, or one is incomplete."""
     try:
         chosen = choose_checkpoint(run, "", lambda folder, counters: None)
     except CheckpointError as error:
@@ -189,12 +190,12 @@ def list_options(settings: Settings, folder: Path) -> tuple[str, ...]:
 
 
 def run_zoo(settings: Settings, gpus: int, folder: Path, *options: str) -> str | None:
-    """Run a small `zoo train` over processes; return the last line of what it failed with, or None."""
+    """Run a small `zoo train` over processes; return the last line of its error output, or None if it succeeded."""
     return call_zoo(gpus, *list_options(settings, folder), *options)
 
 
 def call_zoo(gpus: int, *options: str) -> str | None:
-    """Run `zoo train` to its end; return the last line of what it failed with, or None."""
+    """Run `zoo train` to its end; return the last line of its error output, or None if it succeeded."""
     try:
         done = subprocess.run(make_command(gpus, *options), capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:

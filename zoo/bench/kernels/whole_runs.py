@@ -1,4 +1,4 @@
-"""Check `zoo train` from end to end on a device: its defaults, five architectures, every precision, and going on from a
+"""Check `zoo train` from end to end on a device: its defaults, five architectures, every precision, and resuming from a
 checkpoint."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SIZES = (
 
 
 def list_jobs(settings: Settings) -> list[Measurement]:
-    """List the runs: with the defaults first, because all others stand on them."""
+    """List the runs, first the one with the defaults, on which the others build."""
     jobs = [(f"train {name}", partial(train_model, settings, model)) for name, model in MODELS.items()]
     jobs += [(f"train dense, {change}", partial(train_changed, settings, change)) for change in CHANGES]
     jobs += [("save, and go on", partial(resume_half, settings))]
@@ -69,7 +69,7 @@ def count_steps(settings: Settings) -> int:
 
 
 def train_model(settings: Settings, model: str, *overrides: str) -> ReportRow:
-    """Train a model, and check what every run has to have."""
+    """Train a model, and check that its loss falls and that it has a validation loss, a sample and a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         result = train(settings, model, Path(folder), *overrides)
         losses = list_losses(result)
@@ -98,12 +98,12 @@ def train_changed(settings: Settings, change: str) -> ReportRow:
 
 @cache
 def train_plain(device: str, quick: bool, seed: int) -> ReportRow:
-    """Train a dense model in float32, once for all changes."""
+    """Train a dense model in float32, once for all changes that are compared with it."""
     return train_model(Settings(device, quick, seed), MODELS["dense"], "precision=fp32")
 
 
 def resume_half(settings: Settings) -> ReportRow:
-    """Train to half of the steps, go on from the checkpoint, and compare the losses with those of one run."""
+    """Train half of the steps, resume from the checkpoint, and compare the losses with those of one run."""
     import zoo
 
     steps = count_steps(settings)
@@ -132,7 +132,7 @@ def list_losses(result: TrainingResult) -> list[float]:
 
 
 def compare_memory(settings: Settings, result: TrainingResult) -> dict[str, Any]:
-    """Give the peak of memory that is priced for a step, and the one that was allocated; nothing on a CPU."""
+    """Compare the priced peak of a step's memory with the allocated one; nothing on a CPU."""
     if settings.device != "cuda":
         return {}
     from zoo.training.memory_fit import price_training

@@ -26,8 +26,8 @@ def list_dense(found: GGUFFile) -> list[str]:
 
 
 def name_dense(architecture: str, width: int, matrices: Sequence[Tensor] | None) -> Mapping[str, Tensor]:
-    """Name the matrices as tensors of a file; empty if llama.cpp has no place for them. It has one for two matrices, of
-    which the second gives vectors as wide as the model, `width`."""
+    """Name the matrices as tensors of a file; empty if llama.cpp has no place for them. It supports two matrices, of
+    which the second gives vectors of the model's `width`."""
     if matrices is None or len(matrices) != len(DENSE) or not has_dense(architecture):
         return {}
     ends = matrices[0].shape[1], matrices[-1].shape[0]
@@ -37,7 +37,7 @@ def name_dense(architecture: str, width: int, matrices: Sequence[Tensor] | None)
 
 
 def describe_dense(architecture: str, named: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Make the metadata of dense layers: how many numbers each reads and gives."""
+    """Make the metadata of dense layers: the input and output width of each."""
     made = {}
     for name, matrix in named.items():
         start = f"{architecture}.{name.removesuffix('.weight')}_feat"

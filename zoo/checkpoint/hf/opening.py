@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class HFSource:
     """A folder that was read: its path, its config.json, and `body`, the model that the config describes. For a
-    multimodal folder, `config` and `body` are the text model's, and `whole` has the rest. For a GGUF file, `laid` is
-    `body` with the name map of the GGUF file's tensors, and `file` the path of the GGUF file."""
+    multimodal folder, `config` and `body` are the text model's, and `whole` has the rest. For a GGUF file, `file` is
+    its path, and `laid` is `body` with the name map of its tensors."""
 
     folder: Path
     config: dict[str, Any]
@@ -58,7 +58,7 @@ class HFSource:
 
     @property
     def stored(self) -> Body:
-        """The model whose map is used to read the folder's tensors."""
+        """The model whose name map is used to read the folder's tensors."""
         return self.laid or self.body
 
 

@@ -81,7 +81,7 @@ class _OursReader:
         return self._made.pop(name)
 
     def find_slices(self, name: str) -> ReadSlices | None:
-        """Find how a part of a tensor is read, if the file has the tensor as it is ours."""
+        """Find how to read a slice of a tensor, if the file stores the tensor in our form."""
         entry = self.entries.get(name)
         plain = entry is not None and len(entry.theirs) == len(entry.ours) == 1 and not (entry.steps or entry.stacked)
         return self.reader.find_slices(entry.theirs[0]) if entry is not None and plain else None

@@ -135,8 +135,7 @@ def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
 
 
 def read_special_ids(folder: Path, size: int) -> dict[str, Any]:
-    """Read the ids below `size` of the tokens that end, begin and pad a text: as generation_config.json states them,
-    else those of the tokenizer's tokens."""
+    """Read the EOS, BOS and padding ids below `size` from generation_config.json, or else from the tokenizer."""
     if not (folder / "tokenizer.json").is_file():
         return {}
     file = folder / GENERATION

@@ -97,8 +97,8 @@ class Float4Beside(PackedFloat4):
 
 
 class Float4Experts(QuantisedLayout):
-    """NVFP4 of stacked experts, as in Inkling 2 (2026): codes [E, d_out, d_in / 2], float8 scales
-    [E, d_out, d_in / 16], and a scale for each expert, its largest value divided by a stored denominator."""
+    """NVFP4 of stacked experts, as in Inkling 2 (2026): codes [E, d_out, d_in / 2], float8 scales [E, d_out, d_in /
+    16], and a scale for each expert: its stored largest value divided by a stored denominator."""
 
     marks = ("_amax",)
     ends: ClassVar[Mapping[str, str]] = {
