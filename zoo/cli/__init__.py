@@ -31,9 +31,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace.
 
-    Without a verb, a terminal shows what can be done with what is in the working folder; elsewhere that is the help.
+    Without a verb, a terminal shows the next steps for the files in the working folder; a pipe gets the help.
     `--no-verify` reads checkpoints without comparing their checksums. This is the only place that catches every
-    exception: an unforeseen one is a bug of Zoo, printed as one line that names the file with the trace to report.
+    exception: an unexpected exception is a bug of Zoo, printed as one line that names the trace file to report.
     """
     if not args and sys.stdout.isatty() and _show_next_steps():
         return 0

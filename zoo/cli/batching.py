@@ -32,7 +32,7 @@ def run(
     writes: bool = True,
 ) -> None:
     """Generate all texts, and write them to `results`, or to standard output in the order of the prompts. With `writes`
-    False, as in all processes of tensor parallelism but the main one, this process only computes."""
+    False, this process only computes, as all but the main process of tensor parallelism do."""
     from zoo.data.chat import template as chat
     from zoo.generation.engine import serving as serve
     from zoo.text.follow import describe_cache, follow, make_engine, measure, write

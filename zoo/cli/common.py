@@ -80,12 +80,13 @@ def say(line: object) -> None:
 
 
 def print_note(line: str) -> None:
-    """Print a note, which is no error, to standard error."""
+    """Print a note on standard error. A note is not an error."""
     say(f"zoo: note: {line}")
 
 
 def read_arms(texts: Sequence[str]) -> dict[str, str]:
-    """Read arms written as `NAME=OVERRIDES`. Raises ConfigError for one without a name, and for a name given twice."""
+    """Read arms written as `NAME=OVERRIDES`. Raises ConfigError for an arm without a name, and for a name given
+    twice."""
     found: dict[str, str] = {}
     for text in texts:
         name, sign, overrides = (part.strip() for part in text.partition("="))

@@ -1,4 +1,4 @@
-"""Read and check the options of `zoo eval`, and show its progress."""
+"""Read and check the options of `zoo eval`, and show the evaluation's progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tell_apart(folder: Path | None, overrides: list[str]) -> tuple[Path | None, list[str]]:
-    """Move an override that stands in the folder's place to the overrides: `zoo eval data=text`."""
+    """Treat a first argument that is an override, as in `zoo eval data=text`, as an override and not as the folder."""
     if folder is not None and "=" in str(folder) and not folder.exists():
         return None, [str(folder), *overrides]
     return folder, overrides
@@ -30,7 +30,8 @@ def choose_mode(asked: Mapping[str, Any]) -> str | None:
 
 
 def refuse_idle(given: Mapping[str, Any], taken: Collection[str], mode: str | None) -> None:
-    """Raise ConfigError for options that have no effect in a mode."""
+    """Raise ConfigError for the options in `given` that have no effect in a mode, because it does not take them
+    (`taken`)."""
     beside = f"beside --{mode}" if mode else "on a text"
     idle = (name for name, value in given.items() if value not in (None, []) and name not in taken)
     refuse(f"{name}: has no effect {beside} (leave it out)" for name in idle)

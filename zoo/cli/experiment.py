@@ -104,8 +104,8 @@ def _words(stated: Any) -> list[str]:
 
 
 def foresee(experiment: Experiment, folder: Path, measure: bool) -> tuple[Outlook, list[str], list[str], str]:
-    """Look ahead at an experiment: its outlook, lines on its design, the expectations that it cannot see, and a note on
-    the noise that was taken. Raises ConfigError for one that trains no arms on text."""
+    """Estimate an experiment before it runs: its outlook, lines on its design, the expectations that it cannot detect,
+    and a note on the noise assumed. Raises ConfigError for an experiment that trains no arms on text."""
     from zoo.experiments.power_check import describe_design, find_noise, list_blind
     from zoo.experiments.running import plan_experiment
 

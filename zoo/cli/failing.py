@@ -1,4 +1,4 @@
-"""Describe unforeseen failures of a command: the system refused a file, memory ran out, or Zoo has a bug."""
+"""Describe unexpected failures of a command: the system refused a file, memory ran out, or Zoo has a bug."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ SHORT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 def choose_exit_code(error: OSError) -> int:
     """Choose the exit code for an error of the file system: 2 if the user named a file that cannot be opened by that
-    name (WRONG_NAMES) or may not be read, 1 for any other failure, such as a refused write or a full disk.
-    """
+    name (WRONG_NAMES) or may not be read, 1 for any other failure, such as a refused write or a full disk."""
     if error.filename is None:
         return ZooError.exit_code
     named = error.errno in WRONG_NAMES or (error.errno in FORBIDDEN and not _may_be_read(Path(error.filename)))
@@ -53,7 +52,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 def describe_bug(error: BaseException, args: Sequence[str]) -> tuple[str, int]:
-    """Describe an unforeseen error in one line, and choose the exit code. Writes a bug's trace to a file; never
+    """Describe an unexpected error in one line, and choose the exit code. Writes a bug's trace to a file; never
     raises."""
     if isinstance(error, RuntimeError) and str(error).startswith(LOOP):
         return f"{str(error).removeprefix(LOOP)}: is a symbolic link that leads to itself", ConfigError.exit_code

@@ -214,8 +214,8 @@ def _name_base(checkpoint: Path | None, folder: Path) -> Path:
 def open_results(
     file: Path, batch: BatchOptions, prompts: list[Prompt], folder: Path, model: Serving, adapters: Mapping[str, str]
 ) -> Results:
-    """Open the file of results of a folder's model. Raises ConfigError for a file that is there already, and for one to
-    resume that another model wrote, or this one in another precision, by another template or with other adapters."""
+    """Open the file of results for a folder's model. Raises ConfigError if the file exists already, unless it is to be
+    resumed; then if it was written by another model, precision, template or set of adapters."""
     from zoo.checkpoint.finding import find
     from zoo.checkpoint.manifest import hash_text, identify
     from zoo.text.results import Results

@@ -42,7 +42,7 @@ class SweepOptions:
     json: bool = flag("With --plan: print JSON.")
 
     def design(self) -> SweepDesign:
-        """Say what is done with the arms. Steps are timed if --measure asks for it, with --plan by default."""
+        """Say what to do with the arms. Steps are timed if --measure is given; with --plan this is the default."""
         from zoo.jobs.conducting import SweepDesign
 
         return SweepDesign(

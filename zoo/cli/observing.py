@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def naming_interrupts(what: str, folder: Path) -> Iterator[None]:
-    """Say, at Ctrl-C or SIGTERM, what was interrupted and how to go on: the run that it met names only itself."""
+    """Say, at Ctrl-C or SIGTERM, what was interrupted and how to resume. The run that the signal reached names only
+    itself."""
     try:
         yield
     except KeyboardInterrupt:

@@ -174,7 +174,7 @@ def gpu(
 ) -> None:
     """Find the smallest number of each GPU that holds the model: --tp for generation, ZeRO ranks for training.
 
-    With --gpu, of that GPU alone.
+    With --gpu, only that GPU is considered.
     """
     from zoo.analysis.solve import find_fewest_gpus
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @options("Training a part of the model")
 class TrainedOptions:
-    """Which weights a run trains, and which adapters it adds, as a training config says."""
+    """Options for the weights that a run trains and the adapters that it adds, as in a training config."""
 
     lora: str | None = option("Low-rank adapters, as `zoo train lora=…`: '{rank: 8, on: [attention]}'.")
     freeze: list[str] | None = option("Weights that do not train, by pattern of their names; may be repeated.")

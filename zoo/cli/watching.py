@@ -27,7 +27,7 @@ TAIL = 4096
 @contextmanager
 def watch_jobs(folder: Path, jobs: Sequence[SweepPoint], console: Console | None = None) -> Iterator[None]:
     """Show the jobs until the block ends, in place of the jobs' own progress bars. If the console is no terminal, the
-    jobs print their own lines, and each one's end is said in a line."""
+    jobs print their own lines, and each job's end is printed as a line."""
     from rich.live import Live
 
     from zoo.report.console import make_console
@@ -94,13 +94,13 @@ class JobTable:
         return ((job.name, job) for jobs in self.arms.values() for job in jobs)
 
     def has_ended(self, job: SweepPoint) -> bool:
-        """Tell whether a job has ended, well or not, and did not start again."""
+        """Tell whether a job has ended, successfully or not, and has not been started again."""
         result = self.folder / job.name / runs.RESULT
         return result.is_file() and not is_newer(result.with_name(runs.METRICS), result)
 
     def list_new_ends(self) -> list[str]:
-        """Write a line for each job that has ended since the last call: `run 7 of 10: qk-norm, seed 1: 2.0606; about
-        3.2 min left`."""
+        """Write a line for each job that ended since the last call: `run 7 of 10: qk-norm, seed 1: 2.0606; about 3.2
+        min left`."""
         lines = []
         for arm, jobs in self.arms.items():
             for job in (each for each in jobs if each.name not in self.told and self.has_ended(each)):
@@ -131,7 +131,7 @@ class JobTable:
     def describe(self, job: SweepPoint) -> str:
         """Describe a job: its validation loss if done, its progress and loss, or its status.
 
-        The run's lock is not tested, since a job that starts at that moment would find it taken.
+        The run's lock is not tested: holding it, even briefly, would stop a job that starts at that moment.
         """
         if job.name in self.ended:
             return self.ended[job.name]

@@ -19,9 +19,9 @@ def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
     """Load the Spec of a packaged model, a file (YAML, config.json or GGUF), a folder (a published model, a checkpoint
     or a run) or a mapping, with Hydra overrides that need no `model.` prefix.
 
-    Warns (UserWarning) of what a config.json states and the Spec has no place for, such as a vision tower, and of
-    fields dropped because an override chose a component that does not read them. Raises ConfigError with all faults of
-    the target and of the overrides.
+    Warns (UserWarning) of parts of a config.json that a Spec cannot hold, such as a vision tower, and of fields dropped
+    because an override chose a component that does not read them. Raises ConfigError with all faults of the target and
+    of the overrides.
     """
     from zoo.compose.targets import Composer, spec_of_composed
 

@@ -111,9 +111,9 @@ class Composition:
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
     def compose(self, overrides: Sequence[str], varied: Collection[str] | None = None) -> Composed:
-        """Compose `body` with Hydra overrides. Faulty overrides are left out and listed in `faults`. In a sweep
-        `varied` are the model's keys that its points vary; what is set for all points is dropped from one whose choices
-        do not have it. Raises ConfigError for a faulty `body`, from which nothing can be composed."""
+        """Compose `body` with Hydra overrides. Faulty overrides are left out and listed in `faults`. `varied` are the
+        model's keys that a sweep varies. An override set for all points is dropped from a point whose choices do not
+        read it. Raises ConfigError for a faulty `body`, from which nothing can be composed."""
         faults: list[str] = []
         parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
         choosing = [override for override in parsed if _may_choose(override, self.repo)]
@@ -136,8 +136,8 @@ class Composition:
         )
 
     def find_model(self, cfg: DictConfig) -> dict[Any, Any] | None:
-        """Find the model in a config, as plain data; None if it is no mapping. Raises ConfigError if it is an
-        interpolation that cannot be resolved."""
+        """Find the model in a config, as plain data; None if it is no mapping. Raises ConfigError for an interpolation
+        that cannot be resolved."""
         try:
             model = cfg.get(self.root) if self.root else cfg
         except FAULTS as error:

@@ -84,8 +84,8 @@ def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
-    """Describe an unknown key of a config, with the nearest existing key, or else with the keys that the mapping around
-    it has. `extra` are further keys to suggest."""
+    """Describe an unknown key of a config, with the nearest existing key, or else the keys of the mapping around it.
+    `extra` are further keys to suggest."""
     node, missing = descend(cfg, key)
     parent = key[: len(key) - len(".".join(missing))]
     options = list(dict.fromkeys([*list_keys(cfg), *extra]))

@@ -209,7 +209,7 @@ def open_session(
     *folders: Path, trusted: Sequence[Path] = (), loader: type[ConfigLoaderImpl] = ConfigLoaderImpl
 ) -> Iterator[Hydra]:
     """Open Hydra itself, with its plugins and a config loader. Only one session can be open in a process, because Hydra
-    keeps it in a global. Files of `folders` must pass the gate (`zoo.compose.gate`), files of `trusted` need not."""
+    keeps it in a global. Files of the `trusted` folders need not pass the gate (`zoo.compose.gate`)."""
     version.setbase("1.3")
     path = create_config_search_path(f"file://{conf_dir()}")
     SourcesRegistry.instance().register(UserFolder)

@@ -70,7 +70,7 @@ def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Overrid
 
 
 def note_repeated(parsed: Sequence[Override]) -> list[str]:
-    """Write a note for each key that is given more than once."""
+    """Write a note for each key that is overridden more than once."""
     lines: dict[str, list[str]] = {}
     for override in parsed:
         lines.setdefault(override.get_key_element(), []).append(format_override(override))
@@ -84,8 +84,8 @@ def format_override(override: Override) -> str:
 
 
 def describe_typed(override: Override, model: Any, root: str) -> str | None:
-    """Describe an override of a key that a model writes otherwise: under another name, or as a field of a choice. None
-    for any other key."""
+    """Describe an override of a key that a model spells differently: under another name, or as a field of a choice.
+    None for any other key."""
     place = f"{root}." if root and override.key_or_group.startswith(f"{root}.") else ""
     key = override.key_or_group.removeprefix(place)
     if "." in key or not isinstance(model, DictConfig):
@@ -127,7 +127,7 @@ def rename_override(override: Override, **changes: Any) -> Override:
 
 def split_choice(override: Override, root: str) -> list[Override]:
     """Split a choice with fields, `attention={kind: mha, softcap: 50}`, into one override for the choice and one for
-    each field: merged as one mapping, the choice would keep fields of the previous one. Other overrides are returned
+    each field. Merged as one mapping, the choice would keep fields of the previous one. Other overrides are returned
     unchanged."""
     value, key = override.value(), override.key_or_group
     axis = key.removeprefix(f"{root}.") if root else key

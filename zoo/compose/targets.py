@@ -56,8 +56,8 @@ def list_packaged() -> list[str]:
 
 
 def is_file(target: str | Path) -> bool:
-    """Tell whether a target is a file or a folder, not a name: it looks like a path, has the suffix of a model's file,
-    is a folder here without the name of a packaged model, or is a run's checkpoint (`RUN@400`)."""
+    """Tell whether a target is a file or a folder rather than a name. It is if it looks like a path, has the suffix of
+    a model's file, is an existing folder without the name of a packaged model, or is a run's checkpoint (`RUN@400`)."""
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
@@ -125,8 +125,8 @@ def _squeeze(name: str) -> str:
 
 
 def check_start(body: Body, path: Path) -> None:
-    """Raise ConfigError for a training config, and for a file that names the packaged model it starts from in another
-    way than `defaults: [/model/NAME@_here_]`. The message has the form that works."""
+    """Raise ConfigError for a training config. Also raise it for a file that names its packaged model in another way
+    than `defaults: [/model/NAME@_here_]`, with a message that shows the right form."""
     config = read_conf("config")
     groups = {str(group) for entry in config["defaults"] if isinstance(entry, dict) for group in entry}
     trained = [str(key) for key in body if key in (config.keys() | groups) - KNOWN - {"defaults", "model", "hydra"}]
@@ -148,8 +148,8 @@ def check_start(body: Body, path: Path) -> None:
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
-    """Read a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo as the data of a model's YAML;
-    of an adapter in peft's format, its base. Also returns notes on fields that this data leaves out.
+    """Read a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo as the data of a model's YAML.
+    For an adapter in peft's format, read its base. Also returns notes on fields that this data leaves out.
 
     From a run, the composed model is read with its interpolations unresolved, so that overrides can change it. Raises
     ConfigError for a missing or broken file.
@@ -287,8 +287,8 @@ def note_sizes(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
 
 
 def note_positions(spec: Topology) -> Iterator[str]:
-    """Write a note for each tower with a position scheme that acts inside attention, although all of its layers that
-    have positions state none."""
+    """Write a note for each tower whose position scheme acts inside attention, although none of its layers uses
+    positions."""
     for where, tower in spec.towers().items():
         kinds = {block.attention.positioning.kind for block in tower.blocks.values() if block.attention.positioning}
         if tower.position.inside and kinds == {"none"} != {tower.position.kind}:
@@ -345,7 +345,8 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
 
 
 def to_plain_yaml(cfg: DictConfig, left: Collection[str] = ()) -> str:
-    """Write a model's config as a person would: choices as words, no interpolations, `about` without `left`."""
+    """Write a model's config as a person would: choices as words, no interpolations, and `about` without the keys in
+    `left`."""
     from zoo import grammar
 
     body: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -373,8 +374,8 @@ def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
 
 
 def note_idle(composed: Composed, varied: Collection[str], root: str = "") -> list[str]:
-    """Write a note for each key that is set for all points of a sweep and that nothing in this point's model reads. The
-    model is one that is read without faults."""
+    """Write a note for each key that is set for all points of a sweep but that this point's model does not read. The
+    model must be free of faults."""
     from zoo import grammar
 
     swept = [each for each in composed.typed if each.lstrip("+").partition("=")[0].removeprefix("model.") in varied]

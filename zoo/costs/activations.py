@@ -49,13 +49,13 @@ class Kept(NamedTuple):
 
 
 class Section(NamedTuple):
-    """The saved tensors (`kept`) of one section of a pass, and the section's memory in bytes.
+    """The saved tensors (`kept`) of one section of a pass, and its memory, all in bytes.
 
-    `bytes` is the size of the saved tensors, `input` the size of the section's input. `forward` is the peak of the
-    forward pass. `peak` is the peak of the backward pass, saved tensors and all gradients included; `moving` is the
-    same without the weights' gradients. `gradients` is the size of the weights' gradients. `beside` is the size of the
-    gradients of tensors that all layers read (a bias, an encoder's output). `lent` is the size of the keys, values and
-    depth averages that the section gives to later layers.
+    `bytes` is the size of the saved tensors, `input` that of the section's input. `forward` is the peak of the forward
+    pass. `peak` is the peak of the backward pass, with saved tensors and all gradients; `moving` leaves out the
+    weights' gradients. `gradients` is the size of the weights' gradients, `beside` that of the gradients of tensors
+    that all layers read (a bias, an encoder's output). `lent` is the size of the keys, values and depth averages that
+    later layers read.
     """
 
     kept: tuple[Kept, ...]
@@ -313,8 +313,7 @@ class TowerTrace:
 
     def _trace(self, channel: str, kind: str, x: Shadow) -> Any:
         """Make a shadow of a channel's value, as layers of `kind` read it ("": all layers). x [B, T, D] is a layer's
-        input.
-        """
+        input."""
         return Channel.named[channel].trace(Shadows(self.tower, kind, x, _make, self.given[channel]))
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
@@ -361,7 +360,7 @@ class TowerTrace:
         self, name: str, begun: tuple[int, int], roots: list[Any], given: Any, shared: Collection[Storage] = ()
     ) -> dict[Storage, None]:
         """Add the operations since `begun` as the section `name`: `roots` are its results, `given` its input. Storages
-        in `shared` are left out; return those of them that the section saves."""
+        in `shared` are left out of the section; those that it saves are returned."""
         operations, live = begun
         nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)

@@ -1,8 +1,7 @@
-"""Read the values of `recompute`, and give layers that are priced apart a kind of their own.
+"""Read the values of `recompute`, and make separate kinds of the layers that are priced differently.
 
-With `every_n` only every n-th layer's activations are recomputed, so these layers become a kind of their own. So do
-layers of a kind that read different numbers of values in a channel, by which layers hand values to later ones
-(`zoo.model.channels`).
+With `every_n` only every n-th layer's activations are recomputed, so these layers become a kind of their own. Layers of
+one kind are also split if they read different numbers of values from a channel (`zoo.model.channels`).
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def keeps_input(name: str, recompute: str) -> bool:
 
 
 def tell_reads_apart(spec: Priced) -> Priced:
-    """Split the kinds whose layers read different numbers of values in a channel, such as the outputs of all earlier
+    """Split the kinds whose layers read different numbers of values from a channel, such as the outputs of all earlier
     layers. Return the same object if nothing is split."""
     return change_towers(spec, split_by_reads)
 

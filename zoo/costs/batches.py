@@ -15,8 +15,8 @@ CountPairs = Callable[[Look], int]
 
 
 class RowFlops(NamedTuple):
-    """The FLOPs of one pass over a model's rows, forward or backward, as `count_flops` counts them under `exact`. Of
-    padding all is counted that a token costs."""
+    """The FLOPs of one pass over a model's rows, forward or backward, as `count_flops` counts them under `exact`. A
+    padding token counts as much as any other."""
 
     body: Callable[..., int]
     """FLOPs of a row without those of `target`: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A
@@ -56,8 +56,8 @@ def count_by_row(
     target: Callable[[CostTable], int],
     paired: Callable[[CostTable, CountPairs], int],
 ) -> RowFlops:
-    """Make the RowFlops of a model from those of a tower: `tower(own, tokens, memory)` of a row, without its targets;
-    `target(own)` of a target; `paired(own, pairs)` of pairs."""
+    """Make the RowFlops of a model from functions of a tower: `tower(own, tokens, memory)` counts a row without its
+    targets, `target(own)` a target, and `paired(own, pairs)` pairs."""
     towers = {name: table.of(name) for name in table.towers}
 
     def by_row(tower: Callable[[CostTable, int, int], int]) -> Callable[..., int]:
@@ -78,8 +78,8 @@ def count_by_row(
 
 
 def count_forward(own: CostTable, tokens: int, memory: int) -> int:
-    """Count the forward FLOPs of a tower for a row of `tokens`, without the head's for targets. An encoder has read
-    `memory` tokens."""
+    """Count a tower's forward FLOPs for a row of `tokens`, without the head's FLOPs for targets. The tower reads
+    `memory` tokens of an encoder."""
 
     def pairs(look: Look) -> int:
         return look.pairs(tokens, 0, memory)

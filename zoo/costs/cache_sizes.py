@@ -4,9 +4,9 @@
 Engines cache different amounts for the same model, so a figure always names its engine:
 
 - `ideal`: the keys and values that attention can still see, and no more.
-- `zoo`: pages of PAGE tokens, as Zoo's engine allocates them. A window or chunk of W tokens takes the pages of
-  W + PAGE − 1 tokens, because it need not begin at a page boundary. With `Setup.page`, as on a GPU, pages have that
-  size, and every layer has room for one token more: the padding of a pass is written there.
+- `zoo`: pages of PAGE tokens, as Zoo's engine allocates them. A window or chunk of W tokens takes the pages of W + PAGE
+  − 1 tokens, because it need not begin at a page boundary. With `Setup.page`, as on a GPU, pages have that size, and
+  every layer has room for one token more: the padding of a pass is written there.
 - `hf`: transformers' DynamicCache, the default of `generate` (read and measured at 5.24). A window or chunk of W tokens
   keeps W − 1, because the newest token is joined before attention reads (W = 1 keeps all). MLA keeps its latent. A
   convolution of width n keeps n inputs, one more than it needs. Windows count even in a family whose config.json does
@@ -20,8 +20,8 @@ Where one key stands for several tokens, pages hold such keys, and the window of
 keeps this state in the cache's dtype, together with the values and gates of tokens that do not fill a key yet. `paged`
 is taken to have Zoo's states of fixed size.
 
-Cached values have the cache's dtype. Recurrent states are float32. In vLLM they have the model's dtype, as have the
-states of convolutions in transformers.
+Cached values have the cache's dtype. Recurrent states are float32. In vLLM they have the model's dtype; in transformers
+the states of convolutions do.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count the bytes of the KV cache and states for a set-up's sequences in its engine; 0 for an encoder.
 
     `bytes_per_token` is what one more token of a sequence takes while every layer still keeps all tokens. `bytes` is
-    the whole. Two parts of the whole do not grow with a token: `cross_bytes` (cross-attention's keys and values of an
+    the total. Two parts of the total do not grow with a token: `cross_bytes` (cross-attention's keys and values of an
     encoder's `context` tokens) and `state_bytes` (recurrent states).
     """
     context, dtype = setup.tokens(spec), setup.cached
@@ -129,7 +129,7 @@ def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
 
 def memory_tokens(context: int, engine: str, page: int = PAGE, more: int = 0) -> int:
     """Round a number of tokens (or of keys) up to whole pages of the engine, and add `more` pages. `ideal` and `hf`
-    have no pages: there each token counts alone."""
+    have no pages, so nothing is rounded."""
     size = {"paged": BLOCK, "zoo": page}.get(engine, 1)
     return (-(-context // size) + more) * size
 
@@ -153,8 +153,8 @@ def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> 
 
 def padded_counts(blocks: dict[str, Block], counts: dict[str, int]) -> dict[str, int]:
     """Count layers of each kind with vLLM's padding layers. vLLM puts layers of one reach (window, chunk) into groups,
-    and fills the last group of each reach up. A group has as many layers as the rarest reach has, or as the most
-    frequent reach has if that is less than 1.5 times as many.
+    and pads the last group of each reach. A group has as many layers as the rarest reach, or as the most frequent reach
+    if that has less than 1.5 times as many.
 
     Nothing is added if all layers have one reach, or if their pages differ in bytes.
     """

@@ -46,7 +46,7 @@ class Cluster:
 
     @property
     def link(self) -> float:
-        """Give the bytes a second that a collective reaches within a node; 0 if the device's link is not known."""
+        """Give the bandwidth of a collective within a node, in bytes a second; 0 if the device's link is unknown."""
         return LINK_SHARE * (self.device.link or 0.0)
 
     def is_inside(self, stride: int, size: int) -> bool:

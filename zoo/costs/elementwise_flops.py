@@ -1,6 +1,6 @@
 """Count elementwise operations of a forward pass approximately: norms, activations, rotations, residual sums, the
-mixing of experts, the decay of states. They are no part of any convention's FLOPs, and are counted beside them, so that
-what multiplies no matrices (QK-norm) is not taken to be free."""
+mixing of experts, the decay of states. No convention's FLOPs include them. They are counted separately so that
+operations without a matrix product, such as QK-norm, do not look free."""
 
 from __future__ import annotations
 

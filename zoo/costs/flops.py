@@ -2,7 +2,7 @@
 """Count FLOPs: two for each multiply-add of a matrix product.
 
 Elementwise work is not counted, here or by torch's counter: norms, softmax, activations, rotations, the mixing of
-experts and the decay of a state are bound by memory, not by arithmetic. `elementwise_flops` counts it beside.
+experts and the decay of a state are bound by memory, not by arithmetic. `elementwise_flops` counts it separately.
 
 A look-up costs nothing. The head counts whether tied or not. A mixture counts the experts that a token goes through.
 Layers that share weights count as often as they are used. Attention counts the (query, key) pairs that its mask allows.
@@ -57,7 +57,7 @@ def is_row_wise(row: PartRow) -> bool:
 
 
 def reads_memory(row: PartRow) -> bool:
-    """Whether a part makes cross-attention's keys or values, once for each token that the encoder read."""
+    """Whether a part computes cross-attention's keys or values, once for each token of the encoder's output."""
     return CROSS in row.roles and row.part.role == READ
 
 
@@ -91,15 +91,15 @@ def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decodi
 
 def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
     """Count the forward FLOPs of attention for `new` tokens after `held` earlier ones that neither `product_flops` nor
-    `pair_flops` counts: updating and reading recurrent states, and products that all tokens share (with landmarks, with
-    a table of positions)."""
+    `pair_flops` counts: updating and reading recurrent states, and products that all tokens share, with landmarks or a
+    table of positions."""
     return sum(row.other_flops(new, held) * row.used for row in tabulate(spec).attentions)
 
 
 def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
-    """FLOPs of gradients that nothing needs, for `new` tokens: backward pass = 2 × forward pass − these. An indexer's
-    products need neither of their two gradients, because its choice of keys passes no gradient on. A product with a
-    constant needs only one."""
+    """Count the FLOPs of gradients that are not needed, for `new` tokens: backward pass = 2 × forward pass − these. An
+    indexer's products need neither of their two gradients, because no gradient flows through its choice of keys. A
+    product with a constant needs only one."""
     table = tabulate(spec)
     once, constant = table.forward_only(), 0
     for row in table.attentions:
@@ -109,7 +109,7 @@ def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: i
 
 def core_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int, held: int = 0) -> int:
     """Sum `pair_flops` and `other_flops`: the forward FLOPs of attention for `new` tokens after `held` earlier ones,
-    without a token's products with weights."""
+    without products with weights."""
     table = tabulate(spec)
     return pair_flops(table, pairs, decoding=new == 1 and held > 0) + other_flops(table, new, held)
 
@@ -151,10 +151,10 @@ def count_flops(
     - `decode`: the last of `context` tokens. An encoder-decoder has read `context` tokens, too.
     - `decode_expanded`, only for MLA: the same token if keys and values of every head are cached, not the latent.
 
-    The last three are absent for the conventions `palm` and `megatron`, for `kaplan` in a model of two towers, and with
-    `documents`. A model that generates nothing has only `prefill` of them. `documents` are the lengths of packed
-    documents, each of which sees only itself; the first `prefix` tokens all see one another. Both change `exact` and
-    `hfu`; the other conventions count the sequence as one.
+    The last three are absent for the conventions `palm` and `megatron`, for `kaplan` with two towers, and with
+    `documents`. A model that generates nothing has `prefill` but no `decode`. `documents` are the lengths of packed
+    documents, each of which sees only itself; the first `prefix` tokens all see one another. Both change only `exact`
+    and `hfu`; the other conventions count one sequence.
 
     Raises ConfigError for an unknown convention or recomputation, and for documents or a prefix that the model cannot
     take.
@@ -268,7 +268,7 @@ class SequenceFlops:
 
 
 def count_training(passed: PassFlops, convention: str, recompute: str, layers: Amount = 0) -> tuple[Amount, Amount]:
-    """Count the FLOPs of training on a sequence, without and with recomputation (`hfu`: with it in both). `passed` is
+    """Count the FLOPs of training on a sequence, without and with recomputation (for `hfu`, both with it). `passed` is
     its forward pass, `layers` the forward FLOPs of the layers that `every_n` recomputes. Selective recomputation does
     not repeat an indexer's choice."""
     pairs = passed.pairs - passed.choosing

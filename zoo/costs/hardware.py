@@ -58,9 +58,9 @@ CARDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SheetFigure:
-    """A figure of a data sheet and its source. `checked` says whether it was found there, or in a table that cites it.
-    `name` is the technology of a link (NVLink 4, say). `sparse_factor` is that of a single rate, if it differs from the
-    accelerator's."""
+    """A figure of a data sheet and its source. `checked` says whether the figure was found there, or in a table that
+    cites it. `name` is the technology of a link (NVLink 4, say). `sparse_factor` is this rate's own, if it differs from
+    the accelerator's."""
 
     value: float
     source: str

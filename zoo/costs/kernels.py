@@ -32,12 +32,11 @@ INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
 def kernels(spec: Priced, setup: Setup | None = None) -> dict[str, Any]:
     """Choose the kernel of every kind of layer, as plain data: the GPU, and in `layers` a line for each kind and use.
 
-    A line has the layer's place, its `use`, the AttentionQuery (`ask`), and the chosen kernel with its call, twice:
-    under "torch" as if torch alone were installed, under "everything" as if all packages were. `refusals` names the
-    kernels earlier in the order that refuse even with all packages, each with its reason. A mixer without softmax
-    attention has one line, with `use` None. Rows are taken to be of one length and unpadded; `without` names inputs
-    that could change the choice. Raises ConfigError for an unknown GPU, and for one that does not multiply the Setup's
-    dtype.
+    A line has the layer's place, its `use`, the AttentionQuery (`ask`), and two choices of a kernel with its call:
+    "torch" with torch alone installed, "everything" with all packages. `refusals` names the kernels earlier in the
+    order that refuse even with all packages, each with its reason. A mixer without softmax attention has one line, with
+    `use` None. Rows are taken to be of one length and unpadded; `without` names inputs that could change the choice.
+    Raises ConfigError for an unknown GPU, and for one that does not multiply the Setup's dtype.
     """
     setup = Setup() if setup is None else setup
     if setup.gpu is not None:
@@ -55,10 +54,8 @@ def kernels(spec: Priced, setup: Setup | None = None) -> dict[str, Any]:
 
 
 def machine_for(gpu: str | None) -> tuple[Machine, str]:
-    """Describe an accelerator of conf/hardware (None: a CPU) as a Machine without packages. Also returns its title.
-
-    The device type of an accelerator without CUDA is its title, so that every CUDA kernel refuses it.
-    """
+    """Describe an accelerator of conf/hardware (None: a CPU) as a Machine without packages. Also returns the
+    accelerator's title."""
     if gpu is None:
         return Machine("cpu"), "a CPU"
     device = hardware(gpu)
@@ -70,7 +67,7 @@ def asks(
     tower: Tower, kind: str, use: str, setup: Setup, memory: int | None = None
 ) -> dict[str, AttentionQuery | None]:
     """Describe the attentions of a kind of layer in one use, each by an AttentionQuery: self-attention under
-    "attention", and a cross-attention of its own, to `memory` tokens (None: as many as the context), under "cross". The
+    "attention", and a separate cross-attention to `memory` tokens (None: as many as the context) under "cross". The
     value is None for a mixer that uses no kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
     new = 1 if use == "decode" else tokens
@@ -104,7 +101,7 @@ def _ask(attention: Attention, dtype: str, mask: Mask, *, train: bool, few: bool
 
 def mask_whole(tower: Tower, block: Block, tokens: int, packed: bool, memory: int) -> Mask:
     """Make the mask of whole rows without padding, as `zoo.model.context` does. A `packed` row has several documents.
-    An encoder's `memory` tokens are joined to the keys if self-attention reads them too."""
+    If self-attention also reads the encoder, its `memory` tokens are appended to the keys."""
     sight = block.attention.sight
     # Only the presence of a mask's field matters here, so () stands in for its tensors.
     documents: Any = () if packed or sight.chunk is not None else None

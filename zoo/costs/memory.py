@@ -26,8 +26,9 @@ Value = TypeVar("Value")
 
 def memory(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count bytes on the fullest rank: the figures of `training`, and those of `advice` if the passes can be traced. A
-    model that generates also has `kv_cache`, `generate_activations` (all but weights and cache) and `generate_peak`, as
-    `generating` counts them. If its pass cannot be traced, `activations_unknown` (the reason) replaces the last two.
+    model that generates also has the figures of `generating`: `kv_cache`, `generate_activations` (all but weights and
+    cache) and `generate_peak`. If a generating pass cannot be traced, `activations_unknown` (the reason) replaces the
+    last two.
 
     Raises ConfigError for dimensions that the ranks do not divide.
     """
@@ -146,8 +147,8 @@ def _training(
 
 
 def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
-    """Count the bytes that each section keeps for its backward pass. A recomputed section keeps its input and what it
-    has `lent` to later layers."""
+    """Count the bytes that each section keeps for its backward pass. A recomputed section keeps its input and the
+    tensors `lent` to later layers."""
     again = setup.recompute
     return {name: each.input + each.lent if keeps_input(name, again) else each.bytes for name, each in passes.items()}
 

@@ -24,11 +24,12 @@ def count_stacked(short: int, long: int, ranks: int = 1, shards: int = 1) -> int
 
 
 def list_stack_bytes(pieces: Iterable[RankTensor], setup: Setup, width: int) -> Iterator[int]:
-    """Count for the matrices of each shape the peak bytes of a process that orthogonalises a stack of them, which is in
-    bf16. `width` is that of the states.
+    """Count, for the matrices of each shape, a process' peak bytes while it orthogonalises a stack of them in bf16.
+    `width` is the bytes of a value of the states.
 
-    There are three moments: the largest tensor's update beside the parts of the stack; the process' own matrices before
-    and after an iteration, with two square matrices of the short side for each; and the exchange of the results.
+    The peak is one of three moments: the largest tensor's update, together with the parts of the stack; the process'
+    own matrices before and after an iteration, with two square matrices of the short side for each; and the exchange of
+    the results.
     """
     alike: dict[tuple[int, int, bool], dict[int, int]] = {}
     for piece in pieces:

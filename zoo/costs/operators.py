@@ -42,9 +42,9 @@ class Span(NamedTuple):
 
 
 def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
-    """Give the tokens of a pass in a tower. A pass that decodes computes the last of `context` tokens; None for an
-    encoder, which has no part in it. A prefill goes up to the first logits: an encoder or a lone decoder reads
-    `context` tokens, the decoder of an encoder-decoder makes cross-attention's keys and values and writes one token."""
+    """Give the tokens of a pass in a tower. With `decode` the pass computes the last of `context` tokens; None for an
+    encoder, which takes no part. A prefill goes up to the first logits: an encoder or a lone decoder reads `context`
+    tokens; the decoder of an encoder-decoder makes cross-attention's keys and values and writes one token."""
     if decode:
         return Span(1, context - 1, context, True) if tower.causal else None
     return Span(1 if tower.causal and tower is not spec else context, 0, context, False)

@@ -24,7 +24,7 @@ class Look(NamedTuple):
     near: int = 0  # window of single tokens that a query sees in addition to pools
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
-        """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of encoder tokens."""
+        """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of the encoder's tokens."""
         if self.cross:
             return new * memory
         if self.near:

@@ -26,12 +26,12 @@ APART = (EXPERTS, "router", SHARED_EXPERT, SHARED_GATE)
 def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
     """Count parameters as they are stored: a tied weight once, and weights that several layers share once.
 
-    `active` is what one token uses: experts at top_k, and whole tables, though a token looks up one row of each.
+    `active` counts what one token uses: top_k experts, and whole tables, although a token looks up one row of each.
     `active_without_input_table` leaves out the token table unless a head is tied to it (the literature gives both
-    figures: 37.6 and 36.6 B of DeepSeek-V3). `embedding` counts the tables of tokens, positions and position biases,
-    and an untied head; `buffers` are saved but not trained, and in no other figure. `by_layer_kind` gives for each kind
-    the number of `layers`, of layers with weights of their own (`stored`, 1 where layers share), and the parameters of
-    the stored layers.
+    figures: 37.6 and 36.6 B for DeepSeek-V3). `embedding` counts the tables of tokens, positions and position biases,
+    and an untied head; `buffers` are saved but not trained, and no other figure includes them. `by_layer_kind` gives
+    for each kind the number of `layers`, of layers with weights of their own (`stored`, 1 where layers share), and the
+    parameters of the stored layers.
     """
     table = tabulate(spec)
     by_component: Counter[str] = Counter()

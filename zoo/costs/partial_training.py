@@ -1,10 +1,10 @@
 # T tokens, R rank
-"""Count the training FLOPs of a model of which a part trains: frozen weights, low-rank adapters.
+"""Count the training FLOPs of a model of which only a part trains: frozen weights, low-rank adapters.
 
-The backward pass of a product y = W·x computes two products of the forward pass's size: the gradient of x, if something
-before it trains, and that of W, if W trains. So a product costs 6 FLOPs a weight and token where both are needed, 4
-where the weight is frozen above a trained one, and 2 where nothing trains up to it. Which gradients are needed is read
-off a traced forward pass (`zoo.costs.shadow`).
+The backward pass of a product y = W·x computes up to two products of the forward pass's size: the gradient of x, if
+anything before it trains, and that of W, if W trains. So a product costs 6 FLOPs for each weight and token if both are
+needed, 4 if a frozen weight only passes the gradient on, and 2 if nothing up to it trains. A traced forward pass
+(`zoo.costs.shadow`) tells which gradients are needed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def count_partial(
     tuned: TunedModel, context: int, convention: str, recompute: str, documents: Sequence[int] | None
 ) -> dict[str, int]:
     """Count `train` and `train_hardware` per token as `count_flops` does for a model that trains as a whole, adapters
-    included; `convention` is exact or hfu. Not counted are the norms of DoRA's rows, which a pass computes once for all
-    its tokens. Raises UnknownOperation for a pass that cannot be traced."""
+    included; `convention` is exact or hfu. The norms of DoRA's rows, computed once a pass, are not counted. Raises
+    UnknownOperation for a pass that cannot be traced."""
     own = SequenceFlops(tabulate(tuned.spec), context, convention, recompute, documents)
     passed, backward = own.count_pass(), PartialBackward(tuned)
     parts = [backward.count_part(row, context) for row in own.table.parts if row.part.flops]
@@ -48,8 +48,8 @@ def count_partial(
 
 
 def add_again(train: Amount, again: Amount, fused: Amount, convention: str) -> tuple[Amount, Amount]:
-    """Return the FLOPs of training without and with recomputation (`hfu`: with it in both, FlashAttention's too).
-    `again` is what is recomputed, `fused` what a fused kernel computes of the backward pass."""
+    """Return the FLOPs of training without and with recomputation (for `hfu`, both with it, and with FlashAttention's).
+    `again` is the recomputed FLOPs, `fused` those of the backward pass that a fused kernel computes."""
     if convention == "hfu":
         train = train + again + fused * ((FLASH_BACKWARD - 2) / 2)
         return train, train
@@ -57,7 +57,7 @@ def add_again(train: Amount, again: Amount, fused: Amount, convention: str) -> t
 
 
 def list_partial_passes(tuned: TunedModel) -> tuple[RowFlops, RowFlops]:
-    """Return the forward pass of a model of which a part trains, adapters included, and the backward pass. Raises
+    """Return the forward pass of a partly trained model, adapters included, and its backward pass. Raises
     UnknownOperation for a pass that cannot be traced."""
     table, partial = tabulate(tuned.spec), PartialBackward(tuned)
 
@@ -93,9 +93,9 @@ class PartialBackward:
         self.needs = list_needs(tuned.spec, PassShape(min(tuned.spec.max_seq_len, SHORT), model=tuned))
 
     def count_part(self, row: PartRow, tokens: int) -> tuple[Amount, Amount]:
-        """Count the forward pass of a part's adapter, and the backward pass of the part with its adapter. Of a part
-        that reads its weight without calling its module, the weight's gradient is known and the input's is taken to be
-        needed."""
+        """Count the forward pass of a part's adapter, and the backward pass of the part with its adapter. If a
+        component reads the part's weight without calling the part, the trace shows only the weight's gradient; the
+        input's is assumed to be needed."""
         tuning, path = self._find_tuning(row)
         forward = row.part.flops * row.used * (1 if is_row_wise(row) else tokens)
         taken = tuning.reached, f"{path}.weight" not in tuning.frozen
@@ -112,9 +112,9 @@ class PartialBackward:
         return a + b, found + a * (1 + of_input) + 2 * b
 
     def count_core(self, row: AttentionRow, pairs: int, tokens: int) -> tuple[Amount, Amount]:
-        """Count the backward pass of an attention without its products with weights; and of this, what a fused kernel
-        computes at once. With 0 tokens only the pairs count. A recurrent mixer needs all gradients of its state, or
-        none."""
+        """Count the backward pass of an attention without its products with weights; also return the share of it that a
+        fused kernel computes at once. With 0 tokens only the pairs count. A recurrent mixer needs all gradients of its
+        state, or none."""
         section = row.where, row.kind
         if not row.learns or not any(any(need) for key, need in self.needs.products.items() if key[:2] == section):
             return 0, 0

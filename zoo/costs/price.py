@@ -19,10 +19,10 @@ def price(
     """Price a Spec under a Setup, or under `Setup(**changes)`: every figure, as plain data.
 
     `parts` are dotted paths of the figures wanted (None: all). They save time: "params", "flops" and "kv_cache" are
-    always priced, but "memory", whose activations take a traced pass, only if a path names it or a figure of COMBINED.
-    `trained` is present if the run does not train all weights, `traffic` for more than one rank, `roofline` if the
-    set-up names a GPU, `flops.optimizer_step` (of a whole step, not a token) if the optimizer multiplies matrices
-    (Muon, SOAP). Raises ConfigError for an invalid set-up.
+    always priced, but "memory", which needs a traced pass, only if a path names it or a figure of COMBINED. Some
+    figures are present only in some set-ups: `trained` if the run does not train all weights, `traffic` for more than
+    one rank, `roofline` with a GPU, `flops.optimizer_step` (per step, not per token) if the optimizer multiplies
+    matrices (Muon, SOAP). Raises ConfigError for an invalid set-up.
     """
     setup = Setup(**changes) if setup is None else setup
     asked = COMBINED if parts is None else {path.partition(".")[0] for path in parts}

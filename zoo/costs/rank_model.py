@@ -2,8 +2,8 @@
 
 Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) gives each rank whole heads and a part of a feed-forward's inner
 width: q, k, v, gate and up are cut by their outputs, o and down by their inputs, tables and heads by the vocabulary.
-Each component gives a rank's part of itself (`Spec.shard`); a component without `shard` is refused. Parts that all
-heads share (norms, routers, MLA's latents, the biases of o and down) are on every rank.
+Each component gives a rank's part of itself (`Spec.shard`); a component without `shard` raises ConfigError. Parts that
+all heads share (norms, routers, MLA's latents, the biases of o and down) are on every rank.
 """
 
 from __future__ import annotations

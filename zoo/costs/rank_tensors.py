@@ -5,7 +5,7 @@ Tensor and expert parallelism: `zoo.costs.rank_model`. Pipeline parallelism (Nar
 chunks of consecutive layers (`zoo.costs.layer_cut`, `zoo.distributed.pipeline_schedule`); the embedding is with the
 first layer, the final norm and the head with the last; a table that embedding and head both read is on both stages.
 Context parallelism divides tokens, not weights. ZeRO shards weights among the dp × cp ranks that hold the same ones
-(Rajbhandari et al., 2020); ranks of ep hold different experts, so that an expert is sharded among dp × cp / ep.
+(Rajbhandari et al., 2020); ranks of ep hold different experts, so an expert is sharded among dp × cp / ep ranks.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
 
 
 def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
-    """List the stages of the pipeline. Raises ConfigError where `share_out` does."""
+    """List the stages of the pipeline. Raises ConfigError as `share_out` does."""
     whole, schedule = share_out(spec, setup), setup.pipeline
     table = tabulate_towers(whole)
     cut = cut_layers(spec, setup.tokens(spec), schedule.n_chunks)
@@ -129,7 +129,8 @@ def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
 
 
 def list_distinct(pipeline: Iterable[Stage]) -> list[Stage]:
-    """List the first of the stages that hold the same layers and ends. Most middle stages are equal."""
+    """List one stage of each sort, the first: stages of a sort hold the same layers and ends. Most middle stages are
+    equal."""
     found: dict[Any, Stage] = {}
     for stage in pipeline:
         chunks = tuple(tuple(chunk.items()) for chunk in stage.chunks)
@@ -138,7 +139,7 @@ def list_distinct(pipeline: Iterable[Stage]) -> list[Stage]:
 
 
 def fullest(spec: Priced, setup: Setup) -> Stage:
-    """Find the stage with the most parameters. Raises ConfigError where `share_out` does."""
+    """Find the stage with the most parameters. Raises ConfigError as `share_out` does."""
     return max(stages(spec, setup), key=lambda stage: stage.params)
 
 
@@ -251,8 +252,8 @@ def sum_activations(
     pipeline: Iterable[Stage] | None = None,
 ) -> StageActivations:
     """Find the stage with most activations. `layers[tower, kind]` are the bytes that a layer saves on a single rank,
-    `first` those that the slots before the layers save, `last` those behind them. `pipeline` are the stages, if made
-    already (None: they are made).
+    `first` those that the slots before the layers save, `last` those behind the layers. `pipeline` has the stages, if
+    they exist already.
 
     Tensor parallelism together with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq.
     4). Context parallelism divides the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B

@@ -52,8 +52,8 @@ def _find_runs(items: tuple[Item, ...]) -> list[tuple[tuple[Item, ...], int]]:
 class PassPiece(NamedTuple):
     """A piece of a pass. `kept` is the bytes that it keeps for its backward pass, `gradients` the bytes of the weights'
     gradients that its backward pass leaves. `again` marks a recomputed piece. For a tied token table, `table` is the
-    bytes of the gradient that the loss leaves until the embedding's arrives, `sum` those of the tensor into which both
-    are summed. `kind` is the tower and the kind of a layer, None outside the layers."""
+    bytes of the head's gradient, which waits for the embedding's, and `sum` those of the tensor that holds their sum.
+    `kind` is the tower and the kind of a layer, None outside the layers."""
 
     label: str
     section: Section
@@ -81,8 +81,8 @@ def list_decisive(run: PassRun) -> list[PassPiece]:
 
     From one repeat to the next, the bytes kept before a piece fall by a constant and gradients grow by a constant. So
     the bytes at a piece are the larger of two straight lines, and the peak is at an end of the run. The repeat that the
-    backward pass meets first is kept apart, because the gradients of shared tensors (`beside`) exist only after it.
-    Example: 100 repeats become 1, 1, 97 and 1. The 97 are a single piece with kept bytes and gradients, but without
+    backward pass reaches first is kept separate, because the gradients of shared tensors (`beside`) exist only after
+    it. Example: 100 repeats become 1, 1, 97 and 1. The 97 are a single piece with kept bytes and gradients, but without
     memory of its own, so that the peak is never there.
     """
     once = list(reversed(run.pieces))

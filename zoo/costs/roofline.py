@@ -3,8 +3,8 @@
 
 A pass takes at least the time of its FLOPs at the peak rate or of its bytes at the peak bandwidth, whichever is longer
 (Williams et al., 2009, Roofline). The same bound on each operator, summed, is closer. Kernel launches, activations and
-waiting cost no time here, so real code generates and prefills more slowly (BOUND). Training has no such bound: its
-figures assume the utilisation `mfu` of the set-up, which real code may exceed (`bound_training`, `bound_run`).
+waiting cost no time here, so real code generates and prefills more slowly (BOUND). Figures of training are no bounds:
+they assume the set-up's utilisation `mfu`, which real code may exceed (`bound_training`, `bound_run`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] 
     """Bound or estimate the speed of a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
 
     `decode` is one step of `batch` sequences with `context` tokens each, on `tp` GPUs; `prefill` reads their prompts.
-    Tokens a second are those of all `rows` replicas of these GPUs. `train` runs at the set-up's `mfu` on all ranks.
-    `figures` are those of `zoo.costs.price`; the memory among them decides what `fits`. Raises ConfigError for an
-    unknown GPU, or one that cannot multiply the dtype.
+    Tokens a second are summed over all `rows` replicas. `train` runs at the set-up's `mfu` on all ranks. `figures` is
+    the result of `zoo.costs.price`, whose memory decides what `fits`. Raises ConfigError for an unknown GPU, or one
+    that cannot multiply the dtype.
     """
     if setup.gpu is None:
         raise ConfigError(f"gpu: is missing; a roofline needs it (one of: {', '.join(list_gpus())})")
@@ -100,8 +100,7 @@ def _bound(
     parts: Mapping[str, Operator], batch: int, setup: Setup, device: Hardware, tokens: int = 1
 ) -> dict[str, Any]:
     """Bound a pass over `tokens` tokens of each of `batch` sequences on one rank; tokens per second count all
-    replicas.
-    """
+    replicas."""
     peak, bandwidth = device.flops(setup.dtype), device.bandwidth
     work, weights, own = count_work(parts, batch), count_weights(parts, batch), count_own(parts, batch)
     seconds = bound_seconds(work, weights + own, peak, bandwidth)
@@ -141,8 +140,7 @@ def bound_seconds(work: Amount, moved: Amount, peak: Amount, bandwidth: Amount) 
 
 def count_rates(tokens: Amount, batch: Amount, dp: Amount, seconds: Amount) -> dict[str, Amount]:
     """Count tokens a second, of all `dp` replicas and of one sequence. A replica's pass is over `tokens` tokens of each
-    of `batch` sequences, and takes `seconds`.
-    """
+    of `batch` sequences, and takes `seconds`."""
     return {"tokens_per_second": tokens * batch * dp / seconds, "tokens_per_second_each": tokens / seconds}
 
 
@@ -227,8 +225,7 @@ class TrainingStep(NamedTuple):
 
 def bound_training(step: TrainingStep, peak: Amount, note: Note = keep_value) -> dict[str, Amount]:
     """Estimate a training step at its `mfu`: its tokens, FLOPs, seconds, and tokens a second. `peak` is one GPU's
-    FLOP/s.
-    """
+    FLOP/s."""
     tokens = note("tokens", step.context * step.batch * step.dp)
     work = note("flops", step.flops * tokens)
     seconds = note("seconds", work / (peak * step.mfu * step.gpus))

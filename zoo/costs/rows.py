@@ -45,9 +45,9 @@ class Priced(Protocol):
 
 @dataclass(frozen=True)
 class PricedPart:
-    """A model that is priced with other towers than its own. Those in `held` are parts of the model's towers, or have
-    the same layers with other names for their kinds. Functions that count a model's cache or activations take a
-    PricedPart as well."""
+    """A model that is priced with the towers `held` in place of its own. They are parts of the model's towers, or have
+    the same layers under other names of kinds. Functions that count a model's cache or activations take a PricedPart as
+    well."""
 
     held: Mapping[str, Any]
     spec: Priced
@@ -148,9 +148,9 @@ class AttentionRow(NamedTuple):
         return (self.attention.decode_flops if decoding else self.attention.core_flops)(pairs)
 
     def other_flops(self, new: int, held: int = 0) -> int:
-        """FLOPs of `new` tokens after `held` earlier ones that neither the parts' products nor `pair_flops` counts:
-        updating and reading recurrent states, and products that all tokens share (with landmarks, with a table of
-        positions)."""
+        """FLOPs of `new` tokens after `held` earlier ones that are neither products of parts nor counted by
+        `pair_flops`: updating and reading recurrent states, and products that all tokens share (with landmarks, with a
+        table of positions)."""
         return self.attention.state_flops() * new + self.attention.pass_flops(self.tower.d_model, new, held)
 
 

@@ -48,7 +48,7 @@ def rules_of_thumb(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> di
     """Evaluate each rule, by name: `rule` as it is written, its `value`, the `exact` figure, the value's relative
     `error`, the `unit`, and the conditions under which it `holds`.
 
-    A rule without a value has a `reason`. A rule without an exact figure is advice, or the figure is not priced.
+    A rule without a value has a `reason`. If a rule has no exact figure, it is advice, or the figure is not priced.
     """
     found = {name: _describe(*RULES[name], *given) for name, given in _evaluate(spec, setup, figures).items()}
     if setup.train_tokens is None:

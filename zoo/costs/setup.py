@@ -59,11 +59,11 @@ class Setup:
 
     Each data-parallel rank has `batch` sequences of `context` tokens (None: the model's max_seq_len). Training packs
     documents of `document` tokens into a sequence; each sees only itself. `precision` decides the copies of a parameter
-    (`zoo.costs.states`), `optimizer` its states; a `fused_optimizer` updates in place, without scratch memory of the
-    model's size (torch's AdamW with fused=True; with `bf16_pure` in 16 bits Zoo's piecewise update), and a `decay`
-    other than uniform takes a copy of weights. `recompute` says which activations are recomputed; `chunked_loss` never
-    makes the whole logits. An update sums `accumulate` passes; with `offload` the host keeps the optimizer's states
-    between updates.
+    (`zoo.costs.states`), `optimizer` its states. A `fused_optimizer` updates in place, without scratch memory of the
+    model's size (torch's AdamW with fused=True; with `bf16_pure` in 16 bits Zoo's piecewise update). A `decay` other
+    than uniform takes a copy of weights. `recompute` says which activations are recomputed; `chunked_loss` never makes
+    the whole logits. An update sums `accumulate` passes; with `offload` the host keeps the optimizer's states between
+    updates.
 
     `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism. `cp_comm` is the way keys and values are exchanged
     (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP). With HSDP there are several
@@ -112,8 +112,8 @@ class Setup:
         return int(spec.max_seq_len if self.context is None else self.context)
 
     def documents(self, spec: Priced) -> list[int] | None:
-        """List the lengths of the documents in a packed sequence: `document` tokens each, and last what is left of the
-        sequence. None without packing. Raises ConfigError for too many documents."""
+        """List the lengths of the documents in a packed sequence: `document` tokens each, and the rest of the sequence.
+        None without packing. Raises ConfigError for too many documents."""
         if self.document is None:
             return None
         whole, rest = divmod(self.tokens(spec), self.document)
@@ -135,7 +135,7 @@ class Setup:
     @property
     def autocast(self) -> str | None:
         """Give the dtype that torch.autocast casts the operands of products to; None without autocast. With ZeRO 3
-        there is no autocast: FSDP casts the weights that it gathers, and a pass computes in their dtype throughout
+        there is no autocast: FSDP casts gathered weights, and the whole pass computes in their dtype
         (`MixedPrecisionPolicy`)."""
         return self.dtype if self.precision == "bf16" and self.zero != 3 else None
 
@@ -161,8 +161,8 @@ class Setup:
 
     @property
     def gathers(self) -> bool:
-        """Whether passes compute with copies of the weights that a rank holds: those of FSDP2, which `zoo train` also
-        uses where weights are not sharded (ddp), over one shard."""
+        """Whether passes compute with copies of a rank's weights: those that FSDP2 gathers. `zoo train` uses FSDP2 also
+        where weights are not sharded (ddp), over one shard."""
         return self.zero == 3 or (self.zero == 0 and self.rows * self.cp > 1)
 
     def count_holders(self, expert: bool) -> tuple[int, int]:

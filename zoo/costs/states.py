@@ -65,12 +65,12 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     """Count the bytes of training states on one rank of `stage` (None: the stage with most parameters).
 
     `weights`, `gradients` and `optimizer` are a rank's share under ZeRO, `total` their sum. `optimizer` includes the
-    master copy, which `master` gives apart, but not `offloaded`, the states on the host. Temporary memory: `cast` is
-    autocast's copies during a step's passes, `step` the update's scratch memory; under FSDP `gathered`,
+    master copy, which `master` also gives alone, but not the states on the host (`offloaded`). Temporary memory: `cast`
+    is autocast's copies during a step's passes, `step` the update's scratch memory; under FSDP `gathered`,
     `gathered_last`, `gathered_first` and `reducing` are whole weights and gradients (`GatheredBytes`). `learning` is
     the number of parameters that get a gradient, before ZeRO. `updated` is the bytes that the update moves on the GPU:
     it reads gradients, and reads and writes weights, the master copy and states. `bytes_per_param` divides by the
-    rank's `parameters` before ZeRO. `tuned` is `setup.tune(spec)`, where that is known already.
+    rank's `parameters` before ZeRO. `tuned` is `setup.tune(spec)`, if known already.
 
     Raises ConfigError for dimensions that the ranks do not divide, and for `bf16_pure` in 8 bits.
     """
@@ -105,10 +105,11 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
 
 
 def count_trained(spec: Priced, setup: Setup, tuned: TunedModel) -> dict[str, Any]:
-    """Count what a run trains: `parameters`, those of `adapters` among them, their `share` of all, and the bytes of a
-    `checkpoint`: weights (beside adapters only those that train, and buffers) and the optimizer's states.
+    """Count what a run trains: its `parameters`, how many are the `adapters`', their `share` of all, and the bytes of a
+    `checkpoint`. A checkpoint has the weights (with adapters only those that train, and buffers) and the optimizer's
+    states.
 
-    A checkpoint's files have step counters, random states and headers too, a few KB.
+    Step counters, random states and headers, a few KB, are left out.
     """
     alone = replace(setup, dp=1, cp=1, replicas=1, zero=0)
     pieces = fullest(spec, alone).pieces
@@ -143,9 +144,9 @@ def list_state_rows(
     pieces: Iterable[RankTensor], setup: Setup, active: Iterable[RankTensor] | None = None
 ) -> dict[str, StateRow]:
     """List a rank's states: `weights`, `gradients`, `master` copy, and the optimizer's `states`. The row `states` is
-    absent if elements have different numbers of values or ZeRO 1 or 2 shards the states; `optimizer_bytes` counts them
-    then. Gradients and states are those of `active` tensors (None: all) that learn. Zoo's `bf16_master` has a master of
-    frozen weights too; ZeRO, which `mixed` is, has none."""
+    absent if elements have different numbers of values, or if ZeRO 1 or 2 shards the states: use `optimizer_bytes`
+    then. Only `active` tensors (None: all) that learn have gradients and states. With `bf16_master` frozen weights have
+    a master copy too; with `mixed` (ZeRO) they have none."""
     pieces, (weight, gradient, state, master) = list(pieces), widths(setup)
     active = pieces if active is None else list(active)
     trained = [each for each in active if each.learns]
@@ -169,7 +170,7 @@ def optimizer_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
 
 def row_bytes(pieces: Iterable[RankTensor], width: int) -> int:
-    """Count the bytes of NorMuon's second moments of rows, of which every rank has all."""
+    """Count the bytes of NorMuon's second moments of rows, which every rank holds completely."""
     return width * sum(each.params // each.shape[-1] for each in pieces if each.hidden)
 
 
@@ -209,9 +210,9 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     tensor: adafactor and schedule_free take two values for each element of the largest tensor, lion one. muon takes one
     stack of matrices of one shape (`zoo.costs.muon_stacks`), soap four squares of a side and the update when it
     refreshes a basis, or both AdamW's temporary values for their other tensors, whichever is larger. sgd and adamw8bit
-    work in place. A `decay` that is not uniform takes a copy of the weights that it concerns, and then one or two
-    values for each element of the largest. `bf16_pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by
-    pieces: see `_piecewise_bytes`.
+    work in place. A `decay` that is not uniform takes a copy of the decayed weights, and then one or two values for
+    each element of the largest. `bf16_pure` in 16 bits with a `fused_optimizer`, and offloaded states, are updated
+    piece by piece: see `_piecewise_bytes`.
     """
     pieces = list(pieces)
     if setup.decay == "uniform":
@@ -291,8 +292,8 @@ def _dequantised_bytes(stage: Stage, setup: Setup, tuned: TunedModel) -> int:
 
 class WholeUnits(NamedTuple):
     """Numbers of parameters in FSDP's units. `layers` and `experts` are those of one layer, by tower and kind;
-    `experts` has only experts that are a unit of their own. `beside` is the number in everything else: the parts
-    outside the layers, and layers that share weights. `last` is `beside` without the parts before the layers."""
+    `experts` counts only experts that are a separate unit. `beside` counts everything else: the parts outside the
+    layers, and layers that share weights. `last` is `beside` without the parts before the layers."""
 
     layers: dict[tuple[str, str], int]
     experts: dict[tuple[str, str], int]
@@ -301,9 +302,9 @@ class WholeUnits(NamedTuple):
 
 
 class GatheredBytes(NamedTuple):
-    """Peaks of FSDP2 in a step, in bytes: the `most` gathered weights, those gathered at the `last` layer and the head,
-    those at the `first` layer of a chunk, after which the backward pass gathers no other, and unsharded gradients
-    together with the buffer of the largest reduce-scatter (`reducing`)."""
+    """Peaks of FSDP2 in a step, in bytes. `most` is the peak of gathered weights. `last` is those gathered at the last
+    layer and the head. `first` is those gathered at the first layer of a chunk, where the backward pass ends.
+    `reducing` is unsharded gradients together with the buffer of the largest reduce-scatter."""
 
     most: int = 0
     last: int = 0
@@ -312,12 +313,12 @@ class GatheredBytes(NamedTuple):
 
 
 def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
-    """Count FSDP2's whole weights and gradients; all are 0 where a pass computes with the weights themselves
-    (`Setup.gathers`). Under autocast weights are gathered in their own dtype, and autocast copies these.
+    """Count FSDP2's whole weights and gradients; all are 0 if passes compute with the weights themselves
+    (`Setup.gathers`). Under autocast weights are gathered in their own dtype, and autocast then copies them.
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
-    layers of a chunk are gathered at once, because the next one is prefetched. Of experts that are a unit of their own,
-    only one layer's are gathered at a time.
+    layers of a chunk are gathered at once, because the next one is prefetched. Experts that are a separate unit are
+    gathered for one layer at a time.
     """
     if not setup.gathers:
         return GatheredBytes()

@@ -80,9 +80,9 @@ class StepPlan:
 
 class StageWork(NamedTuple):
     """The work of a rank of a stage in a forward pass of one sequence. `layers` is the FLOPs of matrix products in the
-    layers, `beside` those of all other products (routers, and those outside the layers), `attention` those of QKᵀ, PV
-    and states. `saved` is the bytes of saved activations. `units` counts FSDP's units; `stage` is the stage's index.
-    `once` has two numbers, the FLOPs in `layers` and in `attention` that have no backward pass."""
+    layers, `beside` those of all other products (of routers, and outside the layers), `attention` those of QKᵀ, PV and
+    states. `saved` is the bytes of saved activations. `units` counts FSDP's units; `stage` is the stage's index. `once`
+    has two numbers, the FLOPs in `layers` and in `attention` that have no backward pass."""
 
     layers: float
     beside: float
@@ -100,8 +100,9 @@ class StageWork(NamedTuple):
 
 
 class StageTraffic(NamedTuple):
-    """Bytes that a rank sends. `streams` are those for each sequence of a microbatch and `fixed` those once a step,
-    both by kind of parallelism without data parallelism. `data` are those of data parallelism, for one microbatch."""
+    """Bytes that a rank sends. `streams` counts those for each sequence of a microbatch, `fixed` those once a step,
+    both by kind of parallelism, without data parallelism. `data` counts those of data parallelism for one
+    microbatch."""
 
     streams: Mapping[str, float]
     fixed: Mapping[str, float]
@@ -156,8 +157,8 @@ def count_traffic(spec: Priced, setup: Setup, stage: Stage) -> StageTraffic:
 
 
 class PassTime(NamedTuple):
-    """Seconds of compute of a stage for one microbatch: forward pass, and the backward pass for the gradients of
-    `inputs` (recomputation included) and of `weights`."""
+    """Seconds of a stage's compute for one microbatch: the forward pass, the backward pass for the gradients of
+    `inputs` (recomputation included), and that for the gradients of `weights`."""
 
     forward: float
     inputs: float
@@ -173,8 +174,8 @@ class PassTime(NamedTuple):
 
 
 def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
-    """Time the compute of one microbatch in seconds. The gradients of weights take as long as the products of the
-    forward pass, indexers' products left out."""
+    """Time the compute of one microbatch in seconds. The gradients of weights take as long as the forward pass's
+    products, except those of indexers."""
     setup = plan.setup
     sequences = setup.batch / setup.cp
     rate = device.flops(setup.computed) * share_of_peak(device) * REACHED
@@ -227,11 +228,8 @@ def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster, attent
 
 
 def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Cluster) -> float:
-    """Time how long layers wait for other ranks' keys, whose sending takes `sending` seconds in both passes together.
-
-    In a ring of n ranks (Liu et al., 2023) each of n − 1 turns takes as long as sending or attention, whichever is
-    longer; the last turn only attends. Overlapped sending slows attention down, as any collective does.
-    """
+    """Time how long layers wait for other ranks' keys, if sending them takes `sending` seconds in both passes
+    together."""
     again = share_again(setup.recompute)
     if setup.cp_comm != "ring":
         return sending * (1 + again / 2)

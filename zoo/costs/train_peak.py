@@ -1,5 +1,5 @@
 # S tokens of a sequence, B sequences, V vocabulary, t = tp
-"""Find the peak of a training step's memory on one rank: what exists at the fullest moment of its backward pass."""
+"""Find the peak of a training step's memory on one rank: the memory at the fullest moment of its backward pass."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class StepMemory:
 
     @cached_property
     def peak(self) -> tuple[int, str]:
-        """Two figures of `training`: `train_peak` in bytes, and `peak_at`, the place of that peak."""
+        """Give two figures of `training`: `train_peak` in bytes, and `peak_at`, the place of that peak."""
         moments = self.moments
         where = max(moments, key=lambda name: sum(moments[name].values()))
         return round(sum(self.held[name] for name in STAYS) + sum(moments[where].values())), where
 
     @cached_property
     def moments(self) -> dict[str, dict[str, int]]:
-        """What is allocated at the fullest moment of each place of a step (`peak_at`): bytes by name, without STAYS."""
+        """Give the memory at the fullest moment of each place of a step (`peak_at`): bytes by name, without STAYS."""
         schedule, found = self.stage.schedule, {}
         count = schedule.shorten(self.setup.accumulate)
         for moment in schedule.list_backwards(self.stage.index, count):
@@ -78,7 +78,7 @@ class StepMemory:
 
     @cached_property
     def logits(self) -> int:
-        """Count the logits of a batch: those of each token, or of each row if the head reads whole rows."""
+        """Count the logits of a batch: for each token, or for each row if the head reads whole rows."""
         head = find_head(self.spec)
         if head is None:
             return 0
@@ -299,7 +299,8 @@ def find_fullest(
     **how: Any,
 ) -> StepMemory:
     """Find the pipeline stage whose step takes most memory. `held_by` gives the states of a stage by its index, `how`
-    the other fields of a StepMemory. Of stages that hold the same, the first has most microbatches in flight."""
+    the other fields of a StepMemory. Of equal stages only the first is priced: it has the most microbatches in
+    flight."""
     steps = (StepMemory(spec, setup, passes, stage, held_by(stage.index), **how) for stage in list_distinct(pipeline))
     return max(steps, key=lambda step: step.peak[0])
 

@@ -28,10 +28,13 @@ LOW_RANK = "lora"
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a run trains a model. `trained` names the weights that train (None: all), `adapted` the paths of products
-    with an adapter of `rank`; with `drops_adapted` dropout is applied to an adapter's input. `drops` names where else
-    dropout is applied: attention, residual, embedding, ffn, layers. `held` has the bytes of each frozen weight that is
-    held otherwise than the others, in bfloat16 or quantised. With `dora` an adapter has a vector of magnitudes."""
+    """How a run trains a model.
+
+    `trained` names the weights that train (None: all), `adapted` the paths of products with an adapter of `rank`. With
+    `drops_adapted` dropout is applied to an adapter's input; `drops` names the other places of dropout: attention,
+    residual, embedding, ffn, layers. `held` has the bytes of each frozen weight that is kept in another form: in
+    bfloat16, or quantised. With `dora` an adapter has a vector of magnitudes.
+    """
 
     trained: frozenset[str] | None = None
     adapted: tuple[str, ...] = ()
@@ -49,8 +52,9 @@ class Tuning:
 
 @dataclass(frozen=True)
 class PartTuning:
-    """The tuning of one module of a model: paths, below the module, of `frozen` tensors and `adapted` products. Without
-    `reached` the module's input needs no gradient, because nothing before it trains. `whole` is the model's Tuning."""
+    """The tuning of one module of a model: paths, below the module, of `frozen` tensors and `adapted` products.
+    `reached` is False if the module's input needs no gradient, because nothing before it trains. `whole` is the model's
+    Tuning."""
 
     frozen: frozenset[str] = frozenset()
     adapted: frozenset[str] = frozenset()
@@ -72,7 +76,7 @@ class TunedModel(NamedTuple):
     """A model (`spec`) in which layers of a kind are tuned alike, with the tuning of each tower outside its layers
     (`ends`) and of each kind of layer. `reached` says whether the input of a tower's head needs a gradient; `copies`
     counts the trained copies of each tensor by path (None: all train); `adapters` are the adapters' tensors. `apart`
-    counts the copies of each tensor that are held otherwise than the others, and `held` is their bytes."""
+    counts the copies of each tensor that are kept in another form (`Tuning.held`), and `held` is their bytes."""
 
     spec: Priced
     ends: Mapping[str, PartTuning]
@@ -89,12 +93,13 @@ class TunedModel(NamedTuple):
         return self.copies is not None or bool(self.adapters)
 
     def list_own(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
-        """Select the tensors that are not held apart, and add those of adapters."""
+        """Select the tensors that are not kept in another form, and add those of adapters."""
         kept = [each._replace(copies=each.copies - self.apart.get(each.path, 0)) for each in pieces]
         return [*(each for each in kept if each.copies), *self.adapters]
 
     def find_largest_held(self, pieces: Collection[RankTensor]) -> int:
-        """Find the number of values of the largest tensor that is held apart, and is dequantised at each product."""
+        """Find the number of values of the largest tensor that is kept in another form, and dequantised at each
+        product."""
         return max((each.params // each.copies for each in pieces if self.apart.get(each.path)), default=0)
 
     def trained(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
@@ -107,9 +112,9 @@ class TunedModel(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TunedSetup(Setup):
-    """The set-up of a run that trains not all weights, or adds adapters or dropout: `tuning` gives a model's Tuning.
+    """The set-up of a run that trains only some weights, or adds adapters or dropout: `tuning` gives a model's Tuning.
 
-    Raises ConfigError for tensor, pipeline or expert parallelism, for which a rank's part of the adapters is not known.
+    Raises ConfigError for tensor, pipeline or expert parallelism, because a rank's part of the adapters is not known.
     """
 
     tuning: Callable[[Any], Tuning]

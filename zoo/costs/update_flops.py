@@ -20,14 +20,8 @@ conf/optim/soap.yaml."""
 
 
 def optimizer_flops(spec: Priced, optimizer: str, tuned: TunedModel | None = None) -> int:
-    """FLOPs of the matrix products in one optimizer step. Only those that step matrices inside layers have any, and
-    `tuned` says which of these train (None: all).
-
-    An iteration of Muon and NorMuon on an [A, B] matrix X, A ≤ B, computes G = X·Xᵀ, G² and one product with X:
-    2·A²·B + 2·A³ + 2·A²·B. SOAP rotates the gradient and the momentum, rotates the update back, and updates the
-    preconditioner: four times 2·A²·B for the side A, and at each refresh of its basis 2·A³; B likewise. The QR
-    decomposition of a refresh, some 4/3·A³, is not a product, and is left out.
-    """
+    """Count the FLOPs of the matrix products in one optimizer step. Only optimizers that update whole matrices inside
+    layers have any; `tuned` says which of the matrices train (None: all)."""
     if optimizer not in STEPS:
         return 0
     pieces, found = fullest(spec, Setup()).pieces, Fraction(0)

@@ -1,4 +1,4 @@
-"""Count what ZeRO leaves of a tensor on a rank, and the bytes of a value by precision."""
+"""Count a rank's share of a tensor under ZeRO, and the bytes of a value by precision."""
 
 from __future__ import annotations
 

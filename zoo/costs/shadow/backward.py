@@ -27,8 +27,9 @@ gating: the activation once more; divide_by_rms: the product of x and the gradie
 
 
 class Undone(NamedTuple):
-    """The memory of a backward pass in bytes. `peak`: of saved tensors and all gradients; `left`: the weights'
-    gradients, which stay; `moving`: the peak without these; `beside`: gradients of tensors made in other sections."""
+    """The memory of a backward pass, in bytes. `peak` counts saved tensors and all gradients; `left` the weights'
+    gradients, which stay; `moving` is the peak without weights' gradients; `beside` counts the gradients of tensors
+    made in other sections."""
 
     peak: int
     left: int
@@ -90,7 +91,7 @@ class _Pass:
 
 
 def replay_backward(nodes: Sequence[TapeNode], seeds: Sequence[Any]) -> Undone:
-    """Replay the backward pass over `nodes`, which are in forward order, from gradients of `seeds`."""
+    """Replay the backward pass over `nodes`, which are in forward order. It starts from gradients of `seeds`."""
     saved = Counter(storage for node in nodes for storage in node.saves)
     run = _Pass(sum(each.nbytes for each in collect_saved(nodes)))
     for seed in seeds:

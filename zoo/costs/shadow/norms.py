@@ -35,7 +35,8 @@ def rms_norm(x: Core, normalized_shape: Shape, weight: Core | None = None, eps: 
 
 
 def divide_by_rms(x: Core, scale: Core | None, eps: float) -> Any:
-    """Apply `zoo.model.norm.divide_by_rms`, which saves the same on every device: its input and each row's rstd."""
+    """Apply `zoo.model.norm.divide_by_rms`, which saves the same tensors on every device: its input and each row's
+    rstd."""
     rstd = make_result("rstd", [], (*x.shape[:-1], 1), x.dtype)
     name = "rms_norm" if x.is_cuda else "divide_by_rms"
     return make_result(name, [x, scale], x.shape, x.dtype, saves=[x, rstd, *_present(scale)])

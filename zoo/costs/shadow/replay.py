@@ -178,7 +178,7 @@ class Fused:
         self.name, self.refuses, self.call = kernel.name, kernel.refuses, kernel.call
 
     def can_load(self) -> bool:
-        """Nothing is loaded: shapes alone are followed."""
+        """Do nothing: a trace follows only shapes, so no kernel is loaded."""
         return True
 
     def prepare(self, *_: Any) -> None:

@@ -91,7 +91,7 @@ class ShadowCache:
         """Start a pass."""
 
     def find_counts(self, new: int) -> None:
-        """Give no numbers of new tokens: no column of a pass is padding."""
+        """Return None: no column of a pass is padding."""
 
     def reach(self, new: int) -> int:
         """Give the number of tokens of a row after a pass over `new` tokens."""
@@ -101,8 +101,8 @@ class ShadowCache:
         """End a pass."""
 
     def lay_out(self, kind: str, new: int) -> SlotMapping | None:
-        """Give the slots of `new` tokens in layers of this kind, as the real cache does; None for attention that caches
-        nothing."""
+        """Return the slots of `new` tokens in layers of this kind, as the real cache does; None for attention that
+        caches nothing."""
         attention = self.tower.blocks[kind].attention
         if not attention.cache():
             return None
@@ -114,7 +114,7 @@ class ShadowCache:
         return SlotMapping([[(0, keys)]], first=first, overflows=overflows)
 
     def lay_out_source(self, tokens: int | None) -> SlotMapping:
-        """Give the slots of an encoder's output, whose keys and values cross-attention caches."""
+        """Return the slots of an encoder's output, whose keys and values cross-attention caches."""
         return SlotMapping([[(0, self.memory)]])
 
 

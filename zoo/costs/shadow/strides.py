@@ -53,7 +53,7 @@ def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
 
 
 def flat_sizes(sizes: tuple[Any, ...]) -> Shape:
-    """Give the sizes of a call such as `view(2, 3)` or `view((2, 3))`."""
+    """Return the sizes of a call such as `view(2, 3)` or `view((2, 3))`."""
     return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
 
 

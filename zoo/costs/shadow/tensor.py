@@ -109,7 +109,7 @@ def make_shadow(
     strides: Shape | None = None,
     held: bool = False,
 ) -> Any:
-    """Make a tensor with new memory; `held` for a weight, a buffer or a cache."""
+    """Make a tensor with new memory. `held` is true for a weight, a buffer or a cache."""
     shape = tuple(shape)
     storage = Storage(name, shape, dtype, held=held)
     return Core.made_as(shape, dense_strides(shape) if strides is None else strides, dtype, storage, grad)
@@ -148,7 +148,8 @@ def record_node(result: Core, name: str, inputs: Iterable[Any], saves: Iterable[
 
 
 def source_of(tensor: Core) -> GradientTarget:
-    """Give the target of a tensor's gradient. A target keeps the storage of a leaf alive, not of other tensors."""
+    """Return the target of a tensor's gradient. A target keeps the storage of a leaf alive, but not of other
+    tensors."""
     return GradientTarget(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
 
 
