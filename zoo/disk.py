@@ -68,10 +68,10 @@ def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
 def complete_folder(folder: Path) -> Iterator[Path]:
     """Yield a draft of `folder` that survives a kill: the next call yields the same draft with its files, to complete.
 
-    The draft is renamed to `folder` when the block ends, unless another process made the folder first. A ZooError means
-    that the written files are of no use and deletes the draft; any other error keeps it. If another process holds the
-    draft, or drafts cannot be locked here, a separate draft is yielded (`replace_folder`). Abandoned drafts are deleted
-    after A_WEEK.
+    The draft is renamed to `folder` when the block ends, unless another process made the folder first. A ZooError,
+    which means that the written files are useless, deletes the draft; any other error keeps it. If another process
+    holds the draft, or drafts cannot be locked here, a separate draft is yielded (`replace_folder`). Abandoned drafts
+    are deleted after A_WEEK.
     """
     folder = _real(folder)
     draft = folder.with_name(f".{folder.name}{PARTIAL}")
@@ -149,9 +149,8 @@ def remove_drafts(parent: Path, name: str = "*") -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk (fsync). Without this, a power cut could leave a name without
-    content.
-    """
+    """Wait until a file or folder is on the disk (fsync). Without this, a power cut could leave an empty file under the
+    name."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

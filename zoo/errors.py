@@ -61,8 +61,7 @@ class FitsNoFamily(ConfigError):
 
 class CheckpointError(ConfigError):
     """A checkpoint, or another file that is read as untrusted, is missing, broken, over a limit, or of another
-    architecture.
-    """
+    architecture."""
 
 
 class FitError(ConfigError):
@@ -94,8 +93,8 @@ WORDS = {
 
 
 def short(error: BaseException) -> str:
-    """Describe another library's error on one line: the first 200 characters of its text. An error without a text, or
-    with one for programmers, is described by WORDS, else by the name of its Python class."""
+    """Describe another library's error on one line: the first 200 characters of its text. If it has no text, or one for
+    programmers, it is described by WORDS, or else by its Python class."""
     name = type(error).__name__
     text = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
     if not text or name in ("UnicodeDecodeError", "UnpicklingError"):

@@ -93,7 +93,7 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     """Read and split a corpus, train a tokenizer and encode; or open the cached result. Raises ConfigError for a corpus
     that cannot be read, split or used to train the tokenizer.
 
-    With `whole` nothing is split: all documents, duplicates too, go to validation. The tokenizer must then not be of
+    With `whole` nothing is split: all documents, duplicates too, go to validation, and the tokenizer must not be of
     kind `bpe`, which is trained on the training split. The text is read once to compute the cache key, and a second
     time if the cache has no such key (`zoo.data.survey` says why). `progress(what, done, total)` is called with bytes
     of text.
@@ -127,7 +127,7 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
 
 
 def list_conversations(documents: Documents) -> list[Conversations]:
-    """List the sources of conversations: that of the documents, or those of both parts."""
+    """List the sources of conversations: the documents themselves, or both parts of documents with a validation set."""
     parts = [documents.train, documents.validation] if isinstance(documents, WithValidation) else [documents]
     return [each for each in parts if isinstance(each, Conversations)]
 

@@ -63,9 +63,8 @@ class InPlace:
 
 @dataclass(frozen=True)
 class Runs:
-    """Corrupts the first `length` tokens of a row: as one run, or with `documents` each document as a run of its own.
-    Subclasses pack the corrupted runs into one row, and leave out a run that does not fit. A run of one token is left
-    out too."""
+    """Corrupts the first `length` tokens of a row: as one run, or with `documents` each document as a separate run.
+    Subclasses pack the corrupted runs into one row. Runs that do not fit, and runs of one token, are left out."""
 
     corrupt: Corrupt
     seed: int
@@ -98,8 +97,7 @@ class Continued(Runs):
 
     def _write(self, row: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
         """Lay out a row: its ids, targets and document numbers, and the length of the corrupted input of the first run
-        that fits (0 if none fits).
-        """
+        that fits (0 if none fits)."""
         at, read = 0, 0
         ids, targets = np.full(self.width, self.eos_id, np.int64), np.full(self.width, IGNORED, np.int64)
         numbers = np.zeros(self.width, np.int64)
@@ -208,7 +206,7 @@ def pad_labelled(
     typed: bool,
     by_token: bool,
 ) -> Batch:
-    """Make a batch of labelled rows: nothing in it is random. Rows are padded at their end to the longest row, rounded
+    """Make a batch of labelled rows. Nothing in it is random. Rows are padded at their end to the longest row, rounded
     up to a multiple of STEP but at most `seq_len`; with `one_shape` to `seq_len`. `typed` adds token_type_ids [B, T].
     Targets are [B, T] if `by_token`, else a class [B, 1] or numbers [B, 1, C] for each row."""
     width = choose_width([row.ids for row in rows], seq_len, one_shape)
@@ -237,7 +235,8 @@ def pad_compared(
 
 
 def choose_width(rows: Sequence[np.ndarray], seq_len: int, one_shape: bool) -> int:
-    """Choose the tokens of padded rows: `seq_len`, or without `one_shape` the longest row's, a multiple of STEP."""
+    """Choose the width of padded rows: with `one_shape` `seq_len`, else that of the longest row rounded up to a
+    multiple of STEP."""
     return seq_len if one_shape else min(-(-max(map(len, rows)) // STEP) * STEP, seq_len)
 
 

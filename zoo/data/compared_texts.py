@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparedTask(LabelledTask):
-    """Reads the K texts of a record, which has no label; with `lower` in lower case. A row has the ids of all K texts,
-    one after the other, with the number of each token's text as types, and the key of each text as its target [K]."""
+    """Reads the K texts of a record, which has no label; with `lower` in lower case. A row joins the ids of all K
+    texts. Its types number each token's text, and its targets [K] are the texts' keys."""
 
     label: str = ""
     lower: bool = False

@@ -55,7 +55,7 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class WithValidation:
-    """The documents of two sources: those that train, then those that validate."""
+    """The documents of two sources: one to train on, one to validate on."""
 
     train: Documents
     validation: Documents

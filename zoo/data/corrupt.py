@@ -31,9 +31,9 @@ def count_noise(length: int, rate: float, mean: float) -> tuple[int, int]:
 
 
 def draw_spans(length: int, rate: float, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw which tokens of a row of `length` tokens are noise, as T5 does: spans that stay and spans of noise
-    alternate, in the numbers that `count_noise` gives. All divisions into spans are equally likely. Returns whether
-    each token is noise, bool [L]; the first token never is."""
+    """Draw which tokens of a row of `length` tokens are noise, as T5 does. Spans to keep and spans of noise alternate;
+    `count_noise` gives their numbers. All divisions into spans are equally likely. Returns whether each token is noise,
+    bool [L]; the first token never is."""
     noise, spans = count_noise(length, rate, mean)
     lengths = np.stack([_segment(length - noise, spans, rng), _segment(noise, spans, rng)], 1).ravel()
     return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)

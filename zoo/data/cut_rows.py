@@ -1,4 +1,4 @@
-"""Tell how many rows lose a part at a limit of tokens, and at which limit fewer would."""
+"""Count the rows that lose a part at a limit of tokens, and find the limits at which fewer or none would."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ MOST = 0.95
 def describe_cuts(
     sizes: np.ndarray, limit: int, what: str, cure: Callable[[int], str], cut: int | None = None
 ) -> str | None:
-    """Describe how many rows have more than `limit` tokens, and by which setting 95 % and all would be whole; None if
-    all are. `what` names the rows and what they lose; `cure` writes the setting for a limit; `cut` counts the
-    rows if `what` is true of some of those alone.
-
-    Example: of sizes 5, 8 and 90 with a limit of 7, "2 of 3 … (67 %), at 7 tokens (seq_len=90 holds all)".
-    """
+    """Describe how many rows have more than `limit` tokens, and which settings would keep 95 % of them, and all, whole;
+    None if all are whole. `what` names the rows and what they lose; `cure` writes the setting for a limit; `cut` counts
+    the rows if `what` applies only to some of those."""
     import numpy as np
 
     cut = int((sizes > limit).sum()) if cut is None else cut
@@ -43,8 +40,9 @@ def name_length(key: str, limit: int) -> Callable[[int], str]:
 def describe_pair_cuts(
     pairs: PairFile, of: str, most: tuple[int, int], seq_len: int, cure: Callable[[int], str]
 ) -> Iterator[str]:
-    """Yield a line on sources that are cut at their beginning and one on answers that are cut at their end, to `most`
-    (source, answer) tokens of rows of `seq_len`, as `cure` writes. `of` names the corpus."""
+    """Describe how many pairs are cut to `most` (source, answer) tokens in rows of `seq_len`. Yield a line on sources,
+    which are cut at their beginning, and one on answers, which are cut at their end. `of` names the corpus; `cure`
+    writes the setting for a length."""
     sizes = pairs.sizes()  # each includes an end of text, which is an answer's last target
     beside = seq_len - most[0]  # tokens of an answer in the same row
     lines = (

@@ -132,8 +132,8 @@ def encode_ahead(
 ) -> Iterator[Encoded]:
     """Encode groups of documents in a thread: a group is encoded while the one before it is written.
 
-    The tokenizer has threads of its own, one a core (or RAYON_NUM_THREADS), which run without Python's lock. Their
-    number does not change the ids. Nothing else may use the tokenizer meanwhile.
+    The tokenizer runs one thread a core (or RAYON_NUM_THREADS), without Python's lock. Their number does not change the
+    ids. Nothing else may use the tokenizer meanwhile.
     """
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[list[Encoded]] | None = None
@@ -161,8 +161,8 @@ def encode_group(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[
 def encode_turns(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[Encoded]:
     """Encode the conversations of a group, each as a whole, and divide its tokens among its texts.
 
-    Two texts are a prompt and its completion, in plain text: they get the tokens that the tokenizer's file puts around
-    a text, and an end of text. More than two were written by a template, which spells all of its tokens.
+    Two texts are a prompt and its completion in plain text. They get the tokens that the tokenizer's file puts around a
+    text, and an end of text. More than two texts come from a template, which spells all special tokens itself.
     """
     written = [len(texts) > 2 for _, texts in group]
     whole = ["".join(texts) for _, texts in group]
@@ -180,8 +180,7 @@ def encode_turns(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[
 
 
 def encode_answers(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[Encoded]:
-    """Encode documents of two conversations, each half of one as a conversation of its own; an empty half has no
-    tokens."""
+    """Encode documents of two conversations, each half as a separate conversation. An empty half has no tokens."""
     halves: list[tuple[Part, Texts]] = [
         (part, half) for part, texts in group for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :])
     ]
@@ -198,8 +197,8 @@ ENCODERS = {SEQUENCES["conversations"]: encode_turns, SEQUENCES["preferences"]: 
 
 
 def divide_tokens(encoding: tokenizers.Encoding, texts: Texts) -> list[TokenRun]:
-    """Divide the tokens of joined texts among them. A token of two texts is that of the second, fourth …, which are
-    learned, as in transformers' masks."""
+    """Divide the tokens of joined texts among them. A token that spans two texts goes to the learned one (the second,
+    fourth …), as in transformers' masks."""
     import numpy as np
 
     starts, ends = np.maximum.accumulate(np.array(encoding.offsets, np.int64).reshape(-1, 2)).T
@@ -215,7 +214,7 @@ def divide_tokens(encoding: tokenizers.Encoding, texts: Texts) -> list[TokenRun]
 def measure(
     texts: Texts, encodings: Sequence[tokenizers.Encoding], tokenizer: Tokenizer, part: Part
 ) -> np.ndarray | None:
-    """Measure the bytes of each token of a validation document; None for a training document."""
+    """Count the bytes of each token of a validation document; None for a training document."""
     import numpy as np
 
     if part != "validation":

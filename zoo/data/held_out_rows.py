@@ -1,4 +1,4 @@
-"""Read rows of a validation split: all of them, or some that are spread over it, or those of a half."""
+"""Read rows of a validation split: all, a sample spread over it, or half of them."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def hold_out(
     collate: Collate | None = None,
     part: EvalPart = "all",
 ) -> list[Held]:
-    """Take the validation splits of all sources as batches: whole, or about `wanted` rows, spread evenly because the
-    first rows alone would be a few documents. Each source gives rows in proportion to its length, at least one. `part`
-    takes the first half of each split alone (`tuning`), or the second (`reporting`).
+    """Make batches of the validation splits of all sources: whole, or about `wanted` rows spread evenly, because the
+    first rows alone would come from a few documents. Each source gives rows in proportion to its length, at least one.
+    `part` selects the first half of each split (`tuning`) or the second (`reporting`).
 
-    With `collate`, ids that fill no row are left out. Raises ZooError if a split then has no row.
+    With `collate`, ids that do not fill a row are left out. Raises ZooError if a split then has no row.
     """
     there = [source.tokens.count_rows(seq_len) for source in sources]
     held = []

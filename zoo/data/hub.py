@@ -23,7 +23,7 @@ DEFAULT_SPLIT = "train"
 
 @dataclass(frozen=True)
 class HubRows(RecordSource):
-    """The rows of a data set as documents. `n_bytes` is the data set's size as far as the library knows it, else 0."""
+    """The rows of a data set as documents. `n_bytes` is the data set's size if the library knows it, else 0."""
 
     rows: Any
     name: str
@@ -36,8 +36,7 @@ class HubRows(RecordSource):
 
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield each row with its place for messages; null becomes "". Raises ConfigError if the rows cannot be read
-        (the network fails, say).
-        """
+        (the network fails, say)."""
         number = 0
         try:
             for number, record in enumerate(islice(iter(self.rows), self.max_rows), 1):

@@ -102,7 +102,7 @@ class ClassTask(LabelledTask):
         return (name,) if is_text(name, self.label, where, faults) else None
 
     def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
-        """The number of the class [1]."""
+        """Return the number of the class [1]."""
         import numpy as np
 
         return np.array([classes[example.label[0]]], np.int64)
@@ -123,7 +123,7 @@ class NumberTask(LabelledTask):
         return tuple(map(float, given))
 
     def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
-        """The numbers [1, C]."""
+        """Return the numbers [1, C]."""
         import numpy as np
 
         return np.array([example.label], np.float32)
@@ -168,7 +168,7 @@ class TagTask(LabelledTask):
         return encoder.encode_words([example.texts for example in examples])
 
     def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
-        """The targets [T]: the number of a word's tag at the word's first token, IGNORED at all other tokens."""
+        """Return the targets [T]: the number of a word's tag at the word's first token, IGNORED at all other tokens."""
         import numpy as np
 
         target = np.full(len(row.ids), IGNORED, np.int64)
@@ -230,8 +230,8 @@ def prepare_labelled(
 ) -> PreparedLabels:
     """Read and split a labelled set, and encode rows of at most `limit` tokens (`opens`: see `RowEncoder`). The
     classes, or the count of numbers in a label, are found in the data unless they are `known`. With `whole` both parts
-    are the same records, and `say` gets lines on one. Raises ConfigError for a record that cannot be read or has a
-    wrong label, and for an empty part."""
+    are the same records. `say` gets lines on records without text and on truncated texts. Raises ConfigError for a
+    record that cannot be read or has a wrong label, and for an empty part."""
     parts = read_parts(settings, task, progress, say)
     for line in () if whole else describe_copies(*([each.texts for each in parts[part]] for part in PARTS)):
         say(line)
@@ -252,8 +252,7 @@ def read_parts(
     settings: DataSettings, task: LabelledTask, progress: Progress, say: Callable[[str], object]
 ) -> dict[Part, list[Example]]:
     """Read both parts of a labelled set. Without the setting `validation`, the records are split, and records of equal
-    texts go to the same part. `say` gets a line on records without a text.
-    """
+    texts go to the same part. `say` gets a line on records without a text."""
     validation = getattr(settings, "validation", None)
     read = read_examples(settings, task, False, progress, say)
     if validation is not None:
@@ -270,8 +269,8 @@ def read_parts(
 def read_examples(
     settings: Any, task: LabelledTask, validation: bool, progress: Progress, say: Callable[[str], object]
 ) -> list[Example]:
-    """Read the examples of a source. `say` gets a line on records that are left out, as one of their texts is empty.
-    Raises ConfigError with a line for each record that cannot be read."""
+    """Read the examples of a source. `say` gets a line on records that are left out because a text is empty. Raises
+    ConfigError with a line for each record that cannot be read."""
     source = settings.open_records(task.columns, task.keys, validation)
     progress("reading", 0, source.n_bytes)
     faults = Faults("data.validation" if validation else "data.path")

@@ -64,8 +64,8 @@ class Interleaving:
     """Interleaves sources by weight: of the first n rows, source i gives n·wᵢ/Σw rows, off by less than one.
 
     The weights are scaled to whole numbers aᵢ with sum P. The order repeats after P rows, which hold exactly aᵢ of
-    source i. Row j of source i must come at row ⌊j·P/aᵢ⌋ or later, and before row ⌈(j + 1)·P/aᵢ⌉, its deadline. Of the
-    rows that may come next, the one with the earliest deadline is taken, so that all deadlines are met (Pfair
+    source i. Row j of source i must come at row ⌊j·P/aᵢ⌋ or later, and before row ⌈(j + 1)·P/aᵢ⌉, its deadline. Among
+    the rows that may come next, the one with the earliest deadline is taken, which meets all deadlines (Pfair
     scheduling; Baruah et al., 1996).
 
     Example: weights 2 and 1 give sources 0, 0, 1, 0, 0, 1, …

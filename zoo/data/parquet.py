@@ -1,7 +1,7 @@
 """Read the rows of Parquet files, within a budget of bytes.
 
-A dictionary-encoded column stores a text once, however many rows have it: a file of kilobytes can unpack to a hundred
-gigabytes. So these columns are read as dictionaries, and rows become Python strings about PIECE bytes at a time.
+A dictionary-encoded column stores a text once for all rows that have it, so a file of kilobytes can unpack to a hundred
+gigabytes. Such columns are read as dictionaries, and rows are converted to Python strings about PIECE bytes at a time.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 class ReadAhead:
-    """Reads batches by `read(first, count)`, in page-locked memory if `pins`, from which a GPU copies on its own. After
-    each batch a thread reads the one that follows."""
+    """Reads batches by `read(first, count)`; after each batch, a thread reads the next. With `pins`, batches lie in
+    page-locked memory, from which a GPU copies asynchronously."""
 
     def __init__(self, read: Callable[[int, int], Batch], *, pins: bool) -> None:
         self._read, self._pins = read, pins
@@ -20,8 +20,9 @@ class ReadAhead:
         self._next: tuple[tuple[int, int], Future[Batch]] | None = None
 
     def take(self, first: int, count: int, step: int) -> Batch:
-        """Return the batch of `count` rows from row `first` on, and begin to read the one `step` rows later. Raises
-        what reading raises. A batch that was read ahead and is not asked for, as after going back, is dropped."""
+        """Return the batch of `count` rows from row `first`, and begin to read the batch that starts `step` rows later.
+        Errors of reading are raised here. A batch that was read ahead but is not the one requested, as after a run went
+        back, is dropped."""
         ready, self._next = self._next, None
         batch = ready[1].result() if ready is not None and ready[0] == (first, count) else self._make(first, count)
         key = first + step, count

@@ -64,7 +64,7 @@ def find_files(path: str, suffixes: Sequence[str], key: str = "data.path") -> tu
 
 
 def match_pattern(pattern: Path) -> Iterator[Path]:
-    """List the matches of a pattern as `glob` does, but `**` follows no links, which may be circular."""
+    """List the matches of a pattern as `glob` does, but `**` follows no links, because they may be circular."""
     parts = pattern.parts
     if "**" not in parts:
         yield from map(Path, glob.glob(str(pattern)))
@@ -87,8 +87,8 @@ def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 class Faults:
-    """Collects faults of records, reported under the setting `key`. Raises ConfigError with all of them once there are
-    FAULTS_SHOWN."""
+    """Collects faults of records, reported under the setting `key`. When FAULTS_SHOWN are collected, raises ConfigError
+    with all of them."""
 
     def __init__(self, key: str = "data.path") -> None:
         self.key = key
@@ -100,7 +100,7 @@ class Faults:
             raise ConfigError(*self.lines, f"{self.key}: reading stopped here, there may be more")
 
     def settle(self) -> None:
-        """Raise ConfigError if any fault was added."""
+        """Raise ConfigError if there are faults."""
         if self.lines:
             raise ConfigError(*self.lines)
 
@@ -210,7 +210,8 @@ class RecordFiles(RecordSource):
         raise NotImplementedError
 
     def refuse_nothing(self, found: bool) -> None:
-        """Raise ConfigError unless a record was `found`. The message tells empty files from files without a text."""
+        """Raise ConfigError unless a record was `found`. The message distinguishes empty files from files without a
+        text."""
         if not found:
             empty = all(file.stat().st_size == 0 for file in self.files)
             what = "an empty file" if empty else "no record with a text"

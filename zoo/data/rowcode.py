@@ -1,5 +1,6 @@
 # T tokens
-"""Encode whole texts as rows: a text, two texts, or words, with the index of each word's first token."""
+"""Encode whole texts as rows: one text, two texts, or words. Rows of words have the index of each word's first
+token."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ class RowEncoder:
     """Encodes texts as rows of at most `limit` tokens, with the special tokens of the tokenizer's file. Longer texts
     lose their end; of two texts, the longer one is truncated first.
 
-    If the file adds no special tokens, an end of text separates two texts. With `opens`, an end of text also begins
-    such a row, for a head that reads the first token.
+    If the file adds no special tokens, an end of text separates two texts and, with `opens`, also begins a row, for a
+    head that reads the first token.
     """
 
     tokenizer: Tokenizer

@@ -64,13 +64,13 @@ class DataSettings(Spec, axis="data", default="stdlib"):
 
     @property
     def content(self) -> str:
-        """What its documents are: text; pairs of a source and a target; or what a chat template writes: conversations,
-        preferences (a better and a worse answer), or judgements (an answer, good or not)."""
+        """The content of the documents. It is text, pairs of a source and a target, or what a chat template writes:
+        conversations, preferences (a better and a worse answer), or judgements (an answer, good or not)."""
         return "text"
 
     @property
     def written(self) -> bool:
-        """Whether its documents are conversations, which a chat template writes."""
+        """Whether the documents are conversations, which a chat template writes."""
         return self.content in ("conversations", "preferences", "judgements")
 
     @property
@@ -80,7 +80,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
 
     @property
     def needs_template(self) -> bool:
-        """Whether a chat template is stated or needed, whatever the records say."""
+        """Whether a chat template is stated, or needed for any records."""
         forms = {getattr(each.settings, "form", None) for each in self.sources.values()}
         return self.chosen_template is not None or not forms.isdisjoint(ALWAYS_RENDERED)
 
@@ -92,7 +92,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         return self.documents
 
     def open(self, template: ChatTemplate | None = None, *, whole: bool = False) -> Documents:
-        """Open the source as documents, with those of the setting `validation` unless it is read `whole`; `template`
+        """Open the source as documents, with those of the setting `validation` unless it is read `whole`. `template`
         writes conversations. Raises ConfigError if a source is missing."""
         train = self.open_part(template)
         if whole or getattr(self, "validation", None) is None:
@@ -100,7 +100,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         return WithValidation(train, self.open_part(template, validation=True))
 
     def open_part(self, template: ChatTemplate | None, *, validation: bool = False) -> Documents:
-        """Open the documents that the path names, or those that `validation` names."""
+        """Open the documents at the path, or with `validation` those that the setting `validation` names."""
         raise NotImplementedError
 
 
@@ -152,9 +152,10 @@ class RecordSettings(DataSettings):
     (null: `validation_fraction` of all records).
 
     With a `form` a record is a conversation: `messages` (and `tools`), `prompt_completion`, `sharegpt` or `alpaca`; or
-    a prompt with two answers (`preference`: `chosen` and `rejected`), or with one and its `label` (`unpaired`).
-    `template` writes it: null is the template in the tokenizer's folder, else a built-in one (chatml) or a file. A row
-    holds several conversations that do not see one another, or one each if `packing` is false."""
+    a prompt with two answers (`preference`: `chosen` and `rejected`) or with one and its `label` (`unpaired`).
+    `template` writes the conversation: a built-in template (chatml) or a file; null is the template in the tokenizer's
+    folder. A row holds several conversations that do not see one another, or only one if `packing` is false.
+    """
 
     reader: ClassVar[type[RecordFiles]]
     """The reader of this kind's files."""
@@ -249,8 +250,8 @@ class RecordSettings(DataSettings):
     def open_records(
         self, columns: tuple[str, ...], keys: str, validation: bool = False, optional: tuple[str, ...] = ()
     ) -> RecordSource:
-        """Open all records, or those of the `validation` setting, to read `columns` and, where they are, the `optional`
-        ones. `keys` are the config keys that chose the columns. Raises ConfigError if there are no files."""
+        """Open all records, or with `validation` those of the setting, to read `columns` and, if present, the
+        `optional` ones. `keys` are the config keys that chose the columns. Raises ConfigError if there are no files."""
         name = "validation" if validation else "path"
         files = find_files(str(getattr(self, name)), self.reader.suffixes, f"data.{name}")
         return self.reader(files, columns, keys, optional)
@@ -297,7 +298,7 @@ SHARED = ("tokenizer", "validation_fraction", "documents", "template", "packing"
 
 
 def read_weighted(node: object) -> WeightedSource:
-    """Validate one source of a mix; a WeightedSource is returned unchanged. Raises ValueError if the node is no
+    """Validate one source of a mix; a WeightedSource is returned unchanged. Raises ValueError if the node is not a
     mapping, and ValidationError with all faults of a mapping."""
     if isinstance(node, WeightedSource):
         return node
@@ -367,7 +368,7 @@ class Mix(DataSettings, kind="mix"):
 
 
 def make_paths_absolute(node: object) -> None:
-    """Make the paths of a `data` node absolute, in place: a run may go on from another folder.
+    """Make the paths of a `data` node absolute, in place, because a run may be resumed from another folder.
 
     A name on the hub is left unchanged.
     """

@@ -33,8 +33,8 @@ def split_corpus(
 
     Validation gets its fraction of the bytes. A large file (one in pieces) gives contiguous blocks, one at the end of
     each of up to MOST_BLOCKS equal sections. Then whole files are added, in the order of their content's hash, until
-    the fraction is reached. So names and order do not matter, no text is in both parts, and adding a file moves about
-    as much text from part to part as the file has. Raises ConfigError unless both parts get a document.
+    the fraction is reached. So names and order do not matter, and no text is in both parts. Adding a file moves no more
+    text between the parts than about the file's size. Raises ConfigError unless both parts get a document.
 
     Example: of a book of 1,000,000 bytes and a fraction of 0.05, validation has the bytes from 190,000 to 200,000, from
     390,000 to 400,000 and so on, cut where paragraphs end.
@@ -44,7 +44,7 @@ def split_corpus(
 
 def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | None = None) -> list[Part | None]:
     """Choose the part of each document from its Unit, as `split_corpus` describes. If the setting `validation` names
-    documents, these validate and all others train; `max_bytes` limits the others."""
+    documents, they validate, and all others train, limited by `max_bytes`."""
     first: dict[tuple[bytes, bool], int] = {}
     for number, unit in enumerate(units):
         first.setdefault((unit.key, unit.validates), number)
@@ -104,7 +104,7 @@ def measure_unit(document: Document) -> Unit:
 
 
 def describe_copies(train: Iterable[Hashable], validation: Iterable[Hashable]) -> Iterator[str]:
-    """Report how many texts of a `validation` of its own train too."""
+    """Report how many texts of a separate `validation` source are also in the training data."""
     if not (held := [*validation]):
         return
     known = {*train}
@@ -183,8 +183,7 @@ def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> 
 
 def cut_long(part: Part, pieces: list[Texts]) -> Iterator[tuple[Part, Texts]]:
     """Join the pieces of one text. If it has more than LONGEST characters, cut it into texts of LONGEST to 2 × LONGEST
-    characters (the last may be shorter). A pair is never cut.
-    """
+    characters (the last may be shorter). A pair is never cut."""
     if len(pieces[0]) > 1:
         yield part, pieces[0]
         return

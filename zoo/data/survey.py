@@ -17,7 +17,7 @@ from zoo.data.split import Part, Unit, join_pieces, measure_unit
 
 
 class Fingerprint:
-    """A hash of the documents that pass through `follow`: of content and order, not of names, dates or places."""
+    """Hashes the documents that pass through `follow`: their content and order, not names, dates or places."""
 
     def __init__(self) -> None:
         self._whole = hashlib.blake2b(digest_size=16)

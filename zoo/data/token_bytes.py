@@ -20,11 +20,11 @@ BYTE_LEVEL = "ByteLevel"
 
 def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray, *, bare: bool = False) -> np.ndarray:
     """Count the bytes of `text` that each token stands for [L + 1]: the tokens `ids` [L] of the text, and the end of
-    text after them. Tokens that the tokenizer adds around a text have no bytes; `bare` ids have none of them.
+    text after them. Tokens that the tokenizer adds around a text count no bytes. With `bare`, `ids` has no such tokens.
 
     In a byte-level vocabulary a token's spelling gives its bytes. In any other, or if these do not add up to the text
     (a normaliser changed it), a token has the bytes from its start in the text to the next token's start. The end of
-    text has none, except where the tokenizer encodes the text to no token at all: then it has all bytes.
+    text has none, unless the text has no tokens at all: then it has all bytes.
     """
     import numpy as np
 

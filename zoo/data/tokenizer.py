@@ -40,13 +40,13 @@ KNOWN = {
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer`, the token that ends a text, and how text is encoded: the same way for training,
-    evaluation and generation.
+    """A `tokenizers.Tokenizer`, the token that ends a text, and how text is encoded, alike for training, evaluation and
+    generation.
 
-    `split` (transformers' `split_special_tokens`): special tokens spelled in a text are plain characters, so that no
-    text can end a document; else they are special. `adds` (its `add_special_tokens`): `encode` adds the tokens that the
-    tokenizer's file puts around a text, such as a start token. `files` is the folder whose files `save` copies: those
-    that the tokenizer was read from, and others that travel with a run's model (`zoo.checkpoint.beside`).
+    `split` (transformers' `split_special_tokens`): if true, special tokens spelled in a text are plain characters, so
+    that no text can end a document. `adds` (its `add_special_tokens`): if true, `encode` adds the tokens that the
+    tokenizer's file puts around a text, such as a start token. `files` is the folder whose files `save` copies: the
+    tokenizer's own, and others that travel with a run's model (`zoo.checkpoint.beside`).
     """
 
     files: Path | None = None
@@ -136,8 +136,7 @@ class Tokenizer:
     @cached_property
     def byte_lengths(self) -> np.ndarray | None:
         """The number of bytes that each token of a byte-level vocabulary stands for, by id [V]; None for a vocabulary
-        of another kind.
-        """
+        of another kind."""
         return tabulate_byte_level(self)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
@@ -146,7 +145,7 @@ class Tokenizer:
             return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def save(self, folder: str | Path, limit: int | None = None) -> None:
-        """Write the tokenizer for this package and for transformers: its files as they were read, where there are some.
+        """Write the tokenizer for this package and for transformers. Files that it was read from are copied unchanged.
 
         tokenizer.json is written anew only if tokens were added, and tokenizer_config.json only if the run named
         another end of text or another `split`. A tokenizer that was trained here, or a tokenizer.json that came alone,
@@ -174,8 +173,8 @@ class Tokenizer:
             _write_json(config, {**stated, **other})
 
     def find_padding(self, folder: Path | None) -> int | None:
-        """Find the id of the token that transformers pads with, as the files in the `folder` of the tokenizer say, or
-        those that `save` makes where they name no special token. None if there is none."""
+        """Find the id of the padding token that transformers uses: by the tokenizer's files in `folder`, or by those
+        that `save` would write if they name no special token. None if there is none."""
         stated = (read_special_tokens(folder) if folder else {}) or self._describe(None)
         return self.backend.token_to_id(stated["pad_token"]) if "pad_token" in stated else None
 
@@ -207,12 +206,11 @@ class Tokenizer:
         adds: bool = True,
         where: str = "tokenizer",
     ) -> Tokenizer:
-        """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages. `split` None is as
-        the tokenizer_config.json in the same folder says, else false.
+        """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages. If `split` is None,
+        the tokenizer_config.json in the same folder decides; the default is false.
 
-        The end of a text is `eos`, else the `eos_token` of the tokenizer_config.json in the same folder, else the first
-        of KNOWN_EOS that the vocabulary has. Raises ConfigError for a missing or malformed file, and if none of these
-        gives a token.
+        The end of a text is `eos`, else the `eos_token` of that tokenizer_config.json, else the first of KNOWN_EOS in
+        the vocabulary. Raises ConfigError for a missing or malformed file, and if there is no such token.
         """
         file = find_tokenizer_file(path, where)
         backend = open_backend(file, where)
@@ -265,8 +263,8 @@ def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
 
 
 def open_backend(given: TokenizerSource, where: str) -> tokenizers.Tokenizer:
-    """Read a tokenizer.json or a folder that has one, or take a `tokenizers.Tokenizer`. Padding and truncation, which
-    some files switch on, are switched off. Raises ConfigError for a missing or malformed file."""
+    """Read a tokenizer.json or a folder that has one; a `tokenizers.Tokenizer` is used as it is. Padding and
+    truncation, which some files switch on, are switched off. Raises ConfigError for a missing or malformed file."""
     backend = read_backend(find_tokenizer_file(given, where), where) if isinstance(given, str | Path) else given
     backend.no_truncation()
     backend.no_padding()

@@ -13,7 +13,7 @@ Default = Field(validate_default=True)
 
 
 class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
-    """`data.tokenizer`. A field that the kind does not read must stay null."""
+    """The node `data.tokenizer`. A field that the kind does not use must stay null."""
 
     vocab_size: Annotated[int, Field(ge=257)] | None = None
     path: Annotated[str | None, Default] = None
@@ -28,13 +28,14 @@ class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
 
     @property
     def adds(self) -> bool:
-        """Whether a text gets the tokens that the tokenizer's file puts around one, as in generation."""
+        """Whether a text gets the tokens that the tokenizer's file puts around a text, as in generation."""
         return self.add_special_tokens is not False
 
     @property
     def splits(self) -> bool | None:
         """Whether special tokens spelled in a text are plain characters. The default is true for a tokenizer that Zoo
-        makes. For one read from a file it is None: as its tokenizer_config.json says, else false as in transformers."""
+        makes. For a tokenizer read from a file it is None: its tokenizer_config.json decides, and the default is false,
+        as in transformers."""
         stated = self.split_special_tokens
         return True if stated is None and self.kind != "file" else stated
 
@@ -70,7 +71,7 @@ class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
 
 
 class BPE(TokenizerSettings, kind="bpe"):
-    """A byte-level BPE, trained on the training split. `vocab_size` counts its end of text; null is 4096."""
+    """A byte-level BPE, trained on the training split. `vocab_size` includes the end of text; null is 4096."""
 
 
 class Bytes(TokenizerSettings, kind="byte"):

@@ -1,4 +1,4 @@
-"""Read batches of tokens: each row is a function of the seed and of its number alone.
+"""Read batches of tokens: each row depends on the seed and its row number alone.
 
 B rows, T tokens a row.
 """
@@ -67,8 +67,8 @@ class TokenFile:
         return []
 
     def describe_cuts(self, of: str, seq_len: int, cure: Callable[[int], str] = "seq_len={}".format) -> Iterator[str]:
-        """Yield lines on what of the documents is cut or left out in rows of `seq_len`. `of` names the corpus, and
-        `cure` writes the setting for a length."""
+        """Yield lines on the parts of documents that are cut or left out in rows of `seq_len`. `of` names the corpus,
+        and `cure` writes the setting for a length."""
         return iter(())
 
     def count_bytes(self, numbers: Iterable[int], seq_len: int) -> int:
@@ -90,7 +90,7 @@ class PairFile(TokenFile):
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """The index in `ids` just after each sequence. The first id, an end of text, belongs to none."""
+        """The index in `ids` just after each sequence. The first id, an end of text, belongs to no sequence."""
         import numpy as np
 
         return 1 + np.cumsum(self.sizes())
@@ -119,7 +119,8 @@ class Batch(NamedTuple):
     - `prefix` [B]: how many leading tokens of a row attend to one another in both directions (prefix LM).
     - `token_type_ids` [B, T]: the number, from 0, of each token's text within its row.
     - `row_numbers` [B]: the number of each row, counted from the start of the run. Dropout masks depend on it.
-    - `reference` [B], float32: the log-probability of a row's targets under the starting weights, no input of a model.
+    - `reference` [B], float32: the log-probability of a row's targets under the starting weights. It is not an input of
+      the model.
     """
 
     input_ids: torch.Tensor
@@ -236,8 +237,8 @@ class Batches:
         return batch._replace(row_numbers=torch.tensor(numbers).repeat_interleave(each))
 
     def list_first(self, count: int) -> list[int]:
-        """List the numbers of the first `count` rows, each window once: fewer if the sources have fewer, and of the
-        first AHEAD rows alone."""
+        """List the numbers of the first `count` rows, each window once. There are fewer if the sources have fewer; only
+        the first AHEAD rows are considered."""
         first: dict[tuple[int, int], int] = {}
         for number in range(AHEAD):
             first.setdefault(self.place(number)[:2], number)
@@ -308,7 +309,7 @@ def count_windows(source: Source, seq_len: int) -> int:
 def refuse_old_position(state: Mapping[str, Any]) -> None:
     """Raise ConfigError for a position saved by an earlier version, which counted steps in another order of rows.
 
-    Resuming from it would read some rows twice and others never.
+    Resuming from such a position would read some rows twice and others never.
     """
     if "consumed" not in state:
         found = "found a count of steps" if "step" in state else "found no count of rows"

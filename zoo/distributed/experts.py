@@ -32,7 +32,7 @@ class Visit:
     count: int
 
     def bring(self, rows: Tensor) -> Tensor:
-        """Send another tensor [M, …] of the same rows to the same ranks, without a gradient; return [M', …]."""
+        """Send another tensor [M, …] with the same rows to the same ranks, without a gradient; return [M', …]."""
         return self.group.send_rows(rows[: sum(self.sent)], self.sent, self.received)[self.order]
 
     def go_back(self, y: Tensor) -> Tensor:

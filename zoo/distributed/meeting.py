@@ -72,8 +72,9 @@ def agree_on_prefix(store: Store, rank: int, size: int, timeout: timedelta) -> s
 
 
 def refuse_loopback(store: Store, rank: int, size: int) -> None:
-    """Raise ConfigError if the run has several machines, and the name of this one is an address that the others cannot
-    reach: Debian's /etc/hosts gives a machine 127.0.1.1. Gloo would listen there, and the others would wait for it."""
+    """Raise ConfigError if the run has several machines, but the name of this one resolves to an address that the
+    others cannot reach: Debian's /etc/hosts gives a machine 127.0.1.1. Gloo would listen there, and the others would
+    wait for it."""
     here, name = int(os.environ.get("LOCAL_WORLD_SIZE", size)), socket.gethostname()
     if here == size or os.environ.get(CARD):
         return

@@ -12,10 +12,10 @@ WAYS = ("dp", "shard", "cp", "tp", "ep", "pp")
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many processes each kind of parallelism of a run takes: `dp` replicas, each sharded over `shard` processes
-    (FSDP); `cp` processes that divide the tokens of a row and exchange keys by `cp_comm`; `tp` processes that divide
-    each layer, for the same tokens. The dp·shard·cp processes form groups of `ep`, which divide the experts. A pipeline
-    has `pp` stages of dp·shard·cp·tp processes each, and runs a `schedule` with `chunks` chunks of layers per stage."""
+    """The number of processes of each kind of parallelism: `dp` replicas, each sharded over `shard` processes (FSDP);
+    `cp` processes that divide the tokens of a row and exchange keys by `cp_comm`; `tp` processes that divide each
+    layer, for the same tokens. The dp·shard·cp processes form groups of `ep`, which divide the experts. A pipeline has
+    `pp` stages of dp·shard·cp·tp processes each, and runs a `schedule` with `chunks` chunks of layers per stage."""
 
     dp: int = 1
     shard: int = 1

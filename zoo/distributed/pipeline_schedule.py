@@ -42,8 +42,8 @@ class StagePass(NamedTuple):
 
 
 class BackwardMoment(NamedTuple):
-    """The moment before a backward pass of one of a stage's chunks: by chunk, the microbatches whose activations the
-    stage holds (`kept`), and the chunks of which it has weights' gradients already (`done`)."""
+    """The moment before a backward pass of one of a stage's chunks. By chunk, it has the microbatches whose activations
+    the stage holds (`kept`), and whether the weights' gradients exist already (`done`)."""
 
     chunk: int
     kept: tuple[int, ...]
@@ -121,16 +121,16 @@ class PipelineSchedule:
         return None
 
     def find_recompute_fault(self, recompute: str) -> str | None:
-        """Say why a run cannot recompute activations (both halves of a split backward pass would do so); None if it
-        can."""
+        """Say why the schedule cannot recompute activations; None if it can. Both halves of a split backward pass would
+        recompute them."""
         if recompute == "none" or not self.splits_backward:
             return None
         found = f"recompute: is {recompute}, and schedule={self.kind} goes back in two halves"
         return f"{found}, each of which would compute again (recompute=none, or {WHOLE_BACKWARD})"
 
     def find_ring_fault(self, cp_comm: str) -> str | None:
-        """Say why keys cannot travel round a ring (both halves of a split backward pass would send them); None if they
-        can."""
+        """Say why keys cannot travel round a ring under this schedule; None if they can. Both halves of a split
+        backward pass would send them."""
         if cp_comm != "ring" or not self.splits_backward:
             return None
         found = f"cp_comm: is ring, and schedule={self.kind} goes back in two halves"

@@ -1,6 +1,6 @@
 # B rows, T tokens, D model width, V vocabulary
-"""Seams: the points of a forward pass that call a collective if several processes share the model. A component's
-`forward` knows nothing else of parallelism."""
+"""Seams: the points of a forward pass that call a collective if several processes share the model. They are all that a
+component's `forward` knows of parallelism."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Seam:
     """The seam of a model that one process holds whole: its methods call no collective.
 
     Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) overrides the methods in
-    `zoo.run.tensor_parallel.TensorSeam`. The docstrings here say what they do there in a pass with gradients: a rank
+    `zoo.run.tensor_parallel.TensorSeam`. The docstrings here describe those overrides in a pass with gradients: a rank
     computes a part of each sub-layer for all tokens, and between sub-layers holds the residual stream of its own tokens
     only (sequence parallelism; Korthikanti et al., 2022). Without gradients every rank has all tokens: `gather` and
     `own` change nothing, and `reduce` is an all-reduce.
@@ -48,7 +48,7 @@ class Seam:
         return norm(x)
 
     def bias(self, scheme: Any, weights: Any, heads: int, *places: Any, **how: Any) -> Any:
-        """Make a position scheme's bias on the scores of the rank's own heads."""
+        """Make a position scheme's bias on the scores, for the rank's own heads."""
         return scheme.bias(weights, heads, *places, **how)
 
     def own_share(self, loss: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Seam:
         return None
 
     def take_least(self, number: int) -> int:
-        """Return the smallest of the ranks' numbers, so that all ranks plan alike."""
+        """Return the smallest of the ranks' numbers, so that all ranks make the same plan."""
         return number
 
 

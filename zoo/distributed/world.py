@@ -28,7 +28,7 @@ HOST_TIMEOUT = timedelta(hours=12)
 class World:
     """The processes of a run: this one is `rank` of `size`, and `local_rank` on its machine. With one process no
     collective communicates. `group` is a process group of some processes, None for all. Plain values of all processes
-    have a group of their own (`host`), which waits up to HOST_TIMEOUT."""
+    go through a separate group (`host`), which waits up to HOST_TIMEOUT."""
 
     rank: int = 0
     size: int = 1
@@ -130,5 +130,5 @@ def read_world() -> World:
 
 
 def leave_at_once() -> None:
-    """Cancel the destruction of the process group when this process exits: it would wait for a process that is dead."""
+    """Cancel the destruction of the process group when this process exits, because it would wait for a dead process."""
     atexit.unregister(torch.distributed.destroy_process_group)

@@ -26,8 +26,8 @@ class TurnRow(NamedTuple):
 
 
 class TurnCuts(NamedTuple):
-    """What rows of some length hold of conversations: the tokens `kept` of each, up to the end of an answer (0: not
-    even the first answer fits), and the tokens up to its last answer."""
+    """The tokens of conversations that fit rows of some length: the number `kept` of each, up to the end of an answer
+    (0: not even the first answer fits), and the number of tokens up to its last answer."""
 
     kept: np.ndarray
     whole: np.ndarray
@@ -47,8 +47,9 @@ class TurnFile(TokenFile):
 
     @cached_property
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The tokens of each sequence; the first sequence of each document, and after them their number; the index in
-        `ids` of each document. The first id, an end of text, belongs to none."""
+        """Three arrays: the number of tokens of each sequence; the first sequence of each document, then the total
+        number of sequences; and the index of each document's first token in `ids`. The first id, an end of text,
+        belongs to no document."""
         sizes, counts = self.sequences()
         firsts = np.concatenate([[0], np.cumsum(counts)])
         return sizes, firsts, 1 + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[firsts[:-1]]
@@ -67,8 +68,8 @@ class TurnFile(TokenFile):
 
     @cached_property
     def plan(self) -> Callable[[int], tuple[TurnCuts, list[list[int]]]]:
-        """Plan rows of a length, once each: the cuts, and the numbers of the conversations of each row. Raises
-        ConfigError if no conversation has an answer within it."""
+        """Plan rows of a length, once each: return the cuts, and the numbers of each row's conversations. Raises
+        ConfigError if no conversation has an answer that fits."""
 
         @cache
         def plan(seq_len: int) -> tuple[TurnCuts, list[list[int]]]:
@@ -98,7 +99,7 @@ class TurnFile(TokenFile):
         return self.read_conversations([(each, int(cuts.kept[each])) for each in rows[number]])
 
     def read_conversations(self, which: Sequence[tuple[int, int]]) -> TurnRow:
-        """Read conversations, given the number of each and its tokens to read, as one row."""
+        """Read several conversations as one row. `which` has the number of each and its tokens to read."""
         (sizes, firsts, starts), ids, learned = self.layout, [], []
         for each, kept in which:
             runs = sizes[firsts[each] : firsts[each + 1]]

@@ -63,8 +63,8 @@ Pair = tuple[str, str]
 
 
 class JudgedAnswers(NamedTuple):
-    """A better and a worse answer to a prompt, each a conversation that ends with it. None for the one that a record
-    lacks, which judges a single answer."""
+    """A better and a worse answer to a prompt, each a conversation that ends with the answer. A record that judges a
+    single answer has None for the other."""
 
     chosen: Dialogue | Pair | None
     rejected: Dialogue | Pair | None
@@ -111,7 +111,7 @@ def read_prompt_completion(values: list[Any], record: Mapping[str, Any], report:
 def continue_prompt(
     prompt: Any, answer: Any, name: str, record: Mapping[str, Any], report: Report
 ) -> Dialogue | Pair | None:
-    """Make a conversation of a prompt and its answer, which the field `name` has: two texts, or two lists of
+    """Make a conversation of a prompt and its answer, the value of the field `name`: two texts, or two lists of
     messages."""
     if isinstance(prompt, str) and isinstance(answer, str):
         return (prompt, answer)
@@ -124,8 +124,8 @@ def continue_prompt(
 
 
 def read_preference(values: list[Any], record: Mapping[str, Any], report: Report) -> JudgedAnswers | None:
-    """Read a `prompt` with a `chosen` and a `rejected` answer: texts, or lists of messages. Without a prompt, what both
-    answers begin with is the prompt (TRL's implicit prompt)."""
+    """Read a `prompt` with a `chosen` and a `rejected` answer: texts, or lists of messages. Without a prompt, the
+    common beginning of both answers is the prompt (TRL's implicit prompt)."""
     prompt, (chosen, rejected) = record.get("prompt") or None, values
     if chosen == rejected:
         report(f"chosen and rejected are the same, found {quote(chosen)} (two answers)")
@@ -203,7 +203,7 @@ FORMS = {
 
 @dataclass
 class Conversations:
-    """Records as conversations: documents of a prompt and its completion, or of the parts of `Turns`; of a comparison
+    """Records as conversations: documents of a prompt and its completion, or of the parts of `Turns`; a comparison has
     two of these (`join_answers`)."""
 
     source: RecordSource
@@ -233,8 +233,8 @@ class Conversations:
         self.source.refuse_nothing(found)
 
     def render(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
-        """Make the texts of a record; None for one whose answers are empty, and for one with a fault, which goes to
-        `faults`. Raises ConfigError if no record can be written."""
+        """Make the texts of a record; None if its answers are empty, or if it has a fault, which is added to `faults`.
+        Raises ConfigError if no record can be written."""
         columns = self.source.columns
         if not has_fields(record, columns, self.keys, where, faults):
             return None
@@ -255,13 +255,14 @@ class Conversations:
         return None if lacks else join_answers(texts[0] or (), texts[1] or ())
 
     def says_nothing(self, read: Dialogue | Pair) -> bool:
-        """Whether the answers of a record are empty. One whose role is misspelt is not: `write` reports the role."""
+        """Whether the answers of a record are empty. An answer with a misspelt role is not: `write` reports the
+        role."""
         if not isinstance(read, Dialogue):
             return not read[1].strip()
         return read.is_silent() and not (self.template and self.template.list_unknown_roles(read.messages, read.tools))
 
     def write(self, read: Dialogue | Pair, names: Sequence[str], where: str, faults: Faults) -> tuple[str, ...] | None:
-        """Make the texts of a conversation, which the fields `names` have; None for one with a fault."""
+        """Make the texts of the conversation in the fields `names`; None for a faulty one."""
         if not isinstance(read, Dialogue):
             return read if all(map(is_text, read, names, (where,) * 2, (faults,) * 2)) else None
         report = partial(self.report, where, faults)
@@ -286,7 +287,7 @@ class Conversations:
         faults.add(f"{where}: {fault}")
 
     def describe_passed(self) -> Iterator[str]:
-        """Describe the conversations and the answers that are not learned, and answers that all have one label."""
+        """Describe the conversations and answers that are not learned, and say if all answers have the same label."""
         good, bad = self.counts["chosen"], self.counts["rejected"]
         if bool(good) != bool(bad):
             stated, lacking = ("true", "false") if good else ("false", "true")
@@ -302,10 +303,7 @@ class Conversations:
 
 
 def join_answers(chosen: Sequence[str], rejected: Sequence[str]) -> tuple[str, ...]:
-    """Join the texts of two conversations into those of one document. Both get equally many, an even number, by empty
-    ones at their end: so each is a half, and not learned and learned texts take turns in the whole.
-
-    Example: (a, B) and (a, C) give (a, B, a, C); (a, B, end) and none give (a, B, end, "", "", "", "", "").
-    """
+    """Join the texts of two conversations into one document, of which each conversation is one half. Empty texts at the
+    end of each give both the same even number of texts. So learned and unlearned texts still take turns."""
     half = max(len(chosen), len(rejected)) + 1 & ~1
     return tuple(text for each in (chosen, rejected) for text in (*each, *[""] * (half - len(each))))

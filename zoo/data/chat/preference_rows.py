@@ -19,9 +19,9 @@ from zoo.errors import ConfigError
 
 @dataclass
 class RecordNumbers:
-    """Numbers of each record of a split, [N, R], which are computed before its rows are read: the log-probability of
-    the R rows that an objective makes of a record, under the starting weights
-    (`zoo.training.objective.kept_reference`). NaN where it is not needed."""
+    """Numbers of each record of a split, [N, R], computed before rows are read: the log-probability, under the starting
+    weights, of the R rows that an objective makes of a record (`zoo.training.objective.kept_reference`). NaN where none
+    is needed."""
 
     values: np.ndarray | None = None
 
@@ -31,8 +31,8 @@ AnswerPair = tuple[TurnRow, TurnRow]
 
 
 class PreferenceRow(NamedTuple):
-    """The answers of a record, its numbers [R] if there are any, and a function that reads the answers of the record
-    before it, of which the last is before the first."""
+    """The answers of a record, its numbers [R] if there are any, and a function that reads the answers of the previous
+    record. The record before the first is the last."""
 
     answers: AnswerPair
     reference: np.ndarray | None
@@ -44,15 +44,15 @@ class PreferenceFile(TurnFile):
     """One part of a corpus of preferences. The first half of a document's sequences is one conversation, the second
     half the other.
 
-    A row is a record of which both conversations have at most T tokens; other records are left out, because an answer
-    that lost its end is another answer.
+    A row is one record. Records with a conversation of more than T tokens are left out, because an answer without its
+    end is a different answer.
     """
 
     reference: RecordNumbers = field(default_factory=RecordNumbers, compare=False, repr=False)
 
     @cached_property
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As a TurnFile's, of conversations: those of record n have the numbers 2n and 2n + 1."""
+        """The layout of a TurnFile, for conversations: those of record n have the numbers 2n and 2n + 1."""
         sizes, counts = self.sequences()
         firsts = np.concatenate([[0], np.cumsum(np.repeat(counts // 2, 2))])
         return sizes, firsts, 1 + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[firsts[:-1]]
@@ -105,16 +105,16 @@ class PreferenceFile(TurnFile):
 
 
 def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
-    """Make a batch of B records for next-token prediction: rows [2B, T] of which 2n and 2n + 1 are record n's, padded
-    at their end, and their numbers [2B]. Nothing in it is random. T is the longest row's, rounded up to a multiple of
-    STEP; with `one_shape` it is `seq_len`."""
+    """Make a batch of B records for next-token prediction: rows [2B, T], padded at their end, and their numbers [2B].
+    Record n has the rows 2n and 2n + 1. Nothing in it is random. T is the length of the longest row, rounded up to a
+    multiple of STEP; with `one_shape` it is `seq_len`."""
     turns = [each for row in rows for each in row.answers]
     return predict_next(rows, turns, pad_id, choose_width(turns, seq_len, one_shape))
 
 
 def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
-    """Make a batch of B records with mismatched completions: as `collate_answers`, with four rows [4B, T] for a record,
-    its two answers and then each of its prompts with the completion of the record before. Rows that a record lacks are
+    """Make a batch of B records with mismatched completions, as `collate_answers` does. A record has four rows of [4B,
+    T]: its two answers, then each of its prompts with a completion of the record before. Rows that a record lacks are
     padding."""
     turns = []
     for row in rows:
@@ -124,8 +124,8 @@ def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq
 
 
 def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> TurnRow:
-    """Join an answer's prompt and the completion of the record `before`: that of the same number if it has one. At most
-    `seq_len` tokens are kept."""
+    """Join an answer's prompt to a completion of the record `before`: the one with the same number, if there is one. At
+    most `seq_len` tokens are kept."""
     other = before[number] if len(before[number].ids) else before[1 - number]
     if not len(answer.ids):
         return answer
@@ -135,8 +135,8 @@ def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> 
 
 
 def collate_rated(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
-    """Make a batch of B records for a head that reads whole rows: as `collate_answers`, with every token of a
-    conversation as an input, and the targets [2B, 1] 1 for the better answer and 0 for the other."""
+    """Make a batch of B records for a head that reads whole rows, as `collate_answers` does, but with every token of a
+    conversation as an input. Targets [2B, 1] are 1 for the better answer and 0 for the other."""
     turns = [each for row in rows for each in row.answers]
     width = choose_width(turns, seq_len, one_shape)
     there = [np.ones(len(each.ids), np.int64) for each in turns]

@@ -25,21 +25,19 @@ VIEWS = 16
 
 
 class BrokenTemplate(ConfigError):
-    """A chat template is no jinja2: it renders no conversation."""
+    """Raised for a chat template that is not valid jinja2, and so cannot render any conversation."""
 
 
 class RenderedView(NamedTuple):
-    """A rendered conversation, or its beginning; and where the template marks text of the assistant."""
+    """A rendered conversation, or its beginning, and the spans that the template marks as the assistant's."""
 
     text: str
     spans: list[tuple[int, int]]
 
 
 class Renderer:
-    """A process that renders templates, started for the first template and again after one that had to be stopped.
-
-    The renderer ends at `close`, or when this process ends in any way, because that closes the renderer's input.
-    """
+    """A process that renders templates. It is started for the first template, and again if a template had to be
+    stopped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

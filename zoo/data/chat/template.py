@@ -44,7 +44,7 @@ class ChatTemplate:
     """A chat template: messages → the text that the model continues.
 
     `tool_use` is the template for conversations with tools, if there is a separate one. `special` are the special
-    tokens that templates refer to (`bos_token`, …). `fault` is why training text cannot be written by it.
+    tokens that templates refer to (`bos_token`, …). `fault` is the reason if the template cannot write training text.
     """
 
     default: str
@@ -91,8 +91,8 @@ class ChatTemplate:
         return MARKS.search(self.choose(tools)) is not None
 
     def list_unknown_roles(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[str]:
-        """List the roles that are none of ROLES and that the template does not name, one line each: most templates
-        write any role, so that a misspelt `assistant` would be read as context."""
+        """List the roles that are not in ROLES and that the template does not name, one line each. Most templates write
+        any role, so a misspelt `assistant` would be read as context."""
         source, known = self.choose(tools), f" (one of: {', '.join(ROLES)})"
         return [
             f"messages[{index}].role: is {quote(role)}{did_you_mean(role, ROLES) or known}"
@@ -112,8 +112,8 @@ class ChatTemplate:
             return None
 
     def find_missing_token(self, tokenizer: Tokenizer) -> str | None:
-        """Describe a special token that the template writes and the vocabulary lacks, so that its spelling would be
-        read as plain characters; None if there is none."""
+        """Describe a special token that the template writes and the vocabulary lacks; None if there is none. Such a
+        token would be read as plain characters."""
         for spelled in SPECIAL.findall(self.render_example() or ""):
             if tokenizer.backend.token_to_id(spelled) is None:
                 would = "a tokenizer that has it, or another template"
@@ -121,9 +121,9 @@ class ChatTemplate:
         return None
 
     def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
-        """Find what the template puts after an answer. Returns two lists: the id of a special token, and a stop string.
-        At least one is empty; both are if the template refuses the example, or nothing follows its answer: then the
-        tokenizer's EOS must do."""
+        """Find what the template puts after an answer. Returns two lists, of which at least one is empty: the id of a
+        special token, and a stop string. Both are empty if the template refuses the example, or nothing follows its
+        answer; then the tokenizer's EOS must do."""
         _, found, after = (self.render_example() or "").rpartition(MARK)
         if not found:
             return [], []
@@ -134,8 +134,8 @@ class ChatTemplate:
 
 
 def load(folder: Path, chosen: str | None = None, tokenizer: Tokenizer | None = None) -> ChatTemplate:
-    """Load the template of a checkpoint, or the `chosen` one. Raises ConfigError if there is none, if the chosen one
-    writes special tokens that the `tokenizer` lacks, and as `find_chat_template` does."""
+    """Load the template of a checkpoint, or the `chosen` one. Raises ConfigError if there is none, if it writes special
+    tokens that the `tokenizer` lacks, and as `find_chat_template` does."""
     if (found := find_chat_template(folder, chosen)) is None:
         raise ConfigError(
             f"chat template: {folder} has none, so how a conversation is written for it is not known "

@@ -1,5 +1,5 @@
-"""Render chat templates in a process of their own. A template is a program by the checkpoint's author, and a limit
-inside one interpreter does not hold: Python cannot interrupt a single call into C.
+"""Render chat templates in a process of their own. A template is a program by the checkpoint's author, and it cannot be
+limited inside this interpreter: Python cannot interrupt a call into C.
 
 Run as a script by `zoo.data.chat.renderer`: each line of standard input is one job, each line of standard output its
 answer. A job that takes too much time ends this process; a job that takes too much memory ends in an error.
@@ -23,8 +23,9 @@ LENGTH = 2**24  # characters of a text
 
 
 class GenerationTag(ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's text. Like transformers', it records where that text
-    begins and ends, which is known if the mark stands in no macro: `blocks` are the pieces written before it."""
+    """Mark the assistant's text: `{% generation %}…{% endgeneration %}`. Like transformers' tag, it records where the
+    text begins and ends, from the pieces written before it (`blocks`). The place is unknown if the tag is inside a
+    macro."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
     blocks: ClassVar[list[str]] = []
@@ -112,7 +113,8 @@ compiled = lru_cache(ENVIRONMENT.from_string)
 
 
 def render_view(job: dict[str, Any], upto: int | None, prompt: bool) -> dict[str, Any]:
-    """Render the first `upto` messages of a job (None: all). Gives the text, and the spans that the template marks."""
+    """Render the first `upto` messages of a job (None: all). Returns the text, and the spans that the template
+    marks."""
     GenerationTag.blocks, GenerationTag.spans, length = [], [], 0
     values = {**job["values"], "add_generation_prompt": prompt}
     if upto is not None:
@@ -125,8 +127,8 @@ def render_view(job: dict[str, Any], upto: int | None, prompt: bool) -> dict[str
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Render the views of one job: (number of messages, add_generation_prompt) for each. Gives them, or the template's
-    error."""
+    """Render the views of one job, each given as (number of messages, add_generation_prompt). Returns them, or the
+    template's error."""
     try:
         Today.day = job["day"]
         return {"views": [render_view(job, upto, prompt) for upto, prompt in job["views"]]}

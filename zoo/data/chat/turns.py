@@ -23,7 +23,7 @@ WOULD = "a template with {% generation %} around the assistant's text"
 
 class Turns(NamedTuple):
     """The text of a conversation in parts that take turns: not learned, learned, not learned … not learned. `passed`
-    counts the answers whose place in the text is not known, which are in parts that are not learned."""
+    counts the answers whose place in the text is unknown; they lie in parts that are not learned."""
 
     texts: tuple[str, ...]
     passed: int
@@ -55,9 +55,9 @@ def split_turns(
 
 
 def find_fault(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
-    """Describe why conversations written by a template cannot be learned, judging from an example; None if they can.
+    """Describe why conversations written by a template cannot be learned, judging from an example; None if they can be.
 
-    A model learns to end an answer by what the template writes after one.
+    A model learns to end an answer from the text that the template writes after it.
     """
     written = template.render_example()
     if written is None:  # the conversations of the data will tell
@@ -91,7 +91,7 @@ def find_by_prefixes(
 ) -> tuple[str, list[Span]]:
     """Render a conversation up to its last answer, and find each answer as the difference between two beginnings of it:
     the messages before the answer with the generation prompt, and the messages with the answer. Answers that a template
-    writes otherwise once a message follows (Qwen3 drops their reasoning) are left out."""
+    writes differently if a message follows (Qwen3 drops their reasoning) are left out."""
     views = [view for number in answers for view in ((number, True), (number + 1, False))]
     found = [each.text for each in template.render_views(messages, views, tools)]
     whole, spans = found[-1], []
@@ -105,9 +105,9 @@ def find_by_prefixes(
 
 
 def find_end(before: str, after: str, whole: str, content: object) -> int | None:
-    """Find where an answer with this `content` ends in the `whole` text, given the text before the answer and the text
-    that ends with it; None if they write it differently. What they may write differently is what stands after the
-    answer's end of turn, as where a template ends a conversation with an end of text (Phi-3)."""
+    """Find where an answer with this `content` ends in the `whole` text. `before` is the text before the answer,
+    `after` the text that ends with it. Only text after the answer's end of turn may differ between `after` and `whole`:
+    some templates end a conversation with an end of text (Phi-3). None if more differs."""
     if whole.startswith(after):
         return len(after)
     place = after.rfind(content.strip(), len(before)) if isinstance(content, str) else -1
@@ -119,7 +119,8 @@ def find_end(before: str, after: str, whole: str, content: object) -> int | None
 
 
 def alternate(text: str, spans: Iterable[Span]) -> Iterable[str]:
-    """Cut a text at the ends of its spans: the text before the first, the first, the text between …, the text after."""
+    """Cut a text at the ends of its spans: the text before the first span, the first span, the text up to the next, and
+    so on."""
     at = 0
     for start, end in spans:
         yield text[at:start]
