@@ -27,8 +27,8 @@ class Body:
 
     @property
     def keys(self) -> Mapping[str, str]:
-        """The rows of the tensors' map. The class's own rows come first, and replace family rows of the same names. A
-        class that is the encoder alone of an encoder-decoder has only the rows of that tower."""
+        """The rows of the tensor map. The class's own rows come first, and replace family rows of the same names. A
+        class that is only the encoder of an encoder-decoder has only the rows of that tower."""
         patch, rows = self.family.architectures[self.architecture], self.family.keys
         own = patch.get("keys") or {}
         if patch.get("alone"):
@@ -66,7 +66,8 @@ class Body:
 
     @property
     def head(self) -> str | None:
-        """The name of the head's weight, in a pair of towers of the decoder's; None if the family names none."""
+        """The name of the head's weight, for a pair of towers that of the decoder's head; None if the family names
+        none."""
         inner = self.towers.get("decoder")
         own = self.family.about.get("head")
         return own if own or inner is None or inner.head is None else f"{self.prefix}decoder.{inner.head}"
@@ -80,7 +81,7 @@ def lay_over(base: object, patch: object) -> Any:
 
 
 def take_encoder(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the encoder out of the model of an encoder-decoder, as a model of its own without a head."""
+    """Extract the encoder of an encoder-decoder, as a model without a head."""
     shared = {key: value for key, value in model.items() if key not in ("start_id", "cross", "encoder", "decoder")}
     axes = [each for each in model["defaults"] if "/cross" not in each]
     own = lay_over(shared, model.get("encoder") or {})

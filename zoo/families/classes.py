@@ -23,8 +23,8 @@ HEADED = re.compile(r"(For[A-Z]\w*|(With)?LMHeadModel)$")
 
 def name_first_class(family: str, base: Mapping[str, Any]) -> Classes:
     """Name the class of a family that states none, as transformers does. The name is the family's in capitalised words,
-    with the ending (`ForCausalLM`) of the first class of its base; the class has that class's changes. `qwen3_5_text`,
-    like Llama (`LlamaForCausalLM: {prefix: model.}`), has `Qwen3_5ForCausalLM: {prefix: model.}`."""
+    with the ending (`ForCausalLM`) of the first class of its base; and its changes are those of that class.
+    `qwen3_5_text`, like Llama (`LlamaForCausalLM: {prefix: model.}`), has `Qwen3_5ForCausalLM: {prefix: model.}`."""
     first, changes = next(iter(base.items()))
     stem = re.sub(r"(^|[_-])([a-z])", lambda word: word[2].upper(), family.removesuffix("_text"))
     return {stem + first.removeprefix(HEADED.sub("", first)): changes}
@@ -34,9 +34,9 @@ def name_classes(
     family: str, stated: Mapping[str, Any], bare: Mapping[str, Any] | None, tasks: Mapping[str, Any]
 ) -> Classes:
     """List every class of a family with its changes to the family: the classes in `stated`, and those named after the
-    first one (BertModel and BertForTokenClassification after BertForMaskedLM). `bare` are further changes in the class
-    without a head, None if there is no such class; `tasks` are the classes with a head for a task in the family's file.
-    """
+    first one (BertModel and BertForTokenClassification after BertForMaskedLM). `bare` has further changes for the class
+    without a head (None: there is no such class); `tasks` are the classes with a head for a task in the family's
+    file."""
     first, *others = stated
     stem, prefix = HEADED.sub("", first), stated[first].get("prefix")
     made: Classes = {first: stated[first]}

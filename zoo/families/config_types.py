@@ -21,7 +21,7 @@ TokenId = Annotated[int, Field(ge=-1, le=LARGEST_VOCABULARY)]
 
 
 class InnerConfig(JsonShape):
-    """The fields of a model's config that mean the same in every family. Those of one family are checked where its
+    """The fields of a model's config that mean the same in every family. Fields of a single family are checked when its
     expressions read them (`Expression.value`)."""
 
     model_type: str | None = None
@@ -42,8 +42,8 @@ class InnerConfig(JsonShape):
 
 
 class GenerationFile(JsonShape):
-    """generation_config.json: token ids, and the number of new tokens, for which memory is reserved. The options of
-    sampling are checked by `zoo.text.defaults`."""
+    """The file generation_config.json: token ids, and the number of new tokens, for which memory is reserved. Sampling
+    options are checked by `zoo.text.defaults`."""
 
     eos_token_id: TokenId | list[TokenId] | None = None
     bos_token_id: TokenId | list[TokenId] | None = None

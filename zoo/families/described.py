@@ -68,9 +68,9 @@ def find_peft_base(folder: Path) -> Path:
 def read_body(
     path: Path, changes: Mapping[str, Any] | None = None, stated: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Body]:
-    """Read a config.json (or a folder's) and the model it describes; for a multimodal model, those of the text model.
-    `stated` replaces fields of the config, `changes` those of the model. Raises CheckpointError for a faulty config,
-    and for one of no known family."""
+    """Read a config.json (or a folder's) and the model it describes; for a multimodal model, the text model's. `stated`
+    replaces fields of the config, `changes` those of the model. Raises CheckpointError for a faulty config, and for an
+    unknown family."""
     file = path / CONFIG if path.is_dir() else path
     config = read_config(file)
     wrapper = find_wrapper(config)

@@ -43,7 +43,7 @@ YAML for each.
 
 A class may have `requires`, `keys` and `defaults` of its own. A `model_type` usually has a family of its own, even if
 transformers loads it with another family's class (EXAONE and InternLM3 with Llama's): its defaults and names differ,
-and serving engines choose their code by its published class. It has none if nothing differs.
+and serving engines choose their code by its published class. It has no family of its own if nothing differs.
 
 Both directions use this one description. Import evaluates `model`. Export pairs the unevaluated `model` with a Spec,
 finds fields with which each expression has the Spec's value, and imports the result: only a config that gives the same
@@ -129,8 +129,8 @@ class Family:
                 raise CheckpointError(f"{where}: {name}: {said}")
 
     def unmet(self, config: Mapping[str, Any], architecture: str) -> list[str]:
-        """List a line for each field whose value is none of those that the family or this class requires. Fields that
-        are missing or null pass."""
+        """List a line for each field whose value is not among those that the family or this class requires. Missing and
+        null fields pass."""
         full, faults = {**self.defaults, **config}, []
         of_class = self.architectures.get(architecture, {}).get("requires") or {}
         # Any config may have is_causal: if it is false, transformers lets a decoder's tokens see later ones.
@@ -176,14 +176,14 @@ class Family:
 
     @property
     def written(self) -> dict[str, Any]:
-        """The defaults to write into a config.json: none that are null or whose name starts with `default_`, and no
-        inherited ones for fields that this family does not read."""
+        """The defaults to write into a config.json. Left out are null values, names that start with `default_`, and
+        inherited fields that this family does not read."""
         unread = self.inherited - self.reads - read_names(self.keys)
         stated = {name: value for name, value in self.defaults.items() if value is not None and name not in unread}
         return {name: value for name, value in stated.items() if not name.startswith("default_")}
 
     def is_helper(self, name: str) -> bool:
-        """Tell whether a name in expressions is no field of a config.json: `layer`, or a helper of `derive`."""
+        """Tell whether a name in expressions is not a field of a config.json: `layer`, or a helper of `derive`."""
         return name == "layer" or (name.startswith("_") and name in self.derive)
 
     def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
@@ -201,9 +201,9 @@ class Family:
         return {key: value for key, value in {**model, **changed}.items() if changes.get(key, 0) is not None}
 
     def body(self, config: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Body:
-        """Translate a config.json to a model in our grammar. `changes` are merged into the model last; they come from
-        the file's tensors, for instance that the head is not tied. Raises CheckpointError for a class of another
-        family, and for fields or values that are not supported."""
+        """Translate a config.json to a model in our grammar. `changes` are merged into the model last. They come from
+        the file's tensors: an untied head, for instance. Raises CheckpointError for a class of another family, and for
+        fields or values that are not supported."""
         named = config.get("architectures") or [next(iter(self.architectures))]
         named = [self.architectures.get(named[0], {}).get("as", named[0])]
         template = lay_over(self.template(named[0], where), changes or {})

@@ -99,9 +99,9 @@ def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict
 
 
 def list_rows(family: Family, own: Mapping[str, Any]) -> dict[str, Any]:
-    """List the catalogue's rows for the fields of a family's config.json. First come those of all files, under the
-    family's names and without fields that the family does not have. Then come an architecture's `own`, which replace
-    rows of the same field."""
+    """List the catalogue's rows for the fields of a family's config.json. The rows of all files come first, under the
+    family's names, without fields that the family lacks. An architecture's `own` rows follow, and replace rows of the
+    same field."""
     known = family.reads | family.defaults.keys() | set(family.harmless) | HARMLESS
     rows = {}
     for name, value in read_catalogue()["config"].items():
@@ -278,7 +278,7 @@ def _find_llama3(found: GGUFFile, factors: Sequence[float], theta: float) -> dic
 
 def find_llama3_factors(factor: float, theta: float, count: int) -> list[float]:
     """Find the factors by which Llama 3's scaling divides the `count` frequencies: 1 for fast ones, `factor` for slow
-    ones, and between these what interpolates the frequencies."""
+    ones, and between them the factor that interpolates the frequencies."""
     low, high, length = LLAMA3.values()
     turns = [length / (2 * math.pi * theta ** (place / count)) for place in range(count)]
     smooth = [min(1.0, max(0.0, (each - low) / (high - low))) for each in turns]
@@ -286,8 +286,8 @@ def find_llama3_factors(factor: float, theta: float, count: int) -> list[float]:
 
 
 def read_floats(tensor: StoredTensor) -> list[float]:
-    """Read a tensor of factors of rotary frequencies. Raises CheckpointError for another type than float32, for more
-    than MOST_FACTORS, for a file that ends within them, and for factors that are not positive."""
+    """Read a tensor of factors of rotary frequencies. Raises CheckpointError for another type than float32, more than
+    MOST_FACTORS factors, a truncated file, and factors that are not positive."""
     if tensor.kind != "F32":
         raise CheckpointError(f"{tensor.file}: factors of rotary frequencies are {tensor.kind} (F32)")
     count = math.prod(tensor.shape)

@@ -1,7 +1,7 @@
 """Read the header of a GGUF file (llama.cpp's) within budgets: metadata, with checked types, and offsets of tensors.
 
 The package `gguf` needs 9 s of processor time for the header of a vocabulary of 150,000 tokens and as many merges; this
-reader needs 0.3 s, so that a price takes less than half a second. It imports no numpy.
+reader needs 0.3 s, so a price takes less than half a second. It does not import numpy.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def read_gguf(file: Path, *, texts: bool = False) -> GGUFFile:
     """Read the header of a GGUF file, and of its other parts if it is split. Raises CheckpointError if one is faulty or
     missing.
 
-    The vocabulary's lists of texts are read only with `texts`; otherwise an Unread stands for each.
+    The vocabulary's lists of texts are read only with `texts`; otherwise each is replaced by an Unread.
     """
     first = _read_part(file, texts)
     count = first.metadata.get("split.count") or 1

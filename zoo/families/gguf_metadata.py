@@ -33,8 +33,7 @@ def _list_types(name: str, row: Mapping[str, Any]) -> set[str]:
 
 
 def find_metadata(config: Mapping[str, Any], architecture: str, tensors: Sequence[str]) -> dict[str, Any]:
-    """Find the architecture's metadata, under names with its prefix, from which reading makes a config.json like
-    `config`.
+    """Find the architecture's metadata, under names with its prefix, that is read back as a config.json like `config`.
 
     `tensors` are the names of the file's tensors. Counts are int, other numbers float.
     """

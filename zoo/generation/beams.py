@@ -111,7 +111,7 @@ class Beams:
         return not bool((best > -math.inf).all())  # NaN is above nothing
 
     def tell(self, number: int) -> list[Event]:
-        """Return the events of the best `n` beams of request `number`. Called once the search is over."""
+        """Return the events of the best `n` beams of request `number`. Called when the search is over."""
         events = []
         for sample, beam in enumerate(self.finished[: self.asked.n]):
             for place, token in enumerate(beam.tokens, 1):

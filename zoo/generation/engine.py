@@ -45,24 +45,24 @@ class Engine:
     """Continue many requests at once with one model.
 
     A step computes one token of every decoding sequence, and chunks of the others' prompts, at most `budget` tokens in
-    all, drafts not counted. While any sequence decodes, at most `max_prefill_tokens` of a step's tokens are of prompts:
-    a smaller number shortens the time between tokens and lengthens the time to the first one.
+    all, drafts not counted. While any sequence decodes, a step computes at most `max_prefill_tokens` prompt tokens: a
+    smaller number shortens the time between tokens and lengthens the time to the first one.
 
     The cache has room for `rows` sequences of `tokens` tokens (for an encoder-decoder also `source` tokens each), or
-    for fewer if only these fit in `memory` bytes. `rows` and `budget` default to what suits the device (`size_engine`).
-    `memory` has no limit by default, but if `rows` is left out too, it is the free memory of a GPU. `overcommit` is the
-    Scheduler's. Prefixes and sources of earlier requests are reused unless `reuse` is false.
+    for fewer if only these fit in `memory` bytes. `rows` and `budget` default to values for the device (`size_engine`).
+    By default `memory` is unlimited, but if `rows` is not given either, it is the free memory of a GPU. For
+    `overcommit` see the Scheduler. Prefixes and sources of earlier requests are reused unless `reuse` is false.
 
-    Speculative decoding proposes up to `speculate` tokens a step, by the model `draft` or else from n-grams of the
+    Speculative decoding proposes up to `speculate` tokens a step, from the model `draft`, or else from n-grams of the
     text. With `deterministic`, a request's log-probabilities are bit-identical whatever else is in the batch: prompts
     are computed TILE tokens at a time, and rows one by one unless the model was prepared by `zoo.prepare(model,
     stable=True)`. While requests are in flight the model must stay in eval mode (see `serving`), and its weights must
     not change (recorded layers are replayed).
 
     `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
-    (default: what the device's kernels read). On CUDA, decoding steps, verified drafts and a draft model's own steps
-    are replayed as CUDA graphs unless `graphs` is false; `note` is called with a line if recording fails. `dtype` is
-    the cache's (default: that of the weights).
+    (default: the size that the device's kernels read). On CUDA, decoding steps, verified drafts and a draft model's own
+    steps are replayed as CUDA graphs unless `graphs` is false; `note` is called with a line if recording fails. `dtype`
+    is the cache's (default: that of the weights).
     """
 
     def __init__(
@@ -222,8 +222,8 @@ class Engine:
                 yield from self.step()
 
     def step(self) -> list[Event]:
-        """Compute one step, and return its new tokens as events. A sample without a next token ends as "failed". Where
-        a device chooses the tokens (`OverlappedSteps`), the events are those of the step before. Raises ZooError if all
+        """Compute one step, and return its new tokens as events. A sample without a next token ends as "failed". If the
+        device chooses the tokens (`OverlappedSteps`), the events are those of the previous step. Raises ZooError if all
         requests are done and some of their pages or slots were not released."""
         with torch.inference_mode():
             chunks = self._propose(self.overlap.plan())

@@ -30,9 +30,8 @@ class EngineSizes(NamedTuple):
 
 def size_engine(device: torch.device, vocabulary: int = 0, new: int = 1) -> EngineSizes:
     """Choose an engine's sizes for a device, a vocabulary size and `new` tokens of a row in a decoding step (more than
-    one with drafts). On a GPU a step of up to some thousand tokens takes
-    about as long as reading the weights, so that `budget` can be large. A GPU's cache takes the free memory, less
-    RESERVE and the logits of sampling."""
+    one with drafts). On a GPU `budget` can be large: a step of up to some thousand tokens takes about as long as
+    reading the weights. A GPU's cache takes the free memory, less RESERVE and the logits of sampling."""
     if device.type != "cuda":
         return EngineSizes(rows=32, budget=512, memory=None)
     rows, free = 256, read_free_memory(device) or 0

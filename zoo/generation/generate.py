@@ -45,7 +45,7 @@ def generate(
     fields of `Sampling`.
 
     Raises ConfigError for invalid options and for a length beyond the model's positions, ZooError if a row has no next
-    token, as when its logits are NaN.
+    token, for example because its logits are NaN.
     """
     sampling = Sampling.checked(temperature=temperature, **options)
     how: dict[str, Any] = {"attention_mask": attention_mask, "kernel": kernel, "adapter": adapter}
@@ -74,8 +74,8 @@ def stream(
     one by one; the other arguments are those of `generate`.
 
     While the iterator runs the model is in eval mode and uses `kernel`; when it ends or is closed both are restored.
-    Raises ConfigError for what `generate` refuses, before the first step. Raises ZooError at a step in which a row has
-    no next token, as when its logits are NaN.
+    Raises ConfigError as `generate` does, before the first step, and ZooError at a step in which a row has no next
+    token, for example because its logits are NaN.
     """
     if not torch.is_tensor(ids):
         raise ConfigError(f"ids: are a {type(ids).__name__}, not a tensor [B, P] (torch.tensor([ids]))")

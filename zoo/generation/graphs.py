@@ -57,8 +57,8 @@ class Graphs:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """The tokens that the device chose for the rows of its last step (−1 for none); id −1 − n stands for token n.
-        Allocated in the first warm-up, outside of every recording."""
+        """The tokens that the device chose for the rows of its last step (−1 for none); the id −1 − n stands for token
+        n of these. Allocated in the first warm-up, outside every recording."""
         return torch.zeros(self.most, dtype=torch.int64, device=self.store.device)
 
     def run(self, rows: Sequence[CachedRow], tokens: Sequence[Sequence[int]]) -> Sequence[Tensor] | None:
@@ -71,8 +71,8 @@ class Graphs:
         return found if max(counts) == 1 else [each[:count] for each, count in zip(found, counts, strict=True)]  # type: ignore[return-value]
 
     def launch(self, rows: Sequence[CachedRow], tokens: Sequence[Sequence[int]]) -> RecordedStep | None:
-        """Replay the step of each row's next tokens without waiting for the device. None if the step is not one that
-        can be recorded (more tokens than a draft has, or the first ones of a row), and was not run."""
+        """Replay the step of each row's next tokens without waiting for the device. None, without running it, if the
+        step cannot be recorded: it has more tokens than a draft, or the first tokens of a row."""
         counts = [len(each) for each in tokens]
         new = max(counts)
         if self.refusal is not None or new > self.store.new or (new > 1 and not all(row.length for row in rows)):
@@ -142,8 +142,8 @@ def _pack(placed: RowsOfPass, tokens: Sequence[Sequence[int]], shape: PagedShape
 
 
 def send(values: Tensor, target: Tensor) -> None:
-    """Copy values from the host to a tensor on the device without waiting: from pinned memory, which torch reuses only
-    once the copy is done."""
+    """Copy values from the host to a tensor on the device without waiting. They go through pinned memory, which torch
+    reuses only after the copy is done."""
     target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
 
 

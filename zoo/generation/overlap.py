@@ -1,11 +1,11 @@
 # B rows, V vocabulary
-"""Overlap the host with the device: launch a decoding step before the tokens of the step before it are known.
+"""Overlap the host with the device: launch a decoding step before the tokens of the previous step are known.
 
-The device chooses the tokens (recorded, as the steps are) and keeps them for the next step (`Graphs.tokens`); the host
-reads a copy one step late. Until then a negative id stands for a sequence's last token. Draws do not depend on it, as
-their numbers are functions of seed and position. A sequence that turns out to have ended was computed once too often:
-that token is dropped, and the row gives its pages back. What the device does with them afterwards comes after the step
-in its stream.
+The device chooses the tokens, in a recorded step, and keeps them for the next step (`Graphs.tokens`); the host reads a
+copy one step late. Until then a negative id stands for a sequence's last token. Random draws are functions of seed and
+position, so the delay does not change them. If a sequence turns out to have ended, one token too many was computed for
+it: the token is dropped, and the row's pages are released. Later use of these pages comes after that step in the
+device's stream.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class LateStep(NamedTuple):
 
 
 class OverlappedSteps:
-    """The steps of an engine that are launched one ahead of their tokens. Without CUDA graphs there is none."""
+    """The steps of an engine that are launched before the tokens of the previous step are known. Without CUDA graphs
+    there are none."""
 
     def __init__(self, passes: EnginePasses, scheduler: Scheduler) -> None:
         self.passes, self.scheduler = passes, scheduler
@@ -95,8 +96,8 @@ class OverlappedSteps:
         self.sampler: DeviceSampler | None = None
 
     def plan(self) -> list[Chunk]:
-        """Plan the next step as if the late tokens were known. What the late step computed is kept for reuse, and
-        sequences that are sure to end with their late token leave."""
+        """Plan the next step as if the late tokens were known. The late step's pages are kept for reuse, and sequences
+        that certainly end with their late token leave."""
         late = zip(self.late.chunks, self.late.before, strict=True) if self.late else ()
         for place, (chunk, before) in enumerate(late):
             each = chunk.sequence
@@ -109,8 +110,8 @@ class OverlappedSteps:
         return self.scheduler.plan()
 
     def launch(self, chunks: list[Chunk]) -> LateStep | None:
-        """Launch a step whose tokens the device chooses. None if the host is needed for any of it; nothing is launched
-        then, and the step is to be computed once the late tokens are known."""
+        """Launch a step whose tokens the device chooses. If any of it needs the host, nothing is launched, and None is
+        returned: the step must be computed after the late tokens are known."""
         graphs = self.passes.graphs
         if graphs is None or not self._chosen_by_device(chunks):
             return None
@@ -138,9 +139,8 @@ class OverlappedSteps:
         return decoding and each.draws.plain and asked.n_beams == 1 and asked.adapter is None and not scored
 
     def settle(self, launched: LateStep | None) -> Iterator[tuple[Chunk, int, dict[RunningSequence, Tensor]]]:
-        """Wait for the late tokens, and yield those that a sequence waits for. A sequence without a token has its
-        logits beside it: NaN, which alone leaves a plain row without one. The step `launched` since is the late one
-        now."""
+        """Wait for the late tokens, and yield each with its sequence. A sequence without a token comes with its logits,
+        which are NaN: plain rows have no other reason. The step `launched` since becomes the late one."""
         late, self.late = self.late, launched
         for chunk, token in zip(late.chunks, late.tokens.read(), strict=True) if late else ():
             each = chunk.sequence

@@ -41,11 +41,10 @@ class EnginePasses:
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Yield the chunks of each forward pass. If the model can read chunks end to end (`_lies_flat`), one pass takes
-        them as [1, N], except `whole` chunks, those of requests with prompt_logprobs, and those too long for it
-        (`_fits`). Of the other chunks, decoding ones share a pass if the attention takes ragged rows. The rest
-        share a pass if their rows have equally many cached and equally many new tokens; if the pass also reads an
-        encoder's sources, these must be of equal length. With `deterministic`, see
-        `_stable_batches`."""
+        them as [1, N], except `whole` chunks, chunks of requests with prompt_logprobs, and chunks that are too long
+        (`_fits`). Other decoding chunks share a pass if the attention takes ragged rows. All others share a pass with
+        rows of equally many cached and equally many new tokens, and of equally long sources if the pass reads an
+        encoder's sources. With `deterministic`, see `_stable_batches`."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return

@@ -26,7 +26,7 @@ def find_writer(spec: Topology) -> Tower:
 
 
 def find_reader(spec: Topology) -> Tower:
-    """Return the tower that reads the prompts: the model itself, or its encoder."""
+    """Return the tower that reads prompts: the model itself, or its encoder."""
     return next(iter(spec.towers().values()))
 
 

@@ -53,7 +53,7 @@ class RunningSequence:
 
     @property
     def salt(self) -> bytes:
-        """What tells the sequence's cached keys from those of equal tokens: its adapter."""
+        """The part of cached keys' names that distinguishes sequences with equal tokens: the adapter."""
         return (self.asked.adapter or "").encode()
 
     @property
@@ -95,8 +95,8 @@ class Scheduler:
     one prompt token is computed even if the budget is spent, because decoding sequences could otherwise starve a
     prompt. While any sequence decodes, a step computes at most `max_prefill_tokens` prompt tokens. A sequence reserves
     pages for all tokens that it may reach, divided by `overcommit`; if pages run out, the sequence that started last is
-    preempted and waits again. With `tile`, prompts are cut at multiples of it, and tokens generated before a preemption
-    are recomputed one at a time, so that shapes do not depend on what else runs.
+    preempted and waits again. With `tile`, prompts are cut at multiples of `tile`, and tokens generated before a
+    preemption are recomputed one at a time, so that shapes do not depend on other sequences.
     """
 
     def __init__(
@@ -284,8 +284,8 @@ class Scheduler:
         return True
 
     def preempt(self, sequence: RunningSequence) -> None:
-        """Release a running sequence's row, and put the sequence first in the queue. The sequence starts over with the
-        tokens it has; a beam search starts over with its prompt."""
+        """Release a running sequence's row, and put the sequence first in the queue. The sequence later resumes from
+        its tokens so far; a beam search restarts from its prompt."""
         if sequence.beams is not None:
             sequence = self._narrow(sequence.beams)
         else:

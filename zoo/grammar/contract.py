@@ -25,7 +25,7 @@ from zoo.spec import Node, Spec
 
 
 def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Write a composed model as a person would, such that expanding the result gives the same model."""
+    """Write a composed model as a person would. Expanding the result gives the same model."""
     root = expand(body)
     found = contract_keys(root, {})
     for tower in TOWERS:
@@ -50,7 +50,7 @@ def find_names(body: Mapping[Any, Any]) -> set[str]:
 
 
 def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Shorten the choices of an expanded model, or of a patch of the model `around`. Interpolations stay."""
+    """Shorten the choices of an expanded model, or of a patch of the model `around`. Interpolations are kept."""
     slots = list_slots()
     stated = _list_stated(node) | _list_stated(around)
     found = {

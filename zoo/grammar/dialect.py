@@ -81,9 +81,9 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
 
 
 def keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> Any:
-    """Lay a choice in a patch over the model's own choice of the same kind. A field stays if the model states it and
-    the choice's file only looks it up: `layers.near.attention: sliding` keeps `bias: qkv` of the model's attention,
-    unless the patch states `bias`. Fields that mark another choice of the kind (`list_marks`) get their defaults:
+    """Lay a choice in a patch over the model's own choice of the same kind. A field of the model is kept if the
+    choice's file only looks it up: `layers.near.attention: sliding` keeps `bias: qkv` of the model's attention, unless
+    the patch states `bias`. Fields that mark another choice of the kind (`list_marks`) get their defaults:
     `layers.far.attention: gqa` has no window in a sliding model."""
     value, old = _name_cross(key, value), around.get(key)
     word = value.get("kind") if isinstance(value, Mapping) else value
@@ -112,8 +112,8 @@ def _is_of_file(axis: str, kind: object, name: str, value: object) -> bool:
 
 def is_fixed(name: str, value: object) -> bool:
     """Tell whether a choice's file fixes a field: `mqa` fixes n_kv_heads to `1`, `mha` to `${up:n_heads}`. A field is
-    not fixed if the file looks up a key of the field's name or gives a literal for a missing key (`${or:…}`): the model
-    may then state another value."""
+    not fixed if the file looks up a key of the same name, or gives only a literal for a missing key (`${or:…}`): the
+    model may then state another value."""
     names, literal = split_interpolation(value)
     return not names or (literal is None and len(names) == 1 and not names[0].endswith(name))
 

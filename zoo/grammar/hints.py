@@ -1,7 +1,8 @@
-"""Say how Zoo writes keys that a model does not have: fields of its choices, and other libraries' names.
+"""Explain how Zoo writes keys that a model does not have: fields of its choices, and other libraries' names.
 
-What is printed can be pasted: the node that the model has, with the field added (`attention: {kind: mha, qk_norm:
-true}`), or on the command line an override (`attention.qk_norm=true`)."""
+The hints can be pasted: the node that the model has, with the field added (`attention: {kind: mha, qk_norm: true}`), or
+on the command line an override (`attention.qk_norm=true`).
+"""
 
 from __future__ import annotations
 
@@ -37,9 +38,9 @@ Patch = dict[str, Any]
 def hint_keys(
     keys: Mapping[str, Any], root: Mapping[Any, Any], place: str = "", *, typed: bool = False
 ) -> dict[str, str]:
-    """Say how a model of Zoo writes each of these unknown keys and its value. A key of which nothing is known has no
-    entry. If several keys change one node, each of their hints shows the node with all changes. `typed` keys are from
-    the command line; `place` is where the keys stand, such as `layers.full.` in a kind of layer."""
+    """Explain how a model of Zoo writes each of these unknown keys and its value. Keys without a known equivalent have
+    no entry. If several keys change one node, each hint shows the node with all changes. `typed` keys are from the
+    command line; `place` is the path of the keys, such as `layers.full.` in a kind of layer."""
     if not keys:
         return {}
     try:
@@ -77,8 +78,9 @@ def find_stated(key: str, root: Mapping[Any, Any]) -> str | None:
 
 
 def settle_line(fault: str, root: Mapping[Any, Any]) -> str:
-    """Write a fault of the Spec in the words of the model's file. A choice is named by its word there (`mha`, of the
-    kind gqa). For a field that an inner component has, or a value that Zoo writes elsewhere, the line says where."""
+    """Write a fault of the Spec in the words of the model's file. A choice has the name that the file uses (`mha`, of
+    the kind gqa). For a field of an inner component, or a value that Zoo writes at another place, the line names that
+    place."""
     key, _, text = fault.partition(": ")
     axis, _, name = key.partition(".")
     value = root.get(axis)

@@ -68,7 +68,7 @@ def list_sizes(node: Any) -> dict[str, int]:
 
 def find_foreign(text: str) -> Iterator[str]:
     """Yield the name of each resolver that a text calls, other than the grammar's `up` and `or`. Such resolvers are
-    OmegaConf's and Hydra's. Some of them read environment variables, so an untrusted file may call none."""
+    OmegaConf's and Hydra's. Some of them read environment variables, so untrusted files may not call them."""
     opened: list[int | None] = []  # where each open interpolation's name starts; None once its resolver is known
     at = 0
     while at < len(text):
@@ -116,7 +116,7 @@ class MissingName(Unresolvable):
 
 
 def describe_missing_name(name: str, places: Sequence[str], usual: str = "") -> str:
-    """Write one line for a missing name, however many places look it up. `usual` proposes a value (`_propose`)."""
+    """Write one line for a missing name, for all places that look it up. `usual` proposes a value (`_propose`)."""
     places = list(dict.fromkeys(places))
     shown = places if len(places) <= 3 else [*places[:2], f"{len(places) - 2} more"]
     who = f"{', '.join(shown[:-1])} and {shown[-1]} read" if len(shown) > 1 else f"{shown[0]} reads"

@@ -26,7 +26,7 @@ def drop_leftovers(
 ) -> tuple[Any, list[str]]:
     """Drop from a model's YAML, after axes were swapped, the fields that no choice reads any more and the fields that
     mark the old choice (`list_marks`). Returns the YAML's data and the dropped keys. `swapped` maps each swapped axis
-    to the word typed for the whole model, if one was; `touched` are the keys that the user set."""
+    to the word that the user typed for the whole model, if any; `touched` are the keys that the user set."""
     root = expand(body)
     marks: dict[str, Collection[str]] = dict.fromkeys(swapped, ())
     for axis, word in swapped.items():
@@ -58,8 +58,7 @@ def _trim(
 
 def _fix(place: str, node: dict[Any, Any], choice: Mapping[Any, Any], touched: Collection[str]) -> None:
     """Give a component (`node`) the values that the file of its new choice fixes, except where the user set a field.
-    The components among its fields get theirs likewise.
-    """
+    The components among its fields get theirs likewise."""
     for name, value in choice.items():
         key, old = f"{place}.{name}", node.get(name)
         if isinstance(value, Mapping) and isinstance(old, dict):
@@ -92,8 +91,7 @@ def _trim_node(
 
 def _is_touched(key: str, touched: Collection[str]) -> bool:
     """Tell whether the user set a key, a key below it, or a key above it. An axis above it does not count: a swapped
-    axis is why its fields are dropped.
-    """
+    axis is why its fields are dropped."""
     own = (each for each in touched if each.rpartition(".")[2] not in BASES)
     return any(each == key or each.startswith(f"{key}.") for each in touched) or any(
         key.startswith(f"{e}.") for e in own

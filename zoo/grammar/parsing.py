@@ -64,7 +64,7 @@ def to_tree(node: DictConfig | dict[Any, Any]) -> dict[str, Any]:
 
 def to_root(node: DictConfig | dict[Any, Any]) -> Scope:
     """Expand a copy of the node and make it a root Scope. Raises ConfigError if an interpolation cannot be resolved,
-    unless the towers of an encoder-decoder state the keys that are missing."""
+    unless its missing keys may be stated by the towers of an encoder-decoder."""
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     root = Scope(expand(call_resolvers(raw)))
     faults = find_unresolvable(root)

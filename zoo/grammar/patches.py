@@ -34,7 +34,7 @@ def lay_patch(base: Mapping[Any, Any], patch: object, path: str, problems: list[
 
 def list_patches(body: Mapping[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], Mapping[Any, Any]]]:
     """Yield the path of each patch in a model's YAML, the patch, and the keys that it changes: the kinds of layer, then
-    each tower and its kinds of layer. What is no mapping is left out."""
+    each tower and its kinds of layer. Values that are not mappings are left out."""
     towers = [(f"{name}.", patch) for name in TOWERS if isinstance(patch := body.get(name), dict)]
     for prefix, scope in [("", body), *towers]:
         if prefix:

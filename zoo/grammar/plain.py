@@ -64,7 +64,8 @@ def _to_body(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_dict(node: Mapping[str, Any]) -> Any:
-    """Read the Spec that `to_dict` wrote. Raises ConfigError with every fault, its path starting with `model`."""
+    """Read a Spec from the data that `to_dict` wrote. Raises ConfigError with every fault, its path starting with
+    `model`."""
     try:
         return Topology.parse(_to_tuples(node))
     except ValidationError as error:

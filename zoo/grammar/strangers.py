@@ -19,7 +19,7 @@ _MISSPELT = re.compile(r"\w+: no such key \(did you mean '(\w+)'\?\)")
 
 
 def find_strangers(root: Scope, reads: set[str], towers: Iterable[TowerNode]) -> list[str]:
-    """Write a fault for each key that is not one of the grammar's (KNOWN) and that no interpolation names."""
+    """Write a fault for each key that is not in the grammar (KNOWN) and that no interpolation looks up."""
     known = KNOWN | reads
     whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
     strange = {str(key): value for key, value in root.node.items() if key not in whole}
@@ -47,8 +47,8 @@ def _has_topology(root: Scope) -> bool:
 
 
 def settle_faults(faults: Iterable[str], root: Scope) -> list[str]:
-    """Leave out "KEY: is missing" if the key is stated under another library's name, or misspelt: the stated key has a
-    fault already. Write the other faults in the words of the file (`settle_line`)."""
+    """Leave out "KEY: is missing" if the key is misspelt or stated under another library's name, because the stated key
+    has a fault already. Write the other faults in the words of the file (`settle_line`)."""
     faults = list(dict.fromkeys(faults))
     there = {FOREIGN[str(key)] for key in root.node if key not in KNOWN and str(key) in FOREIGN}
     there |= {found[1] for fault in faults if (found := _MISSPELT.fullmatch(fault))}

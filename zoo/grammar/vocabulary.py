@@ -94,8 +94,8 @@ class AxisChoice:
         return "must be given" if main is None else _describe_value(find_usual(main))  # as the dialect fills it in
 
     def describe_filling(self, name: str, key: str) -> str:
-        """Describe a field's value in a model without the key that fills it: the next key's value, a default, or none,
-        so that the key must be stated."""
+        """Describe a field's value in a model without the key that fills it: the next key's value, or a default. None
+        if the key must be stated."""
         names, literal = split_interpolation(self.body.get(name))
         if not names:
             return self.describe_default(name)
@@ -135,7 +135,7 @@ def write_value(value: object) -> str:
 
 @functools.cache
 def list_axes() -> dict[str, type[Spec]]:
-    """List every axis by its name in a model or a component, those of the model first."""
+    """List every axis by its name in a model or a component, axes of the model first."""
     found: dict[str, type[Spec]] = {**BASES, **list_slots()}
     for base in [*found.values(), Topology]:
         _add_axes(base, found)
@@ -190,7 +190,7 @@ def _read_choice(axis: str, word: str) -> AxisChoice:
 
 @functools.cache
 def list_filled() -> dict[str, list[tuple[AxisChoice, SpecField]]]:
-    """Map each key that the choices of conf/ look up to the fields that it fills, those of the same name first."""
+    """Map each key that the choices of conf/ look up to the fields that it fills, fields of the same name first."""
     found: dict[str, list[tuple[AxisChoice, SpecField]]] = {}
     for axis in BASES:
         for choice in read_choices(axis).values():

@@ -1,5 +1,5 @@
 # B rows, T tokens, H heads, K kv heads, C head width
-"""Attend by a function of transformers' attention interface in place of Zoo's kernels.
+"""Compute attention by a function of transformers' attention interface in place of Zoo's kernels.
 
 vLLM's transformers backend is such a function ("vllm"): it keeps the keys of all requests itself, and passes tokens of
 several requests in one row, [1, T], with the position of each.
@@ -62,8 +62,8 @@ class AttentionShape(NamedTuple):
 
 
 def shape_attention(tower: Tower) -> list[AttentionShape]:
-    """Describe the attention of each layer. Raises ConfigError for a model with a part that reads other tokens in
-    another way than by softmax attention to one key and value per token and kv head."""
+    """Describe the attention of each layer. Raises ConfigError if a part of the model reads other tokens in any way but
+    softmax attention with one key and value per token and kv head."""
     if fault := next(find_faults(tower), None):
         would = "zoo generate, or attn_implementation=zoo"
         raise ConfigError(f"{fault}, beyond transformers' attention interface ({would})")
@@ -78,7 +78,7 @@ def shape_layer(attention: Any) -> AttentionShape:
 
 
 def find_faults(tower: Tower) -> Iterator[str]:
-    """Yield what the attention interface cannot do in a tower: a field's path, and a line about it."""
+    """List the parts of a tower that the attention interface cannot compute: a field's path, and a line about it."""
     if tower.kind != "decoder" or getattr(tower, "prefix_lm", False):
         yield "kind: is not a decoder that sees only what came before"
     for path, component, _ in components(tower.embedding, tower.d_model):
@@ -100,7 +100,8 @@ def find_faults(tower: Tower) -> Iterator[str]:
 
 
 def find_differences(tower: Tower) -> Iterator[str]:
-    """Yield what differs between the layers of a tower, and can be stated only once in a config of transformers."""
+    """List the settings that differ between a tower's layers, although a config of transformers can state them only
+    once."""
     soft = [block.attention for block in tower.blocks.values() if isinstance(block.attention, SoftmaxAttention)]
     shapes = [shape_layer(attention) for attention in soft]
     if len({shape[:4] for shape in shapes}) > 1:
@@ -110,7 +111,7 @@ def find_differences(tower: Tower) -> Iterator[str]:
 
 
 def find_attention_fault(attention: Attention) -> str | None:
-    """Say what the attention interface cannot do of an attention; None if it can do all."""
+    """Describe what the attention interface cannot compute of an attention; None if it can compute it."""
     if not isinstance(attention, SoftmaxAttention):
         return "is no softmax attention"
     ask, position = attention.ask("float32"), attention.position
@@ -129,8 +130,8 @@ def find_attention_fault(attention: Attention) -> str | None:
 
 
 class InterfaceAttention(nn.Module):
-    """The attention of one layer, by a function of the attention interface. vLLM finds it by its `layer_idx`, and reads
-    the source of `forward` for the call."""
+    """The attention of one layer, computed by a function of the attention interface. vLLM finds it by its `layer_idx`,
+    and reads the source of `forward` for the call."""
 
     is_causal = True
 
@@ -142,7 +143,7 @@ class InterfaceAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend from queries [B, H, T, C] to keys [B, K, T, C] and values [B, K, T, V]: [B, T, H, V]. There is no
-        mask: the function knows its rows."""
+        mask: the function itself keeps track of the requests."""
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)  # type: ignore[arg-type]
         given = {"sliding_window": self.sliding_window, "softcap": self.softcap}
         output, _ = attention_interface(self, query, key, value, None, dropout=0.0, scaling=self.scaling, **given)
@@ -190,8 +191,8 @@ class InterfaceContext(ForwardContext):
 
 
 class InterfaceLayers(nn.ModuleList):
-    """The attention of all layers of a model by the attention interface. Raises ConfigError for a model that it cannot
-    compute."""
+    """The attention of all layers of a model, computed by the attention interface. Raises ConfigError for a model that
+    the interface cannot compute."""
 
     def __init__(self, spec: Topology, config: Any) -> None:
         self.tower = list(spec.towers().values())[-1]

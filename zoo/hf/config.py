@@ -27,8 +27,8 @@ SAID = ("hidden_size", "num_attention_heads")
 class ZooConfig(PreTrainedConfig):
     """The config of a model that a YAML describes. `model` is the Spec as plain data, with every field, as in zoo.yaml.
 
-    What transformers and the libraries above it ask of a config (hidden_size, vocab_size, id2label and so on) is read
-    from the Spec, and is not stored beside it.
+    Fields that transformers and libraries above it read (hidden_size, vocab_size, id2label and so on) are properties
+    computed from the Spec. They are not stored.
     """
 
     model_type = "zoo"
@@ -71,7 +71,7 @@ class ZooConfig(PreTrainedConfig):
 
     @property
     def writer(self) -> Any:
-        """The tower with the head: the model's only one, or an encoder-decoder's decoder."""
+        """The tower with the head: the only tower, or an encoder-decoder's decoder."""
         return self.spec and list(self.spec.towers().values())[-1]
 
     @property
@@ -81,7 +81,7 @@ class ZooConfig(PreTrainedConfig):
 
     @vocab_size.setter
     def vocab_size(self, count: int) -> None:
-        """Change the number of tokens. Raises ConfigError where a part has a value for each token."""
+        """Change the number of tokens. Raises ConfigError if a part has a value for each token."""
         self.model = resize(self.model, "vocab_size", count, ("", "encoder", "decoder", "embedding", "head"))
 
     @property
@@ -91,7 +91,7 @@ class ZooConfig(PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int | None:
-        """Number of layers; of an encoder-decoder, of its decoder."""
+        """Number of layers; for an encoder-decoder, of its decoder."""
         return self.spec and self.spec.n_layers
 
     @property
@@ -102,12 +102,12 @@ class ZooConfig(PreTrainedConfig):
 
     @property
     def max_position_embeddings(self) -> int | None:
-        """Longest sequence that the model is made for, in tokens."""
+        """Longest sequence that the model supports, in tokens."""
         return self.spec and self.spec.max_seq_len
 
     @max_position_embeddings.setter
     def max_position_embeddings(self, tokens: int) -> None:
-        """Change that length; a table of learned positions gets as many rows."""
+        """Change the longest sequence; a table of learned positions gets as many rows."""
         self.model = resize(self.model, "max_seq_len", tokens)
 
     @property
@@ -117,7 +117,7 @@ class ZooConfig(PreTrainedConfig):
 
     @tie_word_embeddings.setter
     def tie_word_embeddings(self, tied: bool) -> None:
-        """Tie the head to the token table, or part them. Raises ConfigError for a head that cannot be tied."""
+        """Tie the head to the token table, or untie it. Raises ConfigError for a head that cannot be tied."""
         if tied == self.tie_word_embeddings:
             return
         self.model = copy.deepcopy(self.model)
@@ -126,23 +126,23 @@ class ZooConfig(PreTrainedConfig):
 
     @property
     def logit_scale(self) -> float | None:
-        """Factor of the logits, which a library that computes them by itself reads; None for none."""
+        """Factor of the logits; None for none. Libraries that compute logits themselves read it."""
         scale = getattr(self.writer and self.writer.head, "scale", None)
         return (self.writer.out_width or self.writer.d_model) ** -0.5 if scale == ROOT else scale
 
     @property
     def final_logit_softcapping(self) -> float | None:
-        """Bound of the logits, as `logit_scale`."""
+        """Bound of the logits (softcap); None for none. Read like `logit_scale`."""
         return getattr(self.writer and self.writer.head, "softcap", None)
 
     @property
     def auto_map(self) -> dict[str, str]:
-        """Files of custom code: none. TRL asks for it where a class is not in transformers itself."""
+        """Files of custom code: none. TRL reads this for classes outside transformers."""
         return {}
 
     @property
     def decoder_start_token_id(self) -> int | None:
-        """Token id that an encoder-decoder's decoder begins from."""
+        """Token id with which an encoder-decoder's decoder starts."""
         return getattr(self.spec, "start_id", None)
 
 
@@ -152,8 +152,8 @@ def _parse(text: str) -> Any:
 
 
 def resize(node: Any, name: str, size: int, owners: tuple[str, ...] = (), path: str = "") -> Any:
-    """Give the dimension `name` of a model's node another size, wherever it is stated. Raises ConfigError for a part
-    that has it and is none of the `owners`, if these are given."""
+    """Give the dimension `name` of a model's node another size, wherever it is stated. If `owners` are given, raises
+    ConfigError for any other part that has the dimension."""
     if not isinstance(node, Mapping):
         return node
     if owners and node.get(name) and path.rpartition(".")[2] not in owners:

@@ -1,5 +1,5 @@
 # B rows, T tokens, E width of the token table
-"""Run a tower on vectors of tokens in place of token ids: transformers' `inputs_embeds`."""
+"""Run a tower on vectors in place of token ids: transformers' `inputs_embeds`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GivenVectors(Seam):
-    """The seam of an embedding that looks up given vectors [N, E], by ids from `first` on."""
+    """The seam of an embedding that looks up given vectors [N, E]. Their ids begin at `first`."""
 
     def __init__(self, vectors: Tensor, first: int) -> None:
         self.vectors, self.first = vectors, first
@@ -32,11 +32,11 @@ class GivenVectors(Seam):
 
 @contextmanager
 def read_input(tower: Any, ids: Tensor | None, embeds: Tensor | None) -> Iterator[Tensor]:
-    """Yield token ids [B, T] for a tower's passes in this block: the given `ids`, or ids beyond the vocabulary, one for
-    each of the vectors `embeds` [B, T, E], which then replace those of the token table.
+    """Yield the token ids [B, T] for a tower's passes in this block: the given `ids`, or one id beyond the vocabulary
+    for each of the vectors `embeds` [B, T, E]. The vectors then replace those of the token table.
 
-    The tower multiplies, projects and adds to the vectors what it does to the table's. Raises ValueError unless one of
-    the two is given, with vectors as wide as the table, and ConfigError where another part reads token ids.
+    The tower scales, projects and adds to the vectors as it does to the table's. Raises ValueError unless exactly one
+    is given, with vectors as wide as the table, and ConfigError if another part reads token ids.
     """
     if (ids is None) == (embeds is None):
         raise ValueError("inputs_embeds: give these or input_ids (one of the two)")
@@ -59,7 +59,7 @@ def read_input(tower: Any, ids: Tensor | None, embeds: Tensor | None) -> Iterato
 
 def find_id_reader(spec: Tower) -> str | None:
     """Find a part of a tower, besides its token table, whose output depends on token ids: the path of its field; None
-    for none. Ids that are only skipped as padding do not count, as padding is told by the mask."""
+    for none. Skipping the padding's id does not count, because the mask marks padding."""
     return _find(to_dict(spec), "")
 
 

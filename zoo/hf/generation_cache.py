@@ -28,8 +28,8 @@ FIRST = 64
 class ZooCache(transformers.Cache):
     """The cache of a batch whose rows may have padding anywhere: a row's slots hold its real tokens alone.
 
-    It is allocated in the first pass, for `capacity` columns, and grows when these are used up. Rows that have equal
-    numbers of real tokens share a pass of a prompt; after it all rows share each pass of one token.
+    It is allocated in the first pass, for `capacity` columns, and grows when they are used up. Rows with equal numbers
+    of real tokens share a pass over the prompt. Afterwards all rows share each pass over one token.
     """
 
     is_compileable = False  # type: ignore[assignment]
@@ -43,7 +43,7 @@ class ZooCache(transformers.Cache):
 
     @property
     def is_linear(self) -> list[bool]:
-        """That columns are counted: a pass takes those that the cache does not have."""
+        """True: columns are counted, and a pass takes the columns that the cache does not have yet."""
         return [False]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -57,7 +57,8 @@ class ZooCache(transformers.Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether the last tokens can be taken back: not from windows, keys of several tokens or recurrent states."""
+        """Whether the last tokens can be removed. Windows, keys of several tokens and recurrent states do not allow
+        it."""
         return can_crop(self.writer)
 
     @property
@@ -72,7 +73,7 @@ class ZooCache(transformers.Cache):
         self.cache, self.seen = None, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last columns: −n removes n of them, and n keeps the first n (transformers before 5.20)."""
+        """Remove the last columns: −n removes n of them, n keeps the first n (transformers before 5.20)."""
         gone = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.seen - tokens_to_remove)
         if gone and not self.is_croppable:
             raise ValueError("cache: a window or a recurrent state cannot take tokens back (no assistant, no lookup)")
@@ -110,9 +111,9 @@ class ZooCache(transformers.Cache):
         """Run new tokens ids [B, T]. `forward` returns tensors by name, [B, T, …] and `logits` [B, K, V], of tokens
         without padding; the same are returned for all columns, with zeros at padding.
 
-        `mask` [B, S + T] is 0 for padding; of it the new columns' part is read, as earlier padding left no trace.
-        `keep` is the number K of last columns that get logits: None for all, 0 for none. `memory` has an encoder's
-        output [B, M, D] and its mask. Raises ValueError for a mask of another length.
+        `mask` [B, S + T] is 0 for padding; only the part of the new columns is read, because earlier padding is not in
+        the cache. `keep` is the number K of last columns that get logits: None for all, 0 for none. `memory` has an
+        encoder's output [B, M, D] and its mask. Raises ValueError for a mask of another length.
         """
         batch, new = ids.shape
         if mask is not None and mask.shape[1] != self.seen + new:
@@ -164,7 +165,8 @@ class ZooCache(transformers.Cache):
 
 
 def can_crop(writer: Tower) -> bool:
-    """Whether a tower's cache can take its last tokens back: not from windows, keys of several tokens or states."""
+    """Whether a tower's cache can drop its last tokens. Windows, keys of several tokens and recurrent states do not
+    allow it."""
     plain = all(group.cross or (group.full and group.rate == 1) for group in list_groups(writer))
     return plain and not any(block.state() for block in writer.blocks.values())
 

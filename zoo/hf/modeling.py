@@ -54,9 +54,9 @@ DTYPES = {"dtype", "torch_dtype"}
 class ZooPreTrainedModel(PreTrainedModel):
     """The base of the models over a Spec. The modules, and so the names of the tensors, are those of `zoo.build`.
 
-    `attn_implementation` names one of zoo's attention kernels, or a function of transformers' attention interface;
-    unless given, kernels are chosen as in zoo. Attention probabilities are not returned. A router's losses are added to
-    the loss in training, with the weights that its Spec states.
+    `attn_implementation` names one of zoo's attention kernels, or a function of transformers' attention interface; by
+    default kernels are chosen as in zoo. Attention probabilities are not returned. A router's losses are added to the
+    loss in training, with the weights that its Spec states.
     """
 
     config_class = ZooConfig
@@ -84,7 +84,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         self.post_init()
 
     def take(self, model: Model) -> None:
-        """Take the modules of a built model as this one's own."""
+        """Move the modules of a built model into this one."""
         self.spec: Topology = model.spec
         for name, module in model.named_children():
             self.add_module(name, module)
@@ -95,7 +95,7 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def fit(cls, spec: Topology, config: ZooConfig) -> Topology:
-        """Return the Spec with the head that this class needs. Raises ConfigError if it can have none."""
+        """Return the Spec with the head that this class needs. Raises ConfigError if no such head fits."""
         return spec
 
     def towers(self) -> list[tuple[str, Tower]]:
@@ -112,7 +112,8 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw the tensors that no checkpoint had, as `zoo.build` does: by their place in the Spec, not by module."""
+        """Draw the tensors that the checkpoint lacked, as `zoo.build` does: by their place in the Spec, not by
+        module."""
         held = self.state_dict(keep_vars=True).items()
         fresh = {name: each for name, each in held if not (each.is_meta or getattr(each, "_is_hf_initialized", False))}
         self._draw(fresh)
@@ -129,8 +130,8 @@ class ZooPreTrainedModel(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, *given: Any, config: Any = None, **options: Any
     ) -> Any:
-        """Load a model. Where the class has another head than the files, theirs is left aside and a new one drawn.
-        Raises CheckpointError if another tensor than the head's has another shape than the config says."""
+        """Load a model. If the class needs another head than the files have, a new one is drawn. Raises CheckpointError
+        if any other tensor has another shape than the config says."""
         path = pretrained_model_name_or_path
         if config is None:
             left: Any
@@ -187,8 +188,8 @@ class ZooPreTrainedModel(PreTrainedModel):
         self._borrow()
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """Return the matrix of a head that predicts tokens; None where logits are more than its product, a scale and a
-        cap, which the config states (an offset, further rows)."""
+        """Return the matrix of a head that predicts tokens. None if logits need more than this product and the scale
+        and cap in the config, such as an offset or further rows."""
         head = self.config.writer.head
         more = getattr(head, "offset", False) or getattr(head, "spare_rows", 0)
         return self._tower.head.out if head.predicts_tokens and not more else None
@@ -211,7 +212,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         """Change the number of tokens, in the table, the head and the config; return the table.
 
         New rows are the mean of the old ones (Hewitt, 2021), or initial values without `mean_resizing`. Raises
-        ConfigError where something besides the table and the head knows the vocabulary (a hash router, n-grams).
+        ConfigError if another part depends on the vocabulary (a hash router, n-grams).
         """
         table: Any = self.get_input_embeddings()
         if pad_to_multiple_of is not None and not isinstance(pad_to_multiple_of, int):
@@ -248,14 +249,14 @@ class ZooPreTrainedModel(PreTrainedModel):
     # ------------------------------------------------------------ attention
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Check the name of an attention implementation; without one, zoo chooses."""
+        """Check the name of an attention implementation. Without a name, zoo chooses."""
         if requested_attention in (None, OWN):
             return OWN
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def set_attn_implementation(self, attn_implementation: Any, *given: Any, **options: Any) -> None:  # type: ignore[override]
-        """Attend by another implementation. Raises ConfigError for one that cannot do what this model's attention
-        does."""
+        """Switch to another attention implementation. Raises ConfigError if it cannot compute this model's
+        attention."""
         super().set_attn_implementation(attn_implementation, *given, **options)
         self._choose_attention()
 
@@ -303,8 +304,8 @@ class ZooPreTrainedModel(PreTrainedModel):
         """Run token ids [B, T], or vectors `embeds` [B, T, E] in their place, through the model or its `decoder` alone,
         with arguments as transformers has them.
 
-        With a cache the ids follow those before, and `mask` is [B, S + T]. Logits are computed for the last `keep`
-        columns, or for the columns with the indices `picks`. With `records`, what each layer reads is returned too.
+        With a cache the ids continue the cached ones, and `mask` is [B, S + T]. Logits are computed for the last `keep`
+        columns, or for the columns with the indices `picks`. With `records`, the input of each layer is returned too.
         `others`, further arguments of transformers, are refused unless they change nothing.
         """
         check_arguments(mask, others, NO_MATTER if positions is None else NO_MATTER | PACKED)
@@ -340,7 +341,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         return Computed(done, states if records else None, losses)
 
     def measure(self, done: Computed, labels: Tensor | None, others: Mapping[str, Any]) -> Tensor | None:
-        """Compute transformers' loss of this class; in training the routers' losses are added to it."""
+        """Compute transformers' loss for this class. In training the routers' losses are added."""
         if labels is None:
             return None
         logits = done.found["logits"]
@@ -352,8 +353,8 @@ class ZooPreTrainedModel(PreTrainedModel):
 
 
 class Computed(NamedTuple):
-    """What a pass gave: tensors by name, the layers' inputs and the last hidden states if asked for, and the routers'
-    losses."""
+    """The results of a pass: tensors by name, the layers' inputs and the last hidden states if requested, and the
+    routers' losses."""
 
     found: Mapping[str, Tensor]
     states: tuple[Tensor, ...] | None
@@ -361,8 +362,8 @@ class Computed(NamedTuple):
 
 
 def check_arguments(mask: Tensor | None, others: Mapping[str, Any], known: set[str]) -> None:
-    """Raise TypeError for an argument in `others` that is not `known` and would do something, such as head_mask,
-    and ValueError for a mask that is not of rows of tokens."""
+    """Raise TypeError for an unknown argument in `others` that would have an effect, such as head_mask, and ValueError
+    for a mask that is not of rows of tokens."""
     asked = (name for name, each in others.items() if each is not None and each is not False)
     if name := next((name for name in asked if name not in known), None):
         raise TypeError(f"{name}: no model of zoo takes this argument (leave it out)")
@@ -372,7 +373,7 @@ def check_arguments(mask: Tensor | None, others: Mapping[str, Any], known: set[s
 
 @contextmanager
 def recording(tower: nn.Module, records: bool) -> Iterator[list[Tensor]]:
-    """List, in the order of the passes through them, what the layers of a tower read in this block."""
+    """List the inputs of a tower's layers during this block, in the order of the passes."""
     states: list[Tensor] = []
     with ExitStack() as stack:
         for layer in tower.blocks if records else ():  # type: ignore[union-attr]
@@ -382,10 +383,10 @@ def recording(tower: nn.Module, records: bool) -> Iterator[list[Tensor]]:
 
 
 def number_documents(position_ids: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Number the documents [B, T] that positions [B, T] tell of, each beginning at 0; None for one document.
+    """Number the documents [B, T] of packed rows by their positions [B, T], each beginning at 0; None for one document.
 
-    Example: (0, 1, 2, 0, 1) are the documents (0, 0, 0, 1, 1). Raises ValueError for positions that a model of ours
-    cannot have: a document's, or a padded row's, are 0, 1, 2 and so on.
+    Example: (0, 1, 2, 0, 1) gives the documents (0, 0, 0, 1, 1). Raises ValueError for other positions: in a document,
+    and in a padded row, they must be 0, 1, 2 and so on.
     """
     if mask is not None and not bool(mask.all()):
         counted = mask.long().cumsum(1) - 1

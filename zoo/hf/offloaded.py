@@ -1,7 +1,7 @@
-"""Load the offloaded weights of a model of ours for its passes, by accelerate's hooks: a component's all together.
+"""Load the offloaded weights of a model of ours during its passes, by accelerate's hooks, for whole components at once.
 
-A component may read the weights of its parts without calling them (MLA's `k_b`, a convolution's kernel), and a tied
-head reads another module's. accelerate loads a module's weights when that module is called.
+accelerate loads a module's weights when that module is called. But a component may read the weights of its parts
+without calling them (MLA's `k_b`, a convolution's kernel), and a tied head reads another module's weights.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from zoo.run.layer import Borrowed, Layer
 
 
 class PartHook:
-    """Loads a module's weights by accelerate's hook, once for all that read them at a time. It is a hook of accelerate
-    itself, which need not be installed: none of its classes is a base here."""
+    """Loads a module's weights by accelerate's hook, once for all readers at a time. It does not derive from
+    accelerate's class, because accelerate need not be installed."""
 
     no_grad = False
 
@@ -41,7 +41,7 @@ class PartHook:
 
 
 class ComponentHook:
-    """Loads the weights of all parts of a component for its pass."""
+    """Loads the weights of all parts of a component during its pass."""
 
     no_grad = False
 
@@ -65,8 +65,8 @@ class ComponentHook:
 
 
 def load_by_component(model: nn.Module) -> None:
-    """Let each component of a model that accelerate dispatched load the weights of its parts, those of tied ones
-    included. Any other model is left as it is."""
+    """Make each component of a model that accelerate dispatched load the weights of its parts, tied ones included.
+    Other models are left unchanged."""
     if not hasattr(model, "_hf_hook"):
         return
     from accelerate.hooks import add_hook_to_module
@@ -91,14 +91,14 @@ def _list_parts(module: nn.Module) -> Iterator[Any]:
 
 
 def find_device(model: nn.Module) -> torch.device:
-    """Find the device that a model computes on, where its weights may be offloaded."""
+    """Find the device on which a model computes, even if its weights are offloaded."""
     hook: Any = getattr(model, "_hf_hook", None)
     where = [each.execution_device for each in getattr(hook, "hooks", [hook]) if hasattr(each, "execution_device")]
     return torch.device(where[0]) if where else next(model.parameters()).device
 
 
 class WrappableLayer(Layer):
-    """A component whose forward accelerate can wrap. The Spec's is what stands there otherwise."""
+    """A component whose forward accelerate can replace. By default it is the Spec's."""
 
     @property
     def forward(self) -> Callable[..., Any]:

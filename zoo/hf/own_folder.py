@@ -28,8 +28,8 @@ def save(
     """Write a folder, tensor by tensor, with the tokenizer's files of the folder `beside`; return the class's name.
     With `force` a model that zoo did not write is replaced too. `check` is called with the draft before it appears.
 
-    It is a checkpoint of ours with a config.json, so that zoo's verbs read it too. Raises ConfigError for a model
-    that no class takes, and CheckpointError if `out` has other files.
+    The folder is a checkpoint of ours with a config.json, so zoo's commands read it too. Raises ConfigError for a model
+    without a fitting class, and CheckpointError if `out` has other files.
     """
     kind, dtype = find_class(model.spec), str(model.dtype).removeprefix("torch.")
     ids: dict[str, Any] = read_special_ids(beside, model.spec.vocab_size)
@@ -40,7 +40,7 @@ def save(
 
 
 def name_auto(name: str) -> str:
-    """Name the Auto class that opens a class of ours."""
+    """Name the Auto class that loads a class of ours."""
     return f"AutoModel{name.removeprefix('Zoo').removeprefix('Model')}"
 
 

@@ -46,14 +46,14 @@ CACHE = next(each.name for each in fields(CausalLMOutputWithPast) if each.name i
 
 
 def replace_head(spec: Topology, head: Any) -> Topology:
-    """Give a Spec another head; an encoder-decoder's is its decoder's."""
+    """Replace a Spec's head (for an encoder-decoder, its decoder's)."""
     if spec.kind == "encoder_decoder":
         return replace(spec, decoder=replace(spec.decoder, head=head))  # type: ignore[type-var, attr-defined]
     return replace(spec, head=head)  # type: ignore[type-var]
 
 
 def require_tokens(spec: Topology, kind: str) -> Topology:
-    """Return a Spec of this kind whose head predicts tokens. Raises ConfigError for another one."""
+    """Return a Spec of this kind whose head predicts tokens. Raises ConfigError for any other."""
     head = list(spec.towers().values())[-1].head
     if spec.kind != kind:
         raise ConfigError(f"kind: is {spec.kind!r}, and this class is for a model of kind {kind!r}")
@@ -63,7 +63,7 @@ def require_tokens(spec: Topology, kind: str) -> Topology:
 
 
 def find_class(spec: Topology) -> type[ZooPreTrainedModel]:
-    """Find the class for a Spec by its head. Raises ConfigError for a head that transformers has no task for."""
+    """Find the class for a Spec by its head. Raises ConfigError if transformers has no task for the head."""
     head = list(spec.towers().values())[-1].head
     if head.predicts_tokens:
         kinds = {"decoder": ZooForCausalLM, "encoder": ZooForMaskedLM, "encoder_decoder": ZooForSeq2SeqLM}
@@ -76,7 +76,7 @@ def find_class(spec: Topology) -> type[ZooPreTrainedModel]:
 
 
 def wrap(model: Model, **fields: Any) -> ZooPreTrainedModel:
-    """Make a transformers model of a built one, by its head. Both share their weights. `fields` are further ones of
+    """Make a transformers model of a built one, by its head. Both share their weights. `fields` are further fields of
     the config, such as `eos_token_id`."""
     config = ZooConfig(model=to_dict(model.spec), **fields)
     with torch.device("meta"):
@@ -86,8 +86,8 @@ def wrap(model: Model, **fields: Any) -> ZooPreTrainedModel:
 
 
 def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> ZooPreTrainedModel:
-    """Load whatever `zoo.load` loads (a run, a checkpoint, a Hugging Face folder, a GGUF file) as a transformers model.
-    The ids of special tokens are those of the folder's config.json, where it has one, else those of its tokenizer."""
+    """Load a run, a checkpoint, a Hugging Face folder or a GGUF file, as `zoo.load` does, as a transformers model. The
+    ids of special tokens come from the folder's config.json, or else from its tokenizer."""
     folder = find(path)
     model: Any = store.load(folder, dtype, device)
     source = getattr(model, "source", None)
@@ -97,7 +97,7 @@ def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> ZooPreTrai
 
 
 class ZooModel(ZooPreTrainedModel):
-    """A model without its head: hidden states, and a pooler's vector where the Spec has a pooler."""
+    """A model without its head: hidden states, and a pooler's vector if the Spec has a pooler."""
 
     @classmethod
     def fit(cls, spec: Topology, config: ZooConfig) -> Topology:
@@ -160,8 +160,8 @@ class ZooForMaskedLM(LabelledModel):
 
 
 class ZooForSequenceClassification(LabelledModel):
-    """A model with a head for whole rows. Where the Spec's head is another one, a new head has `num_labels` classes, or
-    one number; it reads an encoder's first token and a decoder's last, padding left out."""
+    """A model with a head for whole rows. If the Spec has another head, a new one is made for `num_labels` classes, or
+    one number. It reads an encoder's first token, or a decoder's last token that is not padding."""
 
     output = SequenceClassifierOutput
 
@@ -177,7 +177,7 @@ class ZooForSequenceClassification(LabelledModel):
 
 
 class ZooForTokenClassification(LabelledModel):
-    """A model with a head for each token. Where the Spec's head is another one, a new one has `num_labels` classes."""
+    """A model with a head for each token. If the Spec has another head, a new one is made for `num_labels` classes."""
 
     output = TokenClassifierOutput
 
@@ -193,8 +193,8 @@ class GeneratingModel(ZooPreTrainedModel, GenerationMixin):
     """Base of the models that `generate`, with a cache of ours."""
 
     def start_cache(self, cache: Any, use_cache: bool | None) -> ZooCache | None:
-        """Return the given cache, a new one where `use_cache` asks for it, or None. Raises TypeError for a cache that
-        is not ours."""
+        """Return the given cache, a new one if `use_cache` is true, or None. Raises TypeError for a cache that is not
+        ours."""
         if cache is not None and not isinstance(cache, ZooCache):
             raise TypeError(f"{CACHE}: is a {type(cache).__name__} (ZooCache(model), or leave it out)")
         return ZooCache(self) if cache is None and use_cache else cache
@@ -202,8 +202,8 @@ class GeneratingModel(ZooPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, *given: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Choose the columns of the next pass. Positions are left out: they follow from the mask. The cache has its
-        older name, by which peft tells a first pass from the later ones."""
+        """Choose the columns of the next pass. Positions are left out: they follow from the mask. The cache is passed
+        under its older name, by which peft distinguishes the first pass from later ones."""
         inputs = super().prepare_inputs_for_generation(input_ids, *given, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[attr-defined]
         inputs["past_key_values"] = inputs.pop(CACHE, None)
         return {name: each for name, each in inputs.items() if name not in ("position_ids", "cache_position")}
@@ -250,8 +250,9 @@ class ZooForCausalLM(GeneratingModel):
         logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """Compute logits [B, K, V] of the last `logits_to_keep` tokens (0: all; a tensor: these). With `labels` [B, T],
-        −100 for none, the loss is each token's of the label after it. A cache is made and returned with `use_cache`."""
+        """Compute logits [B, K, V] of the last `logits_to_keep` tokens (0: all; a tensor: the tokens with these
+        indices). With `labels` [B, T] (−100: none) each token's loss is for the label after it. With `use_cache` a
+        cache is made and returned."""
         cache = self.start_cache(cache if past_key_values is None else past_key_values, use_cache)
         picks = None if isinstance(logits_to_keep, int) else logits_to_keep
         how: dict[str, Any] = {"keep": (logits_to_keep or None) if picks is None else None, "cache": cache}
@@ -311,7 +312,8 @@ class ZooForSeq2SeqLM(GeneratingModel):
         **others: Any,
     ) -> Seq2SeqLMOutput:
         """Compute logits [B, K, V] for `decoder_input_ids` [B, T], by default `labels` shifted right or the start
-        token, after the encoder read `input_ids` [B, M]. With `labels` the loss is each token's of its own label."""
+        token, after the encoder read `input_ids` [B, M]. With `labels` each token's loss is for the label at its
+        place."""
         records = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         reader: Any = self.get_encoder()
         if encoder_outputs is None:
@@ -376,7 +378,7 @@ class ReadingEncoder(nn.Module):
         return_dict: bool | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> BaseModelOutput:
-        """Compute hidden states [B, M, D] of a source [B, M], or of vectors [B, M, E] in its place."""
+        """Compute hidden states [B, M, D] of a source [B, M], or of vectors [B, M, E] instead."""
         records = recording(self.encoder, bool(output_hidden_states))
         with records as states, read_input(self.encoder, input_ids, inputs_embeds) as ids:
             out = self.encoder(ids, attention_mask)

@@ -16,8 +16,8 @@ from zoo.hf.task_models import ZooForCausalLM, ZooModel
 
 
 class ServedConfig(ZooConfig):
-    """The config that vLLM reads: it also states the attention of the layers, for which vLLM keeps keys and values.
-    Raises ConfigError for a model that the backend cannot serve."""
+    """The config that vLLM reads: it also describes the layers' attention, whose keys and values vLLM caches. Raises
+    ConfigError for a model that the backend cannot serve."""
 
     def __post_init__(self, **others: Any) -> None:
         super().__post_init__(**others)
@@ -32,8 +32,8 @@ class ServedConfig(ZooConfig):
 
 
 class ServedModel(ZooModel):
-    """The model without its head, as the backend makes it. Raises ConfigError for several ranks: vLLM would divide
-    heads or layers, and a model of ours has all of them."""
+    """The model without its head, as the backend builds it. Raises ConfigError for several ranks, because vLLM would
+    divide heads or layers, which our modules do not support."""
 
     config_class = ServedConfig
 
@@ -47,8 +47,8 @@ class ServedModel(ZooModel):
 
 
 def check_head(config: ZooConfig) -> None:
-    """Raise ConfigError for a head that does more than multiply the last hidden states by a matrix and scale or cap the
-    logits: vLLM computes these itself, and adds no bias of another name than its own."""
+    """Raise ConfigError for a head that vLLM cannot compute. vLLM multiplies the last hidden states by a matrix, and
+    scales or caps the logits; a bias must have vLLM's own name."""
     tower, head = config.writer, config.writer.head
     more = {
         "kind": head.kind != "lm",
@@ -64,8 +64,8 @@ def check_head(config: ZooConfig) -> None:
 
 
 def register() -> None:
-    """Name the model where the backend looks for it, and its head's weights as the backend's own head has them. vLLM
-    calls this in each of its processes."""
+    """Register the model with vLLM's backend, under the names that it expects for the model and for the weights of its
+    head. vLLM calls this in each of its processes."""
     name = ZooForCausalLM.__name__
     setattr(transformers, name, ZooForCausalLM)
     AutoConfig.register("zoo", ServedConfig, exist_ok=True)

@@ -25,8 +25,8 @@ WATCHED = ("attention", "ffn", "block")
 
 @dataclass
 class ActivationStats:
-    """Statistics of one module's outputs: sum of squares, number of values, largest magnitude. `joins` names the
-    sub-layer as whose output they join the residual stream, if they do, times `factor`."""
+    """Statistics of one module's outputs: sum of squares, number of values, largest magnitude. If the outputs join the
+    residual stream, `joins` names the sub-layer, and `factor` multiplies them."""
 
     path: str
     axis: str
@@ -44,8 +44,8 @@ class ActivationStats:
         self.largest = max(self.largest, float(values.abs().max()))
 
     def describe(self) -> dict[str, Any]:
-        """Give the root mean square and the largest magnitude, as plain data; and the root mean square of what joins
-        the stream (`added`), if this does."""
+        """Return the root mean square and the largest magnitude, as plain data; also the root mean square of the part
+        that joins the stream (`added`), if any."""
         rms = math.sqrt(self.squares / max(self.count, 1))
         about = {"path": self.path, "axis": self.axis, "kind": self.kind, "rms": rms, "largest": self.largest}
         return about | ({"joins": self.joins, "added": rms * self.factor} if self.joins else {})
@@ -114,7 +114,8 @@ class Flow:
 
 def find_joins(block: Any) -> dict[str, tuple[str, float]]:
     """Find the modules of a layer whose outputs join the residual stream: by name, the sub-layer and the constant
-    factor. A norm or a convolution of a sub-layer's output joins in its place; what a sub-layer is made of does not."""
+    factor. If a norm or a convolution follows a sub-layer, its output joins instead. Modules inside a sub-layer do
+    not."""
     spec = block.spec
     if isinstance(spec, SubLayers):
         return {each.conv or each.out_norm or each.name: (each.name, each.scale) for each in spec.sublayers}

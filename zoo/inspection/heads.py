@@ -1,8 +1,8 @@
 # B rows, H heads, T queries, S keys
 """Record the attention maps of softmax attention's heads, with their entropy and effective rank.
 
-During a pass, a subclass of the eager kernel stands in for it and records the probabilities, so that every attention
-that calls `attend` has maps. A mixer without a softmax over keys (a recurrence, a Fourier transform) has none.
+During a pass a subclass of the eager kernel replaces it and records the probabilities, so every attention that calls
+`attend` has maps. A mixer without a softmax over keys (a recurrence, a Fourier transform) has none.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ ADDED = {"attention": "attention adds", "cross": "cross-attention adds", "ffn": 
 
 
 def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
-    """Draw by layer, as an SVG panel, the RMS of the residual stream and of what each sub-layer adds to it: its output
-    after a norm or a factor, if there is one."""
+    """Draw an SVG panel by layer: the RMS of the residual stream, and of each sub-layer's addition to it (after a norm
+    or a factor, if any)."""
     points: dict[str, list[tuple[int, float]]] = {}
     layer = 1
     for each in found:
@@ -141,7 +141,7 @@ def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_heads(attentions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Draw two SVG panels by layer, a marker per head: the entropy relative to that of uniform attention, and the
+    """Draw two SVG panels by layer, with a marker per head: the entropy relative to uniform attention, and the
     effective rank."""
     shares = [[divide(head["entropy"], head["uniform"]) for head in each["heads"]] for each in attentions]
     ranks = [[head["rank"] for head in each["heads"]] for each in attentions]

@@ -34,8 +34,8 @@ USUAL_CONTEXT = 256
 
 @dataclass(frozen=True)
 class Inspected:
-    """The results of an inspection: figures as plain data, and the mean map [H, T, S] of each attention, under the name
-    that the figures have for it (`map`)."""
+    """The results of an inspection: figures as plain data, and the mean map [H, T, S] of each attention, by its name in
+    the figures (`map`)."""
 
     figures: dict[str, Any]
     maps: dict[str, Tensor]

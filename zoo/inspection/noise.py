@@ -41,7 +41,7 @@ class Noise:
 
     @property
     def scale(self) -> float | None:
-        """Give the noise scale in rows; None if there are too few rows to tell the gradient from its noise."""
+        """Give the noise scale in rows; None if there are too few rows to distinguish the gradient from its noise."""
         return self.noise / self.signal if self.signal > 0 else None
 
     def describe(self) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def write_types(types: list[str] | None) -> tuple[Any, ...]:
 
 class PosScale(Codec):
     """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of DeBERTa's attention if the attention is not
-    relative, 1 / √(head_dim · (1 + number of position types)). The stated types count, although none is then used. The
-    result is None, which means attention's default scale, if the attention is relative or no types are stated."""
+    relative, 1 / √(head_dim · (1 + number of position types)). The number of types counts although none is used then.
+    None, attention's default scale, if the attention is relative or no types are stated."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_relative, stated, head_dim = args

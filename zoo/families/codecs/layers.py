@@ -107,7 +107,7 @@ class First(Codec):
 
 class HalvedIf(Codec):
     """`halved_if(use_bidirectional_attention, sliding_window)`: the number, halved and rounded down if the first
-    argument is true. Such a config states the window's width over both sides; the result is that of one side."""
+    argument is true. The config then states the window's width on both sides; the result is the width on one side."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_halved, number = args

@@ -222,8 +222,8 @@ class RopeOrNone(Rope):
 
 class RopeLabelled(RopeInterleaved):
     """`rope_labelled(head_dim, "compress", compress_rope_theta)`: rotary positions with the parameters of this label.
-    If the config has no labels, the parameters at its top level are those of "compress", with this theta and an
-    attention factor of 1 unless one is stated; other labels are unscaled with this theta (DeepSeek-V4)."""
+    Without labels in the config, "compress" gets the parameters at its top level, with this theta and by default an
+    attention factor of 1; other labels are unscaled with this theta (DeepSeek-V4)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         head_dim, label, theta = args

@@ -47,8 +47,9 @@ def count_readers(pattern: Sequence[str]) -> int:
 class OfType(Codec):
     """`of_full("head_dim", global_head_dim, 512)`: a field's value in the layers of one type. The value comes from
     `per_layer_config` (as transformers writes it), else from the second argument (a field of published configs), else
-    it is the third argument. If a fourth argument is false, the second is ignored. `sizes` are the fields for which
-    these layers may have their own values; ConfigError is raised for others, and for values that differ by layer."""
+    from the third. If a fourth argument is false, the second is ignored. `sizes` are the fields that may differ by type
+    of layer; ConfigError is raised for any other field in `per_layer_config`, and for values that differ within the
+    type."""
 
     def __init__(self, layer_type: str, sizes: Sequence[str]) -> None:
         self.layer_type, self.sizes = layer_type, sizes
@@ -111,9 +112,9 @@ def write_sliding_sizes(pattern: Sequence[str], *sizes: int) -> dict[str, dict[s
 
 def find_source_part(kv_source_layers: Sequence[int], groups: Sequence[Any], layer: int) -> str:
     """`kv_source_part(kv_source_layers, no_rope_layers, layer)`: LENDS, READS or "" as for `kv_part`, for configs that
-    name for each layer the layer whose latents it reads. That is the layer itself, or the last lender before it in its
-    group (layers with or layers without positions). Raises ConfigError for any other, because the published code always
-    reads the last lender."""
+    name for each layer the layer whose latents it reads. It must be the layer itself, or the last lender before it in
+    its group (layers with positions, or layers without). Otherwise ConfigError is raised, because the published code
+    always reads the last lender."""
     source = kv_source_layers[layer]
     if source == layer:
         return LENDS if layer in kv_source_layers[layer + 1 :] else ""

@@ -56,9 +56,10 @@ class RowHeadCodec(Codec):
     for classification. The arguments are the fields in COMMON: the activation stands between the head's two products
     (None: one product).
 
-    With `skip_id` (the padding's id) a decoder's row is read at its last token that has another id, as in transformers:
-    a reward model that pads with its end-of-text token reads the token before. A negative id (Llama 1's padding) counts
-    as none."""
+    With `skip_id` (the padding's id) a decoder's row is read at its last token with another id, as in transformers. So
+    a reward model that pads with its end-of-text token reads the token before it. A negative id (Llama 1's padding)
+    counts as none.
+    """
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         names, common = read_labels(env), dict(zip(COMMON, args, strict=False))
