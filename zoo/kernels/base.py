@@ -1,6 +1,6 @@
 """Define attention kernels: an AttentionQuery (a call without tensors), a Machine, Scores (mask, scale, …), and the
-Kernel base. Choosing a kernel is a function of AttentionQuery and Machine alone; a feature that a kernel lacks is
-refused, never ignored."""
+Kernel base. Choosing a kernel depends only on AttentionQuery and Machine. A feature that a kernel lacks is refused,
+never ignored."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """A device described by what kernels depend on: torch's device type, CUDA compute capability, and those keys of
-    `zoo.kernels.found.PACKAGES` that it has. The device itself need not be present. `outdated` lists packages whose
-    installed version is too old, as (package, version)."""
+    """A device, described by the properties that kernels depend on: torch's device type, CUDA compute capability, and
+    the installed packages among the keys of `zoo.kernels.found.PACKAGES`. The device itself need not be present.
+    `outdated` lists packages whose installed version is too old, as (package, version)."""
 
     device: str
     capability: tuple[int, int] | None = None
@@ -118,8 +118,8 @@ class Kernel:
     broken: bool = False  # could not be loaded, or failed at a first call
 
     def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
-        """Say why this kernel cannot serve the ask on that machine, or None. Pure, and cheap enough to be called for
-        each layer."""
+        """Say why this kernel cannot serve the query `ask` on that machine; None if it can. Pure, and cheap enough to
+        be called for each layer."""
         raise NotImplementedError
 
     def can_load(self) -> bool:
@@ -127,12 +127,12 @@ class Kernel:
         return True
 
     def give_up(self, ask: AttentionQuery, error: Exception) -> bool:
-        """Whether an error of a call shows that the kernel does not run on this machine, so that `auto` passes it over
-        from now on. Warns if so."""
+        """Whether the error of a call shows that the kernel cannot run on this machine. If so, warns, and `auto` skips
+        the kernel from now on."""
         return False
 
     def call(self, ask: AttentionQuery) -> Call:
-        """Return the call that the kernel makes for an ask that it does not refuse."""
+        """Return the call that the kernel makes for a query that it does not refuse."""
         raise NotImplementedError
 
     def prepare(

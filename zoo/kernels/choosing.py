@@ -19,7 +19,7 @@ AT_ONCE = 1 << 24
 
 def choose_keys(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int) -> Tensor:
     """Choose the `top_k` visible keys of each query with the largest Σ_h w_h·relu(q_h·k): q [B, T, H, C], weights [B,
-    T, H] and k [B, S, C] → mask of chosen keys [B, T, S]. A query that sees fewer keys chooses all of these; the result
+    T, H] and k [B, S, C] → mask of chosen keys [B, T, S]. A query that sees fewer keys chooses all of them; the result
     may then be True for hidden keys, too."""
     with torch.no_grad():
         seen = mask.dense(q.device)[:, 0]  # B|1 T S
@@ -30,7 +30,7 @@ def choose_keys(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int) -
 
 def choose_blocks(q: Tensor, k: Tensor, mask: Mask, *, size: int, count: int, local: int, n_heads: int) -> Tensor:
     """Choose the `count` best blocks of `size` keys for each query: q [B, T, G, C] and k [B, S, C] → mask of keys in
-    chosen blocks [B, H, T, S], where G groups share the `n_heads` heads H. A block's score is the maximum of q·k over
+    chosen blocks [B, H, T, S], where G groups share the H = `n_heads` heads. A block's score is the maximum of q·k over
     its visible keys. A query's newest `local` blocks are always chosen. Blocks are counted from the first token of a
     query's document.
 
@@ -53,13 +53,13 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Mask, *, size: int, count: int, lo
 
 def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, places: Tensor) -> Tensor:
     """Choose keys like `choose_keys`, but by pools of P consecutive tokens of a row or document: k [B, S, 2C] holds
-    keys followed by gates, `places` [P, C] is the positional logit of each place in a pool → mask of chosen keys
-    [B, T, S].
+    keys followed by gates, `places` [P, C] is the positional logit of each place in a pool → mask of chosen keys [B, T,
+    S].
 
-    A pool's key is the mean of its tokens' keys, weighted per channel by a softmax over gate + place. Of the pools that
-    a query sees completely, the `top_k` // P best are chosen with all their tokens. Visible tokens of incomplete pools
-    are always chosen. With pools of 4 token 6 of a row may choose the first pool, tokens 0 to 3, and always sees tokens
-    4 to 6.
+    A pool's key is the mean of its tokens' keys, weighted per channel by a softmax over gate + place. Among the pools
+    that a query sees completely, the `top_k` // P best are chosen with all their tokens. Visible tokens of incomplete
+    pools are always chosen. With pools of 4 token 6 of a row may choose the first pool, tokens 0 to 3, and always sees
+    tokens 4 to 6.
     """
     with torch.no_grad():
         pool = places.shape[0]
@@ -133,8 +133,8 @@ def score_keys(q: Tensor, weights: Tensor | None, k: Tensor) -> Tensor:
 
 
 def take_best(scores: Tensor, count: int) -> Tensor:
-    """Make a mask that is True for the `count` largest of scores [..., S]. Of equal scores the first are taken; many
-    scores are equal, because relu gives 0."""
+    """Make a mask that is True for the `count` largest of scores [..., S]. Ties are broken by order, first come first;
+    they are frequent, because relu gives 0."""
     if count >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     least = scores.topk(count, -1)[0][..., -1:]

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""Compute attention (`attend`), and choose the kernel for it: which one runs, and why the others do not."""
+"""Compute attention (`attend`), and choose its kernel: which one runs, and why the others do not."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def attend(
     head's softmax (gpt-oss), [B, T, H] to each query's. A query that sees no key gives 0; the output of padding is
     undefined. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row
     b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. With `mask.cu_seqlens_q` too, rows
-    of any number of queries lie end to end: q [1, N, H, C] → [1, N, H, Cv]. `dropout` determines which
-    probabilities are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the
-    choice; later calls with other tensors and equal arguments reuse it. With `again` only q, k and v are saved for the
-    backward pass (Korthikanti et al., 2022). With `auto`, a flash kernel whose first call fails is passed over with a
-    warning (`Kernel.give_up`), except in what torch.compile traces. Raises KernelError if the named kernel refuses.
+    of any number of queries lie end to end: q [1, N, H, C] → [1, N, H, Cv]. `dropout` determines which probabilities
+    are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the choice; later
+    calls with other tensors and equal arguments reuse it. With `again` only q, k and v are saved for the backward pass,
+    which recomputes the rest (Korthikanti et al., 2022). With `auto`, a flash kernel whose first call fails is skipped
+    with a warning (`Kernel.give_up`), except under torch.compile. Raises KernelError if the named kernel refuses.
     """
     how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
     chosen = [] if chosen is None else chosen
@@ -134,9 +134,8 @@ def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
 
     The flash-attn packages come first, then torch's own kernels. On CUDA scaled_dot_product_attention is the first of
     these if it needs no mask tensor, because it chooses among several fused kernels itself; else flash_torch, which
-    skips hidden blocks, comes before it. Keys in pages are first offered to the split-KV kernel, because torch's
-    kernels would read a copy of them. Without CUDA flex is last: it takes seconds to compile, and eager serves the same
-    calls.
+    skips hidden blocks, comes before it. For keys in pages the split-KV kernel comes first, because torch's kernels
+    would copy the keys. Without CUDA flex is last: it takes seconds to compile, and eager serves the same calls.
     """
     yield from (KERNELS[name] for name in ("flash3", "flash4", "flash2"))
     if machine.device != "cuda":
@@ -150,9 +149,8 @@ def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
 
 
 def select(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> Kernel:
-    """Choose the kernel on this machine as `pick` does, without collecting the refusals. With `auto`, a kernel whose
-    package is installed and cannot be loaded is passed over, and one whose first call failed (`attend`). Decoding calls
-    this once per layer."""
+    """Choose the kernel on this machine as `pick` does, without collecting the refusals. `auto` skips kernels whose
+    package cannot be loaded, and those whose first call failed (`attend`). Decoding calls this once per layer."""
     if kernel != "auto":
         return _check_named(ask, machine, kernel)
     return next(each for each in order(ask, machine) if each.refuses(ask, machine) is None and each.can_load())
@@ -200,8 +198,8 @@ def prepare(
     bias: Bias | None = None,
     kernel: str = "auto",
 ) -> None:
-    """Compute the tensors that the kernel for `ask` will read, and keep them on the mask, before the layers that share
-    the mask run. If each layer chooses its own keys (`ask.chosen`), only the mask to choose from and the bias are
+    """Compute the tensors that the kernel for `ask` will read, and keep them on the mask. Called before the layers that
+    share the mask run. If each layer chooses its own keys (`ask.chosen`), only the mask to choose from and the bias are
     computed.
 
     `dtype` is q's, `bias` the one that the layers will pass.

@@ -1,9 +1,9 @@
 # B rows, T tokens, S keys, H heads, K kv heads, G = H/K, D channels
-"""Dropout by random bits that are a function of each value's place, not of a generator's state.
+"""Compute dropout from random bits that are a function of each value's place, not of a generator's state.
 
 Every value has a row key (token, layer and place in the layer) and a column key (channel, or head and key). Its bits
 are a hash of both, as in counter-based generators (Salmon et al., 2011). So ranks that compute parts of a tensor drop
-the same values as one process would, recomputation drops the same, and a CPU and a GPU have the same bits.
+the same values as one process would, recomputation repeats the same mask, and a CPU and a GPU have the same bits.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionDropout:
-    """Dropout of attention probabilities. What is dropped follows from int64 keys of the queries [B, T], of the rank's
-    own heads [H] and of the tokens [S]."""
+    """Dropout of attention probabilities. The mask follows from int64 keys of the queries [B, T], of the rank's own
+    heads [H] and of the keys' tokens [S]."""
 
     rate: float
     queries: Tensor

@@ -57,7 +57,8 @@ class Eager(Kernel):
 
 
 def score(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Compute the scores [B, H, T, S] in float32, softcapped if wanted; and tanh(score / softcap), or None."""
+    """Compute the scores [B, H, T, S] in float32, softcapped if `softcap` is given. Also return tanh(score / softcap),
+    or None."""
     n_kv_heads = k.shape[2]
     queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
     scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)

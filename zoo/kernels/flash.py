@@ -62,7 +62,7 @@ class Flash(Kernel):
         return self.refuses_machine(machine) or _refuse_ask(ask) or self.lacks(ask, machine)
 
     def refuses_machine(self, machine: Machine) -> str | None:
-        """Say why the kernel cannot run on this machine at all, or None."""
+        """Say why the kernel cannot run on this machine at all; None if it can."""
         if machine.device != "cuda":
             return f"it runs on CUDA devices, this is {machine.device}"
         missing, found = explain_missing(self.package, machine) if self.package else None, machine.capability
@@ -71,7 +71,7 @@ class Flash(Kernel):
         return f"{self.wants}, this is {found[0]}.{found[1]}"
 
     def lacks(self, ask: AttentionQuery, machine: Machine) -> str | None:
-        """Say which feature of the ask this version lacks, or None."""
+        """Say which feature of the query this version lacks; None if none."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ the call
@@ -192,13 +192,14 @@ class Flash(Kernel):
     def run(
         self, which: str, q: Tensor, k: Tensor, v: Tensor, lengths: dict[str, Any], given: dict[str, Any]
     ) -> Tensor:
-        """Call one of the functions, and return its output without the logsumexp that some return too."""
+        """Call one of the functions, and return its output. Some functions also return the logsumexp, which is
+        dropped."""
         result = getattr(self.load(), self.functions[which])(q, k, v, **lengths, **given)
         self.prove(self.functions[which])
         return result[0] if isinstance(result, tuple) else result
 
     def prove(self, function: str) -> None:
-        """Note that a function has returned: later errors are not for lack of a kernel on this machine."""
+        """Note that a function has returned, so that later errors do not count as a missing kernel."""
         if not torch.compiler.is_compiling():
             self.proven.add(function)
 
@@ -257,8 +258,8 @@ def refuse_width(ask: AttentionQuery) -> str | None:
 
 
 def refuse_cached_width(ask: AttentionQuery) -> str | None:
-    """Say why cached values of another width than keys are refused (padding would copy the cache at every step), or
-    None."""
+    """Say why cached values of another width than keys are refused, or None. Padding them would copy the cache at every
+    step."""
     if way(ask) not in (CACHED, VARLEN_CACHED) or ask.v_head_dim == ask.head_dim:
         return None
     return f"values in a cache are as wide as keys, found {ask.v_head_dim} and {ask.head_dim}"

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def own_widths(head_dim: int, v_head_dim: int) -> bool:
-    """Whether values need no padding: as wide as keys, MLA's expanded heads, or wide values with narrow keys."""
+    """Whether values need no padding: they are as wide as keys, or have the widths of MLA's expanded heads, or are wide
+    with narrow keys."""
     expanded = 128 < head_dim <= 192 and 96 < v_head_dim <= 128
     return head_dim == v_head_dim or expanded or (head_dim <= 64 and v_head_dim <= 512)
 

@@ -50,8 +50,8 @@ class Flash4(Flash):
         return _refuse_on_hopper(widths) or _refuse_gradient(widths, ask)
 
     def module(self) -> Any:
-        """Import the module. Raises ImportError for the older `flash_attn.cute` that flash-attn 2 ships: installed
-        later, it replaces the files of flash-attn 4, whose metadata stays."""
+        """Import the module. Raises ImportError for the older `flash_attn.cute` of flash-attn 2. If that package was
+        installed later, it has replaced the files of flash-attn 4 but not its metadata."""
         module = super().module()
         there = inspect.signature(module.flash_attn_varlen_func).parameters
         if missing := [name for name in NEEDED if name not in there]:

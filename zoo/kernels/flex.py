@@ -36,13 +36,13 @@ class Flex(Kernel):
     """FlexAttention (Dong et al., 2024). `mask.sees` and `bias.at` are traced into the kernel, so that masks and biases
     have one definition for all kernels.
 
-    Lengths are dynamic, so that one more token compiles nothing. The batch size is dynamic too, unless the mask differs
-    by row. Numbers and widths of heads, window, scale and softcap are constants of the compiled code. The kernel is
+    Lengths are dynamic, so one more token does not recompile. The batch size is dynamic too, unless the mask differs by
+    row. Numbers and widths of heads, window, scale and softcap are constants of the compiled code. The kernel is
     compiled at first use, and Inductor caches it on disk. Up to BLOCK queries form one block, so that decoding needs no
     search for blocks.
 
-    Sinks are applied after the kernel, from each query's logsumexp. On a CPU the kernel does not return the logsumexp:
-    there an additional first key has the sink as its score and 0 as its value.
+    Sinks are applied after the kernel, from each query's logsumexp. On a CPU the kernel does not return the logsumexp,
+    so an additional first key gets the sink as its score and 0 as its value.
     """
 
     name = "flex"

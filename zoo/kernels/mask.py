@@ -28,9 +28,9 @@ class Mask:
     al., 2020, prefix-LM), and `also` [B|1, T, S] is True for further pairs. Three fields hide pairs. `padding` [B, S]
     is True for keys that are real tokens. `documents` (of queries [B|1, T], of keys [B|1, S]) numbers packed documents,
     each contiguous in its row, which do not see one another. `only` [B|1, T, S] is True for the keys that a layer chose
-    for each query, [B|1, H, T, S] if by head: then only `dense` is used, not `sees`. With `lengths` [B] row b has that
-    many keys, and its queries are the last T of them. With `cu_seqlens_q` [B + 1] (int32) too, the queries of all rows
-    lie end to end, [1, N]: those of row b begin at cu_seqlens_q[b], and are at most T.
+    for each query, [B|1, H, T, S] if by head: then only `dense` is used, not `sees`. With `lengths` [B] row b has
+    lengths[b] keys, and its queries are the last T of them. With `cu_seqlens_q` [B + 1] (int32) too, the queries of all
+    rows lie end to end, [1, N]: row b's begin at cu_seqlens_q[b], and are at most T.
 
     `sees` is the definition; `dense` evaluates it for all pairs, and flex compiles it. Tensors are kept on the object,
     which serves one forward pass. They are made before the layers run (`kernels.prepare`): layers then only read the
@@ -66,7 +66,7 @@ class Mask:
 
     @property
     def sees_all(self) -> bool:
-        """Whether every query sees every key. False if that depends on a tensor's values, which are not read."""
+        """Whether every query sees every key. False if this depends on values of a tensor, which are not read."""
         if not self._by_numbers:
             return False
         if self.causal:
@@ -85,7 +85,7 @@ class Mask:
 
     @property
     def row_tensors(self) -> list[Tensor]:
-        """The tensors that may differ from row to row."""
+        """The mask's tensors that may differ from row to row."""
         parts = (self.padding, *(self.documents or ()), self.prefix, self.also, self.lengths, self.only)
         return [each for each in parts if each is not None]
 
@@ -123,19 +123,20 @@ class Mask:
         return mask
 
     def of_rows(self) -> Mask:
-        """Return the mask for the same queries in padded rows [B, T] in place of end to end. It is kept."""
+        """Return the mask for the same queries laid out as padded rows [B, T] instead of end to end. The result is
+        kept."""
         if "rows" not in self.kept:
             self.kept["rows"] = replace(self, cu_seqlens_q=None)
         return self.kept["rows"]
 
     def by_row(self, rows: int) -> list[Mask]:
-        """Return a mask for each of `rows` rows, which may differ in padding only."""
+        """Return a mask for each of `rows` rows. The rows may differ only in padding."""
         padding = [None] * rows if self.padding is None else self.padding.split(1)
         return [replace(self, padding=each) for each in padding]
 
     def join(self, memory: Mask, device: torch.device) -> Mask:
-        """Return the mask over an encoder's keys, visible as `memory` says, followed by the keys of this mask. To a
-        causal query the encoder's tokens come before its own; a window counts this mask's tokens only."""
+        """Return the mask over an encoder's keys, visible as `memory` says, followed by this mask's own keys. For a
+        causal query the encoder's tokens come before its own; a window counts only this mask's tokens."""
         apart = (self.documents is None) is not (memory.documents is None)
         if apart or any(each is not None for each in (self.prefix, self.also, self.only, self.lengths, memory.lengths)):
             shown = _join_columns(memory.dense(device)[:, 0], self.dense(device)[:, 0])

@@ -33,7 +33,7 @@ def count_in_run(numbers: Tensor, real: Tensor) -> Tensor:
 
 def split_rows(x: Tensor, cu_seqlens: Tensor, width: int) -> Tensor:
     """Split tokens of rows that lie end to end [1, N, …] into padded rows [B, T, …], T = `width`. A row's tokens are
-    the last of its T; what stands before them is arbitrary."""
+    the last of its T; values before them are arbitrary."""
     columns = torch.arange(-width, 0, device=x.device)
     return x[0, (cu_seqlens[1:, None] + columns).clamp(min=0)]
 

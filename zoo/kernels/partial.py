@@ -97,7 +97,7 @@ class EagerPart(PartKernel):
 
 
 class FusedPart(PartKernel):
-    """The CPU kernel behind torch's scaled_dot_product_attention: no softcap, no learned bias."""
+    """The CPU kernel behind torch's scaled_dot_product_attention, without softcap and learned bias."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
         operator, (added, seen) = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _add(q, how)
@@ -118,8 +118,8 @@ class FusedPart(PartKernel):
 
 
 class FlashPart(PartKernel):
-    """torch's flash-attn 2 on CUDA, by the operators behind scaled_dot_product_attention: no mask, or a causal one with
-    or without a window."""
+    """The flash-attn 2 kernel in torch on CUDA, by the operators behind scaled_dot_product_attention: no mask, or a
+    causal one with or without a window."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
         lengths = (None, None, q.shape[1], k.shape[1])

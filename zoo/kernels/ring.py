@@ -1,5 +1,5 @@
 # B rows, T tokens of a rank, L tokens of a run, S keys, H heads, K kv heads, C head width, N ranks
-"""Ring attention: keys and values travel from rank to rank, and each rank attends to the ones that it holds.
+"""Ring attention: keys and values travel from rank to rank, and each rank attends to the keys that it holds.
 
 Liu et al., 2023, "Ring Attention with Blockwise Transformers". Outputs of parts are merged by their log-sum-exps in
 float32, so that the result is that of one softmax. The backward pass sends keys and values round again, followed by
@@ -43,7 +43,7 @@ class RingBlock(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """A function `make` that computes keys and values from the tensors that travel (MLA's latents), and the weights of
+    """A function `make` that computes keys and values from the tensors sent round (MLA's latents), and the weights of
     this function."""
 
     make: Callable[..., tuple[Tensor, Tensor]]
@@ -52,9 +52,9 @@ class Expansion(NamedTuple):
 
 @dataclass
 class Ring:
-    """The plan of a pass, which layers of a kind share. In turn n this rank holds the keys of the rank n places before
-    it, and computes the blocks `turns[n]`. `biases` has one bias per run of queries. If biases are learned, `learned`
-    has one bias tensor [1, H, L, L] per block."""
+    """The plan of a pass, shared by the layers of a kind. In turn n this rank holds the keys of the rank n places
+    before it, and computes the blocks `turns[n]`. `biases` has one bias per run of queries. If biases are learned,
+    `learned` has one bias tensor [1, H, L, L] per block."""
 
     context: SpreadContext
     device: torch.device
@@ -64,7 +64,8 @@ class Ring:
 
     @classmethod
     def plan(cls, context: SpreadContext, tokens: int, masks: Sequence[Mask], device: torch.device) -> Ring:
-        """Plan for rows of `tokens` tokens. `masks` has one per run of queries, over all keys up to the run's end."""
+        """Plan the ring for rows of `tokens` tokens. `masks` has a mask for each run of queries, over all keys up to
+        the run's end."""
         # A run's own tokens come first: there each query sees a key, so that no sum of exponentials is 0 afterwards.
         pairs, turns = ((0, 0), (1, 1), (0, 1), (1, 0)), []
         for turn in range(context.size):
@@ -111,7 +112,7 @@ class RingCall:
     autocast: tuple[torch.dtype, bool]
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-        """Split the tensors into those that travel, the weights of the expansion, and learned biases."""
+        """Split the tensors into those that are sent round, the weights of the expansion, and learned biases."""
         weights = self.travelling + (0 if self.expansion is None else len(self.expansion.weights))
         return tensors[: self.travelling], tensors[self.travelling : weights], tensors[weights:]
 
@@ -127,8 +128,8 @@ class RingCall:
         return self.how._replace(mask=block.mask, seen=block.seen, bias=self.ring.draw_bias(block, n_heads))
 
     def attend(self, q: Tensor, sinks: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Send keys and values round once, and compute the output [B, T, H, Cv] and the log-sum-exp of the scores
-        [B, H, T], sinks included."""
+        """Attend in all turns, while keys and values are sent round once: compute the output [B, T, H, Cv] and the
+        log-sum-exp of the scores [B, H, T], sinks included."""
         held, _, biases = self.split(tensors)
         learned, y = iter(biases), None
         wide, shape = torch.promote_types(q.dtype, torch.float32), (q.shape[0], q.shape[2], q.shape[1])  # B H T
@@ -151,7 +152,7 @@ class RingCall:
 
 
 class RingGradients:
-    """The backward pass of a call: sum gradients in float32 while keys and values go round again."""
+    """The backward pass of a call: it sums gradients in float32 while keys and values travel round the ring again."""
 
     def __init__(
         self, call: RingCall, dy: Tensor, q: Tensor, y: Tensor, lse: Tensor, weights: Sequence[Tensor], learned: Any
@@ -164,8 +165,8 @@ class RingGradients:
 
     def go_round(self, held: Sequence[Tensor]) -> list[Tensor]:
         """Send the tensors round, and return the gradients of this rank's own tensors. Gradients follow their tensors
-        one turn later, and arrive at their rank in the last turn. A rank's contribution to its own tensors stays
-        there."""
+        one turn later, and arrive at their rank in the last turn. A rank's contribution to its own tensors is not
+        sent."""
         ring, coming, own = self.call.ring, None, []
         for turn, theirs in enumerate(ring.send_round(held)):
             found = self._go_back(ring.turns[turn], theirs)
@@ -221,9 +222,9 @@ def attend_ring(
     kernel: str = "auto",
     expansion: Expansion | None = None,
 ) -> Tensor:
-    """Attend over the keys of all ranks: a rank's own q [B, T, H, C] and `held` k [B, T, K, C], v [B, T, K, Cv] →
-    [B, T, H, Cv]; with an expansion, `held` are the expansion's inputs. The other arguments are as in `attend`; masks
-    and biases are the ring's. All ranks of the ring must run this, and its backward pass, together."""
+    """Attend over the keys of all ranks: this rank's q [B, T, H, C] and `held` k [B, T, K, C], v [B, T, K, Cv] → [B, T,
+    H, Cv]. With an expansion, `held` are its inputs. The other arguments are as in `attend`; masks and biases come from
+    the ring. All ranks of the ring must run this, and its backward pass, together."""
     kind = q.device.type
     autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     call = RingCall(ring, PartScores(scale, softcap), kernel, len(held), expansion, autocast)

@@ -25,9 +25,9 @@ def count_windows(rate: int, new: int, past: int | None) -> int:
 
 
 class RunningSums(NamedTuple):
-    """The running sums of a softmax over tokens [B, E, C], in float32: the largest exponent `top`, `size` the sum of
-    e^(exponent − top), `total` the sum of the values, each times its e^(exponent − top) (Milakov and Gimelshein, 2018,
-    online softmax). `top` gets no gradient, because it cancels out."""
+    """The running sums of a softmax over tokens [B, E, C], in float32 (Milakov and Gimelshein, 2018, online softmax).
+    `top` is the largest exponent; it gets no gradient, because it cancels out. `size` is the sum of e^(exponent − top),
+    `total` the sum of the values times e^(exponent − top)."""
 
     top: Tensor
     size: Tensor

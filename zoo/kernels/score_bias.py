@@ -52,8 +52,8 @@ class Bias:
         return self._dense
 
     def draw_once(self) -> Tensor:
-        """Return the whole bias, for a mask that keeps the result. The Bias keeps it too only if it is learned: ALiBi
-        of 32 heads and 8,192 tokens would be 8.6 GB that nothing reads again."""
+        """Return the whole bias, for a mask that keeps the result. Only a learned Bias keeps it too: for ALiBi with 32
+        heads and 8,192 tokens, a second use of 8.6 GB would never be read."""
         return self.dense() if self.learned or self._dense is not None else self.draw()
 
 

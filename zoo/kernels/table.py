@@ -1,6 +1,6 @@
 """Make the table of `zoo doctor`: which features each attention kernel has, on this machine and on others.
 
-No cell is written by hand: each is the kernel's own answer (`Kernel.refuses`) to an AttentionQuery.
+Each cell is computed: it is the kernel's own answer (`Kernel.refuses`) to an AttentionQuery.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PLAIN = AttentionQuery("bfloat16", 128, 128, n_heads=8, n_kv_heads=8, causal=Fal
 
 
 class Feature(NamedTuple):
-    """A feature of attention, as an `ask` that uses the feature without a gradient. `trains`: whether training may use
-    the feature."""
+    """A feature of attention, as an `ask` that uses the feature without a gradient. `trains` says whether training may
+    use the feature."""
 
     name: str
     ask: AttentionQuery
@@ -179,7 +179,7 @@ def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | No
 
 
 def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str]]:
-    """Collect why kernels do not support the features that are in a state (NEVER or ELSEWHERE). Return the lines
+    """Collect why kernels do not support the features in a given `state` (NEVER or ELSEWHERE). Return the lines
     `features: reason` by kernel; kernels with the same line are one key, such as "flash2, flash3"."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:

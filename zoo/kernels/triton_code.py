@@ -124,7 +124,7 @@ def find_part(
     GROUP: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
 ):  # fmt: skip
     """Find the keys that a program reads: those of its part that any query of its tile sees. Returns the first key that
-    the tile sees, and where the part begins, at a multiple of KEYS, and ends."""
+    the tile sees, the start of the part (a multiple of KEYS), and its end."""
     first, stop = 0, held
     if LEFT:
         first = tl.maximum(tile * TILE // GROUP + held - n_queries - left, 0)
@@ -155,7 +155,7 @@ def load_channels(at, real, FIRST: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.
 
 @triton.jit
 def store_channels(at, x, real, FIRST: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr):
-    """Store what `load_channels` would load."""
+    """Store channels: the inverse of `load_channels`."""
     c = FIRST + tl.arange(0, COUNT)
     tl.store(at[:, None] + c[None, :], x.to(at.dtype.element_ty), mask=real[:, None] & (c < WIDTH)[None, :])
 

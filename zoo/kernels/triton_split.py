@@ -1,5 +1,5 @@
 # B rows, T queries, S keys, P pages of a row, H heads, K kv heads, G = H/K query heads to a kv head, C head width
-"""Split-KV attention in Triton: few queries of each row over many keys, which are read from pages where they lie."""
+"""Split-KV attention in Triton: few queries of each row over many keys, read from pages in place."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def find_sides(causal: bool, window: int | None, ahead: int | None) -> tuple[int
 
 class TileSize(NamedTuple):
     """A program's size: its tile of queries, the keys in one block of its loop, its warps, and the stages of its
-    pipeline: 2 load a block while the one before is multiplied, 3 also the page numbers of the block after."""
+    pipeline. Two stages load a block while the previous one is multiplied; three also load the page numbers of the next
+    block."""
 
     tile: int
     keys: int
@@ -125,8 +126,8 @@ class TileSize(NamedTuple):
 
 
 class KernelLaunch(NamedTuple):
-    """The launch of `attend_part`: its grid (programs, splits), its arguments but the tensors q, k, v, y and lse, and
-    Triton's options; and the arguments of `join_parts` after its first three tensors."""
+    """The launch of `attend_part`: its grid (programs, splits), its arguments except the tensors q, k, v, y and lse,
+    and Triton's options. Also the arguments of `join_parts` after its first three tensors."""
 
     grid: tuple[int, int]
     arguments: dict[str, Any]
@@ -136,7 +137,7 @@ class KernelLaunch(NamedTuple):
 
 def lay_launch(q: Tensor, k: Tensor, v: Tensor, how: Scores, processors: int) -> KernelLaunch:
     """Lay out the launch for q [B, T, H, C], or rows end to end [1, N, H, C], over k and v [B, S, K, C] or pools of
-    pages. The grid depends on shapes alone, not on the rows' lengths, so that a CUDA graph can record it."""
+    pages. The grid depends on shapes only, not on the rows' lengths, so a CUDA graph can record it."""
     (rows, tokens, n_heads, width), n_kv_heads, mask = q.shape, k.shape[2], how.mask
     n_queries, lines = tokens, rows * tokens * n_heads
     if mask.cu_seqlens_q is not None:  # rows end to end: tiles for the longest one, of which others leave some empty

@@ -1,7 +1,7 @@
 # B batch, T queries, S keys, H heads, C head width, N tokens of all rows together, D sequences
 """Varlen batches: packed documents or padded rows as concatenated sequences, delimited by cu_seqlens.
 
-torch.compile specialises on shapes and Python ints. So these depend here on the batch's shape and not on its contents:
+torch.compile specialises on shapes and Python ints. So both depend only on the batch's shape, not on its contents:
 `max_seqlen` is the row's length, an upper bound, and padding stays in the batch. The only number read from the contents
 is the number of documents, rounded up.
 """

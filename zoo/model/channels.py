@@ -2,8 +2,8 @@
 
 A channel is a class in the file of the component that uses it. Components name the channels that they read and give
 (`Spec.takes`, `Spec.gives`). All other code treats channels alike: a tower hands their values from layer to layer,
-prices trace the values, recorded steps replay them, and a pipeline is not cut between layers that give to and read from
-the same channel.
+prices trace the values, and recorded steps replay them. A pipeline is not cut between the giver and the reader of a
+value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Fault = tuple[tuple[str, ...], str]
 class Shadows(NamedTuple):
     """Arguments of `Channel.trace`, which makes shadows (tensors without values) to price activations. `kind` is the
     kind of layer that reads ("" after the last layer), x [B, T, D] the layer's input. `make(shape, dtype, name, grad)`
-    makes a shadow. `given` has the values that kinds of layer traced earlier gave to this channel."""
+    makes a shadow. `given` has the values of this channel from kinds of layer traced before."""
 
     tower: Tower
     kind: str
@@ -72,7 +72,8 @@ class Channel:
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:
-        """Whether other layers read the values that layers of this kind give, so that prices count these as kept."""
+        """Whether other layers read the values that layers of this kind give. Prices then count these values as
+        kept."""
         return True
 
     @classmethod
@@ -98,7 +99,7 @@ class Channel:
 
 
 class Uses(NamedTuple):
-    """The names of the channels that a layer reads, and of those that it gives to and that some layer reads."""
+    """The channels of a layer by name: those that it reads, and those that it gives to and that some layer reads."""
 
     reads: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
@@ -114,8 +115,8 @@ def list_uses(blocks: Mapping[str, Spec]) -> dict[str, Uses]:
 
 
 def count_reads(tower: Tower) -> list[tuple[int, ...]]:
-    """Count the values that each layer reads: for each layer a tuple, with a number for each channel in which layers of
-    a kind read different numbers of values. Empty if there is no such channel."""
+    """Count the values that each layer reads. A layer's tuple has a number for each channel from which layers of one
+    kind read different numbers of values. Empty if there is no such channel."""
     counts = (Channel.named[name].count_read(tower)[:-1] for name in tower.channels)
     return list(zip(*filter(None, counts), strict=True))
 

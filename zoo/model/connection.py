@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 class StreamFactors(NamedTuple):
     """Factors of one sub-layer for each token: `read` of the streams [B, T, S] or of their channels [B, T, S, D];
-    `write` of its output for each stream [B, T, S]; `mix` of old streams in new ones [B, T, S (old), S (new)], None to
-    leave the streams unmixed. All are in float32, except `read` of channels."""
+    `write` of its output for each stream [B, T, S]; `mix` of old streams in new ones [B, T, S (old), S (new)] (None:
+    streams are not mixed). All are in float32, except `read` of channels."""
 
     read: Tensor
     write: Tensor
@@ -50,7 +50,7 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
 
 
 class Projected(Connection):
-    """Base of the kinds whose factors are functions of a·(x·W) + b, where x is the concatenation of a token's streams,
+    """Base of the kinds whose factors are functions of a·(x·W) + b. Here x is the concatenation of a token's streams,
     divided by its root mean square."""
 
     eps: PositiveFloat = 1e-6
@@ -174,5 +174,5 @@ def write_streams(x: Tensor, y: Tensor, factors: StreamFactors) -> Tensor:
 
 
 def fill_base(base: Tensor, n_streams: int) -> None:
-    """Fill a connection's bases: those of r so that σ(b) = 1/S (the mean of the streams), all others with 0."""
+    """Fill a connection's bases b: the bases of r so that σ(b) = 1/S (the mean of the streams), all others with 0."""
     base.zero_()[:n_streams] = -math.log(n_streams - 1)

@@ -36,7 +36,7 @@ class ForwardContext:
     `spec`. Raises ConfigError for inputs that do not go together.
 
     `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included. If rows have
-    different numbers of cached tokens, it is of the new tokens alone: [B, T], or [1, N] for rows that lie end to end.
+    different numbers of cached tokens, it covers only the new tokens: [B, T], or [1, N] for rows that lie end to end.
     """
 
     def __init__(
@@ -213,9 +213,9 @@ class ForwardContext:
         return self._tables[key]
 
     def see(self, attention: Attention, own: Weights | None, slots: SlotMapping | None) -> KeyView:
-        """Make the view of the keys that layers with this attention see, if each key is of one token. The layout of
-        these keys is chosen here, that of compressed entries in `share_entries`, and that of cross-attention in
-        `_cross`."""
+        """Make the view of the keys that layers with this attention see, if each key stands for one token. This method
+        chooses the layout of these keys; `share_entries` chooses that of compressed entries, `_cross` that of
+        cross-attention."""
         if slots is not None and slots.table is not None:
             return self._see_pages(attention, own, slots)
         if slots is not None and slots.ragged:
@@ -303,7 +303,7 @@ class ForwardContext:
 
     def draw(self, step: Step, attention: Attention, dtype: torch.dtype, mask: Mask | None = None) -> None:
         """Prepare masks in the form that this attention's kernel reads, once for all layers of the kind: `mask` if
-        given, else the masks of the step's keys. Does nothing for keys whose view makes masks when it attends."""
+        given, else the masks of the step's keys. Does nothing if the keys' view makes its masks when it attends."""
         keys = step.keys
         if isinstance(keys, PooledView) or keys.travels:  # these make masks where they attend
             return

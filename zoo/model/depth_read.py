@@ -41,7 +41,7 @@ class GroupSums(Channel, name="groups"):
 
     @classmethod
     def count_read(cls, tower: Tower) -> list[int]:
-        """Count, for each layer and then for the last read, the earlier sums that there are. Each pass of a restarting
+        """Count the earlier sums that each layer reads; the last item is for the last read. Each pass of a restarting
         loop begins again with the count before the loop.
 
         Example: of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2, 3 and 3. A layer that
@@ -96,8 +96,7 @@ class SoftmaxDepthRead(DepthRead, kind="softmax"):
     (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). q starts at 0, which gives the mean of
     all nₛ.
 
-    Sums are handed on normalised, in float32: each is normalised once, and autograd saves one tensor for all its
-    readers.
+    Sums are passed on normalised, in float32: each is normalised once, and autograd saves one tensor for all readers.
     """
 
     norm: WholeNorm = RMSNorm(weight=False)

@@ -70,9 +70,12 @@ class Dropping:
 @dataclass(frozen=True)
 class Drops:
     """The hash keys of a pass: of its `rows` [B], of the `tokens` [B, T] that sub-layers on this rank compute, of the
-    rank's `own` tokens of the stream [B, T'], and of `columns` (channels, heads, or a query's keys). Within a layer,
-    `layer` is its key and `skipped` the rate at which its branches are left out. `rank` is that of tensor parallelism.
-    Keys are tensors, because Inductor may compute an arange inside the hash wrong (torch 2.13, on a CPU)."""
+    rank's `own` tokens of the stream [B, T'], and of `columns` (channels, heads, or a query's keys).
+
+    Within a layer, `layer` is the layer's key, and `skipped` the rate at which its branches are left out. `rank` is the
+    rank of tensor parallelism. Keys are tensors, because Inductor may compute an arange inside the hash wrong (torch
+    2.13, on a CPU).
+    """
 
     dropping: Dropping
     rows: Tensor
@@ -85,7 +88,7 @@ class Drops:
 
     @property
     def attention(self) -> bool:
-        """Whether probabilities of attention are dropped."""
+        """Whether attention probabilities are dropped."""
         return self.dropping.attention > 0
 
     def for_layers(self, depth: int, numbers: Sequence[int] | None = None) -> list[Drops]:
@@ -98,7 +101,7 @@ class Drops:
         ]
 
     def for_place(self, place: str) -> Drops:
-        """Make the Drops of a layer's further attention or feed-forward, at one of PLACES."""
+        """Make the Drops of a layer's second attention or feed-forward, at one of PLACES."""
         return replace(self, tokens=mix(self.tokens + KEYS[place]))
 
     def for_rows(self, tokens: Tensor, experts: Tensor) -> Drops:
@@ -116,7 +119,7 @@ class Drops:
 
     def drop_branch(self, y: Tensor, place: str, whole: bool) -> Tensor:
         """Drop channels of a branch's output y [B, T, D] and, in some rows, the whole output (stochastic depth). If
-        `whole`, y is of all tokens that are computed here, else of the rank's own."""
+        `whole`, y has all tokens that are computed here, else only the rank's own."""
         if self.dropping.residual:
             y = self._drop(y, self.tokens if whole else self.own, place, self.dropping.residual)
         if self.dropping.layers:
@@ -136,7 +139,7 @@ class Drops:
         return draw_uniform(self._key(self.tokens, "experts")[..., None], self.columns[:count])
 
     def drop_attention(self, heads: int, crosses: bool) -> AttentionDropout | None:
-        """Make the dropout of attention probabilities, for `heads` heads on this rank; None if it drops none."""
+        """Make the dropout of attention probabilities for `heads` heads on this rank; None without dropout."""
         if not self.attention:
             return None
         place = "cross chances" if crosses else "chances"

@@ -33,7 +33,7 @@ class FFN(Spec, axis="ffn"):
 
     @property
     def summed(self) -> int:
-        """Number of values of a token that tensor-parallel ranks sum inside the feed-forward."""
+        """Number of values per token that tensor-parallel ranks sum inside the feed-forward."""
         return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Head(Spec, axis="head", default="lm"):
 
     @property
     def reads_text(self) -> bool:
-        """Whether the head is for a task: it tells something about a text, rather than predicting tokens or a span."""
+        """Whether the head is for a task: it classifies or scores a text, rather than predicting tokens or a span."""
         return self.n_logits > 0 and not self.predicts_tokens and not self.asks
 
     def shard(self, ranks: int) -> Head:
@@ -58,8 +58,9 @@ class Head(Spec, axis="head", default="lm"):
         return real
 
     def gather(self, hidden: Tensor, marked: Tensor | None) -> Tensor:
-        """Select what `forward` reads of the hidden states [B, T, D]: by default all of them; their pooled vector [B,
-        1, D] for a head that reads rows; the question token's, then all [B, 1 + T, D], for a head that `asks`."""
+        """Select the input of `forward` from the hidden states [B, T, D]: by default all of them; for a head that reads
+        rows, their pooled vector [B, 1, D]; for a head that `asks`, the question token's state, then all, [B, 1 + T,
+        D]."""
         return hidden
 
     def forward(self, m: Weights, x: Tensor) -> Tensor | None:

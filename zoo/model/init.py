@@ -39,8 +39,9 @@ class Normal(Init, kind="normal"):
 
 
 class ScaledInit(Init, kind="scaled"):
-    """Deviations of a narrower and shallower base model, transferred to this one (Yang et al., 2022, table 8): those of
-    matrices inside layers are divided by √wider, those of matrices with few outputs (routers) by `wider`."""
+    """Deviations of a narrower and shallower base model, transferred to this one (Yang et al., 2022, table 8).
+    Deviations of matrices inside layers are divided by √wider, those of matrices with few outputs (routers) by
+    `wider`."""
 
     of: Init = Normal()
     """Initial weights of the base model."""
@@ -66,9 +67,9 @@ def has_few_outputs(row: SpecRow) -> bool:
 def initialise(model: Any, seed: int, names: Container[str] | None = None) -> None:
     """Fill every tensor of a built model in place, or those of the given names.
 
-    Each is drawn by itself, from the seed and its name, so models of one seed have equal values in tensors that they
-    have in common. A CPU and a GPU draw different numbers. Processes that share a model draw whole tensors and keep
-    their parts.
+    Each tensor is drawn separately, from the seed and its name, so models with the same seed agree in the tensors that
+    they share. A CPU and a GPU draw different numbers. Processes that share a model draw whole tensors and keep their
+    parts.
     """
     held = model.state_dict()
     generator = torch.Generator(next(iter(held.values())).device)

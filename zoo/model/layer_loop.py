@@ -96,14 +96,15 @@ class Rounds:
 
 
 class Passed(NamedTuple):
-    """The stream [B, T, D] between two layers, and the residual sums of the S earlier groups of layers [B, T, S, D]."""
+    """The stream [B, T, D] between two layers, and the residual sums [B, T, S, D] of the S earlier groups of layers."""
 
     x: Tensor
     earlier: Tensor | None
 
 
 class PassBefore(Channel, name="passed"):
-    """The output of a loop's previous pass and the sums of the groups that ended in it; None in the first pass."""
+    """The output of a loop's previous pass, and the sums of the groups that ended in that pass; None in the first
+    pass."""
 
     staying: ClassVar[str] = "layers are told of a loop's pass before, which another stage may have"
 
@@ -179,8 +180,8 @@ class Restarts(Rounds):
 
 
 class HierarchicalLoop(Loop, kind="hierarchical"):
-    """Two modules, each of which refines a state of its own (Wang et al., 2025, Hierarchical Reasoning Model; Sapient,
-    2026, HRM-Text).
+    """Two modules, each of which refines its own state (Wang et al., 2025, Hierarchical Reasoning Model; Sapient, 2026,
+    HRM-Text).
 
     In each pass the first `low_layers` layers run `low_passes` times, l ← f(l + h), then the remaining layers once, h ←
     g(h + l). h begins as the loop's input and ends as its output; l begins as a vector that is saved with the weights
@@ -227,7 +228,7 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
 
 
 class Hierarchy(Rounds):
-    """Keep the two states of a hierarchical loop: `low` of the loop's first layers, and `high` of the others."""
+    """Keep the two states of a hierarchical loop: `low` for the loop's first layers, `high` for the others."""
 
     def __init__(self, loop: HierarchicalLoop, low: Tensor) -> None:
         low_layers, high_layers = loop.sections

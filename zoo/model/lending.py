@@ -29,8 +29,8 @@ class Loan(NamedTuple):
 
 def find_sources(blocks: Mapping[str, Block], pattern: Sequence[str]) -> dict[int, int]:
     """Find, for each layer that reads another layer's keys and values, the layer that it reads: the last one before it
-    of the kind that its attention names. Returns {index of the reader: index of the layer read}, without readers for
-    which there is no such layer.
+    of the kind that its attention names. Returns {index of the reader: index of the layer read}; readers without such a
+    layer are left out.
 
     Example: if layers of kind `shared` read those of kind `full`, the pattern full, shared, near, full, shared gives
     {1: 0, 4: 3}.
@@ -46,7 +46,7 @@ def find_sources(blocks: Mapping[str, Block], pattern: Sequence[str]) -> dict[in
 
 
 def find_lending_faults(blocks: Mapping[str, Block], pattern: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each kind of layer that cannot take the keys and values that its attention names, and why."""
+    """Yield each kind of layer that cannot take the keys and values that its attention names, with the reason."""
     sources = find_sources(blocks, pattern)
     for name, block in blocks.items():
         loan = block.attention.loan

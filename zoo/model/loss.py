@@ -171,8 +171,8 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
 
 
 def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
-    """Find the indices of those of the targets [N] that are labelled. `count` is their number, if known. Returns None
-    if `count` says that all are labelled, and for targets [N, C] of a regression, which always are."""
+    """Find the indices of the labelled targets among targets [N]. `count` is their number, if known. Returns None if
+    `count` says that all are labelled, and for targets [N, C] of a regression, which always are."""
     if count == len(targets) or targets.ndim > 1:
         return None
     kept = targets != IGNORED

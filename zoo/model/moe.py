@@ -44,7 +44,7 @@ class SharedExpert(Node, name="shared", word="expert"):
 
 class ExpertLatent(Node, name="latent", word="width"):
     """A narrower vector that routed experts read and write. One projection before all experts makes it, and one after
-    them leads back to d_model (NVIDIA, 2025, Nemotron 3). The router and the shared expert read d_model."""
+    all experts maps back to d_model (NVIDIA, 2025, Nemotron 3). The router and the shared expert read d_model."""
 
     width: PositiveInt
     """Channels of the latent."""
@@ -247,7 +247,7 @@ class MoE(FFN, kind="moe"):
 
 
 class SpreadMoE(MoE):
-    """A mixture whose experts are divided over `ranks` ranks, consecutive ones on each."""
+    """A mixture whose experts are divided over `ranks` ranks. Each rank has consecutive experts."""
 
     ranks: int = 1
     """Number of ranks of expert parallelism."""

@@ -40,15 +40,15 @@ class NGramEmbedding(Spec, axis="ngrams", default="hashed"):
 class HashedNGrams(NGramEmbedding, kind="hashed"):
     """Embeddings of hashed n-grams that the streams gate (Cheng et al., 2026, Engram; Qwen Team, 2026, Qwen4-Exp).
 
-    For each n of 2 to `longest` the last n tokens are hashed `hashes` times, each time into a table of its own; e is
-    the concatenation of all vectors found. A stream x_s gets u + silu(conv(norm(u))), where u = σ(√|g|·sign(g))·v, v =
+    For each n of 2 to `longest` the last n tokens are hashed `hashes` times, each time into a separate table; e is the
+    concatenation of all vectors found. A stream x_s gets u + silu(conv(norm(u))), where u = σ(√|g|·sign(g))·v, v =
     e·W_v and g = norm(e·W_k)_s·norm(x_s) / √D, and conv is depthwise with dilation `longest`. The inputs of conv and
     the last N − 1 token ids are states.
 
     No n-gram reaches back past an end of text or the text's start: missing tokens count as `eos_id`. The hash is ⊕ᵢ
     tokenᵢ·mᵢ modulo the table's size. Sizes are primes from `table_size` on, all different in the model. Multipliers m
-    follow from `seed`, `number` and `vocab_size`. All of these are saved with the weights, and one tensor holds all
-    tables.
+    follow from `seed`, `number` and `vocab_size`. Sizes and multipliers are saved with the weights, and one tensor
+    holds all tables.
     """
 
     causal: ClassVar[bool | None] = True

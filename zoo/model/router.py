@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Routes:
-    """Routing of tokens to experts. A row is one token at one expert, with the weight of this expert's output for it.
-    Rows are sorted by expert."""
+    """Routing of tokens to experts. A row is one token at one expert; its weight multiplies the expert's output for
+    that token. Rows are sorted by expert."""
 
     tokens: Tensor  # M, which of the N tokens a row is
     experts: Tensor  # M, ascending
@@ -83,7 +83,7 @@ class ExpertGroups(Node, name="groups"):
 
     def rank(self, rank: Tensor, judged_by: int) -> Tensor:
         """Return the ranks of experts [B, T, E], with −∞ or 0 for the experts of closed groups. The argument
-        `judged_by` is used if the field of that name is not given."""
+        `judged_by` is used if the field with this name is not given."""
         if self.open == self.count:
             return rank
         groups = rank.unflatten(-1, (self.count, -1))

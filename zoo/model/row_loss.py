@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class RowLoss(TokenLoss):
     """`weight` × f(s), with s [R] the sum of log p(target) over each run of tokens (an answer, say).
 
-    The gradient at a token is ∂f/∂s of its run, times that of its own log p. So the head runs twice: without gradients
-    to compute s, then chunk by chunk for the gradient. All logits never exist at once.
+    The gradient at a token is ∂f/∂s of its run, times the gradient of its own log p. So the head runs twice: without
+    gradients to compute s, then chunk by chunk for the gradient. The logits of all tokens never exist together.
     """
 
     terms: tuple[str, ...] = field(kw_only=True)  # type: ignore[misc]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpreadRowLoss(RowLoss, SpreadLoss):
-    """RowLoss from a rank's logits [N, V/R]. All ranks compute the sums of all rows, and from these the same loss."""
+    """RowLoss from a rank's logits [N, V/R]. All ranks compute the sums of all rows, and so the same loss."""
 
     def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         assert self.slopes is not None

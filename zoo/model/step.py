@@ -96,9 +96,8 @@ class Step:
     """The inputs of one layer in one forward pass, besides its hidden states. `for_layer` gives each layer a copy with
     a cache, drops and results of its own; layers of one kind share the rest.
 
-    Everything that depends on the pass, rather than on a layer's input and weights, comes from the Step. All else in a
-    layer is the same sequence of torch calls in every pass, so it can be recorded and replayed
-    (`zoo.run.recording_plan`).
+    Values that depend on the pass, rather than on a layer's input and weights, come from the Step. The rest of a layer
+    is the same sequence of torch calls in every pass, so it can be recorded and replayed (`zoo.run.recording_plan`).
     """
 
     keys: KeyView  # the keys that the layer's queries see
@@ -166,8 +165,8 @@ class Step:
         self.choice = self.give(CHOICE, self.keys.choose(pick, k, *queries))
 
     def take_choice(self) -> None:
-        """Restrict attention to the keys that an earlier layer chose. A layer that is priced by itself has no earlier
-        one: it takes all keys, in a mask of the same form."""
+        """Restrict attention to the keys that an earlier layer chose. When prices trace a layer alone, it has no
+        earlier layer, and takes all keys in a mask of the same form."""
         self.choice = self.read(CHOICE)
         if self.choice is None:
             assert self.positions is not None
@@ -251,8 +250,8 @@ SECOND = "second_"
 
 
 class BesideStep:
-    """The Step of a layer's further attention or feed-forward. Its dropout is drawn for another `place`
-    (`zoo.model.drops`), and the names of its keys and states begin with the prefix `keeps`."""
+    """The Step of a layer's second attention or feed-forward. Its dropout is drawn for another `place`
+    (`zoo.model.drops`), and the names of its keys and states get the prefix `keeps`."""
 
     def __init__(self, step: Step, place: str, keeps: str = "") -> None:
         self._step, self._place, self._keeps = step, place, keeps
@@ -281,9 +280,9 @@ class BesideStep:
 
 @dataclass
 class Output:
-    """Outputs of a forward: `hidden` [B, T, D] after the final norm, `logits` [B, T, V] (of a head that reads whole
-    rows [B, C]), a router's weighted `losses`, `pooled` [B, …] if the model has a pooler (a vector or logits for a
-    row), and the encoder's output `memory` [B, S, D] if there is an encoder beside the decoder.
+    """Outputs of a forward pass: `hidden` [B, T, D] after the final norm, `logits` [B, T, V] ([B, C] if the head reads
+    whole rows), the routers' weighted `losses`, `pooled` [B, …] if the model has a pooler (a vector or logits for a
+    row), and the encoder's output `memory` [B, S, D] in an encoder-decoder.
 
     With targets, `loss` is the weighted sum over them, which has a gradient, and `terms` are its parts by name, which
     have none. In training `loads` has, for each mixture from first layer to last, the number of real tokens that chose

@@ -105,8 +105,8 @@ class RowHead(TaskHead):
 
 
 class SequenceHead(RowHead, kind="sequence"):
-    """A logit for each class of a row. BERT's reads the first token, by two projections with a tanh between them
-    (Devlin et al., 2018, §4.1); decoders' read the last token, by one projection (Radford et al., 2018)."""
+    """A logit for each class of a row. BERT reads the first token, by two projections with a tanh between them (Devlin
+    et al., 2018, §4.1). Decoders read the last token, by one projection (Radford et al., 2018)."""
 
     labels: ClassNames
     """Names of the classes, or their number."""

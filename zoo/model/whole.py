@@ -1,5 +1,5 @@
-"""Check what the parts of a whole model must agree on: vocabularies, the widths of shared tables, the heads of a bias,
-and options that act only together with another part. One rank's or one pipeline stage's piece is not checked."""
+"""Check that the parts of a whole model agree: vocabularies, the widths of shared tables, the heads of a bias, and
+options that act only together with another part. Pieces of one rank or one pipeline stage are not checked."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class CutSegment(NamedTuple):
-    """A segment of a tensor along the dimension that is cut: its length in the whole tensor, and in one rank's part."""
+    """A segment of a tensor along the cut dimension: its length in the whole tensor, and in one rank's part."""
 
     whole: int
     part: int
@@ -32,8 +32,8 @@ class CutSegment(NamedTuple):
 
 
 class SegmentRun(NamedTuple):
-    """The values of one segment that a rank holds: where they begin in its part and in the whole tensor, and their
-    number along the dimension that is cut."""
+    """A rank's values of one segment: their offsets in the rank's part and in the whole tensor, and their number along
+    the cut dimension."""
 
     part: int
     whole: int
@@ -73,7 +73,7 @@ class Cut:
         return all(each.part == each.whole for each in self.segments)
 
     def list_runs(self, rank: int) -> Iterator[SegmentRun]:
-        """List what a rank's part holds of each segment, without padding."""
+        """List the values of each segment that a rank's part holds, without padding."""
         part = whole = 0
         for each in self.segments:
             start = min(each.start(rank, self.ranks), each.whole)
@@ -115,9 +115,8 @@ def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
 
 
 def compare_parts(whole: Any, part: Any, leaf: str, ranks: int) -> Cut:
-    """Find how the tensor named `leaf` is cut over `ranks` ranks, by comparing its shapes in a part of the whole model
-    (`whole`) and in the same part on one rank (`part`).
-    """
+    """Find how the tensor named `leaf` is cut over `ranks` ranks, by comparing its shapes in two parts: a part of the
+    whole model (`whole`), and the same part on one rank (`part`)."""
     shapes = [each.shapes()[leaf] for each in (whole, part)]
     dims = [dim for dim, (one, other) in enumerate(zip(*shapes, strict=True)) if one != other]
     dim = dims[0] if dims else 0

@@ -54,8 +54,8 @@ def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]
 
 
 def list_choices(axis: type[Spec]) -> list[str]:
-    """List the names of an axis's choices, as `zoo list --axis` does: the files in conf/, each of which presets a kind
-    (`mha`, `rope_yarn`), or the kinds of an axis without files."""
+    """List the names of an axis's choices, as `zoo list --axis` does. They are the files in conf/, each of which
+    presets a kind (`mha`, `rope_yarn`), or the kinds of an axis without files."""
     return sorted(file.stem for file in (conf_dir() / axis.axis).glob("*.yaml")) or sorted(axis.kinds)
 
 
@@ -144,7 +144,7 @@ def _is_node(choice: type[Spec]) -> bool:
 def find_booleans_as_numbers(
     choice: type[Spec], fields: Mapping[str, Any], error: ValidationError
 ) -> list[InitErrorDetails]:
-    """Find fields set to true or false that pydantic read as 1 or 0, if the component then refused the numbers.
+    """Find fields set to true or false that pydantic read as 1 or 0, if the component then refused these numbers.
 
     Example: with `n_heads: true` and `n_kv_heads: 2` the fault is the boolean, not that 1 is no multiple of 2.
     """
@@ -160,7 +160,7 @@ def find_booleans_as_numbers(
 
 
 def find_large_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[InitErrorDetails]:
-    """Find fields set to a whole number above LARGEST or below -LARGEST: figures are products of several such numbers,
+    """Find fields set to a whole number above LARGEST or below -LARGEST. Figures are products of several such numbers,
     and must stay finite. In a field of whole numbers a float such as `1e17` counts too."""
     whole = {field.name for field in choice.fields() if re.search(r"Int\b|\bint\b", str(field.type))}
     return [

@@ -56,7 +56,7 @@ class SpecField:
 
     @property
     def paper(self) -> str:
-        """The paper or model in the last parentheses with a year; empty if there is none."""
+        """The paper or model named in the last parentheses that contain a year; empty if there is none."""
         found = YEAR.findall(self.text)
         return found[-1] if found else ""
 

@@ -1,7 +1,7 @@
 """Look up the kinds of an axis by name, importing the module of a kind on first use.
 
 A model uses few kinds, and importing all of them takes as long as pricing it. There is no table of modules: the sources
-are searched for the class statement's `kind="mamba"`.
+are searched for class statements such as `kind="mamba"`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def list_sources(package: str) -> tuple[KindSource, ...]:
 class Kinds(MutableMapping[str, "type[Spec]"]):
     """The kinds of one axis: of registered classes, and of modules that are not imported yet.
 
-    Iteration orders kinds by module, with the axis' own module `home` first, and within a module as they stand in the
-    file, whatever was imported before.
+    Iteration orders kinds by module, with the axis' own module `home` first, and within a module by their place in the
+    file. It does not depend on earlier imports.
 
-    Threads may look up kinds at the same time. No lock is taken here but Python's import locks: with another lock, an
-    import here could wait for a thread that is importing the same module and that waits for this lock.
+    Threads may look up kinds at the same time. Only Python's import locks are taken: with a lock of our own, an import
+    here could deadlock with a thread that is importing the same module.
     """
 
     searched: ClassVar[set[str]] = set()

@@ -2,7 +2,7 @@
 
 A part, or a slot (the place of a sub-component), may state its **role**, which counting reads instead of its name: an
 embedding's table of tokens is TOKENS, a head's product with the vocabulary LOGITS. The default role of a slot is its
-component's axis, that of a part the empty text. `zoo.spec.walk` yields roles from the layer or tower down.
+component's axis, the default role of a part the empty text. `zoo.spec.walk` yields roles from the layer or tower down.
 """
 
 from __future__ import annotations
@@ -112,10 +112,10 @@ class Buffer(Part):
 class Linear(Part):
     """A matrix product.
 
-    `residual`: it writes to the residual stream, so its initial values are scaled by depth. `precise`: it is kept out
-    of float8, because its rounding error would be amplified downstream (routers, gates). `bare`: the forward also reads
-    the weight directly, which a quantised weight does not allow. `segments`: widths of several outputs in one product,
-    each of which tensor parallelism divides separately. `uses`: how often a pass applies it to a token.
+    `residual`: the product writes to the residual stream, so its initial values are scaled by depth. `precise`: it is
+    kept out of float8, because its rounding error would be amplified downstream (routers, gates). `bare`: the forward
+    also reads the weight directly, so it cannot be quantised. `segments`: widths of several outputs in one product,
+    each of which tensor parallelism divides separately. `uses`: how often a pass applies the product to a token.
     """
 
     d_in: int
@@ -174,8 +174,8 @@ class Embedding(Part):
 class Experts(Part):
     """`count` copies of a Linear, stacked; a token passes through `active_count` of them.
 
-    `computing` = (c, n): routers choose among n experts, of which only c compute something and have a copy here, such
-    as (512, 768). `active` and `flops` are then expected values, for tokens that choose all equally often. `spread`:
+    `computing` = (c, n), such as (512, 768): routers choose among n experts, of which only c compute something and have
+    a copy here. `active` and `flops` are then expected values, if tokens choose all experts equally often. `spread`:
     whether expert parallelism divides the copies among ranks; if false, each rank has all.
     """
 
@@ -189,8 +189,8 @@ class Experts(Part):
         return {name: (self.count, *shape) for name, shape in self.of.shapes().items()}
 
     def shard(self, ranks: int) -> Experts:
-        """Return the experts of one of `ranks` ranks of expert parallelism. `zoo.costs.rank_model` refuses a
-        remainder."""
+        """Return the experts of one of `ranks` ranks of expert parallelism. `ranks` must divide `count`
+        (`zoo.costs.rank_model` checks)."""
         return dataclasses.replace(self, count=self.count // ranks) if self.spread else self
 
     @property
@@ -241,8 +241,8 @@ class Reused(Tied):
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A sub-component of another width than its owner, or with another role than its axis. If it is `common`, the
-    layers of a kind share one set of weights, stored in (and named after) the first of them. `learns` is as in Part."""
+    """A sub-component of another width than its owner, or with another role than its axis. If `common`, the layers of a
+    kind share one set of weights, stored in the first of them and named after it. `learns` is as in Part."""
 
     spec: Spec
     d_model: int
@@ -255,8 +255,8 @@ _counted: deque[tuple[tuple[str, ...], Counter[str]]] = deque(maxlen=8)
 
 
 def count_kinds(pattern: tuple[str, ...]) -> Mapping[str, int]:
-    """Count the layers of each kind. The last few patterns are cached: pricing a model counts them often, and a pattern
-    may have 100,000 layers."""
+    """Count the layers of each kind. The last few patterns are cached, because pricing a model counts them often and a
+    pattern may have 100,000 layers."""
     for held, counts in _counted:
         if held is pattern:
             return counts

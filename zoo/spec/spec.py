@@ -51,7 +51,7 @@ class Slot(NamedTuple):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Spec:
-    """A component: frozen hyperparameters, and everything that follows from them.
+    """A component: frozen hyperparameters, and the weights, caches and costs that follow from them.
 
     An axis (`class Norm(Spec, axis="norm")`) is a base; a choice (`class RMSNorm(Norm, kind="rmsnorm")`) is a frozen,
     keyword-only pydantic dataclass, registered by its `kind`. A field annotated with an axis takes a mapping whose
@@ -149,8 +149,8 @@ class Spec:
         return 0
 
     def decode_flops(self, pairs: int) -> int:
-        """Count `core_flops` of a decoded token. Overridden by components that compute decoding differently (absorbed
-        MLA)."""
+        """Count the `core_flops` of a decoded token. Components override it if they compute decoding differently
+        (absorbed MLA)."""
         return self.core_flops(pairs)
 
     def state_flops(self) -> int:

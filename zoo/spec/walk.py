@@ -1,9 +1,9 @@
-"""Walk a Spec. Whatever is read from `parts()` is read by one of these functions:
+"""Walk a Spec. These functions are the only readers of `parts()`:
 
 - `rows`: every component and every part once, top to bottom, layers of a kind together, with roles and counts. Prices
   are sums over these rows (`zoo.costs.rows`).
 - `walk`: the rows that are parts, for counting and listing weights by kind of layer. Does not grow with depth.
-- `components`: each component's path and uses in a pass, for questions to components (which positions, which kinds).
+- `components`: each component's path and uses in a pass, for reading components' fields (which positions, which kinds).
 - `tensors`: every tensor layer by layer, under its name in `state_dict`, for loading and saving. Grows with depth.
 - `placed_tensors`: the same, each with its SpecRow, for readers of roles (initial values, say). Grows with depth.
 - `table`: name and shape of every tensor, for comparing with a file or a built model.

@@ -51,11 +51,11 @@ class KeySegment:
 
 class KeyView:
     """The keys that the queries of a pass see, in layers of one kind. A view finds the keys in a layer's tensors, and
-    has the mask and bias of each segment of queries. In this base class all rows have the same length: keys are
-    [B, S, …], and all queries are one segment.
+    has the mask and bias of each segment of queries. In this base class all rows have the same length: keys are [B, S,
+    …], and all queries are one segment.
 
-    `slots` tell where the pass's own tokens are stored, None without a cache. `kernels` caches the kernels that the
-    first layer chose, for the other layers; None if each layer chooses its own.
+    `slots` says where the pass's own tokens are stored (None without a cache). `kernels` caches the first layer's
+    choice of kernels for the other layers (None: each layer chooses).
     """
 
     pooled = False
@@ -73,7 +73,7 @@ class KeyView:
 
     @property
     def mask(self) -> Mask:
-        """The mask of all queries. If segments have masks of their own, only the sizes of this mask are right."""
+        """The mask of all queries. If each segment has its own mask, only the sizes of this mask are valid."""
         return self.segments[0].mask
 
     @property

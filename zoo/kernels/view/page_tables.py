@@ -26,14 +26,15 @@ PAGE = PAGES[0]
 
 
 def choose_page(asks: Iterable[AttentionQuery], machine: Machine, kernel: str = "auto") -> int:
-    """Choose the page size with which the kernels that `auto` tries first read the most of `asks` in place (decoding,
-    with `AttentionQuery.lengths`), on a tie the smaller one. `kernel` names the kernel that will be used."""
+    """Choose the page size at which the first kernels that `auto` tries read as many of `asks` as possible in place
+    (decoding, with `AttentionQuery.lengths`); on a tie, the smaller one. `kernel` names the kernel that will be
+    used."""
     asks = list(asks)
     return min(PAGES, key=lambda page: sum(_rank(replace(ask, page=page), machine, kernel) for ask in asks))
 
 
 def reads_pages(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> bool:
-    """Whether the kernel that serves an ask reads pages in place; others copy each row's keys out of them first."""
+    """Whether the kernel that serves `ask` reads pages in place. Others first copy each row's keys out of the pages."""
     return _rank(ask, machine, kernel) < COPIES
 
 

@@ -21,8 +21,8 @@ class PooledView(KeyView):
 
     With `splits` keys may be read in parts, and keys that several rows share are read once. This is much faster with
     long prefixes, and equal up to rounding. Without `splits` a row's output is bit-identical to that of the row alone.
-    With `packs` a row's keys are copied first, so that its output has the same bits wherever the keys lie in the pool.
-    With `varlen` the queries of all rows are concatenated to [1, N, H, C].
+    With `packs` a row's keys are copied first, so that its output does not depend, in any bit, on the keys' place in
+    the pool. With `varlen` the queries of all rows are concatenated to [1, N, H, C].
     """
 
     pooled = True
@@ -74,7 +74,7 @@ class PooledView(KeyView):
         return [read_runs(held, row)[None] for row in self.segments]
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor) -> SplitPlan | None:
-        """Plan split-KV attention (`plan_split`), once for all layers; None if it does not apply."""
+        """Plan split-KV attention (`plan_split`), once for all layers; None if it does not pay."""
         if not self._plans:
             taken = self.splits and q.device.type == "cpu" and k.shape[2] == v.shape[2]
             taken = taken and all(kernel.name == "sdpa" for kernel in self.kernels or ())

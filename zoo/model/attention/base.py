@@ -109,14 +109,14 @@ class Attention(Spec, axis="attention"):
         return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """Map the names of the cached tensors that this layer reads to their shapes per token. They are its own or, if
+        """Map the names of the cached tensors that this layer reads to their shapes per token: its own tensors or, if
         it reads another layer's keys and values, that layer's."""
         return self.cache()
 
     @property
     def loan(self) -> Loan | None:
-        """What this layer borrows from another layer: keys and values in place of its own, or values that it mixes with
-        its own. None if it borrows nothing."""
+        """The tensors borrowed from another layer: keys and values in place of this layer's own, or values to mix with
+        its own. None if nothing is borrowed."""
         return None
 
     @property
@@ -145,9 +145,9 @@ class Attention(Spec, axis="attention"):
         return 0
 
     def prepare(self, m: Weights | None, step: Step) -> None:
-        """Store in the step what all layers of this kind share in one forward pass: entries of `step.extra`, or a new
-        `step.keys`. By default nothing. `m` are the weights of the model's position scheme, or None if each layer has
-        its own."""
+        """Put what all layers of this kind share in one forward pass into the step: entries of `step.extra`, or a new
+        `step.keys`. The default adds nothing. `m` are the weights of the model's position scheme, or None if each layer
+        has its own."""
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
         """Describe the attention that a kernel must compute; None for a mixer that uses no kernel. `features` are the
@@ -214,9 +214,9 @@ class SoftmaxAttention(Attention):
         return replace(ask, causal=chooses, chosen=chooses)
 
     def attend(self, m: Weights, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float, **scores: Any) -> Tensor:
-        """Attend with the position bias: this layer's own if its position scheme has weights in every layer, else the
-        one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are the arguments softcap, sinks and read of
-        `Step.attend`."""
+        """Attend with the position bias: q [B, T, H, C] → [B, T, H, Cv]. The bias is this layer's own if its position
+        scheme has weights in every layer, else all layers share one. `scores` are the arguments softcap, sinks and read
+        of `Step.attend`."""
         own = (self.position, m.position) if self.position.per_layer else None
         return step.attend(q, k, v, scale, own, **scores)
 

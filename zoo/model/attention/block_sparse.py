@@ -32,7 +32,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
 
     A text is cut into blocks; padding is left out (transformers counts it as tokens). Tokens of the first and the last
     block see, and are seen by, all tokens. Other tokens see their own block, its two neighbours and, in training, a few
-    random blocks. A hash of the block numbers draws these, so that they are the same in every pass, layer and head.
+    random blocks. The random blocks are drawn by a hash of the block numbers, the same in every pass, layer and head.
     Outside training the first block stands in for each random block, as in transformers: its keys count 1 +
     random_blocks times in the softmax, and no query-key pair is added. A text of at most (5 +
     2·random_blocks)·block_size tokens is attended in full.

@@ -139,8 +139,8 @@ class Compressed(MultiHead, kind="compressed"):
         return near | self.compressor.list_states(self.head_dim, "entry_") | index
 
     def count_loose(self, tokens: int) -> int:
-        """Count the numbers that transformers caches for a row of `tokens` tokens in addition to the entries: those of
-        the window, and those of tokens that have no entry yet."""
+        """Count the numbers that transformers caches, besides the entries, for a row of `tokens` tokens: those of the
+        window, and those of tokens that are not in an entry yet."""
         assert self.compressor is not None
         loose = self.compressor.count_loose(self.head_dim, tokens)
         if isinstance(self.indexer, EntryIndexer):

@@ -50,13 +50,13 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
 
     def count_loose(self, width: int, tokens: int) -> int:
         """Count the numbers that a row's cache would need if it kept values and gates of single tokens instead of
-        running sums. They are those of tokens without an entry yet and, with an overlap, those of the last complete
-        entry's tokens, which the next entry reads."""
+        running sums. These are the tokens without an entry yet and, with an overlap, the tokens of the last complete
+        entry, which the next entry reads."""
         overlapping = self.rate * width if self.overlap and tokens >= self.rate else 0
         return 2 * (tokens % self.rate * self.series * width + overlapping)
 
     def compress(self, m: Weights, x: Tensor, step: Step, prefix: str) -> Tensor:
-        """Make the entries [B, E, C], not rotated, of which the tokens x [B, T, D] are a part."""
+        """Compute the entries [B, E, C], not rotated, to which the tokens x [B, T, D] belong."""
         kv, gate, places, norm = (getattr(m, prefix + name) for name in ("kv", "gate", "places", "norm"))
         return norm(step.apply(pool_entries, f"{prefix}pending", kv(x), gate(x), places, self.overlap))
 
@@ -66,7 +66,7 @@ class Disjoint(Compressor, kind="disjoint"):
 
 
 class Overlapping(Compressor, kind="overlapping"):
-    """Entries, each made of `rate` tokens and of the `rate` tokens before them (compressed sparse attention:
-    DeepSeek-V4, 2026). Separate weights make the values and gates that a token contributes to the later entry."""
+    """Entries that overlap: each is made of its `rate` tokens and of the `rate` tokens before them (compressed sparse
+    attention: DeepSeek-V4, 2026). A token contributes to the later entry with separate weights for values and gates."""
 
     overlap: ClassVar[bool] = True

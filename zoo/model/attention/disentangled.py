@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """A projection of the position table. It runs once a pass, whatever the number of tokens, so it counts no FLOPs per
+    """A projection of the position table. It runs once a pass for any number of tokens, so it counts no FLOPs per
     token."""
 
     precise: bool = True
@@ -87,8 +87,8 @@ class Disentangled(MultiHead, kind="disentangled"):
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
         """Count the FLOPs of the position terms in a pass of `new` tokens after `held` cached ones. They are
-        proportional neither to the number of tokens nor to that of query-key pairs. For each of `types` the table's
-        rows in reach are projected, then compared with every new query (c2p) or every key (p2c)."""
+        proportional neither to tokens nor to query-key pairs. For each of `types` the reachable rows of the table are
+        projected, then compared with every new query (c2p) or every key (p2c)."""
         if not self.types:
             return 0
         assert isinstance(self.position, RelativePosition)

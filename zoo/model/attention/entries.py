@@ -124,9 +124,8 @@ def _attend_seen(
 
 def pool_entries(step: Step, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
     """Make entries [B, E, C], each the mean of a window's values [B, T, s·C], weighted in each channel by a softmax
-    over gates + `places` [m, s·C]. With `overlap`, s is 2: the first half of a token's channels counts for the window
-    after its own, the second half for its own. The sums so far of incomplete windows are the state `name` [B, s, 3,
-    C]."""
+    over gates + `places` [m, s·C]. With `overlap`, s is 2: the first half of a token's channels belongs to the next
+    window, the second half to its own. The sums so far of incomplete windows are the state `name` [B, s, 3, C]."""
     made: Entries = step.extra[ENTRIES]
     width = values.shape[-1] // (2 if overlap else 1)
     if not made.count:
@@ -196,7 +195,7 @@ def share_entries(
     slots: SlotMapping | None,
     dtype: torch.dtype,
 ) -> None:
-    """Store in the Step what all layers with compressed keys share: the windows that the new tokens fill, rotary tables
+    """Put into the Step what all layers with compressed keys share: the windows that the new tokens fill, rotary tables
     for the windows' entries, and masks over entries, which an indexer narrows further. Raises ConfigError for a
     bidirectional prefix."""
     if context.prefix is not None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 
 def remove_along(y: Tensor, own: Tensor) -> Tensor:
-    """Project heads' outputs y [B, T, H, V] to what is orthogonal to `own` [B, T, K, V], each to that of its group."""
+    """Remove from the heads' outputs y [B, T, H, V] their components along `own` [B, T, K, V], the vector of their
+    group."""
     grouped, v = y.unflatten(-2, (own.shape[-2], -1)), own.unsqueeze(-2)  # B T K G V, B T K 1 V
     along = (grouped * v).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True).clamp(min=1e-12)
     return (grouped - along * v).flatten(-3, -2)

@@ -50,8 +50,8 @@ class ChosenKeys(Channel, name=CHOICE):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield a fault for the first layer that reuses a choice without a choosing layer before it, or with another
-        top_k than that layer's."""
+        """Yield a fault for the first layer that reuses a choice if no layer before it chooses, or if that layer has
+        another top_k."""
         made, choosers = None, {name: block.attention.chooser for name, block in tower.blocks.items()}
         for place, name in enumerate(tower.pattern if any(each is not None for each in choosers.values()) else ()):
             chooser, path = choosers[name], ("blocks", name, "attention", "indexer")
@@ -113,7 +113,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         cannot choose for `n_heads` heads."""
 
     def prepare(self, context: ForwardContext, step: Step, slots: SlotMapping | None, rotate: Rotate) -> None:
-        """Put into `step.extra` what the indexers of all layers of a kind share in a pass: nothing by default. `rotate`
+        """Put into `step.extra` what the indexers of all layers of a kind share in a pass; by default nothing. `rotate`
         makes the rotary tables of positions [1, E]."""
 
     def shard(self, ranks: int) -> Indexer:
@@ -142,8 +142,8 @@ def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bo
 
 def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
     """Raises ValueError if the indexer of `attention` chooses compressed entries instead of tokens, if it cannot serve
-    heads whose position scheme may rotate `rotated` channels, or if one of the attention's fields `apart` is given:
-    these limit the keys, and an indexer chooses among all."""
+    heads whose position scheme rotates up to `rotated` channels, or if one of the attention's fields `apart` is given:
+    those limit the keys, but an indexer chooses among all."""
     indexer = attention.indexer
     if indexer is None:
         return

@@ -119,8 +119,8 @@ def _fill_slopes(tensor: Tensor, scale: float) -> None:
 
 
 class GatedLinear(Attention):
-    """Base of gated linear attention whose keys and values may have different head widths: S ← α ⊙ S + k⊗v [H, K, V], y
-    = Sᵀq/√K, out = (norm(y) ⊙ silu(x·W_g))·W_out, with q, k [H, K], v [H, V] and a decay α.
+    """Base of gated linear attention, in which keys and values may have different head widths: S ← α ⊙ S + k⊗v [H, K,
+    V], y = Sᵀq/√K, out = (norm(y) ⊙ silu(x·W_g))·W_out, with q, k [H, K], v [H, V] and a decay α.
 
     The recurrence is computed in float32.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ForGlobal(Linear):
-    """A matrix product that runs only if some tokens are global. This depends on the input, so that no FLOPs are
+    """A matrix product that runs only if some tokens are global. Whether they are depends on the input, so no FLOPs are
     counted."""
 
     @property
@@ -36,7 +36,7 @@ class Longformer(MultiHead, kind="longformer"):
 
     A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global token sees all tokens.
     Separate weights (q_global, k_global, v_global) make its query, and the keys and values that it reads. Global tokens
-    are given with each input: `step.extra["global"]` [B, T], None for none.
+    are part of the input: `step.extra["global"]` [B, T] marks them; None for none.
 
     FLOPs are counted without global tokens: q, k, v, o and the pairs in the window. If there are global tokens, a pass
     of T tokens adds 6·T·D·H·C for the global projections, and each global token adds 8·T·H·C for its pairs. The code

@@ -17,8 +17,8 @@ class MergedAttention(Attention, kind="merged"):
     tokens in one softmax. The self-attention's projections make keys and values of both. The encoder's keys are not
     rotated, and no window hides them. Both sets of keys are copied into one tensor in each pass.
 
-    This component has no weights and no queries. It has the dimensions of the layer's attention, and states what the
-    encoder adds to the price: keys and values that are computed once and cached, and pairs of queries and keys.
+    This component has no weights and no queries. It has the dimensions of the layer's attention, and declares the
+    encoder's part of the price: keys and values, computed once and cached, and pairs of queries and keys.
     """
 
     n_heads: PositiveInt

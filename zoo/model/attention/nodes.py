@@ -97,7 +97,7 @@ class QKNorm(Node, name="qk_norm", word="norm"):
 
 
 class ValueForm(Node, name="values"):
-    """Settings of a head's values that differ from those of its keys."""
+    """Settings of a head's values, where they differ from its keys."""
 
     head_dim: PositiveInt | None = None
     """Channels of a head's values; those of its keys unless given (MiMo-V2-Flash, 2026)."""

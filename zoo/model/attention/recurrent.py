@@ -39,7 +39,7 @@ def check_width(stated: int, d_model: int) -> None:
 
 
 def exactly(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context without autocast on x's device: a state sums over thousands of tokens and needs float32."""
+    """Return a context without autocast on x's device. States sum over thousands of tokens, and so need float32."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # no autocast for meta
 
@@ -64,9 +64,9 @@ def convolve(
     taps: Tensor | None = None,
 ) -> Tensor:
     """Convolve x [B, T, C] causally, after the (W − 1)·dilation earlier inputs in the state `name`; renews the state.
-    `shift` [C] is added to every input, also to the zeros before a text. `taps` [B, T, H, W] are weights that each
-    token adds to the convolution's: the first tap for the token itself, the last for the token W − 1 before it. The
-    channels of each of H equal groups share their taps.
+    `shift` [C] is added to every input, also to the zeros before a text. `taps` [B, T, H, W] are each token's own
+    additions to the convolution's weights: the first tap for the token itself, the last for the token W − 1 before it.
+    The channels of each of H equal groups share their taps.
 
     A real token reads the real tokens before it in its own document. Padding is skipped wherever it stands; the outputs
     at padding have no meaning.
@@ -178,16 +178,16 @@ def chunked(x: Tensor, length: int) -> Tensor:
 
 
 class Decays:
-    """Decays within chunks: the factor by which what a token wrote has decayed when a later token reads it. `log` [B,
-    N, L, H], ≤ 0, is the logarithm of each token's own decay.
+    """Decays within chunks: the factor by which a token's contribution has decayed when a later token reads it. `log`
+    [B, N, L, H], ≤ 0, is the logarithm of each token's own decay.
 
     `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row). It is 1 on the diagonal, and 0 if
     the row's token is earlier than the column's or of another document. `entering` [B, N, H, L, 1] is the decay from
     before the chunk to a token, `leaving` [B, N, H, L, 1] the decay from a token to the chunk's end. `fresh` [B, N, L]
     marks the first tokens of documents, which nothing earlier reaches.
 
-    Each span of tokens is summed by itself. Differences of one running sum would lose a span's small decay next to the
-    large ones before it; for the same reason documents are separated by a mask.
+    Each span of tokens is summed separately. Differences of one running sum would lose a span's small decay next to
+    large earlier ones; documents are separated by a mask for the same reason.
     """
 
     def __init__(self, log: Tensor, fresh: Tensor | None) -> None:
@@ -287,9 +287,9 @@ def open_state(step: Step, name: str, like: Tensor, *shape: int) -> Tensor:
 def scan_tokens(
     write: Callable[..., Tensor], read: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, *rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run S ← write(exp(log)·S, *row), y = Sᵀ·read token by token. read and `rows` are [B, T, H, …]; of each of `rows`,
-    `write` gets one token's part [B·H, 1, …]. log is [B, T, H] or [B, T, H, K], S [B, H, K, V]. Returns y [B, T, H, V]
-    and the last S."""
+    """Run S ← write(exp(log)·S, *row), y = Sᵀ·read token by token. read and `rows` are [B, T, H, …]; `write` gets one
+    token's part of each of `rows`, [B·H, 1, …]. log is [B, T, H] or [B, T, H, K], S [B, H, K, V]. Returns y [B, T, H,
+    V] and the last S."""
     left = (log if log.dim() == 4 else log[..., None]).exp()
     left = left if fresh is None else left * ~fresh[..., None, None]  # B T H 1|K
     shape, S, reads = S.shape, S.flatten(0, 1), []  # B·H K V
@@ -308,9 +308,8 @@ def scan_channels(decay: Tensor, new: Tensor, h: Tensor, length: int) -> Tensor:
     """Compute h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, T, …], h [B, …] before them → [B, T, …].
 
     Rows of `length` tokens are scanned side by side from empty states. Then the state before each row is computed from
-    the rows before, and what is left of it is added to the row's states: length + T/length sequential steps. Only
-    products of decays, all ≤ 1, occur, so that the result is exact for any decay, 0 included. A length of 1 goes token
-    by token.
+    the earlier rows, and added, decayed, to the row's states: length + T/length sequential steps. Only products of
+    decays (≤ 1) occur, so the result is exact for any decay, even 0. A length of 1 goes token by token.
     """
     if length == 1:
         states = []

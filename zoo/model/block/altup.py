@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class AltUp(Sandwich, kind="altup"):
-    """Predict every stream from all streams, run the layer on one of them, and correct all by the error of that one's
+    """Predict every stream from all streams, run the layer on one stream, and correct all streams by the error of its
     prediction (Baykal et al., 2023, AltUp): x̂ = x + P·x, y = sandwich(x̂ₐ), x = x̂ + (1 + c)·(y − x̂ₐ), where a is the
     `active` stream.
 

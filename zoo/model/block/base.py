@@ -32,7 +32,7 @@ def _reads_memory(cross: Attention | None) -> Attention | None:
 class Block(Spec, axis="block"):
     """One layer: x [B, T, D] → x [B, T, D].
 
-    A sub-layer's output y joins the stream x as stream_scale · x + residual_scale · y, unless the block says otherwise.
+    By default a sub-layer's output y joins the stream x as stream_scale · x + residual_scale · y.
     """
 
     normalises_output: ClassVar[bool] = (
@@ -75,7 +75,7 @@ class Block(Spec, axis="block"):
 
     @property
     def crosses(self) -> bool:
-        """Whether cross-attention is a sub-layer of its own."""
+        """Whether cross-attention is a separate sub-layer."""
         return self.cross is not None and (self.cross.memory is None or self.cross.memory.own_sublayer)
 
     @property

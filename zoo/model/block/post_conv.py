@@ -47,7 +47,8 @@ class PostConv(Post, kind="post_conv"):
 
     @property
     def gathers(self) -> int:
-        """One gather more than in `post`: for the convolution, which each rank computes for all tokens."""
+        """Number of gathers of all ranks' tokens: one more than in `post`, for the convolution, which each rank
+        computes for all tokens."""
         return super().gathers + 1
 
     def parts(self, d_model: int) -> dict[str, Any]:

@@ -51,8 +51,7 @@ PlacedNorm = Annotated[WholeNorm | None, WrapValidator(_keep_as_kind)]
 
 
 class Around(Node, name="around"):
-    """Norms and factors of one sub-layer. A field that is not stated follows the block; a norm of null means no
-    norm."""
+    """Norms and factors of one sub-layer. Fields that are not stated follow the block; a norm of null means no norm."""
 
     in_norm: PlacedNorm = AS_KIND
     """Norm of the sub-layer's input; null for none (ModernBERT's first layer). Unless stated, the block's `norm` in pre
@@ -95,7 +94,7 @@ class SubLayer(NamedTuple):
 class SubLayers(Block):
     """Base of the blocks whose sub-layers join one residual stream one after the other.
 
-    A kind says with `places` where a norm stands: "in_norm" before a sub-layer f, "out_norm" after it, inside the
+    A kind states the places of its norms in `places`: "in_norm" before a sub-layer f, "out_norm" after it, inside the
     residual sum, "stream_norm" after the sum: stream_norm(x + out_norm(f(in_norm(x)))).
     """
 

@@ -66,7 +66,7 @@ class Position(Spec, axis="position"):
 
     @property
     def padding_id(self) -> int | None:
-        """The token id that positions do not count, if padding is recognised by its id (RoBERTa)."""
+        """The token id of padding, if positions recognise padding by its id and do not count it (RoBERTa)."""
         return None
 
     def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:

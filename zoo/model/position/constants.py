@@ -19,7 +19,7 @@ KEPT: dict[tuple[Hashable, str], Any] = {}
 def place_constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """Make a float32 tensor of the numbers on a device, once for all passes.
 
-    A copy to the device makes the host wait, and would otherwise happen for every token.
+    Otherwise each token would need a copy to the device, for which the host waits.
     """
     return keep_constant(numbers, device, lambda: torch.tensor(numbers, dtype=torch.float32, device=device))
 
@@ -27,7 +27,7 @@ def place_constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
 def keep_constant(key: Hashable, device: torch.device, make: Callable[[], T]) -> T:
     """Make a constant with `make` and cache it by key and device, for all passes.
 
-    Under tracing or fake tensors nothing is cached, because a fake tensor is of no use to the next pass.
+    Under tracing or with fake tensors nothing is cached, because the next pass could not use a fake tensor.
     """
     if torch.compiler.is_compiling() or _under_a_mode():
         return make()

@@ -6,4 +6,4 @@ from zoo.model.position.base import Position
 
 
 class NoPosition(Position, kind="none"):
-    """No positions: a causal mask alone tells order (NoPE; Kazemnejad et al., 2023)."""
+    """No positions: only the causal mask conveys order (NoPE; Kazemnejad et al., 2023)."""

@@ -39,8 +39,8 @@ class Scaling(Spec, axis="rope_scaling"):
         return 1.0
 
     def magnitude_of(self, length: Tensor | None) -> Any:
-        """Compute the factor of cosines and sines. `length` [B, 1] is that of rows, or [B, T] that of each token's
-        document. Returns a number or, if the factor depends on the length, [B, 1|T, 1]."""
+        """Compute the factor of cosines and sines. `length` is the length of each row [B, 1], or of each token's
+        document [B, T]. Returns a number or, if the factor depends on the length, [B, 1|T, 1]."""
         return self.magnitude
 
     def check(self, width: int) -> None:
