@@ -207,9 +207,9 @@ FORMS = ("={}", "=1 / {}", "={} ** -0.5", "={} ** 0.5")
 
 
 def list_placements(draft: Draft, outcome: TrialOutcome, name: str, value: object) -> Iterator[Move]:
-    """Yield changes by which the draft reads the config's field `name`, whose value is `value`: components' fields of a
-    fitting type set to it (in one of FORMS), keys of the model that are expressions, the pattern, and the
-    activation."""
+    """Yield changes that make the draft read the config's field `name`, whose value is `value`. They set a component's
+    field of a fitting type to it (in one of FORMS), or change keys of the model that are expressions, the pattern, or
+    the activation."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
             hint = str(each.type)
@@ -248,7 +248,8 @@ RELEVANT = {
 
 
 def is_relevant(move: Move, departure: str | None) -> bool:
-    """Whether a change may mend the first stage that differs. While some tensor has no place, any change may."""
+    """Whether a change could fix the first stage that differs (`departure`). While some tensor has no place, every
+    change counts."""
     if departure is None or move.keys:
         return True
     stage = departure.split(" ")[-1] if " " in departure and not departure[-1].isdigit() else departure.split(" ")[0]

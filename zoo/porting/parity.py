@@ -1,5 +1,5 @@
-"""Compare a draft with its reference: logits, padded rows, cached generation, the export to config.json, and every
-field of the config set to other values."""
+"""Compare a draft with its reference: logits, padded rows, cached generation, export to config.json, and the effect of
+each field of the config."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class ParityReport:
 
 
 def check_parity(draft: Draft, maker: Maker, reference: Reference, outcome: TrialOutcome) -> ParityReport:
-    """Compare the draft with its reference in all ways except the fields; if the logits differ, by logits alone."""
+    """Compare the draft with its reference in all ways except the fields. If the logits differ, nothing else is
+    compared."""
     found = ParityReport()
     gap = outcome.gaps.get("logits")
     said = f"largest difference {gap:.0e}" if gap is not None else "were not computed"
@@ -125,8 +126,8 @@ def place_fields(
 ) -> tuple[Draft, dict[str, str]]:
     """Set each field of the config to other values, and find a place for fields whose values the draft misreads.
 
-    A field that cannot be placed is added to `requires` with the tiny model's value, unless this is a list or a
-    mapping, so that any other value is refused. Returns the draft and a verdict for each field.
+    A field that cannot be placed is added to `requires` with the tiny model's value, so that other values are refused,
+    unless the value is a list or a mapping. Returns the draft and a verdict for each field.
     """
     said: dict[str, str] = {}
     effects = list_effects(maker, reference, list_fields(reference))

@@ -44,7 +44,7 @@ class Attempt:
 
     @property
     def size(self) -> int:
-        """The number of entries that the draft states in addition to its base."""
+        """The number of entries that the draft states beyond its base."""
         draft = self.draft
         return sum(len(each) for each in (draft.aliases, draft.defaults, draft.model, draft.keys, draft.derive))
 

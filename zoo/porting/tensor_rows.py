@@ -26,8 +26,8 @@ ENOUGH = 0.4
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors whose names differ only in the indices of layer and expert, with a shape for each layer and leaf ("3",
-    ".weight")."""
+    """Tensors whose names differ only in the indices of layer and expert. `shapes` has the shape for each layer and
+    leaf ("3", ".weight")."""
 
     pattern: str
     shapes: Mapping[tuple[str, str], tuple[int, ...]]

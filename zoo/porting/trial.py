@@ -29,9 +29,9 @@ GUESSES = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivi
 @dataclass
 class TrialOutcome:
     """The result of trying a draft on a reference. `faults` say why the draft cannot read the reference. `lost` are our
-    tensors without a row. The draft requires tensors that the reference lacks (`missing`) or has in another shape
-    (`misshapen`), and does not know some that the reference has (`strange`). If there are none of these, both models
-    were run, and `gaps` has the largest difference at each stage."""
+    tensors without a row. `missing` and `misshapen` are tensors that the draft requires, but that the reference lacks
+    or has in another shape; `strange` are tensors of the reference that the draft does not know. If there are none of
+    these, both models were run, and `gaps` has the largest difference at each stage."""
 
     body: Any = None  # a Body, once the config is read
     spec: Any = None
@@ -110,8 +110,7 @@ def try_spec(outcome: TrialOutcome, reference: Reference) -> TrialOutcome:
 
 def _find_tying(draft: Draft, reference: Reference) -> dict[str, Any] | None:
     """Return the setting of `tied`: whether the file lacks a weight for the head. None without a head of kind `lm`, and
-    if the name of the head's weight is unknown.
-    """
+    if the name of the head's weight is unknown."""
     kind = (draft.to_family().template(reference.architecture).get("head") or {}).get("kind")
     if kind != "lm" or draft.head is None:
         return None

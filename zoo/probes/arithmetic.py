@@ -25,8 +25,8 @@ class Mano(Probe, name="mano"):
     between two operands. The answer is asked at the last token. The level is n; training draws it from 1 to the highest
     level. Chance is the probability of the likeliest value, which is the number 0.
 
-    The source has up to 10 operations and more; its models have 12 layers and are wider. The steps and width of size
-    `paper` are chosen here (`n_layers=12`).
+    The source has up to 10 operations and more, and wider models with 12 layers. The steps and width of size `paper`
+    are our choice (`n_layers=12`).
     """
 
     level_is: ClassVar[str] = "operations"

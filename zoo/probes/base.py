@@ -43,7 +43,7 @@ class Examples(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """A synthetic task. `levels` are its difficulties, easiest first, in the unit `level_is`. Training calls `draw`
-    without a level, which mixes all levels with equal probability; a probe that trains otherwise overrides `draw`.
+    without a level, which mixes all levels with equal probability; a probe may override `draw`.
 
     A run is `steps` updates on `rows` rows each.
     """
@@ -94,16 +94,16 @@ class Probe:
         return self.seq_len
 
     def chance(self, level: int) -> float:
-        """Give the accuracy of the best guess that does not read the row."""
+        """Give the accuracy of the best guess without reading the row."""
         raise NotImplementedError
 
     def baseline(self, level: int) -> float:
-        """Give the accuracy of the best guess that knows which answers a row makes possible, and not which one is
-        right: a value of some key in the row, for example. If a row tells nothing of that kind, it is `chance`."""
+        """Give the accuracy of the best guess that knows which answers a row makes possible, but not which one is
+        right: the value of any key in the row, for example. It equals `chance` if a row does not narrow the answers."""
         return self.chance(level)
 
     def mixed_baseline(self) -> float:
-        """Give the accuracy of such guesses on rows as in training, which mix the levels."""
+        """Give the accuracy of the best informed guess (`baseline`) on rows as in training, which mix the levels."""
         trained = [level for level in self.levels if self.trains(level)]
         return sum(map(self.baseline, trained)) / len(trained)
 
@@ -116,7 +116,7 @@ class Probe:
         return {}
 
     def extend(self) -> Self | None:
-        """Make the same probe with one more level; None where rows or vocabulary would be larger than the limits."""
+        """Make the same probe with one more level; None if rows or vocabulary would exceed the limits."""
         level = self.next_level()
         made = replace(self, levels=(*self.levels, level), **self.make_room(level))
         sizes = (made.seq_len, made.length(level), made.vocab_size)
@@ -147,15 +147,16 @@ class Probe:
 
     def make_readout(self, d_model: int, seed: int) -> Any | None:
         """Make a torch module, trained with the model, that computes the answers from the outputs at the last token of
-        each row. None: the model's own head computes each answer from the output at its position."""
+        each row. Returns None if the model's own head computes each answer from the output at its position."""
         return None
 
     def measure(self, level: int, accuracy: float, loss: float, params: int) -> dict[str, float]:
-        """Compute further figures of a level, from accuracy, loss (nats an answer) and the number of parameters."""
+        """Compute further figures of a level from the accuracy, the loss (nats per answer) and the number of
+        parameters."""
         return {"scaled": (accuracy - self.chance(level)) / (1 - self.chance(level))} if self.scaled else {}
 
     def list_changes(self) -> list[str]:
-        """List the settings that are not the source's, each with the source's beside."""
+        """List the settings that differ from the source's, each with the source's value."""
         source = type(self)(**self.paper).settings()
         own = {key: value for key, value in self.settings().items() if value != source[key]}
         return [f"{key} {format_setting(value)} ({format_setting(source[key])})" for key, value in own.items()]
@@ -192,7 +193,7 @@ class OneLength(Probe):
 
 
 def format_setting(value: Any) -> str:
-    """Format a setting; of several levels the first and the last."""
+    """Format a setting. Of several levels, the first and the last are shown."""
     if isinstance(value, list):
         return f"{value[0]} to {value[-1]}" if len(value) > 1 else str(value[0])
     return str(value).lower() if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else str(value)

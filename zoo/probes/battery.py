@@ -39,8 +39,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ProbeTraining:
-    """One training of a model on a probe. With `report` the model is scored on every level, else on the examples for
-    choosing the learning rate."""
+    """One training of a model on a probe. With `report` the model is scored on every level, otherwise on the examples
+    for choosing the learning rate."""
 
     spec: Decoder
     probe: Probe
@@ -65,10 +65,10 @@ def run_probe(
     """Run a probe on a packaged model, a YAML or a Spec, shrunk to the probe's size.
 
     `overrides` change the model; dimensions that they set are not shrunk (`n_layers=1`, `d_model=128`). `settings` are
-    the probe's (`{"context": 64, "levels": (8,)}`). A seed of its own (SEED) is trained at all `rates` (None: RATES,
-    then two next to the best); then every reported seed at the best rate. Trainings run in the processes of a `pool`
-    (`open_pool`), if given. With a `folder` each training is stored, so that a killed run resumes. Raises ConfigError
-    for an unknown probe or setting, for a model that cannot be shrunk, and if `seeds` is below 1.
+    the probe's (`{"context": 64, "levels": (8,)}`). First a separate seed (SEED) is trained at all `rates` (None:
+    RATES, then two next to the best), then every reported seed at the best rate. Trainings run in the processes of a
+    `pool` (`open_pool`), if given. With a `folder` each training is stored, so that a killed run resumes. Raises
+    ConfigError for an unknown probe or setting, for a model that cannot be shrunk, and if `seeds` is below 1.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
@@ -118,7 +118,7 @@ def list_touched(override: str) -> list[str]:
 
 
 def hash_key(spec: Decoder, probe: Probe) -> str:
-    """Hash the architecture and the probe: all that trainings depend on, except learning rate and seed."""
+    """Hash the architecture and the probe: everything that a training depends on, except learning rate and seed."""
     from zoo.grammar import to_essentials
 
     text = json.dumps([to_essentials(spec), probe.name, probe.settings()], sort_keys=True)
@@ -135,8 +135,8 @@ def search_rate(
     store: ScoreStore,
     say: Say = lambda line: None,
 ) -> dict[float, dict[str, float]]:
-    """Train the seed of searches at every rate, then with `refine` at two next to the best. Returns accuracy, loss and
-    seconds by rate."""
+    """Train the search's seed at every rate and, with `refine`, at two more next to the best. Returns accuracy, loss
+    and seconds by rate."""
     chosen: dict[float, dict[str, float]] = {}
 
     def search(some: Iterable[float]) -> None:

@@ -74,7 +74,8 @@ def format_steps(outcome: ProbeOutcome) -> str:
 
 
 def format_accuracy(outcome: ProbeOutcome) -> str:
-    """Format the accuracy at the hardest trained level, ± the deviation over seeds, and that of an informed guess."""
+    """Format the accuracy at the hardest trained level, ± its standard deviation over seeds, and the accuracy of an
+    informed guess."""
     level = max(outcome.trained)
     middle, deviation = outcome.accuracy(level)
     spread = "" if deviation is None else f" ± {deviation:.3f}"
@@ -170,7 +171,7 @@ def draw_cell(axes: Any, column: int, row: int, outcome: ProbeOutcome | None) ->
 
 
 def list_reached(outcome: ProbeOutcome) -> str:
-    """List what a cell tells: the level reached, and below it the range over seeds, or that it is a guess's."""
+    """List the text of a cell: the level reached, and below it the range over seeds, or that a guess would reach it."""
     low, high = min(outcome.reaches), max(outcome.reaches)
     if low != high:
         return f"{name_level(outcome, outcome.reach)}\n{name_level(outcome, low)} to {high}"

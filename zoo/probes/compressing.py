@@ -23,7 +23,7 @@ class Compress(OneLength, name="compress"):
     readout computes it from the end token's vector (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2); the
     row's most frequent letter is right more often.
 
-    MAD has rows full of letters, and trains 20,000 steps of 128 rows at width 128.
+    In MAD rows have no padding, and training takes 20,000 steps of 128 rows at width 128.
     """
 
     level_is: ClassVar[str] = "letters"

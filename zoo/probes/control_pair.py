@@ -33,11 +33,11 @@ class ControlPair:
 
     @property
     def separates(self) -> bool:
-        """Whether the probe, at these sizes, tells a model that can from one that cannot."""
+        """Whether the probe, at these sizes, separates a model that can solve it from one that cannot."""
         return self.positive.reach > self.negative.reach
 
     def describe(self) -> str:
-        """Say in a line what the probe can tell."""
+        """Describe in a line whether the probe separates the controls."""
         kind = self.positive.level_is
         reached, blind = (name_level(each, each.reach) for each in (self.positive, self.negative))
         if self.separates:
@@ -58,8 +58,8 @@ def run_controls(
 ) -> ControlPair:
     """Run a probe on its controls: one seed, at the best of three learning rates. Trainings are kept in a `folder`.
 
-    Where the positive control reaches the hardest level, the probe is extended by harder ones (`Probe.extend`), so that
-    a model may do better than others. The outcomes' settings are those of the extended probe.
+    If the positive control reaches the hardest level, the probe is extended by harder ones (`Probe.extend`), so that
+    differences between good models show. The outcomes' settings are those of the extended probe.
     """
     asked = task = make_probe(name, size, settings)
     how = {"size": size, "seeds": 1, "rates": CONTROL_RATES, "pool": pool}

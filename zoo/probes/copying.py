@@ -22,7 +22,7 @@ class Select(OneLength, name="select"):
 
     A row is M letters, each one of V − 2, at random places among T − 2M − 1 blanks; then a go token, then the letters
     again in order. Each repeated letter is the answer at the token before it. The level is M. Chance is 1/(V − 2). A
-    guess that knows which letters are left, and not their order, names the most frequent one of r = 1 to M letters.
+    guess that knows the remaining letters, but not their order, names the most frequent of r = 1 to M letters.
 
     MAD copies 16 letters in 256 tokens, and trains 20,000 steps of 128 rows, at width 128 and with feed-forwards.
     """
@@ -69,11 +69,11 @@ class Copy(Probe, name="copy"):
 
     A row is `$ s | s .` with a string s over 26 letters, then padding. The answers are the second s and the full stop;
     a row is correct if all are. The level n is the length of s, in training from `shortest` to `longest`. Chance is
-    26^−n. A guess that knows the letters, and not their order, is right at C(n + 25, n)·26^−n: the number of multisets
+    26^−n. A guess that knows the letters, but not their order, has accuracy C(n + 25, n)·26^−n: the number of multisets
     over the number of strings.
 
     The source trains models of 160 M parameters on strings of up to 50 letters, and tests up to 1,000; the steps and
-    the width of size `paper` are chosen here.
+    the width of size `paper` are our choice.
     """
 
     level_is: ClassVar[str] = "letters"

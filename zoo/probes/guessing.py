@@ -1,4 +1,4 @@
-"""Compute how often guesses are right that know what a row contains, and not in which order."""
+"""Compute the accuracy of guesses that know what a row contains, but not in which order."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class Hops(Probe, name="hops"):
     Chance is 1/N. A guess among the other nodes of the row is right at 1/(n − 1), and the query's own node is always
     right where n divides k.
 
-    The source has 225 nodes and up to 8 steps in 2,048 tokens; its models have 12 layers and are wider. The steps, rows
-    and width of size `paper` are chosen here (`n_layers=12`).
+    The source has 225 nodes, up to 8 steps in 2,048 tokens, and wider models with 12 layers. The steps, rows and width
+    of size `paper` are our choice (`n_layers=12`).
     """
 
     level_is: ClassVar[str] = "steps"

@@ -37,8 +37,8 @@ def _describe_window(window: RateWindow) -> dict[str, Any]:
 
 
 def find_reach(accuracy: Mapping[int, float]) -> int:
-    """Find the hardest level such that all levels up to it have an accuracy of 0.9 or more. If the easiest has
-    less, it is 0, or -1 where level 0 is the easiest."""
+    """Find the hardest level such that it and all easier levels have an accuracy of 0.9 or more. If the easiest level
+    has less, it is 0, or −1 if the easiest is level 0."""
     reached = min(0, min(accuracy) - 1)
     for level in sorted(accuracy):
         if accuracy[level] < ENOUGH:
@@ -70,9 +70,9 @@ class SeedReport:
 class ProbeOutcome:
     """The outcome of a probe on a model. `chosen` has the accuracy by learning rate on the examples for choosing it;
     `seeds` are reports on fresh examples. `chances` are the accuracies of blind guesses by level, `baselines` those of
-    informed ones (`Probe.baseline`), `baseline` that of these on rows as in training. `state_bytes` is the size of the
-    keys, values and recurrent states of a training row in float32; `flops` are the forward FLOPs of a token, head
-    included; `seconds` is the time of all training and scoring."""
+    informed guesses (`Probe.baseline`); `baseline` is the accuracy of informed guesses on rows as in training.
+    `state_bytes` is the size of the keys, values and recurrent states of a training row in float32; `flops` are the
+    forward FLOPs of a token, head included; `seconds` is the time of all training and scoring."""
 
     model: str
     overrides: tuple[str, ...]
@@ -115,12 +115,12 @@ class ProbeOutcome:
 
     @property
     def reach(self) -> int:
-        """Give the median (the lower one of two) of the levels that the seeds reached."""
+        """Give the median of the levels that the seeds reached (the lower one if there are two)."""
         return median_low(self.reaches)
 
     @property
     def steps_to_solve(self) -> list[float]:
-        """Give the steps of each seed (`SeedReport.steps_to_solve`); empty where they were not measured."""
+        """Give the steps of each seed (`SeedReport.steps_to_solve`); empty if they were not measured."""
         return [each.steps_to_solve for each in self.seeds if each.curve]
 
     def accuracy(self, level: int) -> tuple[float, float | None]:
@@ -156,8 +156,8 @@ class ProbeOutcome:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ProbeOutcome:
-        """Read the data of `to_dict` after JSON made keys strings. Raises KeyError, TypeError or ValueError for other
-        data."""
+        """Read the data of `to_dict`. JSON has made its keys strings. Raises KeyError, TypeError or ValueError for
+        other data."""
         from pydantic import TypeAdapter
 
         chosen = {each["lr"]: each["accuracy"] for each in data["chosen"]}

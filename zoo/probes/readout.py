@@ -17,7 +17,7 @@ class Readout(nn.Module):
     """An MLP of two layers that predicts the token at a place from the output at the last token plus the place's
     sinusoids.
 
-    It is no part of the model, and no price counts it.
+    It is not part of the model, and prices leave it out.
     """
 
     def __init__(self, d_model: int, vocab_size: int) -> None:

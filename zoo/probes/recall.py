@@ -31,8 +31,8 @@ class MQAR(OneLength, name="mqar"):
     repeated key is its value. The level is K; training draws all levels equally often. Chance is 2/V, the probability
     of any value; a guess among the row's values is right at 1/K.
 
-    The source's code trains 180,000 rows 32 times, with a vocabulary of 8,192, 4 to 64 keys and up to 256 tokens; at
-    smaller sizes the keys and tokens are fewer, and so few tokens may be learned one by one.
+    The source's code trains 180,000 rows 32 times, with a vocabulary of 8,192, 4 to 64 keys and up to 256 tokens. Our
+    smaller sizes have fewer keys and a vocabulary small enough to be learned token by token.
     """
 
     level_is: ClassVar[str] = "keys"
@@ -81,7 +81,7 @@ def write_pairs(tokens: np.ndarray, start: int, keys: np.ndarray, values: np.nda
 
 
 def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, values: np.ndarray) -> None:
-    """Write each key again into a random slot from column `start` on, with its value as the answer there."""
+    """Write each key again into a random slot from column `start` on, with its value as the answer."""
     rows, count = keys.shape
     columns = draw_slots(rng, rows, start, made.tokens.shape[1], count)
     place(made.tokens, columns, keys)
@@ -108,7 +108,7 @@ class Overwrite(MQAR, name="overwrite"):
     queries, as in mqar. The answer is a key's last value. The level is U. Chance is 2/V; a guess among the new values
     is right at 1/K.
 
-    The source's code trains 4 to 36 keys of a vocabulary of 8,192; how many are overwritten is chosen here.
+    The source's code trains 4 to 36 keys of a vocabulary of 8,192; the number of overwritten keys is our choice.
     """
 
     level_is: ClassVar[str] = "keys overwritten"
@@ -159,9 +159,9 @@ class Bind(MQAR, name="bind"):
     `compositional_mqar` of their code).
 
     √K first and √K second parts make K keys, each with a different value: a row is a₁ b₁ v₁ … a_K b_K v_K in random
-    order. Then each key is repeated, in a slot of two tokens drawn as in mqar. The answer at its second part is the
-    value. The level is K, a square. Chance is 2/V; a guess among the values of keys that share one part is right at
-    1/√K.
+    order. Then each key is repeated, in a slot of two tokens drawn as in mqar. The answer at the second part is the
+    key's value. The level is K, a square. Chance is 2/V; a guess among the values of keys that share one part is right
+    at 1/√K.
 
     The source's code trains 4 to 36 keys of a vocabulary of 8,192 in up to 256 tokens.
     """

@@ -30,10 +30,10 @@ class Noisy(OneLength, name="noisy"):
     Of V tokens, the first half are keys, the second half values; each row has its own one-to-one map from keys to
     values. A row is T/2 pairs of a random key and its value; with a probability of `level` per cent a pair is two
     tokens of a noise vocabulary instead. The answer at a key that has occurred before is its value. Level 0 is
-    in-context recall. Chance is 2/V; a guess among the values so far is right more often, as the first keys to come
-    again have few.
+    in-context recall. Chance is 2/V; a guess among the values so far is right more often, because few values precede
+    the first repeated keys.
 
-    MAD trains each level by itself: 20,000 steps of 128 rows of 128 tokens, at width 128 and with feed-forwards.
+    MAD trains each level separately: 20,000 steps of 128 rows of 128 tokens, at width 128 and with feed-forwards.
     """
 
     level_is: ClassVar[str] = "% of noise"
@@ -58,9 +58,11 @@ class Noisy(OneLength, name="noisy"):
         return self.vocab + self.noise
 
     def baseline(self, level: int) -> float:
-        """Divide the expected right guesses by the expected answers. A pair with j pairs before it is asked at
-        (1 − p)·m/h, where m of the h keys were seen, and a guess among m values is right at 1/m; E[m] =
-        h·(1 − (1 − (1 − p)/h)^j), and m is 0 at p^j."""
+        """Compute the accuracy of a guess among the values so far: expected right guesses ÷ expected answers.
+
+        The pair after j others is asked with probability (1 − p)·m/h if m of the h keys were seen, and a guess among m
+        values is right at 1/m. E[m] = h·(1 − (1 − (1 − p)/h)^j), and m is 0 with probability p^j.
+        """
         noise, half, before = level / 100, self.vocab // 2, np.arange(self.context // 2)
         asked = half * (1 - (1 - (1 - noise) / half) ** before)
         return float((1 - noise**before).sum() / asked.sum())
@@ -90,15 +92,16 @@ class Fuzzy(OneLength, name="fuzzy"):
     """In-context recall of keys and values of several tokens (Poli et al., 2024, MAD, the task fuzzy recall).
 
     Of V tokens, 0 pads, 1 to V/2 − 1 are parts of keys, V/2 to V − 1 parts of values. Each row draws K different keys,
-    and for each a value of 1 to `longest` different parts. Random pairs of these fill the row; padding precedes them.
-    The answers are the parts of a value whose key has occurred before. The level is the number of parts of every key;
-    training draws it for each key. With `keys` 0 each pair draws any of the possible keys, as in MAD, and the row's
-    last key is one from its first half. Chance is 2/V. A guess that knows the values so far, and not their keys, names
-    the likeliest next part of those values that begin as the answer does: it is right at half of the answers and more.
+    and for each a value of 1 to `longest` different parts. Random pairs of a key and its value fill the row, after
+    padding. The answers are the parts of a value whose key has occurred before. The level is the number of parts of
+    every key; training draws it for each key. With `keys` 0 each pair draws any of the possible keys, as in MAD, and
+    the row's last key is one from its first half. Chance is 2/V. A guess that knows the values so far, but not their
+    keys, names the likeliest next part among the values that begin like the answer: it is right at half of the answers
+    or more.
 
-    MAD draws from all possible keys and asks for those of three tokens. At smaller sizes each row has few keys, so that
-    long ones come again, too: another task, whose results neither confirm nor refute MAD's. MAD trains 20,000 steps of
-    128 rows of 128 tokens, at width 128 and with feed-forwards.
+    MAD draws from all possible keys and asks for keys of three tokens. At our smaller sizes each row has few keys, so
+    that long keys are repeated, too. That is a different task: its results neither confirm nor refute MAD's. MAD trains
+    20,000 steps of 128 rows of 128 tokens, at width 128 and with feed-forwards.
     """
 
     level_is: ClassVar[str] = "tokens a key"

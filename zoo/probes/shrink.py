@@ -1,7 +1,8 @@
 """Shrink any decoder to the size of a probe: the same kinds of layer and choices, with small dimensions.
 
-The Spec is written as plain data, its dimensions are replaced by key, and it is read again, so that every rule of the
-grammar holds for the small model, too."""
+The Spec is written as plain data, its dimensions are replaced by key, and the data is read again. So every rule of the
+grammar also holds for the small model.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +66,10 @@ def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: s
     """Shrink a decoder to a probe's size; keys in `kept`, such as `n_layers` or `d_model`, are not changed.
 
     The small model has the probe's width, 32 channels a head, and two layers, or one of each kind if there are several
-    (for a loop, see `shorten`). With `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are no
-    dimension of weights. Matrices are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a d_model of
-    2,500, and at 64 it would keep attention on mqar's plateau for a whole short run. Raises ConfigError for a model
-    that is no decoder or cannot be shrunk.
+    (for a loop, see `shorten`). With `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are
+    not dimensions of weights. Matrices are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a
+    d_model of 2,500; at 64 attention would not learn mqar within a short run. Raises ConfigError for a model that is no
+    decoder or cannot be shrunk.
     """
     refuse_other_kinds(spec, label)
     refuse_own(kept, label)
@@ -173,7 +174,7 @@ def read(node: Mapping[str, Any], label: str) -> Any:
 
 class DimensionRules(NamedTuple):
     """New dimensions by key: a value (`fixed`), or a function of the old value, its node and the whole model (`rules`).
-    Keys in `kept` keep the old value."""
+    Keys in `kept` are not changed."""
 
     fixed: Mapping[str, int]
     rules: Mapping[str, Callable[[int, Mapping[str, Any], Mapping[str, Any]], int]]
@@ -237,8 +238,8 @@ def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: DimensionRu
 
 
 def strip(block: dict[str, Any]) -> dict[str, Any]:
-    """Remove the feed-forward of a block: keep its mixer, norm and scales. Blocks that are not STRIPPED stay as they
-    are."""
+    """Remove the feed-forward of a block: keep its mixer, norm and scales. Only blocks of the kinds in STRIPPED are
+    changed."""
     if block["kind"] not in STRIPPED:
         return block
     shared = {key: block[key] for key in ("attention", "norm", "residual_scale", "stream_scale")}

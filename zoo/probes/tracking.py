@@ -22,9 +22,9 @@ PAD = 2
 class Parity(Probe, name="parity"):
     """Parity of a row of bits (Hahn, 2020; Grazzi et al., 2024).
 
-    The answer at a bit is the sum modulo 2 of all bits up to it. Training draws lengths from `shortest` to `longest`
-    with padding behind. It asks at each bit, or only at the last one if `cumulative` is false. The level is the length;
-    scoring asks only at the last bit. Chance is 1/2.
+    The answer at a bit is the sum modulo 2 of all bits up to it. Training draws lengths from `shortest` to `longest`,
+    with padding after the bits. It asks for the answer at each bit, or only at the last one if `cumulative` is false.
+    The level is the length; scoring asks only at the last bit. Chance is 1/2.
 
     Grazzi et al. train lengths 3 to 40, 5.1 M rows, and test 40 to 256.
     """
@@ -92,7 +92,7 @@ class FiniteGroup:
 
 
 def turn(size: int, by: int, start: int = 0) -> list[int]:
-    """Make the cyclic permutation that shifts `size` things, numbered from `start`, by `by` places."""
+    """Make the cyclic permutation that shifts `size` elements, numbered from `start`, by `by` places."""
     return [start + (i + by) % size for i in range(size)]
 
 
@@ -123,10 +123,10 @@ class Word(Probe):
 
     Tokens are elements of `group`, with `swaps_only` its transpositions; answers are any elements. A row is correct if
     all of its answers are. The level is the length T, in training `context`. Chance is c^−T, where c is the number of
-    possible tokens: each answer has c possible values after the one before. The first answer is the first token, so a
-    guess that reads that one is right at c^(1 − T).
+    possible tokens: each answer has c possible values given the previous one. The first answer is the first token, so a
+    guess that reads it is right at c^(1 − T).
 
-    Grazzi et al. train 32 elements and test up to 512; the budget of size `paper` is that of their parity.
+    Grazzi et al. train 32 elements and test up to 512; the budget of size `paper` is the one they use for parity.
     """
 
     level_is: ClassVar[str] = "elements"
@@ -197,22 +197,22 @@ class WordZ6(Word, name="word_z6"):
 
 @dataclass(frozen=True, kw_only=True)
 class WordS3(Word, name="word_s3"):
-    """The word problem of S3, permutations of three things: the smallest non-commutative group."""
+    """The word problem of S3, permutations of three elements: the smallest non-commutative group."""
 
     group: str = "S3"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordS5(Word, name="word_s5"):
-    """The word problem of S5, permutations of five things: the smallest one that no circuit of constant depth solves
-    (unless TC⁰ = NC¹)."""
+    """The word problem of S5, permutations of five elements: the smallest group whose word problem no circuit of
+    constant depth solves (unless TC⁰ = NC¹)."""
 
     group: str = "S5"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordS5Swaps(Word, name="word_s5_swaps"):
-    """The word problem of S5 where each element exchanges two of five things (Grazzi et al., 2024)."""
+    """The word problem of S5 with tokens that exchange two of five elements (Grazzi et al., 2024)."""
 
     group: str = "S5"
     swaps_only: bool = True

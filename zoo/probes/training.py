@@ -76,7 +76,7 @@ def train(
     check: Callable[[int, Learner], None] | None = None,
 ) -> Learner | None:
     """Train a model on a probe: AdamW, warm-up over a tenth of the steps, then cosine to 0. Returns None if a loss is
-    not finite. CHECKS times, at equal distances, `check` is given the steps done and the learner.
+    not finite. CHECKS times, evenly spaced, `check` is called with the steps done and the learner.
 
     Weights, examples and their order depend only on the seed.
     """
@@ -132,7 +132,7 @@ def score(
     learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None, most: int = HELD_OUT
 ) -> ProbeScore:
     """Score a learner on held-out examples of a level (None: as in training), `most` rows or fewer. A diverged learner
-    is None: it scores the chance accuracy, and a loss of ln V."""
+    (None) scores the chance accuracy, and a loss of ln V."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(most, most * probe.seq_len // length))
     examples = probe.examples(seed, stream, 0, rows, level)

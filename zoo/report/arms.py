@@ -35,7 +35,7 @@ ALIKE = 0.01
 
 @dataclass(frozen=True)
 class Arm:
-    """The ended runs of an arm, by seed: done ones, and ones that diverged."""
+    """The ended runs of an arm, by seed: finished and diverged ones."""
 
     name: str
     runs: Mapping[int, RunRecord]
@@ -67,8 +67,8 @@ class Arm:
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """The mean of each of CURRENCIES over the finished runs, if all have it. The bytes of the cache are priced for
-        the model of one run."""
+        """The mean of each of CURRENCIES over the finished runs, if all have it. The cache's bytes are priced for the
+        model of one run."""
         outcomes = [run.outcome for run in self.finished.values()]
         found = {
             name: mean(float(each[name]) for each in outcomes)
@@ -118,15 +118,15 @@ def _own_overrides(record: RunRecord) -> Sequence[str]:
 
 
 def name_arms(overrides: Sequence[Sequence[str]], aside: tuple[str, ...] = ASIDE) -> list[str]:
-    """Name each run's arm by those of its overrides that not all runs share, ALL_RUNS if there are none. Overrides with
-    the prefixes `aside` are left out: by default those of seeds and of Hydra."""
+    """Name each run's arm by the overrides that not all runs share; ALL_RUNS if there are none. Overrides with the
+    prefixes `aside` are left out, by default those of seeds and of Hydra."""
     words = [[_shorten(word) for word in each if not word.startswith(aside)] for each in overrides]
     shared = set.intersection(*map(set, words)) if words else set()
     return [" ".join(word for word in own if word not in shared) or ALL_RUNS for own in words]
 
 
 def name_runs(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Name each run by those of its overrides that not all runs share, seeds included; "" if there are none."""
+    """Name each run by the overrides that not all runs share, seeds included; "" if there are none."""
     return ["" if name == ALL_RUNS else name for name in name_arms(overrides, (HYDRAS,))]
 
 

@@ -17,7 +17,7 @@ def read_curve(lines: Iterable[Mapping[str, Any]], name: str, x: str = "tokens")
 
 def smooth(values: list[float], share: float = SMOOTHED_OVER) -> list[float]:
     """Compute the moving average over a fraction of the points. At the start, where the loss falls fast, the window is
-    shorter so that it stays symmetric."""
+    shortened to stay symmetric."""
     half, sums = int(share * len(values) / 2), [0.0, *accumulate(values)]
     edges = [(max(at - half, 0), min(at + min(half, at) + 1, len(values))) for at in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in edges]

@@ -167,7 +167,7 @@ LEFT_OUT = frozenset({"operators", "sum_of_operators"})
 
 
 def is_hidden(figure: Figure) -> bool:
-    """Tell whether a figure needs no line: it is shown elsewhere, or it is in ZEROS and zero."""
+    """Tell whether a figure needs no line, because it is shown elsewhere, or because it is in ZEROS and zero."""
     return figure.path in SAID or (figure.value == 0 and figure.path in ZEROS)
 
 

@@ -1,4 +1,4 @@
-"""Draw effects with their intervals below one another, as a forest plot."""
+"""Draw effects with their intervals, one below the other, as a forest plot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DrawnEffect:
 
 
 def draw_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]], file: Path) -> None:
-    """Draw a panel for each metric, given as its title and its effects, in their order from above. The margin of
+    """Draw a panel for each metric, given as its title and its effects, listed from top to bottom. The margin of
     equivalence is a band behind an effect. Raises ConfigError for a suffix other than .png and .svg."""
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def draw_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]], file: Path)
 
 
 def find_limit(effects: Sequence[DrawnEffect]) -> float:
-    """Find how far the axis goes: three quarters of the intervals fit, as a few wide ones would hide all others. An
-    effect beyond it is an arrow at the edge."""
+    """Find the limit of the axis: three quarters of the intervals fit, because a few wide ones would hide all others.
+    An effect beyond the limit is an arrow at the edge."""
     widest = sorted(max(map(abs, each.interval)) for each in effects)
     return 1.1 * widest[int(0.75 * (len(widest) - 1))]

@@ -1,5 +1,5 @@
-"""Format the pages of `zoo.analysis.grammar_names` on names of the grammar, for a terminal and in Markdown
-(docs/choices/)."""
+"""Format the pages of `zoo.analysis.grammar_names` for a terminal and in Markdown (docs/choices/). Each describes a
+name of the grammar."""
 
 from __future__ import annotations
 

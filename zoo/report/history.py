@@ -95,7 +95,7 @@ class RunRecord:
 
     @cached_property
     def job(self) -> Mapping[str, Any]:
-        """What the run's sweep records of it (a job in sweep.json); empty for a single run."""
+        """The run's entry in its sweep (a job in sweep.json); empty for a single run."""
         return self.sweep.get("jobs", {}).get(self.folder.resolve().name, {})
 
     @property
@@ -105,12 +105,13 @@ class RunRecord:
 
     @property
     def overrides(self) -> Sequence[str]:
-        """The overrides that were typed for the run; those of its sweep's job if it has no outcome yet."""
+        """The overrides that were typed for the run; without an outcome, those of its sweep's job."""
         return self.result.get("overrides") or self.job.get("overrides", ())
 
     @property
     def search(self) -> Mapping[str, Any] | None:
-        """The search of its arm's learning rate that its sweep has recorded (`RateSearch.to_dict`); None without."""
+        """The learning-rate search of the run's arm, as its sweep has recorded it (`RateSearch.to_dict`); None if there
+        is none."""
         return self.sweep.get("search", {}).get(self.job.get("arm"))
 
     @cached_property
@@ -133,7 +134,7 @@ class RunRecord:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of metrics. Raises CheckpointError if one is not JSON; a half-written last one is left out."""
+        """The lines of metrics. Raises CheckpointError if a line is not JSON; a half-written last line is left out."""
         return runs.read_lines(self.folder / runs.METRICS)
 
     def read(self) -> None:
@@ -147,15 +148,16 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """The status: `running` while a process has the folder's lock, else the result's, or `cut off` without a
-        result."""
+        """The status: `running` while a process has the folder's lock, else the status in the result, or `cut off`
+        without a result."""
         if runs.is_locked(self.folder):
             return "running"
         return shorten(self.result.get("status") or "cut off", 40)
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """The figures named in `SHOWN` and `RESULTS`: the result's if the run is done, else the last logged."""
+        """The figures named in `SHOWN` and `RESULTS`: those of the result if the run is done, else the last logged
+        ones."""
         found = {key: self.result.get(key) for key in (*SHOWN, *RESULTS)}
         status = self.status
         if status != "done":
@@ -178,8 +180,8 @@ class RunRecord:
         return figures
 
     def decayed(self) -> list[dict[str, Any]]:
-        """List the evaluations at the ends of decays, for a run with several (`schedule=wsd_s`); `trained_tokens` is
-        the number of tokens that the weights were trained on."""
+        """List the evaluations at the ends of decays, for a run with several decays (`schedule=wsd_s`);
+        `trained_tokens` is the number of tokens that the weights were trained on."""
         return [line for line in self.lines if "trained_tokens" in line and line.get("val_loss") is not None]
 
     def points(self) -> list[dict[str, Any]]:
@@ -217,8 +219,8 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path) -> Iterator[RunRecord]:
-    """Find the runs in a folder and below it, sorted by path, those of a sweep in the order of its jobs. Folders inside
-    a run are not searched."""
+    """Find the runs in a folder and below it, sorted by path; a sweep's runs are in the order of its jobs. Folders
+    inside a run are not searched."""
     if is_run(folder):
         yield RunRecord(folder)
         return

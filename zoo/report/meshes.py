@@ -55,7 +55,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def format_no_mesh(answer: Mapping[str, Any]) -> str:
-    """Describe the mesh that comes nearest to fitting, and what to try."""
+    """Describe the mesh that comes closest to fitting, and what to try."""
     near, room = answer["nearest"], answer["room"]["bytes"]
     mesh = " ".join(f"{name}={size}" for name, size in near["mesh"].items() if name in WAYS and size > 1) or "one GPU"
     return (

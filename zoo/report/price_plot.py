@@ -103,8 +103,8 @@ def join_equal(curves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def put_legend_below(axes: Any) -> None:
-    """Put the legend below the axes, where it covers no curve, in as many columns as fit. The figure's height grows by
-    the legend's rows."""
+    """Put the legend below the axes, in as many columns as fit, so that it covers no curve. The figure's height grows
+    by the legend's rows."""
     from matplotlib.transforms import ScaledTranslation
 
     names, figure = axes.get_legend_handles_labels()[1], axes.figure
@@ -117,7 +117,7 @@ def put_legend_below(axes: Any) -> None:
 
 def draw_literally(figure: Figure) -> None:
     """Draw the texts of a figure literally: a `$` in an untrusted title starts no formula, and control characters are
-    escaped. matplotlib's own tick labels of logarithmic axes are formulas, and stay."""
+    escaped. The tick labels of logarithmic axes, which are matplotlib's own formulas, are not changed."""
     from matplotlib.text import Text
     from matplotlib.ticker import FuncFormatter, LogFormatter
 

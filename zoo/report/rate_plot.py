@@ -1,4 +1,4 @@
-"""Draw loss against learning rate, as a sweep's searches have measured it."""
+"""Draw loss against learning rate, as measured by a sweep's searches."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ BEYOND = 1.5
 
 
 def draw_rates(axes: Axes, searches: Mapping[str, Mapping[str, Any]], colors: Mapping[str, Any]) -> None:
-    """Draw each arm's validation loss against its learning rates, on a logarithmic axis: the lowest loss is ringed, and
-    the chosen rate dotted. `searches` and `colors` have a search (`RateSearch.to_dict`) and a colour by arm. A rate
-    whose run failed is a cross at the top."""
+    """Draw each arm's validation loss against its learning rates, on a logarithmic axis. The lowest loss has a ring,
+    the chosen rate a dotted line; a rate whose run failed is a cross at the top. `searches` and `colors` map arms to
+    searches (`RateSearch.to_dict`) and colours."""
     limit = BEYOND * max(each["val_loss"] for each in searches.values())
     shown = {
         name: [(float(rate), loss) for rate, loss in each["losses"].items() if loss is not None and loss <= limit]

@@ -30,8 +30,9 @@ def find_optimum(search: Mapping[str, Any], noise: float) -> RateOptimum:
 
 
 def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> list[list[str]]:
-    """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. With a
-    `noise`, rate and width have their standard errors, and the widths are compared with the first arm's."""
+    """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. With
+    `noise` (the standard deviation of a loss), rate and width have standard errors, and the widths are compared with
+    the first arm's."""
     windows = find_windows(searches, noise)
     first = next(iter(windows.values()), None)
     return [
@@ -48,8 +49,8 @@ def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> 
 
 
 def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, float]:
-    """Find by arm the standard error that its searched learning rate adds to its mean loss, given the standard
-    deviation of a loss (`noise`)."""
+    """Find, for each arm, the standard error that its searched learning rate adds to its mean loss. `noise` is the
+    standard deviation of a loss."""
     found = {
         name: math.hypot(*(find_optimum(each, noise).excess for each in list_searches(search).values()))
         for name, search in searches.items()
@@ -58,7 +59,7 @@ def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: float) ->
 
 
 def list_searches(search: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """List an arm's search of its learning rate, as "", and those of further numbers by their keys."""
+    """List an arm's searches: that of its learning rate under "", those of other settings under their keys."""
     return {"": search, **search.get("further", {})}
 
 

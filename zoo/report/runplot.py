@@ -59,9 +59,9 @@ def draw_runs(
     """Draw one metric of several runs against `x` (one of `AXES`) into a .png or .svg file. `records` maps the label of
     each run to the run.
 
-    A metric of training is drawn as its moving average over the fraction `share` of the run, with the single values
-    faint behind it; if `share` is 0, as the single values alone. Metrics of evaluations are not smoothed. With the
-    metric `loss`, the validation loss is drawn too, with markers, and its last value stands in the legend. Raises
+    A training metric is drawn as its moving average over the fraction `share` of the run, with single values faint
+    behind it; if `share` is 0, only the single values are drawn. Metrics of evaluations are not smoothed. With the
+    metric `loss`, the validation loss is drawn too, with markers, and its last value is in the legend. Raises
     ConfigError as `check_curves` does.
     """
     check_curves(records, x, metric, share, file)

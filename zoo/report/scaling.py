@@ -36,7 +36,7 @@ def describe_fit(fit: FittedLaw) -> dict[str, Any]:
 
 
 def list_optima(fit: FittedLaw) -> list[dict[str, float]]:
-    """List the compute-optimal parameters and tokens for powers of ten of FLOPs, as far as the fit may extrapolate.
+    """List the compute-optimal parameters and tokens for powers of ten of FLOPs, within the range of extrapolation.
     Empty if the points leave a constant of the law undetermined."""
     if fit.list_open():
         return []
@@ -122,8 +122,8 @@ def format_head(fit: FittedLaw) -> str:
 
 
 def find_bias(points: LossPoints, fit: IsoFlop) -> tuple[Law, ParabolaBias] | str:
-    """Fit approach 3 (the law itself) to all points, and measure the bias that approach 2 (parabolas) has for this law.
-    If this is impossible, return the reason instead."""
+    """Fit approach 3 (the law itself) to all points, and measure the bias of approach 2 (parabolas) for this law. If
+    this is impossible, return the reason instead."""
     from zoo.analysis.scaling import fit_law, measure_bias
 
     try:

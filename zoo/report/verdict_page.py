@@ -26,7 +26,7 @@ def write_report_page(report: Report, title: str, file: Path, notes: Sequence[st
 
 
 def make_report_page(report: Report, title: str, notes: Sequence[str] = ()) -> str:
-    """Make the page's HTML. `notes` are sentences on what the verdicts rest on."""
+    """Make the page's HTML. `notes` are sentences on the basis of the verdicts."""
     return render_page(
         TEMPLATE,
         title=f"{title} · verdicts",

@@ -102,8 +102,8 @@ def _draw_differences(axes: Axes, report: Report) -> None:
 
 
 def collect_curves(report: Report) -> dict[str, Any]:
-    """Collect the curves of all arms by the metric's name: those of the training loss if the metric was evaluated only
-    once in a run. Empty if neither has two points."""
+    """Collect the curves of all arms, and the name of the metric: the training loss if a run evaluated the metric only
+    once. Empty if neither has two points."""
     for metric in (report.metric, "loss"):
         curves = {arm.name: collect_curve(arm, metric) for arm in report.arms}
         if any(len(at) > 1 for at, *_ in curves.values()):
@@ -132,7 +132,7 @@ def _draw_curves(
 
 def collect_curve(arm: Arm, metric: str) -> Curve:
     """Collect the minimum, mean and maximum of a metric at the tokens for which all runs of an arm have a value. The
-    training loss, which is one of a few rows at each step, is smoothed."""
+    training loss, measured on a few rows at each step, is smoothed."""
     read = [read_curve(run.points(), metric) for run in arm.finished.values()]
     curves = [dict(zip(at, smooth(own) if metric == "loss" else own, strict=True)) for at, own in read]
     at = sorted(set.intersection(*(set(each) for each in curves)))

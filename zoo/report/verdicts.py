@@ -134,7 +134,7 @@ class Report:
         return found
 
     def sentence(self, arm: Arm) -> str:
-        """Write the verdict on an arm, with what it rests on."""
+        """Write the verdict on an arm, with its basis."""
         each = self.found[arm.name]
         said = f"equivalent within ±{self.margin:g}" if each.verdict == "equivalent" else each.verdict
         if any(each.diverged):
@@ -198,7 +198,7 @@ class Report:
         return [each.difference, low, high, *tests, each.verdict, each.needed]
 
     def moments(self, arm: Arm) -> tuple[float | None, float | None]:
-        """Return the mean and the standard deviation of an arm's finite values; None where there are too few."""
+        """Return the mean and the standard deviation of an arm's finite values; None if there are too few."""
         values = list(keep_finite(arm.values(self.metric)).values())
         return mean(values) if values else None, stdev(values) if len(values) > 1 else None
 
@@ -230,13 +230,13 @@ class Report:
         ]
 
     def hints(self) -> list[str]:
-        """Write a line for each arm whose verdict needs more words than its table has."""
+        """Write a line for each arm whose verdict needs more explanation than its table has."""
         said = {each.name: self.sentence(each) for each in self.others}
         lines = [f"{name}: {text}" for name, text in said.items() if text != self.found[name].verdict]
         return [*lines, *self.second_readings()]
 
     def second_readings(self) -> list[str]:
-        """Write a line for each arm whose verdict would be another with the variance pooled over all arms, and one if
+        """Write a line for each arm whose verdict would change with the variance pooled over all arms, and a line if
         pairing by seed does not help."""
         lines = []
         for name, each in self.found.items():
@@ -260,8 +260,8 @@ class Report:
         return lines
 
     def row_error(self, arm: Arm) -> float | None:
-        """Give the standard error of an arm's difference over the rows that were read, for the validation loss. None
-        where runs have no losses by piece, or read other rows."""
+        """Give the standard error, over validation rows, of an arm's difference in validation loss. None if runs have
+        no losses by piece, or read different rows."""
         if self.metric != "val_loss":
             return None
         own, theirs = arm.pieces(), self.baseline.pieces()
@@ -356,8 +356,8 @@ def _format_forecast(name: str, measured: float, predicted: float) -> list[str]:
 
 
 def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
-    """Format a value ± its spread, to two digits of the spread: `3.214 ± 0.013`, `−0.041 ± 0.020`; without one
-    to four decimals."""
+    """Format a value ± its spread, to two digits of the spread: `3.214 ± 0.013`, `−0.041 ± 0.020`. Without a spread,
+    four decimals are given."""
     digits = min(max(1 - math.floor(math.log10(spread)), 2), 6) if spread else 4
     said = f"{value:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}")
     return f"{said} ± {spread:.{digits}f}" if spread else said

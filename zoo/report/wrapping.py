@@ -20,7 +20,7 @@ def format_json(figures: object) -> str:
 def align_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Align rows in columns. On a terminal, lines are cut at the screen's width.
 
-    A row with text in its first cell only is a heading, whose width does not count.
+    A row with text only in its first cell is a heading; its width does not count.
     """
     full = [row for row in rows if any(row[1:])]
     widths = [max((len(row[i]) for row in full), default=0) for i in range(len(rows[0]) if rows else 0)]

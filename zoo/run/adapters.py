@@ -1,9 +1,9 @@
 # R rank, E experts, N tokens
 """Low-rank adapters (LoRA; Hu et al., 2021) on a built model's Linears: attach, split off and merge them.
 
-An adapted Linear computes W·x + (alpha / R)·B·A·dropout(x). A is drawn at random and B starts at 0, so that a fresh
-adapter changes nothing. The Linear keeps its names in `state_dict`; its adapter is `lora.a` and `lora.b` below it.
-DoRA (Liu et al., 2024) scales each row of W + (alpha / R)·B·A to a learned norm, `lora.m`.
+An adapted Linear computes W·x + (alpha / R)·B·A·dropout(x). A is drawn at random and B starts at 0, so a new adapter
+changes nothing. The Linear keeps its names in `state_dict`; its adapter is `lora.a` and `lora.b` below it. DoRA (Liu et
+al., 2024) scales each row of W + (alpha / R)·B·A to a learned norm, `lora.m`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ INSIDE = ".lora."
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters of a model: rank, alpha, dropout rate of their inputs in training, and the `paths` of the Linears
-    that have one. `trained` names the model's own weights that are not the base's: those that train too, and those
-    drawn or converted at the start. `base` is the path of the base model, or None; `hash` is what `identify_base`
-    returned for it. With a base, checkpoints store only the adapters and the `trained` weights; without one, all
-    weights. `quantise` is the form that the base's matrices were quantised to when they were read. With `dora` an
-    adapter has magnitudes too."""
+    """The adapters of a model.
+
+    Their rank, alpha, dropout rate of their inputs in training, and the `paths` of the adapted Linears. `trained` names
+    the model's own weights that differ from the base's: they train too, or were drawn or converted at the start. `base`
+    is the path of the base model, or None; `hash` is its `identify_base`. With a base, checkpoints store only the
+    adapters and the `trained` weights; without one, all weights. `quantise` is the form to which the base's matrices
+    are quantised when they are read. With `dora` an adapter has magnitudes too.
+    """
 
     rank: int
     alpha: float
@@ -52,8 +54,8 @@ class Adapters:
 
 
 class Adapter(nn.Module):
-    """The matrices of one adapter: a [R, d_in] and b [d_out, R]; of stacked experts [E, R, d_in] and [E, d_out, R]. Of
-    DoRA also m [d_out], the norms of the rows of the weight."""
+    """The matrices of one adapter: a [R, d_in] and b [d_out, R]; for stacked experts [E, R, d_in] and [E, d_out, R].
+    DoRA adds m [d_out], the norms of the weight's rows."""
 
     def __init__(self, weight: Tensor, plan: Adapters) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class AdaptedLinear(LinearModule):
 class DoraLinear(AdaptedLinear):
     """A Linear with an adapter of DoRA: each row of the whole weight is scaled to its magnitude in `lora.m`.
 
-    The norm that a row has is taken as a constant in the backward pass (section 4.3 of the paper). The bias is added
+    A row's present norm is treated as a constant in the backward pass (section 4.3 of the paper). The bias is added
     last.
     """
 
@@ -140,7 +142,7 @@ def attach_adapters(model: Model, plan: Adapters, seed: int = 0) -> None:
 
 
 def draw_adapters(model: Any, device: torch.device, seed: int) -> None:
-    """Initialise the adapters of a model from `seed`: A at random, B with 0. Those on the meta device are made on
+    """Initialise the adapters of a model from `seed`: A at random, B with 0. Adapters on the meta device are created on
     `device`; if that is meta too, nothing is done."""
     if device.type == "meta":
         return
@@ -164,8 +166,8 @@ def split_adapters(state: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
 
 
 def merge_adapter(weight: Tensor, plan: Adapters, a: Tensor, b: Tensor, m: Tensor | None = None) -> Tensor:
-    """Add a saved adapter to its weight: W + scale · B·A, its rows scaled to the norms `m`, computed in float32 and
-    returned in the weight's dtype."""
+    """Merge a saved adapter into its weight: W + scale · B·A, with rows scaled to the norms `m` if given. Computed in
+    float32 and returned in the weight's dtype."""
     whole = weight.float() + plan.scale * (b.float() @ a.float())
     if m is not None:
         whole *= (m.float() / whole.norm(dim=1)).unsqueeze(1)

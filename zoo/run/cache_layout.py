@@ -28,9 +28,9 @@ def choose_layout(
 
 
 def takes_varlen(tower: Tower, dtype: torch.dtype, device: torch.device, kernel: str, page: int) -> bool:
-    """Whether the kernels of all layers take prompts and decoding rows in one pass over a paged cache (varlen): rows of
-    any number of new tokens, end to end, whose keys are read in place. Other kernels would pad every row to the longest
-    one."""
+    """Whether the kernels of all layers take prompts and decoding rows in one pass over a paged cache (varlen). Rows
+    then have any number of new tokens, lie end to end, and their keys are read in place. Other kernels would pad every
+    row to the longest."""
     asks = _list_queries(tower, dtype, varlen=True, page=page)
     return all(ask is not None and reads_pages(ask, machine_of(device), kernel) for ask in asks)
 

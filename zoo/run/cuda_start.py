@@ -16,8 +16,8 @@ HIDDEN = "CUDA_VISIBLE_DEVICES"
 
 
 def refuse_unusable_gpu() -> None:
-    """Raise ConfigError if this machine has an NVIDIA GPU that torch cannot use: otherwise a run would compute on the
-    CPU and not say so. A GPU that the user hides (CUDA_VISIBLE_DEVICES is empty or -1) does not count."""
+    """Raise ConfigError if this machine has an NVIDIA GPU that torch cannot use; otherwise a run would silently compute
+    on the CPU. A GPU hidden by the user (CUDA_VISIBLE_DEVICES is empty or -1) does not count."""
     there = [each.name for each in DEVICES.glob("nvidia[0-9]*")]
     if not there or os.environ.get(HIDDEN, "0").strip() in ("", "-1"):
         return
@@ -36,8 +36,8 @@ def read_driver_version() -> str | None:
 
 
 def describe_failure() -> str:
-    """Return torch's own reason why CUDA does not start, after a colon; an empty string if it starts, or if torch was
-    built without CUDA."""
+    """Return torch's reason why CUDA does not start, after a colon; "" if it starts, or if torch was built without
+    CUDA."""
     if not torch.version.cuda:
         return ""
     try:

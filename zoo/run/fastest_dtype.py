@@ -1,7 +1,7 @@
 """Measure which dtype computes fastest on this CPU.
 
-bfloat16 halves the memory of weights, and is faster on a CPU with instructions for it (AVX-512 BF16, AMX). On one
-without (AVX2 alone), torch computes it element by element: 5 to 15 times slower than float32.
+bfloat16 halves the memory of weights, and is faster on a CPU with instructions for it (AVX-512 BF16, AMX). On a CPU
+without them (AVX2 only), torch computes element by element: 5 to 15 times slower than float32.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ def settle_cpu(
 ) -> None:
     """Set the fastest number of threads, and convert a model on a CPU to its fastest dtype.
 
-    `tell` is called with a line for each change; the line on the number of threads comes once a machine. If the user
-    chose the dtype, `dtype` is the option's text: the model then keeps its dtype, and `tell` gets a line if that is
-    slow. With `keep` (float8 weights) the model also keeps its dtype, and no line says that it is slow.
+    `tell` is called with a line for each change; the line on the number of threads is printed once per machine. If the
+    user chose the dtype, `dtype` is the option's text: the model keeps its dtype, and `tell` gets a line if it is slow.
+    With `keep` (float8 weights) the model also keeps its dtype, without such a line.
     """
     weight = next(model.parameters())
     if (choice := use_fastest_threads(weight.device)) and is_first_time("threads"):

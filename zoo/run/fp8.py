@@ -65,7 +65,7 @@ def list_products(model: Module, *, running: bool = False) -> list[Float8Product
 
 
 def is_product(part: Part) -> bool:
-    """Tell whether a part is a matrix product. A part that reuses another (`Reused`) is none."""
+    """Tell whether a part is a matrix product. A part that reuses another (`Reused`) does not count."""
     if isinstance(part, Reused):
         return False
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
@@ -85,7 +85,8 @@ def explain_left_out(owner: Spec, part: Part, *, running: bool = False) -> str |
 
 
 def explain_no_effect(spec: Any) -> str | None:
-    """Return the reason why no product of a model can be float8, or None if some can. Needs no torch."""
+    """Return the reason why float8 would have no effect on a model, or None if some product can be float8. Needs no
+    torch."""
     reasons: list[str | None] = []
     for row, part in walk(spec, spec.d_model):
         if is_product(part):
@@ -180,9 +181,9 @@ def convert_to_fp8(model: Module, recipe: str, *, emulate: bool = False) -> list
 
     Weights keep name, dtype and identity. At each step a product scales and rounds weight and input to e4m3, and in the
     backward pass the gradient to e5m2 (tensorwise) or e4m3 (rowwise, by powers of two), after Micikevicius et al., 2022
-    ("FP8 formats for deep learning"). Only a compiled model gets faster: the rounding is then fused with the
-    preceding operation. `emulate` computes the rounded product in float32 on any device, for experiments. In inference
-    mode products are not rounded: a run's samples equal those of its checkpoint.
+    ("FP8 formats for deep learning"). Only a compiled model gets faster: the rounding is then fused with the preceding
+    operation. `emulate` computes the rounded product in float32 on any device, for experiments. In inference mode
+    products are not rounded, so that a run's samples equal those of its checkpoint.
     """
     what = f"fp8: {recipe}"
     if recipe not in RECIPES:
@@ -260,8 +261,8 @@ def _config(recipe: str) -> Any:
 
 @contextmanager
 def quieten_torchao() -> Iterator[None]:
-    """Silence warnings while torchao is imported: torchao's, about compiled kernels for other machines, which Zoo does
-    not use; and torch's, about the classes that torchao registers."""
+    """Silence warnings while torchao is imported: its own, about compiled kernels for other machines that Zoo does not
+    use, and torch's, about the classes that torchao registers."""
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

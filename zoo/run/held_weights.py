@@ -1,9 +1,9 @@
 # E experts
-"""Frozen weights held as they are stored (bfloat16, or quantised as in QLoRA; Dettmers et al., 2023), and dequantised
-at each product.
+"""Hold frozen weights as they are stored (bfloat16, or quantised as in QLoRA; Dettmers et al., 2023), and dequantise
+them at each product.
 
-A module with such a weight has no parameter `weight`. Reading `weight` dequantises it; a product keeps no dequantised
-weight for its backward pass, which dequantises again.
+A module with a held weight has no parameter `weight`. Reading `weight` dequantises it. A product does not save the
+dequantised weight for its backward pass, which dequantises again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class HeldWeight:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that are held."""
+        """The bytes held in memory."""
         return sum(each.nbytes for each in self.parts.values())
 
     def __deepcopy__(self, memo: object) -> HeldWeight:

@@ -1,4 +1,4 @@
-"""Copy values from the device to the host without waiting for what the device computes later."""
+"""Copy values from the device to the host without waiting for later computations on the device."""
 
 from __future__ import annotations
 

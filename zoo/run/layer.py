@@ -29,10 +29,10 @@ torch.export.register_dataclass(Output)
 
 class Layer(nn.Module):
     """The module of one component: it stores the parts that its Spec lists, under their names, and runs the Spec's
-    forward. A part that it shares with another layer is stored in that other layer alone.
+    forward. A part shared with another layer is stored only in that layer.
 
     `forward` is a property that returns the Spec's own method. So torch.compile caches by component, rather than under
-    one code object shared by all, and a traceback goes straight to the component's file.
+    one code object for all components, and a traceback leads straight to the component's file.
     """
 
     kernel = "auto"  # the attention kernel's name; read by the tower, which passes it on to its layers
@@ -105,7 +105,7 @@ class LinearModule(nn.Linear):
     adds_bias = True  # False on all but one of the ranks whose outputs are summed
 
     def reset_parameters(self) -> None:
-        """Draw nothing: the model's initial values are set as a whole, or read from a file."""
+        """Do nothing: the model's initial values are drawn for all tensors together, or read from a file."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return multiply(input, self.weight, self.bias if self.adds_bias else None)
@@ -238,7 +238,7 @@ def list_common(layer: nn.Module) -> list[nn.Module]:
 
 
 class Model(Layer):
-    """A whole model: the outermost Layer, which resolves ties and finds the kernels of its device."""
+    """A whole model: the outermost Layer. It resolves ties and finds the kernels available on its device."""
 
     spec: "Topology"
     shares = ALL  # which part of each tensor this process holds
@@ -264,7 +264,7 @@ class Model(Layer):
 
     @property
     def kernel(self) -> str:  # type: ignore[override]
-        """The name of the attention kernel of all towers; auto takes the first kernel that does not refuse."""
+        """The name of the attention kernel of all towers; `auto` takes the first kernel that does not refuse."""
         return self.__dict__.get("_kernel", "auto")
 
     @kernel.setter

@@ -16,8 +16,8 @@ from zoo.lazy import torch
 
 
 def read_free_memory(device: torch.device) -> int | None:
-    """Read how many bytes can still be allocated on a device, of CUDA those included that torch has kept for tensors;
-    None if unknown (or on meta)."""
+    """Read how many bytes can still be allocated on a device; None if unknown (or on meta). On CUDA, memory that torch
+    has reserved for tensors counts as free."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -111,7 +111,7 @@ def read_used_memory(device: torch.device) -> int | None:
 
 def begin_peak_memory(device: torch.device) -> int | None:
     """Reset the peak. Returns the bytes in use now, for `read_peak_since`; None if the peak cannot be reset. On a CPU
-    only Linux can reset it (/proc/self/clear_refs, proc(5))."""
+    only Linux can (/proc/self/clear_refs, proc(5))."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -141,7 +141,7 @@ def _read_allocated(total: str) -> int | None:
 
 
 def release_memory() -> None:
-    """Return freed memory to the system after a run, including memory retained because of `keep_memory`."""
+    """Return freed memory to the system after a run, including memory retained by `keep_memory`."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -152,8 +152,9 @@ def keep_memory() -> None:
 
     By default glibc returns each large tensor to the system when it is freed, and the next one is zeroed page by page:
     6 to 17% of a training step on a CPU. A forward pass over 1,024 tokens (12 layers of width 768, float32, one thread)
-    has 90,000 page faults, which take 0.2 of 1.9 s of processor time; 3,000 tokens through the engine have 340,000,
-    0.8 of 6.8 s. If memory is kept there are none. The next pass needs the same sizes again, so the peak does not rise.
+    has 90,000 page faults, which take 0.2 of 1.9 s of processor time; 3,000 tokens through the engine have 340,000, 0.8
+    of 6.8 s. If memory is kept there are no page faults. The next pass needs the same sizes again, so the peak does not
+    rise.
 
     Only commands of the command line call this, because it changes the whole process.
     """

@@ -32,7 +32,7 @@ def find_ranks(asked: int) -> World:
 
 
 def pick_rank_device(device: str, world: World) -> torch.device:
-    """Choose the device of this process: on CUDA the GPU of its number on this machine."""
+    """Choose the device of this process. On CUDA it is the GPU with the process' number on this machine."""
     from zoo.run.builder import pick_device
 
     where = pick_device(device)

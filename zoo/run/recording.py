@@ -40,7 +40,7 @@ so that no copy of a matrix is kept for each number of rows."""
 
 
 class RecordingStep(Step):
-    """A Step that records the methods that a layer calls on it, to be called again on the Step of a later pass."""
+    """A Step that records the methods that a layer calls on it, to repeat the calls on the Step of a later pass."""
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
         self.__dict__ |= step.__dict__
@@ -124,13 +124,14 @@ class Recorder(TorchFunctionMode):
         self._offered = dict(_list_tensors(step))
 
     def let_go(self) -> None:
-        """Free the tensors, which a reference cycle of recorder and Step would keep until garbage is collected."""
+        """Free the tensors, which a reference cycle of recorder and Step would otherwise keep until garbage
+        collection."""
         self._held.clear()
         del self.step
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Record nothing in the block. Leaves the torch mode, under which compiled functions would be compiled anew."""
+        """Record nothing in the block. Leaves the torch mode, under which compiled functions would be recompiled."""
         self.__exit__(None, None, None)
         self.paused = True
         try:

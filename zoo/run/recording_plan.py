@@ -1,4 +1,4 @@
-"""Decide which layers of a decoding step are run, recorded or replayed (`zoo.run.recording`)."""
+"""Decide which layers of a decoding step run normally, are recorded, or are replayed (`zoo.run.recording`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Recordings:
 
     A layer first runs normally, in half as many passes as there are rows, but at least one: with many rows a replay
     gains little, and the number of rows soon changes. It is recorded in the next two passes, and replayed if both made
-    the same calls with the same constants (a count of tokens, say, would differ). A layer that cannot be replayed runs
+    the same calls with the same constants (a token count, say, would differ). A layer that cannot be replayed runs
     normally; `refused` counts the reasons. The model must not change in the meantime.
     """
 

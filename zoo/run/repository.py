@@ -1,8 +1,8 @@
 """Read the commit of a folder's git repository without running programs that its config may name.
 
 fsmonitor, filters, hooks, diff drivers, pagers and submodules in `.git/config` all name programs, and a folder copied
-from a stranger has the stranger's config. So HEAD is read by hand. To find changed files, git runs with a temporary
-folder in place of `.git`, which has the repository's index and objects and only harmless settings.
+from a stranger has the stranger's config. So HEAD is read without git. To find changed files, git runs with a temporary
+folder in place of `.git`, with the repository's index and objects but only harmless settings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HARMLESS = (
 
 def read_commit(folder: Path) -> str | None:
     """Read the commit of the repository that a folder is in, with `+changes` if tracked files differ from the commit;
-    None outside a repository, without a commit, or without git. No program of the repository's config is run."""
+    None outside a repository, without a commit, or without git. Programs in the repository's config are not run."""
     found = find_repository(folder)
     if found is None or (commit := read_head(*found[1:])) is None:
         return None

@@ -1,9 +1,9 @@
 # B rows, T tokens, U units (rows, or tokens that lie end to end), R rank
 """Several low-rank adapters over one base model: each row of a forward pass names the adapter that it goes through.
 
-The base computes its products as it does alone, in whatever form it holds its weights. For each adapter of the pass,
-its low-rank products of the rows that name it are then added (as S-LoRA does; Sheng et al., 2023). Outside `choose` the
-model is its base: nothing of it is changed, hooks included.
+The base computes its products as usual, in any form of its weights. Then, for each adapter of the pass, low-rank
+products of the rows that name it are added (as in S-LoRA; Sheng et al., 2023). Outside `choose` the model is its
+unchanged base, without hooks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class ServedProduct:
-    """One adapter of one product: x to the change of its output y, scale · B·A·x. DoRA also scales the rows of the sum,
-    by m over the norms of the adapted weight's rows, without the bias."""
+    """One adapter of one product: it computes the change of the output y for an input x, scale · B·A·x. DoRA also
+    scales the rows of the sum, without the bias, by m ÷ the norms of the adapted weight's rows."""
 
     def __init__(self, module: Any, plan: Adapters, a: Tensor, b: Tensor, m: Tensor | None) -> None:
         from zoo.run.adapters import merge_adapter
@@ -55,7 +55,7 @@ class ServedAdapters:
         self.named: dict[str, dict[str, ServedProduct]] = {}
 
     def add(self, name: str, plan: Adapters, tensors: Mapping[str, Tensor]) -> None:
-        """Add an adapter by its plan and its tensors, which have the names of a checkpoint's."""
+        """Add an adapter by its plan and its tensors, named as in a checkpoint."""
         from zoo.run.adapters import INSIDE
 
         self.named[name] = {}
@@ -68,7 +68,7 @@ class ServedAdapters:
     def choose(self, names: Sequence[str | None], counts: Sequence[int] | None, apart: bool) -> Iterator[None]:
         """Adapt the forward passes within the block. `names` are the adapters of the B rows, None for the base alone.
         `counts` are the numbers of tokens of rows that lie end to end [1, N]; None for rows [B, T]. With `apart` each
-        row is multiplied by itself, so that its bits do not depend on other rows."""
+        row is multiplied separately, so that its bits do not depend on other rows."""
         rows, handles = _RowChoice(names, counts, apart), []
         paths = {path: None for name in dict.fromkeys(names) if name for path in self.named[name]}
         for path in paths:

@@ -1,9 +1,9 @@
 # B rows, T tokens, R ranks, D model width, V vocabulary
 """Tensor parallelism: each rank computes with its own heads, hidden units and part of the vocabulary.
 
-A rank's part is a smaller model of the same kind (`Spec.shard`); the collectives are called by `TensorSeam`. In a
-pass with gradients the residual stream between sub-layers is sharded along the sequence (sequence parallelism). So a
-weight that several ranks hold sees different tokens on each rank, and its gradient is the sum over these ranks.
+A rank's part is a smaller model of the same kind (`Spec.shard`); the collectives are called by `TensorSeam`. In a pass
+with gradients the residual stream between sub-layers is sharded along the sequence (sequence parallelism). So a weight
+that several ranks hold sees different tokens on each, and its gradient is the sum over these ranks.
 """
 
 from __future__ import annotations

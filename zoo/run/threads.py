@@ -1,8 +1,8 @@
 """Choose torch's number of threads on a CPU by a timed probe, and again while a run goes on.
 
-OpenMP's threads wait for each other at the end of every parallel loop, spinning. If another program occupies a core,
-each loop takes as long as the thread on this core: two threads, one on a busy core, are up to five times slower than
-one. So the fastest number of threads depends on what else runs, and is measured.
+OpenMP's threads spin at the end of every parallel loop until all are done. If another program occupies a core, each
+loop takes as long as the thread on that core: two threads, one on a busy core, are up to five times slower than one. So
+the fastest number of threads depends on other programs, and is measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two probes of a run: at first,
 
 @dataclass(frozen=True)
 class ThreadChoice:
-    """The fastest number of threads; torch itself uses `most`. `gain` is the speed of `threads` ÷ that of `most`."""
+    """The fastest number of threads; `most` is torch's own number. `gain` is the speed of `threads` ÷ that of
+    `most`."""
 
     threads: int
     most: int
@@ -133,8 +134,8 @@ def most_threads() -> int:
 
 def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
     """Set torch's number of threads to the fastest now. Returns the choice if it differs from before, else None. A
-    later call raises the number again if it was lowered for a busy program that has ended. Nothing is measured or set
-    on other devices than a CPU, with one thread, or if the user has set the number."""
+    later call raises the number again if it was lowered for a busy program that has ended. Does nothing on other
+    devices than a CPU, with one thread, or if the user has set the number."""
     global _chosen
     most, now = most_threads(), torch.get_num_threads()
     if device.type != "cpu" or most == 1 or threads_are_stated():

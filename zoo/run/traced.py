@@ -1,6 +1,6 @@
 # B rows, T new tokens, P tokens before them, S = P + T, H heads, C channels
-"""A model as a program that torch.export can record: every input and output is a tensor with a name, the KV cache and
-the recurrent states too."""
+"""Wrap a model as a program that torch.export can record: every input and output is a named tensor, including the KV
+cache and the recurrent states."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ NAMES = {"k": "key", "v": "value"}
 
 
 class TracedLayer:
-    """The cache of one layer (`zoo.cache.cache.LayerCache`) whose tensors are values of the program: `kept` has those
-    of before the pass, and then those of after it."""
+    """The cache of one layer (`zoo.cache.cache.LayerCache`), with tensors that are values of the program. `kept` has
+    the tensors from before the pass, and later those from after it."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}
@@ -81,8 +81,8 @@ class TracedLayer:
 
 
 class TracedCache:
-    """The cache of one pass (`zoo.cache.cache.Cache`) whose tensors are values of the program. All rows have P earlier
-    tokens, padding included; a window's hidden keys are kept and masked."""
+    """The cache of one pass (`zoo.cache.cache.Cache`), with tensors that are values of the program. All rows have P
+    earlier tokens, padding included; keys hidden by a window are kept and masked."""
 
     varlen = apart = packs = has_source = False
     recordings = tensors = None
@@ -105,13 +105,14 @@ class TracedCache:
         """Return None: each row has `new` tokens."""
 
     def lay_out(self, kind: str, new: int) -> SlotMapping | None:
-        """Return a mapping to no slots for layers with a KV cache, which concatenate; None for others."""
+        """Return an empty mapping for layers with a KV cache, because they concatenate tokens instead; None for
+        others."""
         return SlotMapping([[]]) if self.tower.blocks[kind].cache() else None
 
 
 class TracedContext(ForwardContext):
-    """A ForwardContext in which no branch depends on a number of tokens: masks are tensors, rows with a cache may have
-    padding anywhere, and limits are not checked."""
+    """A ForwardContext without branches that depend on a number of tokens: masks are tensors, rows with a cache may
+    have padding anywhere, and limits are not checked."""
 
     def _check(self, spec: Tower, inputs: Inputs) -> None:
         pass
@@ -133,12 +134,12 @@ class TracedContext(ForwardContext):
         return Step(KeyView(mask), kernel, memory=self.memory, crosses=True)
 
     def draw(self, *given: Any, **options: Any) -> None:
-        """Prepare nothing: masks are tensors already."""
+        """Do nothing: masks are tensors already."""
 
 
 class TracedTensor(NamedTuple):
-    """A tensor that a layer keeps between passes: its names before and after a pass, the layer's number, zoo's own name
-    for it, and the shape of a token's entry or, unless it `grows`, of a row's state."""
+    """A tensor that a layer keeps between passes: its names before and after a pass, the layer's number, zoo's name for
+    the tensor, and the shape of a token's entry or, if the tensor does not grow (`grows`), of a row's state."""
 
     before: str
     after: str
@@ -153,7 +154,7 @@ class TracedTensor(NamedTuple):
         return 2 if len(self.shape) == 2 else 1
 
     def turn(self, held: Tensor) -> Tensor:
-        """Exchange the axes of tokens and heads, where an entry has heads."""
+        """Exchange the axes of tokens and heads, if an entry has heads."""
         return held.transpose(1, 2) if self.grows and self.axis == 2 else held
 
 
@@ -161,13 +162,13 @@ class TracedModel(nn.Module):
     """A model whose forward takes and returns tensors by name.
 
     forward(input_ids [B, T], attention_mask [B, S], past) → {name: tensor}. `past` has, under the names before a pass
-    of `held`, the keys and values of earlier tokens [B, H, P, C] (what has no heads is [B, P, C]) and recurrent states
+    of `held`, the keys and values of earlier tokens [B, H, P, C] ([B, P, C] if they have no heads) and recurrent states
     [B, …]; the result has `logits` [B, T, V] and these tensors after the pass. The mask is 0 for padding, which may
-    stand anywhere. A model without a cache also takes `token_type_ids` if it has token types, and returns those of
-    `last_hidden_state`, `logits` and `pooler_output` that it has. With `embed`, which makes vectors [B, E] of hidden
-    states [B, T, D] and a mask [B, T], it has no cache and returns `sentence_embedding` too.
+    stand anywhere. A model without a cache also takes `token_type_ids` if it has token types, and returns
+    `last_hidden_state`, `logits` and `pooler_output`, as far as it has them. With `embed`, which makes vectors [B, E]
+    of hidden states [B, T, D] and a mask [B, T], it has no cache and returns `sentence_embedding` too.
 
-    Raises ConfigError for a model that is no program of tensors.
+    Raises ConfigError for a model that cannot be written as a program of tensors.
     """
 
     name = "model"
@@ -293,7 +294,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
 
 
 def list_held(tower: Tower) -> Iterator[TracedTensor]:
-    """List what the layers of a tower keep between passes, layer by layer."""
+    """List the tensors that the layers of a tower keep between passes, layer by layer."""
     for number, kind in enumerate(tower.pattern):
         block = tower.blocks[kind]
         for (before, after), shapes, grows in ((ENTRIES, block.cache(), True), (STATES, block.state(), False)):
@@ -303,7 +304,7 @@ def list_held(tower: Tower) -> Iterator[TracedTensor]:
 
 
 def check_traceable(spec: Topology) -> None:
-    """Raise ConfigError for a model that is no program of tensors, with the layers that are in the way."""
+    """Raise ConfigError for a model that cannot be written as a program of tensors, naming the layers in the way."""
     (tower,) = spec.towers().values()
     limit = tower.cacheable_until if tower.causal else None
     if limit is not None and limit < tower.max_seq_len:
@@ -321,7 +322,7 @@ def check_traceable(spec: Topology) -> None:
 
 @contextmanager
 def eager_kernels(model: Model) -> Iterator[None]:
-    """Compute attention in plain torch inside the block, which others can translate."""
+    """Compute attention in plain torch inside the block, because other programs can translate it."""
     before, model.kernel = model.kernel, "eager"
     try:
         yield

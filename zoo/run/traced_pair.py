@@ -34,7 +34,7 @@ class TracedEncoder(TracedModel):
 
     @property
     def outputs(self) -> list[str]:
-        """The names of the outputs: the hidden states alone."""
+        """The name of the only output, the hidden states."""
         return ["last_hidden_state"]
 
 
@@ -42,9 +42,9 @@ class TracedDecoder(TracedModel):
     """A decoder that reads an encoder's output, whose forward takes and returns tensors by name.
 
     The first pass: forward(input_ids [B, T], encoder_attention_mask [B, M], encoder_hidden_states [B, M, D]) →
-    {`logits` [B, T, V], present.N.decoder.key, …value [B, H, T, C], present.N.encoder.key, …value [B, H, M, C]}.
-    `later` passes take these tensors as `past` (past_key_values.N.…) in place of the hidden states, and return
-    those of the decoder's own tokens, which are then more. Rows have no padding: each begins with its start token.
+    {`logits` [B, T, V], present.N.decoder.key, …value [B, H, T, C], present.N.encoder.key, …value [B, H, M, C]}. With
+    `later`, a pass takes these tensors as `past` (past_key_values.N.…) in place of the hidden states, and returns only
+    the decoder's own, extended by the new tokens. Rows have no padding: each begins with its start token.
     """
 
     def __init__(self, model: Model, later: bool) -> None:
@@ -84,7 +84,7 @@ class TracedDecoder(TracedModel):
 
     @property
     def kept(self) -> list[TracedTensor]:
-        """The tensors that a pass returns: later ones have read the source already."""
+        """The tensors that a pass returns. Later passes return none of the source's, which were read in the first."""
         return self.own if self.later else self.held
 
     def make_inputs(self, batch: int, new: int, past: int = 0, source: int = 3) -> dict[str, Any]:
@@ -135,7 +135,8 @@ def _list_read(tower: Tower) -> Iterator[TracedTensor]:
 
 
 def trace_pair(model: Any, spec: EncoderDecoder) -> list[TracedModel]:
-    """List the three programs of an encoder-decoder. Raises ConfigError for one that is no program of tensors."""
+    """List the three programs of an encoder-decoder. Raises ConfigError if it cannot be written as programs of
+    tensors."""
     if not spec.decoder.head.predicts_tokens:
         found = f"the decoder's head is of kind '{spec.decoder.head.kind}'"
         raise ConfigError(f"decoder.head: {found}, which is not written as a program (lm)")

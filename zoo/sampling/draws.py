@@ -64,11 +64,12 @@ class Tally:
 class DrawState:
     """The sampling state of one sequence. It is made once and survives preemption.
 
-    A sequence's draws depend on its seed, its prompt, which copy of the prompt it is, and the position: never on the
-    batch, on how the prompt was chunked, or on how often the sequence was preempted.
+    A sequence's draws depend on its seed, its prompt, its number among copies of the prompt, and the position. They
+    never depend on the batch, on how the prompt was chunked, or on how often the sequence was preempted.
 
     `prompt` seeds the random numbers. `context` holds the tokens before the first generated one, which the repetition
-    penalty counts: the prompt, or an encoder-decoder's start token. `stop_ids` are barred before `min_tokens`.
+    penalty counts: the prompt, or an encoder-decoder's start token. `stop_ids` are barred until `min_tokens` tokens
+    were generated.
     """
 
     def __init__(
@@ -106,15 +107,15 @@ class DrawState:
     @property
     def plain(self) -> bool:
         """Whether logits, temperature, top_k, top_p, min_p and the position's uniform number decide the next token, so
-        that a device can choose it without the host. It stays true once it is."""
+        that a device can choose it without the host. Once true, it stays true."""
         asked = self.sampling
         edited = asked.logit_bias or asked.bad_words or asked.process or self.tally is not None
         barring = len(self.generated) < asked.min_tokens
         return not (edited or barring or self.matcher is not None) and asked.typical_p in (None, 1)
 
     def point(self, stream: str = "", later: int = 0) -> float:
-        """Return the uniform number that decides the draw at this position, or `later` positions on; each `stream` has
-        an independent one."""
+        """Return the uniform number that decides the draw at this position, or `later` positions further. Each `stream`
+        has independent numbers."""
         points = self._streams.get(stream)
         if points is None:
             generator = make_generator(self.sampling.seed or 0, self.prompt, self.copy, stream)
@@ -133,7 +134,7 @@ class DrawState:
     def ahead(self, draft: Sequence[int]) -> list[DrawState]:
         """Return the states before a draft and after each of its tokens, to verify it in one pass.
 
-        The list ends early where the grammar forbids a draft token, or where the draft ends the text.
+        The list ends early if the grammar forbids a draft token, or if the draft ends the text.
         """
         masks = None if self.matcher is None else self.matcher.ahead(draft)
         states: list[DrawState] = [self]
@@ -149,8 +150,8 @@ class DrawState:
         return states
 
     def barred(self) -> list[int]:
-        """List the tokens that must not come next: the last token of a bad word whose other tokens have just come, and
-        stop ids before `min_tokens`."""
+        """List the tokens that must not come next: the last token of a bad word whose other tokens are the latest ones,
+        and stop ids before `min_tokens`."""
         tokens = [] if len(self.generated) >= self.sampling.min_tokens else list(self.stop_ids)
         if self.sampling.bad_words:
             longest = max(map(len, self.sampling.bad_words)) - 1

@@ -135,7 +135,7 @@ class Allowed:
 
 
 def find_banned(matchers: Sequence[Matcher | Allowed], vocab_size: int, device: torch.device) -> Tensor:
-    """Return the mask [G, V] of tokens that these rows' grammars forbid: every token if a grammar has a fault."""
+    """Return the mask [G, V] of tokens that these rows' grammars forbid. A grammar with a fault forbids every token."""
     import numpy as np
 
     words = np.invert(_compute_words(matchers))

@@ -49,8 +49,7 @@ _Seed = Annotated[int | None, _must(lambda s: 0 <= s < 2**63, "from 0 to 2**63 -
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Sampling:
-    """Sampling parameters of one request. They are applied in the order of this list, in which transformers applies its
-    options, too:
+    """Sampling parameters of one request. They are applied in the order of this list, as in transformers:
 
     - `logit_bias` adds to the logits of single tokens; −inf bars one;
     - `repetition_penalty` (Keskar et al., 2019) divides the logits of tokens in the prompt or the text so far; it
@@ -60,13 +59,13 @@ class Sampling:
     - `bad_words` are token sequences that must not be written: after all tokens of a sequence but the last, the last is
       barred;
     - `min_tokens` bars stop ids until that many tokens are generated;
-    - `process` is a function of the caller's: from the token ids so far and the logits [V] to new logits [V];
+    - `process` is the caller's function: from the token ids so far and the logits [V] to new logits [V];
     - `temperature` divides the logits; 0 takes the likeliest token and skips the rest of this list;
     - `top_k` (Fan et al., 2018) keeps the k likeliest tokens, and all that tie with the k-th;
     - `top_p` (Holtzman et al., 2020) keeps the fewest likeliest tokens whose probabilities sum to at least p;
     - `min_p` (Nguyen et al., 2024) keeps tokens with at least p times the probability of the likeliest;
-    - `typical_p` (Meister et al., 2022) keeps the fewest tokens, nearest to the entropy by their negative
-      log-likelihood, whose probabilities sum to at least p.
+    - `typical_p` (Meister et al., 2022) keeps the tokens whose negative log-likelihood is nearest to the entropy: the
+      fewest with probabilities that sum to at least p.
 
     With a `seed` a row's draws do not depend on the rest of the batch. Without one, the seed is drawn from torch's own
     generator.

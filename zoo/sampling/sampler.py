@@ -41,11 +41,11 @@ class Sampler:
         self._layout: BatchLayout | None = None
 
     def choose(self, logits: Tensor, states: Sequence[DrawState]) -> list[int]:
-        """Return the next token of each row from logits [B, V]; −1 for a row that has none: its logits are NaN or all
-        −inf, its options bar every token, or its grammar cannot be followed (`DrawState.fault`).
+        """Return the next token of each row from logits [B, V]. A row has −1 if its logits are NaN or all −inf, its
+        options bar every token, or its grammar cannot be followed (`DrawState.fault`).
 
-        States are read, not advanced. If all rows are greedy without further options, the only transfer from the device
-        is that of the tokens. Raises ConfigError for a `process` that returns no logits.
+        States are read, not advanced. If all rows are greedy without further options, only the tokens are transferred
+        from the device. Raises ConfigError for a `process` that returns no logits.
         """
         layout = self._lay_out(logits, states)
         scores = layout.edit(logits)
@@ -199,8 +199,8 @@ def find_way(sampling: Sampling, vocab: int) -> int:
 
 def choose_recorded(logits: Tensor, columns: Tensor, way: int) -> Tensor:
     """Choose the next token of each row [B] from logits [B, V], as `Sampler.choose` does for rows that are `plain`, in
-    operations that a CUDA graph can contain. `columns` [5, B], float64, has each row's draw point and what `list_cuts`
-    gives; `way` is the largest of the rows' ways."""
+    operations that a CUDA graph can contain. `columns` [5, B], float64, has each row's draw point and its result of
+    `list_cuts`; `way` is the largest of the rows' ways."""
     likeliest = _take_likeliest(logits)
     if way == GREEDY:
         return likeliest

@@ -41,7 +41,7 @@ def accept(
 
     - Greedy rows, and n-gram guesses: at every place the row chooses its token as it would without a draft, by the same
       random number. The draft is accepted up to the first difference. So a guess x is accepted with probability p(x),
-      as by rejection sampling, and the text is that of a run without speculation, also with a seed.
+      as by rejection sampling, and the text equals that of a run without speculation, even with a seed.
     - Draft models (Leviathan et al., 2023; Chen et al., 2023): x drawn with q(x) is accepted with probability min(1,
       p(x) / q(x)); the first rejected token is replaced by a draw from max(p − q, 0). This keeps the distribution, but
       not a seed's text, which depends on where drafts begin.
@@ -142,7 +142,7 @@ class PromptLookup:
         """Propose `count` tokens that followed the longest known n-gram at the sequence's end; none if no n-gram is
         known, or during a pause.
 
-        A copy that reaches the end of the sequence goes on from its own start, as repeating text does.
+        A copy that reaches the end of the sequence continues from its own start, as repeating text does.
         """
         if len(self.ids) < self._resume:
             return []

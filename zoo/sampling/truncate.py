@@ -20,7 +20,7 @@ HEADS = (64, 128)  # numbers of likeliest tokens to try before sorting a whole r
 
 
 def find_head(sampling: Sampling, vocab: int) -> int | None:
-    """Return how many likeliest tokens to look at first for a row's truncation; 0 to sort all, None to sort none."""
+    """Return how many of the likeliest tokens to sort first for a row's truncation; 0 sorts all, None sorts none."""
     top_k = min(sampling.top_k or vocab, vocab)
     if top_k == vocab and sampling.top_p in (None, 1):
         return None if sampling.typical_p in (None, 1) else 0
@@ -29,16 +29,16 @@ def find_head(sampling: Sampling, vocab: int) -> int | None:
 
 
 def list_cuts(sampling: Sampling, vocab: int) -> tuple[float, int, float, float]:
-    """List temperature, top_k, top_p and min_p of a row, with a value that keeps every token where an option is not
-    set."""
+    """List temperature, top_k, top_p and min_p of a row. An option that is not set gets a value that keeps every
+    token."""
     top_p = sampling.top_p if sampling.top_p and sampling.top_p < 1 else math.inf
     return sampling.temperature, min(sampling.top_k or vocab, vocab), top_p, sampling.min_p or 0.0
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """Truncation options as tensors [R, 1], None if no row has the option; for a row without the option the value keeps
-    every token."""
+    """Truncation options as tensors [R, 1]; None if no row has the option. Rows without the option have a value that
+    keeps every token."""
 
     temperature: Tensor
     top_k: Tensor | None
@@ -69,7 +69,7 @@ class Cuts:
 
     @classmethod
     def read(cls, columns: Tensor, vocab: int, sorts: bool) -> Cuts:
-        """Read the options of rows from `columns` [4, R], float64, which has what `list_cuts` gives for each row.
+        """Read the options of rows from `columns` [4, R], float64, which has the result of `list_cuts` for each row.
         Without `sorts` no row has top_k or top_p."""
         temperature, top_k, top_p, min_p = columns[..., None]
         cuts = (top_k.long(), top_p) if sorts else (None, None)
@@ -107,8 +107,9 @@ def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor:
     """Draw one token a row [R] from edited logits [R, V] by `points` [R, 1] in [0, 1); −1 for rows without a token.
 
-    The cumulative distribution over token ids is inverted at the point. `head` is what `find_head` returns for each of
-    these rows: on a CPU a row is sorted whole only if its `head` likeliest tokens do not determine the truncation.
+    The cumulative distribution over token ids is inverted at the point. `head` is the result of `find_head`, the same
+    for these rows. On a CPU a row is sorted as a whole only if its `head` likeliest tokens do not determine the
+    truncation.
     """
     scores, tiles, best = _tile(scores)
     if head and _on_host(scores):
@@ -119,7 +120,7 @@ def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor
 
 
 def find_shares(scores: Tensor, cuts: Cuts, head: int | None) -> Tensor:
-    """Return the probabilities [R, V] by which `draw` draws, in float64; NaN for rows without a token."""
+    """Return the probabilities [R, V] with which `draw` draws, in float64; NaN for rows without a token."""
     padded, _, best = _tile(scores)
     weights = _weigh(padded, best, cuts, head)[:, : scores.shape[1]].double()
     return weights / weights.sum(-1, keepdim=True)

@@ -118,8 +118,8 @@ class Way:
     any_shape: bool = False  # whether `run` also takes x [..., K]
 
     def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
-        """Say why this way cannot multiply by a weight of `shape` (N, K) and `dtype` (torch's name without the prefix),
-        or None. A pure function: the processor need not be present."""
+        """Say why this way cannot multiply by a weight of `shape` (N, K) and `dtype` (torch's name without the prefix);
+        None if it can. A pure function: the processor need not be present."""
         raise NotImplementedError
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:

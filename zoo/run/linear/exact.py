@@ -80,7 +80,7 @@ class OneDNN(Way):
 
 
 class OneDNNPairs(OneDNN):
-    """oneDNN, one row computed as two.
+    """oneDNN, with a single row computed as two.
 
     oneDNN sums a single row in another order than two or more rows. With a single row computed as two, a row's bits do
     not depend on the number of rows.

@@ -1,4 +1,4 @@
-"""Find a model's matrix products, group those of one input, and determine the precision that each may have."""
+"""Find a model's matrix products, group those with the same input, and determine the precision that each may have."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ class ReadyProduct:
         return mine
 
     def take_held(self, place: int, x: Tensor) -> Tensor | None:
-        """Return a Linear's output, once, if a call of another Linear with the same x has computed it; else None."""
+        """Return a Linear's output, once, if a call of another Linear with the same x has computed it already;
+        otherwise None."""
         if self._held is not x:
             return None
         mine, self._slices[place] = self._slices[place], None
@@ -99,8 +100,8 @@ class ReadyProduct:
 
 
 class ReadyForward:
-    """The `forward` of a prepared Linear: by the product if it `serves` the input, else the module's own. If the plain
-    weights were dropped, an input that the product does not serve goes through it without gradients
+    """The `forward` of a prepared Linear. Inputs that the product `serves` are computed by it, others by the module's
+    own forward. If the plain weights were dropped, other inputs also go through the product, without gradients
     (`_serve_anyway`)."""
 
     def __init__(self, product: ReadyProduct, place: int) -> None:

@@ -81,19 +81,19 @@ def prepare(
 ) -> PreparedModel:
     """Prepare a model to serve on a CPU, in place; `undo()` restores it bit for bit.
 
-    Linears that read the same input become one product. It is computed in the way that is fastest on this CPU for a
-    prompt and for `rows`, the numbers of rows in decoding. Ways are timed once per processor, in about two seconds, and
-    the timings stored on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4), ways keep the model's dtype
+    Linears that read the same input become one product. It is computed in the fastest way on this CPU for a prompt and
+    for `rows`, the numbers of rows in decoding. Ways are timed once per processor, in about two seconds, and the
+    timings are stored on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4), ways keep the model's dtype
     and differ only by rounding. With `stable` a row's bits depend neither on other rows nor on the row's place; if
     `PreparedModel.stable` is true, they do not depend on the number of rows either. `way` names a way (see `zoo
     doctor`) for all products that it can compute, in place of the timed choice. The result is also kept as
     `model.ready`.
 
     Memory: at most one packed copy in addition to the plain weights. Without `keep` plain weights are dropped once they
-    are packed, except those that something else reads (a tied embedding, MLA's absorbed products); such a model can
-    generate, but not be undone, trained or saved. With `keep` the state_dict does not change. Gradients, torch.compile,
-    other dtypes and weights changed afterwards take the plain path. Raises ConfigError if the model is not on a CPU or
-    is already prepared, and if `weights` or `way` is unknown or cannot run here.
+    are packed, except weights that other code reads (a tied embedding, MLA's absorbed products). The model can then
+    generate, but not be undone, trained or saved. With `keep` the state_dict does not change. Calls with gradients,
+    torch.compile or other dtypes, and weights changed afterwards, use the plain weights. Raises ConfigError if the
+    model is not on a CPU or is already prepared, and if `weights` or `way` is unknown or cannot run here.
     """
     _check(model, weights)
     processor = describe_processor()
@@ -125,9 +125,9 @@ def join_products(model: nn.Module) -> PreparedModel:
     """Make Linears that read the same input (queries, keys and values; gate and up) one product of `F.linear`, on any
     device, in place; `undo()` restores the model.
 
-    A product of a GPU's few thousand outputs for one row leaves most of the GPU idle, so that three products take
-    longer than one of all their outputs. Weights are laid end to end, group by group, and each Linear's becomes a view:
-    none is in memory twice. Gradients and weights changed afterwards take the plain path.
+    A product of a few thousand outputs for one row leaves most of a GPU idle, so three products take longer than one
+    joint product. Weights are laid end to end, group by group, and each Linear's weight becomes a view, so none is in
+    memory twice. Calls with gradients, and weights changed afterwards, use the plain products.
     """
     groups, left = find_groups(model, EXACT)
     products = [_install(group, keep=True) for group in groups if len(group.modules) > 1]
@@ -157,8 +157,8 @@ def make_ready(
     *,
     stable: bool = False,
 ) -> None:
-    """Prepare a model that will only generate, in place: on CUDA its products of one input are joined, on a CPU it is
-    prepared in one of three cases: it is large (WORTH), `weights` are given, or rows must be `stable`.
+    """Prepare a model that will only generate, in place. On CUDA its products of one input are joined. On a CPU it is
+    prepared (`prepare`) if it is large (WORTH), if `weights` are given, or if rows must be `stable`.
 
     Plain weights are not kept, so that packing takes no additional memory. `tell` gets a line if `weights` are given.
     """

@@ -34,7 +34,7 @@ def list_ways(precision: str = EXACT) -> list[Way]:
 
 
 def refuse(way: Way, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
-    """Say why a way cannot multiply here, or None: its own reason, or the failure of its trial on this CPU."""
+    """Say why a way cannot multiply here: its own reason, or the failure of its trial on this CPU. None if it can."""
     return way.refuses(shape, dtype, processor) or try_way(way.name, dtype, processor)
 
 
