@@ -31,6 +31,6 @@ else:
 
 
 def load() -> None:
-    """Import torch and torch.nn.functional now: code that torch.compile traces must not import."""
+    """Import torch and torch.nn.functional now, because code that torch.compile traces must not import."""
     for module in (torch, F):
         _Lazy._fill(module)  # type: ignore[arg-type]

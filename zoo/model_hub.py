@@ -1,7 +1,7 @@
 """Download models of the Hugging Face hub by their names, `ORG/NAME[@REVISION]`, into the hub's own cache.
 
-Only files that are read are downloaded, and nothing of them is run. With HF_HUB_OFFLINE=1, or without a network, what
-the cache has is used.
+Only files that will be read are downloaded, and no code in them is run. With HF_HUB_OFFLINE=1, or without a network,
+only the cache is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_hub_name(path: str | Path) -> bool:
 
 
 def locate(path: str | Path) -> Path:
-    """Return the path of a model's description: the path itself or, of a model of the hub, the folder with its
+    """Return the path of a model's description: the given path or, for a model of the hub, the folder with its
     config.json (or adapter_config.json), or its GGUF file. No other weights are downloaded.
 
     Raises CheckpointError for a model that is missing or gated, and without the network if the cache lacks it.
@@ -83,7 +83,7 @@ def _is_gguf(file: str) -> bool:
 
 @functools.cache
 def download(name: str, *patterns: str) -> Path:
-    """Download the files of a model that match glob patterns, as far as the cache lacks them; return the folder of the
+    """Download the files of a model that match glob patterns, except those in the cache; return the folder of the
     snapshot. Raises CheckpointError as `locate` does."""
     with _opened(name) as (hub, repo, revision):
         at = _commits.get(name, revision)

@@ -48,8 +48,8 @@ def find_cache_folder() -> Path:
 
 
 def is_first_time(note: str) -> bool:
-    """Tell whether `note`, a short name, is asked for the first time on this machine: a note for the user is printed
-    once a machine. An empty file in the cache folder records it; without a writable cache every time is the first."""
+    """Tell whether `note` has never been printed on this machine. An empty file in the cache folder records it, so that
+    a note is printed once a machine; without a writable cache it is always the first time."""
     mark = find_cache_folder() / "notes" / f"{note}-{platform.node() or 'here'}"
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ def _find_average(path: Path) -> Path:
 
 
 def steps(root: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first, without other folders such as a user's copy step-400-best."""
+    """List the checkpoints of a run, oldest first. Other folders, such as a user's copy step-400-best, are left out."""
     numbers = {each: each.name.removeprefix("step-") for each in root.glob("step-*")}
     ours = [each for each, number in numbers.items() if number.isascii() and number.isdigit()]
     return sorted(ours, key=lambda each: int(numbers[each]))
@@ -136,8 +136,8 @@ def read_step(folder: Path) -> int:
 def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Lock a run's folder against a second training process. Raises CheckpointError with the id of the first.
 
-    The operating system releases the lock when the process ends, also when it is killed. If the file system has no
-    locks, `say` is called with a line about it.
+    The operating system releases the lock when the process ends, even if it is killed. `say` is called with a line if
+    the file system has no locks.
     """
     import platform
 
@@ -199,7 +199,8 @@ def remember(folder: Path) -> None:
 
 
 def last_run() -> Path:
-    """Find the folder of the last run here that has a checkpoint (`runs/last`). Raises ConfigError if there is none."""
+    """Find the folder of the last run that was started in this working folder and has a checkpoint (`runs/last`).
+    Raises ConfigError if there is none."""
     if not LAST_RUN.exists():
         raise ConfigError(
             f"checkpoint: there is no {LAST_RUN} here, so no last run (`zoo train` makes one, or --checkpoint DIR)"
@@ -272,7 +273,7 @@ def read_environments(folder: Path) -> list[dict[str, Any]]:
 
 
 def add_environment(folder: Path, environment: Mapping[str, Any]) -> None:
-    """Append the environment of a run that starts or resumes."""
+    """Append the environment of a run that is starting or resuming."""
     disk.write_text(folder / ENVIRONMENT, json.dumps([*read_environments(folder), environment], indent=2) + "\n")
 
 

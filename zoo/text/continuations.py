@@ -2,9 +2,9 @@
 """Score continuations: the log-likelihood of tokens after a context, for many continuations together.
 
 On a CPU a context that several continuations share is computed once, if all layers see all earlier tokens and enough
-tokens are saved. Each continuation is then a row of the KV cache that begins with the context's own slots, so that one
-pass writes the context's keys and values and reads them many times. Otherwise each continuation is read with its
-context in a row of its own.
+tokens are saved. Each continuation is then a row of the KV cache that begins with the context's own slots, so one pass
+writes the context's keys and values and reads them many times. Otherwise each continuation has a separate row with its
+context.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ time."""
 
 
 class Continuation(NamedTuple):
-    """At least one token after a context. The context loses its beginning if the model cannot read both whole."""
+    """At least one token after a context. If the model cannot read both, the context loses its beginning."""
 
     context: Sequence[int]
     tokens: Sequence[int]
@@ -103,8 +103,8 @@ def check_lengths(asked: Sequence[Continuation], limit: int) -> None:
 
 
 def find_branches(asked: Sequence[Continuation], limit: int) -> list[Branch]:
-    """Find the contexts worth sharing, the longest first. A context that must lose its beginning is not shared: where
-    it is cut depends on the continuation."""
+    """Find the contexts worth sharing, the longest first. A context that must lose its beginning is not shared, because
+    the cut depends on the continuation."""
     branches: dict[tuple[int, ...], Branch] = {}
     for number, (context, tokens) in enumerate(asked):
         if len(context) + len(tokens) - 1 <= limit:
@@ -180,7 +180,7 @@ class Branch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of tokens to read: the context's, and all but the last of each continuation."""
+        """The number of tokens to read: the whole context, and all but the last token of each continuation."""
         return len(self.context) + sum(len(tokens) - 1 for _, tokens in self.asked)
 
     @property
@@ -193,7 +193,7 @@ class Branch(NamedTuple):
 def shares_contexts(spec: Any, device: Device) -> bool:
     """Whether a decoder's rows can lie end to end in one pass and share slots of the KV cache: every layer sees all
     earlier tokens, and nothing depends on a row's length. CPU only: on a GPU rows of a cache are read by page, which
-    such a pass cannot do."""
+    excludes sharing slots."""
     blocks = spec.blocks.values()
     passes = [block.attention.passes for block in blocks]
     ragged = all(each.varlen == math.inf and each.ragged for each in passes) and not any(

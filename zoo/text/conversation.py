@@ -41,7 +41,7 @@ class Conversation:
         self.messages = [] if self.system is None else self.messages[:1]
 
     def answer(self, text: str) -> Iterator[str]:
-        """Add a user message and stream the answer. Setting `interrupted` ends the answer; what was written of it is
+        """Add a user message and stream the answer. Setting `interrupted` ends the answer; the text written so far is
         kept.
 
         Raises ConfigError, at the call, if the template refuses the conversation or the model has no room left for an

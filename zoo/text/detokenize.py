@@ -75,7 +75,7 @@ def _begun(text: str, word: str) -> int:
 
 
 class Detokenizer:
-    """Decodes tokens that follow the tokens `before`, to pieces of text that never end inside a character.
+    """Decodes tokens into pieces of text that never end inside a character. The tokens follow the tokens `before`.
 
     Example: of the tokens C3 and A9 of "é" in a byte-level vocabulary, the first gives "" and the second "é". If
     `before` ends inside a character, the whole character is part of the new text.

@@ -212,7 +212,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
 
 
 def settle_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
-    """Set the number of few-shot examples of each task. Raises ConfigError for tasks that themselves fix it at 0."""
+    """Set the number of few-shot examples of each task. Raises ConfigError for tasks that fix it at 0."""
     fixed = [name for name, task in tasks.items() if num_fewshot and task.get_config("num_fewshot") == 0]
     if fixed:
         raise ConfigError(*(f"num_fewshot: the task {name} itself says 0 (leave it out)" for name in fixed))
@@ -223,8 +223,8 @@ def settle_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
 
 
 def describe_task(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Describe the outcome of a task as plain data: each metric's `value`, its `stderr` where there is one, and whether
-    higher is better. A metric under several filters has an entry for each: `exact_match,strict`."""
+    """Describe the outcome of a task as plain data: each metric's `value`, its `stderr` if any, and whether higher is
+    better. A metric under several filters has one entry per filter: `exact_match,strict`."""
     results, better = found["results"][name], found.get("higher_is_better", {}).get(name, {})
     metrics = {}
     for key, value in results.items():
@@ -252,7 +252,7 @@ def _finite(value: object) -> float | None:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Seed Python's and numpy's generators, as the harness does, and restore their states at the end."""
+    """Seed Python's and numpy's generators, as the harness does, and restore their states afterwards."""
     import numpy as np
 
     before = random.getstate(), np.random.get_state()

@@ -62,8 +62,8 @@ class WrittenSample:
 
 
 def make_engine(model: Model, jobs: Sequence[TextJob], kernel: str | None = None, **serving: Any) -> Engine:
-    """Make an engine with room for these jobs, or for as many at a time as fit in the memory that is free on a GPU.
-    `serving` are the Engine's options `draft`, `speculate`, `deterministic`, `graphs` and `note`.
+    """Make an engine with room for these jobs, or for as many at a time as fit in a GPU's free memory. `serving` are
+    the Engine's options `draft`, `speculate`, `deterministic`, `graphs` and `note`.
 
     A single prompt is computed in one pass, because no other row would wait for it.
     """

@@ -1,5 +1,5 @@
-"""Choose the texts on which an export is compared with its model: padded, truncated, with special tokens, by the chat
-template and in transformers' pipeline. They are encoded as the model's own folder does."""
+"""Choose the texts on which an export is compared with its model: padded and truncated texts, special tokens, the chat
+template, and transformers' pipeline. They are encoded as the model's own folder encodes them."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def verify_draft(
 
 
 def choose_readings(folder: Path, out: Path, limit: int) -> tuple[list[Reading], str]:
-    """Choose what transformers is asked to read with the export `out` of a model whose texts have at most `limit`
-    tokens. The ids are those that the model's own `folder` gives. Also returns why there are none, or ""."""
+    """Choose the texts that transformers is asked to read with the export `out` of a model whose texts have at most
+    `limit` tokens. Their expected ids come from the model's own `folder`. Also returns the reason if there are none,
+    else ""."""
     if not (folder / "tokenizer.json").is_file():
         return [], "it has no tokenizer.json"
     try:
@@ -72,7 +73,7 @@ def make_texts(what: str, tokenizer: Tokenizer, texts: list[str], limit: int, si
 
 
 def read_template(folder: Path, tokenizer: Tokenizer, limit: int) -> Iterator[Reading]:
-    """Yield a reading of a message by the folder's chat template, if it has one that takes it."""
+    """Yield a reading of a message by the folder's chat template, if it has one that accepts the message."""
     messages = [{"role": "user", "content": TEXTS[1]}]
     try:
         ids = chat.load(folder).encode(tokenizer, messages)
@@ -85,7 +86,8 @@ def read_template(folder: Path, tokenizer: Tokenizer, limit: int) -> Iterator[Re
 def ask_pipeline(
     task: str, tokenizer: Tokenizer, stated: Mapping[str, Any], limit: int, side: str
 ) -> Iterator[Reading]:
-    """Yield a reading by the pipeline of a task, of a text longer than model_max_length if that is stated and short."""
+    """Yield a reading by the pipeline of a task, of a text longer than model_max_length, if this limit is stated and
+    short."""
     stated_most = stated.get("model_max_length")
     most = int(min(stated_most, limit)) if isinstance(stated_most, int | float) else limit
     cut = isinstance(stated_most, int) and stated_most == most <= MOST

@@ -1,4 +1,4 @@
-"""Make jobs of prompts: the request to the engine, and what is needed to decode its answer."""
+"""Make jobs from prompts: the request to the engine, and the settings for decoding its answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextJob:
-    """A request, and what is needed to decode its answer. `before` are the tokens that the text continues."""
+    """A request, and the settings for decoding its answer. `before` are the tokens that the text continues."""
 
     request: Request
     where: str
@@ -117,8 +117,8 @@ class JobMaker:
 
 
 def encode_prompt(given: Mapping[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """Encode what a request states: token ids, a prompt, or messages by the chat template. Raises ConfigError for
-    messages that are not rendered."""
+    """Encode the input of a request: token ids, a prompt, or messages by the chat template. Raises ConfigError for
+    messages that cannot be rendered."""
     if "ids" in given:
         return list(given["ids"])
     if "prompt" in given:
@@ -137,8 +137,8 @@ def spell_prompt(given: Mapping[str, Any], template: ChatTemplate | None) -> str
 def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Encode each word to two token sequences: at the start of a text, and after a space.
 
-    Other tokens may spell a word too: `bad_words` bars only the tokenizer's own encodings. Raises ConfigError for an
-    empty word.
+    Other tokens may spell a word too, but `bad_words` bars only the tokenizer's own encodings. Raises ConfigError for
+    an empty word.
     """
     if "" in words:
         raise ConfigError("bad_words: an empty word bars nothing (leave it out)")

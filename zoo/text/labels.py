@@ -60,7 +60,7 @@ def score(
 
     With `every` the result for classes also has the `probabilities` of all, or the `logits` if the activation is none.
 
-    `activation` is applied to the logits of classes and numbers. Its default is what the folder's configs say
+    `activation` is applied to the logits of classes and numbers. By default the folder's configs decide
     (sentence-transformers' CrossEncoder, or the `problem_type` multi_label_classification, which means sigmoid), else
     softmax for classes and none for numbers. `places` are the texts' names in error messages. `note` gets a line on
     texts longer than the model's positions. Raises ConfigError for a model without a task head, and for texts or an
@@ -110,7 +110,7 @@ def find_task_head(spec: Topology) -> Head:
 
 def settle_activation(head: Head, chosen: str | None, folder: Path | None) -> Activation:
     """Choose the activation of the head's logits: the `chosen` one, else the folder's, else softmax for classes and
-    none for numbers. Raises ConfigError for one that the head cannot have."""
+    none for numbers. Raises ConfigError for an activation that the head cannot have."""
     usual: Activation = "softmax" if hasattr(head, "labels") else "none"
     if chosen is None:
         said = None if folder is None else read_activation(folder, classes=usual == "softmax")
@@ -228,8 +228,7 @@ def compute_logits(model: Model, rows: Sequence[EncodedRow]) -> list[Tensor]:
 
 def read_result(head: Any, row: EncodedRow, logits: Tensor, activation: Activation, every: bool) -> dict[str, Any]:
     """Make the result of a row from its logits. With activation none, a class has its `logit` in place of a
-    probability.
-    """
+    probability."""
     if not hasattr(head, "labels"):
         numbers = logits.sigmoid() if activation == "sigmoid" else logits
         return {"predicted": numbers.item() if head.n_logits == 1 else numbers.tolist()}

@@ -56,15 +56,15 @@ def load(
 ) -> Loaded:
     """Load a model and its tokenizer for generating.
 
-    `checkpoint` is as in `find_folder`. `dtype` None is the file's dtype; on a CPU float32 if that is faster, and on
-    a GPU with tensor cores for bfloat16 this in place of float32, in which no flash kernel runs.
-    `fp8` converts weights to float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` is given. On a
-    CPU the model is prepared (`zoo.run.linear.prepare`) to serve up to `rows` rows at once; `weights` names the bits of
-    its quantised weights. `note` gets a line each on the unread parts of a multimodal folder, on weights in float8 or
-    fewer bits, on a dtype other than the file's, and on a number of threads other than torch's default. Each process of
-    `world` holds a part of the model (tensor parallelism). `adapters` are folders by name, which requests choose from
-    (`zoo.checkpoint.named_adapters`). Raises ConfigError for a folder that cannot be loaded, and
-    for a precision that the device lacks.
+    `checkpoint` is as in `find_folder`. `dtype` None means the file's dtype, with two exceptions: float32 on a CPU
+    where it is faster, and bfloat16 in place of float32 on a GPU with tensor cores for it, because no flash kernel runs
+    in float32. `fp8` converts weights to float8 (`zoo.run.fp8.quantize`); other tensors are then bfloat16 unless
+    `dtype` is given. On a CPU the model is prepared (`zoo.run.linear.prepare`) to serve up to `rows` rows at once;
+    `weights` names the precision of its quantised weights. `note` gets a line each on the unread parts of a multimodal
+    folder, on weights in float8 or fewer bits, on a dtype other than the file's, and on a number of threads other than
+    torch's default. Each process of `world` holds a part of the model (tensor parallelism). `adapters` are folders by
+    name, which requests choose from (`zoo.checkpoint.named_adapters`). Raises ConfigError for a folder that cannot be
+    loaded, and for a precision that the device lacks.
     """
     from zoo.checkpoint import hf, store
     from zoo.checkpoint.named_adapters import add_adapters
@@ -95,8 +95,8 @@ def load(
 
 
 def read_part(stored: StoredModel, world: World, device: torch.device) -> Model:
-    """Read this rank's part of a stored model: the slices of the tensors that it holds, straight to its device. All
-    processes must call it."""
+    """Read this rank's part of a stored model: slices of tensors, read directly to its device. All processes must call
+    it."""
     from zoo.checkpoint.parallel_checkpoint import fill_pieces, hold_weights
     from zoo.checkpoint.stored import place_tensor
 
@@ -128,8 +128,8 @@ def check_serving(folder: Path, speculate: int, draft: Path | None, deterministi
 
 
 def check_precision(device: str, fp8: str | None, weights: str | None) -> None:
-    """Raise ConfigError, before anything is read, for a precision that this device does not have, and if both `fp8` and
-    `weights` are given."""
+    """Raise ConfigError, before anything is read, for a precision that the device does not support, and if both `fp8`
+    and `weights` are given."""
     from zoo.run.fp8 import WEIGHT_ONLY, require_fp8
 
     check_weights(weights, pick_device(device))

@@ -64,5 +64,5 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Device) -> tuple[T
 
 
 def find_weight(model: Model) -> Tensor:
-    """Find a weight on the model's device: weights that were packed are left on the meta device."""
+    """Find a weight on the model's device. Packed weights leave a weight on the meta device, which does not count."""
     return next(each for each in model.parameters() if each.device.type != "meta")

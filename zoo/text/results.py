@@ -48,7 +48,7 @@ class Results:
         self.missing = [prompt for prompt in prompts if prompt.index not in self._kept]
 
     def begin(self) -> None:
-        """Rewrite the file with the lines that are kept, so that a file that cannot be written fails at once."""
+        """Rewrite the file with the lines to keep. This fails at once if the file cannot be written."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(self.file) as draft:
             draft.write_text("".join(self._kept.values()), encoding="utf-8")
@@ -89,7 +89,7 @@ class Results:
 
 
 def make_mark(model: str, prompt: Prompt) -> str:
-    """Make the mark of what decides a prompt's text: the hash of the model, and that of the options and the seed."""
+    """Make the mark that identifies a prompt's text: the hash of the model, and that of the options and the seed."""
     return f"{model}-{hash_text(repr(prompt.options))}"
 
 
@@ -98,7 +98,7 @@ def _differs(row: dict[str, Any], prompt: Prompt) -> bool:
 
 
 def dump(sample: WrittenSample, prompt: Prompt, tokenizer: Tokenizer, model: str) -> str:
-    """Make one line of results, by the model with this hash."""
+    """Make one line of results; `model` is the model's hash."""
     request = sample.job.request
     row: dict[str, Any] = {"index": prompt.index, **prompt.given, "sample": sample.number, "text": sample.text}
     row |= {"tokens": sample.tokens, "finish_reason": sample.reason}

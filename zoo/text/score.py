@@ -64,7 +64,7 @@ class TextWindow(NamedTuple):
 @dataclass(frozen=True)
 class TextScore:
     """The total negative log-likelihood in nats, the number of tokens scored, and the bytes of their text (None if only
-    a part of a text's tokens was scored). For labelled data `nll` is the objective's loss, and `measures` its
+    a part of a text's tokens was scored). For labelled data `nll` is the objective's loss, and `measures` has its
     metrics."""
 
     nll: float
@@ -99,8 +99,8 @@ def add_scores(scores: Sequence[TextScore]) -> TextScore:
 
 
 def list_windows(tokens: int, context: int, stride: int, given: int = 1) -> Iterator[TextWindow]:
-    """List the windows of a stream of `tokens` tokens. Each reads `context` tokens, starts `stride` after the one
-    before, and scores the tokens not scored yet (Radford et al., 2019).
+    """List the windows of a stream of `tokens` tokens. Each reads `context` tokens, starts `stride` tokens after the
+    previous one, and scores the tokens not scored yet (Radford et al., 2019).
 
     Example: for 10 tokens, context 4 and stride 2 the windows start at 0, 2, 4 and 6. The first scores tokens 1 to 4,
     the others tokens 5 and 6, 7 and 8, and 9, which the last predicts from 6 to 8.

@@ -41,7 +41,7 @@ ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 @dataclass(frozen=True)
 class PooledVectors:
-    """Pools token vectors; the results of several poolings are concatenated. `with_prompt` includes the vectors of a
+    """Pools token vectors, and concatenates the results of several poolings. `with_prompt` includes the vectors of a
     prompt's tokens."""
 
     names: tuple[str, ...]
@@ -104,12 +104,12 @@ class SentencePipeline:
         return replace(self, pooled=pooled, normalize=self.normalize if normalize is None else normalize)
 
     def find_width(self, hidden: int) -> int:
-        """Find the width of the vectors, of hidden states of `hidden` numbers."""
+        """Find the width of the sentence vectors made from hidden states of width `hidden`."""
         made = [layer.weights["linear.weight"].shape[0] for layer in self.layers if layer and layer.activation]
         return made[-1] if made else hidden * len(self.pooled.names)
 
     def list_matrices(self) -> list[Tensor] | None:
-        """List the matrices of the layers; None if one of them is no plain matrix (a bias, an activation, a skip
+        """List the matrices of the layers; None if a layer is not a plain matrix (a bias, an activation, a skip
         connection, a norm)."""
         plain = [each for each in self.layers if each and each.activation == "Identity" and not each.residual]
         found = [each.weights["linear.weight"] for each in plain if len(each.weights) == 1]

@@ -80,12 +80,12 @@ class MovingAverage:
 
 
 def list_trained(model: Model) -> dict[str, Parameter]:
-    """List the parameters that train, by name; an average of the others would be themselves."""
+    """List the parameters that train, by name. Averages of other parameters would not differ from them."""
     return {name: each for name, each in model.named_parameters() if each.requires_grad}
 
 
 def copy_wide(weight: Tensor) -> Tensor:
-    """Copy a weight, in float32 if it has 16 bits: rounding to 16 bits would keep an average from moving."""
+    """Copy a weight, in float32 if it has 16 bits: rounding to 16 bits could keep an average from changing."""
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 

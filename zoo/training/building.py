@@ -126,8 +126,8 @@ def choose_kernels(planned: TrainingPlan, device: Device) -> set[str]:
 
 
 def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -> str | None:
-    """Return a warning if several processes drop other attention probabilities than one process would (with sdpa, which
-    draws by itself); or None."""
+    """Return a warning if several processes drop different attention probabilities than one process would (with sdpa,
+    which draws its own random numbers); None if not."""
     drops = planned.settings.dropout is not None and planned.settings.dropout.attention > 0
     if not drops or world.size == 1 or "sdpa" not in kernels:
         return None
@@ -247,8 +247,8 @@ def build_model(
 
 
 def build_start(run: Run) -> Model:
-    """Return the model of a run with the weights that it starts from: the run's own before the first step, else one
-    that is built again."""
+    """Return a run's model with its starting weights: the run's own model before the first step, later one that is
+    built again."""
     if not run.step:
         return run.model
     with torch.random.fork_rng():
@@ -281,7 +281,7 @@ def open_whole(model: Model, settings: Training, autocast: Autocast, world: Worl
 
 def deposit_tied_gradients(model: Any) -> None:
     """Let the loss of a tied head add its gradient to the table's `.grad` at once, which saves a copy of the table.
-    Right only if gradients are taken by `backward()`, as a run does."""
+    Correct only if gradients are computed by `backward()`, as a run does."""
     for path, tower in model.towers():
         if getattr(tower.head, "tied", False):
             model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True

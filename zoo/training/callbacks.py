@@ -47,8 +47,8 @@ class Callback:
     """
 
     def after_update(self, state: TrainingState) -> None:
-        """Called after each optimizer step, and after its line of metrics if there is one. Waits for the line's values
-        on a GPU too, which would otherwise come a step late."""
+        """Called after each optimizer step, and after its line of metrics if there is one. On a GPU this waits for the
+        line's values, which otherwise come a step late."""
 
     def after_eval(self, state: TrainingState) -> None:
         """Called after each evaluation that did not fail, and after its sample and pictures."""
@@ -87,7 +87,7 @@ def hosted(callbacks: Sequence[Any] = ()) -> Iterator[Host]:
 
 @contextmanager
 def followed(callbacks: Sequence[Any], foreign: bool = False) -> Iterator[Host]:
-    """Train with these callbacks, in Zoo's own process or in a `foreign` program."""
+    """Train with these callbacks, in Zoo's own process or inside a `foreign` program."""
     host = Host(tuple(callbacks), foreign=foreign)
     token = _host.set(host)
     try:
@@ -102,7 +102,7 @@ def is_hosted() -> bool:
 
 
 def introduce(run: Run) -> None:
-    """Tell the host which run trains."""
+    """Tell the host which run is training."""
     if (host := _host.get()) is not None:
         host.runs.append(run)
 

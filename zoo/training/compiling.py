@@ -1,9 +1,10 @@
-"""Compile a run's layers: if the config says so, or with `compile=auto` if a trial shows that compiled ones are faster.
+"""Compile a run's layers, if the config says so or, with `compile=auto`, if a trial shows that compiled layers are
+faster.
 
 Compiling takes seconds for each kind of layer, and its gain depends on the processor, the width and the precision.
-Small models gain most, because elementwise operations, which Inductor fuses, take more of their time. So a run
-of one CPU process with rows of one shape, if it has minutes to go, measures the gain once, after its first steps. On
-CUDA `auto` is settled before (`zoo.training.device_defaults`). Other runs are not compiled.
+Small models gain most, because elementwise operations, which Inductor fuses, take more of their time. So a run of one
+CPU process with rows of one shape and minutes left measures the gain once, after its first steps. On CUDA `auto` is
+decided before (`zoo.training.device_defaults`). Other runs are not compiled.
 """
 
 from __future__ import annotations
@@ -121,13 +122,13 @@ class Trial:
 
 
 def run_eagerly(compiled: bool) -> AbstractContextManager[Any]:
-    """If `compiled`, run layers uncompiled within the `with`."""
+    """If `compiled`, run layers uncompiled within the block."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def compile_model(model: Any) -> None:
-    """Compile each layer by itself, and the loss of each head. Equal layers share one compilation, so the time that
-    compiling takes does not grow with depth."""
+    """Compile each layer separately, and the loss of each head. Equal layers share one compilation, so compile time
+    does not grow with depth."""
     for path, _ in model.towers():
         tower = model.get_submodule(path)
         if hasattr(tower, "head"):  # of a pipeline's stages, only the last has a head

@@ -29,13 +29,16 @@ BORDER = RowPiece("┃", None)
 
 
 def decode_row(batch: Batch, row: int, tokenizer: Tokenizer, cut: Sequence[int] = ()) -> list[RowPiece]:
-    """Decode a row, special tokens included and padding left out; `cut` is the number of tokens that each document
+    """Decode a row, special tokens included and padding left out. `cut` is the number of tokens that each document
     loses at its end.
 
-    For next-token objectives, the row and its last target, in order. For an encoder-decoder, the source, then the
-    targets. For targets in place (a masked language model, tags), each target follows the token that stands there. For
-    a target of the whole row (a class, numbers), that target follows the row. BORDER stands between packed documents.
-    Of several texts to compare, the second, which is the positive, is the target.
+    - Next-token objectives: the row and its last target, in order.
+    - Encoder-decoders: the source, then the targets.
+    - Targets in place (a masked language model, tags): each target follows the token at its place.
+    - A target of the whole row (a class, numbers): the target follows the row.
+    - Several texts to compare: the second, the positive, is the target.
+
+    BORDER is put between packed documents.
     """
     if batch.input_ids.ndim == 3:
         return list(_set_beside(batch, row, tokenizer))
@@ -109,7 +112,7 @@ def _join(marked: Iterable[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[
 
 
 def describe_row(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
-    """Describe in one line how rows begin, by one row of a batch."""
+    """Describe in one line how rows begin, judging from one row of a batch."""
     pieces = [piece.text for piece in decode_row(batch, row, tokenizer) if piece.learned is not None]
     text = "".join(pieces)
     if batch.input_ids.ndim == 3:

@@ -53,8 +53,8 @@ def choose_precision(device: Device) -> str:
 
 
 def can_compile(planned: TrainingPlan, device: Device, world: World) -> bool:
-    """Whether layers can be compiled on CUDA, and the run is long enough for it: rows of one shape, a Triton that
-    compiles, and neither a schedule nor a ring that compiled layers do not go with."""
+    """Whether layers can be compiled on CUDA, and the run is long enough for it. This needs rows of one shape, a Triton
+    that compiles, and no schedule or ring that conflicts with compiled layers."""
     settings = planned.settings
     mesh = settings.parallel.settle(world)
     if not has_one_shape(settings, planned.data.apart) or "compiler" not in machine_of(device).packages:

@@ -29,7 +29,7 @@ RATES = ("attention", "residual", "embedding", "ffn", "layers")
 
 
 class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
-    """Dropout rates of a run; kept values are scaled by 1 / (1 − rate), so that expected values stay."""
+    """Dropout rates of a run. Kept values are scaled by 1 / (1 − rate), so that expected values do not change."""
 
     attention: Rate = 0.0
     """Rate at which probabilities are dropped after the softmax."""
@@ -63,7 +63,7 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
     def apply(self, model: Any, seed: int = 0) -> None:
         """Make a built model drop values in training mode. A hash of the seed, the row's number and a value's place
         decides whether that value is dropped (`zoo.model.drops`). So recomputation, resuming and any mesh drop the same
-        values. Only the kernel sdpa draws by itself which attention probabilities it drops."""
+        values. Only the kernel sdpa draws its own random numbers for attention probabilities."""
         rates, whole = {name: getattr(self, name) for name in RATES}, model.whole
         units = [part.of.d_in if isinstance(part, Experts) else part.d_in for part in _list_downs(whole)]
         width = max(whole.d_model, count_draws(whole), *units)

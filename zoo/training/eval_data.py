@@ -50,8 +50,8 @@ BATCHES = ("tokenizer", "documents")
 @dataclass(frozen=True)
 class EvaluationPlan:
     """The data that a model is evaluated on: the validation split of its `run`, or with `whole` all of the data.
-    `seq_len` is the run's number of tokens in a row, `batch_size` its rows of a step, `seed` seeds draws such as masks,
-    and `start` is the folder of the run's starting weights, if it began with any."""
+    `seq_len` is the run's number of tokens in a row, `batch_size` its rows in a step. `seed` seeds random draws such as
+    masks. `start` is the folder of the run's starting weights, if any."""
 
     data: DataSettings
     objective: Objective
@@ -72,7 +72,7 @@ class EvaluationPlan:
 
 
 def find_run(place: Path, folder: Path) -> Path | None:
-    """Find the run that a checkpoint's `folder` belongs to; `place` is what the user named."""
+    """Find the run that a checkpoint's `folder` belongs to; `place` is the path that the user named."""
     checkpoint = folder.parent if folder.name in runs.AVERAGES else folder
     run = place if (place / CONFIG).is_file() else checkpoint.parent.parent
     return run if checkpoint.parent.name == runs.CHECKPOINTS and (run / CONFIG).is_file() else None
@@ -116,7 +116,7 @@ def plan_evaluation(
 
 
 def list_typed(overrides: Sequence[str]) -> set[str]:
-    """List the dotted keys that overrides set. Raises ConfigError for keys that an evaluation does not take."""
+    """List the dotted keys that overrides set. Raises ConfigError for keys that an evaluation does not accept."""
     faults: list[str] = []
     typed: set[str] = set()
     for override in parse_overrides(overrides, faults):
@@ -183,7 +183,7 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
 def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[str], apart: bool) -> DataSettings:
     """Read the settings of data that is scored whole, without a split, and encoded with the model's tokenizer. `apart`
     is whether the run keeps documents apart: a text inherits it unless overrides set `data.documents`. Raises
-    ConfigError for overrides of the tokenizer (but `eos`) or of the split."""
+    ConfigError for overrides of the tokenizer (except `eos`) or of the split."""
     named = {"data.tokenizer"} if isinstance(node.get("tokenizer"), str) else set()
     own = named | {key for key in typed if key.startswith("data.tokenizer.") and key != "data.tokenizer.eos"}
     faults = [f"{key}: the model reads with its own tokenizer (leave it out)" for key in sorted(own)]

@@ -44,7 +44,7 @@ class ScoredSource(Protocol):
 
 @dataclass(frozen=True)
 class Windowed:
-    """Streams of tokens in sliding windows: each token is scored once, given the tokens before it in its window."""
+    """Streams of tokens in sliding windows. Each token is scored once, given the earlier tokens in its window."""
 
     name: str
     streams: Sequence[Stream]

@@ -75,8 +75,8 @@ def evaluate(
 
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
     precision. `results` then has a second row, with its `loss_difference` and how its products are `made`. Products are
-    rounded as in decoding one row. (Generation may unpack the weights for a whole prompt, and round less.) Raises
-    ConfigError if there is nothing to score, or if data, `context`, `stride` or the precision do not suit.
+    rounded as in decoding one row; generation may round less for a whole prompt, for which it can unpack the weights.
+    Raises ConfigError if there is nothing to score, or if data, `context`, `stride` or the precision do not suit.
     """
     tell, report = note or (lambda line: None), progress or (lambda what, done, total: None)
     subject = Subject(model, tokenizer, dtype=dtype, device=device, note=tell)
@@ -187,7 +187,7 @@ class Subject:
                 ready.undo()
 
     def read_texts(self, texts: Sequence[str | NamedText], context: int | None, stride: int | None) -> Material:
-        """Make windows of texts, each a document of its own. Raises ConfigError with all faults."""
+        """Make windows of texts, each a separate document. Raises ConfigError with all faults."""
         check_model(self.spec)
         windows = settle_windows(self.spec, context, stride, self.note)
         return cut_windows([("", self.encode(texts))], "texts", self.spec, windows)

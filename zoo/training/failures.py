@@ -25,7 +25,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) -> Iterator[None]:
     """Raise a ZooError of one line for an error of the file system, exhausted memory or a lost process (LostProcess).
 
-    `advice` says what would fit into memory.
+    `advice` describes a setting that would fit into memory.
     """
     with leaves_at_once_after_errors():
         try:
@@ -51,8 +51,8 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
 
 @contextmanager
 def leaves_at_once_after_errors() -> Iterator[None]:
-    """After an error, let this process end without waiting for the others: the end of torch.distributed waits for what
-    they have begun with this process, which does not come any more."""
+    """After an error, let this process end without waiting for the others. Otherwise the end of torch.distributed would
+    wait for collectives that the others have begun and that this process never joins."""
     try:
         yield
     except Exception:
@@ -61,7 +61,7 @@ def leaves_at_once_after_errors() -> Iterator[None]:
 
 
 def lost_another(error: BaseException) -> bool:
-    """Whether an error says that another process of the run no longer answers."""
+    """Whether an error says that another process of the run has stopped responding."""
     return read_world().size > 1 and any(words in str(error) for words in LOST)
 
 

@@ -18,7 +18,7 @@ LOOKED_AT = {"loss": "loss", "grad_norm": "gradient's norm"}
 
 
 def refuse_nonfinite(run: Run, terms: Mapping[str, Any]) -> None:
-    """Raise Diverged when the loss or the gradient's norm is not finite, unless such updates are skipped."""
+    """Raise Diverged if the loss or the gradient's norm is not finite, unless updates with such values are skipped."""
     for name, what in LOOKED_AT.items() if run.settings.skip_nonfinite == 0 else ():
         if not math.isfinite(value := float(terms[name])):
             raise Diverged(f"step {run.step}: the {what} is {value}; {describe_what_stays(run)}")
@@ -34,8 +34,8 @@ def count_skipped(run: Run) -> None:
 
 
 def send_uncounted(run: Run) -> Callable[[], None]:
-    """Send the host what it must know to count the updates skipped since the last count. Returns the function that
-    counts them, as `count_skipped` does; it waits for these steps, not for later ones."""
+    """Copy to the host the values needed to count the updates skipped since the last count. Returns the function that
+    counts them, as `count_skipped` does; it waits for these steps, but not for later ones."""
     steps, run.uncounted = run.uncounted, []
     found = LateValues(torch.stack([each.found for each in steps])) if steps else None
     return lambda: _count(run, steps, found.read() if found else [])
@@ -91,6 +91,6 @@ def refuse_nonfinite_weights(run: Run) -> None:
 
 
 def describe_what_stays(run: Run) -> str:
-    """Say which checkpoint a diverged run still has, and what may keep it from diverging."""
+    """Say which checkpoint a diverged run still has, and which settings may keep it from diverging."""
     kept = f"the checkpoint of step {run.saves.step} is whole" if run.saves.step else "no checkpoint was written"
     return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"

@@ -102,7 +102,7 @@ def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
 
 def share_rows(batch: Batch, world: World) -> tuple[Batch, int]:
     """Return this process' rows of a batch, and whether they count (1 or 0). All processes must run equally many
-    passes: if there are fewer rows than processes, each takes all rows, and only those of the main process count."""
+    passes. If there are fewer rows than processes, each takes all rows, and only the main process' rows count."""
     rows = len(batch.input_ids)
     if rows < world.size:
         return batch, int(world.main)

@@ -65,7 +65,7 @@ class SlurmLauncher(Launcher, kind="slurm"):
 
 
 def find_count_fault(name: str, value: int | None, kind: str) -> str | None:
-    """Say why the number of processes, nodes or restarts does not go with a launcher; None if it does."""
+    """Say why the number of processes, nodes or restarts does not suit a launcher; None if it does."""
     if name == "nproc" and value is None:
         return None if kind == "none" else f"is null, and launcher={kind} starts processes (nproc=2, say)"
     if kind == "none" and value != (usual := {"nproc": None, "nodes": 1, "restarts": 0}[name]):

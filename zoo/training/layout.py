@@ -145,7 +145,7 @@ class ProcessGroups:
         return Stages(group, common)
 
     def open_pipeline(self, model: Model, settings: Training, device: Device) -> Pipeline | None:
-        """Make the pipeline of a laid-out model; None without stages."""
+        """Make the pipeline of a model after `lay_out`; None without stages."""
         if self.stages is None:
             return None
         from zoo.training.pipeline import Pipeline
@@ -164,15 +164,15 @@ class ProcessGroups:
         )
 
     def casts_weights(self, settings: Training) -> bool:
-        """Whether FSDP gathers weights in bfloat16, and reduces gradients in float32: in bf16_master, and where weights
-        are sharded in each precision that computes in bfloat16. Autocast would gather them in float32, and keep copies
-        of its own."""
+        """Whether FSDP gathers weights in bfloat16 and reduces gradients in float32: in bf16_master, and for sharded
+        weights in every precision that computes in bfloat16. Autocast would gather weights in float32, and make copies
+        of them."""
         whole = self.mesh.weights[1] == 1
         return self.tokens.size > 1 and settings.arithmetic == "bf16" and (settings.precision == MASTER or not whole)
 
     def autocast(self, device: Device, settings: Training) -> Autocast:
-        """Choose the context of forward passes: no autocast where FSDP casts every weight. Experts that one process
-        holds alone are none of FSDP's."""
+        """Choose the context of forward passes: no autocast where FSDP casts every weight. FSDP does not handle experts
+        that only one process holds."""
         whole = self.mesh.ep > 1 and math.prod(self.mesh.experts) == 1
         return choose_autocast(device, "fp32" if self.casts_weights(settings) and not whole else settings.autocast)
 
@@ -206,9 +206,8 @@ class ProcessGroups:
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
     def spread_frozen(self, stored: StoredModel, settings: Training, device: Device) -> Model:
-        """Build a frozen model beside the one that trains, such as a teacher, sharded alike and computed in the dtype
-        that it is stored in. Each process reads its shards alone. All processes must call this, and run its passes
-        together."""
+        """Build a frozen model besides the trained one, such as a teacher, sharded in the same way and computed in its
+        stored dtype. Each process reads only its shards. All processes must call this, and run its passes together."""
         model: Any = build(stored.spec, device="meta")
         self.lay_out(model.requires_grad_(False).eval(), replace(settings, precision="fp32"))
         fill_pieces(hold_weights(model.to_empty(device=device)), stored.tensors)
@@ -232,8 +231,8 @@ class ProcessGroups:
 
 
 def drop_ones(sizes: dict[str, int]) -> dict[str, int]:
-    """Drop the dimensions of size 1 from a device mesh, but for FSDP's two. Along a dimension of size 1 torch opens a
-    process group for each process, and all processes wait for each of these groups."""
+    """Drop the dimensions of size 1 from a device mesh, except FSDP's two. Along such a dimension torch would open a
+    process group for each process, and all processes would wait for each group."""
     return {name: size for name, size in sizes.items() if size > 1 or name in (DP, SHARD)}
 
 
@@ -252,8 +251,8 @@ class Grid:
         return moved.flatten(len(others)).flatten(0, len(others) - 1).tolist()
 
     def open(self, along: str, size: int | None = None, only: tuple[int, ...] | None = None) -> Any:
-        """Create the process groups along a dimension: of all its coordinates, of the coordinates `only`, or of `size`
-        adjacent ranks each. Returns this process's group, or None."""
+        """Create the process groups along a dimension: over all its coordinates, over the coordinates `only`, or of
+        `size` adjacent ranks each. Returns this process's group, or None."""
         runs = self.list_runs(along)
         if only is not None:
             runs = [[run[place] for place in dict.fromkeys(only)] for run in runs]

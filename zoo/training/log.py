@@ -34,7 +34,7 @@ class Means:
     """Means since the last line of metrics: of each term of the loss, the gradient's norm and the experts' loads. Steps
     in which a value is not finite do not count for its mean.
 
-    Sums are float64 and stay on the device, so that adding does not wait for it. Example: losses of 4.0, 3.0 and 2.0
+    Sums are float64 and stay on the device, so adding does not wait for the device. Example: losses of 4.0, 3.0 and 2.0
     with `log_every=3` give a line with 3.0.
     """
 
@@ -51,7 +51,8 @@ class Means:
             self._sums[name] = total + value.where(finite, 0.0), count + finite
 
     def take(self) -> Callable[[], dict[str, float]]:
-        """Reset the means, and send them to the host. Returns a function that waits for them, not for later steps."""
+        """Reset the means, and copy them to the host. Returns a function that waits for these means, but not for later
+        steps."""
         sums = self._send()
         self._sums = {}
         return lambda: {name: total / count for name, (total, count) in sums().items() if count}
@@ -177,7 +178,7 @@ class RunLog:
 
 
 class Unwritten(RunLog):
-    """The records of a process other than the main one: writes nothing."""
+    """Stands in for the record files in processes other than the main one: writes nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.failed, self.relay, self.evaluation = folder, False, None, ()

@@ -72,8 +72,8 @@ def fit(run: Run) -> dict[str, Any]:
 def stop_on_signals(run: Run) -> Iterator[None]:
     """On Ctrl-C or SIGTERM, stop after the present step or evaluation batch.
 
-    A second signal stops the run at once, unless it is a SIGTERM to a process of torchrun: SLURM sends SIGTERM to every
-    process of a job, and torchrun, which is one of them, passes it on.
+    A second signal stops the run at once, except a SIGTERM to a process started by torchrun. Such a process gets two:
+    SLURM sends SIGTERM to every process of a job, and torchrun passes its own on.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
@@ -101,8 +101,8 @@ def stop_on_signals(run: Run) -> Iterator[None]:
 
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
     """Save and raise KeyboardInterrupt or Terminated if any process of the run got a signal, unless the run is at its
-    end. All processes stop after the same step: several ask one another after every HEARD_EVERY steps, because asking
-    waits for the slowest."""
+    end. All processes stop after the same step. Several processes exchange signals only every HEARD_EVERY steps,
+    because this waits for the slowest."""
     if run.world.size > 1 and run.step % HEARD_EVERY:
         return
     counts = run.world.sum(*(int(run.asked is each) for each in SIGNALS))

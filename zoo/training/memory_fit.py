@@ -70,9 +70,9 @@ def advise_states(settings: Training, spec: Topology, free: int, cuda: bool) -> 
 
 
 def advise(settings: Training, spec: Topology, free: int | None, *, cuda: bool = True) -> str:
-    """Name changes that would fit into the memory that was free before the model was built: more microbatches,
-    recomputation of activations, optimizer states in the host's memory or in 16 bits, or several together if none is
-    enough alone. Without a price, name settings that take less."""
+    """Name changes that make the run fit into the memory that was free before the model was built: more microbatches,
+    recomputation of activations, optimizer states in the host's memory or in 16 bits, or several of these if none is
+    enough alone. Without a price, name settings that need less memory."""
     size, now = settings.batch_size, settings.batch_size // settings.accumulate
     finer = list_finer(settings)
     if free is None or price_training(settings, spec, 1, cuda=cuda)["peak"] is None:
@@ -100,7 +100,7 @@ class MemoryFit(NamedTuple):
 
 
 def find_fitting(settings: Training, spec: Topology, free: int, *, cuda: bool) -> Iterator[MemoryFit]:
-    """Yield each change that alone makes the run fit: the fewest microbatches, which cost hardly any time; the least
+    """Yield each single change that makes the run fit: the fewest microbatches, which cost hardly any time; the least
     recomputation; lighter states. If no change alone does, yield the first combination that does, if there is one."""
     now, found = settings.batch_size // settings.accumulate, False
     again, lighter = list_recomputation(settings, spec), list_lighter_states(settings, cuda)
@@ -165,8 +165,8 @@ def has_layers_for(recompute: str, spec: Topology) -> bool:
 
 
 def list_lighter_states(settings: Training, cuda: bool) -> list[Changes]:
-    """List settings that make the optimizer's states lighter: in the host's memory, which changes no result; then in 16
-    bits with the weights, which rounds."""
+    """List settings that make the optimizer's states lighter: first the host's memory, which does not change results;
+    then 16 bits, for weights too, which rounds."""
     if settings.optim.whole_step is not None:
         return []
     found: list[Changes] = [{"offload": "states"}] if cuda and settings.offload == "none" else []

@@ -145,8 +145,8 @@ def find_parallel_faults(settings: Training, world: World, spec: Topology) -> li
 
 
 def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Topology) -> list[str]:
-    """List the settings that conflict with a pipeline. A schedule with backward passes in halves goes through each
-    microbatch's graph twice, which recomputation, a ring's exchange of keys and FSDP's sharded weights do not allow."""
+    """List the settings that conflict with a pipeline. A schedule that splits the backward pass goes through each
+    microbatch's graph twice, which excludes recomputation, a ring's exchange of keys and FSDP's sharded weights."""
     faults = []
     if settings.objective.kind != "next_token":
         faults.append(f"objective: is {settings.objective.kind}, and a pipeline takes rows of text (next_token)")

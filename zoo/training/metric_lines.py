@@ -1,4 +1,5 @@
-"""Write a run's lines of training metrics. Where the host waits for the device only for them, they come a step late."""
+"""Write a run's lines of training metrics. A line is written a step late if the host would otherwise wait for the
+device."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ from zoo.training.run import LateLine, Run
 
 
 def record(run: Run, terms: Mapping[str, Any]) -> None:
-    """Make a line of metrics of the means over the steps since the last line.
+    """Make a line of metrics: the means over the steps since the last line.
 
-    It is written at once if the host has waited for this step's update (as on a CPU). Otherwise its values are sent to
-    the host, and `settle_line` writes it: after the next step is launched, or before anything else that waits.
+    The line is written at once if the host has waited for this step's update (as on a CPU). Otherwise its values are
+    copied to the host, and `settle_line` writes it after the next step is launched, or before anything else that waits.
     """
     refuse_nonfinite(run, terms)
     known = not run.uncounted
@@ -24,8 +25,8 @@ def record(run: Run, terms: Mapping[str, Any]) -> None:
 
 
 def settle_line(run: Run) -> None:
-    """Write the line that is on its way to the host, if any. Waits for its step, not for later ones. Raises Diverged as
-    `count_skipped` does: all processes of a run must call this after the same steps."""
+    """Write the line that is being copied to the host, if any. Waits for its step, but not for later ones. Raises
+    Diverged as `count_skipped` does: all processes of a run must call this after the same steps."""
     line, run.late_line = run.late_line, None
     if line is None:
         return
@@ -49,6 +50,7 @@ def settle_line(run: Run) -> None:
 
 
 def settle_steps(run: Run) -> None:
-    """Wait for the device: write the line that is on its way, and count the updates skipped since (`count_skipped`)."""
+    """Wait for the device: write the line that is being copied, and count the updates skipped since
+    (`count_skipped`)."""
     settle_line(run)
     count_skipped(run)

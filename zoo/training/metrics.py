@@ -44,7 +44,7 @@ class Metrics:
 
 
 class MeanMetrics(Metrics):
-    """Means over records of numbers that a loss computes beside itself, such as an answer's reward."""
+    """Means, over records, of numbers that a loss computes besides its value, such as an answer's reward."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[float]] = {}  # name → sum, number of records

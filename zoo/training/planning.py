@@ -153,7 +153,7 @@ def resolve_settings(body: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) -> list[str]:
-    """List conflicts between settings, data and model, as far as the config shows them."""
+    """List conflicts between settings, data and model that the config alone shows."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
     trained = spec if refused else settings.objective.adapt(spec)
@@ -227,7 +227,7 @@ MADE_BY = {
 
 
 def describe_other_data(objective: Objective, data: DataSettings) -> str:
-    """Return the fault of an objective that learns from another thing than the data gives."""
+    """Return the fault of an objective that learns from another kind of content than the data has."""
     records = "" if hasattr(data, "form") or objective.reads == "text" else "data=jsonl "
     would = f"objective={LEARNS_FROM[data.content]}, or {records}{MADE_BY[objective.reads]}"
     return f"objective: {objective.kind} reads {objective.reads}, found {data.content} in data={data.kind} ({would})"
@@ -260,7 +260,7 @@ def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "", s
 def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | None = None) -> TrainingPlan:
     """Plan the resumption of a run with the user's overrides. Settings that start programs (`TYPED`, downloaded
     kernels) come from the overrides or from `typed`, a config that the user gave, never from the folder. Raises
-    CheckpointError if the folder is no run, and ConfigError for overrides that may not change or are faulty."""
+    CheckpointError if the folder is not a run's, and ConfigError for overrides that are faulty or may not change."""
     try:
         cfg, notes = drop_asked(read_config(folder / CONFIG), folder / CONFIG, overrides)
     except FileNotFoundError:
@@ -339,8 +339,8 @@ def merge_nodes(cfg: DictConfig, change: Any) -> DictConfig:
 
 
 def use_own_files(planned: TrainingPlan, folder: Path) -> TrainingPlan:
-    """Let a run read the copies of its tokenizer and of its objective's files in its own folder, if there are any: the
-    originals may be gone."""
+    """Let a run read the copies of its tokenizer and of its objective's files in its own folder, if there are any,
+    because the originals may be gone."""
     if not folder.is_dir():
         return planned
     settings = replace(planned.settings, objective=planned.settings.objective.reopen(folder))  # type: ignore[type-var]

@@ -37,9 +37,9 @@ def find_priced(precision: str) -> str:
 class ComputingCopies:
     """A bfloat16 copy of a model that computes gradients for its float32 masters (Micikevicius et al., 2017).
 
-    As soon as a parameter's gradient is complete, it is added in float32 to the master's gradient, and freed. So
-    microbatches are summed in float32 (Megatron-LM). Buffers, such as a router's selection biases, are shared with the
-    masters.
+    As soon as a parameter's gradient is complete, it is added in float32 to the master's gradient, then freed. So
+    gradients of microbatches are summed in float32 (Megatron-LM). Buffers, such as a router's selection biases, are
+    shared with the masters.
     """
 
     def __init__(self, masters: Model) -> None:
@@ -73,7 +73,7 @@ def lower_weights(model: Model) -> None:
 
 
 def hand_over(low: Tensor, high: Tensor) -> None:
-    """Add the gradient of a copy `low` to that of its master `high`, and free the copy's."""
+    """Add the gradient of a copy `low` to the gradient of its master `high`, and free the former."""
     assert low.grad is not None
     if high.grad is None:
         high.grad = low.grad.to(high.dtype)

@@ -1,8 +1,8 @@
 """Resume a run automatically after torchrun has restarted its processes.
 
-A run notes its launch in its folder. A process of the same launch with the same config resumes from the newest
-checkpoint. Any other process is refused, because the folder has a run in it. torchrun's count of restarts does not show
-a restart reliably: each machine counts for itself, and the count stays 0 when machines join or leave.
+A run records its launch in its folder. A process of the same launch with the same config resumes from the newest
+checkpoint. Any other process is refused, because the folder already has a run. torchrun's count of restarts does not
+show a restart reliably: each machine counts for itself, and the count stays 0 when machines join or leave.
 
     RUN/launch.json    {"launch": "…", "config": "…"}: the id that torchrun gave, and a digest of the composed config;
                        {"launch": "…", "chosen": "400"} of a launch with `--resume RUN@400`

@@ -18,7 +18,8 @@ RATE = 0.001
 
 
 def list_routers(model: Any) -> list[Any]:
-    """List the router of each mixture of experts, in the order of `Output.loads`; shared ones are repeated."""
+    """List the router of each mixture of experts, in the order of `Output.loads`. A shared router appears once for each
+    use."""
     found = []
     for path, tower in model.towers():
         blocks, stack = model.get_submodule(path).blocks, tower.stack
@@ -37,8 +38,8 @@ def has_selection_bias(spec: Topology) -> bool:
 
 def balance_routers(model: Model, loads: list[Tensor], rate: float, skipped: Tensor | None = None) -> None:
     """Move each router's selection bias by `rate`: up for experts below the mean load, down for experts above it
-    (loss-free balancing; Wang et al., 2024). `loads` [E] are the step's, summed over microbatches. If `skipped` is 1,
-    nothing moves."""
+    (loss-free balancing; Wang et al., 2024). `loads` [E] are those of the step, summed over microbatches. If `skipped`
+    is 1, biases do not change."""
     totals: dict[int, tuple[Any, Tensor]] = {}
     for router, load in zip(list_routers(model), loads, strict=True):
         if getattr(router.spec, "selection_bias", False):

@@ -54,7 +54,7 @@ class Progress(Protocol):
 @dataclass
 class Saves:
     """The checkpoints of a run (`zoo.training.saving`). `world` has all processes, and the process group that saves
-    communicate by."""
+    use."""
 
     world: World = ALONE
     step: int = 0  # step of the newest checkpoint
@@ -65,7 +65,7 @@ class Saves:
 
 class UncountedStep(NamedTuple):
     """A step of which the host does not know yet whether its update was skipped: its number, the rows consumed by its
-    end, and its loss and gradient's norm `found` [2] on the device."""
+    end, and its loss and gradient norm `found` [2] on the device."""
 
     number: int
     consumed: int
@@ -73,8 +73,8 @@ class UncountedStep(NamedTuple):
 
 
 class LateLine(NamedTuple):
-    """A line of metrics whose values are on their way to the host: its `place`, the memory used, and functions that
-    wait for the values: `count_skipped` counts the updates skipped by its step, `means` returns the means."""
+    """A line of metrics whose values are being copied to the host: its `place`, the memory used, and two functions that
+    wait for the values. `count_skipped` counts the updates skipped by its step, `means` returns the means."""
 
     place: Mapping[str, int]
     memory: int | None
@@ -151,7 +151,7 @@ class Run:
 
     @property
     def at_point(self) -> bool:
-        """Whether one of a schedule's several decays has just ended."""
+        """Whether one of several decays of a schedule has just ended."""
         return self.step in self.settings.schedule.list_points(self.settings.steps)
 
     def due(self, every: int | None) -> bool:
@@ -160,7 +160,7 @@ class Run:
 
     def find_mfu(self, speed: float) -> float | None:
         """Compute the MFU at `speed` tokens a second. None if it exceeds 1, because the peak was then measured too low,
-        and if useful FLOPs are not counted, as for labelled rows, which have much padding."""
+        and if useful FLOPs are not counted, as for labelled rows with their padding."""
         if self.flops is None or isinstance(self.settings.objective, RecordObjective):
             return None
         share = self.gauges.peak.share(speed * self.flops / self.tokens / self.world.size)

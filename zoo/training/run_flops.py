@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 class TrainingFlops:
     """Counts the FLOPs of training on batches: a forward and a backward pass, a forward pass of a teacher, and one of
-    the rows that are only measured (`Objective.split_passes`). The head counts for targets only. Not counted are
-    recomputation, and gradients that nothing needs (an indexer's, those of frozen weights).
+    the rows that are only measured (`Objective.split_passes`). The head counts for targets only. Recomputation, and
+    gradients that are not needed (an indexer's, those of frozen weights), are not counted.
 
-    `start` says which weights train, and which adapters there are. Raises UnknownOperation for a model of which a part
-    trains, if its pass cannot be traced.
+    `start` says which weights train, and which adapters are added. Raises UnknownOperation for a partly trained model
+    whose pass cannot be traced.
     """
 
     def __init__(self, spec: Topology, objective: Objective, start: StartSettings | None = None) -> None:
@@ -55,8 +55,8 @@ class TrainingFlops:
 def open_counter(
     settings: Training, spec: Topology, say: Callable[[str], object] = lambda line: None
 ) -> TrainingFlops | None:
-    """Make the TrainingFlops of a run. None, with a line that says so, if a part of the model trains and its pass
-    cannot be traced."""
+    """Make the TrainingFlops of a run. None, with a line that says so, for a partly trained model whose pass cannot be
+    traced."""
     try:
         return TrainingFlops(spec, settings.objective, StartSettings.of(settings))
     except UnknownOperation as error:

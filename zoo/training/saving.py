@@ -33,7 +33,7 @@ Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 def open_save_world(world: World, settings: Training) -> World:
-    """Return the run's processes as a world; asynchronous checkpoints get a process group of their own."""
+    """Return the run's processes as a world. Asynchronous checkpoints get a separate process group."""
     if world.size == 1 or settings.checkpoint != "async":
         return world
     from torch import distributed
@@ -53,8 +53,8 @@ def save_if_due(run: Run, terms: dict[str, Any]) -> None:
     """Save a checkpoint if one is due after this step, by the config or the schedule. After the last step one is always
     due.
 
-    If this step's update was skipped, the checkpoint waits for the next update that is made, unless this is the last
-    step: the weights may be what makes updates fail, and the checkpoint would replace an older one.
+    If this step's update was skipped, the checkpoint waits for the next update that succeeds, unless this is the last
+    step. Bad weights may be the cause, and their checkpoint would replace an older one.
     """
     run.saves.due |= run.due(run.settings.save_every) or is_milestone(run, run.step)
     if not run.saves.due:
@@ -101,12 +101,12 @@ def finish_saving(run: Run) -> None:
 
 
 def is_milestone(run: Run, step: int) -> bool:
-    """Whether the schedule wants the checkpoint after `step` updates to be written and never deleted."""
+    """Whether the schedule requires the checkpoint after `step` updates to be written and never deleted."""
     return run.settings.schedule.is_milestone(step, run.settings.steps)
 
 
 def is_spared(run: Run, step: int, also: frozenset[int] = frozenset()) -> bool:
-    """Whether a checkpoint is kept, however many newer ones there are."""
+    """Whether a checkpoint is kept regardless of how many newer ones there are."""
     return step in also or is_milestone(run, step) or any(step == kept for _, kept in run.saves.best)
 
 
@@ -114,7 +114,7 @@ def is_spared(run: Run, step: int, also: frozenset[int] = frozenset()) -> bool:
 
 
 def compute_averages(run: Run) -> dict[str, Mapping[str, Tensor]]:
-    """Compute the averaged weights (`ema`, `lawa`), by name. A checkpoint stores each in a folder of its own."""
+    """Compute the averaged weights (`ema`, `lawa`), by name. A checkpoint stores each in a separate folder."""
     found: dict[str, Mapping[str, Tensor]] = {}
     if run.ema is not None:
         found["ema"] = run.ema.weights
@@ -126,7 +126,7 @@ def compute_averages(run: Run) -> dict[str, Mapping[str, Tensor]]:
 
 def find_optimizer_average(run: Run) -> dict[str, Tensor]:
     """Return the weights, by name, that are evaluated in place of the trained ones (schedule-free's average); {} for
-    most optimizers. A checkpoint stores these as its model, and the trained weights with the optimizer's states."""
+    most optimizers. A checkpoint stores them as its model, and the trained weights with the optimizer's states."""
     find = getattr(run.optimizer, "evaluation_weights", None)
     found = {} if find is None else find()
     return {name: found[each] for name, each in run.model.named_parameters() if each in found}
@@ -208,7 +208,7 @@ def go_back_if_due(run: Run) -> None:
 
 
 def tidy_checkpoints(run: Run) -> None:
-    """Finish the clean-up of a process that was killed while saving."""
+    """Finish the clean-up that a process killed while saving left undone."""
     if run.world.main:
         point_at_best(run)
         store.tidy_run(find_checkpoint(run, run.step), run.settings.keep, partial(is_spared, run))

@@ -74,7 +74,7 @@ class TextSample(SampleSettings, kind="text"):
 
 
 class Training(Spec, axis="command", kind="train", default="train"):
-    """The settings of a run. `…_every` is in steps; null means at the end only. `auto` is replaced for the device and
+    """The settings of a run. `…_every` counts steps; null means only at the end. `auto` is replaced for the device and
     the mesh before a run is built (`zoo.training.device_defaults`)."""
 
     steps: PositiveInt
@@ -202,7 +202,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @property
     def row_seed(self) -> int:
-        """The seed of the order of the rows and of what is drawn in them."""
+        """The seed of the order of the rows, and of random draws within rows."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
@@ -217,8 +217,8 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @property
     def arithmetic(self) -> str:
-        """fp32 or bf16: the precision of products other than float8 ones, and of the peak that MFU refers to. Before
-        `auto` is settled it is fp32."""
+        """The precision, fp32 or bf16, of products other than float8 ones; MFU refers to its peak. fp32 until `auto` is
+        settled."""
         return "fp32" if self.precision in ("auto", "fp32") else "bf16"
 
     @property

@@ -52,8 +52,8 @@ def count_batch(run: Run, batch: Batch) -> int:
 
 
 def apply_update(run: Run, loads: list[Tensor], skipped: Tensor | None = None) -> None:
-    """Update the weights, the routers' selection biases and the moving average of the weights. Nothing changes if
-    `skipped` is 1, a number on the device that the host does not read."""
+    """Update the weights, the routers' selection biases and the moving average of the weights. `skipped` is a number on
+    the device, which the host does not read: if it is 1, nothing changes."""
     if skipped is None:
         run.optimizer.step()
     else:
@@ -73,8 +73,8 @@ def apply_update(run: Run, loads: list[Tensor], skipped: Tensor | None = None) -
 def update_if_finite(run: Run, terms: dict[str, Any], loads: list[Tensor]) -> None:
     """Update the weights, unless the loss or the gradient's norm is not finite.
 
-    The device decides, and the host does not wait, if the optimizer can skip an update by itself; the host counts
-    skipped updates when it needs their number (`count_skipped`). Otherwise, and on a CPU, the host decides. With
+    If the optimizer can skip an update itself, the device decides and the host does not wait; the host counts skipped
+    updates when it needs their number (`count_skipped`). Otherwise, and on a CPU, the host decides. With
     `skip_nonfinite` 0 no update is skipped: a CPU checks at once and raises ZooError; another device is checked when
     the metrics are written.
     """

@@ -44,7 +44,7 @@ PIECES = 64
 
 
 class LossSum(NamedTuple):
-    """The loss summed over validation batches, for tokens and classes in nats, and the number of targets; `batches` has
+    """The loss summed over validation batches, in nats for tokens and classes, and the number of targets; `batches` has
     both for each batch."""
 
     nats: float
@@ -53,12 +53,12 @@ class LossSum(NamedTuple):
 
 
 class EvaluationStopped(Exception):
-    """Raised when a signal stops an evaluation, which is done again when the run is resumed."""
+    """Raised when a signal stops an evaluation. A resumed run repeats it."""
 
 
 def measure(run: Run) -> None:
-    """Evaluate, write a sample, draw pictures. If one of these fails, a warning says so, and training continues, unless
-    other processes of the run may not have failed."""
+    """Evaluate, write a sample, draw pictures. If one of these fails, a warning is printed and training continues. In a
+    run of several processes, a failure that may be this process' alone is raised."""
     settle_line(run)
     for what, work in (("evaluation", evaluate), ("sample", write_sample), *run.drawings.items()):
         try:
@@ -79,9 +79,9 @@ def measure(run: Run) -> None:
 
 
 def may_fail_alone(run: Run, what: str, error: Exception) -> bool:
-    """Whether an error in what all processes do together may have come in this process alone, such as exhausted memory.
-    The others then wait in the middle of a pass, and would take the weights of the next step for those of this pass.
-    A sample that has no next token (ZooError) has none in any process; pictures are the main process's own."""
+    """Whether an error in collective work may have occurred in this process alone, such as exhausted memory. The other
+    processes would then be waiting in the middle of a pass, and mistake the next step's weights for those of this pass.
+    A sample without a next token (ZooError) fails in every process; pictures are drawn only by the main process."""
     alike = what == "sample" and isinstance(error, ZooError)
     return run.world.size > 1 and what in ("evaluation", "sample") and not alike
 
@@ -123,8 +123,8 @@ def evaluate(run: Run) -> None:
 
 
 def join_batches(batches: Sequence[tuple[float, int]]) -> list[list[float]]:
-    """Join the sums of neighbouring batches to at most PIECES pieces: (nats, targets) of each. Two runs that read the
-    same rows have the same pieces, so that the noise of their difference over rows can be found."""
+    """Join the sums of neighbouring batches into at most PIECES pieces: (nats, targets) of each. Two runs that read the
+    same rows have the same pieces, from which the noise of their difference over rows follows."""
     count = min(PIECES, len(batches))
     bounds = [at * len(batches) // count for at in range(count + 1)] if count else [0]
     pieces = [batches[start:end] for start, end in pairwise(bounds)]
@@ -161,7 +161,7 @@ def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> 
 
 
 def count_trained(run: Run) -> dict[str, int]:
-    """Count the tokens that the weights were trained on, if one of several decays has just ended; else return {}.
+    """Count the tokens that the weights were trained on, if one of several decays has just ended; otherwise return {}.
     Tokens of earlier decays are left out if the run went back to before those decays."""
     if not run.at_point:
         return {}
@@ -173,9 +173,9 @@ def count_trained(run: Run) -> dict[str, int]:
 
 
 def write_sample(run: Run) -> None:
-    """Generate and write a sample, if the config has a prompt, the model generates text, and the run is no pipeline.
-    Raises ConfigError in all processes if the whole weights, gathered once for all tokens, do not fit into one of
-    them."""
+    """Generate and write a sample, if the config has a prompt, the model generates text, and the run has no pipeline.
+    Raises ConfigError in all processes if the whole weights, which are gathered once, do not fit into the memory of one
+    of them."""
     sample, settings, spec = run.settings.sample, run.settings, run.model.spec
     if not isinstance(sample, TextSample) or not writes(spec) or run.layout.stages is not None:
         return
@@ -212,7 +212,7 @@ def writes(spec: Topology) -> bool:
 
 
 def describe_silence(spec: Topology) -> str:
-    """Say why a model generates no text: its topology, or its head."""
+    """Say why a model does not generate text: because of its topology, or its head."""
     heads = [tower.head for tower in spec.towers().values() if tower.causal]
     return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
 
@@ -221,7 +221,8 @@ def choose_sampling_kernel(spec: Topology, settings: Training, device: Device) -
     """Choose the attention kernel for samples. Returns its name, and a line about it if it is not the one that trains.
 
     Training and evaluation compute in the run's precision. Samples are generated with the stored weights, mostly in
-    float32, a token at a time and without gradients. A kernel named for training may refuse that; then `auto` is used.
+    float32, a token at a time and without gradients. If the kernel named for training refuses such calls, `auto` is
+    used.
     """
     kernel = settings.kernel
     if kernel == "auto":

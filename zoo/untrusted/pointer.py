@@ -10,8 +10,7 @@ START = b"version https://git-lfs"
 
 
 def refuse_pointer(start: bytes, file: Path) -> None:
-    """Raise CheckpointError if the first bytes of a file are those of a Git LFS pointer. `start` must have 23 bytes to
-    tell.
-    """
+    """Raise CheckpointError if the first bytes of a file are those of a Git LFS pointer. `start` must have at least 23
+    bytes."""
     if start.startswith(START):
         raise CheckpointError(f"{file}: is a Git LFS pointer, not the file itself (`git lfs pull` fetches the file)")

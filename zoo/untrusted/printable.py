@@ -41,8 +41,8 @@ def shorten(text: str, longest: int = LONGEST) -> str:
 
 
 def quote(value: object, longest: int = 60) -> str:
-    """Quote an untrusted value for a message: a container by its kind and size, a text or a number shortened, and
-    what YAML and JSON spell in a word (`null`, `true`) as they spell it."""
+    """Quote an untrusted value for a message: a container by its kind and size, a text or a number shortened, and words
+    such as `null` and `true` in the spelling of YAML and JSON."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, dict | list | tuple | set):

@@ -1,6 +1,5 @@
 """Declare the types of the keys in the files of runs and sweeps. Pricing reads none of these files, and so does not
-import this module.
-"""
+import this module."""
 
 from __future__ import annotations
 
@@ -94,7 +93,8 @@ class LoggerNote(JsonShape):
 
 
 class TrialRecord(JsonShape):
-    """A job's trial in a search by optuna: the study, the trial's number in the study, the steps of a whole run."""
+    """A job's trial in a search by optuna: the study, the trial's number in the study, and the number of steps of a
+    whole run."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -32,7 +32,7 @@ def find_inside(folder: Path, stated: object, place: str) -> Path:
 
 def check_settings(folder: Path) -> Path:
     """Return a model's folder after checking that no JSON file in it is a link out of the folder: a message that quotes
-    a faulty file could show a private one. Raises CheckpointError for such a link."""
+    a faulty file could otherwise show a private one. Raises CheckpointError for such a link."""
     for file in sorted(folder.glob("*.json")):
         if file.is_symlink():
             find_inside(folder, file.name, str(folder))

@@ -1,4 +1,4 @@
-"""Read untrusted YAML: bytes, depth, digits and the number of values, aliases expanded, stay within budgets.
+"""Read untrusted YAML within budgets of bytes, depth, digits and values (counted with aliases expanded).
 
 The text is checked event by event before a loader builds a tree from it. Only PyYAML's safe loaders are used, or
 OmegaConf's, which derives from one: no tag names a Python class.

@@ -45,8 +45,8 @@ class Context:
 
 
 class Loss(NamedTuple):
-    """A batch's loss: the weighted sum `total`, to backpropagate; the number of `targets`; the weighted `terms` by
-    name, of which `loss` is the cross-entropy alone; and the token counts [E] of each mixture's experts."""
+    """A batch's loss. `total` is the weighted sum to backpropagate; `targets` their number; `terms` the weighted terms
+    by name, of which `loss` is only the cross-entropy; and the token counts [E] of each mixture's experts."""
 
     total: Tensor
     targets: int
@@ -120,34 +120,34 @@ class Objective(Spec, axis="objective"):
         raise NotImplementedError
 
     def accepts(self, content: str) -> bool:
-        """Whether the objective learns from what the data is (`DataSettings.content`)."""
+        """Whether the objective learns from data with this content (`DataSettings.content`)."""
         return content == self.reads
 
     def list_learned(self, batch: Batch) -> list[int]:
-        """List the rows of a batch that the loss is on."""
+        """List the rows of a batch whose targets are in the loss."""
         return [*range(len(batch.input_ids))]
 
     def finish_batch(self, run: Run, batch: Batch) -> Batch:
-        """Add to a batch, on the CPU, what the loss of each microbatch needs of the whole batch."""
+        """Add to a batch, on the CPU, the values of the whole batch that the loss of each microbatch needs."""
         return batch
 
     def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
-        """Compute what the loss of the first `steps` steps needs beside the rows, before the run's next step. `start`
-        gives the model with its starting weights."""
+        """Compute the values besides the rows that the loss of the first `steps` steps needs. Called before the run's
+        next step. `start` returns the model with its starting weights."""
 
     def recall(
         self, folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, context: Context
     ) -> None:
-        """Read what `prepare_run` left in a run's `folder`, to evaluate the run's own validation rows. For other rows
-        than a run's (None), and where it is lacking, compute it: `start` loads the run's starting weights."""
+        """Read the values that `prepare_run` left in a run's `folder`, to evaluate the run's own validation rows. For
+        other rows (`folder` None), and for missing values, compute them: `start` loads the run's starting weights."""
 
     def targets(self, batch: Batch) -> int:
         """Count the targets of a batch, on the CPU. The batch's loss is divided by this number."""
         return int((batch.targets != IGNORED).sum())
 
     def split_passes(self, batch: Batch) -> tuple[Batch, Batch | None]:
-        """Split a batch, on the CPU, into the rows that are trained on and those that only a forward pass reads; None
-        if there are none."""
+        """Split a batch, on the CPU, into the rows that are trained on, and the rows that only get a forward pass (None
+        if there are none)."""
         return batch, None
 
     def count_predictions(self, batch: Batch) -> int:
@@ -159,18 +159,18 @@ class Objective(Spec, axis="objective"):
         return len(batch.input_ids) * seq_len
 
     def write_prompt(self, text: str | None, template: ChatTemplate | None) -> dict[str, Any]:
-        """Write the prompt of a sample (`zoo.text.prompts`): a user's turn if a `template` has written the data, else a
-        text that the model continues. A `text` of None is a greeting, or the packaged prompt."""
+        """Write the prompt of a sample (`zoo.text.prompts`): a user's turn if a chat `template` has written the data,
+        else a text to continue. A `text` of None is a greeting, or the packaged prompt."""
         if template is None:
             return {"prompt": "def " if text is None else text}
         return {"messages": [{"role": "user", "content": "Hello!" if text is None else text}]}
 
     def list_teachers(self) -> Sequence[Topology]:
-        """List the Specs of other models whose forward pass a step runs too."""
+        """List the Specs of other models that a step also runs forward."""
         return ()
 
     def open_metrics(self) -> Metrics | None:
-        """Make the accumulator of an evaluation's metrics; None if there is only the loss."""
+        """Make the accumulator of an evaluation's metrics; None if the loss is the only one."""
         return None
 
     def judge(self, model: Model, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
@@ -200,11 +200,11 @@ class Objective(Spec, axis="objective"):
             yield found
 
     def reopen(self, folder: Path) -> Objective:
-        """Return the objective of a run that goes on, which reads its own copies of files in `folder`."""
+        """Return the objective for a resumed run, which reads its own copies of files in `folder`."""
         return self
 
     def keep_files(self, folder: Path, spec: Topology) -> None:
-        """Write to a new run's `folder` what else a reader of its model needs beside the tokenizer."""
+        """Write to a new run's `folder` the files that a reader of its model needs besides the tokenizer."""
 
     def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TokenLoss:
         """Make the loss function of a pass with these inputs."""

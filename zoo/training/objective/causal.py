@@ -131,8 +131,8 @@ def _collate_pairs(
 
 
 def refuse_decoder(name: str, spec: Any) -> str | None:
-    """Return the reason why an autoregressive objective cannot train a model: it is no decoder, it reads an encoder's
-    output, or it has no head that predicts tokens. None if it can."""
+    """Return the reason why an autoregressive objective cannot train a model: it is not a decoder, reads an encoder's
+    output, or has no head that predicts tokens. None if it can."""
     if reason := refuse_topology(name, spec, "decoder", suggest(spec)):
         return reason
     if spec.reads_memory:

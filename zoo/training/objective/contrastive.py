@@ -43,15 +43,15 @@ class Contrastive(RecordObjective, kind="contrastive"):
     `temperature` as logits. `symmetric` takes the mean with the cross-entropy of a positive's own anchor among all
     anchors. `dims` sums the loss over vectors cut to these widths (Matryoshka; Kusupati et al., 2022), times
     `dim_weights` (default: 1). Equal texts of a batch are negatives of one another, as in sentence-transformers; with
-    `skip_copies` a text is no negative if it equals the anchor's positive, or belongs to an equal anchor.
+    `skip_copies` a text is not a negative if it equals the anchor's positive, or belongs to an equal anchor.
 
     `anchor`, `positive` and `negatives` name the fields of the records. The vectors are those of `zoo embed`: pooled as
     the sentence-transformers `modules` say, by default those in the folder of the weights, else by `pooling` (default:
     the mean). The head of a language model is left out.
 
-    The batch is that of all microbatches and processes. With several of them, all texts are embedded without gradients,
-    and once more, a microbatch at a time, to backpropagate the gradients of their vectors (GradCache; Gao et al.,
-    2021).
+    The batch spans all microbatches and processes. If there are several, all texts are first embedded without
+    gradients, then again, a microbatch at a time, to backpropagate the gradients of their vectors (GradCache; Gao et
+    al., 2021).
     """
 
     reads: ClassVar[str] = "records of texts"
@@ -122,7 +122,8 @@ class Contrastive(RecordObjective, kind="contrastive"):
         return replace(spec, head=NoHead(vocab_size=spec.vocab_size))
 
     def keep_files(self, folder: Path, spec: Any) -> None:
-        """Write the modules that make the vectors. Raises ConfigError for a folder that has others, of the weights."""
+        """Write the modules that make the vectors. Raises ConfigError for a folder that has other modules, from the
+        weights."""
         own = {} if self.modules is None else read_modules(Path(self.modules))
         if (folder / MODULES).is_file():
             if own != read_modules(folder):
@@ -252,8 +253,9 @@ class Contrastive(RecordObjective, kind="contrastive"):
 
 
 def find_copies(keys: Tensor, rows: slice) -> Tensor:
-    """Find the texts that are no negatives of the anchors `rows`, by the keys [N, K] of all texts: those of other
-    records that equal the anchor's positive, or whose own anchor is equal. [rows, (K − 1)·N], positives first."""
+    """Find the texts that do not count as negatives of the anchors `rows`, by the keys [N, K] of all texts. These are
+    texts of other records that equal the anchor's positive, or whose own anchor is equal. [rows, (K − 1)·N], positives
+    first."""
     same = (keys[rows, 1, None, None] == keys[:, 1:].T) | (keys[rows, 0, None, None] == keys[:, 0])  # rows K-1 N
     numbers = torch.arange(len(keys), device=keys.device)
     others = numbers[rows, None] != numbers  # rows N
@@ -283,7 +285,7 @@ def read_modules(folder: Path) -> dict[str, bytes]:
 
 
 def open_pipeline(modules: str | None, pooling: str | None, device: Device | str = "cpu") -> SentencePipeline:
-    """Read how vectors are made, again only if files of the modules have changed since."""
+    """Read how vectors are made. Cached until files of the modules change."""
     files = [] if modules is None else [Path(modules, name) for name in list_beside(Path(modules), SENTENCE)]
     return _read_pipeline(modules, pooling, device, tuple((each, each.stat().st_mtime_ns) for each in files))
 
@@ -295,7 +297,8 @@ def _read_pipeline(modules: str | None, pooling: str | None, device: Any, stamps
 
 @contextmanager
 def drawing(seed: int, device: Device) -> Iterator[None]:
-    """Draw from torch's generators by a seed inside the block: two passes over a microbatch drop the same values."""
+    """Draw from torch's generators with a given seed inside the block, so that two passes over a microbatch drop the
+    same values."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

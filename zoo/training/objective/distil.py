@@ -46,7 +46,7 @@ class Distil(Objective, kind="distil"):
 
     @property
     def reads(self) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the base learns from."""
+        """The content that the base objective learns from."""
         return self.base.reads
 
     def settle(self, spec: Topology, data: DataSettings | None = None) -> Objective:

@@ -1,6 +1,6 @@
 # N records of a split, B rows, T tokens
-"""Reference log-probabilities: how likely the starting weights of a run make each answer. Computed once, before the
-first step, and kept in the run's folder."""
+"""Compute reference log-probabilities: how likely the starting weights of a run make each answer. Computed once, before
+the first step, and stored in the run's folder."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class ReferenceLogProbs:
         self.take({name: np.full((file.n_documents, rows), np.nan, np.float32) for name, file in self.files.items()})
 
     def take(self, values: dict[str, np.ndarray]) -> None:
-        """Let the rows of each split have these values."""
+        """Set the values of each split's rows."""
         self.values = values
         for name, file in self.files.items():
             file.reference.values = values[name]
 
     def read(self, folder: Path) -> dict[str, str]:
-        """Read the values that a run's folder has. Returns what they were computed from ({} without a file). Raises
-        CheckpointError for a damaged file, and for one of other records."""
+        """Read the values stored in a run's folder. Returns a description of their origin ({} without a file). Raises
+        CheckpointError for a damaged file, or for one of other records."""
         from safetensors import SafetensorError, safe_open
 
         if not (file := folder / FILE).is_file():
@@ -82,21 +82,21 @@ class ReferenceLogProbs:
         return about
 
     def write(self, folder: Path, about: Mapping[str, str]) -> None:
-        """Write the values, and what they were computed from."""
+        """Write the values, and a description of their origin (`about`)."""
         from safetensors.numpy import save_file
 
         with replace_file(folder / FILE) as draft:
             save_file(self.values, draft, dict(about))
 
     def list_groups(self, asked: Mapping[str, Sequence[int]], seq_len: int, size: int) -> Iterator[RecordGroup]:
-        """List the rows of each split whose values are lacking, in groups of `size`, which do not depend on the number
-        of processes."""
+        """List the rows of each split whose values are missing, in groups of `size`. The groups do not depend on the
+        number of processes."""
         for split, rows in asked.items():
             lacking = self.list_lacking(split, rows, seq_len)
             yield from (RecordGroup(split, lacking[first : first + size]) for first in range(0, len(lacking), size))
 
     def list_lacking(self, split: str, rows: Sequence[int], seq_len: int) -> list[int]:
-        """List those of a split's rows whose values are not computed, the longest first."""
+        """List the rows of a split whose values are missing, the longest first."""
         file = self.files[split]
         records = file.records(seq_len)[np.asarray(rows, np.int64)]
         lacking = np.isnan(self.values[split][records]).any(1)
@@ -106,8 +106,8 @@ class ReferenceLogProbs:
 
 @dataclass(frozen=True)
 class RowMeasure:
-    """How the records of rows of `seq_len` tokens are measured: `collate` makes a batch of them, `measure` computes the
-    log-probability of its rows under `autocast`. The processes of `world` each take a share."""
+    """How the records of rows of `seq_len` tokens are measured: `collate` makes a batch of records, and `measure`
+    computes the log-probability of its rows under `autocast`. The processes of `world` share the records."""
 
     measure: Measure
     collate: Collate
@@ -116,8 +116,8 @@ class RowMeasure:
     world: World = ALONE
 
     def compute(self, held: ReferenceLogProbs, groups: Sequence[RecordGroup], model: Model) -> None:
-        """Compute the values of groups of records. All processes run equally many passes: a model that is spread over
-        them needs it."""
+        """Compute the values of groups of records. All processes run equally many passes, as a model spread over them
+        requires."""
         world, device = self.world, next(model.parameters()).device
         shares = groups[world.rank :: world.size]
         found = {name: torch.zeros(values.shape) for name, values in held.values.items()}
@@ -140,8 +140,8 @@ class RowMeasure:
 
 def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure: Measure, rows: int) -> None:
     """Fill in the reference log-probabilities of the rows that a run reads up to its last step, and of all validation
-    rows: from the run's folder, or computed by the starting weights, each process a share of the rows. Raises
-    ConfigError if values are lacking and the starting weights have changed."""
+    rows. They are read from the run's folder, or computed with the starting weights, each process a share of the rows.
+    Raises ConfigError if values are missing and the starting weights have changed."""
     held = ReferenceLogProbs(run.data, rows)
     known = held.read(run.folder)
     if not run.step and known != describe_start(run):  # left by another run in this folder
@@ -164,8 +164,9 @@ def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure:
 def recall_reference(
     folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, how: RowMeasure, rows: int
 ) -> None:
-    """Fill in the reference log-probabilities of validation rows, to evaluate a run: those in the run's `folder` if the
-    rows are the run's own, else computed by the starting weights. Raises ConfigError if these are not known."""
+    """Fill in the reference log-probabilities of validation rows, to evaluate a run. They are read from the run's
+    `folder` if the rows are its own, else computed with the starting weights. Raises ConfigError if the starting
+    weights are unknown."""
     held = ReferenceLogProbs(data, rows)
     if folder is not None:
         held.read(folder)
@@ -181,15 +182,15 @@ def recall_reference(
 
 
 def describe_start(run: Run) -> dict[str, str]:
-    """State what the values depend on: the data, the starting weights, and the precision of a pass."""
+    """Describe what the values depend on: the data, the starting weights, and the precision of a pass."""
     weights = run.settings.weights
     start = f"seed {run.settings.seed}" if weights is None else choose_base(weights)[1]
     return {"data": run.data.key, "start": start, "precision": run.settings.precision}
 
 
 def list_rows(run: Run, steps: int) -> dict[str, Sequence[int]]:
-    """List the rows of each split that a run reads up to its last step: of training those to come, of validation
-    all."""
+    """List the rows of each split that a run reads up to its last step: the training rows still to come, and all
+    validation rows."""
     batches, seq_len = run.batches, run.settings.seq_len
     end = batches.consumed + max(steps - run.step, 0) * batches.batch_size
     read: dict[str, set[int]] = {f"train/{source.name}": set() for source in batches.sources}

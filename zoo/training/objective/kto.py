@@ -1,5 +1,5 @@
 # B records, T tokens
-"""Kahneman-Tversky optimisation: learn from answers of which each is good or not."""
+"""Kahneman-Tversky optimisation: learn from single answers, each labelled good or not."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 class KTO(Referenced, kind="kto"):
     """Raise the reward r of desirable answers and lower that of undesirable ones (Kahneman-Tversky optimisation;
-    Ethayarajh et al., 2024): the loss of an answer is `desirable_weight` · (1 − σ(r − z)), or `undesirable_weight` ·
-    (1 − σ(z − r)). An answer's reward is `beta` times the logarithm of its probability over that under the starting
+    Ethayarajh et al., 2024): the loss of an answer is `desirable_weight` · (1 − σ(r − z)), or `undesirable_weight` · (1
+    − σ(z − r)). An answer's reward is `beta` times the logarithm of its probability over that under the starting
     weights, which is computed once, before the first step.
 
-    z is `beta` times an estimate of the divergence from the starting weights: the mean over a step's batch, of all
-    microbatches and processes, of the logarithm of that ratio for mismatched answers, at least 0. A mismatched answer
-    is a record's prompt with the completion of the record before it in the data. Data: `data.form=unpaired`; of
-    `data.form=preference` both answers of a record count.
+    z is `beta` times an estimate of the divergence from the starting weights, at least 0: the mean of the logarithm of
+    that ratio for mismatched answers, over a step's batch of all microbatches and processes. A mismatched answer is a
+    record's prompt with the completion of the previous record in the data. Data: `data.form=unpaired`, or
+    `data.form=preference`, of which both answers of a record count.
     """
 
     reads: ClassVar[str] = "judgements"
@@ -79,7 +79,8 @@ class KTO(Referenced, kind="kto"):
         return note_divergence(batch, run.layout.rows.all_reduce_(found).cpu())
 
     def sum_divergence(self, model: Model, batch: Batch) -> Tensor:
-        """Sum log p − log p under the starting weights over the mismatched answers of a batch, and count these [2]."""
+        """Sum, over the mismatched answers of a batch, log p − log p under the starting weights; also return their
+        number: [2]."""
         part = take_mismatched(batch)
         assert part.reference is not None
         ratios = self.measure(model, part) - part.reference
@@ -121,8 +122,8 @@ class OneAnswerKTO(KTO):
 
 
 def note_divergence(batch: Batch, found: Tensor) -> Batch:
-    """Put the mean of a sum and a count [2], at least 0, in place of the reference of the mismatched answers, which is
-    not needed any more."""
+    """Replace the reference of the mismatched answers, which is not needed any more, by the mean of a sum and a count
+    [2], at least 0."""
     assert batch.reference is not None
     mean = (found[0] / found[1].clamp(min=1)).clamp(min=0).to(batch.reference)
     reference = batch.reference.view(-1, 4).clone()

@@ -33,8 +33,8 @@ rewards/margins, rewards/chosen and rewards/rejected."""
 
 
 class Answers(NamedTuple):
-    """Of the answers [B, 2] of each record, the chosen one first: log-probability, number of tokens, and the
-    log-probability under the starting weights (None for an objective without a reference)."""
+    """The answers [B, 2] of each record, the chosen one first: log-probability, number of tokens, and log-probability
+    under the starting weights (None for an objective without a reference)."""
 
     log_probs: Tensor
     lengths: Tensor
@@ -110,8 +110,8 @@ class Preference(Objective):
         weight: float = 1.0,
         runs: Tensor | None = None,
     ) -> RowLoss:
-        """Make the loss function that computes its terms from the log-probability of each row's targets; or of the
-        targets of each of two `runs` [2B, T] of a row, which are numbered."""
+        """Make a loss function that computes its terms from the log-probability of each row's targets, or of the
+        targets of each of two numbered `runs` [2B, T] of a row."""
         rows, tokens = batch.targets.shape
         n_runs = rows if runs is None else 2 * rows
         if runs is None:
@@ -175,8 +175,8 @@ class DPO(Referenced, kind="dpo"):
     et al., 2023): the loss is −log σ(r⁺ − r⁻). An answer's reward is `beta` times the logarithm of its probability over
     that under the starting weights, which is computed once, before the first step. Data: `data.form=preference`.
 
-    With `label_smoothing` ε the loss is (1 − ε) · −log σ(r⁺ − r⁻) + ε · −log σ(r⁻ − r⁺), for records of which a share ε
-    has its answers the wrong way round (conservative DPO; Mitchell, 2023).
+    With `label_smoothing` ε the loss is (1 − ε) · −log σ(r⁺ − r⁻) + ε · −log σ(r⁻ − r⁺), for records whose answers are
+    swapped in a share ε of cases (conservative DPO; Mitchell, 2023).
     """
 
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -192,7 +192,7 @@ class DPO(Referenced, kind="dpo"):
 class IPO(Referenced, kind="ipo"):
     """Raise the chosen answer over the rejected one by a margin (Azar et al., 2023): the loss is (h⁺ − h⁻ − 1/2β)²,
     with h the mean over an answer's tokens of the logarithm of its probability over that under the starting weights.
-    Unlike with `dpo`, answers that are told apart already are pushed no further."""
+    Unlike with `dpo`, answers that differ by the margin already are not pushed further."""
 
     def compare(self, answers: Answers) -> dict[str, Tensor]:
         rewards = self.measure_rewards(answers)
@@ -244,5 +244,5 @@ class ORPO(Preference, kind="orpo"):
 
 
 def find_answered(batch: Batch) -> Tensor:
-    """Find the positions [2B, T] from a row's first target on."""
+    """Mark the positions [2B, T] from a row's first target on."""
     return (batch.targets != IGNORED).cumsum(1) > 0

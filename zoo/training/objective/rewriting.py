@@ -19,8 +19,8 @@ ROOM = 16
 
 
 class Rewriting(Objective):
-    """Base of the denoising objectives. A row of text is corrupted whole, or each of its documents by itself. All
-    batches of a run have one shape.
+    """Base of the denoising objectives. A row of text is corrupted as a whole, or each of its documents separately. All
+    batches of a run have the same shape.
 
     An encoder reads the corrupted text and a decoder writes the targets. A decoder alone reads the text and writes the
     targets in the same row (Tay et al., 2022, §3.3.1); a prefix LM attends to the text in both directions.
@@ -68,7 +68,7 @@ class Rewriting(Objective):
         return max(source + target for source, target in self.list_sizes(length)) - 1
 
     def list_sizes(self, length: int) -> list[tuple[int, int]]:
-        """List the numbers of input tokens and targets made from `length` tokens, for each way to corrupt them."""
+        """List the numbers of input tokens and targets made from `length` tokens, for each kind of corruption."""
         raise NotImplementedError
 
     def corrupter(self, context: Context) -> Corrupt:

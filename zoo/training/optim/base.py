@@ -63,10 +63,10 @@ class Optim(Spec, axis="optim"):
     joined by dots must all hold (`attention.norm`). A tensor belongs to the first group that it fits. Weight decay
     applies to matrices and tables, not to scales and biases, unless a group states it.
 
-    `decay`: uniform takes the same share of every weight; cautious only of weights that the update brings nearer to 0
-    (Chen et al., 2025, cautious weight decay). hyperball (Wen et al., 2026) keeps each matrix inside layers at its
-    initial Frobenius norm R, by steps of length lr·R, in place of a decay; all other tensors have the uniform one. A
-    rate of their own suits these matrices: `groups={layers: {lr: 0.02}}`.
+    `decay`: uniform shrinks every weight by the same share; cautious only weights that the update moves towards 0 (Chen
+    et al., 2025, cautious weight decay). hyperball (Wen et al., 2026) keeps each matrix inside layers at its initial
+    Frobenius norm R, by steps of length lr·R, in place of a decay; all other tensors decay uniformly. These matrices
+    need a learning rate of their own: `groups={layers: {lr: 0.02}}`.
     """
 
     averages: ClassVar[bool] = False  # whether it evaluates an average of the weights, not the trained ones
@@ -123,8 +123,8 @@ class Optim(Spec, axis="optim"):
 
     @property
     def needs(self) -> Literal["parts", "matrices", "tensors"]:
-        """What of a tensor a process must hold to step it: any part, parts of matrices that processes of dp, shard and
-        cp share, or all."""
+        """The part of a tensor that a process must hold to step it: any part, parts of matrices that processes of dp,
+        shard and cp share, or all."""
         if self.by_part:
             return "matrices" if self.decay == "hyperball" else "parts"
         return "matrices" if self.gathers else "tensors"
@@ -137,8 +137,8 @@ class Optim(Spec, axis="optim"):
         return None
 
     def mark(self, row: SpecRow | None, leaf: str) -> dict[str, Any]:
-        """Return the options of a tensor's group other than rate, decay and epsilon: `hidden` if the matrices inside
-        layers are stepped otherwise. Tensors with different options are in different groups."""
+        """Return the options of a tensor's group other than rate, decay and epsilon, such as `hidden` if matrices
+        inside layers have another update rule. Tensors with different options are in different groups."""
         if not self.by_matrix and self.decay != "hyperball":
             return {}
         return {"hidden": row is not None and row.part is not None and is_hidden_matrix(row.kind, row.part, leaf)}

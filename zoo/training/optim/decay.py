@@ -1,4 +1,4 @@
-"""Decay weights otherwise than by a share of each: cautiously, or by keeping matrices on a sphere."""
+"""Weight decay other than by the same share of each weight: cautious decay, and matrices kept on a sphere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from zoo.training.optim.update_rules import Closure, evaluate
 class DecayedOptimizer(Optimizer):
     """Step a rule without its weight decay, then `settle` each weight. Shares its groups and states with the rule.
 
-    Keeps a copy of the weights that it settles during a step. Skips an update whose `found_inf` is 1 if the rule does.
+    During a step it keeps a copy of the weights that it settles. It skips an update whose `found_inf` is 1 if the rule
+    does.
     """
 
     def __init__(self, rule: Optimizer) -> None:
@@ -47,7 +48,7 @@ class DecayedOptimizer(Optimizer):
         return loss
 
     def concerns(self, group: dict[str, Any]) -> bool:
-        """Whether the weights of a group are settled here, not decayed by the rule."""
+        """Whether the weights of a group are settled here rather than decayed by the rule."""
         raise NotImplementedError
 
     def settle(self, group: dict[str, Any], weight: Tensor, old: Tensor) -> None:
@@ -71,8 +72,8 @@ class CautiousOptimizer(DecayedOptimizer):
 class HyperballOptimizer(DecayedOptimizer):
     """Hyperball (Wen et al., 2026): w ← R·N(w − lr·R·N(u)) for the matrices inside layers, where N(x) = x / ‖x‖_F.
 
-    R is a matrix' initial Frobenius norm, which is that of the weight before each step: nothing needs to be stored.
-    The matrix of each expert has its own. Raises ConfigError for a matrix of zeros, which would stay one.
+    R is a matrix' initial Frobenius norm. The weight has this norm before each step, so nothing needs to be stored. The
+    matrix of each expert has its own R. Raises ConfigError for a matrix of zeros, which would stay zero.
     """
 
     def __init__(self, rule: Optimizer) -> None:
@@ -94,7 +95,8 @@ class HyperballOptimizer(DecayedOptimizer):
 
 
 def norm(value: Tensor) -> Tensor:
-    """Compute the Frobenius norm [..., 1, 1] of each matrix [..., A, B], whole on every process that has a part."""
+    """Compute the Frobenius norm [..., 1, 1] of each matrix [..., A, B]. Every process with a part gets the norm of the
+    whole."""
     found = torch.linalg.vector_norm(value, dim=(-2, -1), keepdim=True)
     if not hasattr(found, "placements"):
         return found

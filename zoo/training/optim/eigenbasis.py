@@ -19,12 +19,11 @@ SIDES = (("left", -2), ("right", -1))
 class SOAPOptimizer(MatrixOptimizer):
     """SOAP (Vyas et al., 2024, algorithm 3) for groups with `hidden`, torch's AdamW for the others.
 
-    L ← β·L + (1 − β)·G·Gᵀ, R ← β·R + (1 − β)·Gᵀ·G with β = `shampoo_beta`; G' = Q_Lᵀ·G·Q_R and M' = Q_Lᵀ·M·Q_R, where
-    M is the momentum; V ← β₂·V + (1 − β₂)·G'²; w ← w − lr·λ·w − lr·Q_L·(M' / (√V + ε))·Q_Rᵀ, M' and V corrected for
-    their bias as Adam's. The bases are the eigenvectors of L and R at the first step, which changes no weight, and are
-    brought nearer to them every `precondition_frequency` steps by a power iteration and a QR decomposition, their
-    columns ordered by eigenvalue. A side longer than `max_precondition_dim` is not rotated. An expert's matrix has
-    bases of its own.
+    L ← β·L + (1 − β)·G·Gᵀ, R ← β·R + (1 − β)·Gᵀ·G with β = `shampoo_beta`; G' = Q_Lᵀ·G·Q_R and M' = Q_Lᵀ·M·Q_R, where M
+    is the momentum; V ← β₂·V + (1 − β₂)·G'²; w ← w − lr·λ·w − lr·Q_L·(M' / (√V + ε))·Q_Rᵀ, M' and V corrected for their
+    bias as Adam's. The bases are the eigenvectors of L and R at the first step, which changes no weight. Every
+    `precondition_frequency` steps they follow L and R by a power iteration and a QR decomposition, with columns ordered
+    by eigenvalue. A side longer than `max_precondition_dim` is not rotated. Each expert's matrix has its own bases.
     """
 
     def __init__(self, groups: Groups, **options: Any) -> None:
@@ -82,7 +81,7 @@ def outer(gradient: Tensor, dim: int) -> Tensor:
 
 
 def rotate(value: Tensor, state: dict[str, Any], back: bool = False) -> Tensor:
-    """Change matrices [..., A, B] into the bases of both sides, or `back`. Returns a new tensor."""
+    """Rotate matrices [..., A, B] into the bases of both sides, or with `back` out of them. Returns a new tensor."""
     made = value
     for side, dim in list_rotated(state):
         basis = widen(state[f"{side}_basis"])
@@ -92,7 +91,7 @@ def rotate(value: Tensor, state: dict[str, Any], back: bool = False) -> Tensor:
 
 
 def refresh(state: dict[str, Any], side: str, dim: int) -> None:
-    """Bring a side's basis nearer to the eigenvectors of its preconditioner, and order the second moments as its
+    """Update a side's basis towards the eigenvectors of its preconditioner, and order the second moments like its
     columns."""
     mean, basis = widen(state[side]), state[f"{side}_basis"]
     power = mean @ widen(basis)

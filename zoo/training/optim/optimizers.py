@@ -24,8 +24,8 @@ class Adafactor(Optim, kind="adafactor"):
     """Adafactor: second moments as products of row and column means, and no first moment (Shazeer and Stern, 2018);
     torch's implementation.
 
-    Steps are relative: min(`lr`, 1/√t) times the tensor's RMS, which counts as at least `min_rms`. An update is scaled
-    down to an RMS of at most `clip_rms`. β₂ at step t is 1 − t^`beta2_decay`. Weight decay is decoupled.
+    Steps are relative: min(`lr`, 1/√t) times the tensor's RMS, or `min_rms` if that is larger. An update is scaled down
+    to an RMS of at most `clip_rms`. β₂ at step t is 1 − t^`beta2_decay`. Weight decay is decoupled.
     """
 
     by_element: ClassVar[bool] = False
@@ -109,7 +109,7 @@ class Muon(Optim, kind="muon"):
     Muon steps the weight matrices inside layers, each expert's by itself. AdamW, with `betas` and `eps`, steps
     embeddings, heads, norms, biases, convolutions and all other vectors. The update of an [A, B] matrix is scaled by
     0.2·√max(A, B), which gives it the RMS of AdamW's update, so that AdamW's `lr` and `weight_decay` can be kept (Liu
-    et al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32. The processes
+    et al., 2025). `dtype` is the dtype of the iterations: auto takes bf16 where it is as fast as float32. The processes
     that hold a matrix or parts of it share the work: each orthogonalises some of the matrices.
     """
 
@@ -217,7 +217,7 @@ class Lion(Optim, kind="lion"):
     2023).
 
     Its steps are larger than AdamW's at the same rate: the paper divides `lr` by 3 to 10, and multiplies `weight_decay`
-    by as much.
+    by the same factor.
     """
 
     lr: PositiveFloat = 1e-4

@@ -36,7 +36,7 @@ class MuonOptimizer(MatrixOptimizer):
 
     Momentum is m ← μ·m + (1 − μ)·g, Nesterov's update (1 − μ)·g + μ·m, as in torch.optim.Muon. Matrices of one shape,
     transposed or not, are stacked and orthogonalised together. Each process of a mesh orthogonalises some of a stack's
-    matrices (`MatrixOwners`). With torch's fused AdamW it skips an update whose `found_inf` is 1, as that does.
+    matrices (`MatrixOwners`). With torch's fused AdamW, both skip an update whose `found_inf` is 1.
     """
 
     def __init__(self, groups: Groups, *, dtype: torch.dtype, fused: bool = False, **options: Any) -> None:
@@ -123,8 +123,8 @@ class NorMuonOptimizer(MuonOptimizer):
 
 
 def mean_squares(tensor: Tensor, part: Tensor) -> Tensor:
-    """Compute the mean square of each row [..., m, 1] of a whole tensor [..., m, n], of which this process has `part`,
-    placed as `tensor` is. In float32, or float64 if the tensor is. All processes of a mesh must call this."""
+    """Compute the mean square of each row [..., m, 1] of a whole tensor [..., m, n]. This process has `part` of it,
+    placed as `tensor` is. In float32, or float64 for a float64 tensor. All processes of a mesh must call this."""
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     if not is_shared(tensor):
         return torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=dtype).square_().div_(part.shape[-1])
@@ -137,7 +137,8 @@ def mean_squares(tensor: Tensor, part: Tensor) -> Tensor:
 
 
 def take_rows(rows: Tensor, tensor: Tensor) -> Tensor:
-    """Take of a value for each row [..., m, 1], which every process has, those of this process' part of a tensor."""
+    """Select, from values for each row [..., m, 1] that every process has, the rows of this process' part of a
+    tensor."""
     if not is_shared(tensor):
         return rows
     from torch.distributed.tensor import Replicate, distribute_tensor
@@ -148,12 +149,13 @@ def take_rows(rows: Tensor, tensor: Tensor) -> Tensor:
 
 
 class MatrixOwners(NamedTuple):
-    """How the `size` processes that hold a tensor, cut into `parts` parts, share its matrices: each is orthogonalised
-    by one of them.
+    """How `size` processes, which hold a tensor cut into `parts` parts, share its matrices. Each matrix is
+    orthogonalised by one process.
 
-    The processes of `replicas` hold equal values: each takes some of the matrices. Those of `shards` hold a part of
-    every matrix, cut along dimension `cut` of a stack [N, A, B]: they exchange parts (all-to-all), which sends each
-    part to one process, where gathering would send it to all. None where a matrix lies whole in one process.
+    The processes of `replicas` hold equal values: each takes some of the matrices. The processes of `shards` hold a
+    part of every matrix, cut along dimension `cut` of a stack [N, A, B]. They exchange parts by an all-to-all, which
+    sends each part to one process; an all-gather would send it to all. `shards` is None if one process holds whole
+    matrices.
     """
 
     size: int = 1
@@ -163,8 +165,8 @@ class MatrixOwners(NamedTuple):
     cut: int = 0
 
     def share(self, parts: Tensor, sizes: tuple[int, int], work: Callable[[Tensor], Tensor]) -> Tensor:
-        """Do `work` on whole matrices [n, A, B], where this process has parts of all N. Returns the parts of its
-        results. All processes must call this."""
+        """Do `work` on whole matrices [n, A, B], of which this process holds parts (of all N). Returns this process'
+        parts of the results. All processes must call this."""
         from torch.distributed.tensor import Shard
 
         if self.shards is None:
@@ -244,7 +246,7 @@ def orthogonalise(x: Tensor, iterations: int) -> Tensor:
     """Bring the singular values of x [N, A, B], A ≤ B, near 1 by Newton-Schulz iterations. Overwrites x.
 
     Costs `iterations` × (4·A²·B + 2·A³) FLOPs a matrix. Two buffers alternate, so that memory does not depend on
-    references to x: once Dynamo has run in a process, callers hold on to their arguments.
+    references to x: after Dynamo has run in a process, callers keep references to their arguments.
     """
     a, b, c = COEFFICIENTS
     x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_(min=LEAST_NORM))

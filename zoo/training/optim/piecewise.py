@@ -39,7 +39,7 @@ class Beside:
         write(value, kept)
 
     def end_piece(self) -> None:
-        """Note that all states of a piece were given back."""
+        """Record that all states of a piece were given back."""
 
     def finish(self) -> None:
         """Wait until every piece has been written back."""
@@ -206,7 +206,7 @@ class Piecewise(Optimizer):
 
 
 def write(value: Tensor, kept: Tensor) -> None:
-    """Write an updated piece: rounded if it is stored in bfloat16; nothing is written if it was updated in place."""
+    """Write an updated piece, rounded if it is stored in bfloat16. Does nothing if it was updated in place."""
     if value.dtype is not kept.dtype:
         copy_rounded(kept, value)
     elif value.data_ptr() != kept.data_ptr():
@@ -235,7 +235,7 @@ def copy_rounded(target: Tensor, value: Tensor) -> None:
 
 def find_nan(value: Tensor) -> Tensor | None:
     """Return a mask of the NaNs, whose bits a carry could turn into a number. On a CPU, None if all values are finite;
-    another device is not asked, to avoid waiting for it."""
+    other devices are not checked, to avoid waiting for them."""
     if value.device.type == "cpu" and bool(value.sum().isfinite()):
         return None
     return value.isnan()

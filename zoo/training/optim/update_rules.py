@@ -22,7 +22,7 @@ def evaluate(closure: Closure) -> float | None:
 
 
 def list_due(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor, Tensor, dict[str, Any]]]:
-    """Yield the group, the parameter, its gradient and its state, for each parameter with a gradient."""
+    """Yield group, parameter, gradient and state, for each parameter with a gradient."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:

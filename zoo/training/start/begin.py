@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StartSettings:
-    """The settings of how a run starts. The fields have the names of those of a training config."""
+    """The settings of a run's start. The fields have the names of those of a training config."""
 
     weights: str | None = None
     other_tokenizer: bool = False
@@ -53,7 +53,7 @@ class StartSettings:
 
     @classmethod
     def of(cls, settings: Any) -> StartSettings:
-        """Take over the fields of a run's settings."""
+        """Copy the fields from a run's settings."""
         return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
 
     @property
@@ -63,7 +63,8 @@ class StartSettings:
 
     @property
     def holds(self) -> bool:
-        """Whether frozen weights are held as the base stores them. The copies of bf16_master are of float32 weights."""
+        """Whether frozen weights are held as the base stores them. Not in bf16_master, whose bfloat16 copies are made
+        from float32 weights."""
         return self.lora is not None and self.precision != MASTER
 
     def find_faults(self, spec: Topology, fp8: bool) -> list[str]:
@@ -134,7 +135,7 @@ class StartSettings:
             check_tokens(self.weights, tokenizer, self.other_tokenizer, say)
 
     def read(self, model: Model, say: Callable[[str], object]) -> StartWeights | None:
-        """Open the initial weights, report what they are, and fill a built model with them. A model on the meta device
+        """Open the initial weights, report their origin, and fill a built model with them. A model on the meta device
         is filled later. Returns None without initial weights."""
         if self.weights is None:
             return None
@@ -146,8 +147,8 @@ class StartSettings:
         return found
 
     def complete(self, model: Model, found: StartWeights | None, device: Device) -> None:
-        """Give a model all its initial weights: those of `found`, all others drawn, and the adapters. A process that
-        holds a part of each weight gets its part."""
+        """Give a model all its initial weights: those of `found`, random values for all others, and the adapters. A
+        process that holds a part of each weight gets its part."""
         initialise(model, self.seed, None if found is None else found.fresh)
         if found is not None:
             found.fill(model)
@@ -157,8 +158,8 @@ class StartSettings:
             draw_adapters(model, device, self.seed)
 
     def restrict(self, model: Model, equal: set[str] | None) -> str | None:
-        """Attach adapters, and freeze the weights that do not train. `equal` names the weights that `read` read as they
-        are; None for a run that goes on, whose checkpoint says so. Returns a line on the share that trains."""
+        """Attach adapters, and freeze the weights that do not train. `equal` names the weights that `read` copied
+        unchanged (None for a resumed run, whose checkpoint has the names). Returns a line on the share that trains."""
         trained = self.choose_trained(model.spec)
         if self.lora is not None:
             from zoo.run.adapters import Adapters, attach_adapters
@@ -180,19 +181,19 @@ class StartSettings:
         return f"trains {count:,} of {whole:,} parameters ({count / whole:.2%})"
 
     def hold(self, model: Model, device: Device) -> None:
-        """Hold the frozen weights as the base of the adapters stores them, once all other weights are read. A model on
-        the meta device gets all its weights."""
+        """Hold the frozen weights as the adapters' base stores them, after all other weights are read. A model on the
+        meta device gets all its weights."""
         if self.holds:
             hold_base(model, device, self.seed)
 
     def take_adapter(self, model: Model) -> None:
-        """Give a fresh model the adapters, and the weights trained beside them, that `lora.adapter` has."""
+        """Load `lora.adapter` into a new model: its adapters, and the weights trained besides them."""
         if self.lora is not None and self.lora.adapter is not None:
             load_adapter(model, find(self.lora.adapter))
 
     def streams(self, spec: Topology) -> bool:
         """Whether `hold` can read a model on the meta device tensor by tensor, so that the whole model is never in
-        float32: if the base's architecture is the model's."""
+        float32. The base must have the model's architecture."""
         return self.holds and self.weights is not None and store.load_spec(self.weights) == spec
 
 
@@ -205,8 +206,8 @@ def check_weights(folder: str | Path, spec: Topology, added: str) -> None:
 
 
 def describe_other_base(weights: str, adapter: str) -> str | None:
-    """Say that adapters were trained for other weights than those beside them; None if they are their base, or if the
-    adapters state none."""
+    """Say that adapters were trained for other weights than `weights`; None if these are the adapters' base, or if the
+    adapters state no base."""
     plan = read_plan(find(adapter))
     if plan is None or plan.hash is None or is_base(weights, plan.hash):
         return None
@@ -229,8 +230,8 @@ def check_adapter(lora: Lora, adapter: str, spec: Any) -> None:
 
 @dataclass(frozen=True)
 class StartWeights:
-    """The weights that a model starts from, read lazily; the names of the `fresh` ones, which keep their random values;
-    of those that are the folder's as they are (`equal`); and lines about what was done."""
+    """The weights that a model starts from, read lazily: the names of the `fresh` ones, which keep their random values;
+    the names of those copied unchanged from the folder (`equal`); and lines about the conversion."""
 
     tensors: StoredTensors
     fresh: set[str]
@@ -261,7 +262,7 @@ def open_start(folder: str | Path, spec: Topology, added: str, seed: int) -> Sta
 
 
 def describe_dropout(config: Mapping[str, Any]) -> list[str]:
-    """Report dropout rates of a config.json, which are not taken over: `dropout` is a setting of the run."""
+    """Report dropout rates of a config.json. They are not adopted, because `dropout` is a setting of the run."""
     stated = {key: each for key, each in config.items() if "drop" in key and isinstance(each, float) and each > 0}
     fields = ", ".join(f"{key}={each}" for key, each in stated.items())
     return [f"dropout: as the run's settings say, not as config.json ({fields})"] if stated else []

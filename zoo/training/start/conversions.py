@@ -1,6 +1,6 @@
 # H heads, K kv heads, G = H / K, C head width, D model width
-"""Published recipes that convert weights of one architecture to another. Each changes a dict of tensors in place, and
-returns a line that says what it did, or None if there was nothing to do."""
+"""Convert weights of one architecture to another by published recipes. Each changes a dict of tensors in place, and
+returns a line that describes the change, or None if there was nothing to do."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def add_heads(source: Any, target: Any, held: Tensors, path: str, generator: Any
     """Copy heads, and divide each head's output weights among its copies (Net2Net; Chen et al., 2015): the function is
     kept.
 
-    The copies' shares are random: equal copies would have equal gradients for ever.
+    The copies' shares are random, because equal copies would always have equal gradients.
     """
     if source.kind != target.kind or not hasattr(source, "n_kv_heads") or source.n_heads >= target.n_heads:
         return None
@@ -181,7 +181,7 @@ def widen_ffn(source: Any, target: Any, held: Tensors, path: str, generator: Any
     """Add copies of randomly chosen hidden units, and divide a unit's output weights among its copies: the function is
     kept.
 
-    The shares are random: equal copies would have equal gradients for ever.
+    The shares are random, because equal copies would always have equal gradients.
     """
     if source.kind != target.kind:
         return None

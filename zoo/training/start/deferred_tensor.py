@@ -1,5 +1,5 @@
-"""Record operations on stored tensors, and compute a result when it is read: a conversion of weights then holds one
-tensor in memory, not all of a model."""
+"""Record operations on stored tensors, and compute a result when it is read. A conversion of weights then holds only
+one tensor in memory, not the whole model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class DeferredTensor:
-    """A tensor that `make` computes on the CPU, with its `form` on the meta device. An operation of torch on it returns
-    another one. Of a stored tensor `slices` reads a part, if parts can be read."""
+    """A tensor that `make` computes on the CPU, with its `form` on the meta device. A torch operation on it returns
+    another DeferredTensor. `slices` reads a part of a stored tensor, if that is possible."""
 
     def __init__(self, form: Tensor, make: Callable[[], Tensor], slices: ReadSlices | None = None) -> None:
         self.form, self.make, self.slices = form, make, slices

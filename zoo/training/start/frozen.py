@@ -20,8 +20,8 @@ def choose_trained(spec: Topology, freeze: Sequence[str], train: Sequence[str], 
     those that match `freeze`. If the model is `adapted` (LoRA), an empty `train` matches none.
 
     A task head always trains, unless a pattern of `freeze` begins with its name: `freeze=['*']` trains only the head.
-    In a pattern `*` is any text, dots too. Raises ConfigError for a pattern that matches nothing, and if nothing is
-    left to train.
+    In a pattern `*` is any text, including dots. Raises ConfigError for a pattern that matches nothing, and if nothing
+    is left to train.
     """
     names = [name for name, part, _ in tensors(spec, spec.d_model) if not isinstance(part, Buffer)]
     faults = [*_idle("freeze", freeze, names), *_idle("train", train, names)]
@@ -65,8 +65,8 @@ def _idle(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
 
 
 def freeze_others(model: Model, trained: set[str]) -> tuple[int, int]:
-    """Freeze all weights of a built model but the `trained` ones and adapters. Optimizer states and saved states leave
-    frozen weights out. Returns the numbers of trained parameters and of all."""
+    """Freeze all weights of a built model except the `trained` ones and adapters. Optimizer states and saved states
+    leave frozen weights out. Returns the numbers of trained parameters and of all."""
     from zoo.run.adapters import INSIDE
 
     for name, parameter in model.named_parameters():

@@ -64,9 +64,9 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
 
 
 def complete_lora(node: Any) -> Any:
-    """Complete a `lora` node that names an `adapter` with the adapter's own rank, alpha, dropout, dora and products,
-    where the node states none. Raises ConfigError for a folder without adapters, and for a value that is not the
-    adapter's."""
+    """Fill in a `lora` node that names an `adapter`: rank, alpha, dropout, dora and products that the node does not
+    state come from the adapter. Raises ConfigError for a folder without adapters, and for a stated value that differs
+    from the adapter's."""
     adapter = node.get("adapter") if isinstance(node, Mapping) else None
     if not isinstance(adapter, str) or {*OWN, "on"} <= node.keys():
         return node
@@ -76,7 +76,7 @@ def complete_lora(node: Any) -> Any:
 
 
 def list_contradictions(stated: Mapping[str, Any], plan: Adapters, adapter: str) -> Iterator[str]:
-    """List the fields of a component whose `stated` values are not those of its adapter, one message each."""
+    """List the fields of a component whose `stated` values differ from those of its adapter, one message each."""
     for name in ("rank", "alpha", "dora"):
         own = getattr(plan, name)
         if stated.get(name, own) != own:
@@ -94,8 +94,8 @@ def read_adapter(adapter: str) -> Adapters:
 
 
 class LoraTarget(NamedTuple):
-    """A matrix product of a model: its path, the axis of its component, why it cannot have an adapter, or None, and
-    whether it is of stacked experts."""
+    """A matrix product of a model: its path, the axis of its component, the reason why it cannot have an adapter (None
+    if it can), and whether it belongs to stacked experts."""
 
     path: str
     axis: str
@@ -104,8 +104,8 @@ class LoraTarget(NamedTuple):
 
 
 def list_products(spec: Spec, d_model: int, prefix: str = "", first: bool = True) -> Iterator[LoraTarget]:
-    """List every matrix product of a model, layer by layer. Parts that the layers of a kind share are those of its
-    `first` layer."""
+    """List every matrix product of a model, layer by layer. Parts shared by the layers of a kind are listed with the
+    `first` of them."""
     for name, part in spec.parts(d_model).items():
         path = prefix + name
         if isinstance(part, Stack):

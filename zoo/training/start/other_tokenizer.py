@@ -17,7 +17,7 @@ from zoo.untrusted.printable import shorten
 
 def check_tokens(weights: str, stated: TokenizerSettings, other: bool, say: Callable[[str], object]) -> None:
     """Check that the run's tokenizer gives each token the id that it has in the weights' folder. Raises ConfigError
-    unless the setting `other_tokenizer` allows for others."""
+    unless the setting `other_tokenizer` allows other ids."""
     folder = find(weights)
     if not (folder / "tokenizer.json").is_file():
         say(f"weights: {folder} has no tokenizer.json, so whether its embeddings are of these tokens is not known")
@@ -31,7 +31,8 @@ def check_tokens(weights: str, stated: TokenizerSettings, other: bool, say: Call
 
 
 def describe_moved(folder: Path, stated: TokenizerSettings) -> str | None:
-    """Describe the tokens of a folder's tokenizer whose ids are other tokens' in the run's; None if there are none."""
+    """Describe the tokens of a folder's tokenizer whose ids belong to other tokens in the run's tokenizer; None if
+    there are none."""
     if stated.kind == "bpe":
         return "found a BPE that is trained on this data"
     if stated.path is not None and holds_same(find_tokenizer_file(stated.path, "data.tokenizer"), folder):
@@ -48,8 +49,9 @@ def describe_moved(folder: Path, stated: TokenizerSettings) -> str | None:
 
 
 def keep_files(tokenizer: TokenizerSettings, weights: str | None, out: Path) -> None:
-    """Copy to `out` what a run does not change, byte for byte: the files of a tokenizer that has a path, and what
-    travels with the `weights`; what is about their tokens only if the tokenizer is theirs."""
+    """Copy to `out`, byte for byte, the files that a run does not change: those of a tokenizer that has a path, and
+    those that travel with the `weights`. Files about tokens are copied from the weights only if the run uses their
+    tokenizer."""
     path, folder = tokenizer.path, None if weights is None else find(weights)
     if path is None and folder is None:
         return

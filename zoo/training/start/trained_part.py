@@ -1,4 +1,4 @@
-"""Find which part of a model was trained, as its folder says: the settings of its run, or the adapters in it."""
+"""Find which part of a model was trained, from the settings of its run or the adapters in its folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class PartSettings(JsonShape):
 
 
 def find_trained_part(path: Path) -> dict[str, Any]:
-    """Find the `lora`, `freeze` and `train` with which the model of a folder was trained: that of a run, a checkpoint
-    or an adapter; empty for a model that was trained as a whole. Raises CheckpointError for faulty files."""
+    """Find the settings `lora`, `freeze` and `train` with which the model of a folder (a run, a checkpoint or an
+    adapter) was trained; empty for a model that was trained as a whole. Raises CheckpointError for faulty files."""
     folder = find(path)
     checkpoint = folder.parent if folder.name in runs.AVERAGES else folder
     file = checkpoint.parent.parent / runs.CONFIG

@@ -1,5 +1,5 @@
-"""Convert the weights of one architecture to another: equal tensors are taken over, different ones are converted by
-published recipes (`recipes.py`), and any other difference is refused."""
+"""Convert the weights of one architecture to another. Equal tensors are copied, different ones converted by published
+recipes (`conversions.py`), and any other difference is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHOWN = 10
 @dataclass
 class Transfer:
     """A transfer in progress: tensors `held` by name, the names of `fresh` ones that keep their random initial values,
-    and a line for each thing done."""
+    and a line for each conversion."""
 
     held: Tensors
     fresh: set[str] = field(default_factory=set)
