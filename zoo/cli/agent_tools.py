@@ -13,9 +13,9 @@ Setting = Mapping[str, Any] | None
 
 
 def list_models(words: list[str] | None = None, kind: str | None = None, parts: list[str] | None = None) -> list[Data]:
-    """List the packaged models that match: name, kind, exact parameters, source and what is special.
+    """List the packaged models that match: name, kind, exact parameters, source and special features.
 
-    `words` stand in name, title, note or source; `parts` are choices or fields such as moe, mla, qk_norm.
+    `words` are searched in name, title, note and source; `parts` are choices or fields such as moe, mla, qk_norm.
     """
     from zoo.compose.catalogue import Selection, read_models, select_models
 
@@ -56,8 +56,9 @@ def solve(
     train: bool = False,
     setup: Setting = None,
 ) -> Any:
-    """Search on the exact price: the largest `batch` or `context` that fits a `gpu`, how many of each GPU (or of `gpu`)
-    hold the model, or `shape`s of the model with about `params` parameters. Generating, or training with `train`."""
+    """Search on exact prices, for generation or with `train` for training. The question is the largest `batch` or
+    `context` that fits a `gpu`, how many of each GPU (or of `gpu`) hold the model, or `shape`s of the model with about
+    `params` parameters."""
     from zoo.analysis import solve as search
     from zoo.api import make_setup
     from zoo.cli.solve import Usable
@@ -78,7 +79,7 @@ def solve(
 
 
 def draw(model: str, overrides: list[str] | None = None) -> str:
-    """Draw a model's architecture as an SVG: its stack, layers, attention, experts and what each part costs."""
+    """Draw a model's architecture as an SVG: its stack, layers, attention, experts, and the cost of each part."""
     from zoo.compose import load
     from zoo.drawing.contents import plan_model
     from zoo.drawing.model_figure import draw_model
@@ -88,8 +89,8 @@ def draw(model: str, overrides: list[str] | None = None) -> str:
 
 
 def plan_experiment(arms: dict[str, str], shared: str = "", design: Setting = None) -> Data:
-    """Plan a comparison of architectures without running it: cost of each arm, and the smallest difference that so many
-    seeds can show.
+    """Plan a comparison of architectures without running it: cost of each arm, and the smallest difference that its
+    seeds can detect.
 
     `arms` are names with overrides, the baseline first: {"plain": "", "qk_norm": "model.attention.qk_norm=rmsnorm"}.
     `shared` are overrides of all runs: "model=llama-tiny steps=300". `design` has keys of an experiment's file:
@@ -104,7 +105,7 @@ def plan_experiment(arms: dict[str, str], shared: str = "", design: Setting = No
 
 def read_report(folder: str, metric: str = "val_loss", margin: float | None = None) -> Data:
     """Judge the runs in a folder (a sweep or an experiment): which arms are better, worse, equivalent within `margin`,
-    or inconclusive, with intervals, and what would settle it."""
+    or inconclusive, with intervals, and what would decide it."""
     from zoo.report.arms import group_arms
     from zoo.report.history import collect_runs
     from zoo.report.verdicts import Report

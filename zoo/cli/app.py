@@ -21,7 +21,7 @@ LARGEST = 2**63
 VERBS = {
     "list": "List the packaged models, or those that match some words.",
     "stats": "Compute a model's cost without building it: parameters, FLOPs, cache, memory.",
-    "draw": "Draw an architecture from its Spec: as a figure, by cost, over depth, or two beside each other.",
+    "draw": "Draw an architecture from its Spec: as a figure, by cost, over depth, or two side by side.",
     "explain": "Explain a name of a model's YAML: an axis, a choice, a field, a key.",
     "solve": "Find what fits a GPU or a budget: batch, context, GPUs, a shape.",
     "diff": "Compare two models or two runs: what differs, then the figures.",

@@ -31,13 +31,13 @@ class RaceOptions:
     dtype: Literal["fp32", "bf16"] | None = option(
         "bf16 training is autocast over float32 weights. [default: fp32; load bf16]"
     )
-    weights: WeightStorage | None = option("Also benchmark weights of this precision: zoo's, and of peers that can.")
-    compile: bool = flag("train, mlm, decode, prefill: torch.compile every contender; start-up is stated.")
-    rounds: int | None = option("Rounds; each runs every contender once. [default: as --seconds allows]", min=1)
+    weights: WeightStorage | None = option("Also benchmark weights of this precision, where a contender supports it.")
+    compile: bool = flag("train, mlm, decode, prefill: torch.compile every contender; start-up is separate.")
+    rounds: int | None = option("Rounds, each of every contender. [default: as many as --seconds allows]", min=1)
     seconds: float = option(
         "Time budget: no new round starts if it would exceed it; at least one runs.", default=300, min=0
     )
-    threads: int | None = option("Threads per contender. [default: the number that is fastest now]", min=1)
+    threads: int | None = option("Threads per contender. [default: the fastest number, by a timed probe]", min=1)
     isa: Literal["avx2", "avx512"] | None = option("Limit every contender to an older instruction set.")
     batch: int | None = option("Rows, or requests. [default: train 4, batch 32, else 1]", min=1)
     length: int | None = option(
@@ -61,10 +61,10 @@ class RaceOptions:
 class Checked:
     """Options for checking kernels."""
 
-    device: Literal["cuda", "cpu"] = option("kernels only: a GPU, or with --quick a CPU.", default="cuda")
-    quick: bool = flag("kernels only: tiny sizes, whose timings mean nothing.")
-    hub: bool = flag("kernels only: also those downloaded from the hub.")
-    gpus: int = option("kernels only: also `zoo train` over so many GPUs, in every mesh.", default=1, min=1)
+    device: Literal["cuda", "cpu"] = option("kernels only: the device, a GPU, or with --quick a CPU.", default="cuda")
+    quick: bool = flag("kernels only: use tiny sizes, whose timings are meaningless.")
+    hub: bool = flag("kernels only: also check kernels downloaded from the hub.")
+    gpus: int = option("kernels only: also check `zoo train` on this many GPUs, in every mesh.", default=1, min=1)
     minutes: float | None = option(
         "kernels only: time limit for everything. [default: 25; 40 with --gpus]", metavar="MINUTES"
     )

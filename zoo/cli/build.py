@@ -28,10 +28,10 @@ WAIT = 20
 def run(
     target: Target,
     overrides: Overrides = None,
-    device: str = option("auto (CUDA where there is one), cuda, cpu, or meta (shapes only).", default="auto"),
+    device: str = option("auto (CUDA if available), cuda, cpu, or meta (shapes only).", default="auto"),
     dtype: Literal["fp32", "bf16", "fp16"] = option("The dtype of the weights.", default="bf16"),
     kernel: str = option("The attention kernel; auto takes the first that can run (`zoo doctor`).", default="auto"),
-    out: Path | None = option("Write the new weights to this folder: model.safetensors and zoo.yaml."),
+    out: Path | None = option("Save the initialised model to this folder: model.safetensors and zoo.yaml."),
 ) -> None:
     """Build a model on a device, check its parameters against the count, and show its modules, kernels and memory.
 

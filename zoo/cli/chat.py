@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from zoo.text.conversation import Conversation
 
 COMMANDS = {
-    "/reset": "forget the conversation, all but the system message",
-    "/system TEXT": "set the system message; without TEXT there is none",
+    "/reset": "forget the conversation, except the system message",
+    "/system TEXT": "set the system message; without TEXT, remove it",
     "/save FILE": "write the conversation to FILE, as JSON",
     "/exit": "end (so does Ctrl-D)",
 }

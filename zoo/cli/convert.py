@@ -22,11 +22,11 @@ def run(
     checkpoint: Path = argument("A checkpoint, a run, a Hugging Face folder, or a GGUF file.", default=...),
     out: Path = argument("The folder (--to gguf: the file) to write: written atomically.", default=...),
     to: Literal["hf", "zoo", "peft", "gguf", "onnx", "export"] = option(
-        "hf (transformers loads it), zoo (our own layout), peft (a run's adapters alone), gguf (llama.cpp's), onnx or "
+        "hf (transformers loads it), zoo (our own layout), peft (only a run's adapters), gguf (llama.cpp's), onnx or "
         "export (torch.export's .pt2).",
         default="hf",
     ),
-    ggml: str | None = option("With --to gguf: type of the matrices. [default: that of the weights]", "--type"),
+    ggml: str | None = option("With --to gguf: type of the matrices. [default: the weights' dtype]", "--type"),
     verify: bool = option(
         "Compare ids and logits with transformers in a fresh process (checksums are compared in any case).",
         default=True,
@@ -42,18 +42,18 @@ def run(
     in the way.
 
     With --verify the command succeeds only if transformers, in a fresh process, gives the same token ids and logits,
-    also of padded and truncated texts, by the chat template and in its pipeline; one line says of which. Low-rank
+    for padded and truncated texts, the chat template and its pipeline too; one line lists what was compared. Low-rank
     adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read, converted
     and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
     model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
 
-    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has; of an encoder its hidden
-    states, or a row's logits. The file is read back before it appears: by our own reader and, where its Python package
-    is installed, by llama.cpp.
+    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. An encoder gives hidden states,
+    or the logits of whole rows. The file is read back before it appears: by our own reader and, where its Python
+    package is installed, by llama.cpp.
 
-    --to onnx and --to export write a program that takes and returns the KV cache; an encoder-decoder is three. It is
-    run before it appears, by onnxruntime or torch: its values must be the model's, of padded rows and of tokens decoded
-    one by one.
+    --to onnx and --to export write a program that takes and returns the KV cache; for an encoder-decoder, three. Before
+    it appears it is run by onnxruntime or torch, and must give the model's values, for padded rows and for tokens
+    decoded one by one.
     """
     from zoo.checkpoint import adapter_files, hf, peft_files, store
     from zoo.checkpoint.finding import find

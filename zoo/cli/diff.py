@@ -28,8 +28,8 @@ def run(
 ) -> None:
     """Compare two models: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
 
-    Of two runs, their training configs and results are compared first. Overrides change both models, and then only the
-    models are compared, not the runs. The exit code is 0 whether they differ or not.
+    For two runs, training configs and results are compared first. Overrides change both models; then only the models
+    are compared, not the runs. The exit code is 0 whether they differ or not.
     """
     from zoo import costs
 

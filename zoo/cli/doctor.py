@@ -30,11 +30,11 @@ ABSENT = "not installed"
 
 TORCHAO = "torchao is not installed (pip install 'transformer-zoo[fp8]')"
 
-LEGEND = "f forward, b backward; (f b) not here, but on a machine that has what is missing; - on none"
+LEGEND = "f forward, b backward; (f b) not here, but on another machine or with a missing package; - nowhere"
 
 
 def run(as_json: Json = False, *, gpu: bool = flag("Try and measure this machine's GPUs, in about a minute.")) -> None:
-    """Show versions, devices, and what each kernel can do on this machine, and why a kernel cannot run."""
+    """Show versions and devices, and which features each kernel has on this machine, or why it cannot run."""
     if gpu:
         from zoo.bench.kernels.first_contact import format_findings, look
 

@@ -30,18 +30,18 @@ def run(
         default="paper",
         metavar="<paper|cost|strip>",
     ),
-    by: str | None = option("What the look `cost` is coloured by. [default: params]", metavar="<params|flops|cache>"),
+    by: str | None = option("The cost that colours the look `cost`. [default: params]", metavar="<params|flops|cache>"),
     context: int | None = option("Tokens of a sequence, for FLOPs and cache. [default: the model's longest]"),
-    out: Path | None = option("A .svg, .png, .html, .pdf or .txt file; the terminal unless given.", "--out", "-o"),
-    diff: bool = flag("Draw the model with the overrides beside the one without."),
+    out: Path | None = option("Write a .svg, .png, .html, .pdf or .txt file. [default: the terminal]", "--out", "-o"),
+    diff: bool = flag("Draw the model with and without the overrides, side by side."),
     card: bool = flag("Draw a card to share, 1200 × 630."),
     axis: str | None = option("Draw the choices of an axis, such as attention, in place of a model."),
-    dark: bool = flag("Draw on a dark ground. .svg and .html follow the reader's scheme otherwise."),
+    dark: bool = flag("Use a dark background. By default .svg and .html follow the reader's colour scheme."),
 ) -> None:
-    """Draw a model's architecture: its layers as they compute, what each part is and what it costs.
+    """Draw a model's architecture: its layers as they compute, with the fields and costs of each part.
 
     Everything is read from the model's Spec, in under a second and without torch. Two models, or --diff with overrides,
-    are drawn side by side, and what differs is lit.
+    are drawn side by side, with the differences highlighted.
     """
     _refuse_unused(by, look, card, dark, out)
     if axis is not None:

@@ -43,7 +43,7 @@ class Scored:
     weights: WeightStorage | None = option(
         "Also evaluate with linear weights in this format, on a CPU; with --tasks, only in this format."
     )
-    fp8: Fp8 | None = option("Also evaluate in float8 (CUDA; weight_only: any device); with --tasks, only in it.")
+    fp8: Fp8 | None = option("Also evaluate in float8 (CUDA; weight_only: any device); with --tasks, only in float8.")
     kernel: Kernel = None
     dtype: Dtype = None
 
@@ -54,8 +54,8 @@ class Tasks:
 
     tasks: list[str] | None = option("A task, by name or YAML file. May be given several times.")
     limit: int | None = option("Examples per task. [default: all]", min=1)
-    num_fewshot: int | None = option("Few-shot examples. [default: as the task says]", min=0)
-    trust: bool = flag("Allow a task's YAML file to run the code that it names.")
+    num_fewshot: int | None = option("Number of few-shot examples. [default: the task's]", min=0)
+    trust: bool = flag("Allow a task's YAML file to run code.")
 
 
 @options("Embedding benchmarks")
@@ -66,7 +66,7 @@ class Vectors:
         "Sentence pairs with human similarity scores (STS): .jsonl, .csv or .tsv with sentence1, sentence2, score."
     )
     retrieval: Path | None = option("Queries and their documents: .jsonl, .csv or .tsv with query, positive.")
-    pooling: Pooling | None = option("Pooling of token vectors. [default: as the folder says, else mean]")
+    pooling: Pooling | None = option("Pooling of token vectors. [default: the folder's, else mean]")
 
 
 def run(
@@ -82,8 +82,8 @@ def run(
     """Evaluate a model: loss, perplexity and bits per byte of a text, of any data, or of a run's validation split.
 
     A decoder scores each token once, in overlapping windows: with a stride of half the context, each token has at least
-    half a window of context. Other models score the targets of their training objective, which overrides may
-    change. With --weights or --fp8 a second row shows the loss at that precision.
+    half a window of context. Other models score the targets of their training objective, which overrides may change.
+    With --weights or --fp8 a second row has the loss at that precision.
 
     --tasks runs lm-evaluation-harness on a decoder; --similarity and --retrieval evaluate vectors of texts.
     """

@@ -26,27 +26,27 @@ def run(
     ),
     plan: bool = flag("Show the runs, their costs, and what the design can detect. [default]"),
     run: bool = flag("Train the missing runs, and give the verdicts."),
-    show: bool = flag("Give the verdicts on the runs that are there.", "--report"),
+    show: bool = flag("Give the verdicts on the existing runs.", "--report"),
     arm: list[str] | None = option(
-        "An arm and its overrides; the first is the baseline. Several times.", metavar="NAME=OVERRIDES"
+        "An arm and its overrides; the first is the baseline. May be given several times.", metavar="NAME=OVERRIDES"
     ),
     match: str | None = option(
         "Equalize a cost across arms: params, active, non_embedding, flops, kv, data, time.", metavar="BUDGET"
     ),
-    match_by: str | None = option("The key adjusted to equalize it.", metavar="KEY"),
-    tune: bool = flag("Tune the learning rate of each arm first, on a seed and rows of its own."),
-    seeds: str | None = option("Seeds per arm; several numbers are looks: 3,6,10.", metavar="N[,N...]"),
-    margin: float | None = option("The largest difference that does not matter, to show arms equivalent."),
-    metric: str | None = option("The metric that is compared; lower is better. [default: val_loss]"),
+    match_by: str | None = option("The key that is solved for to equalize the cost.", metavar="KEY"),
+    tune: bool = flag("Tune the learning rate of each arm first, on a separate seed and separate rows."),
+    seeds: str | None = option("Seeds per arm; several numbers are sequential looks: 3,6,10.", metavar="N[,N...]"),
+    margin: float | None = option("Equivalence margin: the largest difference that does not matter."),
+    metric: str | None = option("The metric to compare; lower is better. [default: val_loss]"),
     out: Path | None = option("The folder of the runs. [default: sweeps/experiments/NAME]", metavar="FOLDER"),
     measure: bool = option("With --plan: time 3 steps per arm.", default=True),
     as_json: Json = False,
 ) -> None:
     """Compare architectures: named arms, matched in a cost, tuned alike, each with the same seeds.
 
-    What is compared, the seeds and the expectations are registered before the first run; later changes are listed with
-    the verdict. A verdict is better, worse, equivalent within the margin, or inconclusive. An expectation that is not
-    met is a result too: the exit code is 0.
+    Arms, seeds and expectations are registered before the first run; later changes are listed with the verdict. A
+    verdict is better, worse, equivalent within the margin, or inconclusive. An expectation that is not met is a result
+    too: the exit code is 0.
 
     zoo experiment --arm "plain=" --arm "qk_norm=model.attention.qk_norm=rmsnorm" model=llama-tiny --tune --run
     """

@@ -16,8 +16,8 @@ def run(
     ),
     as_json: bool = flag("Print JSON, with every model and family named.", "--json"),
 ) -> None:
-    """Explain a name of a model's YAML: what it is, which values it takes, which models set it, what it costs. Of
-    training: what it is, its values and an example.
+    """Explain a name of a model's YAML: its meaning, values, cost, and the models that set it. A name of training: its
+    meaning, values and an example.
 
     \b
     Examples:

@@ -23,16 +23,18 @@ def family() -> None:
 @app.command("new", short_help="Draft a family's YAML, and compare its outputs with those of transformers.")
 @read_options
 def new(
-    model_type: str = argument("The model_type of a config.json, as llama.", default=..., metavar="MODEL_TYPE"),
-    changes: list[str] | None = argument("Fields of the tiny config: num_hidden_layers=6.", metavar="[NAME=VALUE]..."),
+    model_type: str = argument("The model_type of a config.json, such as llama.", default=..., metavar="MODEL_TYPE"),
+    changes: list[str] | None = argument(
+        "Fields of the tiny reference config: num_hidden_layers=6.", metavar="[NAME=VALUE]..."
+    ),
     out: Path | None = option("The file to write. [default: conf/family/MODEL_TYPE.yaml]", metavar="FILE"),
     force: bool = flag("Overwrite an existing file."),
 ) -> None:
-    """Draft a family's YAML, and compare its outputs with those of transformers, by a tiny random model of both.
+    """Draft a family's YAML, and compare the outputs of a tiny random model with those of transformers.
 
-    The nearest families are those that know most of the reference's tensors and config. The draft is `like` one of
-    them, with the changes that bring its outputs nearest to the reference's. What it could not place is printed. Ends
-    with 1 where the two models are not equal: the first stage that departs says where to look.
+    The draft is `like` one of the families that know most of the reference's tensors and config, with the changes that
+    bring its outputs nearest to the reference's. Fields and tensors without a place are printed. Exits with 1 if the
+    two models differ; the first stage that differs says where to look.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ from zoo.cli.options import argument, flag, option
 def run(
     texts: list[str] = argument("Texts with a mask token: Paris is the [MASK] of France.", default=...),
     checkpoint: Checkpoint = None,
-    top_k: int = option("Most likely tokens shown per mask.", default=5),
+    top_k: int = option("Number of most likely tokens to show per mask.", default=5),
     as_json: bool = flag("Print JSON: for each text a list with one entry per mask.", "--json"),
     device: Device = "auto",
 ) -> None:

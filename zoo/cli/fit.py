@@ -33,11 +33,13 @@ def run(
     ),
     approach: int = option("3: parametric fit; 2: isoFLOP parabolas (Hoffmann et al., 2022).", default=3, min=2, max=3),
     columns: str = option(
-        "A file's columns of parameters, tokens and loss.", default="params,tokens,loss", metavar="NAME,NAME,NAME"
+        "Names of a file's columns for parameters, tokens and loss.",
+        default="params,tokens,loss",
+        metavar="NAME,NAME,NAME",
     ),
-    drop_highest: int = option("Drop the N highest-loss points.", default=0, min=0),
+    drop_highest: int = option("Drop the N points with the highest losses.", default=0, min=0),
     hold_out: int = option("Hold out the N points with the most FLOPs, and predict them.", default=0, min=0),
-    bootstrap: int = option("Bootstrap resamples for errors and intervals.", default=1000, min=0, max=10_000),
+    bootstrap: int = option("Number of bootstrap resamples.", default=1000, min=0, max=10_000),
     seed: int = option("Random seed of the resampling.", default=0, min=0),
     out: Path | None = option("Write the fit to this file, for zoo predict.", "--out", "-o"),
     as_json: Json = False,

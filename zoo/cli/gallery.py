@@ -15,9 +15,9 @@ def run(
     models: list[str] | None = argument(
         "Models to add to the packaged ones: files or folders.", metavar="[MODEL]...", autocompletion=complete_target
     ),
-    playground: bool = flag("Let the playground compute: 14 MB of Pyodide, fetched once with npm and pip."),
-    pyodide: Path | None = option("A folder with Pyodide's files and its pydantic_core, in place of fetching them."),
-    serve: bool = flag("Serve the folder that is there, to this machine alone, and write nothing."),
+    playground: bool = flag("Include the interactive playground: 14 MB of Pyodide, fetched once with npm and pip."),
+    pyodide: Path | None = option("A folder with Pyodide's files and its pydantic_core, in place of a download."),
+    serve: bool = flag("Serve the existing folder, on this machine only, and write nothing."),
     port: int = option("The port to serve on.", default=8000),
 ) -> None:
     """Write a static site: a page for each packaged model and each axis, to search, sort and compare.

@@ -39,9 +39,9 @@ class Texts:
     prompt: str | None = option("The text to continue; - reads standard input.")
     checkpoint: Path | None = option("A checkpoint, run folder or GGUF file. [default: the last run]")
     max_new_tokens: int | None = option("Maximum number of new tokens. [default: the checkpoint's, else 256]")
-    n: int = option("Texts per prompt.", "--n", default=1)
-    n_beams: int | None = option("Number of beams; 1: no beam search. [default: 1]")
-    length_penalty: float | None = option("Beam search: above 1 prefers longer texts, below 1 shorter ones.")
+    n: int = option("Number of texts per prompt.", "--n", default=1)
+    n_beams: int | None = option("Beam width; 1 means no beam search. [default: 1]")
+    length_penalty: float | None = option("Length penalty of beam search: above 1 prefers longer texts.")
 
 
 @options("Batches of prompts")
@@ -57,7 +57,7 @@ class BatchOptions:
     out: Path | None = option("Write a line of JSON for each text, as soon as it is done.")
     resume: bool = flag("Keep the results in --out and compute the missing ones.")
     force: bool = flag("Overwrite --out.")
-    logprobs: int | None = option("With --out: log-probabilities of each token and of the K most likely.")
+    logprobs: int | None = option("With --out: write log-probabilities of each token and of the K most likely tokens.")
 
     def check(self, template: str | None) -> None:
         """Raise ConfigError for options without the file that they need, and for options that exclude each other."""
@@ -76,10 +76,12 @@ class BatchOptions:
 class Drawing(Sampled):
     """Sampling options of `zoo generate`."""
 
-    typical_p: float | None = option("Locally typical sampling: tokens of typical surprisal, with total probability p.")
-    repetition_penalty: float | None = option("Above 1 makes tokens that are already in the text less likely.")
-    presence_penalty: float | None = option("Above 0 makes tokens that were generated already less likely.")
-    frequency_penalty: float | None = option("The same, once for each occurrence.")
+    typical_p: float | None = option("Locally typical sampling, up to total probability p.")
+    repetition_penalty: float | None = option(
+        "Penalty of tokens in the prompt or text; above 1 makes them less likely."
+    )
+    presence_penalty: float | None = option("Penalty of generated tokens; above 0 makes them less likely.")
+    frequency_penalty: float | None = option("Penalty for each time that a token was generated.")
     logit_bias: list[str] | None = option("TOKEN=BIAS adds to the logit of a token. May be given several times.")
     bad_words: list[str] | None = option("Never generate this text. May be given several times.")
 
@@ -88,10 +90,10 @@ class Drawing(Sampled):
 class Ending:
     """Options for the end of a text."""
 
-    stop: list[str] | None = option("Stop at this string, which is left out. May be given several times.")
+    stop: list[str] | None = option("Stop at this string, and leave it out. May be given several times.")
     stop_id: list[int] | None = option("Stop at this token id. May be given several times.")
-    ignore_eos: bool = flag("Continue past the end-of-text token.")
-    min_tokens: int | None = option("Minimum number of tokens before one that ends the text.")
+    ignore_eos: bool = flag("Ignore the end-of-text token, and continue after it.")
+    min_tokens: int | None = option("Minimum number of tokens before an end-of-text token.")
 
 
 @options("Constrained decoding")
@@ -118,19 +120,19 @@ class Serving:
     template: str | None = option("Chat template for messages: chatml, or a file.")
     ngram: int = option("Prompt-lookup (n-gram) speculative decoding: draft tokens per step; 0: off.", default=0)
     draft: Path | None = option("Speculative decoding by a smaller model with the same tokenizer.")
-    draft_tokens: int = option("Tokens that --draft proposes at once.", default=4)
-    deterministic: bool = flag("Batch-invariant: a prompt's output does not depend on the others in the batch. Slower.")
+    draft_tokens: int = option("Number of tokens that --draft proposes at once.", default=4)
+    deterministic: bool = flag("Batch-invariant mode: a prompt's output does not depend on the other prompts. Slower.")
     adapter: list[str] | None = option(
-        "NAME=DIR: a low-rank adapter over the checkpoint, for prompts with that adapter. May be given several times."
+        "NAME=DIR: a low-rank adapter (LoRA) that lines of --prompt-file may name. May be given several times."
     )
-    graphs: bool | None = option("Replay decoding steps as CUDA graphs. [default: where there is CUDA]")
+    graphs: bool | None = option("Replay decoding steps as CUDA graphs. [default: on CUDA]")
     kernel: Kernel = None
-    tp: int = option("Tensor-parallel processes.", default=1, min=1)
+    tp: int = option("Number of tensor-parallel processes.", default=1, min=1)
     device: Device = "auto"
     dtype: Dtype = None
     fp8: Fp8 | None = option("Compute matrix products in float8 (CUDA); weight_only only saves memory.")
     weights: WeightStorage | None = option(
-        "Store linear layers' weights in this format, on a CPU. [default: as they are]"
+        "Store linear layers' weights in this format, on a CPU. [default: unchanged]"
     )
 
     @property

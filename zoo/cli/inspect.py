@@ -13,19 +13,19 @@ from zoo.cli.showing import Json
 def run(
     folder: Evaluated = None,
     overrides: Data = None,
-    rows: int = option("Sequences on which heads, activations and routing are measured.", default=8, min=1),
+    rows: int = option("Number of sequences on which heads, activations and routing are measured.", default=8, min=1),
     context: int | None = option("Tokens per sequence. [default: the run's or the model's, 256 at most]", min=2),
-    noise_rows: int = option("Sequences for the gradient noise scale; 0 leaves it out.", default=32, min=0),
-    out: Path | None = option("Output folder. [default: inspect in the run, or here]", "--out", "-o"),
+    noise_rows: int = option("Number of sequences for the gradient noise scale; 0 leaves it out.", default=32, min=0),
+    out: Path | None = option("Output folder. [default: `inspect` in the run's folder, else here]", "--out", "-o"),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Look into a trained model: attention maps, heads, activations, routing and gradient noise.
 
-    For each softmax attention: the mean attention map over the rows, and for each head its entropy, relative to uniform
-    attention, and effective rank. The RMS of each layer's output, the load of each expert and dead experts, and the
-    gradient noise scale (McCandlish et al., 2018). Writes a page (index.html), pictures, inspect.json and
-    maps.safetensors.
+    Measures the mean attention map of each softmax attention over the rows, and the entropy (relative to uniform
+    attention) and effective rank of each head; the RMS of each layer's output; the load of each expert, and dead
+    experts; and the gradient noise scale (McCandlish et al., 2018). Writes a page (index.html), pictures, inspect.json
+    and maps.safetensors.
     """
     from zoo.cli import eval_options
     from zoo.inspection import inspect_model

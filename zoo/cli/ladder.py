@@ -26,19 +26,22 @@ def run(
     model: str = argument("A packaged model or a file.", default=..., autocompletion=complete_target),
     overrides: Overrides = None,
     sizes: int = option("Number of model sizes; the largest is held out.", default=5, min=4, max=20),
-    smallest: str | None = option("Parameters: 20K, 60M. [default: a 16th of the largest]", metavar="NUMBER"),
-    largest: str | None = option("Parameters: 600K, 1B. [default: the model's]", metavar="NUMBER"),
+    smallest: str | None = option(
+        "The smallest size, in parameters: 20K. [default: a 16th of the largest]", metavar="NUMBER"
+    ),
+    largest: str | None = option("The largest size, in parameters: 600K, 1B. [default: the model's]", metavar="NUMBER"),
     tokens_per_param: float = option(
         "Tokens per parameter; decays end at 1, 2 and 4 times this number.", default=20.0, min=0.1
     ),
-    seeds: int = option("Seeds of each size; four tell a run's noise.", default=1, min=1, max=100),
+    seeds: int = option("Seeds per size; four are enough to estimate the noise of a run.", default=1, min=1, max=100),
     tune: bool = flag("Search the learning rate at two sizes first, and interpolate it for the others."),
     arm: list[str] | None = option(
-        "An arm and its overrides; the first is the baseline of speedups. Several times.", metavar="NAME=OVERRIDES"
+        "An arm and its overrides; the first is the baseline of speedups. May be given several times.",
+        metavar="NAME=OVERRIDES",
     ),
     plan: bool = flag("Print sizes, lengths, FLOPs and seconds; train nothing.", "--plan", "--dry-run"),
     out: Path | None = option("The ladder's folder. [default: ladders/MODEL]", "--out", "-o"),
-    bootstrap: int = option("Bootstrap resamples for intervals.", default=1000, min=0, max=10_000),
+    bootstrap: int = option("Number of bootstrap resamples, for intervals.", default=1000, min=0, max=10_000),
     as_json: Json = False,
 ) -> None:
     """Train one architecture at several sizes by one rule, and fit a scaling law to them.

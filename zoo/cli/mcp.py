@@ -21,7 +21,7 @@ def run(
     allow_write: bool = flag("Also offer run_experiment, which trains and writes into folders."),
 ) -> None:
     """Serve tools for an assistant on standard input and output (Model Context Protocol, stdio): list_models, explain,
-    price, diff, solve, draw, plan_experiment, read_report. They read, and write nothing but caches.
+    price, diff, solve, draw, plan_experiment, read_report. They only read, and write nothing but caches.
 
     Needs the package mcp (pip install 'transformer-zoo[mcp]'). The assistant starts this command itself.
 

@@ -30,9 +30,9 @@ class SweepOptions:
         "With -m: equalize a cost across arms: params, active, non_embedding, flops, kv, data, time.", metavar="BUDGET"
     )
     match_by: str | None = option(
-        "The key adjusted to equalize it: d_ff, n_layers, d_model, steps, or any key of the model.", metavar="KEY"
+        "The key that is solved for: d_ff, n_layers, d_model, steps, or any key of the model.", metavar="KEY"
     )
-    baseline: str | None = option("The arm that the others are matched to. [default: the first]", metavar="ARM")
+    baseline: str | None = option("The baseline arm to match. [default: the first]", metavar="ARM")
     search_lr: bool = flag("With -m: tune the learning rate of each arm first, all in the same way.")
     trials: int | None = option("With --search-lr: rates drawn per arm by optuna; ASHA stops poor ones early.", min=2)
     sigma: str | None = option(

@@ -17,11 +17,11 @@ def run(
     like: str = option(
         "The model to start from.", default="llama-tiny", metavar="MODEL", autocompletion=complete_target
     ),
-    parts: str | None = option("Choices of any axis: moe,mla or sandwich.", "--with", metavar="CHOICES"),
+    parts: str | None = option("Choices of any axis to use: moe,mla or sandwich.", "--with", metavar="CHOICES"),
     size: str | None = option("Approximate number of parameters: 10M, 1B.", metavar="NUMBER"),
     tour: Path | None = option("Write twelve models instead, from a Llama to a hybrid with experts.", metavar="FOLDER"),
 ) -> None:
-    """Write a model's YAML file, complete and commented, to change from there.
+    """Write a model's YAML file, complete and commented, as a starting point.
 
     \b
     Examples:

@@ -11,15 +11,15 @@ from zoo.cli.options import argument, flag, option
 def run(
     folders: list[Path] = argument("Runs, or folders with runs below them.", default=..., metavar="RUN..."),
     x: Literal["tokens", "steps", "seconds", "flops"] = option("The x-axis.", "--x", default="tokens"),
-    y: str = option("The metric. loss draws training and validation.", "--y", default="loss"),
+    y: str = option("The metric; loss draws training and validation loss.", "--y", default="loss"),
     smooth: float = option("Moving average over this fraction of a run; 0 draws every point.", default=0.04),
     log: bool = flag("Logarithmic y-axis."),
     out: Path = option("A .png or .svg file.", "--out", "-o", default=Path("plot.png")),
 ) -> None:
     """Plot the curves of runs in one figure. Runs may still be in progress.
 
-    Runs are labelled by the overrides that not all share. A sweep's runs that searched for a learning rate are left out
-    unless each is named: zoo report --plot draws the search.
+    Runs are labelled by the overrides in which they differ. A sweep's runs that searched for a learning rate are left
+    out unless named one by one; zoo report --plot draws the search.
     """
     from zoo.cli.common import print_note
     from zoo.cli.showing import shorten_labels

@@ -25,26 +25,26 @@ MOST_JOBS = 8
 def run(
     target: Target,
     overrides: Overrides = None,
-    multirun: bool = flag("A model for each combination of key=a,b,c.", "--multirun", "-m"),
+    multirun: bool = flag("Run one model for each combination of key=a,b,c.", "--multirun", "-m"),
     probe: str | None = option("Probes by name: mqar,parity. [default: the card's ten]", metavar="NAME,NAME"),
     size: Literal["card", "small", "paper"] = option(
-        "Size of the probes: a minute or two each, minutes, or the source's sizes and budget (hours; a GPU's work).",
+        "Size of the probes: a minute or two each, minutes, or the paper's sizes and budget (hours on a GPU).",
         default="card",
     ),
     seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),
     lrs: str | None = option("Learning rates to try. [default: 1e-4, 3.2e-4, …, 3.2e-2]", metavar="LR,LR"),
-    controls: bool = flag("Also run a model that must reach levels and one that cannot: does the probe separate them?"),
+    controls: bool = flag("Also run controls: a model that must solve the probe, and one that cannot."),
     steps: int | None = option("Updates per training run. [default: the probe's own]", min=1),
     jobs: int | None = option("Parallel training runs, one thread each. [default: the cores, 8 at most]", min=1),
-    out: Path = option("The folder that results are kept in.", "--out", "-o", default=Path("probes")),
+    out: Path = option("The folder for results.", "--out", "-o", default=Path("probes")),
     as_json: Json = False,
     as_md: Markdown = False,
     plot: Plot = None,
 ) -> None:
     """Train an architecture on synthetic tasks and report the level that it reaches: a capability card.
 
-    The model is scaled down, and keeps its kinds of layer and what the overrides set. Each probe tunes the learning
-    rate, then trains several seeds. The same command resumes interrupted probes.
+    The model is scaled down; it keeps its kinds of layer and all settings of the overrides. Each probe tunes the
+    learning rate, then trains several seeds. The same command resumes interrupted probes.
     """
     from zoo.probes.all_probes import CARD
     from zoo.probes.card import draw_card, format_card_markdown, print_card

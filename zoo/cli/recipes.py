@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 def run(
     names: list[str] | None = argument("Recipes, by name or file. [default: all]", metavar="RECIPE..."),
     again: bool = flag("Run them, and compare the results with the expectations.", "--run"),
-    check: bool = flag("Run their short form, and say whether the verdicts still hold."),
+    check: bool = flag("Run their short form, and check whether the verdicts still hold."),
     out: Path = option(
         "The folder of the runs; finished ones are not run again.", default=Path("sweeps/recipes"), metavar="FOLDER"
     ),
-    save: bool = flag("Keep the verdict of --run with the recipe."),
+    save: bool = flag("Store the verdict of --run with the recipe."),
     as_json: Json = False,
 ) -> None:
     """List recipes with their claims and verdicts, show one, or run some.
 
-    A recipe is an experiment: arms, seeds, and the expected results with their source. Its verdict is kept as data,
-    even if it contradicts the claim. Exits with 1 if an expectation of --run or --check is not met: these ask whether a
-    kept verdict holds again, where `zoo experiment` asks what is so.
+    A recipe is an experiment: arms, seeds, and the expected results with their source. Its verdict is stored, even if
+    it contradicts the claim. --run and --check test whether a stored verdict holds again, so they exit with 1 if an
+    expectation is not met (`zoo experiment` exits with 0).
     """
     from zoo.experiments.experiment import find_recipe, list_recipes
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 def run(
     folders: list[Path] = argument("Folders with runs: a sweep, or several.", default=..., metavar="SWEEP..."),
-    baseline: str | None = option("The arm that the others are compared with. [default: the first]"),
-    metric: str = option("The metric that is compared; lower is better.", default="val_loss"),
-    margin: float | None = option("The largest difference that does not matter, to show arms equivalent."),
+    baseline: str | None = option("The baseline arm. [default: the first]"),
+    metric: str = option("The metric to compare; lower is better.", default="val_loss"),
+    margin: float | None = option("Equivalence margin: the largest difference that does not matter."),
     fit: Path | None = option("The baseline's scaling law (zoo fit --out), for effective speedups.", metavar="FIT"),
-    plot: Path | None = option("Draw into this file (.png, .svg).", metavar="FILE"),
+    plot: Path | None = option("Draw the verdicts to this file (.png, .svg).", metavar="FILE"),
     html: Path | None = option("Write a self-contained HTML page to this file.", metavar="FILE"),
     *,
     output: OutputOptions,
@@ -31,7 +31,7 @@ def run(
 
     Losses are paired by seed. An arm is better or worse if Student's t-test at the 5 % level says so, corrected for the
     number of arms (Holm, 1979); equivalent if its difference is shown to be within --margin; else the comparison is
-    inconclusive, and what these seeds can show is given. Diverged runs count, and rank last.
+    inconclusive, and the smallest difference that these seeds can detect is given. Diverged runs count, and rank last.
     """
     from zoo.report.arms import group_arms
     from zoo.report.history import collect_runs

@@ -19,10 +19,10 @@ FOLDERS = ("runs", "sweeps")
 def run(
     folder: Path | None = argument("A folder with runs below it. [default: runs and sweeps here]"),
     sort: str = option("The column to sort by: when, val_loss, params, …", default="when"),
-    reverse: bool = flag("Largest, or latest, first."),
+    reverse: bool = flag("Reverse the order: largest or latest first."),
     as_json: Json = False,
 ) -> None:
-    """List runs: overrides that not all of a folder share, model, parameters, tokens, losses, status, last update.
+    """List runs: the overrides in which they differ, model, parameters, tokens, losses, status, last update.
 
     A run is done, failed, stopped (it can be resumed), running, or cut off: its process died.
     A run whose files cannot be read is listed as unreadable, with the reason.

@@ -9,8 +9,8 @@ from zoo.disk import write_text
 
 
 def run(out: Path | None = option("Write to a file instead of standard output.", "--out", metavar="FILE")) -> None:
-    """Write the JSON Schema (2020-12) of a model's YAML. With it an editor completes keys and choices, marks what is
-    wrong, and shows what each field is.
+    """Write the JSON Schema (2020-12) of a model's YAML. With it an editor completes keys and choices, marks faults,
+    and describes each field.
 
     \b
     Examples:

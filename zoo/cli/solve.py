@@ -193,11 +193,11 @@ def cache(
     target: Target,
     overrides: Overrides = None,
     *,
-    most: float = option("The budget: 2GB, 512MiB.", "--bytes", default=..., **BYTES_OPTION),
+    most: float = option("The budget of the KV cache: 2GB, 512MiB.", "--bytes", default=..., **BYTES_OPTION),
     as_json: Json = False,
     setup: SetupOptions,
 ) -> None:
-    """Find a number of KV heads, or a window, that brings the KV cache of --batch sequences of --context tokens to a
+    """Find a number of KV heads, or a window, with which the KV cache of --batch sequences of --context tokens meets a
     budget."""
     from zoo.analysis.solve import find_smaller_caches
 
@@ -215,7 +215,7 @@ class Most:
     params: float | None = option("Parameters: 1.5B.", **NUMBER_OPTION)
     active_params: float | None = option("Active parameters per token.", **NUMBER_OPTION)
     flops_per_token: float | None = option("Forward FLOPs per token, mean over the context.", **NUMBER_OPTION)
-    kv_bytes_per_token: float | None = option("KV cache per token: 64KB. Reached by fewer key heads.", **BYTES_OPTION)
+    kv_bytes_per_token: float | None = option("KV cache per token: 64KB. Met by fewer key heads.", **BYTES_OPTION)
     memory: float | None = option("Peak memory of generation, or of training with --train: 24GB.", **BYTES_OPTION)
 
 
@@ -229,14 +229,14 @@ def shape(
     *,
     most: Most,
     usable: Usable,
-    aspect: str = option("d_model / n_layers, minimum and maximum.", default="16:128", metavar="LEAST:MOST"),
-    nearest: bool = flag("Take the nearest to the budget, even above it."),
-    count: int = option("Shapes to show.", default=6, min=1, max=8),
+    aspect: str = option("Minimum and maximum of d_model / n_layers.", default="16:128", metavar="LEAST:MOST"),
+    nearest: bool = flag("Take the shape nearest to the budget, even if it is above."),
+    count: int = option("Number of shapes to show.", default=6, min=1, max=8),
     train: Train = False,
     as_json: Json = False,
     setup: SetupOptions,
 ) -> None:
-    """Find width, depth, feed-forward and heads that meet a budget exactly; with --gpu, that fit on it.
+    """Find width, depth, feed-forward and heads that meet a budget on exact prices; with --gpu, that fit its memory.
 
     An override fixes a dimension (d_model=2048) or changes the model (head.tied=true).
     """
@@ -265,9 +265,9 @@ def shape(
 class Searched:
     """Options for the meshes to search."""
 
-    count: int = option("GPUs, of the kind that --gpu names.", default=..., min=1)
+    count: int = option("Number of GPUs, of the type that --gpu names.", default=..., min=1)
     global_batch: int | None = option("Sequences per step.", min=1)
-    batch_tokens: float | None = option("The same in tokens, rounded: 4M. [default: 4194304]", **NUMBER_OPTION)
+    batch_tokens: float | None = option("Tokens per step, rounded: 4M. [default: 4194304]", **NUMBER_OPTION)
     node: int = option("GPUs per node, connected by the GPU's own link.", default=8, min=1)
     network: float | None = option(
         "Network bandwidth per GPU to other nodes. [default: 400Gb]", parser=read_bandwidth, metavar="RATE"
@@ -307,7 +307,7 @@ def mesh(
     model: str | None = option("The model: a packaged name or a file.", autocompletion=complete_target),
     searched: Searched,
     usable: Usable,
-    top: int = option("Meshes to show.", default=10, min=1),
+    top: int = option("Number of meshes to show.", default=10, min=1),
     as_json: Json = False,
     setup: SetupOptions,
 ) -> None:

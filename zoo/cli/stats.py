@@ -21,8 +21,8 @@ class TrainedOptions:
     """Options for the weights that a run trains and the adapters that it adds, as in a training config."""
 
     lora: str | None = option("Low-rank adapters, as `zoo train lora=…`: '{rank: 8, on: [attention]}'.")
-    freeze: list[str] | None = option("Weights that do not train, by pattern of their names; may be repeated.")
-    train: list[str] | None = option("Weights that train, by pattern of their names; may be repeated.")
+    freeze: list[str] | None = option("Pattern of names of weights that do not train. May be given several times.")
+    train: list[str] | None = option("Pattern of names of weights that train. May be given several times.")
 
     def tune(self, setup: Setup) -> Setup:
         """Return a set-up in which only those weights train. Raises ConfigError for a faulty value of `lora`."""
@@ -44,7 +44,7 @@ class TrainedOptions:
 def run(
     target: Target,
     overrides: Overrides = None,
-    multirun: bool = flag("A row for each combination of key=a,b,c.", "--multirun", "-m"),
+    multirun: bool = flag("Print one row for each combination of key=a,b,c.", "--multirun", "-m"),
     columns: str | None = option("Columns of a sweep's table: params,active,flops,kv or dotted paths of --json."),
     plot: Plot = None,
     explain: bool = flag("Show the formula and the source of each figure."),
@@ -60,7 +60,7 @@ def run(
     """Compute a model's cost without building it: parameters, FLOPs, KV cache and memory.
 
     Overrides are Hydra's: an axis by name (attention=mqa), a key (n_layers=4), a field (attention.softcap=50). Several
-    models make one table; with -m each combination of what the overrides sweep over (attention=mha,gqa,mqa) is a row.
+    models make one table; with -m each combination of swept values (attention=mha,gqa,mqa) is a row.
     """
     targets, overrides = split_words([target, *(overrides or [])])
     shown, setup = output.shown, trains.tune(setup)

@@ -33,16 +33,16 @@ def run(
         metavar="MODEL OVERRIDES",
         autocompletion=complete_training,
     ),
-    multirun: bool = flag("A job for each combination of key=a,b,c.", "--multirun", "-m"),
-    config: Path | None = option("A YAML file to start from.", "--config", "-c"),
-    trust: bool = flag("Allow the file of -c to set Hydra's own keys, which can run any program."),
+    multirun: bool = flag("Run one job for each combination of key=a,b,c.", "--multirun", "-m"),
+    config: Path | None = option("A training config (YAML) to start from.", "--config", "-c"),
+    trust: bool = flag("Trust the file of -c: it may set Hydra's own keys, which can run any program."),
     resume: Path | None = option(
-        "Continue the run in this folder; from an earlier checkpoint with RUN@STEP.", metavar="RUN"
+        "Resume the run in this folder; RUN@STEP resumes from an earlier checkpoint.", metavar="RUN"
     ),
     cfg: ConfigPart | None = option("Print the composed YAML instead."),
     resolve: bool = flag("Print it with its interpolations resolved."),
     info: Info | None = option("Print Hydra's own report instead."),
-    show_data: bool = flag("Print the first three rows instead, with the tokens that the loss is on coloured."),
+    show_data: bool = flag("Print the first three rows instead, with the tokens in the loss coloured."),
     *,
     options: SweepOptions,
 ) -> None:
