@@ -201,7 +201,7 @@ def evaluate(
     asked = {"tasks": tasks, "similarity": similarity, "retrieval": retrieval}
     chosen = [name for name, value in {"texts": texts, **asked}.items() if value is not None]
     if len(chosen) > 1:
-        raise ConfigError(f"{chosen[1]}: was asked for beside {chosen[0]} (one of the two)")
+        raise ConfigError(f"{chosen[1]}: was requested together with {chosen[0]} (one of the two)")
     if tasks is not None:
         from zoo.text.tasks import evaluate_tasks
 

@@ -237,7 +237,7 @@ def test_a_page_opened_by_a_bare_name_names_the_other_places_of_it(capsys):
         ("attention.gqqa", "(did you mean 'gqa'?)"),
         ("attention.gqa.qk_nrm", "attention 'gqa' has no such field (did you mean 'qk_norm'?)"),
         ("attention.gqa.scale.eps", "scale holds number above 0 or null, which has no fields"),
-        ("softcap", "stands in several places (one of: attention.gqa.softcap, head.lm.softcap, "),
+        ("softcap", "is ambiguous (one of: attention.gqa.softcap, head.lm.softcap, "),
         ("output_gate", "is no name of the grammar any more (now attention: {gate: true})"),
         ("attention.output_gate", "is no name of the grammar any more (now attention: {gate: true})"),
         ("attention.mla.output_gate", "attention 'mla' has no such field any more (now gate: true)"),

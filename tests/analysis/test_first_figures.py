@@ -92,7 +92,7 @@ def test_a_training_of_long_rows_is_told_the_options_with_which_it_fits() -> Non
 
 def test_a_choice_without_a_gradient_is_told_beside_the_flops_with_backward() -> None:
     assert first_figures("deepseek-v3.2")["FLOPs"].endswith(
-        "(products that need no gradient, as an indexer's, have none)"
+        "(products without a gradient, such as an indexer's, have no backward pass)"
     )
     assert first_figures("deepseek-v3")["FLOPs"].endswith("with backward")
 

@@ -59,7 +59,7 @@ def test_drawn_numbers_are_those_of_stats(capsys):
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (["llama-tiny", "--out", "figure.gif"], "out: figure.gif names no drawing"),
+        (["llama-tiny", "--out", "figure.gif"], "out: figure.gif is not a drawing"),
         (["llama-tiny", "--out", "nowhere/figure.svg"], "out: nowhere is no folder"),
         (["llama-tiny", "--diff"], "diff: compares a model with and without overrides"),
         (["llama-tiny", "gpt2", "bert-tiny"], "draw: draws one model or compares two, found 3"),

@@ -148,10 +148,10 @@ def test_tokens_are_read_as_the_literature_writes_them(text: str, value: float) 
         (["stats", "gpt2", "--tokens", "many"], "tokens: cannot read 'many' as a number (1e12, 300B or 15T)"),
         (["stats", "gpt2", "--mfu", "1.5"], "mfu: is a share of the peak, found 1.5"),
         (["stats", "gpt2", "--ep", "3"], "ep: 3 does not divide the 1 data-parallel ranks"),
-        (["stats", "gpt2", "--columns", "kv"], "columns: are those of a sweep's table (add -m)"),
+        (["stats", "gpt2", "--columns", "kv"], "columns: only apply to a sweep's table (add -m)"),
         (["stats", "gpt2", "llama3-8b", "--cfg", "job"], "cfg: shows one model, 2 were named (name one)"),
         (["stats", "n_layers=3"], "target: is missing (a packaged model from `zoo list`"),
-        (["stats", "gpt2", "--plot", "x.pdf"], "plot: x.pdf names no picture that can be drawn"),
+        (["stats", "gpt2", "--plot", "x.pdf"], "plot: x.pdf is not a picture"),
         (["stats", "-m", "gpt2", "n_layers=1,2", "--explain"], "multirun: takes no --cfg"),
         (["stats", "-m", "gpt2", "attention=foo,bar"], "attention: no option 'foo'"),
         (["stats", "-m", "gpt2", "n_layers=1,2", "--columns", "parms"], "columns: no figure is called 'parms'"),
@@ -372,7 +372,7 @@ def test_adapters_and_frozen_weights_are_priced_as_a_run_trains_them(printed):
 def test_a_part_that_trains_is_told_first_and_in_a_sweep(printed):
     text = printed("stats", "llama-tiny", "--train", "norm*", "--precision", "fp32")
     assert re.search(r"^  trained     \d+, 0\.\d\d % of all; .* a checkpoint$", text, re.MULTILINE)
-    assert "FLOP with backward of what trains" in " ".join(text.split())
+    assert "FLOP with backward of the trained part" in " ".join(text.split())
     text = printed("stats", "llama-tiny", "--train", "norm*", "--convention", "palm")
     assert "FLOP with backward of all weights (palm)" in " ".join(text.split())
     table = printed("stats", "llama-tiny", "-m", "n_layers=1,2", "--lora", "{rank: 2}", "--columns", "trained.adapters")

@@ -299,7 +299,7 @@ def test_stats_show_the_calls_on_a_gpu(printed, monkeypatch):
 def test_places_that_are_served_alike_stand_together_and_reasons_say_what_they_are_for(printed):
     out = printed("stats", "deepseek-v3", "--kernels", "--gpu", "h100")
     assert out.count("  dense × 3, sparse × 58\n") == 2
-    passed = " ".join(out.split("Passed over, whatever is installed")[1].split())
+    passed = " ".join(out.split("Refused, even with all packages")[1].split())
     assert re.match(r"flash3, flash4, flash2, for decode: .*found 576", passed)
     out = " ".join(printed("stats", "t5-small", "--kernels", "--gpu", "h100").split())
     assert "flash kernels have no learned bias" in out
@@ -344,7 +344,7 @@ def test_json_has_the_kernels_beside_the_figures(printed):
 
 def test_what_cannot_be_shown_is_refused(refused):
     for option in ("--csv", "--md", "--explain", "--verify"):
-        assert refused("stats", "gpt2", "--kernels", option).startswith("kernels: are text of their own")
+        assert refused("stats", "gpt2", "--kernels", option).startswith("kernels: are printed as text")
     assert refused("stats", "gpt2", "n_layers=1,2", "-m", "--kernels").startswith("multirun: takes no ")
     assert refused("stats", "gpt2", "--kernels", "--gpu", "h1000").startswith(
         "gpu: unknown 'h1000' (did you mean 'h100'?)"

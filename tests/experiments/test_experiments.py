@@ -185,7 +185,7 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
     assert run(["experiment", str(file), "--no-measure"]) == 0
     said = capsys.readouterr()
     assert "one head" in said.out
-    assert "the source's effect is +0.01, and this design sees 0.065 or more (34 seeds would)" in said.out + said.err
+    assert "the source's effect is +0.01, and this design detects 0.065 or more (34 seeds would)" in said.out + said.err
     assert run(["experiment", str(file), "--no-measure", "--json", "--seeds", "40"]) == 0
     assert json.loads(capsys.readouterr().out)["cannot_see"] == []
 
@@ -205,7 +205,7 @@ def test_flags_that_make_no_experiment_cost_a_line(here: Path, refused, asked: l
 
 def test_a_file_that_makes_no_experiment_costs_a_line(here: Path, refused) -> None:
     file = write(here, expect=[{"arm": "one head", "against": "many heads", "verdict": "equivalent"}])
-    assert "equivalent is within a margin" in refused("experiment", str(file))[0]
+    assert "equivalent needs a margin" in refused("experiment", str(file))[0]
     assert "increase" in refused("experiment", str(write(here, seeds=[5, 3])))[0]
     assert "there is no arm 'none'" in refused("experiment", str(write(here, baseline="none")))[0]
     assert refused("experiment", str(write(here)), "--report")[0].endswith("(--run)")

@@ -66,7 +66,7 @@ def generate(folders, *args, model="model"):
     [
         ("model", ["--draft", "other"], f"draft: has a vocabulary of 300, the model 257 {WOULD}"),
         ("model", ["--draft", "absent"], "absent: no such folder"),
-        ("model", ["--draft", "small", "--ngram", "3"], "ngram: --draft guesses (one of the two)"),
+        ("model", ["--draft", "small", "--ngram", "3"], "ngram: excludes --draft (one of the two)"),
         ("model", ["--ngram", "3", "--deterministic"], "speculate: a draft's tokens are computed together"),
         ("experts", ["--deterministic"], "deterministic: an expert's products differ in bits"),
     ],

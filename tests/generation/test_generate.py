@@ -169,8 +169,8 @@ def test_a_stream_leaves_the_model_and_the_caller_as_they_were():
         ({"max_new_tokens": -1}, "max_new_tokens: is -1"),
         ({"temperature": -1.0}, "temperature: is -1.0"),
         ({"attention_mask": torch.ones(1, 4)}, "attention_mask: shape [1, 4]"),
-        ({"attention_mask": torch.tensor([[1] * 8 + [0]] * 2)}, "attention_mask: a zero stands after a one"),
-        ({"attention_mask": torch.tensor([[1, 0] + [1] * 7] * 2)}, "attention_mask: a zero stands after a one"),
+        ({"attention_mask": torch.tensor([[1] * 8 + [0]] * 2)}, "attention_mask: a zero follows a one"),
+        ({"attention_mask": torch.tensor([[1, 0] + [1] * 7] * 2)}, "attention_mask: a zero follows a one"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_in_one_line(change, fault):

@@ -353,7 +353,7 @@ def test_what_a_model_of_ours_does_not_take_is_refused():
         model(ids, past_key_values=transformers.DynamicCache())
     with pytest.raises(ValueError, match="attention_mask: has 4 dimensions"):
         model(ids, mask[:, None, None])
-    with pytest.raises(ConfigError, match="prefix_lm: transformers tells no model how long"):
+    with pytest.raises(ConfigError, match="prefix_lm: transformers does not tell a model how long"):
         AutoModelForCausalLM.from_config(ZooConfig.of("llama-tiny", ["prefix_lm=true"]))
     with pytest.raises(ValueError, match="token_type_ids: rows of a cache have none"):
         model(ids, token_type_ids=ids, use_cache=True)

@@ -257,7 +257,8 @@ def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path, capsy
     draw_card(found, tmp_path / "card.svg")
     drawn = (tmp_path / "card.svg").read_text()
     assert all(
-        f">{text}<" in drawn for text in ("4", "2 to 4", "none", "like a guess", "not tested", "mqar, of 8 keys")
+        f">{text}<" in drawn
+        for text in ("4", "2 to 4", "none", "no better than a guess", "not tested", "mqar, of 8 keys")
     )
     assert drawn.count(">not tested<") == 1  # parity, on b
 

@@ -66,7 +66,7 @@ def test_contexts_go_up_to_the_longest() -> None:
 
 @pytest.mark.parametrize(
     ("file", "fault"),
-    [("x.pdf", "names no picture"), ("none/x.png", "is no folder"), ("folder.png", "cannot be written")],
+    [("x.pdf", "is not a picture"), ("none/x.png", "is no folder"), ("folder.png", "cannot be written")],
 )
 def test_a_file_that_cannot_be_drawn_is_refused(file: str, fault: str, tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()

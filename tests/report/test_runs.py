@@ -86,7 +86,7 @@ def test_a_plot_of_runs_shows_each_by_name_and_its_last_validation_loss(trained:
         body = file.read_text()
         losses = [json.loads((Path(each) / "result.json").read_text())["val_loss"] for each in folders]
         named = [f"{name}: {loss:.3f}" for name, loss in zip(("one", "two"), losses, strict=True)]
-        for text in (label, "validation, with its last value", *named):
+        for text in (label, "validation (last value)", *named):
             assert f">{text}<" in body, text
     assert run(["plot", str(trained / "sweep"), "-o", str(tmp_path / "both.png"), "--smooth", "0"]) == 0
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
@@ -137,7 +137,7 @@ def test_a_curve_has_a_point_for_each_line_with_the_metric(trained: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (["plot", "RUNS", "-o", "x.pdf"], "plot: x.pdf names no picture"),
+        (["plot", "RUNS", "-o", "x.pdf"], "plot: x.pdf is not a picture"),
         (["plot", "RUNS", "--y", "lss"], "y: no run has a metric 'lss' (did you mean 'loss'?)"),
         (["plot", "RUNS", "--smooth", "1.5"], "smooth: is 1.5, not a share of a run"),
         (["plot", "nowhere"], "nowhere: is no folder"),

@@ -145,7 +145,7 @@ def test_the_names_are_those_of_the_price(tmp_path, what):
     {
         "half": r"recompute: unknown 'half'.*\(one of: none, selective, full, every_2, every_3 …\)",
         "every_1": r"recompute: is every_1, which is every layer \(full\)",
-        "every_3": r"recompute: is every_3, and of 2 layers none is computed again \(every_2, or recompute=full\)",
+        "every_3": r"recompute: is every_3, and of 2 layers none is recomputed \(every_2, or recompute=full\)",
     }.items(),
 )
 def test_what_would_compute_no_layer_again_is_refused_by_run_and_price(tmp_path, what, fault):

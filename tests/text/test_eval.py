@@ -237,7 +237,7 @@ def test_the_verb_prints_a_row_for_each_precision_and_says_how_it_read(llama, tm
     out = capsys.readouterr().out
     expected = zoo.evaluate(llama, [TEXT])
     assert f"{expected['tokens']:,} tokens, {len(TEXT.encode()):,} bytes" in out
-    assert "windows of 64 tokens, one every 32: each token is predicted from the 33 to 64 before it" in out
+    assert "windows of 64 tokens, one every 32: each token is predicted from the 33 to 64 tokens before it" in out
     assert f"{expected['results'][0]['loss']:.4f}" in out
     assert "weights bf16: " in out
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + TEXT.encode())))
@@ -258,7 +258,11 @@ def test_the_verb_prints_a_row_for_each_precision_and_says_how_it_read(llama, tm
             ("--context", "49"),
             "context: is 49, not a whole number from 1 to 48, where the model's positions end",
         ),
-        (b"fine", ("--weights", "int8", "--fp8", "weight_only"), "weights: int8 was asked for beside fp8: weight_only"),
+        (
+            b"fine",
+            ("--weights", "int8", "--fp8", "weight_only"),
+            "weights: int8 was requested together with fp8: weight_only",
+        ),
     ],
 )
 def test_what_is_wrong_costs_one_line(gpt2, tmp_path, monkeypatch, refused, content, args, fault):

@@ -232,7 +232,7 @@ def test_tasks_end_as_with_the_harness_own_model(folder, reference, tasks, capsy
 def test_tasks_that_cannot_be_run_say_why(folder, tasks, tmp_path, refused):
     (tmp_path / "bad.yaml").write_text("task: bad\ndataset_path: json\ndataset_kwargs: {data_files: none.jsonl}\n")
     cases = {
-        (tasks[1], "--num-fewshot", "2"): "num_fewshot: the task local_answers itself says 0 (leave it out)",
+        (tasks[1], "--num-fewshot", "2"): "num_fewshot: the task local_answers itself fixes it at 0 (leave it out)",
         ("none.yaml",): "tasks: none.yaml is no file (a task's YAML)",
         (str(tmp_path / "bad.yaml"),): f"tasks: {tmp_path / 'bad.yaml'} cannot be loaded, found ",
         (tasks[0], "--stride", "2"): "stride: has no effect beside --tasks (leave it out)",

@@ -172,4 +172,4 @@ def test_what_has_no_effect_beside_a_file_of_pairs_is_refused(refused):
     (line,) = refused("eval", "somewhere", "data=text", "--retrieval", "a.csv")
     assert line == "data=text: has no effect beside --retrieval (leave it out)"
     (line,) = refused("eval", "somewhere", "--similarity", "a.csv", "--retrieval", "b.csv")
-    assert line == "retrieval: was asked for beside --similarity (one of the two)"
+    assert line == "retrieval: was requested together with --similarity (one of the two)"

@@ -282,7 +282,7 @@ def test_prompts_of_an_encoder_decoder_are_its_sources(tmp_path, monkeypatch, ca
         (["--prompt-file", "p.txt", "--prompt", "x"], "prompt: --prompt-file has the prompts"),
         (["--prompt-file", "none.txt"], "prompt_file: cannot read none.txt, found No such file or directory"),
         (["--prompt-file", "empty.txt"], "prompt_file: empty.txt has no prompt"),
-        (["--prompt-format", "jsonl"], "prompt_format: says what a file holds"),
+        (["--prompt-format", "jsonl"], "prompt_format: needs a file of prompts"),
         (["--resume"], "resume: there is no file"),
         (["--force"], "force: there is no file"),
         (["--force", "--resume", "--out", "x"], "resume: --force would replace"),

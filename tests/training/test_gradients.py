@@ -127,7 +127,7 @@ def test_targets_without_a_head_and_a_loss_without_targets_are_refused():
     model, ids = model_of(["head.kind=none", "~head.tied"]), torch.zeros(1, 4, dtype=torch.long)
     with pytest.raises(ConfigError, match="targets: the model has no head"):
         model(ids, targets=ids)
-    with pytest.raises(ConfigError, match="loss: says how targets are weighed, and there are none"):
+    with pytest.raises(ConfigError, match="loss: weighs targets, and none were given"):
         model_of()(ids, loss=TokenLoss())
 
 

@@ -223,7 +223,7 @@ def test_interleaving_keeps_more_and_zero_bubble_as_much_as_the_first_stage():
             r"accumulate: is 7, which the 2 rounds of pp=3 .* \(accumulate=6\)",
         ),
         ({**ZERO_BUBBLE, "recompute": "full"}, r"recompute: is full, and schedule=zero_bubble goes back in two halves"),
-        ({**V, "zero": 3, "dp": 2}, r"zero: is 3, and schedule=zero_bubble_v goes with no sharded weights"),
+        ({**V, "zero": 3, "dp": 2}, r"zero: is 3, and schedule=zero_bubble_v does not allow sharded weights"),
         ({"schedule": "gpipe"}, r"schedule: unknown 'gpipe' \(one of: 1f1b, interleaved"),
     ],
 )

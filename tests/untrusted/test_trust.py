@@ -114,7 +114,7 @@ def test_a_file_that_is_trusted_sets_what_hydra_has(here: Path, capsys) -> None:
 
 
 def test_trust_is_said_of_a_file(here: Path, refused) -> None:
-    assert refused("train", "--trust") == ["trust: is said of a file, and none is named (-c FILE)"]
+    assert refused("train", "--trust") == ["trust: needs a file (-c FILE)"]
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
     if all(places[most] > MOST_LESS * places[each] for each in others):
         return explain(most) | ({"also": others} if others else {})
     more = f" and {len(places) - MOST_FOUND} more" if len(places) > MOST_FOUND else ""
-    raise ConfigError(f"{name}: stands in several places (one of: {', '.join([most, *others][:MOST_FOUND])}{more})")
+    raise ConfigError(f"{name}: is ambiguous (one of: {', '.join([most, *others][:MOST_FOUND])}{more})")
 
 
 def find_places(first: str, *rest: str) -> dict[str, int]:
@@ -124,7 +124,7 @@ def _find_word(axis: str, name: str) -> str:
             raise ConfigError(f"{axis}.{name}: is no name of the grammar any more (now {axis}: {{{now[axis]}}})")
         fields = {each for choice in choices.values() for each in choice.fields}
         hint = did_you_mean(name, {*choices, *fields}) or f" (one of: {', '.join(choices)})"
-        raise ConfigError(f"{axis}.{name}: {axis} has no such choice, and no choice of it such a field{hint}")
+        raise ConfigError(f"{axis}.{name}: {axis} has no such choice, and none of its choices has such a field{hint}")
     return max(having, key=lambda word: len(find_users(axis, word)[0]))
 
 

@@ -157,7 +157,7 @@ def _obey(conversation: Conversation, text: str, tell: Callable[[str], object]) 
 
 def _save(conversation: Conversation, name: str) -> None:
     if not name:
-        raise ConfigError("save: to which file is not said (/save FILE)")
+        raise ConfigError("save: needs a file (/save FILE)")
     if Path(name).exists():
         raise ConfigError(f"save: {name} is there already (another name)")
     disk.write_text(Path(name), json.dumps(conversation.messages, ensure_ascii=False, indent=1) + "\n")

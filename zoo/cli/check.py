@@ -42,7 +42,7 @@ def run(
         print_coordinates(target, overrides or [], coordinates, None if widths is None else read_widths(widths))
         return
     if overrides:
-        raise ConfigError(f"{overrides[0]}: is for a model, and a checkpoint is as it is (--coordinates KIND)")
+        raise ConfigError(f"{overrides[0]}: changes a model, and a checkpoint cannot be changed (--coordinates KIND)")
     found = compare_tensors(Path(target))
     if found.faults:
         raise CheckpointError(*found.faults)

@@ -73,7 +73,7 @@ def _refuse_unused(by: str | None, look: str, card: bool, dark: bool, out: Path 
     if out is not None:
         check_drawing(out)
     if by is not None and look != "cost":
-        raise ConfigError("by: is of the look `cost` (add --look cost)")
+        raise ConfigError("by: only applies to the look `cost` (add --look cost)")
     if card and look != LOOKS[0]:
         raise ConfigError(f"card: has a look of its own, and --look {look} was given too (leave one out)")
     if (card or dark) and (out is None or out.suffix.lower() == ".txt"):

@@ -25,7 +25,7 @@ def choose_mode(asked: Mapping[str, Any]) -> str | None:
     """Return the mode asked for (tasks, similarity or retrieval); None for a text. Raises ConfigError for two modes."""
     chosen = [name for name, value in asked.items() if value]
     if len(chosen) > 1:
-        raise ConfigError(f"{chosen[1]}: was asked for beside --{chosen[0]} (one of the two)")
+        raise ConfigError(f"{chosen[1]}: was requested together with --{chosen[0]} (one of the two)")
     return chosen[0] if chosen else None
 
 

@@ -110,7 +110,7 @@ def foresee(experiment: Experiment, folder: Path, measure: bool) -> tuple[Outloo
     from zoo.experiments.running import plan_experiment
 
     if experiment.probe is not None or experiment.ladder is not None:
-        raise ConfigError("plan: is of arms that train on text, not of a probe or a ladder (--run)")
+        raise ConfigError("plan: is for arms that train on text, not for a probe or a ladder (--run)")
     noise = find_noise(experiment) if experiment.sigma is None else None
     known = experiment if noise is None else experiment.model_copy(update={"sigma": noise.sigma})
     outlook = plan_experiment(known, folder, measure=measure)

@@ -58,7 +58,7 @@ def run(
     if approach == 2:
         if hold_out or out is not None:
             name = "hold-out" if hold_out else "out"
-            raise ConfigError(f"{name}: is of a law, and parabolas predict no loss (--approach 3)")
+            raise ConfigError(f"{name}: needs a law, because parabolas predict no loss (--approach 3)")
         return fit_parabolas(points, bootstrap, seed, as_json)
     kept, held = points.split_largest(hold_out) if hold_out else (points, None)
     fit = fit_law(kept, bootstrap, seed)

@@ -161,7 +161,7 @@ class Serving:
             if not least <= count <= MOST_GUESSES:
                 raise ConfigError(f"{name}: is {count}, not a whole number from {least} to {MOST_GUESSES}")
         if self.ngram and self.draft is not None:
-            raise ConfigError("ngram: --draft guesses (one of the two)")
+            raise ConfigError("ngram: excludes --draft (one of the two)")
         return self.ngram if self.draft is None else self.draft_tokens
 
 
@@ -267,7 +267,7 @@ def _read_prompts(prompt: str | None, batch: BatchOptions, given: dict[str, Any]
     file, form = batch.prompt_file, batch.form
     if file is None:
         if form is not None:
-            raise ConfigError("prompt_format: says what a file holds, and there is none (--prompt-file FILE)")
+            raise ConfigError("prompt_format: needs a file of prompts (--prompt-file FILE)")
         whole = read_text(Path("-"), "prompt") if prompt == "-" else prompt or ""
         return [Prompt(0, "", {"prompt": whole}, Options.checked(complete(given)))]
     if prompt is not None:

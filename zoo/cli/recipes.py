@@ -44,7 +44,7 @@ def run(
         raise ConfigError("recipes: --run needs names, as all of them take hours (`zoo recipes` lists them)")
     found = dict(find_recipe(name) for name in (names or list_recipes()))
     if save and (others := [name for name in names or () if name not in list_recipes()]):
-        raise ConfigError(f"recipes: --save is of packaged recipes, found {others[0]} (leave it out)")
+        raise ConfigError(f"recipes: --save is for packaged recipes, found {others[0]} (leave it out)")
     if not (again or check):
         return _show(found, whole=bool(names), as_json=as_json)
     outcomes = [

@@ -74,7 +74,7 @@ def run(
 
         return sweep(targets, overrides, setup, columns, shown, plot)
     if columns is not None:
-        raise ConfigError("columns: are those of a sweep's table (add -m)")
+        raise ConfigError("columns: only apply to a sweep's table (add -m)")
     if cfg or resolve:
         if len(targets) > 1:
             raise ConfigError(f"cfg: shows one model, {len(targets)} were named (name one)")
@@ -83,7 +83,7 @@ def run(
         return show_config(compose_target(targets[0], overrides), resolve, cfg)
     if kernels:
         if explain or verify or plot is not None or shown in (Shown.csv, Shown.md):
-            raise ConfigError("kernels: are text of their own or a part of --json (leave other options of output out)")
+            raise ConfigError("kernels: are printed as text or with --json (leave out other output options)")
         return _kernels(targets, overrides, setup, shown)
     _price(targets, overrides, setup, shown, plot, explain=explain, verify=verify)
 

@@ -63,7 +63,7 @@ def run(
         with _ended_by_sigterm():
             return _resume(resume, overrides)
     if trust and config is None:
-        raise ConfigError("trust: is said of a file, and none is named (-c FILE)")
+        raise ConfigError("trust: needs a file (-c FILE)")
     if cfg or resolve or info:
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False, trust=trust) as launch:
             _tell_left_out(launch)

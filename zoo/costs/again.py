@@ -91,7 +91,7 @@ def mark_layers(spec: Priced, recompute: str) -> Priced:
     if marked is spec:
         most = max(len(tower.pattern) for tower in spec.towers().values())
         would = f"every_{most}, or recompute=full" if most > 1 else "recompute=full"
-        raise ConfigError(f"recompute: is {recompute}, and of {most} layers none is computed again ({would})")
+        raise ConfigError(f"recompute: is {recompute}, and of {most} layers none is recomputed ({would})")
     return marked
 
 

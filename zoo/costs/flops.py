@@ -264,7 +264,7 @@ class SequenceFlops:
         if prefix and any(row.attention.causal for row in self.table.attentions):
             yield "prefix: a recurrent mixer reads earlier tokens only (use gqa there)"
         if not 0 <= prefix <= self.context:
-            yield f"prefix: is {prefix}, the sequence has {self.context} tokens (0 to {self.context})"
+            yield f"prefix: is {prefix}, but the sequence has {self.context} tokens (0 to {self.context})"
 
 
 def count_training(passed: PassFlops, convention: str, recompute: str, layers: Amount = 0) -> tuple[Amount, Amount]:

@@ -196,7 +196,7 @@ def _faults(setup: Setup) -> Any:
     if reason := explain_unknown(setup.recompute):
         yield f"recompute: {reason}"
     if setup.page is not None and setup.engine != "zoo":
-        yield f"page: is of Zoo's own engine, found engine={setup.engine} (engine: zoo, or no page)"
+        yield f"page: only applies to Zoo's own engine, found engine={setup.engine} (engine: zoo, or no page)"
     counts = ("context", "batch", "document", "page", "accumulate", "dp", "tp", "pp", "chunks", "ep", "cp", "replicas")
     for name in counts:
         found = getattr(setup, name)
@@ -213,7 +213,7 @@ def _faults(setup: Setup) -> Any:
     if setup.train_tokens is not None and not 0 < setup.train_tokens <= MOST_AMOUNT:
         yield f"train_tokens: must be above 0 and at most {MOST_AMOUNT:g}, found {setup.train_tokens:g}"
     if setup.replicas > 1 and setup.zero < 3:
-        yield f"replicas: are of groups that share weights, found zero={setup.zero} (zero=3, or more dp)"
+        yield f"replicas: need sharded weights, found zero={setup.zero} (zero=3, or more dp)"
     parts, ranks = setup.dp * setup.cp, setup.rows * setup.cp
     if ranks % setup.ep or (parts % setup.ep and setup.ep % parts):
         of = "dp × cp" if ranks == parts else "dp × cp × replicas"
@@ -231,7 +231,7 @@ def _schedule_faults(setup: Setup) -> Any:
     faults += [schedule.find_ring_fault(setup.cp_comm)] if setup.cp > 1 else []
     yield from (fault for fault in faults if fault is not None and setup.pp > 1)
     if setup.zero == 3 and setup.pp > 1 and schedule.splits_backward:
-        yield f"zero: is 3, and schedule={setup.schedule} goes with no sharded weights (zero=0, or {WHOLE_BACKWARD})"
+        yield f"zero: is 3, and schedule={setup.schedule} does not allow sharded weights (zero=0, or {WHOLE_BACKWARD})"
 
 
 NAMES = tuple(field.name for field in fields(Setup))

@@ -89,7 +89,7 @@ def hold_out(
         share = len(own) if wanted is None or wanted >= sum(there) else max(round(wanted * rows / sum(there)), 1)
         if part != "all" and not own:
             raise ZooError(
-                f"eval_part: the validation split has {rows} rows, and no half (a larger data.validation_fraction)"
+                f"eval_part: the validation split has {rows} rows, too few to halve (a larger data.validation_fraction)"
             )
         if part == "all" and share >= rows:
             whole = read_evaluation_batches(tokens, batch_size, seq_len, documents=documents, collate=collate)

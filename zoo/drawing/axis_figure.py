@@ -123,13 +123,13 @@ def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
 
 
 def _say_mask(grid: MaskGrid, choice: Choice) -> str:
-    """Say what a grid shows, and what it does not."""
+    """Describe the keys in a grid, and those that it leaves out."""
     width = find_convolved(choice.component)
     said = ["keys" if choice.element.color == "attention" else "through a state"]
     said += [f"of the last {width} tokens"] if width else []
     said += [] if choice.causal else ["both ways"]
     said += [f"one token in {grid.step} drawn"] if grid.step > 1 else []
-    said += ["of which an indexer chooses"] if choice.component.chooser is not None else []
+    said += ["an indexer chooses among these"] if choice.component.chooser is not None else []
     hidden = " and ".join(list_hidden(choice.component))
     return ", ".join([*said, *([f"{hidden} not drawn"] if hidden else [])])
 

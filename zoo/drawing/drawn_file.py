@@ -15,7 +15,7 @@ FORMS = (".svg", ".png", ".html", ".pdf", ".txt")
 def check_drawing(file: Path) -> None:
     """Raise ConfigError for a file that cannot hold a drawing. Called before anything is drawn."""
     if file.suffix.lower() not in FORMS:
-        raise ConfigError(f"out: {file} names no drawing (a file ending in {', '.join(FORMS[:-1])} or {FORMS[-1]})")
+        raise ConfigError(f"out: {file} is not a drawing (a file ending in {', '.join(FORMS[:-1])} or {FORMS[-1]})")
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"out: {file.parent} is no folder (make it first)")
 

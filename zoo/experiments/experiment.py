@@ -233,7 +233,7 @@ class Experiment(Strict):
         if unknown := sorted(named - self.arms.keys()):
             raise ValueError(f"expect: names {', '.join(unknown)}, and the arms are {', '.join(self.arms)}")
         if any(each.verdict == "equivalent" and self.find_margin(each) is None for each in self.expect):
-            raise ValueError("expect: equivalent is within a margin (margin: 0.02, say)")
+            raise ValueError("expect: equivalent needs a margin (margin: 0.02, say)")
         if [self.config, self.probe, self.ladder].count(None) < 2:
             raise ValueError("config: an experiment trains by a config, or has a probe, or a ladder (one of the three)")
         if self.baseline is not None and self.baseline not in self.arms:
@@ -242,9 +242,11 @@ class Experiment(Strict):
         if not trains and (
             self.tune or self.match or any(isinstance(each, list) for each in (self.seeds, self.short.seeds))
         ):
-            raise ValueError("tune, match and looks: are of arms that train (a probe searches its own rates)")
+            raise ValueError("tune, match and looks: are for arms that train (a probe searches its own rates)")
         if (self.probe is None) != (self.short.probe is None) or (self.ladder is None) != (self.short.ladder is None):
-            raise ValueError("short: is of the same kind as the recipe (probe: {name: …, size: small}, ladder: {…})")
+            raise ValueError(
+                "short: must be of the same kind as the recipe (probe: {name: …, size: small}, ladder: {…})"
+            )
         metrics = (*RESULTS, *self.measure, *([WINDOW] if self.tune else []))
         if unknown := [each for each in self.list_metrics() if trains and each not in metrics]:
             hint = did_you_mean(unknown[0], metrics) or f" (one of: {', '.join(metrics)})"

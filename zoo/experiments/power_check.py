@@ -54,7 +54,7 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
         levels = ", ".join(f"{level:.2g}" for level in find_look_levels(tuple(form.looks)))
         lines.append(f"looks at {', '.join(map(str, form.looks))} seeds: a verdict needs p < {levels} at these")
     if outlook.sigma is None:
-        lines.append("σ is not known: sigma: NUMBER in the file says in loss what the seeds detect")
+        lines.append("σ is unknown (sigma: NUMBER in the file, to see the detectable difference in units of loss)")
     elif experiment.margin is not None:
         power = compute_equivalence_power(experiment.margin / outlook.sigma, seeds, LEVEL / others)
         lines.append(f"equal arms are shown equivalent within ±{experiment.margin:g} with a chance of {power:.0%}")
@@ -63,7 +63,7 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
             f"divergence cannot be shown: {seeds} runs of {seeds} against none have p = {least:.2f} (more seeds)"
         )
     if experiment.tune:
-        lines.append("the errors of the searched rates come on top, and more seeds do not remove them")
+        lines.append("the errors of searched learning rates are added, and more seeds do not remove them")
     return lines
 
 
@@ -80,7 +80,7 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
         what = f"the source's effect is {each.effect:+g}" if each.effect is not None else f"the margin is {effect:g}"
         needed = count_seeds(effect, sigma, LEVEL / max(1, len(outlook.arms) - 1))
         would = "" if needed is None else f" ({needed:,} seeds would)"
-        lines.append(f"{_describe(each)}: {what}, and this design sees {seen:.2g} or more{would}")
+        lines.append(f"{_describe(each)}: {what}, and this design detects {seen:.2g} or more{would}")
     return lines
 
 

@@ -89,7 +89,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         ran,
         make_table("", FINDINGS, rows),
         make_table("Arms", *list_arms(recipe, outcome)),
-        make_table("What they cost", *list_costs(recipe, outcome)),
+        make_table("Costs", *list_costs(recipe, outcome)),
         *([make_table("Learning rates", rate_table.HEADER, rows)] if (rows := list_rates(outcome)) else []),
     ]
 

@@ -97,7 +97,7 @@ class FindingFacts:
         yield "Arms", *list_arms(self.recipe, self.outcome)
         if rates := list_rates(self.outcome):
             yield "Searched learning rates", HEADER, rates
-        yield "What they cost", *list_costs(self.recipe, self.outcome)
+        yield "Costs", *list_costs(self.recipe, self.outcome)
 
     @property
     def pictures(self) -> list[Any]:

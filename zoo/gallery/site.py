@@ -64,7 +64,9 @@ def write_site(folder: Path, targets: Sequence[str] = ()) -> int:
     files. Raises ConfigError for a folder that holds something else, and for a model that cannot be read."""
     there = {each.name for each in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
     if FIGURES not in there and there - {DOCS}:
-        raise ConfigError(f"gallery: {folder} is there and is no gallery (a new folder, or one that zoo gallery wrote)")
+        raise ConfigError(
+            f"gallery: {folder} exists and is not a gallery (a new folder, or one that zoo gallery wrote)"
+        )
     docs = (folder / DOCS / "index.html").is_file()
     count = 0
     for place, text in _list_files(_collect_models(targets), docs):

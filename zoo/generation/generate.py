@@ -144,5 +144,5 @@ def _read_prompts(apart: bool, ids: Tensor, mask: Tensor | None) -> list[list[in
     if apart and not bool(real.any(1).all()):
         raise ConfigError("attention_mask: a row has no token (a one at least in every row)")
     if not apart and (not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any())):
-        raise ConfigError("attention_mask: a zero stands after a one (pad on the left: zeros, then ones, in every row)")
+        raise ConfigError("attention_mask: a zero follows a one (pad on the left: zeros, then ones, in every row)")
     return [list(compress(row, kept)) for row, kept in zip(rows, real.tolist(), strict=True)]

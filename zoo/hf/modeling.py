@@ -274,7 +274,7 @@ class ZooPreTrainedModel(PreTrainedModel):
             for path in self._bare:
                 if not isinstance(self.get_submodule(path), LinearModule):
                     raise ConfigError(
-                        f"{path}: is also read as a plain weight, which would pass by its adapter (another)"
+                        f"{path}: is also read as a plain weight, which would bypass its adapter (another product)"
                     )
         return super().train(mode)
 

@@ -226,7 +226,7 @@ class ZooForCausalLM(GeneratingModel):
     def fit(cls, spec: Topology, config: ZooConfig) -> Topology:
         if getattr(spec, "prefix_lm", False):
             raise ConfigError(
-                "prefix_lm: transformers tells no model how long a prompt is (prefix_lm: false, or AutoModel)"
+                "prefix_lm: transformers does not tell a model how long the prompt is (prefix_lm: false, or AutoModel)"
             )
         return require_tokens(spec, "decoder")
 

@@ -60,7 +60,9 @@ def _list_heads(attentions: Sequence[Mapping[str, Any]]) -> Table:
             ]
         )
     header = ("attention", "kind", "heads", "entropy, least", "most", "rank, least", "most", "sinks")
-    return make_table("Heads: entropy of equal shares, and effective rank of the map", header, rows, right=range(2, 8))
+    return make_table(
+        "Heads: entropy relative to uniform attention, and effective rank of the map", header, rows, right=range(2, 8)
+    )
 
 
 def _list_routers(routers: Sequence[Mapping[str, Any]]) -> Table:
@@ -75,8 +77,8 @@ def _list_routers(routers: Sequence[Mapping[str, Any]]) -> Table:
         ]
         for each in routers
     ]
-    header = ("router", "kind", "experts", "dead", "entropy", "busiest, of the mean")
-    return make_table("Routing: entropy is of equal shares", header, rows, right=range(2, 6))
+    header = ("router", "kind", "experts", "dead", "entropy", "busiest ÷ mean")
+    return make_table("Routing: entropy relative to equal shares", header, rows, right=range(2, 6))
 
 
 def format_lines(figures: Mapping[str, Any]) -> list[str]:
@@ -93,9 +95,7 @@ def format_lines(figures: Mapping[str, Any]) -> list[str]:
 
 def _say_noise(noise: Mapping[str, Any]) -> str:
     if noise["rows"] is None:
-        return (
-            f"Gradient noise scale: {noise['measured_on']} rows do not show a gradient in its noise (more --noise-rows)"
-        )
+        return f"Gradient noise scale: {noise['measured_on']} rows are too few to show the gradient (more --noise-rows)"
     error = "" if noise["error"] is None else f" ± {noise['error']:.2g}"
     return (
         f"Gradient noise scale: {noise['rows']:.3g}{error} rows, {noise['tokens']:,.0f} targets: much larger batches "
@@ -117,7 +117,7 @@ def divide(part: float, whole: float) -> float:
 
 
 ADDED = {"attention": "attention adds", "cross": "cross-attention adds", "ffn": "feed-forward adds"}
-"""Labels of the curves of what joins the residual stream, by sub-layer."""
+"""Labels of the curves of additions to the residual stream, by sub-layer."""
 
 
 def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
@@ -131,13 +131,13 @@ def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
             layer += 1
         elif "joins" in each:
             points.setdefault(each["joins"], []).append((layer, each["added"]))
-    labels = {"block": "stream after the layer", **ADDED}
+    labels = {"block": "residual stream after the layer", **ADDED}
     drawn = [
         Curve([at for at, _ in points[name]], [rms for _, rms in points[name]], label, color, marks=True)
         for color, (name, label) in enumerate(labels.items())
         if name in points
     ]
-    return draw_panel("RMS of the stream and of what joins it", drawn, "layer", width=984, height=320)
+    return draw_panel("RMS of the residual stream, and of each addition to it", drawn, "layer", width=984, height=320)
 
 
 def draw_heads(attentions: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -175,7 +175,9 @@ def read_number(job: SweepPoint, key: str) -> float:
     for each in key.split("."):
         value = value.get(each) if isinstance(value, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ConfigError(f"tune: {key} is {value!r} there, and its multiples are tried (the key of a number above 0)")
+        raise ConfigError(
+            f"tune: {key} is {value!r} there, and multiples of it are tried (a key whose value is above 0)"
+        )
     return value
 
 

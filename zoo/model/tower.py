@@ -268,7 +268,7 @@ class Tower(Topology):
         if inputs.targets is not None and self.head.kind == "none":
             raise ConfigError("targets: the model has no head to predict them (head.kind: lm)")
         if inputs.loss is not None and inputs.targets is None:
-            raise ConfigError("loss: says how targets are weighed, and there are none (pass targets)")
+            raise ConfigError("loss: weighs targets, and none were given (pass targets)")
         if self.head.asks and inputs.targets is not None:
             raise ConfigError(f"targets: a head of kind '{self.head.kind}' is trained by no objective (leave them out)")
         if (self.head.reads_rows or self.head.asks) and (inputs.targets is not None or inputs.logits_to_keep != 0):
@@ -381,6 +381,6 @@ class Encoder(Tower, kind="encoder"):
     def check_inputs(self, inputs: Inputs) -> None:
         super().check_inputs(inputs)
         if inputs.cache is not None:
-            raise ConfigError("cache: an encoder reads a row whole, so that nothing of it can be kept (leave it out)")
+            raise ConfigError("cache: an encoder reads whole rows, and so uses no cache (leave it out)")
         if inputs.prefix is not None:
             raise ConfigError("prefix: an encoder's tokens all see one another (leave it out)")

@@ -94,10 +94,10 @@ def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:
     """List explanations of the columns, and notes on single outcomes."""
     notes = [
         "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
-        "steps: updates until 90 % of answers in rows as in training are right; > where that was not in the budget.",
+        "steps: updates until 90 % of answers in rows as in training are right; > if the budget was not enough.",
         "accuracy: at the hardest level of training, ± one deviation over seeds.",
-        "guess: the accuracy there of a guess among the answers that a row makes possible.",
-        "lr window: decades of learning rate with 90 % of the best accuracy; ≥ where an end was not met.",
+        "guess: the accuracy, at that level, of a guess among the answers that a row makes possible.",
+        "lr window: decades of learning rate with 90 % of the best accuracy; ≥ if an end was not reached.",
         "state: keys and values, or recurrent states, of one row in float32. FLOPs: of a token, forward.",
     ]
     notes += ["!: the best learning rate is the lowest or highest that was tried."] * any(e.on_edge for e in outcomes)
@@ -149,7 +149,7 @@ def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
     axes.tick_params("x", length=0, labelsize=7)
     axes.tick_params("y", length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    told = "level with 90 % right: median, and range over seeds\ndarker: more of the levels"
+    told = "hardest level with 90 % right: median and range over seeds\ndarker: a larger share of the levels"
     axes.figure.supxlabel(told, fontsize=8)
     write_figure(axes.figure, file)
 
@@ -176,7 +176,7 @@ def list_reached(outcome: ProbeOutcome) -> str:
     if low != high:
         return f"{name_level(outcome, outcome.reach)}\n{name_level(outcome, low)} to {high}"
     guessed = outcome.reach < min(outcome.chances) and not outcome.learned
-    return name_level(outcome, outcome.reach) + "\nlike a guess" * guessed
+    return name_level(outcome, outcome.reach) + "\nno better than a guess" * guessed
 
 
 def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Path) -> None:

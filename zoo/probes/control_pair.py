@@ -43,7 +43,7 @@ class ControlPair:
         if self.separates:
             return f"separates: the positive control reaches {reached} {kind}, a model without token mixing {blind}"
         if blind == "none":
-            return "does not separate: neither control reaches a level, so that a model that reaches none is not told"
+            return "does not separate: neither control reaches a level, so that a model's failure says nothing"
         return f"does not separate: a model without token mixing reaches {blind} {kind}, too"
 
 

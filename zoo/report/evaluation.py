@@ -45,12 +45,12 @@ def _describe_reading(found: Mapping[str, Any]) -> str:
         target = found["targets"].split()[0].removesuffix("s")  # "records of two answers": record
         return f"loss per {target} of {found['objective']}, in rows of at most {context:,} tokens"
     if stride is None:
-        what = f"loss per target of {found['objective']}, in rows of {context:,} tokens that are made the same way"
-        return f"{what} every time; bits per byte have no meaning there, as not every byte is a target"
+        what = f"loss per target of {found['objective']}, in rows of {context:,} tokens, corrupted the same way"
+        return f"{what} every time; no bits per byte, because not every byte is a target"
     least = context - stride + 1
     before = f"{least:,} to {context:,}" if least < context else f"{context:,}"
     windows = f"windows of {context:,} tokens, one every {stride:,}"
-    return f"{windows}: each token is predicted from the {before} before it, or from all where there are fewer"
+    return f"{windows}: each token is predicted from the {before} tokens before it, or from all if there are fewer"
 
 
 def _list_rows(row: Mapping[str, Any], measures: Sequence[str]) -> Iterator[tuple[str, ...]]:

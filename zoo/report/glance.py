@@ -120,9 +120,9 @@ def _flops(flops: Mapping[str, Any], *, partly: bool) -> str:
     found = f"{format_si(flops['forward'], 'FLOP')} a token forward, {format_si(flops['train'], 'FLOP')} with backward"
     convention = str(flops["convention"]).partition(":")[0]
     if partly:
-        found += " of what trains" if convention in MEASURED else " of all weights"
+        found += " of the trained part" if convention in MEASURED else " of all weights"
     elif flops["train"] < 2.95 * flops["forward"]:
-        found += " (products that need no gradient, as an indexer's, have none)"
+        found += " (products without a gradient, such as an indexer's, have no backward pass)"
     return found if convention == "exact" else f"{found} ({convention})"
 
 

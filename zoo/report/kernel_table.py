@@ -29,7 +29,7 @@ def format_kernels(found: Mapping[str, Any], title: str) -> str:
     lines += [""] if len(asking) < len(found["layers"]) else []
     lines += [f"  {_place(line)}: {line['mixer']}, no attention kernel" for line in found["layers"] if not line["use"]]
     refused = _refused(asking)
-    return "\n".join([*lines, *(["", make_bold("Passed over, whatever is installed"), *refused] if refused else [])])
+    return "\n".join([*lines, *(["", make_bold("Refused, even with all packages"), *refused] if refused else [])])
 
 
 def _layers(lines: Sequence[Line], installed: str) -> list[str]:

@@ -48,7 +48,7 @@ PHASES = {"decode": "o", "prefill": "^"}
 def check_picture(file: Path, count: int) -> None:
     """Raise ConfigError for an unusable file or too many models, before anything is priced."""
     if file.suffix.lower() not in FORMATS:
-        raise ConfigError(f"plot: {file} names no picture that can be drawn (a file ending in .png or .svg)")
+        raise ConfigError(f"plot: {file} is not a picture (a file ending in .png or .svg)")
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"plot: {file.parent} is no folder (make it first)")
     if count > MOST:

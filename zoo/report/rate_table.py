@@ -86,4 +86,4 @@ def _describe_window(window: RateWindow, first: RateWindow | None) -> str:
 def _describe_effort(search: Mapping[str, Any]) -> str:
     tried = f"{len(search['losses'])}{', extended' if search['extended'] else ''}"
     tried += f", {search['pruned']} ended early" if search.get("pruned") else ""
-    return f"{tried}; the best is on the edge" if search["edge"] else tried
+    return f"{tried}; the best is at the edge" if search["edge"] else tried

@@ -96,7 +96,7 @@ def _draw_run(
 
 def _dress(axes: Axes, records: Mapping[str, RunRecord], x: str, metric: str, log: bool) -> None:
     if metric == "loss" and any("val_loss" in line for each in records.values() for line in each.lines):
-        axes.plot([], [], "o--", color="grey", markersize=4, linewidth=1, label="validation, with its last value")
+        axes.plot([], [], "o--", color="grey", markersize=4, linewidth=1, label="validation (last value)")
     if log:
         axes.set_yscale("log")
     _label_axes(axes, AXES[x], LABELS.get(metric, metric.replace("_", " ")))

@@ -90,7 +90,7 @@ def make_fit_tables(fit: FittedLaw, held: Sequence[dict[str, Any]]) -> list[Any]
             for each in held
         ]
         header = ("parameters", "tokens", "measured", "predicted", "error")
-        tables.append(make_table("Held out, and predicted", header, rows, right=range(5)))
+        tables.append(make_table("Held-out points, predicted", header, rows, right=range(5)))
     optima = list_optima(fit)
     if optima:
         rows = [
@@ -103,7 +103,7 @@ def make_fit_tables(fit: FittedLaw, held: Sequence[dict[str, Any]]) -> list[Any]
             for each in optima
         ]
         header = ("FLOPs", "parameters", "tokens", "tokens a parameter", "loss")
-        tables.append(make_table("The best use of FLOPs (6 a parameter and token)", header, rows, right=range(5)))
+        tables.append(make_table("Compute-optimal sizes (6 FLOPs a parameter and token)", header, rows, right=range(5)))
     return tables
 
 
@@ -187,10 +187,10 @@ def format_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> list[
 
 def _say_bias(found: tuple[Law, ParabolaBias] | str) -> str:
     if isinstance(found, str):
-        return f"The parabolas' bias is not known: {found}"
+        return f"The bias of the parabolas is unknown: {found}"
     law, bias = found
     known = [abs(each) for each in (*bias.params, *bias.tokens) if each is not None]
-    most = f"up to {max(known):.1%}" if known else "not known, as they have no minimum there"
+    most = f"up to {max(known):.1%}" if known else "unknown, because they have no minimum there"
     exponent = "" if bias.exponent is None else f", of the exponent {bias.exponent:+.4f}"
     return (
         f"The parabolas' bias without any noise is {most}{exponent}: for the law of approach 3 "

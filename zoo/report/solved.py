@@ -55,11 +55,11 @@ def _phases(found: Mapping[str, int], name: str) -> list[str]:
         return []
     read, decode = found["prefill"], found["decode"]
     if read == decode:
-        told = f"what binds: weights and cache; reading all prompts at once lowers the largest {name} no further"
+        told = f"limited by weights and cache; reading all prompts at once lowers the largest {name} no further"
     else:
         told = (
-            f"what binds: reading all prompts at once, which has room for {name} {read:,}. Decoding has room for "
-            f"{decode:,}: prompts read in chunks would do (--cache-only)"
+            f"limited by reading all prompts at once, which has room for {name} {read:,}. Decoding has room for "
+            f"{decode:,}: reading prompts in chunks allows it (--cache-only)"
         )
     return [wrap_text(told, 2, 4, hyphens=False)]
 

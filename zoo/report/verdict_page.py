@@ -51,7 +51,7 @@ def describe_verdict(report: Report, arm: Arm) -> str:
     apart = "" if each.difference is None else f": {each.difference:+.4f} {report.metric}{between}"
     said = f"{report.sentence(arm)}{apart}."
     if not unmatched:
-        return f"{said} Matched in every currency within 1 %."
+        return f"{said} All costs match within 1 %."
     apart = (f"{NAMES.get(name, name)} ×{ratio:.2f}" for name, ratio in unmatched.items())
     return f"{said} Not matched: {', '.join(apart)}."
 
@@ -91,7 +91,7 @@ MACHINE: tuple[str, ...] = ("zoo", "torch", "python", "device", "processor", "co
 """The keys of a run's environment by which machines are distinguished."""
 
 TEMPLATE = """<h1>{{ name }}</h1>
-<p class="folder">{{ metric }}, held against {{ baseline }}; less is better</p>
+<p class="folder">{{ metric }}, compared with {{ baseline }}; lower is better</p>
 <ul>
 {% for name, verdict, said in sentences %}
 <li><b>{{ name }}</b>: <span class="{{ verdict.split()[0] }}">{{ said }}</span></li>

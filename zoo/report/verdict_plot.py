@@ -166,5 +166,5 @@ def _draw_front(axes: Axes, report: Report, cost: str, front: Mapping[str, Place
     metric = METRICS.get(report.metric, report.metric).capitalize()
     rings = "ringed: Pareto-optimal, dotted: undecided"
     if all(len(arm.runs) < 2 for arm in report.arms):
-        rings = "one seed: what is Pareto-optimal cannot be judged"
+        rings = "one seed: the Pareto front cannot be tested"
     axes.set_title(f"{metric} (95 % CI) against {NAMES.get(cost, cost)};\n{rings}", fontsize=9)

@@ -152,12 +152,12 @@ class Report:
             return f"{known}; cannot be judged: one seed has no spread"
         if each.detectable is None:
             return known
-        known += f": too few to show less than {each.detectable:.2g}"
+        known += f": too few to detect less than {each.detectable:.2g}"
         if each.needed is None:
             return known
         minutes = each.needed * 2 * self.seconds() / 60
         new = f"a new experiment of {each.needed:,} seeds, about {_format_time(minutes)}"
-        return f"{known}; to show the difference found takes {new}"
+        return f"{known}; detecting the difference found takes {new}"
 
     def to_dict(self) -> dict[str, Any]:
         """Write the report as plain data."""
@@ -218,10 +218,10 @@ class Report:
         header = [each.format(metric=self.metric) for each in HEADER]
         made: list[Any] = [
             ("Verdicts", header, list(map(self._row, self.arms)), range(1, 5)),
-            ("What they cost", COSTS, self.cost_rows(), range(1, 6)),
+            ("Costs", COSTS, self.cost_rows(), range(1, 6)),
             ("Effective speedup", SPEEDUPS, self.speedup_rows(), range(1, 4)),
             ("Learning rates", rate_table.HEADER, rate_table.list_rows(self.searches(), self.noise()), (1, 2)),
-            ("Predicted, and measured", *drop_empty(FORECASTS, self.forecast_rows()), range(1, 7)),
+            ("Predicted and measured", *drop_empty(FORECASTS, self.forecast_rows()), range(1, 7)),
         ]
         return [
             (title, header, rows, [at for at in right if at < len(header)])
@@ -250,9 +250,9 @@ class Report:
             if error is None or each.difference is None or each.verdict not in ("better", "worse"):
                 continue
             if 2 * error > abs(each.difference):
-                what = f"of {each.difference:+.4f}, ± {2 * error:.4f} is of the rows that were read"
+                what = f"the difference {each.difference:+.4f} varies by ± {2 * error:.4f} over validation rows"
                 lines.append(
-                    f"{arm.name}: {what}: other text may not show it (eval_batches=null reads the whole split)"
+                    f"{arm.name}: {what}: it may not hold on other text (eval_batches=null reads the whole split)"
                 )
         known = [each.pairing for each in self.found.values() if each.pairing is not None and each.n >= 5]
         if known and mean(known) > 1:
@@ -336,7 +336,7 @@ def _format_speedups(found: Mapping[str, Speedup]) -> Iterable[str]:
         if each is None or math.isnan(each.factor):
             yield ""
         elif math.isinf(each.factor):
-            yield "∞ (the baseline never gets there)"
+            yield "∞ (the baseline never reaches it)"
         else:
             between = "" if each.interval is None else " [{:.3f}, {:.3f}]".format(*each.interval)
             yield f"{each.factor:.3f}{between}"

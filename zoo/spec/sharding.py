@@ -32,7 +32,7 @@ def split(spec: S, ranks: int, *, equal: Collection[str], shared: Collection[str
         return replace(spec, **{name: max(1, size // ranks) for name, size in sizes.items() if size})  # type: ignore[type-var]
     except ValidationError as error:
         found = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
-        raise ConfigError(f"tp: {ranks} leaves a rank a part that makes no sense: {found}") from error
+        raise ConfigError(f"tp: {ranks} leaves a rank an invalid part: {found}") from error
 
 
 def _uneven(sizes: dict[str, int | None], ranks: int, equal: Collection[str]) -> Iterator[str]:

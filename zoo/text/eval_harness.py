@@ -215,7 +215,7 @@ def settle_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
     """Set the number of few-shot examples of each task. Raises ConfigError for tasks that fix it at 0."""
     fixed = [name for name, task in tasks.items() if num_fewshot and task.get_config("num_fewshot") == 0]
     if fixed:
-        raise ConfigError(*(f"num_fewshot: the task {name} itself says 0 (leave it out)" for name in fixed))
+        raise ConfigError(*(f"num_fewshot: the task {name} itself fixes it at 0 (leave it out)" for name in fixed))
     for task in tasks.values():
         if num_fewshot is not None or task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=num_fewshot or 0)

@@ -52,7 +52,7 @@ def _check_model(spec: Any) -> None:
     if spec.kind != "encoder":
         raise ConfigError(f"fill: the model is a {spec.kind}, which fills no masks (an encoder does; or zoo generate)")
     if not spec.head.predicts_tokens:
-        raise ConfigError(f"fill: {describe_lack(spec.head)}, so no token is likelier than another (head: mlm)")
+        raise ConfigError(f"fill: {describe_lack(spec.head)}, so it predicts no tokens (head: mlm)")
 
 
 def _read_tokenizer(given: TokenizerSource) -> tuple[Any, int]:

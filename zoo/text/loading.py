@@ -134,6 +134,6 @@ def check_precision(device: str, fp8: str | None, weights: str | None) -> None:
 
     check_weights(weights, pick_device(device))
     if fp8 and weights:
-        raise ConfigError(f"weights: {weights} was asked for beside fp8: {fp8} (one of the two)")
+        raise ConfigError(f"weights: {weights} was requested together with fp8: {fp8} (one of the two)")
     if fp8:
         require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)

@@ -170,7 +170,7 @@ def check_model(spec: Any) -> None:
         what, would = spec.kind.replace("_", "-"), "data=text data.path=FILE scores what is missing in it"
         raise ConfigError(f"eval: the model is an {what} and writes only what follows from a source ({would})")
     if not spec.head.predicts_tokens:
-        raise ConfigError(f"eval: {describe_lack(spec.head)}, so no token is likelier than another (head: lm)")
+        raise ConfigError(f"eval: {describe_lack(spec.head)}, so it predicts no tokens (head: lm)")
 
 
 def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:

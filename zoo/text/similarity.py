@@ -86,7 +86,7 @@ def evaluate_retrieval(model: str | Path | Model, file: str | Path, **options: A
         wanted.setdefault(query, set()).add(positive)
     documents = list(dict.fromkeys(pair.positive for pair in sought))
     if len(documents) < 2:
-        raise ConfigError(f"retrieval: {file} has one document, which any query would find (two at least)")
+        raise ConfigError(f"retrieval: {file} has one document, which every query would find (two at least)")
     vectors = embed_once(model, [*wanted, *documents], **options)
     found = [place_documents(vectors, query, documents, wanted[query]) for query in wanted]
     return {"model": name_model(model), **summarize_places(found), "queries": len(found), "documents": len(documents)}

@@ -96,7 +96,7 @@ class Collated:
             advance(min(together, left))
             left -= together
         if not targets:
-            raise ZooError(f"eval: {self.objective.kind} asks for nothing in these rows (more of them, or longer ones)")
+            raise ZooError(f"eval: {self.objective.kind} has no targets in these rows (more of them, or longer ones)")
         return TextScore(total, targets, None, {} if metrics is None else metrics.compute())
 
 

@@ -104,7 +104,7 @@ def test_a_file_is_fitted_held_out_and_predicted_from_the_shell(tmp_path, monkey
     asked = ["fit", "points.csv", "--columns", "N,D,final", "--hold-out", "5", "--out", "fit.json"]
     assert run([*asked, "--bootstrap", "200"]) == 0
     said = capsys.readouterr().out
-    assert "115 points" in said and "Held out, and predicted" in said and "tokens a parameter" in said
+    assert "115 points" in said and "Held-out points, predicted" in said and "tokens a parameter" in said
     assert run([*asked, "--bootstrap", "200", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert abs(found["alpha"]["value"] - CHINCHILLA.alpha) < 4 * found["alpha"]["error"]
@@ -311,7 +311,7 @@ def test_points_that_do_not_tell_of_parameters_say_so_and_predict_nothing_beyond
     said = capsys.readouterr().out
     assert (
         "alpha: is not told, as no part of the loss is seen to fall with parameters" in said
-        and "The best use of FLOPs" not in said
+        and "Compute-optimal sizes" not in said
     )
     lines = refused("predict", "fit.json", "--flops", "1e20")
     assert lines[0].startswith("alpha: is not told")

@@ -321,9 +321,9 @@ def test_only_products_that_bear_rounding_lose_their_plain_weight(model):
 def test_what_was_dropped_cannot_be_undone_nor_trained():
     model = model_of(["attention=gqa"])
     done = prepare(model, "fp16", keep=False)
-    with pytest.raises(ZooError, match=r"^prepare: the plain weights went"):
+    with pytest.raises(ZooError, match=r"^prepare: the plain weights were dropped"):
         done.undo()
-    with pytest.raises(ZooError, match=r"^prepare: the plain weights went"):
+    with pytest.raises(ZooError, match=r"^prepare: the plain weights were dropped"):
         model(IDS)
 
 
@@ -383,7 +383,9 @@ def test_generate_writes_with_weights_in_fewer_bits_and_says_so(checkpoint, weig
 
 
 def test_generate_refuses_two_ways_to_store_weights(checkpoint):
-    with pytest.raises(ConfigError, match=r"^weights: int8 was asked for beside fp8: weight_only \(one of the two\)$"):
+    with pytest.raises(
+        ConfigError, match=r"^weights: int8 was requested together with fp8: weight_only \(one of the two\)$"
+    ):
         load(checkpoint, weights="int8", fp8="weight_only", device="cpu")
     assert run(["generate", "--checkpoint", str(checkpoint), "--weights", "int9"]) == 2
 

@@ -64,7 +64,9 @@ class Renderer:
             line = _ask(process, job, PATIENCE)
             if not line:
                 self._end()
-                raise ConfigError("chat template: was stopped, it took too much time or memory (a template that ends)")
+                raise ConfigError(
+                    "chat template: was stopped because it took too much time or memory (a simpler template)"
+                )
         found = json.loads(line)
         if "error" in found:
             kind = BrokenTemplate if found.get("broken") else ConfigError

@@ -91,7 +91,7 @@ class ReadyProduct:
     def undo(self) -> None:
         """Restore the modules. Raises ZooError if the plain weights were dropped."""
         if self.dropped:
-            raise ZooError("prepare: the plain weights went when they were packed (keep=True keeps them)")
+            raise ZooError("prepare: the plain weights were dropped when packed (keep=True keeps them)")
         with torch.inference_mode(False), torch.no_grad():
             for module in self.modules:
                 module.__dict__.pop("forward", None)
@@ -123,7 +123,7 @@ class ReadyForward:
         ZooError if x is on another device than a CPU, or needs a gradient."""
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             raise ZooError(
-                "prepare: the plain weights went when they were packed: it generates on the CPU alone (load it anew)"
+                "prepare: the plain weights were dropped when packed, so the model only runs on a CPU (load it again)"
             )
         with torch.no_grad():
             return self.product.take(self.place, x.to(self.product.dtype)).to(x.dtype)
