@@ -99,13 +99,18 @@ def _draw_choice(axis: str, choice: Choice, width: float) -> DrawnBox:
 
 def _draw_figure(axis: str, choice: Choice, width: float) -> DrawnBox | None:
     if axis == "block":
-        plan = plan_model(choice.tower, choice.name, Setup(context=64))
-        group = group_layers(plan.towers[0].layers)[0]
-        drawn = [draw_panel(group, size) for size in (240, 200, 170, 140, 120, 96)]
-        return next((each for each in drawn if each.width <= width), drawn[-1])
+        return draw_block(choice, width)
     if isinstance(choice.component, Attention):
         return _draw_mask(find_grid(choice.component, choice.causal), choice, width)
     return draw_box(choice.element, width) if choice.element.title else None
+
+
+def draw_block(choice: Choice, width: float) -> DrawnBox:
+    """Draw how the layer of a choice is wired, with the widest boxes that fit a width."""
+    plan = plan_model(choice.tower, choice.name, Setup(context=64))
+    group = group_layers(plan.towers[0].layers)[0]
+    drawn = [draw_panel(group, size) for size in (240, 200, 170, 140, 120, 96)]
+    return next((each for each in drawn if each.width <= width), drawn[-1])
 
 
 def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:

@@ -122,12 +122,12 @@ def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:
 
 
 def _draw_mark(each: DrawnEffect, x: float, y: int, inside: bool) -> str:
-    right = each.value > 0
-    number = "" if inside else _name_effect(each.value)
-    mark = "●" if inside else f"{number} ▶" if right else f"◀ {number}"
-    anchor = "middle" if inside else "end" if right else "start"
-    x += 0 if inside else EDGE / 2 if right else -EDGE / 2
-    return f'<text class="mark v-{each.verdict}" x="{x:.1f}" y="{y + 4}" text-anchor="{anchor}">{mark}</text>'
+    right, color = each.value > 0, f'class="mark v-{each.verdict}"'
+    if inside:
+        return f'<text {color} x="{x:.1f}" y="{y + 4}" text-anchor="middle">●</text>'
+    x, anchor = (x + EDGE / 2, "end") if right else (x - EDGE / 2, "start")
+    number = f'<text {color} x="{ACROSS - EDGE / 2}" y="{y - 14}" text-anchor="end">{_name_effect(each.value)}</text>'
+    return f'{number}<text {color} x="{x:.1f}" y="{y + 4}" text-anchor="{anchor}">{"▶" if right else "◀"}</text>'
 
 
 def _name_effect(value: float) -> str:

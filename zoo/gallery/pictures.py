@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.analysis.axes import list_axes
-from zoo.costs.setup import Setup
-from zoo.drawing.axis_figure import Choice, list_choices
-from zoo.drawing.contents import ModelPlan, plan_model
-from zoo.drawing.grouping import group_layers
+from zoo.drawing.axis_figure import Choice, draw_block, list_choices
+from zoo.drawing.contents import ModelPlan
 from zoo.drawing.masks import MaskGrid, find_grid
 from zoo.drawing.model_figure import draw_model
-from zoo.drawing.panels import draw_panel
 from zoo.drawing.scene import frame_items
 from zoo.drawing.strip import list_colors
 from zoo.drawing.vector import CLASS, write_svg
@@ -58,8 +55,7 @@ def draw_choices(axis: str) -> dict[str, Any]:
 
 def _draw_choice(axis: str, choice: Choice) -> str:
     if axis == "block":
-        group = group_layers(plan_model(choice.tower, choice.name, Setup(context=64)).towers[0].layers)[0]
-        return write_svg(frame_items(draw_panel(group, 240).shapes, f"Block {choice.name}", margin=4), inline=True)
+        return write_svg(frame_items(draw_block(choice, 330).shapes, f"Block {choice.name}", margin=4), inline=True)
     if isinstance(choice.component, Attention):
         grid = find_grid(choice.component, choice.causal)
         return _draw_mask(grid, f"{choice.element.color}-line", f"Who sees whom in {choice.name}")
