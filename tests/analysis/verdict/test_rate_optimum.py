@@ -39,6 +39,16 @@ def test_a_best_rate_at_the_edge_stands_with_the_distance_to_the_next() -> None:
     assert found.curvature == pytest.approx(0.3 / 0.25)
 
 
+def test_rates_written_with_three_digits_have_the_optimum_of_the_places_that_they_were_chosen_by() -> None:
+    """Around a best rate off the middle two others are equally far, and only one of them is among the nearest five."""
+    losses = {-1.0: 2.509, -0.5: 2.194, -0.25: 2.089, 0.0: 2.029, 0.25: 2.023, 0.5: 2.463, 1.0: 2.581}
+    written = {math.log10(float(f"{0.006 * 10**at:.3g}")): loss for at, loss in losses.items()}
+    shuffled = dict(sorted(losses.items(), key=lambda each: abs(each[0])))
+    chosen, judged = fit_optimum(shuffled, noise=0.024), fit_optimum(written, noise=0.024)
+    assert judged.at - math.log10(0.006) == pytest.approx(chosen.at, abs=0.005)
+    assert judged.excess == pytest.approx(chosen.excess, rel=0.05)
+
+
 def test_the_window_of_a_parabola_has_the_width_of_one_percent() -> None:
     fine = {at / 50: 2 + 0.5 * (at / 50) ** 2 for at in range(-60, 61)}
     found = find_good_window(fine)

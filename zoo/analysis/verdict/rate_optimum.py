@@ -54,7 +54,8 @@ def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:
     """
     finite = {at: loss for at, loss in losses.items() if math.isfinite(loss)}
     best = min(finite, key=lambda at: finite[at])
-    near = sorted(sorted(finite, key=lambda at: abs(at - best))[:NEAREST])
+    # Of two rates as far away the lower one: a file has rates of three digits, by which the same ones must be chosen.
+    near = sorted(sorted(finite, key=lambda at: (round(abs(at - best), 2), at))[:NEAREST])
     fit = _fit_parabola(near, [finite[at] for at in near]) if len(near) >= 3 else None
     if fit is not None:
         bend, slope, inverse = fit
