@@ -165,7 +165,7 @@ def _row(cells: Iterable[Any]) -> str:
 def _capabilities() -> Iterator[str]:
     """List what each kernel can do on a Hopper card with every package, by asking it."""
     rows = [row for row in tabulate(H100) if not row.kernel.on_request]
-    yield "\n## What each can do on a Hopper GPU with every package\n"
+    yield "\n## Features of each kernel, on a Hopper GPU with every package\n"
     yield _row(["", *(row.kernel.name for row in rows)])
     yield _row(["---"] * (1 + len(rows)))
     for feature in FEATURES:
@@ -178,7 +178,7 @@ def _capabilities() -> Iterator[str]:
 def _picks() -> Iterator[str]:
     plain, masked = (AttentionQuery("bfloat16", 128, 128, padding=padding) for padding in (False, True))
     machines, asks = len(kernel_asks.MACHINES), len(kernel_asks.GRID)
-    yield "\n## Which is picked\n"
+    yield "\n## Which kernel is chosen\n"
     yield "`auto` takes the first that does not refuse:\n"
     for what, ask, machine in (
         ("on CUDA", plain, H100),
@@ -203,7 +203,7 @@ def _able(kernels: Iterable[Kernel], machine: Machine) -> list[str]:
 
 
 def _misuses() -> Iterator[str]:
-    yield "\n## A kernel forced to do what it lacks\n"
+    yield "\n## A named kernel without the feature\n"
     yield "One line, exit code 2, nothing built or written:\n"
     yield "```"
     for name, (fields, _) in kernel_asks.MISUSES.items():

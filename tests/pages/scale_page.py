@@ -25,7 +25,7 @@ HEAD = """\
 Written by `python tests/pages scale`; a test holds this page against the code. The examples below were run when the page was
 written. No figure here was measured by us: predictions stand beside what others have published.
 
-## What each way divides
+## What each kind of parallelism divides
 
 `zoo train parallel=NAME`, started by torchrun, or by Zoo itself with `launcher=torchrun nproc=8`:
 

@@ -25,7 +25,7 @@ SETTINGS = [
 ]
 
 HEAD = """\
-# What trains on what
+# Which objective trains which model on which data
 
 Written by `python tests/pages training`; a slow test trains each pair.
 
