@@ -74,7 +74,7 @@ def test_drawn_numbers_are_those_of_stats(capsys):
         (["llama-tiny", "--look", "papper"], "look: there is no 'papper' (did you mean 'paper'?)"),
         (["llama-tiny", "--look", "cost", "--by", "flop"], "by: there is no 'flop' (did you mean 'flops'?)"),
         (["llama-tiny", "--look", "cost", "--card", "--out", "x.png"], "card: has a look of its own"),
-        (["llama-tiny", "--by", "flops"], "by: is of the look `cost`"),
+        (["llama-tiny", "--by", "flops"], "by: only applies to the look `cost`"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_line(words, fault, capsys, tmp_path, monkeypatch):

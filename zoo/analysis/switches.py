@@ -27,8 +27,8 @@ class Switch(NamedTuple):
 
 
 def list_switches(axis: str) -> list[Switch]:
-    """List the optional fields of an axis, in the order of their names. Fields of one name and one sentence are one; a
-    field that no small model accepts is left out."""
+    """List the optional fields of an axis, by name. Fields of several choices with equal names and descriptions are
+    listed once; a field that no small model accepts is left out."""
     found: dict[tuple[str, str], dict[str, AxisChoice]] = {}
     for word, choice in read_choices(axis).items():
         for field in choice.fields.values():

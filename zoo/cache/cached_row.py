@@ -45,9 +45,9 @@ class CachedRow:
         return True
 
     def turn(self, group: int, token: int) -> int:
-        """Start a window's pages at the page of `token`, without copying their content. Return the first token to
-        write: `token` itself, because each page then still holds the tokens of another. If the pages start there
-        already, only uncached tokens need to be written."""
+        """Rotate a window's pages so that the first one is for the page of `token`; their content is not moved. Return
+        the first token to write: `token`, because rotated pages hold other tokens' keys, or the first uncached token
+        if the pages were in place already."""
         gone = token // self.store.page - self.dropped[group]
         if gone <= 0:
             return max(token, self.length)

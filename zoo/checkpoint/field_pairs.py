@@ -81,8 +81,8 @@ def pair_fields(node: object, value: object) -> Iterator[FieldRow]:
     """Pair a family's composed template (`node`) with the Spec of the same component (`value`): yield a FieldRow for
     each field, of components inside too.
 
-    A field that the template leaves out is paired with its default, except `init`, which is skipped. Of the field
-    LENDER, only whether it is set is paired.
+    A field that the template leaves out is paired with its default, except `init`, which is skipped. For the field
+    LENDER the pair says only whether each side sets it.
     """
     if isinstance(node, Mapping) and BOX in node:  # composing may have added keys next to BOX, as a head's vocab_size
         node = node[BOX]

@@ -85,9 +85,9 @@ def refuse_quantised(stored: StoredTensors, spec: Topology) -> None:
 
 
 def hold_base(model: Model, device: torch.device, seed: int) -> None:
-    """Hold a model's frozen weights as the files of its adapters' base store them, in place of float32 parameters.
-    Weights that the adapters' plan quantises are quantised here. If the hash of the base is unknown, nothing
-    changes."""
+    """Replace a model's frozen float32 parameters by the stored form of the base that its adapters name, for example
+    bfloat16 or packed 4-bit. Weights that the adapters' plan quantises are quantised here. If the hash of the base is
+    unknown, nothing changes."""
     from zoo.run.adapters import draw_adapters
     from zoo.run.held_weights import HeldWeight, hold_weight
 

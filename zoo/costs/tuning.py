@@ -32,8 +32,8 @@ class Tuning:
 
     `trained` names the weights that train (None: all), `adapted` the paths of products with an adapter of `rank`. With
     `drops_adapted` dropout is applied to an adapter's input; `drops` names the other places of dropout: attention,
-    residual, embedding, ffn, layers. `held` has the bytes of each frozen weight that is kept in another form: in
-    bfloat16, or quantised. With `dora` an adapter has a vector of magnitudes.
+    residual, embedding, ffn, layers. `held` has the bytes of each frozen weight that is stored in
+    bfloat16 or quantised, not as a parameter. With `dora` an adapter has a vector of magnitudes.
     """
 
     trained: frozenset[str] | None = None
@@ -76,7 +76,7 @@ class TunedModel(NamedTuple):
     """A model (`spec`) in which layers of a kind are tuned alike, with the tuning of each tower outside its layers
     (`ends`) and of each kind of layer. `reached` says whether the input of a tower's head needs a gradient; `copies`
     counts the trained copies of each tensor by path (None: all train); `adapters` are the adapters' tensors. `apart`
-    counts the copies of each tensor that are kept in another form (`Tuning.held`), and `held` is their bytes."""
+    counts the copies of each tensor that are stored in bfloat16 or quantised (`Tuning.held`), `held` their bytes."""
 
     spec: Priced
     ends: Mapping[str, PartTuning]
@@ -93,17 +93,16 @@ class TunedModel(NamedTuple):
         return self.copies is not None or bool(self.adapters)
 
     def list_own(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
-        """Select the tensors that are not kept in another form, and add those of adapters."""
+        """Select the tensors that are stored as plain parameters (not `apart`), and add the adapters' tensors."""
         kept = [each._replace(copies=each.copies - self.apart.get(each.path, 0)) for each in pieces]
         return [*(each for each in kept if each.copies), *self.adapters]
 
     def find_largest_held(self, pieces: Collection[RankTensor]) -> int:
-        """Find the number of values of the largest tensor that is kept in another form, and dequantised at each
-        product."""
+        """Count the values of the largest weight in bfloat16 or quantised (`apart`); each product converts it anew."""
         return max((each.params // each.copies for each in pieces if self.apart.get(each.path)), default=0)
 
     def trained(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
-        """Select the tensors that train, and add those of adapters."""
+        """Select the tensors that train, and add the adapters' tensors."""
         kept = pieces
         if self.copies is not None:
             kept = [each._replace(copies=self.copies.get(each.path, 0)) for each in pieces]

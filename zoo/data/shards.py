@@ -164,12 +164,12 @@ class Shard:
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Map the ids into memory, checked first."""
+        """Memory-map the token ids, after a check of the file."""
         return self._map("bin", self.dtype)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Map the bytes of text of each token into memory, checked first."""
+        """Memory-map the number of bytes of each token's text, after a check of the file."""
         return self._map("len", "<u4")
 
     @cached_property

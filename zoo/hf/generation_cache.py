@@ -43,7 +43,7 @@ class ZooCache(transformers.Cache):
 
     @property
     def is_linear(self) -> list[bool]:
-        """True: columns are counted, and a pass takes the columns that the cache does not have yet."""
+        """Whether each layer is linear attention. False: a pass takes only the columns that the cache does not have."""
         return [False]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -50,7 +50,7 @@ MOST = 1 << 26
 
 @dataclass(frozen=True)
 class MatchedArm:
-    """A matched arm: its name before and after, its jobs, the solved value of the dimension, and its price."""
+    """A matched arm: its name before and after matching, its jobs, the dimension's solved value, and its price."""
 
     was: str
     name: str

@@ -250,8 +250,8 @@ SECOND = "second_"
 
 
 class BesideStep:
-    """The Step of a layer's second attention or feed-forward. Its dropout is drawn for another `place`
-    (`zoo.model.drops`), and the names of its keys and states get the prefix `keeps`."""
+    """The Step of a layer's second attention or feed-forward. `place` gives it dropout masks of its own
+    (`zoo.model.drops`); `keeps` is the prefix of its names in the cache."""
 
     def __init__(self, step: Step, place: str, keeps: str = "") -> None:
         self._step, self._place, self._keeps = step, place, keeps

@@ -145,7 +145,7 @@ def translate_name(name: str, value: object = None, known: Collection[str] | Non
 
 
 def find_form(name: str, value: Any) -> str:
-    """Find the YAML text with placeholders in which Zoo writes another library's key with this value; "" for none."""
+    """Find Zoo's YAML for another library's key and value, as a text with placeholders; "" if there is none."""
     if isinstance(value, Mapping):
         tag = value.get("rope_type") or value.get("type") or "default"
     else:

@@ -247,8 +247,7 @@ def build_model(
 
 
 def build_start(run: Run) -> Model:
-    """Return a run's model with its starting weights: the run's own model before the first step, later one that is
-    built again."""
+    """Return a model with the run's starting weights: before the first step the run's own, later a new one."""
     if not run.step:
         return run.model
     with torch.random.fork_rng():

@@ -17,7 +17,7 @@ UNIT = "parameters"
 
 
 class ComponentFormula(NamedTuple):
-    """The sum of a component's rows, either in a kind of layer or in the parts of a tower outside its layers."""
+    """The parameters or FLOPs of a component as a formula, in one kind of layer or outside a tower's layers."""
 
     where: str  # the tower: "", "encoder" or "decoder"
     kind: str | None  # the kind of layer

@@ -108,7 +108,8 @@ def synchronize(device: str) -> None:
 
 
 def measure_limits(device: str, *, quick: bool = False) -> Limits:
-    """Measure the fastest square product, up to 8192 wide, and a copy of 1 GiB; `quick`: up to 512 wide, and 64 MiB."""
+    """Measure the FLOP/s of square products up to 8192 wide and the bytes per second of copying 1 GiB. With `quick`
+    products are up to 512 wide, and 64 MiB are copied."""
     names = {"float32": "fp32", "bfloat16": "bf16"}
     flops = {name: measure_products(dtype, device, quick=quick) for name, dtype in names.items()}
     return Limits(flops, measure_copy(device, quick=quick))

@@ -130,8 +130,8 @@ def name_in_gguf(name: str, found: GGUFFile) -> str:
 
 
 def to_gguf_name(name: str, architecture: str, layers: int) -> str | None:
-    """Translate a tensor's Hugging Face name to llama.cpp's, for writing; None if it has none. A name of a layer that
-    the catalogue states is llama.cpp's own."""
+    """Translate a tensor's Hugging Face name to llama.cpp's, for writing; None if llama.cpp has no such tensor. A name
+    that begins with `blk.` is llama.cpp's already."""
     return next(_translate(name, architecture, layers), name if name.startswith("blk.") else None)
 
 

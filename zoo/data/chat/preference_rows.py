@@ -105,7 +105,7 @@ class PreferenceFile(TurnFile):
 
 
 def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
-    """Make a batch of B records for next-token prediction: rows [2B, T], padded at their end, and their numbers [2B].
+    """Make a batch of B records for next-token prediction: rows [2B, T], padded at their end, and row numbers [2B].
     Record n has the rows 2n and 2n + 1. Nothing in it is random. T is the length of the longest row, rounded up to a
     multiple of STEP; with `one_shape` it is `seq_len`."""
     turns = [each for row in rows for each in row.answers]

@@ -83,7 +83,7 @@ def to_json(
 
 
 def strftime_now(form: str) -> str:
-    """Format the present time; or the day that the job names, so that training data is the same tomorrow."""
+    """Format the job's fixed day, which makes training data repeatable, or else the present time."""
     return (datetime.fromisoformat(Today.day) if Today.day else datetime.now()).strftime(form)
 
 

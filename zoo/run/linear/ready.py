@@ -180,7 +180,7 @@ def find_device(model: nn.Module) -> str:
 
 
 def count_product_bytes(model: nn.Module) -> int:
-    """Count the bytes of the weights that `prepare` would take."""
+    """Count the bytes of the weights that `prepare` would pack."""
     groups, _ = find_groups(model, EXACT)
     return sum(module.weight.numel() * module.weight.element_size() for group in groups for module in group.modules)
 

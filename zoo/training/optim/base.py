@@ -123,8 +123,8 @@ class Optim(Spec, axis="optim"):
 
     @property
     def needs(self) -> Literal["parts", "matrices", "tensors"]:
-        """The part of a tensor that a process must hold to step it: any part, parts of matrices that processes of dp,
-        shard and cp share, or all."""
+        """What a process must hold of a tensor to update it: any part ("parts"), parts of matrices that processes of
+        dp, shard and cp share ("matrices"), or all of it ("tensors")."""
         if self.by_part:
             return "matrices" if self.decay == "hyperball" else "parts"
         return "matrices" if self.gathers else "tensors"
