@@ -103,7 +103,7 @@ def test_several_streams_are_merged_after_the_layers_and_per_layer_inputs_stand_
     (tower,) = plan_model(load("gemma-3n-e2b"), "").towers
     assert [each.name for each in tower.before] == ["embedding", "streams"]
     assert [(each.name, *each.rows[:1]) for each in tower.beside] == [("embedding.per_layer", ("", "width 256"))]
-    assert [each.name for each in tower.after] == ["streams", "norm", "head"]
+    assert [each.name for each in tower.after] == ["merge", "norm", "head"]
     widened, merged = tower.before[1], tower.after[0]
     assert (widened.rows, merged.rows) == ((("", "1 → 4 streams"),), (("", "4 streams → 1"),))
     assert widened.share.params == merged.share.params == 3 * 2048**2

@@ -151,7 +151,7 @@ def _make_end(piece: EndPiece, tower: Any, shares: Mapping[str, Share]) -> Eleme
     """Make the element of a piece before, beside or after a tower's layers. `shares` are by path."""
     others = {f"{piece.path}.{each}" for each in piece.apart}
     own = (share for path, share in shares.items() if f"{path}.".startswith(f"{piece.path}.") and path not in others)
-    made = make_element(piece.path, piece.part, tower.d_model, sum(own, Share()), piece.apart)
+    made = make_element(piece.name or piece.path, piece.part, tower.d_model, sum(own, Share()), piece.apart)
     return replace(made, rows=(*made.rows, *([("", piece.said)] if piece.said else [])))
 
 

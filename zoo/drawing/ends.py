@@ -13,12 +13,13 @@ from zoo.spec import LOGITS, TOKENS, Linear, Sized, Spec
 
 class EndPiece(NamedTuple):
     """A piece at an end of a tower: a part with its path in the tower, without those of its parts and fields that other
-    pieces show (`apart`). `said` is what the pass tells of it."""
+    pieces show (`apart`). `said` is what the pass tells of it; `name` is its own where several are of one path."""
 
     path: str
     part: Any
     apart: Collection[str] = ()
     said: str = ""
+    name: str = ""
 
 
 def list_end_pieces(tower: Any, traced: Mapping[str, Sequence[TapeNode]]) -> dict[str, list[EndPiece]]:
@@ -68,7 +69,7 @@ def _divide_streams(part: Sized, before: Collection[str]) -> tuple[EndPiece, End
     parts, fields = set(spec.parts(part.d_model)), {each.name for each in spec.fields()}
     made = {each for each in parts if f"streams.{each}" in before}
     widen = EndPiece("streams", part, fields | (parts - made), f"1 → {spec.count} streams")
-    return widen, EndPiece("streams", part, made | {"count"}, f"{spec.count} streams → 1")
+    return widen, EndPiece("streams", part, made | {"count"}, f"{spec.count} streams → 1", "merge")
 
 
 def _name_activation(spec: Any, path: tuple[str, ...], nodes: Sequence[TapeNode]) -> str:
