@@ -101,9 +101,9 @@ def _draw_full(element: Element, width: float, look: Styling) -> DrawnBox:
     shapes: list[Shape] = [Label(PAD, y, title, NORMAL, True, "lit" if _is_lit(element, "title", look) else ink)]
     if note:
         shapes.append(Label(width - PAD, y, note, SMALL, True, ink, "end"))
-    for line in wrap_text(element.about, inner, SMALL):
+    for said in wrap_text(element.about, inner, SMALL):
         y += LINE
-        shapes.append(Label(PAD, y, line, SMALL, color=soft))
+        shapes.append(Label(PAD, y, said, SMALL, color=soft))
     rows = list(element.rows) + ([("", element.kept)] if element.kept else [])
     for label, text in rows:
         drawn, y = _draw_row(label, text, inner, y, ink, soft, look, element)
