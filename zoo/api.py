@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from zoo.lazy import nn
 
+if TYPE_CHECKING:
     from zoo.costs.setup import Setup
     from zoo.run.layer import Model
     from zoo.spec import Spec

@@ -25,9 +25,11 @@ class _Lazy:
 if TYPE_CHECKING:
     import torch
     import torch.nn.functional as F
+    from torch import Tensor, nn
 else:
     torch = _Lazy("torch")
     F = _Lazy("torch.nn.functional")
+    Tensor = nn = Any  # in annotations alone
 
 
 def load() -> None:

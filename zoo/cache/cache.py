@@ -15,11 +15,9 @@ from zoo.kernels.running_sums import count_windows
 from zoo.kernels.view import Run
 from zoo.kernels.view.page_tables import PassTensors, as_tensor
 from zoo.kernels.view.slots import SlotMapping
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.run.recording_plan import Recordings
 
 

@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.cache.page_pool import PagePool
 from zoo.errors import ConfigError
 from zoo.kernels.view.page_tables import PAGE
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Tower
 
 

@@ -18,13 +18,14 @@ from zoo.checkpoint.manifest import is_verified
 from zoo.checkpoint.stored import StoredTensors
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
+from zoo.lazy import Tensor
 from zoo.runs import ADAPTERS, WEIGHTS
 from zoo.spec import table
 from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.printable import quote, shorten
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, nn
+    from torch import device, nn
 
     from zoo.checkpoint.stored import WholeSpec
     from zoo.run.adapters import Adapters

@@ -19,13 +19,11 @@ from zoo.checkpoint.manifest import (
     write_note,
 )
 from zoo.families.described import CONFIG
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model_hub import locate
 from zoo.runs import ADAPTERS, ARCHITECTURE
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.checkpoint.stored import StoredTensors
 
 STATED = (ARCHITECTURE, CONFIG, "model.safetensors.index.json", "pytorch_model.bin.index.json")

@@ -20,14 +20,12 @@ from zoo.checkpoint.verify_folder import CLOSE
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, FitsNoFamily
 from zoo.families.described import CONFIG, to_jsonable
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.checkpoint.stored import StoredModel
     from zoo.run.traced import Embed, TracedModel
 

@@ -31,12 +31,10 @@ from zoo.errors import CheckpointError, ConfigError, FitsNoFamily
 from zoo.families import family as families
 from zoo.families.gguf import PLAIN, GGUFFile, StoredTensor, describe_gguf, is_gguf, read_catalogue, read_gguf
 from zoo.families.gguf_metadata import find_factors, find_metadata, list_writable
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.head import can_be_tied
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.families.body import Body
 
 STEPS = {"F32": 2.0**-22, "F16": 2.0**-11, "BF16": 2.0**-8}

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
+from zoo.lazy import Tensor
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.head import ROOT, LMHead, NoHead
 from zoo.model.position.absolute import Learned
 from zoo.model.task_head import RowHead
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.checkpoint.stored import WholeSpec
     from zoo.model.tower import Tower
 

@@ -8,17 +8,13 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zoo.checkpoint.llama_cpp_form import find_row_head
 from zoo.checkpoint.stored import StoredModel
 from zoo.errors import CheckpointError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.untrusted.printable import shorten
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PROGRAM = """
 import sys, llama_cpp, numpy

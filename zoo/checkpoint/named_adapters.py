@@ -15,12 +15,10 @@ from zoo.checkpoint.manifest import is_verified, verify
 from zoo.checkpoint.stored import place_tensor
 from zoo.errors import ConfigError, refuse
 from zoo.grammar.saved import read_spec
-from zoo.lazy import torch
+from zoo.lazy import Tensor, nn, torch
 from zoo.spec import Experts, Linear, tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from zoo.checkpoint.stored import StoredModel
     from zoo.run.adapters import Adapters
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError, ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.run.traced import TracedModel
 
     Named = Mapping[str, Tensor]

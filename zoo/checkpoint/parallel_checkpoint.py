@@ -19,12 +19,10 @@ from zoo.checkpoint.tensor_files import (
     stream_tensors,
 )
 from zoo.distributed.sharded_tensors import Shares, own_part
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.runs import WEIGHTS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.distributed.world import World
     from zoo.run.layer import Model
     from zoo.spec.cuts import Cut

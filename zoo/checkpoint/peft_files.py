@@ -25,8 +25,6 @@ from zoo.lazy import torch
 from zoo.model_hub import name_snapshot
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.checkpoint.stored import StoredTensors, WholeSpec
     from zoo.families.body import Body
     from zoo.run.adapters import Adapters

@@ -27,15 +27,13 @@ from zoo.errors import CheckpointError, FitsNoFamily
 from zoo.families.described import PEFT as SETTINGS
 from zoo.families.described import find_peft_base, read_json
 from zoo.grammar.saved import read_spec, write_spec
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.paths import find_cache_folder
 from zoo.runs import ADAPTERS, ARCHITECTURE, WEIGHTS
 from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.printable import list_first, quote, shorten
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.families.body import Body
     from zoo.run.adapters import Adapters
 

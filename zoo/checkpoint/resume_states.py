@@ -9,10 +9,9 @@ from zoo.checkpoint.parallel_checkpoint import STATE_SHARDS, fill_pieces, locate
 from zoo.checkpoint.sharded import HeldTensor, ShardedTensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.checkpoint.tensor_files import TensorReader, read_header
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.optim import Optimizer
 
     from zoo.checkpoint.store import Resumable

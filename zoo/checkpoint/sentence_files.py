@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -15,13 +15,11 @@ from zoo.checkpoint.beside import MODULES
 from zoo.checkpoint.tensor_files import SINGLE, write_tensors
 from zoo.errors import CheckpointError
 from zoo.families.described import read_json
+from zoo.lazy import Tensor
 from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
 from zoo.untrusted.printable import shorten
 from zoo.untrusted.stated_paths import find_inside
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PROMPTS, LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")

@@ -48,13 +48,12 @@ from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG
 from zoo.grammar.saved import FORMAT, check_format, read_spec, write_spec
-from zoo.lazy import torch
+from zoo.lazy import Tensor, nn, torch
 from zoo.run.builder import pick_device, resolve_dtype
 from zoo.runs import ARCHITECTURE, CHECKPOINTS, COUNTERS, WEIGHTS, read_step, steps
 from zoo.spec import table
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from zoo.checkpoint.stored import WholeSpec

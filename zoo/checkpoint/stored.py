@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, nn, torch
 from zoo.spec import Buffer, tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from zoo.checkpoint.hf.opening import HFSource
     from zoo.model.encoder_decoder import EncoderDecoder
     from zoo.model.tower import Tower

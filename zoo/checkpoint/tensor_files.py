@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
+from zoo.lazy import Tensor
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import FILE, check_shape, parse_json
 from zoo.untrusted.pointer import refuse_pointer
@@ -23,7 +24,7 @@ from zoo.untrusted.printable import list_first, quote, shorten
 from zoo.untrusted.stated_paths import find_inside
 
 if TYPE_CHECKING:
-    from torch import Tensor, dtype
+    from torch import dtype
 
 Shape = tuple[int, ...]
 

@@ -14,15 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.errors import CheckpointError, ConfigError
 from zoo.families.described import CONFIG, read_config
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.untrusted.printable import shorten
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CLOSE = 5e-5
 """Largest difference of logits explained by float32 rounding in up to twelve layers, relative to the largest logit if

@@ -13,10 +13,10 @@ from zoo.cli.options import option
 from zoo.cli.showing import load_specs
 from zoo.costs.kernels import asks
 from zoo.errors import ConfigError, KernelError
+from zoo.lazy import nn
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from zoo.costs.rows import Priced
     from zoo.model.block.base import Block

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zoo import report
 from zoo.cli.common import Device, Pooling, keep_memory_on, print_note
@@ -12,9 +11,7 @@ from zoo.cli.files import read_text
 from zoo.cli.options import argument, flag, option
 from zoo.disk import replace_file
 from zoo.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor
 
 
 def run(

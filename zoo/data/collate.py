@@ -12,10 +12,9 @@ import numpy as np
 
 from zoo.data.corrupt import IGNORED, Corrupted
 from zoo.data.tokens import Batch
+from zoo.lazy import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from zoo.data.labelled_records import LabelledRow
 
 Corrupt = Callable[[np.ndarray, np.random.Generator], Corrupted]

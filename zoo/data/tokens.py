@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.order import Interleaving, Permutation
 from zoo.errors import ConfigError
+from zoo.lazy import torch
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from zoo.data.read_ahead import ReadAhead
     from zoo.data.shards import Joined

@@ -9,14 +9,11 @@ all-gathered before each layer's attention, and their gradients reduce-scattered
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.distributed.group import RankGroup
 from zoo.distributed.seam import ContextSeam
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 
 class SpreadContext(ContextSeam):

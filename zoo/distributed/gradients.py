@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.distributed.sharded_tensors import make_whole, own_part
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 
 def hold_gradients(model: Any, keeps_weights: bool) -> None:

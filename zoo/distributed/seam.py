@@ -4,10 +4,9 @@ component's `forward` knows of parallelism."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor
 
 
 class Seam:

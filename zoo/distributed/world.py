@@ -9,12 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 TIMEOUT = timedelta(minutes=10)
 """Timeout of collectives of tensors, and of starting the processes. The other groups of a mesh have torch's own (30

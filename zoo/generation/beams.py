@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.cache.cached_row import copy_row
 from zoo.errors import ConfigError
 from zoo.generation.request import Event, Reason, Request
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.sampling.options import Sampling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.generation.scheduler import RunningSequence
 
 

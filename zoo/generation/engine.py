@@ -23,7 +23,7 @@ from zoo.generation.prompt_towers import check_length, check_prompt, find_reader
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
 from zoo.generation.scheduler import Chunk, RunningSequence, Scheduler
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.cache_layout import choose_layout
 from zoo.run.served_adapters import check_adapter
 from zoo.sampling.draws import DrawState
@@ -31,8 +31,6 @@ from zoo.sampling.sampler import Sampler, find_logprobs, join_rows
 from zoo.sampling.speculate import accept
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.run.layer import Model
 
 CURE = "(sound weights, or dtype=fp32 if the model overflows)"

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from zoo.lazy import torch
 from zoo.run.machine_memory import read_free_memory
-
-if TYPE_CHECKING:
-    import torch
 
 RESERVE = 0.1
 """The share of a GPU's free memory that the cache leaves to activations, which all CUDA graphs share, and to the

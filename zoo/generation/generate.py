@@ -12,12 +12,10 @@ from zoo.errors import ConfigError, ZooError
 from zoo.generation.engine import Engine, serving
 from zoo.generation.prompt_towers import check_length, check_prompt, find_reader, find_writer
 from zoo.generation.request import Request
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.sampling.options import Sampling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
 

@@ -20,12 +20,10 @@ from zoo.cache.page_rows import RowsOfPass, place_rows
 from zoo.cache.pool_store import Store
 from zoo.errors import ConfigError
 from zoo.kernels.view.page_tables import PagedShape, PassTensors, as_tensor
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.capture import CudaRecorder, Record, find_blocker
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Tower
     from zoo.run.layer import Model
 

@@ -13,18 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from zoo.generation.graphs import Graphs, double, send
 from zoo.generation.passes import EnginePasses
 from zoo.generation.scheduler import Chunk, RunningSequence, Scheduler
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.late_values import LateValues
 from zoo.sampling.sampler import GREEDY, choose_recorded, find_way
 from zoo.sampling.truncate import list_cuts
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 UNKNOWN = -1
 """The largest id that stands for a token which the host does not know yet."""

@@ -13,13 +13,11 @@ from zoo.cache.pool_store import Store
 from zoo.errors import ConfigError
 from zoo.generation.graphs import Graphs
 from zoo.generation.scheduler import Chunk, RunningSequence
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.cache_layout import takes_varlen
 from zoo.spec import Experts, Linear, walk
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Topology, Tower
     from zoo.run.layer import Model
 

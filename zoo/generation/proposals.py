@@ -13,15 +13,13 @@ from zoo.errors import ConfigError
 from zoo.generation.graphs import make_graphs
 from zoo.generation.prompt_towers import find_limit, find_writer
 from zoo.generation.scheduler import RunningSequence
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.cache_layout import choose_layout
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler
 from zoo.sampling.speculate import PromptLookup, draw_draft
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
 

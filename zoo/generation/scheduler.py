@@ -13,10 +13,9 @@ from zoo.cache.pool_store import Store
 from zoo.cache.prefix import Prefixes
 from zoo.generation.beams import Beams
 from zoo.generation.request import Reason, Request
+from zoo.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.sampling.draws import DrawState
     from zoo.sampling.sampler import Logprob
 

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
+from zoo.lazy import Tensor
 from zoo.model.attention.base import Sight, SoftmaxAttention
 from zoo.model.context import ForwardContext
 from zoo.model.step import Inputs, Step
@@ -24,8 +25,6 @@ from zoo.spec import components
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from torch import Tensor
 
     from zoo.model.attention.base import Attention
     from zoo.model.step import Output, Weights

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from zoo.distributed.seam import Seam
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
+from zoo.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Tower
 
 

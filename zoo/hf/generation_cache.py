@@ -13,10 +13,9 @@ from zoo.cache.cache import Cache
 from zoo.cache.cached_row import CachedRow, list_slots
 from zoo.cache.pool_store import list_groups
 from zoo.hf.offloaded import find_device
+from zoo.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Tower
 
     Passed = dict[str, Tensor]

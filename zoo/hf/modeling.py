@@ -25,14 +25,13 @@ from zoo.hf.config import ZooConfig
 from zoo.hf.embedded_input import read_input
 from zoo.hf.generation_cache import ZooCache, can_crop
 from zoo.hf.offloaded import load_by_component, make_wrappable
+from zoo.lazy import Tensor
 from zoo.model.init import initialise
 from zoo.run.layer import Borrowed, Layer, LinearModule, Model
 from zoo.run.recompute import set_recompute
 from zoo.spec import Linear, owner_of, tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Topology, Tower
 
 

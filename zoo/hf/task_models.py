@@ -29,14 +29,13 @@ from zoo.hf.config import ZooConfig
 from zoo.hf.embedded_input import read_input
 from zoo.hf.generation_cache import ZooCache
 from zoo.hf.modeling import ZooPreTrainedModel, recording
+from zoo.lazy import Tensor
 from zoo.model.encoder_decoder import shift_right
 from zoo.model.head import NoHead, describe_lack
 from zoo.model.task_head import RegressionHead, SequenceHead, TokenHead
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from torch import Tensor
 
     from zoo.model.tower import Topology
     from zoo.run.layer import Model

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zoo.inspection.heads import list_modules, measure_entropy
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.block.sublayers import SubLayers
 from zoo.model.router import Router, Routes
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.spec import Spec
 
 WATCHED = ("attention", "ffn", "block")

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.dispatch import replace_kernel
 from zoo.kernels.eager import Eager
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.base import Scores
     from zoo.run.layer import Model
 

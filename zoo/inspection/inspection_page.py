@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.disk import replace_file, write_text
+from zoo.lazy import Tensor
 from zoo.report.price_plot import write_figure
 from zoo.report.run_page import render_page
 from zoo.report.svg import Curve, draw_panel
@@ -17,7 +18,6 @@ from zoo.report.tables import make_table
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
 
 FIGURES, PAGE, MAPS = "inspect.json", "index.html", "maps.safetensors"
 

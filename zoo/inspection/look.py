@@ -14,7 +14,7 @@ from zoo.errors import ConfigError
 from zoo.inspection.flow import watch_flow
 from zoo.inspection.heads import list_mapless, watch_heads
 from zoo.inspection.noise import measure_noise
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.loss import IGNORED
 from zoo.text.reader import longest_text
 from zoo.training.eval_parts import check_ids, check_rows
@@ -24,8 +24,6 @@ from zoo.training.objective import Context, Objective
 from zoo.training.objective.base import list_inputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.run.layer import Model
 
 USUAL_CONTEXT = 256

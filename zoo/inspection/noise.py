@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.training.gradient import move_batch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.data import Batch
     from zoo.run.layer import Model
     from zoo.training.objective import Objective

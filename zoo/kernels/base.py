@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.packed import split_rows
+from zoo.lazy import Tensor
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask

@@ -6,11 +6,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.mask import Mask
 
 AT_ONCE = 1 << 24

@@ -23,11 +23,9 @@ from zoo.kernels.packed import join_rows
 from zoo.kernels.score_bias import describe_bias
 from zoo.kernels.sdpa import SDPA, plain
 from zoo.kernels.triton_split import TritonSplit
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask
     from zoo.kernels.score_bias import Bias

@@ -10,12 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 """2⁶⁴ ÷ the golden ratio, whose multiples lie far apart modulo 2⁶⁴ (Steele et al., 2014)."""

@@ -6,11 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.mask import Mask
     from zoo.kernels.score_bias import Bias
 

@@ -12,11 +12,9 @@ from zoo.errors import KernelError, ZooError
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.found import explain_missing
 from zoo.kernels.varlen import VarlenBatch, lay_varlen
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.mask import Mask
     from zoo.kernels.score_bias import Bias
 

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.kernels.base import AttentionQuery, Machine, Scores
 from zoo.kernels.flash import VARLEN_CACHED, Flash, refuse_cached_width, refuse_width, since_ampere
-from zoo.lazy import F
+from zoo.lazy import F, Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.score_bias import Bias
 
 PAGE = 256  # page sizes are multiples of this, in tokens

@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.flash import WIDEST, Flash, refuse_cached_width, refuse_width
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor
 
 
 def own_widths(head_dim: int, v_head_dim: int) -> bool:

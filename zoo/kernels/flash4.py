@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.kernels.base import AttentionQuery, Machine, Scores
 from zoo.kernels.flash import CACHED, DENSE, VARLEN_CACHED, WIDEST, Flash, way
+from zoo.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.score_bias import Bias
 
 NEEDED = ("max_seqlen_q", "seqused_k", "page_table", "learnable_sink")

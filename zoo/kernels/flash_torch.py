@@ -4,14 +4,11 @@ windows and cu_seqlens, which scaled_dot_product_attention does not offer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.flash import CACHED, DENSE, VARLEN, Flash, refuse_width, since_ampere
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 OPERATOR = "_flash_attention_forward"
 

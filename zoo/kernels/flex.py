@@ -13,12 +13,11 @@ from zoo.kernels.blocks import options, too_large
 from zoo.kernels.found import machine_of
 from zoo.kernels.mask import Mask
 from zoo.kernels.score_bias import Bias, ByDistance, Given, Placed
-from zoo.lazy import F, load, torch
+from zoo.lazy import F, Tensor, load, torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
 
 BLOCK = 128  # queries and keys per block; a block without a visible pair is skipped
 WHOLE = 1 << 30  # block size that means a single block, as torch itself uses without a block mask

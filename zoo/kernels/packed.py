@@ -3,12 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from zoo.lazy import F, torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import F, Tensor, torch
 
 
 def find_run_starts(numbers: Tensor) -> Tensor:

@@ -11,11 +11,9 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.kernels.eager import score
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.mask import Mask
 
 WIDEST = 256  # head width of flash-attn 2

@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.kernels.mask import Mask
 from zoo.kernels.partial import PartGradients, PartScores, choose_part
 from zoo.kernels.score_bias import describe_bias
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.distributed.context_parallel import SpreadContext
     from zoo.kernels.score_bias import Bias
 

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from zoo.lazy import F, torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import F, Tensor, torch
 
 NOTHING = -1e30
 """The exponent of an empty sum: finite, so that the difference of two is not NaN."""

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.found import explain_missing
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.mask import Mask
     from zoo.kernels.score_bias import Bias
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.spec import Buffer, Spec, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

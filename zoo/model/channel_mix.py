@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
+from zoo.lazy import Tensor
 from zoo.model.activation import PlainActivation, SquaredReLU
 from zoo.model.attention.recurrent import check_causal, check_width, shift_tokens
 from zoo.model.attention.rwkv import mix, spread_mix
@@ -14,8 +15,6 @@ from zoo.model.ffn import FFN
 from zoo.spec import Linear, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

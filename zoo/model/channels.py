@@ -12,11 +12,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from zoo.lazy import Tensor
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
     from zoo.model.tower import Tower
 

@@ -13,14 +13,12 @@ from zoo.kernels.mask import Mask
 from zoo.kernels.packed import count_in_run, find_run_firsts
 from zoo.kernels.view import KeySegment, KeyView, PagedView, PooledView, RingView, SpreadView, count_slots
 from zoo.kernels.view.joined import join_views
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.entries import share_entries
 from zoo.model.step import Inputs, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from torch import Tensor
 
     from zoo.kernels.view import Run
     from zoo.kernels.view.slots import SlotMapping

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Spec, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.block.base import Block
     from zoo.model.step import Weights
     from zoo.model.tower import Tower

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zoo.kernels.drop import GOLDEN, AttentionDropout, draw_uniform, drop_values, mix, take_high
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import Tensor
 
     from zoo.distributed.experts import Visit
     from zoo.distributed.seam import ContextSeam, Seam

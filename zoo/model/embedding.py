@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from zoo.kernels.packed import count_in_run
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.layer_input import PerLayerEmbedding
 from zoo.model.norm import WholeNorm
 from zoo.spec import TOKENS, Embedding, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

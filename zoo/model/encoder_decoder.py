@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import NonNegativeInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.init import Init
 from zoo.model.step import Output
 from zoo.model.tower import Decoder, Encoder, Topology, Tower
 from zoo.model.whole import Misfit, find_misfits_between
 from zoo.spec import Sized
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class EncoderDecoder(Topology, kind="encoder_decoder"):

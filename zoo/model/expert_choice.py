@@ -6,12 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from zoo.kernels.packed import count_in_run, find_run_firsts
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.router import Router, Routes, check_count
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

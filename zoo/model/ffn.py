@@ -12,15 +12,13 @@ from annotated_types import Gt, Lt
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.activation import Activation
 from zoo.model.norm import WholeNorm
 from zoo.spec import Linear, Sized, Spec, Weight, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
     from zoo.model.step import Step, Weights
 

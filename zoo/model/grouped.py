@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
+from zoo.lazy import Tensor
 from zoo.model.activation import PlainActivation
 from zoo.model.attention.base import MultiHead
 from zoo.model.ffn import FFN
 from zoo.spec import Conv
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.activation import PlainActivation, SqrtSoftplus
 from zoo.model.router import Router, Routes, check_count, make_routes, normalize_scores
 from zoo.spec import Buffer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.activation import GELU, PlainActivation
 from zoo.model.norm import LayerNorm, WholeNorm
 from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Inputs, Weights
 
 TABLE = "embedding.tokens"

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.activation import PlainActivation
 from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import WholeNorm
 from zoo.spec import Embedding, Linear, Sized, Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
     from zoo.model.tower import Tower
 

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from annotated_types import Ge
 from pydantic import NonNegativeInt, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.channels import Channel, Exchange, Fault, Shadows
 from zoo.model.depth_read import GroupSums, count_passed
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Buffer, Linear, Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
     from zoo.model.tower import Tower
 

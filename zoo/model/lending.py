@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from zoo.lazy import Tensor
 from zoo.model.channels import Channel, Fault, Shadows
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.block.base import Block
     from zoo.model.step import Weights
     from zoo.model.tower import Tower

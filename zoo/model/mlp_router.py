@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.activation import GELU, PlainActivation
 from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import RMSNorm, WholeNorm
@@ -16,8 +16,6 @@ from zoo.model.router import Routes, SoftmaxTopK
 from zoo.spec import Linear, Sized, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.block.base import Block
     from zoo.model.step import Step, Weights
     from zoo.model.tower import Tower

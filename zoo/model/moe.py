@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.distributed.experts import visit_experts
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.ffn import FFN, multiply
 from zoo.model.norm import WholeNorm
 from zoo.model.router import Router, Routes
@@ -20,8 +20,6 @@ from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from torch import Tensor
 
     from zoo.model.step import Step, Weights
 

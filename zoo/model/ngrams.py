@@ -12,14 +12,12 @@ from annotated_types import Ge
 from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.attention.recurrent import check_causal, convolve, join_earlier
 from zoo.model.norm import RMSNorm, WholeNorm, give_weights
 from zoo.spec import Buffer, Conv, Embedding, Linear, Sized, Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 EXACT = 1 << 24

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.spec import Linear, Spec, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

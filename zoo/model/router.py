@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.kernels.packed import find_run_firsts
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.norm import WholeNorm
 from zoo.spec import Buffer, Linear, Node, Sized, Spec, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.loss import TokenLoss, accumulating, compute_negative_log_likelihood, split_for_softmax
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

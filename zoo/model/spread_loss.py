@@ -4,14 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from zoo.distributed.seam import WHOLE, Seam
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.loss import TokenLoss, accumulating, split_for_softmax
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

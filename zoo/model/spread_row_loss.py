@@ -6,13 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from zoo.lazy import Tensor
 from zoo.model.loss import TokenLoss, split_for_softmax
 from zoo.model.row_loss import RowLoss
 from zoo.model.spread_loss import SpreadLoss
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.distributed.seam import Seam
 
 

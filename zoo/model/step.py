@@ -9,12 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from torch import Tensor
 
     from zoo.cache.cache import Cache, LayerCache
     from zoo.distributed.experts import Visit

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.connection import fill_base, gate_streams, list_gates, project_streams, read_streams, squash
 from zoo.model.norm import WholeNorm, give_weights
 from zoo.spec import Group, Linear, Spec, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

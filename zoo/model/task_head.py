@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.activation import PlainActivation
 from zoo.model.head import Head
 from zoo.model.norm import WholeNorm
 from zoo.spec import ROW, Linear, Sized
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 Pooling = Literal["cls", "mean", "last"]

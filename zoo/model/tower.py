@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.block.base import Block
 from zoo.model.channels import Channel, Exchange, Uses, list_uses
 from zoo.model.context import ForwardContext
@@ -27,9 +27,6 @@ from zoo.model.streams import Streams
 from zoo.model.whole import Misfit, find_misfits, refuse_borrowed_table
 from zoo.spec import Linear, Sized, Spec, Stack, components
 from zoo.spec.faults import make_refusals
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Topology(Spec, axis="topology", default="decoder"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.data import Batch
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.probes.base import IGNORED, Examples, Probe
 from zoo.run.builder import build
 from zoo.training.gradient import clip_gradient
@@ -21,7 +21,6 @@ from zoo.training.routing import RATE, balance_routers, has_selection_bias
 from zoo.training.schedule import Cosine
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.optim import Optimizer
 
     from zoo.model.tower import Decoder

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.kernels import machine_of
 from zoo.kernels.view.page_tables import PAGE, choose_page, reads_pages
+from zoo.lazy import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from zoo.kernels import AttentionQuery
     from zoo.model.tower import Tower
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.spec import Experts, Linear, walk
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Tower
 
 WARM = 2

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
+from zoo.lazy import nn, torch
 from zoo.paths import is_first_time
 from zoo.run.threads import keep_threads, use_fastest_threads
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from zoo.kernels import Machine
 
 SPEND = 0.1  # seconds per comparison; at least one lap of each dtype

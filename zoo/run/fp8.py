@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.kernels import machine_of
-from zoo.lazy import F, torch
+from zoo.lazy import F, nn, torch
 from zoo.spec import Experts, Linear, Part, Reused, Spec, Tied, walk
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.nn import Module
 
     from zoo.kernels.base import Machine

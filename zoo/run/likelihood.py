@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.loss import IGNORED, compute_negative_log_likelihood, find_labelled, split_for_head, split_for_softmax
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.run.layer import Model
 
 __all__ = ["IGNORED", "score_targets", "sum_negative_log_likelihood"]

@@ -15,11 +15,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.again import read_every, runs_again
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step
     from zoo.run.layer import Layer, Model
 

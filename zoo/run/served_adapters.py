@@ -14,11 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, ZooError, did_you_mean
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, nn, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from zoo.run.adapters import Adapters
 
 

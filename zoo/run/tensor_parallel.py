@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from zoo.distributed.group import RankGroup
 from zoo.distributed.seam import Seam
 from zoo.kernels.score_bias import OwnHeads
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.spec import Experts, Linear, placed_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.distributed import ProcessGroup
 
     from zoo.model.tower import Topology

@@ -10,13 +10,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ConfigError, short
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from zoo.data.tokenizer import Tokenizer
 

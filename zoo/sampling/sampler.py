@@ -7,17 +7,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.sampling.draws import DrawState
 from zoo.sampling.guide import find_banned
 from zoo.sampling.options import Sampling
 from zoo.sampling.truncate import Cuts, draw, find_head, find_likeliest, find_shares
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 GREEDY, PLAIN, CUT = range(3)
 """How a batch is sampled whose way is recorded: all rows are greedy; some are drawn; some of these have top_k or top_p,

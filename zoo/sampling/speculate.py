@@ -4,14 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def draw_draft(sampler: Sampler, logits: Tensor, states: Sequence[DrawState]) -> tuple[list[int], Tensor]:

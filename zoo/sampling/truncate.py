@@ -6,13 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.sampling.options import Sampling
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TILE, BLOCK = 32, 128  # logits per maximum, and probabilities per partial sum
 CHUNK = 2**18  # logits that are sorted at a time, so that intermediate results stay in the CPU's cache

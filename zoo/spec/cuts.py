@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.spec import Experts, placed_tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class CutSegment(NamedTuple):

@@ -13,9 +13,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor
 
+if TYPE_CHECKING:
     from zoo.spec.spec import Spec
 
 

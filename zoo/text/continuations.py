@@ -19,15 +19,12 @@ from zoo.cache.cached_row import CachedRow
 from zoo.cache.pool_store import Store, list_groups
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.prompt_towers import find_writer
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.likelihood import score_targets
 from zoo.text.reader import find_weight, pad_rows
 from zoo.text.score import CHUNK, MANY_TOGETHER, TOGETHER
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch import device as Device
-
     from zoo.run.layer import Model
 
 LEAST = 32
@@ -136,7 +133,9 @@ def group_rows(rows: Sequence[SharedRow], tokens: int) -> Iterator[Sequence[Shar
         start += count
 
 
-def _read_rows(model: Model, rows: Sequence[SharedRow], device: Device) -> tuple[Tensor, list[tuple[int, list[int]]]]:
+def _read_rows(
+    model: Model, rows: Sequence[SharedRow], device: torch.device
+) -> tuple[Tensor, list[tuple[int, list[int]]]]:
     """Run the model on rows. Gives hidden states [N, D], and for each continuation the indices that predict its
     tokens."""
     ids, there = pad_rows([row.ids for row in rows], 0, device)
@@ -190,7 +189,7 @@ class Branch(NamedTuple):
         return (len(rows) - 1) * len(self.context)
 
 
-def shares_contexts(spec: Any, device: Device) -> bool:
+def shares_contexts(spec: Any, device: torch.device) -> bool:
     """Whether a decoder's rows can lie end to end in one pass and share slots of the KV cache: every layer sees all
     earlier tokens, and nothing depends on a row's length. CPU only: on a GPU rows of a cache are read by page, which
     excludes sharing slots."""

@@ -12,13 +12,11 @@ from zoo.checkpoint.sentence_files import PROMPTS, PromptsFile, read_settings
 from zoo.data.corpus import FAULTS_SHOWN
 from zoo.errors import ConfigError, ZooError, did_you_mean
 from zoo.families.described import CONFIG, read_config
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.text.reader import load_reader, longest_text, pad_rows
 from zoo.untrusted.printable import check_text, quote, shorten
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.data.chat.template import ChatTemplate
     from zoo.data.rowcode import EncodedRow, RowEncoder
     from zoo.data.tokenizer import Tokenizer

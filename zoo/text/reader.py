@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.fastest_dtype import settle_cpu
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch import device as Device
-
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
 
@@ -55,7 +52,7 @@ def longest_text(spec: Topology) -> int:
     return tower.max_seq_len if limit is None else min(limit, tower.max_seq_len)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Device) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pad rows of token ids on the right. Gives ids and the attention mask, [N, T] each."""
     length = max(map(len, rows))
     ids = [[*row, *[pad] * (length - len(row))] for row in rows]

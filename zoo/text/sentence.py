@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.checkpoint.sentence_files import (
     LIMITS,
@@ -23,13 +23,9 @@ from zoo.checkpoint.sentence_files import (
 )
 from zoo.checkpoint.tensor_files import BIN, SINGLE, TensorReader, read_bin, read_header
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.task_head import pool
 from zoo.untrusted.printable import quote, shorten
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch import device as Device
 
 CONFIG = "config.json"
 LEGACY = "lasttoken", "weightedmean", "mean_sqrt_len_tokens"
@@ -64,7 +60,7 @@ class SentenceLayer:
     residual: bool = False
     folder: Path = Path()
 
-    def to(self, device: Device | str) -> SentenceLayer:
+    def to(self, device: torch.device | str) -> SentenceLayer:
         return replace(self, weights={name: each.to(device) for name, each in self.weights.items()})
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -115,7 +111,7 @@ class SentencePipeline:
         found = [each.weights["linear.weight"] for each in plain if len(each.weights) == 1]
         return found if len(found) == len(self.layers) else None
 
-    def to(self, device: Device | str) -> SentencePipeline:
+    def to(self, device: torch.device | str) -> SentencePipeline:
         """Return a copy with the layers' weights on a device."""
         return replace(self, layers=tuple(layer and layer.to(device) for layer in self.layers))
 

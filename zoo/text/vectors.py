@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 from zoo.checkpoint.finding import find
 from zoo.data.tokenizer import open_backend
 from zoo.errors import ConfigError, ZooError
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.text.reader import load_reader, longest_text, pad_rows
 from zoo.text.sentence import read_pipeline
 from zoo.untrusted.printable import check_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.data.tokenizer import TokenizerSource
     from zoo.run.layer import Model
 

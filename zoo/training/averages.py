@@ -14,12 +14,11 @@ from zoo.checkpoint.stored import StoredTensors
 from zoo.checkpoint.tensor_files import TensorReader, read_header
 from zoo.distributed.sharded_tensors import ALL, Shares, drop_gathered, own_part
 from zoo.errors import CheckpointError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.runs import ADAPTERS, WEIGHTS
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Parameter
 
     from zoo.run.layer import Model

@@ -43,7 +43,6 @@ from zoo.training.start.begin import StartSettings, StartWeights
 from zoo.training.validation import writes
 
 if TYPE_CHECKING:
-    from torch import device as Device
     from torch.optim import Optimizer
 
     from zoo.run.layer import Model
@@ -80,7 +79,7 @@ def prepare_device_and_data(
     return planned, device, data
 
 
-def pick_run_device(settings: Training, world: World) -> Device:
+def pick_run_device(settings: Training, world: World) -> torch.device:
     """Choose the device of this process. Raises ConfigError for a launcher that starts no process here."""
     if settings.launcher.kind != "none" and not is_launched():
         found = f"is {settings.launcher.kind}, and neither a sweep nor a program starts processes"
@@ -91,7 +90,7 @@ def pick_run_device(settings: Training, world: World) -> Device:
     return device
 
 
-def check_run_device(planned: TrainingPlan, device: Device, world: World, say: Callable[[str], object]) -> None:
+def check_run_device(planned: TrainingPlan, device: torch.device, world: World, say: Callable[[str], object]) -> None:
     """Warn if memory is short, or if dropout depends on the number of processes. Raises ConfigError for settings that
     cannot run on the device."""
     settings = planned.settings
@@ -108,7 +107,7 @@ def check_run_device(planned: TrainingPlan, device: Device, world: World, say: C
         say(line)
 
 
-def choose_kernels(planned: TrainingPlan, device: Device) -> set[str]:
+def choose_kernels(planned: TrainingPlan, device: torch.device) -> set[str]:
     """Return the names of the attention kernels that train the layers. Raises KernelError if the kernel that the user
     named cannot train or evaluate a kind of layer."""
     trains: set[str] = set()
@@ -152,7 +151,7 @@ def prepare_data(planned: TrainingPlan, show: Progress) -> PreparedData:
 def build_run(
     planned: TrainingPlan,
     folder: Path,
-    device: Device,
+    device: torch.device,
     data: PreparedData,
     show: Progress,
     world: World = ALONE,
@@ -198,7 +197,7 @@ def build_run(
     )
 
 
-def settle_process(settings: Training, device: Device, rank: int) -> tuple[int | None, int | None]:
+def settle_process(settings: Training, device: torch.device, rank: int) -> tuple[int | None, int | None]:
     """Seed torch's generator, and let a process on a CPU keep freed memory. Returns the bytes that are free and the
     bytes that are held before the model is built, None where unknown."""
     torch.manual_seed(mix_seed(settings.seed, f"rank {rank}") if rank else settings.seed)
@@ -219,7 +218,7 @@ def open_batches(planned: TrainingPlan, data: PreparedData) -> Batches:
 
 
 def build_model(
-    planned: TrainingPlan, layout: ProcessGroups, device: Device, say: Callable[[str], object], *, fresh: bool
+    planned: TrainingPlan, layout: ProcessGroups, device: torch.device, say: Callable[[str], object], *, fresh: bool
 ) -> Model:
     """Build this process's part of the model, spread over the mesh. With `fresh` the model gets its initial weights;
     else a checkpoint is read into it later."""
@@ -300,7 +299,7 @@ def build_optimizer(planned: TrainingPlan, model: Model) -> Optimizer:
 
 
 def choose_computing(
-    settings: Training, device: Device, say: Callable[[str], object], counters: Mapping[str, Any]
+    settings: Training, device: torch.device, say: Callable[[str], object], counters: Mapping[str, Any]
 ) -> ThreadWatch:
     """Choose the number of threads, before anything is timed, and warn if the precision is slow on this device.
 

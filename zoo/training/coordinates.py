@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.solve.proportions import ComposedModel, ModelSource
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.training.optim import AdamW, Optim, set_rates
 from zoo.training.parametrisation import Parametrisation
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.tower import Topology
 
 SCALED = ("d_model", "n_heads", "n_kv_heads", "d_ff", "kv_lora_rank", "q_lora_rank")

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.distributed.world import World
 from zoo.kernels import machine_of
+from zoo.lazy import torch
 from zoo.run.fastest_dtype import multiplies_in_bf16
 from zoo.training.compiling import FEWEST, has_one_shape
 
 if TYPE_CHECKING:
-    from torch import device as Device
-
     from zoo.training.planning import TrainingPlan
 
 
 def settle_defaults(
-    planned: TrainingPlan, device: Device, world: World, say: Callable[[str], object] = lambda line: None
+    planned: TrainingPlan, device: torch.device, world: World, say: Callable[[str], object] = lambda line: None
 ) -> TrainingPlan:
     """Replace `auto` by the value chosen for this device and mesh, in the settings and in the config, so that a resumed
     run has the same. `say` gets one line on values that differ from those of one process on a CPU."""
@@ -47,7 +46,7 @@ def settle_defaults(
     return replace(planned, settings=replace(settings, **chosen), config={**planned.config, **chosen})
 
 
-def choose_precision(device: Device) -> str:
+def choose_precision(device: torch.device) -> str:
     """Choose the precision of a run: bf16 on a GPU that computes in it, else fp32."""
     return "bf16" if multiplies_in_bf16(machine_of(device)) else "fp32"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from zoo.lazy import Tensor
 from zoo.model.drops import Dropping
 from zoo.model.init import mix_seed
 from zoo.spec import Experts, Linear, Spec, components, walk
@@ -15,7 +16,6 @@ from zoo.spec import Experts, Linear, Spec, components, walk
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
     from torch.nn import Module
 
     from zoo.model.tower import Topology

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.data import Batch
 from zoo.distributed.sharded_tensors import group_by_mesh, hold_back_replicas
 from zoo.distributed.world import ALONE, World
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.training.objective import Objective
 from zoo.training.precision import ComputingCopies
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch import device as Device
     from torch.nn import Parameter
 
     from zoo.run.layer import Model
@@ -110,7 +108,7 @@ def share_rows(batch: Batch, world: World) -> tuple[Batch, int]:
     return map_tensors(batch, lambda each: each[cuts[0] : cuts[1]]), 1
 
 
-def move_batch(batch: Batch, device: Device) -> Batch:
+def move_batch(batch: Batch, device: torch.device) -> Batch:
     """Copy a batch to a device, without waiting for the copy."""
     if device.type == "cuda":
         return map_tensors(batch, lambda rows: rows.pin_memory().to(device, non_blocking=True))
@@ -130,7 +128,7 @@ def clip_gradient(parameters: list[Parameter], most: float | None, norm: Tensor)
             torch.nn.utils.clip_grads_with_norm_(group, most, norm)
 
 
-def choose_autocast(device: Device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+def choose_autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
     """Choose the context that forward passes run in: torch.autocast to bf16, or none."""
     if precision == "fp32":
         return nullcontext

@@ -22,7 +22,6 @@ from zoo.training.gradient import Autocast, choose_autocast
 from zoo.training.precision import MASTER
 
 if TYPE_CHECKING:
-    from torch import device as Device
     from torch.nn import Module, Parameter
 
     from zoo.checkpoint.stored import StoredModel
@@ -61,7 +60,7 @@ class ProcessGroups:
     row_tokens: int = 0
 
     @classmethod
-    def open(cls, mesh: Mesh, world: World, device: Device, row_tokens: int = 0) -> ProcessGroups:
+    def open(cls, mesh: Mesh, world: World, device: torch.device, row_tokens: int = 0) -> ProcessGroups:
         """Create the process groups of a mesh. All processes must call this together."""
         if mesh.size == 1:
             return cls(mesh, world, world, world)

@@ -9,18 +9,15 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from zoo.errors import CheckpointError, ZooError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.late_values import LateValues
 from zoo.runs import METRICS, SAMPLES, TABLE, read_lines
 from zoo.training.loggers import Relay
 from zoo.untrusted.printable import quote
 from zoo.untrusted.stated_paths import find_inside
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 APPENDED = (METRICS, TABLE, SAMPLES)
 NONFINITE = "nonfinite.jsonl"  # a line for each skipped update, if any

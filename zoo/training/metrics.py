@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.loss import IGNORED
 from zoo.text.similarity import rank
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 OUTSIDE = "O"
 """The tag of a word that is in no entity."""

@@ -13,16 +13,13 @@ from torch import nn  # noqa: TID253  (imported where a pipeline is made)
 from zoo.data import Batch
 from zoo.distributed.gradients import hold_gradients, reduce_held_gradients
 from zoo.distributed.group import cast_for_products
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.training.gradient import Gradient, move_batch
 from zoo.training.objective.base import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-
-    from torch import Tensor
-    from torch import device as Device
 
     from zoo.distributed.group import RankGroup
     from zoo.distributed.pipeline_schedule import PipelineSchedule
@@ -178,7 +175,7 @@ class Pipeline:
             group=self.group.group,
         )
 
-    def _share_terms(self, device: Device) -> dict[str, Tensor]:
+    def _share_terms(self, device: torch.device) -> dict[str, Tensor]:
         """Share the loss terms of all stages, by name, with every stage."""
         from torch import distributed
 
@@ -215,7 +212,7 @@ class Pipeline:
         return self.group.sum_up(total)
 
 
-def keep_casts(device: Device) -> AbstractContextManager[Any]:
+def keep_casts(device: torch.device) -> AbstractContextManager[Any]:
     """Keep autocast's copies of weights until the block ends, so that all microbatches in flight share them: torch
     drops its copies at the end of the outermost autocast, which would be each forward pass. Outside the passes autocast
     stays off."""

@@ -17,11 +17,9 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.run.layer import Model
 
 MASTER, PURE = "bf16_master", "bf16_pure"

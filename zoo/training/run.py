@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from zoo.data import Batches, PreparedData, hold_out
 from zoo.data.held_out_rows import Held
 from zoo.distributed.world import ALONE, World
+from zoo.lazy import Tensor, torch
 from zoo.training.averages import MovingAverage
 from zoo.training.gradient import WholeModel
 from zoo.training.layout import ProcessGroups
@@ -24,8 +25,6 @@ from zoo.training.settings import Training
 from zoo.training.speed import Gauges
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch import device as Device
     from torch.optim import Optimizer
 
     from zoo.training.pipeline import Pipeline
@@ -129,7 +128,7 @@ class Run:
         return self.layout.world
 
     @cached_property
-    def device(self) -> Device:
+    def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     @cached_property

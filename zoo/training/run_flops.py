@@ -11,13 +11,11 @@ from zoo.costs.params import count_parameters
 from zoo.costs.partial_training import list_partial_passes
 from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.tuning import apply_tuning
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.spec import table
 from zoo.training.start.begin import StartSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.data import Batch
     from zoo.model.tower import Topology
     from zoo.run.layer import Model

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from zoo.checkpoint import store
 from zoo.checkpoint.publish import point
 from zoo.distributed.world import HOST_TIMEOUT, World
 from zoo.errors import CheckpointError, ZooError
+from zoo.lazy import Tensor
 from zoo.runs import BEST, CHECKPOINTS, COUNTERS, read_step, steps
 from zoo.training.averages import average_checkpoints
 from zoo.training.callbacks import tell
@@ -25,9 +26,6 @@ from zoo.training.settings import Training
 from zoo.training.start.begin import StartSettings
 from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.run_types import Count, Number
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 

@@ -6,15 +6,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from zoo.costs.hardware import of_device
 from zoo.lazy import torch
 from zoo.run.machine_memory import read_peak_since
 from zoo.run.threads import ThreadChoice, ThreadWatch
-
-if TYPE_CHECKING:
-    from torch import device as Device
 
 ProductShape = tuple[int, int, int]
 
@@ -35,7 +31,7 @@ class Peak:
     source: str
     measured: bool = False
 
-    def again(self, device: Device, precision: str) -> Peak:
+    def again(self, device: torch.device, precision: str) -> Peak:
         """Measure the peak again and keep the higher one: other programs may have held the cores."""
         if not self.measured:
             return self
@@ -51,7 +47,7 @@ class Peak:
         return f"{self.flops / 1e12:,.2f} TFLOP/s ({self.source})"
 
 
-def find_peak(device: Device, precision: str) -> Peak:
+def find_peak(device: torch.device, precision: str) -> Peak:
     """Read a GPU's peak from its data sheet in conf/hardware. Without one, and on a CPU, measure it."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -62,7 +58,7 @@ def find_peak(device: Device, precision: str) -> Peak:
     return Peak(measure_peak(device, precision), f"{products} products, measured", measured=True)
 
 
-def measure_peak(device: Device, precision: str) -> float:
+def measure_peak(device: torch.device, precision: str) -> float:
     """Measure the best rate of matrix products, in float32 or the given precision, in FLOP/s.
 
     The better of both counts: a training step in bf16 computes some products in float32, and a CPU may be faster in
@@ -74,7 +70,7 @@ def measure_peak(device: Device, precision: str) -> float:
 
 
 def measure_product_rate(
-    device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float | None = None
+    device: torch.device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float | None = None
 ) -> float:
     """Measure the best rate of products of these shapes, in FLOP/s, with torch's present number of threads.
 
@@ -100,7 +96,7 @@ def measure_product_rate(
     return best
 
 
-def _finish(device: Device) -> None:
+def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -143,7 +139,7 @@ class Gauges:
     """Measurements of the training process: its pace, the peak FLOP/s for MFU, its threads, and its memory.
     `peak_memory` stays None if the memory held before is unknown (`held` is None)."""
 
-    device: Device
+    device: torch.device
     precision: str
     peak: Peak
     watch: ThreadWatch

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.data import Batch
 from zoo.distributed.gradients import measure_gradient, sum_common_gradients
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.training.finite import LOOKED_AT, count_skipped, refuse_nonfinite
 from zoo.training.gradient import clip_gradient
 from zoo.training.optim import set_rates
 from zoo.training.routing import RATE, balance_routers, describe_loads
 from zoo.training.run import Run, UncountedStep
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def update(run: Run) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from zoo.distributed.sharded_tensors import count_gathered, weights_gathered
 from zoo.distributed.world import ALONE
 from zoo.errors import ConfigError, ZooError, short
 from zoo.kernels import KERNELS, machine_of
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.machine_memory import read_free_memory
 from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
@@ -33,9 +33,6 @@ from zoo.training.saving import find_checkpoint, find_optimizer_average, keep_if
 from zoo.training.settings import TextSample, Training
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch import device as Device
-
     from zoo.model.tower import Topology
 
 
@@ -217,7 +214,7 @@ def describe_silence(spec: Topology) -> str:
     return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
 
 
-def choose_sampling_kernel(spec: Topology, settings: Training, device: Device) -> tuple[str, str | None]:
+def choose_sampling_kernel(spec: Topology, settings: Training, device: torch.device) -> tuple[str, str | None]:
     """Choose the attention kernel for samples. Returns its name, and a line about it if it is not the one that trains.
 
     Training and evaluation compute in the run's precision. Samples are generated with the stored weights, mostly in

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.bench.kernels.cases import AttentionCase, CaseInputs, list_cases, make_ask, make_inputs
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
 from zoo.kernels import KERNELS, machine_of
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 RULE = (
     "error of a tensor: largest difference over largest value, and norm of the difference over norm, from eager in "

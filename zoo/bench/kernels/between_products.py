@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.bench.kernels.device_timing import find_version, time_call, time_passes
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
@@ -17,16 +17,13 @@ from zoo.bench.kernels.training_mfu import make_step
 from zoo.compose import load
 from zoo.kernels import machine_of
 from zoo.kernels.grouped_products import grouped_linear
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.activation import SiLU
 from zoo.model.loss import replace_by_gradient_
 from zoo.model.norm import LayerNorm, Norm, RMSNorm
 from zoo.model.position.rotary import RoPE
 from zoo.run import fp8
 from zoo.run.builder import build
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ACCOUNTING = (
     "pieces: activations in bf16, weights in float32; share = fewest possible bytes (inputs and gradients read once, "

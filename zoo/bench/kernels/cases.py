@@ -16,11 +16,11 @@ from zoo.kernels import attend
 from zoo.kernels.base import AttentionQuery
 from zoo.kernels.mask import Mask
 from zoo.kernels.packed import join_rows, split_rows
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.position.bias import ALiBi, T5Buckets
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator
 
     from zoo.kernels.score_bias import Bias
 

@@ -12,11 +12,9 @@ from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
 from zoo.bench.kernels.whole_runs import MODELS, judge
 from zoo.compose import load
 from zoo.generation.engine import Engine
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.run.layer import Model
 
 TIMES = 4.0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.families.gguf import GGUFFile, read_catalogue
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor
 
 DENSE = ("dense_2", "dense_3")
 """llama.cpp's names, by the numbers of sentence-transformers' folders 2_Dense and 3_Dense."""

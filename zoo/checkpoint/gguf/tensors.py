@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.checkpoint.gguf.dense_layers import list_dense
 from zoo.checkpoint.quantised.base import fill_rows
@@ -16,11 +16,8 @@ from zoo.checkpoint.tensor_files import NAMES, Header, Packed
 from zoo.errors import CheckpointError, ConfigError
 from zoo.families.body import Body
 from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture, read_catalogue
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.untrusted.printable import shorten
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 AHEAD = ("nextn_predict_layers", "block_count")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.checkpoint.beside import copy_inside
 from zoo.checkpoint.conversion import Entry
@@ -23,10 +23,8 @@ from zoo.families.config_types import IndexFile
 from zoo.families.described import CONFIG, read_json, to_jsonable
 from zoo.families.family import Family
 from zoo.families.multimodal import TensorPrefixes, Wrapper, find_wrapper, read_catalogue
+from zoo.lazy import Tensor
 from zoo.untrusted.json_file import FILE
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 """Suffixes of weight files. Only the weights that were read are written back; other weight files are not copied."""

@@ -13,12 +13,10 @@ from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.stored import PackedTensor, ReadSlices, StoredModel, StoredTensors
 from zoo.checkpoint.tensor_files import NAMES, Header, Packed, TensorReader
 from zoo.errors import CheckpointError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.spec import Buffer, tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.checkpoint.stored import WholeSpec
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.checkpoint import sentence_files
 from zoo.checkpoint.beside import BESIDE, GENERATION, copy_beside, copy_inside
@@ -24,9 +24,7 @@ from zoo.families.body import Body
 from zoo.families.config_types import GenerationFile
 from zoo.families.described import CONFIG, is_folder, read_config, read_json, to_jsonable
 from zoo.families.expression import evaluate_tree
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor
 
 SHARD = 5_000_000_000
 """Maximum bytes of weights in one file; larger models are written to several."""

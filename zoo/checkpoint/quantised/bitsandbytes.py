@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from zoo.checkpoint.quantised.base import QuantisedLayout, ReadTensor, refuse
 from zoo.checkpoint.tensor_files import BITS, Header
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.untrusted.json_file import JsonShape, parse_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 STATE = ".quant_state.bitsandbytes__"
 LONGEST = 2**16

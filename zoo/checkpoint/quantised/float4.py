@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from zoo.checkpoint.quantised.base import QuantisedLayout, ReadTensor, refuse, unpack_nibbles
 from zoo.checkpoint.quantised.scaled import read_scales
 from zoo.checkpoint.tensor_files import Header
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1 = (*POSITIVE, *(-each for each in POSITIVE))

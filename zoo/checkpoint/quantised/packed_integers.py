@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from zoo.checkpoint.quantised.base import QuantisedLayout, ReadTensor, refuse, unpack_bits
 from zoo.checkpoint.tensor_files import Header
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 
 class PackedIntegers(QuantisedLayout):

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.dispatch import attend
+from zoo.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.base import Kernel
     from zoo.kernels.mask import Mask
     from zoo.kernels.score_bias import Bias

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.view.base import KeySegment, KeyView
 from zoo.kernels.view.pooled import PooledView
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.mask import Mask
 
 

@@ -6,14 +6,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.dispatch import KERNELS, order
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 PAGES = (16, 256)
 """Page sizes in tokens: 16 suits flash-attn 3 and 4, 256 flash-attn 2."""

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.kernels.view.base import KeyView
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor
 
 
 class PagedView(KeyView):

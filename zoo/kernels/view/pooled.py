@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.kernels.base import Scores
 from zoo.kernels.dispatch import choose_kernel
 from zoo.kernels.mask import Mask
 from zoo.kernels.view.base import KeySegment, KeyView
 from zoo.kernels.view.split_kv import SplitPlan, plan_split
-from zoo.lazy import F, torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import F, Tensor, torch
 
 
 class PooledView(KeyView):

@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from zoo.kernels.view.base import Run
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor
 
 
 @dataclass

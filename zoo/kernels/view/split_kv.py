@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.mask import Mask
 from zoo.kernels.view.base import Run
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.view.base import KeySegment
 
 SHORT = 128

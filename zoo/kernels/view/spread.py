@@ -10,11 +10,9 @@ from zoo.kernels.dispatch import attend
 from zoo.kernels.mask import Mask
 from zoo.kernels.ring import Expansion, Ring, attend_ring
 from zoo.kernels.view.base import KeySegment, KeyView
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.distributed.seam import ContextSeam
     from zoo.kernels.drop import AttentionDropout
 

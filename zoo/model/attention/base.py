@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import PositiveInt
 
 from zoo.kernels.base import AttentionQuery
+from zoo.lazy import Tensor
 from zoo.model.lending import LentKeys, Loan
 from zoo.model.position.base import Position
 from zoo.spec import Spec
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.attention.indexer import Indexer
     from zoo.model.step import Step, Weights
 

@@ -14,13 +14,11 @@ from zoo.kernels.choosing import take_best
 from zoo.kernels.mask import Mask
 from zoo.kernels.score_bias import Given
 from zoo.kernels.view import KeyView
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import BlockPattern, MultiHead, Sight
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 HASH = (7919, 104729, 1000003)

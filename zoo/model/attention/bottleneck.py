@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
+from zoo.lazy import Tensor
 from zoo.model.attention.base import MultiHead, Passes
 from zoo.model.norm import WholeNorm
 from zoo.spec import READ, Linear, Sized, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -10,15 +10,13 @@ from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.kernels.base import AttentionQuery
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Passes, Sight, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, shift_tokens
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import READ, Conv, Linear, Sized, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.kernels.base import AttentionQuery
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Passes, Sight
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.entries import ENTRY_TABLES, attend_entries, slide_window
@@ -19,8 +19,6 @@ from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

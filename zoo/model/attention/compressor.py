@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
+from zoo.lazy import Tensor
 from zoo.model.attention.entries import pool_entries
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Linear, Sized, Spec, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention, check_multiple
 from zoo.model.attention.recurrent import (
@@ -29,8 +29,6 @@ from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 EPS = 1e-6  # added under the square root of the L2 norm of q and k, as in the reference

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.kernels.base import AttentionQuery
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import SoftmaxAttention, check_multiple
 from zoo.model.norm import WholeNorm
 from zoo.spec import READ, DrawnValues, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")

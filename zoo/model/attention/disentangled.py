@@ -10,14 +10,12 @@ from pydantic import PositiveFloat
 
 from zoo.kernels import attend
 from zoo.kernels.base import AttentionQuery
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Passes
 from zoo.model.position.relative import RelativePosition
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.kernels.base import AttentionQuery
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Passes
 from zoo.model.attention.gqa import GQA
 from zoo.model.attention.nodes import DynamicConvolution
@@ -17,8 +17,6 @@ from zoo.model.norm import WholeNorm
 from zoo.spec import Linear, Sized
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -17,12 +17,10 @@ from zoo.kernels.choosing import find_pools
 from zoo.kernels.mask import Mask
 from zoo.kernels.running_sums import NOTHING, RunningSums, count_windows, read_sums, sum_windows
 from zoo.kernels.view import KeySegment, KeyView, PagedView, count_slots
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.attention.recurrent import join_earlier
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.view.base import Run
     from zoo.kernels.view.slots import SlotMapping
     from zoo.model.attention.base import SoftmaxAttention

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from zoo.kernels.base import AttentionQuery
 from zoo.kernels.view.joined import join_keys
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MemoryReading, Passes, Sight, SoftmaxAttention, check_multiple
 from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm, check_word
@@ -21,8 +21,6 @@ from zoo.model.lending import LentKeys, Loan
 from zoo.spec import READ, Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.kernels.choosing import choose_blocks, choose_keys
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.entries import ENTRY_TABLES
 from zoo.model.attention.tempering import Tempering
@@ -24,8 +24,6 @@ from zoo.spec import Linear, Sized, Spec, split
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.view.slots import SlotMapping
     from zoo.model.context import ForwardContext
     from zoo.model.step import Step, Weights

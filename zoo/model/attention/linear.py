@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
@@ -26,8 +26,6 @@ from zoo.model.norm import RMSNorm, WholeNorm, divide_by_rms
 from zoo.spec import Buffer, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -11,13 +11,11 @@ from pydantic import PositiveInt
 from zoo.kernels import attend
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Sight
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

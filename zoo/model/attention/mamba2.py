@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention, check_multiple
 from zoo.model.attention.recurrent import (
@@ -28,8 +28,6 @@ from zoo.spec import Conv, Linear, Weight, split
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 from zoo.kernels.choosing import Pools, score_keys, take_pools
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.indexer import NormedIndexer, Rotate, check_rotation, rotate_part
 from zoo.model.attention.pooled_indexer import ByPools
 from zoo.model.position.base import Position
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.kernels.mask import Mask
     from zoo.kernels.view.slots import SlotMapping
     from zoo.model.context import ForwardContext

@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.kernels.base import AttentionQuery
 from zoo.kernels.ring import Expansion
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Passes, Sight, SoftmaxAttention
 from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import LatentGate
@@ -22,8 +22,6 @@ from zoo.model.norm import WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.attention.base import Attention
 from zoo.model.attention.linear import scan_linear
 from zoo.model.attention.recurrent import NOTHING, check_causal, exactly, find_running_maximum, starts
@@ -15,8 +15,6 @@ from zoo.model.norm import LayerNorm
 from zoo.spec import Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -11,13 +11,11 @@ from zoo.errors import ConfigError
 from zoo.kernels import attend
 from zoo.kernels.base import AttentionQuery
 from zoo.kernels.packed import count_in_run, find_run_firsts
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.attention.base import Attention
 from zoo.spec import DrawnValues, Linear, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 ITERATIONS = 6

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 from zoo.kernels.choosing import choose_pools
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.indexer import TopKIndexer
 from zoo.model.norm import LayerNorm, WholeNorm
 from zoo.spec import Linear, Sized, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError
 from zoo.kernels.running_sums import NOTHING
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step
 
 

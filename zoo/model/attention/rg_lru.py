@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.activation import GELUTanh, PlainActivation
 from zoo.model.attention.base import Attention, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, exactly, scan_channels, starts
 from zoo.spec import Conv, Linear, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 SHARPNESS = 8.0

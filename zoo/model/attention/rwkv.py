@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     NOTHING,
@@ -23,8 +23,6 @@ from zoo.model.attention.recurrent import (
 from zoo.spec import Linear, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

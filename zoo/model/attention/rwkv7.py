@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Attention
 from zoo.model.attention.delta import carry_chunks, unit_length
 from zoo.model.attention.recurrent import (
@@ -31,8 +31,6 @@ from zoo.model.norm import LayerNorm
 from zoo.spec import Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 SLOWEST = math.exp(-0.5)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
+from zoo.lazy import Tensor
 from zoo.model.attention.base import Attention, Passes
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.spec import Conv, Linear, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

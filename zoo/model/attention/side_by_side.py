@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zoo.lazy import Tensor
 from zoo.model.attention.two_mixers import TwoMixers
 from zoo.model.ffn import multiply
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -9,14 +9,12 @@ from pydantic import PositiveInt
 
 from zoo.kernels import attend
 from zoo.kernels.base import AttentionQuery
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.attention.base import Attention
 from zoo.model.packed_conv import convolve_both_ways
 from zoo.spec import Conv, Linear
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -9,15 +9,13 @@ from pydantic import PositiveInt
 
 from zoo.kernels import attend
 from zoo.kernels.base import AttentionQuery
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Attention
 from zoo.model.attention.disentangled import OfTable
 from zoo.model.position.absolute import Sinusoidal
 from zoo.spec import Embedding, Linear, Weight, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 WAVES = Sinusoidal(interleaved=False)

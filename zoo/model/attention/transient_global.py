@@ -11,15 +11,13 @@ from zoo.kernels.base import AttentionQuery
 from zoo.kernels.mask import Mask
 from zoo.kernels.score_bias import Given
 from zoo.kernels.view import KeyView
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Sight
 from zoo.model.norm import WholeNorm
 from zoo.model.position.bias import T5Globals
 from zoo.spec import Linear, Sized
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

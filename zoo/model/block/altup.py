@@ -9,14 +9,12 @@ from annotated_types import Ge
 from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.block.sublayers import Sandwich, SubLayer, SubLayers
 from zoo.model.layer_input import LayerInputs
 from zoo.spec import Linear, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.dynamic_gqa import DynamicGQA
 from zoo.model.block.base import Block
 from zoo.model.block.out_conv import OutConv
@@ -16,8 +16,6 @@ from zoo.model.layer_loop import MessageGate, PassBefore
 from zoo.model.norm import Norm, give_weights
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

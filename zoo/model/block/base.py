@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator
 
+from zoo.lazy import Tensor
 from zoo.model.attention.base import Attention
 from zoo.model.ffn import FFN
 from zoo.model.norm import WholeNorm
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

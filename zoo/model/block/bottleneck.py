@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from annotated_types import Le
 from pydantic import PositiveInt
 
+from zoo.lazy import Tensor
 from zoo.model.attention.bottleneck import BottleneckAttention
 from zoo.model.block.base import Block
 from zoo.model.drops import STACKED
@@ -18,8 +19,6 @@ from zoo.model.step import BesideStep
 from zoo.spec import Linear, Sized
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zoo.lazy import Tensor
 from zoo.model.block.base import Block
 from zoo.model.connection import Connection, StreamFactors, read_streams, write_streams
 from zoo.model.ffn import FFN
@@ -13,8 +14,6 @@ from zoo.model.norm import give_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
     from zoo.model.step import Step, Weights
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
+from zoo.lazy import Tensor
 from zoo.model.attention.recurrent import check_causal, check_width, convolve
 from zoo.model.ffn import multiply
 from zoo.spec import Conv, Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

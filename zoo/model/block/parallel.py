@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.distributed.group import cast_for_products
+from zoo.lazy import Tensor
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

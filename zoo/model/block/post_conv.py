@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
+from zoo.lazy import Tensor
 from zoo.model.activation import PlainActivation
 from zoo.model.block.sublayers import Post
 from zoo.model.packed_conv import convolve_both_ways
 from zoo.spec import Conv
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

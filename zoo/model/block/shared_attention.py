@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Attention
 from zoo.model.attention.in_turn import InTurn
 from zoo.model.block.base import Block
@@ -19,8 +19,6 @@ from zoo.model.norm import WholeNorm
 from zoo.spec import SHARED, Group, Linear, Sized, Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
     from zoo.model.tower import Tower
 

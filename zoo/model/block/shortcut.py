@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zoo.lazy import Tensor
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
 from zoo.model.moe import MoE
 from zoo.model.step import SECOND, BesideStep
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from pydantic import WrapValidator
 
 from zoo.distributed.group import cast_for_products
+from zoo.lazy import Tensor
 from zoo.model.attention.base import Attention
 from zoo.model.attention.nothing import NoAttention
 from zoo.model.block.base import Block, add_scaled
@@ -20,8 +21,6 @@ from zoo.model.norm import WholeNorm
 from zoo.spec import CROSS, Buffer, Node, Sized
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Step, Weights
 
 

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.position.base import Position
 from zoo.spec import Buffer, Embedding
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zoo.lazy import Tensor
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from zoo.kernels.score_bias import Bias
     from zoo.model.step import Weights

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.score_bias import Bias, Given, Placed
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.position.base import Position, WithAbsolute
 from zoo.model.position.constants import place_constants
 from zoo.spec import Embedding
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

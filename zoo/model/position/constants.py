@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 T = TypeVar("T")
 

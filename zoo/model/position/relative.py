@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import WithAbsolute
 from zoo.spec import Embedding
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

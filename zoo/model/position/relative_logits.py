@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.kernels.score_bias import Bias, ByDistance
+from zoo.lazy import Tensor
 from zoo.model.norm import WholeNorm, give_weights
 from zoo.model.position.base import Position
 from zoo.spec import Linear, Sized, split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

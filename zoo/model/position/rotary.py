@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from annotated_types import Ge, Le
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.position.base import Position
 from zoo.model.position.constants import keep_constant, place_constants
 from zoo.spec import Buffer, Spec, Weight
 from zoo.spec.faults import make_refusals
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.model.step import Weights
 
 

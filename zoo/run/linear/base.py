@@ -8,12 +8,9 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from zoo.lazy import Tensor, torch
 
 EXACT = "exact"
 """The precision of ways that keep the model's dtype. Lower precisions are named by `weights=`."""

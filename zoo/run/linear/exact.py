@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.run.linear.base import Processor, Way
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class TorchLinear(Way):

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoo.lazy import torch
+from zoo.lazy import nn, torch
 from zoo.run.linear.base import EXACT
 from zoo.run.linear.probe import LinearShape
 from zoo.spec import CROSS, LOGITS, Experts, Linear, Part, Sized, Spec, Tied
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from zoo.run.layer import Layer
 
 AXES = ("attention", "ffn")

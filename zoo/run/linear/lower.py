@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.run.linear.base import Processor, Way, describe_processor
 from zoo.run.linear.exact import BLOCKED, refuse_onednn
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LARGEST_FP16 = 65504.0
 MOST_COLUMNS = 2**31 // (255 * 127)  # largest K of an int8 product: its sum of K products of 255 × 127 must fit int32

@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.errors import ZooError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.run.linear.ways import WAYS
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class ReadyProduct:

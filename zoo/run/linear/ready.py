@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.lazy import torch
+from zoo.lazy import nn, torch
 from zoo.run.linear.base import EXACT, LOWER, Processor, describe_processor
 from zoo.run.linear.groups import ProductGroup, find_groups
 from zoo.run.linear.probe import BUCKETS, choose_way, time_shapes
 from zoo.run.linear.product import ReadyForward, ReadyProduct
 from zoo.run.linear.ways import WAYS, is_count_stable, list_able, list_ways, refuse
 from zoo.run.machine_memory import read_free_memory
-
-if TYPE_CHECKING:
-    from torch import nn
 
 SMALL = 65536
 """Weights of up to this many values are not timed: they stay in the CPU's caches, and calls outweigh arithmetic."""

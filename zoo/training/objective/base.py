@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.head import describe_lack
 from zoo.model.loss import IGNORED, TokenLoss
 from zoo.spec import Spec
@@ -16,8 +16,6 @@ from zoo.spec import Spec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
-
-    from torch import Tensor
 
     from zoo.data import Batch, DataSettings, PreparedData, Tokenizer
     from zoo.data.chat.template import ChatTemplate

@@ -14,7 +14,7 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.checkpoint.beside import MODULES, SENTENCE, copy_beside, list_beside
 from zoo.checkpoint.sentence_files import POOLINGS, write_modules
 from zoo.errors import ConfigError
-from zoo.lazy import F, torch
+from zoo.lazy import F, Tensor, torch
 from zoo.model.head import NoHead
 from zoo.text.sentence import CONFIG, SentencePipeline, read_pipeline
 from zoo.training.objective.base import Context, Loss, Objective, add_own_losses, describe
@@ -22,9 +22,6 @@ from zoo.training.objective.labelled import RecordObjective
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from torch import Tensor
-    from torch import device as Device
 
     from zoo.data import Batch, DataSettings
     from zoo.data.labelled_records import LabelledTask

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, PositiveFloat
 
 from zoo.errors import ZooError
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.loss import TeacherLoss
 from zoo.training.objective.base import Context, Objective, describe
 from zoo.training.objective.causal import NextToken
@@ -18,8 +18,6 @@ from zoo.training.packaged import read_packaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from torch import Tensor
 
     from zoo.checkpoint.stored import StoredModel
     from zoo.data import Batch, DataSettings, Tokenizer

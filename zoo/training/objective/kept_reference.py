@@ -17,11 +17,9 @@ from zoo.data import Batch
 from zoo.disk import replace_file
 from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError, ConfigError, short
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.data import PreparedData
     from zoo.data.chat.preference_rows import PreferenceFile
     from zoo.data.tokens import Collate

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import PositiveFloat
 
 from zoo.data.tokens import Batch
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.loss import IGNORED
 from zoo.training.objective.base import Loss, Objective
 from zoo.training.objective.preference import Referenced
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.data.settings import DataSettings
     from zoo.model.tower import Topology
     from zoo.run.layer import Model

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from zoo.lazy import Tensor
 from zoo.model.activation import Tanh
 from zoo.model.head import Head
 from zoo.model.loss import IGNORED, SquaredLoss, TokenLoss
@@ -17,8 +18,6 @@ from zoo.model.task_head import ClassNames, Pooling, RegressionHead, SequenceHea
 from zoo.training.objective.base import Context, Objective, list_inputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.data import Batch, DataSettings, PreparedData
     from zoo.data.labelled_records import LabelledTask, PreparedLabels
     from zoo.data.tokens import Collate

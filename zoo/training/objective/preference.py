@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field, PositiveFloat
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model.loss import IGNORED
 from zoo.model.row_loss import RowLoss
 from zoo.training.objective.base import Context, Loss, Objective, count_to_last_target, describe
@@ -17,8 +17,6 @@ from zoo.training.objective.causal import refuse_decoder
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from torch import Tensor
 
     from zoo.data import Batch, PreparedData
     from zoo.data.tokens import Collate

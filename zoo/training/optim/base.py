@@ -13,7 +13,6 @@ from zoo.lazy import torch
 from zoo.spec import Buffer, Spec, SpecRow, is_hidden_matrix, placed_tensors
 
 if TYPE_CHECKING:
-    from torch import device as Device
     from torch.optim import Optimizer
 
     from zoo.model.tower import Topology
@@ -90,7 +89,7 @@ class Optim(Spec, axis="optim"):
 
         return DECAYS[self.decay](rule)
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         """Make the update rule over groups of parameters on a device."""
         raise NotImplementedError
 
@@ -129,10 +128,10 @@ class Optim(Spec, axis="optim"):
             return "matrices" if self.decay == "hyperball" else "parts"
         return "matrices" if self.gathers else "tensors"
 
-    def check_device(self, device: Device) -> None:
+    def check_device(self, device: torch.device) -> None:
         """Raise ConfigError if this optimizer cannot run on the device."""
 
-    def describe(self, device: Device) -> str | None:
+    def describe(self, device: torch.device) -> str | None:
         """Describe in one line the optimizer's choices for this device, if it has any."""
         return None
 

@@ -12,7 +12,6 @@ from zoo.run.fastest_dtype import is_slow
 from zoo.training.optim.base import Beta, Optim, can_fuse, set_rates
 
 if TYPE_CHECKING:
-    from torch import device as Device
     from torch.optim import Optimizer
 
 LEAST = 1e-16
@@ -37,7 +36,7 @@ class Adafactor(Optim, kind="adafactor"):
     clip_rms: PositiveFloat = 1.0
     weight_decay: NonNegativeFloat = 0.0
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         eps = (LEAST, self.min_rms)
         return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=eps, d=self.clip_rms)
 
@@ -50,7 +49,7 @@ class AdamW(Optim, kind="adamw"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=can_fuse(groups))
 
 
@@ -64,7 +63,7 @@ class AdamW8bit(AdamW, kind="adamw8bit"):
     whole_step: ClassVar[str | None] = "packs its states in 8 bits by itself"
     by_part: ClassVar[bool] = False
 
-    def check_device(self, device: Device) -> None:
+    def check_device(self, device: torch.device) -> None:
         """Raise ConfigError if torchao is missing, or cannot compile its update for this device."""
         parameter = torch.nn.Parameter(torch.zeros(16, 256, device=device))
         optimizer = _import_torchao()([parameter])
@@ -75,7 +74,7 @@ class AdamW8bit(AdamW, kind="adamw8bit"):
             reason = f"cannot run on {device}, found {short(error)}"
             raise ConfigError(f"optim: adamw8bit {reason} (optim=adamw would do)") from error
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         optimizer = _import_torchao()(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0)
         _make_states(optimizer)
         return optimizer
@@ -126,18 +125,18 @@ class Muon(Optim, kind="muon"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def describe(self, device: Device) -> str | None:
+    def describe(self, device: torch.device) -> str | None:
         dtype = "float32" if self.choose_dtype(device) is torch.float32 else "bfloat16"
         why = ", the faster here" if self.dtype == "auto" else ""
         return f"{self.kind}: orthogonalises in {dtype}{why}"
 
-    def choose_dtype(self, device: Device) -> torch.dtype:
+    def choose_dtype(self, device: torch.device) -> torch.dtype:
         """Choose the dtype of the Newton-Schulz iterations on a device."""
         if self.dtype == "auto":
             return torch.float32 if is_slow(torch.bfloat16, device, training=True) else torch.bfloat16
         return torch.float32 if self.dtype == "fp32" else torch.bfloat16
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         from zoo.training.optim.orthogonal import MuonOptimizer
 
         return MuonOptimizer(groups, dtype=self.choose_dtype(device), fused=can_fuse(groups), **self.options())
@@ -156,7 +155,7 @@ class NorMuon(Muon, kind="normuon"):
 
     beta2: Beta = 0.95
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         from zoo.training.optim.orthogonal import NorMuonOptimizer as Rule
 
         options = {**self.options(), "beta2": self.beta2}
@@ -185,7 +184,7 @@ class SOAP(Optim, kind="soap"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         from zoo.training.optim.eigenbasis import SOAPOptimizer as Rule
 
         names = ("lr", "betas", "eps", "shampoo_beta", "precondition_frequency", "max_precondition_dim")
@@ -206,7 +205,7 @@ class ScheduleFree(Optim, kind="schedule_free"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         from zoo.training.optim.update_rules import ScheduleFreeAdamW
 
         return ScheduleFreeAdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
@@ -224,7 +223,7 @@ class Lion(Optim, kind="lion"):
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: NonNegativeFloat = 1.0
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         from zoo.training.optim.update_rules import LionOptimizer as Rule
 
         return Rule(groups, lr=self.lr, betas=self.betas)
@@ -244,5 +243,5 @@ class SGD(Optim, kind="sgd"):
             found = "nesterov looks ahead along the momentum, which is 0"
             raise ValueError(f"{found} (momentum above 0, or nesterov: false)")
 
-    def make_rule(self, groups: list[dict[str, Any]], device: Device) -> Optimizer:
+    def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)

@@ -30,8 +30,6 @@ from zoo.training.start.other_tokenizer import check_tokens
 from zoo.training.start.transfer import transfer
 
 if TYPE_CHECKING:
-    from torch import device as Device
-
     from zoo.checkpoint.stored import StoredTensors
     from zoo.data import TokenizerSettings
     from zoo.model.tower import Topology

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.spec import Conv, Embedding, Experts, Linear, table, tensors
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator
 
     from zoo.model.attention.base import Attention
     from zoo.model.tower import Tower

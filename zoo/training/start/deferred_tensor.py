@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.stored import StoredTensors
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.checkpoint.stored import ReadSlices
 
 
