@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import did_you_mean, refuse
 from zoo.spec import Spec
 
 TOWERS = ("encoder", "decoder")
@@ -248,6 +248,5 @@ def choose_columns(names: Sequence[str], known: Sequence[str]) -> dict[str, str]
         else:
             hint = did_you_mean(name, [*SHORT, *known]) or f" (one of: {', '.join(SHORT)}, or a dotted path of --json)"
             faults.append(f"columns: no figure is called {name!r}{hint}")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return found

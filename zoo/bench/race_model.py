@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import did_you_mean, refuse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,5 @@ def parse_shape(pairs: Iterable[str], over: type[RaceShape] = RaceShape) -> Race
         faults.append(f"--shape: n_heads={shape.n_heads} is no multiple of n_kv_heads={shape.n_kv_heads}")
     if shape.head_dim % 2:
         faults.append(f"--shape: head_dim={shape.head_dim} is odd (RoPE turns pairs of channels)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return shape

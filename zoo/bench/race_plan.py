@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.bench.race_model import BertShape, RaceShape, parse_shape
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, refuse
 
 OURS = "zoo"
 INSTALL = {
@@ -120,8 +120,7 @@ def _refuse_options(workload: str, sizes: Mapping[str, Any]) -> None:
         faults.append(f"--weights: {workload} has one precision (decode, prefill and batch take others)")
     if workload == "load" and (sizes["batch"], sizes["length"]) != (1, 8):
         faults.append("--batch, --length: load reads one short prompt (--shape changes the model)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
 
 
 def parse_peers(text: str) -> list[str]:
@@ -129,8 +128,7 @@ def parse_peers(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     options = f"one of: {', '.join(PEERS)}"
     faults = [f"--against {n}: no such peer{did_you_mean(n, PEERS)} ({options})" for n in names if n not in PEERS]
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return list(dict.fromkeys(names))
 
 

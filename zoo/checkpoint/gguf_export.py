@@ -27,7 +27,7 @@ from zoo.checkpoint.llama_cpp_logits import compare_with_llama_cpp
 from zoo.checkpoint.mapping import find_entries
 from zoo.checkpoint.stored import StoredModel
 from zoo.disk import replace_file
-from zoo.errors import CheckpointError, ConfigError, FitsNoFamily
+from zoo.errors import CheckpointError, ConfigError, FitsNoFamily, refuse
 from zoo.families import family as families
 from zoo.families.gguf import PLAIN, GGUFFile, StoredTensor, describe_gguf, is_gguf, read_catalogue, read_gguf
 from zoo.families.gguf_metadata import find_factors, find_metadata, list_writable
@@ -257,8 +257,7 @@ def _check_header(layout: Layout, model: StoredModel) -> None:
         body = family.body(config, str(file))
         if body.head is not None and can_be_tied(body.model.get("head") or {}):  # as on reading, tensors decide
             body = family.body(config, str(file), {"head": {"tied": "output.weight" not in held}})
-        if faults := list_spec_differences(model.spec, load(body.model)):
-            raise ConfigError(*faults)
+        refuse(list_spec_differences(model.spec, load(body.model)))
 
 
 # ---------------------------------------------------------------- the file

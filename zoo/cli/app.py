@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from zoo.cli.options import read_options
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import did_you_mean, refuse
 from zoo.untrusted.printable import quote
 
 LARGEST = 2**63
@@ -102,8 +102,7 @@ def _check_numbers_of(command: Any) -> None:
 
     @functools.wraps(run)
     def checked(*args: Any, **given: Any) -> Any:
-        if faults := [f"{name}: {fault}" for name, value in given.items() for fault in _find_number_faults(value)]:
-            raise ConfigError(*faults)
+        refuse(f"{name}: {fault}" for name, value in given.items() for fault in _find_number_faults(value))
         return run(*args, **given)
 
     command.callback = checked

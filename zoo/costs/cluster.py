@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zoo.costs.hardware import Hardware
-from zoo.errors import ConfigError
+from zoo.errors import refuse
 
 NODE = 8
 """GPUs of a node: DGX and HGX systems have eight."""
@@ -41,8 +41,7 @@ class Cluster:
             faults.append(f"network: must be above 0, found {self.network:g} bytes a second (400Gb, say)")
         if self.device.link is None and self.node > 1:
             faults.append(f"gpu: the link of {self.device.title} is not known (--node 1, or another GPU)")
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
 
     @property
     def link(self) -> float:

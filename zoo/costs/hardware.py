@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.costs.sums import Amount
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.paths import conf_dir, read_conf
 
 RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
@@ -163,8 +163,7 @@ def of_device(name: str) -> Hardware | None:
 def _load(path: Path, _: int) -> Hardware:
     """Read a file, cached by its modification time."""
     body = _add_sources(_read(path))
-    if faults := list(_faults(body)):
-        raise ConfigError(*(f"{path}: {fault}" for fault in faults))
+    refuse(f"{path}: {fault}" for fault in _faults(body))
     return Hardware(
         name=path.stem,
         title=body["title"],

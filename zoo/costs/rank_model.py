@@ -15,7 +15,7 @@ from typing import Any
 from zoo.costs.layer_cut import count_layers
 from zoo.costs.rows import Priced, list_blocks, tabulate
 from zoo.distributed.pipeline_schedule import PipelineSchedule
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.model.channels import Channel
 from zoo.model.moe import MoE
 from zoo.model.tower import Topology, Tower
@@ -36,8 +36,7 @@ def spread_experts(spec: Topology, ep: int) -> Any:
     number of experts, or the model has no experts."""
     if ep == 1:
         return spec
-    if faults := list(expert_faults(spec, ep)):
-        raise ConfigError(*faults)
+    refuse(expert_faults(spec, ep))
     spread = {}
     for name, tower in spec.towers().items():
         blocks = {}
@@ -53,8 +52,7 @@ def shard_model(spec: Topology, tp: int) -> Any:
     if tp == 1:
         return spec
     towers = spec.towers()
-    if faults := [fault for tower in towers.values() for fault in tensor_faults(tower, tp)]:
-        raise ConfigError(*dict.fromkeys(faults))
+    refuse(dict.fromkeys(fault for tower in towers.values() for fault in tensor_faults(tower, tp)))
     shared = {name: shard_tower(tower, tp) for name, tower in towers.items()}
     return shared[""] if "" in shared else replace(spec, **shared)
 

@@ -23,7 +23,7 @@ from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, coun
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount
 from zoo.distributed.pipeline_schedule import PipelineSchedule
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.model.attention.base import Attention
 from zoo.model.tower import Tower
 from zoo.spec import Buffer, Conv, Experts, Linear, Reused, Tied, components, is_hidden_matrix, owner_of
@@ -104,8 +104,7 @@ def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
             found += list(tensor_faults(tower, setup.tp)) or error.faults
     found += expert_faults(spec, setup.ep)
     found += layer_faults(spec, setup.pipeline)
-    if found:
-        raise ConfigError(*dict.fromkeys(found))
+    refuse(dict.fromkeys(found))
     return shared
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zoo.costs.again import RECOMPUTE, explain_unknown
 from zoo.distributed.mesh import Mesh
 from zoo.distributed.pipeline_schedule import SCHEDULES, WHOLE_BACKWARD, PipelineSchedule
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ class Setup:
     mfu: float = 0.4
 
     def __post_init__(self) -> None:
-        if faults := list(_faults(self)):
-            raise ConfigError(*faults)
+        refuse(_faults(self))
 
     def tokens(self, spec: Priced) -> int:
         """Give the number of tokens of a sequence."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.order import Interleaving, Permutation
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -286,8 +286,7 @@ class Batches:
             for name, now in self._order_settings().items()
             if state.get(name) != now
         ]
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
         self.consumed = state["consumed"]
 
     def _order_settings(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.grammar.interpolation import split_interpolation
 from zoo.grammar.keys import BASES, TOWERS
 from zoo.grammar.patches import lay_patch
@@ -169,8 +169,7 @@ def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
         problems: list[str] = []
         own = {key: value for key, value in patch.items() if key != "like"}
         laid = lay_patch(whole(base, (*above, name)) or {}, own, f"layers.{name}", problems)
-        if problems:
-            raise ConfigError(*problems)
+        refuse(problems)
         return laid
 
     return {name: whole(name, ()) for name in layers}

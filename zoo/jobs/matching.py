@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from zoo.analysis.solve.bisection import find_crossing
 from zoo.costs.elementwise_flops import count_elementwise
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.grammar import resolve
 from zoo.jobs.forecast import Forecaster, price_run
 from zoo.jobs.loader import task_config
@@ -122,9 +122,9 @@ class Matching:
         are not solved again. Raises ConfigError with every arm that cannot be matched."""
         arms = group_by_arm(jobs)
         first = self.baseline or next(iter(arms))
-        if faults := find_faults(arms, self.budget, self.by, first):
-            raise ConfigError(*faults)
+        refuse(find_faults(arms, self.budget, self.by, first))
         figure = functools.partial(find_figure, budget=self.budget, forecaster=forecaster)
+        faults: list[str] = []
         target, found = figure(arms[first][0].planned), {}
         for name, own in arms.items():
             try:
@@ -139,8 +139,7 @@ class Matching:
                 else [plan.compose_point(change(each.typed, self.by, value), each.arm) for each in own]
             )
             found[name] = solved
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
         ordered = [first, *(name for name in arms if name != first)]
         names = list(group_by_arm([found[was][0] for was in ordered]))
         described = (describe_arm(plan, was, found[was], self, forecaster) for was in ordered)

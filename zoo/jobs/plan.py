@@ -33,7 +33,7 @@ from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.sources import StatedFile, locating
 from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, note_idle, read_yaml
 from zoo.distributed.world import read_world
-from zoo.errors import ConfigError, short
+from zoo.errors import ConfigError, refuse, short
 from zoo.jobs.implied import imply_by_weights
 from zoo.jobs.loader import ROOT, JobLoader, states_subdir, task_config
 from zoo.jobs.record import run_one_job
@@ -268,8 +268,7 @@ def plan_launch(
             name: [_of_loader(_with_options(each, options), loader) for each in own] for name, own in by_arm.items()
         }
         parsed = next(iter(by_arm.values()))
-        if mistaken := [_no_key(each) for each in parsed if each.get_key_element() in OPTIONS]:
-            raise ConfigError(*mistaken)
+        refuse(_no_key(each) for each in parsed if each.get_key_element() in OPTIONS)
         faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
         master = loader.compose_job([format_override(each) for each in parsed if not each.is_sweep_override()])
         if master.cfg.hydra.searchpath:
@@ -290,8 +289,7 @@ def plan_launch(
             faults.append("hydra.sweep.subdir: is not read, jobs are named by the hash of their config (leave it out)")
         names = [each for each, _ in lines] if arms else []
         faults += [] if keep_faulty and any(planned) else _faults(jobs, names)
-        if faults := [*dict.fromkeys(faults)]:
-            raise ConfigError(*faults)
+        refuse([*dict.fromkeys(faults)])
         samples = sweeps and not is_basic(master.cfg)
         typed = list(overrides) if arms else typed
         yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps, planned, names, samples)
@@ -379,6 +377,5 @@ def _swept_by_config(cfg: DictConfig, parsed: Sequence[Override]) -> list[Overri
     typed = {override.get_key_element() for override in parsed}
     faults: list[str] = []
     found = parse_overrides([f"{key}={value}" for key, value in sweeper.params.items() if key not in typed], faults)
-    if faults:
-        raise ConfigError(*(f"hydra.sweeper.params: {fault}" for fault in faults))
+    refuse(f"hydra.sweeper.params: {fault}" for fault in faults)
     return [*found, *parse_overrides(["hydra.sweeper.params=null"], faults)]

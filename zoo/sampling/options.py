@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.lazy import torch
 
 COLDEST = 1e-3  # lowest temperature above 0: below it, sampling is as good as greedy
@@ -105,8 +105,7 @@ class Sampling:
             for name, ids in named.items()
             if ids and max(ids) >= vocab_size
         ]
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
 
 
 def _fault(item: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.spec.spec import Spec
 
 S = TypeVar("S", bound=Spec)
@@ -26,8 +26,7 @@ def split(spec: S, ranks: int, *, equal: Collection[str], shared: Collection[str
     Raises ConfigError with a line for each field that does not divide, or if the part is not a valid component.
     """
     sizes = {name: getattr(spec, name) for name in (*equal, *shared)}
-    if found := list(_uneven(sizes, ranks, equal)):
-        raise ConfigError(*found)
+    refuse(_uneven(sizes, ranks, equal))
     try:
         return replace(spec, **{name: max(1, size // ranks) for name, size in sizes.items() if size})  # type: ignore[type-var]
     except ValidationError as error:

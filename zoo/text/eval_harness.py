@@ -21,7 +21,7 @@ from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportM
 from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
 from zoo.data.tokenizer import find_tokenizer_file, read_special_token
-from zoo.errors import ConfigError, ZooError, did_you_mean, short
+from zoo.errors import ConfigError, ZooError, did_you_mean, refuse, short
 from zoo.generation.engine import Engine
 from zoo.generation.engine_sizes import size_engine
 from zoo.generation.passes import serving
@@ -198,8 +198,8 @@ def run_tasks(lm: Harness, names: Sequence[str], *, limit: int | None, num_fewsh
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     """Load tasks with their data. The harness's own index of tasks is read only if a task is given by name."""
     files = {name: Path(name).expanduser() for name in names if is_task_file(name)}
-    if missing := [name for name, file in files.items() if not file.is_file()]:
-        raise ConfigError(*(f"tasks: {name} is no file (a task's YAML)" for name in missing))
+    missing = [name for name, file in files.items() if not file.is_file()]
+    refuse(f"tasks: {name} is no file (a task's YAML)" for name in missing)
     manager = TaskManager(include_defaults=len(files) < len(names))
     there = manager.all_tasks
     if unknown := [name for name in names if name not in files and name not in there]:

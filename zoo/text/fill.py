@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.tokenizer import MASKS, find_tokenizer_file, open_backend, read_special_token
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.lazy import torch
 from zoo.model.head import describe_lack
 from zoo.text.reader import load_reader, longest_text, pad_rows
@@ -77,8 +77,7 @@ def _encode(backend: Any, mask: int, texts: Sequence[str], limit: int) -> list[l
     long = {index + 1: len(row) for index, row in enumerate(rows) if len(row) > limit}
     faults = [f"{fault} (the model's word for what is to be filled)" for fault in none]
     faults += [f"texts: number {n} has {count} tokens, the model reads {limit} (less)" for n, count in long.items()]
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return rows
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.chat.template import ChatTemplate
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.generation.prompt_towers import find_writer
 from zoo.generation.request import Request
 from zoo.sampling.guide import Guide, GuideCompiler, Kind
@@ -111,8 +111,7 @@ class JobMaker:
                 jobs.append(self.make_job(prompt.given, prompt.options, prompt.where, prompt))
             except ConfigError as error:
                 faults += [f"{prompt.where}: {fault}" if prompt.where else fault for fault in error.faults]
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
         return jobs
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.checkpoint.sentence_files import PROMPTS, PromptsFile, read_settings
 from zoo.data.corpus import FAULTS_SHOWN
-from zoo.errors import ConfigError, ZooError, did_you_mean
+from zoo.errors import ConfigError, ZooError, did_you_mean, refuse
 from zoo.families.described import CONFIG, read_config
 from zoo.lazy import Tensor, torch
 from zoo.text.reader import load_reader, longest_text, pad_rows
@@ -164,8 +164,7 @@ def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool)
         for part in parts:
             if isinstance(part, str):
                 check_text(part, place)
-    if faults:
-        raise ConfigError(*faults[:FAULTS_SHOWN])
+    refuse(faults[:FAULTS_SHOWN])
 
 
 def _load_template(tokenizer: str | Path | Tokenizer, chosen: str | None) -> ChatTemplate:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, get_args
 
 from zoo.data.chat.template import list_faults
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.sampling.guide import Kind
 from zoo.sampling.options import Sampling
 from zoo.untrusted.json_file import NESTED
@@ -73,8 +73,7 @@ class Options:
             faults.append(f"{' and '.join(guides)}: a text follows one grammar (one of these)")
         if guides and own.get("ignore_eos"):
             faults.append("ignore_eos: a grammar's text ends with that token (without one of the two)")
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
         lists = {name: _as_tuple(own[name]) for name in ("stop", "stop_ids", "bad_words") if name in own}
         return cls(**{**own, **lists, "sampling": sampling, "guide": next(iter(guides.items()), None)})
 
@@ -191,8 +190,7 @@ def read_jsonl(text: str, where: str, given: Mapping[str, Any], complete: Comple
             faults += [f"{place}: {fault}" for fault in error.faults]
         if len(faults) >= FAULTS_SHOWN:
             raise ConfigError(*faults, f"{where}: reading stopped here, there may be more")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return found
 
 
@@ -217,8 +215,7 @@ def _read_row(line: str, place: str, index: int, beside: Mapping[str, Any], comp
     except ConfigError as error:
         faults += error.faults
         options = Options()
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return Prompt(index, place, given, options)
 
 

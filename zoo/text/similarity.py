@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.checkpoint.finding import find
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError, ZooError, refuse
 from zoo.text.vectors import embed
 from zoo.untrusted.lines import read_lines
 from zoo.untrusted.printable import check_text, quote, shorten
@@ -189,8 +189,7 @@ def read_rows(file: str | Path, read: Callable[..., Any], name: str, what: str) 
         found.append(read(record, where, faults))
         if len(faults) >= FAULTS_SHOWN:
             break
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     if not found:
         raise ConfigError(f"{name}: {file} has no {what} in it (a line for each)")
     return found

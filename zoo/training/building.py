@@ -10,7 +10,7 @@ from zoo.costs.kernels import mask_whole
 from zoo.data import Batches, PreparedData, prepare
 from zoo.data.read_ahead import ReadAhead
 from zoo.distributed.world import ALONE, World
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.generation.prompt_towers import check_length
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
@@ -74,8 +74,7 @@ def prepare_device_and_data(
             faults.append(f"sample.prompt: {error.faults[0]} (another, or sample=null)")
         else:
             collect_faults(faults, lambda: check_length(spec, len(ids), sample.tokens), "sample")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return planned, device, data
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError, ZooError, short
+from zoo.errors import ZooError, refuse, short
 from zoo.training.metric_lines import settle_line
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def hosted(callbacks: Sequence[Any] = ()) -> Iterator[Host]:
         for number, each in enumerate(callbacks)
         if isinstance(each, type) or not any(callable(getattr(each, name, None)) for name in MOMENTS)
     ]
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     with followed(callbacks, foreign=True) as host:
         yield host
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.solve.proportions import ComposedModel, ModelSource
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.lazy import Tensor, torch
 from zoo.training.optim import AdamW, Optim, set_rates
 from zoo.training.parametrisation import Parametrisation
@@ -93,8 +93,7 @@ def _compare(
     specs: Sequence[Any], sizes: Sequence[int], parametrisation: Parametrisation, optim: Optim | None, width: int
 ) -> Coordinates:
     optim = AdamW(lr=RATE / width, weight_decay=0.0) if optim is None else optim
-    if faults := parametrisation.refuses(specs[0], optim):
-        raise ConfigError(*(f"parametrisation: {fault}" for fault in faults))
+    refuse(f"parametrisation: {fault}" for fault in parametrisation.refuses(specs[0], optim))
     logs: dict[str, list[float]] = {}
     for place, spec in enumerate(specs):
         for seed in range(SEEDS):

@@ -15,7 +15,7 @@ from zoo.compose.hydra_engine import Override, open_repository
 from zoo.compose.overrides import parse_overrides
 from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.training.objective import Distil, Objective, RecordObjective
 from zoo.training.objective.labelled import TaskObjective
 from zoo.training.planning import (
@@ -127,8 +127,7 @@ def list_typed(overrides: Sequence[str]) -> set[str]:
         elif override.is_delete():
             faults.append(f"{override.input_line}: nothing can be deleted (name another: {key}=…)")
         typed |= set(_flatten(key, override))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return typed
 
 
@@ -175,8 +174,7 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
     faults = [fault for fault, differs in zip(faults, changed, strict=True) if differs]
     if any(key.startswith("data.tokenizer") for key in typed):
         faults.append("data.tokenizer: the run's own data keeps its tokenizer (leave it out)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return found
 
 
@@ -191,8 +189,7 @@ def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[s
         faults.append("data.validation_fraction: all of this data is scored, as no run has it (leave it out)")
     if "data.validation" in typed:
         faults.append("data.validation: the data that data.path names is scored (leave it out, or name it there)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     eos = node.get("tokenizer", {}).get("eos") if "data.tokenizer.eos" in typed else None
     node = {**node, "tokenizer": {"kind": "file", "path": str(tokenizer), "eos": eos}}
     data = DataSettings.read(node)

@@ -15,7 +15,7 @@ from zoo.checkpoint.finding import find
 from zoo.data import PreparedData
 from zoo.data import prepare as prepare_data
 from zoo.data.tokenizer import Tokenizer
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.generation.passes import serving
 from zoo.run.fastest_dtype import settle_cpu, spell_dtype
 from zoo.run.linear.ready import prepare
@@ -205,8 +205,7 @@ class Subject:
                 streams.append(encode(text, tokenizer, name, start))
             except ConfigError as error:
                 faults += error.faults
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
         return streams
 
     @property

@@ -15,7 +15,7 @@ from zoo import grammar, runs
 from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
 from zoo.data.settings import SPLIT_TEMPLATE, RecordSettings
-from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
 from zoo.grammar.interpolation import MissingName
 from zoo.grammar.saved import read_config
 from zoo.kernels import KERNELS
@@ -107,8 +107,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
         settings = replace(settings, objective=settings.objective.settle(spec, data))
     if settings and data and spec:
         faults += find_mismatches(settings, data, spec)
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     config["model"] = grammar.call_resolvers(config["model"])  # now: a config in a run's folder may call none
     title = make_title(config["model"], spec)
     spec = settings.objective.adapt(settings.parametrisation.adapt(spec))
@@ -279,8 +278,7 @@ def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | 
             faults.append(f"{key}: a run that goes on keeps it{hint}")
         else:
             merged = merge_change(merged, override, faults)
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     planned = use_own_files(plan_training(merged), folder / runs.TOKENIZER)
     return replace(planned, notes=tuple(notes))
 

@@ -23,7 +23,7 @@ from zoo.analysis.scaling.law import Law
 from zoo.analysis.scaling.points import LEAST, LossPoints
 from zoo.analysis.verdict.speedup import PowerLaw
 from zoo.analysis.verdict.student import student_quantile
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.untrusted.json_file import JsonShape, check_shape
 
 HUBER = 1e-3
@@ -167,8 +167,7 @@ class FittedLaw:
                     f"{name}: lies between {found[0]:.3f} and {found[1]:.3f}, too wide to predict beyond the points "
                     f"(an interval of {WIDEST} at most: more points, over a wider range)"
                 )
-        if missing := self.list_open():
-            raise ConfigError(*(f"{each} (sizes further apart, or trained longer)" for each in missing))
+        refuse(f"{each} (sizes further apart, or trained longer)" for each in self.list_open())
 
 
 def fit_law(points: LossPoints, bootstrap: int = 1000, seed: int = 0) -> FittedLaw:

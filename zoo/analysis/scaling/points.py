@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import ConfigError, short
+from zoo.errors import ConfigError, refuse, short
 from zoo.untrusted.json_file import SETTINGS, read_bytes
 from zoo.untrusted.lines import read_lines
 from zoo.untrusted.printable import quote, shorten
@@ -83,8 +83,7 @@ def read_points(file: Path, columns: Mapping[str, str]) -> LossPoints:
         rows.append((row[0], row[1], row[2]))
         if len(faults) >= FAULTS_SHOWN:
             raise ConfigError(*faults, f"{file}: reading stopped here, there may be more")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return LossPoints.collect(rows, (f"{file}: {record.get('run') or place}" for place, record in records))
 
 

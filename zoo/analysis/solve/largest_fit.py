@@ -14,7 +14,7 @@ from zoo.costs.price import price
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shadow.tape import UnknownOperation
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 
 MOST = 1 << 24
 """The largest batch or context that is searched."""
@@ -38,8 +38,7 @@ class Room:
             faults.append(f"runtime: bytes cannot be below 0, found {self.runtime:g}")
         if not faults and self.bytes < 1:
             faults.append(f"memory: nothing is left of {self.memory:,} bytes (a larger one, or less runtime)")
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
 
     @property
     def bytes(self) -> int:

@@ -22,7 +22,7 @@ from zoo.costs.setup import Setup
 from zoo.costs.step_time import StepPlan
 from zoo.distributed.mesh import Mesh
 from zoo.distributed.pipeline_schedule import PipelineSchedule
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 
 STEP_TOKENS = 1 << 22
 """Default tokens of a step: 4 Mi, with which Llama 3 405B began (Dubey et al., 2024, §3.4.1)."""
@@ -70,8 +70,7 @@ class MeshSearch:
         if self.count > self.cluster.node and self.count % self.cluster.node:
             whole = self.count // self.cluster.node * self.cluster.node
             faults.append(f"count: {self.count} GPUs do not fill nodes of {self.cluster.node} (--count {whole}, say)")
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
 
     def settle_sequences(self, spec: Priced) -> int:
         """Give the number of sequences of a step."""

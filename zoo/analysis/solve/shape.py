@@ -27,7 +27,7 @@ from zoo.costs import flops, params
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.grammar.pattern import MOST_LAYERS
 
 KEYS = "kv_bytes_per_token"
@@ -70,8 +70,7 @@ class ShapeBudget:
         faults = [f"{name}: must be above 0, found {value:g}" for name, value in given.items() if value <= 0]
         if not set(given) - {KEYS}:
             faults.append("params: no budget is given that says how large (--params 1e9, say)")
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
 
     def given(self) -> dict[str, float]:
         """Give the budgets that are not None, by name."""

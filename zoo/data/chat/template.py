@@ -11,7 +11,7 @@ from typing import Any
 from zoo.checkpoint.tokenizer_file import TokenizerConfig, read_special_tokens
 from zoo.data.chat.renderer import RENDERER, RenderedView
 from zoo.data.tokenizer import EOS, Tokenizer
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.families.described import read_json
 from zoo.runs import TEMPLATE
 from zoo.untrusted.json_file import SETTINGS, read_bytes
@@ -66,8 +66,7 @@ class ChatTemplate:
 
         Raises ConfigError for malformed messages, and if the template refuses them or takes too long.
         """
-        if faults := list_faults(messages):
-            raise ConfigError(*faults)
+        refuse(list_faults(messages))
         given = {**self.special, **values, "messages": [_complete(message) for message in messages]}
         given |= {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
         return RENDERER.render(self.choose(tools), given)
@@ -77,8 +76,7 @@ class ChatTemplate:
     ) -> list[RenderedView]:
         """Render a conversation's beginnings for training: each of the `views` is a number of leading messages (None:
         all) and add_generation_prompt. A template that writes the date writes DAY. Raises ConfigError as `render`."""
-        if faults := list_faults(messages):
-            raise ConfigError(*faults)
+        refuse(list_faults(messages))
         given = {**self.special, "messages": [_complete(message) for message in messages], "tools": tools}
         return RENDERER.render_views(self.choose(tools), {**given, "documents": None}, views, DAY)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.errors import ConfigError
+from zoo.errors import refuse
 from zoo.lazy import F, Tensor, torch
 from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
@@ -123,8 +123,7 @@ class Mamba(Attention, kind="mamba"):
         of Δ are summed over all ranks. With several heads, each head lies on one rank. Raises ConfigError if the number
         of ranks does not divide that of channels (one head) or that of heads."""
         name = "heads" if self.by_head else "d_inner"
-        if faults := list(uneven(name, getattr(self, name), ranks)):
-            raise ConfigError(*faults)
+        refuse(uneven(name, getattr(self, name), ranks))
         return MambaShard(**{field.name: getattr(self, field.name) for field in self.fields()}, ranks=ranks)
 
     def state(self) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from zoo.checkpoint.parallel_checkpoint import fill_pieces, locate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.tuning import TunedSetup, Tuning
 from zoo.distributed.sharded_tensors import own_part
-from zoo.errors import CheckpointError, ConfigError
+from zoo.errors import CheckpointError, ConfigError, refuse
 from zoo.lazy import torch
 from zoo.model.init import initialise
 from zoo.spec import Buffer, table, tensors
@@ -221,8 +221,7 @@ def check_adapter(lora: Lora, adapter: str, spec: Any) -> None:
     faults = list(list_contradictions(vars(lora), plan, adapter))
     if odd := sorted({*lora.choose(spec)} ^ {*plan.paths}):
         faults.append(f"lora.on: {odd[0]} is adapted in one of the config and {adapter} alone, of {len(odd)} such")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     read_tensors(plan, spec, find(adapter), "cpu")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from zoo.errors import ConfigError
+from zoo.errors import refuse
 from zoo.spec import Buffer, tensors
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def choose_trained(spec: Topology, freeze: Sequence[str], train: Sequence[str], 
     kept -= {name for name in names if _matches(name, named if name.startswith(heads) else freeze)}
     if not kept and not adapted and not faults:
         faults.append(f"freeze: leaves nothing to train of {len(names)} weights (fewer patterns)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return kept
 
 

@@ -58,8 +58,7 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
         faults += [f"lora.on: {each.path} {each.refused}" for each in chosen.values() if each.refused]
         stacked = [each.path for each in chosen.values() if each.stacked and self.dora]
         faults += [f"lora.dora: {path} is of stacked experts, whose rows have no magnitudes here" for path in stacked]
-        if faults:
-            raise ConfigError(*dict.fromkeys(faults))
+        refuse(dict.fromkeys(faults))
         return tuple(chosen)
 
 
