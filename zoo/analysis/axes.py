@@ -179,8 +179,8 @@ def _power(figure: Callable[[int], float]) -> str:
 
 
 def find_source(component: Spec, comment: str) -> str:
-    """Find the paper and year of a choice. The comment of its YAML is read first, then the docstring of its `scaling`
-    (of rotary positions), then that of its class. Empty if none of them names a paper.
+    """Find the paper and year of a choice. Read from the comment of its YAML, else the docstring of its `scaling`
+    (rotary positions), else the docstring of its class. Empty if none names a paper.
     """
     inside = getattr(component, "scaling", None)
     docs = (inspect.getdoc(each) or "" for each in (type(inside), type(component)) if each is not None)

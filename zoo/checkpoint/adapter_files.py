@@ -165,8 +165,8 @@ def check_weights(folder: Path, spec: WholeSpec) -> None:
 
 
 def choose_base(weights: str | Path) -> tuple[str, str]:
-    """Find the model that a run with adapters starts from, and its hash: a folder (of a run, that of the newest
-    checkpoint) or a GGUF file."""
+    """Find the model that a run with adapters starts from, and its hash: a folder (for a run, its newest checkpoint's
+    folder) or a GGUF file."""
     base = resolve_base(weights)
     return str(base), identify_base(base)
 

@@ -6,7 +6,7 @@ experts and the decay of a state are bound by memory, not by arithmetic. `elemen
 
 A look-up costs nothing. The head counts whether tied or not. A mixture counts the experts that a token goes through.
 Layers that share weights count as often as they are used. Attention counts the (query, key) pairs that its mask allows.
-An encoder-decoder is taken to read as many tokens as it writes.
+An encoder-decoder is assumed to read and to write the same number of tokens.
 
 Frameworks define FLOPs differently, up to twofold in a long context. CONVENTIONS has each definition by name.
 """

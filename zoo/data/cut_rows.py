@@ -18,8 +18,8 @@ def describe_cuts(
     sizes: np.ndarray, limit: int, what: str, cure: Callable[[int], str], cut: int | None = None
 ) -> str | None:
     """Describe how many rows have more than `limit` tokens, and which settings would keep 95 % of them, and all, whole;
-    None if all are whole. `what` names the rows and what they lose; `cure` writes the setting for a limit; `cut` counts
-    the rows if `what` applies only to some of those."""
+    None if all are whole. `what` names the rows and what they lose; `cure` writes the setting for a limit; `cut` is the
+    number of rows that `what` applies to, if not all of them."""
     import numpy as np
 
     cut = int((sizes > limit).sum()) if cut is None else cut

@@ -79,7 +79,7 @@ def find_convolved(attention: Attention) -> int:
 
 
 def list_hidden(attention: Attention) -> list[str]:
-    """List restrictions of what queries see that a grid cannot show, because they depend on the text or are random."""
+    """List the parts of a mask that a grid cannot show, because they depend on the text or are random."""
     sight = attention.sight
     summed = sight.window is not None and hasattr(attention, "block_size")
     hidden = {

@@ -41,7 +41,7 @@ def tune_rates(ladder: Ladder, folder: Path, train: Train) -> Ladder:
 
 
 def interpolate_rate(rates: dict[int, float], params: int) -> float:
-    """Interpolate the rate of a size from those of two: log lr is linear in log N."""
+    """Interpolate a size's learning rate from the rates of two sizes: log lr is linear in log N."""
     (low, first), (high, second) = rates.items()
     exponent = math.log(second / first) / math.log(high / low)
     return float(f"{first * (params / low) ** exponent:.3g}")

@@ -98,7 +98,7 @@ class Channel:
 
 
 class Uses(NamedTuple):
-    """The channels of a layer by name: those that it reads, and those that it gives to and that some layer reads."""
+    """The channels of a layer by name: the ones it reads, and the ones it writes and some layer reads."""
 
     reads: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()

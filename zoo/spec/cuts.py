@@ -92,7 +92,7 @@ def _fill_up(piece: Tensor, dim: int, missing: int) -> Tensor:
 
 def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
     """Find how each tensor of a model, by name, is cut into the parts of `ranks` ranks. `whole` is the model's Spec,
-    `part` that of one rank's part."""
+    `part` the Spec of one rank's part."""
     cuts: dict[str, Cut] = {}
     parts = part.towers()
     for where, tower in whole.towers().items():

@@ -30,7 +30,7 @@ Ways = Annotated[int | Literal["auto"], BeforeValidator(make_count_check(1))]
 
 class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     """The mesh of a run's processes: the number of processes along each dimension of parallelism. One of `dp`, `shard`,
-    `cp`, `tp` and `pp` may be `auto`: as many as the other four allow."""
+    `cp`, `tp` and `pp` may be `auto`: the world's processes divided by the other four."""
 
     dp: Ways = 1
     """Replicas of the model, each with its own rows; gradients are summed (DDP; Li et al., 2020)."""

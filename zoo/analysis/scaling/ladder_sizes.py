@@ -2,8 +2,9 @@
 
 Sizes keep the model's d_model / n_layers, head_dim, query heads per key head and d_ff / d_model. One run a size decays
 its learning rate at several lengths (`schedule=wsd_s`), each of which is a point of the scaling law. The learning rate
-and the warm-up follow from the size as in OLMo-core's ladders. The batch is the same for all sizes, because one that
-grows gives larger models fewer updates of as many tokens, which hides α. N counts all parameters, as in `zoo fit`.
+and the warm-up follow from the size as in OLMo-core's ladders. The batch is the same for all sizes, because a batch
+that grows with the model gives larger models fewer updates for the same tokens, which hides α. N counts all parameters,
+as in `zoo fit`.
 """
 
 from __future__ import annotations

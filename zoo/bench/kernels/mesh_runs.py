@@ -149,7 +149,7 @@ def kill_one(settings: Settings, gpus: int) -> ReportRow:
 
 
 def list_leftovers(run: Path) -> list[str]:
-    """Say what is wrong with the checkpoints of a run that was killed: none was written, or one is incomplete."""
+    """List the faults of the checkpoints of a run that was killed: none was written, or one is incomplete."""
     try:
         chosen = choose_checkpoint(run, "", lambda folder, counters: None)
     except CheckpointError as error:

@@ -23,9 +23,9 @@ PAGE = PAGES[0]
 
 
 def choose_page(asks: Iterable[AttentionQuery], machine: Machine, kernel: str = "auto") -> int:
-    """Choose the page size at which the first kernels that `auto` tries read as many of `asks` as possible in place
-    (decoding, with `AttentionQuery.lengths`); on a tie, the smaller one. `kernel` names the kernel that will be
-    used."""
+    """Choose the page size with which the first kernels that `auto` tries can read pages in place for the most queries
+    of `asks` (decoding, with `AttentionQuery.lengths`); on a tie, the smaller size. `kernel` names the kernel that will
+    be used."""
     asks = list(asks)
     return min(PAGES, key=lambda page: sum(_rank(replace(ask, page=page), machine, kernel) for ask in asks))
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StartSettings:
-    """The settings of a run's start. The fields have the names of those of a training config."""
+    """The settings of a run's start. The fields are named as in a training config."""
 
     weights: str | None = None
     other_tokenizer: bool = False
@@ -228,7 +228,7 @@ def check_adapter(lora: Lora, adapter: str, spec: Any) -> None:
 @dataclass(frozen=True)
 class StartWeights:
     """The weights that a model starts from, read lazily: the names of the `fresh` ones, which keep their random values;
-    the names of those copied unchanged from the folder (`equal`); and lines about the conversion."""
+    the names of weights copied unchanged from the folder (`equal`); and lines about the conversion."""
 
     tensors: StoredTensors
     fresh: set[str]
@@ -246,7 +246,7 @@ class StartWeights:
 
 
 def open_start(folder: str | Path, spec: Topology, added: str, seed: int) -> StartWeights:
-    """Open a folder's weights, converted to those of a model of a Spec."""
+    """Open a folder's weights, converted for a model with this Spec."""
     source = store.open_model(folder, torch.float32, mapped=False)
     held = defer_tensors(source.tensors)
     made = transfer(source.spec, spec, held, added, seed)

@@ -49,8 +49,8 @@ def describe_moved(folder: Path, stated: TokenizerSettings) -> str | None:
 
 
 def keep_files(tokenizer: TokenizerSettings, weights: str | None, out: Path) -> None:
-    """Copy to `out`, byte for byte, the files that a run does not change: those of a tokenizer that has a path, and
-    those that travel with the `weights`. Files about tokens are copied from the weights only if the run uses their
+    """Copy to `out`, byte for byte, the files that a run does not change: the tokenizer's files, if it has a path, and
+    the files beside the `weights`. Files about tokens are copied from the weights only if the run uses their
     tokenizer."""
     path, folder = tokenizer.path, None if weights is None else find(weights)
     if path is None and folder is None:
