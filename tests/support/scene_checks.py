@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from zoo.drawing.palette import COLOURS
 from zoo.drawing.scene import Box, Extent, Label, Scene, Stroke
 
 SLACK = 0.51  # half a pixel: borders of neighbours may coincide
@@ -11,11 +12,14 @@ SLACK = 0.51  # half a pixel: borders of neighbours may coincide
 
 def find_faults(scene: Scene) -> list[str]:
     """List faults: boxes that overlap without one holding the other, texts that leave the canvas or their box or touch
-    another text, and strokes through a text."""
+    another text, strokes through a text, and colours that the palette lacks."""
     boxes = [(shape.extent, shape) for shape in scene.items if isinstance(shape, Box)]
     labels = [(shape.extent, shape) for shape in scene.items if isinstance(shape, Label) and shape.text]
     canvas = Extent(0, 0, scene.width, scene.height)
     faults = [f"beyond the canvas: {shape}" for shape in scene.items if not holds(canvas, shape.extent)]
+    for shape in scene.items:
+        colors = {getattr(shape, name, "") for name in ("fill", "line", "color")} - {""}
+        faults += [f"no colour of the palette: {shape}"] if colors - COLOURS.keys() else []
     for (one, first), (two, second) in combinations(boxes, 2):
         if overlap(one, two) and not holds(one, two) and not holds(two, one):
             faults.append(f"boxes overlap: {first} {second}")
