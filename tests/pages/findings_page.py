@@ -37,6 +37,8 @@ its own comparisons; over all recipes nothing is corrected.
 
 Until 29 November 2026 a difference that was not significant was called "no significant difference", which some pages took for
 equality. All kept runs were judged again on 30 November 2026; where a margin was added for that, it was added after the runs.
+That day the error of a searched rate was corrected as well (where the best rate was off the middle, it was that of another fit): at
+softcaps-and-sinks "scores to 50" was inconclusive before; fewer-rotations and optimizers kept their verdicts.
 
 ![Differences with their intervals, by metric; colour is the verdict, the band the margin](../recipes/verdicts/effects.png)
 """
