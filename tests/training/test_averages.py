@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from support.packaged_specs import one_in
-from support.tiny_runs import compose_run, read_folder, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_folder, read_metrics
 from zoo import runs
 from zoo.checkpoint import store
 from zoo.cli.fit import collect_points
@@ -23,11 +23,6 @@ from zoo.jobs.train import resume_run, start_run
 from zoo.training import loop
 from zoo.training.averages import EMA, MovingAverage
 from zoo.training.planning import plan_training
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

@@ -5,17 +5,11 @@ import re
 import pytest
 import torch
 
-from support.tiny_runs import compose_run, read_folder, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_folder, read_metrics
 from zoo.jobs.train import resume_run, start_run
 from zoo.kernels.found import MACHINES, Machine
 from zoo.training import compiling
 from zoo.training.compiling import compile_if_it_pays
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    return write_corpus(tmp_path / "corpus")
 
 
 @pytest.fixture

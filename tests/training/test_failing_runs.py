@@ -13,7 +13,7 @@ import torch
 
 from support.packaged_specs import one_in
 from support.tiny_models import model_of
-from support.tiny_runs import compose_run, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_metrics
 from zoo import runs
 from zoo.distributed.world import ALONE
 from zoo.errors import CheckpointError, ConfigError, ZooError
@@ -21,11 +21,6 @@ from zoo.jobs import train
 from zoo.jobs.train import resume_run, start_run
 from zoo.training import finite, loop, validation
 from zoo.training.failures import is_out_of_memory
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from support.packaged_specs import one_in
-from support.tiny_runs import compose_run, read_folder, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_folder, read_metrics
 from zoo import runs
 from zoo.data import Batches
 from zoo.errors import CheckpointError, ConfigError, ZooError
@@ -15,12 +15,6 @@ from zoo.jobs.train import resume_run, start_run
 from zoo.training import gradient, loop, validation
 from zoo.training.objective import NextToken
 from zoo.training.planning import plan_training
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    return write_corpus(tmp_path / "corpus")
 
 
 def spoil_gradient(monkeypatch, *steps):

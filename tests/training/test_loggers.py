@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from support.tiny_runs import compose_run, write_corpus
+from support.tiny_runs import compose_run
 from zoo.errors import ConfigError
 from zoo.jobs.train import resume_run, start_run
 from zoo.paths import conf_dir
 from zoo.report.history import RunRecord
 from zoo.training import loggers
 from zoo.training.planning import plan_training
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def told_of(folder: Path) -> dict[tuple[str, int], float]:

@@ -8,7 +8,7 @@ import torch
 
 from support.memory_tracker import StorageTracker
 from support.packaged_specs import one_in
-from support.tiny_runs import compose_run, read_folder, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_folder, read_metrics
 from zoo import runs
 from zoo.checkpoint.tensor_files import read_header
 from zoo.costs import price
@@ -24,12 +24,6 @@ from zoo.training.gradient import accumulate_gradient, choose_autocast
 from zoo.training.layout import ProcessGroups
 from zoo.training.planning import plan_training
 from zoo.training.precision import ComputingCopies, find_priced
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    return write_corpus(tmp_path / "corpus")
 
 
 def test_every_precision_has_a_price():

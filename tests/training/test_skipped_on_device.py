@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
 from support.forked_processes import run_ranks
-from support.tiny_runs import SMALL, compose_run, read_folder, read_metrics, write_corpus
+from support.tiny_runs import SMALL, compose_run, read_folder, read_metrics
 from zoo.distributed.sharded_tensors import own_part
 from zoo.errors import ZooError
 from zoo.jobs.train import start_run
@@ -17,12 +17,6 @@ from zoo.training import gradient, loop, update
 from zoo.training.log import RunLog
 
 MIXTURE = ["model=deepseek-tiny", "model.d_model=64"]
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    return write_corpus(tmp_path / "corpus")
 
 
 def spoil_gradient(monkeypatch, *steps):

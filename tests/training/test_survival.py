@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from support.tiny_runs import compose_run, read_folder, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_folder, read_metrics
 from zoo import cli, runs
 from zoo.checkpoint import publish as publishing
 from zoo.checkpoint import store
@@ -32,12 +32,6 @@ def live(folder: Path, **options) -> dict:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    return write_corpus(tmp_path / "corpus")
 
 
 # ---------------------------------------------------------------- killed, hurt, stopped

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from support.packaged_specs import one_in
-from support.tiny_runs import compose_run, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_metrics
 from zoo import runs
 from zoo.checkpoint import store
 from zoo.data import DataSettings, hold_out, prepare
@@ -24,11 +24,6 @@ from zoo.paths import conf_dir
 from zoo.training.memory_fit import advise, price_training
 from zoo.training.objective import NextToken
 from zoo.training.planning import plan_training
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

@@ -11,18 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from support.tiny_runs import compose_run, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_metrics
 from zoo.jobs.train import resume_run, start_run
 from zoo.report.history import RunRecord
 from zoo.report.progress import Show
 from zoo.training.log import Means
 
 NO_EVAL = ("eval_every=null", "steps=8")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def losses_of(folder: Path) -> dict[int, dict]:

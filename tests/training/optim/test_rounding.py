@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from support.tiny_models import spec_of
-from support.tiny_runs import compose_run, read_folder, read_metrics, write_corpus
+from support.tiny_runs import compose_run, read_folder, read_metrics
 from zoo import runs
 from zoo.checkpoint.tensor_files import read_header
 from zoo.errors import ConfigError
@@ -21,12 +21,6 @@ from zoo.training.planning import plan_training
 from zoo.training.precision import lower_weights
 
 KINDS = ("adafactor", "adamw", "lion", "muon", "normuon", "schedule_free", "sgd")
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    return write_corpus(tmp_path / "corpus")
 
 
 def rounded(value):
