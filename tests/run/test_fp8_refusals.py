@@ -56,7 +56,7 @@ def test_a_device_that_cannot_is_refused_in_one_line_before_anything_is_done(ref
 
 
 def test_a_missing_or_old_torchao_is_named_with_the_extra_that_brings_it(refused, monkeypatch):
-    monkeypatch.setattr(fp8.metadata, "version", lambda _: "0.17.1+cu130")
+    monkeypatch.setattr(fp8, "find_version", lambda _: "0.17.1+cu130")
     expected = "zoo: error: fp8: weight_only needs torchao 0.18 or later, found 0.17.1+cu130"
     command = ("generate", "--fp8", "weight_only", "--device", "cpu", "--checkpoint", "nowhere")
     assert refused(*command) == f"{expected} (pip install 'transformer-zoo[fp8]')"

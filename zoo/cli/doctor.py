@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from zoo import report
@@ -43,9 +42,14 @@ def run(as_json: Json = False, *, gpu: bool = flag("Try and measure this machine
         return
     import zoo
     from zoo.kernels.table import describe_here, row_as_data, tabulate
+    from zoo.run.environment import find_version
 
     machine = describe_here()
-    versions = [("zoo", zoo.__version__), ("python", platform.python_version()), *((n, _version(n)) for n in PACKAGES)]
+    versions = [
+        ("zoo", zoo.__version__),
+        ("python", platform.python_version()),
+        *((n, find_version(n) or ABSENT) for n in PACKAGES),
+    ]
     devices, rows, others, products = _devices(), tabulate(machine), list(_others(machine)), list(_products())
     if as_json:
         kernels = {row.kernel.name: row_as_data(row) for row in rows}
@@ -98,14 +102,15 @@ def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
     from zoo.kernels.found import PACKAGES as SOURCES
     from zoo.kernels.grouped_products import refuses
     from zoo.run import fp8
+    from zoo.run.environment import find_version
 
     dtypes = ("bfloat16", "float16", "float32")
     taken = [dtype for dtype in dtypes if refuses(machine.device, dtype, 64, 64) is None]
     about = f"the experts' products in one call, in {', '.join(taken)}" if taken else f"takes none on {machine.device}"
     yield "grouped_mm", bool(taken), about
-    torchao = _version("torchao")
+    torchao = find_version("torchao")
     for recipe in (*fp8.RECIPES, fp8.WEIGHT_ONLY):
-        lacks = [fp8.refuses(recipe, machine), *([TORCHAO] if torchao == ABSENT else [])]
+        lacks = [fp8.refuses(recipe, machine), *([] if torchao else [TORCHAO])]
         reason = "; ".join(filter(None, lacks))
         yield f"fp8 {recipe}", not reason, reason or f"by torchao {torchao}"
     compiles = "compiler" in machine.packages
@@ -139,13 +144,6 @@ def _machine(machine: Machine) -> dict[str, Any]:
 
 def _indented(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [(f"  {first}", *rest) for first, *rest in rows]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ABSENT
 
 
 def _devices() -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import sys
@@ -44,7 +43,6 @@ def describe_environment(device: torch.device) -> dict[str, object]:
     return found
 
 
-@functools.cache
 def find_version(package: str) -> str | None:
     """Find the version of an installed package; None if it is not installed."""
     try:

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.kernels import machine_of
 from zoo.lazy import F, nn, torch
+from zoo.run.environment import find_version
 from zoo.spec import Experts, Linear, Part, Reused, Spec, Tied, walk
 
 if TYPE_CHECKING:
@@ -159,10 +159,7 @@ def can_multiply(recipe: str, device: torch.device) -> bool:
 
 
 def _require_torchao(what: str) -> None:
-    try:
-        version = metadata.version("torchao")
-    except metadata.PackageNotFoundError:
-        version = "none"
+    version = find_version("torchao") or "none"
     if tuple(int(number) for number in version.split(".")[:2] if number.isdigit()) < OLDEST:
         found = f"needs torchao {_dotted(OLDEST)} or later, found {version}"
         raise ConfigError(f"{what} {found} (pip install 'transformer-zoo[fp8]')")

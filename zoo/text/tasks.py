@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from packaging.version import Version
 from zoo.checkpoint import store
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError
+from zoo.run.environment import find_version
 from zoo.run.fastest_dtype import spell_dtype
 from zoo.text import loading
 from zoo.text.loading import Loaded
@@ -77,10 +77,7 @@ def evaluate_tasks(
 
 def require_harness() -> None:
     """Raise ConfigError if lm-evaluation-harness is not installed, or too old."""
-    try:
-        found = metadata.version("lm_eval")
-    except metadata.PackageNotFoundError:
-        found = None
+    found = find_version("lm_eval")
     if found is None or Version(found) < Version(OLDEST):
         what = "none" if found is None else found
         raise ConfigError(f"tasks: need lm-eval {OLDEST} or newer, found {what} (pip install 'transformer-zoo[evals]')")

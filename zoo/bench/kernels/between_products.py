@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from zoo.bench.kernels.device_timing import find_version, time_call, time_passes
+from zoo.bench.kernels.device_timing import time_call, time_passes
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
 from zoo.bench.kernels.training_mfu import make_step
 from zoo.compose import load
@@ -24,6 +24,7 @@ from zoo.model.norm import LayerNorm, Norm, RMSNorm
 from zoo.model.position.rotary import RoPE
 from zoo.run import fp8
 from zoo.run.builder import build
+from zoo.run.environment import find_version
 
 ACCOUNTING = (
     "pieces: activations in bf16, weights in float32; share = fewest possible bytes (inputs and gradients read once, "

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from zoo.lazy import torch
+from zoo.run.cuda_start import read_driver_version
+from zoo.run.environment import find_version
+from zoo.run.repository import read_commit
 
 PACKAGES = (
     *("torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4", "kernels"),
@@ -157,47 +158,19 @@ def describe_machine(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {"device": device, "name": name_device(device)}
     if device == "cuda":
         about = torch.cuda.get_device_properties(0)
-        found |= {"capability": [about.major, about.minor], "memory": about.total_memory, "driver": _find_driver()}
+        found |= {
+            "capability": [about.major, about.minor],
+            "memory": about.total_memory,
+            "driver": read_driver_version(),
+        }
     versions = {name: find_version(name) for name in PACKAGES} | {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
     versions |= {"zoo": zoo.__version__, "python": platform.python_version()}
-    return found | {"versions": versions, "commit": _find_commit()}
+    checkout = Path(__file__).parents[3]
+    return found | {"versions": versions, "commit": read_commit(checkout) if (checkout / ".git").exists() else None}
 
 
 def name_device(device: str) -> str:
     return torch.cuda.get_device_name(0) if device == "cuda" else f"{platform.machine()} CPU"
-
-
-def find_version(package: str) -> str | None:
-    """Find the version of an installed package; None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _find_driver() -> str | None:
-    return _run_command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
-
-
-def _find_commit() -> str | None:
-    """Find the checkout's commit, with a + if files differ from it; None outside a checkout."""
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
-        return None
-    commit, changed = (
-        _run_command("git", "-C", str(root), "rev-parse", "HEAD"),
-        _run_command("git", "-C", str(root), "status", "-s"),
-    )
-    return commit and commit + ("+" if changed else "")
-
-
-def _run_command(*command: str) -> str | None:
-    """Run a command and return its output; None if the command is missing or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -18,7 +18,6 @@ from zoo.bench.kernels.accuracy import check_case
 from zoo.bench.kernels.cases import find_case
 from zoo.bench.kernels.device_timing import (
     describe_machine,
-    find_version,
     measure_copy,
     measure_products,
     name_device,
@@ -32,6 +31,7 @@ from zoo.kernels.found import OLDEST, PACKAGES
 from zoo.lazy import torch
 from zoo.report import align_columns, format_si, wrap_text
 from zoo.run.cuda_start import refuse_unusable_gpu
+from zoo.run.environment import find_version
 
 MINUTE = 60.0
 """Seconds after which no part begins, and a part that still runs is stopped."""

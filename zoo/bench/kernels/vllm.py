@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.bench.kernels.decoding import MODELS, QUICK_MODELS, ROWS, WHOLE, DecodedModel, count_rows, draw_prompts
-from zoo.bench.kernels.device_timing import find_version
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
 from zoo.checkpoint.inverse import find_config
 from zoo.compose import load
+from zoo.run.environment import find_version
 
 MISSING = "vllm is not installed (pip install vllm)"
 
