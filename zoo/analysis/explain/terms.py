@@ -170,7 +170,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def term(value: Any) -> Term:
-    """Give the Term of a Traced; make a Number of any other number."""
+    """Return the formula of a traced value; a plain number becomes a constant (`Number`)."""
     if isinstance(value, Term):
         return value
     return value.term if isinstance(value, Traced) else Number(int(value) if isinstance(value, bool) else value)
