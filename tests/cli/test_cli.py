@@ -161,7 +161,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
             ["stats", "gpt2", "base=llama3-8b"],
             "base: unknown key (a model is named first: `zoo stats llama3-8b`; in a file: [/model/llama3-8b@_here_])",
         ),
-        (["stats", "gpt2", "--batch", "0"], "Invalid value for '--batch':"),
+        (["stats", "gpt2", "--batch", "0"], "--batch: is '0' (at least 1)"),
         (["stats", "lama"], "lama: no packaged model of that name (did you mean 'llama'?)"),
         (["stats", "no/such.yaml"], "no/such.yaml: no such file"),
         (["stats", "gpt2", "n_layer=3"], "n_layer: unknown key (n_layers is Zoo's name for it: n_layers=3)"),

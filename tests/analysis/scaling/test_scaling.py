@@ -158,7 +158,7 @@ def test_nothing_is_said_beyond_points_that_leave_an_exponent_open(tmp_path, mon
     ("lines", "options", "fault"),
     [
         (["params,tokens,loss", "1e8,1e9,3"], [], "points: there are 1, and the law has five numbers (at least 8)"),
-        (["params,tokens,loss", *["1e8,1e9,3"] * 9], [], "params: the points have 1 values of it"),
+        (["params,tokens,loss", *["1e8,1e9,3"] * 9], [], "params: the points have 1 different values"),
         (["params,tokens,loss", "1e8,1e9,-3"], [], "points.csv, line 2: loss is '-3' (a number above 0)"),
         (["N,tokens,loss", "1e8,1e9,3"], [], "points.csv: has no params, found N, tokens, loss"),
         (["params,tokens,loss"], ["--columns", "a,b"], "columns: is 'a,b', which names 2"),
@@ -288,7 +288,7 @@ def test_approach_2_prints_its_bias_and_refuses_what_it_cannot_say(tmp_path, mon
     assert found["bias"]["tokens"][0] == pytest.approx(-0.051, abs=5e-4)
     assert len(found["budgets"]) == 5 and found["exponent"]["value"] == pytest.approx(HOFFMANN.exponent)
     (line,) = refused(*asked, "--hold-out", "2")
-    assert line.startswith("hold-out: is of a law")
+    assert line.startswith("hold-out: needs a law")
     write(tmp_path / "points.csv", make_points(HOFFMANN, 20, 0))
     assert "budgets of FLOPs have 3 sizes within 10%" in refused(*asked)[0]
     beyond = [
