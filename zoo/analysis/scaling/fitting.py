@@ -180,9 +180,7 @@ def fit_law(points: LossPoints, bootstrap: int = 1000, seed: int = 0) -> FittedL
         raise ConfigError(f"points: there are {len(points)}, and the law has five numbers (at least {LEAST})")
     for name, values in (("params", points.params), ("tokens", points.tokens)):
         if len(set(values)) < 3:
-            raise ConfigError(
-                f"{name}: the points have {len(set(values))} different values, too few for an exponent (3)"
-            )
+            raise ConfigError(f"{name}: too few different values for an exponent, found {len(set(values))} (3 or more)")
     x, y, z = (np.log(np.array(each)) for each in (points.params, points.tokens, points.loss))
     starts = list_starts(x, y, z)
     found, objectives = minimise(x, y, z, np.ones((len(starts), len(z))), starts)
