@@ -10,9 +10,9 @@ import shlex
 import pytest
 
 from pages import axes_page
+from pages.axis_switches import list_switches
 from support.packaged_specs import load, one_in
 from zoo.analysis.axes import describe_axis, list_axes
-from zoo.analysis.switches import list_switches
 from zoo.cli import run
 from zoo.compose.catalogue import read_bodies
 from zoo.compose.targets import Composer, list_packaged, read_unpublished, spec_of_composed

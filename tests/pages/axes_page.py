@@ -8,8 +8,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from pages.axis_switches import Switch, list_switches
 from zoo.analysis.axes import describe_axis, list_axes
-from zoo.analysis.switches import Switch, list_switches
 from zoo.grammar import vocabulary
 from zoo.report.axis_table import HEAD, LEGEND, list_rows
 

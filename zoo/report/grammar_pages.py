@@ -10,8 +10,8 @@ from zoo.report.axis_table import format_axis
 from zoo.report.wrapping import make_bold, measure_screen, wrap_text
 from zoo.units import format_change
 
-SHOWN, VALUES, CELL = 6, 5, 3
-"""Maximum names of models in a line, maximum values listed, and maximum names in a cell of a table."""
+SHOWN, VALUES = 6, 5
+"""Maximum names of models in a line, and maximum values listed."""
 
 
 def format_page(page: Mapping[str, Any]) -> str:
@@ -34,17 +34,17 @@ def _write_axis(page: Mapping[str, Any]) -> Iterator[str]:
 
 def _write_choice(page: Mapping[str, Any]) -> Iterator[str]:
     yield from _wrap(page["what"])
-    yield from _rows(_list_facts(page))
+    yield from _rows(list_facts(page))
     width = max((len(each["field"]) for each in page["fields"]), default=0)
     if page["fields"]:
         yield "\nfields"
     for each in page["fields"]:
         yield _fill(f"{each['field']:<{width}}  {_join_field(each)}", 2, width + 4)
     yield ""
-    yield from _rows([(whose, _name_few(page[whose]) or "none") for whose in ("models", "families")])
+    yield from _rows([(whose, name_few(page[whose]) or "none") for whose in ("models", "families")])
 
 
-def _list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if page["kind"] != page["name"].rpartition(".")[2]:
         yield "kind", page["kind"]
     if page["source"]:
@@ -68,7 +68,7 @@ def _write_field(page: Mapping[str, Any]) -> Iterator[str]:
         count = len({name for names in page["stated"].values() for name in names})
         yield from _rows([("key", f"{page['key']}, which {count} models state (zoo explain {page['key']})")])
     if page["families"]:
-        yield from _rows([("families", f"{len(page['families'])}: {_name_few(page['families'])}")])
+        yield from _rows([("families", f"{len(page['families'])}: {name_few(page['families'])}")])
     yield from _write_example(page["example"])
 
 
@@ -76,7 +76,7 @@ def _write_key(page: Mapping[str, Any]) -> Iterator[str]:
     yield from _wrap(page["text"])
     rows = [*_list_nature(page), *_list_setters("stated in", page["stated"])]
     if page["read_by"]:
-        rows.append(("read by", _name_few(page["read_by"])))
+        rows.append(("read by", name_few(page["read_by"])))
     yield from _rows(rows)
     yield from _write_example(page.get("example"))
 
@@ -110,7 +110,7 @@ def _list_setters(label: str, values: Mapping[str, Sequence[str]]) -> Iterator[t
         return
     for value, names in list(values.items())[:VALUES]:
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
-        yield label, f"{value} in {models}: {_name_few(names)}"
+        yield label, f"{value} in {models}: {name_few(names)}"
         label = ""
     if len(values) > VALUES:
         yield "", f"and {len(values) - VALUES} other values"
@@ -151,33 +151,6 @@ def _fill(text: str, indent: int, below: int) -> str:
     return wrap_text(text, indent, below, min(max(measure_screen(), 60), 120), hyphens=False)
 
 
-def _name_few(names: Sequence[str], shown: int = SHOWN) -> str:
+def name_few(names: Sequence[str], shown: int = SHOWN) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-# ---------------------------------------------------------------- docs/choices/
-
-
-def write_choices(axis: str, what: str, pages: Sequence[Mapping[str, Any]]) -> str:
-    """Write the page of an axis in Markdown: a section for each choice."""
-    parts = [f"# {axis}\n\n{what}\n"]
-    parts += ["".join(f"{line}\n" for line in _write_section(page)) for page in pages]
-    return "\n".join(parts)
-
-
-def _write_section(page: Mapping[str, Any]) -> Iterator[str]:
-    yield f"## {page['name'].rpartition('.')[2]}\n"
-    yield f"{page['what']}\n"
-    facts = [f"{name}: {_escape(text)}" for name, text in _list_facts(page)]
-    facts += [f"{whose}: {_name_few(page[whose])}" for whose in ("models", "families") if page[whose]]
-    yield from (f"- {fact}" for fact in facts)
-    if page["fields"]:
-        yield "\n| field | type | default | what it is | set by |\n| --- | --- | --- | --- | --- |"
-    for each in page["fields"]:
-        cells = (f"`{each['field']}`", each["type"], each["default"], _escape(each["what"]))
-        yield f"| {' | '.join([*cells, _name_few(each['models'], CELL)])} |"
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
