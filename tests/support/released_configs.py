@@ -26,9 +26,6 @@ def gemma4(d: int, layers: int, heads: int, kv: int, d_ff: int, kind: str = "Gem
         num_attention_heads=heads,
         num_key_value_heads=kv,
         intermediate_size=d_ff,
-        head_dim=256,
-        global_head_dim=512,
-        vocab_size=262144,
         final_logit_softcapping=30.0,
         **more,
     )
@@ -41,10 +38,6 @@ def bert(d: int, layers: int, heads: int, vocab: int = 30522) -> Any:
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * d,
-        hidden_act="gelu",
-        max_position_embeddings=512,
-        type_vocab_size=2,
-        layer_norm_eps=1e-12,
     )
 
 
@@ -55,11 +48,9 @@ def roberta(kind: str, d: int, layers: int, heads: int, positions: int = 514, **
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * d,
-        hidden_act="gelu",
         max_position_embeddings=positions,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
-        pad_token_id=1,
         **more,
     )
 
@@ -71,13 +62,8 @@ def deberta(kind: str, vocab: int, **more: Any) -> Any:
         num_hidden_layers=12,
         num_attention_heads=12,
         intermediate_size=3072,
-        hidden_act="gelu",
-        max_position_embeddings=512,
-        max_relative_positions=-1,
         relative_attention=True,
         position_biased_input=False,
-        type_vocab_size=0,
-        layer_norm_eps=1e-7,
         **more,
     )
 
@@ -135,7 +121,6 @@ def granite_hybrid(d: int, heads: int, experts: int, chosen: int, d_ff: int, sha
         num_experts_per_tok=chosen,
         intermediate_size=d_ff,
         shared_intermediate_size=shared,
-        mamba_d_head=64,
         mamba_d_state=128,
         mamba_n_heads=d // 32,
         position_embedding_type="nope",
@@ -148,7 +133,7 @@ def granite_hybrid(d: int, heads: int, experts: int, chosen: int, d_ff: int, sha
     )
 
 
-# What the released config.json files say, typed here a second time on purpose.
+# What the released config.json files say, typed here a second time on purpose where it is not the default of its class.
 REFERENCE = {
     "bert-base": bert(768, 12, 12),
     "bert-large": bert(1024, 24, 16),
@@ -171,8 +156,6 @@ REFERENCE = {
         num_hidden_layers=24,
         num_attention_heads=3,
         num_key_value_heads=1,
-        head_dim=256,
-        query_pre_attn_scalar=256,
         sliding_window=512,
         max_position_embeddings=2048,
         use_bidirectional_attention=True,
@@ -218,25 +201,10 @@ REFERENCE = {
     ),
     "qwen3-next-80b-a3b": gqa(
         *("Qwen3Next", 151936, 2048, 48, 16, 2),
-        head_dim=256,
         intermediate_size=5120,  # of layers that there are none of
-        moe_intermediate_size=512,
-        shared_expert_intermediate_size=512,
-        num_experts=512,
-        num_experts_per_tok=10,
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
         layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 12,
-        linear_conv_kernel_dim=4,
-        linear_key_head_dim=128,
-        linear_value_head_dim=128,
-        linear_num_key_heads=16,
-        linear_num_value_heads=32,
         max_position_embeddings=262144,
-        partial_rotary_factor=0.25,
         rope_theta=1e7,
-        rms_norm_eps=1e-6,
         **UNTIED,
     ),
     "deepseek-v2-lite": stated("deepseek-v2-lite"),
@@ -252,7 +220,6 @@ REFERENCE = {
         **{"norm_topk_prob": True, "routed_scaling_factor": 2.5, "max_position_embeddings": 202752},
         **{"index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048},
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        rms_norm_eps=1e-5,
         **UNTIED,
     ),
     "bert-tiny": bert(192, 4, 6, vocab=4224),
@@ -264,19 +231,15 @@ REFERENCE = {
         **{"q_lora_rank": None, "intermediate_size": 512, "moe_intermediate_size": 128, "first_k_dense_replace": 1},
         **{"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
         **{"norm_topk_prob": True, "routed_scaling_factor": 1.0, "max_position_embeddings": 512},
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-        rms_norm_eps=1e-6,
         tie_word_embeddings=True,
     ),
     "qwen3-next-tiny": gqa(
         *("Qwen3Next", 4096, 192, 4, 6, 2),
         **{"head_dim": 32, "intermediate_size": 5120, "moe_intermediate_size": 128},
         **{"shared_expert_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True},
-        layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"],
         **{"linear_conv_kernel_dim": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32},
         **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "max_position_embeddings": 512},
         **{"decoder_sparse_step": 1, "mlp_only_layers": [], "partial_rotary_factor": 0.25, "rope_theta": 1e4},
-        rms_norm_eps=1e-6,
         tie_word_embeddings=True,
     ),
     "gpt-oss-20b": stated("gpt-oss-20b"),
@@ -301,14 +264,7 @@ REFERENCE = {
         hidden_size=768,
         num_hidden_layers=24,
         num_heads=24,
-        head_dim=64,
         n_groups=1,
-        state_size=128,
-        expand=2,
-        conv_kernel=4,
-        use_bias=False,
-        use_conv_bias=True,
-        layer_norm_epsilon=1e-5,
         tie_word_embeddings=True,
     ),
 }

@@ -13,12 +13,9 @@ def qwen35(kind: str, d: int, layers: int, kv_heads: int, **more: Any) -> Any:
     return config(
         *(kind, 248320, d, layers, 16, kv_heads),
         **{f"linear_{name}": value for name, value in delta.items()},
-        linear_num_value_heads=32,
-        head_dim=256,
         layer_types=(["linear_attention"] * 3 + ["full_attention"]) * (layers // 4),
         rope_parameters={"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
         max_position_embeddings=262144,
-        rms_norm_eps=1e-6,
         **more,
     )
 
@@ -28,12 +25,6 @@ def lfm2(kind: str, d: int, heads: int, layers: int, full: tuple[int, ...], d_ff
         *(kind, 65536, d, layers, heads, 8),
         layer_types=["full_attention" if layer in full else "conv" for layer in range(layers)],
         intermediate_size=d_ff,
-        conv_L_cache=3,
-        conv_bias=False,
-        norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        max_position_embeddings=128000,
-        tie_word_embeddings=True,
         **more,
     )
 
@@ -49,11 +40,8 @@ def ministral3(d: int, layers: int, d_ff: int, theta: float = 1e6, tied: bool = 
     yarn = {"rope_type": "yarn", "rope_theta": theta, "factor": 16.0, "original_max_position_embeddings": 16384}
     return config(
         *("Ministral3", 131072, d, layers, 32, 8),
-        head_dim=128,
         intermediate_size=d_ff,
         rope_parameters={**yarn, **ends},
-        max_position_embeddings=262144,
-        rms_norm_eps=1e-5,
         tie_word_embeddings=tied,
     )
 
@@ -66,31 +54,19 @@ def olmo3(d: int, layers: int, heads: int, kv_heads: int, d_ff: int) -> Any:
         *("Olmo3", 100278, d, layers, heads, kv_heads),
         intermediate_size=d_ff,
         layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * (layers // 4),
-        sliding_window=4096,
         rope_parameters={"sliding_attention": plain, "full_attention": {**plain, **yarn}},
         max_position_embeddings=65536,
         rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
     )
 
 
 def nemotron_h(pattern: str, d: int, kv_heads: int, ssm_heads: int, **more: Any) -> Any:
     kinds = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
     return transformers.NemotronHConfig(
-        vocab_size=131072,
         hidden_size=d,
         layers_block_type=[kinds[letter] for letter in pattern],
-        num_attention_heads=32,
         num_key_value_heads=kv_heads,
-        head_dim=128,
         mamba_num_heads=ssm_heads,
-        mamba_head_dim=64,
-        n_groups=8,
-        ssm_state_size=128,
-        conv_kernel=4,
-        mlp_hidden_act="relu2",
-        layer_norm_epsilon=1e-5,
-        tie_word_embeddings=False,
         **more,
     )
 
@@ -101,10 +77,6 @@ def nanochat(layers: int) -> Any:
     return config(
         *("NanoChat", 65536, d, layers, heads, heads),
         intermediate_size=4 * d,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        final_logit_softcapping=15.0,
     )
 
 
@@ -119,39 +91,23 @@ def glm45(
         moe_intermediate_size=d_expert,
         first_k_dense_replace=dense,
         n_routed_experts=experts,
-        n_shared_experts=1,
-        num_experts_per_tok=8,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
         max_position_embeddings=context,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
         **more,
     )
 
 
-# What the released config.json files say, typed here a second time on purpose.
+# As in released_configs.py.
 REFERENCE = {
     "qwen3.5-4b": qwen35("Qwen3_5Text", 2560, 32, 4, intermediate_size=9216, tie_word_embeddings=True),
     "qwen3.5-35b-a3b": qwen35(
         *("Qwen3_5MoeText", 2048, 40, 2),
-        moe_intermediate_size=512,
-        shared_expert_intermediate_size=512,
-        num_experts=256,
-        num_experts_per_tok=8,
-        tie_word_embeddings=False,
     ),
     "lfm2-350m": lfm2_dense(1024, 16, 16, (2, 5, 8, 10, 12, 14), 6656),
     "lfm2-1.2b": lfm2_dense(2048, 32, 16, (2, 5, 8, 10, 12, 14), 12288),
     "lfm2-2.6b": lfm2_dense(2048, 32, 30, (2, 5, 9, 13, 17, 21, 24, 27), 10752, adjust=False),
     "lfm2-8b-a1b": lfm2(
         *("Lfm2Moe", 2048, 32, 24, (2, 6, 10, 14, 18, 21), 7168),
-        moe_intermediate_size=1792,
-        num_dense_layers=2,
-        num_experts=32,
-        num_experts_per_tok=4,
-        use_expert_bias=True,
-        norm_topk_prob=True,
-        routed_scaling_factor=1.0,
     ),
     "ministral-3-3b": ministral3(3072, 26, 9216, tied=True),
     "ministral-3-8b": ministral3(4096, 34, 14336),
@@ -160,18 +116,8 @@ REFERENCE = {
     "olmo3-32b": olmo3(5120, 64, 40, 8, 27648),
     "olmo-hybrid-7b": config(
         *("OlmoHybrid", 100352, 3840, 32, 30, 30),
-        intermediate_size=11008,
         layer_types=(["linear_attention"] * 3 + ["full_attention"]) * 8,
-        linear_num_key_heads=30,
-        linear_num_value_heads=30,
-        linear_key_head_dim=96,
-        linear_value_head_dim=192,
-        linear_conv_kernel_dim=4,
-        linear_allow_neg_eigval=True,
         rope_parameters={"rope_type": "default", "rope_theta": None},
-        max_position_embeddings=65536,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
     ),
     "kimi-linear-48b-a3b": config(
         *("KimiLinear", 163840, 2304, 27, 32, 32),
@@ -181,16 +127,6 @@ REFERENCE = {
         mlp_layer_types=["dense"] + ["sparse"] * 26,
         **{"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
         **{"linear_head_dim": 128, "linear_num_heads": 32, "linear_conv_kernel_dim": 4},
-        intermediate_size=9216,
-        moe_intermediate_size=1024,
-        num_experts=256,
-        num_experts_per_token=8,
-        num_shared_experts=1,
-        moe_renormalize=True,
-        routed_scaling_factor=2.446,
-        model_max_length=1048576,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
     ),
     "kimi-k2": stated(
         "deepseek-v3",
@@ -204,7 +140,6 @@ REFERENCE = {
     ),
     "nemotron-h-8b": nemotron_h(
         *("M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-", 4096, 8, 128),
-        intermediate_size=21504,
         max_position_embeddings=8192,
     ),
     "nemotron-3-nano-30b-a3b": nemotron_h(
@@ -213,9 +148,7 @@ REFERENCE = {
         moe_intermediate_size=1856,
         moe_shared_expert_intermediate_size=3712,
         n_routed_experts=128,
-        n_shared_experts=1,
         num_experts_per_tok=6,
-        norm_topk_prob=True,
         routed_scaling_factor=2.5,
         max_position_embeddings=262144,
     ),
@@ -225,15 +158,8 @@ REFERENCE = {
         intermediate_size=2048,
         mamba_d_ssm=1536,
         mamba_n_heads=24,
-        mamba_d_head=64,
-        mamba_n_groups=1,
         mamba_d_state=128,
-        mamba_d_conv=4,
-        mamba_conv_bias=True,
-        mamba_proj_bias=False,
-        mamba_rms_norm=False,
         mamba_norm_before_gate=False,
-        attention_in_multiplier=1.0,
         attention_out_multiplier=0.9375,
         embedding_multiplier=5.656854249492381,
         key_multiplier=0.39062499999999994,
@@ -244,18 +170,12 @@ REFERENCE = {
         ssm_out_multiplier=0.23570226039551587,
         rope_parameters={"rope_type": "default", "rope_theta": 1e11},
         max_position_embeddings=16384,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
     ),
     "nanochat-d20": nanochat(20),
     "nanochat-d32": nanochat(32),
     "bitnet-b1.58-2b-4t": config(
         *("BitNet", 128256, 2560, 30, 20, 5),
-        intermediate_size=6912,
-        hidden_act="relu2",
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
         max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
         tie_word_embeddings=True,
     ),
     "modernbert-large": stated(
