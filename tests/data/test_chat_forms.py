@@ -188,6 +188,18 @@ def test_conversations_with_empty_answers_are_left_out_and_counted(tmp_path, for
         assert line == "data: 2 of 5 conversations are left out, as their answers are empty and teach nothing"
 
 
+@pytest.mark.parametrize(("after", "told"), [("\\n", 1), ("{{ eos_token }}\\n", 0)])
+def test_a_template_with_white_space_alone_after_an_answer_is_told(tmp_path, after, told):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"messages": SAID}) + "\n")
+    written = "{% for m in messages %}{{ m.role + ': ' + m.content }}" + after + "{% endfor %}"
+    template = ChatTemplate(written.replace("\\n", "{{ '\\n' }}"), special={"eos_token": "</s>"})
+    found = DataSettings.read({"kind": "jsonl", "path": str(file), "form": "messages"}).open(template)
+    assert len(list(found)) == 1
+    assert isinstance(found, Conversations)
+    assert len([line for line in found.describe_passed() if "at which generation does not stop" in line]) == told
+
+
 @pytest.mark.parametrize("label", [True, False])
 def test_answers_of_one_label_alone_are_told(tmp_path, label):
     file = tmp_path / "a.jsonl"

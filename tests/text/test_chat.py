@@ -241,7 +241,7 @@ def test_a_model_without_a_template_says_what_would_do(checkpoint, tmp_path, cap
     assert run(["chat", "--checkpoint", str(tmp_path / "plain"), "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert err.splitlines()[-1].startswith("zoo: error: chat template: ")
-    assert "(--template FILE, or --template chatml)" in err
+    assert "(--template FILE, or --template chatml, plain)" in err
 
 
 def test_chatml_talks_with_a_model_that_has_no_template_of_its_own(checkpoint, tmp_path, piped):
@@ -259,7 +259,7 @@ def test_chatml_on_a_vocabulary_without_its_tokens_is_the_line_of_training(check
     (tmp_path / "asked.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
     prompts = {"chat": [], "generate": ["--prompt-file", str(tmp_path / "asked.jsonl")]}[verb]
     assert run([verb, "--checkpoint", str(checkpoint), "--device", "cpu", "--template", "chatml", *prompts]) == 2
-    fault = "writes <|im_start|>, which is no token of the vocabulary (a tokenizer that has it, or another template)"
+    fault = "writes <|im_start|>, which is no token of the vocabulary (a tokenizer that has it, or the template plain)"
     assert capsys.readouterr().err.splitlines()[-1] == f"zoo: error: template: {fault}"
 
 

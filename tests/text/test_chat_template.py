@@ -23,7 +23,7 @@ from support.packaged_specs import one_in
 from zoo.data.chat import template as chat
 from zoo.data.chat.renderer import Renderer
 from zoo.data.chat.template import ChatTemplate
-from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
+from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer, train_bpe
 from zoo.errors import ConfigError
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -146,7 +146,7 @@ def test_a_token_that_is_an_object_in_the_folder_is_its_text_in_the_template(tmp
 @pytest.mark.parametrize(
     ("template", "fault"),
     [
-        (None, r"has none, .*\(--template FILE, or --template chatml\)"),
+        (None, r"has none, .*\(--template FILE, or --template chatml, plain\)"),
         ([{"name": "rag", "template": "x"}], "chat_template is no template, found no 'default'"),
         (17, r"chat_template: is 17 \(a text or a list\)"),
     ],
@@ -316,3 +316,14 @@ def test_what_ends_an_answer_is_read_off_the_template(folder):
     assert found["gemma"] == ends_in("<end_of_turn>")
     assert found["mistral"] == found["loops"] == ends_in("</s>")
     assert ChatTemplate(chat.CHATML).find_end(make_byte_tokenizer()) == ([], ["<|im_end|>"])
+
+
+def test_the_plain_template_needs_no_token_of_its_own_and_ends_answers_as_texts_end(tmp_path):
+    tokenizer = train_bpe(["user: what? assistant: that"] * 3, 300)
+    tokenizer.save(tmp_path)
+    found = chat.load(tmp_path, "plain", tokenizer)
+    asked = [{"role": "user", "content": "what?"}]
+    assert found.render(asked) == "user: what?\n\nassistant:"
+    answered = found.render([*asked, {"role": "assistant", "content": "that"}], add_generation_prompt=False)
+    assert answered == "user: what?\n\nassistant: that<|endoftext|>\n\n"
+    assert found.find_end(tokenizer) == ([tokenizer.eos_id], [])

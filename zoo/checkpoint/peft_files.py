@@ -21,7 +21,7 @@ from zoo.errors import CheckpointError, FitsNoFamily
 from zoo.families.described import CONFIG
 from zoo.families.expression import evaluate_tree
 from zoo.grammar.saved import read_spec
-from zoo.lazy import torch
+from zoo.lazy import Tensor, torch
 from zoo.model_hub import name_snapshot
 
 if TYPE_CHECKING:

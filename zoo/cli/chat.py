@@ -47,7 +47,7 @@ class Talk:
 
     checkpoint: Checkpoint = None
     system: str | None = option("The system message: how the model is to answer.")
-    template: str | None = option("Chat template: chatml, or a file. [default: the checkpoint's]")
+    template: str | None = option("Chat template: plain, chatml, or a file. [default: the checkpoint's]")
     max_new_tokens: int | None = option("Maximum number of tokens per answer. [default: the checkpoint's, else 1024]")
 
 

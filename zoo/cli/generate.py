@@ -117,7 +117,7 @@ class Grammar:
 class Serving:
     """Options for running the model."""
 
-    template: str | None = option("Chat template for messages: chatml, or a file.")
+    template: str | None = option("Chat template for messages: plain, chatml, or a file.")
     ngram: int = option("Prompt-lookup (n-gram) speculative decoding: draft tokens per step; 0: off.", default=0)
     draft: Path | None = option("Speculative decoding by a smaller model with the same tokenizer.")
     draft_tokens: int = option("Number of tokens that --draft proposes at once.", default=4)

@@ -153,7 +153,7 @@ class RecordSettings(DataSettings):
 
     With a `form` a record is a conversation: `messages` (and `tools`), `prompt_completion`, `sharegpt` or `alpaca`; or
     a prompt with two answers (`preference`: `chosen` and `rejected`) or with one and its `label` (`unpaired`).
-    `template` writes the conversation: a built-in template (chatml) or a file; null is the template in the tokenizer's
+    `template` writes the conversation: a built-in template or a file; null is the template in the tokenizer's
     folder. A row holds several conversations that do not see one another, or only one if `packing` is false.
     """
 
@@ -171,8 +171,9 @@ class RecordSettings(DataSettings):
     of `from` and `value`; `alpaca`: `instruction`, `input` and `output`, by Alpaca's prompt; `preference`: `prompt`,
     `chosen` and `rejected`; `unpaired`: `prompt`, `completion` and a `label` (true or false)."""
     template: str | None = None
-    """The chat template that writes conversations; null: that of the tokenizer's folder. `chatml`: the built-in one;
-    `FILE`: a file in Jinja."""
+    """The chat template that writes conversations; null: that of the tokenizer's folder. `plain`: lines of
+    `role: content` with an end of text after an answer, for any tokenizer; `chatml`, whose special tokens the tokenizer
+    must have; `FILE`: a file in Jinja."""
     packing: bool | None = None
     """Whether a row has several conversations, which do not see one another; null: it has. `false`: one in a row."""
 

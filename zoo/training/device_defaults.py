@@ -51,7 +51,7 @@ def choose_precision(device: torch.device) -> str:
     return "bf16" if multiplies_in_bf16(machine_of(device)) else "fp32"
 
 
-def can_compile(planned: TrainingPlan, device: Device, world: World) -> bool:
+def can_compile(planned: TrainingPlan, device: torch.device, world: World) -> bool:
     """Whether layers can be compiled on CUDA, and the run is long enough for it. This needs rows of one shape, a Triton
     that compiles, and no schedule or ring that conflicts with compiled layers."""
     settings = planned.settings

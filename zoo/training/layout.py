@@ -143,7 +143,7 @@ class ProcessGroups:
                 common[name] = RankGroup(self.ends)
         return Stages(group, common)
 
-    def open_pipeline(self, model: Model, settings: Training, device: Device) -> Pipeline | None:
+    def open_pipeline(self, model: Model, settings: Training, device: torch.device) -> Pipeline | None:
         """Make the pipeline of a model after `lay_out`; None without stages."""
         if self.stages is None:
             return None
@@ -169,7 +169,7 @@ class ProcessGroups:
         whole = self.mesh.weights[1] == 1
         return self.tokens.size > 1 and settings.arithmetic == "bf16" and (settings.precision == MASTER or not whole)
 
-    def autocast(self, device: Device, settings: Training) -> Autocast:
+    def autocast(self, device: torch.device, settings: Training) -> Autocast:
         """Choose the context of forward passes: no autocast where FSDP casts every weight. FSDP does not handle experts
         that only one process holds."""
         whole = self.mesh.ep > 1 and math.prod(self.mesh.experts) == 1
@@ -204,7 +204,7 @@ class ProcessGroups:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
-    def spread_frozen(self, stored: StoredModel, settings: Training, device: Device) -> Model:
+    def spread_frozen(self, stored: StoredModel, settings: Training, device: torch.device) -> Model:
         """Build a frozen model besides the trained one, such as a teacher, sharded in the same way and computed in its
         stored dtype. Each process reads only its shards. All processes must call this, and run its passes together."""
         model: Any = build(stored.spec, device="meta")

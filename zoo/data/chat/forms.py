@@ -266,7 +266,7 @@ class Conversations:
         if not isinstance(read, Dialogue):
             return read if all(map(is_text, read, names, (where,) * 2, (faults,) * 2)) else None
         report = partial(self.report, where, faults)
-        fault = "messages need one, and the tokenizer has none (chatml, or a file)"
+        fault = "messages need one, and the tokenizer has none (plain, chatml, or a file)"
         if self.template is None or (fault := self.template.fault):
             raise ConfigError(f"data.template: {fault}")
         try:
@@ -287,12 +287,17 @@ class Conversations:
         faults.add(f"{where}: {fault}")
 
     def describe_passed(self) -> Iterator[str]:
-        """Describe the conversations and answers that are not learned, and say if all answers have the same label."""
+        """Describe the conversations and answers that are not learned. Say if all answers have the same label, and if
+        nothing that generation could stop at follows an answer."""
         good, bad = self.counts["chosen"], self.counts["rejected"]
         if bool(good) != bool(bad):
             stated, lacking = ("true", "false") if good else ("false", "true")
             found = f"all {good + bad:,} answers have label {stated}, and nothing says what is worse or better"
             yield f"data: {found} (records with label {lacking} too)"
+        ending = self.template.find_ending() if self.template and self.counts["rendered"] else None
+        if ending is not None and not ending.strip():
+            found = "the template writes only white space after an answer, at which generation does not stop"
+            yield f"data: {found} (data.template: one with {{{{ eos_token }}}} there)"
         if silent := self.counts["silent"]:
             found = f"{silent:,} of {self.counts['records']:,} conversations are left out"
             yield f"data: {found}, as their answers are empty and teach nothing"

@@ -22,7 +22,11 @@ Message = Mapping[str, Any]
 CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-NAMED = {"chatml": CHATML}
+PLAIN = """\
+{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}\
+{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
+NAMED = {"chatml": CHATML, "plain": PLAIN}
 """Built-in templates, for models without one."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -114,16 +118,21 @@ class ChatTemplate:
         token would be read as plain characters."""
         for spelled in SPECIAL.findall(self.render_example() or ""):
             if tokenizer.backend.token_to_id(spelled) is None:
-                would = "a tokenizer that has it, or another template"
+                would = "a tokenizer that has it, or the template plain"
                 return f"writes {spelled}, which is no token of the vocabulary ({would})"
         return None
+
+    def find_ending(self) -> str | None:
+        """Find the text that the template writes after an answer; None if it refuses the example."""
+        _, found, after = (self.render_example() or "").rpartition(MARK)
+        return after if found else None
 
     def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
         """Find what the template puts after an answer. Returns two lists, of which at least one is empty: the id of a
         special token, and a stop string. Both are empty if the template refuses the example, or nothing follows its
         answer; then the tokenizer's EOS must do."""
-        _, found, after = (self.render_example() or "").rpartition(MARK)
-        if not found:
+        after = self.find_ending()
+        if after is None:
             return [], []
         ids = tokenizer.encode_rendered(after.lstrip())
         if ids and tokenizer.backend.get_added_tokens_decoder().get(ids[0]) is not None:

@@ -281,7 +281,7 @@ def read_modules(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in list_beside(folder, SENTENCE)}
 
 
-def open_pipeline(modules: str | None, pooling: str | None, device: Device | str = "cpu") -> SentencePipeline:
+def open_pipeline(modules: str | None, pooling: str | None, device: torch.device | str = "cpu") -> SentencePipeline:
     """Read how vectors are made. Cached until files of the modules change."""
     files = [] if modules is None else [Path(modules, name) for name in list_beside(Path(modules), SENTENCE)]
     return _read_pipeline(modules, pooling, device, tuple((each, each.stat().st_mtime_ns) for each in files))
@@ -293,7 +293,7 @@ def _read_pipeline(modules: str | None, pooling: str | None, device: Any, stamps
 
 
 @contextmanager
-def drawing(seed: int, device: Device) -> Iterator[None]:
+def drawing(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from torch's generators with a given seed inside the block, so that two passes over a microbatch drop the
     same values."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -144,7 +144,7 @@ class StartSettings:
             found.fill(model)
         return found
 
-    def complete(self, model: Model, found: StartWeights | None, device: Device) -> None:
+    def complete(self, model: Model, found: StartWeights | None, device: torch.device) -> None:
         """Give a model all its initial weights: those of `found`, random values for all others, and the adapters. A
         process that holds a part of each weight gets its part."""
         initialise(model, self.seed, None if found is None else found.fresh)
@@ -178,7 +178,7 @@ class StartSettings:
         count, whole = freeze_others(model, trained)
         return f"trains {count:,} of {whole:,} parameters ({count / whole:.2%})"
 
-    def hold(self, model: Model, device: Device) -> None:
+    def hold(self, model: Model, device: torch.device) -> None:
         """Hold the frozen weights as the adapters' base stores them, after all other weights are read. A model on the
         meta device gets all its weights."""
         if self.holds:
