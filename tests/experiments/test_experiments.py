@@ -6,15 +6,19 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import zoo
 from support.command_lines import TINY
 from zoo.cli import run
-from zoo.experiments.experiment import find_recipe
+from zoo.experiments.experiment import find_recipe, read_recipe
+from zoo.experiments.looking import report_experiment
 from zoo.experiments.running import design_sweep
 from zoo.jobs.plan import LaunchPlan
+from zoo.report.verdict_plot import make_figure
+from zoo.report.verdicts import format_spread
 
 ARMS = {"many heads": "", "one head": "attention=mqa"}
 SHARED = ["model=llama-tiny", *TINY]
@@ -75,6 +79,30 @@ def test_an_experiment_of_a_file_trains_named_arms_and_judges_them(here: Path, c
     capsys.readouterr()
     assert run(["report", "sweeps/experiments/heads", "--json"]) == 0, "and its folder is a sweep's"
     assert [arm["arm"] for arm in json.loads(capsys.readouterr().out)["arms"]] == list(ARMS)
+
+
+def test_the_terminal_the_file_the_page_and_the_picture_give_one_interval(here: Path, capsys, trainer: Trainer) -> None:
+    trainer.gap = 0.002
+    pair = {"arm": "one head", "against": "many heads", "verdict": "better"}
+    arms = {**ARMS, "all heads": "attention=mha"}
+    file = write(here, arms=arms, tune=True, expect=[pair, {**pair, "metric": "lr window"}])
+    assert run(["experiment", str(file), "--run"]) == 0
+    loss, window = read_outcome()["findings"]
+    said = " ".join(capsys.readouterr().out.split())
+    page = Path("sweeps/experiments/heads/report.html").read_text()
+    for each in (loss, window):
+        shown = format_spread(each["value"], (each["interval"][1] - each["interval"][0]) / 2, "+")
+        cells = f"<td>{shown}</td><td>{each['p']:.3f}</td>"
+        assert f"{shown} {each['p']:.3f}" in said and page.count(cells) == (1 if each["metric"] else 2)
+    report = report_experiment("heads", read_recipe(file), Path("sweeps/experiments/heads"), False).report
+    assert report is not None and "over all comparisons of the experiment" in said
+    drawn = make_figure(report).axes[0]
+    assert "(Holm over all comparisons of the experiment)" in drawn.get_title()
+    assert list(np.asarray(drawn.lines[0].get_xdata())) == loss["interval"]
+    named = [pair, {**pair, "metric": "lr window"}, {**pair, "arm": "all heads", "verdict": "any"}]
+    assert run(["experiment", str(write(here, arms=arms, tune=True, expect=named)), "--report"]) == 0
+    third = read_outcome()["findings"][2]
+    assert report.found["all heads"].interval == tuple(third["interval"]), "an unexpected arm is one comparison more"
 
 
 def test_an_expectation_that_is_not_met_is_a_result_and_no_failure(here: Path, trainer: Trainer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from statistics import mean
@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from zoo.analysis.verdict.comparison import ArmPair, Comparison, compare_pairs, negate
+from zoo.analysis.verdict.comparison import ArmPair, Comparison, compare_pairs, negate, pool_variance
 from zoo.analysis.verdict.power import LEVEL
 from zoo.disk import write_text
 from zoo.experiments.experiment import Expectation, Experiment
@@ -171,16 +171,11 @@ def judge(
 
 def weigh(ran: Ran, experiment: Experiment, expected: Sequence[Expectation], level: float = LEVEL) -> list[Finding]:
     """Test results against expectations. `level` is the error rate over all verdicts together (Holm's correction)."""
-    pairs = {
-        str(at): _pair_arms(ran, experiment, each, each.against)
-        for at, each in enumerate(expected)
-        if each.verdict is not None and each.against is not None
-    }
-    compared = compare_pairs(pairs, level)
+    compared = _compare_expected(ran, experiment, expected, level)
     found = []
     for at, each in enumerate(expected):
         own = ran.values.get(each.metric or experiment.metric, {})
-        if (comparison := compared.get(str(at))) is not None:
+        if (comparison := compared.get(at)) is not None:
             found.append(_weigh_verdict(each, comparison, experiment))
         elif each.cost is not None and each.against is not None:
             ratio = ran.costs[each.arm][each.cost] / ran.costs[each.against][each.cost]
@@ -190,6 +185,47 @@ def weigh(ran: Ran, experiment: Experiment, expected: Sequence[Expectation], lev
         else:
             found.append(_weigh_bound(each, own[each.arm]))
     return found
+
+
+def compare_with_baseline(
+    ran: Ran, experiment: Experiment, short_form: bool, level: float = LEVEL
+) -> dict[str, Comparison]:
+    """Compare each arm with the baseline in the experiment's metric. An arm of which a verdict is expected has the
+    comparison of that expectation; any other arm is tested beside all expectations."""
+    expected, first = experiment.list_expectations(short_form), experiment.first_arm()
+    own = {
+        each.arm: at
+        for at, each in enumerate(expected)
+        if each.verdict and each.against == first and each.metric in (None, experiment.metric)
+    }
+    rest = [arm for arm in experiment.arms if arm not in (first, *own)]
+    unnamed = [Expectation(arm=arm, against=first, verdict="any") for arm in rest]
+    compared = _compare_expected(ran, experiment, expected, level)
+    beside = _compare_expected(ran, experiment, [*expected, *unnamed], level) if rest else {}
+    found = {arm: compared[at] for arm, at in own.items()}
+    found |= {arm: beside[len(expected) + at] for at, arm in enumerate(rest)}
+    pooled = pool_variance(ran.values[experiment.metric], first)
+    return {arm: replace(each, pooled=pooled.get(arm)) for arm, each in found.items()}
+
+
+def _compare_expected(
+    ran: Ran, experiment: Experiment, expected: Sequence[Expectation], level: float
+) -> dict[int, Comparison]:
+    """Compare the arms of the expected verdicts, by their place in `expected`, corrected over all of them. Differences
+    have the sign of the metric."""
+    pairs = {
+        str(at): _pair_arms(ran, experiment, each, each.against)
+        for at, each in enumerate(expected)
+        if each.verdict is not None and each.against is not None
+    }
+    found = {int(at): each for at, each in compare_pairs(pairs, level).items()}
+    turned = {at: expected[at].metric == WINDOW or experiment.higher for at in found}
+    return {at: _negate_difference(each) if turned[at] else each for at, each in found.items()}
+
+
+def _negate_difference(made: Comparison) -> Comparison:
+    interval = None if made.interval is None else (-made.interval[1], -made.interval[0])
+    return replace(made, difference=None if made.difference is None else -made.difference, interval=interval)
 
 
 def _pair_arms(ran: Ran, experiment: Experiment, each: Expectation, against: str) -> ArmPair:
@@ -211,16 +247,14 @@ def _subtract(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int,
 
 
 def _weigh_verdict(each: Expectation, made: Comparison, experiment: Experiment) -> Finding:
-    sign = -1 if experiment.higher or each.metric == WINDOW else 1
-    ends = None if made.interval is None else tuple(sorted(sign * end for end in made.interval))
     return Finding(
         each.arm,
         each.against,
         str(each.verdict),
         each.paper,
         made.verdict,
-        None if made.difference is None else sign * made.difference,
-        None if ends is None else (ends[0], ends[1]),
+        made.difference,
+        made.interval,
         made.adjusted,
         each.verdict in ("any", made.verdict),
         metric=each.metric,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
-from zoo.experiments.judging import ExperimentOutcome, judge
+from zoo.experiments.judging import ExperimentOutcome, Ran, compare_with_baseline, judge
 from zoo.experiments.pricing import check_matched, price_launch
+from zoo.experiments.recipe_tables import FINDINGS, list_cells
 from zoo.experiments.registration import describe_registration, register
 from zoo.experiments.running import collect_arms, count_seeds_there, find_arms, plan_arms, train_arms
 from zoo.jobs.conducting import SweepObserver
@@ -91,7 +92,7 @@ def run_experiment(
             ran, arms = train_arms(experiment, plan, short_form, observer, seeds)
             outcome = judge(name, experiment, ran, short_form, level, registered)
             if outcome.decided or seeds == looks[-1]:
-                return describe_arms(outcome, experiment, arms)
+                return describe_arms(outcome, experiment, ran, arms)
             observer.say(f"{seeds} seeds: inconclusive at p < {level:.4f}; on to the next look")
     raise AssertionError("unreachable")
 
@@ -106,33 +107,34 @@ def report_experiment(name: str, experiment: Experiment, folder: Path, short_for
     with plan_arms(experiment, folder, short_form) as plan:
         registered = register(experiment, folder, plan.list_points())
     outcome = judge(name, experiment, ran, short_form, find_look_levels(tuple(looks))[number], registered)
-    return describe_arms(outcome, experiment, arms)
+    return describe_arms(outcome, experiment, ran, arms)
 
 
-def describe_arms(outcome: ExperimentOutcome, experiment: Experiment, arms: Sequence[Arm]) -> JudgedExperiment:
-    """Report on trained arms, compared with the experiment's baseline."""
+def describe_arms(
+    outcome: ExperimentOutcome, experiment: Experiment, ran: Ran, arms: Sequence[Arm]
+) -> JudgedExperiment:
+    """Report on trained arms, compared with the experiment's baseline by the tests of its expectations."""
     made = Report.make(arms, experiment.first_arm(), experiment.metric, experiment.margin, outcome.level)
+    found = compare_with_baseline(ran, experiment, outcome.form == "short", outcome.level)
+    made = replace(made, found=found, family="all comparisons of the experiment")
     title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
-    return JudgedExperiment(outcome, partial(draw_trained, made, title, list_notes(outcome, experiment)), made)
+    stated = [("Expectations", FINDINGS, list(map(list_cells, outcome.findings)), ())]
+    return JudgedExperiment(outcome, partial(draw_trained, made, title, list_notes(outcome, experiment), stated), made)
 
 
 def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
-    """List the notes of the page: the registration, the margin, and the expectations."""
+    """List the notes of the page: the registration and the margin."""
     notes = [] if outcome.registration is None else [describe_registration(outcome.registration).capitalize() + "."]
-    notes += [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}."]
-    for each in outcome.findings:
-        if each.expected != "any":
-            pair = each.arm if each.against is None else f"{each.arm} against {each.against}"
-            met = "as expected" if each.holds else "not as expected"
-            notes.append(f"{pair}: {each.expected} was expected, {each.found} was found ({met}).")
-    return notes
+    return notes + (
+        [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}."]
+    )
 
 
-def draw_trained(report: Report, title: str, notes: Sequence[str], file: Path) -> None:
+def draw_trained(report: Report, title: str, notes: Sequence[str], stated: Sequence[Any], file: Path) -> None:
     """Draw the trained arms, and write their page next to the plot of the runs."""
     from zoo.report.verdict_page import write_report_page
     from zoo.report.verdict_plot import draw_report
 
     draw_report(report, file)
     if file.stem == "verdict":
-        write_report_page(report, title, file.with_name("report.html"), notes)
+        write_report_page(report, title, file.with_name("report.html"), notes, stated)

@@ -84,10 +84,12 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     form = "short form, " if outcome.form == "short" else ""
     ran = f"{form}{seeds} seeds an arm{margin}; {outcome.date}, {took}"
     rows = [list_cells(each) for each in outcome.findings]
+    compared = sum(each.p is not None for each in outcome.findings)
     return [
         *head,
         ran,
         make_table("", FINDINGS, rows),
+        *(["p and ±: corrected over all comparisons of the experiment (Holm, 1979)"] if compared > 1 else []),
         make_table("Arms", *list_arms(recipe, outcome)),
         make_table("Costs", *list_costs(recipe, outcome)),
         *([make_table("Learning rates", rate_table.HEADER, rows)] if (rows := list_rates(outcome)) else []),

@@ -16,17 +16,22 @@ from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import NAMES, Report
 from zoo.units import format_seconds
 
+PageTable = tuple[str, Sequence[str], list[list[str]], Sequence[int]]
+"""A table: title, header, rows, and the columns to align right (`Report.tables`)."""
 
-def write_report_page(report: Report, title: str, file: Path, notes: Sequence[str] = ()) -> None:
+
+def write_report_page(
+    report: Report, title: str, file: Path, notes: Sequence[str] = (), tables: Sequence[PageTable] = ()
+) -> None:
     """Write a report's page. Raises ConfigError if the file cannot be written."""
     try:
-        write_text(file, make_report_page(report, title, notes))
+        write_text(file, make_report_page(report, title, notes, tables))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written, found {error.strerror} (--html FILE names another)") from error
 
 
-def make_report_page(report: Report, title: str, notes: Sequence[str] = ()) -> str:
-    """Make the page's HTML. `notes` are sentences on the basis of the verdicts."""
+def make_report_page(report: Report, title: str, notes: Sequence[str] = (), tables: Sequence[PageTable] = ()) -> str:
+    """Make the page's HTML. `notes` are sentences on the basis of the verdicts; `tables` come before the report's."""
     return render_page(
         TEMPLATE,
         title=f"{title} · verdicts",
@@ -36,7 +41,8 @@ def make_report_page(report: Report, title: str, notes: Sequence[str] = ()) -> s
         sentences=[
             (each.name, report.found[each.name].verdict, describe_verdict(report, each)) for each in report.others
         ],
-        tables=report.tables(),
+        tables=[*tables, *report.tables()],
+        family=report.family,
         notes=[*notes, *report.second_readings()],
         picture=format_svg(make_figure(report)),
         runs=list_runs(report),
@@ -107,7 +113,7 @@ TEMPLATE = """<h1>{{ name }}</h1>
 {% endfor %}
 <h2>How the verdicts are made</h2>
 <p>Runs of one seed see the same data in the same order, so differences are taken seed by seed. An arm is better or
-worse by Student's t-test at 5 % over all arms together (Holm, 1979), and its interval is that of the test. It is
+worse by Student's t-test at 5 % over {{ family }} together (Holm, 1979), and its interval is that of the test. It is
 equivalent if two one-sided tests show its difference to be within the stated margin (Schuirmann, 1987). Otherwise the
 comparison is inconclusive: these seeds do not show a difference, and there may be one. The smallest difference that a
 design shows has a power of 0.8. Runs that diverged count: arms with some are compared by exact ranks, in which they

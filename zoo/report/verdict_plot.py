@@ -98,7 +98,9 @@ def _draw_differences(axes: Axes, report: Report) -> None:
     axes.set_ylim(len(report.others) - 0.5, -0.5)
     axes.set_xlabel("green better, red worse, blue equivalent, gray inconclusive", fontsize=8)
     metric = METRICS.get(report.metric, report.metric)
-    axes.set_title(f"Difference in {metric} from\n{report.baseline.name}, 95 % CI (Holm)", fontsize=9)
+    axes.set_title(
+        f"Difference in {metric} from\n{report.baseline.name}, 95 % CI (Holm over {report.family})", fontsize=9
+    )
 
 
 def collect_curves(report: Report) -> dict[str, Any]:

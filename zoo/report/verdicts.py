@@ -74,6 +74,8 @@ class Report:
     """By arm the standard error that its searched learning rate adds to its mean; empty without searches."""
     level: float = LEVEL
     """The significance level, that of the look at which the arms are compared."""
+    family: str = "all arms"
+    """The comparisons over which p-values and intervals are corrected (Holm)."""
     decays: Sequence[PowerLaw] = ()
     """The baseline's scaling law of loss by budget, then the laws of bootstrap resamples; empty without a law."""
 
@@ -81,8 +83,8 @@ class Report:
     def make(
         cls, arms: Sequence[Arm], baseline: str | None, metric: str, margin: float | None = None, level: float = LEVEL
     ) -> Report:
-        """Compare arms with the arm named `baseline`, or with the first. Raises ConfigError for fewer than two arms, or
-        an unknown baseline."""
+        """Compare arms with the arm named `baseline`, or with the first, corrected over all arms. Raises ConfigError
+        for fewer than two arms, or an unknown baseline."""
         names = [each.name for each in arms]
         if len(arms) < 2:
             raise ConfigError(f"arms: there are {len(arms)}, found {', '.join(names) or 'no run that is done'} (two)")
