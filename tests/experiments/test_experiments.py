@@ -101,6 +101,8 @@ def test_the_terminal_the_file_the_page_and_the_picture_give_one_interval(here: 
     assert list(np.asarray(drawn.lines[0].get_xdata())) == loss["interval"]
     named = [pair, {**pair, "metric": "lr window"}, {**pair, "arm": "all heads", "verdict": "any"}]
     assert run(["experiment", str(write(here, arms=arms, tune=True, expect=named)), "--report"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("Learning rates") == 1 and ", uncorrected)" in " ".join(said.split())
     third = read_outcome()["findings"][2]
     assert report.found["all heads"].interval == tuple(third["interval"]), "an unexpected arm is one comparison more"
 

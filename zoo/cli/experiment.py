@@ -144,8 +144,7 @@ def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet:
         return made.outcome
     report.print_tables(*make_outcome_tables(name, experiment, made.outcome))
     if made.report is not None:
-        rates = [each for each in made.report.tables() if each[0] == "Learning rates"]
-        report.print_tables(*(report.make_table(*each) for each in rates), *made.report.hints())
+        report.print_tables(*made.report.hints())
     if made.outcome.registration is not None:
         print(describe_registration(made.outcome.registration))
     say(f"{folder}: verdict.json, verdict.png{'' if made.report is None else ', report.html'}")

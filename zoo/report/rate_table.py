@@ -15,7 +15,8 @@ HEADER = ("arm", "best lr", "lowest loss", "window", "runs")
 NOTE = (
     "best lr: the minimum of a parabola through the losses next to the lowest\n"
     "lowest loss: of a run of the search, on its own rows\n"
-    "window: decades of rates whose loss is within 1 % of the lowest"
+    "window: decades of rates whose loss is within 1 % of the lowest\n"
+    "grid extended: with two rates beyond the five, as an arm's best was at the edge"
 )
 
 
@@ -31,8 +32,8 @@ def find_optimum(search: Mapping[str, Any], noise: float) -> RateOptimum:
 
 def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> list[list[str]]:
     """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. With
-    `noise` (the standard deviation of a loss), rate and width have standard errors, and the widths are compared with
-    the first arm's."""
+    `noise` (the standard deviation of a loss), rate and width have standard errors, and each width is compared with
+    the first arm's, without a correction for several arms."""
     windows = find_windows(searches, noise)
     first = next(iter(windows.values()), None)
     return [
@@ -79,11 +80,11 @@ def _describe_window(window: RateWindow, first: RateWindow | None) -> str:
     error = f" ± {window.error:.2f}" if window.error else ""
     apart = None if first is None or first is window else window.subtract_from(first)
     p = apart.p_value() if apart is not None and apart.known else None
-    compared = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+    compared = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, uncorrected)"
     return f"{'≥ ' if window.open else ''}{window.width:.2f}{error} decades{compared}"
 
 
 def _describe_effort(search: Mapping[str, Any]) -> str:
-    tried = f"{len(search['losses'])}{', extended' if search['extended'] else ''}"
+    tried = f"{len(search['losses'])}{', grid extended' if search['extended'] else ''}"
     tried += f", {search['pruned']} ended early" if search.get("pruned") else ""
     return f"{tried}; the best is at the edge" if search["edge"] else tried
