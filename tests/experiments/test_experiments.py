@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 
 import zoo
 from support.command_lines import TINY
+from zoo.analysis.verdict.spending import find_look_levels
 from zoo.cli import run
 from zoo.experiments.experiment import find_recipe, read_recipe
 from zoo.experiments.looking import report_experiment
@@ -171,6 +173,29 @@ def test_an_interrupted_experiment_says_last_how_to_go_on(here: Path, capsys, mo
     assert run(["experiment", str(write(here)), "--run"]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("heads: interrupted; the same command goes on") and "sweeps/experiments/heads" in last
+
+
+def test_after_an_interruption_the_complete_seeds_are_judged_and_missing_runs_named(here, capsys, refused, trainer):
+    trainer.gap = 0.5
+    own, file = Path("sweeps/experiments/heads"), write(here, seeds=5)
+    assert run(["experiment", str(file), "--run"]) == 0
+    jobs = {
+        (job["arm"], job["seed"]): own / name
+        for name, job in json.loads((own / "sweep.json").read_text())["jobs"].items()
+    }
+    shutil.rmtree(jobs["one head", 1])
+    (jobs["many heads", 3] / "result.json").unlink()
+    capsys.readouterr()
+    assert run(["experiment", str(file), "--report"]) == 0
+    said, found = " ".join(capsys.readouterr().out.split()), read_outcome()
+    assert "without 2 runs (many heads, seed 3: is cut off" in said and "one head, seed 1: has not begun)" in said
+    assert [*found["values"]["val_loss"]["one head"]] == ["0", "2", "4"], "a seed needs both arms"
+    assert found["level"] == pytest.approx(find_look_levels((3, 5))[0]) and found["level"] < 0.02
+    assert found["findings"][0]["found"] == "better" and "Not complete" in (own / "report.html").read_text()
+    for seed in (0, 2):
+        shutil.rmtree(jobs["one head", seed])
+    (line,) = refused("experiment", str(file), "--report")
+    assert "1 of 5 seeds are complete, and two have a spread; " in line and line.endswith("(--run)")
 
 
 def test_further_numbers_are_tuned_at_the_rate_that_was_found(here: Path, capsys, trainer: Trainer) -> None:

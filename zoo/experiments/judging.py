@@ -99,6 +99,8 @@ class ExperimentOutcome:
     """What was registered before the first run, and what changed afterwards (`registration`)."""
     searches: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The searches of learning rates by arm, from which rates' errors and windows follow."""
+    missing: list[str] = field(default_factory=list)
+    """The runs without which the first look was judged."""
 
     @property
     def noise(self) -> float:

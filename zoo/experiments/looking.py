@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.verdict.spending import find_look_levels
+from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
 from zoo.experiments.judging import ExperimentOutcome, Ran, compare_with_baseline, judge
 from zoo.experiments.pricing import check_matched, price_launch
-from zoo.experiments.recipe_tables import FINDINGS, list_cells
+from zoo.experiments.recipe_tables import FINDINGS, list_cells, list_missing
 from zoo.experiments.registration import describe_registration, register
-from zoo.experiments.running import collect_arms, count_seeds_there, find_arms, plan_arms, train_arms
+from zoo.experiments.running import collect_arms, find_complete_seeds, plan_arms, train_arms
 from zoo.jobs.conducting import SweepObserver
 from zoo.report.verdicts import Report
 
@@ -98,15 +99,20 @@ def run_experiment(
 
 
 def report_experiment(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
-    """Judge the existing runs in an experiment's folder, at the last look that has all of its runs. Trains nothing.
-    Raises ConfigError if a run of the first look is missing or has not ended."""
+    """Judge the existing runs in an experiment's folder, at the last look that has all of its runs. Before the first
+    look the seeds that are complete are judged, at the level that a look at them would have. Trains nothing. Raises
+    ConfigError if fewer than two seeds are complete."""
     looks = experiment.form(short_form).looks
-    there = count_seeds_there(experiment, folder)
-    number = max((at for at, seeds in enumerate(looks) if seeds <= there), default=0)
-    ran, arms = collect_arms(experiment, find_arms(experiment, folder, looks[number]), short_form)
+    whole = (each for each in reversed(looks) if not find_complete_seeds(experiment, folder, each)[2])
+    complete, found, missing = find_complete_seeds(experiment, folder, next(whole, looks[0]))
+    if len(complete) < 2:
+        said = f"{len(complete)} of {looks[0]} seeds are complete, and two have a spread"
+        raise ConfigError(f"{folder}: {said}; {'; '.join(missing)} (--run)")
+    ran, arms = collect_arms(experiment, found, short_form)
     with plan_arms(experiment, folder, short_form) as plan:
         registered = register(experiment, folder, plan.list_points())
-    outcome = judge(name, experiment, ran, short_form, find_look_levels(tuple(looks))[number], registered)
+    level = find_look_levels(tuple(sorted({len(complete), *looks})))[0 if missing else looks.index(len(complete))]
+    outcome = replace(judge(name, experiment, ran, short_form, level, registered), missing=missing)
     return describe_arms(outcome, experiment, ran, arms)
 
 
@@ -123,8 +129,9 @@ def describe_arms(
 
 
 def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
-    """List the notes of the page: the registration and the margin."""
-    notes = [] if outcome.registration is None else [describe_registration(outcome.registration).capitalize() + "."]
+    """List the notes of the page: missing runs, the registration and the margin."""
+    notes = list_missing(outcome)
+    notes += [] if outcome.registration is None else [describe_registration(outcome.registration).capitalize() + "."]
     return notes + (
         [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}."]
     )

@@ -88,12 +88,19 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     return [
         *head,
         ran,
+        *list_missing(outcome),
         make_table("", FINDINGS, rows),
         *(["p and ±: corrected over all comparisons of the experiment (Holm, 1979)"] if compared > 1 else []),
         make_table("Arms", *list_arms(recipe, outcome)),
         make_table("Costs", *list_costs(recipe, outcome)),
         *([make_table("Learning rates", rate_table.HEADER, rows)] if (rows := list_rates(outcome)) else []),
     ]
+
+
+def list_missing(outcome: ExperimentOutcome) -> list[str]:
+    """Write a line on the runs that a verdict lacks; none if it lacks none."""
+    said = f"Not complete: judged early, at p < {outcome.level:.2g}, without {len(outcome.missing)} runs"
+    return [f"{said} ({'; '.join(outcome.missing)})"] if outcome.missing else []
 
 
 def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:

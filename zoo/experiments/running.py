@@ -84,7 +84,7 @@ def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bo
     """Collect the results of runs, in the order of the experiment's arms. Raises ConfigError for a run that has not
     ended."""
     records = [RunRecord(each) for each in folders]
-    refuse(describe_unended(each) for each in records if each.status not in ENDED)
+    refuse(f"{describe_unended(each)}: run it again" for each in records if each.status not in ENDED)
     by_arm: dict[str, dict[int, RunRecord]] = {name: {} for name in experiment.arms}
     for each in records:
         by_arm[each.job["label"]][int(each.config.get("seed", 0))] = each
@@ -100,27 +100,23 @@ def describe_unended(run: RunRecord) -> str:
     """Describe a run that did not end successfully: its arm, and the reason."""
     error = run.result.get("error")
     why = f": {shorten(str(error), 200)}" if error else ""
-    return f"{run.job.get('label')}, seed {run.job.get('seed')}: is {run.status}{why} ({run.folder}; run it again)"
+    own = f"{run.job.get('label')}, seed {run.job.get('seed')}"
+    return f"{own}: is {run.status}{why} ({run.folder})" if run.folder.is_dir() else f"{own}: has not begun"
 
 
-def count_seeds_there(experiment: Experiment, folder: Path) -> int:
-    """Count the seeds for which every arm has an ended run in a sweep's folder."""
-    ended = {place for place, where in _list_there(folder).items() if RunRecord(where).status in ENDED}
-    return min(sum(arm == own for own, _ in ended) for arm in experiment.arms)
-
-
-def _list_there(folder: Path) -> dict[tuple[str, int], Path]:
-    """List the folders of runs by arm and seed, those of searches left out."""
+def find_complete_seeds(experiment: Experiment, folder: Path, seeds: int) -> tuple[list[int], list[Path], list[str]]:
+    """Find the first `seeds` seeds with which the runs of every arm have ended in a sweep's folder. Returns these
+    seeds, the folders of all ended runs of theirs, and a description of each other run."""
     jobs = {name: job for name, job in runs.read_sweep(folder).items() if "search" not in job}
-    return {(job.get("label", ""), job["seed"]): folder / name for name, job in jobs.items()}
-
-
-def find_arms(experiment: Experiment, folder: Path, seeds: int) -> list[Path]:
-    """Find the folders of the arms' runs in a sweep's folder. Raises ConfigError for a missing run."""
-    there = _list_there(folder)
-    missing = [f"{arm}, seed {seed}" for arm in experiment.arms for seed in range(seeds) if (arm, seed) not in there]
-    refuse([f"{folder}: has no run of {'; '.join(missing)} (--run)"] if missing else [])
-    return [there[arm, seed] for arm in experiment.arms for seed in range(seeds)]
+    there = {(job.get("label", ""), job["seed"]): RunRecord(folder / name) for name, job in jobs.items()}
+    places = [(arm, seed) for arm in experiment.arms for seed in range(seeds)]
+    lost = [each for each in places if each not in there or there[each].status not in ENDED]
+    complete = sorted(set(range(seeds)) - {seed for _, seed in lost})
+    missing = [
+        describe_unended(there[arm, seed]) if (arm, seed) in there else f"{arm}, seed {seed}: has not begun"
+        for arm, seed in lost
+    ]
+    return complete, [there[arm, seed].folder for arm, seed in places if seed in complete], missing
 
 
 def find_folder(folder: Path, arm: str) -> Path:
