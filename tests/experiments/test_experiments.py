@@ -264,6 +264,9 @@ def test_a_file_that_makes_no_experiment_costs_a_line(here: Path, refused) -> No
     assert "increase" in refused("experiment", str(write(here, seeds=[5, 3])))[0]
     assert "there is no arm 'none'" in refused("experiment", str(write(here, baseline="none")))[0]
     assert refused("experiment", str(write(here)), "--report")[0].endswith("(--run)")
+    wider = {"arm": "one head", "against": "many heads", "metric": "lr window", "verdict": "better"}
+    (line,) = refused("experiment", str(write(here, expect=[wider])))
+    assert line.startswith(f"{here / 'heads.yaml'}:") and "is measured by the search (add tune: true)" in line
 
 
 def test_python_runs_an_experiment_as_the_verb_does(here: Path, trainer: Trainer) -> None:

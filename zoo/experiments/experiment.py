@@ -247,6 +247,9 @@ class Experiment(Strict):
             raise ValueError(
                 "short: must be of the same kind as the recipe (probe: {name: …, size: small}, ladder: {…})"
             )
+        windows = [at for at, each in enumerate(self.expect) if each.metric == WINDOW]
+        if windows and not self.tune:
+            raise ValueError(f"expect.{windows[0]}.metric: {WINDOW} is measured by the search (add tune: true)")
         metrics = (*RESULTS, *self.measure, *([WINDOW] if self.tune else []))
         if unknown := [each for each in self.list_metrics() if trains and each not in metrics]:
             hint = did_you_mean(unknown[0], metrics) or f" (one of: {', '.join(metrics)})"
