@@ -68,15 +68,29 @@ def test_a_figure_draws_a_cell_for_each_expert_and_fills_those_that_a_token_pass
     assert sum(bool(cell.fill) for cell in cells) == 4
 
 
-def test_a_shared_expert_is_a_filled_square_whose_area_is_its_weights():
+def test_shared_experts_are_counted_beside_chosen_ones_with_their_weights():
     stated = {"deepseek-v3": (256, 8, 1, 1.0), "deepseek-v2-lite": (64, 6, 1, 2.0), "gpt-oss-20b": (32, 4, 0, 0.0)}
     for name, counts in stated.items():
         plan = plan_model(load(name), name)
         (own,) = {each.experts for layer in plan.towers[0].layers for each in layer.elements.values() if each.experts}
         assert astuple(own) == counts
-    squares = [each for each in draw_model(plan_model(load("deepseek-v2-lite"), "")).items if isinstance(each, Box)]
-    (shared,) = [each for each in squares if each.width == pytest.approx(9 * 2**0.5)]
-    assert shared.fill == "experts-line"
+
+
+@pytest.mark.parametrize(("name", "experts"), [("deepseek-v2-lite", 1), ("granite-4.0-h-small", 2), ("deepseek-v3", 4)])
+def test_a_shared_experts_square_is_to_its_weights_as_a_cell_is_to_those_of_its_experts(name, experts):
+    plan = plan_model(load(name), "")
+    times = next(each.experts.times for each in plan.towers[0].layers[-1].elements.values() if each.experts)
+    scene = draw_model(plan)
+    words = [each for each in scene.items if isinstance(each, Label) and "shared, always on" in each.text]
+    for word in words:  # its square ends at the baseline, at its left
+        (square,) = (each for each in scene.items if isinstance(each, Box) and _ends_at(each, word))
+        assert square.width**2 == pytest.approx(9**2 * times / experts) and square.fill == "experts-line"
+    begin = "1 shared, always on, 2 × as" if times == 2 else "1 shared, always on"
+    assert words and all(each.text.startswith(begin) for each in words)
+
+
+def _ends_at(box, word):
+    return box.y + box.height == pytest.approx(word.y) and 0 < word.x - box.x - box.width < 9
 
 
 def test_a_bias_on_scores_stands_beside_the_stream():

@@ -190,17 +190,21 @@ def _draw_experts(experts: ExpertCounts, inner: float, y: float, line: str, soft
     if each > 1:
         y += LINE
         shapes.append(Label(PAD, y, cut_text(f"each square: {each} experts", inner, SMALL), SMALL, color=soft))
-    below, y = _draw_shared(experts, inner, y, line, soft)
+    below, y = _draw_shared(experts, CELL / math.sqrt(each), inner, y, line, soft)
     return shapes + below, y
 
 
-def _draw_shared(experts: ExpertCounts, inner: float, y: float, line: str, soft: str) -> tuple[list[Shape], float]:
-    """Draw a filled square for each shared expert, its area that of one expert's cell times its weights."""
+def _draw_shared(
+    experts: ExpertCounts, one: float, inner: float, y: float, line: str, soft: str
+) -> tuple[list[Shape], float]:
+    """Draw a filled square for each shared expert. Its area is to its weights as `one`² is to those of a chosen one."""
     if not experts.shared:
         return [], y
-    side = min(CELL * math.sqrt(experts.times), 3 * CELL)
+    side = min(one * math.sqrt(experts.times), 3 * CELL)
     left = PAD + experts.shared * (side + GAP) + 4
-    lines = wrap_text(f"shared, always on (× {experts.times:.3g})", inner + PAD - left, SMALL)
+    times = f"{experts.times:.3g}"
+    said = f"{experts.shared} shared, always on" + (f", {times} × as wide" if times != "1" else "")
+    lines = wrap_text(said, inner + PAD - left, SMALL)
     top = y + max(7, LINE - side)
     shapes: list[Shape] = [Box(PAD + at * (side + GAP), top, side, side, line, line, 2) for at in range(experts.shared)]
     first = top + side
