@@ -9,7 +9,8 @@ from support.scene_checks import find_faults
 from zoo.drawing.contents import plan_model
 from zoo.drawing.model_figure import draw_model
 from zoo.drawing.placement import assign_lanes
-from zoo.drawing.wiring import STREAM, wire_model
+from zoo.drawing.text_figure import draw_text, write_text
+from zoo.drawing.wiring import STREAM, say_factor, wire_model
 from zoo.model.block.sublayers import Full
 
 STATED = {
@@ -41,6 +42,35 @@ def test_a_decoder_reads_its_encoder_and_borrowed_keys_are_read_from_their_layer
     assert "lent" not in next(node.sources for node in wired["", "local"] if node.part == "attention")
 
 
+def test_a_constant_factor_stands_where_it_multiplies():
+    granite = wire_model(load("granite-4.0-h-small")).layers["", "full"]
+    assert [nodes_between(granite, name) for name in ("attention", "ffn")] == [["× 0.22", "+"]] * 2
+    laurel = wire_model(load("gemma-3n-e2b")).layers["", "global"]
+    assert nodes_between(laurel, "laurel_norm") == ["+", "÷ √2"]
+    said = write_text(draw_text(plan_model(load("granite-4.0-h-small"), "")))
+    assert said.count("⊕\n│ │ × 0.22\n") == 4
+
+
+def nodes_between(nodes, part):
+    """The signs after a part, up to the next part."""
+    at = next(node.number for node in nodes if node.part == part)
+    found = []
+    for node in nodes[at + 1 :]:
+        if at in node.sources:
+            if node.part:
+                break
+            found.append(node.sign)
+            at = node.number
+    return found
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"), [(0.22, "× 0.22"), (2**-0.5, "÷ √2"), (1 / 2048, "÷ 2,048"), (0.5, "× 0.5")]
+)
+def test_a_factor_is_written_as_short_as_it_is_exact(factor, said):
+    assert say_factor(factor) == said
+
+
 class Doubled(Full, kind="doubled_for_a_test"):
     """x + attention(x) + 2·ffn(x), which no figure knows of."""
 
@@ -57,8 +87,10 @@ def test_a_new_block_draws_itself():
     assert [(node.part, node.sources) for node in nodes] == [
         ("attention", (STREAM,)),
         ("ffn", (STREAM,)),
-        ("", (STREAM, 0, 1)),
+        ("", (1,)),
+        ("", (STREAM, 0, 2)),
     ]
+    assert nodes[2].sign == "× 2"
     assert find_faults(draw_model(plan_model(changed, "new"))) == []
 
 

@@ -125,6 +125,8 @@ def _draw_node(node: Junction, elements: Mapping[str, Element], width: float, lo
         return draw_box(elements.get(node.part, Element(node.part, spell(node.part))), width, look)
     if not node.sources:
         return _draw_outside(ELSEWHERE.get(node.sign, node.sign))
+    if len(node.sources) == 1 and len(node.sign) > 1:
+        return _draw_factor(node.sign)
     size, half = 2 * RADIUS, 4.2
     circle = Box(0, 0, size, size, "paper", "wire", RADIUS, 1.3)
     strokes: dict[str, list[tuple[tuple[float, float], ...]]] = {
@@ -138,6 +140,13 @@ def _draw_node(node: Junction, elements: Mapping[str, Element], width: float, lo
         for points in strokes.get(node.sign, dot)
     ]
     return DrawnBox((circle, *lines), size, size)
+
+
+def _draw_factor(sign: str) -> DrawnBox:
+    """Draw a constant factor, on the wire whose values it multiplies."""
+    size = measure_text(sign, SMALL) + PAD
+    box = Box(0, 0, size, 2 * RADIUS, "paper", "wire", 3)
+    return DrawnBox((box, Label(size / 2, RADIUS + 4.3, sign, SMALL, anchor="middle")), size, 2 * RADIUS)
 
 
 def _draw_outside(name: str) -> DrawnBox:

@@ -6,6 +6,7 @@ collapsed to the layer's parts and to the sums between them, so a new kind of bl
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -30,8 +31,9 @@ JOINS = {"add": "+", "addcmul": "+", "sub": "+", "baddbmm": "+", "mul": "×", "d
 
 @dataclass(frozen=True)
 class Junction:
-    """A node of a layer: a `part` of the block, or a place where several values join (`sign`). `sources` are the
-    numbers of other nodes; STREAM for the layer's input, "memory" for an encoder's output, or a channel's name."""
+    """A node of a layer: a `part` of the block, a place where several values join (`sign`), or a constant factor, whose
+    sign is `× 0.22`. `sources` are the numbers of other nodes; STREAM for the layer's input, "memory" for an encoder's
+    output, or a channel's name."""
 
     number: int
     part: str = ""
@@ -88,10 +90,22 @@ def _collapse(nodes: list[TapeNode], result: Any, begun: int) -> tuple[Junction,
             sign = "" if owner else JOINS.get(node.name, "·")
             units.append(Junction(len(units), owner, sign, tuple(sources)))
             unit_of[node.index] = len(units) - 1
-        else:  # a cast, a factor, a slice: what it reads stands for it
+        elif sources and node.factor != 1.0:
+            units.append(Junction(len(units), sign=say_factor(node.factor), sources=tuple(sources)))
+            unit_of[node.index] = len(units) - 1
+        else:  # a cast, a slice: what it reads stands for it
             unit_of[node.index] = sources[0] if sources else WEIGHT
     end = unit_of[result.node.index] if result.node is not None else STREAM
     return _renumber(_merge_joins(units, end), end)
+
+
+def say_factor(factor: float) -> str:
+    """Format a constant factor: `× 0.22`, or as a division by a whole number or its root: `÷ √2`."""
+    for sign, power in (("÷ ", 1), ("÷ √", 2)):
+        whole = factor**-power if factor else 0.0
+        if whole > 1.5 and math.isclose(whole, round(whole)) and len(f"{factor:.9g}") > 5:
+            return f"{sign}{round(whole):,}"
+    return f"× {factor:.4g}"
 
 
 def _name_owners(nodes: tuple[Junction, ...], parts: Mapping[str, Any], d_model: int) -> tuple[Junction, ...]:
@@ -163,7 +177,7 @@ def _merge_joins(units: list[Junction], end: int | str) -> list[Junction]:
         sources: list[int | str] = []
         for source in unit.sources:
             inner = merged.get(source) if isinstance(source, int) else None
-            same = inner is not None and unit.sign and inner.sign == unit.sign
+            same = inner is not None and unit.sign and inner.sign == unit.sign and len(inner.sources) > 1
             if inner is not None and same and readers[source] == [unit.number] and source != end:
                 del merged[inner.number]
                 sources += inner.sources

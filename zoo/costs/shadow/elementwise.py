@@ -128,7 +128,14 @@ def add(a: Any, b: Any) -> Any:
 
 
 def multiply(a: Any, b: Any) -> Any:
-    return _combine("mul", (a, b), save_operands(a, b))
+    return _note_factor(_combine("mul", (a, b), save_operands(a, b)), b if is_shadow(a) else a)
+
+
+def _note_factor(result: Any, factor: Any) -> Any:
+    """Note on the operation that made `result` that it multiplies by a number."""
+    if not is_shadow(factor) and result.node is not None:
+        result.node.factor = float(factor)
+    return result
 
 
 def divide(a: Any, b: Any) -> Any:
@@ -137,7 +144,8 @@ def divide(a: Any, b: Any) -> Any:
     if not is_shadow(a) and is_shadow(b):  # torch divides a number by a tensor as reciprocal (saved) times number
         inverse = make_result("reciprocal", [b], b.shape, b.dtype, saves_result=True)
         return multiply(inverse, a)
-    return _combine("div", (a, b), [b, *([a] if wants_gradient(b) else [])])
+    result = _combine("div", (a, b), [b, *([a] if wants_gradient(b) else [])])
+    return result if is_shadow(b) else _note_factor(result, 1 / b)
 
 
 def power(a: Operand, b: Operand) -> Any:

@@ -91,7 +91,8 @@ class GradientTarget(NamedTuple):
 @dataclass(eq=False, slots=True)
 class TapeNode:
     """An operation in autograd's graph. It `saves` storages for its backward pass, which takes `work` more bytes.
-    `path` leads to the part of the traced layer that it belongs to, and is empty for the layer's own operations."""
+    `path` leads to the part of the traced layer that it belongs to, and is empty for the layer's own operations.
+    `factor` is the number that a product with a number multiplies by."""
 
     name: str
     path: tuple[str, ...]
@@ -100,6 +101,7 @@ class TapeNode:
     sources: list[GradientTarget]
     nbytes: int
     work: int
+    factor: float = 1.0
 
 
 class CoreGradients(NamedTuple):
