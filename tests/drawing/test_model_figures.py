@@ -16,7 +16,8 @@ from zoo.drawing.contents import plan_model
 from zoo.drawing.cost_look import draw_areas, make_cost_look
 from zoo.drawing.model_figure import draw_model
 from zoo.drawing.numbers import list_tiles, say_change
-from zoo.drawing.scene import Box, Label
+from zoo.drawing.scene import Box, Label, Stroke
+from zoo.drawing.stack import BRACKET, draw_stack
 from zoo.drawing.strip import draw_strip, list_colors
 from zoo.drawing.text_figure import draw_text, write_text
 from zoo.errors import ConfigError
@@ -121,6 +122,22 @@ def test_several_streams_are_merged_after_the_layers_and_per_layer_inputs_stand_
     widened, merged = tower.before[1], tower.after[0]
     assert (widened.rows, merged.rows) == ((("", "1 → 4 streams"),), (("", "4 streams → 1"),))
     assert widened.share.params == merged.share.params == 3 * 2048**2
+
+
+def test_what_all_layers_read_ends_on_a_bracket_over_them_and_reads_the_embedding():
+    plan = plan_model(load("gemma-3n-e2b"), "")
+    (tower,) = plan.towers
+    assert tower.fed == {"embedding.per_layer": "embedding"}
+    assert {("tokens", "262,144 × 7,680"), ("project", "2,048 → 7,680")} <= set(tower.beside[0].rows)
+    drawn = draw_stack(tower, 176).shapes
+    named = {each.name: each for each in drawn if isinstance(each, Box)}
+    first, last = named["local_sparse"], named["global_reads"]
+    wires = [each.extent for each in drawn if isinstance(each, Stroke)]
+    (bracket,) = (each for each in wires if each.right == 0 and each.left == -BRACKET)
+    assert bracket.top <= last.y and bracket.bottom >= first.y + first.height
+    (read,) = (each for each in wires if each.right > 176)  # from above the embedding
+    assert first.y + first.height < read.top < named["embedding"].y < named["embedding.per_layer"].y < read.bottom
+    assert plan_model(load("t5-tiny"), "").towers[0].fed == {}
 
 
 def test_an_attention_is_titled_by_its_groups_and_an_encoders_looks_both_ways():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zoo.costs.rows import generates
@@ -19,7 +19,7 @@ from zoo.drawing.folding import Fold, fold_pattern, name_places
 from zoo.drawing.shares import BoxPlace, Share, price_boxes
 from zoo.drawing.wiring import Junction, ModelWires, wire_model
 from zoo.model.attention.base import Attention
-from zoo.spec import CROSS, EXPERTS, LOGITS, SHARED_EXPERT, TOKENS, Experts, Part, Sized, Spec, Tied, components
+from zoo.spec import CROSS, EXPERTS, LOGITS, SHARED_EXPERT, TOKENS, Experts, Linear, Part, Sized, Spec, Tied, components
 from zoo.spec import rows as walk_rows
 from zoo.spec.parts import count_kinds
 
@@ -83,7 +83,8 @@ class LayerPlan:
 @dataclass(frozen=True)
 class TowerPlan:
     """A tower: elements before and after its layers, its kinds of layer, and its folded pattern. `beside` has what the
-    layers read besides the residual stream, such as a bias on scores."""
+    layers read besides the residual stream, such as a bias on scores; `fed` names for some of these the element before
+    the layers that they read."""
 
     where: str
     title: str
@@ -95,6 +96,7 @@ class TowerPlan:
     notes: tuple[str, ...] = ()
     reads_memory: bool = False
     beside: tuple[Element, ...] = ()
+    fed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ends(self) -> tuple[Element, ...]:
@@ -129,9 +131,10 @@ def plan_model(spec: Any, title: str, setup: Setup | None = None) -> ModelPlan:
 
 def _plan_tower(where: str, tower: Any, shares: Mapping[BoxPlace, Share], wires: ModelWires) -> TowerPlan:
     own = {path: share for (tower_of, kind, path), share in shares.items() if tower_of == where and kind is None}
+    pieces = list_end_pieces(tower, wires.ends[where])
     ends = {
-        side: tuple(element for piece in pieces if (element := _make_end(piece, tower, own)).title)
-        for side, pieces in list_end_pieces(tower, wires.ends[where]).items()
+        side: tuple(element for piece in each if (element := _make_end(piece, tower, own)).title)
+        for side, each in pieces.items()
     }
     return TowerPlan(
         where,
@@ -144,6 +147,7 @@ def _plan_tower(where: str, tower: Any, shares: Mapping[BoxPlace, Share], wires:
         _list_notes(tower),
         tower.reads_memory,
         tuple(replace(each, about=READERS.get(each.name, "read in layers")) for each in ends["beside"]),
+        {each.path: each.reads for each in pieces["beside"] if each.reads},
     )
 
 
@@ -152,7 +156,19 @@ def _make_end(piece: EndPiece, tower: Any, shares: Mapping[str, Share]) -> Eleme
     others = {f"{piece.path}.{each}" for each in piece.apart}
     own = (share for path, share in shares.items() if f"{path}.".startswith(f"{piece.path}.") and path not in others)
     made = make_element(piece.name or piece.path, piece.part, tower.d_model, sum(own, Share()), piece.apart)
-    return replace(made, rows=(*made.rows, *([("", piece.said)] if piece.said else [])))
+    weights = _list_weights(piece.part) if piece.reads else []
+    return replace(made, rows=(*made.rows, *weights, *([("", piece.said)] if piece.said else [])))
+
+
+def _list_weights(part: Sized) -> list[tuple[str, str]]:
+    """Say the shapes of a component's own tables and projections: `project` `2,048 → 7,680`."""
+    inner = ((name, each) for name, each in part.spec.parts(part.d_model).items() if isinstance(each, Part))
+    shapes = ((name, each, each.shapes().get("weight", ())) for name, each in inner)
+    return [
+        (spell(name), f"{shape[1]:,} → {shape[0]:,}" if isinstance(each, Linear) else f"{shape[0]:,} × {shape[1]:,}")
+        for name, each, shape in shapes
+        if len(shape) == 2
+    ]
 
 
 def _list_notes(tower: Any) -> tuple[str, ...]:

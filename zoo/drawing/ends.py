@@ -13,13 +13,15 @@ from zoo.spec import LOGITS, TOKENS, Linear, Sized, Spec
 
 class EndPiece(NamedTuple):
     """A piece at an end of a tower: a part with its path in the tower, without those of its parts and fields that other
-    pieces show (`apart`). `said` is what the pass tells of it; `name` is its own where several are of one path."""
+    pieces show (`apart`). `said` is what the pass tells of it; `name` is its own where several are of one path. `reads`
+    is the part before the layers whose result a piece beside the stream reads ("" for none)."""
 
     path: str
     part: Any
     apart: Collection[str] = ()
     said: str = ""
     name: str = ""
+    reads: str = ""
 
 
 def list_end_pieces(tower: Any, traced: Mapping[str, Sequence[TapeNode]]) -> dict[str, list[EndPiece]]:
@@ -42,7 +44,8 @@ def list_end_pieces(tower: Any, traced: Mapping[str, Sequence[TapeNode]]) -> dic
                 here = next((each for each, paths in first.items() if key in paths), side)
                 at = first[here].get(key, last)
                 last = at if here == side else last
-                found[here].append((at, piece))
+                reads = _find_read(piece.path, traced["beside"]) if here == "beside" else ""
+                found[here].append((at, piece._replace(reads=reads)))
     return {side: [piece for _, piece in sorted(own, key=itemgetter(0))] for side, own in found.items()}
 
 
@@ -60,6 +63,18 @@ def _find_first(nodes: Sequence[TapeNode]) -> dict[str, int]:
         for end in (1, 2):
             found.setdefault(".".join(names[:end]), node.index)
     return found
+
+
+def _find_read(path: str, nodes: Sequence[TapeNode]) -> str:
+    """Find the part whose result the part at `path` reads, by its operations among `nodes`; "" if it reads none."""
+    own = {node.index: ".".join(node.path) for node in nodes}
+    made = (
+        own.get(each.node.index, "")
+        for node in nodes
+        for each in node.sources
+        if each.node and own[node.index].startswith(path)
+    )
+    return next((each for each in made if each and not each.startswith(path)), "")
 
 
 def _divide_streams(part: Sized, before: Collection[str]) -> tuple[EndPiece, EndPiece]:

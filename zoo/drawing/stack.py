@@ -20,8 +20,9 @@ MOST_PLATES = 14
 MOST_CELLS, TALLEST = 160, 420.0
 """Layers up to which each has a cell, and the height of all cells together."""
 
-LANE = 12.0
-"""Distance of the way round the column of what stands beside the stream."""
+LANE, BRACKET = 14.0, 5.0
+"""Distances from the column: of the way round it of what stands beside the stream, and of the bracket over layers that
+read it."""
 
 INSET = 6.0
 TIMES = 34.0
@@ -40,9 +41,12 @@ def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: st
     shapes: list[Shape] = []
     y, center = 16.0 + RISE, width / 2
     shapes.append(Label(center, 11, _name_output(tower), SMALL, color="muted", anchor="middle"))
-    entry = 0.0
-    for piece in pieces:
-        entry = y + piece.height / 2 if piece is middle else entry
+    top, above = 0.0, {}  # of the layers; and of the wire above each element before them
+    names = [each.name for each in reversed(tower.before)]
+    for at, piece in enumerate(pieces):
+        top = y if piece is middle else top
+        if at >= len(pieces) - len(names):
+            above[names[at - len(pieces)]] = y - RISE / 2
         shapes.append(Stroke(((center, y), (center, y - RISE + 2)), arrow=True))
         shapes += shift_items(piece.shapes, (width - piece.width) / 2, y)
         y += piece.height + RISE
@@ -53,10 +57,24 @@ def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: st
         drawn, y = draw_box(element, width, look), y + RISE / 2
         box, *texts = shift_items(drawn.shapes, 0, y)
         assert isinstance(box, Box)
-        way = ((0.0, y + drawn.height / 2), (-LANE, y + drawn.height / 2), (-LANE, entry), (0.0, entry))
-        shapes += [replace(box, dashed=True), *texts, Stroke(way, arrow=True, dashed=True)]
+        shapes += [replace(box, dashed=True), *texts]
+        shapes += _draw_beside_wires(
+            y + drawn.height / 2, top, middle.height, width, above.get(tower.fed.get(element.name, ""))
+        )
         y += drawn.height
     return DrawnBox(tuple(shapes), width, y)
+
+
+def _draw_beside_wires(y: float, top: float, height: float, width: float, read: float | None) -> list[Shape]:
+    """Draw the wires of a box at y that stands beside the stream: to a bracket over all layers, which begin at `top`;
+    and from the height `read` of the stream, if the box reads it."""
+    bracket = ((0.0, top), (-BRACKET, top), (-BRACKET, top + height), (0.0, top + height))
+    entry = top + height / 2
+    way = ((0.0, y), (-LANE, y), (-LANE, entry), (-BRACKET, entry))
+    wires: list[Shape] = [Stroke(bracket, radius=3), Stroke(way, arrow=True, dashed=True)]
+    if read is not None:
+        wires.append(Stroke(((width / 2, read), (width + LANE, read), (width + LANE, y), (width, y)), arrow=True))
+    return wires
 
 
 def _name_output(tower: TowerPlan) -> str:
