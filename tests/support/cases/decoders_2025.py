@@ -219,11 +219,9 @@ SIGMOIDS = [
         "solar_open",
         "SolarOpenConfig",
         base=GLM,
-        n_routed_experts=8,
         n_group=4,
         topk_group=2,
         routed_scaling_factor=1.7,
-        n_shared_experts=2,
     ),
     case(
         "solar_open-plain",

@@ -56,7 +56,6 @@ CASES = [
         "Inkling2LoopTextConfig",
         "Model",
         base=LOOP,
-        n_layers_per_attn_res_block=2,
         loop_layer_index_end=4,
         num_key_value_heads=4,
     ),

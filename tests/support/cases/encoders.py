@@ -296,7 +296,6 @@ LONGFORMERS = [
         "longformer-layers",
         "LongformerConfig",
         "LongformerForMaskedLM",
-        base=LONG,
         attention_window=[4, 16, 8],
         inputs=everywhere,
         hidden_act="relu",

@@ -340,7 +340,6 @@ LATER = [
         "Dots1Config",
         base=GLM,
         n_group=2,
-        topk_group=1,
         attention_bias=True,
         norm_topk_prob=True,
         routed_scaling_factor=1.5,

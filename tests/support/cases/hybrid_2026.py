@@ -78,7 +78,6 @@ CASES = [
         "MiniMaxConfig",
         base=MINIMAX,
         unbind=DECAYS,
-        layer_types=LINEAR,
         head_dim=12,
         full_attn_alpha_factor=1.5,
         full_attn_beta_factor=0.7,
