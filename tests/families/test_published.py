@@ -98,7 +98,7 @@ REFERENCE = {
 
 
 def test_every_packaged_model_has_a_reference_to_be_compared_with() -> None:
-    assert set(REFERENCE) <= set(NAMES)  # the others have theirs elsewhere: test_published_all.py
+    assert set(REFERENCE) <= set(NAMES)  # the others have theirs in test_published_rest.py
     assert set(TEXTBOOK) | set(TINY) <= set(REFERENCE)
 
 

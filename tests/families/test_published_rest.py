@@ -1,15 +1,16 @@
 """The packaged models are the released ones, field by field; test_published.py has those of before 2024."""
 
-from typing import Any
+from collections import Counter
 
 import pytest
+import test_published
+import test_rwkv7
 import torch
 import transformers
+from test_published import NAMES, about, priced, spec_of
 
-import zoo.compose
-import zoo.costs
 from support import released_configs, released_configs_2025, released_dense_configs, released_encoder_configs
-from support.packaged_specs import load, one_in
+from support.packaged_specs import one_in
 from support.released_configs import NAMED, OWN_HEAD, UNTIED
 from zoo.checkpoint import hf
 from zoo.checkpoint.inverse import find_config
@@ -22,14 +23,6 @@ OTHERS = released_configs.REFERENCE | released_configs_2025.REFERENCE | released
 REFERENCE = DENSE | OTHERS
 UNUSED = released_configs_2025.UNUSED | released_encoder_configs.UNUSED
 EVERY = pytest.mark.parametrize("name", REFERENCE)
-
-
-def spec_of(name: str) -> Any:
-    return load(name)
-
-
-def priced(name: str) -> dict[str, Any]:
-    return zoo.costs.price(spec_of(name), parts=["params"])["params"]
 
 
 def released_as(name: str) -> str:
@@ -126,3 +119,15 @@ def test_the_active_count_is_what_its_makers_say_as_exactly_as_they_do(name: str
 def test_a_size_is_listed_as_of_the_kind_that_its_line_is() -> None:
     listed = {model["name"]: model["kind"] for model in read_models()}
     assert {name: listed[name] for name in REFERENCE} == {name: spec_of(name).kind for name in REFERENCE}
+
+
+REFERENCES = (test_published.REFERENCE, REFERENCE, test_rwkv7.PUBLISHED)  # the last by their paper's formula
+
+
+def test_every_packaged_model_has_one_reference_and_none_is_of_no_model() -> None:
+    assert Counter(name for each in REFERENCES for name in each) == Counter(NAMES)
+
+
+@pytest.mark.parametrize("name", [name for each in REFERENCES[1:] for name in each])
+def test_what_is_special_fits_on_the_line_that_lists_it(name: str) -> None:
+    assert len(about(name).note) <= 70

@@ -296,6 +296,7 @@ LONGFORMERS = [
         "longformer-layers",
         "LongformerConfig",
         "LongformerForMaskedLM",
+        base=LONG,
         attention_window=[4, 16, 8],
         inputs=everywhere,
         hidden_act="relu",

@@ -210,6 +210,7 @@ PHI = [
     case(
         "phi-tied",
         "PhiConfig",
+        base=F,
         num_key_value_heads=1,
         tie_word_embeddings=True,
         hidden_act="relu",
@@ -221,6 +222,7 @@ PHI = [
     case(
         "phi3-short",
         "Phi3Config",
+        base=F,
         pad_token_id=0,
         num_key_value_heads=1,
         tie_word_embeddings=True,
@@ -243,6 +245,7 @@ CODE = [
     case(
         "starcoder2-plain",
         "Starcoder2Config",
+        base=F,
         num_key_value_heads=1,
         use_bias=False,
         tie_word_embeddings=False,

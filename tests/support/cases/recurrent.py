@@ -15,6 +15,7 @@ RECURRENT = [
     recurrent(
         "mamba-flags",
         "MambaConfig",
+        base=STATE,
         use_bias=True,
         use_conv_bias=False,
         expand=3,
@@ -30,6 +31,7 @@ RECURRENT = [
     recurrent(
         "falcon_mamba-flags",
         "FalconMambaConfig",
+        base=STATE,
         use_bias=True,
         use_conv_bias=False,
         expand=1,
@@ -42,6 +44,7 @@ RECURRENT = [
     recurrent(
         "mamba2-flags",
         "Mamba2Config",
+        base=HEADS,
         use_bias=True,
         use_conv_bias=False,
         n_groups=1,

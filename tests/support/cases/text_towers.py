@@ -117,6 +117,7 @@ QWENS = [
     case(
         "qwen2_vl_text-window",
         "Qwen2VLTextConfig",
+        base=SMALL,
         use_sliding_window=True,
         sliding_window=5,
         max_window_layers=1,
@@ -126,6 +127,7 @@ QWENS = [
     case(
         "qwen2_5_vl_text-window",
         "Qwen2_5_VLTextConfig",
+        base=SMALL,
         use_sliding_window=True,
         sliding_window=5,
         layer_types=["full_attention", "sliding_attention", "full_attention"],
@@ -196,6 +198,7 @@ OTHERS = [
         "aria_text-flags",
         "AriaTextConfig",
         "AriaTextForCausalLM",
+        base=SMALL,
         moe_num_experts=5,
         moe_topk=3,
         moe_num_shared_experts=1,
