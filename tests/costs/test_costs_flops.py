@@ -208,7 +208,7 @@ def test_pairs_that_see_both_ways_are_those_that_a_mask_shows(look):
         ([], {"documents": [3, 4]}, r"^documents: 2 of 7 tokens in all, the sequence has 16"),
         ([], {"documents": [0, 16]}, r"^documents: .*lengths from 1 up"),
         ([], {"prefix": 3}, r"^prefix: this model has no tokens that all see one another"),
-        (["prefix_lm=true"], {"prefix": 17}, r"^prefix: is 17, the sequence has 16 tokens"),
+        (["prefix_lm=true"], {"prefix": 17}, r"^prefix: is 17, but the sequence has 16 tokens"),
         (["prefix_lm=true"], {"prefix": 3, "documents": [16]}, r"^prefix: packed documents were given too"),
         (["prefix_lm=true", "attention=mamba", "position=none"], {"prefix": 3}, r"^prefix: a recurrent mixer reads"),
     ],
