@@ -128,6 +128,8 @@ def _opened(name: str) -> Iterator[tuple[Any, str, str | None]]:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         found = "is no file or folder here; the hub cannot be reached, and its cache lacks files of the model"
         cure = f"`hf download {repo}` where there is a network, or the path of a folder or config.json"
+        if Path(repo).parent.is_dir():
+            cure = f"`zoo runs {Path(repo).parent}` lists the runs there; {cure}"
         raise CheckpointError(f"{name}: {found} ({cure})") from None
     except (errors.HFValidationError, http, OSError) as error:
         raise CheckpointError(f"{name}: cannot be read from the hub, found {short(error)} (try again)") from error

@@ -298,7 +298,7 @@ def test_all_unknown_choices_of_a_file_are_told_at_once(folder: Path) -> None:
     ("text", "fault"),
     [
         ("a: [1\nb: 2", "mine.yaml:2:2: not YAML, expected ',' or ']', but got ':'"),
-        ("a: 1\na: 2\n", "mine.yaml:2: a: is stated twice (once)"),
+        ("a: 1\na: 2\n", "mine.yaml:2: a: is stated twice (leave one out)"),
         ("- a\n", "mine.yaml: holds a list, not a mapping of keys to values"),
         ("'3'\n", "mine.yaml: holds a text, not a mapping of keys to values"),
         ("llama\n", "mine.yaml: holds a text, not a mapping of keys to values"),

@@ -62,8 +62,8 @@ def list_axes() -> list[str]:
 def find_axis(axis: str) -> str:
     """Return the name of an axis unchanged. Raises ConfigError if there is no such axis."""
     if axis not in list_axes():
-        hint = did_you_mean(axis, list_axes())
-        raise ConfigError(f"axis: there is no {axis!r}{hint} (one of: {', '.join(list_axes())})")
+        hint = did_you_mean(axis, list_axes()) or f" (one of: {', '.join(list_axes())})"
+        raise ConfigError(f"axis: there is no {axis!r}{hint}")
     return axis
 
 

@@ -76,7 +76,9 @@ def _read_seeds(text: str | None) -> int | list[int] | None:
     except ValueError:
         raise ConfigError(f"seeds: is a number or several, found {text!r} (--seeds 5, or the looks 3,6,10)") from None
     if min(looks) < 2 or sorted(set(looks)) != looks:
-        raise ConfigError(f"seeds: is 2 or more, and looks increase, found {text} (--seeds 5, or the looks 3,6,10)")
+        raise ConfigError(
+            f"seeds: is {text}, and each number must be 2 or more and above the one before (--seeds 5, or the looks 3,6,10)"
+        )
     return looks[0] if len(looks) == 1 else looks
 
 

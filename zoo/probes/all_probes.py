@@ -31,7 +31,8 @@ def make_probe(name: str, size: str = "card", settings: Mapping[str, object] | N
     """Make a probe by its name, of the size `card`, `small` or `paper`, with these settings. Raises ConfigError for
     unknown or impossible ones."""
     if name not in Probe.kinds:
-        raise ConfigError(f"probe: is {name!r}{did_you_mean(name, Probe.kinds)} (one of: {', '.join(Probe.kinds)})")
+        hint = did_you_mean(name, Probe.kinds) or f" (one of: {', '.join(Probe.kinds)})"
+        raise ConfigError(f"probe: there is no {name!r}{hint}")
     kind, given = Probe.kinds[name], dict(settings or {})
     known = [field.name for field in fields(kind)]
     for key in given:

@@ -119,7 +119,7 @@ def describe_yaml_error(place: str, error: yaml.YAMLError) -> str:
         return f"{place}:{line}: not YAML, {text}"
     problem = str(getattr(error, "problem", None) or error)
     if mark and problem.startswith(TWICE):
-        return f"{place}:{mark.line + 1}: {shorten(problem.removeprefix(TWICE))}: is stated twice (once)"
+        return f"{place}:{mark.line + 1}: {shorten(problem.removeprefix(TWICE))}: is stated twice (leave one out)"
     where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
     return f"{place}{where}: not YAML, {shorten(problem)}"
 

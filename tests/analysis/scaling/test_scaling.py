@@ -158,7 +158,7 @@ def test_nothing_is_said_beyond_points_that_leave_an_exponent_open(tmp_path, mon
     ("lines", "options", "fault"),
     [
         (["params,tokens,loss", "1e8,1e9,3"], [], "points: there are 1, and the law has five numbers (at least 8)"),
-        (["params,tokens,loss", *["1e8,1e9,3"] * 9], [], "params: the points have 1 different values"),
+        (["params,tokens,loss", *["1e8,1e9,3"] * 9], [], "params: too few different values for an exponent, found 1"),
         (["params,tokens,loss", "1e8,1e9,-3"], [], "points.csv, line 2: loss is '-3' (a number above 0)"),
         (["N,tokens,loss", "1e8,1e9,3"], [], "points.csv: has no params, found N, tokens, loss"),
         (["params,tokens,loss"], ["--columns", "a,b"], "columns: is 'a,b', which names 2"),

@@ -72,6 +72,8 @@ class LossPoints:
 def read_points(file: Path, columns: Mapping[str, str]) -> LossPoints:
     """Read the points of a file (.csv, or .jsonl with a record a line). `columns` maps params, tokens and loss to the
     file's own names. Records of equal `run` are points of one run. Raises ConfigError with the faults."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file (points as .csv, or as lines of JSON)")
     records = _read_csv(file) if file.suffix == ".csv" else _read_lines(file)
     faults, rows = [], []
     names = [columns.get(name, name) for name in COLUMNS]
