@@ -269,6 +269,21 @@ def test_a_file_that_makes_no_experiment_costs_a_line(here: Path, refused) -> No
     assert line.startswith(f"{here / 'heads.yaml'}:") and "is measured by the search (add tune: true)" in line
 
 
+def test_a_model_is_found_beside_the_file_of_its_experiment(here: Path, refused) -> None:
+    (here / "sub").mkdir()
+    file = write(here / "sub", shared="model=own.yaml steps=2", arms={"plain": None, "own": ["model=own.yaml"]})
+    assert refused("experiment", str(file)) == [
+        f"{file}:5: shared: model=own.yaml: no such file, nor beside heads.yaml",
+        f"{file}:3: arms.own: model=own.yaml: no such file, nor beside heads.yaml",
+    ]
+    beside = file.with_name("own.yaml")
+    beside.write_text("d_model: 64\n")
+    made = read_recipe(file)
+    assert made.shared == [f"model={beside}", "steps=2"] and made.arms == {"plain": [], "own": [f"model={beside}"]}
+    Path("own.yaml").write_text("d_model: 32\n")
+    assert read_recipe(file).shared == ["model=own.yaml", "steps=2"], "the working directory's comes first"
+
+
 def test_python_runs_an_experiment_as_the_verb_does(here: Path, trainer: Trainer) -> None:
     trainer.gap = 0.1
     found = zoo.experiment({"arms": ARMS, "shared": SHARED, "seeds": 3}, "by-python")

@@ -26,6 +26,7 @@ from zoo.analysis.verdict.comparison import Verdict
 from zoo.compose.gate import check_overrides
 from zoo.compose.sources import StatedFile, locate_faults
 from zoo.errors import ConfigError, did_you_mean
+from zoo.experiments.model_files import place_models
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
 from zoo.report.history import RESULTS
@@ -331,7 +332,8 @@ def read_recipe(file: Path) -> Experiment:
 
 def read_node(name: str) -> tuple[Path, Any]:
     """Read the file of an experiment, or of a packaged recipe, as plain data. A path of its `config` is made relative
-    to the working directory. Raises ConfigError for an unknown name, and for a file that is missing or no YAML."""
+    to the working directory, and so is the file of a model that is only beside it. Raises ConfigError for an unknown
+    name, for a file that is missing or no YAML, and for a model's file that is missing."""
     file = Path(name)
     if not name.endswith((".yaml", ".yml")):
         if name not in (known := list_recipes()):
@@ -344,7 +346,7 @@ def read_node(name: str) -> tuple[Path, Any]:
         raise ConfigError(f"{file}: no such file (an experiment)") from None
     if isinstance(node, dict) and str(node.get("config", "")).endswith((".yaml", ".yml")):
         node["config"] = str(file.parent / node["config"])
-    return file, node
+    return file, place_models(node, file) if isinstance(node, dict) else node
 
 
 def make_experiment(node: Any, file: Path) -> Experiment:
