@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,9 +71,29 @@ def test_rates_stand_at_their_losses_and_failed_ones_above(tmp_path: Path) -> No
 
     axes = Figure().subplots()
     draw_rates(axes, SEARCHES, {"attention=gqa": "red", "attention=mqa": "blue"})
-    line, best, chosen, lost, *_ = axes.lines
+    line, best, chosen, lost, above, *_ = axes.lines
     assert axes.get_xscale() == "log"
     assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(0.001, 3.4), (0.01, 3.0)]
     assert ([*best.get_xdata()], [*best.get_ydata()]) == ([0.01], [3.0])
     assert set(chosen.get_xdata()) == {0.01}
-    assert [*lost.get_xdata()] == [0.1, 1.0] and min(lost.get_ydata()) > 3.4  # 99 would flatten all others
+    assert [*lost.get_xdata()] == [0.1] and [*above.get_xdata()] == [1.0]
+    assert lost.get_marker() == "x" and above.get_marker() == "^" and min(above.get_ydata()) > 3.4
+    (said,) = axes.texts
+    assert said.get_text() == "99.00", "which would flatten all other lines"
+
+
+@pytest.mark.parametrize("panels", [1, 2, 3, 4, 5, 7])
+def test_panels_fill_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, panels: int) -> None:
+    report = make_report(tmp_path, 2)
+    costs = {f"cost {at}": {} for at in range(panels - 1)}
+    monkeypatch.setattr("zoo.report.verdict_plot.collect_curves", lambda _: {})
+    monkeypatch.setattr("zoo.report.verdict_plot._draw_front", lambda *_, **__: None)
+    monkeypatch.setattr(Report, "fronts", lambda _: costs)
+    axes = make_figure(report).axes
+    rows = Counter(each.get_subplotspec().rowspan.start for each in axes)  # pyright: ignore[reportOptionalMemberAccess]
+    assert len(axes) == panels and all(each.axison for each in axes)
+    for row, count in rows.items():
+        own = [each.get_position() for each in axes if each.get_subplotspec().rowspan.start == row]  # pyright: ignore[reportOptionalMemberAccess]
+        assert count <= 3 and max(each.x1 for each in own) == pytest.approx(
+            max(each.get_position().x1 for each in axes)
+        )

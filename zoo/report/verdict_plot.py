@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -58,17 +59,16 @@ def make_figure(report: Report) -> Figure:
         partial(_draw_front, report=report, cost=cost, front=front, colors=colors)
         for cost, front in report.fronts().items()
     ]
-    panels = len(draws)
-    wide = min(panels, 3)
-    deep = -(-panels // wide)
+    deep = -(-len(draws) // 3)
+    counts = [-(-(len(draws) - row) // deep) for row in range(deep)]  # panels in each row
+    wide = counts[0]
     tall = max(3.6, 1.6 + 0.32 * len(report.arms))
     figure = Figure(figsize=(5.2 * wide, tall * deep + 0.25 * len(report.arms) / wide), dpi=120, layout="constrained")
-    grid = figure.subplots(deep, wide, squeeze=False).flatten()
-    for axes, draw in zip(grid, draws, strict=False):
+    grid = figure.add_gridspec(deep, math.lcm(*counts))
+    spans = [(row, grid.ncols // count, at) for row, count in enumerate(counts) for at in range(count)]
+    for draw, (row, span, at) in zip(draws, spans, strict=True):
+        axes = figure.add_subplot(grid[row, span * at : span * (at + 1)])
         draw(axes)
-    for axes in grid[panels:]:
-        axes.set_axis_off()
-    for axes in grid[:panels]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     handles = [figure.axes[-1].plot([], [], "o", color=color)[0] for color in colors.values()]
