@@ -109,11 +109,14 @@ def test_the_terminal_the_file_the_page_and_the_picture_give_one_interval(here: 
     assert report.found["all heads"].interval == tuple(third["interval"]), "an unexpected arm is one comparison more"
 
 
-def test_an_expectation_that_is_not_met_is_a_result_and_no_failure(here: Path, trainer: Trainer) -> None:
+def test_an_expectation_that_is_not_met_is_a_result_and_no_failure(here: Path, capsys, trainer: Trainer) -> None:
     file = write(here, expect=[{"arm": "one head", "against": "many heads", "verdict": "better"}])
     assert run(["experiment", str(file), "--run"]) == 0
     (finding,) = read_outcome()["findings"]
     assert finding["found"] == "inconclusive" and not finding["holds"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{finding['p']:.3f} not shown" in said, "which refutes nothing"
+    assert "seeds, about 1 minute)" in said
 
 
 def test_the_same_experiment_is_made_by_flags(here: Path, trainer: Trainer) -> None:

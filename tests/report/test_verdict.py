@@ -66,3 +66,12 @@ def test_a_second_reading_is_at_the_level_of_the_look(level, lines):
     found = Comparison(4, -0.1, None, 0.2, 0.2, "inconclusive", None, pooled=0.03)
     report = Report(arms, arms[0], "train_loss", {"other": found}, level=level)
     assert len(report.second_readings()) == lines
+
+
+def test_a_peak_that_reused_an_earlier_runs_memory_is_not_measured():
+    arms = [Arm(name, {}) for name in ("one", "other")]
+    report = Report(arms, arms[0], "train_loss", {})
+    peaks = {"one": 12_288.0, "other": 4e6}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Report, "forecasts", lambda _, arm: {"peak_memory": (peaks[arm.name], 2e6)})
+        assert report.forecast_rows() == [["other", "", "", "", "4.00 MB", "2.00 MB", "2.00"]]

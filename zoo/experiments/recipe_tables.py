@@ -111,7 +111,8 @@ def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:
 def list_cells(each: Finding) -> list[str]:
     """Format a finding as a row of the table FINDINGS."""
     pair = describe_pair(each) if each.expected == "any" else f"{describe_pair(each)}: {each.expected}"
-    holds = "" if each.expected == "any" else "yes" if each.holds else "no"
+    unmet = "not shown" if each.found == "inconclusive" else "no"
+    holds = "" if each.expected == "any" else "yes" if each.holds else unmet
     within = "" if each.margin is None or each.found != "equivalent" else f" within ±{each.margin:g}"
     return [pair, each.paper, f"{each.found}{within}", format_value(each), format_p(each.p), holds]
 

@@ -35,6 +35,9 @@ SPENT = ("tokens", "flops", "seconds")
 FORECAST = ("seconds", "peak_memory")
 """Figures that a sweep predicts before its runs measure them."""
 
+LEAST_PEAK = 1e6
+"""Bytes below which a peak of memory is not a run's: it reused what an earlier run in the process had freed."""
+
 FORECASTS = ("arm", *(word for name in ("seconds", "peak memory") for word in (name, "predicted", "ratio")))
 HEADER = ("arm", "seeds", "{metric} ± σ", "difference", "p", "verdict")
 VALUES = (
@@ -294,13 +297,15 @@ class Report:
         return found
 
     def forecast_rows(self) -> list[list[str]]:
-        """List a row per arm: each figure measured, predicted, and their ratio; empty without predictions."""
+        """List a row per arm with a figure that was measured and predicted: each of both, and their ratio. Peaks below
+        LEAST_PEAK are left out."""
         rows = []
         for arm in self.arms:
-            own = self.forecasts(arm)
+            least = {"peak_memory": LEAST_PEAK}
+            own = {name: each for name, each in self.forecasts(arm).items() if each[0] >= least.get(name, 0)}
             cells = [_format_forecast(name, *own[name]) if name in own else ["", "", ""] for name in FORECAST]
             rows.append([arm.name, *(text for each in cells for text in each)])
-        return rows if any(any(row[1:]) for row in rows) else []
+        return [row for row in rows if any(row[1:])]
 
     def searches(self) -> dict[str, Mapping[str, Any]]:
         """Return the searches of the learning rates, by arm; empty without any."""
@@ -371,4 +376,6 @@ def format_p(p: float | None) -> str:
 
 
 def _format_time(minutes: float) -> str:
+    if minutes < 1.5:
+        return "1 minute"
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:,.0f} hours"
