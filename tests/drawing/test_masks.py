@@ -8,7 +8,7 @@ from zoo.analysis.axes import list_axes, load_small
 from zoo.costs.pairs import Look
 from zoo.drawing.axis_figure import draw_axis, list_choices
 from zoo.drawing.masks import CELLS, find_grid, make_mask, sees
-from zoo.drawing.scene import Label
+from zoo.drawing.scene import Box, Label
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
 from zoo.model.attention.base import Sight
@@ -78,10 +78,27 @@ def test_as_many_pools_are_drawn_as_the_tokens_fill():
 def test_a_choice_is_named_and_captioned_as_what_it_is():
     choices = {each.name: each for each in list_choices("attention")}
     assert choices["delta_net"].element.title == "DeltaNet"
-    drawn = " ".join(
-        shape.text for shape in draw_axis("attention", [choices["longformer"]]).items if isinstance(shape, Label)
-    )
-    assert "both ways" in drawn and "global tokens not drawn" in drawn
+    said = {
+        "longformer": ("keys, both ways", "global tokens not drawn"),
+        "fourier": ("tokens, mixed without keys, both ways, as in fnet",),
+        "nystrom": ("through 64 landmarks", "both ways, as in nystromformer"),
+        "transformer_xl": ("keys, both ways, as in xlnet",),
+        "side_by_side": ("keys", "through a state"),
+        "gqa": ("keys",),
+        "mamba2": ("through a state",),
+    }
+    for name, texts in said.items():
+        items = draw_axis("attention", [choices[name]]).items
+        drawn = " ".join(shape.text for shape in items if isinstance(shape, Label))
+        assert all(text in drawn for text in texts), (name, drawn)
+        assert ("keys" in drawn) is ("keys" in " ".join(texts)), name
+
+
+def test_a_recurrent_mixer_beside_the_softmax_has_a_mask_of_its_own():
+    (choice,) = (each for each in list_choices("attention") if each.name == "side_by_side")
+    cells = [shape for shape in draw_axis("attention", [choice]).items if isinstance(shape, Box) and shape.width == 5]
+    filled = {color: sum(cell.fill == color for cell in cells) for color in ("attention-line", "recurrent-line")}
+    assert filled == dict.fromkeys(filled, CELLS * (CELLS + 1) // 2)
 
 
 def test_an_axis_is_drawn_without_a_fault():

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.analysis.axes import find_axis, find_component, find_source, grow, load_small
-from zoo.analysis.uses import is_for_encoders
+from zoo.analysis.uses import find_users, is_for_encoders
 from zoo.costs.setup import Setup
 from zoo.drawing.boxes import SMALL, DrawnBox, draw_box
 from zoo.drawing.contents import Element, make_element, plan_model
 from zoo.drawing.facts import find_name
 from zoo.drawing.grouping import group_layers
 from zoo.drawing.lettering import cut_text, wrap_text
-from zoo.drawing.masks import MaskGrid, find_convolved, find_grid, list_hidden
+from zoo.drawing.masks import MaskGrid, find_convolved, find_grid, list_hidden, name_seen
 from zoo.drawing.panels import draw_panel
 from zoo.drawing.scene import Box, Label, Scene, Shape, shift_items
 from zoo.drawing.shares import Share
@@ -114,25 +114,31 @@ def draw_block(choice: Choice, width: float) -> DrawnBox:
 
 
 def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
-    """Draw a grid: queries downwards, keys to the right; keys that stand for several tokens in a grid of their own."""
+    """Draw a grid: queries downwards, keys to the right. Keys that stand for several tokens have a grid of their own,
+    and so has a recurrent mixer beside the softmax."""
     color = choice.element.color
     shapes = _draw_cells(grid.seen, f"{color}-line")
     side = len(grid.seen) * CELL
-    if grid.pooled:
-        shapes += shift_items(_draw_cells(grid.pooled, "table-line"), width - side - 2, 0)
-        shapes.append(Label(width - side - 2, side + 16, "keys of pools", SMALL, color="muted"))
-    lines = ["keys"] if grid.pooled else wrap_text(_say_mask(grid, choice), width, SMALL)
+    recurrent = getattr(choice.component, "recurrent", None)
+    held = ((), "", "") if recurrent is None else (find_grid(recurrent, True).seen, "recurrent-line", "through a state")
+    cells, fill, said = (grid.pooled, "table-line", "keys of pools") if grid.pooled else held
+    if cells:
+        shapes += shift_items(_draw_cells(cells, fill), width - side - 2, 0)
+        shapes.append(Label(width - side - 2, side + 16, said, SMALL, color="muted"))
+    lines = ["keys"] if cells else wrap_text(_say_mask(grid, choice), width, SMALL)
     for at, line in enumerate(lines):
         shapes.append(Label(0, side + 16 * (at + 1), line, SMALL, color="muted"))
     return DrawnBox(tuple(shapes), width, side + 4 + 16 * len(lines))
 
 
 def _say_mask(grid: MaskGrid, choice: Choice) -> str:
-    """Describe the keys in a grid, and those that it leaves out."""
+    """Describe the keys in a grid, and those that it leaves out. What looks both ways is said with a family of models
+    that uses it so."""
     width = find_convolved(choice.component)
-    said = ["keys" if choice.element.color == "attention" else "through a state"]
+    said = [name_seen(choice.component)]
     said += [f"of the last {width} tokens"] if width else []
-    said += [] if choice.causal else ["both ways"]
+    if not choice.causal:
+        said.append("both ways" + "".join(f", as in {each}" for each in find_users("attention", choice.name)[1][:1]))
     said += [f"one token in {grid.step} drawn"] if grid.step > 1 else []
     said += ["an indexer chooses among these"] if choice.component.chooser is not None else []
     hidden = " and ".join(list_hidden(choice.component))

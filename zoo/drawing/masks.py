@@ -78,6 +78,16 @@ def find_convolved(attention: Attention) -> int:
     return 0 if attention.cache() or set(state) != {"conv"} else state["conv"][0] + 1
 
 
+def name_seen(attention: Attention) -> str:
+    """Name what the cells of a grid are: keys that a softmax reads, or tokens that are mixed by other means."""
+    if attention.ask("fp32") is not None:
+        return "keys"
+    if attention.state():
+        return "through a state"
+    landmarks = getattr(attention, "n_landmarks", None)
+    return f"through {landmarks} landmarks, means of tokens" if landmarks else "tokens, mixed without keys"
+
+
 def list_hidden(attention: Attention) -> list[str]:
     """List the parts of a mask that a grid cannot show, because they depend on the text or are random."""
     sight = attention.sight

@@ -23,8 +23,9 @@ WAVES = Sinusoidal(interleaved=False)
 
 
 class TransformerXL(Attention, kind="transformer_xl"):
-    """Relative attention of Transformer-XL (Dai et al., 2019), for bidirectional models. With `segments` it is XLNet's
-    attention (Yang et al., 2019) in one stream, as transformers computes it without `perm_mask`.
+    """Relative attention of Transformer-XL (Dai et al., 2019), for bidirectional models, as XLNet uses it; the model of
+    Dai et al. is causal. With `segments` it is XLNet's attention (Yang et al., 2019) in one stream, as transformers
+    computes it without `perm_mask`.
 
     score(i, j) = ((q_i + u)·k_j + (q_i + v)·p[i − j] + (q_i + w)·s[i, j]) / √head_dim. p are projections of sinusoids
     of the distance; u, v and w are learned for each head. s is one of two learned vectors: for tokens of one segment,
