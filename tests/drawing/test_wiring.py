@@ -51,6 +51,15 @@ def test_a_constant_factor_stands_where_it_multiplies():
     assert said.count("⊕\n│ │ × 0.22\n") == 4
 
 
+def test_two_mixers_side_by_side_are_two_boxes_with_their_factors():
+    (layer,) = plan_model(load("falcon-h1-0.5b"), "").towers[0].layers
+    parts = {name: (each.title, each.color) for name, each in layer.elements.items() if "." in name}
+    assert parts == {"attention.softmax": ("GQA", "attention"), "attention.recurrent": ("Mamba2", "recurrent")}
+    assert nodes_between(layer.junctions, "attention.softmax") == ["× 0.9375", "+"]
+    assert nodes_between(layer.junctions, "attention.recurrent") == ["× 0.2357", "+"]
+    assert "chunk" not in write_text(draw_text(plan_model(load("falcon-h1-0.5b"), "")))
+
+
 def nodes_between(nodes, part):
     """The signs after a part, up to the next part."""
     at = next(node.number for node in nodes if node.part == part)

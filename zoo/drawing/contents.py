@@ -16,7 +16,7 @@ from zoo.costs.setup import Setup
 from zoo.drawing.ends import EndPiece, list_end_pieces
 from zoo.drawing.facts import describe_fields, find_case, find_long_name, name_component, spell
 from zoo.drawing.folding import Fold, fold_pattern, name_places
-from zoo.drawing.shares import BoxPlace, Share, price_boxes
+from zoo.drawing.shares import BoxPlace, Share, list_boxes, price_boxes
 from zoo.drawing.wiring import Junction, ModelWires, wire_model
 from zoo.model.attention.base import Attention
 from zoo.spec import CROSS, EXPERTS, LOGITS, SHARED_EXPERT, TOKENS, Experts, Linear, Part, Sized, Spec, Tied, components
@@ -184,13 +184,13 @@ def _join_rows(spec: Spec) -> str:
 
 
 def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], wires: Mapping[Any, Any]) -> LayerPlan:
-    block, nodes = tower.blocks[kind], wires[where, kind]
+    boxes, nodes = list_boxes(tower.blocks[kind], tower.d_model), wires[where, kind]
     elements = {
         name: make_element(name, part, tower.d_model, shares.get((where, kind, name), Share()))
-        for name, part in block.parts(tower.d_model).items()
+        for name, part in boxes.items()
     }
     count = count_kinds(tower.pattern)[kind]
-    for name, part in block.parts(tower.d_model).items():
+    for name, part in boxes.items():
         if isinstance(part, Sized) and part.common:
             rows = (("", f"one set of weights for {count} layers"), *elements[name].rows)
             elements[name] = replace(elements[name], title=f"shared {elements[name].title}", rows=rows)

@@ -11,7 +11,7 @@ from typing import Any
 from zoo.paths import conf_dir, read_conf
 from zoo.spec import Node, Spec
 
-QUIET = re.compile(r"(.*_)?(eps|coef|init|seed|vocab_size|max_seq_len)|d_model|n_layers|needs_block|moved")
+QUIET = re.compile(r"(.*_)?(eps|coef|init|seed|vocab_size|max_seq_len)|d_model|n_layers|needs_block|moved|chunk_size")
 """Fields that say nothing about an architecture, or that a figure says once elsewhere."""
 
 SPELT = {"qk": "QK", "kv": "KV", "q": "Q", "k": "K", "v": "V", "o": "O", "id": "ID", "dt": "Δt", "ffn": "FFN"}

@@ -12,6 +12,7 @@ from zoo.costs.cache_sizes import list_cache_rows, memory_tokens, token_cache_by
 from zoo.costs.flops import SequenceFlops
 from zoo.costs.rows import AttentionRow, CostTable, PartRow, RouterRow, count_values, tabulate
 from zoo.costs.setup import DTYPES, Setup
+from zoo.model.attention.base import Attention
 from zoo.spec import CROSS, Sized, Spec, components
 
 BoxPlace = tuple[str, str | None, str]
@@ -33,12 +34,36 @@ class Share:
         return Share(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Share)))
 
 
+def list_boxes(block: Any, d_model: int) -> dict[str, Any]:
+    """List the parts of a layer that are drawn as boxes: the block's parts, with the mixers of a part that is several
+    of them in its place, as `attention.softmax`."""
+    found = {}
+    for name, part in block.parts(d_model).items():
+        spec, width = (part.spec, part.d_model) if isinstance(part, Sized) else (part, d_model)
+        inner = spec.parts(width) if isinstance(spec, Attention) else {}
+        several = len(inner) > 1 and all(isinstance(each, Attention) for each in inner.values())
+        found |= {f"{name}.{each}": Sized(held, width) for each, held in inner.items()} if several else {name: part}
+    return found
+
+
 def price_boxes(spec: Any, setup: Setup) -> dict[BoxPlace, Share]:
     """Price every part of every kind of layer, and of the towers outside their layers."""
     table, context = tabulate(spec), setup.tokens(spec)
     rows: dict[BoxPlace, list[Any]] = defaultdict(list)
+    boxes = {
+        (where, kind): list_boxes(block, tower.d_model)
+        for where, tower in spec.towers().items()
+        for kind, block in tower.blocks.items()
+    }
     for row in (*table.parts, *table.attentions):
-        rows[place_of(row)].append(row)
+        own, name = boxes.get((row.where, row.kind), {}), find_name(row)
+        inner = {each: held for each, held in own.items() if each.startswith(f"{name}.")}
+        if isinstance(row, AttentionRow) and inner:  # its mixers have the pairs and the states of the row
+            for each, held in inner.items():
+                rows[row.where, row.kind, each].append(row._replace(attention=held.spec))
+        else:
+            name = ".".join(name.split(".")[:2])
+            rows[row.where, row.kind, name if row.kind is None or name in own else name.split(".")[0]].append(row)
     found = {}
     for place, own in rows.items():
         parts = tuple(row for row in own if isinstance(row, PartRow))
@@ -52,12 +77,10 @@ def price_boxes(spec: Any, setup: Setup) -> dict[BoxPlace, Share]:
     return found
 
 
-def place_of(row: PartRow | AttentionRow) -> BoxPlace:
-    """Find the box that a row of the cost table belongs to."""
+def find_name(row: PartRow | AttentionRow) -> str:
+    """Find the path of a row of the cost table inside its layer, or inside its tower."""
     path = row.path.removeprefix(f"{row.where}.") if row.where else row.path
-    if row.kind is None:
-        return row.where, None, ".".join(path.split(".")[:2])
-    return row.where, row.kind, path.removeprefix(f"blocks.{row.kind}.").partition(".")[0]
+    return path.removeprefix(f"blocks.{row.kind}.")
 
 
 def price_caches(spec: Any, setup: Setup) -> dict[BoxPlace, float]:
@@ -65,7 +88,7 @@ def price_caches(spec: Any, setup: Setup) -> dict[BoxPlace, float]:
     context, found = setup.tokens(spec), defaultdict(float)
     crossed_bytes = DTYPES[setup.cached] * memory_tokens(context, setup.engine)
     for row in list_cache_rows(spec, setup):
-        parts = row.block.parts(row.tower.d_model)
+        parts = list_boxes(row.block, row.tower.d_model)
         cached, states = token_cache_bytes(row, setup, context), row.state * row.layers
         crossed = row.cross_values * crossed_bytes * row.layers
         for kept, size, crosses in (("cache", cached, False), ("state", states, False), ("cache", crossed, True)):

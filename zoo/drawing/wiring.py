@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from zoo.costs.activations import INPUT, PassShape, TowerTrace, make_memory
 from zoo.costs.shadow.tape import TapeNode, UnknownOperation, named_failures, taping
+from zoo.drawing.shares import list_boxes
 from zoo.spec import Sized, Spec
 
 TOKENS = 16
@@ -64,9 +65,9 @@ def wire_model(spec: Any) -> ModelWires:
             found.ends[where] = trace.ends
             for kind, block in tower.blocks.items():
                 traced = trace.layers.get(kind)
-                parts = block.parts(tower.d_model)
+                parts = list_boxes(block, tower.d_model)
                 found.layers[where, kind] = (
-                    _name_owners(_collapse(*traced, begun), parts, tower.d_model) if traced else _chain(parts)
+                    _name_owners(_collapse(*traced, begun, parts), parts, tower.d_model) if traced else _chain(parts)
                 )
     return found
 
@@ -75,12 +76,18 @@ def _chain(parts: Iterable[str]) -> tuple[Junction, ...]:
     return tuple(Junction(at, name, sources=(at - 1 if at else STREAM,)) for at, name in enumerate(parts))
 
 
-def _collapse(nodes: list[TapeNode], result: Any, begun: int) -> tuple[Junction, ...]:
+def _find_owner(path: tuple[str, ...], parts: Collection[str]) -> str:
+    """Find the part that an operation belongs to; "" for the layer itself, and for what joins mixers of one part."""
+    inner = ".".join(path[:2])
+    return inner if inner in parts else "" if any(each.startswith(f"{path[0]}.") for each in parts) else path[0]
+
+
+def _collapse(nodes: list[TapeNode], result: Any, begun: int, parts: Collection[str]) -> tuple[Junction, ...]:
     """Collapse a layer's operations to nodes: consecutive operations of one part, and joins between parts."""
     units: list[Junction] = []
     unit_of: dict[int, int | str] = {}  # operation → the unit, or what stands for it
     for node in nodes:
-        sources, owner = _list_sources(node, unit_of, begun), node.path[0] if node.path else ""
+        sources, owner = _list_sources(node, unit_of, begun), _find_owner(node.path, parts) if node.path else ""
         last = units[-1] if units else None
         if owner and last is not None and last.part == owner:
             more = [each for each in sources if each not in (last.number, *last.sources)]
@@ -100,12 +107,12 @@ def _collapse(nodes: list[TapeNode], result: Any, begun: int) -> tuple[Junction,
 
 
 def say_factor(factor: float) -> str:
-    """Format a constant factor: `× 0.22`, or as a division by a whole number or its root: `÷ √2`."""
-    for sign, power in (("÷ ", 1), ("÷ √", 2)):
-        whole = factor**-power if factor else 0.0
-        if whole > 1.5 and math.isclose(whole, round(whole)) and len(f"{factor:.9g}") > 5:
-            return f"{sign}{round(whole):,}"
-    return f"× {factor:.4g}"
+    """Format a constant factor: `× 0.22`, or as a division by a whole number or by √2 where that is shorter."""
+    whole = 1 / factor if factor else 0.0
+    if math.isclose(whole, 2**0.5):
+        return "÷ √2"
+    short = len(f"{factor:.9g}") <= 5 or whole < 1.5 or not math.isclose(whole, round(whole))
+    return f"× {factor:.4g}" if short else f"÷ {round(whole):,}"
 
 
 def _name_owners(nodes: tuple[Junction, ...], parts: Mapping[str, Any], d_model: int) -> tuple[Junction, ...]:
