@@ -12,19 +12,16 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
-from zoo.lazy import Tensor
+from zoo.lazy import Tensor, torch
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import FILE, check_shape, parse_json
 from zoo.untrusted.pointer import refuse_pointer
 from zoo.untrusted.printable import list_first, quote, shorten
 from zoo.untrusted.stated_paths import find_inside
-
-if TYPE_CHECKING:
-    from torch import dtype
 
 Shape = tuple[int, ...]
 
@@ -119,7 +116,7 @@ class ReadsQuantised(Protocol):
 
     shape: Shape
 
-    def decode(self, held: Mapping[str, Tensor], dtype: dtype) -> Tensor:
+    def decode(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """Compute the weight in `dtype` from its stored tensors, given by role."""
         ...
 
