@@ -40,7 +40,7 @@ def list_boxes(block: Any, d_model: int) -> dict[str, Any]:
     found = {}
     for name, part in block.parts(d_model).items():
         spec, width = (part.spec, part.d_model) if isinstance(part, Sized) else (part, d_model)
-        inner = spec.parts(width) if isinstance(spec, Attention) else {}
+        inner: dict[str, Any] = dict(spec.parts(width)) if isinstance(spec, Attention) else {}
         several = len(inner) > 1 and all(isinstance(each, Attention) for each in inner.values())
         found |= {f"{name}.{each}": Sized(held, width) for each, held in inner.items()} if several else {name: part}
     return found
