@@ -77,7 +77,7 @@ def _read_seeds(text: str | None) -> int | list[int] | None:
         raise ConfigError(f"seeds: is a number or several, found {text!r} (--seeds 5, or the looks 3,6,10)") from None
     if min(looks) < 2 or sorted(set(looks)) != looks:
         raise ConfigError(
-            f"seeds: is {text}, and each number must be 2 or more and above the one before (--seeds 5, or the looks 3,6,10)"
+            f"seeds: is {text}, and each must be 2 or more and above the one before (--seeds 5, or looks 3,6,10)"
         )
     return looks[0] if len(looks) == 1 else looks
 

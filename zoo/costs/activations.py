@@ -7,11 +7,10 @@ however deep the model is. No component states what it saves: the tape records i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from zoo.costs.again import AGAIN, name_stored
 from zoo.costs.rows import Priced
@@ -25,15 +24,12 @@ from zoo.costs.shadow.shadow import Shadow
 from zoo.costs.shadow.shadow_layer import ShadowDrops, ShadowLayer
 from zoo.costs.shadow.tape import NeededGradients, Storage, Tape, TapeNode, named_failures, taping
 from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
+from zoo.costs.shorter_passes import extrapolate, trace_shorter
 from zoo.costs.tuning import TunedModel
-from zoo.model.attention.base import Attention
 from zoo.model.block.base import Block
 from zoo.model.channels import Channel, Shadows
 from zoo.model.step import Step
 from zoo.model.tower import Tower
-
-Shape = TypeVar("Shape", bound=Any)
-Value = TypeVar("Value")
 
 INPUT = "input"
 """The name of the input tensor of a layer, of the head and of the loss."""
@@ -147,37 +143,6 @@ def make_memory(tower: Tower, run: Any) -> Any:
 # ---------------------------------------------------------------- long sequences through loops
 
 
-SPAN, FEW = 64, 4
-"""SPAN: tokens of a span in Mamba (`zoo.model.attention.mamba`). FEW: whole strides in the shortest trace
-(`trace_shorter`). From that length on a layer's peak grows by the same formula, so that it can be extrapolated."""
-
-
-def list_looping(towers: Iterable[Tower]) -> list[Attention]:
-    """List the mixers that loop over the parts of a long sequence."""
-    mixers = (block.attention for tower in towers for block in tower.blocks.values())
-    return [mixer for mixer in mixers if mixer.passes.loops]
-
-
-def trace_shorter(
-    towers: Iterable[Tower], run: Shape, trace: Callable[[Shape], Value]
-) -> tuple[list[Value], int] | None:
-    """Trace a pass at two or three shorter lengths, one stride apart, for `extrapolate`. Return the traces, and the
-    number of strides from the first length to the whole. Return None for a short pass, or if no mixer loops.
-
-    A stride is a whole number of iterations of every mixer's loop. Two traces are enough if bytes are linear in length
-    (recurrent mixers); three are needed if they may be quadratic (a looping mixer with softmax attention, whose scores
-    may be saved).
-    """
-    looping = list_looping(towers)
-    stride = math.lcm(SPAN, *(getattr(mixer, "chunk_size", None) or SPAN for mixer in looping))
-    if not looping or run.context < 2 * FEW * stride:
-        return None
-    near = run.context % stride + FEW * stride
-    count = 3 if any(mixer.cache() for mixer in looping) else 2
-    traces = [trace(run._replace(context=near + each * stride)) for each in range(count)]
-    return traces, (run.context - near) // stride
-
-
 def _extended(spec: Priced, traces: list[dict[str, Section]], far: int) -> dict[str, Section]:
     """Extrapolate the sections of looping layers from traces of shorter passes. Saved tensors are summed by name. The
     peak is an upper bound: `moving` plus the gradients of all weights."""
@@ -194,14 +159,6 @@ def _extended(spec: Priced, traces: list[dict[str, Section]], far: int) -> dict[
         size, given, forward = (at(attrgetter(field)) for field in ("bytes", "input", "forward"))
         found[name] = Section(kept, size, given, forward, moving + left, left, moving, b[name].beside)
     return found
-
-
-def extrapolate(figures: list[int], far: int) -> int:
-    """Extrapolate a figure to `far` strides after the first of `figures`, which are one stride apart: linearly from two
-    figures, quadratically from three."""
-    first, second, *third = figures
-    bend = third[0] - 2 * second + first if third else 0
-    return first + far * (second - first) + far * (far - 1) // 2 * bend
 
 
 def _looping(spec: Priced) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from zoo.costs.activations import extrapolate, make_memory, trace_shorter
+from zoo.costs.activations import make_memory
 from zoo.costs.again import split_by_reads
 from zoo.costs.rows import Priced, change_copy
 from zoo.costs.setup import COMPUTED
@@ -21,6 +21,7 @@ from zoo.costs.shadow.shadow_cache import ShadowCache
 from zoo.costs.shadow.shadow_layer import ShadowLayer
 from zoo.costs.shadow.tape import named_failures, taping
 from zoo.costs.shadow.tensor import make_shadow
+from zoo.costs.shorter_passes import extrapolate, trace_shorter
 from zoo.model.position.none import NoPosition
 from zoo.model.tower import Tower
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, count_layers
 from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
-from zoo.costs.activations import Section, list_looping, list_sections
+from zoo.costs.activations import Section, list_sections
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
 from zoo.costs.memory import name_layers, shape_pass, sum_ends
 from zoo.costs.rank_tensors import ChunkActivations, StageActivations, fullest, stages, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
+from zoo.costs.shorter_passes import list_looping
 from zoo.costs.states import PASSING, StateRow, list_state_rows, states
 from zoo.costs.train_peak import STAYS, count_loss, find_fullest, find_head
 from zoo.costs.transient import GenerationShape, measure_peaks
