@@ -144,19 +144,22 @@ def test_a_short_form_runs_once_and_says_whether_it_holds(here, capsys):  # noqa
     assert "One layer more is better." in said and "three ÷ two" in said
     folder = here / "kept" / "short" / "deeper"
     outcome = ExperimentOutcome.read(folder / "verdict.json")
-    losses = [json.loads(file.read_text())["val_loss"] for file in sorted(folder.glob("three/*/result.json"))]
+    jobs = json.loads((folder / "sweep.json").read_text())["jobs"]
+    three = [folder / name for name, job in jobs.items() if job["label"] == "three"]
+    losses = [json.loads((own / "result.json").read_text())["val_loss"] for own in three]
     assert sorted(outcome.values["val_loss"]["three"].values()) == sorted(losses) and len(losses) == 2
     found, measured = outcome.findings
-    again = zoo.evaluate(next(folder.glob("three/*/result.json")).parent, context=8, stride=8)["results"][0]["loss"]
+    again = zoo.evaluate(three[0], context=8, stride=8)["results"][0]["loss"]
     assert again in outcome.values["loss in windows of 8"]["three"].values() and measured.value > 1
     assert "<svg" in (folder / "report.html").read_text() and (folder / "verdict.png").is_file()
     assert found.holds and found.value == outcome.costs["three"]["params"] / outcome.costs["two"]["params"]
-    times = {file: file.stat().st_mtime_ns for file in folder.glob("*/*/result.json")}
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("*/result.json")}
     short = {"overrides": ["steps=3", "eval_every=3", "eval_batches=2", "seq_len=32"], "seeds": 2}
     stricter = {**short, "expect": [{"arm": "three", "at_most": 0.1}]}
     write(here, short=stricter)
     assert run(asked) == 1, "the losses are above 0.1"
-    assert times == {file: file.stat().st_mtime_ns for file in folder.glob("*/*/result.json")}, "nothing ran again"
+    assert times == {file: file.stat().st_mtime_ns for file in folder.glob("*/result.json")}, "nothing ran again"
+    assert len(times) == 4
     write(here, arms={"two": ["model.n_layers=2"], "three": ["model.n_layers=4"]}, short=stricter)
     assert run(asked) == 1
     again = ExperimentOutcome.read(folder / "verdict.json")
