@@ -6,7 +6,7 @@ import torch
 from support.scene_checks import find_faults, smallest_text
 from zoo.analysis.axes import list_axes, load_small
 from zoo.costs.pairs import Look
-from zoo.drawing.axis_figure import draw_axis, list_choices
+from zoo.drawing.axis_figure import draw_axis, list_choices, write_formula
 from zoo.drawing.masks import CELLS, find_grid, make_mask, sees
 from zoo.drawing.scene import Box, Label
 from zoo.errors import ConfigError
@@ -99,6 +99,15 @@ def test_a_recurrent_mixer_beside_the_softmax_has_a_mask_of_its_own():
     cells = [shape for shape in draw_axis("attention", [choice]).items if isinstance(shape, Box) and shape.width == 5]
     filled = {color: sum(cell.fill == color for cell in cells) for color in ("attention-line", "recurrent-line")}
     assert filled == dict.fromkeys(filled, CELLS * (CELLS + 1) // 2)
+
+
+def test_a_norm_is_its_formula_with_what_this_choice_has():
+    said = {each.name: write_formula(each.component) for each in list_choices("norm")}
+    assert said["rmsnorm"] == "x / √(mean(x²) + eps) · weight"
+    assert said["rmsnorm_offset"] == "x / √(mean(x²) + eps) · (1 + weight)"
+    assert said["layernorm"] == "(x − mean) / √(var + eps) · weight + bias"
+    assert said["layernorm_plain"] == "(x − mean) / √(var + eps)"
+    assert said["affine"] == "(x + bias) · weight" and said["dyt"] == "tanh(alpha · x) · weight + bias"
 
 
 def test_an_axis_is_drawn_without_a_fault():

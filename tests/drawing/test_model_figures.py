@@ -11,6 +11,7 @@ from support.family_cases import ONE_EACH
 from support.packaged_specs import load, one_in
 from support.scene_checks import find_faults, smallest_text
 from zoo.costs.setup import Setup
+from zoo.drawing.boxes import PLAIN
 from zoo.drawing.card_figure import draw_card
 from zoo.drawing.contents import plan_model
 from zoo.drawing.cost_look import draw_areas, make_cost_look
@@ -117,7 +118,9 @@ def test_the_ends_of_a_tower_stand_in_the_order_in_which_the_built_model_goes_th
 def test_several_streams_are_merged_after_the_layers_and_per_layer_inputs_stand_beside():
     (tower,) = plan_model(load("gemma-3n-e2b"), "").towers
     assert [each.name for each in tower.before] == ["embedding", "streams"]
-    assert [(each.name, *each.rows[:1]) for each in tower.beside] == [("embedding.per_layer", ("", "width 256"))]
+    assert [(each.name, *each.rows[:1]) for each in tower.beside] == [
+        ("embedding.per_layer", ("", "width 256 · norm RMSNorm"))
+    ]
     assert [each.name for each in tower.after] == ["merge", "norm", "head"]
     widened, merged = tower.before[1], tower.after[0]
     assert (widened.rows, merged.rows) == ((("", "1 → 4 streams"),), (("", "4 streams → 1"),))
@@ -206,6 +209,31 @@ def test_a_card_says_of_windows_that_a_tokens_cache_is_not_the_mean():
 def test_a_terminals_drawing_has_the_residual_ways_beside_the_layers():
     drawn = write_text(draw_text(plan_model(load("falcon-7b"), "falcon-7b")))
     assert "│ ╭─⊕\n│ │ MQA\n" in drawn and "│ │ ∥ MLP\n" in drawn and "│ │ LayerNorm\n│ ╰─┤\n" in drawn
+
+
+def test_kinds_of_one_panel_open_one_box_in_a_terminals_drawing():
+    drawn = write_text(draw_text(plan_model(load("gemma-3n-e2b"), "")))
+    assert (drawn.count("┌"), drawn.count("├"), drawn.count("└")) == (1, 7, 1)
+    assert "├ global × 1  layer 14\n" in drawn
+
+
+def test_weights_that_are_a_fields_default_are_said_and_positions_of_the_embedding_once():
+    drawn = write_text(draw_text(plan_model(load("deepseek-v3"), "")))
+    assert "selection bias" in drawn and "norm RMSNorm" in drawn
+    assert write_text(draw_text(plan_model(load("bert-tiny"), ""))).count("Learned") == 1
+
+
+def test_the_bar_of_costs_says_which_tower_and_which_attention():
+    plan = plan_model(load("t5-base"), "")
+    said = [each.text for each in draw_areas(plan, "params", 720, PLAIN) if isinstance(each, Label)][1:]
+    assert said[:5] == ["Embedding", "encoder MHA", "encoder layer MLP", "decoder MHA", "cross MHA"]
+
+
+def test_nothing_is_cut_in_thin_boxes_beside_their_cost():
+    plan = plan_model(load("gemma-3n-e2b"), "")
+    said = texts(draw_model(plan, make_cost_look(plan, "params")))
+    assert {"4 streams → 1", "laurel up Linear 64 × 2,048"} <= set(said) and not any("…" in each for each in said)
+    assert "concatenated" in texts(draw_model(plan))
 
 
 def test_a_change_is_said_in_short():

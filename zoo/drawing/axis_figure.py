@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +104,29 @@ def _draw_figure(axis: str, choice: Choice, width: float) -> DrawnBox | None:
         return draw_block(choice, width)
     if isinstance(choice.component, Attention):
         return _draw_mask(find_grid(choice.component, choice.causal), choice, width)
+    if axis == "norm":
+        return _draw_formula(write_formula(choice.component), width)
     return draw_box(choice.element, width) if choice.element.title else None
+
+
+def write_formula(norm: Any) -> str:
+    """Write the formula at the start of a norm's docstring, without the weight and the bias that this one lacks."""
+    said = " ".join((inspect.getdoc(type(norm)) or "").split())
+    formula = re.split(r" in place of| \([A-Z]|: ", said)[0]
+    if not getattr(norm, "weight", True):
+        formula = formula.replace(" · weight", "")
+    if not getattr(norm, "bias", True):
+        formula = formula.replace(" + bias", "")
+    return formula.replace("weight", "(1 + weight)") if getattr(norm, "unit_offset", False) else formula
+
+
+def _draw_formula(formula: str, width: float) -> DrawnBox:
+    """Draw a formula in the pill of a norm, of as many lines as it takes."""
+    lines = wrap_text(formula, width - 24, SMALL)
+    height = 17.0 * len(lines) + 8
+    pill = Box(0, 0, width, height, "norm", "norm-line", 12)
+    texts = [Label(width / 2, 17 * at + 16.5, each, SMALL, anchor="middle") for at, each in enumerate(lines)]
+    return DrawnBox((pill, *texts), width, height)
 
 
 def draw_block(choice: Choice, width: float) -> DrawnBox:

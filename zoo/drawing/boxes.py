@@ -65,8 +65,15 @@ def is_thin(element: Element) -> bool:
 
 
 def draw_box(element: Element, width: float, look: Styling = PLAIN) -> DrawnBox:
-    """Draw an element `width` wide; thin ones may be narrower."""
-    return _draw_thin(element, width, look) if is_thin(element) else _draw_full(element, width, look)
+    """Draw an element `width` wide; thin ones may be narrower. One whose line has no room has several lines."""
+    fits = element.color == "norm" or _measure_thin(element, look) <= width
+    return _draw_thin(element, width, look) if is_thin(element) and fits else _draw_full(element, width, look)
+
+
+def _measure_thin(element: Element, look: Styling) -> float:
+    note = look.note(element)
+    said = " ".join([element.title, *(text for _, text in element.rows)])
+    return measure_text(said, SMALL) + (measure_text(note, SMALL, True) + 8 if note else 0) + 2 * PAD + 0.01
 
 
 def _draw_thin(element: Element, width: float, look: Styling) -> DrawnBox:
@@ -74,7 +81,7 @@ def _draw_thin(element: Element, width: float, look: Styling) -> DrawnBox:
     lit = _is_lit(element, "", look)
     said = " ".join([element.title, *(text for _, text in element.rows)])
     note = look.note(element)
-    size = min(width, max(0.62 * width, measure_text(f"{said} {note}", SMALL) + 2 * PAD))
+    size = min(width, max(0.62 * width, _measure_thin(element, look)))
     room = size - 2 * PAD - (measure_text(note, SMALL, True) + 8 if note else 0)
     border = "lit" if lit else line
     shapes: list[Shape] = [

@@ -8,11 +8,15 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from zoo.model.position.base import Position
 from zoo.paths import conf_dir, read_conf
 from zoo.spec import Node, Spec
 
 QUIET = re.compile(r"(.*_)?(eps|coef|init|seed|vocab_size|max_seq_len)|d_model|n_layers|needs_block|moved|chunk_size")
 """Fields that say nothing about an architecture, or that a figure says once elsewhere."""
+
+WEIGHTS = ("selection_bias",)
+"""Fields that are said of a component even if they have their defaults, because they stand for weights of its own."""
 
 SPELT = {"qk": "QK", "kv": "KV", "q": "Q", "k": "K", "v": "V", "o": "O", "id": "ID", "dt": "Δt", "ffn": "FFN"}
 """Words of fields that are written otherwise."""
@@ -83,13 +87,18 @@ def list_set_fields(spec: Spec) -> list[tuple[str, Any]]:
     found = []
     for field in spec.fields():
         value = getattr(spec, field.name)
-        dimension = type(value) is int and value > 1
+        dimension = (type(value) is int and value > 1) or field.name in WEIGHTS
         if QUIET.fullmatch(field.name) or value is None or value is False:
             continue
-        if (value == field.default and not dimension) or _is_empty(value):
+        if (value == field.default and not dimension) or _is_empty(value) or _is_embedded(value):
             continue
         found.append((field.name, value))
     return found
+
+
+def _is_embedded(value: Any) -> bool:
+    """Whether a value is a position scheme that acts on the embedding alone, where it has a box of its own."""
+    return isinstance(value, Position) and value.embeds and not value.inside
 
 
 def _is_empty(value: Any) -> bool:
@@ -153,8 +162,8 @@ def describe_fields(spec: Spec, but: Collection[str] = ()) -> tuple[tuple[str, s
             said = say_component(value)
             if " · " in said:
                 rows.append(_label_row(spell(name), value, said))
-            elif name != "norm":
-                plain.append(say_held(name, value))
+            else:
+                plain.append(f"norm {said}" if name == "norm" else say_held(name, value))
         elif isinstance(value, list | tuple | dict) and any(isinstance(each, Spec) for each in value):
             rows.append((spell(name), f"{len(value)}"))
         else:

@@ -9,7 +9,7 @@ from zoo.drawing.contents import ModelPlan, TowerPlan
 from zoo.drawing.grouping import AlikeLayers, group_layers
 from zoo.drawing.lettering import cut_text, measure_text
 from zoo.drawing.numbers import list_tiles
-from zoo.drawing.panels import draw_panel
+from zoo.drawing.panels import draw_join, draw_panel
 from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.stack import draw_stack
 
@@ -52,7 +52,15 @@ def draw_model(plan: ModelPlan, look: Styling = PLAIN, extra: Callable[[float], 
         shapes += shift_items(drawn.shapes, 0, y)
         y += drawn.height + BETWEEN
     if look is PLAIN:
-        shapes += shift_items(draw_legend(_list_colors(plan)), 0, y)
+        legend = draw_legend(_list_colors(plan))
+        layers = [layer for tower in plan.towers for layer in tower.layers]
+        if any(node.sign == "‖" for layer in layers for node in layer.junctions):
+            x = find_extent(legend).right + 18
+            legend += [
+                *shift_items(draw_join("‖").shapes, x, -2),
+                Label(x + 24, 11.5, "concatenated", SMALL, color="muted"),
+            ]
+        shapes += shift_items(legend, 0, y)
         y += 22
     width = max(find_extent(shapes).right + 2 * EDGE, NARROWEST)
     header, top = draw_header(plan, width)

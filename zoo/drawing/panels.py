@@ -127,6 +127,11 @@ def _draw_node(node: Junction, elements: Mapping[str, Element], width: float, lo
         return _draw_outside(ELSEWHERE.get(node.sign, node.sign))
     if len(node.sources) == 1 and len(node.sign) > 1:
         return _draw_factor(node.sign)
+    return draw_join(node.sign)
+
+
+def draw_join(sign: str) -> DrawnBox:
+    """Draw the circle at which values join, with its sign."""
     size, half = 2 * RADIUS, 4.2
     circle = Box(0, 0, size, size, "paper", "wire", RADIUS, 1.3)
     strokes: dict[str, list[tuple[tuple[float, float], ...]]] = {
@@ -136,8 +141,7 @@ def _draw_node(node: Junction, elements: Mapping[str, Element], width: float, lo
     }
     dot = [((-0.8, 0.0), (0.8, 0.0))]
     lines = [
-        Stroke(tuple((x + RADIUS, y + RADIUS) for x, y in points), "ink", 1.3, 0)
-        for points in strokes.get(node.sign, dot)
+        Stroke(tuple((x + RADIUS, y + RADIUS) for x, y in points), "ink", 1.3, 0) for points in strokes.get(sign, dot)
     ]
     return DrawnBox((circle, *lines), size, size)
 

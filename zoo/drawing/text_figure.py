@@ -103,8 +103,9 @@ def _note(element: Element, look: Styling) -> str:
 
 
 def _draw_group(group: AlikeLayers, look: Styling) -> Iterator[Line]:
-    for layer in group.layers:
-        yield [(f"┌ {layer.kind}", layer.color), (f" × {layer.count}  layers {layer.places}", "muted")]
+    for at, layer in enumerate(group.layers):
+        places = f"layers {layer.places}" if layer.count > 1 else f"layer {layer.places}"
+        yield [(f"{'├' if at else '┌'} {layer.kind}", layer.color), (f" × {layer.count}  {places}", "muted")]
     nodes = add_outside(group.junctions)
     spots = place_nodes(nodes, {node.number: weigh(node, group.elements) for node in nodes}, len(group.junctions) - 1)
     lanes = list_lanes({node.number: node for node in nodes}, spots)
