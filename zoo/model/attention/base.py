@@ -14,7 +14,7 @@ from zoo.lazy import Tensor
 from zoo.model.lending import LentKeys, Loan
 from zoo.model.position.base import Position
 from zoo.spec import Spec
-from zoo.spec.sharding import divisors, split
+from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
     from zoo.model.attention.indexer import Indexer
@@ -86,10 +86,6 @@ class Attention(Spec, axis="attention"):
     types, [B, T])."""
 
     gives: ClassVar[tuple[str, ...]] = (LentKeys.name,)
-    divided: ClassVar[tuple[str, ...]] = ()
-    """Fields of which each rank of tensor parallelism has an equal part. A mixer without any overrides `shard`."""
-    spread: ClassVar[tuple[str, ...]] = ()
-    """Fields divided likewise, whose units are on several ranks where there are fewer of them: numbers of key heads."""
 
     @property
     def passes(self) -> Passes:
@@ -146,11 +142,6 @@ class Attention(Spec, axis="attention"):
         """Number of values per token that tensor-parallel ranks all-reduce inside the mixer, such as the mean square of
         a norm."""
         return 0
-
-    def shard(self, ranks: int) -> Spec:
-        if not self.divided:
-            return super().shard(ranks)
-        return split(self, ranks, equal=self.divided, shared=self.spread)
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         """Put what all layers of this kind share in one forward pass into the step: entries of `step.extra`, or a new

@@ -16,7 +16,7 @@ from zoo.kernels.score_bias import Given
 from zoo.kernels.view import KeyView
 from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import BlockPattern, MultiHead, Sight
-from zoo.spec import Linear
+from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -41,7 +41,6 @@ class BlockSparse(MultiHead, kind="block_sparse"):
 
     causal: ClassVar[bool | None] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)
 
     block_size: PositiveInt = 64
     """Tokens of a block."""
@@ -72,6 +71,9 @@ class BlockSparse(MultiHead, kind="block_sparse"):
             **{name: Linear(d_model, width, self.bias) for name in ("q", "k", "v")},
             "o": Linear(width, d_model, o_bias, residual=True),
         }
+
+    def shard(self, ranks: int) -> BlockSparse:
+        return split(self, ranks, equal=("n_heads",))
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         ask = super().ask(dtype, **features)

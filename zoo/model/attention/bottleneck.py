@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from zoo.lazy import Tensor
 from zoo.model.attention.base import MultiHead, Passes
 from zoo.model.norm import WholeNorm
-from zoo.spec import READ, Linear, Sized
+from zoo.spec import READ, Linear, Sized, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -23,7 +23,6 @@ class BottleneckAttention(MultiHead, kind="bottleneck"):
     passes: ClassVar[Passes] = Passes(split=True)  # type: ignore[misc]
     needs_block: ClassVar[str] = "bottleneck"
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)  # the bottleneck's vector is shared by all heads
 
     width: PositiveInt
     """Channels of the bottleneck, which queries and keys read, and of the output."""
@@ -46,6 +45,9 @@ class BottleneckAttention(MultiHead, kind="bottleneck"):
             "o": Linear(inner, self.width, self.bias, residual=True),
             **({"position": self.position} if self.position.per_layer else {}),
         }
+
+    def shard(self, ranks: int) -> BottleneckAttention:
+        return split(self, ranks, equal=("n_heads",))  # the bottleneck's vector is shared by all heads
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.n_heads, self.head_dim) for name in "kv"}

@@ -16,7 +16,7 @@ from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.entries import ENTRY_TABLES, attend_entries, slide_window
 from zoo.model.attention.indexer import EntryIndexer, Indexer
 from zoo.model.norm import RMSNorm, WholeNorm
-from zoo.spec import Linear, Sized, Weight
+from zoo.spec import Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -38,7 +38,6 @@ class Compressed(MultiHead, kind="compressed"):
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q_a", "kv", "entry_kv"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_heads", "o_groups")  # all heads share keys and entries
 
     head_dim: PositiveInt
     """Channels of a head, and of the vector c."""
@@ -119,6 +118,9 @@ class Compressed(MultiHead, kind="compressed"):
             "o_b": Linear(self.o_groups * self.o_lora_rank, d_model, residual=True),
             **({"position": self.position} if self.position.per_layer else {}),
         }
+
+    def shard(self, ranks: int) -> Compressed:
+        return split(self, ranks, equal=("n_heads", "o_groups"))  # all heads share keys and entries
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return self.attended() | (self.indexer.cache() if self.indexer else {})

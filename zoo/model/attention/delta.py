@@ -26,7 +26,7 @@ from zoo.model.attention.recurrent import (
     starts,
 )
 from zoo.model.norm import RMSNorm, WholeNorm
-from zoo.spec import Conv, Linear, Sized, Weight
+from zoo.spec import Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -48,8 +48,6 @@ class GatedDelta(Attention, kind="gated_delta"):
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "z", "b", "a"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_v_heads",)
-    spread: ClassVar[tuple[str, ...]] = ("n_k_heads",)
 
     n_k_heads: PositiveInt
     """Number of heads of queries and keys, G. Each serves H/G value heads."""
@@ -107,6 +105,9 @@ class GatedDelta(Attention, kind="gated_delta"):
             "norm": Sized(self.norm, self.head_v_dim),
             "out": Linear(value, d_model, residual=True),
         }
+
+    def shard(self, ranks: int) -> GatedDelta:
+        return split(self, ranks, equal=("n_v_heads",), shared=("n_k_heads",))
 
     def state(self) -> dict[str, tuple[int, ...]]:
         mixed = 2 * self.d_key + self.d_value

@@ -13,7 +13,7 @@ from zoo.kernels.base import AttentionQuery
 from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import SoftmaxAttention, check_multiple
 from zoo.model.norm import WholeNorm
-from zoo.spec import READ, DrawnValues, Linear, Sized, Weight
+from zoo.spec import READ, DrawnValues, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -30,8 +30,6 @@ class Differential(SoftmaxAttention, kind="differential"):
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)
-    spread: ClassVar[tuple[str, ...]] = ("n_kv_heads",)
 
     n_kv_heads: PositiveInt
     """Number of heads of keys and values, each of which serves a group of query heads."""
@@ -64,6 +62,9 @@ class Differential(SoftmaxAttention, kind="differential"):
             "o": Linear(2 * q, d_model, self.bias, residual=True),
             **({"position": self.position} if self.position.per_layer else {}),
         }
+
+    def shard(self, ranks: int) -> Differential:
+        return split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"k": (2 * self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, 2 * self.head_dim)}

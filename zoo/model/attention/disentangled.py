@@ -13,7 +13,7 @@ from zoo.kernels.base import AttentionQuery
 from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Passes
 from zoo.model.position.relative import RelativePosition
-from zoo.spec import Linear
+from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -41,7 +41,6 @@ class Disentangled(MultiHead, kind="disentangled"):
 
     # The position bias is computed from all queries and keys at once.
     passes: ClassVar[Passes] = Passes(ragged=False)  # type: ignore[misc]
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)
 
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
     """Terms of positions in the scores: c2p, p2c, both or none."""
@@ -77,6 +76,9 @@ class Disentangled(MultiHead, kind="disentangled"):
         if "p2c" in self.types and not self.share_att_key:
             parts["pos_q"] = OfTable(d_model, width, True)
         return parts
+
+    def shard(self, ranks: int) -> Disentangled:
+        return split(self, ranks, equal=("n_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}

@@ -21,7 +21,7 @@ from zoo.model.attention.recurrent import (
     spread_steps,
 )
 from zoo.model.norm import RMSNorm, WholeNorm
-from zoo.spec import Conv, Linear, Sized, Weight
+from zoo.spec import Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -40,7 +40,6 @@ class KDA(Attention, kind="kda"):
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "b", "f_a", "g_a", "f", "g"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)  # all heads share W_fa and W_ga
 
     n_heads: PositiveInt
     """Number of heads, H."""
@@ -89,6 +88,9 @@ class KDA(Attention, kind="kda"):
             "norm": Sized(self.norm, width),
             "out": Linear(inner, d_model, residual=True),
         }
+
+    def shard(self, ranks: int) -> KDA:
+        return split(self, ranks, equal=("n_heads",))  # all heads share W_fa and W_ga
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, 3 * self.d_inner), "ssm": (self.n_heads, self.head_dim, self.head_dim)}

@@ -186,7 +186,6 @@ class GLA(GatedLinear, kind="gla"):
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate", "a"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)  # W_a is of all heads
 
     gate_rank: PositiveInt = 16
     """Rank of the decay's product W_a·W_b."""
@@ -210,6 +209,9 @@ class GLA(GatedLinear, kind="gla"):
         a = m.b(m.a(x)).unflatten(-1, (self.n_heads, -1))
         with exactly(x):
             return -F.softplus(-a.float()) / self.temperature
+
+    def shard(self, ranks: int) -> GLA:
+        return split(self, ranks, equal=("n_heads",))  # W_a is of all heads
 
 
 def scan_linear(q: Tensor, k: Tensor, v: Tensor, log: Tensor, step: Step, most: int) -> Tensor:

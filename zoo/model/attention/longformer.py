@@ -13,7 +13,7 @@ from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Sight
-from zoo.spec import Linear
+from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -44,7 +44,6 @@ class Longformer(MultiHead, kind="longformer"):
     causal: ClassVar[bool | None] = False
     extras: ClassVar[tuple[str, ...]] = ("global",)
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"), ("q_global", "k_global", "v_global"))
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)
 
     window: PositiveInt
     """Distance, in tokens, that a local token sees to either side."""
@@ -64,6 +63,9 @@ class Longformer(MultiHead, kind="longformer"):
         local = {name: Linear(d_model, width, self.bias) for name in ("q", "k", "v")}
         everywhere = {f"{name}_global": ForGlobal(d_model, width, self.bias) for name in ("q", "k", "v")}
         return {**local, **everywhere, "o": Linear(width, d_model, self.bias, residual=True)}
+
+    def shard(self, ranks: int) -> Longformer:
+        return split(self, ranks, equal=("n_heads",))
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         everywhere = step.extra.get("global")

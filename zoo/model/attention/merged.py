@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import PositiveInt
 
 from zoo.model.attention.base import Attention, MemoryReading
 from zoo.model.attention.gqa import GQA
-from zoo.spec import READ, Linear, Reused
+from zoo.spec import READ, Linear, Reused, split
 
 
 class MergedAttention(Attention, kind="merged"):
@@ -20,9 +20,6 @@ class MergedAttention(Attention, kind="merged"):
     This component has no weights and no queries. It has the dimensions of the layer's attention, and declares the
     encoder's part of the price: keys and values, computed once and cached, and pairs of queries and keys.
     """
-
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)
-    spread: ClassVar[tuple[str, ...]] = ("n_kv_heads",)
 
     n_heads: PositiveInt
     """Number of query heads; must equal that of the layer's attention."""
@@ -71,6 +68,9 @@ class MergedAttention(Attention, kind="merged"):
         widths = zip("kv", self.head_widths, strict=True)
         made = {name: Linear(d_model, self.n_kv_heads * width) for name, width in widths}
         return {name: Reused(f"attention.{name}", of, role=READ) for name, of in made.items()}
+
+    def shard(self, ranks: int) -> MergedAttention:
+        return split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.n_kv_heads, width) for name, width in zip("kv", self.head_widths, strict=True)}

@@ -12,7 +12,7 @@ from zoo.model.attention.base import Attention
 from zoo.model.attention.linear import scan_linear
 from zoo.model.attention.recurrent import NOTHING, check_causal, exactly, find_running_maximum, starts
 from zoo.model.norm import LayerNorm
-from zoo.spec import Linear, Sized, Weight
+from zoo.spec import Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -34,7 +34,6 @@ class MLSTM(Attention, kind="mlstm"):
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"), ("i", "f"))
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)
 
     n_heads: PositiveInt
     """Number of heads, H."""
@@ -67,6 +66,9 @@ class MLSTM(Attention, kind="mlstm"):
             "norm": Sized(LayerNorm(eps=self.norm_eps, bias=self.bias, heads=heads), self.head_v_dim),
             "out": Linear(value, d_model, self.bias, residual=True),
         }
+
+    def shard(self, ranks: int) -> MLSTM:
+        return split(self, ranks, equal=("n_heads",))
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"ssm": (self.n_heads, self.head_k_dim, self.head_v_dim + 1), "peak": (self.n_heads,)}

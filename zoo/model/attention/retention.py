@@ -9,7 +9,7 @@ from zoo.lazy import Tensor, torch
 from zoo.model.attention.linear import GatedLinear
 from zoo.model.norm import LayerNorm, WholeNorm
 from zoo.model.position.base import Position
-from zoo.spec import Buffer
+from zoo.spec import Buffer, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -26,7 +26,6 @@ class Retention(GatedLinear, kind="retention"):
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)
 
     position: Position
     """Position scheme that rotates q and k. xPos (Sun et al., 2022) scales them, too; here that scale is part of the
@@ -55,6 +54,9 @@ class Retention(GatedLinear, kind="retention"):
 
     def _turn(self, x: Tensor, step: Step) -> Tensor:
         return self.position.rotate(x, step.tables)
+
+    def shard(self, ranks: int) -> Retention:
+        return split(self, ranks, equal=("n_heads",))
 
 
 def _fill_slopes(tensor: Tensor) -> None:

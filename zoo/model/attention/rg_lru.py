@@ -11,7 +11,7 @@ from zoo.lazy import F, Tensor, torch
 from zoo.model.activation import GELUTanh, PlainActivation
 from zoo.model.attention.base import Attention, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, exactly, scan_channels, starts
-from zoo.spec import Conv, Linear, Weight
+from zoo.spec import Conv, Linear, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -36,7 +36,6 @@ class RGLRU(Attention, kind="rg_lru"):
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("x", "y"),)
-    divided: ClassVar[tuple[str, ...]] = ("n_heads", "d_inner")
 
     d_inner: PositiveInt
     """Inner channels, E."""
@@ -65,6 +64,9 @@ class RGLRU(Attention, kind="rg_lru"):
             "rate": Weight((inner,), init=_spread_rates),
             "out": Linear(inner, d_model, self.bias, residual=True),
         }
+
+    def shard(self, ranks: int) -> RGLRU:
+        return split(self, ranks, equal=("n_heads", "d_inner"))
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_inner), "lru": (self.d_inner,)}

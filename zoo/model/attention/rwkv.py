@@ -20,7 +20,7 @@ from zoo.model.attention.recurrent import (
     shift_tokens,
     starts,
 )
-from zoo.spec import Linear, Weight
+from zoo.spec import Linear, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -42,7 +42,6 @@ class RWKV(Attention, kind="rwkv"):
     """
 
     causal: ClassVar[bool | None] = True
-    divided: ClassVar[tuple[str, ...]] = ("d_inner",)  # the token shift is over whole tokens on every rank
 
     d_model: PositiveInt
     """Width of the residual stream, stated because the state's size follows from it."""
@@ -61,6 +60,9 @@ class RWKV(Attention, kind="rwkv"):
             "bonus": Weight((inner,), init=_zigzag_bonus),
             "out": Linear(inner, d_model, residual=True),
         }
+
+    def shard(self, ranks: int) -> RWKV:
+        return split(self, ranks, equal=("d_inner",))  # the token shift is over whole tokens on every rank
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"shift": (self.d_model,), "mean": (self.d_inner,), "weight": (self.d_inner,)}

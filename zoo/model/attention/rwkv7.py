@@ -28,7 +28,7 @@ from zoo.model.attention.recurrent import (
 from zoo.model.attention.rwkv import mix, spread_mix
 from zoo.model.lending import LentKeys, Loan
 from zoo.model.norm import LayerNorm
-from zoo.spec import Linear, Sized, Weight
+from zoo.spec import Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -57,7 +57,6 @@ class RWKV7(Attention, kind="rwkv7"):
     """
 
     causal: ClassVar[bool | None] = True
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)  # the token shift is over whole tokens on every rank
 
     d_model: PositiveInt
     """Width of the residual stream, stated because the state's size follows from it."""
@@ -125,6 +124,9 @@ class RWKV7(Attention, kind="rwkv7"):
             "norm": Sized(LayerNorm(eps=self.norm_eps, heads=self.n_heads), self.head_dim),
             "out": Linear(inner, d_model, residual=True),
         }
+
+    def shard(self, ranks: int) -> RWKV7:
+        return split(self, ranks, equal=("n_heads",))  # the token shift is over whole tokens on every rank
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"shift": (self.d_model,), "ssm": (self.n_heads, self.head_dim, self.head_dim)}

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from zoo.lazy import Tensor
 from zoo.model.attention.base import Attention, Passes
 from zoo.model.attention.recurrent import check_causal, convolve
-from zoo.spec import Conv, Linear
+from zoo.spec import Conv, Linear, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -28,7 +28,6 @@ class ShortConv(Attention, kind="short_conv"):
 
     passes: ClassVar[Passes] = Passes()  # type: ignore[misc]
     causal: ClassVar[bool | None] = True
-    divided: ClassVar[tuple[str, ...]] = ("d_inner",)
 
     d_inner: PositiveInt
     """Channels of B, C and u."""
@@ -44,6 +43,9 @@ class ShortConv(Attention, kind="short_conv"):
             "conv": Conv(inner, inner, self.d_conv, groups=inner, bias=self.bias),
             "out_proj": Linear(inner, d_model, self.bias, residual=True),
         }
+
+    def shard(self, ranks: int) -> ShortConv:
+        return split(self, ranks, equal=("d_inner",))
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_inner)}

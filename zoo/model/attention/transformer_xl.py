@@ -13,7 +13,7 @@ from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Attention
 from zoo.model.attention.disentangled import OfTable
 from zoo.model.position.absolute import Sinusoidal
-from zoo.spec import Embedding, Linear, Weight
+from zoo.spec import Embedding, Linear, Weight, split
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -36,7 +36,6 @@ class TransformerXL(Attention, kind="transformer_xl"):
     """
 
     causal: ClassVar[bool | None] = False
-    divided: ClassVar[tuple[str, ...]] = ("n_heads",)
 
     n_heads: PositiveInt
     """Number of heads."""
@@ -66,6 +65,9 @@ class TransformerXL(Attention, kind="transformer_xl"):
             **more,
             "o": Linear(width, d_model, residual=True),
         }
+
+    def shard(self, ranks: int) -> TransformerXL:
+        return split(self, ranks, equal=("n_heads",))
 
     def core_flops(self, pairs: int) -> int:
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
