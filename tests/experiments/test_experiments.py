@@ -13,6 +13,7 @@ import yaml
 
 import zoo
 from support.command_lines import TINY
+from zoo.analysis.verdict.power import count_seeds
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.cli import run
 from zoo.experiments.experiment import find_recipe, read_recipe
@@ -246,6 +247,11 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
     assert "the source's effect is +0.01, and this design detects 0.065 or more (34 seeds would)" in said.out + said.err
     assert run(["experiment", str(file), "--no-measure", "--json", "--seeds", "40"]) == 0
     assert json.loads(capsys.readouterr().out)["cannot_see"] == []
+    wider = {"arm": "one head", "against": "many heads", "metric": "lr window", "verdict": "better"}
+    both = write(here, sigma=0.02, tune=True, expect=[expected, wider])
+    assert run(["experiment", str(both), "--no-measure", "--json", "--seeds", "40"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["cannot_see"]
+    assert f"({count_seeds(0.01, 0.02, 0.025)} seeds would)" in line, "at 2.5 %, as two verdicts are expected"
 
 
 @pytest.mark.parametrize(

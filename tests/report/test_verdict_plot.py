@@ -90,10 +90,10 @@ def test_panels_fill_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("zoo.report.verdict_plot._draw_front", lambda *_, **__: None)
     monkeypatch.setattr(Report, "fronts", lambda _: costs)
     axes = make_figure(report).axes
-    rows = Counter(each.get_subplotspec().rowspan.start for each in axes)  # pyright: ignore[reportOptionalMemberAccess]
+    rows = Counter(each.get_subplotspec().rowspan.start for each in axes)
     assert len(axes) == panels and all(each.axison for each in axes)
     for row, count in rows.items():
-        own = [each.get_position() for each in axes if each.get_subplotspec().rowspan.start == row]  # pyright: ignore[reportOptionalMemberAccess]
+        own = [each.get_position() for each in axes if each.get_subplotspec().rowspan.start == row]
         assert count <= 3 and max(each.x1 for each in own) == pytest.approx(
             max(each.get_position().x1 for each in axes)
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median, stdev
 
-from zoo.analysis.verdict.power import LEVEL, compute_equivalence_power, count_seeds
+from zoo.analysis.verdict.power import LEVEL, compute_equivalence_power, count_seeds, find_smallest_effect
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.experiments.experiment import Expectation, Experiment, find_recipe, list_recipes
 from zoo.experiments.judging import find_outcome
@@ -48,7 +48,7 @@ def _list_sigmas(name: str, experiment: Experiment) -> Iterator[float]:
 
 def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
     """Describe what the design can show besides a difference: equivalence, divergence, and the levels of looks."""
-    form, others, lines = experiment.form(False), max(1, len(outlook.arms) - 1), []
+    form, level, lines = experiment.form(False), _find_strictest_level(experiment, outlook), []
     seeds = form.looks[-1]
     if len(form.looks) > 1:
         levels = ", ".join(f"{level:.2g}" for level in find_look_levels(tuple(form.looks)))
@@ -56,9 +56,9 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
     if outlook.sigma is None:
         lines.append("σ is unknown (sigma: NUMBER in the file, to see the detectable difference in units of loss)")
     elif experiment.margin is not None:
-        power = compute_equivalence_power(experiment.margin / outlook.sigma, seeds, LEVEL / others)
+        power = compute_equivalence_power(experiment.margin / outlook.sigma, seeds, level)
         lines.append(f"equal arms are shown equivalent within ±{experiment.margin:g} with a chance of {power:.0%}")
-    if (least := 2 / math.comb(2 * seeds, seeds)) >= LEVEL / others:
+    if (least := 2 / math.comb(2 * seeds, seeds)) >= level:
         lines.append(
             f"divergence cannot be shown: {seeds} runs of {seeds} against none have p = {least:.2f} (more seeds)"
         )
@@ -69,7 +69,8 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
     """Write a line for each published effect, or margin, that the design could not detect."""
-    smallest, sigma = outlook.smallest_effect(corrected=True), outlook.sigma
+    level, sigma = _find_strictest_level(experiment, outlook), outlook.sigma
+    smallest = find_smallest_effect(outlook.seeds, level)
     if smallest is None or sigma is None:
         return []
     lines, seen = [], smallest * sigma
@@ -77,11 +78,19 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
         effect = each.effect if each.effect is not None else experiment.find_margin(each)
         if each.verdict in (None, "any") or effect is None or abs(effect) >= seen:
             continue
+        if each.metric not in (None, experiment.metric):  # σ is that of the experiment's metric
+            continue
         what = f"the source's effect is {each.effect:+g}" if each.effect is not None else f"the margin is {effect:g}"
-        needed = count_seeds(effect, sigma, LEVEL / max(1, len(outlook.arms) - 1))
+        needed = count_seeds(effect, sigma, level)
         would = "" if needed is None else f" ({needed:,} seeds would)"
         lines.append(f"{_describe(each)}: {what}, and this design detects {seen:.2g} or more{would}")
     return lines
+
+
+def _find_strictest_level(experiment: Experiment, outlook: Outlook) -> float:
+    """Find Holm's strictest level: LEVEL over the arms without the baseline, or over the expected verdicts if more."""
+    expected = sum(each.verdict is not None for each in experiment.expect)
+    return LEVEL / max(1, len(outlook.arms) - 1, expected)
 
 
 def _describe(each: Expectation) -> str:
