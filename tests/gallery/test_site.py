@@ -196,7 +196,7 @@ def test_the_commands_of_a_page_work_in_an_empty_folder(small, tmp_path, monkeyp
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     assert run_zoo(["gallery", str(tmp_path)]) == 2
-    assert "is no gallery" in capsys.readouterr().err
+    assert "exists and is not a gallery" in capsys.readouterr().err
     assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
 

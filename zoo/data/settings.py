@@ -172,8 +172,8 @@ class RecordSettings(DataSettings):
     `chosen` and `rejected`; `unpaired`: `prompt`, `completion` and a `label` (true or false)."""
     template: str | None = None
     """The chat template that writes conversations; null: that of the tokenizer's folder. `plain`: lines of
-    `role: content` with an end of text after an answer, for any tokenizer; `chatml`, whose special tokens the tokenizer
-    must have; `FILE`: a file in Jinja."""
+    `role: content`, an answer ended by the end of text, for any tokenizer; `chatml`: for a tokenizer that has its
+    special tokens; `FILE`: a file in Jinja."""
     packing: bool | None = None
     """Whether a row has several conversations, which do not see one another; null: it has. `false`: one in a row."""
 

@@ -201,8 +201,8 @@ def test_chatml_on_a_vocabulary_without_its_tokens_is_one_line(here):
     make_byte_tokenizer().save(here / "plain")
     plain = ["data.tokenizer.path=plain", "data.template=chatml"]
     fault = (
-        "data.template: writes <|im_start|>, which is no token of the vocabulary (a tokenizer that has it, or another "
-        "template)"
+        "data.template: writes <|im_start|>, which is no token of the vocabulary (a tokenizer that has it, or the "
+        "template plain)"
     )
     assert faults_of(lambda: start_run(compose(*plain), here / "run")) == [fault]
     assert not (here / "run").exists()
