@@ -1,11 +1,13 @@
 """How a layer is wired is found from its forward pass: the sums that its docstring states, and those of a new block."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from support.packaged_specs import load
 from support.scene_checks import find_faults
+from zoo.analysis.axes import load_small
 from zoo.drawing.contents import plan_model
 from zoo.drawing.model_figure import draw_model
 from zoo.drawing.placement import assign_lanes
@@ -58,6 +60,14 @@ def test_two_mixers_side_by_side_are_two_boxes_with_their_factors():
     assert nodes_between(layer.junctions, "attention.softmax") == ["× 0.9375", "+"]
     assert nodes_between(layer.junctions, "attention.recurrent") == ["× 0.2357", "+"]
     assert "chunk" not in write_text(draw_text(plan_model(load("falcon-h1-0.5b"), "")))
+
+
+@pytest.mark.parametrize("block", ["hyper", "hyper_ngrams"])
+def test_factors_of_a_connection_are_inside_its_box(block):
+    *_, tower = load_small("block", block)
+    nodes = wire_model(tower).layers["", "layer"]
+    assert {node.sign for node in nodes} <= {"", "+", "×"}
+    assert max(Counter(node.part for node in nodes if node.part).values()) == 1
 
 
 def nodes_between(nodes, part):

@@ -86,6 +86,8 @@ def _collapse(nodes: list[TapeNode], result: Any, begun: int, parts: Collection[
     """Collapse a layer's operations to nodes: consecutive operations of one part, and joins between parts."""
     units: list[Junction] = []
     unit_of: dict[int, int | str] = {}  # operation → the unit, or what stands for it
+    # Where a layer computes with a connection's own parts, factors are part of the connection.
+    whole = all(_find_owner(node.path, parts) in ("", *parts) for node in nodes if node.path)
     for node in nodes:
         sources, owner = _list_sources(node, unit_of, begun), _find_owner(node.path, parts) if node.path else ""
         last = units[-1] if units else None
@@ -97,7 +99,7 @@ def _collapse(nodes: list[TapeNode], result: Any, begun: int, parts: Collection[
             sign = "" if owner else JOINS.get(node.name, "·")
             units.append(Junction(len(units), owner, sign, tuple(sources)))
             unit_of[node.index] = len(units) - 1
-        elif sources and node.factor != 1.0:
+        elif sources and node.factor != 1.0 and whole:
             units.append(Junction(len(units), sign=say_factor(node.factor), sources=tuple(sources)))
             unit_of[node.index] = len(units) - 1
         else:  # a cast, a slice: what it reads stands for it
