@@ -26,6 +26,7 @@ from zoo.analysis.verdict.comparison import Verdict
 from zoo.compose.gate import check_overrides
 from zoo.compose.sources import StatedFile, locate_faults
 from zoo.errors import ConfigError, did_you_mean
+from zoo.experiments.key_faults import find_place, say_wanted
 from zoo.experiments.model_files import place_models
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
@@ -372,10 +373,10 @@ def _describe_faults(error: ValidationError, node: Any) -> Iterator[str]:
     """Describe each faulty key once: pydantic has a fault for every type that the key may have."""
     found: dict[tuple[str, ...], list[Any]] = {}
     for each in error.errors():
-        found.setdefault(_find_place(each["loc"], node, absent=each["type"] == "missing"), []).append(each)
+        found.setdefault(find_place(each["loc"], node, absent=each["type"] == "missing"), []).append(each)
     for place, faults in found.items():
         key, item, kind = ".".join(place), faults[0], faults[0]["type"]
-        would = list(dict.fromkeys(filter(None, map(_say_wanted, faults))))
+        would = list(dict.fromkeys(filter(None, map(say_wanted, faults))))
         if kind == "extra_forbidden":
             part = next((_PARTS[each] for each in reversed(place[:-1]) if each in _PARTS), Experiment)
             said = f"no such key{did_you_mean(place[-1], part.model_fields)}"
@@ -385,26 +386,3 @@ def _describe_faults(error: ValidationError, node: Any) -> Iterator[str]:
         else:
             said = "is missing" if kind == "missing" else item["msg"].removeprefix("Value error, ")
         yield f"{key}: {said}" if key else said
-
-
-def _find_place(loc: tuple[Any, ...], node: Any, absent: bool) -> tuple[str, ...]:
-    """Find the key of a fault in the file: pydantic adds the name of a type to the keys."""
-    place: list[str] = []
-    for each in loc:
-        inside = each in node if isinstance(node, dict) else isinstance(node, list) and each in range(len(node))
-        if inside:
-            node, place = node[each], [*place, str(each)]
-    return (*place, str(loc[-1])) if absent else tuple(place)
-
-
-_WANTED = {"integer": "a whole number", "string": "a text", "boolean": "true or false", "dictionary": "a mapping"}
-
-
-def _say_wanted(item: Any) -> str:
-    """Say what a key takes, by a fault of pydantic's; empty for a fault of another sort."""
-    if item["type"] == "literal_error":
-        return "one of: " + ", ".join(re.findall("'([^']*)'", item["ctx"]["expected"]))
-    if wanted := re.match(r"Input should be (?:a valid )?(\w+)(?: than (or equal to )?(.*))?", item["msg"]):
-        least = f"{wanted[3]} or more" if wanted[2] else f"a number above {wanted[3]}"
-        return least if wanted[3] else _WANTED.get(wanted[1], f"a {wanted[1]}")
-    return ""
