@@ -142,7 +142,7 @@ FAULTS = {
     "deepseekv3": "no answer begins where the model would begin to write it (a template with {% generation %} around",
     "glm4moe": "writes nothing after an answer, so that its end cannot be learned (a template with {% generation %}",
     **dict.fromkeys(("idefics3", "smolvlm"), "leaves out what an answer says (a template for contents that are texts)"),
-    "unknown token": "writes <|weird|>, which is no token of the vocabulary (a tokenizer that has it, or the template plain",
+    "unknown token": "writes <|weird|>, which is no token of the vocabulary (a tokenizer that has it, or the",
     "no mark": "marks no text of the assistant's that could be learned (another template)",
 }
 OTHERS = {
