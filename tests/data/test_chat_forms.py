@@ -60,7 +60,7 @@ def test_texts_need_no_template(read):
     assert read("prompt_completion", {"q": "2+3=", "a": "5"}, {"q": "x", "a": " "}, **named) == [("2+3=", "5")]
     assert read("prompt_completion", {"prompt": "2+3=", "completion": "5"}, refused="no") == [("2+3=", "5")]
     assert faults_of(lambda: read("messages", {"messages": SAID}, refused="no")) == ["data.template: no"]
-    fault = "data.template: messages need one, and the tokenizer has none (chatml, or a file)"
+    fault = "data.template: messages need one, and the tokenizer has none (plain, chatml, or a file)"
     assert faults_of(lambda: read("messages", {"messages": SAID}, template=None)) == [fault]
 
 
@@ -287,7 +287,7 @@ def test_a_mix_that_lacks_a_template_is_told_where_it_has_one(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": SAID}) + "\n")
     source = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl"), "weight": 1, "form": "messages"}
     data = DataSettings.read({"kind": "mix", "of": {"a": source}, "tokenizer": {"kind": "byte"}})
-    fault = "data.template: messages need one, and the tokenizer has none (chatml, or a file)"
+    fault = "data.template: messages need one, and the tokenizer has none (plain, chatml, or a file)"
     assert faults_of(lambda: prepare(data)) == [fault]
 
 
