@@ -22,26 +22,26 @@ SMALL = ("data=text", "data.path=text.txt", "steps=2", "batch_size=2", "seq_len=
 
 READ = """
 import json, sys, transformers
-folder, texts, task = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-found = {"ids": tokenizer(texts, padding=True, truncation=True)["input_ids"], "limit": tokenizer.model_max_length}
-if tokenizer.chat_template:
-    found["chat"] = tokenizer.apply_chat_template([{"role": "user", "content": texts[0]}], tokenize=False)
-if task:
+folders, texts, task = json.loads(sys.argv[1])
+for folder in folders:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    found = {"ids": tokenizer(texts, padding=True, truncation=True)["input_ids"], "limit": tokenizer.model_max_length}
+    if tokenizer.chat_template:
+        found["chat"] = tokenizer.apply_chat_template([{"role": "user", "content": texts[0]}], tokenize=False)
     cut = {"tokenizer_kwargs": {"truncation": True}} if task == "fill-mask" else {"truncation": True}
     given = [f"{tokenizer.mask_token} {each}" for each in texts] if task == "fill-mask" else texts
     options = {"max_new_tokens": 1} if task == "text-generation" else {}
     found["pipeline"] = len(transformers.pipeline(task, folder)(given, batch_size=3, **cut, **options))
-print(json.dumps(found))
+    print(json.dumps(found))
 """
 
 
-def read_alone(folder: Path, task: str = "") -> dict:
-    """What transformers reads of a folder in a process without zoo."""
-    command = [sys.executable, "-c", READ, str(folder), json.dumps(TEXTS), task]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+def read_alone(task: str, *folders: Path) -> list[dict]:
+    """What transformers reads of each folder in a process without zoo."""
+    command = [sys.executable, "-c", READ, json.dumps([[str(each) for each in folders], TEXTS, task])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folders[0])
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(folders) :]]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -78,7 +78,8 @@ def test_what_a_run_does_not_change_comes_out_as_it_went_in(kind, task, here, ca
         assert contents(here / out) == before, source
     assert run(capsys, "convert", made, here / "own", "--to", "zoo")[0] == 0
     assert contents(here / "own") == before
-    assert read_alone(here / "out", task) == read_alone(made, task)
+    ours, theirs = read_alone(task, here / "out", made)
+    assert ours == theirs
     theirs, ours = (json.loads((each / "config.json").read_text()) for each in (made, here / "out"))
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
         assert ours.get(name) == theirs.get(name), name
@@ -89,7 +90,7 @@ def test_a_tokenizer_that_was_trained_here_pads_and_cuts_in_transformers(here, c
     assert zoo.cli.run(["train", *SMALL, *own, "hydra.run.dir=ours"]) == 0
     assert run(capsys, "convert", "ours", here / "out", "--no-verify")[0] == 0
     found, tokenizer = (
-        read_alone(here / "out", "text-generation"),
+        read_alone("text-generation", here / "out")[0],
         Tokenizer.load(here / "ours/checkpoints/step-000002"),
     )
     assert found["limit"] == 20
