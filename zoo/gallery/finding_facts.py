@@ -45,8 +45,7 @@ def list_effects(kept: Kept) -> list[tuple[str, list[DrawnEffect]]]:
         for each in outcome.findings if not recipe.withdrawn else ():
             metric = each.metric or recipe.metric
             title = LOSSES if "loss" in metric else ACCURACIES if "accuracy" in metric or "scaled" in metric else None
-            of = "" if each.metric is None else f" ({each.metric})"
-            if title is not None and (effect := _read_effect(each, f"{name}: {describe_pair(each)}{of}")):
+            if title is not None and (effect := _read_effect(each, f"{name}: {describe_pair(each)}")):
                 panels[title].append(effect)
     return list(panels.items())
 

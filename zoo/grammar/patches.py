@@ -11,10 +11,11 @@ from zoo.grammar.keys import TOWERS
 def lay_patch(base: Mapping[Any, Any], patch: object, path: str, problems: list[str]) -> dict[Any, Any]:
     """Lay `patch` over `base`, mapping by mapping. A patch that is no mapping is added to `problems` under `path`.
 
-    base                          patch                        result norm: {kind: rms, eps: 1}     norm: {eps: 2}
-    norm: {kind: rms, eps: 2} norm: {kind: rms, eps: 1}     norm: {kind: rms, bias: no}  norm: {kind: rms, eps: 1, bias:
-    no} norm: {kind: rms, eps: 1}     norm: {kind: layer}          norm: {kind: layer}, replaced whole norm: {kind: rms,
-    eps: 1}     norm: null                   norm: null
+    base                          patch                        result
+    norm: {kind: rms, eps: 1}     norm: {eps: 2}               norm: {kind: rms, eps: 2}
+    norm: {kind: rms, eps: 1}     norm: {kind: rms, bias: no}  norm: {kind: rms, eps: 1, bias: no}
+    norm: {kind: rms, eps: 1}     norm: {kind: layer}          norm: {kind: layer}, replaced whole
+    norm: {kind: rms, eps: 1}     norm: null                   norm: null
 
     Two similar merges differ on purpose. In a family's YAML (`zoo.families`) a node that states its kind replaces the
     old one whole, in the second row too. Hydra merges overrides and replaces nothing; therefore leftover fields of the
