@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from zoo.experiments.decisions import Kept, list_decisions
@@ -13,7 +14,7 @@ from zoo.experiments.judging import ExperimentOutcome
 from zoo.experiments.recipe_tables import FINDINGS, list_arms, list_cells, list_costs, list_rates
 from zoo.gallery.finding_facts import list_card_rows, list_effects, read_cards, read_kept
 from zoo.paths import recipes_dir
-from zoo.probes.card import draw_card, group_by_model
+from zoo.probes.card import draw_card, name_model
 from zoo.probes.card import list_costs as list_prices
 from zoo.report import format_markdown, rate_table
 from zoo.report.forest_plot import draw_forest
@@ -118,13 +119,13 @@ def write_decisions(kept: Kept) -> str:
 
 def write_cards() -> str:
     """A section: what each architecture reaches on each probe, and what it costs there."""
-    cards, (header, reached) = group_by_model(read_cards()), list_card_rows()
-    prices = [[model, *list_prices(own[0])] for model, own in cards.items()]
+    header, reached = list_card_rows()
+    prices = [[name, f"`{name_model(own[0])}`", *list_prices(own[0])] for name, own in read_cards().items()]
     return "\n".join(
         [
             *(CARDS, format_markdown(header, reached), ""),
             *("State of a row, parameters and FLOPs of a token are those of mqar.", ""),
-            *(format_markdown(("model", "state", "params", "FLOPs"), prices), ""),
+            *(format_markdown(("architecture", "zoo probe", "state", "params", "FLOPs"), prices), ""),
             *("![Levels reached by each architecture](../recipes/cards/cards.png)", ""),
         ]
     )
@@ -151,5 +152,4 @@ if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     draw_forest(list_effects(read_kept()), recipes_dir() / "verdicts" / "effects.png")
     picture = recipes_dir() / "cards" / "cards.png"
-    if not picture.exists():
-        draw_card(read_cards(), picture)
+    draw_card([replace(each, model=name, overrides=()) for name, own in read_cards().items() for each in own], picture)

@@ -256,19 +256,17 @@ def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path, capsy
     assert all(len(line) <= 120 for line in capsys.readouterr().out.splitlines())
     draw_card(found, tmp_path / "card.svg")
     drawn = (tmp_path / "card.svg").read_text()
-    assert all(
-        f">{text}<" in drawn
-        for text in ("4", "2 to 4", "none", "no better than a guess", "not tested", "mqar, of 8 keys")
-    )
+    assert all(f">{text}<" in drawn for text in ("4", "2 to 4", "none", "not tested", "mqar", "of 8 keys"))
     assert drawn.count(">not tested<") == 1  # parity, on b
 
 
-def test_a_cell_is_the_darker_the_more_levels_are_passed_and_hatched_where_nothing_ran():
+def test_a_cell_is_the_darker_the_more_levels_are_passed_white_for_a_guess_and_hatched_where_nothing_ran():
     axes = make_axes(3, 3)
     for column, reach in enumerate(((0.1, 0.1, 0.1), (1.0, 0.95, 0.2), (1.0, 1.0, 1.0))):
         draw_cell(axes, column, 0, make_outcome(reach=reach))
     draw_cell(axes, 3, 0, None)
     none, some, most, untested = axes.patches
+    assert none.get_facecolor() == (1, 1, 1, 1)
     assert sum(none.get_facecolor()) > sum(some.get_facecolor()) > sum(most.get_facecolor())
     assert untested.get_hatch() and not some.get_hatch()
     assert [text.get_text() for text in axes.texts][-1] == "not tested"

@@ -22,7 +22,7 @@ from zoo.experiments.recipe_tables import (
 from zoo.gallery.charts import draw_effects
 from zoo.gallery.rendering import mark_safe
 from zoo.paths import recipes_dir
-from zoo.probes.card import NOT_TESTED, format_reach, group_by_model
+from zoo.probes.card import NOT_TESTED, format_level, is_guessed
 from zoo.probes.outcome import ProbeOutcome
 from zoo.report.forest_plot import DrawnEffect
 from zoo.report.rate_table import HEADER
@@ -31,6 +31,9 @@ from zoo.untrusted.json_file import read_json
 LOSSES = "validation loss, nats: arm − other (lower is better)"
 ACCURACIES = "accuracy (probes): arm − other (higher is better)"
 """Titles of the panels of the forest plot."""
+
+GUESS = "a guess"
+"""What stands where an architecture reaches no level and is no better than a guess."""
 
 
 def read_kept() -> Kept:
@@ -109,20 +112,30 @@ class FindingFacts:
         return [mark_safe(draw_effects(effects, titles[metric])) for metric, effects in panels.items()]
 
 
-def read_cards() -> list[ProbeOutcome]:
-    """Read the output of `zoo probe` for each architecture (recipes/cards)."""
+def read_cards() -> dict[str, list[ProbeOutcome]]:
+    """Read the output of `zoo probe` for each architecture, by its name (recipes/cards)."""
     files = sorted((recipes_dir() / "cards").glob("*.json"))
-    return [ProbeOutcome.from_dict(each) for file in files for each in read_json(file, list)]
+    names = (re.sub(r"^\d+-", "", file.stem).replace("-", " ") for file in files)
+    return {
+        name: [ProbeOutcome.from_dict(each) for each in read_json(file, list)]
+        for name, file in zip(names, files, strict=True)
+    }
 
 
 def list_card_rows() -> tuple[list[str], list[list[str]]]:
-    """List a header, and a row for each probe with the hardest level that each architecture of recipes/cards
-    reaches."""
-    cards = group_by_model(read_cards())
-    probes = dict.fromkeys(each.probe for own in cards.values() for each in own)
-    by_probe = [{each.probe: each for each in own} for own in cards.values()]
-    rows = [[p, *(format_reach(own[p]) if p in own else NOT_TESTED for own in by_probe)] for p in probes]
-    return ["probe", *cards], rows
+    """List a header with the probes and their hardest levels, and a row for each architecture of recipes/cards with
+    the level that it reaches."""
+    cards = {name: {each.probe: each for each in own} for name, own in read_cards().items()}
+    probes = {probe: each for own in cards.values() for probe, each in own.items()}
+    header = [f"{probe}, of {max(each.chances)} {each.level_is}" for probe, each in probes.items()]
+    rows = [[name, *(_format_cell(own.get(probe)) for probe in probes)] for name, own in cards.items()]
+    return ["architecture", *header], rows
+
+
+def _format_cell(outcome: ProbeOutcome | None) -> str:
+    if outcome is None:
+        return NOT_TESTED
+    return GUESS if is_guessed(outcome) else format_level(outcome)
 
 
 def list_findings() -> list[FindingFacts]:

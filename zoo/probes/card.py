@@ -48,18 +48,21 @@ def name_model(outcome: ProbeOutcome) -> str:
 
 
 def format_reach(outcome: ProbeOutcome) -> str:
-    """Format the median level reached over seeds, the range if they differ, and bits per parameter if counted."""
-    low, high = min(outcome.reaches), max(outcome.reaches)
-    text = name_level(outcome, outcome.reach)
-    if low != high:
-        text += f" ({name_level(outcome, low)} to {high})"
-    text = f"{text} of {max(outcome.chances)} {outcome.level_is}"
-    if outcome.reach < min(outcome.chances) and not outcome.learned:
+    """Format the level reached (`format_level`) of the hardest one, and bits per parameter if counted."""
+    text = f"{format_level(outcome)} of {max(outcome.chances)} {outcome.level_is}"
+    if is_guessed(outcome):
         return f"{text}, no better than a guess"
     if "bits_per_parameter" in outcome.seeds[0].levels[max(outcome.chances)]:
         bits, _ = outcome.average(max(outcome.chances), "bits_per_parameter")
         return f"{text}, {bits:.3f} bits a parameter"
     return text
+
+
+def format_level(outcome: ProbeOutcome) -> str:
+    """Format the median level reached over seeds, and the range if they differ."""
+    low, high = min(outcome.reaches), max(outcome.reaches)
+    reached = name_level(outcome, outcome.reach)
+    return reached if low == high else f"{reached} ({name_level(outcome, low)} to {high})"
 
 
 def format_steps(outcome: ProbeOutcome) -> str:
@@ -125,32 +128,30 @@ def print_card(outcomes: Sequence[ProbeOutcome]) -> None:
 
 
 def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
-    """Draw a card into a .png or .svg file: a heat map with a row for each probe and a column for each model.
+    """Draw a card into a .png or .svg file: a heat map with a row for each model and a column for each probe.
 
     A cell has the level reached, and its range over seeds; its colour is the share of levels passed. A probe that was
     not run on a model is hatched. Raises ConfigError if the file cannot be written.
     """
     models = group_by_model(outcomes)
     probes = {each.probe: each for each in outcomes}
-    names = ["\n".join(textwrap.wrap(model, 24, break_on_hyphens=False)) for model in models]
-    lines = max(name.count("\n") + 1 for name in names)
-    axes = make_axes(2.6 + 1.3 * len(models), 0.8 + 0.13 * lines + 0.42 * len(probes))
-    for column, own in enumerate(models.values()):
+    names = ["\n".join(textwrap.wrap(model, 32, break_on_hyphens=False)) for model in models]
+    lines = sum(max(2, name.count("\n") + 1) for name in names)
+    axes = make_axes(2.6 + 0.85 * len(probes), 1.2 + 0.19 * lines)
+    for row, own in enumerate(models.values()):
         found = {each.probe: each for each in own}
-        for row, probe in enumerate(probes):
+        for column, probe in enumerate(probes):
             draw_cell(axes, column, row, found.get(probe))
-    axes.set_xlim(-0.5, len(models) - 0.5)
-    axes.set_ylim(len(probes) - 0.5, -0.5)  # the first probe on top
+    axes.set_xlim(-0.5, len(probes) - 0.5)
+    axes.set_ylim(len(models) - 0.5, -0.5)  # the first model on top
     axes.xaxis.tick_top()
-    axes.set_xticks(range(len(models)), names)
-    axes.set_yticks(
-        range(len(probes)), [f"{name}, of {max(own.chances)} {own.level_is}" for name, own in probes.items()]
-    )
-    axes.tick_params("x", length=0, labelsize=7)
-    axes.tick_params("y", length=0, labelsize=8)
+    levels = (textwrap.fill(f"of {max(own.chances)} {own.level_is}", 14) for own in probes.values())
+    axes.set_xticks(range(len(probes)), [f"{name}\n{level}" for name, level in zip(probes, levels, strict=True)])
+    axes.set_yticks(range(len(models)), names)
+    axes.tick_params("both", length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    told = "hardest level with 90 % right: median and range over seeds\ndarker: a larger share of the levels"
-    axes.figure.supxlabel(told, fontsize=8)
+    told = "hardest level with 90 % right: median and range over seeds\n"
+    axes.figure.supxlabel(f"{told}darker: a larger share of the levels; white: no better than a guess", fontsize=8)
     write_figure(axes.figure, file)
 
 
@@ -165,18 +166,15 @@ def draw_cell(axes: Any, column: int, row: int, outcome: ProbeOutcome | None) ->
         text, color = NOT_TESTED, "0.35"
     else:
         share = share_reached(outcome, outcome.reach)
-        axes.add_patch(Rectangle(corner, *size, facecolor=colormaps["Blues"](0.05 + 0.8 * share)))
-        text, color = list_reached(outcome), "white" if share > 0.6 else "black"
+        fill = "white" if is_guessed(outcome) else colormaps["Blues"](0.08 + 0.77 * share)
+        axes.add_patch(Rectangle(corner, *size, facecolor=fill, edgecolor="0.85", linewidth=0.6))
+        text, color = format_level(outcome).replace(" (", "\n").rstrip(")"), "white" if share > 0.6 else "black"
     axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
 
 
-def list_reached(outcome: ProbeOutcome) -> str:
-    """List the text of a cell: the level reached, and below it the range over seeds, or that a guess would reach it."""
-    low, high = min(outcome.reaches), max(outcome.reaches)
-    if low != high:
-        return f"{name_level(outcome, outcome.reach)}\n{name_level(outcome, low)} to {high}"
-    guessed = outcome.reach < min(outcome.chances) and not outcome.learned
-    return name_level(outcome, outcome.reach) + "\nno better than a guess" * guessed
+def is_guessed(outcome: ProbeOutcome) -> bool:
+    """Whether no level is reached and the accuracy is no better than that of a guess."""
+    return outcome.reach < min(outcome.chances) and not outcome.learned
 
 
 def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Path) -> None:
