@@ -3,6 +3,7 @@
 #   make test TESTS="-k window"      a part of the tests
 
 SHELL := bash
+unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes, each of which would compile zoo afresh
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
