@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from support.parallel_runs import BASE, INTERLEAVED, SCHEDULES, SMALL, here, lines_of  # noqa: F401  (a fixture)
+from support.parallel_runs import BASE, INTERLEAVED, SCHEDULES, SMALL, ZERO_BUBBLE, here, lines_of  # noqa: F401  (a fixture)
 from support.step_memory import CASES, measure_memory
 from support.step_traffic import SENT, count_sent, price_rank, train_two_steps
 from zoo.costs.states import states
@@ -71,7 +71,7 @@ def test_under_autocast_ranks_and_stages_send_bfloat16_and_lose_nothing_by_it(he
 
 
 def test_the_peak_of_a_process_is_what_is_predicted(here):  # noqa: F811
-    cases = [("fsdp", "bf16", "none"), ("tp", "fp32", "full"), ("pp", "bf16", "none")]
+    cases = [("fsdp", "bf16", "none"), ("tp", "fp32", "full"), (f"{{pp: 2, {ZERO_BUBBLE}}}", "fp32", "none")]
     for measured, predicted in measure_memory(2, cases):
         assert predicted == pytest.approx(measured, rel=0.02)
 

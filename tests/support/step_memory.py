@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from support.parallel_runs import BASE, settle, spread_all
+from support.parallel_runs import BASE, SCHEDULES, ZERO_BUBBLE, settle, spread_all
 from zoo.compose import load
 from zoo.costs.memory import training
 from zoo.costs.setup import Setup
@@ -12,15 +12,21 @@ SIZES = ["n_layers=4", "d_model=128", "n_heads=8", "n_kv_heads=4", "d_ff=320", "
 ROWS, TOKENS = 8, 256
 MESHES = {
     1: ("none",),
-    2: ("ddp", "fsdp", "tp", "pp"),
-    4: ("hsdp", "fsdp_tp", "{pp: 2, shard: 2}", "{pp: 2, tp: 2}"),
+    2: ("ddp", "fsdp", "tp", "pp", *(f"{{pp: 2, {each}}}" for each in SCHEDULES[1:])),
+    4: (
+        "hsdp",
+        "fsdp_tp",
+        "{pp: 2, shard: 2}",
+        "{pp: 2, tp: 2}",
+        *(f"{{pp: 2, {other}: 2, {ZERO_BUBBLE}}}" for other in ("dp", "tp")),
+    ),
 }
 CASES = [
     (way, processes, precision, recompute)
     for processes, ways in MESHES.items()
     for way in ways
     for precision in ("fp32", "bf16")
-    for recompute in ("none", "full")
+    for recompute in (("none",) if "zero_bubble" in way else ("none", "full"))
 ]
 
 

@@ -50,8 +50,8 @@ class Section(NamedTuple):
     `bytes` is the size of the saved tensors, `input` that of the section's input. `forward` is the peak of the forward
     pass. `peak` is the peak of the backward pass, with saved tensors and all gradients; `moving` leaves out the
     weights' gradients. `gradients` is the size of the weights' gradients, `beside` that of the gradients of tensors
-    that all layers read (a bias, an encoder's output). `lent` is the size of the keys, values and depth averages that
-    later layers read.
+    that all layers read (a bias, an encoder's output). `input_peak` and `between` are of a backward pass in two halves
+    (`Undone`). `lent` is the size of the keys, values and depth averages that later layers read.
     """
 
     kept: tuple[Kept, ...]
@@ -62,6 +62,8 @@ class Section(NamedTuple):
     gradients: int = 0
     moving: int = 0
     beside: int = 0
+    input_peak: int = 0
+    between: int = 0
     lent: int = 0
 
     @property
@@ -157,7 +159,8 @@ def _extended(spec: Priced, traces: list[dict[str, Section]], far: int) -> dict[
         kept = tuple(Kept(key[0], (), key[1], size) for key, size in sums.items())
         moving, left = at(attrgetter("moving")), b[name].gradients
         size, given, forward = (at(attrgetter(field)) for field in ("bytes", "input", "forward"))
-        found[name] = Section(kept, size, given, forward, moving + left, left, moving, b[name].beside)
+        halves = (at(attrgetter(field)) for field in ("input_peak", "between"))
+        found[name] = Section(kept, size, given, forward, moving + left, left, moving, b[name].beside, *halves)
     return found
 
 

@@ -318,7 +318,8 @@ def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
     layers of a chunk are gathered at once, because the next one is prefetched. Experts that are a separate unit are
-    gathered for one layer at a time.
+    gathered for one layer at a time. If backward passes are split, all weights stay gathered: nothing gathers them for
+    the second half.
     """
     if not setup.gathers:
         return GatheredBytes()
@@ -339,6 +340,8 @@ def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
     last = units.beside + (alone[runs[-1][-1]] if runs and runs[-1] else 0)
     first = units.beside + max((alone[run[0]] for run in runs if run), default=0)
     most = units.beside + max([*alone.values(), *pairs], default=0)
+    if stage.schedule.splits_backward:
+        most = last = first = stage.params
     return GatheredBytes(most * computed, last * computed, first * computed, reducing)
 
 

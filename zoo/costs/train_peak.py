@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount, take_smaller
 from zoo.costs.tuning import TunedModel
 from zoo.costs.zero_shards import widths
-from zoo.distributed.pipeline_schedule import BackwardMoment
+from zoo.distributed.pipeline_schedule import BACKWARD, WEIGHT, BackwardMoment
 from zoo.model.tower import Tower
 
 CHUNK = 256 << 20
@@ -71,7 +72,8 @@ class StepMemory:
         schedule, found = self.stage.schedule, {}
         count = schedule.shorten(self.setup.accumulate)
         for moment in schedule.list_backwards(self.stage.index, count):
-            for where, parts in self._walk(moment).items():
+            walk = self._walk if moment.what == BACKWARD else self._walk_half
+            for where, parts in walk(moment).items():
                 found[where] = max(found.get(where, {}), parts, key=lambda parts: sum(parts.values()))
         found["step"] = {"gradients": self.held["gradients"], "step": self.held["step"]}
         return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
@@ -122,7 +124,10 @@ class StepMemory:
         masters = self.setup.precision == "bf16_master"  # whose 16-bit sum waits before it is added to fp32
         waits = self.setup.pp == 1 and (masters or not self.setup.chunked_loss)
         table = self._met_again(name, tower) if waits else 0
-        return PassRun((PassPiece(label, last, last.bytes, last.gradients, table=table),))
+        kept = last.bytes
+        if label == "loss" and self.setup.chunked_loss and self.stage.schedule.splits_backward:
+            kept += last.gradients  # computed in the forward pass, and kept until the half for weights
+        return PassRun((PassPiece(label, last, kept, last.gradients, table=table),))
 
     def _list_layers(self, name: str, tower: Tower, pattern: tuple[str, ...]) -> list[PassRun]:
         firsts = _mark_first_gradients(tower)
@@ -185,23 +190,46 @@ class StepMemory:
             common + sum(sum(piece.kept for piece in run.pieces) * run.times for run in runs) for runs in self._chunks
         ]
 
+    @cached_property
+    def _stream(self) -> float:
+        """Bytes of a microbatch's residual stream on a rank, as stages send it."""
+        setup = self.setup
+        return setup.batch * setup.tokens(self.spec) * self._share * self.spec.d_model * DTYPES[setup.computed]
+
+    @cached_property
+    def _between(self) -> list[float]:
+        """The bytes that a microbatch keeps of each chunk between the halves of its backward pass, beside `_kept`: the
+        gradients that weights need."""
+        return [sum(self._sum_between(run.pieces) * run.times for run in runs) for runs in self._chunks]
+
+    def _sum_between(self, pieces: Sequence[PassPiece]) -> float:
+        """Sum `between` of pieces. A chunked loss keeps its gradients from the forward pass on."""
+        chunked = self.setup.chunked_loss
+        read = sum(map(self._read, pieces))  # a product that ranks share in reads the gradient of all their tokens
+        own = sum(each.section.between for each in pieces if not (chunked and each.label == "loss"))
+        return own * self._share + read
+
     def _hold(self, moment: BackwardMoment) -> dict[str, float]:
         """List what exists throughout a backward pass of one chunk: what the stage's other microbatches keep, gradients
         of its other chunks, and torch's buffers. A stage receives each microbatch and its gradient into a buffer of its
-        own, and keeps what it has sent of a microbatch in flight."""
+        own, and keeps what it has sent of a microbatch in flight; gradients sent by a half for inputs, until the step
+        ends."""
         setup, stage, own = self.setup, self.stage, moment.chunk
         found = {"other microbatches": sum(map(operator.mul, moment.kept, self._kept)) - self._kept[own]}
         others = (_sum_gradients(self._chunks[each]) for each in moment.done if each != own)
         found["other chunks' gradients"] = sum(others) * self._scales[1]
-        stream = setup.batch * setup.tokens(self.spec) * self._share * self.spec.d_model * DTYPES[setup.computed]
+        if any(moment.between):
+            found["between halves"] = sum(map(operator.mul, moment.between, self._between))
         buffers = sent = 0
         saved = setup.autocast is None  # a pass saves the buffers that it reads; autocast casts them
-        for number, kept in zip(stage.schedule.list_chunks(stage.index), moment.kept, strict=True):
+        numbers = stage.schedule.list_chunks(stage.index)
+        for number, kept, between in zip(numbers, moment.kept, moment.between, strict=True):
             if number > 0:
                 buffers += setup.accumulate - (kept if saved else 0)
+                sent += setup.accumulate * stage.schedule.splits_backward
             if number < stage.schedule.n_chunks - 1:
-                buffers, sent = buffers + setup.accumulate, sent + kept
-        return {**found, "received": stream * buffers, "sent": stream * sent}
+                buffers, sent = buffers + setup.accumulate - (between if saved else 0), sent + kept
+        return {**found, "received": self._stream * buffers, "sent": self._stream * sent}
 
     def _undo(self, piece: PassPiece, whole: float, standing: float) -> float:
         """Count the peak bytes of a piece's backward pass on a rank, its gradients and saved tensors included. `whole`
@@ -265,6 +293,30 @@ class StepMemory:
                 "whole gradients": held["reducing"],
             }
             peaks["layer"] = max(peaks["layer"], found, key=lambda parts: sum(parts.values()))
+        return peaks
+
+    def _walk_half(self, moment: BackwardMoment) -> dict[str, dict[str, float]]:
+        """Find the fullest moment of half a backward pass of one chunk, as torch runs it: the half for inputs frees no
+        saved tensor, and that for weights frees most of them at its end, when all gradients exist and a new one waits
+        to be added."""
+        runs, others = self._chunks[moment.chunk], {**self._hold(moment), "gathered": self.held["gathered"]}
+        kept, made = self._kept[moment.chunk], _sum_gradients(runs) * self._scales[1]
+        pieces = [step for run in reversed(runs) for step in list_decisive(run)]
+        if moment.what == WEIGHT:
+            new = max(math.prod(each.shape) for each in self.stage.pieces if each.kind is not None and each.learns)
+            norm = 2 * self._stream  # a norm's whole backward pass runs again: its input's gradient, and a product
+            return {"layer": {**others, "kept": kept, "gradients": made, "new": max(new * self._width, norm)}}
+        found, between = {"gradients": made if moment.chunk in moment.done else 0.0}, 0.0
+        peaks: dict[str, dict[str, float]] = {}
+        for piece in pieces:
+            if piece.label == "loss" and self.setup.chunked_loss:
+                most = self._chunked_loss(piece.section, self._scales[0])
+            else:
+                undone = piece.section.input_peak * self._share + self._read(piece)
+                most = {"between halves": between, "its backward pass": undone}
+            parts = {"kept beside it": kept - piece.kept, **others, **found, **most}
+            peaks[piece.label] = max(peaks.get(piece.label, {}), parts, key=lambda parts: sum(parts.values()))
+            between += self._sum_between([piece])
         return peaks
 
     def _chunked_loss(self, head: Section, whole: float = 1) -> dict[str, float]:

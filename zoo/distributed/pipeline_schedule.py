@@ -42,17 +42,21 @@ class StagePass(NamedTuple):
 
 
 class BackwardMoment(NamedTuple):
-    """The moment before a backward pass of one of a stage's chunks. By chunk, it has the microbatches whose activations
-    the stage holds (`kept`), and whether the weights' gradients exist already (`done`)."""
+    """The moment before a backward pass, or `what` half of one, of one of a stage's chunks. By chunk, it has the
+    microbatches whose activations the stage holds (`kept`), those among them that are between the halves (`between`),
+    and whether the weights' gradients exist already (`done`)."""
 
+    what: str
     chunk: int
     kept: tuple[int, ...]
+    between: tuple[int, ...]
     done: frozenset[int]
 
     def covers(self, other: BackwardMoment) -> bool:
         """Whether the stage holds at least what it holds at another moment of the same chunk."""
-        more = all(mine >= theirs for mine, theirs in zip(self.kept, other.kept, strict=True))
-        return self.chunk == other.chunk and more and self.done >= other.done
+        counts = zip(self.kept + self.between, other.kept + other.between, strict=True)
+        more = all(mine >= theirs for mine, theirs in counts) and self.done >= other.done
+        return (self.what, self.chunk) == (other.what, other.chunk) and more
 
 
 @dataclass(frozen=True)
@@ -222,12 +226,16 @@ class PipelineSchedule:
 
     def list_backwards(self, stage: int, microbatches: int) -> list[BackwardMoment]:
         """List the moments before a stage's backward passes at which its memory can peak: those that no other
-        covers."""
-        kept, done, found = [0] * self.chunks, frozenset[int](), dict[BackwardMoment, None]()
+        covers. The model's first chunk has no input with a gradient, and torch's W runs its whole backward pass."""
+        kept, between = [0] * self.chunks, [0] * self.chunks
+        done, found = frozenset[int](), dict[BackwardMoment, None]()
         for what, chunk, _ in self.order(stage, microbatches):
-            if what in (BACKWARD, INPUT):
-                found[BackwardMoment(chunk, tuple(kept), done)] = None
+            begins = self.list_chunks(stage)[chunk] == 0
+            if what in (BACKWARD, WEIGHT) or (what == INPUT and not begins):
+                own = BACKWARD if begins else what
+                found[BackwardMoment(own, chunk, tuple(kept), tuple(between), done)] = None
             if what in (BACKWARD, WEIGHT):
                 done |= {chunk}
             kept[chunk] += {FORWARD: 1, INPUT: 0}.get(what, -1)
+            between[chunk] += 0 if begins else {INPUT: 1, WEIGHT: -1}.get(what, 0)
         return [each for each in found if not any(other.covers(each) for other in found if other != each)]

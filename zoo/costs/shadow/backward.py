@@ -29,12 +29,15 @@ gating: the activation once more; divide_by_rms: the product of x and the gradie
 class Undone(NamedTuple):
     """The memory of a backward pass, in bytes. `peak` counts saved tensors and all gradients; `left` the weights'
     gradients, which stay; `moving` is the peak without weights' gradients; `beside` counts the gradients of tensors
-    made in other sections."""
+    made in other sections. Of a pass in two halves, `input_peak` is the peak of the half for inputs, saved tensors
+    included, and `between` counts the gradients that stay for the half for weights."""
 
     peak: int
     left: int
     moving: int
     beside: int
+    input_peak: int
+    between: int
 
 
 @dataclass(eq=False, slots=True)
@@ -98,16 +101,41 @@ def replay_backward(nodes: Sequence[TapeNode], seeds: Sequence[Any]) -> Undone:
         run.deliver(source_of(seed), run.make(seed.nbytes, 1))
     for node in reversed(nodes):
         if node in run.waiting:
-            _undo(node, run, saved)
+            _undo(node, node.sources, run, saved)
     beside = sum(gradient.nbytes for place, gradient in run.waiting.items() if isinstance(place, TapeNode))
-    return Undone(run.peak, run.left, run.moving, beside)
+    return Undone(run.peak, run.left, run.moving, beside, *_replay_input_half(nodes, seeds))
 
 
-def _undo(node: TapeNode, run: _Pass, saved: dict[Storage, int]) -> None:
+def _replay_input_half(nodes: Sequence[TapeNode], seeds: Sequence[Any]) -> tuple[int, int]:
+    """Replay the half of a backward pass that computes the gradients of inputs; return `input_peak` and `between`.
+    torch keeps all saved tensors for the other half, and each gradient that reaches an operation with a weight."""
+    saved = dict.fromkeys(collect_saved(nodes), -1)  # readers, counted down from here: none is the last
+    run, kept = _Pass(sum(each.nbytes for each in saved)), set[_Gradient]()
+    for seed in seeds:
+        run.deliver(source_of(seed), run.make(seed.nbytes, 1))
+    casts: set[TapeNode | None] = set()  # operations on weights alone
+    further: dict[TapeNode, list[GradientTarget]] = {}
+    for node in nodes:
+        further[node] = [each for each in node.sources if each.node not in casts and not (each.leaf and each.leaf.held)]
+        casts |= set() if further[node] else {node}
+    for node in reversed(nodes):
+        if node in run.waiting:
+            if len(further[node]) < len(node.sources):
+                incoming = run.waiting[node]
+                incoming.readers += 1
+                run.live += max(0, node.nbytes - incoming.nbytes)
+                incoming.nbytes = max(node.nbytes, incoming.nbytes)  # summed from gradients of slices
+                kept.add(incoming)
+            _undo(node, further[node], run, saved)
+    return run.peak, sum(each.nbytes for each in kept)
+
+
+def _undo(node: TapeNode, sources: Sequence[GradientTarget], run: _Pass, saved: dict[Storage, int]) -> None:
+    """Replay an operation's backward pass, which computes the gradients of `sources`."""
     incoming = run.waiting.pop(node)
     run.mark(node.work)
     given = []
-    for source in node.sources:
+    for source in sources:
         same = node.name in PASSED_ON and source.nbytes == incoming.nbytes and not (source.leaf and source.leaf.held)
         gradient = incoming if same else run.make(source.nbytes)
         if node.name in SUMMED and source.nbytes < node.nbytes:
