@@ -99,6 +99,11 @@ def test_the_terminal_the_file_the_page_and_the_picture_give_one_interval(here: 
         assert f"{shown} {each['p']:.3f}" in said and page.count(cells) == (1 if each["metric"] else 2)
     report = report_experiment("heads", read_recipe(file), Path("sweeps/experiments/heads"), False).report
     assert report is not None and "over all comparisons of the experiment" in said
+    assert run(["report", "sweeps/experiments/heads", "--json"]) == 0
+    sweep = json.loads(capsys.readouterr().out)["arms"][1]
+    assert sweep["interval"] == loss["interval"] and sweep["adjusted"] == loss["p"], "and so does its folder"
+    assert run(["experiment", str(file), "--no-measure"]) == 0
+    assert "after Holm over 2 comparisons" in capsys.readouterr().out, "as many as are tested"
     drawn = make_figure(report).axes[0]
     assert "(Holm over all comparisons of the experiment)" in drawn.get_title()
     assert list(np.asarray(drawn.lines[0].get_xdata())) == loss["interval"]

@@ -103,15 +103,12 @@ def plan_experiment(arms: dict[str, str], shared: str = "", design: Setting = No
     return {**outlook.to_dict(), "cannot_see": blind}
 
 
-def read_report(folder: str, metric: str = "val_loss", margin: float | None = None) -> Data:
+def read_report(folder: str, metric: str | None = None, margin: float | None = None) -> Data:
     """Judge the runs in a folder (a sweep or an experiment): which arms are better, worse, equivalent within `margin`,
     or inconclusive, with intervals, and what would decide it."""
-    from zoo.report.arms import group_arms
-    from zoo.report.history import collect_runs
-    from zoo.report.verdicts import Report
+    from zoo.experiments.looking import report_folders
 
-    arms, unfinished = group_arms(collect_runs([Path(folder)]))
-    made = Report.make(arms, None, metric, margin)
+    made, unfinished = report_folders([Path(folder)], None, metric, margin)
     return {**made.to_dict(), "hints": made.hints(), "unfinished": unfinished}
 
 

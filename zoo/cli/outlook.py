@@ -109,8 +109,8 @@ def describe_search(outlook: Outlook, fewest: int, most: int) -> str:
 def _power_lines(outlook: Outlook) -> list[str]:
     """Describe the smallest difference that the seeds can detect."""
     alone, corrected = outlook.smallest_effect(), outlook.smallest_effect(corrected=True)
-    others, seeds = len(outlook.arms) - 1, outlook.seeds
-    if not others:
+    count, seeds = outlook.comparisons, outlook.seeds
+    if len(outlook.arms) < 2:
         return []
     if alone is None or corrected is None:
         return [f"{seeds} {'seed tells' if seeds == 1 else 'shared seeds tell'} no difference (seed=0,1,2, say)"]
@@ -120,4 +120,4 @@ def _power_lines(outlook: Outlook) -> list[str]:
         return f"{effect:.2f} σ{loss}"
 
     line = f"{seeds} seeds tell a difference of {size(alone)} (σ: of a pair's difference; power 0.8, two-sided 5 %)"
-    return [line, *([f"and of {size(corrected)} after Holm over {others} arms"] if others > 1 else [])]
+    return [line, *([f"and of {size(corrected)} after Holm over {count} comparisons"] if count > 1 else [])]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(
     folders: list[Path] = argument("Folders with runs: a sweep, or several.", default=..., metavar="SWEEP..."),
     baseline: str | None = option("The baseline arm. [default: the first]"),
-    metric: str = option("The metric to compare; lower is better.", default="val_loss"),
+    metric: str | None = option("The metric to compare; lower is better. [default: the experiment's, or val_loss]"),
     margin: float | None = option("Equivalence margin: the largest difference that does not matter."),
     fit: Path | None = option("The baseline's scaling law (zoo fit --out), for effective speedups.", metavar="FIT"),
     plot: Path | None = option("Draw the verdicts to this file (.png, .svg).", metavar="FILE"),
@@ -30,20 +30,18 @@ def run(
     """Compare the arms of an experiment: runs whose overrides differ, each with the same seeds.
 
     Losses are paired by seed. An arm is better or worse if Student's t-test at the 5 % level says so, corrected for the
-    number of arms (Holm, 1979); equivalent if its difference is shown to be within --margin; else the comparison is
-    inconclusive, and the smallest difference that these seeds can detect is given. Diverged runs count, and rank last.
+    number of arms, or of an experiment's comparisons (Holm, 1979); equivalent if its difference is shown to be within
+    --margin; else the comparison is inconclusive, and the smallest difference that these seeds can detect is given.
+    Diverged runs count, and rank last.
     """
-    from zoo.report.arms import group_arms
-    from zoo.report.history import collect_runs
-    from zoo.report.verdicts import Report
+    from zoo.experiments.looking import report_folders
 
     if margin is not None and not 0 < margin < float("inf"):
         raise ConfigError(f"margin: is a difference above 0, found {margin:g} (--margin 0.01, say)")
     shown = output.shown
-    arms, unfinished = group_arms(collect_runs(folders))
+    made, unfinished = report_folders(folders, baseline, metric, margin)
     for line in unfinished:
         say(line)
-    made = Report.make(arms, baseline, metric, margin)
     if fit is not None:
         from zoo.cli.predict import read_fit
 

@@ -288,6 +288,11 @@ class Experiment(Strict):
         seen = [Expectation(arm=arm, against=first, verdict="any") for arm in self.arms if arm != first]
         return self.form(short_form).expect or seen
 
+    def count_comparisons(self) -> int:
+        """Count the expected verdicts, over which p-values are corrected; 0 if there are only bounds, so that they are
+        corrected over the arms."""
+        return sum(each.verdict is not None for each in self.list_expectations())
+
     def key(self) -> str:
         """Hash everything that affects the results of the whole form, except expectations. A verdict stores the hash,
         so that a later change of the experiment is noticed."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.errors import ConfigError
@@ -14,14 +14,12 @@ from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
 from zoo.experiments.judging import ExperimentOutcome, Ran, compare_with_baseline, judge
 from zoo.experiments.pricing import check_matched, price_launch
 from zoo.experiments.recipe_tables import FINDINGS, list_cells, list_missing
-from zoo.experiments.registration import describe_registration, register
+from zoo.experiments.registration import describe_registration, read_registered, register
 from zoo.experiments.running import collect_arms, find_complete_seeds, plan_arms, train_arms
 from zoo.jobs.conducting import SweepObserver
+from zoo.report.arms import Arm, group_arms
+from zoo.report.history import collect_runs
 from zoo.report.verdicts import Report
-
-if TYPE_CHECKING:
-    from zoo.report.arms import Arm
-
 
 FOLDER = Path("sweeps/experiments")
 """The folder of experiments, below the working directory."""
@@ -99,33 +97,61 @@ def run_experiment(
 
 
 def report_experiment(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
-    """Judge the existing runs in an experiment's folder, at the last look that has all of its runs. Before the first
-    look the seeds that are complete are judged, at the level that a look at them would have. Trains nothing. Raises
-    ConfigError if fewer than two seeds are complete."""
+    """Judge the existing runs in an experiment's folder (`_collect_ended`). Trains nothing."""
+    ran, arms, level, missing = _collect_ended(experiment, folder, short_form)
+    with plan_arms(experiment, folder, short_form) as plan:
+        registered = register(experiment, folder, plan.list_points())
+    outcome = replace(judge(name, experiment, ran, short_form, level, registered), missing=missing)
+    return describe_arms(outcome, experiment, ran, arms)
+
+
+def _collect_ended(experiment: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[Arm], float, list[str]]:
+    """Collect the runs of the last look that has all of its runs, its level, and no missing run. Before the first look
+    the seeds that are complete are collected, with the level that a look at them would have and a description of each
+    missing run. Raises ConfigError if fewer than two seeds are complete."""
     looks = experiment.form(short_form).looks
     whole = (each for each in reversed(looks) if not find_complete_seeds(experiment, folder, each)[2])
     complete, found, missing = find_complete_seeds(experiment, folder, next(whole, looks[0]))
     if len(complete) < 2:
         said = f"{len(complete)} of {looks[0]} seeds are complete, and two have a spread"
         raise ConfigError(f"{folder}: {said}; {'; '.join(missing)} (--run)")
-    ran, arms = collect_arms(experiment, found, short_form)
-    with plan_arms(experiment, folder, short_form) as plan:
-        registered = register(experiment, folder, plan.list_points())
     level = find_look_levels(tuple(sorted({len(complete), *looks})))[0 if missing else looks.index(len(complete))]
-    outcome = replace(judge(name, experiment, ran, short_form, level, registered), missing=missing)
-    return describe_arms(outcome, experiment, ran, arms)
+    return *collect_arms(experiment, found, short_form), level, missing
+
+
+def report_folders(
+    folders: Sequence[Path], baseline: str | None = None, metric: str | None = None, margin: float | None = None
+) -> tuple[Report, list[str]]:
+    """Report on the arms in folders of runs, with lines on runs that are missing or left out.
+
+    An experiment's folder is judged by the comparisons that it registered, and at the level of its look. Arms of any
+    other folders are compared with the first one, and so are those of an experiment in another metric or with another
+    baseline. Raises ConfigError as `Report.make`, and if fewer than two seeds of an experiment are complete.
+    """
+    stated = read_registered(folders[0]) if len(folders) == 1 else None
+    if stated and baseline in (None, stated.first_arm()) and metric in (None, stated.metric):
+        experiment = stated.model_copy(update={"margin": margin or stated.margin})
+        ran, arms, level, missing = _collect_ended(experiment, folders[0], False)
+        return _compare_arms(experiment, ran, arms, False, level), missing
+    arms, unfinished = group_arms(collect_runs(folders))
+    return Report.make(arms, baseline, metric or "val_loss", margin), unfinished
 
 
 def describe_arms(
     outcome: ExperimentOutcome, experiment: Experiment, ran: Ran, arms: Sequence[Arm]
 ) -> JudgedExperiment:
-    """Report on trained arms, compared with the experiment's baseline by the tests of its expectations."""
-    made = Report.make(arms, experiment.first_arm(), experiment.metric, experiment.margin, outcome.level)
-    found = compare_with_baseline(ran, experiment, outcome.form == "short", outcome.level)
-    made = replace(made, found=found, family="all comparisons of the experiment")
+    """Report on trained arms, with the function that draws them."""
+    made = _compare_arms(experiment, ran, arms, outcome.form == "short", outcome.level)
     title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
     stated = [("Expectations", FINDINGS, list(map(list_cells, outcome.findings)), ())]
     return JudgedExperiment(outcome, partial(draw_trained, made, title, list_notes(outcome, experiment), stated), made)
+
+
+def _compare_arms(experiment: Experiment, ran: Ran, arms: Sequence[Arm], short_form: bool, level: float) -> Report:
+    """Compare trained arms with the experiment's baseline, by the tests of its expectations."""
+    made = Report.make(arms, experiment.first_arm(), experiment.metric, experiment.margin, level)
+    found = compare_with_baseline(ran, experiment, short_form, level)
+    return replace(made, found=found, family="all comparisons of the experiment")
 
 
 def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:

@@ -48,7 +48,7 @@ def _list_sigmas(name: str, experiment: Experiment) -> Iterator[float]:
 
 def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
     """Describe what the design can show besides a difference: equivalence, divergence, and the levels of looks."""
-    form, level, lines = experiment.form(False), _find_strictest_level(experiment, outlook), []
+    form, level, lines = experiment.form(False), LEVEL / outlook.comparisons, []
     seeds = form.looks[-1]
     if len(form.looks) > 1:
         levels = ", ".join(f"{level:.2g}" for level in find_look_levels(tuple(form.looks)))
@@ -69,7 +69,7 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
     """Write a line for each published effect, or margin, that the design could not detect."""
-    level, sigma = _find_strictest_level(experiment, outlook), outlook.sigma
+    level, sigma = LEVEL / outlook.comparisons, outlook.sigma
     smallest = find_smallest_effect(outlook.seeds, level)
     if smallest is None or sigma is None:
         return []
@@ -85,12 +85,6 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
         would = "" if needed is None else f" ({needed:,} seeds would)"
         lines.append(f"{_describe(each)}: {what}, and this design detects {seen:.2g} or more{would}")
     return lines
-
-
-def _find_strictest_level(experiment: Experiment, outlook: Outlook) -> float:
-    """Find Holm's strictest level: LEVEL over the arms without the baseline, or over the expected verdicts if more."""
-    expected = sum(each.verdict is not None for each in experiment.expect)
-    return LEVEL / max(1, len(outlook.arms) - 1, expected)
 
 
 def _describe(each: Expectation) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import zoo
 from zoo.disk import write_text
-from zoo.experiments.experiment import Experiment
+from zoo.experiments.experiment import Experiment, make_experiment
 from zoo.jobs.sweep import SweepPoint
 from zoo.untrusted.json_file import read_json
 
@@ -59,6 +59,19 @@ def register(experiment: Experiment, folder: Path, points: list[SweepPoint]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(made, indent=1) + "\n")
     return made
+
+
+def read_registered(folder: Path) -> Experiment | None:
+    """Read the experiment that a folder's registration states, with its later changes; None without a registration.
+    Raises CheckpointError or ConfigError for a faulty file."""
+    if not (file := folder / FILE).is_file():
+        return None
+    made = read_json(file, dict[str, Any])
+    stated: dict[str, Any] = {}
+    for each in (made, *made["changes"]):
+        for part in each["stated"].values():
+            stated |= part
+    return make_experiment(stated | {"config": None}, file)  # the runs have their config
 
 
 def hash_parts(experiment: Experiment, points: list[SweepPoint]) -> dict[str, str]:

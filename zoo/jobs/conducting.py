@@ -38,6 +38,8 @@ class SweepDesign:
     """The standard deviation of a pair's difference, for the power of a plan."""
     measure: bool = False
     """Whether to time some steps of each arm first."""
+    expected: int = 0
+    """The number of verdicts that an experiment expects."""
 
 
 class SweepObserver:
@@ -76,7 +78,8 @@ def look_ahead(plan: LaunchPlan, design: SweepDesign, sweep: Sweep, *, only_plan
         jobs = [each for each in jobs if not found[each.name].refused]
         if not jobs:
             refuse(dict.fromkeys(fault for faults in refused.values() for fault in faults))
-    return Outlook(jobs, forecaster, dropped, refused, done, design.sigma, matched, _count_searched(design, jobs))
+    searched = _count_searched(design, jobs)
+    return Outlook(jobs, forecaster, dropped, refused, done, design.sigma, matched, searched, design.expected)
 
 
 def _count_searched(design: SweepDesign, jobs: Sequence[SweepPoint]) -> tuple[int, int] | None:

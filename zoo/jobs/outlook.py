@@ -32,6 +32,8 @@ class Outlook:
     match: Match | None = None
     search_runs: tuple[int, int] | None = None
     """The minimum and maximum runs per arm that a learning-rate search adds; None without a search."""
+    expected: int = 0
+    """The number of verdicts that an experiment expects; 0 if it expects none, and for a sweep."""
 
     @property
     def arms(self) -> dict[str, list[SweepPoint]]:
@@ -68,11 +70,16 @@ class Outlook:
         """The number of seeds that all arms have."""
         return len(set.intersection(*({each.seed for each in jobs} for jobs in self.arms.values())))
 
+    @property
+    def comparisons(self) -> int:
+        """The number of comparisons over which p-values will be corrected: the expected verdicts, or the arms other
+        than the baseline."""
+        return self.expected or max(len(self.arms) - 1, 1)
+
     def smallest_effect(self, *, corrected: bool = False) -> float | None:
-        """Find the smallest difference from the baseline that this number of seeds can detect, in standard deviations
-        of a pair's difference; with `corrected` at Holm's strictest level, LEVEL / (arms - 1)."""
-        others = max(len(self.arms) - 1, 1)
-        return find_smallest_effect(self.seeds, LEVEL / others if corrected else LEVEL)
+        """Find the smallest difference that this number of seeds can detect, in standard deviations of a pair's
+        difference; with `corrected` at Holm's strictest level, LEVEL / comparisons."""
+        return find_smallest_effect(self.seeds, LEVEL / self.comparisons if corrected else LEVEL)
 
     def to_dict(self) -> dict[str, Any]:
         """Write the outlook as plain data."""
@@ -95,6 +102,7 @@ class Outlook:
             **({"search_runs": self.search_runs, "search_seconds": self.search_seconds} if self.search_runs else {}),
             "power": {
                 "seeds": self.seeds,
+                "comparisons": self.comparisons,
                 "smallest_effect": self.smallest_effect(),
                 "smallest_effect_corrected": self.smallest_effect(corrected=True),
                 "sigma": self.sigma,
