@@ -17,7 +17,7 @@ from zoo.analysis.verdict.power import count_seeds
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.cli import run
 from zoo.experiments.experiment import find_recipe, read_recipe
-from zoo.experiments.looking import report_experiment
+from zoo.experiments.looking import report_experiment, report_folders
 from zoo.experiments.running import design_sweep
 from zoo.jobs.plan import LaunchPlan
 from zoo.report.verdict_plot import make_figure
@@ -136,6 +136,19 @@ def test_the_same_experiment_is_made_by_flags(here: Path, trainer: Trainer) -> N
         "one head"
     ]
     assert read_outcome(Path("flags"))["findings"][0]["found"] == "equivalent"
+
+
+def test_the_own_margin_of_an_expectation_is_written_and_drawn(here: Path, capsys, trainer: Trainer) -> None:
+    pair = {"arm": "one head", "against": "many heads", "verdict": "equivalent", "margin": 0.5}
+    file = write(here, arms={**ARMS, "all heads": "attention=mha"}, margin=0.25, expect=[pair])
+    assert run(["experiment", str(file), "--run"]) == 0
+    assert "one head − many heads: equivalent within ±0.5" in " ".join(capsys.readouterr().out.split())
+    folder = Path("sweeps/experiments/heads")
+    page = (folder / "report.html").read_text()
+    assert "equivalent within ±0.5:" in page and "equivalent within ±0.25:" in page
+    report, _ = report_folders([folder])
+    bands = [each.get_paths()[0].get_extents().xmax for each in make_figure(report).axes[0].collections]
+    assert bands == [0.5, 0.25], "a band behind each arm, as wide as its own margin"
 
 
 def test_what_changes_after_registration_is_listed_with_the_verdict(here: Path, capsys, trainer: Trainer) -> None:

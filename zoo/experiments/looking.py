@@ -158,8 +158,9 @@ def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
     """List the notes of the page: missing runs, the registration and the margin."""
     notes = list_missing(outcome)
     notes += [] if outcome.registration is None else [describe_registration(outcome.registration).capitalize() + "."]
+    own = "; an expectation's own margin replaces it" if any(each.margin for each in experiment.expect) else ""
     return notes + (
-        [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}."]
+        [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}{own}."]
     )
 
 

@@ -110,11 +110,13 @@ def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:
 
 def list_cells(each: Finding) -> list[str]:
     """Format a finding as a row of the table FINDINGS."""
-    pair = describe_pair(each) if each.expected == "any" else f"{describe_pair(each)}: {each.expected}"
+    within = "" if each.margin is None else f" within ±{each.margin:g}"
+    expected = f": {each.expected}{within if each.expected == 'equivalent' else ''}"
+    pair = describe_pair(each) if each.expected == "any" else f"{describe_pair(each)}{expected}"
     unmet = "not shown" if each.found == "inconclusive" else "no"
     holds = "" if each.expected == "any" else "yes" if each.holds else unmet
-    within = "" if each.margin is None or each.found != "equivalent" else f" within ±{each.margin:g}"
-    return [pair, each.paper, f"{each.found}{within}", format_value(each), format_p(each.p), holds]
+    found = f"{each.found}{within if each.found == 'equivalent' else ''}"
+    return [pair, each.paper, found, format_value(each), format_p(each.p), holds]
 
 
 def list_arms(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -77,10 +77,13 @@ def make_figure(report: Report) -> Figure:
 
 
 def _draw_differences(axes: Axes, report: Report) -> None:
-    """Draw each arm's difference from the baseline with its 95 % interval, coloured by its verdict."""
+    """Draw each arm's difference from the baseline with its 95 % interval, coloured by its verdict, in front of its
+    margin's band."""
     for at, arm in enumerate(report.others):
         each = report.found[arm.name]
         color = COLORS[each.verdict]
+        if each.margin is not None:
+            axes.fill_betweenx([at - 0.5, at + 0.5], -each.margin, each.margin, color="tab:blue", alpha=0.08, lw=0)
         if each.interval is not None:
             axes.plot(each.interval, [at, at], color=color, linewidth=2)
         if each.difference is not None:
@@ -90,8 +93,6 @@ def _draw_differences(axes: Axes, report: Report) -> None:
             axes.annotate(
                 lost, (0.5, at), xycoords=("axes fraction", "data"), color=color, fontsize=8, ha="center", va="bottom"
             )
-    if report.margin is not None:
-        axes.axvspan(-report.margin, report.margin, color="tab:blue", alpha=0.08, linewidth=0)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(report.others)), [each.name for each in report.others], fontsize=8)
     axes.locator_params(axis="x", nbins=5)

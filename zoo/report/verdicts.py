@@ -71,8 +71,6 @@ class Report:
     baseline: Arm
     metric: str
     found: Mapping[str, Comparison]
-    margin: float | None = None
-    """The largest difference that does not matter; None if none was stated, so that no arm is called equivalent."""
     tuning: Mapping[str, float] = field(default_factory=dict)
     """By arm the standard error that its searched learning rate adds to its mean; empty without searches."""
     level: float = LEVEL
@@ -99,7 +97,7 @@ class Report:
         tuning = rate_table.find_rate_errors(searches, pool_noise(map(keep_finite, losses.values())))
         found = compare_arms(losses, first.name, level, margin, tuning)
         order = [first, *(each for each in arms if each is not first)]
-        return cls(order, first, metric, found, margin, tuning, level)
+        return cls(order, first, metric, found, tuning, level)
 
     @property
     def others(self) -> Sequence[Arm]:
@@ -141,7 +139,7 @@ class Report:
     def sentence(self, arm: Arm) -> str:
         """Write the verdict on an arm, with its basis."""
         each = self.found[arm.name]
-        said = f"equivalent within ±{self.margin:g}" if each.verdict == "equivalent" else each.verdict
+        said = f"equivalent within ±{each.margin:g}" if each.verdict == "equivalent" else each.verdict
         if any(each.diverged):
             lost = (
                 f"{each.diverged[0]} of {len(arm.runs)} runs diverged, {each.diverged[1]} of {len(self.baseline.runs)}"

@@ -55,6 +55,8 @@ class Comparison:
     paired: bool = True
     equivalence: float | None = None
     """The p-value of equivalence within the margin after Holm's correction; None without a margin."""
+    margin: float | None = None
+    """The largest difference that does not matter; None if none was stated, so that no arm is called equivalent."""
     detectable: float | None = None
     """The smallest true difference that `n` seeds of this spread show with power POWER."""
     pairing: float | None = None
@@ -190,6 +192,7 @@ def _describe(
         needed=None if known is None or pair.measured else _count_needed(known, tested_at),
         paired=True if found is None else found.paired,
         equivalence=equal,
+        margin=pair.margin,
         detectable=None if known is None else _find_detectable(known, tested_at),
         pairing=_measure_pairing(pair) if whole else None,
         noise=None if known is None else known.noise,
