@@ -18,8 +18,12 @@ from zoo.analysis.verdict.spending import find_look_levels
 from zoo.cli import run
 from zoo.experiments.experiment import find_recipe, read_recipe
 from zoo.experiments.looking import report_experiment, report_folders
-from zoo.experiments.running import design_sweep
-from zoo.jobs.plan import LaunchPlan
+from zoo.experiments.running import design_sweep, plan_experiment
+from zoo.jobs.outlook import Outlook
+from zoo.jobs.plan import LaunchPlan, plan_launch
+from zoo.jobs.rates import search_rates
+from zoo.jobs.sweep import Sweep
+from zoo.report.history import RunRecord
 from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import format_spread
 
@@ -180,6 +184,58 @@ def test_arms_are_tuned_on_a_seed_and_rows_that_no_verdict_reads(here: Path, tra
         ("search" in job, word) for job in written["jobs"].values() for word in job["overrides"] if "eval_part" in word
     }
     assert parts == {(True, "eval_part=tuning"), (False, "eval_part=reporting")}
+
+
+PROXY = ["model.d_model=32", "model.n_heads=2", "model.n_kv_heads=1", "model.d_ff=85"]
+
+
+def test_wide_arms_are_tuned_on_narrow_models_under_mup(here, capsys, refused, trainer, monkeypatch) -> None:
+    shared = [*SHARED, "optim.lr=1e-3", "parametrisation=mup", "parametrisation.base_width=32"]
+    arms = {"many heads": "", "normed": "model.attention.qk_norm=rmsnorm"}
+    file = write(here, arms=arms, tune={"proxy": PROXY}, shared=shared, seeds=2)
+    assert run(["experiment", str(file), "--run"]) == 0
+    assert " ".join(capsys.readouterr().out.split()).count("7, 32 wide") == 4, "equal effort, in both tables"
+    folder = Path("sweeps/experiments/heads")
+    written = json.loads((folder / "sweep.json").read_text())
+    widths = {("search" in job, RunRecord(folder / name).spec.d_model) for name, job in written["jobs"].items()}
+    assert widths == {(True, 32), (False, 192)}
+    for name in arms:
+        assert written["search"][name]["best"] == pytest.approx(2e-3, rel=0.01)
+    reported = [job["overrides"] for job in written["jobs"].values() if "search" not in job]
+    assert len(reported) == 4 and all("optim.lr=0.002" in each for each in reported)
+    (finding,) = read_outcome()["findings"]
+    assert finding["rate_error"] > 0
+    monkeypatch.setattr(Outlook, "predict", lambda _, job: {"wall_seconds": job.planned.spec.d_model})
+    assert plan_experiment(read_recipe(file), folder, measure=False).search_seconds == 32 + 32, "what narrow runs cost"
+    standard = write(here, arms=arms, tune={"proxy": PROXY})
+    assert "many heads does not train under muP" in refused("experiment", str(standard))[0]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "line"),
+    [
+        ("steps=1 model.d_model=32", "steps=1 is no size of the model"),
+        ("model.d_model=192", "many heads is 192 wide, and its proxy 192"),
+        ("model.d_model=32 model.n_layers=2", "many heads has 1 layers, and its proxy 2"),
+    ],
+)
+def test_a_proxy_whose_best_rate_is_another_is_refused(here: Path, refused, proxy: str, line: str) -> None:
+    file = write(here, tune={"proxy": proxy}, shared=[*SHARED, "parametrisation=mup"])
+    assert line in refused("experiment", str(file), "--no-measure")[0]
+
+
+@pytest.mark.slow
+def test_the_best_rate_of_a_narrow_model_is_that_of_the_wide_one_under_mup(here: Path) -> None:
+    heads = [f"model.{name}" for name in ("head_dim=16", "d_model=128", "n_heads=8", "n_kv_heads=8", "d_ff=340")]
+    shared = [*SHARED, *heads, "parametrisation=mup", "parametrisation.base_width=32", "optim.lr=4e-3"]
+    shared += ["steps=40", "batch_size=4", "seq_len=32", "eval_batches=8", "hydra.sweep.dir=rates"]
+    with plan_launch(shared, sweeps=True, arms={"wide": []}) as plan, plan.hold_folder() as folder:
+        launch = lambda jobs, _: plan.launch(folder, jobs)  # noqa: E731
+        found = [
+            float(search_rates(plan, Sweep.read(folder), plan.list_points(), launch, proxy=proxy)[1]["wide"].choose())
+            for proxy in ((), [*PROXY, "model.n_kv_heads=2"])
+        ]
+    assert abs(math.log10(found[0] / found[1])) < 0.25, "without muP the wide one's is about four times lower"
 
 
 def test_a_short_form_keeps_the_rates_of_its_configs() -> None:

@@ -202,9 +202,10 @@ class Experiment(Strict):
     baseline: str | None = None
     """The arm that the others are matched to and compared with; by default the first."""
     seeds: Seeds = 3
-    tune: bool | list[str] = False
+    tune: bool | list[str] | dict[Literal["proxy"], Overrides] = False
     """Whether each arm's learning rate is searched before its seeds run, on a seed and rows of its own; or the keys of
-    further numbers ([optim.weight_decay]) that are searched after it in the same way, each at the values found."""
+    further numbers ([optim.weight_decay]) that are searched after it in the same way, each at the values found; or the
+    overrides of a narrower model ({proxy: model.d_model=64 …}) on which the rate is searched, under muP."""
     match: str | None = None
     """The cost that is made equal over the arms before they run (as `zoo train -m --match`)."""
     match_by: str | None = None

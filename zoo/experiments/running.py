@@ -49,6 +49,7 @@ def design_sweep(experiment: Experiment, short_form: bool = False) -> SweepDesig
         baseline=experiment.baseline,
         search_lr=bool(experiment.tune) and not short_form,
         further=experiment.tune if isinstance(experiment.tune, list) else (),
+        proxy=experiment.tune.get("proxy", ()) if isinstance(experiment.tune, dict) and not short_form else (),
         expected=experiment.count_comparisons(),
     )
 

@@ -15,7 +15,7 @@ from zoo.jobs.matching import BUDGETS, Match, Matching, choose_dimension
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.pinning import count_workers
 from zoo.jobs.plan import LaunchPlan
-from zoo.jobs.rates import FEWEST, MOST, RateSearch, search_rates
+from zoo.jobs.rates import FEWEST, MOST, RateSearch, plan_proxies, search_rates
 from zoo.jobs.sweep import Sweep, SweepPoint, describe_dropped, drop_duplicates, list_varied
 
 
@@ -33,6 +33,8 @@ class SweepDesign:
     search_lr: bool = False
     further: Sequence[str] = ()
     """Keys of numbers that are searched after the learning rate, one after another."""
+    proxy: Sequence[str] = ()
+    """Overrides that make an arm's model narrower for its search, under muP."""
     trials: int | None = None
     sigma: float | None = None
     """The standard deviation of a pair's difference, for the power of a plan."""
@@ -79,7 +81,8 @@ def look_ahead(plan: LaunchPlan, design: SweepDesign, sweep: Sweep, *, only_plan
         if not jobs:
             refuse(dict.fromkeys(fault for faults in refused.values() for fault in faults))
     searched = _count_searched(design, jobs)
-    return Outlook(jobs, forecaster, dropped, refused, done, design.sigma, matched, searched, design.expected)
+    proxies = plan_proxies(plan, jobs, design.proxy) if design.proxy else []
+    return Outlook(jobs, forecaster, dropped, refused, done, design.sigma, matched, searched, design.expected, proxies)
 
 
 def _count_searched(design: SweepDesign, jobs: Sequence[SweepPoint]) -> tuple[int, int] | None:
@@ -154,8 +157,9 @@ def _search(
 
         return Trials.open(sweep.folder, job, trials or 0, count_workers(plan.jobs[0].cfg.hydra.launcher) or 1)
 
-    jobs, searches = search_rates(plan, sweep, outlook.jobs, launch, begin if trials else None)
-    found = {name: search.to_dict() for name, search in searches.items()}
+    jobs, searches = search_rates(plan, sweep, outlook.jobs, launch, begin if trials else None, proxy=design.proxy)
+    of_proxy = {"width": outlook.proxies[0].planned.spec.d_model} if outlook.proxies else {}
+    found = {name: search.to_dict() | of_proxy for name, search in searches.items()}
     for key in design.further:
         jobs, searches = search_rates(plan, sweep, jobs, launch, key=key)
         for name, search in searches.items():

@@ -34,6 +34,8 @@ class Outlook:
     """The minimum and maximum runs per arm that a learning-rate search adds; None without a search."""
     expected: int = 0
     """The number of verdicts that an experiment expects; 0 if it expects none, and for a sweep."""
+    proxies: Sequence[SweepPoint] = ()
+    """The narrower model of each arm on which its learning rate is searched; empty if it is its own."""
 
     @property
     def arms(self) -> dict[str, list[SweepPoint]]:
@@ -51,8 +53,8 @@ class Outlook:
 
     @property
     def search_seconds(self) -> float | None:
-        """The sum of the seconds of one run of each arm; None if some are unknown."""
-        return self._add_up([jobs[0] for jobs in self.arms.values()])
+        """The sum of the seconds of one run of each arm's search; None if some are unknown."""
+        return self._add_up(self.proxies or [jobs[0] for jobs in self.arms.values()])
 
     def _add_up(self, jobs: Sequence[SweepPoint]) -> float | None:
         found = [self.predict(each)["wall_seconds"] for each in jobs]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import runs
 from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError, ZooError, refuse
 from zoo.jobs.sweep import Sweep, SweepPoint, find_key, group_by_arm
 
 if TYPE_CHECKING:
@@ -145,12 +145,13 @@ def search_rates(
     launch: Callable[[Sequence[SweepPoint], Mapping[str, Any]], None],
     begin: Callable[[SweepPoint], RateSearch] | None = None,
     key: str = KEY,
+    proxy: Sequence[str] = (),
 ) -> tuple[list[SweepPoint], dict[str, RateSearch]]:
     """Search the learning rate (or another number, by its `key`) of every arm, by the grid or by the search that
-    `begin` makes from the job of an arm's first seed. All arms' jobs of a round run together. `launch` is called with
-    these jobs, and with each job's fields in sweep.json by name. Returns the jobs of all seeds at the chosen values,
-    and the searches. Raises ConfigError if the sweep varies the rate itself, and ZooError if every value of an arm
-    failed."""
+    `begin` makes from the job of an arm's first seed; the overrides `proxy` make the models narrower. All arms' jobs of
+    a round run together. `launch` is called with these jobs, and with each job's fields in sweep.json by name. Returns
+    the jobs of all seeds at the chosen values, and the searches. Raises ConfigError if the sweep varies the rate
+    itself, and ZooError if every value of an arm failed."""
     if key == KEY and (faults := find_faults(jobs)):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)
@@ -160,7 +161,9 @@ def search_rates(
         tried = [(name, each) for name, search in searches.items() for each in search.ask()]
         if not tried:
             break
-        made = {(name, each): at_search(plan, arms[name][0], searches[name].rate(each), key) for name, each in tried}
+        made = {
+            (name, each): at_search(plan, arms[name][0], searches[name].rate(each), key, proxy) for name, each in tried
+        }
         launch(list(made.values()), {job.name: searches[name].note(each) for (name, each), job in made.items()})
         for (name, each), job in made.items():
             searches[name].tell(each, *read_outcome(sweep.folder, job))
@@ -181,14 +184,42 @@ def read_number(job: SweepPoint, key: str) -> float:
     return value
 
 
-def at_search(plan: LaunchPlan, job: SweepPoint, rate: str | None = None, key: str = KEY) -> SweepPoint:
-    """Compose a job of a search: with its own seed and rows, and at a rate, by default the job's own."""
-    kept = (
-        each for each in job.typed if find_key(each) not in ("seed", PART) and (rate is None or find_key(each) != key)
+def at_search(
+    plan: LaunchPlan, job: SweepPoint, rate: str | None = None, key: str = KEY, proxy: Sequence[str] = ()
+) -> SweepPoint:
+    """Compose a job of a search: with its own seed and rows, at a rate, by default the job's own, and with the
+    overrides of a `proxy`."""
+    own = [*proxy, *([] if rate is None else [f"{key}={rate}"]), f"seed={SEED}", f"{PART}=tuning"]
+    set_here = set(map(find_key, own))
+    return plan.compose_point([*(each for each in job.typed if find_key(each) not in set_here), *own], job.arm)
+
+
+def plan_proxies(plan: LaunchPlan, jobs: Sequence[SweepPoint], proxy: Sequence[str]) -> list[SweepPoint]:
+    """Compose for each arm the narrower model on which its learning rate is searched: under muP its best rate is the
+    arm's (Yang et al., 2022). Raises ConfigError for overrides of anything but the model, and for arms to which the
+    rate would not transfer."""
+    refuse(
+        f"tune.proxy: {each} is no size of the model, and changes the best rate (model.d_model=64, say)"
+        for each in proxy
+        if not find_key(each).startswith("model.")
     )
-    return plan.compose_point(
-        [*kept, *([] if rate is None else [f"{key}={rate}"]), f"seed={SEED}", f"{PART}=tuning"], job.arm
-    )
+    firsts = {name: own[0] for name, own in group_by_arm(jobs).items()}
+    made = {name: at_search(plan, job, proxy=proxy) for name, job in firsts.items()}
+    found = {name: _find_transfer_fault(job, made[name]) for name, job in firsts.items()}
+    refuse(f"tune.proxy: {name} {fault}" for name, fault in found.items() if fault)
+    return list(made.values())
+
+
+def _find_transfer_fault(job: SweepPoint, narrow: SweepPoint) -> str | None:
+    """Say why the best rate of the narrow model would not be the job's; None if it would."""
+    (wide, settings), proxy = (job.planned.spec, job.planned.settings), narrow.planned.spec
+    if settings.parametrisation.kind == "standard":
+        return "does not train under muP, so that its best rate is not a narrow model's (parametrisation=mup)"
+    if proxy.d_model >= wide.d_model:
+        return f"is {wide.d_model} wide, and its proxy {proxy.d_model} (a lower model.d_model)"
+    if proxy.n_layers != wide.n_layers and settings.parametrisation.kind == "mup":
+        return f"has {wide.n_layers} layers, and its proxy {proxy.n_layers} (parametrisation=completep, or as many)"
+    return None
 
 
 def at_rate(plan: LaunchPlan, job: SweepPoint, rate: str, key: str = KEY) -> SweepPoint:

@@ -87,4 +87,5 @@ def _describe_window(window: RateWindow, first: RateWindow | None) -> str:
 def _describe_effort(search: Mapping[str, Any]) -> str:
     tried = f"{len(search['losses'])}{', grid extended' if search['extended'] else ''}"
     tried += f", {search['pruned']} ended early" if search.get("pruned") else ""
+    tried += f", {search['width']} wide" if search.get("width") else ""
     return f"{tried}; the best is at the edge" if search["edge"] else tried

@@ -125,6 +125,7 @@ class SearchRecord(JsonShape):
     edge: bool
     extended: bool
     pruned: Count | None = None
+    width: Count | None = None
 
 
 class MatchRecord(JsonShape):
