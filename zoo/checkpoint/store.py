@@ -180,7 +180,7 @@ def open_own(folder: Path, mapped: bool, dtype: torch.dtype | None = None, check
     tensors, dtypes = open_tensors(folder, spec, plan, mapped, checked)
     if plan is not None:
         tensors = adapter_files.merge(tensors, spec, plan, folder)
-    return StoredModel(spec, tensors if dtype else tensors.cast(dtypes)).cast(dtype)
+    return StoredModel(spec, tensors if dtype else tensors.cast(dtypes)).cast(dtype).served
 
 
 def open_tensors(
@@ -217,7 +217,7 @@ def load_spec(path: str | Path) -> WholeSpec:
     from zoo.checkpoint import hf
 
     folder = find(path)
-    return read_spec(folder) if (folder / ARCHITECTURE).is_file() else hf.open_folder(folder)[0].spec
+    return read_spec(folder).served if (folder / ARCHITECTURE).is_file() else hf.open_folder(folder)[0].spec
 
 
 # ---------------------------------------------------------------- a run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError
 from zoo.lazy import Tensor, nn, torch
-from zoo.spec import Buffer, tensors
+from zoo.spec import Buffer, table, tensors
 
 if TYPE_CHECKING:
     from zoo.checkpoint.hf.opening import HFSource
@@ -109,7 +109,7 @@ class StoredModel:
             raise CheckpointError("model: holds weights as they are stored (zoo.load of its base alone has them whole)")
         held = model.state_dict()
         forms = {name: torch.empty_like(each, device="meta") for name, each in held.items()}
-        return cls(model.spec, StoredTensors(forms, held.__getitem__), getattr(model, "source", None))
+        return cls(model.spec, StoredTensors(forms, held.__getitem__), getattr(model, "source", None)).served
 
     def list_parameters(self) -> list[str]:
         """List the names of the tensors that are parameters, not buffers."""
@@ -119,6 +119,15 @@ class StoredModel:
     def dtype(self) -> torch.dtype:
         """The dtype of the first parameter."""
         return self.tensors.forms[self.list_parameters()[0]].dtype
+
+    @property
+    def served(self) -> StoredModel:
+        """The model without what training alone runs (`Topology.served`)."""
+        spec: Any = self.spec.served
+        if spec is self.spec:
+            return self
+        kept = {name: self.tensors.forms[name] for name in table(spec, spec.d_model)}
+        return replace(self, spec=spec, tensors=replace(self.tensors, forms=kept))
 
     def cast(self, dtype: torch.dtype | None) -> StoredModel:
         """Convert parameters to `dtype` as they are read; None leaves them. Buffers keep their dtypes."""

@@ -142,7 +142,8 @@ def count_flops(
     """Count the FLOPs of one sequence of `context` tokens:
 
     - `forward`, per token: the mean over the sequence.
-    - `train`, per token: 3 × `forward`. `exact` and `hfu` subtract gradients that nothing needs (`skipped_flops`).
+    - `train`, per token: 3 × `forward`, with what training alone runs (MTP modules). `exact` and `hfu` subtract
+      gradients that nothing needs (`skipped_flops`).
     - `train_hardware`, per token: `train` plus the recomputation of QKᵀ and PV (`selective`), of a whole forward pass
       (`full`) or of every n-th layer (`every_n`). `hfu` counts recomputation, FlashAttention's too (FLASH_BACKWARD), in
       `train` as well.
@@ -162,15 +163,15 @@ def count_flops(
     own = SequenceFlops(tabulate(spec), context, convention, recompute, documents, prefix)
     if (fault := next(own.list_faults(), None)) is not None:
         raise ConfigError(fault)
-    passed = own.count_pass()
-    train, hardware = count_training(passed, convention, recompute, own.count_again())
+    train, hardware = count_training(own.count_pass(), convention, recompute, own.count_again())
+    served = replace(own, table=own.table.served)
     return {
         "convention": CONVENTIONS[convention],
         "context": context,
-        "forward": round(passed.whole / context),
+        "forward": round(served.count_pass().whole / context),
         "train": round(train / context),
         "train_hardware": round(hardware / context),
-        **({} if documents else own.count_generation()),
+        **({} if documents else served.count_generation()),
     }
 
 

@@ -12,7 +12,7 @@ from zoo.costs.advice import advice
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
 from zoo.costs.rank_tensors import stages, sum_activations
-from zoo.costs.rows import Priced, generates, list_blocks
+from zoo.costs.rows import Priced, change_towers, generates, list_blocks
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow.tape import UnknownOperation
 from zoo.costs.states import states
@@ -47,7 +47,7 @@ def memory(spec: Priced, setup: Setup) -> dict[str, Any]:
 def _generating(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count the KV cache and the peak of generation; for a pass that cannot be traced, give the reason instead."""
     try:
-        found = generating(spec, setup)
+        found = generating(spec := change_towers(spec, lambda tower: tower.served), setup)
     except (UnknownOperation, ConfigError) as error:
         held = generating(spec, setup, prefill=False)
         return {"kv_cache": held["kv_cache"], "activations_unknown": str(error)}
@@ -121,6 +121,7 @@ def _training(
 ) -> tuple[dict[str, Any], Mapping[str, Section] | None]:
     """Count the figures of `training`; return the traced sections too (`passes` if given, None if untraceable)."""
     tuned, model, pipeline = setup.tune(spec), spec, stages(spec, setup)
+    spec = change_towers(spec, lambda tower: tower.unrolled)
     held_by = functools.cache(lambda index: states(model, setup, pipeline[index], tuned))
     held = held_by(max(pipeline, key=lambda stage: stage.params).index)
     spec = mark_layers(spec if tuned is None else tuned.spec, setup.recompute)

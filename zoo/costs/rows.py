@@ -189,6 +189,12 @@ class CostTable:
         tower = self.towers[where]
         return replace(self.select(lambda row: row.where == where), spec=tower, towers={where: tower})
 
+    @property
+    def served(self) -> CostTable:
+        """The rows without what training alone runs (`Topology.served`)."""
+        towers = {name: tower.served for name, tower in self.towers.items()}
+        return self if towers == self.towers else tabulate_towers(towers, self.spec)
+
     def forward_only(self) -> CostTable:
         """The rows without a backward pass: those of indexers, whose choice has no gradient."""
         return self.select(lambda row: not row.learns)

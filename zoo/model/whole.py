@@ -49,6 +49,8 @@ def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
     yield from _compare_widths(encoder, decoder)
     if decoder.prefix_lm:  # type: ignore[attr-defined]
         yield ("decoder", "prefix_lm"), "the encoder reads the prompt, so no prefix reaches the decoder (leave it out)"
+    if decoder.served is not decoder:
+        yield ("decoder", "mtp"), "is of a decoder that reads a text alone, and here an encoder reads it (leave it out)"
     if encoder.max_seq_len != decoder.max_seq_len and encoder.position.limit is None:
         found = f"is {encoder.max_seq_len}, and no position of the encoder's ends there"
         yield ("encoder", "max_seq_len"), f"{found} (the decoder's {decoder.max_seq_len} for both)"

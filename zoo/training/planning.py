@@ -174,6 +174,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) ->
     faults += StartSettings.of(settings).find_faults(trained, fp8=settings.recipe is not None)
     if settings.dropout:
         faults += settings.dropout.find_faults(spec, settings.recipe is not None)
+    faults += [f"model.mtp: {fault}" for fault in find_mtp_mismatches(settings, spec)]
     special = settings.objective.count_special(settings.seq_len)
     if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > (
         spec.output_vocab_size
@@ -182,6 +183,18 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) ->
         or_else = f", or data.tokenizer.vocab_size={left}" if left > SMALLEST_BPE else ""
         faults.append(describe_vocabulary_fault(spec.output_vocab_size, size, or_else, special))
     return faults
+
+
+def find_mtp_mismatches(settings: S.Training, spec: Topology) -> Iterator[str]:
+    """Yield the settings under which a model's modules for further tokens would learn nothing, or something else."""
+    if spec.served is spec:
+        return
+    if not settings.objective.every_token:
+        found = f"is of texts whose tokens are all predicted, found objective={settings.objective.kind}"
+        yield f"{found} (next_token, or model.mtp=null)"
+    for name in ("dropout", "lora", "freeze"):
+        if getattr(settings, name):
+            yield f"goes with no {name} yet (leave {name} out, or model.mtp=null)"
 
 
 def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topology) -> Iterator[str]:

@@ -21,9 +21,11 @@ def list_routers(model: Any) -> list[Any]:
     found = []
     for path, tower in model.towers():
         blocks, stack = model.get_submodule(path).blocks, tower.stack
-        for index in range(tower.n_layers):
-            layers = blocks[stack.index(index)].modules()
-            found += [each for each in layers if getattr(getattr(each, "spec", None), "axis", None) == "router"]
+        ahead = model.get_submodule(path)._modules.get("mtp", ())
+        for layer in (*(blocks[stack.index(index)] for index in range(tower.n_layers)), *ahead):
+            found += [
+                each for each in layer.modules() if getattr(getattr(each, "spec", None), "axis", None) == "router"
+            ]
     return found
 
 

@@ -103,6 +103,7 @@ def _transfer_tower(
     made.say(swapped)
     made.say(_untie(source, target, held, prefix))
     made.say(_swap_positions(source, target, made, prefix, shapes))
+    made.say(_draw_mtp(made, prefix, shapes))
     made.say(widen_stream(source, target, held, prefix, generator))
     made.say(add_tokens(source, target, held, shapes, prefix))
     pairs = {(before[origins[layer]], kind) for layer, kind in enumerate(kinds)}
@@ -163,6 +164,13 @@ def _swap_positions(source: Tower, target: Tower, made: Transfer, prefix: str, s
     notes = (["its weights are left out"] if lost else []) + (["the new one's are drawn"] if new else [])
     swap = f"position: {source.position.kind} became {target.position.kind}, the other weights are taken as they are"
     return ", ".join([swap, *notes])
+
+
+def _draw_mtp(made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
+    """Draw the modules for further tokens, which no stored model keeps for its reader."""
+    new = {name for name in shapes if name.startswith(f"{prefix}mtp.")} - made.held.keys()
+    made.fresh |= new
+    return "mtp: its modules are drawn anew" if new else None
 
 
 def _is_position(name: str) -> bool:
