@@ -272,6 +272,15 @@ def read_environments(folder: Path) -> list[dict[str, Any]]:
     return read_json(file, shape, most=SETTINGS, largest=COUNTED) if is_file(file) else []
 
 
+def read_crowding(folder: Path) -> float:
+    """Read the machine's load per CPU when a run first started: above 1, other programs slowed it. 0 if unknown."""
+    for first in read_environments(folder)[:1]:
+        cpus = re.search(r"of (\d+) CPUs", str(first.get("threads")))
+        if cpus and first.get("load") is not None:
+            return float(first["load"] or 0) / int(cpus[1])
+    return 0.0
+
+
 def add_environment(folder: Path, environment: Mapping[str, Any]) -> None:
     """Append the environment of a run that is starting or resuming."""
     disk.write_text(folder / ENVIRONMENT, json.dumps([*read_environments(folder), environment], indent=2) + "\n")

@@ -58,6 +58,20 @@ def test_a_sweep_is_reported(sweep, here, capsys, refused):  # noqa: F811
     assert "arms: there are 1, found all runs (two)" in refused("report", str(jobs[0]), str(jobs[1]))
     (line,) = refused("report", str(sweep), "--metric", "bleu")[:1]
     assert "has no bleu (--metric NAME names another)" in line
+    for load, compared in ((1.5, True), (5.0, False)):  # of two CPUs
+        for job, seconds in zip(jobs, (1.0, 1.0, 2.0, 2.0), strict=True):
+            edit_json(job / "result.json", seconds=seconds)
+            (job / "environment.json").write_text(json.dumps([{"threads": "1 of 2 CPUs", "load": load}]))
+        capsys.readouterr()
+        assert run(["report", str(sweep), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert ("seconds" in found["pareto"]) is compared
+        assert run(["report", str(sweep)]) == 0
+        assert ("seconds are not compared" in capsys.readouterr().out) is not compared
+
+
+def edit_json(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 @pytest.mark.parametrize(("level", "lines"), [(0.05, 1), (0.0076, 0)])

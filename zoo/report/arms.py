@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import mean
 from typing import Any
 
+from zoo import runs
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.setup import Setup
 from zoo.errors import CheckpointError, Diverged, refuse
@@ -44,6 +45,11 @@ class Arm:
     def finished(self) -> Mapping[int, RunRecord]:
         """The runs that did not diverge; all if all did."""
         return {seed: run for seed, run in self.runs.items() if run.status == "done"} or self.runs
+
+    @cached_property
+    def crowding(self) -> float:
+        """The highest load per CPU at which a run started; above 1, its seconds are partly those of other programs."""
+        return max((runs.read_crowding(run.folder) for run in self.runs.values()), default=0.0)
 
     @property
     def search(self) -> Mapping[str, Any] | None:

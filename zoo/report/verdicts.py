@@ -104,6 +104,16 @@ class Report:
         """The arms other than the baseline."""
         return self.arms[1:]
 
+    @property
+    def crowding(self) -> float:
+        """The highest load per CPU at which a run started."""
+        return max(each.crowding for each in self.arms)
+
+    @property
+    def comparable(self) -> Sequence[str]:
+        """The costs in which arms can be compared: without seconds, if other programs slowed a run."""
+        return CURRENCIES if self.crowding <= 1 else [each for each in CURRENCIES if each != "seconds"]
+
     def seconds(self) -> float:
         """Return the mean seconds of a run, over all runs of all arms."""
         return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.finished.values())
@@ -115,22 +125,22 @@ class Report:
         return {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > ALIKE}
 
     def speedups(self, arm: Arm) -> dict[str, Speedup]:
-        """Compute the effective speedup in tokens, FLOPs and seconds: how many times the arm's budget the baseline
-        would need to reach the arm's loss. Empty without a law of the baseline."""
+        """Compute the effective speedup in tokens, FLOPs and seconds (`comparable`): how many times the arm's budget
+        the baseline would need to reach the arm's loss. Empty without a law of the baseline."""
         if not self.decays:
             return {}
         own, theirs = (keep_finite(each.values(self.metric)) for each in (arm, self.baseline))
         if not own or not theirs:
             return {}
         longer = find_speedup(own, theirs, self.decays, self.tuning.get(arm.name, 0.0))
-        ratios = {name: self.baseline.costs[name] / arm.costs[name] for name in SPENT if arm.costs.get(name)}
-        return {name: longer.times(ratio) for name, ratio in ratios.items()}
+        ratios = {name: self.baseline.costs[name] / arm.costs[name] for name in self.comparable if arm.costs.get(name)}
+        return {name: longer.times(ratio) for name, ratio in ratios.items() if name in SPENT}
 
     def fronts(self) -> dict[str, dict[str, Place]]:
         """Place the arms relative to the Pareto front of loss and each cost in which arms differ."""
         losses = {each.name: each.values(self.metric) for each in self.arms}
         found = {}
-        for name in CURRENCIES:
+        for name in self.comparable:
             costs = {each.name: each.costs[name] for each in self.arms if name in each.costs}
             if len(costs) == len(self.arms) and max(costs.values()) > min(costs.values()) * (1 + ALIKE):
                 found[name] = find_front(losses, costs, ALIKE)
@@ -260,6 +270,8 @@ class Report:
         known = [each.pairing for each in self.found.values() if each.pairing is not None and each.n >= 5]
         if known and mean(known) > 1:
             lines.append(f"pairing by seed does not help: a pair's σ is {mean(known):.2f} times that of unpaired runs")
+        if self.crowding > 1:
+            lines.append(f"seconds are not compared: a run started at a load of {self.crowding:.1f} programs a CPU")
         return lines
 
     def row_error(self, arm: Arm) -> float | None:
