@@ -287,8 +287,8 @@ def test_further_numbers_are_tuned_at_the_rate_that_was_found(here: Path, capsys
     reported = [job["overrides"] for job in written["jobs"].values() if "search" not in job]
     assert all({"optim.lr=0.002", "optim.weight_decay=0.04"} <= set(each) for each in reported) and len(reported) == 6
     assert "many heads, optim.weight_decay" in " ".join(capsys.readouterr().out.split())
-    assert run(["experiment", str(write(here, tune=["optim.kind"])), "--run"]) == 2
-    assert "tune: optim.kind is 'adamw' there" in capsys.readouterr().err
+    assert run(["experiment", str(write(here, tune=["optim.kind"])), "--no-measure"]) == 2
+    assert "tune: optim.kind is 'adamw' there" in capsys.readouterr().err, "before the search of the rate, not after"
 
 
 @pytest.mark.parametrize(("gap", "seeds"), [(0.2, 3), (0.0, 5)])
@@ -339,6 +339,8 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
 )
 def test_flags_that_make_no_experiment_cost_a_line(here: Path, refused, asked: list[str], line: str) -> None:
     assert refused("experiment", *SHARED, *asked)[0].startswith(line)
+    (line,) = refused("experiment", "model=none.yaml", "--arm", "a=", "--arm", "b=steps=3")
+    assert line == "none.yaml: no such file", "a model's file is not the experiment's"
 
 
 def test_a_file_that_makes_no_experiment_costs_a_line(here: Path, refused) -> None:
@@ -346,7 +348,9 @@ def test_a_file_that_makes_no_experiment_costs_a_line(here: Path, refused) -> No
     assert "equivalent needs a margin" in refused("experiment", str(file))[0]
     assert "increase" in refused("experiment", str(write(here, seeds=[5, 3])))[0]
     assert "there is no arm 'none'" in refused("experiment", str(write(here, baseline="none")))[0]
-    assert refused("experiment", str(write(here)), "--report")[0].endswith("(--run)")
+    assert refused("experiment", str(write(here)), "--report") == ["sweeps/experiments/heads: no run has begun (--run)"]
+    (line,) = refused("experiment", str(write(here, expect=[{"arm": "one head", "verdict": "better"}])))
+    assert line.endswith("expect.0: against: is missing (the arm with which this one is compared)")
     wider = {"arm": "one head", "against": "many heads", "metric": "lr window", "verdict": "better"}
     (line,) = refused("experiment", str(write(here, expect=[wider])))
     assert line.startswith(f"{here / 'heads.yaml'}:") and "is measured by the search (add tune: true)" in line

@@ -47,8 +47,9 @@ def test_a_best_rate_on_the_edge_extends_the_grid_once() -> None:
     assert far["extended"] and far["edge"] and far["open"] and far["best"] < 1e-5
 
 
-def test_a_search_that_is_over_spends_as_many_runs_as_another_that_goes_on() -> None:
-    made = search(-3.0, 0.5)
+@pytest.mark.parametrize("optimum", [-3.0, -2.74, -2.26])
+def test_a_search_that_is_over_spends_as_many_runs_as_another_that_goes_on(optimum: float) -> None:
+    made = search(optimum, 0.5)
     assert made.finished and len(made.losses) == FEWEST
     further = made.ask()
     assert len(further) == 2 and not set(further) & made.losses.keys()

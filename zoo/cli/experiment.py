@@ -88,7 +88,7 @@ def _read(words: list[str], arms: list[str], stated: dict[str, Any]) -> tuple[st
     from zoo.experiments.experiment import find_recipe, list_recipes, make_experiment, read_node
 
     first = words[0] if words else ""
-    named = first.endswith((".yaml", ".yml")) or first in list_recipes()
+    named = (first.endswith((".yaml", ".yml")) and "=" not in first) or first in list_recipes()
     if not named and not arms:
         hint = "a FILE, the name of a recipe, or --arm NAME=OVERRIDES twice"
         raise ConfigError(f"experiment: names no arms{f', found {first!r}' if first else ''} ({hint})")

@@ -101,8 +101,10 @@ class Expectation(Strict):
     def says_one_thing(self) -> Expectation:
         bounds = self.at_least is not None or self.at_most is not None
         compares = self.verdict is not None or self.cost is not None
-        if (self.verdict is None) != bounds or (compares and self.against is None):
-            raise ValueError("says a verdict, or at_least or at_most; a verdict and a cost are against another arm")
+        if (self.verdict is None) != bounds:
+            raise ValueError("says either a verdict, or at_least or at_most")
+        if compares and self.against is None:
+            raise ValueError("against: is missing (the arm with which this one is compared)")
         if self.metric == WINDOW and self.verdict is None:
             raise ValueError(f"metric: {WINDOW} is compared with another arm's (verdict: better)")
         return self

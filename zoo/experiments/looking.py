@@ -113,6 +113,8 @@ def _collect_ended(experiment: Experiment, folder: Path, short_form: bool) -> tu
     whole = (each for each in reversed(looks) if not find_complete_seeds(experiment, folder, each)[2])
     complete, found, missing = find_complete_seeds(experiment, folder, next(whole, looks[0]))
     if len(complete) < 2:
+        if all(each.endswith("has not begun") for each in missing):
+            raise ConfigError(f"{folder}: no run has begun (--run)")
         said = f"{len(complete)} of {looks[0]} seeds are complete, and two have a spread"
         raise ConfigError(f"{folder}: {said}; {'; '.join(missing)} (--run)")
     level = find_look_levels(tuple(sorted({len(complete), *looks})))[0 if missing else looks.index(len(complete))]

@@ -54,7 +54,9 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
         levels = ", ".join(f"{level:.2g}" for level in find_look_levels(tuple(form.looks)))
         lines.append(f"looks at {', '.join(map(str, form.looks))} seeds: a verdict needs p < {levels} at these")
     if outlook.sigma is None:
-        lines.append("σ is unknown (sigma: NUMBER in the file, to see the detectable difference in units of loss)")
+        lines.append(
+            "σ is unknown (with sigma: NUMBER in a file the plan gives the detectable difference in units of loss)"
+        )
     elif experiment.margin is not None:
         power = compute_equivalence_power(experiment.margin / outlook.sigma, seeds, level)
         lines.append(f"equal arms are shown equivalent within ±{experiment.margin:g} with a chance of {power:.0%}")
@@ -63,7 +65,9 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
             f"divergence cannot be shown: {seeds} runs of {seeds} against none have p = {least:.2f} (more seeds)"
         )
     if experiment.tune:
-        lines.append("the errors of searched learning rates are added, and more seeds do not remove them")
+        lines.append(
+            "the error of each searched learning rate widens its arm's intervals, and more seeds do not reduce it"
+        )
     return lines
 
 

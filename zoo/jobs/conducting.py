@@ -15,7 +15,7 @@ from zoo.jobs.matching import BUDGETS, Match, Matching, choose_dimension
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.pinning import count_workers
 from zoo.jobs.plan import LaunchPlan
-from zoo.jobs.rates import FEWEST, MOST, RateSearch, plan_proxies, search_rates
+from zoo.jobs.rates import FEWEST, MOST, RateSearch, plan_proxies, read_number, search_rates
 from zoo.jobs.sweep import Sweep, SweepPoint, describe_dropped, drop_duplicates, list_varied
 
 
@@ -72,6 +72,8 @@ def look_ahead(plan: LaunchPlan, design: SweepDesign, sweep: Sweep, *, only_plan
     matched = _match(plan, design, jobs, sweep) if design.match else None
     jobs = jobs if matched is None else matched.jobs
     done = frozenset(each.name for each in jobs if sweep.read_status(each.name) == "done")
+    for key in design.further:
+        read_number(jobs[0], key)
     refused = plan.list_refused()
     if only_plan:
         found = {each.name: forecaster.forecast(each.planned) for each in jobs}

@@ -11,6 +11,7 @@ values is a result too: claims that an architecture cannot do something often co
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,9 +39,6 @@ GRID = (-4, -2, 0, 2, 4)
 
 FURTHER = (2, 4)
 """The values that are tried once beyond the grid if its lowest or highest is the best, in quarter decades."""
-
-NEXT = (1, 3)
-"""The distances from the best value at which further ones are tried, in quarter decades."""
 
 FEWEST, MOST = len(GRID) + 2, len(GRID) + len(FURTHER) + 2
 """Minimum and maximum number of runs of a search in each arm: the grid, and two next to the best; in the maximum
@@ -71,8 +69,8 @@ class RateSearch:
             sign = 1 if best == max(self.losses) else -1
             return [best + sign * each for each in FURTHER]
         self.refined = True
-        around = [best + sign * each for each in NEXT for sign in (-1, 1)]
-        return [each for each in around if each not in self.losses][:2]
+        around = (best + sign * distance for distance in itertools.count(1) for sign in (-1, 1))
+        return list(itertools.islice((each for each in around if each not in self.losses), 2))
 
     @property
     def finished(self) -> bool:
