@@ -112,8 +112,8 @@ def keep_template(template: str | None, folder: Path) -> None:
 
 def keep_ends(tokenizer: Tokenizer, folder: Path, template: ChatTemplate | None) -> None:
     """Write to the run's generation_config.json every token that the run learns to end a text with: the tokenizer's end
-    of text, and the token that the data's `template` puts after an answer. A file that has them all is left
-    unchanged."""
+    of text, and the token that the data's `template` puts after an answer. A file that has them all is left unchanged;
+    without a template there need be none, as config.json names the end of a text."""
     if not folder.is_dir():
         return
     learned = [*(template.find_end(tokenizer)[0] if template else ()), tokenizer.eos_id]
@@ -122,7 +122,7 @@ def keep_ends(tokenizer: Tokenizer, folder: Path, template: ChatTemplate | None)
     known = stated.get("eos_token_id")
     known = known if isinstance(known, list) else [] if known is None else [known]
     missing = [token for token in dict.fromkeys(learned) if token not in known]
-    if missing and (stated or learned[0] != tokenizer.eos_id):
+    if missing and (stated or template):
         write_text(file, json.dumps({**stated, "eos_token_id": [*known, *missing]}, indent=2) + "\n")
 
 

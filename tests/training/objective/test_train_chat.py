@@ -9,7 +9,8 @@ import shutil
 from itertools import pairwise
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from support.corpora import faults_of
 from support.tiny_runs import SMALL, read_metrics
@@ -184,6 +185,21 @@ def test_a_template_of_the_folder_whose_tokens_would_be_split_is_told(here):
     (here / "pairs.jsonl").write_text(texts)  # which no template writes
     start_run(compose(*data, "steps=1", "data.validation_fraction=0.5"), here / "run")
     resume_run(here / "run", ["steps=2"])
+
+
+def test_an_answer_that_ends_as_a_text_does_is_stated_for_transformers_too(here):
+    file = here / "words/tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "<|im_end|>"}))
+    start_run(compose("steps=1"), here / "run")
+    assert run(["convert", "run", "out", "--no-verify"]) == 0
+    assert GenerationConfig.from_pretrained(here / "out").eos_token_id == [258]
+
+    def end_after_five(ids, scores):
+        return scores.fill_(-torch.inf).index_fill_(1, torch.tensor(258 if ids.shape[1] == 5 else 65), 0.0)
+
+    model = AutoModelForCausalLM.from_pretrained(here / "out")
+    said = model.generate(torch.tensor([[65]]), max_new_tokens=20, do_sample=False, logits_processor=[end_after_five])
+    assert said.tolist() == [[65] * 5 + [258]]
 
 
 def test_plain_pairs_end_as_the_tokenizer_ends_a_text(here):
