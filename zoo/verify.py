@@ -28,9 +28,10 @@ from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops, 
 from zoo.costs.memory import training
 from zoo.costs.pairs import Look
 from zoo.costs.params import count_parameters
-from zoo.costs.rows import Priced
+from zoo.costs.rows import Priced, trains_more
 from zoo.costs.setup import Setup
 from zoo.costs.states import ORTHOGONAL, states
+from zoo.errors import ConfigError
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.tower import Tower
 from zoo.run.builder import build, resolve_dtype
@@ -57,6 +58,8 @@ def verify(spec: Tower | EncoderDecoder, setup: Setup | None = None) -> list[Row
     (None if it could not be measured), and a `note` on the measurement.
     """
     setup = setup or Setup()
+    if trains_more(spec):
+        raise ConfigError("verify: runs no modules that training alone runs (mtp=null)")
     rows = [_row("parameters", count_parameters(spec)["total"], _held(spec), "the built model's parameters")]
     with _fake(spec, setup.dtype) as model:
         rows += _flops(spec, model)

@@ -11,6 +11,7 @@ from support.memory_tracker import StorageTracker
 from support.packaged_specs import load, make_loud
 from zoo.cli import run
 from zoo.costs import Setup, price
+from zoo.costs.elementwise_flops import count_elementwise
 from zoo.costs.flops import count_flops
 from zoo.costs.memory import training
 from zoo.costs.rank_model import context_faults, layer_faults, tensor_faults
@@ -117,13 +118,17 @@ def test_a_module_s_mixture_is_balanced_with_the_others():
 )
 def test_parameters_are_counted_and_generation_costs_as_much_as_without(overrides):
     model, plain = model_of("mtp=2", *overrides), model_of(*overrides)
-    with_modules, without = price(model.spec, context=16), price(plain.spec, context=16)
+    with_modules, without = (price(each.spec, context=16, gpu="h100") for each in (model, plain))
     assert with_modules["params"]["total"] == sum(each.numel() for each in model.parameters())
     assert with_modules["params"]["total"] > without["params"]["total"]
     for figure in ("forward", "prefill", "decode"):
         assert with_modules["flops"][figure] == without["flops"][figure]
     for figure in ("kv_cache", "generate_peak"):
         assert with_modules["memory"][figure] == without["memory"][figure]
+    for figure in ("decode", "prefill"):
+        assert with_modules["roofline"][figure] == without["roofline"][figure]
+    assert with_modules["params"]["active"] == without["params"]["active"]
+    assert count_elementwise(model.spec) > count_elementwise(plain.spec)
 
 
 def test_training_flops_are_those_that_torch_counts_but_for_positions_without_a_target():
@@ -179,6 +184,9 @@ def test_meshes_that_cut_rows_heads_or_layers_are_refused():
         assert len(found) == 1 and "mtp" in found[0]
 
 
-def test_an_explanation_is_refused_in_one_line(capsys):
-    assert run(["stats", "llama-tiny", "mtp=1", "--explain"]) == 2
-    assert "explain: has no formulas" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "said"), [("--explain", "explain: has no formulas"), ("--verify", "verify: runs no")]
+)
+def test_what_cannot_follow_modules_says_so_in_one_line(option, said, capsys):
+    assert run(["stats", "llama-tiny", "mtp=1", option]) == 2
+    assert said in capsys.readouterr().err

@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import partial
 
 from zoo.costs.activations import PassShape, trace_towers
-from zoo.costs.rows import Priced
+from zoo.costs.rows import Priced, change_towers
 from zoo.costs.shadow.tape import Tape, UnknownOperation, taping
 from zoo.spec.parts import count_kinds
 
@@ -29,8 +29,8 @@ scores inside an attention kernel."""
 
 
 def count_elementwise(spec: Priced) -> float | None:
-    """Count the elementwise operations of a forward pass a token; None for a pass that cannot be traced."""
-    context = min(TOKENS, int(spec.max_seq_len))
+    """Count the elementwise operations of training's forward pass a token; None for a pass that cannot be traced."""
+    context, spec = min(TOKENS, int(spec.max_seq_len)), change_towers(spec, lambda tower: tower.unrolled)
     try:
         with taping("cuda") as tape:
             trace_towers(tape, spec, PassShape(context))

@@ -26,7 +26,8 @@ APART = (EXPERTS, "router", SHARED_EXPERT, SHARED_GATE)
 def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
     """Count parameters as they are stored: a tied weight once, and weights that several layers share once.
 
-    `active` counts what one token uses: top_k experts, and whole tables, although a token looks up one row of each.
+    `active` counts what one token uses: top_k experts, and whole tables, although a token looks up one row of each;
+    nothing that training alone runs.
     `active_without_input_table` leaves out the token table unless a head is tied to it (the literature gives both
     figures: 37.6 and 36.6 B for DeepSeek-V3). `embedding` counts the tables of tokens, positions and position biases,
     and an untied head; `buffers` are saved but not trained, and no other figure includes them. `by_layer_kind` gives
@@ -37,7 +38,7 @@ def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
     by_component: Counter[str] = Counter()
     for row in table.parts:
         by_component[component_of(row)] += row.part.params * row.stored
-    total, active = by_component.total(), _active(table.parts)
+    total, active = by_component.total(), _active(table.served.parts)
     tables = (row for row in table.parts if isinstance(row.part, Embedding) or row.part.role == LOGITS)
     embedding = sum(row.part.params * row.stored for row in tables)
     return {

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.costs.layer_cut import count_layers
-from zoo.costs.rows import Priced, list_blocks, tabulate
+from zoo.costs.rows import Priced, list_blocks, tabulate, trains_more
 from zoo.distributed.pipeline_schedule import PipelineSchedule
 from zoo.errors import ConfigError, refuse
 from zoo.model.channels import Channel
@@ -73,7 +73,7 @@ def context_faults(spec: Priced, cp: int) -> list[str]:
     found += [f"cp: the {ffn.router.kind} router counts a row's tokens (cp=1)" for ffn in mixtures]
     joined = [block.cross for block in blocks if block.cross is not None and not block.crosses]
     found += [f"{some} {each.kind} attention sees an encoder's beside (cp=1)" for each in joined]
-    found += [f"{some} mtp reads those after them (cp=1)"] if _looks_ahead(spec) else []
+    found += [f"{some} mtp reads those after them (cp=1)"] if trains_more(spec) else []
     found += [f"{some} n-grams are of those before (cp=1)" for block in blocks if getattr(block, "ngrams", None)]
     return list(dict.fromkeys(found))
 
@@ -109,7 +109,7 @@ def layer_faults(spec: Priced, schedule: PipelineSchedule) -> list[str]:
     read = next((name for tower in spec.towers().values() for name in tower.channels), None)
     if stages > 1 and read is not None:
         return [f"pp: is {stages}, and {Channel.named[read].staying} (pp=1)"]
-    if stages > 1 and _looks_ahead(spec):
+    if stages > 1 and trains_more(spec):
         return [f"pp: is {stages}, and mtp reads the embedding on the last stage (pp=1)"]
     if layers >= schedule.n_chunks:
         return []
@@ -121,16 +121,11 @@ def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
     """List a line for each component that cannot be divided over `tp` ranks."""
     for part in (*tower.blocks.values(), tower.embedding, tower.head):
         yield from _refusals(part, tp)
-    if tp > 1 and _looks_ahead(tower):
+    if tp > 1 and trains_more(tower):
         yield f"tp: {tp} ranks, and mtp's modules are not divided over them (tp=1)"
     if tp > 1 and tower.output_vocab_size < tower.vocab_size:
         found = f"has {tower.output_vocab_size} tokens of {tower.vocab_size}, and ranks divide one vocabulary"
         yield f"tp: {tp} ranks, and the head {found} (tp=1)"
-
-
-def _looks_ahead(spec: Priced) -> bool:
-    """Whether training also runs modules that read later tokens (MTP)."""
-    return any(tower.served is not tower for tower in spec.towers().values())
 
 
 def expert_faults(spec: Priced, ep: int) -> Iterator[str]:

@@ -54,8 +54,8 @@ def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] 
     }
     table = tabulate(spec)
     if generates(table.spec):
-        found["decode"] = _pass(table, setup, device, decode=True)
-    found["prefill"] = _pass(table, setup, device, decode=False)
+        found["decode"] = _pass(table.served, setup, device, decode=True)
+    found["prefill"] = _pass(table.served, setup, device, decode=False)
     found["train"] = _train(table, setup, peak)
     if fits := dict(_fits(device, (figures or {}).get("memory", {}))):
         found["fits"] = fits

@@ -78,6 +78,11 @@ def generates(spec: Priced) -> bool:
     return any(tower.causal for tower in spec.towers().values())
 
 
+def trains_more(spec: Priced) -> bool:
+    """Whether training also runs modules that generation leaves out (`Topology.served`)."""
+    return any(tower.served is not tower for tower in spec.towers().values())
+
+
 def change_copy(spec: Any, **changes: Any) -> Any:
     """Copy a Spec with some fields changed. Unlike `replace` this does not validate, so that traced dimensions stay
     traced (`zoo.analysis.explain`)."""
@@ -193,7 +198,7 @@ class CostTable:
     def served(self) -> CostTable:
         """The rows without what training alone runs (`Topology.served`)."""
         towers = {name: tower.served for name, tower in self.towers.items()}
-        return self if towers == self.towers else tabulate_towers(towers, self.spec)
+        return self if towers == self.towers else tabulate_towers(towers, towers.get("", self.spec))
 
     def forward_only(self) -> CostTable:
         """The rows without a backward pass: those of indexers, whose choice has no gradient."""

@@ -174,6 +174,9 @@ def _list_weights(part: Sized) -> list[tuple[str, str]]:
 def _list_notes(tower: Any) -> tuple[str, ...]:
     """Say what a tower's own fields state beside its layers: loops, shared weights, several streams."""
     own = [("all layers of a kind share weights", tower.shared_layers)]
+    own += [
+        ("training also runs modules that predict further tokens, which stand in no box", tower.served is not tower)
+    ]
     named = (("loop", tower.loop), ("streams", tower.streams))
     said = [f"{name}: {text}" for name, each in named if each is not None for text in [_join_rows(each)]]
     return tuple([text for text, true in own if true] + said)

@@ -30,7 +30,7 @@ def list_end_pieces(tower: Any, traced: Mapping[str, Sequence[TapeNode]]) -> dic
     first = {side: _find_first(traced.get(side, ())) for side in ("before", "beside", "after")}
     found: dict[str, list[tuple[int, EndPiece]]] = {side: [] for side in first}
     side, last = "before", 0
-    for name, part in tower.parts(tower.d_model).items():
+    for name, part in tower.served.parts(tower.d_model).items():
         if name == "blocks":
             side, last = "after", 0
         elif name == "streams":

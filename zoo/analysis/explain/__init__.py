@@ -21,7 +21,7 @@ from zoo.analysis.explain.roofline import Roofline
 from zoo.analysis.explain.terms import trace_spec
 from zoo.analysis.explain.tuned import list_tuned_lines, trace_tuned
 from zoo.costs.price import price
-from zoo.costs.rows import Priced, tabulate
+from zoo.costs.rows import Priced, tabulate, trains_more
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 
@@ -34,7 +34,7 @@ def explain(spec: Priced, setup: Setup | None = None, figures: Mapping[str, Any]
 
     `figures` are the result of `price` for the same `setup` (None: they are priced).
     """
-    if any(tower.served is not tower for tower in spec.towers().values()):
+    if trains_more(spec):
         raise ConfigError("explain: has no formulas for modules that training alone runs (mtp=null)")
     setup = Setup() if setup is None else setup
     figures = price(spec, setup) if figures is None else figures
