@@ -106,9 +106,9 @@ def find_mtp_faults(tower: Tower) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield why a decoder can have no modules behind its layers."""
     last, found = tower.pattern[-1], None
     if tower.head.kind != "lm" or tower.out_width is not None:
-        found = f"predicts by the model's head, of kind '{tower.head.kind}', on states d_model wide (head.kind: lm)"
+        found = f"reads logits of states d_model wide, and the head is of kind '{tower.head.kind}' (lm, no out_width)"
     elif tower.blocks[last].streams > 1 or any(tower.uses[last]):
-        found = f"has one more layer '{last}', and such layers read or give more than one stream (leave it out)"
+        found = f"adds a layer '{last}', and these have several streams or hand values to one another (leave it out)"
     elif getattr(tower, "prefix_lm", False):
         found = "shows a position the next token, and in a prefix others see that position (prefix_lm: false)"
     elif KIND in tower.blocks:
