@@ -16,7 +16,7 @@ from zoo.cli.options import options
 from zoo.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
-    from zoo.model.tower import Decoder
+    from zoo.model.decoder import Decoder
 
 FEW = 3
 """Maximum differences between a folder's tensors and its architecture that are printed after a price."""

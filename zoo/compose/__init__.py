@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo.model.tower import Decoder
+    from zoo.model.decoder import Decoder
 
 
 def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:

@@ -22,7 +22,7 @@ from zoo.compose.targets import Composer, note_idle, spec_of_composed
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zoo.model.tower import Decoder
+    from zoo.model.decoder import Decoder
 
 DIGITS = 20
 """Maximum characters of a number that is put in place; longer ones are composed by Hydra."""

@@ -33,7 +33,8 @@ from zoo.untrusted.printable import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
 
 if TYPE_CHECKING:
-    from zoo.model.tower import Decoder, Topology
+    from zoo.model.decoder import Decoder
+    from zoo.model.tower import Topology
 
 
 @dataclasses.dataclass(frozen=True)

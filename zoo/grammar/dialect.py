@@ -22,10 +22,10 @@ from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.grammar.interpolation import split_interpolation
 from zoo.grammar.keys import BASES, TOWERS
 from zoo.grammar.patches import lay_patch
+from zoo.model.decoder import Decoder
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.moe import ExpertLatent, SharedExpert
 from zoo.model.position.rotary import Scaling
-from zoo.model.tower import Decoder
 from zoo.paths import list_conf, read_conf
 from zoo.spec import Node, Spec
 

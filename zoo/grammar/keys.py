@@ -7,12 +7,12 @@ from typing import Any
 from zoo.model.activation import Activation
 from zoo.model.attention.base import Attention
 from zoo.model.block.base import Block
+from zoo.model.decoder import Decoder
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.ffn import FFN
 from zoo.model.norm import Norm
 from zoo.model.position.base import Position
 from zoo.model.router import Router
-from zoo.model.tower import Decoder
 from zoo.spec import Spec
 
 BASES: dict[str, type[Spec]] = {

@@ -10,9 +10,10 @@ from pydantic import NonNegativeInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
+from zoo.model.decoder import Decoder
 from zoo.model.init import Init
 from zoo.model.step import Output
-from zoo.model.tower import Decoder, Encoder, Topology, Tower
+from zoo.model.tower import Encoder, Topology, Tower
 from zoo.model.whole import Misfit, find_misfits_between
 from zoo.spec import Sized
 

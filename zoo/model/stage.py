@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from zoo.model.tower import Decoder, Tower
+from zoo.model.decoder import Decoder
+from zoo.model.tower import Tower
 from zoo.spec import LOGITS, Stack, Tied
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from zoo.model.head import Head, Pooler, keep_last
 from zoo.model.init import Init, Normal
 from zoo.model.layer_loop import Loop
 from zoo.model.loss import TokenLoss, sum_loss
-from zoo.model.mtp import KIND, MTP, find_mtp_faults
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.spread_row_loss import spread_loss
@@ -365,46 +364,6 @@ class Tower(Topology):
             total, terms = sum_loss(m.head, hidden, targets, loss)
             return m.seam.own_share(total), terms
         return sum_loss(m.head, hidden, targets, spread_loss(loss, m.seam, self.vocab_size))
-
-
-class Decoder(Tower, kind="decoder"):
-    """A causal language model (Radford et al., 2018)."""
-
-    causal: ClassVar[bool | None] = True
-
-    prefix_lm: bool = False
-    """Whether the prompt sees itself both ways (Raffel et al., 2020)."""
-    mtp: MTP | None = None
-    """Further tokens that training predicts, by modules behind the layers; null for the next token alone."""
-
-    def misfits(self) -> Iterator[Misfit]:
-        yield from super().misfits()
-        yield from find_mtp_faults(self) if self.mtp else ()
-
-    @property
-    def served(self) -> Decoder:
-        return replace(self, mtp=None) if self.mtp else self
-
-    @property
-    def unrolled(self) -> Tower:
-        if self.mtp is None:
-            return self
-        stack = self.mtp.stack(self)
-        return replace(self.served, blocks={**self.blocks, **stack.kinds}, pattern=self.pattern + stack.pattern)
-
-    def parts(self, d_model: int) -> dict[str, Any]:
-        return {**super().parts(d_model), **({KIND: self.mtp.stack(self)} if self.mtp else {})}
-
-    def run(self, m: Any, inputs: Inputs, context: ForwardContext) -> Output:
-        out = Tower.run(self, m, inputs, context)  # by name: prices run a copy of each method on shadows
-        if self.mtp and m.training and inputs.targets is not None:
-            self.mtp.add_loss(self, m, inputs, context, out)
-        return out
-
-    def check_inputs(self, inputs: Inputs) -> None:
-        super().check_inputs(inputs)
-        if inputs.prefix is not None and not self.prefix_lm:
-            raise ConfigError("prefix: this decoder sees only what came before (prefix_lm: true would do)")
 
 
 class Encoder(Tower, kind="encoder"):

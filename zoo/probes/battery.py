@@ -25,7 +25,7 @@ from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from zoo.model.tower import Decoder
+    from zoo.model.decoder import Decoder
     from zoo.spec import Spec
 
 RATES = tuple(10 ** (-4 + half / 2) for half in range(6))

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.grammar import from_dict, to_dict
+from zoo.model.decoder import Decoder
 from zoo.model.init import Normal
 from zoo.model.layer_loop import Loop
-from zoo.model.tower import Decoder
 from zoo.spec import Spec
 
 N_LAYERS, HEAD_DIM = 2, 32

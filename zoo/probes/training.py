@@ -23,7 +23,7 @@ from zoo.training.schedule import Cosine
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from zoo.model.tower import Decoder
+    from zoo.model.decoder import Decoder
     from zoo.probes.readout import Readout
     from zoo.run.layer import Model
 
