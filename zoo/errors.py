@@ -82,6 +82,12 @@ def did_you_mean(word: str, options: Iterable[str], n: int = 1) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
+def name_options(word: str, options: Iterable[str]) -> str:
+    """Write the closest option as `did_you_mean` does or, when none is close, all of them: ` (one of: a, b)`."""
+    known = list(options)
+    return did_you_mean(word, known) or f" (one of: {', '.join(known)})"
+
+
 WORDS = {
     "EOFError": "an end too early",
     "MemoryError": "too little memory",

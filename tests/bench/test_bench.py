@@ -105,7 +105,7 @@ def test_a_python_can_be_named_for_one_peer_or_for_all():
 
 def test_a_misspelt_peer_is_one_line_and_exit_code_2(capsys):
     assert run(["bench", "decode", "--against", "litgp"]) == 2
-    fault = "no such peer (did you mean 'litgpt'?) (one of: hf, hf_cb, litgpt, ctranslate2, onnx)"
+    fault = "no such peer (did you mean 'litgpt'?)"
     assert capsys.readouterr().err.splitlines() == [f"zoo: error: --against litgp: {fault}"]
 
 

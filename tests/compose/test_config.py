@@ -251,7 +251,7 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
         ),
         (
             ["attention=gqaa"],
-            f"attention: no option 'gqaa' (did you mean 'gqa'?) (there are: {len(choices('attention'))}, "
+            f"attention: no option 'gqaa' (did you mean 'gqa'? there are: {len(choices('attention'))}, "
             "listed by `zoo list --axis attention`)",
         ),
         (["attention=4"], "attention: is chosen by name, found 4 (one of: block_sparse"),

@@ -247,8 +247,8 @@ def test_every_fault_of_the_settings_is_a_line_with_its_path():
         )
     )
     assert faults == [
-        "data: kind 'stdlb' is not a choice of data (did you mean 'stdlib'?) "
-        "(one of: hf, jsonl, mix, parquet, stdlib, text)"
+        "data: kind 'stdlb' is not a choice of data (did you mean 'stdlib'? "
+        "one of: hf, jsonl, mix, parquet, stdlib, text)"
     ]
     faults = faults_of(
         lambda: DataSettings.read(

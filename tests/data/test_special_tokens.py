@@ -142,8 +142,8 @@ def test_a_tokenizer_is_named_by_its_kind_alone():
     assert DataSettings.read({"kind": "stdlib", "tokenizer": "byte"}) == whole
     with plan_launch(["data.tokenizer=byte"], check=False) as plan:
         assert plan_training(task_config(plan.jobs[0])).data == whole
-    for name, hint in (("bytes", " (did you mean 'byte'?)"), ("wordpiece", "")):
-        fault = f"data.tokenizer: kind '{name}' is not a choice of tokenizer{hint} (one of: bpe, byte, file)"
+    for name, hint in (("bytes", "did you mean 'byte'? "), ("wordpiece", "")):
+        fault = f"data.tokenizer: kind '{name}' is not a choice of tokenizer ({hint}one of: bpe, byte, file)"
         assert faults_of(lambda: DataSettings.read({"kind": "stdlib", "tokenizer": name})) == [fault]  # noqa: B023
     (fault,) = faults_of(lambda: DataSettings.read({"kind": "stdlib", "tokenizer": "file"}))
     assert fault.startswith("data.tokenizer.path: kind: file needs a tokenizer.json, found none")

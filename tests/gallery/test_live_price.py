@@ -65,7 +65,7 @@ def _weights_and_cache(**setup):
     [
         ("n_heads", "-3", "n_heads: must be greater than 0, found -3"),
         ("attention.softcap", "-1", "attention.softcap: must be greater than 0, found -1"),
-        ("attention", "mlaa", "no option 'mlaa' (did you mean 'mla'?)"),
+        ("attention", "mlaa", "no option 'mlaa' (did you mean 'mla'? "),
     ],
 )
 def test_a_fault_is_told_at_its_field(path, value, told):

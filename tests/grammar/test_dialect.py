@@ -226,7 +226,7 @@ def test_every_slot_of_a_model_is_found() -> None:
             ["qk_norm=true"],
             "qk_norm: no such key of a model; attention 'gqa' has it (attention.qk_norm=true)",
         ),
-        (["attention.qk_norm=rmsnrm"], "attention.qk_norm: is 'rmsnrm', no choice of norm (did you mean 'rmsnorm'?)"),
+        (["attention.qk_norm=rmsnrm"], "attention.qk_norm: is 'rmsnrm', no choice of norm (did you mean 'rmsnorm'? "),
         (["attention.qk_norm=3"], "attention.qk_norm: is 3, neither the name of a choice nor a mapping (one of: "),
     ],
 )

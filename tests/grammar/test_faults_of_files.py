@@ -182,8 +182,8 @@ def test_a_tower_in_a_model_of_one_is_told_the_kind_of_two():
     told = "no such key of a model with one tower (kind: encoder_decoder)"
     assert faults(START + "decoder: {n_layers: 2}\n") == [f"mine.yaml:2: decoder: {told}"]
     assert faults(START + "kind: encoderdecoder\ndecoder: {n_layers: 2}\n") == [
-        "mine.yaml:2: kind: 'encoderdecoder' is not a choice of topology (did you mean 'encoder_decoder'?) "
-        "(one of: decoder, encoder, encoder_decoder)"
+        "mine.yaml:2: kind: 'encoderdecoder' is not a choice of topology (did you mean 'encoder_decoder'? "
+        "one of: decoder, encoder, encoder_decoder)"
     ]
 
 
@@ -299,8 +299,8 @@ def test_a_wrong_field_tells_some_and_how_to_see_the_others(monkeypatch):
 )
 def test_what_would_do_names_every_choice_that_a_word_may_be(axis, word, names):
     (fault,) = faults(START + f"{axis}: {{kind: {word}}}\n")
-    assert f"(did you mean '{names[0]}'?)" in fault and fault.count(",") < 16
-    assert all(name in fault.split("(one of: ")[1] for name in names)
+    assert f"(did you mean '{names[0]}'? one of: " in fault and fault.count(",") < 16
+    assert all(name in fault.split(" one of: ")[1] for name in names)
     assert {file.stem for file in (conf_dir() / axis).glob("*.yaml")} == set(list_choices(BASES[axis]))
 
 

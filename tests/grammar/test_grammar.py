@@ -117,7 +117,7 @@ def test_true_is_refused_as_no_number_before_a_component_reckons_with_it() -> No
     ("extra", "fault"),
     [
         ({"router": {"kind": "nope"}}, "router: kind 'nope' is not a choice of router (one of: "),
-        ({"router": {"kind": "softmax_tpk"}}, "(did you mean 'softmax_topk'?)"),
+        ({"router": {"kind": "softmax_tpk"}}, "(did you mean 'softmax_topk'? "),
         ({"router": {"n_experts": 4}}, "router: has no 'kind' (one of: "),
         ({"router": 4}, "router: is 4, neither the name of a choice nor a mapping (one of: "),
         ({"cross": {"kind": "zzz"}}, "cross: kind 'zzz' is not a choice of attention (one of: "),

@@ -245,7 +245,7 @@ def test_a_published_encoder_is_asked_for_masked_tokens_the_same_each_time(tmp_p
             "seq_len: an evaluation takes no such override (--context has the tokens of a row)",
         ),
         (["~data"], "~data: nothing can be deleted (name another: data=…)"),
-        (["data=txt"], "data: no option 'txt' (did you mean 'text'?)"),
+        (["data=txt"], "data: no option 'txt' (did you mean 'text'? "),
         (["data=text"], "data.path: data=text needs a text, found none (data.path=FILE_OR_FOLDER)"),
         (["objective=mlm"], "file: "),
         (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.analysis.uses import find_users
 from zoo.costs.pairs import Look
 from zoo.costs.rows import count_values
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, name_options
 from zoo.grammar import AXES
 from zoo.grammar.vocabulary import read_choices
 from zoo.model.attention.base import Sight
@@ -62,7 +62,7 @@ def list_axes() -> list[str]:
 def find_axis(axis: str) -> str:
     """Return the name of an axis unchanged. Raises ConfigError if there is no such axis."""
     if axis not in list_axes():
-        hint = did_you_mean(axis, list_axes()) or f" (one of: {', '.join(list_axes())})"
+        hint = name_options(axis, list_axes())
         raise ConfigError(f"axis: there is no {axis!r}{hint}")
     return axis
 

@@ -11,7 +11,7 @@ from typing import Any
 from zoo.analysis.axes import describe_axis, describe_choice, list_axes
 from zoo.analysis.trying import FieldExample, read_common, try_field
 from zoo.analysis.uses import find_setters, find_users, list_stated
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, name_options
 from zoo.grammar import vocabulary
 from zoo.grammar.dialect import list_fields, list_files
 from zoo.grammar.keys import BOTH, OWN, STRUCTURE, TOWERS
@@ -179,7 +179,7 @@ def describe_named(axis: str, word: str) -> dict[str, Any]:
     """Describe a choice of an axis by its name. Raises ConfigError for an unknown choice."""
     choices = read_choices(axis)
     if word not in choices:
-        hint = did_you_mean(word, choices) or f" (one of: {', '.join(choices)})"
+        hint = name_options(word, choices)
         raise ConfigError(f"axis: {axis} has no choice {word!r}{hint}")
     return describe_page(choices[word])
 

@@ -143,6 +143,7 @@ def _choose(parts: Sequence[str]) -> list[str]:
         axes = [axis for axis in grammar.AXES if axis != "cross" and is_choice(axis, part)]
         if not axes:
             known = {word for axis in grammar.AXES for word in list_files(axis)}
-            raise ConfigError(f"with: no axis has a choice {part!r}{did_you_mean(part, known)} (zoo list --axis AXIS)")
+            hint = did_you_mean(part, known) or " (zoo list --axis AXIS)"
+            raise ConfigError(f"with: no axis has a choice {part!r}{hint}")
         found.append(f"{axes[0]}={part}")
     return found

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.bench.race_model import BertShape, RaceShape, parse_shape
-from zoo.errors import ConfigError, did_you_mean, refuse
+from zoo.errors import ConfigError, name_options, refuse
 
 OURS = "zoo"
 INSTALL = {
@@ -126,8 +126,7 @@ def _refuse_options(workload: str, sizes: Mapping[str, Any]) -> None:
 def parse_peers(text: str) -> list[str]:
     """Parse peers from a list such as `"hf,litgpt"`. Raises ConfigError with a fault for each unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    options = f"one of: {', '.join(PEERS)}"
-    faults = [f"--against {n}: no such peer{did_you_mean(n, PEERS)} ({options})" for n in names if n not in PEERS]
+    faults = [f"--against {n}: no such peer{name_options(n, PEERS)}" for n in names if n not in PEERS]
     refuse(faults)
     return list(dict.fromkeys(names))
 

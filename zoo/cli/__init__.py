@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
-from zoo.errors import ConfigError, LostProcess, ZooError, did_you_mean
+from zoo.errors import ConfigError, LostProcess, ZooError, name_options
 from zoo.untrusted.printable import quote
 
 MOST_FAULTS, LONGEST_FAULT = 50, 1900
@@ -103,7 +103,7 @@ def _describe_value(error: Any) -> str:
     name = error.param.opts[-1] if getattr(error, "param", None) is not None else ""
     if fixed := re.search(r"(['\"])(.*)\1 is not one of (.*)\.$", error.message):
         found, known = fixed[2], re.findall("'(.*?)'", fixed[3])
-        return f"{name}: there is no {quote(found)}{did_you_mean(found, known)} (one of: {', '.join(known)})"
+        return f"{name}: there is no {quote(found)}{name_options(found, known)}"
     if not hasattr(error.__cause__, "errors"):
         return ""
     (fault,) = error.__cause__.errors()  # pydantic's, which reads the values of options

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from zoo.cli.options import read_options
-from zoo.errors import did_you_mean, refuse
+from zoo.errors import name_options, refuse
 from zoo.untrusted.printable import quote
 
 LARGEST = 2**63
@@ -61,6 +61,13 @@ EPILOG = (
     "comparison with transformers)."
 )
 
+ELSEWHERE = {
+    "resume": " (zoo train --resume RUN)",
+    "sweep": " (zoo train -m)",
+    "serve": " (zoo convert, then vLLM, say)",
+}
+"""Hints for commands that other programs have."""
+
 SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 """Typer's settings: plain help takes half the time of rich's; errors are printed by `zoo.cli.run`."""
 
@@ -83,7 +90,7 @@ class Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
-            hint = did_you_mean(args[0], VERBS) or f" (one of: {', '.join(VERBS)})"
+            hint = ELSEWHERE.get(args[0]) or name_options(args[0], VERBS)
             raise typer.BadParameter(f"no such command{hint}", ctx=ctx, param_hint=repr(args[0]))
         return super().resolve_command(ctx, args)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zoo import report
 from zoo.cli.options import argument, option
-from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
+from zoo.errors import CheckpointError, ConfigError, ZooError, name_options
 from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def print_coordinates(model: str, overrides: list[str], kind: str, widths: list[
 
     known = list(Parametrisation.kinds)
     if kind not in known:
-        raise ConfigError(f"coordinates: there is no {kind!r}{did_you_mean(kind, known)} (one of: {', '.join(known)})")
+        raise ConfigError(f"coordinates: there is no {kind!r}{name_options(kind, known)}")
     widths = widths or list_sizes(model, overrides, "d_model")
     depths = list_sizes(model, overrides, "n_layers")
     base = {"base_width": widths[0], **({"base_depth": depths[0]} if kind == "completep" else {})}

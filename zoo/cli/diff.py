@@ -18,7 +18,7 @@ from zoo.report.price_plot import check_picture, draw_models
 
 def run(
     first: Target,
-    second: Target,
+    second: Target = "",
     overrides: Overrides = None,
     everything: bool = flag("Show equal figures too.", "--all"),
     plot: Plot = None,
@@ -33,9 +33,10 @@ def run(
     """
     from zoo import costs
 
-    targets, overrides = split_words([first, second, *(overrides or [])])
+    targets, overrides = split_words([first, *filter(None, [second]), *(overrides or [])])
     if len(targets) != 2:
-        raise ConfigError(f"diff: compares two models, {len(targets)} were named (`zoo stats` takes any number)")
+        found = ", ".join(targets) or "none"
+        raise ConfigError(f"diff: compares two models, found {found} (`zoo stats` takes any number)")
     shown, labels = output.shown, shorten_labels(targets)
     if plot is not None:
         check_picture(plot, 2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.cli.common import Overrides
 from zoo.cli.options import argument, flag, option
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, name_options
 
 if TYPE_CHECKING:
     from zoo.drawing.contents import ModelPlan
@@ -68,8 +68,8 @@ def _refuse_unused(by: str | None, look: str, card: bool, dark: bool, out: Path 
 
     for option_name, word, known in (("look", look, LOOKS), ("by", by or COSTS[0], COSTS)):
         if word not in known:
-            hint = did_you_mean(word, known)
-            raise ConfigError(f"{option_name}: there is no {word!r}{hint} (one of: {', '.join(known)})")
+            hint = name_options(word, known)
+            raise ConfigError(f"{option_name}: there is no {word!r}{hint}")
     if out is not None:
         check_drawing(out)
     if by is not None and look != "cost":

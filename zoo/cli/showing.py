@@ -87,7 +87,9 @@ def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Decoder
             for note in [*note_sizes(overrides, composed.cfg), *note_positions(found[-1])]:
                 print_note(note)
         except ConfigError as error:
-            alone = len(targets) == 1 or all(fault.startswith(target) for fault in error.faults)
+            alone = len(targets) == 1 or all(
+                fault.startswith(target.rstrip(os.sep).removeprefix(f".{os.sep}")) for fault in error.faults
+            )
             faults += error.faults if alone else [f"{target}: {fault}" for fault in error.faults]
     refuse(faults)
     return found

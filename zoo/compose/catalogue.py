@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, name_options
 from zoo.grammar.keys import AXES
 from zoo.grammar.patches import lay_patch
 from zoo.paths import list_conf, read_conf
@@ -58,8 +58,8 @@ def select_models(models: Sequence[dict[str, Any]], asked: Selection) -> list[di
     """Pick the models that pass the filter. Raises ConfigError for an unknown kind or part, and if no model is left."""
     kinds = sorted({model["kind"] for model in models})
     if asked.kind is not None and asked.kind not in kinds:
-        hint = did_you_mean(asked.kind, kinds)
-        raise ConfigError(f"kind: there is no {asked.kind!r}{hint} (one of: {', '.join(kinds)})")
+        hint = name_options(asked.kind, kinds)
+        raise ConfigError(f"kind: there is no {asked.kind!r}{hint}")
     known = {part for model in models for part in model["parts"]}
     if strange := [part for part in asked.parts if part not in known]:
         hint = did_you_mean(strange[0], known) or " (`zoo list --axis attention` lists the choices of an axis)"

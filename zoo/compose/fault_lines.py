@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.hydra_engine import HydraException
-from zoo.spec.foreign import hint_choice
+from zoo.spec.foreign import open_options
 
 FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
 """The exceptions that Hydra raises while it composes faulty files."""
@@ -44,8 +44,7 @@ def describe_missing_option(group: str, value: str, options: Iterable[str], plac
     options = sorted(options)
     shown = "zoo list" if group == "model" else f"zoo list --axis {group}"
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}, listed by `{shown}`"
-    hint = hint_choice(value, options)
-    return f"{place or group}: no option '{value}'{hint} (there are: {there})"
+    return f"{place or group}: no option '{value}'{open_options(value, options)}there are: {there})"
 
 
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:

@@ -247,8 +247,6 @@ class Choices:
             inside = f"{self.root}.{group}" if self.root and group in AXES and package is None else package
             return rename_override(override, type=OverrideType.ADD, package=inside)
         else:
-            hint = did_you_mean(place, self.known)
-            self.faults.append(
-                f"{place}: nothing in the defaults list goes by that{hint} (add with +{format_override(override)})"
-            )
+            hint = did_you_mean(place, self.known) or f" (add with +{format_override(override)})"
+            self.faults.append(f"{place}: nothing in the defaults list goes by that{hint}")
         return None

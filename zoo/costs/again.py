@@ -45,8 +45,8 @@ def explain_unknown(recompute: str) -> str | None:
         return None
     if re.fullmatch(r"every_0*1", recompute):
         return f"is {recompute}, which is every layer (full)"
-    hint = did_you_mean(recompute, RECOMPUTE)
-    return f"unknown {recompute!r}{hint} (one of: {', '.join(RECOMPUTE)}, every_2, every_3 …)"
+    hint = did_you_mean(recompute, RECOMPUTE) or f" (one of: {', '.join(RECOMPUTE)}, every_2, every_3 …)"
+    return f"unknown {recompute!r}{hint}"
 
 
 def runs_again(index: int, every: int) -> bool:

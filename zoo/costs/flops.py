@@ -21,7 +21,7 @@ from zoo.costs.again import AGAIN, explain_unknown, mark_layers, read_every
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate, tabulate_towers
 from zoo.costs.sums import Amount
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, name_options
 from zoo.spec import CROSS, LOGITS, READ, ROW, Embedding, Linear, Tied
 
 CONVENTIONS = {
@@ -249,8 +249,8 @@ class SequenceFlops:
         """List the arguments that are unknown or that the model cannot take, one message each."""
         spec, documents, prefix = self.table.spec, self.documents, self.prefix
         if self.convention not in CONVENTIONS:
-            hint = did_you_mean(self.convention, CONVENTIONS)
-            yield f"convention: unknown {self.convention!r}{hint} (one of: {', '.join(CONVENTIONS)})"
+            hint = name_options(self.convention, CONVENTIONS)
+            yield f"convention: unknown {self.convention!r}{hint}"
         if reason := explain_unknown(self.recompute):
             yield f"recompute: {reason}"
         if documents and (sum(documents) != self.context or min(documents) < 1):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.costs.sums import Amount
-from zoo.errors import ConfigError, did_you_mean, refuse
+from zoo.errors import ConfigError, name_options, refuse
 from zoo.paths import conf_dir, read_conf
 
 RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
@@ -149,7 +149,7 @@ def hardware(name: str) -> Hardware:
         if path is own:
             raise ConfigError(f"gpu: no such file: {name}")
         known = list_gpus()
-        raise ConfigError(f"gpu: unknown {name!r}{did_you_mean(name.lower(), known)} (one of: {', '.join(known)})")
+        raise ConfigError(f"gpu: unknown {name!r}{name_options(name.lower(), known)}")
     return _load(path, path.stat().st_mtime_ns)
 
 
@@ -201,7 +201,7 @@ def _faults(body: object) -> Iterator[str]:
         return
     for key in body:
         if key not in KEYS:
-            yield f"{key}: there is no such key{did_you_mean(str(key), KEYS)} (one of: {', '.join(KEYS)})"
+            yield f"{key}: there is no such key{name_options(str(key), KEYS)}"
     if missing := [key for key in KEYS if key not in body and key not in OPTIONAL]:
         yield f"is without {', '.join(missing)}"
         return
@@ -220,7 +220,7 @@ def _faults(body: object) -> Iterator[str]:
 def _figure_faults(body: Mapping[str, Any]) -> Iterator[str]:
     for dtype, node in body["tflops"].items():
         if dtype not in RATES:
-            yield f"tflops.{dtype}: unknown dtype{did_you_mean(str(dtype), RATES)} (one of: {', '.join(RATES)})"
+            yield f"tflops.{dtype}: unknown dtype{name_options(str(dtype), RATES)}"
         yield from _fault(f"tflops.{dtype}", node, body["sources"], "sparse_factor")
     for key in SIZES:
         if body.get(key) is not None or key not in OPTIONAL:

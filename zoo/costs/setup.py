@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zoo.costs.again import RECOMPUTE, explain_unknown
 from zoo.distributed.mesh import Mesh
 from zoo.distributed.pipeline_schedule import SCHEDULES, WHOLE_BACKWARD, PipelineSchedule
-from zoo.errors import ConfigError, did_you_mean, refuse
+from zoo.errors import ConfigError, name_options, refuse
 from zoo.untrusted.printable import quote
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _faults(setup: Setup) -> Any:
     for name, known in CHOICES.items():
         found = getattr(setup, name)
         if name != "recompute" and found not in known and not (name == "cache_dtype" and found is None):
-            yield f"{name}: unknown {found!r}{did_you_mean(str(found), known)} (one of: {', '.join(known)})"
+            yield f"{name}: unknown {found!r}{name_options(str(found), known)}"
     if reason := explain_unknown(setup.recompute):
         yield f"recompute: {reason}"
     if setup.page is not None and setup.engine != "zoo":

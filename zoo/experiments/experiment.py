@@ -25,7 +25,7 @@ from pydantic import (
 from zoo.analysis.verdict.comparison import Verdict
 from zoo.compose.gate import check_overrides
 from zoo.compose.sources import StatedFile, locate_faults
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, name_options
 from zoo.experiments.key_faults import find_place, say_wanted
 from zoo.experiments.model_files import place_models
 from zoo.paths import recipes_dir
@@ -257,7 +257,7 @@ class Experiment(Strict):
             raise ValueError(f"expect.{windows[0]}.metric: {WINDOW} is measured by the search (add tune: true)")
         metrics = (*RESULTS, *self.measure, *([WINDOW] if self.tune else []))
         if unknown := [each for each in self.list_metrics() if trains and each not in metrics]:
-            hint = did_you_mean(unknown[0], metrics) or f" (one of: {', '.join(metrics)})"
+            hint = name_options(unknown[0], metrics)
             raise ValueError(f"metric: a run has no {unknown[0]!r}{hint}")
         file = self.config_file()
         if file is not None and not file.is_file():

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
+from zoo.errors import CheckpointError, ConfigError, name_options, short
 from zoo.families.body import write_out_keys
 from zoo.families.expression import Expression
 from zoo.families.family import HARMLESS, Family, family_of_config
@@ -50,7 +50,7 @@ def find_architecture(found: GGUFFile) -> Mapping[str, Any]:
     """Find the catalogue's row of a file's architecture. Raises CheckpointError if there is none."""
     known = read_catalogue()["architectures"]
     if found.architecture not in known:
-        hint = did_you_mean(found.architecture, known) or f" (one of: {', '.join(known)})"
+        hint = name_options(found.architecture, known)
         raise CheckpointError(f"{found.file}: general.architecture: {quote(found.architecture)} is not read{hint}")
     return known[found.architecture] or {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from zoo.errors import did_you_mean
+from zoo.errors import did_you_mean, name_options
 from zoo.grammar.interpolation import Scope, to_plain
 from zoo.grammar.patches import lay_patch
 
@@ -83,7 +83,7 @@ def _read_names(pattern: object, kinds: list[str], problems: list[str]) -> list[
 def _read_rule(rule: dict[Any, Any], problems: list[str]) -> list[str]:
     """Read `{every: 4, is: full}` as [layer*3, full]; `else` names the other layers."""
     if strange := [str(key) for key in rule if key not in RULE]:
-        problems.append(f"pattern.{strange[0]}: no such key{did_you_mean(strange[0], RULE)} (every, is, else)")
+        problems.append(f"pattern.{strange[0]}: no such key{name_options(strange[0], RULE)}")
     every, kind = rule.get("every"), rule.get("is")
     if not isinstance(every, int) or isinstance(every, bool) or not 2 <= every <= MOST_LAYERS:
         problems.append(f"pattern.every: must be a whole number from 2 up, found {every!r} (every: 4, is: full)")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import ConfigError, did_you_mean, refuse
+from zoo.errors import ConfigError, name_options, refuse
 from zoo.jobs.forecast import MATCHED_STEPS, Forecaster
 from zoo.jobs.matching import BUDGETS, Match, Matching, choose_dimension
 from zoo.jobs.outlook import Outlook
@@ -103,7 +103,7 @@ def _match(plan: LaunchPlan, design: SweepDesign, jobs: Sequence[SweepPoint], sw
     seconds, because a new measurement would differ. Raises ConfigError for an unknown cost."""
     assert design.match is not None
     if design.match not in BUDGETS:
-        hint = did_you_mean(design.match, BUDGETS) or f" (one of: {', '.join(BUDGETS)})"
+        hint = name_options(design.match, BUDGETS)
         raise ConfigError(f"match: there is no budget {design.match!r}{hint}")
     by = design.match_by or choose_dimension(plan, jobs, design.match, design.baseline)
     asked = Matching(design.match, by, design.baseline)

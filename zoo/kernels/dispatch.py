@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.errors import KernelError, did_you_mean
+from zoo.errors import KernelError, name_options
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.eager import Eager
 from zoo.kernels.flash2 import Flash2, Flash2Hub
@@ -174,10 +174,7 @@ def pick(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> KernelC
 def _check_named(ask: AttentionQuery, machine: Machine, kernel: str) -> Kernel:
     """Return the kernel of this name. Raises KernelError if it is unknown or refuses."""
     if kernel not in KERNELS:
-        known = ", ".join(("auto", *KERNELS))
-        raise KernelError(
-            f"kernel: there is no {kernel!r}{did_you_mean(kernel, ('auto', *KERNELS))} (there are {known})"
-        )
+        raise KernelError(f"kernel: there is no {kernel!r}{name_options(kernel, ('auto', *KERNELS))}")
     reason = KERNELS[kernel].refuses(ask, machine)
     if reason is not None:
         others = (each for each in KERNELS.values() if not each.on_request)

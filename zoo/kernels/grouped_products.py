@@ -13,7 +13,7 @@ from torch import Tensor  # noqa: TID253
 from torch.nn import functional as F  # noqa: TID253
 from torch.utils.flop_counter import register_flop_formula  # noqa: TID253
 
-from zoo.errors import KernelError, did_you_mean
+from zoo.errors import KernelError, name_options
 
 METHODS = ("auto", "grouped_mm", "loop")
 Shape = tuple[int, ...]
@@ -73,9 +73,7 @@ def refuses(device: str, dtype: str, d_in: int, d_out: int) -> str | None:
 def _native(x: Tensor, weight: Tensor, method: str) -> bool:
     """Whether to use torch's grouped_mm. Raises KernelError if it was named and refuses, or the method is unknown."""
     if method not in METHODS:
-        raise KernelError(
-            f"grouped: there is no {method!r}{did_you_mean(method, METHODS)} (there are {', '.join(METHODS)})"
-        )
+        raise KernelError(f"grouped: there is no {method!r}{name_options(method, METHODS)}")
     if method == "loop":
         return False
     _, d_out, d_in = weight.shape

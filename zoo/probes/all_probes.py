@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, name_options
 from zoo.probes.arithmetic import Mano
 from zoo.probes.base import Probe
 from zoo.probes.compressing import Compress
@@ -31,13 +31,13 @@ def make_probe(name: str, size: str = "card", settings: Mapping[str, object] | N
     """Make a probe by its name, of the size `card`, `small` or `paper`, with these settings. Raises ConfigError for
     unknown or impossible ones."""
     if name not in Probe.kinds:
-        hint = did_you_mean(name, Probe.kinds) or f" (one of: {', '.join(Probe.kinds)})"
+        hint = name_options(name, Probe.kinds)
         raise ConfigError(f"probe: there is no {name!r}{hint}")
     kind, given = Probe.kinds[name], dict(settings or {})
     known = [field.name for field in fields(kind)]
     for key in given:
         if key not in known:
-            raise ConfigError(f"{name}.{key}: no such setting{did_you_mean(key, known)} (one of: {', '.join(known)})")
+            raise ConfigError(f"{name}.{key}: no such setting{name_options(key, known)}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     own: Mapping[str, object] = {} if size == "card" else getattr(kind, size)
     return kind(**{**own, **given})

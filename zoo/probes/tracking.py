@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, name_options
 from zoo.probes.base import IGNORED, SIGNED, Examples, Probe, fill
 
 PAD = 2
@@ -113,7 +113,7 @@ def make_group(name: str) -> FiniteGroup:
         even = [each for each in permutations(range(4)) if is_even(each)]
         return FiniteGroup([(*each, *turn(5, by, 4)) for each, by in product(even, range(5))])
     known = ("Z6", "Z60", "S3", "S4", "S5", "A4", "A5", "A4xZ5")
-    raise ConfigError(f"word.group: is {name!r}{did_you_mean(name, known)} (one of: {', '.join(known)})")
+    raise ConfigError(f"word.group: is {name!r}{name_options(name, known)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import runs
 from zoo.analysis.compare import compare_values, flatten, merge_orders
 from zoo.costs.price import price
-from zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
+from zoo.errors import CheckpointError, ConfigError, name_options, refuse
 from zoo.grammar.saved import read_model
 from zoo.untrusted.json_file import check_shape
 from zoo.untrusted.printable import shorten
@@ -284,7 +284,7 @@ def sort_rows(rows: Sequence[Mapping[str, Any]], by: str, reverse: bool = False)
     """Sort rows by a column, smallest first or with `reverse` largest first; rows without a value come last either way.
     Raises ConfigError for an unknown column."""
     if by not in COLUMNS:
-        hint = did_you_mean(by, COLUMNS) or f" (one of: {', '.join(COLUMNS)})"
+        hint = name_options(by, COLUMNS)
         raise ConfigError(f"sort: there is no column {by!r}{hint}")
     known = [row for row in rows if row[by] is not None]
     return [*sorted(known, key=lambda row: row[by], reverse=reverse), *(row for row in rows if row[by] is None)]

@@ -80,9 +80,8 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if isinstance(dtype, str):
         known = [*names, *names.values()]
         if dtype not in known:
-            raise ConfigError(
-                f"dtype: cannot build in {dtype!r}{did_you_mean(dtype, known)} (one of: {', '.join(names)})"
-            )
+            hint = did_you_mean(dtype, known) or f" (one of: {', '.join(names)})"
+            raise ConfigError(f"dtype: cannot build in {dtype!r}{hint}")
         return getattr(torch, names.get(dtype, dtype))
     return dtype
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, name_options
 from zoo.kernels import machine_of
 from zoo.lazy import F, nn, torch
 from zoo.run.environment import find_version
@@ -129,7 +129,7 @@ def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> Non
     """Raise ConfigError if a recipe is unknown, if it cannot run on a device, or if torchao is missing or too old.
     `what` names the request, `would` an alternative."""
     if recipe not in (known := (*RECIPES, WEIGHT_ONLY)):
-        raise ConfigError(f"fp8: there is no {recipe!r}{did_you_mean(recipe, known)} (there are {', '.join(known)})")
+        raise ConfigError(f"fp8: there is no {recipe!r}{name_options(recipe, known)}")
     reason = refuses(recipe, machine_of(device))
     if reason is None and recipe in RECIPES and not can_multiply(recipe, device):
         reason = f"needs a product in float8, which torch cannot compute on this {device.type}"
@@ -183,7 +183,7 @@ def convert_to_fp8(model: Module, recipe: str, *, emulate: bool = False) -> list
     """
     what = f"fp8: {recipe}"
     if recipe not in RECIPES:
-        raise ConfigError(f"{what} trains nothing{did_you_mean(recipe, RECIPES)} (one of: {', '.join(RECIPES)})")
+        raise ConfigError(f"{what} trains nothing{name_options(recipe, RECIPES)}")
     products = list_products(model)
     chosen = _chosen(model, products, what)
     if emulate:

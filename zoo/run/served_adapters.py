@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError, ZooError, did_you_mean
+from zoo.errors import ConfigError, ZooError, name_options
 from zoo.lazy import F, Tensor, nn, torch
 
 if TYPE_CHECKING:
@@ -134,5 +134,5 @@ def check_adapter(model: nn.Module, name: str | None) -> None:
     if served is None:
         raise ConfigError(f"adapter: is {name!r}, and the model has none (zoo.load(BASE, adapters={{{name!r}: DIR}}))")
     if name not in served.named:
-        hint = did_you_mean(name, served.named) or f" (one of: {', '.join(served.named)})"
+        hint = name_options(name, served.named)
         raise ConfigError(f"adapter: there is no {name!r}{hint}")

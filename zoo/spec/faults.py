@@ -12,7 +12,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from zoo.errors import did_you_mean
 from zoo.paths import conf_dir
-from zoo.spec.foreign import hint_choice, translate_name
+from zoo.spec.foreign import hint_choice, open_options, translate_name
 from zoo.untrusted.printable import quote, shorten
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def describe_no_node(axis: type[Spec], node: object) -> PydanticCustomError:
     if node is None:
         return _fault("is missing (one of: {options})", options=_show_options(axis))
     if isinstance(node, str):
-        hint = hint_choice(node, list_choices(axis))
-        text = "is {found}, no choice of {axis}{hint} (one of: {options})"
+        hint = open_options(node, list_choices(axis))
+        text = "is {found}, no choice of {axis}{hint}one of: {options})"
         return _fault(text, found=_show(node), axis=axis.axis, hint=hint, options=_show_options(axis, node))
     text = "is {found}, neither the name of a choice nor a mapping (one of: {options})"
     return _fault(text, found=_show(node), options=_show_options(axis))
@@ -100,8 +100,8 @@ def describe_no_node(axis: type[Spec], node: object) -> PydanticCustomError:
 def describe_unknown_kind(axis: type[Spec], kind: object) -> PydanticCustomError:
     if kind is None:
         return _fault("has no 'kind' (one of: {options})", options=_show_options(axis))
-    hint = hint_choice(str(kind), list_choices(axis))
-    text = "kind {kind} is not a choice of {axis}{hint} (one of: {options})"
+    hint = open_options(str(kind), list_choices(axis))
+    text = "kind {kind} is not a choice of {axis}{hint}one of: {options})"
     return _fault(text, kind=_show(kind), axis=axis.axis, hint=hint, options=_show_options(axis, str(kind)))
 
 

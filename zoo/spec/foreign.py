@@ -123,6 +123,12 @@ def hint_choice(word: str, options: Iterable[str]) -> str:
     return f" (did you mean '{ours}'?)" if ours in options else did_you_mean(word, options)
 
 
+def open_options(word: str, options: Iterable[str]) -> str:
+    """Begin a bracket that lists choices, with the hint of `hint_choice`: ` (did you mean 'x'? ` or ` (`."""
+    hint = hint_choice(word, options)
+    return f"{hint.removesuffix(')')} " if hint else " ("
+
+
 FOREIGN = {theirs: ours for ours, names in _KEYS.items() for theirs in names.split()}
 """Zoo's keys, by their names in other libraries."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.checkpoint.sentence_files import PROMPTS, PromptsFile, read_settings
 from zoo.data.corpus import FAULTS_SHOWN
-from zoo.errors import ConfigError, ZooError, did_you_mean, refuse
+from zoo.errors import ConfigError, ZooError, name_options, refuse
 from zoo.families.described import CONFIG, read_config
 from zoo.lazy import Tensor, torch
 from zoo.text.reader import load_reader, longest_text, pad_rows
@@ -114,7 +114,7 @@ def settle_activation(head: Head, chosen: str | None, folder: Path | None) -> Ac
         said = None if folder is None else read_activation(folder, classes=usual == "softmax")
         return said or usual
     if chosen not in ACTIVATIONS:
-        would = did_you_mean(chosen, ACTIVATIONS) or f" (one of: {', '.join(ACTIVATIONS)})"
+        would = name_options(chosen, ACTIVATIONS)
         raise ConfigError(f"activation: {chosen!r} is none{would}")
     if chosen == "softmax" and usual == "none":
         raise ConfigError("activation: softmax is over classes, and the head gives numbers (sigmoid, or none)")

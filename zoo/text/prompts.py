@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, get_args
 
 from zoo.data.chat.template import list_faults
-from zoo.errors import ConfigError, did_you_mean, refuse
+from zoo.errors import ConfigError, name_options, refuse
 from zoo.sampling.guide import Kind
 from zoo.sampling.options import Sampling
 from zoo.untrusted.json_file import NESTED
@@ -126,7 +126,7 @@ def _is_text(value: object) -> bool:
 
 
 def _hint(name: str) -> str:
-    return did_you_mean(name, option_names()) or f" (one of: {', '.join(option_names())})"
+    return name_options(name, option_names())
 
 
 @cache

@@ -22,7 +22,7 @@ from zoo.checkpoint.sentence_files import (
     read_settings,
 )
 from zoo.checkpoint.tensor_files import BIN, SINGLE, TensorReader, read_bin, read_header
-from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.errors import CheckpointError, ConfigError, did_you_mean, name_options
 from zoo.lazy import F, Tensor, torch
 from zoo.model.task_head import pool
 from zoo.untrusted.printable import quote, shorten
@@ -94,7 +94,7 @@ class SentencePipeline:
     def choose(self, pooling: str | None, normalize: bool | None) -> SentencePipeline:
         """Return a copy with another pooling or scaling to length 1. Raises ConfigError for an unknown pooling."""
         if pooling is not None and pooling not in POOLINGS:
-            would = did_you_mean(pooling, POOLINGS) or f" (one of: {', '.join(POOLINGS)})"
+            would = name_options(pooling, POOLINGS)
             raise ConfigError(f"pooling: {pooling!r} is none{would}")
         pooled = self.pooled if pooling is None else replace(self.pooled, names=(pooling,))
         return replace(self, pooled=pooled, normalize=self.normalize if normalize is None else normalize)
@@ -122,10 +122,8 @@ class SentencePipeline:
         if name is None:
             return ""
         if name not in self.prompts:
-            known = shorten(", ".join(self.prompts)) or "none"
-            raise ConfigError(
-                f"prompt: {name!r} is none of the folder's{did_you_mean(name, self.prompts)} (it has: {known})"
-            )
+            known = f" (it has: {shorten(', '.join(self.prompts)) or 'none'})"
+            raise ConfigError(f"prompt: {name!r} is none of the folder's{did_you_mean(name, self.prompts) or known}")
         return self.prompts[name]
 
     def apply(self, hidden: Tensor, real: Tensor, n_prompt: int, dim: int | None) -> Tensor:

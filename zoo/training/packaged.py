@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zoo.errors import did_you_mean
+from zoo.errors import name_options
 from zoo.paths import conf_dir
 
 
@@ -17,7 +17,7 @@ def read_packaged(axis: str, value: object) -> Any:
 
     names = sorted(file.stem for file in (conf_dir() / axis).glob("*.yaml"))
     if value not in names:
-        raise ValueError(f"there is no {value!r}{did_you_mean(value, names)} (one of: {', '.join(names)})")
+        raise ValueError(f"there is no {value!r}{name_options(value, names)}")
     return safe_load((conf_dir() / axis / f"{value}.yaml").read_text(encoding="utf-8"))
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
-from zoo.errors import did_you_mean
 from zoo.model.embedding import ROOT as EMBEDDING_ROOT
 from zoo.model.head import ROOT as HEAD_ROOT
 from zoo.model.init import ScaledInit, has_few_outputs
@@ -69,8 +68,7 @@ class MuP(Parametrisation, kind="mup"):
     def refuses(self, spec: Topology, optim: Optim) -> list[str]:
         faults = []
         if optim.kind not in ADAPTIVE:
-            does = did_you_mean(optim.kind, ADAPTIVE)
-            faults.append(f"{self.kind} has no rule for {optim.kind}{does} (one of: {', '.join(ADAPTIVE)})")
+            faults.append(f"{self.kind} has no rule for {optim.kind} (one of: {', '.join(ADAPTIVE)})")
         for tower in spec.towers().values():
             if not hasattr(tower.head, "scale") and tower.head.kind != "none":
                 faults.append(f"{self.kind} multiplies logits, and head '{tower.head.kind}' cannot (lm)")

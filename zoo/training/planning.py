@@ -15,7 +15,7 @@ from zoo import grammar, runs
 from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
 from zoo.data.settings import SPLIT_TEMPLATE, RecordSettings
-from zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
+from zoo.errors import CheckpointError, ConfigError, did_you_mean, name_options, refuse
 from zoo.grammar.interpolation import MissingName
 from zoo.grammar.saved import read_config
 from zoo.kernels import KERNELS
@@ -163,8 +163,8 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) ->
         faults.append(f"checkpoint: is {settings.checkpoint}, and adapters are saved whole (checkpoint=whole)")
     faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
-        hint = did_you_mean(settings.kernel, names)
-        faults.append(f"kernel: there is no {settings.kernel!r}{hint} (there are {', '.join(names)})")
+        hint = name_options(settings.kernel, names)
+        faults.append(f"kernel: there is no {settings.kernel!r}{hint}")
     faults += [] if refused else find_misfits_of_rows(settings, data, spec)
     if settings.router_bias_rate is not None and not has_selection_bias(spec):
         found = f"is {settings.router_bias_rate}, and no router of the model has a selection bias"

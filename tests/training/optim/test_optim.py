@@ -162,7 +162,7 @@ def test_a_groups_rate_is_its_own_times_the_schedule(kind):
 def test_groups_that_no_tensor_is_in_are_refused_with_what_there_is():
     optim = Optim.parse({"kind": "adamw", "groups": {"embeding": {"lr": 1.0}, "head.norm": {"lr": 1.0}}})
     first, second = optim.refuses(spec_of())
-    assert first.startswith("groups.embeding: no tensor of the model is in it (did you mean 'embedding'?) (there are: ")
+    assert first.startswith("groups.embeding: no tensor of the model is in it (did you mean 'embedding'?)")
     assert second.startswith("groups.head.norm: no tensor")
     with pytest.raises(ValueError, match="changes nothing"):
         Optim.parse({"kind": "adamw", "groups": {"embedding": {}}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, name_options
 from zoo.lazy import nn, torch
 from zoo.run.linear.base import EXACT, LOWER, Processor, describe_processor
 from zoo.run.linear.groups import ProductGroup, find_groups
@@ -186,9 +186,7 @@ def check_weights(weights: str | None, device: torch.device) -> None:
     if weights is None:
         return
     if weights not in LOWER:
-        raise ConfigError(
-            f"weights: there is no {weights!r}{did_you_mean(weights, LOWER)} (one of: {', '.join(LOWER)})"
-        )
+        raise ConfigError(f"weights: there is no {weights!r}{name_options(weights, LOWER)}")
     if device.type != "cpu":
         raise ConfigError(f"weights: {weights} is for a CPU, found {device.type} (dtype=bf16, or fp8, would do)")
     processor = describe_processor()
@@ -212,7 +210,7 @@ def _check_named(way: str, weights: str | None, processor: Processor) -> str | N
     """Return the precision of a named way to multiply, None if it is exact. Raises ConfigError if the way is unknown,
     cannot run or contradicts `weights`."""
     if way not in WAYS:
-        raise ConfigError(f"way: there is no {way!r}{did_you_mean(way, WAYS)} (one of: {', '.join(WAYS)})")
+        raise ConfigError(f"way: there is no {way!r}{name_options(way, WAYS)}")
     if reason := refuse(WAYS[way], (512, 512), "float32", processor):
         raise ConfigError(f"way: {way} was asked for, but {reason} (plain would do)")
     own = None if WAYS[way].precision == EXACT else WAYS[way].precision

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from zoo.distributed.sharded_tensors import find_mesh
-from zoo.errors import did_you_mean
+from zoo.errors import name_options
 from zoo.lazy import torch
 from zoo.spec import Buffer, Spec, SpecRow, is_hidden_matrix, placed_tensors
 
@@ -114,8 +114,7 @@ class Optim(Spec, axis="optim"):
                     known |= label(row, leaf)
                     met.add(self.group_of(row, leaf) or "")
         return [
-            f"groups.{name}: no tensor of the model is in it{did_you_mean(name, sorted(known))} "
-            f"(there are: {', '.join(sorted(known))})"
+            f"groups.{name}: no tensor of the model is in it{name_options(name, sorted(known))}"
             for name in self.groups
             if name not in met
         ]
