@@ -101,9 +101,10 @@ def test_a_request_gets_in_many_deterministic_schedules_the_bits_that_it_gets_al
 
 
 ONE_PASS = ["attention=gqa", "position=alibi", "position=t5_layerwise", "position=learned", "ffn=moe", "block=parallel"]
+ONE_PASS += ["attention=sliding window=5", "attention=mamba2 position=none", "gated_delta and gqa"]
 
 
-@pytest.mark.parametrize("kind", [*ONE_PASS, "attention=mla", "attention=sliding window=5"])
+@pytest.mark.parametrize("kind", [*ONE_PASS, "attention=mla", "chunk"])
 def test_what_a_step_computes_goes_through_the_model_in_one_pass_where_that_costs_no_more(kind, monkeypatch):
     passes, run = [], EnginePasses.run
     monkeypatch.setattr(EnginePasses, "run", lambda self, batch: passes.append(len(batch)) or run(self, batch))
@@ -221,7 +222,7 @@ def serve_long(window: int, budget: int) -> None:
 
 
 @pytest.mark.parametrize("window", [24, 40, 100])
-@pytest.mark.parametrize("budget", [17, 40, 64])
+@pytest.mark.parametrize("budget", [17, 40, 64, 640])
 def test_a_prompt_longer_than_its_window_may_come_in_parts_shorter_than_that(window, budget):
     """A part that is joined to the window leaves those of its tokens that the next part sees."""
     serve_long(window, budget)

@@ -235,7 +235,9 @@ def varlen(monkeypatch):
     return found
 
 
-FLAT = ["attention=gqa", "position=alibi", "attention=mla", pytest.param("mla and window", marks=pytest.mark.slow)]
+SLOW_FLAT = ("mla and window", "attention=mamba2 position=none", "gla and sliding")
+FLAT = ["attention=gqa", "position=alibi", "attention=mla", "attention=sliding window=5", "gated_delta and gqa"]
+FLAT += [pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_FLAT]
 
 
 @pytest.mark.parametrize("kind", FLAT)

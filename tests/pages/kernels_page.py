@@ -86,7 +86,9 @@ With flash-attn 2, 3 and 4
 Kernels that read pages where they lie also take prompts and decoding rows in one pass (varlen):
 `Mask(lengths=…, cu_seqlens_q=…)` states where the queries of each row begin. The engine computes a step so if the
 kernels of all layers do; otherwise decoding rows share a pass, and prompts share one only with prompts of their
-length. Of MLA, whose latents are then read absorbed, chunks of
+length. Recurrent layers multiply all tokens at once, and lay rows of like length under one another for the recurrence
+itself. A window takes pages for a whole chunk of a prompt during the pass, if there are any, and gives back those that
+no later token sees. Of MLA, whose latents are then read absorbed, chunks of
 prompts that cost no more so take part (DeepSeek-V3: of 170 tokens at most); longer ones are expanded in passes of their
 own. What is called was read in the packages' source of August 2026, and has run over stand-ins alone, Zoo's own kernel
 by Triton's interpreter too:

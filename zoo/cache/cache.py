@@ -66,6 +66,10 @@ class LayerCache:
         slots, state = self.slots, self.layer.states[name]
         return state[slots[0] : slots[1]] if isinstance(slots, tuple) else state[slots]
 
+    def narrow(self, slots: Tensor) -> LayerCache:
+        """Return the states of some of the rows, by their slots [B]."""
+        return LayerCache(self.layer, slots, self.packs)
+
     def hold(self, name: str, value: Tensor) -> None:
         """Store a recurrent state [B, …] for the rows' next tokens."""
         slots, state = self.slots, self.layer.states[name]
@@ -232,9 +236,11 @@ class Cache:
         return begun and (self.store.cross_group is None or self.has_source)
 
     def end(self, new: int) -> None:
-        """End a pass of `new` columns: rows grow by their new tokens."""
+        """End a pass of `new` columns: rows grow by their new tokens; after a `varlen` pass windows shrink again."""
         for number, row in enumerate(self.rows):
             row.length += self.count(number, new)
+            for group in range(len(row.pages)) if self.varlen else ():
+                row.trim(group)
 
     def _lay_out(self, number: int, group: LayerGroup, new: int) -> SlotMapping:
         """Map the next tokens to slots in a group. If its slots stand for `rate` tokens each, a pass computes `columns`
@@ -242,8 +248,10 @@ class Cache:
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
         columns = count_windows(group.rate, new, self.past)
         stops = [row.length + self.count(place, new) for place, row in enumerate(self.rows)]
-        overflows = room is not None and any(
-            self._overflows(group, row.length, stop, room) for row, stop in zip(self.rows, stops, strict=True)
+        overflows = (
+            room is not None
+            and not self.varlen
+            and any(self._overflows(group, row.length, stop, room) for row, stop in zip(self.rows, stops, strict=True))
         )
         reads, slots, taken, column = [], [], [], 0
         for place, (row, stop) in enumerate(zip(self.rows, stops, strict=True)):

@@ -71,6 +71,23 @@ class CachedRow:
             self.store.copy_pages(group, own[gone:], own)
         self.dropped[group] += gone
 
+    def count_lacking(self, group: int, stop: int) -> int:
+        """Count the pages that a window lacks to hold its tokens up to `stop` and those that the first new one sees; 0
+        for other groups, whose pages are taken beforehand."""
+        each, page = self.store.groups[group], self.store.page
+        if each.window is None:
+            return 0
+        first = max(each.first_seen(max(0, self.length - self.store.undone)) // page, self.dropped[group])
+        return max(0, -(-stop // page) - first - len(self.pages[group]))
+
+    def trim(self, group: int) -> None:
+        """Give back a window's pages beyond those that it has room for: the first ones, which no later token sees."""
+        each, own = self.store.groups[group], self.pages[group]
+        if each.window is not None and (gone := len(own) - self.store.pages_of(each, 1 << 60)) > 0:
+            self.store.pools[group].release(own[:gone])
+            del own[:gone]
+            self.dropped[group] += gone
+
     def runs(self, group: int, start: int, stop: int) -> list[Run]:
         """Return the slots of tokens `start` to `stop` as runs of consecutive slots. A slot that stands for several
         tokens counts as the last of them."""

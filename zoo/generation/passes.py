@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,15 +41,15 @@ class EnginePasses:
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Yield the chunks of each forward pass. If the model can read chunks end to end (`_lies_flat`), one pass takes
         them as [1, N], except `whole` chunks, chunks of requests with prompt_logprobs, and chunks that are too long
-        (`_fits`). Other decoding chunks share a pass if the attention takes ragged rows. All others share a pass with
-        rows of equally many cached and equally many new tokens, and of equally long sources if the pass reads an
-        encoder's sources. With `deterministic`, see `_stable_batches`."""
+        (`_list_fitting`). Other decoding chunks share a pass if the attention takes ragged rows. All others share a
+        pass with rows of equally many cached and equally many new tokens, and of equally long sources if the pass reads
+        an encoder's sources. With `deterministic`, see `_stable_batches`."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
         if self._lays_flat and any(chunk.count > 1 and not chunk.draft for chunk in chunks):
             plain = (chunk for chunk in chunks if not chunk.whole and chunk.sequence.asked.prompt_logprobs is None)
-            flat = [chunk for chunk in plain if self._fits(chunk)]
+            flat = self._list_fitting(plain)
             if self._lies_flat(flat):
                 yield flat
                 chunks = [chunk for chunk in chunks if chunk not in flat]
@@ -68,14 +69,12 @@ class EnginePasses:
     @cached_property
     def _lays_flat(self) -> bool:
         """Whether the model's layers read short rows (`_longest_flat`) end to end at no extra cost. Not for compressed
-        attention, chunks, recurrent layers, positions that read a row's length, prefix-LMs and encoder-decoders, nor
-        for windows in a store that is not paged."""
+        attention, chunked windows, positions that read a row's length, prefix-LMs and encoder-decoders."""
         blocks = self.writer.blocks.values()
         able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
-        plain = not (self.seq2seq or self.recurrent or getattr(self.writer, "prefix_lm", False))
-        full = all(group.full or (self.store.paged and group.window) for group in self.store.groups)
-        return able and fixed and plain and full
+        plain = not (self.seq2seq or getattr(self.writer, "prefix_lm", False))
+        return able and fixed and plain and not any(group.chunk for group in self.store.groups)
 
     @property
     def _takes_varlen(self) -> bool:
@@ -92,16 +91,19 @@ class EnginePasses:
         """The most tokens of a chunk for which lying end to end costs no more (MLA: absorbed attention)."""
         return min(block.attention.passes.varlen for block in self.writer.blocks.values())
 
-    def _fits(self, chunk: Chunk) -> bool:
-        """Whether a chunk is short enough to lie end to end with others: for every layer's attention, and for the pages
-        of every window, which hold it and the tokens that it sees."""
-        row, page = chunk.sequence.row, self.store.page
-        assert row is not None
-        stop = row.length + chunk.count
-        return chunk.count <= self._longest_flat and all(
-            group.full or -(-stop // page) - group.first_seen(row.length) // page <= self.store.pages_of(group, stop)
-            for group in self.store.groups
-        )
+    def _list_fitting(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """List the chunks that can lie end to end: those that are short enough for every layer's attention, and for
+        which there are pages of every window. During the pass a row holds all its new tokens and those that they see;
+        `Cache.end` gives back what no later token sees."""
+        spare, found = [pool.available for pool in self.store.pools], []
+        for chunk in chunks:
+            row = chunk.sequence.row
+            assert row is not None
+            lacks = [row.count_lacking(number, row.length + chunk.count) for number in range(len(spare))]
+            if chunk.count <= self._longest_flat and all(map(operator.le, lacks, spare)):
+                spare = [*map(operator.sub, spare, lacks)]
+                found.append(chunk)
+        return found
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
         """Whether these chunks go through the model end to end: one of them is a chunk of a prompt, they differ in

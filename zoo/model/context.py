@@ -15,6 +15,7 @@ from zoo.kernels.view import KeySegment, KeyView, PagedView, PooledView, RingVie
 from zoo.kernels.view.joined import join_views
 from zoo.lazy import Tensor, torch
 from zoo.model.attention.entries import share_entries
+from zoo.model.row_groups import RowGroups
 from zoo.model.step import Inputs, Step
 
 if TYPE_CHECKING:
@@ -64,10 +65,14 @@ class ForwardContext:
             self.cache.begin(inputs.counts, self.new)
         self.past = 0 if self.cache is None else self.cache.past
         self.total = self.new if self.cache is None else self.cache.reach(self.new)
+        self.rows: RowGroups | None = None
         self._check(spec, inputs)
         if self.past is None and self.cache.varlen:  # type: ignore[union-attr]
             self.index = torch.tensor([self.cache.list_places()], device=self.device)  # type: ignore[union-attr]
             self.positions = self.every = self.index  # 1 N
+            if any(block.state() for block in spec.blocks.values()):
+                slots = [row.slot for row in self.cache.rows]  # type: ignore[union-attr]
+                self.rows = RowGroups(self.cache.counts, slots, self.device)  # type: ignore[union-attr, arg-type]
         elif self.past is None:  # rows of different lengths
             starts = self.cache.starts  # type: ignore[union-attr]
             columns = torch.arange(self.new, device=self.device)[None]
@@ -173,6 +178,7 @@ class ForwardContext:
             kernel,
             positions=self.context.own(self.positions),
             real=self.real,
+            rows=self.rows,
             documents=self.context.own(self.documents),
             ids=self.context.own(self.ids),
             training=m.training,

@@ -129,7 +129,9 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step, "ngrams")
-        found = m.table(self._hash(m, step)).flatten(-2)  # B T E
+        assert step.ids is not None
+        rows = step.along_rows(partial(self._hash, m), step.ids[..., None].float() + 1)  # 0 for no token
+        found = m.table(rows).flatten(-2)  # B T E
         keys = m.key_norm(m.key(found).unflatten(-1, (self.n_streams, -1)))  # B T S D
         gate = (keys * m.query_norm(x)).sum(-1, keepdim=True) * self.d_model**-0.5  # B T S 1
         gate = gate.abs().clamp(min=1e-6).sqrt() * gate.sign()
@@ -137,10 +139,9 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
         mixed = convolve(m.conv, m.conv_norm(value).flatten(2), step, "ngram_conv", dilation=self.longest)
         return value + F.silu(mixed).unflatten(-1, (self.n_streams, -1))
 
-    def _hash(self, m: Weights, step: Step) -> Tensor:
-        """Find the table rows of each token's n-grams: [B, T, n_tables]."""
-        assert step.ids is not None
-        history = join_earlier(step.ids[..., None].float() + 1, step, "ngram", self.longest - 1)  # 0 for no token
+    def _hash(self, m: Weights, step: Step, shifted: Tensor) -> Tensor:
+        """Find the table rows of the n-grams of tokens, by their ids + 1 [B, T, 1]: [B, T, n_tables]."""
+        history = join_earlier(shifted, step, "ngram", self.longest - 1)
         tokens = [history.look_back(0)]
         for distance in range(1, self.longest):
             each = history.look_back(distance)

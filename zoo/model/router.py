@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -331,7 +332,7 @@ def make_routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int |
     """Make the Routes of tokens from the chosen experts [B, T, K] and their weights [B, T, K]. A choice beyond an
     expert's `capacity` gets the weight 0."""
     if capacity is not None:
-        weights = weights * _admitted(router, chosen, capacity, step)
+        weights = weights * step.along_rows(partial(_admitted, router, capacity), chosen)
     choices = chosen.flatten()  # N·K
     order = choices.argsort(stable=True)
     experts = choices[order]
@@ -341,7 +342,7 @@ def make_routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int |
     return Routes(order // router.top_k, experts, ends, weights.flatten()[order], back)
 
 
-def _admitted(router: Router, chosen: Tensor, capacity: int, step: Step) -> Tensor:
+def _admitted(router: Router, capacity: int, step: Step, chosen: Tensor) -> Tensor:
     """Whether each choice [B, T, K] fits its expert's capacity. Tokens of a row or document are admitted in order, so
     that none depends on a later one."""
     taken = (chosen[..., None] == torch.arange(router.n_experts, device=chosen.device)).any(-2)  # B T E

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.kernels.view import KeyView
     from zoo.model.drops import Drops
     from zoo.model.loss import TokenLoss
+    from zoo.model.row_groups import RowGroups
 
 
 CHOICE = "choice"
@@ -103,6 +104,7 @@ class Step:
     positions: Tensor | None = None  # B|1 T, of the queries
     tables: Any = None  # by which the position scheme rotates queries and new keys: cosines and sines, say
     real: Tensor | None = None  # B T, True for a token that is not padding; None if all are real
+    rows: RowGroups | None = None  # the rows of x [1, N, D], if they lie end to end and some layers are recurrent
     documents: Tensor | None = None  # B T, the number of each token's packed document
     ids: Tensor | None = None  # B T, of the tokens that a sub-layer reads
     drops: Drops | None = None  # what training drops
@@ -231,6 +233,12 @@ class Step:
             return compute(memory)
         return self.cache.recall(self.keys.slots, None if memory is None else lambda: compute(memory), names)
 
+    def along_rows(self, work: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """Compute `work(step, *given)` [B, T, …], which goes along the tokens of each row as a recurrence does, from
+        tensors [B, T, …]. All that reads or holds a state is inside such a call: rows that lie end to end, [1, N, …],
+        are laid under one another for it."""
+        return work(self, *given) if self.rows is None else self.rows.run(work, self, given)
+
     def state(self, name: str) -> Tensor | None:
         """Return a recurrent mixer's state after all earlier tokens [B, …]; None without a cache, or if no tokens came
         before."""
@@ -262,6 +270,10 @@ class BesideStep:
 
     def state(self, name: str) -> Tensor | None:
         return self._step.state(self._keeps + name)
+
+    def along_rows(self, work: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        beside = lambda step, *rows: work(BesideStep(step, self._place, self._keeps), *rows)  # noqa: E731
+        return self._step.along_rows(beside, *given)
 
     def hold(self, **states: Tensor) -> None:
         self._step.hold(**{self._keeps + name: value for name, value in states.items()})

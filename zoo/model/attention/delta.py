@@ -156,6 +156,10 @@ def scan_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, step:
     a decay of each key channel, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K, V].
     Padding leaves the state unchanged; a packed document starts from an empty state.
     """
+    return step.along_rows(partial(_scan_delta, most), q, k, v, beta, log)
+
+
+def _scan_delta(most: int, step: Step, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor) -> Tensor:
     S = open_state(step, "ssm", v, v.shape[2], k.shape[-1], v.shape[-1])
     if step.real is not None:
         beta, log = beta * step.real[..., None], log * step.real.view(*step.real.shape, *[1] * (log.dim() - 2))

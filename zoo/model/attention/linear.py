@@ -222,6 +222,10 @@ def scan_linear(q: Tensor, k: Tensor, v: Tensor, log: Tensor, step: Step, most: 
     channel, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K, V]. Padding leaves the
     state unchanged; a packed document starts from an empty state.
     """
+    return step.along_rows(partial(_scan_linear, most), q, k, v, log)
+
+
+def _scan_linear(most: int, step: Step, q: Tensor, k: Tensor, v: Tensor, log: Tensor) -> Tensor:
     S = open_state(step, "ssm", v, v.shape[2], k.shape[-1], v.shape[-1])
     if step.real is not None:
         k, log = k * step.real[..., None, None], log * step.real.view(*step.real.shape, *[1] * (log.dim() - 2))

@@ -143,18 +143,22 @@ class Mamba(Attention, kind="mamba"):
         dt = dt.flatten(2) if self.by_head else dt
         dt = m.dt_proj(dt).float() + m.dt_bias.float()  # B T E
         with exactly(x):
-            dt = F.softplus(dt)
-            if step.real is not None:
-                dt = dt * step.real[..., None]  # no time passes
-            fresh = None if step.documents is None else starts(step.documents)  # B T
-            h = open_state(step, "ssm", dt, self.d_inner, self.d_state)
-            u, A = u.float(), -m.A_log.float().exp()
-            scan = _scan_tokens if step.kernel == "eager" or x.shape[1] == 1 else _scan_spans
-            scan = partial(_scan_heads_apart, scan, self.held) if self.by_head else scan
-            y, h = scan(dt * u, dt, A, B.float(), C.float(), h, fresh)
-            step.hold(ssm=h)
+            u = u.float()
+            y = step.along_rows(partial(self._scan, m), u, F.softplus(dt), B.float(), C.float())
             y = (y + m.D.float() * u) * F.silu(z.float())
         return m.out_proj(y.to(z.dtype))  # B T D
+
+    def _scan(self, m: Weights, step: Step, u: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """Run the recurrence over u, dt [B, T, E] and B, C [B, T, (H), S]: [B, T, E]."""
+        if step.real is not None:
+            dt = dt * step.real[..., None]  # no time passes
+        fresh = None if step.documents is None else starts(step.documents)  # B T
+        h = open_state(step, "ssm", dt, self.d_inner, self.d_state)
+        scan = _scan_tokens if step.kernel == "eager" or u.shape[1] == 1 else _scan_spans
+        scan = partial(_scan_heads_apart, scan, self.held) if self.by_head else scan
+        y, h = scan(dt * u, dt, -m.A_log.float().exp(), B, C, h, fresh)
+        step.hold(ssm=h)
+        return y
 
 
 class MambaShard(Mamba):

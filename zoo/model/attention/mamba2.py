@@ -138,17 +138,22 @@ class Mamba2(Attention, kind="mamba2"):
             u = u.unflatten(-1, (self.n_heads, self.head_dim))  # B T H P
             B, C = (each.unflatten(-1, (self.n_groups, self.d_state)) for each in (B, C))  # B T G S
             dt = F.softplus(dt.float() + m.dt_bias.float()).clamp(self.dt_min, self.dt_max)  # B T H
-            if step.real is not None:
-                dt = dt * step.real[..., None]  # no time passes
-            fresh = None if step.documents is None else starts(step.documents)  # B T
-            h = open_state(step, "ssm", u, *self.state()["ssm"])
-            log = dt * -m.A_log.float().exp()  # B T H
-            inputs = (u * dt[..., None], log, B, C, h, fresh)
-            eager = step.kernel == "eager" or x.shape[1] == 1
-            y, h = _scan_heads(*inputs) if eager else _scan_chunks(*inputs, min(self.chunk_size, x.shape[1]))
-            step.hold(ssm=h)
+            y = step.along_rows(partial(self._scan, m), u, dt, B, C)
             y = self._gated((y + m.D.float()[:, None] * u).flatten(-2), z.float(), m)
         return m.out_proj(y.to(z.dtype))  # B T D
+
+    def _scan(self, m: Weights, step: Step, u: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """Run the recurrence over u [B, T, H, P], dt [B, T, H] and B, C [B, T, G, S]: [B, T, H, P]."""
+        if step.real is not None:
+            dt = dt * step.real[..., None]  # no time passes
+        fresh = None if step.documents is None else starts(step.documents)  # B T
+        h = open_state(step, "ssm", u, *self.state()["ssm"])
+        log = dt * -m.A_log.float().exp()  # B T H
+        inputs = (u * dt[..., None], log, B, C, h, fresh)
+        eager = step.kernel == "eager" or u.shape[1] == 1
+        y, h = _scan_heads(*inputs) if eager else _scan_chunks(*inputs, min(self.chunk_size, u.shape[1]))
+        step.hold(ssm=h)
+        return y
 
     def _multiplied(self, y: Tensor) -> Tensor:
         """Multiply the input projection's outputs z, x, B, C and Δ [B, T, …] by `multipliers`."""

@@ -83,14 +83,18 @@ class MLSTM(Attention, kind="mlstm"):
         with exactly(x):
             q, k, v = q.float() * self.head_k_dim**-0.5, k.float(), v.float()
             i, f = self._cap(i.float() + m.i_bias.float()), self._cap(f.float() + m.f_bias.float())
-            log, i, peaks = self._stabilise(-F.softplus(-f), i, step)
-            written = torch.cat((v, torch.ones_like(v[..., :1])), -1)
-            y = scan_linear(q, k * i[..., None], written, log, step, self.chunk_size)
-            step.hold(peak=peaks[:, -1])
-            y, total = y.split([self.head_v_dim, 1], -1)
-            y = y / (torch.maximum(total.abs(), (-peaks).exp()[..., None]) + self.eps)
+            y = step.along_rows(self._recall, q, k, v, i, -F.softplus(-f))
         y = m.norm(y.to(x.dtype)).flatten(-2) * m.gate(x).float().sigmoid()
         return m.out(y.to(x.dtype))  # B T D
+
+    def _recall(self, step: Step, q: Tensor, k: Tensor, v: Tensor, i: Tensor, log: Tensor) -> Tensor:
+        """Run the recurrence over q, k, v [B, T, H, K|V], input gates i and log decays [B, T, H]: [B, T, H, V]."""
+        log, i, peaks = self._stabilise(log, i, step)
+        written = torch.cat((v, torch.ones_like(v[..., :1])), -1)
+        y = scan_linear(q, k * i[..., None], written, log, step, self.chunk_size)
+        step.hold(peak=peaks[:, -1])
+        y, total = y.split([self.head_v_dim, 1], -1)
+        return y / (torch.maximum(total.abs(), (-peaks).exp()[..., None]) + self.eps)
 
     def _cap(self, gate: Tensor) -> Tensor:
         return gate if self.gate_softcap is None else self.gate_softcap * (gate / self.gate_softcap).tanh()

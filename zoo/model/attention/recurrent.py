@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError
@@ -69,9 +70,16 @@ def convolve(
     A real token reads the real tokens before it in its own document. Padding is skipped wherever it stands; the outputs
     at padding have no meaning.
     """
-    width = conv.weight.shape[-1]
-    if width == 1 and taps is None:
+    if conv.weight.shape[-1] == 1 and taps is None:
         return conv(x if shift is None else x + shift)
+    work = partial(_convolve, conv, name, shift, dilation)
+    return step.along_rows(work, x) if taps is None else step.along_rows(work, x, taps)
+
+
+def _convolve(
+    conv: Any, name: str, shift: Tensor | None, dilation: int, step: Step, x: Tensor, taps: Tensor | None = None
+) -> Tensor:
+    width = conv.weight.shape[-1]
     history = join_earlier(x, step, name, (width - 1) * dilation)
     if history.segments is None:
         y = conv(history.joined if shift is None else history.joined + shift)
@@ -145,6 +153,10 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 def shift_tokens(x: Tensor, step: Step, name: str) -> Tensor:
     """Token shift (Peng et al., 2023): replace each real token of x [B, T, D] by the real one before it. A row's first
     token gets the token in the state `name` [B, D], or 0; a document's first token gets 0. Renews the state."""
+    return step.along_rows(partial(_shift_tokens, name), x)
+
+
+def _shift_tokens(name: str, step: Step, x: Tensor) -> Tensor:
     held = step.state(name)
     held = x.new_zeros(x.shape[0], x.shape[-1]) if held is None else held.to(x.dtype)
     fresh = None if step.documents is None else starts(step.documents)  # B T

@@ -78,20 +78,24 @@ class RGLRU(Attention, kind="rg_lru"):
         i, r = self._gate(m.input_gate, u), self._gate(m.recurrence_gate, u)
         with exactly(x):
             log = -SHARPNESS * F.softplus(m.rate.float()) * r.float().sigmoid()  # B T E
-            h = step.state("lru")
-            begins = _find_starts(x, step, h)  # B T 1
-            h = log.new_zeros(x.shape[0], self.d_inner) if h is None else h
-            decay, written = log.exp(), (EPS - torch.expm1(2 * log)).sqrt()
-            written = torch.where(_find_first(begins, step.real), 1.0, written)
-            new = written * i.float().sigmoid() * u.float()
-            if step.real is not None:  # padding leaves the state unchanged
-                real = step.real[..., None]
-                decay, new = torch.where(real, decay, 1.0), new * real
-            decay = decay * ~begins
-            length = 1 if step.kernel == "eager" else min(self.chunk_size, x.shape[1])
-            states = scan_channels(decay, new, h, length)
-            step.hold(lru=states[:, -1])
+            states = step.along_rows(self._scan, log, i.float().sigmoid() * u.float())
         return m.out(states.to(y.dtype) * y)  # B T D
+
+    def _scan(self, step: Step, log: Tensor, new: Tensor) -> Tensor:
+        """Run the recurrence over log decays and gated inputs [B, T, E]: the states [B, T, E]."""
+        h = step.state("lru")
+        begins = _find_starts(log, step, h)  # B T 1
+        h = log.new_zeros(log.shape[0], self.d_inner) if h is None else h
+        decay, written = log.exp(), (EPS - torch.expm1(2 * log)).sqrt()
+        new = torch.where(_find_first(begins, step.real), 1.0, written) * new
+        if step.real is not None:  # padding leaves the state unchanged
+            real = step.real[..., None]
+            decay, new = torch.where(real, decay, 1.0), new * real
+        decay = decay * ~begins
+        length = 1 if step.kernel == "eager" else min(self.chunk_size, log.shape[1])
+        states = scan_channels(decay, new, h, length)
+        step.hold(lru=states[:, -1])
+        return states
 
     def _gate(self, gate: Any, u: Tensor) -> Tensor:
         """Multiply u [B, T, E] by a gate's block-diagonal matrix and add the bias: [B, T, E]."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
@@ -72,21 +73,24 @@ class RWKV(Attention, kind="rwkv"):
         before = shift_tokens(x, step, "shift")
         k, v, r = (getattr(m, name)(mix(x, before, getattr(m, f"mix_{name}"))) for name in "kvr")  # B T C
         with exactly(x):
-            k, v, w = k.float(), v.float(), -m.decay.float().exp()
-            mean, weight = step.state("mean"), step.state("weight")
-            mean = torch.zeros_like(v[:, 0]) if mean is None else mean
-            weight = torch.full_like(k[:, 0], NOTHING) if weight is None else torch.where(weight == 0, NOTHING, weight)
-            fresh = None if step.documents is None else starts(step.documents)[..., None]  # B T 1
-            log = w.expand(k.shape)
-            if step.real is not None:  # padding has no weight, and no time passes
-                real = step.real[..., None]
-                k, log = torch.where(real, k, 2 * NOTHING), log * real
-            given = (k, v, log, m.bonus.float(), mean, weight, fresh)
-            eager = step.kernel == "eager" or x.shape[1] == 1
-            y, mean, weight = _average_tokens(*given) if eager else _average_rows(*given, self.chunk_size)
-            step.hold(mean=mean, weight=torch.where(weight == 0, ALMOST_ONE, weight))
-            y = r.float().sigmoid() * y
+            y = r.float().sigmoid() * step.along_rows(partial(self._average, m), k.float(), v.float())
         return m.out(y.to(x.dtype))  # B T D
+
+    def _average(self, m: Weights, step: Step, k: Tensor, v: Tensor) -> Tensor:
+        """Compute the weighted means of values v so far, by keys k [B, T, C]: [B, T, C]."""
+        mean, weight = step.state("mean"), step.state("weight")
+        mean = torch.zeros_like(v[:, 0]) if mean is None else mean
+        weight = torch.full_like(k[:, 0], NOTHING) if weight is None else torch.where(weight == 0, NOTHING, weight)
+        fresh = None if step.documents is None else starts(step.documents)[..., None]  # B T 1
+        log = -m.decay.float().exp().expand(k.shape)
+        if step.real is not None:  # padding has no weight, and no time passes
+            real = step.real[..., None]
+            k, log = torch.where(real, k, 2 * NOTHING), log * real
+        given = (k, v, log, m.bonus.float(), mean, weight, fresh)
+        eager = step.kernel == "eager" or k.shape[1] == 1
+        y, mean, weight = _average_tokens(*given) if eager else _average_rows(*given, self.chunk_size)
+        step.hold(mean=mean, weight=torch.where(weight == 0, ALMOST_ONE, weight))
+        return y
 
 
 def _average_tokens(

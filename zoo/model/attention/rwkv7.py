@@ -151,12 +151,15 @@ class RWKV7(Attention, kind="rwkv7"):
             removed = unit_length((k * m.key_scale.float()).unflatten(-1, heads), TINY)
             k = (k * (1 + (a - 1) * m.key_rate.float())).unflatten(-1, heads)
             r, v = r.float().unflatten(-1, heads), v.float().unflatten(-1, heads)
-            S = open_state(step, "ssm", v, *self.state()["ssm"])
-            length = pick_length(self.chunk_size, log)
-            y, S = _scan(r, k, v, removed, a.unflatten(-1, heads) * removed, log, S, step, length)
-            step.hold(ssm=S)
+            y = step.along_rows(self._scan, r, k, v, removed, a.unflatten(-1, heads) * removed, log)
             y = m.norm(y) + (r * k * m.bonus.float()).sum(-1, keepdim=True) * v
         return m.out((y.flatten(-2) * gate.float()).to(x.dtype))  # B T D
+
+    def _scan(self, step: Step, r: Tensor, k: Tensor, v: Tensor, c: Tensor, e: Tensor, log: Tensor) -> Tensor:
+        S = open_state(step, "ssm", v, *self.state()["ssm"])
+        y, S = _scan(r, k, v, c, e, log, S, step, pick_length(self.chunk_size, log))
+        step.hold(ssm=S)
+        return y
 
 
 def _scan(
