@@ -24,7 +24,7 @@ from zoo.generation.request import Request
 from zoo.kernels.view.page_tables import PagedShape
 from zoo.model.position import constants
 from zoo.run.cache_layout import choose_layout
-from zoo.run.capture import CudaRecorder, find_blocker
+from zoo.run.capture import WARM, CudaRecorder, find_blocker
 from zoo.run.tensor_parallel import TensorSeam
 from zoo.sampling import truncate
 
@@ -300,6 +300,30 @@ def test_a_step_is_warmed_up_on_a_side_stream_before_it_is_recorded(monkeypatch)
     graph = "graph {'pool': 'pool', 'capture_error_mode': 'thread_local'}"
     warm = ["side waits", "enter side", "pass", "pass", "leave side", "current waits"]
     assert order == 2 * [*warm, f"enter {graph}", "pass", f"leave {graph}"]
+
+
+@pytest.mark.slow
+def test_layers_that_are_compiled_are_compiled_in_the_warm_up_of_a_recording_alone(monkeypatch):
+    """Not inside the recording, where a compiler may not work, and not for each length of a prompt."""
+    model, at, compiled = copy.deepcopy(make("attention=gqa")), [], []
+    for block in model.blocks:
+        block.compile(backend=lambda graph, inputs: compiled.append(at[-1:]) or graph.forward, dynamic=False)
+
+    def record(step, numbers):
+        for place in (*["warm-up"] * WARM, "recording"):
+            at.append(place)
+            logits = step(numbers)
+        at.clear()
+        return lambda: logits.copy_(step(numbers)), logits
+
+    engine = Engine(model, rows=1, tokens=40, paged=True, page=16)
+    engine.passes.graphs = Graphs(model, engine.store, 1, record, pytest.fail)
+    alone = Engine(make("attention=gqa"), rows=1, tokens=40)
+    tokens = [
+        [event.token for event in each.run([Request(ids=[4, 2, 7], max_new_tokens=3)])] for each in (engine, alone)
+    ]
+    assert tokens[0] == tokens[1] and engine.passes.graphs.steps
+    assert compiled and set(map(tuple, compiled)) == {("warm-up",)}
 
 
 # ---------------------------------------------------------------- on a card

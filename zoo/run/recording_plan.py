@@ -46,7 +46,7 @@ class Recordings:
     def run(self, number: int, layer: Any, x: Any, step: Step) -> Any:
         """Compute the output of layer `number` for x [B, T, D], by a replay if there is one and T = 1."""
         if x.shape[1] != 1:
-            return layer(x, step)
+            return _run(layer, x, step)
         reads = step.cross is not None and step.cross.memory is not None  # an encoder's output comes in this pass
         key = number, x.shape[0], step.first, type(step.keys), step.real is None, reads
         course = self._courses.get(key) or self._begin(key)
@@ -81,7 +81,8 @@ class Recordings:
 
 
 def _run(layer: Any, x: Any, step: Step) -> Any:
-    """Run a layer uncompiled: one that was compiled for training would be compiled anew for one token."""
+    """Run a layer uncompiled: one that was compiled would be compiled anew for each number of tokens and rows. Steps
+    that a CUDA graph records run compiled layers, whose shapes are few (`zoo.generation.graphs`)."""
     return (layer if layer._compiled_call_impl is None else layer.forward)(x, step)
 
 
