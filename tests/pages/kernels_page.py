@@ -110,6 +110,11 @@ pass; runs the cases above at a GPU's sizes under the same rule; and measures TF
 and of 64 against the card's own bandwidth (with CUDA graphs and without, and beside vLLM where that is installed), and
 windows against a masked scaled_dot_product_attention. What it writes, part by part, is kept in
 [docs/gpu](gpu/README.md), only ever from a real run.
+
+Tensor parallelism is not overlapped with its products (async TP): torch's pass, `_micro_pipeline_tp`, fuses a gather
+with products that read its result itself, over NCCL and symmetric memory, and finds no such product behind Zoo's
+gather, which sends flat buffers (torch 2.13); whether another form of it is faster, cards alone can say.
+
 Until there is one, the CUDA kernels are checked by contract, and where their code is Triton's by running it on a CPU:
 
 - stand-ins with the signatures of flash-attn 2, 3 and 4 and of torch's own operator, which refuse what the real ones
