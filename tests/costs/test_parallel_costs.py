@@ -71,7 +71,8 @@ def test_under_autocast_ranks_and_stages_send_bfloat16_and_lose_nothing_by_it(he
 
 
 def test_the_peak_of_a_process_is_what_is_predicted(here):  # noqa: F811
-    cases = [("fsdp", "bf16", "none"), ("tp", "fp32", "full"), (f"{{pp: 2, {ZERO_BUBBLE}}}", "fp32", "none")]
+    cases = [("fsdp", "bf16", "none"), ("tp", "fp32", "full"), ("cp", "fp32", "none")]
+    cases += [(f"{{pp: 2, {ZERO_BUBBLE}}}", "fp32", "none")]
     for measured, predicted in measure_memory(2, cases):
         assert predicted == pytest.approx(measured, rel=0.02)
 

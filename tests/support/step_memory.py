@@ -12,10 +12,15 @@ SIZES = ["n_layers=4", "d_model=128", "n_heads=8", "n_kv_heads=4", "d_ff=320", "
 ROWS, TOKENS = 8, 256
 MESHES = {
     1: ("none",),
-    2: ("ddp", "fsdp", "tp", "pp", *(f"{{pp: 2, {each}}}" for each in SCHEDULES[1:])),
+    2: ("ddp", "fsdp", "tp", "cp", "{cp: 2, cp_comm: ring}", "pp", *(f"{{pp: 2, {each}}}" for each in SCHEDULES[1:])),
     4: (
         "hsdp",
         "fsdp_tp",
+        "cp",
+        "{dp: 2, cp: 2}",
+        "{shard: 2, cp: 2}",
+        "{cp: 2, tp: 2}",
+        "{pp: 2, cp: 2}",
         "{pp: 2, shard: 2}",
         "{pp: 2, tp: 2}",
         *(f"{{pp: 2, {other}: 2, {ZERO_BUBBLE}}}" for other in ("dp", "tp")),

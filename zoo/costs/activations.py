@@ -21,6 +21,7 @@ from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.reductions import cross_entropy
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.shadow import Shadow
+from zoo.costs.shadow.shadow_context import make_context
 from zoo.costs.shadow.shadow_layer import ShadowDrops, ShadowLayer
 from zoo.costs.shadow.tape import NeededGradients, Storage, Tape, TapeNode, named_failures, taping
 from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
@@ -78,7 +79,8 @@ class PassShape(NamedTuple):
     `fused` is true for a CUDA device, false for a CPU. `dtype` is the dtype of weights, `autocast` that of matrix
     products under autocast (None: no autocast). With `selective` the backward pass recomputes the inside of attention.
     `kernel` is the attention kernel. `model` says which weights train, and which adapters and dropout are added (None:
-    all weights train, nothing is added).
+    all weights train, nothing is added). `cp` ranks divide the tokens, and all-gather keys and values: activations are
+    then those of all these ranks together, weights and their gradients those of one.
     """
 
     context: int
@@ -89,6 +91,7 @@ class PassShape(NamedTuple):
     selective: bool = False
     kernel: str = "auto"
     model: TunedModel | None = None
+    cp: int = 1
 
 
 def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
@@ -205,7 +208,7 @@ class TowerTrace:
         """Trace the whole pass; return the hidden states after the final norm."""
         self.tape.section = self.where, None
         m, begun = self.layer, self.tape.begin()
-        ids = make_shadow((self.shape.batch, self.shape.context), INT64, "ids")
+        ids = make_shadow((self.shape.batch * self.shape.cp, self.shape.context), INT64, "ids")
         x, forward = self._begin(ids, memory)
         with self.tape.inside("embedding.per_layer"):
             given = replace_torch(self.tower.embedding).layer_inputs(m, ids, x) or ()
@@ -230,7 +233,7 @@ class TowerTrace:
                 shared |= self._layer(name, block, steps[name].for_layer(None, forward.drops), x)
         again = {name: step for name, step in steps.items() if name.endswith(AGAIN)} or steps
         read = shared | {each.storage: None for step in again.values() for each in _shared(step)}
-        self.found[f"{self.prefix}shared"] = Section(*_described(shared), input=sum(each.nbytes for each in read))
+        self.found[f"{self.prefix}shared"] = Section(*self._describe(shared), input=sum(map(self._count, read)))
         return self._end(x.shape, x.dtype, ids)
 
     def _layer(self, name: str, block: Block, step: Step, x: Shadow) -> dict[Storage, None]:
@@ -281,16 +284,17 @@ class TowerTrace:
         from zoo.model.context import ForwardContext
         from zoo.model.step import Inputs
 
-        m, tower = self.layer, replace_torch(self.tower)
+        m, tower, ranks = self.layer, replace_torch(self.tower), make_context(self.shape.cp)
         read = tower.embedding
         with self.tape.inside("embedding"):
-            x = read.lookup(m.embedding, ids, None, read.weigh(ids, None, None), read.list_beside(ids, None, None))
+            factors, beside = read.weigh(ids, None, None), read.list_beside(ids, None, None)
+            x = read.lookup(m.embedding, ranks.own(ids), None, ranks.own(factors), ranks.own(beside))
         drops = self.model and ShadowDrops(self.model.ends[self.where].whole.drops)
         inputs = Inputs(ids, memory=memory if tower.causal else None)
-        context = replace_torch(ForwardContext)(tower, inputs, drops=drops)
+        context = replace_torch(ForwardContext)(tower, inputs, context=ranks, drops=drops)
         if tower.has_position:
             with self.tape.inside("position"):
-                x = tower.position.embed(m.position, x, context.table_positions)
+                x = tower.position.embed(m.position, x, ranks.own(context.table_positions))
         with self.tape.inside("embedding"):
             x = tower.embedding.finish(m.embedding, x, context.real)
         return x if drops is None else drops.drop_embedding(x), context
@@ -327,9 +331,18 @@ class TowerTrace:
         own = [each for each in storages if each not in shared]
         seeds = [each for each in roots if each.wants_grad]
         self.found[self.prefix + name] = Section(
-            *_described(own), given.nbytes, self.tape.most - live, *replay_backward(nodes, seeds)
+            *self._describe(own), given.nbytes, self.tape.most - live, *replay_backward(nodes, seeds)
         )
         return {each: None for each in storages if each in shared}
+
+    def _describe(self, storages: Iterable[Storage]) -> tuple[tuple[Kept, ...], int]:
+        found = tuple(Kept(each.name, each.shape, each.dtype.name, self._count(each)) for each in storages)
+        return found, sum(each.bytes for each in found)
+
+    def _count(self, storage: Storage) -> int:
+        """Count the bytes of a storage. What all rows share, such as a mask, each rank of context parallelism has."""
+        cp = self.shape.cp
+        return storage.nbytes * cp if cp > 1 and storage.shape[:1] == (1,) else storage.nbytes
 
 
 def _shared(step: Step) -> list[Any]:
@@ -340,9 +353,8 @@ def _shared(step: Step) -> list[Any]:
             held = each.extra.values()  # hasattr below asks the class, because a shadow itself raises UnknownOperation
             extra = [value.list_shared() if hasattr(type(value), "list_shared") else value for value in held]
             drawn = (
-                each.mask._dense,
-                each.mask._additive,
-                None if each.keys.bias is None else each.keys.bias._dense,
+                *(drawn for part in each.keys.segments for drawn in (part.mask._dense, part.mask._additive)),
+                *(None if part.bias is None else part.bias._dense for part in each.keys.segments),
                 each.positions,
                 each.memory,
                 *(value for name, value in each.taken.items() if Channel.named[name].shared),
@@ -362,8 +374,3 @@ def _make(shape: Any, dtype: Any, name: str, grad: bool) -> Any:
 def _flatten(value: Any) -> list[Any]:
     """List the shadows in a channel's value: one, or a tuple of them."""
     return [each for each in (value if isinstance(value, tuple) else (value,)) if each is not None]
-
-
-def _described(storages: Iterable[Storage]) -> tuple[tuple[Kept, ...], int]:
-    found = tuple(Kept(each.name, each.shape, each.dtype.name, each.nbytes) for each in storages)
-    return found, sum(each.bytes for each in found)

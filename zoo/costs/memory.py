@@ -157,8 +157,8 @@ def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
 def trace_passes(
     spec: Priced, setup: Setup, *, fused: bool = True, tuned: TunedModel | None = None
 ) -> Mapping[str, Section]:
-    """Trace the pass of a microbatch through the whole model, as on a single rank. Raises UnknownOperation for an
-    operation that is not listed, ConfigError for more tokens than the model reads."""
+    """Trace the pass of a microbatch through the whole model, on all ranks of context parallelism together. Raises
+    UnknownOperation for an operation that is not listed, ConfigError for more tokens than the model reads."""
     return list_sections(spec, shape_pass(setup, setup.tokens(spec), setup.batch)._replace(fused=fused, model=tuned))
 
 
@@ -170,6 +170,7 @@ def shape_pass(setup: Setup, context: int, batch: int) -> PassShape:
         dtype=setup.stream,
         autocast=setup.autocast,
         selective=setup.recompute == "selective",
+        cp=1 if setup.cp_comm == "ring" else setup.cp,  # a ring saves its own keys alone, a share of a whole row's
     )
 
 

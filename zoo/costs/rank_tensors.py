@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from zoo.costs.again import keeps_input
 from zoo.costs.layer_cut import BEFORE, BEHIND, cut_layers
 from zoo.costs.rank_model import expert_faults, layer_faults, shard_tower, tensor_faults
-from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, count_values, tabulate_towers
+from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, tabulate_towers
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount
 from zoo.distributed.pipeline_schedule import PipelineSchedule
@@ -215,7 +215,7 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
 class ChunkActivations(NamedTuple):
     """The activations of a chunk of layers, in bytes of one micro-batch. `layers` are (tower, kind, number of layers,
     bytes of one layer); `first` and `last` are the bytes before and behind the layers. All these are divided among
-    `split` ranks. `gathered` is the bytes of other ranks' keys and values that each rank saves as well
+    `split` ranks. `gathered` is the bytes of other ranks' tensors that each rank saves as well
     (`count_gathered`). `in_flight` is the number of micro-batches whose activations exist at the stage's peak."""
 
     layers: tuple[tuple[str, str, Amount, Amount], ...]
@@ -250,7 +250,8 @@ def sum_activations(
     last: float,
     pipeline: Iterable[Stage] | None = None,
 ) -> StageActivations:
-    """Find the stage with most activations. `layers[tower, kind]` are the bytes that a layer saves on a single rank,
+    """Find the stage with most activations. `layers[tower, kind]` are the bytes that a layer saves on a single rank
+    (with context parallelism on all its ranks together),
     `first` those that the slots before the layers save, `last` those behind the layers. `pipeline` has the stages, if
     they exist already.
 
@@ -278,30 +279,22 @@ def sum_activations(
 
 
 def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: Setup) -> int:
-    """Count the bytes of other ranks' tensors that a stage saves: under tensor parallelism what each sub-layer reads,
-    under context parallelism keys and values. `layers` is the number of its layers by tower and kind. Recomputed layers
-    save none. In a ring no layer saves any keys. MLA in a ring does not save the expanded keys and values of the rank's
-    own tokens either, so its number is negative."""
-    saved = sum(
-        count * count_read(stage.held[name].blocks[kind].gathers, stage, setup)
-        for (name, kind), count in layers.items()
-        if not keeps_input(f"layer:{kind}", setup.recompute)
-    )
-    if setup.cp == 1:
-        return saved
-    own = setup.batch * setup.tokens(stage) // setup.cp
-    sent = made = 0
+    """Count the bytes of other ranks' tensors that a stage saves under tensor parallelism: what each sub-layer reads.
+    `layers` is the number of its layers by tower and kind. Recomputed layers save none. MLA in a ring of context
+    parallelism does not save the expanded keys and values of the rank's own tokens, so its number is negative."""
+    read = made = 0
     for (name, kind), count in layers.items():
         if not keeps_input(f"layer:{kind}", setup.recompute):
             block = stage.held[name].blocks[kind]
-            sent += count * count_values(block.cache())
+            read += count * count_read(block.gathers, stage, setup)
             parts = components(block, stage.held[name].d_model)
             latent = ((each, used) for _, each, used in parts if isinstance(each, Attention) and absorbs(each))
             made += count * sum(
                 used * each.core_flops(1) // 2 for each, used in latent
             )  # a multiply-add for each value
-    values = -own * made if setup.cp_comm == "ring" else own * (setup.cp - 1) * (sent + made)
-    return saved + values * DTYPES[setup.computed]
+    if setup.cp == 1 or setup.cp_comm != "ring":
+        return read
+    return read - setup.batch * setup.tokens(stage) // setup.cp * made * DTYPES[setup.computed]
 
 
 def count_read(gathers: int, spec: Priced, setup: Setup) -> int:

@@ -56,7 +56,7 @@ class MeshPrices:
 
         Raises ConfigError for a pass that cannot be traced.
         """
-        key, traced = _key(setup), self._passes(setup.batch, setup.recompute == "selective", setup.zero)
+        key, traced = _key(setup), self._passes(setup.batch, setup.recompute == "selective", setup.zero, setup.cp)
         pipeline = self._pipeline(key[: len(STAGES)])
         return find_fullest(self.spec, setup, traced, pipeline, functools.partial(self._held, key)).peak[0]
 
@@ -67,10 +67,11 @@ class MeshPrices:
         sent = self._sent(slowest, _key(setup))
         return predict_step(work[slowest], sent, plan, self.cluster, self._held(_key(setup), slowest))
 
-    def _passes(self, batch: int, selective: bool, zero: int) -> Mapping[str, Section]:
+    def _passes(self, batch: int, selective: bool, zero: int, cp: int) -> Mapping[str, Section]:
         recompute = "selective" if selective else "none"
         try:
-            return trace_passes(self.spec, dataclasses.replace(self.base, batch=batch, recompute=recompute, zero=zero))
+            setup = dataclasses.replace(self.base, batch=batch, recompute=recompute, zero=zero, cp=cp)
+            return trace_passes(self.spec, setup)
         except UnknownOperation as error:
             raise ConfigError(f"train: its peak is not known, {error}") from error
 
@@ -87,7 +88,7 @@ class MeshPrices:
 
     def _work(self, key: Key) -> dict[int, StageWork]:
         """Count the work of the distinct stages for a sequence, by index."""
-        saved = {name: section.bytes for name, section in self._passes(1, False, self.base.zero).items()}
+        saved = {name: section.bytes for name, section in self._passes(1, False, self.base.zero, 1).items()}
         context = self.base.tokens(self.spec)
         tp = int(key[STAGES.index("tp")])
         return {stage.index: measure_work(stage, context, saved, tp) for stage in self._pipeline(key)}
