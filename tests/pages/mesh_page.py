@@ -80,8 +80,9 @@ gradients, optimizer states and gathered weights of each alone are held to the b
 
 Each stage of a pipeline is priced, and the fullest one counts. Between the halves of a backward pass, `zero_bubble`
 keeps all saved tensors of a micro-batch, the gradients that weights need, and the head's own: its last stage takes 46 %
-more than the first of 1f1b. `ddp` runs as FSDP over one shard: a pass computes with copies of the weights, which are
-priced as what FSDP gathers.
+more than the first of 1f1b. `ddp` runs as FSDP over one shard: a pass computes with copies of the weights, one layer's
+at a time, and a pipeline reduces no gradient before the step's end. With `cp` each of a rank's two runs of queries
+saves the keys that it reads, repeated for each query head on a CPU, and its output; a ring saves a rank's own keys.
 
 | processes | mesh | precision | recompute | measured | predicted | predicted ÷ measured |
 | --- | --- | --- | --- | --- | --- | --- |

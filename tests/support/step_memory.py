@@ -20,7 +20,7 @@ MESHES = {
         "{dp: 2, cp: 2}",
         "{shard: 2, cp: 2}",
         "{cp: 2, tp: 2}",
-        "{pp: 2, cp: 2}",
+        "{pp: 2, dp: 2}",
         "{pp: 2, shard: 2}",
         "{pp: 2, tp: 2}",
         *(f"{{pp: 2, {other}: 2, {ZERO_BUBBLE}}}" for other in ("dp", "tp")),

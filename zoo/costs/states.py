@@ -317,7 +317,8 @@ def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
     (`Setup.gathers`). Under autocast weights are gathered in their own dtype, and autocast then copies them.
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
-    layers of a chunk are gathered at once, because the next one is prefetched. Experts that are a separate unit are
+    layers of a chunk are gathered at once, because the next one is prefetched, and at the loss the last one is; over
+    one shard (ddp) torch copies a layer's weights only when it needs them. Experts that are a separate unit are
     gathered for one layer at a time. If backward passes are split, all weights stay gathered: nothing gathers them for
     the second half.
     """
@@ -337,9 +338,10 @@ def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
     gradient = max(computed, 2)
     both = gradient + widths(setup)[1]
     reducing = max(learning.last * gradient + max(reduced.values(), default=0) * both, learning.beside * both)
-    last = units.beside + (alone[runs[-1][-1]] if runs and runs[-1] else 0)
+    prefetches = setup.zero == 3
+    last = units.beside + (alone[runs[-1][-1]] if prefetches and runs and runs[-1] else 0)
     first = units.beside + max((alone[run[0]] for run in runs if run), default=0)
-    most = units.beside + max([*alone.values(), *pairs], default=0)
+    most = units.beside + max([*alone.values(), *(pairs if prefetches else ())], default=0)
     if stage.schedule.splits_backward:
         most = last = first = stage.params
     return GatheredBytes(most * computed, last * computed, first * computed, reducing)

@@ -16,6 +16,7 @@ from zoo.costs.rank_tensors import Stage, count_read, list_distinct
 from zoo.costs.repeats import PassPiece, PassRun, find_repeats, list_decisive
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
+from zoo.costs.states import cast_bytes
 from zoo.costs.sums import Amount, take_smaller
 from zoo.costs.tuning import TunedModel
 from zoo.costs.zero_shards import widths
@@ -29,7 +30,7 @@ CHUNK = 256 << 20
 BLOCK = 4 << 20
 """Bytes of float32 logits of which a CPU computes the softmax at once (`zoo.model.loss`)."""
 
-STAYS = ("weights", "optimizer", "cast")
+STAYS = ("weights", "optimizer")
 """Figures of `states` that stay allocated throughout a step, gradients left out."""
 
 
@@ -166,6 +167,15 @@ class StepMemory:
         tower, kind = piece.kind
         return count_read(self.spec.towers()[tower].blocks[kind].gathers, self.spec, self.setup)
 
+    def _cast(self, piece: PassPiece) -> float:
+        """Count the bytes of autocast's copies of weights at a piece: those of all weights, as the forward pass made
+        them. If all layers are recomputed, each makes its own again, and a pipeline alone keeps the others'."""
+        if not piece.again or piece.kind is None or self.setup.recompute != "full" or self.setup.pp > 1:
+            return self.held["cast"]
+        (tower, kind), stage = piece.kind, self.stage
+        own = [each for each in stage.pieces if (each.where, each.kind) == piece.kind]
+        return cast_bytes(own, self.setup) / max(stage.held[tower].stack.stored().count(kind), 1)
+
     def _held_of(self, piece: PassPiece) -> PassPiece:
         """Give the piece with the bytes that a rank keeps of it: its share, and what a pass gathers."""
         return piece._replace(kept=piece.kept * self._share + (0 if piece.again else self._read(piece)))
@@ -211,11 +221,12 @@ class StepMemory:
 
     def _hold(self, moment: BackwardMoment) -> dict[str, float]:
         """List what exists throughout a backward pass of one chunk: what the stage's other microbatches keep, gradients
-        of its other chunks, and torch's buffers. A stage receives each microbatch and its gradient into a buffer of its
-        own, and keeps what it has sent of a microbatch in flight; gradients sent by a half for inputs, until the step
-        ends."""
+        of its other chunks, autocast's copies of weights, and torch's buffers. A stage receives each microbatch and its
+        gradient into a buffer of its own, and keeps what it has sent of a microbatch in flight; gradients sent by a
+        half for inputs, until the step ends."""
         setup, stage, own = self.setup, self.stage, moment.chunk
         found = {"other microbatches": sum(map(operator.mul, moment.kept, self._kept)) - self._kept[own]}
+        found["cast"] = self.held["cast"]
         others = (_sum_gradients(self._chunks[each]) for each in moment.done if each != own)
         found["other chunks' gradients"] = sum(others) * self._scales[1]
         if any(moment.between):
@@ -249,11 +260,11 @@ class StepMemory:
 
         After a chunk's first microbatch all its gradients exist. A weight's new gradient is freed once it is added; a
         tied table's first new gradient waits for the second. FSDP reduces a layer's gradients when its backward pass
-        ends, and keeps what it sends until the next layer's.
+        ends, and keeps what it sends until the next layer's; in a pipeline over one shard, when the step ends.
         """
         setup, held, runs, share = self.setup, self.held, self._chunks[moment.chunk], self._share
         (whole, left), others = self._scales, self._hold(moment)
-        sharded = setup.gathers
+        sharded, holds = setup.gathers, setup.zero == 0 and setup.pp > 1
         standing = _sum_gradients(runs) * left if moment.chunk in moment.done else 0
         before = self._kept[moment.chunk]
         gradients = beside = waiting = ends = sent = 0.0
@@ -275,13 +286,13 @@ class StepMemory:
                 backward = {**there, "its backward pass": undone, "sum": piece.sum * whole}
                 forward = {**last, "its forward pass": section.forward * share + self._read(piece)}
                 most = max(backward, forward, key=lambda parts: sum(parts.values()))
-            found = {"kept before it": before, **others, **most}
+            found = {"kept before it": before, **others, **most, "cast": self._cast(piece)}
             peaks[piece.label] = max(peaks.get(piece.label, {}), found, key=lambda parts: sum(parts.values()))
             if sharded and piece.kind is None:
                 ends += piece.gradients * whole
             else:
                 gradients += piece.gradients * left
-            if sharded and piece.kind is not None and section.gradients:
+            if sharded and not holds and piece.kind is not None and section.gradients:
                 sent = section.gradients * (whole * widths(setup)[1] / self._width + (left if standing else 0))
             waiting = 0 if first else max(waiting, piece.table * whole if standing else 0)
             beside = 0 if first else max(beside, section.beside * share)
@@ -336,6 +347,8 @@ class StepMemory:
         )  # beside a copy that is read
         there = {"hidden states": head.bytes * self._share + normed + read}
         there["their gradient"] = head.input / self.setup.cp
+        # a rank of cp does not know how many of its tokens are labelled, and copies a chunk's
+        there["labelled"] = there["their gradient"] * logits / (values * width) if self.setup.cp > 1 else 0
         there |= {"the head's": before, "logits": logits}
         if softmax >= gradients:
             return {**there, "their softmax": softmax}
