@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from zoo.costs.again import AGAIN, name_stored
+from zoo.costs.rank_model import context_faults
 from zoo.costs.rows import Priced
 from zoo.costs.setup import COMPUTED
 from zoo.costs.shadow.backward import replay_backward
@@ -108,6 +109,7 @@ def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
     is given an encoder's output of `context` tokens. Raises UnknownOperation for a pass that uses a torch operation
     whose saved tensors are not listed.
     """
+    run = run._replace(cp=1) if context_faults(spec, run.cp) else run  # no rank runs such a model: an even share
     shorter = trace_shorter(spec.towers().values(), run, partial(_traced, spec))
     return _traced(spec, run) if shorter is None else _traced(spec, run, loops=False) | _extended(spec, *shorter)
 
@@ -199,6 +201,7 @@ class TowerTrace:
         self.layer = ShadowLayer(tower, tower.d_model, dtype, kernel=shape.kernel, tuning=tuning)
         self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
+        self.ranks = make_context(shape.cp)
         self.layers: dict[str, tuple[list[TapeNode], Any]] = {}
         self.ends: dict[str, list[TapeNode]] = {}
         self.given: dict[str, dict[str, Any]] = {name: {} for name in tower.channels}  # channel → kind → value
@@ -211,7 +214,7 @@ class TowerTrace:
         ids = make_shadow((self.shape.batch * self.shape.cp, self.shape.context), INT64, "ids")
         x, forward = self._begin(ids, memory)
         with self.tape.inside("embedding.per_layer"):
-            given = replace_torch(self.tower.embedding).layer_inputs(m, ids, x) or ()
+            given = replace_torch(self.tower.embedding).layer_inputs(m, self.ranks.own(ids), x) or ()
         with self.tape.inside("streams"):
             x = x if self.tower.streams is None else replace_torch(self.tower.streams).expand(m.streams, x)
         self.file("embedding", begun, [x, *given], ids)
@@ -284,7 +287,7 @@ class TowerTrace:
         from zoo.model.context import ForwardContext
         from zoo.model.step import Inputs
 
-        m, tower, ranks = self.layer, replace_torch(self.tower), make_context(self.shape.cp)
+        m, tower, ranks = self.layer, replace_torch(self.tower), self.ranks
         read = tower.embedding
         with self.tape.inside("embedding"):
             factors, beside = read.weigh(ids, None, None), read.list_beside(ids, None, None)
