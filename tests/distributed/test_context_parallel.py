@@ -17,10 +17,12 @@ from zoo.costs.rank_tensors import stages
 from zoo.costs.setup import Setup
 from zoo.costs.traffic import traffic
 from zoo.distributed.context_parallel import SpreadContext
+from zoo.distributed.seam import WHOLE_ROWS
 from zoo.kernels.mask import Mask
 from zoo.kernels.partial import EAGER, FLASH, FUSED, PartScores, choose_part
 from zoo.kernels.ring import Ring
 from zoo.kernels.score_bias import Given
+from zoo.run.builder import build
 
 TINY = ["n_layers=2", "d_model=48", "d_ff=64"]
 FEATURES = {
@@ -125,6 +127,40 @@ def test_a_ring_sends_what_is_predicted_and_keeps_no_keys_of_others(tmp_path):
 def price_kept(spec, tokens, ranks, way):
     setup = Setup(context=tokens, batch=2, precision="fp32", dtype="fp32", cp=ranks, cp_comm=way)
     return training(spec, setup, fused=False)["activations"]
+
+
+class Alone(SpreadContext):
+    """The first of some ranks, without the others: it has its own tokens' keys in place of theirs."""
+
+    def __init__(self, size):
+        self.group, self.rank, self.size, self.rings = self, 0, size, False
+
+    def gather_tokens(self, x):
+        return torch.cat([x] * self.size, 1)
+
+
+def sum_saved(spec, context):
+    """Bytes of the tensors that autograd saves in a pass over two rows of 48 tokens, weights left out."""
+    model, saved = build(spec, seed=0).train(), {}
+    model.context = context
+    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
+
+    def keep(each):
+        saved[each.untyped_storage().data_ptr()] = each.untyped_storage()
+        return each
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
+        out = model(torch.zeros(2, 48, dtype=torch.long))
+    assert out.logits.requires_grad
+    return sum(each.nbytes() for place, each in saved.items() if place not in weights)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("name", ["plain", "grouped", "window", "alibi", "latents"])
+def test_a_rank_saves_the_keys_that_its_runs_read(name, ranks):
+    spec = load("llama-tiny", [*TINY, *FEATURES[name]])
+    saved = sum_saved(spec, WHOLE_ROWS if ranks == 1 else Alone(ranks))
+    assert price_kept(spec, 48, ranks, "all_gather") == pytest.approx(saved, rel=0.01)
 
 
 # ---------------------------------------------------------------- the blocks of a ring
