@@ -80,6 +80,7 @@ class MTP(Node, name="mtp", word="depth"):
         loss, hidden, total = inputs.loss or TokenLoss(), out.hidden, torch.zeros((), device=out.hidden.device)
         count = int((inputs.targets != IGNORED).sum()) if loss.count is None else loss.count
         share = TokenLoss(self.weight / (self.depth * max(count, 1)), chunk=loss.chunk)
+        whole = loss.count == inputs.targets.numel() and inputs.documents is None  # then no device has to be asked
         for ahead, module in enumerate(m.mtp, 1):
             later = replace(inputs, input_ids=inputs.input_ids.roll(-ahead, 1))
             step = context.step(tower.pattern[-1], m.kernel, hidden, m).for_layer(None)
@@ -87,7 +88,8 @@ class MTP(Node, name="mtp", word="depth"):
             place = tower.depth + ahead - 1
             hidden = module(hidden, step) if m.recompute is None else m.recompute.run(place, module, hidden, step)
             targets = shift_targets(inputs.targets, inputs.documents, ahead)
-            total = total + sum_loss(m.head, module.head_norm(hidden), targets, share)[0]
+            known = max(count - ahead * len(targets), 0) if whole else None
+            total = total + sum_loss(m.head, module.head_norm(hidden), targets, replace(share, count=known))[0]
             for name, each in step.losses:
                 out.losses[name] = out.losses[name] + each if name in out.losses else each
             out.loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]
