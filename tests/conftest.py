@@ -15,6 +15,7 @@ import torch
 from support.walks import mark_walks
 from zoo.disk import write_text
 from zoo.report.runplot import draw_losses
+from zoo.text.prompts import Options
 
 # Two workers with two threads each would fight over two cores. Child processes read the variable.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -72,6 +73,11 @@ def surroundings(tmp_path_factory):
         patch.setattr("zoo.training.speed.MEASURED_FOR", 0.01)
         # Nor does anybody look at their pictures, of which each takes as long as the steps between two.
         patch.setattr("zoo.jobs.train.draw_losses", lambda lines, title, file: write_text(file, title))
+        # Nor reads their samples to the end: of the usual 64 tokens each takes as long as the steps, too.
+        patch.setattr(
+            "zoo.training.validation.Options",
+            lambda max_new_tokens, **options: Options(min(max_new_tokens, 8), **options),
+        )
         yield
 
 
@@ -112,6 +118,16 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_finish():
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)  # known to xdist alone, which `-p no:xdist` leaves out
+def pytest_xdist_make_scheduler(config, log):
+    """Schedule the tests of `--dist loadgroup` by file."""
+    if config.getoption("dist") == "loadgroup":
+        from support.scheduling import FileScheduling
+
+        return FileScheduling(config, log)
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` leaves out what is marked

@@ -321,6 +321,8 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
     assert "the source's effect is +0.01, and this design detects 0.065 or more (34 seeds would)" in said.out + said.err
     assert run(["experiment", str(file), "--no-measure", "--json", "--seeds", "40"]) == 0
     assert json.loads(capsys.readouterr().out)["cannot_see"] == []
+    assert run(["experiment", str(file), "--no-measure", "--json", "--sigma", "0.002"]) == 0
+    assert json.loads(capsys.readouterr().out)["cannot_see"] == [], "with a tenth of the file's noise"
     wider = {"arm": "one head", "against": "many heads", "metric": "lr window", "verdict": "better"}
     both = write(here, sigma=0.02, tune=True, expect=[expected, wider])
     assert run(["experiment", str(both), "--no-measure", "--json", "--seeds", "40"]) == 0
@@ -334,6 +336,8 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
         (["--arm", "a=", "--arm", "b="], "arms: b is the same run as a (one of them)"),
         (["--arm", "=attention=mqa"], "arm: is NAME=OVERRIDES, found '=attention=mqa'"),
         (["--seeds", "many", "--arm", "a="], "seeds: is a number or several, found 'many'"),
+        (["--sigma", "-1", "--arm", "a=", "--arm", "b=seed=1"], "a-b: sigma: is -1.0 (a number above 0)"),
+        (["--margin", "0", "--arm", "a=", "--arm", "b=seed=1"], "a-b: margin: is 0.0 (a number above 0)"),
         ([], "experiment: names no arms, found 'model=llama-tiny'"),
     ],
 )

@@ -57,8 +57,11 @@ WALKS = {
     "test_hints": (6, "test_what_a_line_tells_to_write_works_in_the_file_and_on_the_command_line"),
     "test_peft_reading": (6, "test_a_run_goes_on_with_an_adapter_from_pefts_own_logits"),
     "test_rate_optimum": (3, "test_equal_arms_at_searched_rates_are_told_apart_in_one_experiment_of_twenty"),
-    "test_fuzz": (20, "test_odd_input_ends_with_a_result_or_a_line"),
-    "test_generate": (3, "test_rows_padded_on_the_left_get_what_they_get_alone"),
+    "test_fuzz": (40, "test_odd_input_ends_with_a_result_or_a_line"),
+    "test_generate": (
+        3,
+        "test_rows_padded_on_the_left_get_what_they_get_alone test_a_prompt_in_chunks_gives_the_logits_of_one_forward",
+    ),
     "test_generate_peak": (3, "test_prefill_and_decode_take_what_a_real_run_takes"),
     "test_guide": (3, "test_what_random_weights_finish_validates"),
     "test_init": (3, "test_tensors_of_the_same_name_and_shape_start_equal_in_two_architectures"),
@@ -69,7 +72,11 @@ WALKS = {
         "test_greedy_continuation_equals_the_whole_models "
         "test_written_back_all_is_as_it_was",
     ),
-    "test_packed": (3, "test_a_decoding_step_waits_for_no_number_of_the_devices"),
+    "test_packed": (
+        3,
+        "test_a_decoding_step_waits_for_no_number_of_the_devices "
+        "test_a_decoding_step_makes_no_tensor_of_numbers_of_the_hosts",
+    ),
     "test_prepare": (
         3,
         "test_every_exact_way_gives_what_the_model_gave "
@@ -93,7 +100,7 @@ WALKS = {
         "test_what_is_loaded_is_the_architecture_and_the_weights_that_were_saved",
     ),
     "test_beams": (
-        2,
+        4,
         "test_the_best_beams_are_those_of_transformers_with_other_requests_beside_them",
     ),
     "test_recording": (
@@ -103,7 +110,8 @@ WALKS = {
     "test_explain": (
         4,
         "test_every_choice_of_every_axis_explains_itself "
-        "test_every_figure_of_a_packaged_model_is_what_its_formula_gives",
+        "test_every_figure_of_a_packaged_model_is_what_its_formula_gives "
+        "test_packed_documents_are_explained",
     ),
     "test_engine_memory": (
         2,
@@ -131,13 +139,13 @@ WALKS = {
         4,
         "test_a_published_config_is_priced_to_the_parameter",
     ),
-    "test_schema": (3, "test_a_packaged_model_is_valid_in_its_plain_form"),
+    "test_schema": (6, "test_a_packaged_model_is_valid_in_its_plain_form"),
     "test_hf_causal": (3, "test_offloaded_weights_compute_what_they_compute_in_memory"),
     "test_solve": (2, "test_the_answer_fits_and_one_more_does_not"),
     "test_solve_mesh": (2, "test_memory_is_the_price_of_the_set_up"),
     "test_named_adapters": (3, "test_a_request_gets_beside_other_adapters_what_it_gets_from_its_own_alone"),
     "test_parallel_faults": (4, "test_what_processes_cannot_share_is_refused_before_one_starts"),
-    "test_peak": (2, "test_the_peak_of_a_step_is_torch_s_to_a_percent_and_a_half"),
+    "test_peak": (4, "test_the_peak_of_a_step_is_torch_s_to_a_percent_and_a_half"),
     "test_matching": (3, "test_what_cannot_be_matched_says_why"),
     "test_engine": (
         2,
@@ -150,6 +158,19 @@ WALKS = {
         2,
         "test_a_stage_that_is_priced_has_the_parameters_of_the_one_that_is_built",
     ),
+    "test_core": (2, "test_a_kind_is_found_wherever_its_class_stands"),
+    "test_doctor": (4, "test_a_cell_says_whether_the_kernel_runs_here"),
+    "test_flex": (2, "test_what_is_traced_equals_eager"),
+    "test_holding": (3, "test_a_run_with_adapters_holds_and_saves_what_is_priced"),
+    "test_kernels": (2, "test_attention_compiles_into_one_graph_with_its_backward"),
+    "test_paged": (
+        2,
+        "test_a_request_gets_what_it_gets_alone_though_prompts_share_passes_by_page "
+        "test_a_request_read_by_page_gets_what_it_gets_alone",
+    ),
+    "test_quantised": (2, "test_a_quantised_folder_is_the_model_of_its_dequantised_weights"),
+    "test_recipes": (2, "test_the_arms_of_a_recipe_cost_what_it_says_they_do"),
+    "test_setting_pages": (2, "test_the_example_is_a_command_that_composes"),
 }
 """By file: of how many cases one runs each time, and the tests."""
 
@@ -157,6 +178,7 @@ LONG = {
     "test_comparison": "test_arms_are_rarely_on_the_wrong_side_of_a_front",
     "test_convert": "test_a_model_is_after_its_export_what_it_was_before_and_can_be_trained",
     "test_experiments": (
+        "test_wide_arms_are_tuned_on_narrow_models_under_mup "
         "test_further_numbers_are_tuned_at_the_rate_that_was_found test_the_same_experiment_is_made_by_flags "
         "test_a_plan_says_which_effect_of_the_source_it_cannot_see "
         "test_a_design_with_looks_adds_seeds_only_while_nothing_is_told "
@@ -188,6 +210,17 @@ LONG = {
         "test_each_process_reads_its_part_of_a_teacher_and_the_student_learns_what_one_process_does"
     ),
     "test_spending": "test_looking_three_times_tells_equal_arms_apart_no_more_often_than_looking_once",
+    "test_beside": "test_a_tokenizer_that_was_trained_here_pads_and_cuts_in_transformers",
+    "test_config": "test_a_word_in_a_kind_of_layer_keeps_what_the_model_says_and_not_what_the_old_word_was",
+    "test_solve_mesh": "test_fewer_tokens_and_a_slow_network_change_the_answer",
+    "test_sweeps": "test_the_peak_of_memory_is_begun_anew",
+    "test_train_contrastive": "test_a_run_resumes_to_the_bit_and_without_the_folder_that_it_started_from",
+    "test_train_preferences": (
+        "test_a_forecast_computes_what_its_steps_need test_other_records_are_compared_with_the_starting_weights "
+        "test_a_rate_far_above_the_usual_one_from_trained_weights_is_told "
+        "test_adapters_have_the_reference_of_their_base test_starting_weights_that_are_not_known_are_told"
+    ),
+    "test_verify": "test_a_wrong_count_is_told_and_exits_with_one",
     "test_whole_checks": "test_a_run_whose_loss_does_not_fall_does_not_pass",
 }
 """By file: the long tests."""
