@@ -38,6 +38,7 @@ def run(
     seeds: str | None = option("Seeds per arm; several numbers are sequential looks: 3,6,10.", metavar="N[,N...]"),
     margin: float | None = option("Equivalence margin: the largest difference that does not matter."),
     metric: str | None = option("The metric to compare; lower is better. [default: val_loss]"),
+    sigma: float | None = option("With --plan: the standard deviation of a pair's difference. [default: measured]"),
     out: Path | None = option("The folder of the runs. [default: sweeps/experiments/NAME]", metavar="FOLDER"),
     measure: bool = option("With --plan: time 3 steps per arm.", default=True),
     as_json: Json = False,
@@ -52,9 +53,7 @@ def run(
     """
     if sum((plan, run, show)) > 1:
         raise ConfigError("experiment: --plan, --run and --report exclude each other (one of them)")
-    if margin is not None and margin <= 0:
-        raise ConfigError(f"margin: is a difference above 0, found {margin:g} (--margin 0.01, say)")
-    stated: dict[str, Any] = {"match": match, "match_by": match_by, "margin": margin, "metric": metric}
+    stated: dict[str, Any] = {"match": match, "match_by": match_by, "margin": margin, "metric": metric, "sigma": sigma}
     stated |= {"tune": tune or None, "seeds": _read_seeds(seeds)}
     from zoo.experiments.looking import FOLDER
 
@@ -117,7 +116,7 @@ def foresee(experiment: Experiment, folder: Path, measure: bool) -> tuple[Outloo
     known = experiment if noise is None else experiment.model_copy(update={"sigma": noise.sigma})
     outlook = plan_experiment(known, folder, measure=measure)
     source = f"the median of {noise.arms} arms of kept verdicts of the same config" if noise else ""
-    note = f"σ = {noise.sigma:.3g}: {source} (the file's sigma replaces it)" if noise else ""
+    note = f"σ = {noise.sigma:.3g}: {source} (--sigma replaces it)" if noise else ""
     return outlook, describe_design(known, outlook), list_blind(experiment, outlook), note
 
 

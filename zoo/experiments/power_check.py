@@ -54,9 +54,7 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
         levels = ", ".join(f"{level:.2g}" for level in find_look_levels(tuple(form.looks)))
         lines.append(f"looks at {', '.join(map(str, form.looks))} seeds: a verdict needs p < {levels} at these")
     if outlook.sigma is None:
-        lines.append(
-            "σ is unknown (with sigma: NUMBER in a file the plan gives the detectable difference in units of loss)"
-        )
+        lines.append("σ is unknown (with --sigma NUMBER the plan gives the detectable difference in units of loss)")
     elif experiment.margin is not None:
         power = compute_equivalence_power(experiment.margin / outlook.sigma, seeds, level)
         lines.append(f"equal arms are shown equivalent within ±{experiment.margin:g} with a chance of {power:.0%}")
