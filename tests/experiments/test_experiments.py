@@ -77,7 +77,7 @@ def test_an_experiment_of_a_file_trains_named_arms_and_judges_them(here: Path, c
     file = write(here, expect=[{"arm": "one head", "against": "many heads", "verdict": "better"}])
     assert run(["experiment", str(file), "--run"]) == 0
     said = capsys.readouterr().out
-    assert "one head − many heads: better" in said and "before its first run; nothing changed since" in said
+    assert "one head − many heads: better" in said and "before its first run; unchanged" in said
     (finding,) = read_outcome()["findings"]
     assert finding["found"] == "better" and finding["holds"] and finding["value"] == pytest.approx(-0.1, abs=0.02)
     assert trainer.ran == 6
@@ -167,10 +167,12 @@ def test_what_changes_after_registration_is_listed_with_the_verdict(here: Path, 
     (change,) = second["changes"]
     assert set(change["of"]) == {"seeds", "margin", "expectations"}
     assert set(change["stated"]) == set(change["of"]) and change["stated"]["margin"] == {"margin": 0.5}
-    assert ": seeds, margin, expectations (registration.json has both)" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "seeds (seeds 3 → 4), margin (margin null → 0.5), expectations (" in said
+    assert 'expectations (one head − many heads: equivalent: verdict "better" → "equivalent")' in said
     assert run(["experiment", str(file), "--report", "--margin", "0.4"]) == 0
     assert [set(each["of"]) for each in read_outcome()["registration"]["changes"]][1:] == [{"margin"}]
-    assert "changed since" in Path("sweeps/experiments/heads/report.html").read_text()
+    assert "; changed after: 20" in Path("sweeps/experiments/heads/report.html").read_text()
 
 
 def test_arms_are_tuned_on_a_seed_and_rows_that_no_verdict_reads(here: Path, trainer: Trainer) -> None:

@@ -15,8 +15,11 @@ from zoo.cli import run
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Expectation, ExperimentForm, find_recipe, list_recipes, read_recipe
 from zoo.experiments.judging import ExperimentOutcome, Ran, find_file, weigh
-from zoo.experiments.laddering import climb_recipe, measure
+from zoo.experiments.laddering import climb_recipe, measure, plan_ladders
+from zoo.experiments.looking import run_experiment
 from zoo.experiments.pricing import check_matched, price_arms
+from zoo.experiments.registration import describe_registration, read_registered, register
+from zoo.jobs.conducting import SweepObserver
 from zoo.paths import recipes_dir
 from zoo.probes.all_probes import make_probe
 
@@ -225,6 +228,36 @@ def test_recipes_are_listed_and_shown(capsys):
     assert "A gated feed-forward" in said and "1.942 − 1.983" in said and " ran on: " in said
 
 
+def test_what_was_added_after_its_registration_is_said_with_a_kept_verdict(capsys):
+    assert run(["recipes", "qk-norm", "short-convolution"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "before its first run; changed after: 2026-11-30 17:12:50 expectations (added lr window, qk-norm" in said
+    assert "Not registered: " in said
+
+
+@pytest.mark.parametrize("name", ["short-convolution", "ladder"])
+def test_a_probe_and_a_ladder_are_registered_before_their_first_training(name, monkeypatch, tmp_path):
+    def train(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr("zoo.experiments.probing.probe_recipe", train)
+    monkeypatch.setattr("zoo.experiments.laddering.climb_recipe", train)
+    _, recipe = find_recipe(name)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            run_experiment(name, recipe, tmp_path, True, SweepObserver())
+    made = json.loads((tmp_path / "registration.json").read_text())
+    found = read_registered(tmp_path)
+    assert (found.arms, found.probe, found.ladder) == (recipe.arms, recipe.probe, recipe.ladder)
+    assert not made["late"] and not made["changes"], "what is asked a second time is what was registered"
+    assert register(recipe, tmp_path, {"another": "model"})["changes"][0]["of"].keys() == {"models"}
+
+
+def test_a_registration_among_older_runs_says_so(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert "after its first run; unchanged" in describe_registration(register(find_recipe("glu")[1], tmp_path, {}))
+
+
 @pytest.mark.slow
 def test_a_recipe_of_a_probe_runs_and_is_judged(here, capsys):  # noqa: F811
     write(
@@ -269,7 +302,7 @@ def test_a_recipe_of_a_ladder_is_judged_by_what_was_predicted_of_its_largest_siz
         return {"folder": str(folder), "runs": runs, "held_out": held, "fit": {"law": {"alpha": 0.3, "beta": 0.4}}}
 
     monkeypatch.setattr("zoo.experiments.laddering.climb", climb)
-    ran, outcomes = climb_recipe(recipe, tmp_path, short_form=True)
+    ran, outcomes = climb_recipe(recipe, plan_ladders(recipe, True), tmp_path, short_form=True)
     assert [each[:3] for each in asked] == [("llama-tiny", False, 8), ("gpt-tiny", False, 8)]
     assert len({folder for *_, folder in asked}) == 2 == len(list(tmp_path.glob("*/outcome.json"))) == len(outcomes)
     assert ran.values["held-out error"]["llama"] == pytest.approx({0: 0.1, 1: 1 - 1.9 / 2.9})
@@ -280,4 +313,4 @@ def test_a_recipe_of_a_ladder_is_judged_by_what_was_predicted_of_its_largest_siz
     assert ran.costs["gpt"]["seconds"] == 16 and ran.costs["gpt"]["flops"] > 1e9 and ran.seconds == 32
     wrong = recipe.model_copy(update={"metric": "error"})
     with pytest.raises(ConfigError, match="a ladder has no 'error' \\(one of: held-out error, "):
-        climb_recipe(wrong, tmp_path, short_form=False)
+        plan_ladders(wrong, short_form=False)

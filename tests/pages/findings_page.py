@@ -12,6 +12,7 @@ from zoo.experiments.decisions import Kept, list_decisions
 from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import ExperimentOutcome
 from zoo.experiments.recipe_tables import FINDINGS, list_arms, list_cells, list_costs, list_rates
+from zoo.experiments.registration import describe_registration
 from zoo.gallery.finding_facts import list_card_rows, list_effects, read_cards, read_kept
 from zoo.paths import recipes_dir
 from zoo.probes.card import draw_card, name_model
@@ -24,9 +25,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 HEAD = """\
 # Findings
 
-Written by `python tests/pages findings` from `recipes/verdicts/`. Each finding is a recipe: its arms, its seeds and what is expected
-were written down before it ran, and its verdict stays as it came, also where it contradicts the source. `zoo recipes NAME --run` runs
-one again.
+Written by `python tests/pages findings` from `recipes/verdicts/`. Each finding is a recipe: its arms, its seeds and what is expected. Its
+verdict stays as it came, also where it contradicts the source. When it was registered, and what was changed afterwards, stands with each;
+those of 27 November 2026 are older than registration. `zoo recipes NAME --run` runs one again.
 
 An arm is better, worse, equivalent within the recipe's margin, or the comparison is inconclusive: these seeds do not show a difference,
 and there may be one ([how verdicts are made](verdicts.md)). ± is half of the confidence interval of a difference, and one
@@ -148,6 +149,7 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     took = f"{outcome.seconds / 60:.0f} minutes of training on {outcome.machine}"
     tuned = ", at searched learning rates" if rates else ""
     lines += [f"{recipe.form(False).looks[-1]} seeds an arm{tuned}; {outcome.date}, {took}.", ""]
+    lines += [f"{describe_registration(outcome.registration, recipe)}.", ""]
     for file in sorted((recipes_dir() / "verdicts").glob(f"{name}.[ps][nv]g")):
         lines += [f"![{recipe.claim}](../recipes/verdicts/{file.name})", ""]
     return "\n".join(lines)

@@ -137,7 +137,6 @@ def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet:
     from zoo.cli.observing import PrintingObserver, naming_interrupts
     from zoo.experiments.looking import judge_in_folder
     from zoo.experiments.recipe_tables import make_outcome_tables
-    from zoo.experiments.registration import describe_registration
 
     with naming_interrupts(name, folder):
         made = judge_in_folder(name, experiment, folder, trains, PrintingObserver())
@@ -146,7 +145,5 @@ def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet:
     report.print_tables(*make_outcome_tables(name, experiment, made.outcome))
     if made.report is not None:
         report.print_tables(*made.report.hints())
-    if made.outcome.registration is not None:
-        print(describe_registration(made.outcome.registration))
     say(f"{folder}: verdict.json, verdict.png{'' if made.report is None else ', report.html'}")
     return made.outcome

@@ -243,8 +243,7 @@ class Experiment(Strict):
             raise ValueError("config: an experiment trains by a config, or has a probe, or a ladder (one of the three)")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline: there is no arm {self.baseline!r}, and the arms are {', '.join(self.arms)}")
-        trains = self.probe is None and self.ladder is None
-        if not trains and (
+        if not self.trains and (
             self.tune or self.match or any(isinstance(each, list) for each in (self.seeds, self.short.seeds))
         ):
             raise ValueError("tune, match and looks: are for arms that train (a probe searches its own rates)")
@@ -256,7 +255,7 @@ class Experiment(Strict):
         if windows and not self.tune:
             raise ValueError(f"expect.{windows[0]}.metric: {WINDOW} is measured by the search (add tune: true)")
         metrics = (*RESULTS, *self.measure, *([WINDOW] if self.tune else []))
-        if unknown := [each for each in self.list_metrics() if trains and each not in metrics]:
+        if unknown := [each for each in self.list_metrics() if self.trains and each not in metrics]:
             hint = name_options(unknown[0], metrics)
             raise ValueError(f"metric: a run has no {unknown[0]!r}{hint}")
         file = self.config_file()
@@ -264,6 +263,11 @@ class Experiment(Strict):
             known = ", ".join(sorted(each.stem for each in (recipes_dir() / "configs").glob("*.yaml")))
             raise ValueError(f"config: there is no {self.config!r} (a path, or one of: {known})")
         return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the arms train on text, not on a probe and not as ladders."""
+        return self.probe is None and self.ladder is None
 
     def find_margin(self, each: Expectation) -> float | None:
         """Find the margin of equivalence of an expectation: its own, or the experiment's if both concern the same

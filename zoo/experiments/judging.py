@@ -279,6 +279,13 @@ def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
     return Finding(*about, "kept" if kept else "not kept", middle, (low, high), None, kept, each.cost, each.metric)
 
 
+def describe_pair(each: Finding | Expectation) -> str:
+    """Describe the arms of an expectation: `a − b`, `a ÷ b` for costs, or `a` alone."""
+    sign = "÷" if each.cost else "−"
+    pair = each.arm if each.against is None else f"{each.arm} {sign} {each.against}"
+    return pair if each.metric is None else f"{each.metric}, {pair}"
+
+
 def describe_bounds(each: Expectation) -> str:
     """Write the bounds of an expectation in words, with the name of the cost if they limit a cost."""
     bounds = (("at least", each.at_least), ("at most", each.at_most))

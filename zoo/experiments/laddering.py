@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +30,27 @@ BOOTSTRAP = 200
 """Resamples for the exponents' intervals, which decide whether a prediction is doubtful."""
 
 
-def climb_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[dict[str, Any]]]:
-    """Climb the ladder of each arm with all seeds. Runs that the folder has already are not trained again. Returns the
-    results, and the outcomes of the ladders in the order of arms. Raises ConfigError for a metric that no ladder has,
-    and for an arm that cannot be trained."""
+def plan_ladders(recipe: Experiment, short_form: bool) -> dict[str, Ladder]:
+    """Plan the ladder of each arm. Raises ConfigError for a metric that no ladder has, and for an arm that cannot be
+    trained."""
     if unknown := [each for each in recipe.list_metrics(short_form) if each not in METRICS]:
         raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
     form = recipe.form(short_form)
     assert form.ladder is not None
-    ladders = {
-        arm: plan_ladder(form.ladder.request(list_overrides(recipe, arm, short_form), form.looks[-1]))
-        for arm in recipe.arms
-    }
+    asked = {arm: form.ladder.request(list_overrides(recipe, arm, short_form), form.looks[-1]) for arm in recipe.arms}
+    return {arm: plan_ladder(each) for arm, each in asked.items()}
+
+
+def hash_ladder(ladder: Ladder) -> str:
+    """Hash a planned ladder."""
+    return hashlib.sha256(json.dumps(ladder.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def climb_recipe(
+    recipe: Experiment, ladders: Mapping[str, Ladder], folder: Path, short_form: bool
+) -> tuple[Ran, list[dict[str, Any]]]:
+    """Climb the ladder of each arm with all seeds. Runs that the folder has already are not trained again. Returns the
+    results, and the outcomes of the ladders in the order of arms."""
     outcomes = {arm: climb(ladder, find_folder(folder, arm), _say, BOOTSTRAP) for arm, ladder in ladders.items()}
     for each in outcomes.values():
         write_text(Path(each["folder"]) / "outcome.json", json.dumps(each) + "\n")

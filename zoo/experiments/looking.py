@@ -17,6 +17,7 @@ from zoo.experiments.recipe_tables import FINDINGS, list_cells, list_missing
 from zoo.experiments.registration import describe_registration, read_registered, register
 from zoo.experiments.running import collect_arms, find_complete_seeds, plan_arms, train_arms
 from zoo.jobs.conducting import SweepObserver
+from zoo.jobs.plan import LaunchPlan
 from zoo.report.arms import Arm, group_arms
 from zoo.report.history import collect_runs
 from zoo.report.verdicts import Report
@@ -72,21 +73,12 @@ def run_experiment(
 ) -> JudgedExperiment:
     """Register an experiment, train the missing runs in its folder, and judge it. A design with several looks trains
     further seeds only while a comparison is inconclusive."""
-    if experiment.probe is not None:
-        from zoo.experiments.probing import draw_probed, probe_recipe
-
-        ran, probed = probe_recipe(experiment, folder, short_form)
-        draw: Any = partial(draw_probed, list(experiment.arms), ran.values, probed)
-        return JudgedExperiment(judge(name, experiment, ran, short_form), draw)
-    if experiment.ladder is not None:
-        from zoo.experiments.laddering import climb_recipe, draw_climbed
-
-        ran, climbed = climb_recipe(experiment, folder, short_form)
-        return JudgedExperiment(judge(name, experiment, ran, short_form), partial(draw_climbed, climbed))
+    if not experiment.trains:
+        return _run_task(name, experiment, folder, short_form)
     looks = experiment.form(short_form).looks
     with plan_arms(experiment, folder, short_form) as plan:
         check_matched(experiment, price_launch(plan))
-        registered = register(experiment, folder, plan.list_points())
+        registered = register(experiment, folder, _hash_models(plan))
         for seeds, level in zip(looks, find_look_levels(tuple(looks)), strict=True):
             ran, arms = train_arms(experiment, plan, short_form, observer, seeds)
             outcome = judge(name, experiment, ran, short_form, level, registered)
@@ -96,11 +88,37 @@ def run_experiment(
     raise AssertionError("unreachable")
 
 
+def _run_task(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
+    """Register an experiment of a probe or a ladder, train its missing runs, and judge it."""
+    if experiment.probe is not None:
+        from zoo.experiments.probing import draw_probed, hash_small_models, probe_recipe
+
+        registered = register(experiment, folder, hash_small_models(experiment, short_form))
+        ran, probed = probe_recipe(experiment, folder, short_form)
+        draw: Any = partial(draw_probed, list(experiment.arms), ran.values, probed)
+    else:
+        from zoo.experiments.laddering import climb_recipe, draw_climbed, hash_ladder, plan_ladders
+
+        ladders = plan_ladders(experiment, short_form)
+        registered = register(experiment, folder, {arm: hash_ladder(each) for arm, each in ladders.items()})
+        ran, climbed = climb_recipe(experiment, ladders, folder, short_form)
+        draw = partial(draw_climbed, climbed)
+    return JudgedExperiment(judge(name, experiment, ran, short_form, registration=registered), draw)
+
+
+def _hash_models(plan: LaunchPlan) -> dict[str, str]:
+    """Name a run of each arm, which is the hash of its config."""
+    return {each.arm: each.name for each in reversed(plan.list_points())}
+
+
 def report_experiment(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
-    """Judge the existing runs in an experiment's folder (`_collect_ended`). Trains nothing."""
+    """Judge the existing runs in an experiment's folder (`_collect_ended`). Trains nothing. Raises ConfigError for a
+    probe or a ladder."""
+    if not experiment.trains:
+        raise ConfigError("report: is for arms that train on text (--run repeats no training of a probe or a ladder)")
     ran, arms, level, missing = _collect_ended(experiment, folder, short_form)
     with plan_arms(experiment, folder, short_form) as plan:
-        registered = register(experiment, folder, plan.list_points())
+        registered = register(experiment, folder, _hash_models(plan))
     outcome = replace(judge(name, experiment, ran, short_form, level, registered), missing=missing)
     return describe_arms(outcome, experiment, ran, arms)
 
@@ -131,7 +149,7 @@ def report_folders(
     baseline. Raises ConfigError as `Report.make`, and if fewer than two seeds of an experiment are complete.
     """
     stated = read_registered(folders[0]) if len(folders) == 1 else None
-    if stated and baseline in (None, stated.first_arm()) and metric in (None, stated.metric):
+    if stated and stated.trains and baseline in (None, stated.first_arm()) and metric in (None, stated.metric):
         experiment = stated.model_copy(update={"margin": margin or stated.margin})
         ran, arms, level, missing = _collect_ended(experiment, folders[0], False)
         return _compare_arms(experiment, ran, arms, False, level), missing
@@ -159,7 +177,7 @@ def _compare_arms(experiment: Experiment, ran: Ran, arms: Sequence[Arm], short_f
 def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
     """List the notes of the page: missing runs, the registration and the margin."""
     notes = list_missing(outcome)
-    notes += [] if outcome.registration is None else [describe_registration(outcome.registration).capitalize() + "."]
+    notes += [] if outcome.registration is None else [describe_registration(outcome.registration) + "."]
     own = "; an expectation's own margin replaces it" if any(each.margin for each in experiment.expect) else ""
     return notes + (
         [] if experiment.margin is None else [f"Equivalent: within ±{experiment.margin:g} {experiment.metric}{own}."]

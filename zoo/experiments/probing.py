@@ -12,7 +12,8 @@ from zoo.experiments.experiment import Experiment, Probing, list_overrides
 from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
 from zoo.experiments.running import find_folder
-from zoo.probes.battery import open_pool, run_probe
+from zoo.probes.all_probes import make_probe
+from zoo.probes.battery import hash_key, load_small, open_pool, run_probe
 from zoo.run.linear.base import describe_processor
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 
 def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
-    """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError as `check_matched` and
-    `run_probe` do."""
-    check_matched(recipe, price_arms(recipe))
+    """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError as `run_probe` does."""
     form = recipe.form(short_form)
     assert form.probe is not None
     found = {}
@@ -46,6 +45,19 @@ def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ra
     costs = {name: count_costs(form.probe, list_overrides(recipe, name), each) for name, each in found.items()}
     seconds = sum(each.seconds for each in found.values())
     return Ran(values, costs, seconds, describe_machine()), list(found.values())
+
+
+def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:
+    """Hash each arm's model, shrunk to the probe's size, with the probe's settings. Raises ConfigError as
+    `check_matched` and `load_small` do."""
+    check_matched(recipe, price_arms(recipe))
+    asked = recipe.form(short_form).probe
+    assert asked is not None
+    task, found = make_probe(asked.name, asked.size, asked.settings), {}
+    for name in recipe.arms:
+        model, overrides = asked.split_model(list_overrides(recipe, name))
+        found[name] = hash_key(load_small(model, task, overrides)[0], task)
+    return found
 
 
 def describe_machine() -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.experiments.experiment import Expectation, Experiment
-from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds
+from zoo.experiments.experiment import Experiment
+from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds, describe_pair
+from zoo.experiments.registration import describe_registration
 from zoo.report import rate_table
 from zoo.report.arms import CURRENCIES
 from zoo.report.tables import make_table
@@ -47,13 +48,6 @@ def list_machines(outcomes: Mapping[str, ExperimentOutcome | None]) -> list[str]
     return [f"{count} of {len(outcomes)} ran on: {machine}" for machine, count in ran.most_common()]
 
 
-def describe_pair(each: Finding | Expectation) -> str:
-    """Describe the arms of an expectation: `a − b`, `a ÷ b` for costs, or `a` alone."""
-    sign = "÷" if each.cost else "−"
-    pair = each.arm if each.against is None else f"{each.arm} {sign} {each.against}"
-    return pair if each.metric is None else f"{each.metric}, {pair}"
-
-
 def format_value(each: Finding) -> str:
     """Format a ratio of costs, a difference with half of its interval or, for a bound, the mean and the range over the
     seeds."""
@@ -88,6 +82,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     return [
         *head,
         ran,
+        describe_registration(outcome.registration, recipe),
         *list_missing(outcome),
         make_table("", FINDINGS, rows),
         *(["p and ±: corrected over all comparisons of the experiment (Holm, 1979)"] if compared > 1 else []),

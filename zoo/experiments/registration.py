@@ -1,12 +1,13 @@
 """Register an experiment before its first run, and list what changes afterwards.
 
-FOLDER/registration.json    {"when": "…", "hash": "…", "parts": {"arms": "…", …}, "stated": {…},
+FOLDER/registration.json    {"when": "…", "hash": "…", "late": false, "parts": {"arms": "…", …}, "stated": {…},
                              "changes": [{"when": "…", "of": {"margin": "…"}, "stated": {…}}]}
 
 A verdict is worth more if its arms, budget and expectations were written down before anything ran. Each part has its
 own hash, so that a later change is listed by name with the verdict. `stated` has the parts as plain data. `models` are
-the resolved configs of all arms, and `code` the sources of this package. The file is local. To prove to others that it
-came first, publish its hash, or commit the file, before the first run.
+the resolved configs of all arms, and `code` the sources of this package. A registration is `late` if its folder had
+files already. The file is local. To prove to others that it came first, publish its hash, or commit the file, before
+the first run.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import zoo
 from zoo.disk import write_text
-from zoo.experiments.experiment import Experiment, make_experiment
-from zoo.jobs.sweep import SweepPoint
+from zoo.experiments.experiment import Expectation, Experiment, make_experiment
+from zoo.experiments.judging import describe_bounds, describe_pair
 from zoo.untrusted.json_file import read_json
 
 FILE = "registration.json"
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "arms": ("shared", "arms", "baseline", "config"),
+    "task": ("probe", "ladder"),
     "budget": ("match", "match_by", "matched"),
     "tuning": ("tune",),
     "seeds": ("seeds",),
@@ -36,26 +38,30 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "margin": ("margin",),
     "expectations": ("expect",),
 }
-"""The fields of an experiment in each part of its registration."""
+"""The fields of an experiment in each part of its registration. A `task` stands only where there is one."""
+
+UNREGISTERED = "Not registered: registrations are kept from 30 November 2026, of probes and ladders from 1 December"
 
 
-def register(experiment: Experiment, folder: Path, points: list[SweepPoint]) -> dict[str, Any]:
-    """Register an experiment in its folder, or list what differs from its registration there. Returns the registration.
-    Raises CheckpointError for a faulty file."""
-    parts = hash_parts(experiment, points)
+def register(experiment: Experiment, folder: Path, models: Mapping[str, str]) -> dict[str, Any]:
+    """Register an experiment in its folder, or list what differs from its registration there. `models` has the hash of
+    each arm's resolved model and settings. Returns the registration. Raises CheckpointError for a faulty file."""
+    stated = state_parts(experiment)
+    parts = {name: _hash(part) for name, part in stated.items()}
+    parts |= {"models": _hash(sorted(models.items())), "code": hash_code()}
     file = folder / FILE
     now = time.strftime("%Y-%m-%dT%H:%M:%S")
     if not file.is_file():
-        stated = {name: state_part(experiment, name) for name in PARTS}
-        made: dict[str, Any] = {"when": now, "hash": _hash(parts), "parts": parts, "stated": stated, "changes": []}
+        late = folder.is_dir() and any(folder.iterdir())
+        about = {"when": now, "hash": _hash(parts), "late": late}
+        made: dict[str, Any] = {**about, "parts": parts, "stated": stated, "changes": []}
     else:
         made = read_json(file, dict[str, Any])
         latest = dict(made["parts"]) | {name: value for each in made["changes"] for name, value in each["of"].items()}
         changed = {name: value for name, value in parts.items() if latest.get(name) != value}
         if not changed:
             return made
-        stated = {name: state_part(experiment, name) for name in changed if name in PARTS}
-        made["changes"].append({"when": now, "of": changed, "stated": stated})
+        made["changes"].append({"when": now, "of": changed, "stated": {n: stated[n] for n in changed if n in stated}})
     folder.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(made, indent=1) + "\n")
     return made
@@ -71,32 +77,76 @@ def read_registered(folder: Path) -> Experiment | None:
     for each in (made, *made["changes"]):
         for part in each["stated"].values():
             stated |= part
-    return make_experiment(stated | {"config": None}, file)  # the runs have their config
+    short = {name: stated[name] for name in PARTS["task"] if name in stated}
+    return make_experiment(stated | {"config": None, "short": short}, file)  # the runs have their config
 
 
-def hash_parts(experiment: Experiment, points: list[SweepPoint]) -> dict[str, str]:
-    """Hash each part of an experiment."""
-    parts = {name: _hash(state_part(experiment, name)) for name in PARTS}
-    return {
-        **parts,
-        "models": _hash(sorted({each.arm: each.name for each in reversed(points)}.items())),
-        "code": hash_code(),
-    }
+def state_parts(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """State the parts of an experiment as plain data."""
+    found = {name: experiment.model_dump(mode="json", include=set(fields)) for name, fields in PARTS.items()}
+    return found if any(found["task"].values()) else {name: each for name, each in found.items() if name != "task"}
 
 
-def state_part(experiment: Experiment, name: str) -> dict[str, Any]:
-    """State a part of an experiment as plain data."""
-    return experiment.model_dump(mode="json", include=set(PARTS[name]))
+# ---------------------------------------------------------------- in words
 
 
-def describe_registration(registered: Mapping[str, Any]) -> str:
-    """Say when an experiment was registered, and what changed afterwards."""
-    said = f"registered {registered['when'].replace('T', ' ')} as {registered['hash']}, before its first run"
-    if not registered["changes"]:
-        return f"{said}; nothing changed since"
-    changed = {name: each["when"] for each in registered["changes"] for name in each["of"]}
-    latest = max(changed.values()).replace("T", " ")
-    return f"{said}; changed since, at last {latest}: {', '.join(changed)} ({FILE} has both)"
+def describe_registration(registered: Mapping[str, Any] | None, experiment: Experiment | None = None) -> str:
+    """Say when an experiment was registered, and what changed afterwards: in later runs and reports, and in the
+    experiment's file as it stands, if `experiment` is given."""
+    if registered is None:
+        return UNREGISTERED
+    first = "after" if registered.get("late") else "before"
+    said = f"Registered {_write_time(registered['when'])} as {registered['hash']}, {first} its first run"
+    latest, changes = dict(registered["stated"]), []
+    for each in registered["changes"]:
+        changes.append(f"{_write_time(each['when'])} {', '.join(_list_parts(latest, each['stated'], each['of']))}")
+        latest |= each["stated"]
+    stated = {} if experiment is None else state_parts(experiment)
+    later = _list_parts(
+        latest, stated, [name for name, part in stated.items() if _list_changes(latest.get(name, {}), part)]
+    )
+    changes += [f"now {', '.join(later)}"] if later else []
+    return f"{said}; changed after: {'; '.join(changes)}" if changes else f"{said}; unchanged"
+
+
+def _write_time(stated: str) -> str:
+    return stated.replace("T", " ")
+
+
+def _list_parts(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Name changed parts, with the changes of those that are stated."""
+    found = {name: _list_changes(old.get(name, {}), new.get(name, {})) for name in names}
+    return [f"{name} ({', '.join(each)})" if each else name for name, each in found.items()]
+
+
+def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the fields of a part that differ: short values as `margin null → 0.5`, others by name."""
+    made = []
+    for name, now in new.items():
+        if name == "expect":
+            made += _list_expected(old.get(name, []), now)
+        elif (was := old.get(name)) != now:
+            shown = f"{json.dumps(was)} → {json.dumps(now)}"
+            made.append(f"{name} {shown}" if len(shown) < 40 else name)
+    return made
+
+
+def _list_expected(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the expectations that were added or left out, and the changed fields of others."""
+    was, now = ({(each["arm"], each["against"], each["metric"], each["cost"]): each for each in e} for e in (old, new))
+    made = [f"added {_name(each)}" for key, each in now.items() if key not in was]
+    made += [f"left out {_name(each)}" for key, each in was.items() if key not in now]
+    return made + [
+        f"{_name(now[key])}: {field} {json.dumps(value)} → {json.dumps(now[key][field])}"
+        for key, each in was.items()
+        for field, value in each.items()
+        if key in now and now[key][field] != value
+    ]
+
+
+def _name(expected: Mapping[str, Any]) -> str:
+    each = Expectation.model_validate(expected)
+    return f"{describe_pair(each)}: {each.verdict or describe_bounds(each)}"
 
 
 @functools.cache

@@ -9,16 +9,8 @@ from typing import Any
 
 from zoo.experiments.decisions import Kept
 from zoo.experiments.experiment import Experiment, find_recipe, list_recipes
-from zoo.experiments.judging import ExperimentOutcome, Finding, find_outcome
-from zoo.experiments.recipe_tables import (
-    FINDINGS,
-    describe_pair,
-    format_value,
-    list_arms,
-    list_cells,
-    list_costs,
-    list_rates,
-)
+from zoo.experiments.judging import ExperimentOutcome, Finding, describe_pair, find_outcome
+from zoo.experiments.recipe_tables import FINDINGS, format_value, list_arms, list_cells, list_costs, list_rates
 from zoo.gallery.charts import draw_effects
 from zoo.gallery.rendering import mark_safe
 from zoo.paths import recipes_dir
