@@ -6,6 +6,8 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from support.command_lines import TINY
 from zoo.analysis.verdict.power import count_seeds
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.cli import run
-from zoo.experiments.experiment import find_recipe, read_recipe
+from zoo.experiments.experiment import Experiment, find_recipe, read_recipe
 from zoo.experiments.looking import report_experiment, report_folders
+from zoo.experiments.power_check import list_blind
 from zoo.experiments.running import design_sweep, plan_experiment
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.plan import LaunchPlan, plan_launch
@@ -168,7 +171,7 @@ def test_what_changes_after_registration_is_listed_with_the_verdict(here: Path, 
     assert set(change["of"]) == {"seeds", "margin", "expectations"}
     assert set(change["stated"]) == set(change["of"]) and change["stated"]["margin"] == {"margin": 0.5}
     said = " ".join(capsys.readouterr().out.split())
-    assert "seeds (seeds 3 → 4), margin (margin null → 0.5), expectations (" in said
+    assert "seeds (seeds 3 → 4), margin (margin none → 0.5), expectations (" in said
     assert 'expectations (one head − many heads: equivalent: verdict "better" → "equivalent")' in said
     assert run(["experiment", str(file), "--report", "--margin", "0.4"]) == 0
     assert [set(each["of"]) for each in read_outcome()["registration"]["changes"]][1:] == [{"margin"}]
@@ -330,6 +333,13 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
     assert run(["experiment", str(both), "--no-measure", "--json", "--seeds", "40"]) == 0
     (line,) = json.loads(capsys.readouterr().out)["cannot_see"]
     assert f"({count_seeds(0.01, 0.02, 0.025)} seeds would)" in line, "at 2.5 %, as two verdicts are expected"
+
+
+def test_of_arms_expected_to_be_equivalent_a_plan_looks_for_the_margin_not_for_a_smaller_effect() -> None:
+    expected = {"arm": "one head", "against": "many heads", "verdict": "equivalent", "effect": 0.001}
+    made = Experiment.model_validate({"arms": ARMS, "margin": 0.05, "expect": [expected]})
+    (line,) = list_blind(made, cast(Outlook, SimpleNamespace(comparisons=1, sigma=0.05, seeds=3)))
+    assert "the margin is 0.05, and this design detects" in line
 
 
 @pytest.mark.parametrize(

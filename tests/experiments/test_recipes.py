@@ -1,6 +1,7 @@
 """Recipes: the packaged ones are matched as they say, verdicts follow from the runs, and a short form runs."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -19,9 +20,11 @@ from zoo.experiments.laddering import climb_recipe, measure, plan_ladders
 from zoo.experiments.looking import run_experiment
 from zoo.experiments.pricing import check_matched, price_arms
 from zoo.experiments.registration import describe_registration, read_registered, register
+from zoo.gallery.finding_facts import list_effects, read_kept
 from zoo.jobs.conducting import SweepObserver
 from zoo.paths import recipes_dir
 from zoo.probes.all_probes import make_probe
+from zoo.report.forest_plot import make_forest
 
 
 @pytest.mark.parametrize("name", one_in(4, list_recipes()))
@@ -51,6 +54,35 @@ def test_every_verdict_that_is_kept_is_of_a_recipe_as_it_stands():
 
 def test_the_page_of_findings_is_what_its_command_writes():
     assert findings_page.PAGE.read_text(encoding="utf-8") == findings_page.page(), "python tests/pages findings"
+
+
+def test_a_stated_effect_is_the_number_in_the_text_of_its_source():
+    read = 0
+    for name in list_recipes():
+        for each in (e for e in find_recipe(name)[1].expect if e.effect is not None):
+            said = each.paper.replace("\N{MINUS SIGN}", "-")
+            if apart := re.search(r"^(ln )?([\d.]+) - (?:ln )?([\d.]+)( %)?", said):
+                a, b = (math.log(float(x)) if apart[1] else float(x) for x in apart.group(2, 3))
+                read += 1
+                assert each.effect == pytest.approx((a - b) / (100 if apart[4] else 1), abs=6e-4), (name, said)
+    assert read >= 12
+
+
+def test_the_forest_plot_marks_fixed_rates_and_effects_of_sources():
+    panels = list_effects(read_kept())
+    effects = {each.label: each for _, own in panels for each in own}
+    hollow = {label.partition(":")[0] for label, each in effects.items() if each.fixed_rate}
+    assert hollow == {
+        *("cached-heads", "experts", "norm-placement", "parallel-blocks", "positions"),
+        *("spans", "tied-head", "tiny-four", "windows"),
+    }
+    assert effects["head-outputs: gated − plain"].source == -0.045
+    figure = make_forest(panels)
+    losses, lines = panels[0][1], figure.axes[0].lines
+    diamonds = [float(line.get_xdata()[0]) for line in lines if line.get_marker() == "D" and len(line.get_xdata())]
+    assert diamonds == [each.source for each in losses if each.source is not None]
+    white = [line for line in lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert len(white) == sum(each.fixed_rate for each in losses)
 
 
 # ---------------------------------------------------------------- judging

@@ -77,12 +77,13 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
         return []
     lines, seen = [], smallest * sigma
     for each in experiment.expect:
-        effect = each.effect if each.effect is not None else experiment.find_margin(each)
+        published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin
+        effect = experiment.find_margin(each) if published is None else published
         if each.verdict in (None, "any") or effect is None or abs(effect) >= seen:
             continue
         if each.metric not in (None, experiment.metric):  # σ is that of the experiment's metric
             continue
-        what = f"the source's effect is {each.effect:+g}" if each.effect is not None else f"the margin is {effect:g}"
+        what = f"the source's effect is {published:+g}" if published is not None else f"the margin is {effect:g}"
         needed = count_seeds(effect, sigma, level)
         would = "" if needed is None else f" ({needed:,} seeds would)"
         lines.append(f"{_describe(each)}: {what}, and this design detects {seen:.2g} or more{would}")

@@ -16,6 +16,8 @@ from zoo.report.tables import make_table
 from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
 
 LIST = ("recipe", "claim", "effect", "holds", "date")
+FIXED = "fixed"
+"""The learning rates of a recipe that searches none."""
 FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
@@ -40,6 +42,12 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
             ]
         )
     return make_table("", LIST, rows)
+
+
+def describe_rates(recipe: Experiment) -> str:
+    """Say whether each arm trains at its own searched learning rate, or at a fixed one (FIXED)."""
+    searched = recipe.tune or recipe.probe is not None or (recipe.ladder is not None and recipe.ladder.tune)
+    return "searched" if searched else FIXED
 
 
 def list_machines(outcomes: Mapping[str, ExperimentOutcome | None]) -> list[str]:
@@ -76,7 +84,8 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     margin = "" if recipe.margin is None else f", margin ±{recipe.margin:g}"
     took = f"{outcome.seconds / 60:.1f} minutes of training on {outcome.machine}"
     form = "short form, " if outcome.form == "short" else ""
-    ran = f"{form}{seeds} seeds an arm{margin}; {outcome.date}, {took}"
+    rates = f"{describe_rates(recipe)} learning rates"
+    ran = f"{form}{seeds} seeds an arm, {rates}{margin}; {outcome.date}, {took}"
     rows = [list_cells(each) for each in outcome.findings]
     compared = sum(each.p is not None for each in outcome.findings)
     return [

@@ -105,7 +105,7 @@ def describe_registration(registered: Mapping[str, Any] | None, experiment: Expe
     later = _list_parts(
         latest, stated, [name for name, part in stated.items() if _list_changes(latest.get(name, {}), part)]
     )
-    changes += [f"now {', '.join(later)}"] if later else []
+    changes += [f"since then, in its file, {', '.join(later)}"] if later else []
     return f"{said}; changed after: {'; '.join(changes)}" if changes else f"{said}; unchanged"
 
 
@@ -126,7 +126,7 @@ def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if name == "expect":
             made += _list_expected(old.get(name, []), now)
         elif (was := old.get(name)) != now:
-            shown = f"{json.dumps(was)} → {json.dumps(now)}"
+            shown = _show_change(was, now)
             made.append(f"{name} {shown}" if len(shown) < 40 else name)
     return made
 
@@ -137,11 +137,15 @@ def _list_expected(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, 
     made = [f"added {_name(each)}" for key, each in now.items() if key not in was]
     made += [f"left out {_name(each)}" for key, each in was.items() if key not in now]
     return made + [
-        f"{_name(now[key])}: {field} {json.dumps(value)} → {json.dumps(now[key][field])}"
+        f"{_name(now[key])}: {field} {_show_change(value, now[key][field])}"
         for key, each in was.items()
         for field, value in each.items()
         if key in now and now[key][field] != value
     ]
+
+
+def _show_change(was: Any, now: Any) -> str:
+    return " → ".join("none" if each is None else json.dumps(each, ensure_ascii=False) for each in (was, now))
 
 
 def _name(expected: Mapping[str, Any]) -> str:

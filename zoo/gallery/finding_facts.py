@@ -10,7 +10,16 @@ from typing import Any
 from zoo.experiments.decisions import Kept
 from zoo.experiments.experiment import Experiment, find_recipe, list_recipes
 from zoo.experiments.judging import ExperimentOutcome, Finding, describe_pair, find_outcome
-from zoo.experiments.recipe_tables import FINDINGS, format_value, list_arms, list_cells, list_costs, list_rates
+from zoo.experiments.recipe_tables import (
+    FINDINGS,
+    FIXED,
+    describe_rates,
+    format_value,
+    list_arms,
+    list_cells,
+    list_costs,
+    list_rates,
+)
 from zoo.gallery.charts import draw_effects
 from zoo.gallery.rendering import mark_safe
 from zoo.paths import recipes_dir
@@ -40,16 +49,19 @@ def list_effects(kept: Kept) -> list[tuple[str, list[DrawnEffect]]]:
         for each in outcome.findings if not recipe.withdrawn else ():
             metric = each.metric or recipe.metric
             title = LOSSES if "loss" in metric else ACCURACIES if "accuracy" in metric or "scaled" in metric else None
-            if title is not None and (effect := _read_effect(each, f"{name}: {describe_pair(each)}")):
+            if title is not None and (effect := _read_effect(recipe, each, f"{name}: {describe_pair(each)}")):
                 panels[title].append(effect)
     return list(panels.items())
 
 
-def _read_effect(each: Finding, label: str) -> DrawnEffect | None:
+def _read_effect(recipe: Experiment, each: Finding, label: str) -> DrawnEffect | None:
     """Read the effect of a finding to draw; None for a bound, and for a comparison with runs that diverged."""
     if each.p is None or each.value is None or each.interval is None:
         return None
-    return DrawnEffect(label, each.value, each.interval, each.found, each.margin)
+    fixed = describe_rates(recipe) == FIXED
+    source = {(e.arm, e.against, e.metric): e.effect for e in recipe.expect if e.verdict}
+    about = (each.arm, each.against, each.metric)
+    return DrawnEffect(label, each.value, each.interval, each.found, each.margin, source.get(about), fixed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +110,7 @@ class FindingFacts:
         """Draw the effects of each metric, withdrawn ones too, as the page marks them."""
         panels: dict[str, list[DrawnEffect]] = {}
         for each in self.outcome.findings:
-            if effect := _read_effect(each, describe_pair(each)):
+            if effect := _read_effect(self.recipe, each, describe_pair(each)):
                 panels.setdefault(each.metric or self.recipe.metric, []).append(effect)
         titles = {metric: f"{self.name}: {metric.replace('_', ' ')}" for metric in panels}
         return [mark_safe(draw_effects(effects, titles[metric])) for metric, effects in panels.items()]

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zoo.report.price_plot import write_figure
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 COLORS = {"better": "tab:green", "worse": "tab:red", "equivalent": "tab:blue", "inconclusive": "tab:gray"}
 """The colour of each verdict."""
+
+
+HOLLOW = {"markerfacecolor": "white"}
+"""The style of an effect between arms at fixed learning rates."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +30,20 @@ class DrawnEffect:
     interval: tuple[float, float]
     verdict: str
     margin: float | None = None
+    source: float | None = None
+    """The difference that the source reports, if it states one."""
+    fixed_rate: bool = False
+    """Whether the arms trained at fixed learning rates, not each at its own searched one."""
 
 
 def draw_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]], file: Path) -> None:
-    """Draw a panel for each metric, given as its title and its effects, listed from top to bottom. The margin of
-    equivalence is a band behind an effect. Raises ConfigError for a suffix other than .png and .svg."""
+    """Draw a panel for each metric (`make_forest`). Raises ConfigError for a suffix other than .png and .svg."""
+    write_figure(make_forest(panels), file)
+
+
+def make_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]]) -> Figure:
+    """Make a figure with a panel for each metric, given as its title and its effects, listed from top to bottom. The
+    margin of equivalence is a band behind an effect, the source's effect a diamond."""
     from matplotlib.figure import Figure
 
     sizes = [len(effects) for _, effects in panels]
@@ -34,13 +52,7 @@ def draw_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]], file: Path)
     for axes, (title, effects) in zip(grid, panels, strict=True):
         limit = find_limit(effects)
         for at, each in enumerate(effects):
-            color = COLORS[each.verdict]
-            if each.margin is not None:
-                axes.fill_betweenx([at - 0.4, at + 0.4], -each.margin, each.margin, color="tab:blue", alpha=0.1, lw=0)
-            axes.plot(each.interval, [at, at], color=color, linewidth=1.8)
-            beyond = abs(each.value) > limit
-            mark = "o" if not beyond else ">" if each.value > 0 else "<"
-            axes.plot(max(-limit, min(limit, each.value)), at, mark, color=color, markersize=4, clip_on=False)
+            _draw_effect(axes, at, each, limit)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(effects)), [each.label for each in effects], fontsize=7)
         axes.set_ylim(len(effects) - 0.4, -0.6)
@@ -49,9 +61,26 @@ def draw_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]], file: Path)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, axis="x")
         axes.tick_params(axis="x", labelsize=7)
-    marks = [grid[0].plot([], [], "o-", color=color)[0] for color in COLORS.values()]
-    figure.legend(marks, list(COLORS), frameon=False, fontsize=8, loc="outside lower center", ncols=len(COLORS))
-    write_figure(figure, file)
+    marks = {name: grid[0].plot([], [], "o-", color=color)[0] for name, color in COLORS.items()}
+    marks["fixed learning rates"] = grid[0].plot([], [], "o-", color="black", **HOLLOW)[0]
+    marks["the source's effect"] = grid[0].plot([], [], "D", color="black", markersize=3.5)[0]
+    figure.legend(marks.values(), marks, frameon=False, fontsize=8, loc="outside lower center", ncols=len(marks))
+    return figure
+
+
+def _draw_effect(axes: Axes, at: int, each: DrawnEffect, limit: float) -> None:
+    """Draw an effect at a height: band, interval, mark, and the source's effect above it. A mark beyond the limit is an
+    arrow at the edge."""
+    color, style = COLORS[each.verdict], HOLLOW if each.fixed_rate else {}
+    if each.margin is not None:
+        axes.fill_betweenx([at - 0.4, at + 0.4], -each.margin, each.margin, color="tab:blue", alpha=0.1, lw=0)
+    axes.plot(each.interval, [at, at], color=color, linewidth=1.8)
+    shown: list[tuple[float, float, str, Any]] = [(each.value, at, "o", {"color": color, "markersize": 4, **style})]
+    if each.source is not None:
+        shown.append((each.source, at - 0.3, "D", {"color": "black", "markersize": 2.5}))
+    for value, height, mark, look in shown:
+        mark = mark if abs(value) <= limit else ">" if value > 0 else "<"
+        axes.plot(max(-limit, min(limit, value)), height, mark, clip_on=False, **look)
 
 
 def find_limit(effects: Sequence[DrawnEffect]) -> float:
