@@ -11,8 +11,16 @@ from pathlib import Path
 
 from zoo.experiments.decisions import Kept, list_decisions
 from zoo.experiments.experiment import Experiment
-from zoo.experiments.judging import ExperimentOutcome
-from zoo.experiments.recipe_tables import FINDINGS, describe_rates, list_arms, list_cells, list_costs, list_rates
+from zoo.experiments.judging import ExperimentOutcome, describe_pair
+from zoo.experiments.recipe_tables import (
+    FINDINGS,
+    describe_rates,
+    format_value,
+    list_arms,
+    list_cells,
+    list_costs,
+    list_rates,
+)
 from zoo.experiments.registration import describe_registration
 from zoo.gallery.finding_facts import list_card_rows, list_effects, read_cards, read_kept
 from zoo.paths import recipes_dir
@@ -79,6 +87,23 @@ comparisons say little of how far a small experiment can be trusted for a decisi
 """
 
 
+CHANGED = """\
+## Findings that changed
+
+Three questions were asked at fixed learning rates first and at searched ones later. One turned round: without a warm-up, at one high rate
+for both, norms after each sub-layer were better than norms before it; with a warm-up, each at its own rate, they are worse. SwiGLU was better
+than ReLU, and is equivalent to it within 0.05. A tied head was not told from one of its own, and is better. Rates are not all that differs:
+models at searched rates train on 205 K tokens, the earlier ones on 512 K.
+"""
+
+ASKED_TWICE = {
+    "norms before or after each sub-layer": (("norm-placement", 0), ("norms-after", 0)),
+    "gated or ungated feed-forwards": (("glu", 1), ("glu-tuned", 1)),
+    "a tied head or one of its own": (("tied-head", 0), ("tied-head-tuned", 0)),
+}
+"""Questions, each with the recipe and the place of its comparison at fixed rates, and at searched ones."""
+
+
 def page() -> str:
     """The whole page."""
     told = read_kept()
@@ -99,11 +124,25 @@ def page() -> str:
             HEAD,
             table,
             "",
+            write_changed(told),
             write_decisions(told),
             write_cards(),
             *(write_finding(name, *each) for name, each in told.items()),
         ]
     )
+
+
+def write_changed(kept: Kept) -> str:
+    """A section: what was found at fixed learning rates, and later at searched ones."""
+    rows = [[question, *(_tell(kept, *each) for each in both)] for question, both in ASKED_TWICE.items()]
+    return f"{CHANGED}\n{format_markdown(('question', 'at fixed rates', 'at searched rates'), rows)}\n"
+
+
+def _tell(kept: Kept, name: str, place: int) -> str:
+    recipe, outcome = kept[name]
+    each = outcome.findings[place]
+    withdrawn = ", withdrawn" if recipe.withdrawn else ""
+    return f"[{name}](#{name}): {describe_pair(each)} {format_value(each)}, {list_cells(each)[2]}{withdrawn}"
 
 
 def write_decisions(kept: Kept) -> str:
