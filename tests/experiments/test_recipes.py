@@ -15,7 +15,7 @@ from support.parallel_runs import here  # noqa: F401  (a fixture)
 from zoo.cli import run
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Expectation, ExperimentForm, find_recipe, list_recipes, read_recipe
-from zoo.experiments.judging import ExperimentOutcome, Ran, find_file, weigh
+from zoo.experiments.judging import ExperimentOutcome, Ran, find_file, find_outcome, weigh
 from zoo.experiments.laddering import climb_recipe, measure, plan_ladders
 from zoo.experiments.looking import run_experiment
 from zoo.experiments.pricing import check_matched, price_arms
@@ -54,6 +54,13 @@ def test_every_verdict_that_is_kept_is_of_a_recipe_as_it_stands():
 
 def test_the_page_of_findings_is_what_its_command_writes():
     assert findings_page.PAGE.read_text(encoding="utf-8") == findings_page.page(), "python tests/pages findings"
+
+
+def test_norms_of_queries_and_keys_cost_four_operations_for_each_of_their_elements():
+    plain, normed = (find_outcome("qk-norm").costs[arm] for arm in ("plain", "qk-norm"))
+    layers, channels = 4, 64 + 64
+    assert normed["elementwise"] - plain["elementwise"] == plain["tokens"] * layers * channels * 4
+    assert normed["flops"] == plain["flops"]
 
 
 def test_a_stated_effect_is_the_number_in_the_text_of_its_source():

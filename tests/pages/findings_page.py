@@ -45,6 +45,8 @@ Learning rates are searched for each arm, or fixed in the recipe; a fixed rate t
 where it was above, other work slowed them, some more than others. Equal configs give equal runs, to the bit, so that many recipes share
 the runs of a baseline (2.004 or 1.996 with six seeds among those at searched rates; 1.777 in experts, parallel-blocks and positions), and
 their findings vary together. Each recipe is corrected for its own comparisons; over all recipes nothing is corrected.
+FLOPs are those of matrix products and attention. Elementwise FLOPs (norms, activations, rotations, sums; of the forward passes) stand beside
+them: approximate, and not matched. They were counted on 1 December 2026, from the recipes.
 
 Until 29 November 2026 a difference that was not significant was called "no significant difference", which some pages took for
 equality. All kept runs were judged again on 30 November 2026; where a margin was added for that, it was added after the runs.

@@ -40,6 +40,8 @@ def test_a_sweep_is_reported(sweep, here, capsys, refused):  # noqa: F811
     assert base["forecast"]["peak_memory"]["predicted"] == first["predicted"]["peak_memory"]
     assert base["forecast"]["peak_memory"]["measured"] > 0
     assert other["costs"]["params"] == results[2]["params"] and other["unmatched"]["cache_bytes"] == 0.5
+    assert 0 < other["costs"]["elementwise"] < base["costs"]["elementwise"], "keys of fewer heads are rotated"
+    assert "elementwise" not in found["pareto"]
     assert run(["report", str(sweep), "--baseline", "attention=mqa", "--md"]) == 0
     said = capsys.readouterr().out
     assert "| attention=mqa | 2 |" in said and "baseline" in said and "KV cache per sequence" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from zoo.costs.elementwise_flops import count_elementwise
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import refuse
@@ -50,13 +51,15 @@ def _price_ladder(asked: Laddering, overrides: list[str]) -> dict[str, float]:
 
 
 def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
-    """Price one training of a model on a probe: parameters, tokens, FLOPs, and the cache of a row in bytes."""
+    """Price one training of a model on a probe: parameters, tokens, FLOPs, elementwise operations of the forward
+    passes, and the cache of a row in bytes."""
     task = make_probe(probe.name, probe.size, probe.settings)
     model, rest = probe.split_model(overrides)
     spec, _ = load_small(model, task, rest)
     priced = price(spec, Setup(context=task.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
     tokens = task.steps * task.rows * task.seq_len
     costs = {"params": priced["params"]["total"], "tokens": tokens, "flops": tokens * priced["flops"]["train"]}
+    costs |= {} if (each := count_elementwise(spec)) is None else {"elementwise": tokens * each}
     return {name: float(value) for name, value in {**costs, "cache_bytes": priced["kv_cache"]["bytes"]}.items()}
 
 

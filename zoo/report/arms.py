@@ -11,6 +11,7 @@ from typing import Any
 
 from zoo import runs
 from zoo.costs.cache_sizes import kv_cache
+from zoo.costs.elementwise_flops import count_elementwise
 from zoo.costs.setup import Setup
 from zoo.errors import CheckpointError, Diverged, refuse
 from zoo.report.history import RunRecord
@@ -23,9 +24,10 @@ SEARCHED = ("optim.lr=", "eval_part=")
 ALL_RUNS = "all runs"
 """The name of an arm whose overrides all runs share."""
 
-CURRENCIES = ("params", "tokens", "flops", "cache_bytes", "seconds")
-"""The costs of arms, called currencies: parameters, tokens and FLOPs of training, bytes of KV cache and recurrent
-states for one row of the training length, seconds of training."""
+CURRENCIES = ("params", "tokens", "flops", "elementwise", "cache_bytes", "seconds")
+"""The costs of arms, called currencies: parameters, tokens and FLOPs of training, elementwise operations of its forward
+passes (approximate, and in no convention's FLOPs), bytes of KV cache and recurrent states for one row of the training
+length, seconds of training."""
 
 ENDED = ("done", Diverged.status)
 """The statuses of a run that has an outcome. It is not run again: it would end in the same way."""
@@ -73,8 +75,8 @@ class Arm:
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """The mean of each of CURRENCIES over the finished runs, if all have it. The cache's bytes are priced for the
-        model of one run."""
+        """The mean of each of CURRENCIES over the finished runs, if all have it. The cache's bytes and the elementwise
+        operations are priced for the model of one run."""
         outcomes = [run.outcome for run in self.finished.values()]
         found = {
             name: mean(float(each[name]) for each in outcomes)
@@ -82,7 +84,9 @@ class Arm:
             if all(each.get(name) is not None for each in outcomes)
         }
         run = next(iter(self.runs.values()))
-        cache = kv_cache(run.spec, Setup(context=run.config.get("seq_len")))
+        cache, each_token = kv_cache(run.spec, Setup(context=run.config.get("seq_len"))), count_elementwise(run.spec)
+        if each_token is not None and "tokens" in found:
+            found["elementwise"] = each_token * found["tokens"]
         return found if cache is None else {**found, "cache_bytes": float(cache["bytes"])}
 
 

@@ -21,9 +21,15 @@ from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
 from zoo.units import format_count, format_si
 
-NAMES = {"params": "parameters", "flops": "training FLOPs", "cache_bytes": "KV cache per sequence"}
+NAMES = {
+    "params": "parameters",
+    "flops": "training FLOPs",
+    "elementwise": "elementwise FLOPs",
+    "cache_bytes": "KV cache per sequence",
+}
 FORMS: dict[str, Any] = {
     "flops": format_si,
+    "elementwise": format_si,
     "cache_bytes": lambda value: format_si(value, "B"),
     "peak_memory": lambda value: format_si(value, "B"),
     "seconds": "{:.1f}".format,
@@ -137,10 +143,11 @@ class Report:
         return {name: longer.times(ratio) for name, ratio in ratios.items() if name in SPENT}
 
     def fronts(self) -> dict[str, dict[str, Place]]:
-        """Place the arms relative to the Pareto front of loss and each cost in which arms differ."""
+        """Place the arms relative to the Pareto front of loss and each cost in which arms differ, but for elementwise
+        operations, which are approximate."""
         losses = {each.name: each.values(self.metric) for each in self.arms}
         found = {}
-        for name in self.comparable:
+        for name in (each for each in self.comparable if each != "elementwise"):
             costs = {each.name: each.costs[name] for each in self.arms if name in each.costs}
             if len(costs) == len(self.arms) and max(costs.values()) > min(costs.values()) * (1 + ALIKE):
                 found[name] = find_front(losses, costs, ALIKE)
@@ -231,7 +238,7 @@ class Report:
         header = [each.format(metric=self.metric) for each in HEADER]
         made: list[Any] = [
             ("Verdicts", header, list(map(self._row, self.arms)), range(1, 5)),
-            ("Costs", COSTS, self.cost_rows(), range(1, 6)),
+            ("Costs", COSTS, self.cost_rows(), range(1, len(COSTS))),
             ("Effective speedup", SPEEDUPS, self.speedup_rows(), range(1, 4)),
             ("Learning rates", rate_table.HEADER, rate_table.list_rows(self.searches(), self.noise()), (1, 2)),
             ("Predicted and measured", *drop_empty(FORECASTS, self.forecast_rows()), range(1, 7)),
