@@ -274,7 +274,7 @@ def test_what_was_added_after_its_registration_is_said_with_a_kept_verdict(capsy
     assert "Not registered: " in said
 
 
-@pytest.mark.parametrize("name", ["short-convolution", "ladder"])
+@pytest.mark.parametrize("name", ["short-convolution", pytest.param("ladder", marks=pytest.mark.slow)])
 def test_a_probe_and_a_ladder_are_registered_before_their_first_training(name, monkeypatch, tmp_path):
     def train(*_, **__):
         raise InterruptedError
@@ -290,6 +290,22 @@ def test_a_probe_and_a_ladder_are_registered_before_their_first_training(name, m
     assert (found.arms, found.probe, found.ladder) == (recipe.arms, recipe.probe, recipe.ladder)
     assert not made["late"] and not made["changes"], "what is asked a second time is what was registered"
     assert register(recipe, tmp_path, {"another": "model"})["changes"][0]["of"].keys() == {"models"}
+
+
+def test_a_plan_of_a_probe_has_its_trainings_and_their_cost(capsys):
+    assert run(["experiment", "short-convolution", "--plan", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    kept = find_outcome("short-convolution").costs
+    assert {arm: each["trainings"] for arm, each in planned.items()} == dict.fromkeys(kept, 4 + 3)  # rates, seeds
+    for arm, each in planned.items():
+        assert each["flops"] == pytest.approx(7 * kept[arm]["flops"]) and each["params"] == kept[arm]["params"]
+
+
+@pytest.mark.slow
+def test_a_plan_of_a_ladder_has_the_sizes_of_each_arm(capsys):
+    assert run(["experiment", "ladder", "--no-measure"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("16 runs, 4 seeds a size") == 2 and "61.7K" in said
 
 
 def test_a_registration_among_older_runs_says_so(tmp_path):

@@ -121,6 +121,8 @@ def foresee(experiment: Experiment, folder: Path, measure: bool) -> tuple[Outloo
 
 
 def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) -> None:
+    if not experiment.trains:
+        return _plan_task(experiment, measure, as_json)
     outlook, design, blind, note = foresee(experiment, folder, measure)
     if as_json:
         print(report.format_json({**outlook.to_dict(), "cannot_see": blind}))
@@ -130,6 +132,29 @@ def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) ->
         say(note)
     for line in [*design, *blind]:
         print(line)
+
+
+def _plan_task(experiment: Experiment, measure: bool, as_json: bool) -> None:
+    """Print the trainings of a probe, or the sizes of each arm's ladder, and what they cost."""
+    if experiment.ladder is not None:
+        from zoo.cli.ladder import print_plans
+        from zoo.experiments.laddering import plan_ladders
+        from zoo.ladder import predict_seconds
+
+        ladders = plan_ladders(experiment, False)
+        print_plans({arm: predict_seconds(each) if measure else each for arm, each in ladders.items()}, as_json)
+        return
+    from zoo.experiments.probing import plan_probe
+    from zoo.experiments.recipe_tables import make_plan_table
+
+    planned = plan_probe(experiment)
+    if as_json:
+        print(report.format_json(planned))
+        return
+    report.print_tables(make_plan_table(planned))
+    bound = "" if experiment.minutes is None else f", at most {experiment.minutes} minutes on two cores"
+    trainings = sum(each["trainings"] for each in planned.values())
+    print(f"{trainings:.0f} trainings{bound}; --run leaves out those that the folder has")
 
 
 def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet: bool) -> ExperimentOutcome:

@@ -72,7 +72,7 @@ def run(
         timed = plan or not (folder / name / LADDER).is_file()
         ladders[name] = predict_seconds(ladder) if timed else ladder
     if plan or not as_json:
-        _print_plans(ladders, as_json)
+        print_plans(ladders, as_json)
     if plan:
         return
     try:
@@ -90,7 +90,8 @@ def _split_model(model: str, words: list[str]) -> tuple[str, list[str]]:
     return [model, *named][-1], [each for each in words if not each.startswith("model=")]
 
 
-def _print_plans(ladders: dict[str, Ladder], as_json: bool) -> None:
+def print_plans(ladders: dict[str, Ladder], as_json: bool) -> None:
+    """Print the plan of each arm's ladder: sizes, lengths, FLOPs and seconds."""
     from zoo.ladder.ladder_tables import format_plan, make_plan_table
 
     if as_json:

@@ -13,7 +13,7 @@ from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
 from zoo.experiments.running import find_folder
 from zoo.probes.all_probes import make_probe
-from zoo.probes.battery import hash_key, load_small, open_pool, run_probe
+from zoo.probes.battery import BESIDE, RATES, hash_key, load_small, open_pool, run_probe
 from zoo.run.linear.base import describe_processor
 
 if TYPE_CHECKING:
@@ -58,6 +58,20 @@ def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:
         model, overrides = asked.split_model(list_overrides(recipe, name))
         found[name] = hash_key(load_small(model, task, overrides)[0], task)
     return found
+
+
+def plan_probe(recipe: Experiment) -> dict[str, dict[str, float]]:
+    """Count each arm's `trainings`, those of its rate's search and its seeds, and price them together; `params` and
+    `cache_bytes` are those of one. Raises ConfigError as `check_matched` and `load_small` do."""
+    asked, found = recipe.probe, price_arms(recipe)
+    check_matched(recipe, found)
+    assert asked is not None
+    trainings = (len(asked.rates) if asked.rates else len(RATES) + len(BESIDE)) + recipe.form(False).looks[-1]
+    times = {name: 1 if name in ("params", "cache_bytes") else trainings for costs in found.values() for name in costs}
+    return {
+        arm: {"trainings": trainings, **{name: times[name] * value for name, value in costs.items()}}
+        for arm, costs in found.items()
+    }
 
 
 def describe_machine() -> str:

@@ -142,6 +142,16 @@ def _format_arm(values: Sequence[float | None]) -> str:
     return f"{said} ({lost})" if lost else said
 
 
+def make_plan_table(planned: Mapping[str, Mapping[str, float]]) -> Any:
+    """Make the table of an experiment of a probe before it runs (`probing.plan_probe`)."""
+    header = ("arm", "trainings", *COSTS[1:-1])
+    rows = [
+        [arm, f"{costs['trainings']:.0f}", *(format_cost(name, costs.get(name)) for name in CURRENCIES[:-1])]
+        for arm, costs in planned.items()
+    ]
+    return make_table("", header, rows, right=range(1, len(header)))
+
+
 def list_costs(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
     """Give a header, and a row for each arm: its cost in every currency."""
     return COSTS, [
