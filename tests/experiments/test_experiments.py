@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,7 +130,9 @@ def test_an_expectation_that_is_not_met_is_a_result_and_no_failure(here: Path, c
     assert finding["found"] == "inconclusive" and not finding["holds"]
     said = " ".join(capsys.readouterr().out.split())
     assert f"{finding['p']:.3f} not shown" in said, "which refutes nothing"
-    assert "seeds, about 1 minute)" in said
+    assert re.search(
+        r"a new experiment of about \d+ seeds \(\d+ to [\d,]+: n = 3 leaves σ uncertain\), 1 minute\)", said
+    )
 
 
 def test_the_same_experiment_is_made_by_flags(here: Path, trainer: Trainer) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import pytest
 
@@ -11,7 +12,9 @@ from support.command_lines import list_job_folders
 from support.parallel_runs import BASE, SMALL, here  # noqa: F401  (a fixture)
 from zoo.analysis.verdict.comparison import Comparison
 from zoo.cli import run
-from zoo.report.arms import Arm
+from zoo.report.arms import Arm, group_arms
+from zoo.report.history import collect_runs
+from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import Report
 
 # ---------------------------------------------------------------- real runs
@@ -70,6 +73,22 @@ def test_a_sweep_is_reported(sweep, here, capsys, refused):  # noqa: F811
         assert ("seconds" in found["pareto"]) is compared
         assert run(["report", str(sweep)]) == 0
         assert ("seconds are not compared" in capsys.readouterr().out) is not compared
+    judge_one_seed(sweep, jobs, capsys)
+
+
+def judge_one_seed(sweep, jobs, capsys):
+    """With one seed an arm cannot be judged, and none is ringed."""
+    for job in jobs[1::2]:
+        shutil.rmtree(job)
+    capsys.readouterr()
+    assert run(["report", str(sweep)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "cannot be judged (n = 1: one seed has no spread)" in said and "inconclusive" not in said
+    assert run(["report", str(sweep), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pareto"] == {}
+    report = Report.make(group_arms(collect_runs([sweep]))[0], None, "val_loss")
+    drawn = [axes for axes in make_figure(report).axes if "cannot be judged" in axes.get_title()]
+    assert drawn and not any(axes.collections for axes in drawn)
 
 
 def edit_json(file, **values):

@@ -159,7 +159,7 @@ def _draw_front(axes: Axes, report: Report, cost: str, front: Mapping[str, Place
         if found.known:
             axes.plot([x, x], found.interval(LEVEL), color=color, linewidth=1.2)
         axes.plot(x, y, "o", color=color, markersize=6)
-        if front[arm.name] in RINGS:
+        if front[arm.name] in RINGS and report.tested:
             edge, line = RINGS[front[arm.name]]
             axes.scatter(x, y, s=150, facecolors="none", edgecolors=edge, linestyles=line)
     shown = TICKS.get(cost, format_count)
@@ -168,6 +168,5 @@ def _draw_front(axes: Axes, report: Report, cost: str, front: Mapping[str, Place
     axes.set_xlabel(NAMES.get(cost, cost), fontsize=8)
     metric = METRICS.get(report.metric, report.metric).capitalize()
     rings = "ringed: Pareto-optimal, dotted: undecided"
-    if all(len(arm.runs) < 2 for arm in report.arms):
-        rings = "one seed: the Pareto front cannot be tested"
+    rings = rings if report.tested else "one seed: the Pareto front cannot be judged"
     axes.set_title(f"{metric} (95 % CI) against {NAMES.get(cost, cost)};\n{rings}", fontsize=9)

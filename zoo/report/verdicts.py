@@ -16,6 +16,7 @@ from zoo.analysis.verdict.comparison import Comparison, Place, compare_arms, fin
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.row_noise import bootstrap_rows
 from zoo.analysis.verdict.speedup import PowerLaw, Speedup, find_speedup
+from zoo.analysis.verdict.spread_bounds import find_variance_bounds
 from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
@@ -47,23 +48,8 @@ LEAST_PEAK = 1e6
 FORECASTS = ("arm", *(word for name in ("seconds", "peak memory") for word in (name, "predicted", "ratio")))
 HEADER = ("arm", "seeds", "{metric} ± σ", "difference", "p", "verdict")
 VALUES = (
-    "arm",
-    "seeds",
-    "mean",
-    "deviation",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "p_equivalent",
-    "p_pooled",
-    "pairing",
-    "detectable",
-    "diverged",
-    "verdict",
-    "needed",
-    *CURRENCIES,
+    *("arm", "seeds", "mean", "deviation", "difference", "low", "high", "p", "p_holm", "p_equivalent", "p_pooled"),
+    *("pairing", "detectable", "diverged", "verdict", "needed", *CURRENCIES),
 )
 COSTS = ("arm", *(NAMES.get(name, name) for name in CURRENCIES))
 SPEEDUPS = ("arm", *(f"speedup in {NAMES.get(name, name)}" for name in SPENT))
@@ -111,6 +97,11 @@ class Report:
         return self.arms[1:]
 
     @property
+    def tested(self) -> bool:
+        """Whether an arm has two runs, without which no test is possible."""
+        return any(len(each.runs) > 1 for each in self.arms)
+
+    @property
     def crowding(self) -> float:
         """The highest load per CPU at which a run started."""
         return max(each.crowding for each in self.arms)
@@ -156,7 +147,7 @@ class Report:
     def sentence(self, arm: Arm) -> str:
         """Write the verdict on an arm, with its basis."""
         each = self.found[arm.name]
-        said = f"equivalent within ±{each.margin:g}" if each.verdict == "equivalent" else each.verdict
+        said = f"equivalent within ±{each.margin:g}" if each.verdict == "equivalent" else name_verdict(each)
         if any(each.diverged):
             lost = (
                 f"{each.diverged[0]} of {len(arm.runs)} runs diverged, {each.diverged[1]} of {len(self.baseline.runs)}"
@@ -168,16 +159,17 @@ class Report:
     def _describe_design(self, each: Comparison) -> str:
         """Say what the design of an inconclusive comparison can show, and what a new one would need."""
         known = f"n = {each.n}" if each.paired else f"n = {each.n}, no seed in common"
-        if each.p is None:
-            return f"{known}; cannot be judged: one seed has no spread"
+        if each.p is None and each.n < 2:
+            return f"{known}: one seed has no spread"
         if each.detectable is None:
             return known
         known += f": too few to detect less than {each.detectable:.2g}"
-        if each.needed is None:
+        if each.needed is None or each.freedom is None:
             return known
         minutes = each.needed * 2 * self.seconds() / 60
-        new = f"a new experiment of {each.needed:,} seeds, about {_format_time(minutes)}"
-        return f"{known}; detecting the difference found takes {new}"
+        low, high = (max(2, round(each.needed * bound)) for bound in find_variance_bounds(each.freedom))
+        new = f"about {each.needed:,} seeds ({low:,} to {high:,}: n = {each.n} leaves σ uncertain)"
+        return f"{known}; detecting the difference found takes a new experiment of {new}, {_format_time(minutes)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Write the report as plain data."""
@@ -197,7 +189,7 @@ class Report:
             "baseline": self.baseline.name,
             "metric": self.metric,
             "arms": arms,
-            "pareto": self.fronts(),
+            "pareto": self.fronts() if self.tested else {},
             "search": self.searches(),
         }
 
@@ -231,7 +223,7 @@ class Report:
         each = self.found[arm.name]
         half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
         apart = "" if each.difference is None else format_spread(each.difference, half, "+")
-        return [*row, apart, format_p(each.adjusted), each.verdict]
+        return [*row, apart, format_p(each.adjusted), name_verdict(each)]
 
     def tables(self) -> list[tuple[str, Sequence[str], list[list[str]], Sequence[int]]]:
         """List the tables that have rows: title, header, rows, and the columns to align right."""
@@ -334,6 +326,11 @@ class Report:
         if not self.decays:
             return []
         return [[each.name, *_format_speedups(self.speedups(each))] for each in self.others]
+
+
+def name_verdict(each: Comparison) -> str:
+    """Name a verdict for people: with one seed there is none."""
+    return "cannot be judged" if each.verdict == "inconclusive" and each.p is None and each.n < 2 else each.verdict
 
 
 def keep_finite(values: Mapping[int, float]) -> dict[int, float]:
