@@ -252,6 +252,8 @@ def test_no_line_of_the_findings_runs_through_a_label_and_a_far_difference_has_i
     assert len(labels) == 5 and len(lines) >= 5
     assert not [(y, line) for y in labels for line in lines if line[0] < y + 3 and line[1] > y - 10]
     assert f'y="{labels[-1]:.0f}" text-anchor="end">−9<' in drawn and ">◀<" in drawn  # no interval is in a label's row
+    fixed = draw_effects([DrawnEffect("fixed", 0.1, (0.0, 0.2), "better", source=0.2, fixed_rate=True)], "effects")
+    assert fixed.count(">◆<") == 1 and ">○<" in fixed and "◆" not in drawn
 
 
 @pytest.mark.slow

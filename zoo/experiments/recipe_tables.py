@@ -32,12 +32,13 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
         first = outcome.findings[0]
         holds = f"{sum(found.holds for found in outcome.findings)} of {len(outcome.findings)}"
         stale = "" if outcome.key == each.key() else ", of an older recipe"
+        fixed = ", at a fixed rate" if describe_rates(each) == FIXED else ""
         rows.append(
             [
                 name,
                 each.claim,
                 f"{describe_pair(first)}: {format_value(first)}",
-                "withdrawn" if each.withdrawn else f"{holds}{stale}",
+                "withdrawn" if each.withdrawn else f"{holds}{fixed}{stale}",
                 outcome.date,
             ]
         )

@@ -93,9 +93,10 @@ ROW, ACROSS, EDGE = 40, 460, 12
 
 def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:
     """Draw differences with their confidence intervals, one below the other, on one axis from the smallest to the
-    largest. The margin of equivalence is a band. A difference beyond the axis is an arrow with its number."""
+    largest. The margin of equivalence is a band, the source's effect a diamond. The mark of arms at fixed rates is
+    hollow. A difference beyond the axis is an arrow with its number."""
     limit, height = find_limit(effects), ROW * len(effects) + 34
-    ends = [end for each in effects for end in (*each.interval, -(each.margin or 0), each.margin or 0)]
+    ends = [e for each in effects for e in (*each.interval, -(each.margin or 0), each.margin or 0, each.source or 0)]
     least, most = (max(-limit, 1.1 * min(ends)), min(limit, 1.1 * max(ends)))
 
     def place(value: float) -> float:
@@ -118,13 +119,15 @@ def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:
         low, high = map(place, each.interval)
         body.append(f'<path class="effect v-{each.verdict}" d="M{low:.1f} {y}H{high:.1f}"/>')
         body.append(_draw_mark(each, place(each.value), y, least <= each.value <= most))
+        if each.source is not None:
+            body.append(f'<text class="mark" x="{place(each.source):.1f}" y="{y - 3}" text-anchor="middle">◆</text>')
     return "".join([*body, "</svg>"])
 
 
 def _draw_mark(each: DrawnEffect, x: float, y: int, inside: bool) -> str:
     right, color = each.value > 0, f'class="mark v-{each.verdict}"'
     if inside:
-        return f'<text {color} x="{x:.1f}" y="{y + 4}" text-anchor="middle">●</text>'
+        return f'<text {color} x="{x:.1f}" y="{y + 4}" text-anchor="middle">{"○" if each.fixed_rate else "●"}</text>'
     x, anchor = (x + EDGE / 2, "end") if right else (x - EDGE / 2, "start")
     number = f'<text {color} x="{ACROSS - EDGE / 2}" y="{y - 14}" text-anchor="end">{_name_effect(each.value)}</text>'
     return f'{number}<text {color} x="{x:.1f}" y="{y + 4}" text-anchor="{anchor}">{"▶" if right else "◀"}</text>'

@@ -20,6 +20,7 @@ from zoo.experiments.recipe_tables import (
     list_costs,
     list_rates,
 )
+from zoo.experiments.registration import describe_registration
 from zoo.gallery.charts import draw_effects
 from zoo.gallery.rendering import mark_safe
 from zoo.paths import recipes_dir
@@ -83,6 +84,14 @@ class FindingFacts:
         if self.recipe.withdrawn:
             return "withdrawn"
         return f"{sum(each.holds for each in self.outcome.findings)} of {len(self.outcome.findings)}"
+
+    @property
+    def rates(self) -> str:
+        return describe_rates(self.recipe)
+
+    @property
+    def registered(self) -> str:
+        return describe_registration(self.outcome.registration, self.recipe)
 
     def list_verdicts(self) -> list[dict[str, str]]:
         """List each comparison in words: its arms, the expected and the found verdict, and the difference with its
