@@ -328,7 +328,9 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
     assert "one head" in said.out
     assert "the source's effect is +0.01, and this design detects 0.065 or more (34 seeds would)" in said.out + said.err
     assert run(["experiment", str(file), "--no-measure", "--json", "--seeds", "40"]) == 0
-    assert json.loads(capsys.readouterr().out)["cannot_see"] == []
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["cannot_see"] == []
+    assert planned["arms"][0]["elementwise"] > planned["arms"][1]["elementwise"], "keys of one head are rotated"
     assert run(["experiment", str(file), "--no-measure", "--json", "--sigma", "0.002"]) == 0
     assert json.loads(capsys.readouterr().out)["cannot_see"] == [], "with a tenth of the file's noise"
     wider = {"arm": "one head", "against": "many heads", "metric": "lr window", "verdict": "better"}

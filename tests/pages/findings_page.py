@@ -43,8 +43,8 @@ and there may be one ([how verdicts are made](verdicts.md)). ± is half of the c
 standard deviation of an arm's runs. These models are small and train for minutes on two cores: a claim about large ones is neither shown nor refuted by them.
 Learning rates are searched for each arm, or fixed in the recipe; a fixed rate that suits one arm less is part of its loss. Seconds are those of the arms alone where the machine's load was below its cores;
 where it was above, other work slowed them, some more than others. Equal configs give equal runs, to the bit, so that many recipes share
-the runs of a baseline (2.004 or 1.996 with six seeds among those at searched rates; 1.777 in experts, parallel-blocks and positions), and
-their findings vary together. Each recipe is corrected for its own comparisons; over all recipes nothing is corrected.
+the runs of a baseline (2.004, 1.996 or 2.001 with five, six or seven seeds where rates are searched; 1.777 in experts, parallel-blocks and
+positions), and their findings vary together. Each recipe is corrected for its own comparisons; over all recipes nothing is corrected.
 FLOPs are those of matrix products and attention. Elementwise FLOPs (norms, activations, rotations, sums; of the forward passes) stand beside
 them: approximate, and not matched. They were counted on 1 December 2026, from the recipes.
 

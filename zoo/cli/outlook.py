@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zoo.jobs.outlook import Outlook
     from zoo.jobs.sweep import SweepPoint
 
-PLANNED = ("arm", "seeds", "params", "FLOPs", "peak memory", "a step", "a run", "all runs")
+PLANNED = ("arm", "seeds", "params", "FLOPs", "elementwise", "peak memory", "a step", "a run", "all runs")
 
 
 def print_plan(outlook: Outlook) -> None:
@@ -22,7 +22,7 @@ def print_plan(outlook: Outlook) -> None:
         print_match(outlook.match)
     rows = [_plan_row(outlook, name, jobs) for name, jobs in outlook.arms.items()]
     idle = [name for name, *cells in zip(PLANNED, *rows, strict=True) if not any(cells)]
-    header, rows = report.fit_columns(PLANNED, rows, ("peak memory", "params", "a step"), idle)
+    header, rows = report.fit_columns(PLANNED, rows, ("elementwise", "peak memory", "params", "a step"), idle)
     report.print_tables(report.make_table("", header, rows, right=range(1, len(header))))
     for line in _plan_lines(outlook):
         print(line)
@@ -53,6 +53,8 @@ def print_match(match: Match) -> None:
 
 
 def _plan_row(outlook: Outlook, name: str, jobs: Sequence[SweepPoint]) -> list[str]:
+    from zoo.jobs.forecast import price_elementwise
+
     found, timing = outlook.predict(jobs[0]), outlook.forecast(jobs[0]).timing
     flops, left = found["flops"], [each for each in jobs if each.name not in outlook.done]
     return [
@@ -60,6 +62,7 @@ def _plan_row(outlook: Outlook, name: str, jobs: Sequence[SweepPoint]) -> list[s
         str(len(jobs)) if len(left) == len(jobs) else f"{len(jobs)} ({len(jobs) - len(left)} done)",
         format_count(found["params"]),
         "" if flops is None else format_si(flops + found["optimizer_flops"]),
+        "" if (elementwise := price_elementwise(jobs[0].planned)) is None else format_si(elementwise),
         "" if found["peak_memory"] is None else format_si(found["peak_memory"], "B"),
         "" if timing is None else format_seconds(timing.step),
         "" if timing is None else format_seconds(found["wall_seconds"]),

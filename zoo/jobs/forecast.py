@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.cache_sizes import kv_cache
+from zoo.costs.elementwise_flops import count_elementwise
 from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
 from zoo.costs.tuning import apply_tuning
@@ -73,6 +74,12 @@ def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True)
         cache_bytes=None if cache is None else cache["bytes"],
         peak_memory=price_training(share, spec, rows, cuda=cuda)["peak"] if memory else None,
     )
+
+
+def price_elementwise(planned: TrainingPlan) -> int | None:
+    """Count the elementwise operations of all forward passes of a run; None for a pass that cannot be traced."""
+    settings, each_token = planned.settings, count_elementwise(planned.spec)
+    return None if each_token is None else round(settings.steps * settings.batch_size * settings.seq_len * each_token)
 
 
 @dataclass(frozen=True)

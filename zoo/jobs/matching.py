@@ -15,10 +15,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zoo.analysis.solve.bisection import find_crossing
-from zoo.costs.elementwise_flops import count_elementwise
 from zoo.errors import ConfigError, refuse
 from zoo.grammar import resolve
-from zoo.jobs.forecast import Forecaster, price_run
+from zoo.jobs.forecast import Forecaster, price_elementwise, price_run
 from zoo.jobs.loader import task_config
 from zoo.jobs.plan import LaunchPlan
 from zoo.jobs.sweep import SweepPoint, find_key, group_by_arm
@@ -281,9 +280,7 @@ def describe_arm(
     """Price a solved arm. The caller sets the arm's new name."""
     price = price_run(jobs[0].planned, memory=False)
     names = dict.fromkeys((*CURRENCIES, FIGURES.get(asked.budget, "params")))
-    each_token = count_elementwise(jobs[0].planned.spec)
-    elementwise = None if each_token is None else round(each_token * price.tokens)
-    priced = {**vars(price), "all_flops": price.all_flops, "elementwise": elementwise}
+    priced = {**vars(price), "all_flops": price.all_flops, "elementwise": price_elementwise(jobs[0].planned)}
     figures = {each: value for each in names if (value := priced[each]) is not None}
     value = read_dimension(plan, jobs[0], asked.by)
     if find_place(asked.by) == "model.n_kv_heads":  # the attention's own: mha reads no such key

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.analysis.verdict.power import LEVEL, find_smallest_effect
 from zoo.errors import ConfigError
-from zoo.jobs.forecast import Forecast, Forecaster
+from zoo.jobs.forecast import Forecast, Forecaster, price_elementwise
 from zoo.jobs.matching import Match
 from zoo.jobs.sweep import SweepPoint, group_by_arm
 from zoo.report.arms import group_arms
@@ -93,6 +93,7 @@ class Outlook:
                     "jobs": [each.name for each in jobs],
                     "done": sum(each.name in self.done for each in jobs),
                     **self.predict(jobs[0]),
+                    "elementwise": price_elementwise(jobs[0].planned),
                     "note": self.forecast(jobs[0]).fault,
                 }
                 for name, jobs in self.arms.items()
