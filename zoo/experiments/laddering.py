@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -39,11 +38,6 @@ def plan_ladders(recipe: Experiment, short_form: bool) -> dict[str, Ladder]:
     assert form.ladder is not None
     asked = {arm: form.ladder.request(list_overrides(recipe, arm, short_form), form.looks[-1]) for arm in recipe.arms}
     return {arm: plan_ladder(each) for arm, each in asked.items()}
-
-
-def hash_ladder(ladder: Ladder) -> str:
-    """Hash a planned ladder."""
-    return hashlib.sha256(json.dumps(ladder.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def climb_recipe(

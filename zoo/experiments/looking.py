@@ -97,10 +97,10 @@ def _run_task(name: str, experiment: Experiment, folder: Path, short_form: bool)
         ran, probed = probe_recipe(experiment, folder, short_form)
         draw: Any = partial(draw_probed, list(experiment.arms), ran.values, probed)
     else:
-        from zoo.experiments.laddering import climb_recipe, draw_climbed, hash_ladder, plan_ladders
+        from zoo.experiments.laddering import climb_recipe, draw_climbed, plan_ladders
 
         ladders = plan_ladders(experiment, short_form)
-        registered = register(experiment, folder, {arm: hash_ladder(each) for arm, each in ladders.items()})
+        registered = register(experiment, folder, {arm: each.to_dict() for arm, each in ladders.items()})
         ran, climbed = climb_recipe(experiment, ladders, folder, short_form)
         draw = partial(draw_climbed, climbed)
     return JudgedExperiment(judge(name, experiment, ran, short_form, registration=registered), draw)

@@ -43,9 +43,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 UNREGISTERED = "Not registered: registrations are kept from 30 November 2026, of probes and ladders from 1 December"
 
 
-def register(experiment: Experiment, folder: Path, models: Mapping[str, str]) -> dict[str, Any]:
-    """Register an experiment in its folder, or list what differs from its registration there. `models` has the hash of
-    each arm's resolved model and settings. Returns the registration. Raises CheckpointError for a faulty file."""
+def register(experiment: Experiment, folder: Path, models: Mapping[str, Any]) -> dict[str, Any]:
+    """Register an experiment in its folder, or list what differs from its registration there. `models` has each arm's
+    resolved model and settings, or their hash. Returns the registration. Raises CheckpointError for a faulty file."""
     stated = state_parts(experiment)
     parts = {name: _hash(part) for name, part in stated.items()}
     parts |= {"models": _hash(sorted(models.items())), "code": hash_code()}
@@ -120,7 +120,7 @@ def _list_parts(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[
 
 
 def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the fields of a part that differ: short values as `margin null → 0.5`, others by name."""
+    """List the fields of a part that differ: short values as `margin none → 0.5`, others by name."""
     made = []
     for name, now in new.items():
         if name == "expect":
@@ -137,10 +137,10 @@ def _list_expected(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, 
     made = [f"added {_name(each)}" for key, each in now.items() if key not in was]
     made += [f"left out {_name(each)}" for key, each in was.items() if key not in now]
     return made + [
-        f"{_name(now[key])}: {field} {_show_change(value, now[key][field])}"
-        for key, each in was.items()
+        f"{_name(each)}: {field} {_show_change(was[key].get(field), value)}"
+        for key, each in now.items()
         for field, value in each.items()
-        if key in now and now[key][field] != value
+        if key in was and was[key].get(field) != value
     ]
 
 
