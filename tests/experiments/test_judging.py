@@ -111,3 +111,20 @@ def test_an_arm_of_a_flatter_parabola_has_the_wider_window_and_equal_ones_are_ra
 def test_windows_that_end_at_the_last_rate_tried_are_not_compared():
     (finding,) = judge(make_ran(0, bends=(0.8, 0.001), noise=0.001), WIDER)
     assert finding.found == "inconclusive" and finding.p is None and finding.interval is None
+
+
+def test_an_arm_of_which_a_single_rate_has_a_loss_is_not_judged():
+    """Its error cannot be known, and an error that was left out would make the arm the surest of all."""
+    ran = make_ran(0, gap=0.5)
+    losses = ran.searches["normed"]["losses"]
+    losses.update(dict.fromkeys([rate for rate in losses if float(rate) != 6e-3]))
+    (finding,) = judge(ran, {"verdict": "worse"})
+    assert (finding.found, finding.p, finding.interval, finding.rate_error) == ("inconclusive", None, None, None)
+    assert finding.value == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_window_beside_a_run_that_was_ended_early_is_not_compared():
+    ran = make_ran(0, bends=(3.0, 0.2), noise=0.001)
+    assert judge(ran, WIDER)[0].p is not None
+    ran.searches["plain"]["open"] = True
+    assert judge(ran, WIDER)[0].p is None

@@ -75,8 +75,8 @@ class Finding:
     """The standard error of the difference from the noise of runs."""
     freedom: float | None = None
     """The degrees of freedom of `noise`."""
-    rate_error: float = 0.0
-    """The standard error that the searched learning rates add, which all seeds share."""
+    rate_error: float | None = 0.0
+    """The standard error that the searched learning rates add, which all seeds share; None if it is unknown."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from zoo.analysis.verdict.rate_optimum import RateOptimum, RateWindow, find_good_window, fit_optimum
@@ -51,12 +52,11 @@ def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> 
 
 def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, float]:
     """Find, for each arm, the standard error that its searched learning rate adds to its mean loss. `noise` is the
-    standard deviation of a loss."""
-    found = {
+    standard deviation of a loss. An error is infinite where a single rate has a loss."""
+    return {
         name: math.hypot(*(find_optimum(each, noise).excess for each in list_searches(search).values()))
         for name, search in searches.items()
     }
-    return {name: excess for name, excess in found.items() if math.isfinite(excess)}
 
 
 def list_searches(search: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -65,8 +65,13 @@ def list_searches(search: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, RateWindow]:
-    """Find the window of good rates of each arm, with its error from the standard deviation of a loss (`noise`)."""
-    return {name: find_good_window(read_losses(each), noise) for name, each in searches.items()}
+    """Find the window of good rates of each arm, with its error from the standard deviation of a loss (`noise`). It is
+    open where the search says so: beyond an end a run was ended early, and has no loss here (`Trials.to_dict`)."""
+    found = {name: find_good_window(read_losses(each), noise) for name, each in searches.items()}
+    return {
+        name: replace(window, open_high=window.open_high or searches[name].get("open", False))
+        for name, window in found.items()
+    }
 
 
 def _describe_rate(search: Mapping[str, Any], noise: float) -> str:

@@ -159,8 +159,9 @@ class Report:
     def _describe_design(self, each: Comparison) -> str:
         """Say what the design of an inconclusive comparison can show, and what a new one would need."""
         known = f"n = {each.n}" if each.paired else f"n = {each.n}, no seed in common"
-        if each.p is None and each.n < 2:
-            return f"{known}: one seed has no spread"
+        if each.p is None:
+            unknown = "a learning rate's error is unknown (a single rate of its search finished)"
+            return f"{known}: {unknown if each.rate_error is None else 'one seed has no spread'}"
         if each.detectable is None:
             return known
         known += f": too few to detect less than {each.detectable:.2g}"
@@ -330,7 +331,7 @@ class Report:
 
 def name_verdict(each: Comparison) -> str:
     """Name a verdict for people: with one seed there is none."""
-    return "cannot be judged" if each.verdict == "inconclusive" and each.p is None and each.n < 2 else each.verdict
+    return "cannot be judged" if each.verdict == "inconclusive" and each.p is None else each.verdict
 
 
 def keep_finite(values: Mapping[int, float]) -> dict[int, float]:

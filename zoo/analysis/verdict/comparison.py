@@ -67,8 +67,9 @@ class Comparison:
     noise: float | None = None
     """The standard error of the difference from the noise of runs; `freedom` has its degrees of freedom."""
     freedom: float | None = None
-    rate_error: float = 0.0
-    """The standard error that searched learning rates add, which all seeds share."""
+    rate_error: float | None = 0.0
+    """The standard error that searched learning rates add, which all seeds share. None if it is unknown (of a single
+    rate that has a loss), so that there is no test."""
     diverged: tuple[int, int] = (0, 0)
     """The diverged runs of the arm and of the baseline."""
     divergence: float | None = None
@@ -197,7 +198,7 @@ def _describe(
         pairing=_measure_pairing(pair) if whole else None,
         noise=None if known is None else known.noise,
         freedom=None if known is None else known.freedom,
-        rate_error=pair.tuning,
+        rate_error=pair.tuning if math.isfinite(pair.tuning) else None,
         diverged=sample.diverged,
         divergence=sample.divergence,
     )

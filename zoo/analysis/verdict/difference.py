@@ -32,7 +32,7 @@ class MeanDifference:
     """The standard deviation of a pair's difference, or of a run if there are no pairs."""
     paired: bool
     shared: float = 0.0
-    """The standard error that all seeds share."""
+    """The standard error that all seeds share; infinite if it is unknown."""
 
     @classmethod
     def of_pairs(cls, differences: Sequence[float], shared: float = 0.0) -> MeanDifference:
@@ -63,7 +63,7 @@ class MeanDifference:
     @property
     def known(self) -> bool:
         """Whether the standard error is known, so that a test is possible."""
-        return not math.isnan(self.noise)
+        return math.isfinite(self.noise + self.shared)
 
     @property
     def error(self) -> float:

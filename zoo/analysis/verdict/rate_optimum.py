@@ -41,8 +41,9 @@ class RateOptimum:
 
     @property
     def excess(self) -> float:
-        """The root mean square of the loss that the rate's error costs: a standard error of the arm's mean loss."""
-        return math.sqrt(3) * self.curvature * self.error**2
+        """The root mean square of the loss that the rate's error costs: a standard error of the arm's mean loss. It is
+        infinite if a single rate has a loss, from which no curvature follows."""
+        return math.sqrt(3) * self.curvature * self.error**2 if math.isfinite(self.error) else math.inf
 
 
 def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:

@@ -61,7 +61,7 @@ def find_speedup(
     law = decays[0]
     base, own = mean(baseline.values()), mean(losses.values())
     factor = law.speedup(base, own)
-    if not 0 < factor < math.inf:
+    if not 0 < factor < math.inf or math.isinf(shared_error):
         return Speedup(factor, None)
     weights = (1 / law.exponent / (base - law.limit), 1 / law.exponent / (own - law.limit))
     theirs, mine = (
