@@ -20,7 +20,7 @@ def make_table(experiments: int) -> str:
     """The table of all designs, a row each."""
     rows = []
     for each in list_rates(experiments):
-        rows.append([each.what, f"{each.share:.1%}", f"{each.nominal:.1%}"])
+        rows.append([each.what, f"{each.share:.1%}", "" if each.nominal is None else f"{each.nominal:.1%}"])
         print(*rows[-1], sep="  ", flush=True)
     header = ("in simulated experiments", "share", "nominal")
     return "\n".join([f"{experiments:,} experiments a row.", "", format_markdown(header, rows), ""])

@@ -157,9 +157,9 @@ def test_a_delta_rule_that_changes_signs_extrapolates_parity_and_one_that_does_n
 def test_the_window_of_learning_rates_ends_where_accuracy_falls_below_nine_tenths_of_the_best():
     found = find_window({1e-4: 0.1, 1e-3: 0.8, 1e-2: 1.0, 1e-1: 0.0}, 0.0)
     assert found is not None and not found.open_low and not found.open_high
-    assert found.low == pytest.approx(-2.5)  # halfway from 1.0 at 1e-2 to 0.8 at 1e-3
-    assert found.high == pytest.approx(-1.9)
-    assert found.width == pytest.approx(0.6)
+    assert found.low == pytest.approx(-2 - 0.5**0.5)  # half of what is lost at 1e-3, by a parabola around 1e-2
+    assert found.high == pytest.approx(-2 + 0.1**0.5)
+    assert found.width == pytest.approx(0.5**0.5 + 0.1**0.5)
     edge = find_window({1e-3: 0.95, 1e-2: 1.0}, 0.0)
     assert edge is not None and edge.open_low and edge.open_high and edge.width == pytest.approx(1)
     assert find_window({1e-3: 0.51, 1e-2: 0.53}, 0.5) is None

@@ -14,12 +14,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from zoo.analysis.verdict.comparison import ArmPair, Comparison, compare_pairs, negate, pool_variance
+from zoo.analysis.verdict.difference import LossNoise
 from zoo.analysis.verdict.power import LEVEL
 from zoo.disk import write_text
 from zoo.experiments.experiment import Expectation, Experiment
 from zoo.paths import recipes_dir
 from zoo.report.rate_table import WINDOW, find_rate_errors, find_windows
-from zoo.report.verdicts import keep_finite, pool_noise
 from zoo.untrusted.json_file import read_json
 
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -39,9 +39,9 @@ class Ran:
     """By arm the search of its learning rate (`RateSearch.to_dict`)."""
 
     @property
-    def noise(self) -> float:
-        """The standard deviation of the loss that rate searches minimise, pooled over the arms; 0 if unknown."""
-        return pool_noise(map(keep_finite, self.values.get("val_loss", {}).values()))
+    def noise(self) -> LossNoise:
+        """The noise of the loss that rate searches minimise, pooled over the arms."""
+        return LossNoise.of_arms(self.values.get("val_loss", {}).values())
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ class ExperimentOutcome:
     """The runs without which the first look was judged."""
 
     @property
-    def noise(self) -> float:
-        """The standard deviation of a run's loss, pooled over the arms; 0 if unknown."""
+    def noise(self) -> LossNoise:
+        """The noise of a run's loss, pooled over the arms."""
         arms = self.values.get("val_loss", {}).values()
-        return pool_noise({int(seed): v for seed, v in own.items() if v is not None} for own in arms)
+        return LossNoise.of_arms({int(seed): v for seed, v in own.items() if v is not None} for own in arms)
 
     @property
     def holds(self) -> bool:
@@ -235,8 +235,9 @@ def _pair_arms(ran: Ran, experiment: Experiment, each: Expectation, against: str
     margin = experiment.find_margin(each)
     if each.metric == WINDOW:
         windows = find_windows(ran.searches, ran.noise)
-        apart = windows[each.arm].subtract_from(windows[against])
-        return ArmPair({}, {}, margin, apart.shared, apart)
+        window, theirs = windows[each.arm], windows[against]
+        apart = window.subtract_from(theirs, ran.noise.freedom)
+        return ArmPair({}, {}, None if window.open or theirs.open else margin, apart.shared, apart)
     own = ran.values[each.metric or experiment.metric]
     losses = negate(own) if experiment.higher else own
     errors = find_rate_errors(ran.searches, ran.noise) if experiment.metric == "val_loss" else {}

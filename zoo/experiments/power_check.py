@@ -6,16 +6,32 @@ difference over all stored verdicts with the same config and metric.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median, stdev
 
-from zoo.analysis.verdict.power import LEVEL, compute_equivalence_power, count_seeds, find_smallest_effect
+from zoo.analysis.verdict.difference import LossNoise
+from zoo.analysis.verdict.power import LEVEL, POWER, compute_equivalence_power, count_seeds, find_smallest_effect
+from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateWindow, find_good_window
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.experiments.experiment import Expectation, Experiment, find_recipe, list_recipes
 from zoo.experiments.judging import find_outcome
 from zoo.jobs.outlook import Outlook
+from zoo.jobs.rates import RateSearch
+from zoo.report.rate_table import WINDOW
+
+TYPICAL = 0.7
+"""Decades of the window of good rates that a plan takes for the baseline's: the median of the kept verdicts'."""
+
+LOSS = 2.0
+"""The best loss of such a window, in nats."""
+
+EXPERIMENTS = 200
+"""Experiments that are simulated for the power of a design."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +78,46 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
         lines.append(
             f"divergence cannot be shown: {seeds} runs of {seeds} against none have p = {least:.2f} (more seeds)"
         )
+    if outlook.sigma is not None and any(each.metric == WINDOW for each in experiment.expect):
+        wide = find_wider_window(outlook.sigma, len(outlook.arms), seeds, level)
+        told = "is not told from any wider one" if wide is None else f"is told from one of {wide:.2f} or more"
+        lines.append(f"{WINDOW}: one of {TYPICAL:g} decades, at a loss of {LOSS:g}, {told} (power 0.8)")
     if experiment.tune:
         lines.append(
             "the error of each searched learning rate widens its arm's intervals, and more seeds do not reduce it"
         )
     return lines
+
+
+@functools.lru_cache(8)
+def find_wider_window(sigma: float, arms: int, seeds: int, level: float) -> float | None:
+    """Find the smallest window of good rates, in decades, that a search with this noise of a run tells from one of
+    TYPICAL with power POWER at this level; None if there is none up to four times as wide. The power is simulated, by
+    the functions that search and judge."""
+    widths = [TYPICAL * times / 10 for times in range(11, 41)]
+    at = bisect.bisect_left(widths, POWER, key=lambda width: _simulate_power(width, sigma, arms, seeds, level))
+    return widths[at] if at < len(widths) else None
+
+
+def _simulate_power(width: float, sigma: float, arms: int, seeds: int, level: float) -> float:
+    """Count how often two arms' windows, one of TYPICAL and one of `width`, are told apart."""
+    drawn, told = random.Random(0), 0
+    for _ in range(EXPERIMENTS):
+        noise = LossNoise.of_arms({seed: drawn.gauss(0, sigma) for seed in range(seeds)} for _ in range(arms))
+        narrow, wide = (_search_window(each, sigma, noise.sigma, drawn) for each in (TYPICAL, width))
+        apart = narrow.subtract_from(wide, noise.freedom)
+        told += apart.known and abs(apart.difference) > apart.half_width(level)
+    return told / EXPERIMENTS
+
+
+def _search_window(width: float, sigma: float, noise: float, drawn: random.Random) -> RateWindow:
+    """Search an arm whose loss is a parabola with a window of this width, its best rate anywhere between two tried."""
+    made, best = RateSearch(1.0), drawn.uniform(-0.5, 0.5)
+    while not made.finished:
+        for place in made.ask():
+            excess = TOLERANCE * ((place - best) / (2 * width)) ** 2
+            made.tell(place, LOSS * (1 + excess) + drawn.gauss(0, sigma))
+    return find_good_window(made.decades, noise)
 
 
 def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
@@ -75,20 +126,24 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
     smallest = find_smallest_effect(outlook.seeds, level)
     if smallest is None or sigma is None:
         return []
-    lines, seen = [], smallest * sigma
+    found = {None: smallest * sigma, experiment.metric: smallest * sigma}  # σ is that of the experiment's metric
+    if any(each.metric == WINDOW for each in experiment.expect):
+        found[WINDOW] = (find_wider_window(sigma, len(outlook.arms), outlook.seeds, level) or math.inf) - TYPICAL
+    lines = []
     for each in experiment.expect:
         published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin
         effect = experiment.find_margin(each) if published is None else published
-        if each.verdict in (None, "any") or effect is None or abs(effect) >= seen:
-            continue
-        if each.metric not in (None, experiment.metric):  # σ is that of the experiment's metric
+        seen = found.get(each.metric)
+        if each.verdict in (None, "any") or effect is None or seen is None or abs(effect) >= seen:
             continue
         what = f"the source's effect is {published:+g}" if published is not None else f"the margin is {effect:g}"
-        needed = count_seeds(effect, sigma, level)
+        needed = None if each.metric == WINDOW else count_seeds(effect, sigma, level)
         would = "" if needed is None else f" ({needed:,} seeds would)"
-        lines.append(f"{_describe(each)}: {what}, and this design detects {seen:.2g} or more{would}")
+        detects = f"this design detects {seen:.2g} or more{would}" if seen < math.inf else "this design detects none"
+        lines.append(f"{_describe(each)}: {what}{' decades' if each.metric == WINDOW else ''}, and {detects}")
     return lines
 
 
 def _describe(each: Expectation) -> str:
-    return f"{each.arm} against {each.against}: {each.verdict}"
+    named = "" if each.metric is None else f" in {each.metric}"
+    return f"{each.arm} against {each.against}{named}: {each.verdict}"

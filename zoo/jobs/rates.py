@@ -111,8 +111,8 @@ class RateSearch:
 
     def to_dict(self) -> dict[str, Any]:
         """Write the result as plain data: the chosen value (`best`), the lowest loss, and all losses. `window` is the
-        width, in decades, of the values within 1 % of the best loss. If the window reaches the lowest or the highest
-        value tried, it is `open`, and its width a lower bound."""
+        width, in decades, of the values within TOLERANCE of the best loss. If the window reaches the lowest or the
+        highest value tried, it is `open`, and its width a lower bound."""
         assert self.best is not None
         window = find_good_window(self.decades)
         return {

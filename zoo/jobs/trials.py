@@ -2,7 +2,7 @@
 
 TPE (Bergstra et al., 2011) draws the rates. Asynchronous successive halving (Li et al., 2020, ASHA) ends a run that, at
 a ninth or a third of its steps, is not among the best third of its arm's runs so far. Only runs of one arm are
-compared, at the same step of the same schedule. A run whose loss is within 1 % of the best is not ended.
+compared, at the same step of the same schedule. A run whose loss is within TOLERANCE of the best is not ended.
 
 The sweep's folder has a journal of all trials. Workers share it, and an interrupted search resumes from it.
 """

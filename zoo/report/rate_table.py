@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from zoo.analysis.verdict.rate_optimum import RateOptimum, RateWindow, find_good_window, fit_optimum
+from zoo.analysis.verdict.difference import LossNoise
+from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateOptimum, RateWindow, find_good_window, fit_optimum
 
 WINDOW = "lr window"
 """The metric of an arm that is the width of its window of good rates, in decades. More is better."""
+
+UNKNOWN = LossNoise()
 
 HEADER = ("arm", "best lr", "lowest loss", "window", "runs")
 NOTE = (
     "best lr: the minimum of a parabola through the losses next to the lowest\n"
     "lowest loss: of a run of the search, on its own rows\n"
-    "window: decades of rates whose loss is within 1 % of the lowest\n"
+    f"window: decades of rates whose loss is within {TOLERANCE:.0%} of the lowest\n"
     "grid extended: with two rates beyond the five, as an arm's best was at the edge"
 )
 
@@ -31,18 +34,18 @@ def find_optimum(search: Mapping[str, Any], noise: float) -> RateOptimum:
     return fit_optimum(read_losses(search), noise)
 
 
-def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> list[list[str]]:
+def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise = UNKNOWN) -> list[list[str]]:
     """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. With
-    `noise` (the standard deviation of a loss), rate and width have standard errors, and each width is compared with
-    the first arm's, without a correction for several arms."""
+    the noise of a loss, rate and width have standard errors, and each width is compared with the first arm's, without
+    a correction for several arms."""
     windows = find_windows(searches, noise)
     first = next(iter(windows.values()), None)
     return [
         [
             f"{name}, {key}" if key else name,
-            _describe_rate(each, noise),
+            _describe_rate(each, noise.sigma),
             f"{each['val_loss']:.4f}",
-            "" if key else _describe_window(windows[name], first),
+            "" if key else _describe_window(windows[name], first, noise),
             _describe_effort(each),
         ]
         for name, search in searches.items()
@@ -50,11 +53,11 @@ def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: float = 0.0) -> 
     ]
 
 
-def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, float]:
-    """Find, for each arm, the standard error that its searched learning rate adds to its mean loss. `noise` is the
-    standard deviation of a loss. An error is infinite where a single rate has a loss."""
+def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) -> dict[str, float]:
+    """Find, for each arm, the standard error that its searched learning rate adds to its mean loss. An error is
+    infinite where a single rate has a loss."""
     return {
-        name: math.hypot(*(find_optimum(each, noise).excess for each in list_searches(search).values()))
+        name: math.hypot(*(find_optimum(each, noise.sigma).excess for each in list_searches(search).values()))
         for name, search in searches.items()
     }
 
@@ -64,10 +67,10 @@ def list_searches(search: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"": search, **search.get("further", {})}
 
 
-def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: float) -> dict[str, RateWindow]:
-    """Find the window of good rates of each arm, with its error from the standard deviation of a loss (`noise`). It is
-    open where the search says so: beyond an end a run was ended early, and has no loss here (`Trials.to_dict`)."""
-    found = {name: find_good_window(read_losses(each), noise) for name, each in searches.items()}
+def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) -> dict[str, RateWindow]:
+    """Find the window of good rates of each arm, with its errors. It is open where the search says so: beyond an end a
+    run was ended early, and has no loss here (`Trials.to_dict`)."""
+    found = {name: find_good_window(read_losses(each), noise.sigma) for name, each in searches.items()}
     return {
         name: replace(window, open_high=window.open_high or searches[name].get("open", False))
         for name, window in found.items()
@@ -81,9 +84,9 @@ def _describe_rate(search: Mapping[str, Any], noise: float) -> str:
     return f"{search['best']:g} ×/÷ {10**found.error:.2f}"
 
 
-def _describe_window(window: RateWindow, first: RateWindow | None) -> str:
-    error = f" ± {window.error:.2f}" if window.error else ""
-    apart = None if first is None or first is window else window.subtract_from(first)
+def _describe_window(window: RateWindow, first: RateWindow | None, noise: LossNoise) -> str:
+    error = f" ± {window.error:.2f}" if window.noise else ""
+    apart = None if first is None or first is window else window.subtract_from(first, noise.freedom)
     p = apart.p_value() if apart is not None and apart.known else None
     compared = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, uncorrected)"
     return f"{'≥ ' if window.open else ''}{window.width:.2f}{error} decades{compared}"

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from zoo.analysis.verdict.comparison import Comparison, Place, compare_arms, find_front
+from zoo.analysis.verdict.difference import LossNoise
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.row_noise import bootstrap_rows
 from zoo.analysis.verdict.speedup import PowerLaw, Speedup, find_speedup
@@ -86,7 +87,7 @@ class Report:
         first = next(each for each in arms if each.name == (baseline or names[0]))
         losses = {each.name: each.values(metric) for each in arms}
         searches = {each.name: each.search for each in arms if each.search} if metric == "val_loss" else {}
-        tuning = rate_table.find_rate_errors(searches, pool_noise(map(keep_finite, losses.values())))
+        tuning = rate_table.find_rate_errors(searches, LossNoise.of_arms(losses.values()))
         found = compare_arms(losses, first.name, level, margin, tuning)
         order = [first, *(each for each in arms if each is not first)]
         return cls(order, first, metric, found, tuning, level)
@@ -282,9 +283,9 @@ class Report:
         own, theirs = arm.pieces(), self.baseline.pieces()
         return bootstrap_rows([(own[seed], theirs[seed]) for seed in sorted(own.keys() & theirs.keys())])
 
-    def noise(self) -> float:
-        """Return the standard deviation of a run, pooled over the arms; 0 if no arm has two finite values."""
-        return pool_noise(keep_finite(each.values(self.metric)) for each in self.arms)
+    def noise(self) -> LossNoise:
+        """Pool the noise of a run over the arms."""
+        return LossNoise.of_arms(each.values(self.metric) for each in self.arms)
 
     def cost_rows(self) -> list[list[str]]:
         """List a row per arm with each of its costs (CURRENCIES), and their ratio to the baseline's if they differ by
@@ -337,13 +338,6 @@ def name_verdict(each: Comparison) -> str:
 def keep_finite(values: Mapping[int, float]) -> dict[int, float]:
     """Leave out the seeds whose runs diverged."""
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
-
-
-def pool_noise(arms: Iterable[Mapping[int, float]]) -> float:
-    """Pool the standard deviation of a run over arms; 0 if no arm has two values."""
-    spread = [(stdev(each.values()) ** 2, len(each) - 1) for each in arms if len(each) > 1]
-    freedom = sum(count for _, count in spread)
-    return math.sqrt(sum(square * count for square, count in spread) / freedom) if freedom else 0.0
 
 
 def drop_empty(header: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:

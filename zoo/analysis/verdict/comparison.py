@@ -208,14 +208,14 @@ def _count_needed(found: MeanDifference, level: float) -> int | None:
     return (count_seeds if found.paired else count_seeds_per_arm)(found.difference, found.spread, level)
 
 
-def _find_detectable(found: MeanDifference, level: float) -> float | None:
+def _find_detectable(found: MeanDifference, level: float) -> float:
     """Find the smallest true difference that is significant with power POWER, in the unit of the losses."""
-    effect = find_smallest_effect(found.n, level) if found.noise else 0.0
-    if effect is None:
-        return None
+    pairs = max(round(found.freedom), 1) + 1  # of as many degrees of freedom
+    effect = find_smallest_effect(pairs, level) if found.noise else 0.0
+    assert effect is not None
     normal = NormalDist()
     of_rates = (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * found.shared
-    return math.hypot(effect * found.noise * math.sqrt(found.n), of_rates)
+    return math.hypot(effect * found.noise * math.sqrt(pairs), of_rates)
 
 
 def _measure_pairing(pair: ArmPair) -> float | None:

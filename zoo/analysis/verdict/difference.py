@@ -12,11 +12,27 @@ of variance estimates recovery; Zou and Donner, 2008). A p-value is the level wh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, mean, stdev, variance
+from typing import NamedTuple
 
 from zoo.analysis.verdict.student import student_cdf, student_quantile
+
+
+class LossNoise(NamedTuple):
+    """The standard deviation of a run's loss, and the degrees of freedom it is known with; both 0 if it is not."""
+
+    sigma: float = 0.0
+    freedom: int = 0
+
+    @classmethod
+    def of_arms(cls, arms: Iterable[Mapping[int, float]]) -> LossNoise:
+        """Pool the deviation over arms of losses by seed, without the runs that diverged."""
+        finite = [[loss for loss in each.values() if math.isfinite(loss)] for each in arms]
+        spread = [(variance(each), len(each) - 1) for each in finite if len(each) > 1]
+        freedom = sum(count for _, count in spread)
+        return cls(math.sqrt(sum(square * count for square, count in spread) / freedom), freedom) if freedom else cls()
 
 
 @dataclass(frozen=True)
@@ -96,8 +112,12 @@ class MeanDifference:
             return 1.0 if distance == 0 else 0.0
         if not self.shared:
             return 2 * (1 - student_cdf(distance / self.noise, self.freedom))
-        low, high = -40.0, 0.0  # of ln level
-        while high - low > 1e-5:
+        if not self.noise:
+            return 2 * NormalDist().cdf(-distance / self.shared)
+        level, low, high = 1.0, 0.0, distance / self.noise  # of Student's quantile, which gives its level at once
+        while high - low > 1e-9 * high:
             middle = (low + high) / 2
-            low, high = (low, middle) if self.half_width(math.exp(middle)) < distance else (middle, high)
-        return math.exp(high)
+            level = max(2 * student_cdf(-middle, self.freedom), 1e-300)
+            reached = math.hypot(middle * self.noise, NormalDist().inv_cdf(level / 2) * self.shared)
+            low, high = (middle, high) if reached < distance else (low, middle)
+        return level

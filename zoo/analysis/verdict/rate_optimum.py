@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import stdev
 
 from zoo.analysis.verdict.difference import MeanDifference
 
 NEAREST = 5
 """Rates next to the best one that the parabola is fitted to."""
 
-TOLERANCE = 0.01
-"""A rate is in the good window if its loss exceeds the best loss by at most this fraction."""
-
-DRAWS = 400
-"""Noisy searches that are drawn for the error of a window's width."""
+TOLERANCE = 0.05
+"""A rate is in the good window if its loss exceeds the best loss by at most this fraction: several times the noise of a
+run, as the ends of a window that is no deeper than the noise are not where the loss rises."""
 
 
 @dataclass(frozen=True)
@@ -122,67 +118,72 @@ class RateWindow:
     """Whether the loss is still below the limit at the lowest rate tried, so that the width is a lower bound."""
     open_high: bool
     """Whether it is at the highest."""
-    error: float = 0.0
-    """The standard error of the width, from the noise of the losses and the distance of the rates tried."""
+    coarseness: float = 0.0
+    """The standard error of the width from the distance of the rates tried."""
+    noise: float = 0.0
+    """The standard error of the width from the noise of the losses."""
 
     @property
     def width(self) -> float:
         return self.high - self.low
 
-    def ends(self) -> list[float]:
-        """List the ends at which the loss passes the limit."""
-        return [end for end, open_ in ((self.low, self.open_low), (self.high, self.open_high)) if not open_]
+    @property
+    def error(self) -> float:
+        """The standard error of the width."""
+        return math.hypot(self.noise, self.coarseness)
 
     @property
     def open(self) -> bool:
         """Whether the width is a lower bound."""
         return self.open_low or self.open_high
 
-    def subtract_from(self, other: RateWindow) -> MeanDifference:
-        """Estimate how much narrower this window is than the `other` one, in decades. The error combines those of the
-        two windows; it is unknown if neither has one, or if either window is open."""
-        error = math.hypot(self.error, other.error)
-        noise = math.nan if self.open or other.open or not error else 0.0
-        return MeanDifference(1, other.width - self.width, noise, 1, noise, False, error)
+    def subtract_from(self, other: RateWindow, freedom: float) -> MeanDifference:
+        """Estimate how much narrower this window is than the `other` one, in decades. The errors combine those of the
+        two windows; the noise of the losses is known with so many degrees of `freedom`.
+
+        Of an open window the width is a lower bound, so that the difference is one too if the wider window is open; if
+        the narrower one is, the error is unknown, as it is without noise."""
+        narrower = min(self, other, key=lambda each: each.width)
+        noise = math.nan if narrower.open or not freedom else math.hypot(self.noise, other.noise)
+        shared = math.hypot(self.coarseness, other.coarseness)
+        return MeanDifference(1, other.width - self.width, noise, freedom, noise, False, shared)
 
 
-def find_good_window(
-    losses: Mapping[float, float], noise: float = 0.0, seed: int = 0, tolerance: float = TOLERANCE
-) -> RateWindow:
+def find_good_window(losses: Mapping[float, float], noise: float = 0.0, tolerance: float = TOLERANCE) -> RateWindow:
     """Find the window of rates, in decades, whose losses exceed the best one by at most a fraction (`tolerance`) of it.
-    The loss is interpolated linearly between the rates tried.
+    Between the rates tried the root of the excess is interpolated linearly, which is exact for a parabola.
 
-    With a `noise` (the standard deviation of a loss) the width has an error, of two parts: the standard deviation over
-    searches drawn with that noise, and that of ends drawn anywhere between the two rates that enclose each. The second
-    part covers the error of the interpolation, which is the same in all draws.
+    With a `noise` (the standard deviation of a loss) the width has an error from it, by the delta method: what moving
+    each loss by its noise changes. The error from the distance of the rates is that of the interpolation.
     """
-    found = _find_window(losses, tolerance)
-    if noise <= 0:
-        return found
-    tried = sorted(losses)
-    apart = [far - near for near, far in itertools.pairwise(tried) for end in found.ends() if near <= end < far]
-    drawn = random.Random(seed)
-    widths = [
-        _find_window({at: loss + drawn.gauss(0, noise) for at, loss in losses.items()}, tolerance).width
-        for _ in range(DRAWS)
+    apart = [
+        [_find_window({**losses, at: loss + sign * noise}, tolerance).width for sign in (-1, 1)]
+        for at, loss in losses.items()
+        if math.isfinite(loss)
     ]
-    return replace(found, error=math.hypot(stdev(widths), *(each / math.sqrt(12) for each in apart)))
+    return replace(_find_window(losses, tolerance), noise=math.hypot(*((high - low) / 2 for low, high in apart)))
 
 
 def _find_window(losses: Mapping[float, float], tolerance: float) -> RateWindow:
     tried = sorted(losses)
     best = min(tried, key=lambda at: losses[at])
     limit, place = losses[best] + tolerance * abs(losses[best]), tried.index(best)
-    low, open_low = _reach(losses, tried[place::-1], limit)
-    high, open_high = _reach(losses, tried[place:], limit)
-    return RateWindow(low, high, open_low, open_high)
+    low, open_low, below = _reach(losses, tried[place::-1], limit)
+    high, open_high, above = _reach(losses, tried[place:], limit)
+    return RateWindow(low, high, open_low, open_high, math.hypot(below, above))
 
 
-def _reach(losses: Mapping[float, float], tried: Sequence[float], limit: float) -> tuple[float, bool]:
+def _reach(losses: Mapping[float, float], tried: Sequence[float], limit: float) -> tuple[float, bool, float]:
     """Follow the rates away from the best and interpolate where the loss passes the limit. A run that diverged passes
-    it at once. Returns the outermost rate and True if none passes it."""
+    it at once. Returns the rate, whether none passes the limit (then it is the outermost), and the standard error of
+    the interpolation: how far a linear one of the loss itself is from it, or that of a rate anywhere before a diverged
+    run."""
     for near, far in itertools.pairwise(tried):
-        if (above := losses[far]) > limit:
-            share = (limit - losses[near]) / (above - losses[near]) if math.isfinite(above) else 0.0
-            return near + (far - near) * share, False
-    return tried[-1], True
+        if losses[far] > limit:
+            inside, outside, end = (loss - losses[tried[0]] for loss in (losses[near], losses[far], limit))
+            if not math.isfinite(outside):
+                return near, False, abs(far - near) / math.sqrt(12)
+            straight = (end - inside) / (outside - inside)
+            curved = (math.sqrt(end) - math.sqrt(inside)) / (math.sqrt(outside) - math.sqrt(inside))
+            return near + (far - near) * curved, False, abs((far - near) * (curved - straight))
+    return tried[-1], True, 0.0

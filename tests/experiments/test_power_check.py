@@ -1,0 +1,43 @@
+"""What a plan says of its design: the windows that it tells apart, and the effects that it cannot see."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from support.simulations import SIGMA, count, judge_windows
+from zoo.analysis.verdict.power import LEVEL
+from zoo.analysis.verdict.rate_optimum import TOLERANCE
+from zoo.experiments.experiment import Experiment
+from zoo.experiments.power_check import LOSS, TYPICAL, describe_design, find_wider_window, list_blind
+
+
+def make_experiment(**stated: Any) -> Experiment:
+    expected = {"arm": "normed", "against": "plain", "verdict": "better", **stated.pop("expect", {})}
+    return Experiment(arms={"plain": [], "normed": ["optim=muon"]}, tune=True, expect=[expected], seeds=5, **stated)
+
+
+def foresee(experiment: Experiment, sigma: float | None, seeds: int = 5) -> tuple[list[str], list[str]]:
+    outlook: Any = SimpleNamespace(sigma=sigma, seeds=seeds, comparisons=1, arms=experiment.arms)
+    return describe_design(experiment, outlook), list_blind(experiment, outlook)
+
+
+def test_the_window_that_a_plan_promises_is_found_in_four_experiments_of_five() -> None:
+    wide, bend = find_wider_window(SIGMA, 2, 5, LEVEL), LOSS * TOLERANCE * (2 / TYPICAL) ** 2
+    assert wide is not None and 1.5 * TYPICAL < wide < 2.2 * TYPICAL
+    found = partial(judge_windows, seeds=5, bend=bend, sigma=SIGMA, times=wide / TYPICAL)
+    assert 0.74 <= count(300, 5, found) <= 0.92
+    assert find_wider_window(10 * SIGMA, 2, 5, LEVEL) is None
+
+
+def test_a_plan_says_which_windows_it_tells_apart_and_which_effect_on_one_it_does_not() -> None:
+    wider = make_experiment(expect={"metric": "lr window", "effect": 0.1})
+    design, (blind,) = foresee(wider, 0.017)
+    (told,) = (line for line in design if line.startswith("lr window"))
+    wide = float(re.findall(r"one of (\S+) or more", told)[0])
+    assert f"the source's effect is +0.1 decades, and this design detects {wide - TYPICAL:.2g} or more" in blind
+    assert foresee(make_experiment(expect={"metric": "lr window", "effect": 2.0}), 0.017)[1] == []
+    assert "and this design detects none" in foresee(wider, 0.5)[1][0]
+    assert not any("lr window" in line for line in foresee(make_experiment(), 0.017)[0])
