@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from support.simulations import SIGMA, count, judge_windows
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.rate_optimum import TOLERANCE
 from zoo.experiments.experiment import Experiment
+from zoo.experiments.judging import Ran, judge
+from zoo.experiments.looking import list_notes
 from zoo.experiments.power_check import LOSS, TYPICAL, describe_design, find_wider_window, list_blind
+from zoo.experiments.recipe_tables import make_outcome_tables
 
 
 def make_experiment(**stated: Any) -> Experiment:
@@ -25,7 +31,7 @@ def foresee(experiment: Experiment, sigma: float | None, seeds: int = 5) -> tupl
 
 
 def test_the_window_that_a_plan_promises_is_found_in_four_experiments_of_five() -> None:
-    wide, bend = find_wider_window(SIGMA, 2, 5, LEVEL), LOSS * TOLERANCE * (2 / TYPICAL) ** 2
+    wide, bend = find_wider_window(SIGMA * math.sqrt(2), 2, 5, LEVEL), LOSS * TOLERANCE * (2 / TYPICAL) ** 2
     assert wide is not None and 1.5 * TYPICAL < wide < 2.2 * TYPICAL
     found = partial(judge_windows, seeds=5, bend=bend, sigma=SIGMA, times=wide / TYPICAL)
     assert 0.74 <= count(300, 5, found) <= 0.92
@@ -41,3 +47,17 @@ def test_a_plan_says_which_windows_it_tells_apart_and_which_effect_on_one_it_doe
     assert foresee(make_experiment(expect={"metric": "lr window", "effect": 2.0}), 0.017)[1] == []
     assert "and this design detects none" in foresee(wider, 0.5)[1][0]
     assert not any("lr window" in line for line in foresee(make_experiment(), 0.017)[0])
+
+
+@pytest.mark.parametrize("sigma", [None, 0.001])
+def test_a_margin_that_includes_the_effect_of_the_source_is_named_by_the_plan_and_with_the_verdict(sigma) -> None:
+    wide, own, narrow = (
+        make_experiment(margin=0.05, expect={"effect": -0.04, **stated})
+        for stated in ({}, {"margin": 0.01}, {"effect": -0.06})
+    )
+    (line,) = foresee(wide, sigma)[1]
+    assert line.startswith("normed − plain: the margin ±0.05 includes the source's effect -0.04: equivalent would not")
+    assert foresee(own, sigma)[1] == foresee(narrow, sigma)[1] == []
+    ran = Ran({"val_loss": {arm: {0: 2.0, 1: 2.01} for arm in wide.arms}}, {arm: {} for arm in wide.arms}, 1.0, "here")
+    outcome = judge("wide", wide, ran, False)
+    assert line in make_outcome_tables("wide", wide, outcome) and line in list_notes(outcome, wide)

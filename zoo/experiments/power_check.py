@@ -20,6 +20,7 @@ from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateWindow, find_good_w
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.experiments.experiment import Expectation, Experiment, find_recipe, list_recipes
 from zoo.experiments.judging import find_outcome
+from zoo.experiments.recipe_tables import list_wide_margins
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.rates import RateSearch
 from zoo.report.rate_table import WINDOW
@@ -91,11 +92,13 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 @functools.lru_cache(8)
 def find_wider_window(sigma: float, arms: int, seeds: int, level: float) -> float | None:
-    """Find the smallest window of good rates, in decades, that a search with this noise of a run tells from one of
-    TYPICAL with power POWER at this level; None if there is none up to four times as wide. The power is simulated, by
-    the functions that search and judge."""
+    """Find the smallest window of good rates, in decades, that searches tell from one of TYPICAL with power POWER at
+    this level; None if there is none up to four times as wide. The power is simulated, by the functions that search and
+    judge. `sigma` is that of a pair's difference, √2 times a run's if pairing neither helps nor hurts."""
     widths = [TYPICAL * times / 10 for times in range(11, 41)]
-    at = bisect.bisect_left(widths, POWER, key=lambda width: _simulate_power(width, sigma, arms, seeds, level))
+    at = bisect.bisect_left(
+        widths, POWER, key=lambda width: _simulate_power(width, sigma / math.sqrt(2), arms, seeds, level)
+    )
     return widths[at] if at < len(widths) else None
 
 
@@ -121,15 +124,15 @@ def _search_window(width: float, sigma: float, noise: float, drawn: random.Rando
 
 
 def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
-    """Write a line for each published effect, or margin, that the design could not detect."""
-    level, sigma = LEVEL / outlook.comparisons, outlook.sigma
+    """Write a line for each published effect, or margin, that the design could not detect, and for each effect within
+    its margin."""
+    level, sigma, lines = LEVEL / outlook.comparisons, outlook.sigma, list_wide_margins(experiment)
     smallest = find_smallest_effect(outlook.seeds, level)
     if smallest is None or sigma is None:
-        return []
+        return lines
     found = {None: smallest * sigma, experiment.metric: smallest * sigma}  # σ is that of the experiment's metric
     if any(each.metric == WINDOW for each in experiment.expect):
         found[WINDOW] = (find_wider_window(sigma, len(outlook.arms), outlook.seeds, level) or math.inf) - TYPICAL
-    lines = []
     for each in experiment.expect:
         published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin
         effect = experiment.find_margin(each) if published is None else published

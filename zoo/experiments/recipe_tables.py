@@ -94,6 +94,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         ran,
         describe_registration(outcome.registration, recipe),
         *list_missing(outcome),
+        *list_wide_margins(recipe),
         make_table("", FINDINGS, rows),
         *(["p and ±: corrected over all comparisons of the experiment (Holm, 1979)"] if compared > 1 else []),
         make_table("Arms", *list_arms(recipe, outcome)),
@@ -106,6 +107,16 @@ def list_missing(outcome: ExperimentOutcome) -> list[str]:
     """Write a line on the runs that a verdict lacks; none if it lacks none."""
     said = f"Not complete: judged early, at p < {outcome.level:.2g}, without {len(outcome.missing)} runs"
     return [f"{said} ({'; '.join(outcome.missing)})"] if outcome.missing else []
+
+
+def list_wide_margins(recipe: Experiment) -> list[str]:
+    """Write a line for each margin that includes the effect of the source, so that equivalence does not deny it."""
+    return [
+        f"{describe_pair(each)}: the margin ±{margin:g} includes the source's effect {each.effect:+g}: "
+        "equivalent would not contradict the source"
+        for each in recipe.expect
+        if each.effect is not None and (margin := recipe.find_margin(each) or 0.0) >= abs(each.effect)
+    ]
 
 
 def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:
