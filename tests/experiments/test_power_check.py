@@ -8,7 +8,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from support.simulations import SIGMA, count, judge_windows
 from zoo.analysis.verdict.power import LEVEL
@@ -16,8 +18,9 @@ from zoo.analysis.verdict.rate_optimum import TOLERANCE
 from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import Ran, judge
 from zoo.experiments.looking import list_notes
-from zoo.experiments.power_check import LOSS, TYPICAL, describe_design, find_wider_window, list_blind
+from zoo.experiments.power_check import LOSS, TYPICAL, describe_design, find_noise, find_wider_window, list_blind
 from zoo.experiments.recipe_tables import make_outcome_tables
+from zoo.paths import recipes_dir
 
 
 def make_experiment(**stated: Any) -> Experiment:
@@ -61,3 +64,26 @@ def test_a_margin_that_includes_the_effect_of_the_source_is_named_by_the_plan_an
     ran = Ran({"val_loss": {arm: {0: 2.0, 1: 2.01} for arm in wide.arms}}, {arm: {} for arm in wide.arms}, 1.0, "here")
     outcome = judge("wide", wide, ran, False)
     assert line in make_outcome_tables("wide", wide, outcome) and line in list_notes(outcome, wide)
+
+
+@pytest.mark.parametrize("params", [217_728, 2_500_000])
+def test_the_noise_of_a_plan_is_the_median_of_kept_verdicts_on_models_of_its_size(params: int) -> None:
+    deviations, sizes = [], []
+    for file in (recipes_dir() / "verdicts").glob("*.json"):
+        recipe, kept = (yaml.safe_load(each.read_text()) for each in (recipes_dir() / f"{file.stem}.yaml", file))
+        losses = {arm: list(own.values()) for arm, own in kept["values"].get("val_loss", {}).items()}
+        if recipe.get("withdrawn") or not losses or recipe.get("metric", "val_loss") != "val_loss":
+            continue
+        first, *others = losses
+        for arm in others:
+            if params / 5 <= (size := kept["costs"][arm]["params"]) <= params * 5:
+                deviations.append(np.std(np.subtract(losses[arm], losses[first]), ddof=1))
+                sizes.append(size)
+    found = find_noise("val_loss", params)
+    assert found is not None and found.sigma == pytest.approx(np.median(deviations)) and len(deviations) > 3
+    assert (found.arms, found.smallest, found.largest) == (len(deviations), min(sizes), max(sizes))
+    assert f"the median of {len(deviations)} arms of kept verdicts of" in found.describe()
+
+
+def test_a_size_of_which_no_verdict_is_kept_has_no_noise() -> None:
+    assert find_noise("val_loss", 7e9) is None and find_noise("loss of another kind", 2e5) is None

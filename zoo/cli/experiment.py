@@ -107,17 +107,13 @@ def _words(stated: Any) -> list[str]:
 def foresee(experiment: Experiment, folder: Path, measure: bool) -> tuple[Outlook, list[str], list[str], str]:
     """Estimate an experiment before it runs: its outlook, lines on its design, the expectations that it cannot detect,
     and a note on the noise assumed. Raises ConfigError for an experiment that trains no arms on text."""
-    from zoo.experiments.power_check import describe_design, find_noise, list_blind
+    from zoo.experiments.power_check import assume_noise, describe_design, list_blind
     from zoo.experiments.running import plan_experiment
 
     if experiment.probe is not None or experiment.ladder is not None:
         raise ConfigError("plan: is for arms that train on text, not for a probe or a ladder (--run)")
-    noise = find_noise(experiment) if experiment.sigma is None else None
-    known = experiment if noise is None else experiment.model_copy(update={"sigma": noise.sigma})
-    outlook = plan_experiment(known, folder, measure=measure)
-    source = f"the median of {noise.arms} arms of kept verdicts of the same config" if noise else ""
-    note = f"σ = {noise.sigma:.3g}: {source} (--sigma replaces it)" if noise else ""
-    return outlook, describe_design(known, outlook), list_blind(experiment, outlook), note
+    outlook, note = assume_noise(experiment, plan_experiment(experiment, folder, measure=measure))
+    return outlook, describe_design(experiment, outlook), list_blind(experiment, outlook), note
 
 
 def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """Find the published effects that an experiment's design could not detect, before it runs.
 
 The noise is the experiment's own `sigma`, or that of the noise atlas: the median standard deviation of a pair's
-difference over all stored verdicts with the same config and metric.
+difference over the kept verdicts with the same metric whose models are of about the same size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median, stdev
 
 from zoo.analysis.verdict.difference import LossNoise
@@ -24,6 +24,10 @@ from zoo.experiments.recipe_tables import list_wide_margins
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.rates import RateSearch
 from zoo.report.rate_table import WINDOW
+from zoo.units import format_count
+
+NEAR = 5.0
+"""Largest ratio of two models' parameters at which they are taken to have the same noise."""
 
 TYPICAL = 0.7
 """Decades of the window of good rates that a plan takes for the baseline's: the median of the kept verdicts'."""
@@ -37,30 +41,54 @@ EXPERIMENTS = 200
 
 @dataclass(frozen=True)
 class PairNoise:
-    """The standard deviation of a pair's difference (two arms, one seed), and the number of arms that it was measured
-    on."""
+    """The standard deviation of a pair's difference (two arms, one seed): the median over `arms` of kept verdicts that
+    have between `smallest` and `largest` parameters."""
 
     sigma: float
     arms: int
+    smallest: float
+    largest: float
+
+    def describe(self) -> str:
+        """Describe the noise and its source."""
+        sizes = dict.fromkeys(format_count(each) for each in (self.smallest, self.largest))
+        said = f"σ = {self.sigma:.3g}: the median of {self.arms} arms of kept verdicts"
+        return f"{said} of {' to '.join(sizes)} parameters (--sigma replaces it)"
 
 
-def find_noise(experiment: Experiment) -> PairNoise | None:
-    """Find the noise of runs like an experiment's; None if no stored verdict has it."""
-    found = [sigma for name in list_recipes() for sigma in _list_sigmas(name, experiment)]
-    return PairNoise(median(found), len(found)) if found else None
+def assume_noise(experiment: Experiment, outlook: Outlook) -> tuple[Outlook, str]:
+    """Complete an outlook whose σ is unknown by that of kept verdicts on models of its size, with a note on its source;
+    the note is empty if σ is known, or if no verdict is of about the size."""
+    first = next(iter(outlook.arms.values()))[0]
+    params = outlook.predict(first)["params"]
+    if outlook.sigma is not None or (noise := find_noise(experiment.metric, params)) is None:
+        return outlook, ""
+    return replace(outlook, sigma=noise.sigma), noise.describe()
 
 
-def _list_sigmas(name: str, experiment: Experiment) -> Iterator[float]:
-    _, other = find_recipe(name)
+def find_noise(metric: str, params: float) -> PairNoise | None:
+    """Find the noise of a metric of models whose parameters are at most NEAR times more or fewer; None if no kept
+    verdict is on such a model."""
+    found = [each for name in list_recipes() for each in _list_sigmas(name, metric)]
+    near = [(size, sigma) for size, sigma in found if max(size / params, params / size) <= NEAR]
+    if not near:
+        return None
+    sizes = [size for size, _ in near]
+    return PairNoise(median(sigma for _, sigma in near), len(near), min(sizes), max(sizes))
+
+
+def _list_sigmas(name: str, metric: str) -> Iterator[tuple[float, float]]:
+    """List the parameters of each arm of a kept verdict but the first, and the deviation of its difference."""
+    _, experiment = find_recipe(name)
     outcome = find_outcome(name)
-    if outcome is None or other.config is None or other.config != experiment.config:
+    if outcome is None or experiment.withdrawn or experiment.metric != metric:
         return
-    arms = outcome.values.get(experiment.metric, {})
-    first, *others = ({s: v for s, v in own.items() if v is not None} for own in (arms.values() if arms else [{}]))
-    for own in others:
+    arms = {arm: {s: v for s, v in own.items() if v is not None} for arm, own in outcome.values[metric].items()}
+    (_, first), *others = arms.items()
+    for arm, own in others:
         shared = [own[seed] - first[seed] for seed in own.keys() & first.keys()]
-        if len(shared) > 1:
-            yield stdev(shared)
+        if len(shared) > 1 and "params" in outcome.costs[arm]:
+            yield outcome.costs[arm]["params"], stdev(shared)
 
 
 def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
