@@ -3,14 +3,16 @@
 import csv
 import io
 import json
+import math
 import re
 import shutil
 
+import numpy as np
 import pytest
 
 from support.command_lines import list_job_folders
 from support.parallel_runs import BASE, SMALL, here  # noqa: F401  (a fixture)
-from zoo.analysis.verdict.comparison import Comparison
+from zoo.analysis.verdict.comparison import Comparison, compare_arms
 from zoo.cli import run
 from zoo.report.arms import Arm, group_arms
 from zoo.report.history import collect_runs
@@ -95,12 +97,24 @@ def edit_json(file, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-@pytest.mark.parametrize(("level", "lines"), [(0.05, 1), (0.0076, 0)])
-def test_a_second_reading_is_at_the_level_of_the_look(level, lines):
+@pytest.mark.parametrize(("seeds", "level", "lines"), [(6, 0.05, 1), (6, 0.0076, 0), (4, 0.0076, 1)])
+def test_a_second_reading_is_shown_where_it_differs_at_the_level_of_the_look_or_seeds_are_few(seeds, level, lines):
     arms = [Arm(name, {}) for name in ("one", "other")]
-    found = Comparison(4, -0.1, None, 0.2, 0.2, "inconclusive", None, pooled=0.03)
+    found = Comparison(seeds, -0.1, None, 0.2, 0.2, "inconclusive", None, pooled=0.03)
     report = Report(arms, arms[0], "train_loss", {"other": found}, level=level)
-    assert len(report.second_readings()) == lines
+    assert report.second_readings() == ["with the variance pooled over all arms (uncorrected): other p = 0.030"] * lines
+
+
+@pytest.mark.parametrize(("common", "doubt"), [(0.3, ""), (-0.09, ": pairing does not help")])
+def test_the_deviation_of_pairs_stands_beside_that_of_unpaired_runs(common, doubt):
+    drawn = np.random.default_rng(0).normal(0, 0.1, (3, 6))
+    base, own = drawn[0] + common * drawn[2] / 0.1, drawn[1] + abs(common) * drawn[2] / 0.1
+    losses = {"one": dict(enumerate(base.tolist())), "other": dict(enumerate(own.tolist()))}
+    arms = [Arm(name, {}) for name in losses]
+    report = Report(arms, arms[0], "train_loss", compare_arms(losses, "one"))
+    apart = math.sqrt(base.var(ddof=1) + own.var(ddof=1))
+    (line,) = report.second_readings()
+    assert line.endswith(f"unpaired runs: other {(own - base).std(ddof=1):.2g} and {apart:.2g}{doubt}")
 
 
 def test_a_peak_that_reused_an_earlier_runs_memory_is_not_measured():

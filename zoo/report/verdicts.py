@@ -46,6 +46,9 @@ FORECAST = ("seconds", "peak_memory")
 LEAST_PEAK = 1e6
 """Bytes below which a peak of memory is not a run's: it reused what an earlier run in the process had freed."""
 
+FEW = 5
+"""Number of seeds below which the p-value of pooled variance is always shown, and pairing is not judged."""
+
 FORECASTS = ("arm", *(word for name in ("seconds", "peak memory") for word in (name, "predicted", "ratio")))
 HEADER = ("arm", "seeds", "{metric} ± σ", "difference", "p", "verdict")
 VALUES = (
@@ -250,15 +253,12 @@ class Report:
         return [*lines, *self.second_readings()]
 
     def second_readings(self) -> list[str]:
-        """Write a line for each arm whose verdict would change with the variance pooled over all arms, and a line if
-        pairing by seed does not help."""
-        lines = []
-        for name, each in self.found.items():
-            significant = each.verdict in ("better", "worse")
-            if each.pooled is not None and each.verdict != "equivalent" and (each.pooled < self.level) != significant:
-                lines.append(
-                    f"{name}: with the variance pooled over all arms, p = {format_p(each.pooled)} (uncorrected)"
-                )
+        """Write a line with the p-values that have the variance pooled over all arms, where seeds are few or a verdict
+        would change; a line for each difference that may not hold on other rows; and one on what pairing takes off the
+        noise."""
+        lines, pooled = [], [f"{name} p = {format_p(p)}" for name, p in self._list_pooled()]
+        if pooled:
+            lines.append(f"with the variance pooled over all arms (uncorrected): {', '.join(pooled)}")
         for arm in self.others:
             each, error = self.found[arm.name], self.row_error(arm)
             if error is None or each.difference is None or each.verdict not in ("better", "worse"):
@@ -268,12 +268,32 @@ class Report:
                 lines.append(
                     f"{arm.name}: {what}: it may not hold on other text (eval_batches=null reads the whole split)"
                 )
-        known = [each.pairing for each in self.found.values() if each.pairing is not None and each.n >= 5]
-        if known and mean(known) > 1:
-            lines.append(f"pairing by seed does not help: a pair's σ is {mean(known):.2f} times that of unpaired runs")
+        lines += self._describe_pairing()
         if self.crowding > 1:
             lines.append(f"seconds are not compared: a run started at a load of {self.crowding:.1f} programs a CPU")
         return lines
+
+    def _list_pooled(self) -> Iterable[tuple[str, float]]:
+        """List the arms, with p-values of pooled variance, that have few seeds or would get another verdict by it."""
+        for name, each in self.found.items():
+            if each.pooled is None or each.verdict == "equivalent":
+                continue
+            if each.n < FEW or (each.pooled < self.level) != (each.verdict in ("better", "worse")):
+                yield name, each.pooled
+
+    def _describe_pairing(self) -> list[str]:
+        """Write a line with the σ of each difference in pairs and of unpaired runs; none if no arm has both."""
+        known = [
+            (name, each.noise * math.sqrt(each.n), each.pairing)
+            for name, each in self.found.items()
+            if each.noise and each.pairing
+        ]
+        if not known:
+            return []
+        said = ", ".join(f"{name} {sigma:.2g} and {sigma / ratio:.2g}" for name, sigma, ratio in known)
+        few = max(each.n for each in self.found.values()) < FEW
+        hurts = not few and mean(ratio for *_, ratio in known) > 1
+        return [f"σ of a difference in pairs, and of unpaired runs: {said}{': pairing does not help' if hurts else ''}"]
 
     def row_error(self, arm: Arm) -> float | None:
         """Give the standard error, over validation rows, of an arm's difference in validation loss. None if runs have
