@@ -11,7 +11,7 @@ ORACLE ?= .venv-oracle
 OLDEST ?= .venv-oldest
 TESTS ?=
 WORKERS ?= 2
-MINUTES ?= 10
+MINUTES ?=
 KIND ?=
 SEED ?= 1
 OUT ?= site
@@ -49,7 +49,7 @@ test-slow: $(VENV)/installed-dev ## the tests that take minutes
 	$(BIN)/pytest -m slow $(TESTS)
 
 fuzz: $(VENV)/installed-dev ## random command lines and mutated files for MINUTES=10, KIND=… alone, SEED=…
-	$(BIN)/python tests/fuzz --minutes $(MINUTES) --seed $(SEED) $(if $(KIND),--kind $(KIND))
+	$(BIN)/python tests/fuzz --minutes $(or $(MINUTES),10) --seed $(SEED) $(if $(KIND),--kind $(KIND))
 
 test-gpu: $(VENV)/installed-dev ## the tests that take a device, on a CUDA one
 	$(BIN)/pytest -m gpu $(TESTS)

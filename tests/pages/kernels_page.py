@@ -102,7 +102,7 @@ by Triton's interpreter too:
 
 ## On a GPU
 
-Nothing on this page is from one. `make gpu-check` (25 minutes at most; `MINUTES=5`) takes the Python and the packages
+Nothing on this page is from one. `make gpu-check` (27 minutes at most; `MINUTES=5`) takes the Python and the packages
 that are on the path, and needs no network. It trains with the defaults (dense, experts, MLA, hybrid, encoder-decoder),
 in every precision, with offloaded states and recomputation, and goes on from a checkpoint; compares the memory that is
 priced with what is allocated; holds the tokens of the engine in bfloat16 (pages, graphs, speculation) against one full

@@ -1,14 +1,21 @@
 """Runs over several GPUs and the goals of a report (`zoo bench kernels --gpus N`), in small on a CPU."""
 
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
-from zoo.bench.kernels import checking, decoding, goals, kernel_report, mesh_runs, training_mfu
+from zoo.bench.kernels import checking, decoding, goals, kernel_report, mesh_runs, processes, training_mfu
 from zoo.bench.kernels.processes import Settings
 from zoo.cli import run
 from zoo.compose import load
 from zoo.errors import ConfigError
 
+ROOT = Path(__file__).parents[3]
 CPU = Settings("cpu", quick=True)
 JOBS = {job.name: job.run for job in mesh_runs.list_jobs(CPU, gpus=2)}
 
@@ -87,6 +94,48 @@ def test_more_gpus_than_there_are_is_refused(monkeypatch, capsys):
     assert "--gpus: train has none (kernels has)" in capsys.readouterr().err
 
 
+def test_without_minutes_no_part_takes_anothers_time_and_every_page_says_how_long_it_takes(monkeypatch):
+    for gpus, minutes in ((1, 27), (2, 42), (8, 49)):
+        parts = [checking.ALLOWED["device"], *(group[0].seconds for group in checking.list_parts(gpus=gpus))]
+        assert sum(parts) / 60 == checking.count_minutes(gpus=gpus) == minutes
+    for page in ("README.md", "CONTRIBUTING.md", "docs/kernels.md", "docs/gpu/README.md"):
+        assert "27 minutes" in (ROOT / page).read_text(encoding="utf-8")
+    assert "GPUS=8    # 49 minutes" in (ROOT / "docs/gpu/README.md").read_text(encoding="utf-8")
+    limits = []
+    monkeypatch.setattr(checking, "check_kernels", lambda *_, minutes, **__: limits.append(minutes) or make_report())
+    monkeypatch.setattr(kernel_report, "format_table", lambda report: "")
+    assert run(["bench", "kernels"]) == run(["bench", "kernels", "--minutes", "5"]) == 0
+    assert limits == [None, 5.0]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_names_no_minutes_unless_the_user_does():
+    def ask(*words):
+        known = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+        command = ["make", "-n", "-C", str(ROOT), "VENV=none", *words]
+        return subprocess.run(command, capture_output=True, text=True, env=known, check=True).stdout
+
+    assert "--minutes" not in ask("gpu-check", "GPUS=8")
+    assert "--minutes 5 --gpus 8" in ask("gpu-check", "GPUS=8", "MINUTES=5")
+    assert "--minutes 10 " in ask("fuzz")
+
+
+def test_what_no_time_was_left_for_is_named_and_its_goals_are_not_measured(monkeypatch):
+    def time_is_over(group, settings, start, minutes):
+        if group[0].name == "device":
+            machine = {"name": "H100", "device": "cuda", "versions": {}}
+            return [{"machine": machine, "limits": {"flops": {"bfloat16": 1e12}, "copy": 1e12}}]
+        return [row for part in group for row in processes.run_apart(part, settings, time.monotonic())]
+
+    monkeypatch.setattr(checking, "require_device", lambda *_: None)
+    monkeypatch.setattr(checking, "_run_group", time_is_over)
+    lines = kernel_report.format_table(checking.check_kernels("cuda", gpus=8)).splitlines()
+    assert len([line for line in lines if line.endswith("not measured")]) == 6  # five of them above
+    assert any(line.startswith("left out: runs") and "the check's time was over" in line for line in lines)
+    assert lines[-1] == "no failures; goals: 5 not measured"
+
+
 def test_the_part_of_meshes_is_there_for_several_gpus():
+    assert "meshes 8B" in [group[0].name for group in checking.list_parts(gpus=8)]
     names = [group[0].name for group in checking.list_parts(quick=True, gpus=2)]
     assert "meshes" in names and "meshes" not in [group[0].name for group in checking.list_parts(quick=True)]

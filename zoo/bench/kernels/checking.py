@@ -26,12 +26,6 @@ from zoo.errors import ConfigError
 from zoo.kernels import KERNELS
 from zoo.lazy import torch
 
-MINUTES = 25.0
-"""Default time limit for all parts. Measurements that have not run by then are left out."""
-
-MESH_MINUTES = 15.0
-"""Minutes more for runs over several GPUs."""
-
 ORDER = ("eager", "sdpa", "flash_torch", "flash2", "flash3", "triton", "flash4", "flex")
 """Kernels in the order they are checked; those that compile come last."""
 
@@ -41,7 +35,8 @@ KINDS = ("runs", "tokens", "meshes", "errors", "speed", "training", "decoding", 
 """Kinds of rows in the report. A part's name begins with its kind."""
 
 ALLOWED = {
-    **{"runs": 240.0, "tokens": 120.0, "meshes": 900.0},
+    **{"device": 60.0, "runs": 240.0, "tokens": 120.0, "meshes": 900.0},
+    "meshes 8B": 20.0 + mesh_runs.LARGE_SECONDS,
     **{"errors": 40.0, "errors triton": 90.0, "errors flash4": 60.0, "errors flex": 120.0},
     **{"speed": 25.0, "speed flash4": 40.0, "speed flex": 70.0},
     **{"training": 120.0, "decoding": 100.0, "decoding vllm": 150.0, "pieces": 100.0},
@@ -59,21 +54,23 @@ def check_kernels(
     seed: int = 0,
     fetched: bool = False,
     gpus: int = 1,
-    minutes: float = MINUTES,
+    minutes: float | None = None,
     tell: Callable[[str], None] = lambda line: None,
     keep: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Check whole runs and generated tokens, then measure kernels' errors and speed, training, decoding and single
     operations on a device; return plain data.
 
-    `quick` uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `gpus` above
+    `minutes` limits all parts together; what has not run by then is left out. By default it is `count_minutes`. `quick`
+    uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `gpus` above
     1 adds runs over so many processes, one a GPU. As each part ends, `tell` is called with a line, and `keep` with the
     report so far. Raises ConfigError if the device does not exist or does not answer, and for a CPU without `quick`.
     """
     require_device(device, quick, gpus)
+    minutes = count_minutes(fetched, gpus) if minutes is None else minutes
     begun, start = datetime.datetime.now(datetime.UTC), time.monotonic()
     settings = Settings(device, quick, seed)
-    measured = _run_group([CheckPart("device", list_device_jobs, 60)], settings, start, minutes)
+    measured = _run_group([_make_part("device", list_device_jobs)], settings, start, minutes)
     if "limits" not in measured[0]:
         raise ConfigError(f"device: {device} does not answer, found {measured[0]} (another one would do)")
     settings = replace(settings, limits=Limits(**measured[0]["limits"]))
@@ -141,6 +138,8 @@ def list_parts(quick: bool = False, fetched: bool = False, gpus: int = 1) -> Ite
     yield [_make_part("tokens", generated_tokens.list_jobs)]
     if gpus > 1:
         yield [_make_part("meshes", partial(mesh_runs.list_jobs, gpus=gpus))]
+    if gpus >= mesh_runs.LARGE_GPUS and not quick:
+        yield [_make_part("meshes 8B", partial(mesh_runs.list_large_jobs, gpus=gpus))]
     kernels = (*ORDER, *(list_on_request() if fetched else ()))
     for kernel in kernels:
         count = BESIDE if kernel in accuracy.COMPILED and not quick else 1
@@ -155,6 +154,11 @@ def list_parts(quick: bool = False, fetched: bool = False, gpus: int = 1) -> Ite
         ("decoding vllm", vllm.list_jobs),
     ):
         yield [_make_part(kind, jobs)]
+
+
+def count_minutes(fetched: bool = False, gpus: int = 1) -> float:
+    """Count the minutes that all parts may take together. With so many none is left out because others were slow."""
+    return (ALLOWED["device"] + sum(group[0].seconds for group in list_parts(False, fetched, gpus))) / 60
 
 
 def list_on_request() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -269,6 +270,7 @@ def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
 def _failures(report: Mapping[str, Any]) -> list[str]:
     found = list_failures(report)
     if not found:
-        return ["no failures"]
+        states = Counter(goal.state for goal in list_goals(report))
+        return [f"no failures{'; goals: ' if states else ''}{', '.join(f'{n} {state}' for state, n in states.items())}"]
     more = [f"and {len(found) - MOST} more"] if len(found) > MOST else []
     return [f"{len(found)} failures", *(wrap_text(line, 2, 6, WIDTH) for line in found[:MOST]), *more]

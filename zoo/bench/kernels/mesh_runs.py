@@ -49,6 +49,9 @@ LARGE = (
 )
 """A run that is ended before it saves: its checkpoint would be of 96 GB."""
 
+LARGE_SECONDS, LARGE_GPUS = 400.0, 8
+"""Seconds within which the large run must have its timed steps, and the least GPUs that hold it."""
+
 WARM, TIMED = 10, 30
 """Untimed and timed steps of the large run."""
 
@@ -65,13 +68,16 @@ ACCOUNTING = (
 
 
 def list_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
-    """List the meshes of `gpus` processes, the forms of a checkpoint, a killed process, and on eight GPUs 8 B."""
+    """List the meshes of `gpus` processes, the forms of a checkpoint, and a killed process."""
     jobs = [(name, partial(train_mesh, settings, gpus, name)) for name in list_meshes(gpus)]
     jobs += [(f"save {form}, and go on", partial(resume_half, settings, gpus, form)) for form in FORMS]
     jobs += [("a killed process", partial(kill_one, settings, gpus))]
-    if gpus >= 8 and not settings.quick:
-        jobs += [("train Llama 3 8B", partial(time_large, gpus))]
     return [Measurement(f"{name} over {gpus}", run) for name, run in jobs]
+
+
+def list_large_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
+    """List the run of an 8 B model, a part of its own: meshes that hang take no time from it."""
+    return [Measurement(f"train Llama 3 8B over {gpus}", partial(time_large, gpus))]
 
 
 def list_meshes(gpus: int) -> dict[str, str]:
@@ -163,7 +169,7 @@ def time_large(gpus: int) -> ReportRow:
         run = Path(folder, "run")
         options = (*LARGE, f"batch_size={2 * gpus}", f"hydra.run.dir={run}", "device=cuda")
         with started(gpus, *options) as launched:
-            wait_until(launched, lambda: len(read_losses(run)) >= WARM + TIMED, 8 * PATIENCE)
+            wait_until(launched, lambda: len(read_losses(run)) >= WARM + TIMED, LARGE_SECONDS)
         lines = [line for line in read_lines(run / METRICS) if "mfu" in line][WARM:]
         mfu = sum(line["mfu"] or 0.0 for line in lines) / len(lines)
         rate = sum(line["tokens_per_second"] for line in lines) / len(lines)
