@@ -1,13 +1,16 @@
 """Runs over several GPUs and the goals of a report (`zoo bench kernels --gpus N`), in small on a CPU."""
 
+import inspect
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 
 from zoo.bench.kernels import checking, decoding, goals, kernel_report, mesh_runs, processes, training_mfu
 from zoo.bench.kernels.processes import Settings
@@ -48,6 +51,38 @@ def test_a_killed_run_without_a_checkpoint_does_not_pass(tmp_path):
     assert mesh_runs.list_leftovers(tmp_path) == ["it has no checkpoint"]
     (tmp_path / "checkpoints/step-000002").mkdir(parents=True)
     assert "step-000002" in mesh_runs.list_leftovers(tmp_path)[0]
+
+
+BLOCKED = """
+import os, pathlib, signal, sys, time
+run = pathlib.Path(sys.argv[1])
+run.mkdir(exist_ok=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as a host that waits in CUDA: no handler runs
+(run / "metrics.jsonl").write_text('{"loss": 1.0}\\n' * 6)
+time.sleep(300)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_in_cuda_for_a_killed_one_ends_in_time(tmp_path, monkeypatch):
+    """What torchrun takes to kill it, beside its own shutdown timeout, which a run sets to ten minutes."""
+
+    def make_command(gpus, *options):
+        (folder,) = (each.partition("=")[2] for each in options if each.startswith("hydra.run.dir="))
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+        return [sys.executable, "-m", *launcher, str(tmp_path / "rank.py"), folder]
+
+    (tmp_path / "rank.py").write_text(BLOCKED, encoding="utf-8")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    monkeypatch.setattr(mesh_runs, "make_command", make_command)
+    monkeypatch.setattr(mesh_runs, "list_leftovers", lambda run: [])
+    row = mesh_runs.kill_one(CPU, 2)
+    assert row["passed"] and row["seconds"] > 20, row
+
+
+def test_a_killed_process_leaves_the_others_the_time_that_torchrun_takes():
+    close = inspect.signature(MultiprocessContext.close)
+    assert close.parameters["timeout"].default + 10 <= mesh_runs.SOON
 
 
 def make_report(**changes):

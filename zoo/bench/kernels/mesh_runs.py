@@ -30,8 +30,9 @@ STEPS = 10
 NEAR = 1e-3
 """The most by which a mesh's losses may differ from those of one GPU in float32, in nats."""
 
-SOON = 30.0
-"""Seconds within which all processes must have ended after one was killed."""
+SOON = 30.0 + 15.0
+"""Seconds within which all processes must have ended after one was killed. A process that waits in CUDA for a dead one
+does not see SIGTERM; torchrun then waits 30 seconds, whatever its shutdown timeout, before SIGKILL (torch 2.13)."""
 
 PATIENCE = 120.0
 """Seconds for one run."""
