@@ -1,12 +1,20 @@
 """A rank whose evaluation fails never leaves the others in the middle of a pass with other weights than theirs."""
 
+import atexit
 import time
 
 import pytest
 from torch import distributed
 
+import zoo
 from support.forked_processes import make_environment, run_forked
 from support.parallel_runs import BASE, MODELS, here, lines_of  # noqa: F401  (a fixture)
+from zoo import cli
+from zoo.checkpoint.store import save_model
+from zoo.distributed.meeting import join_processes
+from zoo.distributed.world import World
+from zoo.errors import ZooError
+from zoo.training.failures import failures_in_one_line
 
 
 @pytest.fixture
@@ -42,3 +50,37 @@ def test_a_sample_without_a_next_token_has_none_in_any_rank_and_costs_the_sample
     assert [code for code, _ in ended] == [0, 0]
     assert "step 2: no sample, found token 2 has logits that are NaN (training goes on)" in ended[0][1]
     assert lines_of("run")[-1]["step"] == 4
+
+
+@pytest.fixture
+def at_exit(monkeypatch):
+    """What a rank over NCCL calls at its exit: over NCCL, unlike gloo, destroying the group waits for collectives that
+    this rank never joins."""
+    calls = []
+    monkeypatch.setattr(atexit, "register", calls.append)
+    monkeypatch.setattr(atexit, "unregister", calls.remove)
+    monkeypatch.setattr(distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(distributed, "destroy_process_group", "waits for the others")
+    join_processes(World(1, 2, 1), "cuda")
+    assert calls == ["waits for the others"]
+    return calls
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(28, "No space left"), MemoryError()])
+def test_after_an_error_the_exit_of_a_training_rank_waits_for_no_other(error, at_exit, tmp_path):
+    with failures_in_one_line(tmp_path):
+        pass
+    assert at_exit  # of their own accord the ranks end together
+    with pytest.raises((RuntimeError, ZooError)), failures_in_one_line(tmp_path):
+        raise error
+    assert at_exit == []
+
+
+def test_after_an_error_the_exit_of_a_generating_rank_waits_for_no_other(at_exit, tmp_path, monkeypatch):
+    def fail(*args, **given):
+        raise ZooError("memory: ran out")
+
+    save_model(zoo.build("llama-tiny", ["n_layers=1"]), tmp_path / "model")
+    monkeypatch.setattr("zoo.text.loading.load", fail)
+    assert cli.run(["generate", "--checkpoint", str(tmp_path / "model"), "--prompt", "a"]) == 1
+    assert at_exit == []

@@ -21,7 +21,7 @@ from zoo.cli.common import (
 )
 from zoo.cli.files import read_text
 from zoo.cli.options import flag, option, options
-from zoo.distributed.world import ALONE, read_world
+from zoo.distributed.world import ALONE, leaves_at_once_after_errors, read_world
 from zoo.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
@@ -199,13 +199,14 @@ def run(
     check_serving(folder, speculate, model.draft, model.deterministic)
     note = print_note if world.main else lambda line: None
     how = {"device": model.device, "dtype": model.dtype, **model.lower, "rows": rows, "stable": model.deterministic}
-    loaded = load(_name_base(texts.checkpoint, folder), **how, world=world, adapters=adapters, note=note)
-    draft = None if model.draft is None else load(model.draft, device=model.device).model
-    keep_memory_on(model.device)  # only now, so that the memory of weights dropped by packing has been freed
-    serving = {"speculate": speculate, "draft": draft, "deterministic": model.deterministic}
-    serving |= {"graphs": model.graphs, "note": note}
-    how = {"template": model.template, "kernel": model.kernel, "serving": serving}
-    batching.run(loaded, prompts, results, **how, note=note, writes=world.main)
+    with leaves_at_once_after_errors():
+        loaded = load(_name_base(texts.checkpoint, folder), **how, world=world, adapters=adapters, note=note)
+        draft = None if model.draft is None else load(model.draft, device=model.device).model
+        keep_memory_on(model.device)  # only now, so that the memory of weights dropped by packing has been freed
+        serving = {"speculate": speculate, "draft": draft, "deterministic": model.deterministic}
+        serving |= {"graphs": model.graphs, "note": note}
+        how = {"template": model.template, "kernel": model.kernel, "serving": serving}
+        batching.run(loaded, prompts, results, **how, note=note, writes=world.main)
 
 
 def _name_base(checkpoint: Path | None, folder: Path) -> Path:

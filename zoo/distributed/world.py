@@ -126,6 +126,12 @@ def read_world() -> World:
     return World(rank, size, local)
 
 
-def leave_at_once() -> None:
-    """Cancel the destruction of the process group when this process exits, because it would wait for a dead process."""
-    atexit.unregister(torch.distributed.destroy_process_group)
+@contextmanager
+def leaves_at_once_after_errors() -> Iterator[None]:
+    """After an error, let this process end without waiting for the others. Otherwise the end of torch.distributed would
+    wait for collectives that the others have begun and that this process never joins."""
+    try:
+        yield
+    except Exception:
+        atexit.unregister(torch.distributed.destroy_process_group)
+        raise

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zoo.distributed.world import leave_at_once, read_world
+from zoo.distributed.world import leaves_at_once_after_errors, read_world
 from zoo.errors import LostProcess, ZooError, short
 from zoo.lazy import torch
 from zoo.training.restarts import has_checkpoint
@@ -47,17 +47,6 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
                 raise
             would = advice() if advice is not None else "a smaller model"
             raise ZooError(f"memory: ran out, found {short(error)} ({would})") from error
-
-
-@contextmanager
-def leaves_at_once_after_errors() -> Iterator[None]:
-    """After an error, let this process end without waiting for the others. Otherwise the end of torch.distributed would
-    wait for collectives that the others have begun and that this process never joins."""
-    try:
-        yield
-    except Exception:
-        leave_at_once()
-        raise
 
 
 def lost_another(error: BaseException) -> bool:
