@@ -1,5 +1,6 @@
 """The flash kernels over stand-ins that take and refuse what the real ones do: every case, and whole models."""
 
+import contextlib
 import re
 import sys
 import types
@@ -179,6 +180,7 @@ def test_rows_of_both_towers_are_packed_as_eager_packs_them(flash, source):
     read = torch.tensor([[0] * 5 + [1] * 4 + [3] * (source - 9), [0] * (source - 1) + [1], [0] * source])
     wrote = torch.tensor([[0] * 9 + [1] * 8 + [3] * 7, [0] * 24, [0] * 24])
     options = {"decoder_input_ids": written, "documents": read, "decoder_documents": wrote}
+    of(model, "auto", ids, **options)  # tries the function on zeros first
     standins.calls.clear()
     got, eager = (of(model, kernel, ids, **options) for kernel in ("auto", "eager"))
     assert len(standins.calls) == 3 * 2
@@ -251,14 +253,23 @@ def test_text_is_written_by_the_kernel_named(flash):
         generate(model.float(), ids, 1, kernel=flash)
 
 
-@pytest.fixture
-def broken(flash, monkeypatch):
+UNLOADABLE = [
+    ImportError("libcudart.so.12: cannot open shared object file"),
+    AttributeError("module 'torch' has no attribute 'libcudart.so.12'"),
+    TypeError("libcudart.so.12: Expected a type"),
+    NameError("name 'libcudart.so.12' is not defined"),
+    KeyError("libcudart.so.12"),
+]
+
+
+@pytest.fixture(params=UNLOADABLE, ids=lambda error: type(error).__name__)
+def broken(flash, request, monkeypatch):
     """A kernel of a package that is installed and cannot be loaded."""
     if flash == "flash_torch":
         pytest.skip("is torch's own")
 
     def fail():
-        raise ImportError("libcudart.so.12: cannot open shared object file")
+        raise request.param
 
     monkeypatch.setattr(KERNELS[flash], "module", fail)
     return flash
@@ -274,7 +285,7 @@ def test_a_package_that_cannot_be_loaded_is_an_error_in_one_line(broken):
 def test_a_package_that_cannot_be_loaded_costs_auto_a_warning_and_not_the_run(broken):
     inputs = make_inputs(find_case("causal"), "cpu", torch.bfloat16)
     with pytest.warns(
-        UserWarning, match=f"{broken}: .* cannot be loaded, found ImportError: libcudart.*another kernel"
+        UserWarning, match=f"{broken}: .* cannot be loaded, found [A-Z][a-zA-Z]+Error: .*libcudart.*another kernel"
     ):
         found = inputs.forward("auto")
     assert torch.allclose(found.float(), inputs.forward("eager").float(), atol=2e-2)
@@ -314,6 +325,61 @@ def test_a_first_call_that_fails_costs_auto_a_warning_and_not_the_run(fault, cas
     with pytest.raises(type(error)), monkeypatch.context() as patch:  # a kernel that was named fails
         patch.setattr(module, function, fail)
         inputs.forward("flash2")
+
+
+def make_opaque(name, forward_fails):
+    """flash_attn_func as an operator that torch.compile does not look into, as compiled code is none of Python's. It
+    fails when it runs: in the forward pass, or only in the backward pass."""
+
+    def fail():
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    @torch.library.custom_op(f"zoo_test_flash::{name}", mutates_args=())
+    def forward(q: torch.Tensor) -> torch.Tensor:
+        return fail() if forward_fails else torch.zeros_like(q)
+
+    @torch.library.custom_op(f"zoo_test_flash::{name}_backward", mutates_args=())
+    def backward(dy: torch.Tensor) -> torch.Tensor:
+        return fail()
+
+    forward.register_fake(torch.empty_like)
+    backward.register_fake(torch.empty_like)
+    forward.register_autograd(lambda _, dy: backward(dy))
+    return lambda q, k, v, **given: forward(q)
+
+
+@pytest.mark.parametrize("fails", ["forward", "backward"])
+def test_a_package_whose_first_call_fails_in_compiled_layers_costs_auto_a_warning(fails, monkeypatch):
+    monkeypatch.setitem(MACHINES, "cpu", Machine("cuda", HOPPER, frozenset(PACKAGE["flash2"])))
+    standins.install(monkeypatch, "flash2")
+    monkeypatch.setattr(standins.flash_attn_2, "flash_attn_func", make_opaque(fails, fails == "forward"))
+    model, ids, found = wide([]).train(), torch.randint(1, 67, (2, 23)), []
+    if fails == "backward":  # as an evaluation before the first step, which finds nothing wrong
+        with torch.no_grad():
+            model(ids)
+    for kernel in ("auto", "eager"):
+        model.kernel = kernel
+        for block in model.blocks:
+            block.compile(dynamic=False, backend="eager")
+        caught = pytest.warns(UserWarning, match="flash2: the first call of flash_attn_func failed, found RuntimeError")
+        with caught if kernel == "auto" else contextlib.nullcontext():
+            model(ids).logits.float().square().mean().backward()
+        found.append(torch.cat([each.grad.flatten().float() for each in model.parameters()]))
+        model.zero_grad()
+    assert (found[0] - found[1]).norm() < 0.05 * found[1].norm()
+
+
+def test_a_package_that_fails_on_real_rows_alone_costs_auto_a_warning_after_its_trial(monkeypatch):
+    monkeypatch.setitem(MACHINES, "cpu", Machine("cuda", HOPPER, frozenset(PACKAGE["flash2"])))
+    standins.install(monkeypatch, "flash2")
+    whole, model = standins.flash_attn_2.flash_attn_func, wide([])
+
+    def fail(q, *args, **given):
+        return whole(q, *args, **given) if q.shape[1] <= 2 else 1 / 0
+
+    monkeypatch.setattr(standins.flash_attn_2, "flash_attn_func", fail)
+    with pytest.warns(UserWarning, match="flash2: the first call of flash_attn_func failed, found ZeroDivisionError"):
+        of(model, "auto", torch.randint(1, 67, (2, 23)))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("illegal access")])

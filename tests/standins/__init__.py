@@ -71,6 +71,7 @@ def install(monkeypatch: Any, name: str, arch: int = 90) -> list[Made]:
             monkeypatch.setattr(kernel, "loaded", None)
             monkeypatch.setattr(kernel, "broken", False)
             monkeypatch.setattr(kernel, "proven", set())
+            monkeypatch.setattr(kernel, "tried", set())
     if name == "flash2":
         monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_2)
     elif name == "flash3":

@@ -126,6 +126,11 @@ class Kernel:
         """Whether the code of the kernel can be loaded on this machine. Warns once if it cannot."""
         return True
 
+    def runs(self, ask: AttentionQuery, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether the kernel runs on this machine, if a trial can tell. If it does not, warns, and `auto` skips the
+        kernel from now on."""
+        return True
+
     def give_up(self, ask: AttentionQuery, error: Exception) -> bool:
         """Whether the error of a call shows that the kernel cannot run on this machine. If so, warns, and `auto` skips
         the kernel from now on."""

@@ -74,7 +74,8 @@ def attend(
     are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the choice; later
     calls with other tensors and equal arguments reuse it. With `again` only q, k and v are saved for the backward pass,
     which recomputes the rest (Korthikanti et al., 2022). With `auto`, a flash kernel whose first call fails is skipped
-    with a warning (`Kernel.give_up`), except under torch.compile. Raises KernelError if the named kernel refuses.
+    with a warning (`Kernel.give_up`). Code that torch.compile traces cannot catch that: there the first call is the
+    trial of `prepare`. Raises KernelError if the named kernel refuses.
     """
     how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
     chosen = [] if chosen is None else chosen
@@ -194,12 +195,14 @@ def prepare(
     kernel: str = "auto",
 ) -> None:
     """Compute the tensors that the kernel for `ask` will read, and keep them on the mask. Called before the layers that
-    share the mask run. If each layer chooses its own keys (`ask.chosen`), only the mask to choose from and the bias are
-    computed.
+    share the mask run, and outside of what is compiled: so `auto` tries a kernel here that was not called yet. If each
+    layer chooses its own keys (`ask.chosen`), only the mask to choose from and the bias are computed.
 
     `dtype` is q's, `bias` the one that the layers will pass.
     """
     chosen = select(ask, machine_of(device), kernel)
+    while kernel == "auto" and not chosen.runs(ask, device, dtype):
+        chosen = select(ask, machine_of(device))
     if ask.chosen and mask.only is None:  # each layer will narrow the mask
         mask.dense(device)
         if bias is not None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zoo.errors import KernelError, ZooError
 from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.found import explain_missing
+from zoo.kernels.mask import Mask
 from zoo.kernels.varlen import VarlenBatch, lay_varlen
 from zoo.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
-    from zoo.kernels.mask import Mask
     from zoo.kernels.score_bias import Bias
 
 WIDEST = 256  # maximum head width of all versions, except for special shapes
@@ -53,6 +53,7 @@ class Flash(Kernel):
     def __init__(self) -> None:
         self.loaded: Any = None  # the module, once imported
         self.proven: set[str] = set()  # functions that have returned
+        self.tried: set[tuple[str, bool]] = set()  # functions that `runs` has called, and whether backward too
 
     # ------------------------------------------------------------ the reason against
 
@@ -103,6 +104,40 @@ class Flash(Kernel):
                 warnings.warn(f"{error.args[0].partition(' (kernel=')[0]}; another kernel is used", stacklevel=2)
         return not self.broken
 
+    def runs(self, ask: AttentionQuery, device: torch.device, dtype: torch.dtype) -> bool:
+        """Call the function for `ask` once on zeros, forward and, if training needs it, backward. Calls that read a
+        cache are not tried: they are never compiled."""
+        name = self.function(ask)
+        tried, proven = (name, ask.needs_grad), name in self.proven
+        if tried in self.tried or way(ask) not in (DENSE, VARLEN) or device.type == "meta":
+            return True
+        if torch.compiler.is_compiling():
+            return True
+        try:
+            self.call_on_zeros(ask, device, dtype)
+        except Exception as error:  # a package's own code: it may raise anything
+            self.proven.discard(name)  # its backward pass may have failed
+            if not self.give_up(ask, error):
+                raise
+            return False
+        self.tried.add(tried)
+        if not proven:
+            self.proven.discard(name)  # outside of compiled layers the first call on real tensors may still fail
+        return True
+
+    def call_on_zeros(self, ask: AttentionQuery, device: torch.device, dtype: torch.dtype) -> None:
+        """Attend among two tokens, with the heads and the mask of `ask`."""
+        of_queries, of_keys = (ask.n_heads, ask.head_dim), (ask.n_kv_heads, ask.head_dim)
+        heads = (of_queries, of_keys, (ask.n_kv_heads, ask.v_head_dim))
+        given: dict[str, Any] = {"device": device, "dtype": dtype, "requires_grad": ask.needs_grad}
+        q, k, v = (torch.zeros(1, 2, *each, **given) for each in heads)
+        numbers = torch.zeros(1, 2, dtype=torch.long, device=device)
+        mask = Mask(2, 2, causal=ask.causal, window=ask.window, ahead=ask.ahead)
+        mask.documents = (numbers, numbers) if way(ask) == VARLEN else None
+        y = self(q, k, v, Scores(mask, 1.0, ask.softcap))
+        if ask.needs_grad:
+            y.sum().backward()
+
     def give_up(self, ask: AttentionQuery, error: Exception) -> bool:
         name = self.function(ask)
         if name in self.proven or isinstance(error, (ZooError, torch.OutOfMemoryError)):
@@ -118,7 +153,7 @@ class Flash(Kernel):
         if self.loaded is None:
             try:
                 self.loaded = self.module()
-            except (ImportError, OSError, RuntimeError, ValueError) as error:
+            except Exception as error:  # a package's own code: it may raise anything
                 found = f"{self.package} is installed and cannot be loaded, found {type(error).__name__}: {error}"
                 raise KernelError(f"kernel: {self.name}: {found} (kernel=sdpa would do)") from error
         return self.loaded

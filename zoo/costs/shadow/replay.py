@@ -177,9 +177,11 @@ class Fused:
     def __init__(self, kernel: Kernel) -> None:
         self.name, self.refuses, self.call = kernel.name, kernel.refuses, kernel.call
 
-    def can_load(self) -> bool:
+    def can_load(self, *_: Any) -> bool:
         """Do nothing: a trace follows only shapes, so no kernel is loaded."""
         return True
+
+    runs = can_load
 
     def prepare(self, *_: Any) -> None:
         """Prepare nothing: a fused kernel's own arguments (cu_seqlens …) are a few numbers per row."""
