@@ -36,12 +36,15 @@ def update(run: Run) -> dict[str, Any]:
 
 def count_batch(run: Run, batch: Batch) -> int:
     """Count a step's tokens, FLOPs and targets over all processes, and add tokens and FLOPs to the run's. Returns the
-    number of targets."""
-    objective = run.settings.objective
+    number of targets. Where each token of a row counts, all processes have as much, and none waits for the others."""
+    objective, rows = run.settings.objective, run.layout.rows
     targets = objective.targets(batch)
     flops = 0 if run.flops is None or run.counter is None else run.counter.count(batch)
     tokens = objective.count_tokens(batch, run.settings.seq_len)
-    targets, flops, tokens = run.layout.rows.sum(targets, flops, tokens)
+    if objective.every_token and batch.documents is None:
+        targets, flops, tokens = (rows.size * each for each in (targets, flops, tokens))
+    else:
+        targets, flops, tokens = rows.sum(targets, flops, tokens)
     run.tokens += tokens
     if run.flops is not None:
         run.flops += flops
