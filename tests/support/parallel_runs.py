@@ -188,7 +188,7 @@ WAYS = {
     "dropped_experts": ("fsdp", "tp", "cp", "ep", "pp"),
     "dropped_towers": ("ddp", "tp"),
     "dropped_parallel": ("tp",),
-    "compiled": ("tp", "pp", "cp"),
+    "compiled": ("fsdp", "tp", "pp", "cp"),
     "orthogonal": ("ddp", "fsdp", "cp", "pp"),
     "neurons": ("fsdp",),
 }

@@ -75,6 +75,24 @@ def test_sharded_weights_compute_in_bfloat16_as_one_processs_bfloat16_copies_do(
     assert losses[1] != pytest.approx(losses[2], abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["fsdp", "ddp"])
+def test_compiled_layers_on_sharded_bfloat16_weights_train_as_plain_ones_do(way, here):  # noqa: F811
+    """What a mesh of GPUs does by default: bfloat16, layers compiled, weights sharded. It evaluates and samples too."""
+    model, own = MODELS["dense"]
+    common = [*BASE, *own, "batch_size=8", "steps=6", "eval_every=3", f"parallel={way}", "precision=bf16"]
+    spread(2, [(model, [*common, f"compile={each}", f"hydra.run.dir=run-{each}"]) for each in ("false", "true")])
+    runs = ("run-false", "run-true")
+    plain, compiled = (
+        [line[name] for line in lines_of(run) for name in ("loss", "val_loss") if name in line] for run in runs
+    )
+    assert compiled == pytest.approx(plain, abs=5e-3)
+    assert compiled != plain  # so it is compiled: fused operations round less often
+    weights = [open_weights(max(Path(run, "checkpoints").glob("step-*"))) for run in runs]
+    for name, each in weights[0].items():
+        assert (each - weights[1][name]).norm() < 5e-3 * max(float(each.norm()), 1), name
+
+
 def test_a_sample_gathers_the_weights_once_for_all_its_tokens(here):  # noqa: F811
     model, own = MODELS["dense"]
     common = [*BASE[:-1], *own, "batch_size=8", "steps=1", "eval_every=null", "save_every=null", "parallel=fsdp"]
