@@ -131,10 +131,10 @@ def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:
     tokens is written. Raises ConfigError as a run does."""
     planned = plan_training(cfg)
     show = Show(planned.settings.steps)
-    planned, _, data = prepare_device_and_data(planned, show, ALONE)
+    planned, device, data = prepare_device_and_data(planned, show, ALONE)
     for line in describe_cut_rows(planned, data):
         show.say(line)
-    batches = open_batches(planned, data)
+    batches = open_batches(planned, data, device)
     found = ((number, batches.read(number, 1)) for number in batches.list_first(count))
     return [
         decode_row(batch, row, data.tokenizer, batches.count_cut(number))

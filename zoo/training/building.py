@@ -161,12 +161,10 @@ def build_run(
     resume from; the main process draws the `drawings` (pictures, by name) after each evaluation."""
     settings, counters = planned.settings, counters or {}
     watch = choose_computing(settings, device, show.say, counters)
-    batches = open_batches(planned, data)
+    batches = open_batches(planned, data, device)
     layout = ProcessGroups.open(settings.parallel.settle(world), world, device, settings.seq_len)
     autocast = layout.autocast(device, settings)
     batches.share = (layout.rows.rank, layout.rows.size)
-    if device.type == "cuda":
-        batches.ahead = ReadAhead(batches.read, pins=True)
     free, held = settle_process(settings, device, layout.tokens.rank)
     model = build_model(planned, layout, device, show.say, fresh=not counters)
     optimizer = build_optimizer(planned, model)
@@ -207,13 +205,16 @@ def settle_process(settings: Training, device: torch.device, rank: int) -> tuple
     return read_free_memory(device), None if is_hosted() else begin_peak_memory(device)
 
 
-def open_batches(planned: TrainingPlan, data: PreparedData) -> Batches:
-    """Open a run's stream of batches, collated by its objective."""
+def open_batches(planned: TrainingPlan, data: PreparedData, device: torch.device) -> Batches:
+    """Open a run's stream of batches, collated by its objective. For a GPU a thread reads them ahead."""
     settings, documents = planned.settings, planned.data.apart
     one_shape = settings.compile is True or settings.recipe is not None
     context = Context(planned.spec, data.tokenizer, settings.seq_len, settings.row_seed, documents, one_shape)
     collate = settings.objective.collator(context)
-    return Batches(data.sources, settings.batch_size, settings.seq_len, settings.row_seed, documents, collate)
+    batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.row_seed, documents, collate)
+    if device.type == "cuda":
+        batches.ahead = ReadAhead(batches.read, pins=True)
+    return batches
 
 
 def build_model(
