@@ -272,7 +272,7 @@ def test_ranks_with_other_free_memory_plan_the_same_rows(monkeypatch):
 
 def test_a_step_is_warmed_up_on_a_side_stream_before_it_is_recorded(monkeypatch):
     """By fakes of torch.cuda, in order: NCCL makes its communicator at the first collective, outside of a recording."""
-    order = []
+    order, streams = [], []
 
     class Scope(SimpleNamespace):
         def __enter__(self):
@@ -283,7 +283,9 @@ def test_a_step_is_warmed_up_on_a_side_stream_before_it_is_recorded(monkeypatch)
 
     fakes = {
         "device": nullcontext,
-        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: order.append("side waits")),
+        "Stream": lambda: (
+            streams.append(SimpleNamespace(wait_stream=lambda other: order.append("side waits"))) or streams[-1]
+        ),
         "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: order.append("current waits")),
         "stream": lambda stream: Scope(name="side"),
         "graph_pool_handle": lambda: "pool",
@@ -297,6 +299,7 @@ def test_a_step_is_warmed_up_on_a_side_stream_before_it_is_recorded(monkeypatch)
     recorder = CudaRecorder("cuda")
     for _ in range(2):
         assert recorder(lambda numbers: order.append("pass") or 5, 1) == ("replay", 5)
+    assert len(streams) == 1  # for each stream cuBLAS keeps a workspace
     graph = "graph {'pool': 'pool', 'capture_error_mode': 'thread_local'}"
     warm = ["side waits", "enter side", "pass", "pass", "leave side", "current waits"]
     assert order == 2 * [*warm, f"enter {graph}", "pass", f"leave {graph}"]
