@@ -17,8 +17,9 @@ from support.command_lines import list_job_folders
 from support.parallel_runs import BASE, SMALL, compare, here
 from zoo import cli
 from zoo.errors import ConfigError
+from zoo.jobs.launch import SAVING, launch
 from zoo.jobs.slurm import write_script
-from zoo.training.launcher import SlurmLauncher
+from zoo.training.launcher import PATIENCE_OF_TORCHRUN, SlurmLauncher
 
 __all__ = ["here"]  # the fixture
 
@@ -190,6 +191,24 @@ def test_submitit_runs_the_jobs_of_a_sweep(here):
     assert list(Path("sweep/.submitit").glob("*/*_result.pkl"))
 
 
+@pytest.mark.parametrize(("stated", "seconds"), [(None, 600), ("90", 90)])
+def test_processes_that_zoo_starts_have_ten_minutes_to_save_unless_the_user_says_otherwise(
+    stated, seconds, monkeypatch
+):
+    configs = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv(PATIENCE_OF_TORCHRUN, stated or "")
+    if stated is None:
+        monkeypatch.delenv(PATIENCE_OF_TORCHRUN)
+    start = lambda config, python: configs.append(config) or (lambda *words: {})  # noqa: E731
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
+    monkeypatch.setattr("zoo.jobs.launch._silence_elastic", lambda restarts: None)
+    launch(2, ["train"])
+    assert os.environ[PATIENCE_OF_TORCHRUN] == str(seconds)
+    assert getattr(configs[0], "shutdown_timeout", seconds) == seconds  # of torch 2.13
+    assert f"{SAVING} seconds to save" in " ".join((ROOT / "docs/launchers.md").read_text(encoding="utf-8").split())
+
+
 # ---------------------------------------------------------------- Kubernetes
 
 MANIFESTS = sorted((ROOT / "docs" / "k8s").glob("*.yaml"))
@@ -220,6 +239,8 @@ def test_a_manifest_has_the_fields_of_its_kind_and_a_command_that_would_run(file
     (container,) = pod["containers"]
     assert container["command"] == ["torchrun"]
     assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    (patience,) = (each["value"] for each in container["env"] if each["name"] == PATIENCE_OF_TORCHRUN)
+    assert int(patience) == SAVING < pod["terminationGracePeriodSeconds"]
     asked = parse_args(container["args"])
     assert asked.module and asked.training_script == "zoo" and asked.rdzv_id == "llama-1"
     if manifest["kind"] == "JobSet":
