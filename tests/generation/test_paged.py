@@ -408,4 +408,5 @@ def test_every_kernel_says_whether_it_reads_pages():
 
 def test_what_a_cache_takes_is_said():
     engine = Engine(make("attention=gqa"), rows=2, tokens=40, paged=True)
-    assert describe_cache(engine) == "cache: 2 rows of up to 40 tokens, 0.00 GB in pages of 16 tokens"
+    size = "cache: 2 rows of up to 40 tokens, 0.00 GB in pages of 16 tokens"
+    assert describe_cache(engine) == f"{size}, read by sdpa; a step computes up to 512 tokens"

@@ -10,6 +10,7 @@ from support.tiny_runs import compose_run, write_corpus
 from zoo.distributed.world import ALONE, World
 from zoo.errors import ConfigError
 from zoo.jobs.train import start_run
+from zoo.kernels import KERNELS
 from zoo.kernels.base import Machine
 from zoo.run import cuda_start
 from zoo.run.builder import pick_device
@@ -50,7 +51,20 @@ def test_a_processor_computes_in_float32_and_tries_compiled_layers(settle):
 def test_a_gpu_computes_in_bfloat16_with_compiled_layers_and_one_line_says_so(settle):
     chosen, lines = settle(GPU)
     assert chosen == {"precision": "bf16", "compile": True, "checkpoint": "whole"}
-    assert lines == ["defaults on cuda:0: precision=bf16, compile=true (each can be set)"]
+    chosen = "precision=bf16, compile=true, kernel=sdpa (each can be set); float32 products in TF32"
+    assert lines == [f"defaults on cuda:0: {chosen}"]
+
+
+def test_the_line_names_the_kernel_of_each_kind_of_layer_unless_the_user_has(settle, monkeypatch):
+    monkeypatch.setattr(KERNELS["flash2"], "loaded", "here")
+    softcap = "model.attention.softcap=30"
+    for kernel, told in (("auto", True), ("eager", False)):
+        (line,) = settle(GPU, f"kernel={kernel}", softcap, packages=("compiler", "flash-attn"))[1]
+        assert ("kernel=flash2 " in line) == ("kernel" in line) == told
+
+
+def test_a_run_in_float32_takes_no_tf32_and_the_line_says_none(settle):
+    assert settle(GPU, "precision=fp32")[1] == ["defaults on cuda:0: compile=true, kernel=sdpa (each can be set)"]
 
 
 def test_a_gpu_without_bfloat16_computes_in_float32(settle):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.kernels import machine_of
+from zoo.kernels import machine_of, select
 from zoo.kernels.view.page_tables import PAGE, choose_page, reads_pages
 from zoo.lazy import torch
 
@@ -32,6 +32,12 @@ def takes_varlen(tower: Tower, dtype: torch.dtype, device: torch.device, kernel:
     row to the longest."""
     asks = _list_queries(tower, dtype, varlen=True, page=page)
     return all(ask is not None and reads_pages(ask, machine_of(device), kernel) for ask in asks)
+
+
+def name_kernels(tower: Tower, dtype: torch.dtype, device: torch.device, kernel: str, page: int) -> list[str]:
+    """Return the names of the kernels that read a paged cache in a decoding step."""
+    asks = _list_queries(tower, dtype, page=page)
+    return sorted({select(ask, machine_of(device), kernel).name for ask in asks if ask is not None})
 
 
 def _list_queries(tower: Tower, dtype: torch.dtype, **features: Any) -> list[AttentionQuery | None]:

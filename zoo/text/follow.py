@@ -11,6 +11,7 @@ from zoo.errors import ConfigError, ZooError
 from zoo.generation.engine import Engine, serving
 from zoo.generation.engine_sizes import size_engine
 from zoo.generation.request import Event, Request
+from zoo.run.cache_layout import name_kernels
 from zoo.sampling.sampler import Logprob
 from zoo.text.detokenize import TextStream
 from zoo.text.jobs import JobMaker, TextJob
@@ -77,11 +78,14 @@ def make_engine(model: Model, jobs: Sequence[TextJob], kernel: str | None = None
 
 
 def describe_cache(engine: Engine) -> str:
-    """Describe the memory that a paged engine has allocated, and what CUDA graphs will add."""
-    size = f"{engine.store.nbytes / 1e9:,.2f} GB in pages of {engine.store.page} tokens"
-    graphs = engine.passes.graphs
+    """Describe the sizes that a paged engine has chosen: rows, tokens of a step, the memory that it has allocated and
+    what CUDA graphs will add, and the kernels that read it."""
+    store, graphs = engine.store, engine.passes.graphs
+    kernels = name_kernels(engine.writer, store.dtype, engine.device, engine.kernel or engine.model.kernel, store.page)
+    size = f"{store.nbytes / 1e9:,.2f} GB in pages of {store.page} tokens, read by {' and '.join(kernels)}"
     later = "" if graphs is None or graphs.refusal else ", and memory for each step that is recorded as a CUDA graph"
-    return f"cache: {engine.scheduler.rows} rows of up to {engine.tokens:,} tokens, {size}{later}"
+    rows = f"{engine.scheduler.rows} rows of up to {engine.tokens:,} tokens"
+    return f"cache: {rows}, {size}{later}; a step computes up to {engine.scheduler.budget:,} tokens"
 
 
 def count_rows(asked: Iterable[Request | Options], most: int) -> int:

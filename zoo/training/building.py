@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.costs.kernels import mask_whole
 from zoo.data import Batches, PreparedData, prepare
 from zoo.data.read_ahead import ReadAhead
 from zoo.distributed.world import ALONE, World
 from zoo.errors import ConfigError, refuse
 from zoo.generation.prompt_towers import check_length
-from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.model.init import mix_seed
 from zoo.run import fp8
@@ -24,7 +22,7 @@ from zoo.run.threads import ThreadWatch
 from zoo.text.jobs import encode_prompt
 from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
-from zoo.training.device_defaults import settle_defaults
+from zoo.training.device_defaults import choose_kernels, multiplies_in_tf32, settle_defaults
 from zoo.training.dropout import Dropout, count_draws
 from zoo.training.gradient import Autocast, WholeModel
 from zoo.training.layout import ProcessGroups
@@ -106,23 +104,6 @@ def check_run_device(planned: TrainingPlan, device: torch.device, world: World, 
         say(line)
 
 
-def choose_kernels(planned: TrainingPlan, device: torch.device) -> set[str]:
-    """Return the names of the attention kernels that train the layers. Raises KernelError if the kernel that the user
-    named cannot train or evaluate a kind of layer."""
-    trains: set[str] = set()
-    machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
-    for tower in planned.spec.towers().values():
-        for block in tower.blocks.values():
-            tokens = planned.settings.seq_len
-            mask = mask_whole(tower, block, tokens, planned.data.apart, tokens)
-            drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
-            asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
-            for ask in (block.attention.ask(dtype, **{**mask.features, **each}) for each in asks):
-                if ask is not None and (kernel := select(ask, machine, planned.settings.kernel)) and ask.needs_grad:
-                    trains.add(kernel.name)
-    return trains
-
-
 def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -> str | None:
     """Return a warning if several processes drop different attention probabilities than one process would (with sdpa,
     which draws its own random numbers); None if not."""
@@ -198,8 +179,8 @@ def settle_process(settings: Training, device: torch.device, rank: int) -> tuple
     """Seed torch's generator, and let a process on a CPU keep freed memory. Returns the bytes that are free and the
     bytes that are held before the model is built, None where unknown."""
     torch.manual_seed(mix_seed(settings.seed, f"rank {rank}") if rank else settings.seed)
-    if device.type == "cuda":  # TF32 for what a run in fewer bits leaves in float32; precision=fp32 stays exact
-        torch.set_float32_matmul_precision("highest" if settings.arithmetic == "fp32" else "high")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if multiplies_in_tf32(settings, device) else "highest")
     if device.type == "cpu" and not is_hosted():
         keep_memory()
     return read_free_memory(device), None if is_hosted() else begin_peak_memory(device)

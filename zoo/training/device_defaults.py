@@ -15,21 +15,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.costs.kernels import mask_whole
 from zoo.distributed.world import World
-from zoo.kernels import machine_of
+from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.run.fastest_dtype import multiplies_in_bf16
 from zoo.training.compiling import FEWEST, has_one_shape
 
 if TYPE_CHECKING:
     from zoo.training.planning import TrainingPlan
+    from zoo.training.settings import Training
 
 
 def settle_defaults(
     planned: TrainingPlan, device: torch.device, world: World, say: Callable[[str], object] = lambda line: None
 ) -> TrainingPlan:
     """Replace `auto` by the value chosen for this device and mesh, in the settings and in the config, so that a resumed
-    run has the same. `say` gets one line on values that differ from those of one process on a CPU."""
+    run has the same. `say` gets one line on values that differ from those of one process on a CPU, and on a GPU
+    on attention's kernels and TF32."""
     settings = planned.settings
     chosen: dict[str, Any] = {}
     if settings.precision == "auto":
@@ -41,14 +44,41 @@ def settle_defaults(
     if settings.compile == "auto" and device.type == "cuda":
         chosen["compile"] = can_compile(planned, device, world)
     told = [f"{name}={value}".lower() for name, value in chosen.items() if value not in ("fp32", "whole")]
+    planned = replace(planned, settings=replace(settings, **chosen), config={**planned.config, **chosen})
+    if device.type == "cuda" and settings.kernel == "auto":
+        told += [f"kernel={each}" for each in sorted(choose_kernels(planned, device))]
     if told:
-        say(f"defaults on {device}: {', '.join(told)} (each can be set)")
-    return replace(planned, settings=replace(settings, **chosen), config={**planned.config, **chosen})
+        exact = "; float32 products in TF32" if multiplies_in_tf32(planned.settings, device) else ""
+        say(f"defaults on {device}: {', '.join(told)} (each can be set){exact}")
+    return planned
 
 
 def choose_precision(device: torch.device) -> str:
     """Choose the precision of a run: bf16 on a GPU that computes in it, else fp32."""
     return "bf16" if multiplies_in_bf16(machine_of(device)) else "fp32"
+
+
+def multiplies_in_tf32(settings: Training, device: torch.device) -> bool:
+    """Whether products that stay in float32 are computed in TF32: on a GPU, where a run computes in fewer bits.
+    `precision=fp32` stays exact."""
+    return device.type == "cuda" and settings.arithmetic != "fp32"
+
+
+def choose_kernels(planned: TrainingPlan, device: torch.device) -> set[str]:
+    """Return the names of the attention kernels that train the layers. Raises KernelError if the kernel that the user
+    named cannot train or evaluate a kind of layer."""
+    trains: set[str] = set()
+    machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
+    for tower in planned.spec.towers().values():
+        for block in tower.blocks.values():
+            tokens = planned.settings.seq_len
+            mask = mask_whole(tower, block, tokens, planned.data.apart, tokens)
+            drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
+            asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
+            for ask in (block.attention.ask(dtype, **{**mask.features, **each}) for each in asks):
+                if ask is not None and (kernel := select(ask, machine, planned.settings.kernel)) and ask.needs_grad:
+                    trains.add(kernel.name)
+    return trains
 
 
 def can_compile(planned: TrainingPlan, device: torch.device, world: World) -> bool:
