@@ -1,14 +1,21 @@
 """`zoo doctor --gpu`: what it measures, in small on a CPU, and the page that it makes of an H100's findings."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from zoo.bench.kernels import device_timing, first_contact
+from zoo.bench.kernels.cases import make_ask
 from zoo.bench.kernels.processes import Settings
 from zoo.cli import run
 from zoo.costs.hardware import hardware
+from zoo.kernels import KERNELS
+from zoo.kernels.base import Machine
+from zoo.kernels.dispatch import order
+from zoo.kernels.found import EVERYTHING
+from zoo.kernels.table import PLAIN
 
 CPU = Settings("cpu", quick=True)
 VERSIONS = {"torch": "2.13.0+cu130", "cuda": "13.0"}
@@ -22,7 +29,7 @@ MISSING = "flash-attn-3 is not installed (built from the hopper folder of flash-
 
 def make_findings(**changes):
     kernels = [
-        *({"name": name, "passed": True} for name in ("sdpa", "flash_torch", "flex")),
+        *({"name": name, "passed": True} for name in ("sdpa", "flash_torch", "flex", "triton")),
         {"name": "flash2", "raised": "ImportError: undefined symbol: _ZN3c104cuda9SetDeviceEab"},
         {"name": "flash3", "refused": MISSING},
         {"name": "flash4", "left_out": "its 60 s, or the check's, were over"},
@@ -54,6 +61,7 @@ Attention in bfloat16
   sdpa         torch         runs
   flash_torch  torch         runs
   flex         triton        runs
+  triton       triton        runs
   flash2       flash-attn    no    ImportError: undefined symbol: _ZN3c104cuda9SetDeviceEab
 """
 
@@ -75,6 +83,18 @@ def test_the_page_says_what_runs_how_fast_and_what_to_do(monkeypatch):
         "bf16 below 60% of the data sheet",
         "GPUs copy through the host",
     ]
+
+
+def test_every_kernel_that_auto_may_take_on_a_gpu_is_tried_on_what_it_is_taken_for():
+    asks = [replace(PLAIN, needs_grad=True), replace(PLAIN, lengths=True, short_q=True, page=16)]
+    known = {kernel.name for ask in asks for kernel in order(ask, Machine("cuda", (9, 0)))}
+    assert known - {"eager"} == set(first_contact.KERNELS)
+    for name in first_contact.KERNELS:
+        (job,) = first_contact.list_trials(CPU, kernel=name)
+        case = job.run.args[1]
+        machine = Machine("cuda", (9, 0), EVERYTHING)
+        assert KERNELS[name].refuses(make_ask(case, torch.bfloat16, grad=False), machine) is None
+        assert (case.page is not None) == (name == "triton")
 
 
 def test_a_machine_where_all_is_well_has_nothing_to_do(monkeypatch):

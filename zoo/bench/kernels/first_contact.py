@@ -43,8 +43,12 @@ KERNELS = {
     "flash3": "flash-attn-3",
     "flash4": "flash-attn-4",
     "flex": "triton",
+    "triton": "triton",
 }
 """The attention kernels that are tried, with the package of each; None for those in torch."""
+
+READS_PAGES = "triton"
+"""The kernel that is tried on a paged cache, which it reads for `zoo generate` where flash-attn is missing."""
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8")
 
@@ -116,8 +120,8 @@ def _measure_rate(dtype: str, device: str, quick: bool) -> ReportRow:
 
 
 def list_trials(settings: Settings, *, kernel: str) -> list[Measurement]:
-    """List the one call of a kernel, forward and backward, that is compared with eager attention."""
-    case = find_case("causal")
+    """List the one call of a kernel, forward and if it has one backward, that is compared with eager attention."""
+    case = find_case("pages of 16" if kernel == READS_PAGES else "causal")
     return [Measurement(kernel, partial(check_case, kernel, case, "bfloat16", settings))]
 
 
