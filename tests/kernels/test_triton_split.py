@@ -15,9 +15,11 @@ from support.tiny_models import model_of
 from zoo import kernels
 from zoo.bench.kernels.accuracy import check_case, list_refusals
 from zoo.bench.kernels.cases import list_cases
+from zoo.bench.kernels.decoding import run_prompts
 from zoo.bench.kernels.processes import Settings
 from zoo.cache.cache import Cache
-from zoo.kernels import AttentionQuery, Machine, attend, pick, triton_split
+from zoo.generation.engine import Engine
+from zoo.kernels import KERNELS, AttentionQuery, Machine, attend, pick, triton_split
 from zoo.kernels.base import Scores
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
@@ -38,6 +40,16 @@ class Launched:
             return self.function(grid, *args, **options)
 
         return launch
+
+
+class Fails:
+    """A Triton function whose launch fails."""
+
+    def __init__(self, launch):
+        self.launch = launch
+
+    def __getitem__(self, grid):
+        return self.launch
 
 
 def read(x, offset, count):
@@ -116,6 +128,8 @@ def launches(monkeypatch):
     monkeypatch.setitem(sys.modules, code.__name__, code)
     monkeypatch.setattr(kernels, "triton_code", code, raising=False)
     monkeypatch.setitem(MACHINES, "cpu", GPU)
+    for field, value in (("broken", False), ("proven", set())):
+        monkeypatch.setattr(KERNELS["triton"], field, value)
     return calls
 
 
@@ -130,6 +144,23 @@ def test_every_case_of_few_queries_equals_eager_or_is_refused(name, launches, mo
         row = check_case("triton", CASES[name], dtype, Settings("cpu", seed=7))
         assert row.get("passed", "refused" in row), row
         assert bool(launches) != ("refused" in row)
+
+
+@pytest.mark.parametrize("fails", ["cannot be loaded", "the first call of attend_part failed"])
+def test_a_kernel_that_fails_here_costs_auto_a_warning_and_not_the_run(fails, launches, monkeypatch):
+    """As where there is no C compiler, which Triton needs for its launcher: keys are copied out of the pages then."""
+
+    def fail(*args, **given):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+    code = KERNELS["triton"] if "load" in fails else kernels.triton_code
+    monkeypatch.setattr(code, "module" if "load" in fails else "attend_part", fail if "load" in fails else Fails(fail))
+    model, prompts = model_of([]), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    with pytest.warns(UserWarning, match=f"triton.*{fails}, found RuntimeError: Failed to find C compiler.*another"):
+        written = run_prompts(Engine(model, rows=3, tokens=24, paged=True), prompts, 8)
+    monkeypatch.setitem(MACHINES, "cpu", Machine("cpu", None, frozenset()))
+    assert written == run_prompts(Engine(model, rows=3, tokens=24, paged=False), prompts, 8)
+    assert launches == []
 
 
 @pytest.mark.parametrize("least", [1, 256])  # in several parts, and in one

@@ -67,11 +67,9 @@ def install(monkeypatch: Any, name: str, arch: int = 90) -> list[Made]:
 
     calls.clear()
     for kernel in KERNELS.values():  # a module that an earlier test loaded
-        if hasattr(kernel, "loaded"):
-            monkeypatch.setattr(kernel, "loaded", None)
-            monkeypatch.setattr(kernel, "broken", False)
-            monkeypatch.setattr(kernel, "proven", set())
-            monkeypatch.setattr(kernel, "tried", set())
+        for field, value in {"loaded": None, "broken": False, "proven": set(), "tried": set()}.items():
+            if hasattr(kernel, field):
+                monkeypatch.setattr(kernel, field, value)
     if name == "flash2":
         monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_2)
     elif name == "flash3":

@@ -4,15 +4,15 @@ never ignored."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.errors import KernelError, ZooError
 from zoo.kernels.packed import split_rows
-from zoo.lazy import Tensor
+from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    import torch
-
     from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask
     from zoo.kernels.score_bias import Bias
@@ -150,3 +150,49 @@ class Kernel:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
         """Compute attention: q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv] of one dtype → [B, T, H, Cv]."""
         raise NotImplementedError
+
+
+class FallibleKernel(Kernel):
+    """A kernel whose code may fail on a machine that it does not refuse: it cannot be imported, or its first call
+    raises an error. `auto` then passes it over with a warning."""
+
+    package: str = ""  # a key of zoo.kernels.found.PACKAGES; "" for torch's own
+
+    def __init__(self) -> None:
+        self.proven: set[str] = set()  # functions that have returned
+
+    def module(self) -> Any:
+        """Import the code."""
+        raise NotImplementedError
+
+    def load(self) -> Any:
+        """Import the code at first use. Raises KernelError if that fails."""
+        try:
+            return self.module()
+        except Exception as error:  # a package's own code: it may raise anything
+            found = f"{self.package} is installed and cannot be loaded, found {type(error).__name__}: {error}"
+            raise KernelError(f"kernel: {self.name}: {found} (kernel=sdpa would do)") from error
+
+    def can_load(self) -> bool:
+        if not self.broken:
+            try:
+                self.load()
+            except KernelError as error:
+                self.broken = True
+                warnings.warn(f"{error.args[0].partition(' (kernel=')[0]}; another kernel is used", stacklevel=2)
+        return not self.broken
+
+    def give_up(self, ask: AttentionQuery, error: Exception) -> bool:
+        name = self.call(ask).function
+        if name in self.proven or isinstance(error, (ZooError, torch.OutOfMemoryError)):
+            return False
+        self.broken = True
+        line = (str(error).strip() or "no message").splitlines()[0]
+        found = f"kernel: {self.name}: the first call of {name} failed, found {type(error).__name__}: {line}"
+        warnings.warn(f"{found}; another kernel is used", stacklevel=2)
+        return True
+
+    def prove(self, function: str) -> None:
+        """Note that a function has returned, so that later errors do not count as a missing kernel."""
+        if not torch.compiler.is_compiling():
+            self.proven.add(function)

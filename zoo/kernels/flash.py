@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.errors import KernelError, ZooError
-from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
+from zoo.kernels.base import AttentionQuery, Call, FallibleKernel, Machine, Scores
 from zoo.kernels.found import explain_missing
 from zoo.kernels.mask import Mask
 from zoo.kernels.varlen import VarlenBatch, lay_varlen
@@ -27,14 +25,13 @@ concatenated; queries that attend to a cache, forward only; and a varlen batch o
 cache."""
 
 
-class Flash(Kernel):
+class Flash(FallibleKernel):
     """Attention without scores in memory (Dao et al., 2022; Dao, 2023; Shah et al., 2024).
 
     Layout B T H C. Causal masks and windows are aligned at the bottom right, and a query that sees no key gives 0, as
     in `attend`. A feature that a version lacks is refused, never ignored.
     """
 
-    package: str = ""  # a key of zoo.kernels.found.PACKAGES; "" for torch's own
     imported: str  # the module that has the functions
     serves: Callable[[tuple[int, int]], bool]  # whether it runs on a compute capability
     wants: str  # the same in words, for refusals
@@ -51,8 +48,8 @@ class Flash(Kernel):
     unlimited: int | None = -1  # the value of window_size for an unlimited side
 
     def __init__(self) -> None:
+        super().__init__()
         self.loaded: Any = None  # the module, once imported
-        self.proven: set[str] = set()  # functions that have returned
         self.tried: set[tuple[str, bool]] = set()  # functions that `runs` has called, and whether backward too
 
     # ------------------------------------------------------------ the reason against
@@ -95,15 +92,6 @@ class Flash(Kernel):
             return self.unlimited, self.unlimited
         return (window - 1, 0) if causal else (window, window if ahead is None else ahead)
 
-    def can_load(self) -> bool:
-        if self.loaded is None and not self.broken:
-            try:
-                self.load()
-            except KernelError as error:
-                self.broken = True
-                warnings.warn(f"{error.args[0].partition(' (kernel=')[0]}; another kernel is used", stacklevel=2)
-        return not self.broken
-
     def runs(self, ask: AttentionQuery, device: torch.device, dtype: torch.dtype) -> bool:
         """Call the function for `ask` once on zeros, forward and, if training needs it, backward. Calls that read a
         cache are not tried: they are never compiled."""
@@ -138,24 +126,9 @@ class Flash(Kernel):
         if ask.needs_grad:
             y.sum().backward()
 
-    def give_up(self, ask: AttentionQuery, error: Exception) -> bool:
-        name = self.function(ask)
-        if name in self.proven or isinstance(error, (ZooError, torch.OutOfMemoryError)):
-            return False
-        self.broken = True
-        line = (str(error).strip() or "no message").splitlines()[0]
-        found = f"kernel: {self.name}: the first call of {name} failed, found {type(error).__name__}: {line}"
-        warnings.warn(f"{found}; another kernel is used", stacklevel=2)
-        return True
-
     def load(self) -> Any:
-        """Import the module of the functions at first use. Raises KernelError if that fails."""
         if self.loaded is None:
-            try:
-                self.loaded = self.module()
-            except Exception as error:  # a package's own code: it may raise anything
-                found = f"{self.package} is installed and cannot be loaded, found {type(error).__name__}: {error}"
-                raise KernelError(f"kernel: {self.name}: {found} (kernel=sdpa would do)") from error
+            self.loaded = super().load()
         return self.loaded
 
     def module(self) -> Any:
@@ -230,11 +203,6 @@ class Flash(Kernel):
         result = getattr(self.load(), self.functions[which])(q, k, v, **lengths, **given)
         self.prove(self.functions[which])
         return result[0] if isinstance(result, tuple) else result
-
-    def prove(self, function: str) -> None:
-        """Note that a function has returned, so that later errors do not count as a missing kernel."""
-        if not torch.compiler.is_compiling():
-            self.proven.add(function)
 
 
 def way(ask: AttentionQuery) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
+from zoo.kernels.base import AttentionQuery, Call, FallibleKernel, Machine, Scores
 from zoo.kernels.found import explain_missing
 from zoo.lazy import Tensor, torch
 
@@ -36,11 +36,12 @@ EMULATED = 8
 """Number of multiprocessors that a CPU stands for, under Triton's interpreter."""
 
 
-class TritonSplit(Kernel):
+class TritonSplit(FallibleKernel):
     """Flash-Decoding (Dao et al., 2023): each program attends to a part of a row's keys, and a second kernel joins the
     parts by their logsumexps. Sums and softmax are in float32, products in the inputs' dtype (float32 without TF32)."""
 
     name = "triton"
+    package = "triton"
     about = "Zoo's own in Triton: split-KV, pages, sinks, softcap, ALiBi, MLA's latents; forward only"
     pages_in_place = True
 
@@ -60,12 +61,15 @@ class TritonSplit(Kernel):
     def prepare(
         self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
     ) -> None:
-        from zoo.kernels import triton_code  # noqa: F401 (imported before the layers run)
+        self.load()  # before the layers run
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+    def module(self) -> Any:
         from zoo.kernels import triton_code
 
-        code: Any = triton_code
+        return triton_code
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+        code = self.load()
         q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))
         launch = lay_launch(q, k, v, how, _count_processors(q.device))
         y = q.new_empty(*q.shape[:3], v.shape[3])
@@ -79,6 +83,7 @@ class TritonSplit(Kernel):
             attend_part(q=q, k=k, v=v, y=parts, lse=lse, **launch.arguments, **launch.options)
             if splits > 1:
                 code.join_parts[(lines,)](parts, lse, y, **launch.join)
+        self.prove("attend_part")
         return y
 
 
