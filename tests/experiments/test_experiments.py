@@ -131,7 +131,7 @@ def test_an_expectation_that_is_not_met_is_a_result_and_no_failure(here: Path, c
     said = " ".join(capsys.readouterr().out.split())
     assert f"{finding['p']:.3f} not shown" in said, "which refutes nothing"
     assert re.search(
-        r"a new experiment of about \d+ seeds \(\d+ to [\d,]+: n = 3 leaves σ uncertain\), 1 minute\)", said
+        r"a new experiment of about \d+ seeds \(\d+ to [\d,]+: n = 3 leaves σ uncertain\), [\d.]+ s\)", said
     )
 
 

@@ -110,12 +110,15 @@ def list_missing(outcome: ExperimentOutcome) -> list[str]:
 
 
 def list_wide_margins(recipe: Experiment) -> list[str]:
-    """Write a line for each margin that includes the effect of the source, so that equivalence does not deny it."""
+    """Write a line for each margin that includes the effect of the source, so that equivalence does not deny it; none
+    where equivalence is expected."""
     return [
         f"{describe_pair(each)}: the margin ±{margin:g} includes the source's effect {each.effect:+g}: "
         "equivalent would not contradict the source"
         for each in recipe.expect
-        if each.effect is not None and (margin := recipe.find_margin(each) or 0.0) >= abs(each.effect)
+        if each.verdict != "equivalent"
+        and each.effect is not None
+        and (margin := recipe.find_margin(each) or 0.0) >= abs(each.effect)
     ]
 
 

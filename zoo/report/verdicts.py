@@ -21,19 +21,15 @@ from zoo.analysis.verdict.spread_bounds import find_variance_bounds
 from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
-from zoo.units import format_count, format_si
+from zoo.units import format_count, format_seconds, format_si
 
 NAMES = {
-    "params": "parameters",
-    "flops": "training FLOPs",
-    "elementwise": "elementwise FLOPs",
-    "cache_bytes": "KV cache per sequence",
+    **{"params": "parameters", "flops": "training FLOPs"},
+    **{"elementwise": "elementwise FLOPs", "cache_bytes": "KV cache per sequence"},
 }
 FORMS: dict[str, Any] = {
-    "flops": format_si,
-    "elementwise": format_si,
-    "cache_bytes": lambda value: format_si(value, "B"),
-    "peak_memory": lambda value: format_si(value, "B"),
+    **dict.fromkeys(("flops", "elementwise"), format_si),
+    **dict.fromkeys(("cache_bytes", "peak_memory"), lambda value: format_si(value, "B")),
     "seconds": "{:.1f}".format,
 }
 
@@ -171,10 +167,10 @@ class Report:
         known += f": too few to detect less than {each.detectable:.2g}"
         if each.needed is None or each.freedom is None:
             return known
-        minutes = each.needed * 2 * self.seconds() / 60
         low, high = (max(2, round(each.needed * bound)) for bound in find_variance_bounds(each.freedom))
         new = f"about {each.needed:,} seeds ({low:,} to {high:,}: n = {each.n} leaves σ uncertain)"
-        return f"{known}; detecting the difference found takes a new experiment of {new}, {_format_time(minutes)}"
+        takes = f"{new}, {format_seconds(each.needed * 2 * self.seconds())}"
+        return f"{known}; detecting the difference found takes a new experiment of {takes}"
 
     def to_dict(self) -> dict[str, Any]:
         """Write the report as plain data."""
@@ -351,7 +347,7 @@ class Report:
 
 
 def name_verdict(each: Comparison) -> str:
-    """Name a verdict for people: with one seed there is none."""
+    """Name a verdict for people: without a test, of one seed say, there is none."""
     return "cannot be judged" if each.verdict == "inconclusive" and each.p is None else each.verdict
 
 
@@ -402,9 +398,3 @@ def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
 def format_p(p: float | None) -> str:
     """Format a p-value with three decimals, or as `< 0.001`; empty for None."""
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _format_time(minutes: float) -> str:
-    if minutes < 1.5:
-        return "1 minute"
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:,.0f} hours"
