@@ -76,7 +76,7 @@ def surroundings(tmp_path_factory):
         # Nor reads their samples to the end: of the usual 64 tokens each takes as long as the steps, too.
         patch.setattr(
             "zoo.training.validation.Options",
-            lambda max_new_tokens, **options: Options(min(max_new_tokens, 8), **options),
+            lambda max_new_tokens, **options: Options(max_new_tokens=min(max_new_tokens, 8), **options),
         )
         yield
 
