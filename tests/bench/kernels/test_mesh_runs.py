@@ -1,22 +1,30 @@
 """Runs over several GPUs and the goals of a report (`zoo bench kernels --gpus N`), in small on a CPU."""
 
 import inspect
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 
+import zoo
 from zoo.bench.kernels import checking, decoding, goals, kernel_report, mesh_runs, processes, training_mfu
+from zoo.bench.kernels.decoding import run_prompts
 from zoo.bench.kernels.processes import Settings
 from zoo.cli import run
 from zoo.compose import load
+from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
+from zoo.generation.engine import Engine
 
 ROOT = Path(__file__).parents[3]
 CPU = Settings("cpu", quick=True)
@@ -72,12 +80,64 @@ def test_a_rank_that_waits_in_cuda_for_a_killed_one_ends_in_time(tmp_path, monke
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
         return [sys.executable, "-m", *launcher, str(tmp_path / "rank.py"), folder]
 
+    def resume(gpus, *options):
+        with Path(options[1], "metrics.jsonl").open("a") as file:
+            file.write('{"loss": 1.0}\n')
+
     (tmp_path / "rank.py").write_text(BLOCKED, encoding="utf-8")
+    monkeypatch.setattr(mesh_runs, "call_zoo", resume)
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     monkeypatch.setattr(mesh_runs, "make_command", make_command)
     monkeypatch.setattr(mesh_runs, "list_leftovers", lambda run: [])
     row = mesh_runs.kill_one(CPU, 2)
     assert row["passed"] and row["seconds"] > 20, row
+
+
+@pytest.mark.parametrize(
+    ("after", "fault", "told"),
+    [
+        ([3.0, 2.0, 1.0], None, None),
+        ([3.0, 2.5, 1.0], None, "resumed, losses part by 5.0e-01"),
+        ([3.0, 2.0], "zoo: error: x", "resumed, zoo: error: x"),
+    ],
+)
+def test_a_killed_run_that_does_not_go_on_to_the_same_losses_does_not_pass(after, fault, told, monkeypatch):
+    @contextmanager
+    def start(gpus, *options):
+        yield SimpleNamespace(pid=0, wait=lambda seconds: None, poll=lambda: 1)
+
+    losses, killed = iter([[3.0, 2.0], after]), []
+    monkeypatch.setattr(mesh_runs, "started", start)
+    monkeypatch.setattr(mesh_runs, "wait_until", lambda *_: None)
+    monkeypatch.setattr(mesh_runs, "find_workers", lambda parent: [11, 12])
+    monkeypatch.setattr(mesh_runs.os, "kill", lambda *each: killed.append(each))
+    monkeypatch.setattr(mesh_runs, "read_losses", lambda run: next(losses))
+    monkeypatch.setattr(mesh_runs, "list_leftovers", lambda run: [])
+    monkeypatch.setattr(mesh_runs, "call_zoo", lambda *_: fault)
+    row = mesh_runs.kill_one(CPU, 2)
+    assert killed == [(12, signal.SIGKILL)]
+    assert row.get("fault") == told
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_texts_of_two_processes_pass_if_a_full_pass_chooses_their_tokens(right, monkeypatch):
+    """What stands for the command is the engine of one process, which forgets each prompt's last token but one."""
+    asked = []
+
+    def generate(command):
+        folder = Path(command[command.index("--checkpoint") + 1]).parent
+        texts = (folder / "prompts.txt").read_text().split("\n")
+        prompts = [make_byte_tokenizer().encode(text) for text in texts]
+        prompts = prompts if right else [[*ids[:-2], ids[-1]] for ids in prompts]
+        model = zoo.load(folder / "model").bfloat16().eval()
+        written = run_prompts(Engine(model, rows=len(texts), tokens=120), prompts, 8)
+        lines = [json.dumps({"index": at, "tokens": tokens}) for at, tokens in enumerate(written)]
+        (folder / "texts.jsonl").write_text("\n".join(lines))
+        asked.append(command[3:])
+
+    monkeypatch.setattr(mesh_runs, "call", generate)
+    assert mesh_runs.generate_apart(CPU)["passed"] is right
+    assert "--tp" in asked[0] and "--graphs" not in asked[0]
 
 
 def test_a_killed_process_leaves_the_others_the_time_that_torchrun_takes():

@@ -24,7 +24,7 @@ ACCOUNTING = (
     "tokens: random weights, loud enough that one key too many changes the tokens; greedy, in bfloat16, five rows of "
     "unequal lengths. A token passes if its logit in a full float32 pass over the same tokens is the largest within "
     f"{TIMES:g} times the largest error of a full bfloat16 pass. Ways: as the engine does by itself (pages, graphs), "
-    "without either, and with tokens proposed from n-grams"
+    "without either, with tokens proposed from n-grams, and the dense model with a draft model"
 )
 
 PROMPTS, NEW = (3, 1, 40, 17, 100), 32
@@ -44,6 +44,9 @@ def check_model(settings: Settings, name: str) -> ReportRow:
     ways: dict[str, dict[str, Any]] = {"by default": {}, "plain": {"graphs": False, "paged": False}}
     if spec.kind == "decoder":
         ways["speculation"] = {"speculate": 3}
+    if name == MODELS["dense"]:
+        draft = build_loud(load(name, ("n_layers=1",)), settings.seed).to(settings.device).bfloat16().eval()
+        ways["draft"] = {"speculate": 3, "draft": draft}
     row: ReportRow = {"model": name, "ways": list(ways)}
     faults = []
     for way, options in ways.items():

@@ -19,9 +19,14 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 
+from zoo.bench.kernels.decoding import build_loud
+from zoo.bench.kernels.generated_tokens import TIMES, measure_gap
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
 from zoo.bench.kernels.whole_runs import MODELS, judge
 from zoo.checkpoint.newest_checkpoint import choose_checkpoint
+from zoo.checkpoint.store import save_model
+from zoo.compose import load
+from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import CheckpointError
 from zoo.runs import METRICS, read_lines
 
@@ -38,6 +43,11 @@ PATIENCE = 120.0
 """Seconds for one run."""
 
 FORMS = ("whole", "sharded", "async")
+
+TENSOR = 2
+"""Processes that share a model that generates: as many as divide the tiny model's heads."""
+
+TEXTS = ("a", "the quick brown fox", "def main(argument, other): return argument + other")
 
 SIZES = (
     *("batch_size=16", "seq_len=128", "data.max_bytes=1000000", "schedule=constant", "schedule.warmup=0"),
@@ -64,15 +74,17 @@ ACCOUNTING = (
     f"meshes: {STEPS} steps of a packaged tiny model in float32 by `zoo train launcher=torchrun`; a mesh passes if its "
     f"losses are those of one process within {NEAR}; a checkpoint, if a run that goes on from it has the losses of one "
     f"that was not interrupted; a killed process, if all others end within {SOON:.0f} s with an exit code above 0 and "
-    f"whole checkpoints. 8 B: Llama 3's shape with `zoo train`'s defaults over all GPUs, mean MFU of {TIMED} steps"
+    "whole checkpoints, and the run goes on to the same losses; generation, by the rule of `tokens`. "
+    f"8 B: Llama 3's shape with `zoo train`'s defaults over all GPUs, mean MFU of {TIMED} steps"
 )
 
 
 def list_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
-    """List the meshes of `gpus` processes, the forms of a checkpoint, and a killed process."""
+    """List the meshes of `gpus` processes, the forms of a checkpoint, a killed process, and generation over two."""
     jobs = [(name, partial(train_mesh, settings, gpus, name)) for name in list_meshes(gpus)]
     jobs += [(f"save {form}, and go on", partial(resume_half, settings, gpus, form)) for form in FORMS]
-    jobs += [("a killed process", partial(kill_one, settings, gpus))]
+    jobs += [("a killed process, and go on", partial(kill_one, settings, gpus))]
+    jobs += [(f"generate --tp {TENSOR}", partial(generate_apart, settings))]
     return [Measurement(f"{name} over {gpus}", run) for name, run in jobs]
 
 
@@ -138,7 +150,7 @@ def resume_half(settings: Settings, gpus: int, form: str) -> ReportRow:
 
 
 def kill_one(settings: Settings, gpus: int) -> ReportRow:
-    """Kill a process of a run that saves at every other step, and see how the others end."""
+    """Kill a process of a run that saves at every other step, see how the others end, and resume the run."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         options = (f"model={MODELS['dense']}", "parallel=fsdp", "steps=100000", "save_every=2")
@@ -152,7 +164,11 @@ def kill_one(settings: Settings, gpus: int) -> ReportRow:
         faults = [] if seconds < SOON else [f"the others ended after {seconds:.0f} s"]
         faults += [] if code else [f"the exit code is {code}"]
         faults += list_leftovers(run)
-    return judge({"seconds": seconds, "exit_code": code}, faults)
+        before = read_losses(run)
+        fault = call_zoo(gpus, "--resume", str(run), f"steps={len(before) + 1}")
+        again = compare(read_losses(run)[:-1], before, fault)  # of the steps after the checkpoint, a second time
+        faults += [f"resumed, {again['fault']}"] if "fault" in again else []
+    return judge({"seconds": seconds, "exit_code": code, "apart": again.get("apart")}, faults)
 
 
 def list_leftovers(run: Path) -> list[str]:
@@ -162,6 +178,26 @@ def list_leftovers(run: Path) -> list[str]:
     except CheckpointError as error:
         return list(error.faults)
     return ["it has no checkpoint"] if chosen is None else list(chosen.passed)
+
+
+def generate_apart(settings: Settings) -> ReportRow:
+    """Generate with `zoo generate --tp`, on GPUs by CUDA graphs that hold NCCL's collectives, and compare each token
+    with the logits of a full forward pass of the whole model, as `zoo.bench.kernels.generated_tokens` does."""
+    spec, tokenizer = load(MODELS["dense"], ("vocab_size=257",)), make_byte_tokenizer()
+    exact = build_loud(spec, settings.seed).to(settings.device).eval()
+    model = build_loud(spec, settings.seed).to(settings.device).bfloat16().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder, "model"), tokenizer)
+        Path(folder, "prompts.txt").write_text("\n".join(TEXTS))
+        asked = [*("--checkpoint", f"{folder}/model", "--prompt-file", f"{folder}/prompts.txt", "--temperature", "0")]
+        asked += ["--max-new-tokens", "32", "--tp", f"{TENSOR}", "--out", f"{folder}/texts.jsonl", "--dtype", "bf16"]
+        asked += ["--device", settings.device, *(["--graphs"] if settings.device == "cuda" else [])]
+        if (fault := call([sys.executable, "-m", "zoo", "generate", *asked])) is not None:
+            return judge({}, [fault])
+        lines = [json.loads(line) for line in Path(folder, "texts.jsonl").read_text().splitlines()]
+    written = {line["index"]: line["tokens"] for line in lines}
+    gaps = [measure_gap(exact, model, tokenizer.encode(text), written[at]) for at, text in enumerate(TEXTS)]
+    return judge({"worst": max(gaps)}, [] if max(gaps) <= TIMES else [f"a token lies {max(gaps):.1f} errors too low"])
 
 
 def time_large(gpus: int) -> ReportRow:
@@ -203,8 +239,13 @@ def run_zoo(settings: Settings, gpus: int, folder: Path, *options: str) -> str |
 
 def call_zoo(gpus: int, *options: str) -> str | None:
     """Run `zoo train` to its end; return the last line of its error output, or None if it succeeded."""
+    return call(make_command(gpus, *options))
+
+
+def call(command: list[str]) -> str | None:
+    """Run a command to its end; return the last line of its error output, or None if it succeeded."""
     try:
-        done = subprocess.run(make_command(gpus, *options), capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         return f"did not end in {PATIENCE:.0f} s"
     return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1] if done.returncode else None
