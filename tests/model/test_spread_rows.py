@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.distributed.seam import Seam
-from zoo.model.loss import TokenLoss
+from zoo.model.loss import IGNORED, TokenLoss, find_labelled
 from zoo.model.row_loss import RowLoss
 from zoo.model.spread_row_loss import spread_loss
 
@@ -63,3 +64,23 @@ def test_a_ranks_gradient_is_its_columns_of_the_whole(kind):
         assert_close(part[:, :columns], gradient[:, rank * COLUMNS : rank * COLUMNS + columns])
         assert not part[:, columns:].any()
         assert_close((found, names), (total, terms))
+
+
+class NeverWaiting(TorchDispatchMode):
+    """Refuse the operations whose result has a size or a value that a GPU's host must wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in ("nonzero", "masked_select", "_local_scalar_dense", "unique"), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_divided_loss_of_known_targets_waits_for_no_device():
+    logits, targets = torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,))
+    targets[2] = IGNORED
+    with NeverWaiting():
+        rows = find_labelled(targets, 6)
+        labelled = logits[rows]
+        loss = spread_loss(TokenLoss(0.3, 1e-3), KnownSeam(labelled, 0), VOCABULARY)
+        run(loss, labelled[:, :COLUMNS], targets[rows], labelled)
+        with pytest.raises(AssertionError, match="nonzero"):
+            find_labelled(targets)
