@@ -126,8 +126,7 @@ Until there is one, the CUDA kernels are checked by contract, and where their co
   (tests/kernels/test_triton_split.py);
 - the order of launches, pinned copies and events around recorded steps, over fakes: a recorder that replays what
   torch's tracer wrote (tests/generation/test_graphs.py), and a device that works only when the host waits for it
-  (tests/generation/test_overlap.py). By reading alone: that CUDA graphs take the sort, the sums and the search with
-  which tokens are drawn, and how long a step then takes;
+  (tests/generation/test_overlap.py);
 - `make kernels-oracle` (not in CI): Zoo's own kernel run by Triton's interpreter in every case above that it does not
   refuse, in attentions drawn at random (page tables with NaN where nothing may be read, lengths, windows, sinks,
   softcap, ALiBi, latents, three dtypes) and in models that decode, and compiled for sm_80, 86, 90, 100 and 120 in the
@@ -135,8 +134,24 @@ Until there is one, the CUDA kernels are checked by contract, and where their co
   nothing; flash-attn 2's Triton backend run by Triton's interpreter on a CPU; flash-attn 4 compiled for sm_90 and
   sm_100 without a GPU; and what torch writes for flex on CUDA, run by the interpreter in every case above, forward
   and backward, and compiled for sm_90 and sm_86, where it must fit the GPU's shared memory. On 25 November 2026
-  (torch 2.13 and triton 3.7; 2.11 and 3.6) none of 57 cases failed: in float32 errors of at most 7e-7 forward and
-  2e-6 backward.
+  (torch 2.13 and triton 3.7; 2.11 and 3.6) none of 57 cases of flash-attn 2 and flex failed: in float32 errors of at
+  most 7e-7 forward and 2e-6 backward.
+
+What no test can show without a card stands by reading alone, of Zoo's code and of torch's at the version installed:
+
+- all of NCCL: its collectives on every mesh, in CUDA graphs too, and how ranks end when one of them fails in a kernel
+  (gloo ran them, and fakes);
+- the capture of CUDA graphs, the sampling of tokens inside them included (the sort, the sums, the search), and what
+  torch.compile writes for CUDA, flex apart;
+- the real flash-attn packages and float8's matrix products on a GPU;
+- memory: pinning by cudaHostRegister, and the 10 % of free memory that a cache leaves to the rest;
+- speed: every goal of [docs/gpu](gpu/README.md), and that nothing but the metrics makes the host wait. Expert
+  parallelism does: once in each pass of a mixture, to learn how many rows come.
+
+Known and not done: training multiplies Q, K and V, and gate and up, one by one (`zoo generate` joins them); a decoding
+step's layers are not compiled before they are captured, so RMSNorm with the residual, rotation with the cache write and
+SwiGLU are kernels of their own; `--tp` reduces by NCCL, not by symmetric memory.
+[The table](gpu/README.md#what-a-reading-found) has all findings of a reading for GPUs, and the test that holds each.
 """
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -201,6 +202,16 @@ def test_without_minutes_no_part_takes_anothers_time_and_every_page_says_how_lon
     monkeypatch.setattr(kernel_report, "format_table", lambda report: "")
     assert run(["bench", "kernels"]) == run(["bench", "kernels", "--minutes", "5"]) == 0
     assert limits == [None, 5.0]
+
+
+def test_the_table_of_findings_names_tests_that_are_there():
+    page = (ROOT / "docs/gpu/README.md").read_text(encoding="utf-8").split("## What a reading found")[1]
+    rows = [line.split("|")[1:4] for line in page.splitlines() if re.match(r"\| \d+\. ", line)]
+    assert [int(finding.split(".")[0]) for finding, _, _ in rows] == list(range(1, 25))
+    for finding, state, held in rows:
+        assert state.strip().startswith(("mended", "in part")), finding
+        files = held.split(",")
+        assert files and all((ROOT / file.strip()).is_file() for file in files), finding
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
