@@ -190,13 +190,15 @@ def test_more_gpus_than_there_are_is_refused(monkeypatch, capsys):
     assert "--gpus: train has none (kernels has)" in capsys.readouterr().err
 
 
-def test_without_minutes_no_part_takes_anothers_time_and_every_page_says_how_long_it_takes(monkeypatch):
+def test_without_minutes_no_part_takes_anothers_time_and_every_page_says_how_long_it_takes(monkeypatch, capsys):
     for gpus, minutes in ((1, 27), (2, 42), (8, 49)):
         parts = [checking.ALLOWED["device"], *(group[0].seconds for group in checking.list_parts(gpus=gpus))]
         assert sum(parts) / 60 == checking.count_minutes(gpus=gpus) == minutes
     for page in ("README.md", "CONTRIBUTING.md", "docs/kernels.md", "docs/gpu/README.md"):
         assert "27 minutes" in (ROOT / page).read_text(encoding="utf-8")
     assert "GPUS=8    # 49 minutes" in (ROOT / "docs/gpu/README.md").read_text(encoding="utf-8")
+    assert run(["bench", "--help"]) == 0
+    assert "[default: 27; 42 with --gpus, 49 with --gpus 8]" in " ".join(capsys.readouterr().out.split())
     limits = []
     monkeypatch.setattr(checking, "check_kernels", lambda *_, minutes, **__: limits.append(minutes) or make_report())
     monkeypatch.setattr(kernel_report, "format_table", lambda report: "")
