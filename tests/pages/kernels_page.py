@@ -149,9 +149,10 @@ What no test can show without a card stands by reading alone, of Zoo's code and 
 - speed: every goal of [docs/gpu](gpu/README.md), and that nothing but the metrics makes the host wait. Expert
   parallelism does: once in each pass of a mixture, to learn how many rows come.
 
-Known and not done: training multiplies Q, K and V, and gate and up, one by one (`zoo generate` joins them); a decoding
-step's layers are not compiled before they are captured, so RMSNorm with the residual, rotation with the cache write and
-SwiGLU are kernels of their own; `--tp` reduces by NCCL, not by symmetric memory.
+Known and not done: training multiplies Q, K and V, and gate and up, one by one (`zoo generate` joins them); the engine
+compiles no layers before it captures a step, so RMSNorm with the residual, rotation with the cache write and SwiGLU are
+kernels of their own (compiling takes seconds for each number of rows, and what it gains a card must say; layers that
+you compile, `block.compile()`, are captured so); `--tp` reduces by NCCL, not by symmetric memory.
 [The table](gpu/README.md#what-a-reading-found) has all findings of a reading for GPUs, and the test that holds each.
 """
 
