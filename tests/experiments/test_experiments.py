@@ -19,7 +19,7 @@ from support.command_lines import TINY
 from zoo.analysis.verdict.power import count_seeds
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.cli import run
-from zoo.experiments.experiment import Experiment, find_recipe, read_recipe
+from zoo.experiments.experiment import Experiment, Probing, find_recipe, read_recipe
 from zoo.experiments.looking import report_experiment, report_folders
 from zoo.experiments.power_check import list_blind
 from zoo.experiments.running import design_sweep, plan_experiment
@@ -326,7 +326,10 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
     assert run(["experiment", str(file), "--no-measure"]) == 0
     said = capsys.readouterr()
     assert "one head" in said.out
-    assert "the source's effect is +0.01, and this design detects 0.065 or more (34 seeds would)" in said.out + said.err
+    assert (
+        "the source's effect is +0.01, and this design detects 0.065 or more (34 seeds would detect it)"
+        in said.out + said.err
+    )
     assert run(["experiment", str(file), "--no-measure", "--json", "--seeds", "40"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["cannot_see"] == []
@@ -337,7 +340,7 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
     both = write(here, sigma=0.02, tune=True, expect=[expected, wider])
     assert run(["experiment", str(both), "--no-measure", "--json", "--seeds", "40"]) == 0
     (line,) = json.loads(capsys.readouterr().out)["cannot_see"]
-    assert f"({count_seeds(0.01, 0.02, 0.025)} seeds would)" in line, "at 2.5 %, as two verdicts are expected"
+    assert f"({count_seeds(0.01, 0.02, 0.025)} seeds would detect it)" in line, "at 2.5 %, as two verdicts are expected"
 
 
 def test_of_arms_expected_to_be_equivalent_a_plan_looks_for_the_margin_not_for_a_smaller_effect() -> None:
@@ -352,9 +355,16 @@ def test_of_arms_expected_to_be_equivalent_a_plan_looks_for_the_margin_not_for_a
     [
         (["--arm", "a=", "--arm", "b="], "arms: b is the same run as a (one of them)"),
         (["--arm", "=attention=mqa"], "arm: is NAME=OVERRIDES, found '=attention=mqa'"),
+        (["--arm", "model.n_layers=1"], "arm: 'model.n_layers=1' has no name (--arm NAME=model.n_layers=1)"),
         (["--seeds", "many", "--arm", "a="], "seeds: is a number or several, found 'many'"),
-        (["--sigma", "-1", "--arm", "a=", "--arm", "b=seed=1"], "a-b: sigma: is -1.0 (a number above 0)"),
-        (["--margin", "0", "--arm", "a=", "--arm", "b=seed=1"], "a-b: margin: is 0.0 (a number above 0)"),
+        (
+            ["--sigma", "-1", "--arm", "a=", "--arm", "b=seed=1"],
+            "sigma: is a number above 0, found -1 (--sigma 0.01, say)",
+        ),
+        (
+            ["--margin", "0", "--arm", "a=", "--arm", "b=seed=1"],
+            "margin: is a number above 0, found 0 (--margin 0.01, say)",
+        ),
         ([], "experiment: names no arms, found 'model=llama-tiny'"),
     ],
 )
@@ -364,10 +374,21 @@ def test_flags_that_make_no_experiment_cost_a_line(here: Path, refused, asked: l
     assert line == "none.yaml: no such file", "a model's file is not the experiment's"
 
 
+def test_a_word_names_the_probe_of_an_experiment(here: Path) -> None:
+    arms = {"plain": [], "short": ["n_layers=1"]}
+    node = {"probe": "mqar", "arms": arms, "metric": "reach", "higher": True}
+    (here / "recall.yaml").write_text(yaml.safe_dump(node))
+    made = read_recipe(here / "recall.yaml")
+    assert made.form(False).probe == made.form(True).probe == Probing(name="mqar")
+
+
 def test_a_file_that_makes_no_experiment_costs_a_line(here: Path, refused) -> None:
     file = write(here, expect=[{"arm": "one head", "against": "many heads", "verdict": "equivalent"}])
     assert "equivalent needs a margin" in refused("experiment", str(file))[0]
     assert "increase" in refused("experiment", str(write(here, seeds=[5, 3])))[0]
+    worse = {"arm": "one head", "against": "many heads", "verdict": "worse", "effect": -0.01}
+    line = refused("experiment", str(write(here, expect=[worse])))[0]
+    assert "effect: is -0.01, and worse is a higher val_loss (+0.01, or the other verdict)" in line
     assert "there is no arm 'none'" in refused("experiment", str(write(here, baseline="none")))[0]
     assert refused("experiment", str(write(here)), "--report") == ["sweeps/experiments/heads: no run has begun (--run)"]
     (line,) = refused("experiment", str(write(here, expect=[{"arm": "one head", "verdict": "better"}])))

@@ -212,7 +212,7 @@ def test_what_does_not_go_together_is_said_with_what_would_do(config):
         "kernel: there is no 'spda' (did you mean 'sdpa'?)",
         "seq_len: is 64, more than model.max_seq_len=32 (seq_len=32, or model.max_seq_len=64)",
         "model.vocab_size: is 257, fewer than the tokenizer's 4096 "
-        "(model.vocab_size=4096, or data.tokenizer.vocab_size=257)",
+        "(model.vocab_size=4096, or data.tokenizer.vocab_size=257 beside it)",
     ]
 
 

@@ -92,6 +92,8 @@ def read_arms(texts: Sequence[str]) -> dict[str, str]:
         name, sign, overrides = (part.strip() for part in text.partition("="))
         if not sign or not name:
             raise ConfigError(f"arm: is NAME=OVERRIDES, found {text!r} (--arm 'plain=' is an arm without overrides)")
+        if "." in name and overrides and "=" not in overrides:
+            raise ConfigError(f"arm: {text!r} has no name (--arm NAME={text})")
         if name in found:
             raise ConfigError(f"arm: {name} is given twice (once, with all of its overrides: --arm '{name}=A=1 B=2')")
         found[name] = overrides

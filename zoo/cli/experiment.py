@@ -53,6 +53,9 @@ def run(
     """
     if sum((plan, run, show)) > 1:
         raise ConfigError("experiment: --plan, --run and --report exclude each other (one of them)")
+    for name, value in (("margin", margin), ("sigma", sigma)):
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name}: is a number above 0, found {value:g} (--{name} 0.01, say)")
     stated: dict[str, Any] = {"match": match, "match_by": match_by, "margin": margin, "metric": metric, "sigma": sigma}
     stated |= {"tune": tune or None, "seeds": _read_seeds(seeds)}
     from zoo.experiments.looking import FOLDER
@@ -150,7 +153,10 @@ def _plan_task(experiment: Experiment, measure: bool, as_json: bool) -> None:
     report.print_tables(make_plan_table(planned))
     bound = "" if experiment.minutes is None else f", at most {experiment.minutes} minutes on two cores"
     trainings = sum(each["trainings"] for each in planned.values())
-    print(f"{trainings:.0f} trainings{bound}; --run leaves out those that the folder has")
+    print(
+        f"{trainings:.0f} trainings{bound}; tokens and FLOPs are those of an arm's trainings together. --run leaves "
+        "out those that the folder has"
+    )
 
 
 def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet: bool) -> ExperimentOutcome:

@@ -169,13 +169,21 @@ class Probing(Modelled):
         return make_probe(self.name, self.size, self.settings).settings()
 
 
+def _name_probe(stated: Any) -> Any:
+    """Let a text stand for the probe of that name."""
+    return {"name": stated} if isinstance(stated, str) else stated
+
+
+Probe = Annotated[Probing, BeforeValidator(_name_probe)]
+
+
 class ExperimentForm(Strict):
     """A form of a recipe, whole or short: further `overrides` of every run, its `probe` or `ladder`, its seeds, and its
     expectations. A short form should state bounds, not verdicts: two seeds of twenty steps are too few for
     significance."""
 
     overrides: Overrides = []
-    probe: Probing | None = None
+    probe: Probe | None = None
     ladder: Laddering | None = None
     seeds: Seeds = 2
     expect: list[Expectation] = []
@@ -197,7 +205,7 @@ class Experiment(Strict):
     minutes: PositiveInt | None = None
     """Upper bound of the minutes that the whole experiment takes on two cores."""
     config: str | None = None
-    probe: Probing | None = None
+    probe: Probe | None = None
     ladder: Laddering | None = None
     shared: Overrides = []
     arms: dict[str, Overrides]
@@ -247,10 +255,15 @@ class Experiment(Strict):
             self.tune or self.match or any(isinstance(each, list) for each in (self.seeds, self.short.seeds))
         ):
             raise ValueError("tune, match and looks: are for arms that train (a probe searches its own rates)")
-        if (self.probe is None) != (self.short.probe is None) or (self.ladder is None) != (self.short.ladder is None):
-            raise ValueError(
-                "short: must be of the same kind as the recipe (probe: {name: …, size: small}, ladder: {…})"
-            )
+        if (self.probe is None and self.short.probe) or (self.ladder is None and self.short.ladder):
+            raise ValueError(f"short: has a {'probe' if self.short.probe else 'ladder'}, and the whole experiment none")
+        for at, each in enumerate(self.expect):
+            more = self.higher or each.metric == WINDOW  # which is better
+            if each.effect and each.verdict in ("better", "worse"):
+                if (each.effect > 0) != (more == (each.verdict == "better")):
+                    way = "higher" if more == (each.verdict == "better") else "lower"
+                    found = f"is {each.effect:+g}, and {each.verdict} is a {way} {each.metric or self.metric}"
+                    raise ValueError(f"expect.{at}.effect: {found} ({-each.effect:+g}, or the other verdict)")
         windows = [at for at, each in enumerate(self.expect) if each.metric == WINDOW]
         if windows and not self.tune:
             raise ValueError(f"expect.{windows[0]}.metric: {WINDOW} is measured by the search (add tune: true)")
@@ -285,8 +298,10 @@ class Experiment(Strict):
 
     def form(self, short_form: bool) -> ExperimentForm:
         """Return the whole form, or the short one."""
-        whole = ExperimentForm(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
-        return self.short if short_form else whole
+        if not short_form:
+            return ExperimentForm(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
+        task = {"probe": self.short.probe or self.probe, "ladder": self.short.ladder or self.ladder}
+        return self.short.model_copy(update=task)
 
     def list_expectations(self, short_form: bool = False) -> list[Expectation]:
         """List the expectations. If none are stated, each arm's difference from the baseline is listed, to be tested

@@ -169,7 +169,7 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
             continue
         what = f"the source's effect is {published:+g}" if published is not None else f"the margin is {effect:g}"
         needed = None if each.metric == WINDOW else count_seeds(effect, sigma, level)
-        would = "" if needed is None else f" ({needed:,} seeds would)"
+        would = "" if needed is None else f" ({needed:,} seeds would detect it)"
         detects = f"this design detects {seen:.2g} or more{would}" if seen < math.inf else "this design detects none"
         lines.append(f"{_describe(each)}: {what}{' decades' if each.metric == WINDOW else ''}, and {detects}")
     return lines

@@ -89,6 +89,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     ran = f"{form}{seeds} seeds an arm, {rates}{margin}; {outcome.date}, {took}"
     rows = [list_cells(each) for each in outcome.findings]
     compared = sum(each.p is not None for each in outcome.findings)
+    alike = any(each.found == "equivalent" for each in outcome.findings)
     return [
         *head,
         ran,
@@ -97,6 +98,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         *list_wide_margins(recipe),
         make_table("", FINDINGS, rows),
         *(["p and ±: corrected over all comparisons of the experiment (Holm, 1979)"] if compared > 1 else []),
+        *(["p: of a difference; of an equivalent arm ± is that of the test of equivalence"] if alike else []),
         make_table("Arms", *list_arms(recipe, outcome)),
         make_table("Costs", *list_costs(recipe, outcome)),
         *([make_table("Learning rates", rate_table.HEADER, rows)] if (rows := list_rates(outcome)) else []),

@@ -77,8 +77,7 @@ def read_registered(folder: Path) -> Experiment | None:
     for each in (made, *made["changes"]):
         for part in each["stated"].values():
             stated |= part
-    short = {name: stated[name] for name in PARTS["task"] if name in stated}
-    return make_experiment(stated | {"config": None, "short": short}, file)  # the runs have their config
+    return make_experiment(stated | {"config": None}, file)  # the runs have their config
 
 
 def state_parts(experiment: Experiment) -> dict[str, dict[str, Any]]:

@@ -116,9 +116,9 @@ class Report:
         return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.finished.values())
 
     def unmatched(self, arm: Arm) -> dict[str, float]:
-        """Divide an arm's costs by the baseline's, for the costs (CURRENCIES) that differ by more than 1 %."""
+        """Divide an arm's costs by the baseline's, for the `comparable` costs that differ by more than 1 %."""
         theirs = self.baseline.costs
-        ratios = {name: own / theirs[name] for name, own in arm.costs.items() if theirs.get(name)}
+        ratios = {n: arm.costs[n] / theirs[n] for n in self.comparable if n in arm.costs and theirs.get(n)}
         return {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > ALIKE}
 
     def speedups(self, arm: Arm) -> dict[str, Speedup]:

@@ -180,7 +180,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) ->
         spec.output_vocab_size
     ):
         left = spec.output_vocab_size - special
-        or_else = f", or data.tokenizer.vocab_size={left}" if left > SMALLEST_BPE else ""
+        or_else = f", or data.tokenizer.vocab_size={left} beside it" if left > SMALLEST_BPE else ""
         faults.append(describe_vocabulary_fault(spec.output_vocab_size, size, or_else, special))
     return faults
 
