@@ -56,6 +56,12 @@ softcaps-and-sinks "scores to 50" was inconclusive before; fewer-rotations and o
 On 1 December 2026, after the runs, windows of good learning rates became 5 % deep (1 % before, as deep as the noise of a run); all five
 comparisons of windows were inconclusive before and are now.
 
+On 1 December 2026 the error of a searched rate became that of a parabola through the good window alone, which is larger: depth-recurrence
+("equivalent" before) and norms-inside-embeddings ("worse" before) have a comparison that is inconclusive now, and value residuals are better
+("equivalent" before). The runs kept here had the rates of a parabola through five losses, the sudden rise above the good window among them.
+In the median that is 0.13 decades below the rate that would be chosen now, and costs an estimated 0.012 nats, mostly in both arms of a
+comparison; no interval has it. At norms-after, "after, on the stream" ran 0.3 decades from it, and may be worse for that alone.
+
 ![Differences with their intervals, by metric; colour is the verdict, the band the margin, hollow a fixed rate, a diamond the source's effect](../recipes/verdicts/effects.png)
 """
 

@@ -1,6 +1,6 @@
 """Writes the table of docs/verdicts.md: what the verdicts do in simulated experiments.
-`python tests/pages verdicts` simulates 2,000 experiments of each design, some ten minutes; tests/analysis/verdict does
-fewer."""
+`python tests/pages verdicts` simulates 2,000 experiments of each design in two minutes of a core;
+tests/analysis/verdict does fewer."""
 
 from __future__ import annotations
 

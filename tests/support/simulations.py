@@ -1,23 +1,25 @@
 """Simulated experiments: how often a verdict is false, how often a true difference is found, what intervals cover.
 
-Nothing is trained. Losses are drawn with the noise and the learning-rate curvature that were measured on the packaged
-recipes (docs/findings.md), and go through the functions that judge real runs.
+Nothing is trained. Losses are drawn with the noise and the curves of loss by learning rate that were measured on the
+packaged recipes (docs/findings.md), and go through the functions that judge real runs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from statistics import mean, stdev
+from unittest import mock
 
 import numpy as np
 
-from zoo.analysis.verdict.comparison import compare_arms, find_front
+from zoo.analysis.verdict import comparison
+from zoo.analysis.verdict.comparison import Comparison, compare_arms, find_front, pool_variance
 from zoo.analysis.verdict.difference import LossNoise, MeanDifference
-from zoo.analysis.verdict.power import compute_power
+from zoo.analysis.verdict.power import compute_equivalence_power, compute_power
 from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
+from zoo.analysis.verdict.row_noise import bootstrap_rows
 from zoo.analysis.verdict.speedup import PowerLaw, find_speedup
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.jobs.rates import RateSearch
@@ -50,7 +52,8 @@ def draw_arms(
 def count(experiments: int, seed: int, happens: Callable[[np.random.Generator], bool]) -> float:
     """Count in how many experiments something happens."""
     drawn = np.random.default_rng(seed)
-    return sum(happens(drawn) for _ in range(experiments)) / experiments
+    with mock.patch.object(comparison, "count_seeds", return_value=None):  # is slow, and decides nothing
+        return sum(happens(drawn) for _ in range(experiments)) / experiments
 
 
 # ---------------------------------------------------------------- searched learning rates
@@ -65,30 +68,11 @@ def search(loss: Callable[[float], float]) -> RateSearch:
     return made
 
 
-def judge_tuned(drawn: np.random.Generator, seeds: int, bend: float, sigma: float, honest: bool = True) -> bool:
-    """Whether two equal arms, whose best rates are a little off the grid, get a verdict. With `honest=False` as it was
-    until November 2026: the best rate of the grid, the search's run as the first seed, no error of the rate."""
-    losses, errors = {}, {}
-    for arm in "ab":
-        best = drawn.uniform(-0.125, 0.125)
-
-        def loss(decade: float, best: float = best) -> float:
-            return 2 + bend * (decade - best) ** 2 + sigma * drawn.standard_normal()
-
-        made = search(loss)
-        assert made.best is not None
-        at = fit_optimum(made.decades, 0.0).at if honest else made.best / 4
-        losses[arm] = {seed: loss(at) for seed in range(seeds)}
-        if not honest:
-            losses[arm][0] = made.losses[made.best]
-        errors[arm] = made.decades
-    noise = math.sqrt(mean(stdev(each.values()) ** 2 for each in losses.values()))
-    tuning = {arm: fit_optimum(each, noise).excess for arm, each in errors.items()} if honest else {}
-    return compare_arms(losses, "a", tuning=tuning)["b"].verdict != "inconclusive"
-
-
 Curve = Callable[[float], float]
 """The excess loss of an arm by decades from its best rate."""
+
+BENDS = (0.3, 2.0)
+"""The curvatures at the best rate, in nats per squared decade, between which an arm's is drawn."""
 
 
 def bend_parabola(decade: float) -> float:
@@ -97,11 +81,54 @@ def bend_parabola(decade: float) -> float:
 
 
 def bend_cliff(decade: float) -> float:
-    """The excess loss by decade of the packaged tiny model, which is flat above its best rate and then rises at once
-    (docs/findings.md), stretched so that its window is about that of the parabola."""
-    places = (-1.83, -0.84, -0.38, -0.15, 0.07, 0.3, 0.41, 0.46, 0.53, 0.98, 1.82)
-    heights = (1.08, 0.58, 0.2, 0.07, 0.0, 0.014, 0.036, 0.24, 0.575, 0.82, 0.9)
-    return float(np.interp(decade, places, heights))
+    """A curve as those of the packaged tiny models: about a parabola of curvature 1 below the best rate, and flatter
+    above it up to where training becomes unstable and the loss rises at once."""
+    if decade < 0:
+        return decade**2 / (1 - 0.4 * decade)
+    return 0.7 * decade**2 / (1 + decade**2) + 0.25 * (1 + math.tanh((decade - 0.26) / 0.04))
+
+
+@dataclass(frozen=True)
+class TunedDesign:
+    """Two arms at searched rates. Each has a curvature and a best rate of its own; at its best rate the second arm's
+    loss is higher by `gap`. `how` they are judged: "now"; "without errors" of the rates; or as until November "2026",
+    at the best rate of the grid, with the search's run as the first seed."""
+
+    seeds: int
+    sigma: float = SIGMA
+    bends: tuple[float, float] = BENDS
+    curve: Curve = bend_parabola
+    gap: float = 0.0
+    margin: float | None = None
+    how: str = "now"
+
+    def judge(self, drawn: np.random.Generator) -> Comparison:
+        """Search, train and compare."""
+        losses, decades = {}, {}
+        for arm, gap in (("a", 0.0), ("b", self.gap)):
+            best, wide = drawn.uniform(-0.125, 0.125), math.exp(drawn.uniform(*np.log(self.bends)) / 2)
+
+            def loss(decade: float, best: float = best, wide: float = wide, gap: float = gap) -> float:
+                return 2 + gap + self.curve(wide * (decade - best)) + self.sigma * drawn.standard_normal()
+
+            made = search(loss)
+            assert made.best is not None
+            at = made.best / 4 if self.how == "2026" else fit_optimum(made.decades, 0.0).at
+            losses[arm], decades[arm] = {seed: loss(at) for seed in range(self.seeds)}, made.decades
+            if self.how == "2026":
+                losses[arm][0] = made.losses[made.best]
+        noise = LossNoise.of_arms(losses.values()).sigma
+        tuning = {arm: fit_optimum(each, noise).excess for arm, each in decades.items()} if self.how == "now" else {}
+        return compare_arms(losses, "a", margin=self.margin, tuning=tuning)["b"]
+
+    def tells(self, drawn: np.random.Generator) -> bool:
+        """Whether the arms get a verdict."""
+        return self.judge(drawn).verdict != "inconclusive"
+
+    def covers(self, drawn: np.random.Generator) -> bool:
+        """Whether the interval holds the true difference."""
+        low, high = self.judge(drawn).interval or (math.nan, math.nan)
+        return low <= self.gap <= high
 
 
 def judge_windows(
@@ -188,12 +215,26 @@ def covers_speedup(drawn: np.random.Generator, seeds: int) -> bool:
     return found[0] <= law.speedup(2.0, 1.97) <= found[1]
 
 
-def keeps_front(drawn: np.random.Generator, seeds: int) -> bool:
-    """Whether no arm of the true Pareto front is called beaten, and no arm off it to be on it."""
-    losses = draw_arms(drawn, seeds, 2.0, 2.0, 1.95, 2.05)
-    costs = {"0": 1.0, "1": 1.2, "2": 1.5, "3": 1.4}  # 0 and 2 are on the front; 1 ties with 0, 3 is worse and dearer
-    found = find_front(losses, costs, 0.01)
-    return found["0"] != "beaten" and found["2"] != "beaten" and found["3"] != "on the front"
+def places_falsely(drawn: np.random.Generator, seeds: int) -> bool:
+    """Whether the dearest of four equally good arms is called beaten, or on the Pareto front."""
+    losses = draw_arms(drawn, seeds, *[2.0] * 4)
+    return find_front(losses, {"0": 1.0, "1": 1.2, "2": 1.4, "3": 1.6}, 0.01)["3"] != "undecided"
+
+
+def covers_other_rows(drawn: np.random.Generator, pieces: int) -> bool:
+    """Whether twice the error over rows, of a split of so many pieces, holds the difference over all text."""
+    common, apart = 200 + 20 * drawn.standard_normal(pieces), 100 * (0.02 + 0.05 * drawn.standard_normal(pieces))
+    pair = [(float(a + b), 100) for a, b in zip(common, apart, strict=True)], [(float(a), 100) for a in common]
+    error = bootstrap_rows([pair])
+    assert error is not None
+    return abs(apart.mean() / 100 - 0.02) <= 1.96 * error
+
+
+def differs_pooled(drawn: np.random.Generator, seeds: int, arms: int) -> bool:
+    """Whether the variance pooled over equal arms calls the last one different, which is five times as noisy."""
+    losses = draw_arms(drawn, seeds, *[2.0] * arms)
+    losses[str(arms - 1)] = {seed: 2 + 5 * (loss - 2) for seed, loss in losses[str(arms - 1)].items()}
+    return pool_variance(losses, "0")[str(arms - 1)] < 0.05
 
 
 # ---------------------------------------------------------------- the table
@@ -205,13 +246,7 @@ def list_rates(experiments: int) -> Iterator[Rate]:
     def rate(what: str, nominal: float | None, happens: Callable[[np.random.Generator], bool]) -> Rate:
         return Rate(what, count(experiments, 1, happens), nominal, experiments)
 
-    for seeds in (3, 5, 10):
-        for bend, sigma in ((0.83, SIGMA), (0.3, SIGMA), (0.83, 3 * SIGMA)):
-            what = f"false verdicts, searched rates of curvature {bend}, σ {sigma:g}, {seeds} seeds"
-            for honest, how in ((False, "until November 2026"), (True, "now")):
-                yield rate(
-                    f"{what}: {how}", 0.05, partial(judge_tuned, seeds=seeds, bend=bend, sigma=sigma, honest=honest)
-                )
+    yield from list_tuned_rates(rate)
     for curve, shape in ((bend_parabola, "parabolas"), (bend_cliff, "cliffs")):
         for seeds, bend in ((3, 0.83), (5, 0.3), (5, 0.83), (5, 2.0), (10, 0.83)):
             apart = partial(judge_windows, seeds=seeds, bend=bend, sigma=SIGMA, curve=curve)
@@ -241,6 +276,47 @@ def list_rates(experiments: int) -> Iterator[Rate]:
             f"the interval of a difference covers it, {seeds} seeds", 0.95, partial(covers_difference, seeds=seeds)
         )
         yield rate(f"the interval of a speedup covers it, {seeds} seeds", 0.95, partial(covers_speedup, seeds=seeds))
+        dearest = partial(places_falsely, seeds=seeds)
+        yield rate(f"false places on a Pareto front, the dearest of four equal arms, {seeds} seeds", 0.025, dearest)
+        pooled = partial(differs_pooled, seeds=seeds, arms=4)
         yield rate(
-            f"no arm is on the wrong side of a Pareto front, {seeds} seeds", 0.95, partial(keeps_front, seeds=seeds)
+            f"p < 0.05 with pooled variance, one of four equal arms 5 times as noisy, {seeds} seeds", 0.05, pooled
         )
+    for pieces in (8, 32):
+        over, few = partial(covers_other_rows, pieces=pieces), max(experiments // 4, 1)
+        what = f"1.96 errors over rows hold the difference on other text, {pieces} pieces, {few} experiments"
+        yield Rate(what, count(few, 1, over), 0.95, few)
+
+
+def list_tuned_rates(rate: Callable[..., Rate]) -> Iterator[Rate]:
+    """Simulate the designs with searched learning rates."""
+    shapes = {"parabolas": TunedDesign(5), "cliffs": TunedDesign(5, curve=bend_cliff)}
+    shapes["flat and noisy"] = TunedDesign(5, sigma=0.05, bends=(0.1, 0.1))
+    for shape, design in shapes.items():
+        for seeds in (3, 5, 10):
+            own = replace(design, seeds=seeds)
+            what = f"searched rates, {shape}, {seeds} seeds"
+            if shape == "parabolas":
+                yield rate(f"{what}: false verdicts, until November 2026", 0.05, replace(own, how="2026").tells)
+            if shape == "flat and noisy":
+                yield rate(
+                    f"{what}: false verdicts, without rates' errors", 0.05, replace(own, how="without errors").tells
+                )
+            yield rate(f"{what}: false verdicts", 0.05, own.tells)
+        apart = 1.5 * design.sigma * math.sqrt(2)
+        what = f"searched rates, {shape}, 5 seeds"
+        worse = replace(design, gap=apart)
+        yield rate(f"{what}: the interval of a difference covers it", 0.95, worse.covers)
+        power = compute_power(1.5, 5)
+        yield rate(f"{what}: a true difference of 1.5 σ of a pair is found", power, worse.tells)
+        within = 4 * design.sigma * math.sqrt(2)
+        power = compute_equivalence_power(4.0, 5)
+        equal = partial(is_equivalent, design=replace(design, margin=within))
+        yield rate(f"{what}: equal arms are equivalent within 4 σ of a pair", power, equal)
+        worse = partial(is_equivalent, design=replace(design, margin=within, gap=within))
+        yield rate(f"{what}: an arm worse by that margin is equivalent", 0.05, worse)
+
+
+def is_equivalent(drawn: np.random.Generator, design: TunedDesign) -> bool:
+    """Whether two arms at searched rates are called equivalent."""
+    return design.judge(drawn).verdict == "equivalent"

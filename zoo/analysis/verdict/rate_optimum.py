@@ -1,9 +1,10 @@
 """Estimate an arm's best learning rate from a search, and how much of a loss its error may cost.
 
-Near its optimum x* the loss is a parabola of the log rate x: L(x) = L* + c·(x − x*)². Least squares over the rates next
-to the best one gives x*, and noise σ of a loss gives the variance v of x*. At the fitted rate the arm loses
-e = c·(x − x*)², whose expected square is 3c²v². All seeds run at that rate, so that e is in each of their losses: its
-root mean square is a standard error that more seeds do not reduce (`MeanDifference`).
+Near its optimum x* the loss is a parabola of the log rate x: L(x) = L* + c·(x − x*)². Further away it is not: above a
+good rate training becomes unstable, and the loss rises at once. Least squares over the rates in the good window gives
+x*, and noise σ of a loss gives the variance v of x*. At the fitted rate the arm loses e = c·(x − x*)², whose expected
+square is 3c²v². All seeds run at that rate, so that e is in each of their losses: its root mean square is a standard
+error that more seeds do not reduce (`MeanDifference`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from zoo.analysis.verdict.difference import MeanDifference
-
-NEAREST = 5
-"""Rates next to the best one that the parabola is fitted to."""
 
 TOLERANCE = 0.05
 """A rate is in the good window if its loss exceeds the best loss by at most this fraction: several times the noise of a
@@ -51,9 +49,11 @@ def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:
     """
     finite = {at: loss for at, loss in losses.items() if math.isfinite(loss)}
     best = min(finite, key=lambda at: finite[at])
-    # Of two rates as far away the lower one: a file has rates of three digits, by which the same ones must be chosen.
-    near = sorted(sorted(finite, key=lambda at: (round(abs(at - best), 2), at))[:NEAREST])
-    fit = _fit_parabola(near, [finite[at] for at in near]) if len(near) >= 3 else None
+    depth = TOLERANCE * abs(finite[best])
+    near = _list_near(finite, best, finite[best] + depth)
+    # Beyond twice the window's depth losses count alike: one after a sudden rise says nothing of the parabola.
+    heights = [min(finite[at], finite[best] + 2 * depth) for at in near]
+    fit = _fit_parabola(near, heights) if len(near) >= 3 else None
     if fit is not None:
         bend, slope, inverse = fit
         at = -slope / (2 * bend) if bend > 0 else math.inf
@@ -63,6 +63,16 @@ def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:
             variance = by_slope**2 * inverse[1][1] + 2 * by_slope * by_bend * inverse[1][2] + by_bend**2 * inverse[2][2]
             return RateOptimum(best + at, noise * math.sqrt(max(variance, 0.0)), bend, True)
     return _take_best(finite, best)
+
+
+def _list_near(finite: Mapping[float, float], best: float, limit: float) -> list[float]:
+    """List the rates around the best one up to the `limit` of their losses, and at least the next one on each side."""
+    tried, near = sorted(finite), [best]
+    place = tried.index(best)
+    for side in (tried[:place][::-1], tried[place + 1 :]):
+        outside = next((i for i, at in enumerate(side) if finite[at] > limit), len(side))
+        near += side[: max(outside, 1)]
+    return sorted(near)
 
 
 def _take_best(finite: Mapping[float, float], best: float) -> RateOptimum:

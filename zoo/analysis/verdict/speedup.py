@@ -55,8 +55,7 @@ def find_speedup(
 
     The first of `decays` is the baseline's law, the others are fitted to resampled points. The interval is Student's
     for ln S: seeds by the delta method, whose weights are ∂ ln S/∂L, and the deviation of ln S over the laws.
-    (Resampling the seeds covers too little: 74 % at three seeds, 83 % at five.) `shared_error` is a standard error that
-    all seeds share.
+    `shared_error` is a standard error that all seeds share.
     """
     law = decays[0]
     base, own = mean(baseline.values()), mean(losses.values())
