@@ -19,7 +19,7 @@ from zoo.analysis.verdict.comparison import Comparison, compare_arms, find_front
 from zoo.analysis.verdict.difference import LossNoise, MeanDifference
 from zoo.analysis.verdict.power import compute_equivalence_power, compute_power
 from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
-from zoo.analysis.verdict.row_noise import bootstrap_rows
+from zoo.analysis.verdict.row_noise import FEWEST, bootstrap_rows
 from zoo.analysis.verdict.speedup import PowerLaw, find_speedup
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.jobs.rates import RateSearch
@@ -282,7 +282,7 @@ def list_rates(experiments: int) -> Iterator[Rate]:
         yield rate(
             f"p < 0.05 with pooled variance, one of four equal arms 5 times as noisy, {seeds} seeds", 0.05, pooled
         )
-    for pieces in (8, 32):
+    for pieces in (FEWEST, 32):
         over, few = partial(covers_other_rows, pieces=pieces), max(experiments // 4, 1)
         what = f"1.96 errors over rows hold the difference on other text, {pieces} pieces, {few} experiments"
         yield Rate(what, count(few, 1, over), 0.95, few)

@@ -7,13 +7,14 @@ resampled (a paired bootstrap; Efron, 1979).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from statistics import stdev
 
 RESAMPLES = 1000
-FEWEST = 8
-"""Fewest pieces whose resampling says anything."""
+FEWEST = 12
+"""Fewest pieces whose resampling gives an interval of about its nominal coverage."""
 
 Piece = tuple[float, int]
 """The nats of a piece of the validation split, and its targets."""
@@ -30,4 +31,4 @@ def bootstrap_rows(pairs: Sequence[tuple[Sequence[Piece], Sequence[Piece]]], see
     for _ in range(RESAMPLES):
         chosen = drawn.choices(places, k=len(counts))
         found.append(sum(apart[at] for at in chosen) / sum(counts[at] for at in chosen))
-    return stdev(found)
+    return stdev(found) * math.sqrt(len(counts) / (len(counts) - 1))  # what is resampled lies around its own mean
