@@ -129,7 +129,8 @@ class Report:
         own, theirs = (keep_finite(each.values(self.metric)) for each in (arm, self.baseline))
         if not own or not theirs:
             return {}
-        longer = find_speedup(own, theirs, self.decays, self.tuning.get(arm.name, 0.0))
+        errors = (self.tuning.get(self.baseline.name, 0.0), self.tuning.get(arm.name, 0.0))
+        longer = find_speedup(own, theirs, self.decays, errors)
         ratios = {name: self.baseline.costs[name] / arm.costs[name] for name in self.comparable if arm.costs.get(name)}
         return {name: longer.times(ratio) for name, ratio in ratios.items() if name in SPENT}
 

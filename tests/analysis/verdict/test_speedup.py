@@ -44,3 +44,14 @@ def test_the_uncertainty_of_the_law_widens_the_interval() -> None:
     narrow, wide = (find_speedup(losses, baseline, each).interval for each in (laws[:1], laws))
     assert narrow is not None and wide is not None
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize("errors", [(0.02, 0.0), (0.0, 0.02)])
+def test_the_error_of_either_arms_searched_rate_widens_the_interval(errors: tuple[float, float]) -> None:
+    """Of four seeds whose noise is far smaller: 1.96 errors times ∂ ln S/∂L, which is 1 ÷ α(L − L∞)."""
+    losses, baseline = {at: 2.3 + 1e-6 * at for at in range(4)}, dict.fromkeys(range(4), 2.4)
+    found = find_speedup(losses, baseline, [PowerLaw(2, 0.3)], errors)
+    assert found.interval is not None
+    half = 1.96 * math.hypot(errors[0] / 0.3 / 0.4, errors[1] / 0.3 / 0.3)
+    assert math.log(found.interval[1] / found.factor) == pytest.approx(half, rel=1e-3)
+    assert find_speedup(losses, baseline, [PowerLaw(2, 0.3)], (math.inf, 0.0)).interval is None

@@ -49,18 +49,21 @@ class Speedup:
 
 
 def find_speedup(
-    losses: Mapping[int, float], baseline: Mapping[int, float], decays: Sequence[PowerLaw], shared_error: float = 0.0
+    losses: Mapping[int, float],
+    baseline: Mapping[int, float],
+    decays: Sequence[PowerLaw],
+    rate_errors: tuple[float, float] = (0.0, 0.0),
 ) -> Speedup:
     """Find the speedup between the mean losses of a variant and the baseline, each given by seed.
 
     The first of `decays` is the baseline's law, the others are fitted to resampled points. The interval is Student's
     for ln S: seeds by the delta method, whose weights are ∂ ln S/∂L, and the deviation of ln S over the laws.
-    `shared_error` is a standard error that all seeds share.
+    `rate_errors` are the standard errors of the baseline's loss and the variant's that all seeds share.
     """
     law = decays[0]
     base, own = mean(baseline.values()), mean(losses.values())
     factor = law.speedup(base, own)
-    if not 0 < factor < math.inf or math.isinf(shared_error):
+    if not 0 < factor < math.inf or math.inf in rate_errors:
         return Speedup(factor, None)
     weights = (1 / law.exponent / (base - law.limit), 1 / law.exponent / (own - law.limit))
     theirs, mine = (
@@ -70,7 +73,8 @@ def find_speedup(
     others = [each.speedup(base, own) for each in decays[1:]]
     logs = [math.log(each) for each in others if 0 < each < math.inf]
     of_laws = stdev(logs) if len(logs) > 1 else 0.0
-    found = MeanDifference.of_runs(theirs, mine, math.hypot(of_laws, weights[1] * shared_error))
+    of_rates = (weight * error for weight, error in zip(weights, rate_errors, strict=True))
+    found = MeanDifference.of_runs(theirs, mine, math.hypot(of_laws, *of_rates))
     if not found.known:
         if not of_laws:
             return Speedup(factor, None)
