@@ -28,7 +28,7 @@ def run(
     multirun: bool = flag("Run one model for each combination of key=a,b,c.", "--multirun", "-m"),
     probe: str | None = option("Probes by name: mqar,parity. [default: the card's ten]", metavar="NAME,NAME"),
     size: Literal["card", "small", "paper"] = option(
-        "Size of the probes: card takes minutes each, small a minute or two, paper its sizes and budget (hours on a GPU).",
+        "Size of the probes: minutes each, a minute or two (small), or those of the sources (paper: hours on a GPU).",
         default="card",
     ),
     seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),

@@ -259,11 +259,12 @@ class Experiment(Strict):
             raise ValueError(f"short: has a {'probe' if self.short.probe else 'ladder'}, and the whole experiment none")
         for at, each in enumerate(self.expect):
             more = self.higher or each.metric == WINDOW  # which is better
-            if each.effect and each.verdict in ("better", "worse"):
-                if (each.effect > 0) != (more == (each.verdict == "better")):
-                    way = "higher" if more == (each.verdict == "better") else "lower"
-                    found = f"is {each.effect:+g}, and {each.verdict} is a {way} {each.metric or self.metric}"
-                    raise ValueError(f"expect.{at}.effect: {found} ({-each.effect:+g}, or the other verdict)")
+            up = more == (each.verdict == "better")
+            if each.effect and each.verdict in ("better", "worse") and (each.effect > 0) != up:
+                way = f"{each.verdict} is a {'higher' if up else 'lower'} {each.metric or self.metric}"
+                raise ValueError(
+                    f"expect.{at}.effect: is {each.effect:+g}, and {way} ({-each.effect:+g}, or the other verdict)"
+                )
         windows = [at for at, each in enumerate(self.expect) if each.metric == WINDOW]
         if windows and not self.tune:
             raise ValueError(f"expect.{windows[0]}.metric: {WINDOW} is measured by the search (add tune: true)")
