@@ -247,7 +247,7 @@ def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path, capsy
         "60 (30 to > 60)",
         "0.800 ± 0.260 (0.25)",
         "1.0e-2!",
-        "≥ 0.14",
+        "≥ 0.37",
         "65.5 KB",
         "40.0 K",
         "90.0 K",
