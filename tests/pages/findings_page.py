@@ -68,7 +68,7 @@ comparison; no interval has it. At norms-after, "after, on the stream" ran 0.3 d
 CARDS = """\
 ## Capability cards
 
-How far ten architectures get, brought to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are right,
+How far eleven architectures get, brought to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are right,
 the median of three seeds at each one's best learning rate, and their range where they differ. A card is made by `zoo probe`, with the
 arguments of the second table.
 
@@ -76,17 +76,17 @@ The tasks are smaller than those of their sources, and training is shorter: 200 
 128. So a level that is not reached was not learned here, and nothing is refuted. `a guess`: no level, and no better than a guess among the
 answers that a row makes possible (at hops that is right at 29 to 42 %).
 
-The first six cards are of 27 November 2026, when the first of the three seeds also chose the rate; of the other four, of 1 December, a seed
+The first six cards are of 27 November 2026, when the first of the three seeds also chose the rate; of the other five, of 1 December, a seed
 of its own chose it.
 
 - OLMo Hybrid is at this size a layer of the gated delta rule, whose states may change sign, and one of attention. It copies eight letters
-  selectively with all three seeds, differential attention with two, the delta rule alone with one, plain attention with none.
+  selectively with all three seeds, as KDA does; differential attention with two, the delta rule alone with one, plain attention with none.
 - Mamba-2's first result on mqar is probably an artefact of how the rate was chosen: seed 0 chose 3.2e-2, the other two seeds fail there.
   With a state as large as attention's keys and values at these 64 tokens (28 instead of 16) its seeds reach 16, 8 and no keys at the rate
   that another seed chose: what it learns in 600 steps depends on the seed.
 - Sinks change nothing under a window of 16 tokens. Of two layers of attention, one without positions (SmolLM3 at this size) finds the needle
   in 512 tokens with all seeds where RoPE in both reaches 32 to 128, and copies less.
-- Of these ten, only layers whose states may change sign went beyond eight bits of parity.
+- Of these eleven, only layers whose states may change sign went beyond eight bits of parity.
 """
 
 
