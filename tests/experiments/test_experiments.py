@@ -19,7 +19,8 @@ from support.command_lines import TINY
 from zoo.analysis.verdict.power import count_seeds
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.cli import run
-from zoo.experiments.experiment import Experiment, Probing, find_recipe, read_recipe
+from zoo.experiments.arm_tasks import Probing
+from zoo.experiments.experiment import Experiment, find_recipe, read_recipe
 from zoo.experiments.looking import report_experiment, report_folders
 from zoo.experiments.power_check import list_blind
 from zoo.experiments.running import design_sweep, plan_experiment

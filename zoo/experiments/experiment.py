@@ -1,31 +1,22 @@
 """Read experiments: YAML files with named arms, what is matched and tuned, seeds, and the expected results."""
 
+# ruff: noqa: RUF012 (pydantic copies the defaults of its models)
+
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from zoo.analysis.verdict.comparison import Verdict
-from zoo.compose.gate import check_overrides
 from zoo.compose.sources import StatedFile, locate_faults
 from zoo.errors import ConfigError, did_you_mean, name_options
+from zoo.experiments.arm_tasks import Laddering, Overrides, Probe, Probing, Strict
 from zoo.experiments.key_faults import find_place, say_wanted
 from zoo.experiments.model_files import place_models
 from zoo.paths import recipes_dir
@@ -33,9 +24,6 @@ from zoo.report.arms import CURRENCIES
 from zoo.report.history import RESULTS
 from zoo.report.rate_table import WINDOW
 from zoo.untrusted.yaml_file import parse_yaml
-
-if TYPE_CHECKING:
-    from zoo.ladder import LadderRequest
 
 
 def _read_looks(seeds: int | list[int]) -> int | list[int]:
@@ -50,30 +38,6 @@ def _read_looks(seeds: int | list[int]) -> int | list[int]:
 Seeds = Annotated[int | list[int], AfterValidator(_read_looks)]
 """The number of seeds; or several, at which to look, in a design that adds seeds until it tells: the significance level
 is spent over the looks (`zoo.analysis.verdict.spending`)."""
-
-
-def _split_words(overrides: Any) -> Any:
-    """Split overrides that are written as one text, as on a command line; nothing is no override."""
-    return shlex.split(overrides) if isinstance(overrides, str) else [] if overrides is None else overrides
-
-
-def _name_no_code(overrides: list[str]) -> list[str]:
-    """Raise ValueError for overrides that name code, which only a person may type."""
-    try:
-        check_overrides(overrides, "overrides")
-    except ConfigError as error:
-        raise ValueError(error.faults[0].removeprefix("overrides: ")) from None
-    return overrides
-
-
-Overrides = Annotated[list[str], BeforeValidator(_split_words), AfterValidator(_name_no_code)]
-"""Overrides, as a list or as one text. They are data and name no code."""
-
-
-class Strict(BaseModel):
-    """A part of an experiment. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Expectation(Strict):
@@ -117,64 +81,6 @@ class Measure(Strict):
     context: PositiveInt | None = None
     stride: PositiveInt | None = None
     overrides: Overrides = []
-
-
-class Modelled(Strict):
-    """Runs that start from a model rather than from a training config."""
-
-    model: str = "llama-tiny"
-
-    def split_model(self, overrides: list[str]) -> tuple[str, list[str]]:
-        """Split overrides into the model named by `model=` (default: `self.model`), and the other overrides."""
-        named = [each.removeprefix("model=") for each in overrides if each.startswith("model=")]
-        return (named or [self.model])[-1], [each for each in overrides if not each.startswith("model=")]
-
-
-class Laddering(Modelled):
-    """A ladder (`zoo ladder`) of each arm, instead of single runs. The loss of its largest size is predicted from the
-    other sizes before that size is trained. The metrics are those of `zoo.experiments.laddering`."""
-
-    sizes: Annotated[int, Field(ge=4)] = 5
-    smallest: PositiveFloat | None = None
-    largest: PositiveFloat | None = None
-    tokens_per_param: PositiveFloat = 20.0
-    tune: bool = False
-    """Whether each arm's learning rate is searched at two sizes before its runs."""
-    least_updates: PositiveInt = 300
-    """Updates before the first point of every size, at least."""
-
-    def request(self, overrides: list[str], seeds: int = 1) -> LadderRequest:
-        """Make the request for the ladder with these overrides."""
-        from zoo.ladder import LadderRequest
-
-        model, rest = self.split_model(overrides)
-        rungs = self.model_dump(exclude={"model"})
-        return LadderRequest(model=model, overrides=tuple(rest), seeds=seeds, **rungs)
-
-
-class Probing(Modelled):
-    """A probe (`zoo probe`), instead of training on text: every arm is shrunk to the probe's size. A separate seed is
-    trained at each learning rate of `rates` (None: those of `zoo probe`), and the reported seeds at the best rate. The
-    metrics are `reach`, and those of a level, such as `accuracy at 16`."""
-
-    name: str
-    size: Literal["card", "small"] = "card"
-    settings: dict[str, Any] = {}
-    rates: list[PositiveFloat] | None = None
-
-    def list_settings(self) -> dict[str, Any]:
-        """Give all settings of the probe, defaults included."""
-        from zoo.probes.all_probes import make_probe
-
-        return make_probe(self.name, self.size, self.settings).settings()
-
-
-def _name_probe(stated: Any) -> Any:
-    """Let a text stand for the probe of that name."""
-    return {"name": stated} if isinstance(stated, str) else stated
-
-
-Probe = Annotated[Probing, BeforeValidator(_name_probe)]
 
 
 class ExperimentForm(Strict):

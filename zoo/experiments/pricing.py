@@ -8,7 +8,8 @@ from zoo.costs.elementwise_flops import count_elementwise
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import refuse
-from zoo.experiments.experiment import Experiment, Laddering, Probing, list_overrides
+from zoo.experiments.arm_tasks import Laddering, Probing
+from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.jobs.forecast import price_run
 from zoo.jobs.plan import LaunchPlan, plan_launch
 from zoo.ladder import plan_ladder

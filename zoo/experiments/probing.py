@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
-from zoo.experiments.experiment import Experiment, Probing, list_overrides
+from zoo.experiments.arm_tasks import Probing
+from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
 from zoo.experiments.running import find_folder

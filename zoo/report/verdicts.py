@@ -135,8 +135,7 @@ class Report:
         return {name: longer.times(ratio) for name, ratio in ratios.items() if name in SPENT}
 
     def fronts(self) -> dict[str, dict[str, Place]]:
-        """Place the arms relative to the Pareto front of loss and each cost in which arms differ, but for elementwise
-        operations, which are approximate."""
+        """Place the arms relative to the Pareto front of loss and each cost but elementwise FLOPs (approximate)."""
         losses = {each.name: each.values(self.metric) for each in self.arms}
         found = {}
         for name in (each for each in self.comparable if each != "elementwise"):

@@ -1,0 +1,96 @@
+"""Read what the arms of an experiment do in place of training on text: a probe, or a ladder."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from zoo.compose.gate import check_overrides
+from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoo.ladder import LadderRequest
+
+
+def _split_words(overrides: Any) -> Any:
+    """Split overrides that are written as one text, as on a command line; nothing is no override."""
+    return shlex.split(overrides) if isinstance(overrides, str) else [] if overrides is None else overrides
+
+
+def _name_no_code(overrides: list[str]) -> list[str]:
+    """Raise ValueError for overrides that name code, which only a person may type."""
+    try:
+        check_overrides(overrides, "overrides")
+    except ConfigError as error:
+        raise ValueError(error.faults[0].removeprefix("overrides: ")) from None
+    return overrides
+
+
+Overrides = Annotated[list[str], BeforeValidator(_split_words), AfterValidator(_name_no_code)]
+"""Overrides, as a list or as one text. They are data and name no code."""
+
+
+class Strict(BaseModel):
+    """A part of an experiment. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Modelled(Strict):
+    """Runs that start from a model rather than from a training config."""
+
+    model: str = "llama-tiny"
+
+    def split_model(self, overrides: list[str]) -> tuple[str, list[str]]:
+        """Split overrides into the model named by `model=` (default: `self.model`), and the other overrides."""
+        named = [each.removeprefix("model=") for each in overrides if each.startswith("model=")]
+        return (named or [self.model])[-1], [each for each in overrides if not each.startswith("model=")]
+
+
+class Laddering(Modelled):
+    """A ladder (`zoo ladder`) of each arm, instead of single runs. The loss of its largest size is predicted from the
+    other sizes before that size is trained. The metrics are those of `zoo.experiments.laddering`."""
+
+    sizes: Annotated[int, Field(ge=4)] = 5
+    smallest: PositiveFloat | None = None
+    largest: PositiveFloat | None = None
+    tokens_per_param: PositiveFloat = 20.0
+    tune: bool = False
+    """Whether each arm's learning rate is searched at two sizes before its runs."""
+    least_updates: PositiveInt = 300
+    """Updates before the first point of every size, at least."""
+
+    def request(self, overrides: list[str], seeds: int = 1) -> LadderRequest:
+        """Make the request for the ladder with these overrides."""
+        from zoo.ladder import LadderRequest
+
+        model, rest = self.split_model(overrides)
+        rungs = self.model_dump(exclude={"model"})
+        return LadderRequest(model=model, overrides=tuple(rest), seeds=seeds, **rungs)
+
+
+class Probing(Modelled):
+    """A probe (`zoo probe`), instead of training on text: every arm is shrunk to the probe's size. A separate seed is
+    trained at each learning rate of `rates` (None: those of `zoo probe`), and the reported seeds at the best rate. The
+    metrics are `reach`, and those of a level, such as `accuracy at 16`."""
+
+    name: str
+    size: Literal["card", "small"] = "card"
+    settings: dict[str, Any] = {}
+    rates: list[PositiveFloat] | None = None
+
+    def list_settings(self) -> dict[str, Any]:
+        """Give all settings of the probe, defaults included."""
+        from zoo.probes.all_probes import make_probe
+
+        return make_probe(self.name, self.size, self.settings).settings()
+
+
+def _name_probe(stated: Any) -> Any:
+    """Let a text stand for the probe of that name."""
+    return {"name": stated} if isinstance(stated, str) else stated
+
+
+Probe = Annotated[Probing, BeforeValidator(_name_probe)]
