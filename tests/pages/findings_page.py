@@ -76,8 +76,9 @@ The tasks are smaller than those of their sources, and training is shorter: 200 
 128. So a level that is not reached was not learned here, and nothing is refuted. `a guess`: no level, and no better than a guess among the
 answers that a row makes possible (at hops that is right at 29 to 42 %).
 
-The first six cards are of 27 November 2026, when the first of the three seeds also chose the rate; of the other five, of 1 December, a seed
-of its own chose it.
+The first six cards are of 27 November 2026, when the first of the three seeds also chose the rate; of the others, of 1 December, a seed
+of its own chose it. The last row is a control, a window of one token, so that no token sees another: it reaches no level of any probe. At hops
+none of the others does either, so that hops of this size tells nothing.
 
 - OLMo Hybrid is at this size a layer of the gated delta rule, whose states may change sign, and one of attention. It copies eight letters
   selectively with all three seeds, as KDA does; differential attention with two, the delta rule alone with one, plain attention with none.
