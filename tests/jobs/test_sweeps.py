@@ -115,7 +115,7 @@ def test_a_job_that_failed_runs_again_and_one_that_lost_its_outcome_goes_on(here
     capsys.readouterr()
     assert run(asked) == 1
     assert "of 2 jobs, 1 to resume, 1 to start" in capsys.readouterr().err
-    assert [each["status"] for each in results()] == ["done", "failed"]
+    assert [each["status"] for each in results()] == ["done", "diverged"]
     assert results()[0]["val_loss"] == loss
     with runs.locked(list_job_folders(Path("sweep"))[1], print):
         assert run(asked) == 2
@@ -159,6 +159,7 @@ def test_a_plan_prices_what_runs_then_cost(here: Path, capsys) -> None:
         "seeds": 2,
         "smallest_effect": pytest.approx(11.55, abs=0.01),
         "smallest_effect_corrected": pytest.approx(11.55, abs=0.01),
+            "comparisons": 1,
         "sigma": 0.5,
     }
     asked = [*shared, "attention=gqa,mqa", "model.d_ff=256", "optim.lr=1e-2"]
