@@ -159,7 +159,7 @@ def test_a_plan_prices_what_runs_then_cost(here: Path, capsys) -> None:
         "seeds": 2,
         "smallest_effect": pytest.approx(11.55, abs=0.01),
         "smallest_effect_corrected": pytest.approx(11.55, abs=0.01),
-            "comparisons": 1,
+        "comparisons": 1,
         "sigma": 0.5,
     }
     asked = [*shared, "attention=gqa,mqa", "model.d_ff=256", "optim.lr=1e-2"]
