@@ -19,6 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import zoo.jobs.train
 from support.command_lines import ROOT, TINY, list_job_folders
 from zoo import runs
 from zoo.analysis.verdict.power import compute_power, find_smallest_effect
@@ -26,6 +27,7 @@ from zoo.analysis.verdict.student import student_quantile
 from zoo.cli import run
 from zoo.cli.watching import JobTable, watch_jobs
 from zoo.costs import Setup, price
+from zoo.errors import ZooError
 from zoo.jobs.pinning import count_cores, count_workers
 from zoo.jobs.plan import LaunchPlan, plan_launch
 from zoo.jobs.sweep import SweepPoint, drop_duplicates
@@ -106,8 +108,16 @@ def test_a_sweep_that_is_widened_runs_what_is_new(here: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_failed_runs_again_and_one_that_lost_its_outcome_goes_on(here: Path, capsys) -> None:
-    asked = ["train", "-m", *TINY, SWEEP, "optim.lr=1e-3,1e30", "steps=3", "skip_nonfinite=0"]
+def test_a_job_that_failed_runs_again_and_one_that_lost_its_outcome_goes_on(here: Path, capsys, monkeypatch) -> None:
+    train = zoo.jobs.train.fit
+
+    def fit(run):
+        if run.settings.optim.lr > 1e-3:
+            raise ZooError("the disk is gone")
+        return train(run)
+
+    monkeypatch.setattr("zoo.jobs.train.fit", fit)
+    asked = ["train", "-m", *TINY, SWEEP, "optim.lr=1e-3,2e-3", "steps=3"]
     assert run(asked) == 1
     whole, _ = list_job_folders(Path("sweep"))
     loss = json.loads((whole / "result.json").read_text())["val_loss"]
@@ -115,7 +125,7 @@ def test_a_job_that_failed_runs_again_and_one_that_lost_its_outcome_goes_on(here
     capsys.readouterr()
     assert run(asked) == 1
     assert "of 2 jobs, 1 to resume, 1 to start" in capsys.readouterr().err
-    assert [each["status"] for each in results()] == ["done", "diverged"]
+    assert [each["status"] for each in results()] == ["done", "failed"]
     assert results()[0]["val_loss"] == loss
     with runs.locked(list_job_folders(Path("sweep"))[1], print):
         assert run(asked) == 2
