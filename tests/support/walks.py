@@ -175,7 +175,6 @@ WALKS = {
 """By file: of how many cases one runs each time, and the tests."""
 
 LONG = {
-    "test_comparison": "test_arms_are_rarely_on_the_wrong_side_of_a_front",
     "test_convert": "test_a_model_is_after_its_export_what_it_was_before_and_can_be_trained",
     "test_experiments": (
         "test_wide_arms_are_tuned_on_narrow_models_under_mup "
