@@ -16,7 +16,7 @@ class FileScheduling(LoadGroupScheduling):
     """Schedule groups as `--dist loadgroup` does, and ungrouped tests by `TOGETHER` of one file instead of singly.
 
     Whenever a test ends, xdist looks through all units that its worker was ever given: thousands if each test is one.
-    And what a file's tests share is made by one worker, not by each.
+    And what a file's tests share is made by fewer workers.
     """
 
     def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
