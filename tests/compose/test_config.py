@@ -416,3 +416,18 @@ def test_a_base_of_packaged_files_is_made_once_and_one_of_a_users_each_time(tmp_
         cfg = compose_model(mine).cfg
         assert (cfg.n_layers, cfg.norm.eps) == (layers, 10**-layers)
     assert len(made) == 3
+
+
+def test_a_defaults_list_of_packaged_files_is_made_once(monkeypatch):
+    made = []
+    make = composing.create_defaults_list
+    monkeypatch.setattr(composing, "_packaged_bases", {})
+    monkeypatch.setattr(composing, "_packaged_lists", {})
+    monkeypatch.setattr(
+        composing, "create_defaults_list", lambda *given, **how: made.append(given) or make(*given, **how)
+    )
+    first = compose_model("llama-tiny", ["attention=mqa"]).cfg
+    n_made = len(made)
+    monkeypatch.setattr(composing, "_packaged_bases", {})
+    assert compose_model("llama-tiny", ["attention=mqa"]).cfg == first and len(made) == n_made
+    assert compose_model("llama-tiny", ["attention=mla"]).cfg != first and len(made) == n_made + 1

@@ -19,8 +19,10 @@ from zoo.compose.hydra_engine import (
     Override,
     OverrideType,
     apply_override,
+    create_defaults_list,
     merge_defaults,
     name_primary,
+    rename_primary,
     store_primary,
 )
 from zoo.compose.overrides import (
@@ -88,12 +90,19 @@ MOST_BASES = 64
 
 _packaged_bases: dict[tuple[object, ...], Base] = {}
 
+MOST_LISTS = 256
+"""Maximum number of defaults lists that the compositions of a process share."""
+
+_packaged_lists: dict[tuple[object, ...], tuple[str, DefaultsList]] = {}
+"""Each with the name of its primary config."""
+
 
 @dataclasses.dataclass
 class Composition:
     """A YAML mapping with its defaults list, composed with overrides once or many times.
 
     Composed bases and defaults lists are cached by the overrides that are choices, parsed overrides by their text.
+    Those of packaged files alone are shared in a process, as these files do not change.
     """
 
     repo: Listed
@@ -107,7 +116,7 @@ class Composition:
     """Whether `body` need not pass the gate (`zoo.compose.gate`)."""
     name: str = dataclasses.field(default_factory=name_primary)
     bases: dict[tuple[object, ...], Base] = dataclasses.field(default_factory=dict)
-    lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
+    lists: dict[tuple[object, ...], DefaultsList] = dataclasses.field(default_factory=dict)
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
     def compose(self, overrides: Sequence[str], varied: Collection[str] | None = None) -> Composed:
@@ -157,9 +166,8 @@ class Composition:
         return parsed
 
     def _find_base(self, choosing: Sequence[Override]) -> Base:
-        """Find the base of these choices, or make it. Bases of packaged files alone are shared in a process, as those
-        files do not change."""
-        key = (repr(self.body), self.root, self.with_hydra, self.trusted, *map(format_override, choosing))
+        """Find the base of these choices, or make it."""
+        key = self._key(choosing)
         if key in self.bases:
             return self.bases[key]
         if key in _packaged_bases and self.repo.is_packaged():
@@ -171,12 +179,30 @@ class Composition:
             _packaged_bases[key] = base
         return base
 
+    def _key(self, choices: Sequence[Override]) -> tuple[object, ...]:
+        return repr(self.body), self.root, self.with_hydra, self.trusted, *map(format_override, choices)
+
+    def _list_defaults(self, choices: Sequence[Override]) -> DefaultsList:
+        """Find the defaults list of these choices, or make it."""
+        if (key := self._key(choices)) in self.lists:
+            return self.lists[key]
+        if key in _packaged_lists and self.repo.is_packaged():
+            name, shared = _packaged_lists[key]
+            return rename_primary(shared, name, self.name)
+        found = create_defaults_list(self.repo, self.name, list(choices), self.with_hydra, skip_missing=False)
+        self.lists[key] = found
+        if self.repo.is_packaged():
+            if len(_packaged_lists) >= MOST_LISTS:
+                del _packaged_lists[next(iter(_packaged_lists))]  # the oldest
+            _packaged_lists[key] = self.name, found
+        return found
+
     def _make_base(self, choosing: Sequence[Override]) -> Base:
         """Compose `body` with the choices alone. Raises ConfigError if `body` cannot be composed."""
         faults: list[str] = []
         with store_primary(self.body, self.name, trusted=self.trusted) as name:
             try:
-                choices = Choices(self.repo, name, self.root, self.with_hydra, faults, lists=self.lists)
+                choices = Choices(self.repo, self.root, faults, self._list_defaults)
                 found, groups, values = choices.settle(choosing)
                 cfg = merge_defaults(found, self.repo, self.label)
             except FAULTS as error:

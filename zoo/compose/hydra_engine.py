@@ -77,6 +77,7 @@ __all__ = [
     "name_primary",
     "open_repository",
     "open_session",
+    "rename_primary",
     "store_model",
     "store_primary",
 ]
@@ -97,9 +98,12 @@ TRUSTED = "trusted"
 PACKAGED = "main"
 """The provider, in Hydra's records, of the files of conf/."""
 
+INSTALLED = (PACKAGED, "hydra")
+"""The providers of files that do not change while a process runs: those of conf/, and Hydra's own."""
+
 _numbers = itertools.count()
-_packaged: dict[str, Any] = {}
-"""The parsed files of conf/, by their paths there."""
+_installed: dict[str, Any] = {}
+"""The parsed files of INSTALLED providers, by their paths there."""
 
 
 def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label: str) -> DictConfig:
@@ -113,6 +117,14 @@ def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label:
             check_merged(loaded.config, default.package or "", own)
     loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # merging needs none of its state
     return loader._compose_config_from_defaults_list(defaults.defaults, repo)
+
+
+def rename_primary(found: DefaultsList, name: str, new: str) -> DefaultsList:
+    """Give a defaults list for a primary config of another name."""
+    defaults = [
+        dataclasses.replace(each, config_path=new) if each.config_path == name else each for each in found.defaults
+    ]
+    return dataclasses.replace(found, defaults=defaults)
 
 
 def get_failure(job_return: JobReturn) -> BaseException:
@@ -185,13 +197,13 @@ class Listed(CachingConfigRepository):
         self.delegate, self.cache = delegate, {}
 
     def load_config(self, config_path: str) -> Any:
-        """Load a config. A file of conf/ is parsed once in a process; each repository has its own copy, because Hydra
+        """Load a config. An installed file is parsed once in a process; each repository has its own copy, because Hydra
         merges into what it loaded."""
-        if (key := f"config_path={config_path}") not in self.cache and config_path in _packaged:
-            self.cache[key] = copy.deepcopy(_packaged[config_path])
+        if (key := f"config_path={config_path}") not in self.cache and config_path in _installed:
+            self.cache[key] = copy.deepcopy(_installed[config_path])
         found = super().load_config(config_path)
-        if found is not None and found.provider == PACKAGED and config_path not in _packaged:
-            _packaged[config_path] = copy.deepcopy(found)
+        if found is not None and found.provider in INSTALLED and config_path not in _installed:
+            _installed[config_path] = copy.deepcopy(found)
         return found
 
     def is_packaged(self) -> bool:
@@ -201,7 +213,8 @@ class Listed(CachingConfigRepository):
 
     def offers(self, group: str) -> bool:
         """Tell whether a group of that name exists and has options."""
-        return self.group_exists(group) and bool(self.get_group_options(group))
+        packaged = any((conf_dir() / group).glob("*.yaml"))  # listing all options takes 5 ms
+        return self.group_exists(group) and (packaged or bool(self.get_group_options(group)))
 
 
 @contextmanager

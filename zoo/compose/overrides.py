@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +18,6 @@ from zoo.compose.hydra_engine import (
     Override,
     OverridesParser,
     OverrideType,
-    create_defaults_list,
     format_value,
 )
 from zoo.errors import did_you_mean
@@ -146,12 +145,10 @@ class Choices:
     """
 
     repo: Listed
-    name: str
     root: str
-    with_hydra: bool
     faults: list[str]
-    lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
-    """A cache of defaults lists, by the choices in them."""
+    list_defaults: Callable[[Sequence[Override]], DefaultsList]
+    """Give the defaults list of these choices."""
     known: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     def settle(self, overrides: Sequence[Override]) -> tuple[DefaultsList, list[Override], list[Override]]:
@@ -177,17 +174,7 @@ class Choices:
         return self._read(groups), [groups[i] for i in sorted(groups)], values
 
     def _read(self, groups: dict[int, Override]) -> DefaultsList:
-        settled = [groups[i] for i in sorted(groups)]
-        key = tuple(map(format_override, settled))
-        if key not in self.lists:
-            self.lists[key] = create_defaults_list(
-                repo=self.repo,
-                config_name=self.name,
-                overrides_list=settled,
-                prepend_hydra=self.with_hydra,
-                skip_missing=False,
-            )
-        found = self.lists[key]
+        found = self.list_defaults([groups[i] for i in sorted(groups)])
         known = found.overrides.known_choices
         self.known = {k: v for k, v in known.items() if self.root or k.split("@")[0] != "model"}
         return found
