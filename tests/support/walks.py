@@ -25,17 +25,14 @@ WALKS = {
         6,
         "test_packed_documents_equal_separate_ones "
         "test_no_token_sees_a_later_one_in_a_decoder_and_every_one_does_in_an_encoder "
-        "test_the_model_compiles_whole_without_a_graph_break "
-        "test_padded_rows_equal_the_rows_alone test_a_gradient_reaches_every_parameter",
+        "test_the_model_compiles_whole_without_a_graph_break test_padded_rows_equal_the_rows_alone "
+        "test_a_gradient_reaches_every_parameter",
     ),
     "test_families": (
         6,
-        "test_padded_rows_equal_the_rows_alone_on_either_side "
-        "test_each_layers_output_equals_the_references "
-        "test_an_unknown_tensor_and_a_missing_one_are_named "
-        "test_the_hub_style_of_a_config_says_the_same "
-        "test_export_gives_back_every_tensor_bit_for_bit_and_loads "
-        "test_the_spec_alone_says_the_config "
+        "test_padded_rows_equal_the_rows_alone_on_either_side test_each_layers_output_equals_the_references "
+        "test_an_unknown_tensor_and_a_missing_one_are_named test_the_hub_style_of_a_config_says_the_same "
+        "test_export_gives_back_every_tensor_bit_for_bit_and_loads test_the_spec_alone_says_the_config "
         "test_greedy_continuation_with_a_cache_equals_the_references",
     ),
     "test_families_hub": (3, "test_a_file_that_leaves_fields_out_reads_as_transformers_reads_it"),
@@ -44,12 +41,15 @@ WALKS = {
         "test_every_case_equals_eager_forward_and_backward_or_is_refused "
         "test_every_architecture_gives_under_auto_what_eager_does "
         "test_packed_documents_and_padded_rows_are_what_eager_makes_of_them "
-        "test_decoding_through_the_cache_is_the_whole_pass",
+        "test_decoding_through_the_cache_is_the_whole_pass "
+        "test_a_run_that_names_a_flash_kernel_trains_by_it_to_the_end_and_says_by_what_it_samples",
     ),
     "test_gguf_export": (
         5,
         "test_a_model_that_was_written_and_read_gives_the_references_logits "
-        "test_so_it_is_where_the_converter_changes_names_and_layout",
+        "test_so_it_is_where_the_converter_changes_names_and_layout "
+        "test_every_tensor_of_experts_and_states_is_the_one_that_the_converter_writes "
+        "test_the_file_is_the_one_that_llama_cpps_converter_writes",
     ),
     "test_gguf_encoders": (6, "test_a_model_that_was_written_and_read_gives_the_references_values"),
     "test_drafts": (2, "test_a_draft_model_keeps_of_its_window_what_it_may_come_back_to"),
@@ -67,10 +67,9 @@ WALKS = {
     "test_init": (3, "test_tensors_of_the_same_name_and_shape_start_equal_in_two_architectures"),
     "test_multimodal": (
         8,
-        "test_what_is_not_read_is_said_with_its_parameters "
-        "test_logits_equal_the_whole_models_on_text "
-        "test_greedy_continuation_equals_the_whole_models "
-        "test_written_back_all_is_as_it_was",
+        "test_what_is_not_read_is_said_with_its_parameters test_logits_equal_the_whole_models_on_text "
+        "test_greedy_continuation_equals_the_whole_models test_written_back_all_is_as_it_was "
+        "test_padded_rows_equal_the_whole_models_rows_alone_on_either_side",
     ),
     "test_packed": (
         3,
@@ -95,23 +94,13 @@ WALKS = {
         "test_a_class_with_a_head_for_a_task_is_written_as_it_was_read "
         "test_logits_of_a_class_with_a_head_for_a_task_equal_the_references",
     ),
-    "test_checkpoint": (
-        2,
-        "test_what_is_loaded_is_the_architecture_and_the_weights_that_were_saved",
-    ),
-    "test_beams": (
-        4,
-        "test_the_best_beams_are_those_of_transformers_with_other_requests_beside_them",
-    ),
-    "test_recording": (
-        3,
-        "test_what_is_replayed_has_the_bits_of_what_is_run",
-    ),
+    "test_checkpoint": (2, "test_what_is_loaded_is_the_architecture_and_the_weights_that_were_saved"),
+    "test_beams": (4, "test_the_best_beams_are_those_of_transformers_with_other_requests_beside_them"),
+    "test_recording": (3, "test_what_is_replayed_has_the_bits_of_what_is_run"),
     "test_explain": (
         4,
         "test_every_choice_of_every_axis_explains_itself "
-        "test_every_figure_of_a_packaged_model_is_what_its_formula_gives "
-        "test_packed_documents_are_explained",
+        "test_every_figure_of_a_packaged_model_is_what_its_formula_gives test_packed_documents_are_explained",
     ),
     "test_engine_memory": (
         2,
@@ -123,27 +112,23 @@ WALKS = {
         "test_the_total_is_what_the_reference_implementation_allocates "
         "test_every_file_says_what_it_is_and_where_it_comes_from",
     ),
-    "test_stats_kernels": (
-        3,
-        "test_what_is_asked_is_what_a_real_pass_asks",
-    ),
-    "test_fp8": (
-        3,
-        "test_of_every_choice_the_products_of_attention_and_feed_forward_are_planned_for_and_no_others",
-    ),
-    "test_new": (
-        2,
-        "test_each_model_of_the_tour_is_plain_and_priced_and_built",
-    ),
-    "test_published_configs": (
-        4,
-        "test_a_published_config_is_priced_to_the_parameter",
-    ),
+    "test_stats_kernels": (3, "test_what_is_asked_is_what_a_real_pass_asks"),
+    "test_fp8": (3, "test_of_every_choice_the_products_of_attention_and_feed_forward_are_planned_for_and_no_others"),
+    "test_new": (2, "test_each_model_of_the_tour_is_plain_and_priced_and_built"),
+    "test_published_configs": (4, "test_a_published_config_is_priced_to_the_parameter"),
     "test_schema": (6, "test_a_packaged_model_is_valid_in_its_plain_form"),
-    "test_hf_causal": (3, "test_offloaded_weights_compute_what_they_compute_in_memory"),
+    "test_hf_causal": (
+        3,
+        "test_offloaded_weights_compute_what_they_compute_in_memory test_rows_that_are_read_by_page_are_the_same "
+        "test_padded_rows_are_generated_as_zoo_generates_each_alone",
+    ),
     "test_solve": (2, "test_the_answer_fits_and_one_more_does_not"),
     "test_solve_mesh": (2, "test_memory_is_the_price_of_the_set_up"),
-    "test_named_adapters": (3, "test_a_request_gets_beside_other_adapters_what_it_gets_from_its_own_alone"),
+    "test_named_adapters": (
+        3,
+        "test_a_request_gets_beside_other_adapters_what_it_gets_from_its_own_alone "
+        "test_the_base_may_be_quantised_or_prepared_and_rows_may_be_scaled_or_kept_apart",
+    ),
     "test_parallel_faults": (4, "test_what_processes_cannot_share_is_refused_before_one_starts"),
     "test_peak": (4, "test_the_peak_of_a_step_is_torch_s_to_a_percent_and_a_half"),
     "test_matching": (3, "test_what_cannot_be_matched_says_why"),
@@ -156,21 +141,47 @@ WALKS = {
     "test_roofline": (4, "test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables"),
     "test_pipeline": (
         2,
-        "test_a_stage_that_is_priced_has_the_parameters_of_the_one_that_is_built",
+        "test_a_stage_that_is_priced_has_the_parameters_of_the_one_that_is_built test_stages_compute_in_torchs_order",
     ),
     "test_core": (2, "test_a_kind_is_found_wherever_its_class_stands"),
     "test_doctor": (4, "test_a_cell_says_whether_the_kernel_runs_here"),
-    "test_flex": (2, "test_what_is_traced_equals_eager"),
+    "test_flex": (2, "test_what_is_traced_equals_eager test_gradients_on_cuda_are_eagers"),
     "test_holding": (3, "test_a_run_with_adapters_holds_and_saves_what_is_priced"),
     "test_kernels": (2, "test_attention_compiles_into_one_graph_with_its_backward"),
     "test_paged": (
         2,
         "test_a_request_gets_what_it_gets_alone_though_prompts_share_passes_by_page "
-        "test_a_request_read_by_page_gets_what_it_gets_alone",
+        "test_a_request_read_by_page_gets_what_it_gets_alone "
+        "test_rows_of_other_lengths_get_the_logits_of_a_full_forward",
     ),
     "test_quantised": (2, "test_a_quantised_folder_is_the_model_of_its_dequantised_weights"),
     "test_recipes": (2, "test_the_arms_of_a_recipe_cost_what_it_says_they_do"),
     "test_setting_pages": (2, "test_the_example_is_a_command_that_composes"),
+    "test_engine_mutants": (2, "test_a_mistake_is_caught"),
+    "test_porting": (3, "test_what_cannot_be_drafted_is_said_in_one_line"),
+    "test_routing": (3, "test_a_mixture_compiles_whole_and_its_router_learns"),
+    "test_objectives": (3, "test_what_a_model_cannot_learn_is_refused_before_anything_is_written"),
+    "test_dialect": (2, "test_a_kind_takes_the_name_of_every_listed_choice"),
+    "test_train_contrastive": (3, "test_models_and_records_that_do_not_fit_are_refused"),
+    "test_peft_files": (2, "test_peft_loads_exported_adapters_onto_the_hugging_face_model"),
+    "test_plot": (2, "test_any_kind_of_model_can_be_drawn"),
+    "test_averages": (2, "test_a_run_that_lost_its_last_steps_repeats_them_to_the_last_bit"),
+    "test_longformer": (2, "test_it_compiles_whole_without_a_graph_break"),
+    "test_eval": (3, "test_the_loss_is_that_of_transformers_token_by_token"),
+    "test_compiling": (2, "test_no_trial_is_made_where_compiling_cannot_pay"),
+    "test_bench": (2, "test_three_steps_of_training_give_the_losses_of_transformers"),
+    "test_failing_runs": (2, "test_a_full_disk_and_a_lack_of_memory_end_the_run_with_one_line"),
+    "test_ladder": (3, "test_a_ladder_that_cannot_be_is_refused_in_one_line"),
+    "test_train": (3, "test_a_packaged_schedule_is_positive_and_reaches_its_peak_in_runs_of_any_length"),
+    "test_rows": (3, "test_joined_parts_err_no_more_than_twice_what_eager_does"),
+    "test_graphs": (3, "test_a_step_that_was_recorded_gives_other_rows_what_they_get_alone"),
+    "test_train_preferences": (
+        2,
+        "test_kto_learns_which_answers_are_good test_other_objectives_learn_to_prefer_the_chosen_answers "
+        "test_what_does_not_go_together_is_told",
+    ),
+    "test_deterministic": (2, "test_a_request_gets_the_bits_that_it_gets_alone"),
+    "test_train_objectives": (2, "test_a_run_resumes_to_the_bit"),
 }
 """By file: of how many cases one runs each time, and the tests."""
 
@@ -200,7 +211,8 @@ LONG = {
     ),
     "test_peft_files": "test_peft_opens_adapters_with_trained_norms_and_more_tokens",
     "test_probe_models": (
-        "test_controls_separate_where_one_model_recalls_and_one_is_blind_and_not_where_both_are_alike"
+        "test_controls_separate_where_one_model_recalls_and_one_is_blind_and_not_where_both_are_alike "
+        "test_the_steps_to_solve_are_those_after_which_the_model_answers_nine_in_ten"
     ),
     "test_train_chat": "test_an_export_reads_what_the_template_writes_as_training_did",
     "test_parallel_faults": "test_a_sweep_is_no_work_of_several_processes",
@@ -211,16 +223,25 @@ LONG = {
     "test_spending": "test_looking_three_times_tells_equal_arms_apart_no_more_often_than_looking_once",
     "test_beside": "test_a_tokenizer_that_was_trained_here_pads_and_cuts_in_transformers",
     "test_config": "test_a_word_in_a_kind_of_layer_keeps_what_the_model_says_and_not_what_the_old_word_was",
-    "test_solve_mesh": "test_fewer_tokens_and_a_slow_network_change_the_answer",
+    "test_solve_mesh": (
+        "test_fewer_tokens_and_a_slow_network_change_the_answer test_only_meshes_that_fit_are_ranked_the_fastest_first"
+    ),
     "test_sweeps": "test_the_peak_of_memory_is_begun_anew",
     "test_train_contrastive": "test_a_run_resumes_to_the_bit_and_without_the_folder_that_it_started_from",
     "test_train_preferences": (
         "test_a_forecast_computes_what_its_steps_need test_other_records_are_compared_with_the_starting_weights "
         "test_a_rate_far_above_the_usual_one_from_trained_weights_is_told "
-        "test_adapters_have_the_reference_of_their_base test_starting_weights_that_are_not_known_are_told"
+        "test_adapters_have_the_reference_of_their_base test_starting_weights_that_are_not_known_are_told "
+        "test_a_run_killed_before_its_first_step_takes_what_is_kept test_other_starting_weights_are_not_mixed_in "
+        "test_kto_in_microbatches_and_gone_on_with_has_equal_losses "
+        "test_a_run_that_goes_on_for_longer_computes_what_is_lacking"
     ),
-    "test_verify": "test_a_wrong_count_is_told_and_exits_with_one",
+    "test_verify": "test_a_wrong_count_is_told_and_exits_with_one test_the_set_up_decides_what_is_checked",
     "test_whole_checks": "test_a_run_whose_loss_does_not_fall_does_not_pass",
+    "test_trials": "test_poor_rates_of_an_arm_are_ended_early_and_its_seeds_run_at_the_best",
+    "test_graphs": "test_drafts_and_the_steps_of_the_model_that_draws_them_are_recorded",
+    "test_scaling": "test_intervals_hold_the_truth_about_as_often_as_they_say",
+    "test_balance": "test_biases_even_out_a_load_that_is_not_even",
 }
 """By file: the long tests."""
 
