@@ -56,6 +56,37 @@ def test_the_page_of_findings_is_what_its_command_writes():
     assert findings_page.PAGE.read_text(encoding="utf-8") == findings_page.page(), "python tests/pages findings"
 
 
+def split_page():
+    """The sections of the page of findings by their titles."""
+    text = findings_page.PAGE.read_text(encoding="utf-8")
+    return dict(each.split("\n", 1) for each in re.split(r"^## ", text, flags=re.M)[1:])
+
+
+def test_no_row_of_a_withdrawn_finding_says_that_it_holds():
+    held = {
+        name: re.findall(r"\| ([^|]*) \|$", section.split("| p | holds |\n", 1)[1].split("\n\n", 1)[0], re.M)[1:]
+        for name, section in split_page().items()
+        if "| p | holds |" in section
+    }
+    withdrawn = {name for name, section in split_page().items() if "**Withdrawn.**" in section}
+    assert len(withdrawn) >= 8 and len(held) == len(list_recipes())
+    assert {name for name, words in held.items() if set(words) == {"withdrawn"}} == withdrawn
+    assert not any("withdrawn" in words for name, words in held.items() if name not in withdrawn)
+
+
+def test_findings_that_changed_subtract_the_same_way_round_at_fixed_and_at_searched_rates():
+    sides = {"post, lr ×10": "after", "after, on the stream": "after", "swiglu": "gated", "tied": "tied"}
+    cells = re.findall(
+        r"\[([\w-]+)\]\(#\1\): (.+?) − (.+?): ([+−][\d.]+) ±[^,]*, (\w+)", split_page()["Findings that changed"]
+    )
+    assert [sides[arm] for _, arm, *_ in cells] == ["after", "after", "gated", "gated", "tied", "tied"]
+    for name, arm, against, value, verdict in cells:
+        own = json.loads(find_file(name).read_text(encoding="utf-8"))["values"]["val_loss"]
+        apart = np.mean([*own[arm].values()]) - np.mean([*own[against].values()])
+        assert float(value.replace("\N{MINUS SIGN}", "-")) == pytest.approx(apart, abs=6e-3), name
+        assert verdict in ("inconclusive", "equivalent", "better" if apart < 0 else "worse")
+
+
 def test_norms_of_queries_and_keys_cost_four_operations_for_each_of_their_elements():
     plain, normed = (find_outcome("qk-norm").costs[arm] for arm in ("plain", "qk-norm"))
     layers, channels = 4, 64 + 64

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from zoo.experiments.decisions import Kept, list_decisions
 from zoo.experiments.experiment import Experiment
-from zoo.experiments.judging import ExperimentOutcome, describe_pair
+from zoo.experiments.judging import ExperimentOutcome, Finding, describe_pair
 from zoo.experiments.recipe_tables import (
     FINDINGS,
+    count_held,
     describe_rates,
     format_value,
     list_arms,
@@ -102,18 +103,22 @@ comparisons say little of how far a small experiment can be trusted for a decisi
 CHANGED = """\
 ## Findings that changed
 
-Three questions were asked at fixed learning rates first and at searched ones later. One turned round: without a warm-up, at one high rate
-for both, norms after each sub-layer were better than norms before it; with a warm-up, each at its own rate, they are worse. SwiGLU was better
-than ReLU, and is equivalent to it within 0.05. A tied head was not told from one of its own, and is better. Rates are not all that differs:
-models at searched rates train on 205 K tokens, the earlier ones on 512 K.
+Three questions were asked twice, first at fixed learning rates, later at searched ones; all three answers changed. Norms after each
+sub-layer were better than norms before it, without a warm-up and at one high rate for both. With a warm-up, each at its own rate, they are
+worse. SwiGLU was better than ReLU, and is now equivalent to it within 0.05. A tied head could not be told from an untied one, and is now
+better. The rates are not the only change: models at searched rates train on 205 K tokens, the earlier ones on 512 K. Both columns subtract
+the same way round, so that below 0 the arm of the question has the lower loss.
 """
 
 ASKED_TWICE = {
-    "norms before or after each sub-layer": (("norm-placement", 0), ("norms-after", 0)),
-    "gated or ungated feed-forwards": (("glu", 1), ("glu-tuned", 1)),
-    "a tied head or one of its own": (("tied-head", 0), ("tied-head-tuned", 0)),
+    "norms after each sub-layer against norms before": (("norm-placement", 0, True), ("norms-after", 0, False)),
+    "a gated feed-forward against an ungated one": (("glu", 1, False), ("glu-tuned", 1, False)),
+    "a tied head against one of its own": (("tied-head", 0, True), ("tied-head-tuned", 0, False)),
 }
-"""Questions, each with the recipe and the place of its comparison at fixed rates, and at searched ones."""
+"""Questions, each with the recipe and the place of its comparison at fixed rates, and at searched ones, and whether the
+recipe subtracts the other way round."""
+
+TURNED = {"better": "worse", "worse": "better"}
 
 
 def page() -> str:
@@ -124,9 +129,7 @@ def page() -> str:
             f"[{name}](#{name})",
             recipe.claim,
             describe_rates(recipe),
-            "withdrawn"
-            if recipe.withdrawn
-            else f"{sum(each.holds for each in outcome.findings)} of {len(outcome.findings)}",
+            count_held(recipe, outcome),
         ]
         for name, (recipe, outcome) in told.items()
     ]
@@ -150,11 +153,19 @@ def write_changed(kept: Kept) -> str:
     return f"{CHANGED}\n{format_markdown(('question', 'at fixed rates', 'at searched rates'), rows)}\n"
 
 
-def _tell(kept: Kept, name: str, place: int) -> str:
+def _tell(kept: Kept, name: str, place: int, turned: bool) -> str:
     recipe, outcome = kept[name]
     each = outcome.findings[place]
+    each = _turn(each) if turned else each
     withdrawn = ", withdrawn" if recipe.withdrawn else ""
-    return f"[{name}](#{name}): {describe_pair(each)} {format_value(each)}, {list_cells(each)[2]}{withdrawn}"
+    return f"[{name}](#{name}): {describe_pair(each)}: {format_value(each)}, {list_cells(each, recipe)[2]}{withdrawn}"
+
+
+def _turn(each: Finding) -> Finding:
+    """The finding with its arms swapped."""
+    assert each.against is not None and each.value is not None and each.interval is not None
+    swapped = {"arm": each.against, "against": each.arm, "found": TURNED.get(each.found, each.found)}
+    return replace(each, **swapped, value=-each.value, interval=(-each.interval[1], -each.interval[0]))
 
 
 def write_decisions(kept: Kept) -> str:
@@ -195,7 +206,7 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     lines = [f"## {name}", "", f"**{recipe.claim}** {recipe.source}."]
     lines += ["", f"**Withdrawn.** {recipe.withdrawn}"] if recipe.withdrawn else []
     lines += ["", recipe.notes] if recipe.notes else []
-    lines += ["", format_markdown(FINDINGS, [list_cells(each) for each in outcome.findings]), ""]
+    lines += ["", format_markdown(FINDINGS, [list_cells(each, recipe) for each in outcome.findings]), ""]
     lines += [line for each in list_wide_margins(recipe) for line in (f"{each}.", "")]
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
     if rates := list_rates(outcome):

@@ -163,7 +163,7 @@ def describe_arms(
     """Report on trained arms, with the function that draws them."""
     made = _compare_arms(experiment, ran, arms, outcome.form == "short", outcome.level)
     title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
-    stated = [("Expectations", FINDINGS, list(map(list_cells, outcome.findings)), ())]
+    stated = [("Expectations", FINDINGS, [list_cells(each, experiment) for each in outcome.findings], ())]
     return JudgedExperiment(outcome, partial(draw_trained, made, title, list_notes(outcome, experiment), stated), made)
 
 

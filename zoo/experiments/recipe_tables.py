@@ -18,6 +18,8 @@ from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
 LIST = ("recipe", "claim", "effect", "holds", "date")
 FIXED = "fixed"
 """The learning rates of a recipe that searches none."""
+WITHDRAWN = "withdrawn"
+"""What stands for a recipe that is withdrawn, in place of what holds."""
 FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
@@ -30,7 +32,6 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
             rows.append([name, each.claim, "", "not run", ""])
             continue
         first = outcome.findings[0]
-        holds = f"{sum(found.holds for found in outcome.findings)} of {len(outcome.findings)}"
         stale = "" if outcome.key == each.key() else ", of an older recipe"
         fixed = ", at a fixed rate" if describe_rates(each) == FIXED else ""
         rows.append(
@@ -38,11 +39,17 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
                 name,
                 each.claim,
                 f"{describe_pair(first)}: {format_value(first)}",
-                "withdrawn" if each.withdrawn else f"{holds}{fixed}{stale}",
+                count_held(each, outcome) + ("" if each.withdrawn else f"{fixed}{stale}"),
                 outcome.date,
             ]
         )
     return make_table("", LIST, rows)
+
+
+def count_held(recipe: Experiment, outcome: ExperimentOutcome) -> str:
+    """Count the expectations that hold, `2 of 3`; a withdrawn recipe (WITHDRAWN) has none to count."""
+    held = sum(found.holds for found in outcome.findings)
+    return WITHDRAWN if recipe.withdrawn else f"{held} of {len(outcome.findings)}"
 
 
 def describe_rates(recipe: Experiment) -> str:
@@ -87,7 +94,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     form = "short form, " if outcome.form == "short" else ""
     rates = f"{describe_rates(recipe)} learning rates"
     ran = f"{form}{seeds} seeds an arm, {rates}{margin}; {outcome.date}, {took}"
-    rows = [list_cells(each) for each in outcome.findings]
+    rows = [list_cells(each, recipe) for each in outcome.findings]
     compared = sum(each.p is not None for each in outcome.findings)
     alike = any(each.found == "equivalent" for each in outcome.findings)
     return [
@@ -129,15 +136,15 @@ def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:
     return rate_table.list_rows(outcome.searches, outcome.noise)
 
 
-def list_cells(each: Finding) -> list[str]:
-    """Format a finding as a row of the table FINDINGS."""
+def list_cells(each: Finding, recipe: Experiment) -> list[str]:
+    """Format a finding of a recipe as a row of the table FINDINGS. Of a withdrawn recipe nothing holds or fails."""
     within = "" if each.margin is None else f" within ±{each.margin:g}"
     expected = f": {each.expected}{within if each.expected == 'equivalent' else ''}"
     pair = describe_pair(each) if each.expected == "any" else f"{describe_pair(each)}{expected}"
     unmet = "not shown" if each.found == "inconclusive" else "no"
-    holds = "" if each.expected == "any" else "yes" if each.holds else unmet
+    held = "" if each.expected == "any" else "yes" if each.holds else unmet
     found = f"{each.found}{within if each.found == 'equivalent' else ''}"
-    return [pair, each.paper, found, format_value(each), format_p(each.p), holds]
+    return [pair, each.paper, found, format_value(each), format_p(each.p), WITHDRAWN if recipe.withdrawn else held]
 
 
 def list_arms(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -13,6 +13,7 @@ from zoo.experiments.judging import ExperimentOutcome, Finding, describe_pair, f
 from zoo.experiments.recipe_tables import (
     FINDINGS,
     FIXED,
+    count_held,
     describe_rates,
     format_value,
     list_arms,
@@ -81,9 +82,7 @@ class FindingFacts:
 
     @property
     def held(self) -> str:
-        if self.recipe.withdrawn:
-            return "withdrawn"
-        return f"{sum(each.holds for each in self.outcome.findings)} of {len(self.outcome.findings)}"
+        return count_held(self.recipe, self.outcome)
 
     @property
     def rates(self) -> str:
@@ -108,7 +107,7 @@ class FindingFacts:
 
     def list_tables(self) -> Iterator[tuple[str, Any, list[Any]]]:
         """List the tables of the page: title, header and rows."""
-        yield "Expected and found", FINDINGS, [list_cells(each) for each in self.outcome.findings]
+        yield "Expected and found", FINDINGS, [list_cells(each, self.recipe) for each in self.outcome.findings]
         yield "Arms", *list_arms(self.recipe, self.outcome)
         if rates := list_rates(self.outcome):
             yield "Searched learning rates", HEADER, rates
