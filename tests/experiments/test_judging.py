@@ -2,13 +2,20 @@
 
 import functools
 import math
+import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from zoo.experiments.experiment import Expectation, Experiment
 from zoo.experiments.judging import ExperimentOutcome, Ran, weigh
+from zoo.experiments.judging import judge as judge_all
+from zoo.experiments.looking import list_notes
+from zoo.experiments.recipe_tables import OPEN, list_cells, make_outcome_tables
+from zoo.gallery.charts import ACROSS, EDGE, draw_effects
 from zoo.paths import recipes_dir
+from zoo.report.forest_plot import DrawnEffect, find_limit, make_forest
 
 DECADES = np.arange(-1.0, 1.1, 0.25)
 
@@ -75,8 +82,8 @@ def make_ran(seed, bends=(0.8, 0.8), gap=0.0, noise=0.01):
     searches = {}
     for arm, bend in zip(arms, bends, strict=True):
         tried = {f"{6e-3 * 10**at:.3g}": 2 + bend * at**2 + noise * drawn.standard_normal() for at in DECADES}
-        searches[arm] = {"losses": tried, "best": 6e-3, "val_loss": 2.0}
-    return Ran({"val_loss": losses}, {}, 1.0, "somewhere", searches)
+        searches[arm] = {"losses": tried, "best": 6e-3, "val_loss": 2.0, "extended": False, "edge": False}
+    return Ran({"val_loss": losses}, {arm: {} for arm in arms}, 1.0, "somewhere", searches)
 
 
 def judge(ran, *expected):
@@ -85,6 +92,7 @@ def judge(ran, *expected):
 
 
 WIDER = {"metric": "lr window", "verdict": "better"}
+EXPECTED = {"arm": "normed", "against": "plain", **WIDER}
 
 
 def test_arms_at_searched_rates_have_the_p_value_and_interval_of_both_errors():
@@ -113,6 +121,39 @@ def test_windows_that_end_at_the_last_rate_tried_are_at_least_so_wide():
     assert finding.found == "better" and finding.value == pytest.approx(2 - 2 * math.sqrt(0.1 / 0.8), abs=0.02)
     (finding,) = judge(make_ran(0, bends=(0.001, 0.001), noise=0.001), WIDER)
     assert finding.found == "inconclusive" and finding.p is None and finding.interval is None
+
+
+@pytest.mark.parametrize(
+    ("bends", "bound", "shown"),
+    [
+        ((0.8, 3.0), None, r"−0\.\d+ ± 0\.\d+"),
+        ((0.8, 0.001), "at least", r"≥ \+1\.\d+ ± 0\.\d+"),
+        ((0.001, 0.8), "at most", r"≤ −1\.\d+ ± 0\.\d+"),
+        ((0.001, 0.001), "unknown", "unknown"),
+    ],
+)
+def test_the_difference_of_a_window_that_is_open_is_marked_as_a_bound_wherever_it_stands(bends, bound, shown):
+    experiment = Experiment(arms={"plain": [], "normed": ["optim=muon"]}, tune=True, expect=[EXPECTED])
+    outcome = judge_all("open", experiment, make_ran(0, bends=bends, noise=0.001), False)
+    (found,) = outcome.findings
+    assert found.bound == asdict(outcome)["findings"][0]["bound"] == bound and (found.value is None) == (shown == bound)
+    assert re.fullmatch(shown, list_cells(found, experiment)[3])
+    assert (
+        (OPEN in list_notes(outcome, experiment))
+        == (OPEN in make_outcome_tables("", experiment, outcome))
+        == bool(bound)
+    )
+
+
+def test_the_interval_of_a_bound_is_drawn_up_to_the_edge():
+    bounded, closed = (DrawnEffect("windows", 1.2, (0.9, high), "better") for high in (math.inf, 1.5))
+    line = make_forest([("decades", [bounded, closed])]).axes[0].lines[0]
+    limit = find_limit([bounded, closed])
+    assert list(line.get_xdata()) == [0.9, limit] and limit > 1.2
+    (drawn, _) = re.findall(
+        r'class="effect v-better" d="M([\d.]+) \d+H([\d.]+)"', draw_effects([bounded, closed], "windows")
+    )
+    assert float(drawn[1]) == ACROSS - EDGE
 
 
 def test_an_arm_of_which_a_single_rate_has_a_loss_is_not_judged():

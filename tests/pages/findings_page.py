@@ -20,6 +20,7 @@ from zoo.experiments.recipe_tables import (
     list_arms,
     list_cells,
     list_costs,
+    list_open,
     list_rates,
     list_wide_margins,
 )
@@ -207,7 +208,7 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     lines += ["", f"**Withdrawn.** {recipe.withdrawn}"] if recipe.withdrawn else []
     lines += ["", recipe.notes] if recipe.notes else []
     lines += ["", format_markdown(FINDINGS, [list_cells(each, recipe) for each in outcome.findings]), ""]
-    lines += [line for each in list_wide_margins(recipe) for line in (f"{each}.", "")]
+    lines += [line for each in [*list_wide_margins(recipe), *list_open(outcome)] for line in (f"{each}.", "")]
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
     if rates := list_rates(outcome):
         lines += [format_markdown(rate_table.HEADER, rates), ""]

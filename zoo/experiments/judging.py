@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from zoo.analysis.verdict.comparison import ArmPair, Comparison, compare_pairs, negate, pool_variance
 from zoo.analysis.verdict.difference import LossNoise
 from zoo.analysis.verdict.power import LEVEL
+from zoo.analysis.verdict.rate_optimum import WindowBound
 from zoo.disk import write_text
 from zoo.experiments.experiment import Expectation, Experiment
 from zoo.paths import recipes_dir
@@ -77,6 +78,9 @@ class Finding:
     """The degrees of freedom of `noise`."""
     rate_error: float | None = 0.0
     """The standard error that the searched learning rates add, which all seeds share; None if it is unknown."""
+    bound: WindowBound | None = None
+    """Of two windows of rates, of which one at least is open: whether `value` and `interval` are those of a bound of
+    the difference. `value` is None if both are open."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ def weigh(ran: Ran, experiment: Experiment, expected: Sequence[Expectation], lev
     for at, each in enumerate(expected):
         own = ran.values.get(each.metric or experiment.metric, {})
         if (comparison := compared.get(at)) is not None:
-            found.append(_weigh_verdict(each, comparison, experiment))
+            found.append(_mark_bound(_weigh_verdict(each, comparison, experiment), ran))
         elif each.cost is not None and each.against is not None:
             ratio = ran.costs[each.arm][each.cost] / ran.costs[each.against][each.cost]
             found.append(_weigh_bound(each, {0: ratio}))
@@ -269,6 +273,15 @@ def _weigh_verdict(each: Expectation, made: Comparison, experiment: Experiment) 
         freedom=made.freedom,
         rate_error=made.rate_error,
     )
+
+
+def _mark_bound(found: Finding, ran: Ran) -> Finding:
+    """Mark the difference of two windows of rates as a bound where a window is open; leave it out where both are."""
+    if found.metric != WINDOW or found.against is None:
+        return found
+    windows = find_windows(ran.searches, ran.noise)
+    bound = windows[found.arm].bounds_from(windows[found.against])
+    return replace(found, bound=bound, value=None if bound == "unknown" else found.value)
 
 
 def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:

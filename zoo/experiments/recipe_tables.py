@@ -23,6 +23,10 @@ WITHDRAWN = "withdrawn"
 FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
+BOUNDS = {None: "", "at least": "≥ ", "at most": "≤ "}
+OPEN = "≥, ≤, unknown: a window of learning rates reaches the last rate tried, so that its width is a lower bound"
+
+
 def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, ExperimentOutcome | None]) -> Any:
     """Make a table with a row for each recipe: claim, first effect, number of expectations that hold, date."""
     rows = []
@@ -65,16 +69,16 @@ def list_machines(outcomes: Mapping[str, ExperimentOutcome | None]) -> list[str]
 
 
 def format_value(each: Finding) -> str:
-    """Format a ratio of costs, a difference with half of its interval or, for a bound, the mean and the range over the
-    seeds."""
+    """Format a ratio of costs, a difference with half of its interval or, for an expected bound, the mean and the range
+    over the seeds. A difference of windows that is a bound has its sign before it (OPEN)."""
     if each.cost is not None:
         return f"×{each.value:.2f}"
     if each.value is None:
-        return ""
+        return each.bound or ""
     if each.p is None and each.interval is not None:
         return f"{each.value:.3f} ({each.interval[0]:.3f} to {each.interval[1]:.3f})"
     half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
-    return format_spread(each.value, half, "+")
+    return f"{BOUNDS[each.bound]}{format_spread(each.value, half, '+')}"
 
 
 def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcome | None) -> list[Any]:
@@ -105,6 +109,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         *list_wide_margins(recipe),
         make_table("", FINDINGS, rows),
         *(["p and ±: corrected over all comparisons of the experiment (Holm, 1979)"] if compared > 1 else []),
+        *list_open(outcome),
         *(["p: of a difference; of an equivalent arm ± is that of the test of equivalence"] if alike else []),
         make_table("Arms", *list_arms(recipe, outcome)),
         make_table("Costs", *list_costs(recipe, outcome)),
@@ -116,6 +121,11 @@ def list_missing(outcome: ExperimentOutcome) -> list[str]:
     """Write a line on the runs that a verdict lacks; none if it lacks none."""
     said = f"Not complete: judged early, at p < {outcome.level:.2g}, without {len(outcome.missing)} runs"
     return [f"{said} ({'; '.join(outcome.missing)})"] if outcome.missing else []
+
+
+def list_open(outcome: ExperimentOutcome) -> list[str]:
+    """Write a line on differences of windows that are bounds; none if there are none."""
+    return [OPEN] if any(each.bound for each in outcome.findings) else []
 
 
 def list_wide_margins(recipe: Experiment) -> list[str]:

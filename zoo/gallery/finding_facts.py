@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -63,7 +64,9 @@ def _read_effect(recipe: Experiment, each: Finding, label: str) -> DrawnEffect |
     fixed = describe_rates(recipe) == FIXED
     source = {(e.arm, e.against, e.metric): e.effect for e in recipe.expect if e.verdict}
     about = (each.arm, each.against, each.metric)
-    return DrawnEffect(label, each.value, each.interval, each.found, each.margin, source.get(about), fixed)
+    low, high = each.interval
+    interval = (low if each.bound != "at most" else -math.inf, high if each.bound != "at least" else math.inf)
+    return DrawnEffect(label, each.value, interval, each.found, each.margin, source.get(about), fixed)
 
 
 @dataclasses.dataclass(frozen=True)

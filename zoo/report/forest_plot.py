@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class DrawnEffect:
     label: str
     value: float
     interval: tuple[float, float]
+    """An end is infinite if the value is a bound of the difference."""
     verdict: str
     margin: float | None = None
     source: float | None = None
@@ -74,7 +76,7 @@ def _draw_effect(axes: Axes, at: int, each: DrawnEffect, limit: float) -> None:
     color, style = COLORS[each.verdict], HOLLOW if each.fixed_rate else {}
     if each.margin is not None:
         axes.fill_betweenx([at - 0.4, at + 0.4], -each.margin, each.margin, color="tab:blue", alpha=0.1, lw=0)
-    axes.plot(each.interval, [at, at], color=color, linewidth=1.8)
+    axes.plot([max(-limit, min(limit, end)) for end in each.interval], [at, at], color=color, linewidth=1.8)
     shown: list[tuple[float, float, str, Any]] = [(each.value, at, "o", {"color": color, "markersize": 4, **style})]
     if each.source is not None:
         shown.append((each.source, at - 0.3, "D", {"color": "black", "markersize": 2.5}))
@@ -86,5 +88,5 @@ def _draw_effect(axes: Axes, at: int, each: DrawnEffect, limit: float) -> None:
 def find_limit(effects: Sequence[DrawnEffect]) -> float:
     """Find the limit of the axis: three quarters of the intervals fit, because a few wide ones would hide all others.
     An effect beyond the limit is an arrow at the edge."""
-    widest = sorted(max(map(abs, each.interval)) for each in effects)
+    widest = sorted(max(abs(at) for at in (each.value, *each.interval) if math.isfinite(at)) for each in effects)
     return 1.1 * widest[int(0.75 * (len(widest) - 1))]

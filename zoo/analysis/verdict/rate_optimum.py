@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from zoo.analysis.verdict.difference import MeanDifference
 
@@ -118,6 +119,10 @@ def _invert(m: list[list[float]]) -> list[list[float]] | None:
 # ---------------------------------------------------------------- the good window
 
 
+WindowBound = Literal["at least", "at most", "unknown"]
+"""What the difference of two windows is of the true one, where a window is open."""
+
+
 @dataclass(frozen=True)
 class RateWindow:
     """The rates around the best in which a loss stays below a limit, in decades."""
@@ -146,6 +151,13 @@ class RateWindow:
     def open(self) -> bool:
         """Whether the width is a lower bound."""
         return self.open_low or self.open_high
+
+    def bounds_from(self, other: RateWindow) -> WindowBound | None:
+        """Say what this window's width less the `other` one's is of the true difference, if either width is a lower
+        bound; None if neither is."""
+        if self.open and other.open:
+            return "unknown"
+        return "at least" if self.open else "at most" if other.open else None
 
     def subtract_from(self, other: RateWindow, freedom: float) -> MeanDifference:
         """Estimate how much narrower this window is than the `other` one, in decades. The errors combine those of the
