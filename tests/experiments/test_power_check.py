@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ import yaml
 from support.simulations import SIGMA, count, judge_windows
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.rate_optimum import TOLERANCE
+from zoo.experiments import power_check
 from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import Ran, judge
 from zoo.experiments.looking import list_notes
@@ -28,17 +31,46 @@ def make_experiment(**stated: Any) -> Experiment:
     return Experiment(arms={"plain": [], "normed": ["optim=muon"]}, tune=True, expect=[expected], seeds=5, **stated)
 
 
-def foresee(experiment: Experiment, sigma: float | None, seeds: int = 5) -> tuple[list[str], list[str]]:
-    outlook: Any = SimpleNamespace(sigma=sigma, seeds=seeds, comparisons=1, arms=experiment.arms)
+def foresee(
+    experiment: Experiment, sigma: float | None, seeds: int = 5, params: float = 217_728
+) -> tuple[list[str], list[str]]:
+    arms = {name: [name] for name in experiment.arms}
+    outlook: Any = SimpleNamespace(
+        sigma=sigma, seeds=seeds, comparisons=1, arms=arms, predict=lambda job: {"params": params}
+    )
     return describe_design(experiment, outlook), list_blind(experiment, outlook)
 
 
 def test_the_window_that_a_plan_promises_is_found_in_four_experiments_of_five() -> None:
-    wide, bend = find_wider_window(SIGMA * math.sqrt(2), 2, 5, LEVEL), LOSS * TOLERANCE * (2 / TYPICAL) ** 2
+    loss = 2.0  # of judge_windows
+    wide, bend = find_wider_window(SIGMA / loss * math.sqrt(2), 2, 5, LEVEL), loss * TOLERANCE * (2 / TYPICAL) ** 2
     assert wide is not None and 1.5 * TYPICAL < wide < 2.2 * TYPICAL
     found = partial(judge_windows, seeds=5, bend=bend, sigma=SIGMA, times=wide / TYPICAL)
     assert 0.74 <= count(300, 5, found) <= 0.92
-    assert find_wider_window(10 * SIGMA, 2, 5, LEVEL) is None
+    assert find_wider_window(10 * SIGMA / loss, 2, 5, LEVEL) is None
+
+
+def test_a_window_is_planned_at_the_loss_of_kept_verdicts_of_its_size_and_else_at_one_said_to_be_assumed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(power_check, "find_wider_window", lambda share, *_: 100 * share)
+    wider = make_experiment(expect={"metric": "lr window", "effect": 0.1})
+
+    def tell(sigma: float, params: float) -> tuple[float, float, str]:
+        (line,) = (each for each in foresee(wider, sigma, params=params)[0] if each.startswith("lr window"))
+        wide, share, loss, source = re.findall(
+            r"one of (\S+) or more .* σ is (\S+) % of the loss \((.*): (.*)\)", line
+        )[0]
+        assert float(wide) == pytest.approx(float(share), abs=0.06)
+        return float(wide) / 100, float(loss), source
+
+    kept, shares = find_noise("val_loss", 2e5), [deviation / mean for _, deviation, mean in list_near(2e5)]
+    assert kept is not None
+    share, loss, source = tell(kept.sigma, 2e5)
+    assert share == pytest.approx(np.median(shares), abs=1e-4) and source == "that of kept verdicts of about this size"
+    assert loss == pytest.approx(kept.sigma / np.median(shares), rel=0.01) and 1.7 < loss < 2.5
+    unknown = "assumed, as no verdict on a model of about this size is kept"
+    assert tell(0.02, 7e9) == (pytest.approx(0.02 / LOSS), LOSS, unknown)
 
 
 def test_a_plan_says_which_windows_it_tells_apart_and_which_effect_on_one_it_does_not() -> None:
@@ -66,19 +98,22 @@ def test_a_margin_that_includes_the_effect_of_the_source_is_named_by_the_plan_an
     assert line in make_outcome_tables("wide", wide, outcome) and line in list_notes(outcome, wide)
 
 
-@pytest.mark.parametrize("params", [217_728, 2_500_000])
-def test_the_noise_of_a_plan_is_the_median_of_kept_verdicts_on_models_of_its_size(params: int) -> None:
-    deviations, sizes = [], []
+def list_near(params: float) -> Iterator[tuple[float, float, float]]:
+    """The parameters of each kept arm of about this size, its deviation from the baseline, and its mean loss."""
     for file in (recipes_dir() / "verdicts").glob("*.json"):
-        recipe, kept = (yaml.safe_load(each.read_text()) for each in (recipes_dir() / f"{file.stem}.yaml", file))
+        recipe, kept = yaml.safe_load((recipes_dir() / f"{file.stem}.yaml").read_text()), json.loads(file.read_text())
         losses = {arm: list(own.values()) for arm, own in kept["values"].get("val_loss", {}).items()}
         if recipe.get("withdrawn") or not losses or recipe.get("metric", "val_loss") != "val_loss":
             continue
         first, *others = losses
         for arm in others:
             if params / 5 <= (size := kept["costs"][arm]["params"]) <= params * 5:
-                deviations.append(np.std(np.subtract(losses[arm], losses[first]), ddof=1))
-                sizes.append(size)
+                yield size, float(np.std(np.subtract(losses[arm], losses[first]), ddof=1)), float(np.mean(losses[arm]))
+
+
+@pytest.mark.parametrize("params", [217_728, 2_500_000])
+def test_the_noise_of_a_plan_is_the_median_of_kept_verdicts_on_models_of_its_size(params: int) -> None:
+    sizes, deviations, _ = zip(*list_near(params), strict=True)
     found = find_noise("val_loss", params)
     assert found is not None and found.sigma == pytest.approx(np.median(deviations)) and len(deviations) > 3
     assert (found.arms, found.smallest, found.largest) == (len(deviations), min(sizes), max(sizes))

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import median, stdev
+from statistics import mean, median, stdev
 
 from zoo.analysis.verdict.difference import LossNoise
 from zoo.analysis.verdict.power import LEVEL, POWER, compute_equivalence_power, count_seeds, find_smallest_effect
@@ -33,7 +33,7 @@ TYPICAL = 0.7
 """Decades of the window of good rates that a plan takes for the baseline's: the median of the kept verdicts'."""
 
 LOSS = 2.0
-"""The best loss of such a window, in nats."""
+"""The loss, in nats, that a plan assumes where no verdict on a model of about its size is kept."""
 
 EXPERIMENTS = 200
 """Experiments that are simulated for the power of a design."""
@@ -45,6 +45,8 @@ class PairNoise:
     have between `smallest` and `largest` parameters."""
 
     sigma: float
+    loss: float
+    """The loss to which `sigma` is in the median of these arms' ratios of both."""
     arms: int
     smallest: float
     largest: float
@@ -66,19 +68,22 @@ def assume_noise(experiment: Experiment, outlook: Outlook) -> tuple[Outlook, str
     return replace(outlook, sigma=noise.sigma), noise.describe()
 
 
+@functools.lru_cache(8)
 def find_noise(metric: str, params: float) -> PairNoise | None:
     """Find the noise of a metric of models whose parameters are at most NEAR times more or fewer; None if no kept
     verdict is on such a model."""
     found = [each for name in list_recipes() for each in _list_sigmas(name, metric)]
-    near = [(size, sigma) for size, sigma in found if max(size / params, params / size) <= NEAR]
+    near = [each for each in found if max(each[0] / params, params / each[0]) <= NEAR]
     if not near:
         return None
-    sizes = [size for size, _ in near]
-    return PairNoise(median(sigma for _, sigma in near), len(near), min(sizes), max(sizes))
+    sizes, sigma = [size for size, *_ in near], median(sigma for _, sigma, _ in near)
+    share = median(sigma / value for _, sigma, value in near)
+    return PairNoise(sigma, sigma / share, len(near), min(sizes), max(sizes))
 
 
-def _list_sigmas(name: str, metric: str) -> Iterator[tuple[float, float]]:
-    """List the parameters of each arm of a kept verdict but the first, and the deviation of its difference."""
+def _list_sigmas(name: str, metric: str) -> Iterator[tuple[float, float, float]]:
+    """List the parameters of each arm of a kept verdict but the first, the deviation of its difference, and its mean
+    value."""
     _, experiment = find_recipe(name)
     outcome = find_outcome(name)
     if outcome is None or experiment.withdrawn or experiment.metric != metric:
@@ -88,7 +93,7 @@ def _list_sigmas(name: str, metric: str) -> Iterator[tuple[float, float]]:
     for arm, own in others:
         shared = [own[seed] - first[seed] for seed in own.keys() & first.keys()]
         if len(shared) > 1 and "params" in outcome.costs[arm]:
-            yield outcome.costs[arm]["params"], stdev(shared)
+            yield outcome.costs[arm]["params"], stdev(shared), mean(own.values())
 
 
 def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
@@ -108,9 +113,11 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
             f"divergence cannot be shown: {seeds} runs of {seeds} against none have p = {least:.2f} (more seeds)"
         )
     if outlook.sigma is not None and any(each.metric == WINDOW for each in experiment.expect):
-        wide = find_wider_window(outlook.sigma, len(outlook.arms), seeds, level)
+        loss, source = find_loss(outlook)
+        wide = find_wider_window(outlook.sigma / loss, len(outlook.arms), seeds, level)
         told = "is not told from any wider one" if wide is None else f"is told from one of {wide:.2f} or more"
-        lines.append(f"{WINDOW}: one of {TYPICAL:g} decades, at a loss of {LOSS:g}, {told} (power 0.8)")
+        where = f"where σ is {100 * outlook.sigma / loss:.2g} % of the loss ({loss:.3g}: {source})"
+        lines.append(f"{WINDOW}: one of {TYPICAL:g} decades {told} (power 0.8), {where}")
     if experiment.tune:
         lines.append(
             "the error of each searched learning rate widens its arm's intervals, and more seeds do not reduce it"
@@ -118,20 +125,31 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
     return lines
 
 
+def find_loss(outlook: Outlook) -> tuple[float, str]:
+    """Find the loss of which a window's depth is a share: that of kept verdicts on models of about the size of the
+    first arm, else LOSS. Says which."""
+    noise = find_noise("val_loss", outlook.predict(next(iter(outlook.arms.values()))[0])["params"])
+    if noise is None:
+        return LOSS, "assumed, as no verdict on a model of about this size is kept"
+    return noise.loss, "that of kept verdicts of about this size"
+
+
 @functools.lru_cache(8)
-def find_wider_window(sigma: float, arms: int, seeds: int, level: float) -> float | None:
+def find_wider_window(share: float, arms: int, seeds: int, level: float) -> float | None:
     """Find the smallest window of good rates, in decades, that searches tell from one of TYPICAL with power POWER at
     this level; None if there is none up to four times as wide. The power is simulated, by the functions that search and
-    judge. `sigma` is that of a pair's difference, √2 times a run's if pairing neither helps nor hurts."""
+    judge. `share` is the σ of a pair's difference over the loss; it is √2 times a run's if pairing neither helps nor
+    hurts."""
     widths = [TYPICAL * times / 10 for times in range(11, 41)]
     at = bisect.bisect_left(
-        widths, POWER, key=lambda width: _simulate_power(width, sigma / math.sqrt(2), arms, seeds, level)
+        widths, POWER, key=lambda width: _simulate_power(width, share / math.sqrt(2), arms, seeds, level)
     )
     return widths[at] if at < len(widths) else None
 
 
 def _simulate_power(width: float, sigma: float, arms: int, seeds: int, level: float) -> float:
-    """Count how often two arms' windows, one of TYPICAL and one of `width`, are told apart."""
+    """Count how often two arms' windows, one of TYPICAL and one of `width`, are told apart. `sigma` is a run's, at a
+    loss of 1."""
     drawn, told = random.Random(0), 0
     for _ in range(EXPERIMENTS):
         noise = LossNoise.of_arms({seed: drawn.gauss(0, sigma) for seed in range(seeds)} for _ in range(arms))
@@ -147,7 +165,7 @@ def _search_window(width: float, sigma: float, noise: float, drawn: random.Rando
     while not made.finished:
         for place in made.ask():
             excess = TOLERANCE * ((place - best) / (2 * width)) ** 2
-            made.tell(place, LOSS * (1 + excess) + drawn.gauss(0, sigma))
+            made.tell(place, 1 + excess + drawn.gauss(0, sigma))
     return find_good_window(made.decades, noise)
 
 
@@ -160,7 +178,8 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
         return lines
     found = {None: smallest * sigma, experiment.metric: smallest * sigma}  # σ is that of the experiment's metric
     if any(each.metric == WINDOW for each in experiment.expect):
-        found[WINDOW] = (find_wider_window(sigma, len(outlook.arms), outlook.seeds, level) or math.inf) - TYPICAL
+        share = sigma / find_loss(outlook)[0]
+        found[WINDOW] = (find_wider_window(share, len(outlook.arms), outlook.seeds, level) or math.inf) - TYPICAL
     for each in experiment.expect:
         published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin
         effect = experiment.find_margin(each) if published is None else published
