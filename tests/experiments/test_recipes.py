@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -14,6 +15,7 @@ from support.packaged_specs import one_in
 from support.parallel_runs import here  # noqa: F401  (a fixture)
 from zoo.cli import run
 from zoo.errors import ConfigError
+from zoo.experiments import probing
 from zoo.experiments.experiment import Expectation, ExperimentForm, find_recipe, list_recipes, read_recipe
 from zoo.experiments.judging import ExperimentOutcome, Ran, find_file, find_outcome, weigh
 from zoo.experiments.laddering import climb_recipe, measure, plan_ladders
@@ -323,12 +325,19 @@ def test_a_probe_and_a_ladder_are_registered_before_their_first_training(name, m
     assert register(recipe, tmp_path, {"another": "model"})["changes"][0]["of"].keys() == {"models"}
 
 
-def test_a_plan_of_a_probe_has_its_trainings_and_their_cost(capsys):
+def test_a_plan_of_a_probe_has_its_trainings_and_their_cost(capsys, monkeypatch):
+    monkeypatch.setattr(probing, "predict_seconds", lambda spec, task, searched, seeds: 60.0 * searched / 4)
     assert run(["experiment", "short-convolution", "--plan", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert run(["experiment", "short-convolution", "--plan"]) == 0
+    assert "about 2.00 min on 2 CPUs" in capsys.readouterr().out, "four arms of a minute"
+    assert run(["experiment", "short-convolution", "--plan", "--no-measure"]) == 0
+    assert "seconds are unknown, as no step was timed" in capsys.readouterr().out
     kept = find_outcome("short-convolution").costs
     assert {arm: each["trainings"] for arm, each in planned.items()} == dict.fromkeys(kept, 4 + 3)  # rates, seeds
     for arm, each in planned.items():
+        assert each["seconds"] == 60
         assert each["flops"] == pytest.approx(7 * kept[arm]["flops"]) and each["params"] == kept[arm]["params"]
 
 

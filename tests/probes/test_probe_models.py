@@ -3,19 +3,20 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from zoo.cli import run
-from zoo.probes import battery
+from zoo.probes import battery, training
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small, open_pool, run_probe
 from zoo.probes.card import draw_card, draw_cell, draw_values, format_card_markdown, format_reach, print_card
 from zoo.probes.control_pair import ControlPair, run_controls
 from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
 from zoo.probes.outcome_store import name_folder
-from zoo.probes.training import Learner, score, train
+from zoo.probes.training import Learner, ProbeScore, score, train
 from zoo.report.price_plot import make_axes
 from zoo.run.builder import build
 
@@ -88,6 +89,31 @@ def test_the_seed_that_chooses_the_rate_is_none_of_those_reported(monkeypatch):
     found = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[1e-3, 1e-2], settings=EASY, seeds=2)
     assert found.lr == 1e-2 and [each.seed for each in trained if each.report] == [0, 1]
     assert not {each.seed for each in trained if not each.report} & {0, 1}
+
+
+def test_the_predicted_seconds_of_a_probe_are_those_that_its_trainings_take(monkeypatch):
+    """By a clock that runs 2 seconds a step, and 3 for each 1,024 rows that are scored."""
+    now = [0.0]
+
+    def run_steps(spec, probe, lr, seed, steps=None, check=None):
+        steps = steps or probe.steps
+        for step in range(steps):
+            now[0] += 2
+            if check is not None and (step + 1) * 20 // steps > step * 20 // steps:
+                check(step + 1, None)
+
+    def take_score(learner, probe, seed, stream, level=None, most=1024):
+        now[0] += 3 * most / 1024
+        return ProbeScore(0.5, 1.0)
+
+    monkeypatch.setattr(battery, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(training, "train", run_steps)
+    monkeypatch.setattr(training, "score", take_score)
+    for rates, searched in ((None, 8), ([1e-3, 1e-2], 2)):
+        taken = battery.run_probe("llama-tiny", "parity", rates=rates, seeds=3).seconds
+        task = make_probe("parity")
+        small, _ = battery.load_small("llama-tiny", task)
+        assert battery.predict_seconds(small, task, searched, 3) == pytest.approx(taken)
 
 
 @pytest.mark.slow

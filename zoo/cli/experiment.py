@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from zoo.cli.options import argument, flag, option
 from zoo.cli.outlook import print_plan
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError
+from zoo.units import format_seconds
 
 if TYPE_CHECKING:
     from zoo.experiments.experiment import Experiment
@@ -146,7 +148,7 @@ def _plan_task(experiment: Experiment, measure: bool, as_json: bool) -> None:
     from zoo.experiments.probing import plan_probe
     from zoo.experiments.recipe_tables import make_plan_table
 
-    planned = plan_probe(experiment)
+    planned = plan_probe(experiment, measure)
     if as_json:
         print(report.format_json(planned))
         return
@@ -154,9 +156,14 @@ def _plan_task(experiment: Experiment, measure: bool, as_json: bool) -> None:
     bound = "" if experiment.minutes is None else f", at most {experiment.minutes} minutes on two cores"
     trainings = sum(each["trainings"] for each in planned.values())
     print(
-        f"{trainings:.0f} trainings{bound}; tokens and FLOPs are those of an arm's trainings together. --run leaves "
-        "out those that the folder has"
+        f"{trainings:.0f} trainings{bound}; tokens, FLOPs and seconds are those of an arm's trainings together. --run "
+        "leaves out those that the folder has"
     )
+    if not measure:
+        print("seconds are unknown, as no step was timed (without --no-measure they are predicted)")
+        return
+    cpus, seconds = os.cpu_count() or 1, sum(each["seconds"] for each in planned.values())
+    print(f"about {format_seconds(seconds / cpus)} on {cpus} CPUs, a training on each: from three timed updates an arm")
 
 
 def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet: bool) -> ExperimentOutcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.experiments.arm_tasks import Probing
@@ -14,10 +14,11 @@ from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
 from zoo.experiments.running import find_folder
 from zoo.probes.all_probes import make_probe
-from zoo.probes.battery import BESIDE, RATES, hash_key, load_small, open_pool, run_probe
+from zoo.probes.battery import BESIDE, RATES, hash_key, load_small, open_pool, predict_seconds, run_probe
 from zoo.run.linear.base import describe_processor
 
 if TYPE_CHECKING:
+    from zoo.probes.base import Probe
     from zoo.probes.outcome import ProbeOutcome
 
 
@@ -52,27 +53,37 @@ def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:
     """Hash each arm's model, shrunk to the probe's size, with the probe's settings. Raises ConfigError as
     `check_matched` and `load_small` do."""
     check_matched(recipe, price_arms(recipe))
+    task, small = _load_arms(recipe, short_form)
+    return {name: hash_key(spec, task) for name, spec in small.items()}
+
+
+def _load_arms(recipe: Experiment, short_form: bool) -> tuple[Probe, dict[str, Any]]:
+    """Make the probe, and each arm's model shrunk to its size."""
     asked = recipe.form(short_form).probe
     assert asked is not None
     task, found = make_probe(asked.name, asked.size, asked.settings), {}
     for name in recipe.arms:
         model, overrides = asked.split_model(list_overrides(recipe, name))
-        found[name] = hash_key(load_small(model, task, overrides)[0], task)
-    return found
+        found[name] = load_small(model, task, overrides)[0]
+    return task, found
 
 
-def plan_probe(recipe: Experiment) -> dict[str, dict[str, float]]:
+def plan_probe(recipe: Experiment, measure: bool = True) -> dict[str, dict[str, float]]:
     """Count each arm's `trainings`, those of its rate's search and its seeds, and price them together; `params` and
-    `cache_bytes` are those of one. Raises ConfigError as `check_matched` and `load_small` do."""
+    `cache_bytes` are those of one. With `measure` their `seconds` in a thread are predicted from timed steps. Raises
+    ConfigError as `check_matched` and `load_small` do."""
     asked, found = recipe.probe, price_arms(recipe)
     check_matched(recipe, found)
     assert asked is not None
-    trainings = (len(asked.rates) if asked.rates else len(RATES) + len(BESIDE)) + recipe.form(False).looks[-1]
-    times = {name: 1 if name in ("params", "cache_bytes") else trainings for costs in found.values() for name in costs}
-    return {
-        arm: {"trainings": trainings, **{name: times[name] * value for name, value in costs.items()}}
-        for arm, costs in found.items()
-    }
+    searched, seeds = len(asked.rates) if asked.rates else len(RATES) + len(BESIDE), recipe.form(False).looks[-1]
+    for costs in found.values():
+        costs |= {each: (searched + seeds) * costs[each] for each in costs.keys() - {"params", "cache_bytes"}}
+        costs["trainings"] = searched + seeds
+    if measure:
+        task, small = _load_arms(recipe, False)
+        for arm, spec in small.items():
+            found[arm]["seconds"] = predict_seconds(spec, task, searched, seeds)
+    return found
 
 
 def describe_machine() -> str:

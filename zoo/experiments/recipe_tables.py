@@ -12,7 +12,7 @@ from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds,
 from zoo.experiments.registration import describe_registration
 from zoo.report import rate_table
 from zoo.report.arms import CURRENCIES
-from zoo.report.tables import make_table
+from zoo.report.tables import fit_columns, make_table
 from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
 
 LIST = ("recipe", "claim", "effect", "holds", "date")
@@ -178,12 +178,13 @@ def _format_arm(values: Sequence[float | None]) -> str:
 
 def make_plan_table(planned: Mapping[str, Mapping[str, float]]) -> Any:
     """Make the table of an experiment of a probe before it runs (`probing.plan_probe`)."""
-    header = ("arm", "trainings", *COSTS[1:-1])
+    header = ("arm", "trainings", *COSTS[1:])
     rows = [
-        [arm, f"{costs['trainings']:.0f}", *(format_cost(name, costs.get(name)) for name in CURRENCIES[:-1])]
+        [arm, f"{costs['trainings']:.0f}", *(format_cost(name, costs.get(name)) for name in CURRENCIES)]
         for arm, costs in planned.items()
     ]
-    return make_table("", header, rows, right=range(1, len(header)))
+    head, rows = fit_columns(header, rows, ("elementwise FLOPs", "KV cache per sequence", "parameters"))
+    return make_table("", head, rows, right=range(1, len(head)))
 
 
 def list_costs(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:

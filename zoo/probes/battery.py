@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.params import count_parameters
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
+from zoo.jobs.forecast import STEPS
 from zoo.jobs.rates import SEED
 from zoo.probes.all_probes import make_probe
 from zoo.probes.base import Probe
@@ -223,6 +226,21 @@ def _train_and_score(task: ProbeTraining) -> dict[str, Any]:
         measured = probe.measure(level, found.accuracy, found.loss, params)
         levels[str(level)] = {"accuracy": found.accuracy, "loss": found.loss, **measured}
     return {"levels": levels, "curve": {str(step): accuracy for step, accuracy in curve.items()}}
+
+
+def predict_seconds(spec: Decoder, probe: Probe, searched: int, seeds: int) -> float:
+    """Predict the seconds of a probe's trainings, one after another in a thread: `searched` for the learning rate, and
+    `seeds` reported ones. STEPS updates are timed after one that is not, and the scoring of a level."""
+    from zoo.probes.training import CHECKED, CHECKS, HELD_OUT, score, train
+
+    ends: list[float] = []
+    with open_pool(1):
+        learner = train(spec, probe, RATES[0], SEED, STEPS + 1, lambda *_: ends.append(time.monotonic()))
+        step, start = median(end - before for before, end in pairwise(ends)), time.monotonic()
+        score(learner, probe, SEED, "choose")
+        scoring = time.monotonic() - start
+    trainings, levels = searched + seeds, len(probe.levels) + CHECKS * CHECKED / HELD_OUT
+    return trainings * probe.steps * step + (searched + seeds * levels) * scoring
 
 
 def describe(
