@@ -116,6 +116,14 @@ def test_the_predicted_seconds_of_a_probe_are_those_that_its_trainings_take(monk
         assert battery.predict_seconds(small, task, searched, 3) == pytest.approx(taken)
 
 
+def test_a_plan_of_a_card_trains_nothing_and_adds_up_what_its_probes_take(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(battery, "predict_seconds", lambda spec, probe, searched, seeds: 10.0 * (searched + seeds))
+    words = ["probe", "-m", "llama-tiny", "attention=gqa,sliding", "--probe", "mqar,parity", "--plan"]
+    assert run([*words, "--lrs", "1e-3,1e-2", "--jobs", "2", "--out", str(tmp_path / "probes")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("50.0 s") == 4 and "about 100 s, 2 at a time" in said and not (tmp_path / "probes").exists()
+
+
 @pytest.mark.slow
 def test_trainings_in_other_processes_give_the_same_numbers():
     how = {"settings": {**EASY, "steps": 6}, "seeds": 2, "rates": [1e-3, 1e-2]}

@@ -13,6 +13,7 @@ from zoo.cli.options import flag, option
 from zoo.cli.showing import Json, Markdown, OutputOptions, Plot, Shown, split_words
 from zoo.errors import ConfigError, refuse
 from zoo.report.price_plot import check_picture
+from zoo.units import format_seconds
 
 if TYPE_CHECKING:
     from zoo.probes.outcome import ProbeOutcome
@@ -33,6 +34,7 @@ def run(
     ),
     seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),
     lrs: str | None = option("Learning rates to try. [default: 1e-4, 3.2e-4, …, 3.2e-2]", metavar="LR,LR"),
+    plan: bool = flag("Predict the seconds of each probe from timed updates, and train nothing."),
     controls: bool = flag("Also run controls: a model that must solve the probe, and one that cannot."),
     steps: int | None = option("Updates per training run. [default: the probe's own]", min=1),
     jobs: int | None = option("Parallel training runs, one thread each. [default: the cores, 8 at most]", min=1),
@@ -57,7 +59,10 @@ def run(
         check_picture(plot, len(models))
     settings = {} if steps is None else {"steps": steps}
     how = {"size": size, "settings": settings, "seeds": seeds, "rates": read_rates(lrs)}
-    found = run_battery(models, names, jobs or min(os.cpu_count() or 1, MOST_JOBS), out, how, controls)
+    jobs = jobs or min(os.cpu_count() or 1, MOST_JOBS)
+    if plan:
+        return plan_battery(models, names, jobs, how)
+    found = run_battery(models, names, jobs, out, how, controls)
     if shown is Shown.json:
         print(report.format_json([each.to_dict() for each in found]))
     elif shown is Shown.md:
@@ -76,6 +81,25 @@ def list_variants(targets: list[str], overrides: list[str]) -> list[tuple[str, l
     points = [(target, point) for target in targets for point in read_points(target, overrides)]
     refuse(dict.fromkeys(fault for _, point in points for fault in point.faults))
     return [(target, point.overrides) for target, point in points]
+
+
+def plan_battery(models: list[tuple[str, list[str]]], names: list[str], jobs: int, how: dict[str, Any]) -> None:
+    """Print the trainings of each probe on each model, and their seconds predicted from timed updates. `how` are the
+    options of `run_probe`. Raises ConfigError as `load_small` and `make_probe` do."""
+    from zoo.probes.all_probes import make_probe
+    from zoo.probes.battery import count_searched, load_small, predict_seconds
+
+    searched, rows, total = count_searched(how["rates"]), [], 0.0
+    for (target, overrides), name in product(models, names):
+        probe = make_probe(name, how["size"], how["settings"])
+        seconds = predict_seconds(load_small(target, probe, overrides)[0], probe, searched, how["seeds"])
+        rows.append([" ".join([target, *overrides]), name, str(searched + how["seeds"]), format_seconds(seconds)])
+        total += seconds
+    report.print_tables(report.make_table("", ("model", "probe", "trainings", "time"), rows, right=(2, 3)))
+    print(
+        f"about {format_seconds(total / jobs)}, {jobs} at a time, from three timed updates each; without controls, and "
+        "with what is done already"
+    )
 
 
 def run_battery(

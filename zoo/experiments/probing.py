@@ -14,7 +14,7 @@ from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
 from zoo.experiments.running import find_folder
 from zoo.probes.all_probes import make_probe
-from zoo.probes.battery import BESIDE, RATES, hash_key, load_small, open_pool, predict_seconds, run_probe
+from zoo.probes.battery import count_searched, hash_key, load_small, open_pool, predict_seconds, run_probe
 from zoo.run.linear.base import describe_processor
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def plan_probe(recipe: Experiment, measure: bool = True) -> dict[str, dict[str, 
     asked, found = recipe.probe, price_arms(recipe)
     check_matched(recipe, found)
     assert asked is not None
-    searched, seeds = len(asked.rates) if asked.rates else len(RATES) + len(BESIDE), recipe.form(False).looks[-1]
+    searched, seeds = count_searched(asked.rates), recipe.form(False).looks[-1]
     for costs in found.values():
         costs |= {each: (searched + seeds) * costs[each] for each in costs.keys() - {"params", "cache_bytes"}}
         costs["trainings"] = searched + seeds

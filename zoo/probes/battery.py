@@ -228,6 +228,11 @@ def _train_and_score(task: ProbeTraining) -> dict[str, Any]:
     return {"levels": levels, "curve": {str(step): accuracy for step, accuracy in curve.items()}}
 
 
+def count_searched(rates: Sequence[float] | None) -> int:
+    """Count the trainings of the search for the learning rate."""
+    return len(set(rates)) if rates else len(RATES) + len(BESIDE)
+
+
 def predict_seconds(spec: Decoder, probe: Probe, searched: int, seeds: int) -> float:
     """Predict the seconds of a probe's trainings, one after another in a thread: `searched` for the learning rate, and
     `seeds` reported ones. STEPS updates are timed after one that is not, and the scoring of a level."""
