@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +14,15 @@ from zoo.cli import run
 from zoo.probes import battery, training
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small, open_pool, run_probe
-from zoo.probes.card import draw_card, draw_cell, draw_values, format_card_markdown, format_reach, print_card
+from zoo.probes.card import FOUND, draw_card, draw_cell, draw_values, format_card_markdown, format_reach, print_card
 from zoo.probes.control_pair import ControlPair, run_controls
 from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
 from zoo.probes.outcome_store import name_folder
 from zoo.probes.training import Learner, ProbeScore, score, train
 from zoo.report.price_plot import make_axes
 from zoo.run.builder import build
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 EASY = {"context": 16, "levels": (2,), "vocab": 16, "steps": 80, "rows": 32}
 """An mqar that attention with a short convolution learns in a second or two."""
@@ -122,6 +126,29 @@ def test_a_plan_of_a_card_trains_nothing_and_adds_up_what_its_probes_take(monkey
     assert run([*words, "--lrs", "1e-3,1e-2", "--jobs", "2", "--out", str(tmp_path / "probes")]) == 0
     said = capsys.readouterr().out
     assert said.count("50.0 s") == 4 and "about 100 s, 2 at a time" in said and not (tmp_path / "probes").exists()
+
+
+def test_a_page_names_every_probe_of_the_documentation_and_every_column_of_a_card(capsys):
+    rows = re.findall(r"^\| ([\w, ]+) \| .* \| .* \|$", (DOCS / "experiments.md").read_text(encoding="utf-8"), re.M)
+    named = {name for row in rows for name in row.split(", ")} - {"probe"}
+    assert run(["explain", "probe", "--json"]) == 0
+    said = {line.partition(":")[0]: line for line in json.loads(capsys.readouterr().out)["values"]}
+    assert len(named) == 18 and named < said.keys()
+    columns = {name.partition(" (")[0] for name in FOUND[1:]} - {"lr"}
+    assert columns < said.keys() and "> (censored)" in said["steps"]
+
+
+def test_a_page_of_a_probe_has_what_its_sizes_train(capsys):
+    for name in ("mqar", "probe.mqar"):
+        assert run(["explain", name, "--json"]) == 0
+        page = json.loads(capsys.readouterr().out)
+        assert page["name"] == "mqar" and "right at 1/K" in page["text"]
+        assert "levels: 2 to 16 (--size small: 2 to 8; --size paper: 4 to 64)" in page["values"]
+        assert "vocab: 40 (--size small: 32; --size paper: 8,192)" in page["values"]
+        assert "level: keys; reached if 90 % of the answers are right" in page["values"]
+    for name in ("probe.mqa", "mqra"):
+        assert run(["explain", name]) == 2, name
+    assert run(["explain", "mqa", "--json"]) == 0 and '"attention.mqa"' in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`zoo explain`: explain a name of the YAML grammar: its meaning, values, users and cost."""
+"""`zoo explain`: explain a name of the YAML grammar, of training or of a probe: its meaning, values, users and cost."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 from zoo import report
 from zoo.cli.completing import complete_name
 from zoo.cli.options import argument, flag
+from zoo.errors import ConfigError
 from zoo.report.grammar_pages import format_page
 
 
 def run(
     name: str = argument(
-        "An axis, a choice, a field or a key of a model or of training.", default=..., autocompletion=complete_name
+        "An axis, a choice, a field or a key of a model or of training; a probe.",
+        default=...,
+        autocompletion=complete_name,
     ),
     as_json: bool = flag("Print JSON, with every model and family named.", "--json"),
 ) -> None:
-    """Explain a name of a model's YAML: its meaning, values, cost, and the models that set it. A name of training: its
-    meaning, values and an example.
+    """Explain a name of a model's YAML: its meaning, values, cost, and the models that set it. A name of training, or a
+    probe: its meaning, values and an example.
 
     \b
     Examples:
@@ -26,16 +29,27 @@ def run(
       zoo explain attention.gqa.qk_norm      a field: type, default, paper, users, an example and its price
       zoo explain n_kv_heads                 a key of the model
       zoo explain data.form                  a field of training: objective, data, lora, steps, …
+      zoo explain mqar                       a probe and its sizes; probe: all of them, and how to read a card
     """
     page = explain_name(name)
     print(report.format_json(page) if as_json else format_page(page))
 
 
 def explain_name(name: str) -> dict[str, Any]:
-    """Describe a name of training or of a model's YAML as plain data. Raises ConfigError for an unknown one."""
+    """Describe a name of training, of a model's YAML or of a probe as plain data. Raises ConfigError for an unknown
+    one."""
     from zoo.analysis.grammar_names import explain
 
-    return _explain_setting(name) or explain(name)
+    if (page := _explain_setting(name)) is not None:
+        return page
+    try:
+        return explain(name)
+    except ConfigError:
+        from zoo.probes.probe_pages import explain_probe
+
+        if (page := explain_probe(name)) is None:
+            raise
+        return page
 
 
 def _explain_setting(name: str) -> dict[str, Any] | None:

@@ -18,6 +18,17 @@ FOUND = ("probe", "reaches", "steps", "accuracy (guess)", "lr", "lr window")
 """Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the best
 learning rate, and the width of the window around it."""
 
+LEGEND = (
+    "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
+    "steps: updates until 90 % of the answers are right on rows as in training; after > "
+    "(censored): not within so many, which were all that ran.",
+    "accuracy: at the hardest level of training, ± one deviation over seeds.",
+    "guess: the accuracy, at that level, of a guess among the answers that a row makes possible.",
+    "lr window: decades of learning rate with 90 % of the best accuracy; ≥ if an end was not reached.",
+    "state: keys and values, or recurrent states, of one row in float32. FLOPs: of a token, forward.",
+)
+"""What the columns of a card are."""
+
 NOT_TESTED = "not tested"
 """What stands where a probe was not run on a model."""
 
@@ -95,14 +106,7 @@ def format_window(outcome: ProbeOutcome) -> str:
 
 def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:
     """List explanations of the columns, and notes on single outcomes."""
-    notes = [
-        "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
-        "steps: updates until 90 % of answers in rows as in training are right; > if the budget was not enough.",
-        "accuracy: at the hardest level of training, ± one deviation over seeds.",
-        "guess: the accuracy, at that level, of a guess among the answers that a row makes possible.",
-        "lr window: decades of learning rate with 90 % of the best accuracy; ≥ if an end was not reached.",
-        "state: keys and values, or recurrent states, of one row in float32. FLOPs: of a token, forward.",
-    ]
+    notes = [*LEGEND]
     notes += ["!: the best learning rate is the lowest or highest that was tried."] * any(e.on_edge for e in outcomes)
     return notes + list(dict.fromkeys(f"{each.probe}: {note}." for each in outcomes for note in each.notes))
 

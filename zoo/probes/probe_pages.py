@@ -1,0 +1,42 @@
+"""Describe probes for `zoo explain`: all of them (`probe`), or one (`mqar`, `probe.mqar`)."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+from zoo.probes.all_probes import EVERY, make_probe
+from zoo.probes.base import Probe, format_setting
+from zoo.probes.card import LEGEND
+from zoo.spec.fields import first_sentence
+
+ABOUT = (
+    "A synthetic task whose answers are known. `zoo probe MODEL` trains small models of the same kinds of layer on it, "
+    "and tells the hardest of its levels that they reach."
+)
+
+
+def explain_probe(name: str) -> dict[str, Any] | None:
+    """Describe `probe`, or a probe by its name; None for another name. Raises ConfigError for an unknown probe after
+    `probe.`."""
+    if name == "probe":
+        values = [f"{each.name}: {first_sentence(inspect.getdoc(each) or '')}" for each in EVERY]
+        return _page(name, ABOUT, [*values, "The columns of a card:", *LEGEND], "zoo probe MODEL --probe mqar,parity")
+    bare = name.removeprefix("probe.")
+    if bare == name and name not in Probe.kinds:
+        return None
+    sizes = {size: make_probe(bare, size) for size in ("card", "small", "paper")}
+    kind, settings = type(sizes["card"]), {size: each.settings() for size, each in sizes.items()}
+    values = [f"level: {kind.level_is}; reached if 90 % of the {'rows' if kind.exact else 'answers'} are right"]
+    for field in fields(kind):
+        shown = {size: format_setting(own[field.name]) for size, own in settings.items()}
+        usual = shown.pop("card")
+        others = "; ".join(f"--size {size}: {value}" for size, value in shown.items() if value != usual)
+        values.append(f"{field.name}: {usual}{f' ({others})' if others else ''}")
+    return _page(bare, " ".join((inspect.getdoc(kind) or "").split()), values, f"zoo probe MODEL --probe {bare}")
+
+
+def _page(name: str, text: str, values: list[str], example: str) -> dict[str, Any]:
+    """Make a page of the form of a setting of training's (`zoo.training.setting_pages`)."""
+    return {"page": "setting", "name": name, "text": text, "values": values, "example": example}
