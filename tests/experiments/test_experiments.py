@@ -179,7 +179,7 @@ def test_what_changes_after_registration_is_listed_with_the_verdict(here: Path, 
     assert 'expectations (one head − many heads: equivalent: verdict "better" → "equivalent")' in said
     assert run(["experiment", str(file), "--report", "--margin", "0.4"]) == 0
     assert [set(each["of"]) for each in read_outcome()["registration"]["changes"]][1:] == [{"margin"}]
-    assert "; changed after: 20" in Path("sweeps/experiments/heads/report.html").read_text()
+    assert "; changed afterwards: 20" in Path("sweeps/experiments/heads/report.html").read_text()
 
 
 def test_arms_are_tuned_on_a_seed_and_rows_that_no_verdict_reads(here: Path, trainer: Trainer) -> None:

@@ -76,6 +76,17 @@ def test_no_row_of_a_withdrawn_finding_says_that_it_holds():
     assert not any("withdrawn" in words for name, words in held.items() if name not in withdrawn)
 
 
+def test_a_row_of_the_page_has_the_p_value_of_the_test_that_decided():
+    """So that it is below 5 % at every verdict, also where arms are equivalent, and above where nothing was shown."""
+    text = findings_page.PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"\| (better|worse|equivalent|inconclusive)[^|]*\| [^|]* \| (?:< )?([\d.]+) \| ", text)
+    assert len(rows) > 80
+    for found, p in rows:
+        assert (float(p) <= 0.05) == (found != "inconclusive"), "0.0497 is written as 0.050"
+    said = split_page()["qk-norm-10m"]
+    assert "| 0.037 | yes |" in said and "a difference is shown too (p: 0.003), and it is within the margin" in said
+
+
 def test_findings_that_changed_subtract_the_same_way_round_at_fixed_and_at_searched_rates():
     sides = {"post, lr ×10": "after", "after, on the stream": "after", "swiglu": "gated", "tied": "tied"}
     cells = re.findall(
@@ -303,7 +314,9 @@ def test_recipes_are_listed_and_shown(capsys):
 def test_what_was_added_after_its_registration_is_said_with_a_kept_verdict(capsys):
     assert run(["recipes", "qk-norm", "short-convolution"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "before its first run; changed after: 2026-11-30 17:12:50 expectations (added lr window, qk-norm" in said
+    assert (
+        "before its first run; changed afterwards: 2026-11-30 17:12:50 expectations (added lr window, qk-norm" in said
+    )
     assert "Not registered: " in said
 
 

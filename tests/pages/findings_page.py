@@ -20,9 +20,8 @@ from zoo.experiments.recipe_tables import (
     list_arms,
     list_cells,
     list_costs,
-    list_open,
     list_rates,
-    list_wide_margins,
+    list_remarks,
 )
 from zoo.experiments.registration import describe_registration
 from zoo.gallery.finding_facts import list_card_rows, list_effects, read_cards, read_kept
@@ -37,32 +36,43 @@ PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 HEAD = """\
 # Findings
 
-Written by `python tests/pages findings` from `recipes/verdicts/`. Each finding is a recipe: its arms, its seeds and what is expected. Its
-verdict stays as it came, also where it contradicts the source. When it was registered, and what was changed afterwards, stands with each;
-those of 27 November 2026 are older than registration. `zoo recipes NAME --run` runs one again.
+Written by `python tests/pages findings` from `recipes/verdicts/`. A finding is a recipe: a claim, its arms and seeds, and the results that
+were expected. Its verdict stays as it came, also where it contradicts the claim or the source. Each finding says when it was registered
+and what was changed afterwards; those of 27 November 2026 ran before registrations were kept. `zoo recipes NAME --run` runs one again.
 
-An arm is better, worse, equivalent within the recipe's margin, or the comparison is inconclusive: these seeds do not show a difference,
-and there may be one ([how verdicts are made](verdicts.md)). ± is half of the confidence interval of a difference, and one
-standard deviation of an arm's runs. These models are small and train for minutes on two cores: a claim about large ones is neither shown nor refuted by them.
-Learning rates are searched for each arm, or fixed in the recipe; a fixed rate that suits one arm less is part of its loss. Seconds are those of the arms alone where the machine's load was below its cores;
-where it was above, other work slowed them, some more than others. Equal configs give equal runs, to the bit, so that many recipes share
-the runs of a baseline (2.004, 1.996 or 2.001 with five, six or seven seeds where rates are searched; 1.777 in experts, parallel-blocks and
-positions), and their findings vary together. Each recipe is corrected for its own comparisons; over all recipes nothing is corrected.
-FLOPs are those of matrix products and attention. Elementwise FLOPs (norms, activations, rotations, sums; of the forward passes) stand beside
-them: approximate, and not matched. They were counted on 1 December 2026, from the recipes.
+- **found**: an arm is better, worse, equivalent within the recipe's margin, or the comparison is inconclusive: these seeds do not show a
+  difference, and there may be one ([how verdicts are made](verdicts.md)).
+- **value**: the difference of two arms, ± half of its confidence interval. A bound on one arm has the mean and the range over its seeds. In
+  the table of arms ± is one standard deviation of the runs, in the table of learning rates a standard error.
+- **p**: of the test that decided, of a difference or of equivalence, corrected over the comparisons of a recipe. Over all recipes nothing
+  is corrected: of twenty recipes of equal arms one would call some of them different.
+- **Learning rates** are searched for each arm, or fixed by the recipe. A fixed rate may suit one arm less than the other, and the
+  difference includes what that costs. `best lr` is the minimum of a parabola through the losses of the window; `lowest loss` is that of one
+  run of the search, on its own seed and rows; `window` has the decades of rates whose loss is within 5 % of the lowest.
+- **Shared runs**: equal configs give equal runs, to the bit, and many recipes have the same baseline (loss 2.004, 1.996 or 2.001 with five,
+  six or seven seeds at searched rates; 1.777 in experts, parallel-blocks and positions). Where it came out low by chance, all their
+  differences are too high.
+- **FLOPs** are those of matrix products and attention. Elementwise FLOPs (norms, activations, rotations, sums; of the forward passes) are
+  approximate and not matched; they were counted on 1 December 2026, from the recipes.
+- **Seconds** can be compared where the machine's load was below its cores. Above, other work slowed the runs, some more than others.
+- **Size**: these models are small and train for minutes on two cores. A claim about large ones is neither shown nor refuted by them.
 
-Until 29 November 2026 a difference that was not significant was called "no significant difference", which some pages took for
-equality. All kept runs were judged again on 30 November 2026; where a margin was added for that, it was added after the runs.
-That day the error of a searched rate was corrected as well (where the best rate was off the middle, it was that of another fit): at
-softcaps-and-sinks "scores to 50" was inconclusive before; fewer-rotations and optimizers kept their verdicts.
-On 1 December 2026, after the runs, windows of good learning rates became 5 % deep (1 % before, as deep as the noise of a run); all five
-comparisons of windows were inconclusive before and are now.
+All kept runs were judged again when a test was mended:
 
-On 1 December 2026 the error of a searched rate became that of a parabola through the good window alone, which is larger: depth-recurrence
-("equivalent" before) and norms-inside-embeddings ("worse" before) have a comparison that is inconclusive now, and value residuals are better
-("equivalent" before). The runs kept here had the rates of a parabola through five losses, the sudden rise above the good window among them.
-In the median that is 0.13 decades below the rate that would be chosen now, and costs an estimated 0.012 nats, mostly in both arms of a
-comparison; no interval has it. At norms-after, "after, on the stream" ran 0.3 decades from it, and may be worse for that alone.
+- Until 29 November 2026 a difference that was not significant was called "no significant difference", which some pages took for equality.
+  Margins that were added to judge the runs again, on 30 November, were added after the runs.
+- On 30 November the error of a searched rate was mended (where the best rate was off the middle, it was that of another fit). At
+  softcaps-and-sinks "scores to 50" was inconclusive before; fewer-rotations and optimizers kept their verdicts.
+- On 1 December windows of good learning rates became 5 % deep. They had been 1 % deep, which is as little as the noise of a run. The five
+  comparisons of windows that were kept then were inconclusive before, and stayed so.
+- On 1 December the error of a searched rate became that of a parabola through the good window alone, which is larger. One comparison of
+  depth-recurrence ("equivalent" before) and one of norms-inside-embeddings ("worse" before) became inconclusive, and value residuals
+  ("equivalent" before) better.
+
+No run was repeated for that. All recipes with searched rates but sandwich-by-depth ran at rates of the earlier parabola, through five
+losses, the sudden rise above the good window among them. In the median that is 0.13 decades below the rate that would be chosen now, and
+costs an estimated 0.012 nats, mostly in both arms alike; no interval includes it. At norms-after, "after, on the stream" ran 0.3 decades
+below, and may be worse for that alone.
 
 ![Differences with their intervals, by metric; colour is the verdict, the band the margin, hollow a fixed rate, a diamond the source's effect](../recipes/verdicts/effects.png)
 """
@@ -70,25 +80,27 @@ comparison; no interval has it. At norms-after, "after, on the stream" ran 0.3 d
 CARDS = """\
 ## Capability cards
 
-How far eleven architectures get, brought to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are right,
-the median of three seeds at each one's best learning rate, and their range where they differ. A card is made by `zoo probe`, with the
-arguments of the second table.
+How far eleven architectures get, shrunk to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are
+right, as the median of three seeds at each one's best learning rate, and the range over the seeds where they differ. `zoo probe` makes a
+card, with the arguments of the second table.
 
 The tasks are smaller than those of their sources, and training is shorter: 200 to 600 steps of 24 to 48 rows, where MAD takes 20,000 of
-128. So a level that is not reached was not learned here, and nothing is refuted. `a guess`: no level, and no better than a guess among the
-answers that a row makes possible (at hops that is right at 29 to 42 %).
+128. So a level that is not reached was not learned here, and nothing is refuted. `none`: not even the easiest level was reached. `a guess`:
+none was, and the answers are no better than guesses among those that a row makes possible (at hops such guesses are right at 29 to 42 %).
 
-The first six cards are of 27 November 2026, when the first of the three seeds also chose the rate; of the others, of 1 December, a seed
-of its own chose it. The last row is a control, a window of one token, so that no token sees another: it reaches no level of any probe. At hops
-none of the others does either, so that hops of this size tells nothing.
+For the first six cards (27 November 2026) the first of the three seeds also chose the rate; for the others (1 December) a seed did that is
+not reported. The last row is a control, a window of one token, so that no token sees another: it reaches no level of any probe. None of the
+others reaches a level of hops, so that hops of this size tells nothing.
 
-- OLMo Hybrid is at this size a layer of the gated delta rule, whose states may change sign, and one of attention. It copies eight letters
-  selectively with all three seeds, as KDA does; differential attention with two, the delta rule alone with one, plain attention with none.
-- Mamba-2's first result on mqar is probably an artefact of how the rate was chosen: seed 0 chose 3.2e-2, the other two seeds fail there.
-  With a state as large as attention's keys and values at these 64 tokens (28 instead of 16) its seeds reach 16, 8 and no keys at the rate
-  that another seed chose: what it learns in 600 steps depends on the seed.
-- Sinks change nothing under a window of 16 tokens. Of two layers of attention, one without positions (SmolLM3 at this size) finds the needle
-  in 512 tokens with all seeds where RoPE in both reaches 32 to 128, and copies less.
+- OLMo Hybrid is at this size a layer of the gated delta rule, whose states may change sign, and one of attention. Eight letters are copied
+  selectively by all three seeds of it and of KDA, by two of differential attention, by one of the delta rule alone, and by none of plain
+  attention.
+- Mamba-2's first result on mqar is probably an artefact of how the rate was chosen: seed 0 chose 3.2e-2, and the other two seeds fail
+  there. With a state as large as attention's keys and values of these 64 tokens (28 instead of 16), and a rate that another seed chose, its
+  seeds reach 16, 8 and no keys: what it learns in 600 steps depends on the seed.
+- Sinks change nothing under a window of 16 tokens.
+- Attention with positions in one layer of two (SmolLM3 at this size) finds the needle in 512 tokens with all seeds, and copies less; with
+  RoPE in both layers it reaches 32 to 128 tokens.
 - Of these eleven, only layers whose states may change sign went beyond eight bits of parity.
 """
 
@@ -96,8 +108,8 @@ none of the others does either, so that hops of this size tells nothing.
 DECISIONS = """\
 ## Decision accuracy
 
-How often the verdict at one size is that at four times the size, over all recipes that compare the same arms at both. Fewer than ten
-comparisons say little of how far a small experiment can be trusted for a decision about larger models.
+How often is the verdict at one size also that at four times the size? All recipes that compare the same arms at both sizes are counted.
+Fewer than ten comparisons say little of how far a small experiment can be trusted for a decision about larger models.
 """
 
 
@@ -114,7 +126,7 @@ the same way round, so that below 0 the arm of the question has the lower loss.
 ASKED_TWICE = {
     "norms after each sub-layer against norms before": (("norm-placement", 0, True), ("norms-after", 0, False)),
     "a gated feed-forward against an ungated one": (("glu", 1, False), ("glu-tuned", 1, False)),
-    "a tied head against one of its own": (("tied-head", 0, True), ("tied-head-tuned", 0, False)),
+    "a tied head against an untied one": (("tied-head", 0, True), ("tied-head-tuned", 0, False)),
 }
 """Questions, each with the recipe and the place of its comparison at fixed rates, and at searched ones, and whether the
 recipe subtracts the other way round."""
@@ -204,21 +216,22 @@ def write_cards() -> str:
 
 def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> str:
     """A section: the claim, expected beside found, the arms, and the picture."""
-    lines = [f"## {name}", "", f"**{recipe.claim}** {recipe.source}."]
+    held = "" if recipe.withdrawn else f" Expectations that hold: {count_held(recipe, outcome)}."
+    lines = [f"## {name}", "", f"**Claim: {recipe.claim}**{held} Source: {recipe.source}."]
     lines += ["", f"**Withdrawn.** {recipe.withdrawn}"] if recipe.withdrawn else []
     lines += ["", recipe.notes] if recipe.notes else []
     lines += ["", format_markdown(FINDINGS, [list_cells(each, recipe) for each in outcome.findings]), ""]
-    lines += [line for each in [*list_wide_margins(recipe), *list_open(outcome)] for line in (f"{each}.", "")]
+    lines += [line for each in list_remarks(recipe, outcome) for line in (f"{each}.", "")]
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
     if rates := list_rates(outcome):
         lines += [format_markdown(rate_table.HEADER, rates), ""]
-    over = f" (more than its {recipe.minutes})" if outcome.seconds > 60 * (recipe.minutes or math.inf) else ""
+    over = f" ({recipe.minutes} were planned)" if outcome.seconds > 60 * (recipe.minutes or math.inf) else ""
     took = f"{outcome.seconds / 60:.0f} minutes{over} of training on {outcome.machine}"
     about = f"{recipe.form(False).looks[-1]} seeds an arm, at {describe_rates(recipe)} learning rates"
     lines += [f"{about}; {outcome.date}, {took}.", ""]
     lines += [f"{describe_registration(outcome.registration, recipe)}.", ""]
     for file in sorted((recipes_dir() / "verdicts").glob(f"{name}.[ps][nv]g")):
-        lines += [f"![{recipe.claim}](../recipes/verdicts/{file.name})", ""]
+        lines += [f"![{name}: what its runs gave](../recipes/verdicts/{file.name})", ""]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
 from zoo.experiments.judging import ExperimentOutcome, Ran, compare_with_baseline, judge
 from zoo.experiments.pricing import check_matched, price_launch
-from zoo.experiments.recipe_tables import FINDINGS, list_cells, list_missing, list_open, list_wide_margins
+from zoo.experiments.recipe_tables import FINDINGS, list_cells, list_missing, list_remarks
 from zoo.experiments.registration import describe_registration, read_registered, register
 from zoo.experiments.running import collect_arms, find_complete_seeds, plan_arms, train_arms
 from zoo.jobs.conducting import SweepObserver
@@ -176,7 +176,7 @@ def _compare_arms(experiment: Experiment, ran: Ran, arms: Sequence[Arm], short_f
 
 def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
     """List the notes of the page: missing runs, the registration and the margin."""
-    notes = [*list_missing(outcome), *list_wide_margins(experiment), *list_open(outcome)]
+    notes = [*list_missing(outcome), *list_remarks(experiment, outcome)]
     notes += [] if outcome.registration is None else [describe_registration(outcome.registration) + "."]
     own = "; an expectation's own margin replaces it" if any(each.margin for each in experiment.expect) else ""
     return notes + (

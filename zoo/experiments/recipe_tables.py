@@ -15,7 +15,7 @@ from zoo.report.arms import CURRENCIES
 from zoo.report.tables import fit_columns, make_table
 from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
 
-LIST = ("recipe", "claim", "effect", "holds", "date")
+LIST = ("recipe", "claim", "first finding", "expectations that hold", "date")
 FIXED = "fixed"
 """The learning rates of a recipe that searches none."""
 WITHDRAWN = "withdrawn"
@@ -24,11 +24,15 @@ FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
 BOUNDS = {None: "", "at least": "≥ ", "at most": "≤ "}
+DECIDED = (
+    "± and p: of the test that decided, of a difference or of equivalence; corrected over all comparisons of the "
+    "experiment (Holm, 1979)"
+)
 OPEN = "≥, ≤, unknown: a window of learning rates reaches the last rate tried, so that its width is a lower bound"
 
 
 def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, ExperimentOutcome | None]) -> Any:
-    """Make a table with a row for each recipe: claim, first effect, number of expectations that hold, date."""
+    """Make a table with a row for each recipe: claim, first finding, number of expectations that hold, date."""
     rows = []
     for name, each in recipes.items():
         outcome = outcomes[name]
@@ -36,13 +40,13 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
             rows.append([name, each.claim, "", "not run", ""])
             continue
         first = outcome.findings[0]
-        stale = "" if outcome.key == each.key() else ", of an older recipe"
-        fixed = ", at a fixed rate" if describe_rates(each) == FIXED else ""
+        stale = "" if outcome.key == each.key() else " (of an older recipe)"
+        fixed = " (fixed rates)" if describe_rates(each) == FIXED else ""
         rows.append(
             [
                 name,
                 each.claim,
-                f"{describe_pair(first)}: {format_value(first)}",
+                f"{describe_pair(first)}: {list_cells(first, each)[2]}, {format_value(first)}",
                 count_held(each, outcome) + ("" if each.withdrawn else f"{fixed}{stale}"),
                 outcome.date,
             ]
@@ -84,7 +88,7 @@ def format_value(each: Finding) -> str:
 def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcome | None) -> list[Any]:
     """Make the lines and tables of one recipe: claim, expectations with their findings, the arms' metrics and costs.
     Before it has run there are only the claim and the expectations."""
-    head = [f"{name}: {recipe.claim}" if recipe.claim else name]
+    head = [f"{name}. Claim: {recipe.claim}" if recipe.claim else name]
     head += [f"Source: {recipe.source}"] if recipe.source else []
     head += [f"Withdrawn: {recipe.withdrawn}"] if recipe.withdrawn else []
     head += [recipe.notes] if recipe.notes else []
@@ -96,24 +100,20 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     margin = "" if recipe.margin is None else f", margin ±{recipe.margin:g}"
     took = f"{outcome.seconds / 60:.1f} minutes of training on {outcome.machine}"
     form = "short form, " if outcome.form == "short" else ""
-    rates = f"{describe_rates(recipe)} learning rates"
-    ran = f"{form}{seeds} seeds an arm, {rates}{margin}; {outcome.date}, {took}"
+    ran = f"{form}{seeds} seeds an arm, {describe_rates(recipe)} learning rates{margin}; {outcome.date}, {took}"
     rows = [list_cells(each, recipe) for each in outcome.findings]
-    compared = sum(each.p is not None for each in outcome.findings)
-    alike = any(each.found == "equivalent" for each in outcome.findings)
+    rates, compared = list_rates(outcome), sum(each.p is not None for each in outcome.findings)
     return [
         *head,
         ran,
         describe_registration(outcome.registration, recipe),
         *list_missing(outcome),
-        *list_wide_margins(recipe),
         make_table("", FINDINGS, rows),
-        *(["p and ±: corrected over all comparisons of the experiment (Holm, 1979)"] if compared > 1 else []),
-        *list_open(outcome),
-        *(["p: of a difference; of an equivalent arm ± is that of the test of equivalence"] if alike else []),
+        *([DECIDED] if compared else []),
+        *list_remarks(recipe, outcome),
         make_table("Arms", *list_arms(recipe, outcome)),
         make_table("Costs", *list_costs(recipe, outcome)),
-        *([make_table("Learning rates", rate_table.HEADER, rows)] if (rows := list_rates(outcome)) else []),
+        *([make_table("Learning rates", rate_table.HEADER, rates), rate_table.NOTE] if rates else []),
     ]
 
 
@@ -123,9 +123,15 @@ def list_missing(outcome: ExperimentOutcome) -> list[str]:
     return [f"{said} ({'; '.join(outcome.missing)})"] if outcome.missing else []
 
 
-def list_open(outcome: ExperimentOutcome) -> list[str]:
-    """Write a line on differences of windows that are bounds; none if there are none."""
-    return [OPEN] if any(each.bound for each in outcome.findings) else []
+def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
+    """Write a line on each row of FINDINGS that is easily misread: a margin that includes the source's effect, a
+    difference that is shown and yet within the margin, a difference of windows that is a bound."""
+    small = [
+        f"{describe_pair(each)}: a difference is shown too (p: {format_p(each.p)}), and it is within the margin"
+        for each in outcome.findings
+        if each.found == "equivalent" and each.p is not None and each.p < outcome.level
+    ]
+    return [*list_wide_margins(recipe), *small, *([OPEN] if any(each.bound for each in outcome.findings) else [])]
 
 
 def list_wide_margins(recipe: Experiment) -> list[str]:
@@ -154,7 +160,8 @@ def list_cells(each: Finding, recipe: Experiment) -> list[str]:
     unmet = "not shown" if each.found == "inconclusive" else "no"
     held = "" if each.expected == "any" else "yes" if each.holds else unmet
     found = f"{each.found}{within if each.found == 'equivalent' else ''}"
-    return [pair, each.paper, found, format_value(each), format_p(each.p), WITHDRAWN if recipe.withdrawn else held]
+    p = format_p(each.equivalence if each.found == "equivalent" else each.p)
+    return [pair, each.paper, found, format_value(each), p, WITHDRAWN if recipe.withdrawn else held]
 
 
 def list_arms(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:

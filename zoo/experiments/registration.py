@@ -40,6 +40,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """The fields of an experiment in each part of its registration. A `task` stands only where there is one."""
 
+SHOWN = {"code": "Zoo's code", "models": "the arms' models"}
+"""What a part without fields is called."""
+
 UNREGISTERED = "Not registered: registrations are kept from 30 November 2026, of probes and ladders from 1 December"
 
 
@@ -104,8 +107,8 @@ def describe_registration(registered: Mapping[str, Any] | None, experiment: Expe
     later = _list_parts(
         latest, stated, [name for name, part in stated.items() if _list_changes(latest.get(name, {}), part)]
     )
-    changes += [f"since then, in its file, {', '.join(later)}"] if later else []
-    return f"{said}; changed after: {'; '.join(changes)}" if changes else f"{said}; unchanged"
+    changes += [f"later, in its file, {', '.join(later)}"] if later else []
+    return f"{said}; changed afterwards: {'; '.join(changes)}" if changes else f"{said}; unchanged"
 
 
 def _write_time(stated: str) -> str:
@@ -115,7 +118,8 @@ def _write_time(stated: str) -> str:
 def _list_parts(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """Name changed parts, with the changes of those that are stated."""
     found = {name: _list_changes(old.get(name, {}), new.get(name, {})) for name in names}
-    return [f"{name} ({', '.join(each)})" if each else name for name, each in found.items()]
+    shown = {name: SHOWN.get(name, name) for name in found}
+    return [f"{shown[name]} ({', '.join(each)})" if each else shown[name] for name, each in found.items()]
 
 
 def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

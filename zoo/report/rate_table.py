@@ -17,9 +17,10 @@ UNKNOWN = LossNoise()
 
 HEADER = ("arm", "best lr", "lowest loss", "window", "runs")
 NOTE = (
-    "best lr: the minimum of a parabola through the losses next to the lowest\n"
-    "lowest loss: of a run of the search, on its own rows\n"
-    f"window: decades of rates whose loss is within {TOLERANCE:.0%} of the lowest, ± its standard error\n"
+    "best lr: the minimum of a parabola through the losses of the window, ×/÷ its standard error\n"
+    "lowest loss: of a run of the search, on its own seed and rows\n"
+    f"window: decades of rates whose loss is within {TOLERANCE:.0%} of the lowest, ± its standard error; ≥: it reaches "
+    "the last rate tried; p: of no difference from the first arm's\n"
     "grid extended: with two rates beyond the five, as an arm's best was at the edge"
 )
 
