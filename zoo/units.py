@@ -39,6 +39,11 @@ def format_share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
+def format_number(value: float, form: str) -> str:
+    """Format a number with a minus sign (−), not a hyphen."""
+    return f"{value:{form}}".replace("-", "\N{MINUS SIGN}")
+
+
 def format_seconds(value: float) -> str:
     """Format seconds: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; from two days on in days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):

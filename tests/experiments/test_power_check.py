@@ -91,7 +91,7 @@ def test_a_margin_that_includes_the_effect_of_the_source_is_named_by_the_plan_an
         for stated in ({}, {"margin": 0.01}, {"effect": -0.06})
     )
     (line,) = foresee(wide, sigma)[1]
-    assert line.startswith("normed − plain: the margin ±0.05 includes the source's effect -0.04: equivalent would not")
+    assert line.startswith("normed − plain: the margin ±0.05 includes the source's effect of −0.04, so that")
     assert foresee(own, sigma)[1] == foresee(narrow, sigma)[1] == []
     ran = Ran({"val_loss": {arm: {0: 2.0, 1: 2.01} for arm in wide.arms}}, {arm: {} for arm in wide.arms}, 1.0, "here")
     outcome = judge("wide", wide, ran, False)

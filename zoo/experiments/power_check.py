@@ -24,7 +24,7 @@ from zoo.experiments.recipe_tables import list_wide_margins
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.rates import RateSearch
 from zoo.report.rate_table import WINDOW
-from zoo.units import format_count
+from zoo.units import format_count, format_number
 
 NEAR = 5.0
 """Largest ratio of two models' parameters at which they are taken to have the same noise."""
@@ -186,7 +186,11 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
         seen = found.get(each.metric)
         if each.verdict in (None, "any") or effect is None or seen is None or abs(effect) >= seen:
             continue
-        what = f"the source's effect is {published:+g}" if published is not None else f"the margin is {effect:g}"
+        what = (
+            f"the source's effect is {format_number(published, '+g')}"
+            if published is not None
+            else f"the margin is {effect:g}"
+        )
         needed = None if each.metric == WINDOW else count_seeds(effect, sigma, level)
         would = "" if needed is None else f" ({needed:,} seeds would detect it)"
         detects = f"this design detects {seen:.2g} or more{would}" if seen < math.inf else "this design detects none"

@@ -14,6 +14,7 @@ from zoo.report import rate_table
 from zoo.report.arms import CURRENCIES
 from zoo.report.tables import fit_columns, make_table
 from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
+from zoo.units import format_number
 
 LIST = ("recipe", "claim", "first finding", "expectations that hold", "date")
 FIXED = "fixed"
@@ -80,7 +81,8 @@ def format_value(each: Finding) -> str:
     if each.value is None:
         return each.bound or ""
     if each.p is None and each.interval is not None:
-        return f"{each.value:.3f} ({each.interval[0]:.3f} to {each.interval[1]:.3f})"
+        low, high = (format_number(end, ".3f") for end in each.interval)
+        return f"{format_number(each.value, '.3f')} ({low} to {high})"
     half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
     return f"{BOUNDS[each.bound]}{format_spread(each.value, half, '+')}"
 
@@ -138,8 +140,8 @@ def list_wide_margins(recipe: Experiment) -> list[str]:
     """Write a line for each margin that includes the effect of the source, so that equivalence does not deny it; none
     where equivalence is expected."""
     return [
-        f"{describe_pair(each)}: the margin ±{margin:g} includes the source's effect {each.effect:+g}: "
-        "equivalent would not contradict the source"
+        f"{describe_pair(each)}: the margin ±{margin:g} includes the source's effect of "
+        f"{format_number(each.effect, '+g')}, so that equivalent would not contradict it"
         for each in recipe.expect
         if each.verdict != "equivalent"
         and each.effect is not None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -148,7 +149,8 @@ def _list_expected(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, 
 
 
 def _show_change(was: Any, now: Any) -> str:
-    return " → ".join("none" if each is None else json.dumps(each, ensure_ascii=False) for each in (was, now))
+    values = ("none" if each is None else json.dumps(each, ensure_ascii=False) for each in (was, now))
+    return " → ".join(re.sub(r"^-(?=\d)", "\N{MINUS SIGN}", each) for each in values)
 
 
 def _name(expected: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from zoo.report.forest_plot import DrawnEffect, find_limit
 from zoo.report.svg import escape_text
-from zoo.units import format_si
+from zoo.units import format_number, format_si
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 300, 64, 14, 12, 42
 """Size of a chart of curves and its margins, in pixels at full width; on a phone it is drawn smaller."""
@@ -134,7 +134,7 @@ def _draw_mark(each: DrawnEffect, x: float, y: int, inside: bool) -> str:
 
 
 def _name_effect(value: float) -> str:
-    return f"{value:+.2g}".replace("-", "\N{MINUS SIGN}") if value else "0"
+    return format_number(value, "+.2g") if value else "0"
 
 
 # ---------------------------------------------------------------- models by year

@@ -21,7 +21,7 @@ NOTE = (
     "lowest loss: of a run of the search, on its own seed and rows\n"
     f"window: decades of rates whose loss is within {TOLERANCE:.0%} of the lowest, ± its standard error; ≥: it reaches "
     "the last rate tried; p: of no difference from the first arm's\n"
-    "grid extended: with two rates beyond the five, as an arm's best was at the edge"
+    "grid extended: with two rates beyond the five, as an arm's best was at the edge; N wide: on a proxy of N channels"
 )
 
 

@@ -21,7 +21,7 @@ from zoo.analysis.verdict.spread_bounds import find_variance_bounds
 from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
-from zoo.units import format_count, format_seconds, format_si
+from zoo.units import format_count, format_number, format_seconds, format_si
 
 NAMES = {
     **{"params": "parameters", "flops": "training FLOPs"},
@@ -391,7 +391,7 @@ def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
     """Format a value ± its spread, to two digits of the spread: `3.214 ± 0.013`, `−0.041 ± 0.020`. Without a spread,
     four decimals are given."""
     digits = min(max(1 - math.floor(math.log10(spread)), 2), 6) if spread else 4
-    said = f"{value:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    said = format_number(value, f"{sign}.{digits}f")
     return f"{said} ± {spread:.{digits}f}" if spread else said
 
 
