@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from zoo.probes.outcome import ProbeOutcome
 
 
+PLANNED = ("model", "probe", "trainings", "seconds")
+"""Columns of a plan."""
+
 MOST_JOBS = 8
 """The maximum default number of parallel trainings: a probe seldom has more to run at a time."""
 
@@ -61,7 +64,7 @@ def run(
     how = {"size": size, "settings": settings, "seeds": seeds, "rates": read_rates(lrs)}
     jobs = jobs or min(os.cpu_count() or 1, MOST_JOBS)
     if plan:
-        return plan_battery(models, names, jobs, how)
+        return plan_battery(models, names, jobs, how, as_json)
     found = run_battery(models, names, jobs, out, how, controls)
     if shown is Shown.json:
         print(report.format_json([each.to_dict() for each in found]))
@@ -83,23 +86,27 @@ def list_variants(targets: list[str], overrides: list[str]) -> list[tuple[str, l
     return [(target, point.overrides) for target, point in points]
 
 
-def plan_battery(models: list[tuple[str, list[str]]], names: list[str], jobs: int, how: dict[str, Any]) -> None:
+def plan_battery(
+    models: list[tuple[str, list[str]]], names: list[str], jobs: int, how: dict[str, Any], as_json: bool
+) -> None:
     """Print the trainings of each probe on each model, and their seconds predicted from timed updates. `how` are the
     options of `run_probe`. Raises ConfigError as `load_small` and `make_probe` do."""
     from zoo.probes.all_probes import make_probe
     from zoo.probes.battery import count_searched, load_small, predict_seconds
 
-    searched, rows, total = count_searched(how["rates"]), [], 0.0
+    searched, rows = count_searched(how["rates"]), []
     for (target, overrides), name in product(models, names):
         probe = make_probe(name, how["size"], how["settings"])
-        seconds = predict_seconds(load_small(target, probe, overrides)[0], probe, searched, how["seeds"])
-        rows.append([" ".join([target, *overrides]), name, str(searched + how["seeds"]), format_seconds(seconds)])
-        total += seconds
-    report.print_tables(report.make_table("", ("model", "probe", "trainings", "time"), rows, right=(2, 3)))
-    print(
-        f"about {format_seconds(total / jobs)}, {jobs} at a time, from three timed updates each; without controls, and "
-        "with what is done already"
-    )
+        spec, _ = load_small(target, probe, overrides)
+        seconds = predict_seconds(spec, probe, searched, how["seeds"])
+        rows.append((" ".join([target, *overrides]), name, searched + how["seeds"], seconds))
+    if as_json:
+        print(report.format_json([dict(zip(PLANNED, row, strict=True)) for row in rows]))
+        return
+    cells = [[*map(str, row[:3]), format_seconds(row[3])] for row in rows]
+    report.print_tables(report.make_table("", PLANNED, cells, right=(2, 3)))
+    takes = format_seconds(sum(row[3] for row in rows) / jobs)
+    print(f"about {takes}, {jobs} at a time, from three timed updates each; without controls, and with what is done")
 
 
 def run_battery(
