@@ -12,6 +12,7 @@ import yaml
 import zoo
 from pages import findings_page
 from support.packaged_specs import one_in
+from support.page_reading import ReadPage
 from support.parallel_runs import here  # noqa: F401  (a fixture)
 from zoo.cli import run
 from zoo.errors import ConfigError
@@ -391,6 +392,7 @@ def test_a_recipe_of_a_probe_runs_and_is_judged(here, capsys):  # noqa: F811
     (probed,) = (json.loads(file.read_text()) for file in folder.glob("three/probe.json"))
     assert list(outcome.values["reach"]["three"].values()) == probed["reaches"]
     assert outcome.costs["three"]["params"] == probed["params"] and (folder / "verdict.png").is_file()
+    assert ReadPage.of(folder / "report.html").pictures == 1, "a card, as the first metric is reach"
     capsys.readouterr()
 
 
@@ -410,12 +412,13 @@ def test_a_recipe_of_a_ladder_is_judged_by_what_was_predicted_of_its_largest_siz
         return {"folder": str(folder), "runs": runs, "held_out": held, "fit": {"law": {"alpha": 0.3, "beta": 0.4}}}
 
     monkeypatch.setattr("zoo.experiments.laddering.climb", climb)
+    monkeypatch.setattr("zoo.experiments.laddering.follow_arms", lambda outcomes: {})
     ran, outcomes = climb_recipe(recipe, plan_ladders(recipe, True), tmp_path, short_form=True)
     assert [each[:3] for each in asked] == [("llama-tiny", False, 8), ("gpt-tiny", False, 8)]
     assert len({folder for *_, folder in asked}) == 2 == len(list(tmp_path.glob("*/outcome.json"))) == len(outcomes)
     assert ran.values["held-out error"]["llama"] == pytest.approx({0: 0.1, 1: 1 - 1.9 / 2.9})
     assert ran.values["held-out error"]["gpt"] == pytest.approx({0: 0.1, 1: 1 - 1.9 / 3.9})
-    measured = measure(outcomes[0])
+    measured = measure(outcomes["llama"])
     assert measured["loss of the largest"] == pytest.approx([2.4, 2.3])
     assert measured["loss at a quarter"] == pytest.approx([3.0, 2.9]) and measured["beta"] == [0.4]
     assert ran.costs["gpt"]["seconds"] == 16 and ran.costs["gpt"]["flops"] > 1e9 and ran.seconds == 32

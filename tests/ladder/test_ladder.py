@@ -4,12 +4,14 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from support.climbed_ladders import BASE, LATE, climb_laws
+from support.page_reading import ReadPage
 from support.tiny_runs import write_corpus
-from zoo.analysis.scaling import Law, fit_law
 from zoo.analysis.scaling.ladder_sizes import (
     LEAST_LAYERS,
     choose_lengths,
@@ -18,7 +20,6 @@ from zoo.analysis.scaling.ladder_sizes import (
     compute_rate,
     space_sizes,
 )
-from zoo.analysis.scaling.points import read_points
 from zoo.analysis.solve.proportions import ComposedModel
 from zoo.checkpoint import store
 from zoo.cli import run
@@ -29,7 +30,6 @@ from zoo.jobs.forecast import Timing
 from zoo.ladder import LadderRequest, climb, plan_ladder
 from zoo.ladder.ladder_plan import plan_run
 from zoo.ladder.rate_tuning import interpolate_rate, tune_rates
-from zoo.report.scaling import compare_held
 from zoo.training.schedule import WSDS
 
 TINY = ["model.head_dim=8", "model.vocab_size=257"]
@@ -128,6 +128,18 @@ def test_a_ladder_is_climbed_and_its_largest_size_predicted_before_it_is_trained
         [first["loss"], second["loss"]] for first, second in zip(points[-6:-3], points[-3:], strict=True)
     ]
     assert (folder / "ladder.svg").read_text().count("<path") > 4 * 3
+    page = ReadPage.of(folder / "report.html")
+    assert page.pictures == 1 and page.tables[0][0] == [
+        "parameters",
+        "tokens",
+        "predicted",
+        "95 % interval",
+        "measured",
+        "error",
+    ]
+    assert [float(row[2]) for row in page.tables[0][1:]] == pytest.approx(
+        [each["loss"] for each in predicted], abs=1e-4
+    )
 
     files = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
     again = climb(ladder, folder, lambda line: None, bootstrap=20)  # all is done
@@ -248,22 +260,7 @@ def test_rates_are_searched_on_a_seed_and_rows_that_the_ladder_does_not_report(a
 
 def test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope(asked, monkeypatch, capsys):
     """Nothing trains: the losses are of laws of which the second needs half the tokens, at 1.25 times the FLOPs."""
-    base = Law(E=0.9, A=12.0, B=60.0, alpha=0.3, beta=0.32)
-    laws = {"plain": base, "late": replace(base, B=base.B * 2**-base.beta)}
-
-    def climb(ladder, folder, say, bootstrap):
-        law, cost = laws[folder.name], 6.0 if folder.name == "plain" else 7.5
-        points = [(rung.name, rung.params, tokens) for rung in ladder.rungs for tokens in rung.tokens]
-        lines = [
-            {"run": run, "params": n, "tokens": d, "loss": law.loss(n, d), "flops": cost * n * d}
-            for run, n, d in points
-        ]
-        folder.mkdir(parents=True)
-        (folder / "points.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        fit = fit_law(read_points(folder / "points.jsonl", {}), bootstrap)
-        runs = [{"run": each.name, "flops": each.flops, "predicted_seconds": 2, "seconds": 1} for each in ladder.rungs]
-        return {"held_out": compare_held(fit, fit.points), "doubt": None, "runs": runs, "fit": fit.to_dict()}
-
+    climb = climb_laws({"plain": (BASE, 6.0), "late": (LATE, 7.5)})
     monkeypatch.setattr("zoo.ladder.arm_ladders.climb", climb)
     monkeypatch.setattr("zoo.ladder.predict_seconds", lambda ladder: ladder)
     arms = ["--arm", "plain=", "--arm", "late=optim.lr=0.003", "--bootstrap", "20", "--seeds", "2"]
@@ -271,3 +268,10 @@ def test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope(asked, monke
     table = capsys.readouterr().out.split("Compute-optimal speedup over plain")[1]
     assert table.count("×1.600 ") == 3 * 4  # the intervals have no width, as nothing is noisy
     assert re.search(r"slope +[+-]0\.000 ", table)
+    page = ReadPage.of(Path("ladders/llama-tiny/report.html"))
+    assert page.headings[:2] == [
+        "Ladders: plain, late",
+        "Compute-optimal speedup over plain; slope: d ln speedup / d ln FLOPs",
+    ]
+    assert [row[2] for row in page.tables[0][1:]] == ["×1.600"] * 4 + [page.tables[0][-1][2]] and page.pictures == 3
+    assert page.text.count("The largest size, predicted from the others before its run") == 2

@@ -10,16 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from support.page_reading import ReadPage
 from zoo.cli import run
 from zoo.probes import battery, training
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small, open_pool, run_probe
-from zoo.probes.card import FOUND, draw_card, draw_cell, draw_values, format_card_markdown, format_reach, print_card
+from zoo.probes.card import FOUND, draw_card, draw_cell, format_card_markdown, format_reach, make_bars, print_card
 from zoo.probes.control_pair import ControlPair, run_controls
 from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
 from zoo.probes.outcome_store import name_folder
 from zoo.probes.training import Learner, ProbeScore, score, train
-from zoo.report.price_plot import make_axes
+from zoo.report.price_plot import make_axes, write_figure
 from zoo.run.builder import build
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -398,6 +399,14 @@ def test_a_card_with_controls_has_the_levels_at_which_they_separate(tmp_path, ca
     told = capsys.readouterr().out
     assert "mqar: separates: the positive control reaches 8 keys, a model without token mixing none." in told
     assert "> 400" in told and "vocab 34 (8,192)" in " ".join(told.split())
+    page = ReadPage.of(tmp_path / "report.html")
+    assert page.headings[1:] == ["positive control", "negative control", "llama-tiny"] and page.pictures == 1
+    assert [table[1][1] for table in page.tables[::2]] == [
+        "8 of 16 keys",
+        "none of 16 keys, no better than a guess",
+        "8 of 16 keys",
+    ]
+    assert "mqar: separates: the positive control reaches 8 keys" in page.text and "lr window" in page.text
 
 
 @pytest.mark.parametrize(
@@ -445,7 +454,9 @@ def test_variants_of_one_model_stand_in_one_card_and_are_kept_apart(tmp_path, ca
 
 
 def test_the_picture_of_a_metric_names_each_arm_and_its_mean(tmp_path):
-    draw_values({"one": {0: 0.25, 1: 0.75}, "other": {0: -0.2, 1: 0.0}}, "scaled at 40", tmp_path / "values.svg")
+    write_figure(
+        make_bars({"one": {0: 0.25, 1: 0.75}, "other": {0: -0.2, 1: 0.0}}, "scaled at 40"), tmp_path / "values.svg"
+    )
     drawn = (tmp_path / "values.svg").read_text()
     told = (">one<", ">other<", ">0.500<", ">-0.100<", ">mean scaled at 40 (points: single seeds)<")
     assert all(each in drawn for each in told)

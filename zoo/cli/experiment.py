@@ -179,5 +179,5 @@ def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet:
     report.print_tables(*make_outcome_tables(name, experiment, made.outcome))
     if made.report is not None:
         report.print_tables(*made.report.hints())
-    say(f"{folder}: verdict.json, verdict.png{'' if made.report is None else ', report.html'}")
+    say(f"{folder}: verdict.json, report.html and the picture")
     return made.outcome

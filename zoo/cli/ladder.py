@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,7 +16,6 @@ from zoo.cli.options import argument, flag, option
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError, Terminated
-from zoo.report.scaling import format_head, make_fit_tables
 
 if TYPE_CHECKING:
     from zoo.ladder import Ladder
@@ -105,37 +104,24 @@ def print_plans(ladders: dict[str, Ladder], as_json: bool) -> None:
 def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
     """Train a ladder and print its results."""
     from zoo.ladder import climb
+    from zoo.ladder.ladder_tables import describe_climb
 
     outcome = climb(ladder, folder, say, bootstrap)
     if as_json:
         return print(report.format_json(outcome))
-    _print_outcome(outcome)
-    print(
-        f"{folder}: points.jsonl (zoo fit), fit.json (zoo predict), prediction.json, ladder.svg, a folder for each run"
-    )
-
-
-def _print_outcome(outcome: dict[str, Any]) -> None:
-    from zoo.analysis.scaling import FittedLaw
-    from zoo.ladder.ladder_tables import describe_climb
-
-    fit = FittedLaw.from_dict(outcome["fit"])
     report.print_tables(*describe_climb(outcome))
-    print(format_head(fit))
-    report.print_tables(*make_fit_tables(fit, []))
+    files = "report.html, points.jsonl (zoo fit), fit.json (zoo predict), prediction.json, ladder.svg"
+    print(f"{folder}: {files}, a folder for each run")
 
 
 def _climb_arms(ladders: dict[str, Ladder], folder: Path, bootstrap: int, as_json: bool) -> None:
     """Train the ladders of arms; print the results of each, and the speedups over the first."""
-    from zoo.ladder.arm_ladders import climb_arms
+    from zoo.ladder.arm_ladders import climb_arms, describe_arms
     from zoo.ladder.ladder_tables import make_speedup_table
 
     outcomes, trends = climb_arms(ladders, folder, say, bootstrap)
     if as_json:
         found = {"arms": outcomes, "speedups": {name: asdict(each) for name, each in trends.items()}}
         return print(report.format_json(found))
-    for name, outcome in outcomes.items():
-        report.print_tables(f"{name}:")
-        _print_outcome(outcome)
-    report.print_tables(make_speedup_table(next(iter(ladders)), trends))
-    print(f"{folder}: a ladder in a folder for each arm")
+    report.print_tables(*describe_arms(outcomes), make_speedup_table(next(iter(ladders)), trends))
+    print(f"{folder}: report.html, and a ladder in a folder for each arm")

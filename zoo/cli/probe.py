@@ -52,7 +52,7 @@ def run(
     learning rate, then trains several seeds. The same command resumes interrupted probes.
     """
     from zoo.probes.all_probes import CARD
-    from zoo.probes.card import draw_card, format_card_markdown, print_card
+    from zoo.probes.card import draw_card, format_card_markdown, print_card, write_card_page
 
     targets, overrides = split_words([target, *(overrides or [])])
     shown = OutputOptions(as_json=as_json, as_md=as_md).shown
@@ -74,6 +74,8 @@ def run(
         print_card(found)
     if plot is not None:
         draw_card(found, plot)
+    write_card_page(found, page := out / "report.html")
+    say(f"the card as a page: {page}")
 
 
 def list_variants(targets: list[str], overrides: list[str]) -> list[tuple[str, list[str]]]:

@@ -56,8 +56,8 @@ def run(
 
 
 def _run(name: str, recipe: Experiment, folder: Path, short_form: bool, save: bool) -> ExperimentOutcome:
-    """Run a recipe and judge it. Writes the verdict and a plot, and for training arms a page, next to its runs; with
-    `save`, verdict and plot also to the packaged verdicts."""
+    """Run a recipe and judge it. Writes the verdict, a plot and a page next to its runs; with `save`, verdict and plot
+    also to the packaged verdicts."""
     from zoo.cli.observing import PrintingObserver, naming_interrupts
     from zoo.experiments.judging import find_file
     from zoo.experiments.looking import run_experiment
@@ -65,8 +65,9 @@ def _run(name: str, recipe: Experiment, folder: Path, short_form: bool, save: bo
     own = folder / name
     with naming_interrupts(name, own):
         made = run_experiment(name, recipe, own, short_form, PrintingObserver())
-    for file in [own / "verdict.json", *([find_file(name)] if save else [])]:
-        made.outcome.write(file)
+    made.write(own)
+    if save:
+        made.outcome.write(file := find_file(name))
         made.draw(file.with_suffix(".png"))
     return made.outcome
 

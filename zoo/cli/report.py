@@ -68,6 +68,6 @@ def _print(made: Report, shown: Shown) -> None:
         print("\n\n".join(report.format_markdown(header, rows) for _, header, rows, _ in made.tables()))
         print("".join(f"\n- {each}" for each in made.hints()))
     else:
-        (_, *first), *others = made.tables()
-        report.print_tables(*(report.make_table(*each) for each in [("", *first), *others]))
+        first, *others = made.tables()
+        report.print_tables(first._replace(title=""), *others)
         print("\n".join(made.hints()), end="\n" if made.hints() else "")

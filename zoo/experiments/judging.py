@@ -38,6 +38,8 @@ class Ran:
     machine: str
     searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By arm the search of its learning rate (`RateSearch.to_dict`)."""
+    speedups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """By arm of a ladder its compute-optimal speedups over the first arm (`SpeedupTrend`)."""
 
     @property
     def noise(self) -> LossNoise:
@@ -105,6 +107,8 @@ class ExperimentOutcome:
     """The searches of learning rates by arm, from which rates' errors and windows follow."""
     missing: list[str] = field(default_factory=list)
     """The runs without which the first look was judged."""
+    speedups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of ladders, the speedups over the first arm by arm (`Ran.speedups`)."""
 
     @property
     def noise(self) -> LossNoise:
@@ -172,6 +176,7 @@ def judge(
         level=level,
         registration=registration,
         searches={arm: dict(each) for arm, each in ran.searches.items()},
+        speedups=dict(ran.speedups),
     )
 
 

@@ -6,19 +6,21 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zoo.analysis.scaling.points import read_points
+from zoo.analysis.scaling.optimal_speedup import SpeedupTrend, read_trends
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran
 from zoo.experiments.running import describe_runs, find_folder
 from zoo.ladder import Ladder, climb, plan_ladder
-from zoo.ladder.climbing import POINTS
-from zoo.ladder.ladder_tables import draw_ladder
+from zoo.ladder.arm_ladders import describe_arms, draw_arms, follow_arms
+from zoo.ladder.climbing import draw_outcome
 from zoo.report.history import RunRecord
+from zoo.report.tables import TextTable
 
 METRICS = ("held-out error", "last error", "loss of the largest", "loss at a quarter", "alpha", "beta")
 """The metrics of a ladder. Three are of the largest size: the maximum relative error of the predicted losses, the
@@ -42,10 +44,11 @@ def plan_ladders(recipe: Experiment, short_form: bool) -> dict[str, Ladder]:
 
 def climb_recipe(
     recipe: Experiment, ladders: Mapping[str, Ladder], folder: Path, short_form: bool
-) -> tuple[Ran, list[dict[str, Any]]]:
+) -> tuple[Ran, dict[str, dict[str, Any]]]:
     """Climb the ladder of each arm with all seeds. Runs that the folder has already are not trained again. Returns the
-    results, and the outcomes of the ladders in the order of arms."""
-    outcomes = {arm: climb(ladder, find_folder(folder, arm), _say, BOOTSTRAP) for arm, ladder in ladders.items()}
+    results, and the outcome of each arm's ladder."""
+    ordered = dict.fromkeys([recipe.first_arm(), *ladders])  # speedups are over the first
+    outcomes = {arm: climb(ladders[arm], find_folder(folder, arm), _say, BOOTSTRAP) for arm in ordered}
     for each in outcomes.values():
         write_text(Path(each["folder"]) / "outcome.json", json.dumps(each) + "\n")
     measured = {arm: measure(each) for arm, each in outcomes.items()}
@@ -56,7 +59,17 @@ def climb_recipe(
     records = [RunRecord(Path(each["folder"]) / run["run"]) for each in outcomes.values() for run in each["runs"]]
     seconds = sum(run["seconds"] for each in outcomes.values() for run in each["runs"])
     costs = {arm: count_costs(ladders[arm], outcomes[arm]) for arm in recipe.arms}
-    return Ran(values, costs, seconds, describe_runs(records)), list(outcomes.values())
+    speedups = {arm: asdict(each) for arm, each in _follow_arms(outcomes).items()}
+    return Ran(values, costs, seconds, describe_runs(records), speedups=speedups), outcomes
+
+
+def _follow_arms(outcomes: Mapping[str, dict[str, Any]]) -> dict[str, SpeedupTrend]:
+    """Follow the speedups of the arms over the first one, without those that are not known."""
+    try:
+        return {arm: each for arm, each in follow_arms(outcomes).items() if math.isfinite(each.slope)}
+    except ConfigError as error:
+        _say(f"no speedups: {error.faults[0]}")
+        return {}
 
 
 def measure(outcome: dict[str, Any]) -> dict[str, list[float]]:
@@ -84,11 +97,16 @@ def count_costs(ladder: Ladder, outcome: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in costs.items()}
 
 
-def draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
+def draw_climbed(outcomes: Mapping[str, dict[str, Any]], file: Path) -> None:
     """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
-    first = outcomes[0]
-    drawn = draw_ladder(read_points(Path(first["folder"]) / POINTS, {}).rows(), first["held_out"])
-    write_text(file.with_suffix(".svg"), drawn + "\n")
+    write_text(file.with_suffix(".svg"), draw_outcome(next(iter(outcomes.values()))) + "\n")
+
+
+def show_climbed(
+    speedups: Mapping[str, Any], outcomes: Mapping[str, dict[str, Any]]
+) -> tuple[list[str], list[str | TextTable]]:
+    """Give the pictures and the tables of the ladders of all arms."""
+    return draw_arms(outcomes, read_trends(speedups)), describe_arms(outcomes)
 
 
 def _say(line: str) -> None:

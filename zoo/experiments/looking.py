@@ -11,15 +11,18 @@ from typing import Any
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
-from zoo.experiments.judging import ExperimentOutcome, Ran, compare_with_baseline, judge
+from zoo.experiments.judging import ExperimentOutcome, Finding, Ran, compare_with_baseline, describe_pair, judge
 from zoo.experiments.pricing import check_matched, price_launch
-from zoo.experiments.recipe_tables import FINDINGS, list_cells, list_missing, list_remarks
+from zoo.experiments.recipe_tables import FINDINGS, list_cells, list_missing, list_remarks, make_outcome_tables
 from zoo.experiments.registration import describe_registration, read_registered, register
 from zoo.experiments.running import collect_arms, find_complete_seeds, plan_arms, train_arms
 from zoo.jobs.conducting import SweepObserver
 from zoo.jobs.plan import LaunchPlan
 from zoo.report.arms import Arm, group_arms
 from zoo.report.history import collect_runs
+from zoo.report.tables import TextTable
+from zoo.report.verdict_page import PAGE, write_report_page, write_results_page
+from zoo.report.verdict_plot import draw_report
 from zoo.report.verdicts import Report
 
 FOLDER = Path("sweeps/experiments")
@@ -28,12 +31,19 @@ FOLDER = Path("sweeps/experiments")
 
 @dataclass(frozen=True)
 class JudgedExperiment:
-    """An experiment's outcome, the function that draws its results into a file, and the report on its arms if they were
-    trained."""
+    """An experiment's outcome, the functions that draw its results and write its page, and the report on its arms if
+    they were trained."""
 
     outcome: ExperimentOutcome
     draw: Callable[[Path], None]
+    write_page: Callable[[Path], None]
     report: Report | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write the verdict, the plot and the page into a folder."""
+        self.outcome.write(folder / "verdict.json")
+        self.draw(folder / "verdict.png")
+        self.write_page(folder / PAGE)
 
 
 def experiment(
@@ -63,8 +73,7 @@ def judge_in_folder(
         made = run_experiment(name, experiment, folder, False, observer)
     else:
         made = report_experiment(name, experiment, folder, False)
-    made.outcome.write(folder / "verdict.json")
-    made.draw(folder / "verdict.png")
+    made.write(folder)
     return made
 
 
@@ -91,19 +100,20 @@ def run_experiment(
 def _run_task(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
     """Register an experiment of a probe or a ladder, train its missing runs, and judge it."""
     if experiment.probe is not None:
-        from zoo.experiments.probing import draw_probed, hash_small_models, probe_recipe
+        from zoo.experiments.probing import draw_probed, hash_small_models, probe_recipe, show_probed
 
         registered = register(experiment, folder, hash_small_models(experiment, short_form))
         ran, probed = probe_recipe(experiment, folder, short_form)
-        draw: Any = partial(draw_probed, list(experiment.arms), ran.values, probed)
+        draw, show = partial(draw_probed, ran.values, probed), partial(show_probed, ran.values, probed)
     else:
-        from zoo.experiments.laddering import climb_recipe, draw_climbed, plan_ladders
+        from zoo.experiments.laddering import climb_recipe, draw_climbed, plan_ladders, show_climbed
 
         ladders = plan_ladders(experiment, short_form)
         registered = register(experiment, folder, {arm: each.to_dict() for arm, each in ladders.items()})
         ran, climbed = climb_recipe(experiment, ladders, folder, short_form)
-        draw = partial(draw_climbed, climbed)
-    return JudgedExperiment(judge(name, experiment, ran, short_form, registration=registered), draw)
+        draw, show = partial(draw_climbed, climbed), partial(show_climbed, ran.speedups, climbed)
+    outcome = judge(name, experiment, ran, short_form, registration=registered)
+    return JudgedExperiment(outcome, draw, partial(write_task_page, outcome, experiment, show))
 
 
 def _hash_models(plan: LaunchPlan) -> dict[str, str]:
@@ -163,8 +173,10 @@ def describe_arms(
     """Report on trained arms, with the function that draws them."""
     made = _compare_arms(experiment, ran, arms, outcome.form == "short", outcome.level)
     title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
-    stated = [("Expectations", FINDINGS, [list_cells(each, experiment) for each in outcome.findings], ())]
-    return JudgedExperiment(outcome, partial(draw_trained, made, title, list_notes(outcome, experiment), stated), made)
+    stated = [TextTable("Expectations", FINDINGS, [list_cells(each, experiment) for each in outcome.findings])]
+    notes = list_notes(outcome, experiment)
+    page = partial(write_report_page, made, title, notes=notes, tables=stated)
+    return JudgedExperiment(outcome, partial(draw_report, made), page, made)
 
 
 def _compare_arms(experiment: Experiment, ran: Ran, arms: Sequence[Arm], short_form: bool, level: float) -> Report:
@@ -184,11 +196,30 @@ def list_notes(outcome: ExperimentOutcome, experiment: Experiment) -> list[str]:
     )
 
 
-def draw_trained(report: Report, title: str, notes: Sequence[str], stated: Sequence[Any], file: Path) -> None:
-    """Draw the trained arms, and write their page next to the plot of the runs."""
-    from zoo.report.verdict_page import write_report_page
-    from zoo.report.verdict_plot import draw_report
+def write_task_page(
+    outcome: ExperimentOutcome,
+    experiment: Experiment,
+    show: Callable[[], tuple[Sequence[str], Sequence[str | TextTable]]],
+    file: Path,
+) -> None:
+    """Write the page of an experiment of a probe or a ladder: what the terminal shows, with the pictures and the tables
+    of `show`."""
+    title, *results = make_outcome_tables(outcome.recipe, experiment, outcome)
+    pictures, tables = show()
+    better = "higher" if experiment.higher else "lower"
+    write_results_page(
+        file,
+        str(title),
+        about=f"{experiment.metric}; {better} is better",
+        sentences=[_describe_finding(each, experiment) for each in outcome.findings],
+        notes=[each for each in results if isinstance(each, str)],
+        pictures=pictures,
+        results=[*(each for each in results if not isinstance(each, str)), *tables],
+    )
 
-    draw_report(report, file)
-    if file.stem == "verdict":
-        write_report_page(report, title, file.with_name("report.html"), notes, stated)
+
+def _describe_finding(each: Finding, experiment: Experiment) -> tuple[str, str, str]:
+    """Give the arms of a finding, its verdict, and a sentence on it."""
+    _, _, found, value, p, _ = list_cells(each, experiment)
+    said = f", p {p if p.startswith('<') else f'= {p}'}" if p else ""
+    return describe_pair(each), each.found, f"{found}, {value}{said}"

@@ -15,15 +15,20 @@ from zoo.experiments.pricing import check_matched, price_arms, price_probed
 from zoo.experiments.running import find_folder
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import count_searched, hash_key, load_small, open_pool, predict_seconds, run_probe
+from zoo.report.price_plot import format_svg, write_figure
+from zoo.report.tables import TextTable
 from zoo.run.linear.base import describe_processor
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from zoo.probes.base import Probe
     from zoo.probes.outcome import ProbeOutcome
 
 
 def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
-    """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError as `run_probe` does."""
+    """Run the probe on every arm; trainings in the folder are not repeated. Returns the results, and the outcomes under
+    the arms' names. Raises ConfigError as `run_probe` does."""
     form = recipe.form(short_form)
     assert form.probe is not None
     found = {}
@@ -46,7 +51,8 @@ def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ra
     values = {metric: {name: read_metric(each, metric) for name, each in found.items()} for metric in metrics}
     costs = {name: count_costs(form.probe, list_overrides(recipe, name), each) for name, each in found.items()}
     seconds = sum(each.seconds for each in found.values())
-    return Ran(values, costs, seconds, describe_machine()), list(found.values())
+    named = [replace(each, model=name, overrides=()) for name, each in found.items()]
+    return Ran(values, costs, seconds, describe_machine()), named
 
 
 def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:
@@ -110,12 +116,22 @@ def count_costs(probe: Probing, overrides: list[str], outcome: ProbeOutcome) -> 
     return price_probed(probe, overrides) | {"seconds": outcome.seconds / trainings}
 
 
-def draw_probed(names: list[str], values: Values, outcomes: list[ProbeOutcome], file: Path) -> None:
-    """Draw the first measured metric, a bar per arm; for `reach` draw a capability card, which names the levels."""
-    from zoo.probes.card import draw_card, draw_values
+def draw_probed(values: Values, outcomes: list[ProbeOutcome], file: Path) -> None:
+    """Draw the first figure of a probed experiment."""
+    write_figure(make_figures(values, outcomes)[0], file)
+
+
+def show_probed(values: Values, outcomes: list[ProbeOutcome]) -> tuple[list[str], list[str | TextTable]]:
+    """Give the pictures of a probed experiment, and the tables and notes of its card."""
+    from zoo.probes.card import list_notes, list_tables
+
+    pictures = [format_svg(each) for each in make_figures(values, outcomes)]
+    return pictures, [*list_tables(outcomes), *list_notes(outcomes)]
+
+
+def make_figures(values: Values, outcomes: list[ProbeOutcome]) -> list[Figure]:
+    """Make the figures of a probed experiment: the first metric, a bar per arm, unless it is `reach`; and the card."""
+    from zoo.probes.card import make_bars, make_card
 
     metric, by_arm = next(iter(values.items()))
-    if metric == "reach":
-        draw_card([replace(each, model=name, overrides=()) for name, each in zip(names, outcomes, strict=True)], file)
-    else:
-        draw_values(by_arm, metric, file)
+    return [*([] if metric == "reach" else [make_bars(by_arm, metric)]), make_card(outcomes)]

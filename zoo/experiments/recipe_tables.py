@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any
 
 from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds, describe_pair
 from zoo.experiments.registration import describe_registration
 from zoo.report import rate_table
 from zoo.report.arms import CURRENCIES
-from zoo.report.tables import fit_columns, make_table
+from zoo.report.tables import TextTable, fit_columns
 from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
 from zoo.units import format_number
 
@@ -32,7 +31,7 @@ DECIDED = (
 OPEN = "≥, ≤, unknown: a window of learning rates reaches the last rate tried, so that its width is a lower bound"
 
 
-def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, ExperimentOutcome | None]) -> Any:
+def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, ExperimentOutcome | None]) -> TextTable:
     """Make a table with a row for each recipe: claim, first finding, number of expectations that hold, date."""
     rows = []
     for name, each in recipes.items():
@@ -52,7 +51,7 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
                 outcome.date,
             ]
         )
-    return make_table("", LIST, rows)
+    return TextTable("", LIST, rows)
 
 
 def count_held(recipe: Experiment, outcome: ExperimentOutcome) -> str:
@@ -87,7 +86,7 @@ def format_value(each: Finding) -> str:
     return f"{BOUNDS[each.bound]}{format_spread(each.value, half, '+')}"
 
 
-def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcome | None) -> list[Any]:
+def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcome | None) -> list[str | TextTable]:
     """Make the lines and tables of one recipe: claim, expectations with their findings, the arms' metrics and costs.
     Before it has run there are only the claim and the expectations."""
     head = [f"{name}. Claim: {recipe.claim}" if recipe.claim else name]
@@ -97,7 +96,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     if outcome is None:
         took = f"Not run yet: zoo recipes {name} --run (at most {recipe.minutes} minutes on two cores)"
         rows = [[describe_pair(each), each.verdict or describe_bounds(each), each.paper] for each in recipe.expect]
-        return [*head, took, make_table("", ("expected of", "expected", "source"), rows)]
+        return [*head, took, TextTable("", ("expected of", "expected", "source"), rows)]
     seeds = max((len(own) for by_arm in outcome.values.values() for own in by_arm.values()), default=0)
     margin = "" if recipe.margin is None else f", margin ±{recipe.margin:g}"
     took = f"{outcome.seconds / 60:.1f} minutes of training on {outcome.machine}"
@@ -110,13 +109,22 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         ran,
         describe_registration(outcome.registration, recipe),
         *list_missing(outcome),
-        make_table("", FINDINGS, rows),
+        TextTable("", FINDINGS, rows),
         *([DECIDED] if compared else []),
         *list_remarks(recipe, outcome),
-        make_table("Arms", *list_arms(recipe, outcome)),
-        make_table("Costs", *list_costs(recipe, outcome)),
-        *([make_table("Learning rates", rate_table.HEADER, rates), rate_table.NOTE] if rates else []),
+        TextTable("Arms", *list_arms(recipe, outcome)),
+        TextTable("Costs", *list_costs(recipe, outcome)),
+        *([TextTable("Learning rates", rate_table.HEADER, rates), rate_table.NOTE] if rates else []),
+        *([tell_speedups(recipe, outcome)] if outcome.speedups else []),
     ]
+
+
+def tell_speedups(recipe: Experiment, outcome: ExperimentOutcome) -> TextTable:
+    """Make the table of the compute-optimal speedups of a ladder's arms over the first."""
+    from zoo.analysis.scaling.optimal_speedup import read_trends
+    from zoo.ladder.ladder_tables import make_speedup_table
+
+    return make_speedup_table(recipe.first_arm(), read_trends(outcome.speedups))
 
 
 def list_missing(outcome: ExperimentOutcome) -> list[str]:
@@ -185,7 +193,7 @@ def _format_arm(values: Sequence[float | None]) -> str:
     return f"{said} ({lost})" if lost else said
 
 
-def make_plan_table(planned: Mapping[str, Mapping[str, float]]) -> Any:
+def make_plan_table(planned: Mapping[str, Mapping[str, float]]) -> TextTable:
     """Make the table of an experiment of a probe before it runs (`probing.plan_probe`)."""
     header = ("arm", "trainings", *COSTS[1:])
     rows = [
@@ -193,7 +201,7 @@ def make_plan_table(planned: Mapping[str, Mapping[str, float]]) -> Any:
         for arm, costs in planned.items()
     ]
     head, rows = fit_columns(header, rows, ("elementwise FLOPs", "KV cache per sequence", "parameters"))
-    return make_table("", head, rows, right=range(1, len(head)))
+    return TextTable("", head, rows, range(1, len(head)))
 
 
 def list_costs(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:

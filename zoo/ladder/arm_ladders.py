@@ -14,25 +14,51 @@ from typing import Any
 
 from zoo.analysis.scaling import FittedLaw
 from zoo.analysis.scaling.optimal_speedup import LawArm, SpeedupTrend, follow_speedup
-from zoo.ladder.climbing import POINTS, Say, climb
+from zoo.ladder.climbing import POINTS, Say, climb, draw_outcome
 from zoo.ladder.ladder_plan import Ladder
+from zoo.ladder.ladder_tables import describe_climb, draw_speedups, make_speedup_table
+from zoo.report.tables import TextTable
+from zoo.report.verdict_page import PAGE, write_results_page
 
 
 def climb_arms(
     ladders: Mapping[str, Ladder], folder: Path, say: Say, bootstrap: int = 1000
 ) -> tuple[dict[str, dict[str, Any]], dict[str, SpeedupTrend]]:
-    """Climb the ladder of each arm in a folder of its own. Returns by arm its outcome and, for all but the first, its
-    speedups over the first at the FLOPs of the first arm's whole runs. Raises ConfigError for a law without an
-    optimum."""
+    """Climb the ladder of each arm in a folder of its own, and write a page of all. Returns by arm its outcome and, for
+    all but the first, its speedups over the first. Raises ConfigError as `follow_arms` does."""
     outcomes = {name: climb(each, folder / name, say, bootstrap) for name, each in ladders.items()}
-    first, *others = {name: read_law_arm(folder / name, made) for name, made in outcomes.items()}.items()
-    flops = sorted(set(list_whole_flops(folder / first[0]).values()))
-    return outcomes, {name: follow_speedup(first[1], arm, flops) for name, arm in others}
+    trends = follow_arms(outcomes)
+    results = [make_speedup_table(next(iter(outcomes)), trends), *describe_arms(outcomes)]
+    name = f"Ladders: {', '.join(outcomes)}"
+    write_results_page(folder / PAGE, name, pictures=draw_arms(outcomes, trends), results=results)
+    return outcomes, trends
 
 
-def read_law_arm(folder: Path, outcome: Mapping[str, Any]) -> LawArm:
+def follow_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, SpeedupTrend]:
+    """Follow the speedups of all arms but the first over the first, at the FLOPs of the first arm's whole runs. Raises
+    ConfigError for a law without an optimum."""
+    first, *others = {name: read_law_arm(made) for name, made in outcomes.items()}.items()
+    flops = sorted(set(list_whole_flops(Path(outcomes[first[0]]["folder"])).values()))
+    return {name: follow_speedup(first[1], arm, flops) for name, arm in others}
+
+
+def draw_arms(outcomes: Mapping[str, Mapping[str, Any]], trends: Mapping[str, SpeedupTrend]) -> list[str]:
+    """Draw the speedups and each arm's ladder, as SVG panels."""
+    return [draw_speedups(next(iter(outcomes)), trends), *(draw_outcome(each, arm) for arm, each in outcomes.items())]
+
+
+def describe_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> list[str | TextTable]:
+    """Make the tables of each arm's ladder, with its name."""
+    described = [(name, each) for name, outcome in outcomes.items() for each in describe_climb(outcome)]
+    return [
+        each._replace(title=f"{name}: {each.title}") if isinstance(each, TextTable) and each.title else each
+        for name, each in described
+    ]
+
+
+def read_law_arm(outcome: Mapping[str, Any]) -> LawArm:
     """Read an arm's law, and the FLOPs that its points took for each token and parameter (their geometric mean)."""
-    lines = _read_lines(folder)
+    lines = _read_lines(Path(outcome["folder"]))
     real = geometric_mean(line["flops"] / line["params"] / line["tokens"] for line in lines)
     return LawArm(FittedLaw.from_dict(outcome["fit"]), real)
 

@@ -7,6 +7,7 @@
     FOLDER/prediction.json   predicted losses of the largest size, written before its run begins
     FOLDER/fit.json          the law of all points, for `zoo predict`
     FOLDER/ladder.svg        losses over tokens, measured and predicted
+    FOLDER/report.html       the page: plan, losses, prediction and law
 
 All points of the largest size are held out, because a ladder predicts across sizes. Calling again resumes; done runs
 are kept.
@@ -15,7 +16,7 @@ are kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from zoo.disk import write_text
 from zoo.errors import ConfigError, FinishedRun, ZooError
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.ladder.ladder_plan import Ladder, Rung, spell
-from zoo.ladder.ladder_tables import draw_ladder
+from zoo.ladder.ladder_tables import RULE, describe_climb, draw_ladder, make_plan_table
 from zoo.ladder.rate_tuning import tune_rates
 from zoo.report.history import RunRecord
 from zoo.report.scaling import compare_held
+from zoo.report.verdict_page import PAGE, write_results_page
 from zoo.untrusted.json_file import JsonShape, read_json
 from zoo.untrusted.printable import quote
 
@@ -81,14 +83,24 @@ def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict
     held = points.select(lambda at: points.params[at] == ladder.largest)
     held_out = compare_held(FittedLaw.from_dict(prediction["fit"]), held)
     write_text(folder / FIT, json.dumps(fit.to_dict()) + "\n")
-    write_text(folder / PICTURE, draw_ladder(points.rows(), held_out) + "\n")
-    return {
+    outcome = {
         "folder": str(folder),
         "runs": [_describe_run(each, folder) for each in ladder.rungs],
         "held_out": held_out,
         "doubt": prediction["doubt"],
         "fit": fit.to_dict(),
     }
+    drawn = draw_outcome(outcome)
+    write_text(folder / PICTURE, drawn + "\n")
+    planned = make_plan_table(ladder.to_dict())._replace(title="Plan")
+    name = f"Ladder of {ladder.model}"
+    write_results_page(folder / PAGE, name, pictures=[drawn], results=[*describe_climb(outcome), planned, RULE])
+    return outcome
+
+
+def draw_outcome(outcome: Mapping[str, Any], name: str = "") -> str:
+    """Draw a ladder's losses over tokens, measured and predicted, as an SVG panel."""
+    return draw_ladder(read_points(Path(outcome["folder"]) / POINTS, {}).rows(), outcome["held_out"], name)
 
 
 def _open_folder(ladder: Ladder, folder: Path) -> Ladder:

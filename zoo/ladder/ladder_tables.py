@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from zoo.analysis.scaling import FittedLaw
 from zoo.jobs.rates import FEWEST, MOST
+from zoo.report.scaling import format_head, make_fit_tables
 from zoo.report.svg import Curve, draw_panel
-from zoo.report.tables import make_table
+from zoo.report.tables import TextTable
 from zoo.units import format_count, format_seconds, format_si
 
 if TYPE_CHECKING:
@@ -24,11 +26,11 @@ have one batch: that of the smallest by OLMo-core's rule, 2048 · 160 ·
 0.0047 · (N / 108M)^−⅓ / 2 (OLMo-core), 0.006 at most. N counts all parameters."""
 
 
-def make_plan_table(ladder: Mapping[str, Any]) -> Any:
+def make_plan_table(ladder: Mapping[str, Any]) -> TextTable:
     """Make the table of a ladder's plan, a row for each size."""
     rungs = {each["params"]: each for each in ladder["rungs"]}.values()
     header = ("N", "width × layers", "heads", "d_ff", "batch", "lr", "updates", "decays end at", "FLOPs", "seconds")
-    return make_table("", header, [_list_cells(each) for each in rungs], right=(0, 3, 4, 5, 6, 8, 9))
+    return TextTable("", header, [_list_cells(each) for each in rungs], (0, 3, 4, 5, 6, 8, 9))
 
 
 def format_plan(ladder: Ladder) -> str:
@@ -77,8 +79,9 @@ def _shorten(count: float) -> str:
     return format_count(count).replace(" ", "")
 
 
-def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
-    """Make the tables of a ladder's results: predicted and measured losses of the held-out size, and run times."""
+def describe_climb(outcome: Mapping[str, Any]) -> list[str | TextTable]:
+    """Make the tables of a ladder's results: predicted and measured losses of the held-out size, run times, and the law
+    of all points."""
     rows = [
         [
             *(format_count(each[name]) for name in ("params", "tokens")),
@@ -90,15 +93,17 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
         for each in outcome["held_out"]
     ]
     header = ("parameters", "tokens", "predicted", "95 % interval", "measured", "error")
-    made: list[Any] = [
-        make_table("The largest size, predicted from the others before its run", header, rows, right=range(6))
+    doubt, fit = outcome["doubt"], FittedLaw.from_dict(outcome["fit"])
+    return [
+        TextTable("The largest size, predicted from the others before its run", header, rows, range(6)),
+        *([f"In doubt: {doubt}"] if doubt else []),
+        _compare_seconds(outcome["runs"]),
+        *format_head(fit).splitlines(),
+        *make_fit_tables(fit, []),
     ]
-    if outcome["doubt"]:
-        made.append(f"In doubt: {outcome['doubt']}")
-    return [*made, _compare_seconds(outcome["runs"])]
 
 
-def make_speedup_table(first: str, trends: Mapping[str, SpeedupTrend]) -> Any:
+def make_speedup_table(first: str, trends: Mapping[str, SpeedupTrend]) -> TextTable:
     """Make the table of each arm's compute-optimal speedups over the first, and of their slopes."""
     rows = []
     for name, trend in trends.items():
@@ -106,16 +111,18 @@ def make_speedup_table(first: str, trends: Mapping[str, SpeedupTrend]) -> Any:
             rows.append([name, f"{format_si(flops)}FLOPs", f"×{each.factor:.3f}", _format_ends(each.interval, "×")])
         rows.append([name, "slope", f"{trend.slope:+.3f}", f"{_format_ends(trend.interval)}: {trend.survives}"])
     title = f"Compute-optimal speedup over {first}; slope: d ln speedup / d ln FLOPs"
-    return make_table(title, ("arm", "at", "speedup", "95 % interval"), rows, right=(1, 2))
+    return TextTable(title, ("arm", "at", "speedup", "95 % interval"), rows, (1, 2))
 
 
 def _format_ends(ends: tuple[float, float] | None, sign: str = "") -> str:
     return "not known" if ends is None else f"{sign}{ends[0]:.3f} to {sign}{ends[1]:.3f}"
 
 
-def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[Mapping[str, Any]]) -> str:
+def draw_ladder(
+    rows: Sequence[tuple[float, float, float]], held_out: Sequence[Mapping[str, Any]], name: str = ""
+) -> str:
     """Draw points of (parameters, tokens, loss) as an SVG panel: a curve per size, the mean of its runs, and the
-    predicted one of the largest."""
+    predicted one of the largest with its prediction intervals. `name` is the arm's, if there are several."""
     losses: dict[float, dict[float, list[float]]] = {}
     for params, tokens, loss in rows:
         losses.setdefault(params, {}).setdefault(math.log10(tokens), []).append(loss)
@@ -124,17 +131,33 @@ def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[M
         for color, (size, own) in enumerate(sorted(losses.items()))
     ]
     at = [math.log10(each["tokens"]) for each in held_out]
-    curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted", len(losses)))
-    return draw_panel("validation loss (nats)", curves, "log₁₀(training tokens)", width=720, height=400)
+    curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted, 95 %", len(losses)))
+    curves += _make_bars(at, [each["interval"] for each in held_out], len(losses))
+    title = f"{name}: validation loss (nats)" if name else "validation loss (nats)"
+    return draw_panel(title, curves, "log₁₀(training tokens)", width=720, height=400)
 
 
-def _compare_seconds(found: Sequence[Mapping[str, Any]]) -> Any:
+def draw_speedups(first: str, trends: Mapping[str, SpeedupTrend]) -> str:
+    """Draw each arm's compute-optimal speedup over the first, with its intervals, as an SVG panel."""
+    curves = []
+    for color, (name, trend) in enumerate(trends.items()):
+        at = list(map(math.log10, trend.flops))
+        curves.append(Curve(at, [each.factor for each in trend.speedups], name, color, marks=True))
+        curves += _make_bars(at, [each.interval for each in trend.speedups], color)
+    title = f"compute-optimal speedup over {first}, 95 %"
+    return draw_panel(title, curves, "log₁₀(training FLOPs)", width=720, height=300)
+
+
+def _make_bars(at: Sequence[float], intervals: Sequence[Sequence[float] | None], color: int) -> list[Curve]:
+    """Make a vertical line for each interval that is known."""
+    return [Curve([x] * 2, ends, color=color) for x, ends in zip(at, intervals, strict=True) if ends is not None]
+
+
+def _compare_seconds(found: Sequence[Mapping[str, Any]]) -> TextTable:
     rows = []
     for each in found:
         predicted, measured = each["predicted_seconds"], each["seconds"]
         off = "" if not predicted or not measured else f"{predicted / measured - 1:+.0%}"
         times = ("" if value is None else format_seconds(value) for value in (predicted, measured))
         rows.append([each["run"], format_si(each["flops"] or 0), *times, off])
-    return make_table(
-        "Seconds of training", ("run", "FLOPs", "predicted", "measured", "error"), rows, right=range(1, 5)
-    )
+    return TextTable("Seconds of training", ("run", "FLOPs", "predicted", "measured", "error"), rows, range(1, 5))

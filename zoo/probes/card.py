@@ -7,12 +7,16 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median_low
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.probes.outcome import ProbeOutcome, name_level
-from zoo.report.price_plot import list_colors, make_axes, write_figure
-from zoo.report.tables import format_markdown, make_table, print_tables
+from zoo.report.price_plot import format_svg, list_colors, make_axes, write_figure
+from zoo.report.tables import TextTable, format_markdown, print_tables
+from zoo.report.verdict_page import write_results_page
 from zoo.units import format_count, format_si
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FOUND = ("probe", "reaches", "steps", "accuracy (guess)", "lr", "lr window")
 """Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the best
@@ -122,26 +126,44 @@ def format_card_markdown(outcomes: Sequence[ProbeOutcome]) -> str:
     return table + "\n\n" + "\n".join(f"- {note}" for note in list_notes(outcomes))
 
 
-def print_card(outcomes: Sequence[ProbeOutcome]) -> None:
-    """Print two tables for each model, of results and of costs, and notes."""
+def list_tables(outcomes: Sequence[ProbeOutcome]) -> list[TextTable]:
+    """List two tables for each model, of results and of costs."""
+    made = []
     for model, own in group_by_model(outcomes).items():
         costs = [[each.probe, *list_costs(each)] for each in own]
-        print_tables(make_table(model, FOUND, map(list_found, own), right=range(2, 6)))
-        print_tables(make_table("", ("probe", *COSTS), costs, right=range(1, 4)))
+        made.append(TextTable(model, FOUND, list(map(list_found, own)), range(2, 6)))
+        made.append(TextTable("", ("probe", *COSTS), costs, range(1, 4)))
+    return made
+
+
+def print_card(outcomes: Sequence[ProbeOutcome]) -> None:
+    """Print the tables of a card, and notes."""
+    print_tables(*list_tables(outcomes))
     print("\n".join(textwrap.fill(note, 112, subsequent_indent="  ") for note in list_notes(outcomes)))
 
 
+def write_card_page(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
+    """Write a card as an HTML page. Raises ConfigError if the file cannot be written."""
+    results = [*list_tables(outcomes), *list_notes(outcomes)]
+    write_results_page(file, "Capability card", pictures=[format_svg(make_card(outcomes))], results=results)
+
+
 def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
-    """Draw a card into a .png or .svg file: a heat map with a row for each model and a column for each probe.
+    """Draw a card into a .png or .svg file. Raises ConfigError if the file cannot be written."""
+    write_figure(make_card(outcomes), file)
+
+
+def make_card(outcomes: Sequence[ProbeOutcome]) -> Figure:
+    """Make a card's figure: a heat map with a row for each model and a column for each probe.
 
     A cell has the level reached, and its range over seeds; its colour is the share of levels passed. A probe that was
-    not run on a model is hatched. Raises ConfigError if the file cannot be written.
+    not run on a model is hatched.
     """
     models = group_by_model(outcomes)
     probes = {each.probe: each for each in outcomes}
     names = ["\n".join(textwrap.wrap(model, 32, break_on_hyphens=False)) for model in models]
     lines = sum(max(2, name.count("\n") + 1) for name in names)
-    axes = make_axes(2.6 + 0.85 * len(probes), 1.2 + 0.19 * lines)
+    axes = make_axes(max(5.2, 2.6 + 0.85 * len(probes)), 1.2 + 0.19 * lines)
     for row, own in enumerate(models.values()):
         found = {each.probe: each for each in own}
         for column, probe in enumerate(probes):
@@ -156,7 +178,7 @@ def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
     axes.spines[:].set_visible(False)
     told = "hardest level with 90 % right: median and range over seeds\n"
     axes.figure.supxlabel(f"{told}darker: a larger share of the levels; white: no better than a guess", fontsize=8)
-    write_figure(axes.figure, file)
+    return axes.figure
 
 
 def draw_cell(axes: Any, column: int, row: int, outcome: ProbeOutcome | None) -> None:
@@ -181,9 +203,9 @@ def is_guessed(outcome: ProbeOutcome) -> bool:
     return outcome.reach < min(outcome.chances) and not outcome.learned
 
 
-def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Path) -> None:
-    """Draw a metric of arms into a .png or .svg file: a bar for each arm's mean, a point for each seed. `values` maps
-    arms to values by seed. Raises ConfigError if the file cannot be written."""
+def make_bars(values: Mapping[str, Mapping[int, float]], metric: str) -> Figure:
+    """Make the figure of a metric of arms: a bar for each arm's mean, a point for each seed. `values` maps arms to
+    values by seed."""
     axes = make_axes(8, 0.9 + 0.4 * len(values))
     every = [each for seeds in values.values() for each in seeds.values()]
     most = max(every)
@@ -195,7 +217,7 @@ def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Pa
     axes.set_ylim(len(values) - 0.5, -0.5)  # the first arm on top
     axes.set_xlim(min(0.0, *every) - (0.02 * most if min(every) < 0 else 0), 1.12 * most)
     axes.set_xlabel(f"mean {metric} (points: single seeds)")
-    write_figure(axes.figure, file)
+    return axes.figure
 
 
 def share_reached(outcome: ProbeOutcome, reach: int) -> float:

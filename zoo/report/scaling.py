@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
-from zoo.report.tables import make_table
+from zoo.report.tables import TextTable
 from zoo.units import format_count
 
 if TYPE_CHECKING:
@@ -72,14 +72,14 @@ def compare_held(fit: FittedLaw, held: LossPoints) -> list[dict[str, Any]]:
     ]
 
 
-def make_fit_tables(fit: FittedLaw, held: Sequence[dict[str, Any]]) -> list[Any]:
+def make_fit_tables(fit: FittedLaw, held: Sequence[dict[str, Any]]) -> list[TextTable]:
     """Make the tables of the law, of held-out points and of the compute optima."""
     numbers = []
     for name, symbol in SYMBOLS.items():
         value, error, interval = getattr(fit.law, name), fit.error(name), fit.interval(name)
         spread = "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
         numbers.append([symbol, f"{value:.4g}", "" if error is None else f"{error:.2g}", spread])
-    tables = [make_table("", ("", "value", "error", "95 % interval"), numbers, right=(1, 2, 3))]
+    tables = [TextTable("", ("", "value", "error", "95 % interval"), numbers, (1, 2, 3))]
     if held:
         rows = [
             [
@@ -90,7 +90,7 @@ def make_fit_tables(fit: FittedLaw, held: Sequence[dict[str, Any]]) -> list[Any]
             for each in held
         ]
         header = ("parameters", "tokens", "measured", "predicted", "error")
-        tables.append(make_table("Held-out points, predicted", header, rows, right=range(5)))
+        tables.append(TextTable("Held-out points, predicted", header, rows, range(5)))
     optima = list_optima(fit)
     if optima:
         rows = [
@@ -103,7 +103,7 @@ def make_fit_tables(fit: FittedLaw, held: Sequence[dict[str, Any]]) -> list[Any]
             for each in optima
         ]
         header = ("FLOPs", "parameters", "tokens", "tokens a parameter", "loss")
-        tables.append(make_table("Compute-optimal sizes (6 FLOPs a parameter and token)", header, rows, right=range(5)))
+        tables.append(TextTable("Compute-optimal sizes (6 FLOPs a parameter and token)", header, rows, range(5)))
     return tables
 
 
@@ -159,7 +159,7 @@ def describe_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> dic
     }
 
 
-def format_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> list[Any]:
+def format_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> list[str | TextTable]:
     """Make the lines and the table of a fit by approach 2."""
     interval = fit.interval()
     between = "" if interval is None else f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
@@ -180,7 +180,7 @@ def format_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> list[
     header = ("FLOPs", "points", "sizes", "parameters", "tokens", "bias of parameters", "of tokens")
     return [
         f"N = {fit.scale:.4g} · C^a, a = {fit.exponent:.4f}{between}; of tokens 1 − a",
-        make_table("Minima of the parabolas", header, rows, right=range(7)),
+        TextTable("Minima of the parabolas", header, rows, range(7)),
         _say_bias(found),
     ]
 

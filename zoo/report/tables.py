@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.report.wrapping import measure_screen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+
+
+class TextTable(NamedTuple):
+    """A table of texts, for the terminal (`print_tables`) and for pages. `right` are the columns to align right."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: Sequence[int] = ()
 
 
 WORDY = 32
@@ -92,13 +101,13 @@ def _measure_column(cells: Sequence[str]) -> int:
     return min(max(map(len, cells)), max(_longest_word(cells), WORDY))
 
 
-def print_tables(*things: RenderableType) -> None:
-    """Print rich objects to stdout, at the terminal's width, or 80 columns into a pipe."""
+def print_tables(*things: RenderableType | TextTable) -> None:
+    """Print tables, texts and other rich objects to stdout, at the terminal's width, or 80 columns into a pipe."""
     from zoo.report.console import make_console
 
     console = make_console()
     for thing in things:
-        console.print(thing)
+        console.print(make_table(*thing) if isinstance(thing, TextTable) else thing)
 
 
 def format_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

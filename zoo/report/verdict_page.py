@@ -1,4 +1,4 @@
-"""Write the page of an experiment: one HTML file with its verdicts, costs, plots and runs. It needs no network."""
+"""Write a page of results: one HTML file with verdicts, tables, plots and runs. It needs no network."""
 
 from __future__ import annotations
 
@@ -12,39 +12,56 @@ from zoo.errors import ConfigError, Diverged
 from zoo.report.arms import Arm
 from zoo.report.price_plot import format_svg
 from zoo.report.run_page import render_page
+from zoo.report.tables import TextTable
 from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import NAMES, Report
 from zoo.units import format_seconds
 
-PageTable = tuple[str, Sequence[str], list[list[str]], Sequence[int]]
-"""A table: title, header, rows, and the columns to align right (`Report.tables`)."""
+PAGE = "report.html"
+"""The name of a page in the folder of its results."""
+
+
+def write_results_page(
+    file: Path,
+    name: str,
+    *,
+    about: str = "",
+    sentences: Sequence[tuple[str, str, str]] = (),
+    notes: Sequence[str] = (),
+    pictures: Sequence[str] = (),
+    results: Sequence[str | TextTable] = (),
+    family: str = "all comparisons of the experiment",
+    runs: Sequence[Sequence[str]] = (),
+    machines: Sequence[str] = (),
+) -> None:
+    """Write a page. Raises ConfigError if the file cannot be written.
+
+    A sentence has an arm, the arm's verdict, and the text that tells it; `family` are the comparisons over which the
+    verdicts are corrected. Pictures are SVG elements. Results are tables and lines between them.
+    """
+    content = {"about": about, "sentences": sentences, "notes": notes, "pictures": pictures, "results": results}
+    content |= {"family": family, "runs": runs, "machines": machines}
+    try:
+        write_text(file, render_page(TEMPLATE, title=f"{name} · results", name=name, **content))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written, found {error.strerror} (another file or folder)") from error
 
 
 def write_report_page(
-    report: Report, title: str, file: Path, notes: Sequence[str] = (), tables: Sequence[PageTable] = ()
+    report: Report, title: str, file: Path, notes: Sequence[str] = (), tables: Sequence[TextTable] = ()
 ) -> None:
-    """Write a report's page. Raises ConfigError if the file cannot be written."""
-    try:
-        write_text(file, make_report_page(report, title, notes, tables))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written, found {error.strerror} (--html FILE names another)") from error
-
-
-def make_report_page(report: Report, title: str, notes: Sequence[str] = (), tables: Sequence[PageTable] = ()) -> str:
-    """Make the page's HTML. `notes` are sentences on the basis of the verdicts; `tables` come before the report's."""
-    return render_page(
-        TEMPLATE,
-        title=f"{title} · verdicts",
-        name=title,
-        metric=report.metric,
-        baseline=report.baseline.name,
+    """Write a report's page. `notes` are sentences on the basis of the verdicts; `tables` come before the report's."""
+    write_results_page(
+        file,
+        title,
+        about=f"{report.metric}, compared with {report.baseline.name}; lower is better",
         sentences=[
             (each.name, report.found[each.name].verdict, describe_verdict(report, each)) for each in report.others
         ],
-        tables=[*tables, *report.tables()],
-        family=report.family,
         notes=[*notes, *report.second_readings()],
-        picture=format_svg(make_figure(report)),
+        pictures=[format_svg(make_figure(report))],
+        results=[*tables, *report.tables()],
+        family=report.family,
         runs=list_runs(report),
         machines=list_machines(report),
     )
@@ -97,7 +114,7 @@ MACHINE: tuple[str, ...] = ("zoo", "torch", "python", "device", "processor", "co
 """The keys of a run's environment by which machines are distinguished."""
 
 TEMPLATE = """<h1>{{ name }}</h1>
-<p class="folder">{{ metric }}, compared with {{ baseline }}; lower is better</p>
+<p class="folder">{{ about }}</p>
 <ul>
 {% for name, verdict, said in sentences %}
 <li><b>{{ name }}</b>: <span class="{{ verdict.split()[0] }}">{{ said }}</span></li>
@@ -106,11 +123,20 @@ TEMPLATE = """<h1>{{ name }}</h1>
 {% for each in notes %}
 <p>{{ each }}</p>
 {% endfor %}
-{{ picture | safe }}
-{% for heading, header, rows, _ in tables %}
-<h2>{{ heading }}</h2>
-{{ table(rows, header) }}
+{% for each in pictures %}
+{{ each | safe }}
 {% endfor %}
+{% for each in results %}
+{% if each is string %}
+<p>{{ each }}</p>
+{% else %}
+{% if each.title %}
+<h2>{{ each.title }}</h2>
+{% endif %}
+{{ table(each.rows, each.header) }}
+{% endif %}
+{% endfor %}
+{% if sentences %}
 <h2>How the verdicts are made</h2>
 <p>Runs of one seed see the same data in the same order, so differences are taken seed by seed. An arm is better or
 worse by Student's t-test at 5 % over {{ family }} together (Holm, 1979), and its interval is that of the test. It is
@@ -120,9 +146,12 @@ design shows has a power of 0.8. Runs that diverged count: arms with some are co
 come last. Arms that share no seed are compared by Welch's t. Learning rates that were searched have errors, which are
 part of the intervals. An effective speedup is how many times the arm's budget the baseline would need to reach the
 arm's loss, by its own scaling law.</p>
+{% endif %}
+{% if runs %}
 <h2>Runs</h2>
 <details><summary>{{ runs | length - 1 }} runs</summary>
 {{ table(runs) }}</details>
+{% endif %}
 {% for each in machines %}
 <p>{{ each }}</p>
 {% endfor %}"""

@@ -21,6 +21,7 @@ from zoo.analysis.verdict.spread_bounds import find_variance_bounds
 from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
+from zoo.report.tables import TextTable
 from zoo.units import format_count, format_number, format_seconds, format_si
 
 NAMES = {
@@ -226,8 +227,8 @@ class Report:
         apart = "" if each.difference is None else format_spread(each.difference, half, "+")
         return [*row, apart, format_p(each.adjusted), name_verdict(each)]
 
-    def tables(self) -> list[tuple[str, Sequence[str], list[list[str]], Sequence[int]]]:
-        """List the tables that have rows: title, header, rows, and the columns to align right."""
+    def tables(self) -> list[TextTable]:
+        """List the tables that have rows."""
         header = [each.format(metric=self.metric) for each in HEADER]
         made: list[Any] = [
             ("Verdicts", header, list(map(self._row, self.arms)), range(1, 5)),
@@ -237,7 +238,7 @@ class Report:
             ("Predicted and measured", *drop_empty(FORECASTS, self.forecast_rows()), range(1, 7)),
         ]
         return [
-            (title, header, rows, [at for at in right if at < len(header)])
+            TextTable(title, header, rows, [at for at in right if at < len(header)])
             for title, header, rows, right in made
             if rows
         ]
@@ -341,9 +342,7 @@ class Report:
     def speedup_rows(self) -> list[list[str]]:
         """List a row for each arm but the baseline, with its effective speedup in tokens, FLOPs and seconds; empty
         without a law."""
-        if not self.decays:
-            return []
-        return [[each.name, *_format_speedups(self.speedups(each))] for each in self.others]
+        return [[each.name, *_format_speedups(self.speedups(each))] for each in self.others if self.decays]
 
 
 def name_verdict(each: Comparison) -> str:

@@ -11,9 +11,12 @@ runs. Percentiles of few resampled runs would cover too little.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import linear_regression, stdev
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from zoo.analysis.scaling.fitting import FittedLaw
 from zoo.analysis.scaling.law import FLOPS, Law
@@ -48,6 +51,11 @@ class SpeedupTrend:
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "no trend is told"
         return "falls with scale" if self.slope < 0 else "rises with scale"
+
+
+def read_trends(data: Mapping[str, Any]) -> dict[str, SpeedupTrend]:
+    """Read trends by arm from plain data (`dataclasses.asdict`)."""
+    return TypeAdapter(dict[str, SpeedupTrend]).validate_python(data)
 
 
 def follow_speedup(base: LawArm, arm: LawArm, flops: Sequence[float]) -> SpeedupTrend:
