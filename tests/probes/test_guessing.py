@@ -2,8 +2,9 @@
 right."""
 
 import math
-from collections import Counter
-from itertools import product
+import operator
+from collections import Counter, defaultdict
+from itertools import accumulate, permutations, product
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from zoo.probes.all_probes import EVERY, make_probe
 from zoo.probes.base import IGNORED
 from zoo.probes.copying import LETTERS
 from zoo.probes.guessing import expect_most
+from zoo.probes.outcome import ENOUGH
 
 TWO_TOKENS_A_KEY = 20  # the first value of `bind`
 
@@ -126,11 +128,60 @@ def test_letters_in_a_random_order_are_the_string_as_often_as_the_baseline_says(
     assert len(orders) == LETTERS**3
 
 
-@pytest.mark.parametrize(
-    "name, level, baseline", [("parity", 8, 1 / 2), ("word_s3", 4, 6**-3), ("word_s5_swaps", 4, 1e-3)]
-)
-def test_a_guess_at_a_state_knows_the_first_one(name, level, baseline):
-    assert make_probe(name).baseline(level) == pytest.approx(baseline)
+def follow(first, then):
+    """The permutation that exchanges things by the first, and then by the other."""
+    return tuple(then[place] for place in first)
+
+
+FIVE = [*permutations(range(5))]
+GROUPS = {
+    "word_z6": (range(6), lambda a, b: (a + b) % 6, 4),
+    "word_s3": ([*permutations(range(3))], follow, 4),
+    "word_s5": (FIVE, follow, 2),
+    "word_s5_swaps": ([each for each in FIVE if sum(i != j for i, j in enumerate(each)) == 2], follow, 4),
+}
+"""The tokens of each word problem, the product of two, and a length of which all rows can be listed."""
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_guess_at_the_states_of_a_word_knows_the_first_one(name):
+    tokens, multiply, length = GROUPS[name]
+    states: dict[object, Counter[tuple]] = defaultdict(Counter)
+    for word in product(tokens, repeat=length):
+        states[word[0]][tuple(accumulate(word, multiply))] += 1
+    right = sum(max(each.values()) for each in states.values()) / len(tokens) ** length
+    assert make_probe(name).baseline(length) == pytest.approx(right)
+    blind = max(count for each in states.values() for count in each.values()) / len(tokens) ** length
+    assert make_probe(name).chance(length) == pytest.approx(blind)
+
+
+def test_the_likeliest_value_of_an_expression_is_that_of_all_expressions():
+    probe, operations = make_probe("mano", "small"), (operator.add, operator.sub, operator.mul)
+    values = {0: Counter(range(7))}
+    for level in (1, 2):
+        values[level] = Counter()
+        for left in range(level):  # all splits of the other operations are equally likely, and have equally many
+            for (a, n), (b, m) in product(values[left].items(), values[level - 1 - left].items()):
+                for operation in operations:
+                    values[level][operation(a, b) % 7] += n * m
+        assert probe.baseline(level) == pytest.approx(max(values[level].values()) / values[level].total())
+
+
+@pytest.mark.parametrize("name", [each.name for each in EVERY])
+def test_without_token_mixing_no_answer_is_better_than_an_informed_guess(name):
+    """The negative control sees one token (`compress`: one that all rows share). The best answer to each is counted in
+    some rows, and given in others."""
+    probe = make_probe(name)
+    for level in (probe.levels[0], probe.levels[-1]):
+        counted, asked = (probe.examples(5, stream, 0, 256, level) for stream in ("train", "report"))
+        counts = np.zeros((probe.vocab_size, probe.vocab_size), int)
+        seen = [np.zeros_like(each.tokens) if probe.name == "compress" else each.tokens for each in (counted, asked)]
+        known, there = (each.labels != IGNORED for each in (counted, asked))
+        np.add.at(counts, (seen[0][known], counted.labels[known]), 1)
+        right = (counts.argmax(1)[seen[1]] == asked.labels) & there
+        share = (right == there).all(1) if probe.exact else right.sum(1) / there.sum(1).clip(1)
+        assert share.mean() <= probe.baseline(level) + 4 * share.std() / len(share) ** 0.5, level
+        assert probe.baseline(level) < ENOUGH, "no level is reached by guessing"
 
 
 def test_in_training_the_first_answer_of_parity_is_read_off_and_others_are_guessed():

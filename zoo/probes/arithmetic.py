@@ -23,7 +23,9 @@ class Mano(Probe, name="mano"):
     A row is padding and an expression in prefix notation: n operations +, − and ×, each followed by its two operands,
     and n + 1 numbers below p. Operations and numbers are equally likely, and so are all splits of the operations
     between two operands. The answer is asked at the last token. The level is n; training draws it from 1 to the highest
-    level. Chance is the probability of the likeliest value, which is the number 0.
+    level. Chance is the probability of the likeliest value, which is the number 0. Controls: attention behind short
+    convolutions must reach levels; without token mixing, which shows the last number alone, answers are right at
+    chance.
 
     The source has up to 10 operations and more, and wider models with 12 layers. The steps and width of size `paper`
     are our choice (`n_layers=12`).

@@ -161,7 +161,8 @@ class Bind(MQAR, name="bind"):
     √K first and √K second parts make K keys, each with a different value: a row is a₁ b₁ v₁ … a_K b_K v_K in random
     order. Then each key is repeated, in a slot of two tokens drawn as in mqar. The answer at the second part is the
     key's value. The level is K, a square. Chance is 2/V; a guess among the values of keys that share one part is right
-    at 1/√K.
+    at 1/√K. Controls: attention behind short convolutions must reach levels; without token mixing answers are right at
+    chance.
 
     The source's code trains 4 to 36 keys of a vocabulary of 8,192 in up to 256 tokens.
     """

@@ -31,7 +31,8 @@ class Noisy(OneLength, name="noisy"):
     values. A row is T/2 pairs of a random key and its value; with a probability of `level` per cent a pair is two
     tokens of a noise vocabulary instead. The answer at a key that has occurred before is its value. Level 0 is
     in-context recall. Chance is 2/V; a guess among the values so far is right more often, because few values precede
-    the first repeated keys.
+    the first repeated keys. Controls: attention behind short convolutions must reach levels; without token mixing
+    answers are right at chance.
 
     MAD trains each level separately: 20,000 steps of 128 rows of 128 tokens, at width 128 and with feed-forwards.
     """
@@ -97,7 +98,8 @@ class Fuzzy(OneLength, name="fuzzy"):
     every key; training draws it for each key. With `keys` 0 each pair draws any of the possible keys, as in MAD, and
     the row's last key is one from its first half. Chance is 2/V. A guess that knows the values so far, but not their
     keys, names the likeliest next part among the values that begin like the answer: it is right at half of the answers
-    or more.
+    or more. Controls: attention behind short convolutions must reach levels; without token mixing answers are right
+    hardly above chance, as a value repeats no part.
 
     MAD draws from all possible keys and asks for keys of three tokens. At our smaller sizes each row has few keys, so
     that long keys are repeated, too. That is a different task: its results neither confirm nor refute MAD's. MAD trains

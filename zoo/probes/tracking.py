@@ -124,7 +124,8 @@ class Word(Probe):
     Tokens are elements of `group`, with `swaps_only` its transpositions; answers are any elements. A row is correct if
     all of its answers are. The level is the length T, in training `context`. Chance is c^−T, where c is the number of
     possible tokens: each answer has c possible values given the previous one. The first answer is the first token, so a
-    guess that reads it is right at c^(1 − T).
+    guess that reads it is right at c^(1 − T). Controls: a delta rule whose state may change sign must reach levels;
+    without token mixing rows are right at c^(1 − T) at most.
 
     Grazzi et al. train 32 elements and test up to 512; the budget of size `paper` is the one they use for parity.
     """
@@ -190,7 +191,7 @@ class Word(Probe):
 
 @dataclass(frozen=True, kw_only=True)
 class WordZ6(Word, name="word_z6"):
-    """The word problem of Z6, addition modulo 6: a commutative group."""
+    """The word problem of Z6, addition modulo 6: a commutative group. Controls as `Word`."""
 
     group: str = "Z6"
 
@@ -205,14 +206,14 @@ class WordS3(Word, name="word_s3"):
 @dataclass(frozen=True, kw_only=True)
 class WordS5(Word, name="word_s5"):
     """The word problem of S5, permutations of five elements: the smallest group whose word problem no circuit of
-    constant depth solves (unless TC⁰ = NC¹)."""
+    constant depth solves (unless TC⁰ = NC¹). Controls as `Word`; at size small the positive one reaches no level."""
 
     group: str = "S5"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordS5Swaps(Word, name="word_s5_swaps"):
-    """The word problem of S5 with tokens that exchange two of five elements (Grazzi et al., 2024)."""
+    """The word problem of S5 with tokens that exchange two of five things (Grazzi et al., 2024). Controls as `Word`."""
 
     group: str = "S5"
     swaps_only: bool = True
