@@ -27,7 +27,7 @@ from zoo.cli.fit import collect_points
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Timing
-from zoo.ladder import LadderRequest, climb, plan_ladder
+from zoo.ladder import LadderRequest, climb, plan_ladder, plan_together
 from zoo.ladder.ladder_plan import plan_run
 from zoo.ladder.rate_tuning import interpolate_rate, tune_rates
 from zoo.training.schedule import WSDS
@@ -258,6 +258,14 @@ def test_rates_are_searched_on_a_seed_and_rows_that_the_ladder_does_not_report(a
     assert set(json.loads((tmp_path / "rates.json").read_text())) == {str(rung.params) for rung in trained}
 
 
+def test_arms_have_the_smallest_batch_of_those_that_the_rule_gives_them(asked):
+    plain = replace(asked, tokens_per_param=1.0)
+    convolved = replace(plain, overrides=(*plain.overrides, "model.attention.short_conv=3"))
+    found = plan_together({"convolved": convolved, "plain": plain})
+    batches = [{rung.batch_tokens for rung in each.rungs} for each in found.values()]
+    assert batches[0] == batches[1] and plan_ladder(convolved).rungs[0].batch_tokens > max(batches[1])
+
+
 def test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope(asked, monkeypatch, capsys):
     """Nothing trains: the losses are of laws of which the second needs half the tokens, at 1.25 times the FLOPs."""
     climb = climb_laws({"plain": (BASE, 6.0), "late": (LATE, 7.5)})
@@ -267,7 +275,7 @@ def test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope(asked, monke
     assert run(["ladder", asked.model, *asked.overrides, *SHELL, *arms]) == 0
     table = capsys.readouterr().out.split("Compute-optimal speedup over plain")[1]
     assert table.count("×1.600 ") == 3 * 4  # the intervals have no width, as nothing is noisy
-    assert re.search(r"slope +[+-]0\.000 ", table)
+    assert re.search(r"slope +[+−]0\.000 ", table)
     page = ReadPage.of(Path("ladders/llama-tiny/report.html"))
     assert page.headings[:2] == [
         "Ladders: plain, late",

@@ -54,7 +54,7 @@ def run(
 
     Overrides are those of zoo train: attention=mqa, data=text data.path=FOLDER, seq_len=128, optim.lr=3e-3 (all sizes).
     """
-    from zoo.ladder import LadderRequest, plan_ladder, predict_seconds
+    from zoo.ladder import LadderRequest, plan_together, predict_seconds
     from zoo.ladder.climbing import LADDER
 
     low, high = (
@@ -64,12 +64,14 @@ def run(
     arms = read_arms(arm or []) or {"": ""}
     if "" not in arms and len(arms) < 2:
         raise ConfigError(f"arm: {next(iter(arms))} is the only one (two at least, or none)")
-    folder, ladders = out or Path("ladders", Path(model).stem), {}
+    folder, asked = out or Path("ladders", Path(model).stem), {}
     for name, words in arms.items():
         named, own = _split_model(model, [*(overrides or ()), *shlex.split(words)])
-        ladder = plan_ladder(LadderRequest(named, tuple(own), sizes, low, high, tokens_per_param, seeds, tune))
-        timed = plan or not (folder / name / LADDER).is_file()
-        ladders[name] = predict_seconds(ladder) if timed else ladder
+        asked[name] = LadderRequest(named, tuple(own), sizes, low, high, tokens_per_param, seeds, tune)
+    ladders = plan_together(asked)
+    for name, ladder in ladders.items():
+        if plan or not (folder / name / LADDER).is_file():
+            ladders[name] = predict_seconds(ladder)
     if plan or not as_json:
         print_plans(ladders, as_json)
     if plan:

@@ -16,7 +16,7 @@ from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran
 from zoo.experiments.running import describe_runs, find_folder
-from zoo.ladder import Ladder, climb, plan_ladder
+from zoo.ladder import Ladder, climb, plan_together
 from zoo.ladder.arm_ladders import describe_arms, draw_arms, follow_arms
 from zoo.ladder.climbing import draw_outcome
 from zoo.report.history import RunRecord
@@ -38,8 +38,8 @@ def plan_ladders(recipe: Experiment, short_form: bool) -> dict[str, Ladder]:
         raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
     form = recipe.form(short_form)
     assert form.ladder is not None
-    asked = {arm: form.ladder.request(list_overrides(recipe, arm, short_form), form.looks[-1]) for arm in recipe.arms}
-    return {arm: plan_ladder(each) for arm, each in asked.items()}
+    ladder, seeds = form.ladder, form.looks[-1]
+    return plan_together({arm: ladder.request(list_overrides(recipe, arm, short_form), seeds) for arm in recipe.arms})
 
 
 def climb_recipe(
@@ -64,12 +64,16 @@ def climb_recipe(
 
 
 def _follow_arms(outcomes: Mapping[str, dict[str, Any]]) -> dict[str, SpeedupTrend]:
-    """Follow the speedups of the arms over the first one, without those that are not known."""
+    """Follow the speedups of the arms over the first one. Says which are not known, and leaves them out."""
     try:
-        return {arm: each for arm, each in follow_arms(outcomes).items() if math.isfinite(each.slope)}
+        found = follow_arms(outcomes)
     except ConfigError as error:
         _say(f"no speedups: {error.faults[0]}")
         return {}
+    for arm in [arm for arm, each in found.items() if not math.isfinite(each.slope)]:
+        _say(f"{arm}: no speedup: by its law {next(iter(outcomes))} never reaches a loss as low")
+        del found[arm]
+    return found
 
 
 def measure(outcome: dict[str, Any]) -> dict[str, list[float]]:

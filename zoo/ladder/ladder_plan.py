@@ -85,6 +85,10 @@ class Rung:
         """Give the tokens that the weights are trained on at the end of each decay."""
         return tuple(updates * self.batch_tokens for updates in self.lengths.trained)
 
+    def find(self, key: str) -> str:
+        """Give the value of an override."""
+        return next(each.partition("=")[2] for each in self.overrides if _read_key(each) == key)
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -141,6 +145,19 @@ def plan_ladder(asked: LadderRequest) -> Ladder:
         rung = _plan_rung(asked, base, f"{at:02}-{size.params}", size, rows, rate)
         rungs += [rung] if asked.seeds == 1 else [_seed_rung(rung, seed) for seed in range(asked.seeds)]
     return Ladder(asked.model, asked.tokens_per_param, tuple(rungs), asked.tune)
+
+
+def plan_together(asked: Mapping[str, LadderRequest]) -> dict[str, Ladder]:
+    """Plan the ladders of arms. The rule gives slightly different sizes different batches; so arms that set none have
+    the smallest of them. Raises ConfigError as `plan_ladder` does."""
+    made = {name: plan_ladder(each) for name, each in asked.items()}
+    ruled = [name for name, each in asked.items() if "batch_size" not in map(_read_key, each.overrides)]
+    rows = {name: int(made[name].rungs[0].find("batch_size")) for name in ruled}
+    for name in ruled:
+        if rows[name] > (least := min(rows.values())):
+            overrides = (*asked[name].overrides, f"batch_size={least}")
+            made[name] = plan_ladder(replace(asked[name], overrides=overrides))
+    return made
 
 
 def _plan_rung(asked: LadderRequest, base: TrainingPlan, name: str, size: LadderSize, rows: int, rate: float) -> Rung:

@@ -109,13 +109,17 @@ def make_speedup_table(first: str, trends: Mapping[str, SpeedupTrend]) -> TextTa
     for name, trend in trends.items():
         for flops, each in zip(trend.flops, trend.speedups, strict=True):
             rows.append([name, f"{format_si(flops)}FLOPs", f"×{each.factor:.3f}", _format_ends(each.interval, "×")])
-        rows.append([name, "slope", f"{trend.slope:+.3f}", f"{_format_ends(trend.interval)}: {trend.survives}"])
+        slope = f"{trend.slope:+.3f}".replace("-", "\N{MINUS SIGN}")
+        rows.append([name, "slope", slope, f"{_format_ends(trend.interval)}: {trend.survives}"])
+        rows += [[name, "in doubt", "", trend.doubt]] if trend.doubt else []
     title = f"Compute-optimal speedup over {first}; slope: d ln speedup / d ln FLOPs"
     return TextTable(title, ("arm", "at", "speedup", "95 % interval"), rows, (1, 2))
 
 
 def _format_ends(ends: tuple[float, float] | None, sign: str = "") -> str:
-    return "not known" if ends is None else f"{sign}{ends[0]:.3f} to {sign}{ends[1]:.3f}"
+    if ends is None:
+        return "not known"
+    return f"{sign}{ends[0]:.3f} to {sign}{ends[1]:.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def draw_ladder(

@@ -114,6 +114,13 @@ def test_a_gain_that_shrinks_has_a_falling_slope():
     assert trend.slope == pytest.approx(ends, rel=0.05)
 
 
+def test_a_speedup_rests_on_doubtful_optima_where_predictions_beyond_the_points_would_be_refused():
+    fits = [LawArm(fit_law(draw_ladder(each, np.random.default_rng(0), 2, SIZES[:3]), 8)) for each in (LAW, VARIANT)]
+    assert follow_speedup(*fits, FLOPS[:2]).doubt is None, "the optima have fewer tokens than the longest run"
+    far = follow_speedup(*fits, [1e3 * FLOPS[0], 1e4 * FLOPS[0]])
+    assert far.doubt is not None and "too wide to predict beyond the points" in far.doubt
+
+
 def covers_trend(draw):
     """Whether the intervals hold the true speedup at the middle size, and the true slope."""
     fits = [fit_law(draw_ladder(each, draw, 4), 30) for each in (LAW, VARIANT)]

@@ -23,6 +23,7 @@ from zoo.analysis.scaling.law import FLOPS, Law
 from zoo.analysis.verdict.speedup import Speedup
 from zoo.analysis.verdict.student import student_quantile
 from zoo.errors import ConfigError
+from zoo.units import format_count, format_si
 
 SHARE = 0.975
 """The quantile of a 95 % interval."""
@@ -38,12 +39,14 @@ class LawArm:
 
 @dataclass(frozen=True)
 class SpeedupTrend:
-    """The speedups at some numbers of FLOPs, and their slope: d ln S / d ln C, with its 95 % interval."""
+    """The speedups at some numbers of FLOPs, and their slope: d ln S / d ln C, with its 95 % interval. `doubt` says why
+    an optimum beyond the points of its law is uncertain."""
 
     flops: tuple[float, ...]
     speedups: tuple[Speedup, ...]
     slope: float
     interval: tuple[float, float] | None
+    doubt: str | None = None
 
     @property
     def survives(self) -> str:
@@ -81,7 +84,20 @@ def follow_speedup(base: LawArm, arm: LawArm, flops: Sequence[float]) -> Speedup
         ),
         slope,
         _find_ends(slope, [_find_slope(flops, each) for each in resampled], freedom),
+        next(filter(None, (_find_doubt(each, flops) for each in (base, arm))), None),
     )
+
+
+def _find_doubt(arm: LawArm, flops: Sequence[float]) -> str | None:
+    """Say why `zoo predict` would refuse the arm's optimum for some of the FLOPs; None if it would for none."""
+    for each in flops if len(arm.fit.points) else ():
+        best = arm.fit.law.optimum(each / arm.flops * FLOPS)
+        try:
+            arm.fit.check_reach(best.params, best.tokens)
+        except ConfigError as error:
+            at = f"{format_count(best.params)} parameters and {format_count(best.tokens)} tokens"
+            return f"the best for {format_si(each)}FLOPs are {at}; {error.faults[0]}"
+    return None
 
 
 def _list_logs(base: Law, arm: Law, ratio: float, products: Sequence[float]) -> list[float]:
