@@ -22,6 +22,7 @@ from zoo.experiments.recipe_tables import (
     list_costs,
     list_rates,
     list_remarks,
+    tell_speedups,
 )
 from zoo.experiments.registration import describe_registration
 from zoo.gallery.finding_facts import list_card_rows, list_effects, read_cards, read_kept
@@ -225,6 +226,9 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
     if rates := list_rates(outcome):
         lines += [format_markdown(rate_table.HEADER, rates), ""]
+    if outcome.speedups:
+        title, header, speedups, _ = tell_speedups(recipe, outcome)
+        lines += [f"{title}:", "", format_markdown(header, speedups), ""]
     over = f" ({recipe.minutes} were planned)" if outcome.seconds > 60 * (recipe.minutes or math.inf) else ""
     took = f"{outcome.seconds / 60:.0f} minutes{over} of training on {outcome.machine}"
     about = f"{recipe.form(False).looks[-1]} seeds an arm, at {describe_rates(recipe)} learning rates"
