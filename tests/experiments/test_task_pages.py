@@ -40,12 +40,12 @@ def test_the_page_of_a_probe_has_its_verdicts_its_registration_and_its_card(here
         assert run(["experiment", str(file), "--run"]) == 0
     page = ReadPage.of(Path("sweeps/experiments/recall/report.html"))
     assert page.headings[0] == "recall: One layer recalls with a convolution." and page.pictures == 2
-    assert "convolved − plain : better, +0.860 ± 0.025, p < 0.001" in page.text and "margin 0.1 → 0.2" in page.text
+    assert "convolved − plain: better, +0.860 ± 0.025, p < 0.001" in page.said and "margin 0.1 → 0.2" in page.said
     said = " ".join(capsys.readouterr().out.split())
     (finding,) = json.loads(Path("sweeps/experiments/recall/verdict.json").read_text())["findings"]
     shown = [cell for cell in page.tables[0][1] if cell]
     assert finding["found"] == "better" and " ".join(shown) in said, "the terminal has the row, too"
-    assert {"plain", "convolved"} < {row[0] for row in page.tables[1]} and "4 of 4 keys" in page.text
+    assert {"plain", "convolved"} < {row[0] for row in page.tables[1]} and "4 of 4 keys" in page.said
 
 
 def test_the_page_of_a_ladder_has_the_speedups_that_its_verdict_keeps(here: Path, capsys, monkeypatch) -> None:
@@ -67,4 +67,4 @@ def test_the_page_of_a_ladder_has_the_speedups_that_its_verdict_keeps(here: Path
     assert [each["factor"] for each in kept["late"]["speedups"]] == pytest.approx([1.6] * 4, rel=1e-3)
     assert "Compute-optimal speedup over plain" in capsys.readouterr().out
     page = ReadPage.of(Path("sweeps/experiments/gain/report.html"))
-    assert page.pictures == 3 and page.text.count("×1.600") == 4 * 3 and "before its first run; unchanged" in page.text
+    assert page.pictures == 3 and page.said.count("×1.600") == 4 * 3 and "before its first run; unchanged" in page.said

@@ -282,4 +282,4 @@ def test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope(asked, monke
         "Compute-optimal speedup over plain; slope: d ln speedup / d ln FLOPs",
     ]
     assert [row[2] for row in page.tables[0][1:]] == ["×1.600"] * 4 + [page.tables[0][-1][2]] and page.pictures == 3
-    assert page.text.count("The largest size, predicted from the others before its run") == 2
+    assert page.said.count("The largest size, predicted from the others before its run") == 2

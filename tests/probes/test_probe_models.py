@@ -406,7 +406,7 @@ def test_a_card_with_controls_has_the_levels_at_which_they_separate(tmp_path, ca
         "none of 16 keys, no better than a guess",
         "8 of 16 keys",
     ]
-    assert "mqar: separates: the positive control reaches 8 keys" in page.text and "lr window" in page.text
+    assert "mqar: separates: the positive control reaches 8 keys" in page.said and "lr window" in page.said
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from support.page_reading import ReadPage
 from support.tiny_runs import compose_run, read_metrics, write_corpus
 from zoo.errors import ZooError
 from zoo.jobs import train
@@ -23,36 +23,6 @@ from zoo.report.run_page import draw_curves, make_page, read_samples, thin, writ
 from zoo.report.svg import Curve, draw_panel
 from zoo.run.environment import describe_environment, read_commit
 from zoo.runs import PAGE
-
-VOID = {"meta", "br", "hr", "img", "link", "input"}
-ASKS = {"src", "href", "action", "data", "poster", "srcset", "xlink:href"}
-
-
-class Checked(HTMLParser):
-    """Collects the text of a page; fails where an element is not closed in its order, or asks for another file."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        assert tag not in ("script", "iframe", "link") and not ASKS.intersection(name for name, _ in attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def panels_of(page: str) -> dict[str, ElementTree.Element]:
@@ -70,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_the_page_of_a_run_is_well_formed_and_shows_figures_samples_config_and_environment(folder: Path) -> None:
     page = (folder / PAGE).read_text()
-    shown = Checked(page).text
+    shown = ReadPage.of(folder / PAGE).text
     result = json.loads((folder / "result.json").read_text())
     assert "done" in shown and f"{result['val_loss']:,.4g}" in shown
     for text in ("<script>a</script> & ", (folder / "config.yaml").read_text(), (folder / "model.yaml").read_text()):
@@ -140,7 +110,7 @@ def test_a_run_that_fails_leaves_a_page_that_says_so(tmp_path: Path) -> None:
     )
     with pytest.raises(ZooError) as failed:
         start_run(cfg, tmp_path / "run")
-    shown = Checked((tmp_path / "run" / PAGE).read_text()).text
+    shown = ReadPage.of(tmp_path / "run" / PAGE).text
     assert "diverged" in shown and str(failed.value) in shown
 
 
@@ -150,7 +120,7 @@ def test_the_page_is_written_at_evaluations_and_a_resumed_run_says_where_each_pa
 
     def look(run):
         draw(run)
-        states.append((run.step, "running" in Checked((run.folder / PAGE).read_text()).text))
+        states.append((run.step, "running" in ReadPage.of(run.folder / PAGE).text))
 
     monkeypatch.setattr(train, "draw_page", look)
     start_run(compose_run(write_corpus(tmp_path / "corpus")), tmp_path / "run")
@@ -174,7 +144,7 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_folder_with_little_in_it_still_gets_a_page(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "failed", "error": "a < b"}')
-    assert "a < b" in Checked(write_page(RunRecord(tmp_path)).read_text()).text
+    assert "a < b" in ReadPage.of(write_page(RunRecord(tmp_path))).text
     assert "failed" in make_page(RunRecord(tmp_path))
 
 

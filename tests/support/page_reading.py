@@ -1,19 +1,20 @@
-"""Read a page as a browser does: its headings, tables and pictures, and whether it asks for anything outside."""
+"""Read a page as a browser does: its text, headings, tables and pictures. A page that asks for a file is refused."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-EMPTY = {"meta", "br", "img", "link"}
+VOID = {"meta", "br", "hr", "img", "link", "input"}
 """Elements that have no end."""
 
-LOADED = {"src", "href", "xlink:href", "srcset", "data"}
+LOADED = {"src", "href", "action", "data", "poster", "srcset", "xlink:href"}
 """Attributes that name what a browser loads; what begins with # is in the page."""
 
 
 @dataclass
 class ReadPage(HTMLParser):
-    """What stands in a page. Raises AssertionError if elements are not closed in order, or if it loads anything."""
+    """What stands in a page. Raises AssertionError if elements are not closed in their order, or if it asks for another
+    file."""
 
     headings: list[str] = field(default_factory=list)
     tables: list[list[list[str]]] = field(default_factory=list)
@@ -28,9 +29,14 @@ class ReadPage(HTMLParser):
     def of(cls, file: Path) -> "ReadPage":
         page = cls()
         page.feed(file.read_text(encoding="utf-8"))
+        page.close()
         assert not page.open, page.open
-        page.text = " ".join(page.text.split())
         return page
+
+    @property
+    def said(self) -> str:
+        """The text on one line."""
+        return " ".join(self.text.split())
 
     def handle_starttag(self, tag, attrs):
         assert tag not in ("script", "link", "iframe"), tag
@@ -44,7 +50,7 @@ class ReadPage(HTMLParser):
             self.tables[-1].append([])
         if tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        if tag not in EMPTY:
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -52,14 +58,14 @@ class ReadPage(HTMLParser):
         self.handle_endtag(tag)
 
     def handle_endtag(self, tag):
-        if tag not in EMPTY:
+        if tag not in VOID:
             assert self.open.pop() == tag, tag
 
     def handle_data(self, data):
         if "style" in self.open:
             assert "url(http" not in data and "@import" not in data
             return
-        self.text += f" {data}"
+        self.text += data
         if {"h1", "h2"} & set(self.open):
             self.headings[-1] += data
         if {"td", "th"} & set(self.open):

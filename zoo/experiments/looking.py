@@ -173,7 +173,7 @@ def describe_arms(
     """Report on trained arms, with the function that draws them."""
     made = _compare_arms(experiment, ran, arms, outcome.form == "short", outcome.level)
     title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
-    stated = [TextTable("Expectations", FINDINGS, [list_cells(each, experiment) for each in outcome.findings])]
+    stated = [TextTable("Expectations", FINDINGS, [list_cells(each, experiment) for each in outcome.findings], (4,))]
     notes = list_notes(outcome, experiment)
     page = partial(write_report_page, made, title, notes=notes, tables=stated)
     return JudgedExperiment(outcome, partial(draw_report, made), page, made)

@@ -109,7 +109,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         ran,
         describe_registration(outcome.registration, recipe),
         *list_missing(outcome),
-        TextTable("", FINDINGS, rows),
+        TextTable("", FINDINGS, rows, (4,)),
         *([DECIDED] if compared else []),
         *list_remarks(recipe, outcome),
         TextTable("Arms", *list_arms(recipe, outcome)),

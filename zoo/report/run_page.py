@@ -68,8 +68,8 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
 
 
 def render_page(body: str, **values: Any) -> str:
-    """Fill a page: HTML around the template `body`, which may call `table(rows, header)`; `values` has a `title`. All
-    values are escaped, including control characters, except SVG that is marked safe."""
+    """Fill a page: HTML around a template, which may call `table(rows, header, right)`; `values` has a `title`.
+    All values are escaped, including control characters, except SVG that is marked safe."""
     return _compile_page(body).render(**values)
 
 
@@ -201,13 +201,13 @@ def _draw_metrics(points: Sequence[Mapping[str, Any]], panel: str, names: Sequen
     return draw_panel(TITLES.get(panel, panel.replace("_", " ")), curves, X_LABEL)
 
 
-HEAD = """{% macro table(rows, header=()) %}
+HEAD = """{% macro table(rows, header=(), right=()) %}
 <table>
 {% if header %}
-<tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+<tr>{% for cell in header %}<th{% if loop.index0 in right %} class="number"{% endif %}>{{ cell }}</th>{% endfor %}</tr>
 {% endif %}
 {% for row in rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell in row %}<td{% if loop.index0 in right %} class="number"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
 {% endmacro %}
@@ -226,6 +226,7 @@ td:first-child { color: #777; white-space: nowrap; }
 th { text-align: left; font-weight: 600; padding: .15em 1.5em .15em 0; }
 pre { background: #f6f6f6; padding: .8em; white-space: pre-wrap; font: 13px/1.4 ui-monospace, monospace; }
 summary { cursor: pointer; } img, svg { max-width: 100%; height: auto; } img { display: block; margin: .6em 0; }
+.number { text-align: right; white-space: nowrap; }
 .better { color: #2ca02c; } .worse { color: #d62728; } .no { color: #777; }
 .halves svg { width: 49%; } .halves svg:first-child { width: 100%; }
 .drawing svg { display: block; max-width: 800px; margin: auto; }

@@ -133,7 +133,7 @@ TEMPLATE = """<h1>{{ name }}</h1>
 {% if each.title %}
 <h2>{{ each.title }}</h2>
 {% endif %}
-{{ table(each.rows, each.header) }}
+{{ table(each.rows, each.header, each.right) }}
 {% endif %}
 {% endfor %}
 {% if sentences %}
