@@ -57,7 +57,7 @@ EVEN = ("adamw", "lion", "schedule_free", "sgd")
 SETTLING = {"cautious": 2, "hyperball": 1}
 """Temporary values for each element of a tensor that is decayed otherwise than uniformly, beside its copy."""
 
-PASSING = {"adafactor": 2, "lion": 1, "schedule_free": 2}
+PASSING = {"adafactor": 1, "lion": 1, "schedule_free": 2}
 """Temporary values for each element of a tensor during its update."""
 
 
@@ -182,7 +182,7 @@ def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int
       each 256 elements, and two tables of 256 fp32 values. Tensors with fewer than 4096 elements, or not a multiple of
       256, have AdamW's states.
     - adafactor (Shazeer and Stern, 2018): row and column means of each matrix, and one value for each element of a
-      vector (torch.optim.Adafactor).
+      vector, as torch.optim.Adafactor.
     - muon (Jordan et al., 2024): one value for each element of `hidden` matrices, experts' included; AdamW's states for
       tables, heads, vectors and convolutions. normuon (Li et al., 2025) has one for each row too, which `row_bytes`
       counts.
@@ -207,7 +207,7 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     2.13).
 
     adamw's `foreach` has a temporary value for every element; `fused=True` has none. The others update tensor by
-    tensor: adafactor and schedule_free take two values for each element of the largest tensor, lion one. muon takes one
+    tensor: schedule_free takes two values for each element of the largest one, adafactor and lion one. muon takes one
     stack of matrices of one shape (`zoo.costs.muon_stacks`), soap four squares of a side and the update when it
     refreshes a basis, or both AdamW's temporary values for their other tensors, whichever is larger. sgd and adamw8bit
     work in place. A `decay` that is not uniform takes a copy of the decayed weights, and then one or two values for
@@ -266,7 +266,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     piece = elements if whole else -(-elements // -(-elements // PIECE))
     wide = 4 if rounds else width
     own = state_bytes(optimizer, shape, hidden, wide) * piece // elements
-    passing = wide * piece * (1 if optimizer == "adafactor" else PASSING.get(optimizer, 0))
+    passing = wide * piece * PASSING.get(optimizer, 0)
     if orthogonal:
         squares = elements // max(shape[-2:]) * min(shape[-2:])
         passing = max((wide + 2) * elements, 2 * (2 * elements + 2 * squares))

@@ -24,7 +24,11 @@ class SOAPOptimizer(MatrixOptimizer):
     bias as Adam's. The bases are the eigenvectors of L and R at the first step, which changes no weight. Every
     `precondition_frequency` steps they follow L and R by a power iteration and a QR decomposition, with columns ordered
     by eigenvalue. A side longer than `max_precondition_dim` is not rotated. Each expert's matrix has its own bases.
+
+    The host decides about a skipped update: it counts the updates made, to know when the bases follow.
     """
+
+    _step_supports_amp_scaling = False
 
     def __init__(self, groups: Groups, **options: Any) -> None:
         super().__init__(groups, **options)

@@ -6,13 +6,11 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
-from zoo.training.optim.update_rules import Closure, Groups, evaluate
+from zoo.training.optim.update_rules import Closure, Groups, Skippable, evaluate
 
 
-class MatrixOptimizer(Optimizer):
+class MatrixOptimizer(Skippable):
     """Step groups with `hidden` by `step_matrices`, the others by torch's AdamW, with which it shares its states."""
 
     def __init__(
@@ -33,13 +31,14 @@ class MatrixOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
         loss = evaluate(closure)
+        self.read_skipped()
         for group in self.param_groups:
             if group["hidden"]:
                 self.step_matrices(group)
         others = [group for group in self.param_groups if not group["hidden"]]
         if self._adamw is not None and others:
             self._adamw.param_groups, self._adamw.state = others, self.state
-            self._adamw.found_inf = self._skipped  # type: ignore[attr-defined]
+            self._adamw.found_inf = getattr(self, "found_inf", None)  # type: ignore[attr-defined]
             self._adamw.step()
             self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
         return loss
@@ -47,7 +46,3 @@ class MatrixOptimizer(Optimizer):
     def step_matrices(self, group: dict[str, Any]) -> None:
         """Step the matrices [A, B] and stacks of matrices [experts, A, B] of a group."""
         raise NotImplementedError
-
-    @property
-    def _skipped(self) -> Tensor | None:
-        return getattr(self, "found_inf", None)

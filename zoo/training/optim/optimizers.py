@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
 LEAST = 1e-16
 """Adafactor's lower bound on mean squared gradients. torch's default, float32's epsilon, exceeds the mean squared
-gradients of a large model. torch also uses the bound's square, which must not be 0 in float32."""
+gradients of a large model. The bound's square is used too, and must not be 0 in float32."""
 
 
 class Adafactor(Optim, kind="adafactor"):
-    """Adafactor: second moments as products of row and column means, and no first moment (Shazeer and Stern, 2018);
-    torch's implementation.
+    """Adafactor: second moments as products of row and column means, and no first moment (Shazeer and Stern, 2018).
 
     Steps are relative: min(`lr`, 1/√t) times the tensor's RMS, or `min_rms` if that is larger. An update is scaled down
     to an RMS of at most `clip_rms`. β₂ at step t is 1 − t^`beta2_decay`. Weight decay is decoupled.
@@ -37,8 +36,10 @@ class Adafactor(Optim, kind="adafactor"):
     weight_decay: NonNegativeFloat = 0.0
 
     def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
-        eps = (LEAST, self.min_rms)
-        return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=eps, d=self.clip_rms)
+        from zoo.training.optim.update_rules import AdafactorOptimizer as Rule
+
+        bounds = {"eps": LEAST, "min_rms": self.min_rms, "clip_rms": self.clip_rms}
+        return Rule(groups, lr=self.lr, beta2_decay=self.beta2_decay, **bounds)
 
 
 class AdamW(Optim, kind="adamw"):
@@ -244,4 +245,6 @@ class SGD(Optim, kind="sgd"):
             raise ValueError(f"{found} (momentum above 0, or nesterov: false)")
 
     def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        from zoo.training.optim.update_rules import SGDOptimizer as Rule
+
+        return Rule(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)

@@ -58,11 +58,8 @@ class MuonOptimizer(MatrixOptimizer):
             own = own_part(tensor)
             turned = (update.mT if is_tall(tensor) else update).reshape(own.shape)
             factor = self._scale(group, tensor, turned)
-            new = own if self._skipped is None else own.clone()
-            new.mul_(1 - group["lr"] * group["weight_decay"])
-            new.add_(turned, alpha=-group["lr"] * factor)
-            if new is not own:
-                own.copy_(self._choose(own, new))
+            self.scale(own, 1 - group["lr"] * group["weight_decay"])
+            own.add_(self.drop(turned), alpha=-group["lr"] * factor)
 
     def _scale(self, group: dict[str, Any], tensor: Tensor, update: Tensor) -> float:
         """Return the factor of this process' part of an orthogonal update, which may be changed in place. The factor
@@ -89,15 +86,9 @@ class MuonOptimizer(MatrixOptimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(tensor)
         mean, gradient = own_part(state["momentum_buffer"]), own_part(tensor.grad)
-        if self._skipped is not None:
-            gradient = self._choose(mean, gradient)  # an average with itself changes nothing
+        gradient = self.keep(mean, gradient)
         mean.lerp_(gradient, 1 - momentum)
         return gradient.lerp(mean, momentum) if group["nesterov"] else mean
-
-    def _choose(self, kept: Tensor, new: Tensor) -> Tensor:
-        """Return `kept` if the update is skipped, else `new`. The host does not wait."""
-        assert self._skipped is not None
-        return torch.where(self._skipped.bool(), kept, new)
 
 
 class NorMuonOptimizer(MuonOptimizer):
@@ -113,8 +104,7 @@ class NorMuonOptimizer(MuonOptimizer):
         if "row_square" not in state:
             state["row_square"] = torch.zeros_like(rows, dtype=tensor.dtype)
         kept = state["row_square"]
-        mean = kept.lerp(rows.to(kept.dtype), 1 - group["beta2"])
-        kept.copy_(mean if self._skipped is None else self._choose(kept, mean))
+        kept.lerp_(self.keep(kept, rows.to(kept.dtype, copy=True)), 1 - group["beta2"])
         inverse = 1 / (kept.to(rows.dtype).sqrt() + group["eps"])
         size = (rows * inverse.square()).mean(-2, keepdim=True).sqrt()
         inverse /= size.clamp_(min=torch.finfo(size.dtype).tiny)  # no gradient, no update: 0 stays 0

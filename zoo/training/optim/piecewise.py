@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from zoo.costs.states import CPU_PIECE, IN_FLIGHT, PIECE
-from zoo.training.optim.update_rules import Closure, evaluate, list_due
+from zoo.training.optim.update_rules import Closure, evaluate, is_counter, list_due
 
 DROPPED = 16
 """Low bits of a float32 that bfloat16 lacks."""
@@ -239,11 +239,6 @@ def find_nan(value: Tensor) -> Tensor | None:
     if value.device.type == "cpu" and bool(value.sum().isfinite()):
         return None
     return value.isnan()
-
-
-def is_counter(value: object) -> bool:
-    """Whether a state is a single number, not a tensor of values."""
-    return not torch.is_tensor(value) or value.ndim == 0
 
 
 def copy_counter(value: object) -> Any:
