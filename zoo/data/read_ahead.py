@@ -29,6 +29,10 @@ class ReadAhead:
         self._next = key, self._thread.submit(self._make, *key)
         return batch
 
+    def peek(self) -> Batch | None:
+        """Return the batch that is read ahead, if any, and leave it to be taken. Waits until it is read."""
+        return None if self._next is None else self._next[1].result()
+
     def _make(self, first: int, count: int) -> Batch:
         batch = self._read(first, count)
         if not self._pins:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,11 +47,22 @@ class World:
 
     def sum(self, *values: int) -> list[int]:
         """All-reduce integers (sum)."""
+        return self.begin_sum(*values)()
+
+    def begin_sum(self, *values: int) -> Callable[[], list[int]]:
+        """Begin to all-reduce integers (sum). Returns the function that waits for the sums. All processes must call
+        this in the same order among their collectives, and may call the function whenever they like."""
         if self.size == 1:
-            return list(values)
+            return lambda: list(values)
         total = torch.tensor(values, dtype=torch.int64)
-        torch.distributed.all_reduce(total, group=self.host)
-        return total.tolist()
+        work = torch.distributed.all_reduce(total, group=self.host, async_op=True)
+        assert work is not None  # this process is in the group
+
+        def wait() -> list[int]:
+            work.wait()
+            return total.tolist()
+
+        return wait
 
     def sum_scalars(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All-reduce scalars by name (sum), on their device. They are summed in float64 and returned in float32."""

@@ -71,6 +71,14 @@ class UncountedStep(NamedTuple):
     found: Tensor
 
 
+class CountedBatch(NamedTuple):
+    """A batch that is being counted over all processes: the rows consumed by its end, and the function that waits for
+    its targets, FLOPs and tokens."""
+
+    consumed: int
+    read: Callable[[], list[int]]
+
+
 class LateLine(NamedTuple):
     """A line of metrics whose values are being copied to the host: its `place`, the memory used, and two functions that
     wait for the values. `count_skipped` counts the updates skipped by its step, `means` returns the means."""
@@ -109,6 +117,7 @@ class Run:
     skipped: int = 0  # updates skipped, as far as counted: their loss or gradient was not finite
     skipped_in_row: int = 0  # skipped updates since the last one made
     uncounted: list[UncountedStep] = field(default_factory=list)
+    counted_ahead: CountedBatch | None = None  # the next batch, counted while the device computes the present one
     late_line: LateLine | None = None
     details: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's metrics by class, losses by piece
     compiled: bool | None = None  # whether layers are compiled; None: undecided

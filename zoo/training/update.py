@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from zoo.data import Batch
@@ -11,7 +12,7 @@ from zoo.training.finite import LOOKED_AT, count_skipped, refuse_nonfinite
 from zoo.training.gradient import clip_gradient
 from zoo.training.optim import set_rates
 from zoo.training.routing import RATE, balance_routers, describe_loads
-from zoo.training.run import Run, UncountedStep
+from zoo.training.run import CountedBatch, Run, UncountedStep
 
 
 def update(run: Run) -> dict[str, Any]:
@@ -31,24 +32,40 @@ def update(run: Run) -> dict[str, Any]:
     run.step += 1
     update_if_finite(run, terms, loads)
     run.optimizer.zero_grad(set_to_none=True)
+    count_ahead(run)
     return {**terms, **describe_loads(loads), "lr": settings.optim.lr * factor}
 
 
 def count_batch(run: Run, batch: Batch) -> int:
     """Count a step's tokens, FLOPs and targets over all processes, and add tokens and FLOPs to the run's. Returns the
-    number of targets. Where each token of a row counts, all processes have as much, and none waits for the others."""
-    objective, rows = run.settings.objective, run.layout.rows
-    targets = objective.targets(batch)
-    flops = 0 if run.flops is None or run.counter is None else run.counter.count(batch)
-    tokens = objective.count_tokens(batch, run.settings.seq_len)
-    if objective.every_token and batch.documents is None:
-        targets, flops, tokens = (rows.size * each for each in (targets, flops, tokens))
-    else:
-        targets, flops, tokens = rows.sum(targets, flops, tokens)
+    number of targets."""
+    ahead, run.counted_ahead = run.counted_ahead, None
+    known = ahead is not None and ahead.consumed == run.batches.consumed  # or the run went back
+    targets, flops, tokens = (ahead.read if ahead and known else begin_count(run, batch))()
     run.tokens += tokens
     if run.flops is not None:
         run.flops += flops
     return targets
+
+
+def begin_count(run: Run, batch: Batch) -> Callable[[], list[int]]:
+    """Begin to count a batch's targets, FLOPs and tokens over all processes. Returns the function that waits for them.
+    Where each token of a row counts, all processes have as much, and none waits for the others."""
+    objective, rows = run.settings.objective, run.layout.rows
+    flops = 0 if run.flops is None or run.counter is None else run.counter.count(batch)
+    counts = objective.targets(batch), flops, objective.count_tokens(batch, run.settings.seq_len)
+    if objective.every_token and batch.documents is None:
+        return lambda: [rows.size * each for each in counts]
+    return rows.begin_sum(*counts)
+
+
+def count_ahead(run: Run) -> None:
+    """Begin to count the next step's batch, if it is read ahead: the processes exchange their counts while the device
+    computes the present step, and do not wait for one another at the next one."""
+    ahead = run.batches.ahead
+    batch = None if ahead is None or run.step == run.settings.steps else ahead.peek()
+    if batch is not None:
+        run.counted_ahead = CountedBatch(run.batches.consumed + run.batches.batch_size, begin_count(run, batch))
 
 
 def apply_update(run: Run, loads: list[Tensor], skipped: Tensor | None = None) -> None:
