@@ -111,9 +111,11 @@ and of 64 against the card's own bandwidth (with CUDA graphs and without, and be
 windows against a masked scaled_dot_product_attention. What it writes, part by part, is kept in
 [docs/gpu](gpu/README.md), only ever from a real run.
 
-Tensor parallelism is not overlapped with its products (async TP): torch's pass, `_micro_pipeline_tp`, fuses a gather
-with products that read its result itself, over NCCL and symmetric memory, and finds no such product behind Zoo's
-gather, which sends flat buffers (torch 2.13); whether another form of it is faster, cards alone can say.
+Tensor parallelism overlaps its exchanges with products if `parallel.async_tp=true` (CUDA, NVLink, compiled layers): a
+pass of Inductor, `_micro_pipeline_tp`, then fuses gathers with the products that read them, and products with the
+reduce-scatters that sum them. In a compiled layer of Llama it fuses all four exchanges forward, and the two gathers
+backward (tests/distributed/test_async_tp.py, on a graph of 2 ranks). It is no default: no card has run it, and which is
+faster a card must say (`make gpu-check GPUS=2` compares its losses with those of one process).
 
 Until there is one, the CUDA kernels are checked by contract, and where their code is Triton's by running it on a CPU:
 
@@ -146,13 +148,30 @@ What no test can show without a card stands by reading alone, of Zoo's code and 
   torch.compile writes for CUDA, flex apart;
 - the real flash-attn packages and float8's matrix products on a GPU;
 - memory: pinning by cudaHostRegister, and the 10 % of free memory that a cache leaves to the rest;
-- speed: every goal of [docs/gpu](gpu/README.md), and that nothing but the metrics makes the host wait. Expert
-  parallelism does: once in each pass of a mixture, to learn how many rows come.
+- speed: every goal of [docs/gpu](gpu/README.md), and that nothing but the metrics makes the host wait. These do: expert
+  parallelism, once in each pass of a mixture; `optim=soap` and `optim=adamw8bit`, once a step; KTO, a few times a step.
 
-Known and not done: training multiplies Q, K and V, and gate and up, one by one (`zoo generate` joins them); the engine
-compiles no layers before it captures a step, so RMSNorm with the residual, rotation with the cache write and SwiGLU are
-kernels of their own (compiling takes seconds for each number of rows, and what it gains a card must say; layers that
-you compile, `block.compile()`, are captured so); `--tp` reduces by NCCL, not by symmetric memory.
+Known and not done:
+
+- **Expert parallelism waits** to learn how many rows come, as `all_to_all_single` takes numbers of rows from the host:
+  it sizes its result by them. torchtitan and DeepEP wait for the same numbers. Where torch or DeepEP need none
+  (`symm_mem.all_to_all_vdev`, over NVSHMEM; DeepEP's `num_worst_tokens`), the result has room for the most rows that
+  can come, those of all ranks: with 8 ranks 8 times the memory of the experts' inputs and of what they save. A smaller
+  capacity drops tokens, and no mixture of Zoo does.
+- **Q, K and V, and gate and up, are products of their own in training** (`zoo generate` joins them). Joined by
+  `torch.cat` in each pass they would cost more than they gain. Of Llama 3 8B a layer has 285 MB of these weights: the
+  copy, and that of their gradient, take 0.34 ms at 3.35 TB/s, 2.9 % of the 11.7 ms that the products themselves take
+  for 8,192 tokens (600 TFLOP/s), and the joined weight is saved for the backward pass, compiled too (9.1 GB for 32
+  layers). The gain: 67 waves of 128 × 256 tiles on 132 SMs in place of 68 (of 2,048 tokens 17 for 18), and three sums
+  of gradients. Weights that are stored joined gain that for nothing (Megatron-Core's `linear_qkv` and `linear_fc1`,
+  LitGPT's `qkv`, torchtitan's `FusedQKVLinear`), some 3 % by this arithmetic; here names in checkpoints, adapters,
+  Muon's matrices, cuts of tensor parallelism and prices are those of the parts. A card must show that it is worth that.
+- **The engine compiles no layers** before it captures a step, so RMSNorm with the residual, rotation with the cache
+  write and SwiGLU are kernels of their own: compiling takes seconds for each number of rows, and what it gains a card
+  must say. Layers that you compile, `block.compile()`, are compiled in the warm-up before each capture, never inside it
+  (tests/generation/test_graphs.py).
+- **`zoo generate --tp`** reduces by NCCL, not by symmetric memory.
+
 [The table](gpu/README.md#what-a-reading-found) has all findings of a reading for GPUs, and the test that holds each.
 """
 

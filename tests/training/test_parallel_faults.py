@@ -51,6 +51,7 @@ def test_a_mesh_fills_up_with_the_processes_that_there_are():
             "dropout.attention: .*dropout.attention=0, or",
         ),
         (["parallel={cp: 1, cp_comm: ring}"], "cp_comm: is ring, and cp=1 has no keys to send"),
+        (["parallel={shard: 2, async_tp: true}"], "async_tp: is true, and tp=1 exchanges nothing"),
         (["parallel={cp: 2, cp_comm: rign}"], "cp_comm: .*all_gather"),
         (["parallel=pp"], r"accumulate: is 1, and the pp=2 stages take as many microbatches"),
         (["parallel=ep"], r"ep: 2 ranks for experts, of which this model has none \(ep=1\)"),

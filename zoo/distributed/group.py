@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +38,19 @@ class RankGroup:
         self._scattering = _make_function("_scatter", "_gather")
         self._summing = _make_function("sum_up", "sum_up")
         self._exchanging = _make_exchange()
+        self.overlaps = False  # whether compiled layers overlap gathers and scatters with their products
+
+    def overlap_products(self) -> None:
+        """From now on, overlap gathers and scatters of tokens with the matrix products of compiled layers (async TP;
+        Wang et al., 2022): a pass of Inductor fuses them, over symmetric memory. Needs CUDA and NVLink."""
+        from torch._inductor import config
+        from torch.distributed import _symmetric_memory
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 calls it needless, and its pass needs it
+            _symmetric_memory.enable_symm_mem_for_group(self.group.group_name)
+        config._micro_pipeline_tp = True
+        self.overlaps = True
 
     def sum_up(self, y: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks (all-reduce), without a gradient. The tensor itself is not
@@ -105,11 +119,15 @@ class RankGroup:
         return whole
 
     def _gather(self, x: Tensor) -> Tensor:
+        if self.overlaps and torch.compiler.is_compiling():
+            return torch.cat(_functional("all_gather")(x, 0, self.group).chunk(self.size), 1)  # the form that is fused
         if len(x) == 1:  # lies in order at once, and is no view, which FSDP's hooks do not take
             return self._gather_into(x.new_empty(1, self.size * x.shape[1], *x.shape[2:]), x)
         return self.stack(x).transpose(0, 1).flatten(1, 2)
 
     def _scatter(self, y: Tensor) -> Tensor:
+        if self.overlaps and torch.compiler.is_compiling():
+            return _functional("reduce_scatter")(y, "sum", 1, self.group)
         by_rank = y.unflatten(1, (self.size, -1)).transpose(0, 1).contiguous()
         own = by_rank.new_empty(by_rank.shape[1:])
         _call("reduce_scatter_single", "reduce_scatter_tensor")(own.view(-1), by_rank.flatten(), group=self.group)
@@ -128,6 +146,13 @@ def cast_for_products(x: Tensor) -> Tensor:
 def _call(name: str, older: str) -> Any:
     """Return a function of torch.distributed by its name since torch 2.13, or by its older name."""
     return getattr(torch.distributed, name, None) or getattr(torch.distributed, older)
+
+
+def _functional(name: str) -> Any:
+    """Return a collective whose result is a new tensor, by its name since torch 2.13 or by its older name."""
+    from torch.distributed import _functional_collectives as collectives
+
+    return getattr(collectives, f"{name}_single", None) or getattr(collectives, f"{name}_tensor")
 
 
 @functools.cache

@@ -14,14 +14,16 @@ WAYS = ("dp", "shard", "cp", "tp", "ep", "pp")
 class Mesh:
     """The number of processes of each kind of parallelism: `dp` replicas, each sharded over `shard` processes (FSDP);
     `cp` processes that divide the tokens of a row and exchange keys by `cp_comm`; `tp` processes that divide each
-    layer, for the same tokens. The dp·shard·cp processes form groups of `ep`, which divide the experts. A pipeline has
-    `pp` stages of dp·shard·cp·tp processes each, and runs a `schedule` with `chunks` chunks of layers per stage."""
+    layer, for the same tokens, and with `async_tp` overlap their exchanges with products. The dp·shard·cp processes
+    form groups of `ep`, which divide the experts. A pipeline has `pp` stages of dp·shard·cp·tp processes each, and runs
+    a `schedule` with `chunks` chunks of layers per stage."""
 
     dp: int = 1
     shard: int = 1
     cp: int = 1
     cp_comm: str = "all_gather"
     tp: int = 1
+    async_tp: bool = False
     ep: int = 1
     pp: int = 1
     schedule: str = "1f1b"
@@ -34,9 +36,10 @@ class Mesh:
 
     def as_dict(self) -> dict[str, object]:
         """Return the number of processes of each kind of parallelism (WAYS) by name. Adds `cp_comm` if several
-        processes form a ring, and `schedule` and `chunks` if they are not the defaults."""
+        processes form a ring, `async_tp` if true, and `schedule` and `chunks` if they are not the defaults."""
         found: dict[str, object] = {name: getattr(self, name) for name in WAYS}
         found |= {"cp_comm": self.cp_comm} if self.rings and self.cp > 1 else {}
+        found |= {"async_tp": True} if self.async_tp else {}
         plain = self.pipeline == PipelineSchedule(stages=self.pp)
         return found if plain else {**found, "schedule": self.schedule, "chunks": self.chunks}
 

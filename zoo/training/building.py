@@ -99,6 +99,10 @@ def check_run_device(planned: TrainingPlan, device: torch.device, world: World, 
     if settings.offload != "none" and device.type != "cuda":
         found = f"is {settings.offload}, and a run on {device.type} has them in the host's memory anyway"
         raise ConfigError(f"offload: {found} (none, or device=cuda)")
+    if settings.parallel.async_tp and (device.type != "cuda" or settings.compile is not True):
+        found = f"is true, and fuses products of compiled layers on CUDA, found {device.type} and compile="
+        found += str(settings.compile).lower()
+        raise ConfigError(f"parallel.async_tp: {found} (false, or device=cuda and compile=true)")
     free, cuda = read_free_memory(device), device.type == "cuda"
     if (line := check_memory(take_share(settings), planned.spec, free, cuda=cuda)) is not None:
         say(line)

@@ -128,6 +128,8 @@ class ProcessGroups:
                     module.expert_group = experts.group
         if self.mesh.tp > 1:
             seam = TensorSeam(self.groups[self.mesh.tp])
+            if self.mesh.async_tp:
+                seam.group.overlap_products()
             tensor = Division(find_cuts(spread, model.spec, seam.size), seam.group)
             divide_layers(model, seam)
         stages = None if self.stages is None else self._find_stages(whole, section)

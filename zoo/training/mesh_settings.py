@@ -42,6 +42,9 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     tp: Ways = 1
     """Tensor parallelism: processes that each have their own heads, hidden units and part of the vocabulary
     (Megatron-LM; Shoeybi et al., 2019), with sequence parallelism between sub-layers (Korthikanti et al., 2022)."""
+    async_tp: bool = False
+    """Whether compiled layers overlap the exchanges of tp with their matrix products (Wang et al., 2022), by symmetric
+    memory: CUDA and NVLink, and no GPU has run it yet."""
     ep: Ways = 1
     """Groups among the processes of dp, shard and cp that divide a mixture's experts and send tokens to them (GShard;
     Lepikhin et al., 2020); `auto` is one group of all."""
@@ -58,6 +61,8 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     def __post_init__(self) -> None:
         if self.cp_comm == "ring" and self.cp == 1:
             raise ValueError("cp_comm: is ring, and cp=1 has no keys to send (cp from 2 up, or cp_comm=all_gather)")
+        if self.async_tp and self.tp == 1:
+            raise ValueError("async_tp: is true, and tp=1 exchanges nothing (tp from 2 up, or async_tp=false)")
         open_ = [name for name, ways in self.ways.items() if ways == "auto"]
         if len(open_) > 1:
             raise ValueError(f"{' and '.join(open_)} are both auto (a number for one of them)")
@@ -83,7 +88,7 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
             would = f"torchrun --nproc-per-node {stated} -m zoo train …"
             raise ConfigError(f"parallel: {said} needs {needs}, found {world.size} ({would})")
         ways = {name: left if each == "auto" else int(each) for name, each in self.ways.items()}
-        mesh = Mesh(**ways, cp_comm=self.cp_comm, schedule=self.schedule, chunks=self.chunks)
+        mesh = Mesh(**ways, async_tp=self.async_tp, cp_comm=self.cp_comm, schedule=self.schedule, chunks=self.chunks)
         ep = mesh.tokens if self.ep == "auto" else self.ep
         if mesh.tokens % ep or (mesh.weights[1] % ep and ep % mesh.weights[1]):
             found = f"ep={ep} divides neither the {mesh.tokens} processes of dp, shard and cp nor their parts"

@@ -43,7 +43,7 @@ def test_every_run_over_two_processes_passes(name, monkeypatch):
 def test_meshes_are_of_so_many_processes():
     for gpus, more in ((2, 0), (4, 3), (8, 3)):
         meshes = mesh_runs.list_meshes(gpus)
-        assert len(meshes) == 7 + more and "pp" in meshes
+        assert len(meshes) == 8 + more and "pp" in meshes
     assert mesh_runs.list_meshes(8)["cp × tp"] == "{shard: 2, cp: 2, tp: 2}"
 
 

@@ -81,7 +81,8 @@ ACCOUNTING = (
 
 def list_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
     """List the meshes of `gpus` processes, the forms of a checkpoint, a killed process, and generation over two."""
-    jobs = [(name, partial(train_mesh, settings, gpus, name)) for name in list_meshes(gpus)]
+    names = [name for name in list_meshes(gpus) if settings.device != "cpu" or "async" not in name]
+    jobs = [(name, partial(train_mesh, settings, gpus, name)) for name in names]
     jobs += [(f"save {form}, and go on", partial(resume_half, settings, gpus, form)) for form in FORMS]
     jobs += [("a killed process, and go on", partial(kill_one, settings, gpus))]
     jobs += [(f"generate --tp {TENSOR}", partial(generate_apart, settings))]
@@ -100,7 +101,7 @@ def list_meshes(gpus: int) -> dict[str, str]:
     rest = gpus // 2
     found = {"ddp": "ddp", "fsdp": "fsdp", "tp": f"{{shard: {rest}, tp: 2}}", "ep": "ep"}
     found |= {"cp": f"{{shard: {rest}, cp: 2}}", "cp ring": f"{{shard: {rest}, cp: 2, cp_comm: ring}}"}
-    found |= {"pp": f"{{shard: {rest}, pp: 2}}"}
+    found |= {"tp async": f"{{shard: {rest}, tp: 2, async_tp: true}}", "pp": f"{{shard: {rest}, pp: 2}}"}
     if gpus % 4 == 0:
         quarter = gpus // 4
         found |= {"hsdp": "hsdp", "cp × tp": f"{{shard: {quarter}, cp: 2, tp: 2}}"}
@@ -118,6 +119,7 @@ def train_mesh(settings: Settings, gpus: int, name: str) -> ReportRow:
         start = time.perf_counter()
         options = [f"model={model}", f"parallel={list_meshes(gpus)[name]}"]
         options += ["accumulate=2"] if "pp" in name else []  # as many microbatches as stages, at least
+        options += ["compile=true"] if "async" in name else []
         fault = run_zoo(settings, gpus, Path(folder, "run"), *options)
         seconds = time.perf_counter() - start
         return {
