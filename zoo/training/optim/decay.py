@@ -24,7 +24,11 @@ class DecayedOptimizer(Optimizer):
     def __init__(self, rule: Optimizer) -> None:
         super().__init__(rule.param_groups, rule.defaults)
         self._rule, self.state = rule, rule.state
-        self._step_supports_amp_scaling = getattr(rule, "_step_supports_amp_scaling", False)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:  # type: ignore[override]
+        self._rule.param_groups, self._rule.state = self.param_groups, self.state
+        return getattr(self._rule, "_step_supports_amp_scaling", False)
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]

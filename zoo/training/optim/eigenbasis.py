@@ -25,13 +25,23 @@ class SOAPOptimizer(MatrixOptimizer):
     `precondition_frequency` steps they follow L and R by a power iteration and a QR decomposition, with columns ordered
     by eigenvalue. A side longer than `max_precondition_dim` is not rotated. Each expert's matrix has its own bases.
 
-    The host decides about a skipped update: it counts the updates made, to know when the bases follow.
+    The device can skip an update, like that of torch's fused AdamW, except a matrix' first one: `eigh` waits for the
+    device anyway. The host reads the number of updates made when the bases may have to follow, not at each step.
     """
 
-    _step_supports_amp_scaling = False
+    def __init__(self, groups: Groups, *, fused: bool = False, **options: Any) -> None:
+        super().__init__(groups, fused=fused, **options)
+        self._fused = fused
+        self._next: dict[Tensor, tuple[int, int]] = {}
+        """When the bases of a matrix follow next: in how many steps at the soonest, and after which update."""
 
-    def __init__(self, groups: Groups, **options: Any) -> None:
-        super().__init__(groups, **options)
+    @property
+    def _step_supports_amp_scaling(self) -> bool:  # type: ignore[override]
+        return self._fused and all(self.state.get(each) for each in self._list_matrices())
+
+    def _list_matrices(self) -> Iterator[Tensor]:
+        hidden = (group["params"] for group in self.param_groups if group["hidden"])
+        return (each for params in hidden for each in params if each.grad is not None)
 
     def step_matrices(self, group: dict[str, Any]) -> None:
         for parameter in group["params"]:
@@ -54,19 +64,36 @@ class SOAPOptimizer(MatrixOptimizer):
 
     def _step_one(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
         (first, second), lr = group["betas"], group["lr"]
-        state["step"] += 1
-        step = float(state["step"])
-        state["exp_avg"].lerp_(gradient.to(weight.dtype), 1 - first)
-        square = state["exp_avg_sq"]
-        square.lerp_(rotate(gradient, state).square_().to(weight.dtype), 1 - second)
+        if weight not in self._next:
+            self._look(group["precondition_frequency"], weight, int(state["step"]))
+        step, square = self.count(state, "step", 1.0, weight), state["exp_avg_sq"]
+        state["exp_avg"].lerp_(self.keep(state["exp_avg"], gradient.to(weight.dtype)), 1 - first)
+        square.lerp_(self.keep(square, rotate(gradient, state).square_().to(weight.dtype)), 1 - second)
         update = rotate(widen(state["exp_avg"]), state).div_(1 - first**step)
         update.div_((widen(square) / (1 - second**step)).sqrt_().add_(group["eps"]))
-        weight.mul_(1 - lr * group["weight_decay"])
-        weight.add_(rotate(update, state, back=True), alpha=-lr)
+        self.scale(weight, 1 - lr * group["weight_decay"])
+        weight.add_(self.drop(rotate(update, state, back=True)), alpha=-lr)
+        due = self._follow_now(group["precondition_frequency"], weight, state)
         for side, dim in list_rotated(state):
-            state[side].lerp_(outer(gradient, dim).to(weight.dtype), 1 - group["shampoo_beta"])
-            if step % group["precondition_frequency"] == 0:
+            mean, share = state[side], 1 - group["shampoo_beta"]
+            mean.lerp_(self.keep(mean, outer(gradient, dim).to(weight.dtype)), share)
+            if due:
                 refresh(state, side, dim)
+
+    def _follow_now(self, every: int, weight: Tensor, state: dict[str, Any]) -> bool:
+        """Whether the bases follow at this step, as they do every `every` updates. A step makes one update or none, so
+        the host need not read their number before as many steps as updates are missing."""
+        soonest, update = self._next[weight]
+        if soonest > 1:
+            self._next[weight] = soonest - 1, update
+            return False
+        made = int(state["step"])
+        self._look(every, weight, made)
+        return made == update
+
+    def _look(self, every: int, weight: Tensor, made: int) -> None:
+        missing = every - made % every
+        self._next[weight] = missing, made + missing
 
 
 def widen(value: Tensor) -> Tensor:

@@ -59,10 +59,20 @@ class Skippable(Optimizer):
             skipped = self._skipped
             weight.mul_(factor if skipped is None else make_number(factor, weight).masked_fill_(skipped, 1))
 
+    def count(self, state: dict[str, Any], name: str, more: float, weight: Tensor) -> Any:
+        """Add to a number in a state, unless the update is skipped, and return the sum. The number is Python's if the
+        host decides about the update, and on the device if the device does."""
+        number = state[name]
+        if self._skipped is None:
+            number = float(number) if getattr(number, "is_cpu", False) else number  # restored from a checkpoint
+        elif getattr(number, "device", None) != weight.device:
+            number = make_number(number, weight)
+        state[name] = number + (more if self._skipped is None else self.drop(make_number(more, weight)))
+        return state[name]
+
 
 class TensorRule(Skippable):
-    """A rule that steps one tensor after another. Numbers in the states (counters) are Python's where the host decides
-    about a skipped update, and the device's where the device does."""
+    """A rule that steps one tensor after another."""
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
@@ -83,16 +93,6 @@ class TensorRule(Skippable):
     def step_one(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
         """Step this process' part of a tensor. The gradient may be overwritten."""
         raise NotImplementedError
-
-    def count(self, state: dict[str, Any], name: str, more: float, weight: Tensor) -> Any:
-        """Add to a number in a state, unless the update is skipped, and return the sum."""
-        number = state[name]
-        if self._skipped is None:
-            number = float(number) if getattr(number, "is_cpu", False) else number  # restored from a checkpoint
-        elif getattr(number, "device", None) != weight.device:
-            number = make_number(number, weight)
-        state[name] = number + (more if self._skipped is None else self.drop(make_number(more, weight)))
-        return state[name]
 
 
 def is_counter(value: object) -> bool:
