@@ -17,9 +17,11 @@ import yaml
 import zoo
 from support.command_lines import TINY
 from support.page_reading import ReadPage
+from zoo.analysis.verdict.difference import LossNoise
 from zoo.analysis.verdict.power import count_seeds
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.cli import run
+from zoo.experiments import noise_atlas
 from zoo.experiments.arm_tasks import Probing
 from zoo.experiments.experiment import Experiment, find_recipe, read_recipe
 from zoo.experiments.looking import report_experiment, report_folders
@@ -204,6 +206,7 @@ def test_wide_arms_are_tuned_on_narrow_models_under_mup(here, capsys, refused, t
     shared = [*SHARED, "optim.lr=1e-3", "parametrisation=mup", "parametrisation.base_width=32"]
     arms = {"many heads": "", "normed": "model.attention.qk_norm=rmsnorm"}
     file = write(here, arms=arms, tune={"proxy": PROXY}, shared=shared, seeds=2)
+    monkeypatch.setattr(noise_atlas, "find_run_noise", lambda params: LossNoise(params / 1e6, 99))
     assert run(["experiment", str(file), "--run"]) == 0
     assert " ".join(capsys.readouterr().out.split()).count("7, 32 wide") == 4, "equal effort, in both tables"
     folder = Path("sweeps/experiments/heads")
@@ -216,6 +219,9 @@ def test_wide_arms_are_tuned_on_narrow_models_under_mup(here, capsys, refused, t
     assert len(reported) == 4 and all("optim.lr=0.002" in each for each in reported)
     (finding,) = read_outcome()["findings"]
     assert finding["rate_error"] > 0
+    sizes = {job["label"]: job["predicted"]["params"] for job in written["jobs"].values() if "search" in job}
+    noted = {name: each["noise"] for name, each in read_outcome()["searches"].items()}
+    assert noted == {name: [size / 1e6, 99] for name, size in sizes.items()}, "that of the narrow models"
     monkeypatch.setattr(Outlook, "predict", lambda _, job: {"wall_seconds": job.planned.spec.d_model})
     assert plan_experiment(read_recipe(file), folder, measure=False).search_seconds == 32 + 32, "what narrow runs cost"
     standard = write(here, arms=arms, tune={"proxy": PROXY})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -12,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
-from support.simulations import SIGMA, count, judge_windows
+from support.simulations import SIGMA, count, judge_windows, read_kept
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.rate_optimum import TOLERANCE
 from zoo.experiments import power_check
 from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import Ran, judge
 from zoo.experiments.looking import list_notes
-from zoo.experiments.power_check import LOSS, TYPICAL, describe_design, find_noise, find_wider_window, list_blind
+from zoo.experiments.noise_atlas import find_noise, find_run_noise
+from zoo.experiments.power_check import LOSS, TYPICAL, describe_design, find_wider_window, list_blind
 from zoo.experiments.recipe_tables import make_outcome_tables
-from zoo.paths import recipes_dir
 
 
 def make_experiment(**stated: Any) -> Experiment:
@@ -32,11 +30,16 @@ def make_experiment(**stated: Any) -> Experiment:
 
 
 def foresee(
-    experiment: Experiment, sigma: float | None, seeds: int = 5, params: float = 217_728
+    experiment: Experiment, sigma: float | None, seeds: int = 5, params: float = 217_728, proxy: float | None = None
 ) -> tuple[list[str], list[str]]:
-    arms = {name: [name] for name in experiment.arms}
+    arms = {name: [params] for name in experiment.arms}
     outlook: Any = SimpleNamespace(
-        sigma=sigma, seeds=seeds, comparisons=1, arms=arms, predict=lambda job: {"params": params}
+        sigma=sigma,
+        seeds=seeds,
+        comparisons=1,
+        arms=arms,
+        predict=lambda size: {"params": size},
+        proxies=[proxy] if proxy else [],
     )
     return describe_design(experiment, outlook), list_blind(experiment, outlook)
 
@@ -56,8 +59,9 @@ def test_a_window_is_planned_at_the_loss_of_kept_verdicts_of_its_size_and_else_a
     monkeypatch.setattr(power_check, "find_wider_window", lambda share, *_: 100 * share)
     wider = make_experiment(expect={"metric": "lr window", "effect": 0.1})
 
-    def tell(sigma: float, params: float) -> tuple[float, float, str]:
-        (line,) = (each for each in foresee(wider, sigma, params=params)[0] if each.startswith("lr window"))
+    def tell(sigma: float, params: float, proxy: float | None = None) -> tuple[float, float, str]:
+        design, _ = foresee(wider, sigma, params=params, proxy=proxy)
+        (line,) = (each for each in design if each.startswith("lr window"))
         wide, share, loss, source = re.findall(
             r"one of (\S+) or more .* σ is (\S+) % of the loss \((.*): (.*)\)", line
         )[0]
@@ -71,6 +75,8 @@ def test_a_window_is_planned_at_the_loss_of_kept_verdicts_of_its_size_and_else_a
     assert loss == pytest.approx(kept.sigma / np.median(shares), rel=0.01) and 1.7 < loss < 2.5
     unknown = "assumed, as no verdict on a model of about this size is kept"
     assert tell(0.02, 7e9) == (pytest.approx(0.02 / LOSS), LOSS, unknown)
+    noisy = math.sqrt(2) * find_run_noise(2e5).sigma / loss
+    assert tell(0.02, 7e9, proxy=2e5) == (pytest.approx(noisy, abs=1e-3), loss, source), "where rates are searched"
 
 
 def test_a_plan_says_which_windows_it_tells_apart_and_which_effect_on_one_it_does_not() -> None:
@@ -100,15 +106,10 @@ def test_a_margin_that_includes_the_effect_of_the_source_is_named_by_the_plan_an
 
 def list_near(params: float) -> Iterator[tuple[float, float, float]]:
     """The parameters of each kept arm of about this size, its deviation from the baseline, and its mean loss."""
-    for file in (recipes_dir() / "verdicts").glob("*.json"):
-        recipe, kept = yaml.safe_load((recipes_dir() / f"{file.stem}.yaml").read_text()), json.loads(file.read_text())
-        losses = {arm: list(own.values()) for arm, own in kept["values"].get("val_loss", {}).items()}
-        if recipe.get("withdrawn") or not losses or recipe.get("metric", "val_loss") != "val_loss":
-            continue
-        first, *others = losses
-        for arm in others:
-            if params / 5 <= (size := kept["costs"][arm]["params"]) <= params * 5:
-                yield size, float(np.std(np.subtract(losses[arm], losses[first]), ddof=1)), float(np.mean(losses[arm]))
+    for (_, first), *others in read_kept():
+        for size, own in others:
+            if params / 5 <= size <= params * 5:
+                yield size, float(np.std(np.subtract(own, first), ddof=1)), float(np.mean(own))
 
 
 @pytest.mark.parametrize("params", [217_728, 2_500_000])

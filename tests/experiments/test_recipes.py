@@ -84,8 +84,8 @@ def test_a_row_of_the_page_has_the_p_value_of_the_test_that_decided():
     assert len(rows) > 80
     for found, p in rows:
         assert (float(p) <= 0.05) == (found != "inconclusive"), "0.0497 is written as 0.050"
-    said = split_page()["qk-norm-10m"]
-    assert "| 0.037 | yes |" in said and "a difference is shown too (p: 0.003), and it is within the margin" in said
+    said = split_page()["windows"]
+    assert "| 0.030 | no |" in said and "a difference is shown too (p: 0.010), and it is within the margin" in said
 
 
 def test_findings_that_changed_subtract_the_same_way_round_at_fixed_and_at_searched_rates():

@@ -69,6 +69,8 @@ All kept runs were judged again when a test was mended:
 - On 1 December the error of a searched rate became that of a parabola through the good window alone, which is larger. One comparison of
   depth-recurrence ("equivalent" before) and one of norms-inside-embeddings ("worse" before) became inconclusive, and value residuals
   ("equivalent" before) better.
+- On 1 December rates that are searched on a narrow proxy got the noise of kept models of its size, where they had that of the wide runs. At
+  qk-norm-10m norms of queries and keys ("equivalent" before) became worse.
 
 No run was repeated for that. All recipes with searched rates but sandwich-by-depth ran at rates of the earlier parabola, through five
 losses, the sudden rise above the good window among them. In the median that is 0.13 decades below the rate that would be chosen now, and

@@ -36,7 +36,7 @@ def make_report(folder: Path, evaluated: int, searched: bool = False) -> Report:
         settings |= {"status": "done", "search": {**SEARCHES[name], **MORE} if searched else None}
         return SimpleNamespace(folder=folder / f"{name}-{seed}", outcome=outcome, points=lambda: points, **settings)
 
-    arms = [Arm(name, {seed: run_of(name, seed) for seed in (0, 1)}) for name in SEARCHES]
+    arms = [Arm.of_runs(name, {seed: run_of(name, seed) for seed in (0, 1)}) for name in SEARCHES]
     return Report.make(arms, None, "val_loss")
 
 

@@ -6,13 +6,17 @@ packaged recipes (docs/findings.md), and go through the functions that judge rea
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import stdev
 from unittest import mock
 
 import numpy as np
+import yaml
 
 from zoo.analysis.verdict import comparison
 from zoo.analysis.verdict.comparison import Comparison, compare_arms, find_front, pool_variance
@@ -22,7 +26,12 @@ from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
 from zoo.analysis.verdict.row_noise import FEWEST, bootstrap_rows
 from zoo.analysis.verdict.speedup import PowerLaw, find_speedup
 from zoo.analysis.verdict.spending import find_look_levels
+from zoo.experiments.experiment import Expectation, Experiment
+from zoo.experiments.judging import Ran, weigh
+from zoo.experiments.noise_atlas import find_run_noise
 from zoo.jobs.rates import RateSearch
+from zoo.paths import recipes_dir
+from zoo.report.rate_table import WINDOW
 
 SIGMA, COMMON = 0.017, 0.02
 """The standard deviation of a run, and that of what all runs of a seed have in common, in nats."""
@@ -156,6 +165,65 @@ def judge_windows(
     return apart.known and abs(apart.difference) > apart.half_width(0.05)
 
 
+# ---------------------------------------------------------------- rates searched on a proxy
+
+PROXY, WIDE = 419_000, 0.011
+"""The parameters of the narrow model of recipe qk-norm-10m, and the standard deviation of its wide runs, in nats."""
+
+
+KeptArm = tuple[float, list[float]]
+"""The parameters of an arm of a kept verdict, and the losses of its runs by seed; NaN for one that diverged."""
+
+
+@functools.cache
+def read_kept() -> list[list[KeptArm]]:
+    """Read the arms of each kept verdict in validation loss, the first one first."""
+    found = []
+    for file in sorted((recipes_dir() / "verdicts").glob("*.json")):
+        recipe, kept = yaml.safe_load((recipes_dir() / f"{file.stem}.yaml").read_text()), json.loads(file.read_text())
+        losses = kept["values"].get("val_loss", {})
+        if losses and not recipe.get("withdrawn") and recipe.get("metric", "val_loss") == "val_loss":
+            found.append(
+                [
+                    (kept["costs"][arm]["params"], np.array([*own.values()], float).tolist())
+                    for arm, own in losses.items()
+                ]
+            )
+    return found
+
+
+@functools.cache
+def list_deviations(params: float) -> list[tuple[float, int]]:
+    """List the standard deviation and the number of the runs of each distinct kept arm that has a fifth to five times
+    the parameters."""
+    near = [own for arms in read_kept() for size, own in arms if params / 5 <= size <= params * 5]
+    finite = dict.fromkeys(tuple(filter(math.isfinite, own)) for own in near)
+    return [(stdev(own), len(own)) for own in finite]
+
+
+def tells_on_proxies(drawn: np.random.Generator, metric: str | None, noted: bool) -> bool:
+    """Whether two equal arms are told apart, in loss or in another `metric`, after a search on proxies that are as
+    noisy as some kept arm of their size; with `noted`, the searches say which noise kept verdicts have, as those of an
+    experiment do."""
+    kept = list_deviations(PROXY)
+    sigma, _ = kept[drawn.integers(len(kept))]
+    wide, losses, searches = math.exp(drawn.uniform(*np.log(BENDS)) / 2), {}, {}
+    for arm in ("plain", "other"):
+        best = drawn.uniform(-0.125, 0.125)
+
+        def loss(decade: float, sigma: float, best: float = best) -> float:
+            return 2 + bend_parabola(wide * (decade - best)) + sigma * drawn.standard_normal()
+
+        made = search(partial(loss, sigma=sigma))
+        at = fit_optimum(made.decades, 0.0).at
+        losses[arm] = {seed: loss(at, WIDE) for seed in range(5)}
+        searches[arm] = made.to_dict() | ({"noise": list(find_run_noise(PROXY))} if noted else {})
+    expected = Expectation(arm="other", against="plain", metric=metric, verdict="any")
+    experiment = Experiment(arms={"plain": [], "other": ["optim=muon"]}, tune=True)
+    ran = Ran({"val_loss": losses}, {}, 0.0, "", searches)
+    return weigh(ran, experiment, [expected])[0].found != "inconclusive"
+
+
 # ---------------------------------------------------------------- verdicts
 
 
@@ -256,6 +324,10 @@ def list_rates(experiments: int) -> Iterator[Rate]:
         for times in (1.5, 2, 3):
             apart = partial(judge_windows, seeds=5, bend=0.83, sigma=SIGMA, curve=curve, times=times)
             yield rate(f"a window {times:g} times as wide is found, {shape} of curvature 0.83, 5 seeds", None, apart)
+    for metric, of in ((None, ""), (WINDOW, " on windows of good rates")):
+        for noted, how in ((False, ", with the noise of wide runs"), (True, "")):
+            told = partial(tells_on_proxies, metric=metric, noted=noted)
+            yield rate(f"rates searched on proxies, 5 seeds: false verdicts{of}{how}", 0.05, told)
     for seeds in (3, 5, 10):
         yield rate(f"false verdicts, four arms, {seeds} seeds", 0.05, partial(is_false, seeds=seeds, arms=4))
     for seeds in (5, 10):

@@ -20,7 +20,7 @@ from zoo.analysis.verdict.rate_optimum import WindowBound
 from zoo.disk import write_text
 from zoo.experiments.experiment import Expectation, Experiment
 from zoo.paths import recipes_dir
-from zoo.report.rate_table import WINDOW, find_rate_errors, find_windows
+from zoo.report.rate_table import WINDOW, find_noise, find_rate_errors, find_windows
 from zoo.untrusted.json_file import read_json
 
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -43,8 +43,8 @@ class Ran:
 
     @property
     def noise(self) -> LossNoise:
-        """The noise of the loss that rate searches minimise, pooled over the arms."""
-        return LossNoise.of_arms(self.values.get("val_loss", {}).values())
+        """The noise of the loss that rate searches minimise."""
+        return find_noise(self.values.get("val_loss", {}).values(), self.searches)
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ class ExperimentOutcome:
 
     @property
     def noise(self) -> LossNoise:
-        """The noise of a run's loss, pooled over the arms."""
+        """The noise of the loss that rate searches minimise."""
         arms = self.values.get("val_loss", {}).values()
-        return LossNoise.of_arms({int(seed): v for seed, v in own.items() if v is not None} for own in arms)
+        finite = ({int(seed): v for seed, v in own.items() if v is not None} for own in arms)
+        return find_noise(finite, self.searches)
 
     @property
     def holds(self) -> bool:

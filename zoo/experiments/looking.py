@@ -12,6 +12,7 @@ from zoo.analysis.verdict.spending import find_look_levels
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment, find_recipe, make_experiment
 from zoo.experiments.judging import ExperimentOutcome, Finding, Ran, compare_with_baseline, describe_pair, judge
+from zoo.experiments.noise_atlas import note_noise
 from zoo.experiments.pricing import check_matched, price_launch
 from zoo.experiments.recipe_tables import FINDINGS, list_cells, list_missing, list_remarks, make_outcome_tables
 from zoo.experiments.registration import describe_registration, read_registered, register
@@ -164,7 +165,7 @@ def report_folders(
         ran, arms, level, missing = _collect_ended(experiment, folders[0], False)
         return _compare_arms(experiment, ran, arms, False, level), missing
     arms, unfinished = group_arms(collect_runs(folders))
-    return Report.make(arms, baseline, metric or "val_loss", margin), unfinished
+    return Report.make([*map(note_noise, arms)], baseline, metric or "val_loss", margin), unfinished
 
 
 def describe_arms(

@@ -1,7 +1,6 @@
 """Find the published effects that an experiment's design could not detect, before it runs.
 
-The noise is the experiment's own `sigma`, or that of the noise atlas: the median standard deviation of a pair's
-difference over the kept verdicts with the same metric whose models are of about the same size.
+The noise is the experiment's own `sigma`, or that of the noise atlas (`noise_atlas`).
 """
 
 from __future__ import annotations
@@ -10,24 +9,19 @@ import bisect
 import functools
 import math
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from statistics import mean, median, stdev
+from dataclasses import replace
 
 from zoo.analysis.verdict.difference import LossNoise
 from zoo.analysis.verdict.power import LEVEL, POWER, compute_equivalence_power, count_seeds, find_smallest_effect
 from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateWindow, find_good_window
 from zoo.analysis.verdict.spending import find_look_levels
-from zoo.experiments.experiment import Expectation, Experiment, find_recipe, list_recipes
-from zoo.experiments.judging import find_outcome
+from zoo.experiments.experiment import Expectation, Experiment
+from zoo.experiments.noise_atlas import find_noise, find_run_noise
 from zoo.experiments.recipe_tables import list_wide_margins
 from zoo.jobs.outlook import Outlook
 from zoo.jobs.rates import RateSearch
 from zoo.report.rate_table import WINDOW
-from zoo.units import format_count, format_number
-
-NEAR = 5.0
-"""Largest ratio of two models' parameters at which they are taken to have the same noise."""
+from zoo.units import format_number
 
 TYPICAL = 0.7
 """Decades of the window of good rates that a plan takes for the baseline's: the median of the kept verdicts'."""
@@ -39,25 +33,6 @@ EXPERIMENTS = 200
 """Experiments that are simulated for the power of a design."""
 
 
-@dataclass(frozen=True)
-class PairNoise:
-    """The standard deviation of a pair's difference (two arms, one seed): the median over `arms` of kept verdicts that
-    have between `smallest` and `largest` parameters."""
-
-    sigma: float
-    loss: float
-    """The loss to which `sigma` is in the median of these arms' ratios of both."""
-    arms: int
-    smallest: float
-    largest: float
-
-    def describe(self) -> str:
-        """Describe the noise and its source."""
-        sizes = dict.fromkeys(format_count(each) for each in (self.smallest, self.largest))
-        said = f"σ = {self.sigma:.3g}: the median of {self.arms} arms of kept verdicts"
-        return f"{said} of {' to '.join(sizes)} parameters (--sigma replaces it)"
-
-
 def assume_noise(experiment: Experiment, outlook: Outlook) -> tuple[Outlook, str]:
     """Complete an outlook whose σ is unknown by that of kept verdicts on models of its size, with a note on its source;
     the note is empty if σ is known, or if no verdict is of about the size."""
@@ -66,34 +41,6 @@ def assume_noise(experiment: Experiment, outlook: Outlook) -> tuple[Outlook, str
     if outlook.sigma is not None or (noise := find_noise(experiment.metric, params)) is None:
         return outlook, ""
     return replace(outlook, sigma=noise.sigma), noise.describe()
-
-
-@functools.lru_cache(8)
-def find_noise(metric: str, params: float) -> PairNoise | None:
-    """Find the noise of a metric of models whose parameters are at most NEAR times more or fewer; None if no kept
-    verdict is on such a model."""
-    found = [each for name in list_recipes() for each in _list_sigmas(name, metric)]
-    near = [each for each in found if max(each[0] / params, params / each[0]) <= NEAR]
-    if not near:
-        return None
-    sizes, sigma = [size for size, *_ in near], median(sigma for _, sigma, _ in near)
-    share = median(sigma / value for _, sigma, value in near)
-    return PairNoise(sigma, sigma / share, len(near), min(sizes), max(sizes))
-
-
-def _list_sigmas(name: str, metric: str) -> Iterator[tuple[float, float, float]]:
-    """List the parameters of each arm of a kept verdict but the first, the deviation of its difference, and its mean
-    value."""
-    _, experiment = find_recipe(name)
-    outcome = find_outcome(name)
-    if outcome is None or experiment.withdrawn or experiment.metric != metric:
-        return
-    arms = {arm: {s: v for s, v in own.items() if v is not None} for arm, own in outcome.values[metric].items()}
-    (_, first), *others = arms.items()
-    for arm, own in others:
-        shared = [own[seed] - first[seed] for seed in own.keys() & first.keys()]
-        if len(shared) > 1 and "params" in outcome.costs[arm]:
-            yield outcome.costs[arm]["params"], stdev(shared), mean(own.values())
 
 
 def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
@@ -113,10 +60,10 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
             f"divergence cannot be shown: {seeds} runs of {seeds} against none have p = {least:.2f} (more seeds)"
         )
     if outlook.sigma is not None and any(each.metric == WINDOW for each in experiment.expect):
-        loss, source = find_loss(outlook)
-        wide = find_wider_window(outlook.sigma / loss, len(outlook.arms), seeds, level)
+        share, loss, source = find_search_noise(outlook, outlook.sigma)
+        wide = find_wider_window(share, len(outlook.arms), seeds, level)
         told = "is not told from any wider one" if wide is None else f"is told from one of {wide:.2f} or more"
-        where = f"where σ is {100 * outlook.sigma / loss:.2g} % of the loss ({loss:.3g}: {source})"
+        where = f"where σ is {100 * share:.2g} % of the loss ({loss:.3g}: {source})"
         lines.append(f"{WINDOW}: one of {TYPICAL:g} decades {told} (power 0.8), {where}")
     if experiment.tune:
         lines.append(
@@ -125,13 +72,17 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
     return lines
 
 
-def find_loss(outlook: Outlook) -> tuple[float, str]:
-    """Find the loss of which a window's depth is a share: that of kept verdicts on models of about the size of the
-    first arm, else LOSS. Says which."""
-    noise = find_noise("val_loss", outlook.predict(next(iter(outlook.arms.values()))[0])["params"])
-    if noise is None:
-        return LOSS, "assumed, as no verdict on a model of about this size is kept"
-    return noise.loss, "that of kept verdicts of about this size"
+def find_search_noise(outlook: Outlook, sigma: float) -> tuple[float, float, str]:
+    """Find σ of a pair's difference as a share of the loss where learning rates are searched, that loss, and its
+    source: kept verdicts on models of about the size of the first arm, or of its proxy, else LOSS. A proxy's σ is that
+    of kept verdicts if it is larger (`note_noise`)."""
+    searched = (*outlook.proxies, next(iter(outlook.arms.values()))[0])[0]
+    params = outlook.predict(searched)["params"]
+    if outlook.proxies:
+        sigma = max(sigma, math.sqrt(2) * find_run_noise(params).sigma)
+    if (noise := find_noise("val_loss", params)) is None:
+        return sigma / LOSS, LOSS, "assumed, as no verdict on a model of about this size is kept"
+    return sigma / noise.loss, noise.loss, "that of kept verdicts of about this size"
 
 
 @functools.lru_cache(8)
@@ -178,7 +129,7 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
         return lines
     found = {None: smallest * sigma, experiment.metric: smallest * sigma}  # σ is that of the experiment's metric
     if any(each.metric == WINDOW for each in experiment.expect):
-        share = sigma / find_loss(outlook)[0]
+        share = find_search_noise(outlook, sigma)[0]
         found[WINDOW] = (find_wider_window(share, len(outlook.arms), outlook.seeds, level) or math.inf) - TYPICAL
     for each in experiment.expect:
         published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin

@@ -14,6 +14,7 @@ from zoo.disk import write_text
 from zoo.errors import ConfigError, refuse
 from zoo.experiments.experiment import Experiment, Measure
 from zoo.experiments.judging import Ran
+from zoo.experiments.noise_atlas import note_noise
 from zoo.experiments.pricing import check_matched, price_launch
 from zoo.jobs.conducting import SweepDesign, SweepObserver, conduct, look_ahead
 from zoo.jobs.outlook import Outlook
@@ -90,7 +91,7 @@ def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bo
     by_arm: dict[str, dict[int, RunRecord]] = {name: {} for name in experiment.arms}
     for each in records:
         by_arm[each.job["label"]][int(each.config.get("seed", 0))] = each
-    arms = [Arm(name, dict(sorted(own.items()))) for name, own in by_arm.items()]
+    arms = [note_noise(Arm.of_runs(name, own)) for name, own in by_arm.items()]
     seconds = sum(float(run.outcome["seconds"] or 0) for run in records)
     costs = {each.name: each.costs for each in arms}
     values = collect_values(experiment, arms, short_form)

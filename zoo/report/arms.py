@@ -42,6 +42,14 @@ class Arm:
 
     name: str
     runs: Mapping[int, RunRecord]
+    search: Mapping[str, Any] | None = None
+    """The search of the arm's learning rate in its sweep; None without one."""
+
+    @classmethod
+    def of_runs(cls, name: str, by_seed: Mapping[int, RunRecord]) -> Arm:
+        """Make an arm of its ended runs, with the search that their sweep has recorded."""
+        search = next((found for run in by_seed.values() if (found := run.search)), None)
+        return cls(name, dict(sorted(by_seed.items())), search)
 
     @property
     def finished(self) -> Mapping[int, RunRecord]:
@@ -52,11 +60,6 @@ class Arm:
     def crowding(self) -> float:
         """The highest load per CPU at which a run started; above 1, its seconds are partly those of other programs."""
         return max((runs.read_crowding(run.folder) for run in self.runs.values()), default=0.0)
-
-    @property
-    def search(self) -> Mapping[str, Any] | None:
-        """The search of the arm's learning rate in its sweep; None without one."""
-        return next((found for run in self.runs.values() if (found := run.search)), None)
 
     def values(self, metric: str) -> dict[int, float]:
         """Read the metric of each run, by seed; infinite for a run that diverged. Raises ConfigError for a run without
@@ -119,7 +122,7 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
         if (other := arms.setdefault(name, {}).setdefault(seed, record)) is not record:
             faults.append(f"{record.folder}: is another run of {name} with seed {seed}, beside {other.folder} (one)")
     refuse(faults)
-    return [Arm(name, dict(sorted(by_seed.items()))) for name, by_seed in arms.items()], unfinished
+    return [Arm.of_runs(name, by_seed) for name, by_seed in arms.items()], unfinished
 
 
 def _own_overrides(record: RunRecord) -> Sequence[str]:

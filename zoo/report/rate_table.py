@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,8 @@ NOTE = (
     "lowest loss: of a run of the search, on its own seed and rows\n"
     f"window: decades of rates whose loss is within {TOLERANCE:.0%} of the lowest, ± its standard error; ≥: it reaches "
     "the last rate tried; p: of no difference from the first arm's\n"
-    "grid extended: with two rates beyond the five, as an arm's best was at the edge; N wide: on a proxy of N channels"
+    "grid extended: with two rates beyond the five, as an arm's best was at the edge\n"
+    "N wide: on a proxy of N channels, whose noise is that of kept verdicts of its size where that is the larger"
 )
 
 
@@ -33,6 +34,12 @@ def read_losses(search: Mapping[str, Any]) -> dict[float, float]:
 def find_optimum(search: Mapping[str, Any], noise: float) -> RateOptimum:
     """Fit the best rate of a search, with its error from the standard deviation of a loss (`noise`)."""
     return fit_optimum(read_losses(search), noise)
+
+
+def find_noise(arms: Iterable[Mapping[int, float]], searches: Mapping[str, Mapping[str, Any]]) -> LossNoise:
+    """Find the noise of the losses that searches minimise: that of the arms' losses by seed or, where it is larger,
+    that noted with a search on a proxy (`noise`), whose narrow model is noisier."""
+    return max([LossNoise.of_arms(arms), *(LossNoise(*each["noise"]) for each in searches.values() if "noise" in each)])
 
 
 def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise = UNKNOWN) -> list[list[str]]:

@@ -87,7 +87,7 @@ class Report:
         first = next(each for each in arms if each.name == (baseline or names[0]))
         losses = {each.name: each.values(metric) for each in arms}
         searches = {each.name: each.search for each in arms if each.search} if metric == "val_loss" else {}
-        tuning = rate_table.find_rate_errors(searches, LossNoise.of_arms(losses.values()))
+        tuning = rate_table.find_rate_errors(searches, rate_table.find_noise(losses.values(), searches))
         found = compare_arms(losses, first.name, level, margin, tuning)
         order = [first, *(each for each in arms if each is not first)]
         return cls(order, first, metric, found, tuning, level)
@@ -301,8 +301,8 @@ class Report:
         return bootstrap_rows([(own[seed], theirs[seed]) for seed in sorted(own.keys() & theirs.keys())])
 
     def noise(self) -> LossNoise:
-        """Pool the noise of a run over the arms."""
-        return LossNoise.of_arms(each.values(self.metric) for each in self.arms)
+        """Find the noise of the loss that the arms' searches minimise."""
+        return rate_table.find_noise([each.values("val_loss") for each in self.arms if each.search], self.searches())
 
     def cost_rows(self) -> list[list[str]]:
         """List a row per arm with each of its costs (CURRENCIES), and their ratio to the baseline's if they differ by
@@ -337,7 +337,7 @@ class Report:
 
     def searches(self) -> dict[str, Mapping[str, Any]]:
         """Return the searches of the learning rates, by arm; empty without any."""
-        return {each.name: found for each in self.arms if (found := each.search)}
+        return {each.name: each.search for each in self.arms if each.search}
 
     def speedup_rows(self) -> list[list[str]]:
         """List a row for each arm but the baseline, with its effective speedup in tokens, FLOPs and seconds; empty
