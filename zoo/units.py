@@ -44,6 +44,17 @@ def format_number(value: float, form: str) -> str:
     return f"{value:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
+def format_p(p: float | None, level: float) -> str:
+    """Format a p-value with three decimals, or with as many as show on which side of the `level` it is (0.0497); as
+    `< 0.001` if it is below that and the level; empty for None."""
+    if p is None or p < min(0.001, level):
+        return "" if p is None else "< 0.001"
+    digits = 3
+    while (float(f"{p:.{digits}f}") < level) != (p < level):
+        digits += 1
+    return f"{p:.{digits}f}"
+
+
 def format_seconds(value: float) -> str:
     """Format seconds: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; from two days on in days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):

@@ -223,7 +223,7 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     lines = [f"## {name}", "", f"**Claim: {recipe.claim}**{held} Source: {recipe.source}."]
     lines += ["", f"**Withdrawn.** {recipe.withdrawn}"] if recipe.withdrawn else []
     lines += ["", recipe.notes] if recipe.notes else []
-    lines += ["", format_markdown(FINDINGS, [list_cells(each, recipe) for each in outcome.findings]), ""]
+    lines += ["", format_markdown(FINDINGS, [list_cells(each, recipe, outcome.level) for each in outcome.findings]), ""]
     lines += [line for each in list_remarks(recipe, outcome) for line in (f"{each}.", "")]
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
     if rates := list_rates(outcome):

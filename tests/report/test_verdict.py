@@ -18,6 +18,7 @@ from zoo.report.arms import Arm, group_arms
 from zoo.report.history import collect_runs
 from zoo.report.verdict_plot import make_figure
 from zoo.report.verdicts import Report
+from zoo.units import format_p
 
 # ---------------------------------------------------------------- real runs
 
@@ -124,3 +125,12 @@ def test_a_peak_that_reused_an_earlier_runs_memory_is_not_measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Report, "forecasts", lambda _, arm: {"peak_memory": (peaks[arm.name], 2e6)})
         assert report.forecast_rows() == [["other", "", "", "", "4.00 MB", "2.00 MB", "2.00"]]
+
+
+@pytest.mark.parametrize("level", [0.05, 0.0476, 0.0076, 0.00009])
+def test_a_p_value_reads_as_below_the_level_exactly_if_it_is(level: float) -> None:
+    for p in (0.3, 0.0504, 0.05, 0.0497, 0.04999996, 0.0476, 0.04759, 0.0076, 0.00759, 0.0011, 0.0004, 0.00005):
+        read = format_p(p, level)
+        assert ("<" in read or float(read) < level) == (p < level)
+        assert "<" in read or (len(read) >= 5 and float(read) == pytest.approx(p, abs=5e-4))
+    assert (format_p(0.0497, 0.05), format_p(0.0371, 0.05), format_p(0.0004, 0.05)) == ("0.0497", "0.037", "< 0.001")

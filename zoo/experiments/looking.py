@@ -174,7 +174,8 @@ def describe_arms(
     """Report on trained arms, with the function that draws them."""
     made = _compare_arms(experiment, ran, arms, outcome.form == "short", outcome.level)
     title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
-    stated = [TextTable("Expectations", FINDINGS, [list_cells(each, experiment) for each in outcome.findings], (4,))]
+    rows = [list_cells(each, experiment, outcome.level) for each in outcome.findings]
+    stated = [TextTable("Expectations", FINDINGS, rows, (4,))]
     notes = list_notes(outcome, experiment)
     page = partial(write_report_page, made, title, notes=notes, tables=stated)
     return JudgedExperiment(outcome, partial(draw_report, made), page, made)
@@ -212,15 +213,15 @@ def write_task_page(
         file,
         str(title),
         about=f"{experiment.metric}; {better} is better",
-        sentences=[_describe_finding(each, experiment) for each in outcome.findings],
+        sentences=[_describe_finding(each, experiment, outcome.level) for each in outcome.findings],
         notes=[each for each in results if isinstance(each, str)],
         pictures=pictures,
         results=[*(each for each in results if not isinstance(each, str)), *tables],
     )
 
 
-def _describe_finding(each: Finding, experiment: Experiment) -> tuple[str, str, str]:
+def _describe_finding(each: Finding, experiment: Experiment, level: float) -> tuple[str, str, str]:
     """Give the arms of a finding, its verdict, and a sentence on it."""
-    _, _, found, value, p, _ = list_cells(each, experiment)
+    _, _, found, value, p, _ = list_cells(each, experiment, level)
     said = f", p {p if p.startswith('<') else f'= {p}'}" if p else ""
     return describe_pair(each), each.found, f"{found}, {value}{said}"

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
+from zoo.analysis.verdict.power import LEVEL
 from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds, describe_pair
 from zoo.experiments.registration import describe_registration
 from zoo.report import rate_table
 from zoo.report.arms import CURRENCIES
 from zoo.report.tables import TextTable, fit_columns
-from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
-from zoo.units import format_number
+from zoo.report.verdicts import COSTS, format_cost, format_spread
+from zoo.units import format_number, format_p
 
 LIST = ("recipe", "claim", "first finding", "expectations that hold", "date")
 FIXED = "fixed"
@@ -102,7 +103,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
     took = f"{outcome.seconds / 60:.1f} minutes of training on {outcome.machine}"
     form = "short form, " if outcome.form == "short" else ""
     ran = f"{form}{seeds} seeds an arm, {describe_rates(recipe)} learning rates{margin}; {outcome.date}, {took}"
-    rows = [list_cells(each, recipe) for each in outcome.findings]
+    rows = [list_cells(each, recipe, outcome.level) for each in outcome.findings]
     rates, compared = list_rates(outcome), sum(each.p is not None for each in outcome.findings)
     return [
         *head,
@@ -137,7 +138,8 @@ def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
     """Write a line on each row of FINDINGS that is easily misread: a margin that includes the source's effect, a
     difference that is shown and yet within the margin, a difference of windows that is a bound."""
     small = [
-        f"{describe_pair(each)}: a difference is shown too (p: {format_p(each.p)}), and it is within the margin"
+        f"{describe_pair(each)}: a difference is shown too (p: {format_p(each.p, outcome.level)}), and it is "
+        "within the margin"
         for each in outcome.findings
         if each.found == "equivalent" and each.p is not None and each.p < outcome.level
     ]
@@ -162,15 +164,16 @@ def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:
     return rate_table.list_rows(outcome.searches, outcome.noise)
 
 
-def list_cells(each: Finding, recipe: Experiment) -> list[str]:
-    """Format a finding of a recipe as a row of the table FINDINGS. Of a withdrawn recipe nothing holds or fails."""
+def list_cells(each: Finding, recipe: Experiment, level: float = LEVEL) -> list[str]:
+    """Format a finding of a recipe, tested at a `level`, as a row of the table FINDINGS. Of a withdrawn recipe nothing
+    holds or fails."""
     within = "" if each.margin is None else f" within ±{each.margin:g}"
     expected = f": {each.expected}{within if each.expected == 'equivalent' else ''}"
     pair = describe_pair(each) if each.expected == "any" else f"{describe_pair(each)}{expected}"
     unmet = "not shown" if each.found == "inconclusive" else "no"
     held = "" if each.expected == "any" else "yes" if each.holds else unmet
     found = f"{each.found}{within if each.found == 'equivalent' else ''}"
-    p = format_p(each.equivalence if each.found == "equivalent" else each.p)
+    p = format_p(each.equivalence if each.found == "equivalent" else each.p, level)
     return [pair, each.paper, found, format_value(each), p, WITHDRAWN if recipe.withdrawn else held]
 
 

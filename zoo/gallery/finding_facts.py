@@ -110,7 +110,8 @@ class FindingFacts:
 
     def list_tables(self) -> Iterator[tuple[str, Any, list[Any]]]:
         """List the tables of the page: title, header and rows."""
-        yield "Expected and found", FINDINGS, [list_cells(each, self.recipe) for each in self.outcome.findings]
+        own = self.outcome
+        yield "Expected and found", FINDINGS, [list_cells(each, self.recipe, own.level) for each in own.findings]
         yield "Arms", *list_arms(self.recipe, self.outcome)
         if rates := list_rates(self.outcome):
             yield "Searched learning rates", HEADER, rates

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.analysis.verdict.difference import LossNoise
+from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateOptimum, RateWindow, find_good_window, fit_optimum
+from zoo.units import format_p
 
 WINDOW = "lr window"
 """The metric of an arm that is the width of its window of good rates, in decades. More is better."""
@@ -96,7 +98,8 @@ def _describe_window(window: RateWindow, first: RateWindow | None, noise: LossNo
     error = f" ± {window.error:.2f}" if window.noise else ""
     apart = None if first is None or first is window else window.subtract_from(first, noise.freedom)
     p = apart.p_value() if apart is not None and apart.known else None
-    compared = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, uncorrected)"
+    said = format_p(p, LEVEL)
+    compared = f" (p {'' if said.startswith('<') else '= '}{said}, uncorrected)" if said else ""
     return f"{'≥ ' if window.open else ''}{window.width:.2f}{error} decades{compared}"
 
 

@@ -22,7 +22,7 @@ from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
 from zoo.report.tables import TextTable
-from zoo.units import format_count, format_number, format_seconds, format_si
+from zoo.units import format_count, format_number, format_p, format_seconds, format_si
 
 NAMES = {
     **{"params": "parameters", "flops": "training FLOPs"},
@@ -225,7 +225,7 @@ class Report:
         each = self.found[arm.name]
         half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
         apart = "" if each.difference is None else format_spread(each.difference, half, "+")
-        return [*row, apart, format_p(each.adjusted), name_verdict(each)]
+        return [*row, apart, format_p(each.adjusted, self.level), name_verdict(each)]
 
     def tables(self) -> list[TextTable]:
         """List the tables that have rows."""
@@ -253,7 +253,7 @@ class Report:
         """Write a line with the p-values that have the variance pooled over all arms, where seeds are few or a verdict
         would change; a line for each difference that may not hold on other rows; and one on what pairing takes off the
         noise."""
-        lines, pooled = [], [f"{name} p = {format_p(p)}" for name, p in self._list_pooled()]
+        lines, pooled = [], [f"{name} p = {format_p(p, self.level)}" for name, p in self._list_pooled()]
         if pooled:
             lines.append(f"with the variance pooled over all arms (uncorrected): {', '.join(pooled)}")
         for arm in self.others:
@@ -392,8 +392,3 @@ def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
     digits = min(max(1 - math.floor(math.log10(spread)), 2), 6) if spread else 4
     said = format_number(value, f"{sign}.{digits}f")
     return f"{said} ± {spread:.{digits}f}" if spread else said
-
-
-def format_p(p: float | None) -> str:
-    """Format a p-value with three decimals, or as `< 0.001`; empty for None."""
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
