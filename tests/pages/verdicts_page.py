@@ -1,5 +1,5 @@
 """Writes the table of docs/verdicts.md: what the verdicts do in simulated experiments.
-`python tests/pages verdicts` simulates 2,000 experiments of each design in two minutes of a core;
+`python tests/pages verdicts` simulates 2,000 experiments of each design in three minutes of a core;
 tests/analysis/verdict does fewer."""
 
 from __future__ import annotations
