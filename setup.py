@@ -8,7 +8,7 @@ setup(
     package_data={
         "zoo.conf": ["**/*.yaml"],
         "zoo.drawing": ["inter.json", "OFL.txt"],
-        "zoo.gallery": ["*/*"],
+        "zoo.gallery": ["*.yaml", "*/*"],
         "zoo.recipes": ["**/*.yaml", "**/*.json"],
     },
     include_package_data=False,  # what MANIFEST.in lists is for the source archive; the wheel takes the line above

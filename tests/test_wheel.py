@@ -115,7 +115,7 @@ def tree_files(folder, *endings):
 def test_wheel_holds_every_module_configuration_and_recipe(archives):
     with zipfile.ZipFile(archives[1]) as wheel:
         held = set(wheel.namelist())
-    package = tree_files("zoo", ".py", ".html", ".css", ".js", ".mjs", ".json")
+    package = tree_files("zoo", ".py", ".html", ".css", ".js", ".mjs", ".json", ".yaml")
     shipped = [*package, *tree_files("conf", ".py", ".yaml"), *tree_files("recipes", ".yaml")]
     names = [path.relative_to(ROOT).as_posix() for path in shipped]
     expected = {name if name.startswith("zoo/") else f"zoo/{name}" for name in names}

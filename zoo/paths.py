@@ -15,10 +15,15 @@ def conf_dir() -> Path:
 
 def read_conf(place: str) -> Any:
     """Read a file of the configuration tree, such as "attention/mha"."""
+    return load_yaml(conf_dir() / f"{place}.yaml")
+
+
+def load_yaml(file: Path) -> Any:
+    """Read a YAML file. Raises YAMLError and UnicodeDecodeError for another one."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if PyYAML was built with it: ten times as fast
-    return yaml.load((conf_dir() / f"{place}.yaml").read_text(encoding="utf-8"), loader)
+    return yaml.load(file.read_text(encoding="utf-8"), loader)
 
 
 def list_conf(folder: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Writes docs/zoo.md from conf/: every family with what it is made of and its measured distance from the reference, and
-every packaged model; and conf/measured.yaml, the distances as data. `make docs` runs it; test_zoo_page.py holds the
-page against conf/. With `--new` the families that are measured keep their figures."""
+every packaged model; and zoo/gallery/measured.yaml, the distances as data. `make docs` runs it; test_zoo_page.py holds
+the page against conf/. With `--new` the families that are measured keep their figures."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from zoo.checkpoint.tensor_files import read_json
 from zoo.compose.catalogue import read_models
 from zoo.costs import price
 from zoo.families import family as families
-from zoo.paths import conf_dir
+from zoo.gallery.family_facts import MEASURED
 from zoo.spec import components
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
-MEASURED = conf_dir() / "measured.yaml"
 HEAD_OF_MEASURED = (
     "# The largest difference of each family from its reference, measured as docs/zoo.md says; written with it."
 )
@@ -192,7 +191,7 @@ def measure(known: dict[str, str]) -> dict[str, str]:
 
 
 def read_measured() -> dict[str, Any]:
-    """Read the differences that conf/measured.yaml has, by family, and how they were measured."""
+    """Read the differences that measured.yaml has, by family, and how they were measured."""
     return yaml.load(MEASURED.read_text(encoding="utf-8"), yaml.BaseLoader)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, name_options, refuse
-from zoo.paths import conf_dir, read_conf
+from zoo.paths import conf_dir, load_yaml, read_conf
 
 RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
 """Dtypes that a file may give a rate for. `fp32` is without TF32, as is torch's default."""
@@ -182,12 +182,11 @@ def _add_sources(body: Any) -> Any:
 
 
 def _read(path: Path) -> Any:
-    import yaml
+    from yaml import YAMLError
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it: ten times as fast
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return load_yaml(path)
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
 
 

@@ -8,8 +8,12 @@ import fnmatch
 import functools
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-from zoo.paths import list_conf, read_conf
+from zoo.paths import list_conf, load_yaml, read_conf
+
+MEASURED, NOTES = (Path(__file__).parent / name for name in ("measured.yaml", "notes.yaml"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class FamilyFacts:
 @functools.cache
 def read_families() -> dict[str, FamilyFacts]:
     """Read all families, by name."""
-    measured = read_conf("measured")["difference"]
+    measured = read_measured()["difference"]
     found = {}
     for name in list_conf("family"):
         body = read_conf(f"family/{name}")
@@ -37,13 +41,19 @@ def read_families() -> dict[str, FamilyFacts]:
 
 
 @functools.cache
+def read_measured() -> dict[str, Any]:
+    """Read how the families' differences from their references were measured (`by`), and the `difference` of each."""
+    return load_yaml(MEASURED)
+
+
+@functools.cache
 def read_notes() -> dict[str, dict]:
-    """Read conf/gallery.yaml, the gallery's notes on models that are not in the models' own files."""
-    return read_conf("gallery")
+    """Read the gallery's notes on models that are not in the models' own files."""
+    return load_yaml(NOTES)
 
 
 def find_family(model: str) -> FamilyFacts | None:
-    """Find the family of a packaged model; None if conf/gallery.yaml does not name the model."""
+    """Find the family of a packaged model; None if the gallery's notes do not name the model."""
     patterns = read_notes()["families"]
     name = next((name for pattern, name in patterns.items() if fnmatch.fnmatchcase(model, pattern)), None)
     return None if name is None else read_families()[name]

@@ -18,14 +18,13 @@ from zoo.drawing.vector import write_page_style
 from zoo.errors import ConfigError
 from zoo.gallery.axis_facts import AxisFacts, collect_axis
 from zoo.gallery.charts import YearMark, draw_curves, draw_effects, draw_years
-from zoo.gallery.family_facts import list_children, read_families, read_notes
+from zoo.gallery.family_facts import list_children, read_families, read_measured, read_notes
 from zoo.gallery.finding_facts import FindingFacts, list_card_rows, list_effects, list_findings, read_kept
 from zoo.gallery.model_facts import ModelFacts, collect_model
 from zoo.gallery.pictures import draw_choices, draw_figure, draw_strips
 from zoo.gallery.playground.assembling import write_page
 from zoo.gallery.rendering import ASSETS, mark_safe, render_template
 from zoo.grammar.vocabulary import list_axes
-from zoo.paths import read_conf
 from zoo.report.price_plot import join_equal
 
 FIGURES = "figures.js"
@@ -97,7 +96,7 @@ def _list_files(models: list[ModelFacts], docs: bool) -> Iterator[tuple[str, str
     """List the files of the site with their texts."""
     kept, findings, names = read_kept(), list_findings(), {each.name for each in models}
     axes = [collect_axis(name, names) for name in list_axes()]
-    render = partial(render_template, version=zoo.__version__, measured=read_conf("measured")["by"], docs=docs)
+    render = partial(render_template, version=zoo.__version__, measured=read_measured()["by"], docs=docs)
     yield FIGURES, f"const FIGURES = {json.dumps(list_figures(models), separators=(',', ':'))};\n"
     yield "drawing.css", write_page_style()
     strips = {each.name: draw_strips(each.plan) for each in models}
