@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from pathlib import Path
@@ -36,6 +37,7 @@ def recipes_dir() -> Path:
     return _find_shipped("recipes")
 
 
+@functools.cache
 def _find_shipped(name: str) -> Path:
     """Find a folder that ships with Zoo: inside the package in a wheel, next to the package in a checkout."""
     package = Path(__file__).resolve().parent

@@ -19,8 +19,7 @@ def read_models() -> list[dict[str, Any]]:
 
     `parts` are the names of all choices, and of all fields of choices, in the model's file.
     """
-    files = _read_files()
-    models = [_about(name, files) | {"parts": sorted(_list_parts(_read_whole(name, files)))} for name in files]
+    models = [_about(name) | {"parts": sorted(_list_parts(body))} for name, body in read_bodies().items()]
     return sorted(models, key=lambda m: (m["params"], m["name"]))
 
 
@@ -96,8 +95,7 @@ def _name_general(axis: str, word: str) -> str:
 @functools.cache
 def read_bodies() -> dict[str, dict[str, Any]]:
     """Read the YAML of every packaged model, merged over the YAML of the model that it starts from."""
-    files = _read_files()
-    return {name: _read_whole(name, files) for name in files}
+    return {name: _read_whole(name) for name in _read_files()}
 
 
 @functools.cache
@@ -105,12 +103,13 @@ def _read_files() -> Mapping[str, Any]:
     return {name: read_conf(f"model/{name}") for name in list_conf("model")}
 
 
-def _read_whole(name: str, files: Mapping[str, Any]) -> dict[str, Any]:
-    body = files[name]
+@functools.cache
+def _read_whole(name: str) -> dict[str, Any]:
+    body = _read_files()[name]
     base = next(iter(body.get("defaults", ())), None)
     inherited = {}
     if isinstance(base, str):  # another model, or `/llama@_here_`: the choices of Llama
-        inherited = _read_whole(base, files) if base in files else read_conf("llama")
+        inherited = _read_whole(base) if base in _read_files() else read_conf("llama")
     entries = [*inherited.get("defaults", ()), *body.get("defaults", ())]
     chosen = {group.split()[-1]: word for each in entries if isinstance(each, Mapping) for group, word in each.items()}
     return {**lay_patch(inherited, body, name, []), "defaults": [{group: word} for group, word in chosen.items()]}
@@ -120,9 +119,10 @@ def _text(model: Mapping[str, Any]) -> str:
     return " ".join([*(str(model[key]) for key in ("name", "title", "note", "source")), *model["parts"]]).casefold()
 
 
-def _about(name: str, files: Mapping[str, Any]) -> dict[str, Any]:
+def _about(name: str) -> dict[str, Any]:
     """Read a file's `about`. A file without `about` is another name for the first model in its defaults list."""
-    if (about := files[name].get("about")) is None:
-        base = files[name]["defaults"][0]
-        return {**_about(base, files), "name": name, "note": f"another name for {base}"}
-    return {"name": name, "kind": _read_whole(name, files).get("kind", "decoder"), **about}
+    file = _read_files()[name]
+    if (about := file.get("about")) is None:
+        base = file["defaults"][0]
+        return {**_about(base), "name": name, "note": f"another name for {base}"}
+    return {"name": name, "kind": _read_whole(name).get("kind", "decoder"), **about}
