@@ -85,16 +85,10 @@ class Base:
     faults: list[str]
 
 
-MOST_BASES = 64
-"""Maximum number of bases that the compositions of a process share."""
+MOST_SHARED = 96  # bases, and as many defaults lists, that the compositions of a process share
 
 _packaged_bases: dict[tuple[object, ...], Base] = {}
-
-MOST_LISTS = 256
-"""Maximum number of defaults lists that the compositions of a process share."""
-
-_packaged_lists: dict[tuple[object, ...], tuple[str, DefaultsList]] = {}
-"""Each with the name of its primary config."""
+_packaged_lists: dict[tuple[object, ...], tuple[DefaultsList, str]] = {}  # with the name of the primary config
 
 
 @dataclasses.dataclass
@@ -168,15 +162,12 @@ class Composition:
     def _find_base(self, choosing: Sequence[Override]) -> Base:
         """Find the base of these choices, or make it."""
         key = self._key(choosing)
-        if key in self.bases:
-            return self.bases[key]
-        if key in _packaged_bases and self.repo.is_packaged():
-            return _packaged_bases[key]
+        shared = _packaged_bases if self.repo.is_packaged() else {}
+        if (found := self.bases.get(key) or shared.get(key)) is not None:
+            return found
         base = self.bases[key] = self._make_base(choosing)
         if self.repo.is_packaged() and not base.faults:
-            if len(_packaged_bases) >= MOST_BASES:
-                del _packaged_bases[next(iter(_packaged_bases))]  # the oldest
-            _packaged_bases[key] = base
+            _share(_packaged_bases, key, base)
         return base
 
     def _key(self, choices: Sequence[Override]) -> tuple[object, ...]:
@@ -187,15 +178,12 @@ class Composition:
         if (key := self._key(choices)) in self.lists:
             return self.lists[key]
         if key in _packaged_lists and self.repo.is_packaged():
-            name, shared = _packaged_lists[key]
-            return rename_primary(shared, name, self.name)
-        found = create_defaults_list(self.repo, self.name, list(choices), self.with_hydra, skip_missing=False)
-        self.lists[key] = found
+            return rename_primary(*_packaged_lists[key], self.name)
+        made = create_defaults_list(self.repo, self.name, [*choices], self.with_hydra, skip_missing=False)
+        self.lists[key] = made
         if self.repo.is_packaged():
-            if len(_packaged_lists) >= MOST_LISTS:
-                del _packaged_lists[next(iter(_packaged_lists))]  # the oldest
-            _packaged_lists[key] = self.name, found
-        return found
+            _share(_packaged_lists, key, (made, self.name))
+        return made
 
     def _make_base(self, choosing: Sequence[Override]) -> Base:
         """Compose `body` with the choices alone. Raises ConfigError if `body` cannot be composed."""
@@ -253,6 +241,12 @@ class Composition:
         if all("position (" in key for key in gone):
             line = f"{choices}: reads no positions, so {', '.join(gone)} is left out"
         return cfg, [line] if gone else []
+
+
+def _share(shared: dict[tuple[object, ...], Any], key: tuple[object, ...], made: Any) -> None:
+    if len(shared) >= MOST_SHARED:
+        del shared[next(iter(shared))]  # the oldest
+    shared[key] = made
 
 
 def _note_router(body: dict[Any, Any] | None) -> list[str]:
