@@ -231,7 +231,8 @@ def test_a_bias_on_scores_is_not_kept_beside_the_mask_made_of_it() -> None:
     assert torch.equal(added[0, 1], torch.tensor(expected))
 
 
-def test_a_peak_is_the_same_under_torch_compiles_hook_on_frames():
-    # Under the hook a caller keeps its arguments: here the int64 distances of T5's buckets, until the call returns.
-    alone = zoo.stats("t5-tiny")["memory"]
-    assert torch._dynamo.run(zoo.stats)("t5-tiny")["memory"] == alone
+@pytest.mark.parametrize("model", ["t5-tiny", "llama-tiny", "gpt-tiny", "deepseek-tiny"])
+def test_a_peak_is_the_same_under_torch_compiles_hook_on_frames(model):
+    # Under the hook Python inlines no call, and a caller keeps its arguments until the call returns.
+    alone = zoo.stats(model)["memory"]
+    assert torch._dynamo.run(zoo.stats)(model)["memory"] == alone

@@ -39,7 +39,7 @@ def test_the_page_of_a_probe_has_its_verdicts_its_registration_and_its_card(here
         file.write_text(yaml.safe_dump(node | {"margin": margin}, sort_keys=False))
         assert run(["experiment", str(file), "--run"]) == 0
     page = ReadPage.of(Path("sweeps/experiments/recall/report.html"))
-    assert page.headings[0] == "recall: One layer recalls with a convolution." and page.pictures == 2
+    assert page.headings[0] == "recall. Claim: One layer recalls with a convolution." and page.pictures == 2
     assert "convolved − plain: better, +0.860 ± 0.025, p < 0.001" in page.said and "margin 0.1 → 0.2" in page.said
     said = " ".join(capsys.readouterr().out.split())
     (finding,) = json.loads(Path("sweeps/experiments/recall/verdict.json").read_text())["findings"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -205,24 +204,8 @@ def taping(
     tape = Tape(ShadowDevice(device), selective, autocast, training, recording)
     token = _TAPE.set(tape)
     try:
-        with _calls_inlined():
-            yield tape
+        yield tape
     finally:
         _TAPE.reset(token)
     if tape.unknown is not None:
         raise tape.unknown
-
-
-@contextmanager
-def _calls_inlined() -> Iterator[None]:
-    """Take torch.compile's hook off this thread's frames. Under it Python inlines no calls: a caller keeps what it
-    passes alive until the function returns, even if the function drops it at once, and a peak is higher."""
-    hook = sys.modules.get("torch._C._dynamo.eval_frame")
-    if hook is None:
-        yield
-        return
-    before = hook.set_eval_frame(None)
-    try:
-        yield
-    finally:
-        hook.set_eval_frame(before)

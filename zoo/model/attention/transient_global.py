@@ -84,11 +84,11 @@ class TransientGlobal(MultiHead, kind="transient_global"):
         numbers = torch.arange(tokens // self.block_size, device=places.device)
         numbered, real, first = numbers[None, None], real[..., None], first[..., None]
         shown = real & (numbered >= first) & (numbered < first + blocks[..., None])  # B|1 T G
-        distance = numbered - mine[..., None]
-        step.extra["members"] = shown & (distance == 0)
+        mine = mine[..., None]
+        step.extra["members"] = shown & (numbered == mine)
         local = Mask(tokens, tokens, causal=False, window=self.window, **hides).dense(places.device)[:, 0]
         mask = Mask(tokens, tokens + len(numbers), causal=False, only=torch.cat((local, shown), -1))
-        far = m.globals(self.position.buckets(distance, False)).permute(0, 3, 1, 2)  # type: ignore[attr-defined]
+        far = m.globals(self.position.buckets(numbered, mine, False)).permute(0, 3, 1, 2)  # type: ignore[attr-defined]
         near = step.keys.bias.dense().expand(far.shape[0], -1, -1, -1)  # B|1 H T T
         bias = Given(torch.cat((near, far), -1))
         bias.learned = step.keys.bias.learned

@@ -106,8 +106,9 @@ class T5Buckets(WithAbsolute, kind="t5"):
         absolute = {"absolute": self.absolute} if self.absolute else {}
         return {"table": Embedding(self.n_buckets, self.n_heads), **absolute}
 
-    def buckets(self, distance: Tensor, causal: bool) -> Tensor:
-        """Find the bucket of each distance key − query [T, S]."""
+    def buckets(self, key: Tensor, query: Tensor, causal: bool) -> Tensor:
+        """Find the bucket of each distance key − query [T, S], of token indices that broadcast with one another."""
+        distance = key - query  # made here: a caller might keep what it passes, and the peak would be higher
         count, later = self.n_buckets, 0
         if causal:
             distance = -distance.clamp(max=0)
@@ -144,12 +145,12 @@ class Bucketed(Placed):
         self.scheme, self.table, self.causal = scheme, table, causal
 
     def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return self.table.weight[self.scheme.buckets(key - query, self.causal), head]
+        return self.table.weight[self.scheme.buckets(key, query, self.causal), head]
 
     def draw(self) -> Tensor:
         # One look-up for each pair of tokens gives the values of all heads; its gradient is an embedding's.
         if self.keys.ndim == 2:
-            buckets = self.scheme.buckets(self.keys[:, None, :] - self.queries[:, :, None], self.causal)  # B T S
+            buckets = self.scheme.buckets(self.keys[:, None, :], self.queries[:, :, None], self.causal)  # B T S
             return self.table(buckets).permute(0, 3, 1, 2)  # B H T S
-        buckets = self.scheme.buckets(self.keys[None, :] - self.queries[:, None], self.causal)  # T S
+        buckets = self.scheme.buckets(self.keys[None, :], self.queries[:, None], self.causal)  # T S
         return self.table(buckets).permute(2, 0, 1)[None]  # 1 H T S
