@@ -14,7 +14,7 @@ from support.page_reading import ReadPage
 from zoo.cli import run
 from zoo.probes import battery, training
 from zoo.probes.all_probes import make_probe
-from zoo.probes.battery import load_small, open_pool, run_probe
+from zoo.probes.battery import choose_rate, load_small, open_pool, run_probe
 from zoo.probes.card import FOUND, draw_card, draw_cell, format_card_markdown, format_reach, make_bars, print_card
 from zoo.probes.control_pair import ControlPair, run_controls
 from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
@@ -94,6 +94,15 @@ def test_the_seed_that_chooses_the_rate_is_none_of_those_reported(monkeypatch):
     found = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[1e-3, 1e-2], settings=EASY, seeds=2)
     assert found.lr == 1e-2 and [each.seed for each in trained if each.report] == [0, 1]
     assert not {each.seed for each in trained if not each.report} & {0, 1}
+
+
+def test_the_reported_rate_is_in_the_middle_of_those_as_good_as_the_best():
+    def choose(*accuracies):
+        return choose_rate({10**-at: {"accuracy": each, "loss": 1 - each} for at, each in enumerate(accuracies)}, 0.1)
+
+    assert choose(0.1, 1.0, 0.999, 0.998, 0.2) == 1e-2  # and not the rate before the one that diverged
+    assert choose(0.3, 0.9, 0.7, 0.3, 0.2) == 1e-1
+    assert choose(0.11, 0.1, 0.1, 0.1, 0.09) == 1  # no more than a guess: the best, whatever it is
 
 
 def test_the_predicted_seconds_of_a_probe_are_those_that_its_trainings_take(monkeypatch):

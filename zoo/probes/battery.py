@@ -1,9 +1,10 @@
-"""Run a probe on a model: search the learning rate, then train and report several seeds at the best rate."""
+"""Run a probe on a model: search the learning rate, then train and report several seeds at a good rate."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from zoo.analysis.verdict.rate_optimum import find_good_window
 from zoo.costs.params import count_parameters
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
@@ -21,7 +23,7 @@ from zoo.jobs.forecast import STEPS
 from zoo.jobs.rates import SEED
 from zoo.probes.all_probes import make_probe
 from zoo.probes.base import Probe
-from zoo.probes.outcome import ENOUGH, ProbeOutcome, SeedReport
+from zoo.probes.outcome import ENOUGH, ProbeOutcome, SeedReport, is_learned
 from zoo.probes.outcome_store import ScoreStore
 from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
 
@@ -69,9 +71,10 @@ def run_probe(
 
     `overrides` change the model; dimensions that they set are not shrunk (`n_layers=1`, `d_model=128`). `settings` are
     the probe's (`{"context": 64, "levels": (8,)}`). First a separate seed (SEED) is trained at all `rates` (None:
-    RATES, then two next to the best), then every reported seed at the best rate. Trainings run in the processes of a
-    `pool` (`open_pool`), if given. With a `folder` each training is stored, so that a killed run resumes. Raises
-    ConfigError for an unknown probe or setting, for a model that cannot be shrunk, and if `seeds` is below 1.
+    RATES, then two next to the best), then every reported seed at the rate of `choose_rate`. Trainings run in the
+    processes of a `pool` (`open_pool`), if given. With a `folder` each training is stored, so that a killed run
+    resumes. Raises ConfigError for an unknown probe or setting, for a model that cannot be shrunk, and if `seeds` is
+    below 1.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
@@ -82,8 +85,8 @@ def run_probe(
         chosen = search_rate(
             spec, task, sorted(set(rates or RATES)), refine=rates is None, pool=pool, store=store, say=say
         )
-        best = choose_best(chosen)
-        todo = [ProbeTraining(spec, task, best, seed, True) for seed in range(seeds)]
+        rate = choose_rate(chosen, task.mixed_baseline())
+        todo = [ProbeTraining(spec, task, rate, seed, True) for seed in range(seeds)]
         reports, seconds = [], sum(found["seconds"] for found in chosen.values())
         for each, found in run_tasks(todo, pool, store):
             seconds += found["seconds"]
@@ -91,7 +94,7 @@ def run_probe(
             reports.append(SeedReport(each.seed, levels, curve))
             say(f"{task.name}: lr {each.lr:.2g}, seed {each.seed}: up to {reports[-1].reach} {task.level_is}")
     accuracy = {lr: found["accuracy"] for lr, found in chosen.items()}
-    made = describe(label, tuple(overrides), task, size, spec, accuracy, best, reports)
+    made = describe(label, tuple(overrides), task, size, spec, accuracy, rate, reports)
     made = replace(made, seconds=round(seconds, 1), key=store.key)
     store.finish(made)
     return made
@@ -149,14 +152,29 @@ def search_rate(
 
     search(rates)
     if refine:
-        best = choose_best(chosen)
+        best = find_best(chosen)
         search(best * factor for factor in BESIDE)
     return chosen
 
 
-def choose_best(chosen: Mapping[float, Mapping[str, float]]) -> float:
-    """Choose the learning rate with the best accuracy; among equal accuracies, the lowest loss."""
+def find_best(chosen: Mapping[float, Mapping[str, float]]) -> float:
+    """Find the learning rate with the best accuracy; among equal accuracies, the lowest loss."""
     return max(chosen, key=lambda lr: (chosen[lr]["accuracy"], -chosen[lr]["loss"]))
+
+
+SATURATED = 0.02
+"""The fraction of the best accuracy by which that of a rate may be lower, for the rate to be as good."""
+
+
+def choose_rate(chosen: Mapping[float, Mapping[str, float]], baseline: float) -> float:
+    """Choose the rate that is nearest to the middle of those as good as the best one, on a log scale; the best one if
+    none learns more than a guess, of accuracy `baseline`. Accuracy saturates: of one seed the best rate is often the
+    last before those that diverge, and there other seeds fail."""
+    accuracy = {lr: found["accuracy"] for lr, found in chosen.items()}
+    if not is_learned(max(accuracy.values()), baseline):
+        return find_best(chosen)
+    window = find_good_window({math.log10(lr): -value for lr, value in accuracy.items()}, tolerance=SATURATED)
+    return min(chosen, key=lambda lr: abs(math.log10(lr) - (window.low + window.high) / 2))
 
 
 @contextmanager
@@ -255,7 +273,7 @@ def describe(
     size: str,
     spec: Decoder,
     chosen: dict[float, float],
-    best: float,
+    rate: float,
     reports: Sequence[SeedReport],
 ) -> ProbeOutcome:
     """Make the ProbeOutcome of the reports, with the price of the model."""
@@ -281,7 +299,7 @@ def describe(
         flops=priced["flops"]["forward"],
         baseline=probe.mixed_baseline(),
         chosen=dict(sorted(chosen.items())),
-        lr=best,
+        lr=rate,
         seeds=tuple(reports),
         trained=trained,
         notes=tuple(notes),
