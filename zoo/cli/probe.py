@@ -35,7 +35,7 @@ def run(
         "Size of the probes: minutes each, a minute or two (small), or those of the sources (paper: hours on a GPU).",
         default="card",
     ),
-    seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),
+    seeds: int = option("Seeds trained at the chosen learning rate.", default=3, min=1),
     lrs: str | None = option("Learning rates to try. [default: 1e-4, 3.2e-4, …, 3.2e-2]", metavar="LR,LR"),
     plan: bool = flag("Predict the seconds of each probe from timed updates, and train nothing."),
     controls: bool = flag("Also run controls: a model that must solve the probe, and one that cannot."),

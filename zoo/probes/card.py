@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOUND = ("probe", "reaches", "steps", "accuracy (guess)", "lr", "lr window")
-"""Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the best
+"""Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the chosen
 learning rate, and the width of the window around it."""
 
 LEGEND = (
@@ -111,7 +111,7 @@ def format_window(outcome: ProbeOutcome) -> str:
 def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:
     """List explanations of the columns, and notes on single outcomes."""
     notes = [*LEGEND]
-    notes += ["!: the best learning rate is the lowest or highest that was tried."] * any(e.on_edge for e in outcomes)
+    notes += ["!: the chosen learning rate is the lowest or highest that was tried."] * any(e.on_edge for e in outcomes)
     return notes + list(dict.fromkeys(f"{each.probe}: {note}." for each in outcomes for note in each.notes))
 
 

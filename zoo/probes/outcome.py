@@ -1,4 +1,4 @@
-"""Describe the outcome of a probe on one model: learning rates tried, seeds at the best rate, levels reached."""
+"""Describe the outcome of a probe on one model: learning rates tried, seeds at the chosen one, levels reached."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def find_reach(accuracy: Mapping[int, float]) -> int:
 
 @dataclass(frozen=True)
 class SeedReport:
-    """The results of one seed at the best learning rate, by level: accuracy, loss, and the probe's further figures.
+    """The results of one seed at the chosen learning rate, by level: accuracy, loss, and the probe's further figures.
     `curve` is the accuracy on rows as in training by steps done, up to the first one of at least ENOUGH."""
 
     seed: int
@@ -106,7 +106,7 @@ class ProbeOutcome:
 
     @property
     def on_edge(self) -> bool:
-        """Whether the best learning rate is the lowest or highest tried."""
+        """Whether the chosen learning rate is the lowest or highest tried."""
         return self.lr in (min(self.chosen), max(self.chosen))
 
     @property
