@@ -45,8 +45,8 @@ and what was changed afterwards; those of 27 November 2026 ran before registrati
   difference, and there may be one ([how verdicts are made](verdicts.md)).
 - **value**: the difference of two arms, ± half of its confidence interval. A bound on one arm has the mean and the range over its seeds. In
   the table of arms ± is one standard deviation of the runs, in the table of learning rates a standard error.
-- **p**: of the test that decided, of a difference or of equivalence, corrected over the comparisons of a recipe. Over all recipes nothing
-  is corrected: of twenty recipes of equal arms one would call some of them different.
+- **p**: of the test that decided, of a difference or of equivalence, corrected over the comparisons of a recipe, and not over recipes: if
+  the arms of twenty recipes were all equal, about one of the twenty would find a difference.
 - **Learning rates** are searched for each arm, or fixed by the recipe. A fixed rate may suit one arm less than the other, and the
   difference includes what that costs. `best lr` is the minimum of a parabola through the losses of the window; `lowest loss` is that of one
   run of the search, on its own seed and rows; `window` has the decades of rates whose loss is within 5 % of the lowest.
@@ -62,20 +62,22 @@ All kept runs were judged again when a test was mended:
 
 - Until 29 November 2026 a difference that was not significant was called "no significant difference", which some pages took for equality.
   Margins that were added to judge the runs again, on 30 November, were added after the runs.
-- On 30 November the error of a searched rate was mended (where the best rate was off the middle, it was that of another fit). At
-  softcaps-and-sinks "scores to 50" was inconclusive before; fewer-rotations and optimizers kept their verdicts.
+- On 30 November the error of a searched rate was mended: where the best rate was off the middle, it had been that of another fit. At
+  softcaps-and-sinks "scores to 50" was inconclusive before, and is equivalent now; fewer-rotations and optimizers kept their verdicts.
 - On 1 December windows of good learning rates became 5 % deep. They had been 1 % deep, which is as little as the noise of a run. The five
   comparisons of windows that were kept then were inconclusive before, and stayed so.
 - On 1 December the error of a searched rate became that of a parabola through the good window alone, which is larger. One comparison of
   depth-recurrence ("equivalent" before) and one of norms-inside-embeddings ("worse" before) became inconclusive, and value residuals
   ("equivalent" before) better.
-- On 1 December rates that are searched on a narrow proxy got the noise of kept models of its size, where they had that of the wide runs. At
-  qk-norm-10m norms of queries and keys ("equivalent" before) became worse.
+- On 1 December the noise of a search on narrow models was mended. It had been the noise of the arms' wide runs, and is now that of kept
+  runs of the narrow size, which is larger. At qk-norm-10m norms of queries and keys were "equivalent" before. With the wider interval the
+  test of equivalence no longer passes, while that of a difference does: they are worse now.
 
-No run was repeated for that. All recipes with searched rates but sandwich-by-depth ran at rates of the earlier parabola, through five
-losses, the sudden rise above the good window among them. In the median that is 0.13 decades below the rate that would be chosen now, and
-costs an estimated 0.012 nats, mostly in both arms alike; no interval includes it. At norms-after, "after, on the stream" ran 0.3 decades
-below, and may be worse for that alone.
+No run was repeated for that. All recipes with searched rates, but sandwich-by-depth and qk-norm-10m, ran at the minimum of a parabola
+through five losses. One of the five often lay above the good window, where the loss rises suddenly, and pulled the minimum down: by 0.13
+decades in the median, against the rate that would be chosen now. By an estimate a run lost 0.012 nats by that. Most of it falls on both arms
+of a comparison; what does not is in no interval. At norms-after, "after, on the stream" ran 0.3 decades below, and may be worse for that
+alone.
 
 ![Differences with their intervals, by metric; colour is the verdict, the band the margin, hollow a fixed rate, a diamond the source's effect](../recipes/verdicts/effects.png)
 """
@@ -87,7 +89,7 @@ How far eleven architectures get, shrunk to 64 channels and two layers: the hard
 right, as the median of three seeds at each one's best learning rate, and the range over the seeds where they differ. `zoo probe` makes a
 card, with the arguments of the second table.
 
-The tasks are smaller than those of their sources, and training is shorter: 200 to 600 steps of 24 to 48 rows, where MAD takes 20,000 of
+The tasks are smaller than those of their sources, and training is shorter: 200 to 600 steps of 24 to 64 rows, where MAD takes 20,000 of
 128. So a level that is not reached was not learned here, and nothing is refuted. `none`: not even the easiest level was reached. `a guess`:
 none was, and the answers are no better than guesses among those that a row makes possible (at hops such guesses are right at 29 to 42 %).
 
@@ -111,19 +113,20 @@ others reaches a level of hops, so that hops of this size tells nothing.
 DECISIONS = """\
 ## Decision accuracy
 
-How often is the verdict at one size also that at four times the size? All recipes that compare the same arms at both sizes are counted.
-Fewer than ten comparisons say little of how far a small experiment can be trusted for a decision about larger models.
+How often is the verdict at one size also that at about four times the size (3.3 to 3.7 times, at the ladder)? All recipes that compare the
+same arms at both sizes are counted. Fewer than ten comparisons say little of how far a small experiment can be trusted for a decision about
+larger models.
 """
 
 
 CHANGED = """\
 ## Findings that changed
 
-Three questions were asked twice, first at fixed learning rates, later at searched ones; all three answers changed. Norms after each
+Three questions were asked twice, first at fixed learning rates, later at searched ones, and each has another answer now. Norms after each
 sub-layer were better than norms before it, without a warm-up and at one high rate for both. With a warm-up, each at its own rate, they are
-worse. SwiGLU was better than ReLU, and is now equivalent to it within 0.05. A tied head could not be told from an untied one, and is now
-better. The rates are not the only change: models at searched rates train on 205 K tokens, the earlier ones on 512 K. Both columns subtract
-the same way round, so that below 0 the arm of the question has the lower loss.
+worse. SwiGLU was better than ReLU, and is now equivalent to it within 0.05 (though only just; GEGLU is better than GELU at both). A tied
+head could not be told from an untied one, and is now better. The rates are not the only change: models at searched rates train on 205 K
+tokens, the earlier ones on 512 K. Both columns subtract the same way round, so that below 0 the arm of the question has the lower loss.
 """
 
 ASKED_TWICE = {
