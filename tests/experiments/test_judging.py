@@ -171,3 +171,28 @@ def test_a_window_beside_a_run_that_was_ended_early_is_not_compared():
     assert judge(ran, WIDER)[0].p is not None
     ran.searches["plain"]["open"] = True
     assert judge(ran, WIDER)[0].p is None, "the narrower window may be any width"
+
+
+def judge_levels(reached, levels=(4, 8, 16, 32), margin=None):
+    """The finding on two arms whose seeds reach these levels of a probe."""
+    arms = ("plain", "normed")
+    values = {"reach": {arm: dict(enumerate(map(float, own))) for arm, own in zip(arms, reached, strict=True)}}
+    experiment = Experiment(
+        arms={arm: [] for arm in arms}, probe={"name": "mqar"}, config=None, metric="reach", higher=True, margin=margin
+    )
+    expected = [Expectation(arm="normed", against="plain", verdict="better")]
+    return weigh(Ran(values, {arm: {} for arm in arms}, 1.0, "somewhere", levels=levels), experiment, expected)[0]
+
+
+def test_levels_that_all_seeds_of_an_arm_share_are_known_to_the_gap_to_the_next_level_only():
+    drawn = np.random.default_rng(0).uniform([[8], [16]], [[16], [32]], (2, 200_000))  # what is rounded down to 8, 16
+    found = judge_levels(([8] * 3, [16] * 3))
+    assert found.noise * math.sqrt(3) == pytest.approx((drawn[1] - drawn[0]).std(), rel=0.01)
+    assert found.value == 8 and found.found == "inconclusive" and found.p > 0.1
+    assert check([judge_levels(([4] * 5, [32] * 5))], 0.05) and judge_levels(([4] * 5, [32] * 5)).found == "better"
+    assert judge_levels(([0] * 3, [4] * 3)).noise == pytest.approx(math.sqrt(32 / 12 / 3)), "no level: below the first"
+
+
+def test_levels_that_differ_more_than_their_gaps_have_the_spread_of_the_seeds():
+    found = judge_levels(([4, 8, 4], [8, 32, 32]))
+    assert found.noise == pytest.approx(np.std([4, 24, 28], ddof=1) / math.sqrt(3))

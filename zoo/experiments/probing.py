@@ -52,7 +52,8 @@ def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ra
     costs = {name: count_costs(form.probe, list_overrides(recipe, name), each) for name, each in found.items()}
     seconds = sum(each.seconds for each in found.values())
     named = [replace(each, model=name, overrides=()) for name, each in found.items()]
-    return Ran(values, costs, seconds, describe_machine()), named
+    levels = sorted(named[0].chances)
+    return Ran(values, costs, seconds, describe_machine(), levels=levels), named
 
 
 def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:

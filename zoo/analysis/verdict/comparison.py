@@ -120,6 +120,8 @@ class ArmPair:
     tuning: float = 0.0
     measured: MeanDifference | None = None
     """The difference, where it comes from no losses (of two windows of learning rates)."""
+    rounding: float = 0.0
+    """The standard deviation that the metric's rounding gives a pair's difference, which the measured one may miss."""
 
 
 def compare_pairs(pairs: Mapping[str, ArmPair], level: float = LEVEL) -> dict[str, Comparison]:
@@ -149,7 +151,7 @@ def _sample(pair: ArmPair) -> _Sample:
     finite, others = ({s: v for s, v in each.items() if math.isfinite(v)} for each in (runs, theirs))
     lost = (len(runs) - len(finite), len(theirs) - len(others))
     both = finite.keys() & others.keys() if shared else finite and others
-    found = MeanDifference.of_runs(finite, others, pair.tuning) if both else None
+    found = MeanDifference.of_runs(finite, others, pair.tuning, pair.rounding) if both else None
     n = min(len(runs), len(theirs))
     if not any(lost):
         assert found is not None

@@ -51,10 +51,10 @@ class MeanDifference:
     """The standard error that all seeds share; infinite if it is unknown."""
 
     @classmethod
-    def of_pairs(cls, differences: Sequence[float], shared: float = 0.0) -> MeanDifference:
-        """Estimate from the differences of pairs."""
+    def of_pairs(cls, differences: Sequence[float], shared: float = 0.0, least: float = 0.0) -> MeanDifference:
+        """Estimate from the differences of pairs, whose standard deviation is at least `least`."""
         n = len(differences)
-        spread = stdev(differences) if n > 1 else math.nan
+        spread = max(stdev(differences), least) if n > 1 else math.nan
         return cls(n, mean(differences), spread / math.sqrt(n), n - 1, spread, True, shared)
 
     @classmethod
@@ -70,10 +70,13 @@ class MeanDifference:
         return cls(n, difference, math.sqrt(total), total**2 / below if below else n - 1, spread, False, shared)
 
     @classmethod
-    def of_runs(cls, losses: Mapping[int, float], baseline: Mapping[int, float], shared: float = 0.0) -> MeanDifference:
-        """Compare two arms whose losses are given by seed: over the seeds that both have, else without pairs."""
+    def of_runs(
+        cls, losses: Mapping[int, float], baseline: Mapping[int, float], shared: float = 0.0, least: float = 0.0
+    ) -> MeanDifference:
+        """Compare two arms whose losses are given by seed: over the seeds that both have (`of_pairs`), else without
+        pairs."""
         if common := sorted(losses.keys() & baseline.keys()):
-            return cls.of_pairs([losses[seed] - baseline[seed] for seed in common], shared)
+            return cls.of_pairs([losses[seed] - baseline[seed] for seed in common], shared, least)
         return cls.of_arms(list(losses.values()), list(baseline.values()), shared)
 
     @property
