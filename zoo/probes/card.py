@@ -28,7 +28,9 @@ LEGEND = (
     "(censored): not within so many, which were all that ran.",
     "accuracy: at the hardest level of training, ± one deviation over seeds.",
     "guess: the accuracy, at that level, of a guess among the answers that a row makes possible.",
-    "lr window: decades of learning rate with 90 % of the best accuracy; ≥ if an end was not reached.",
+    "no better than a guess: no level is reached, and at none is the accuracy a tenth of the way from the guess to 1.",
+    "lr window: decades of learning rate with 90 % of the best accuracy; ≥ if an end was not reached, - if even the "
+    "best is no better than a guess.",
     "state: keys and values, or recurrent states, of one row in float32. FLOPs: of a token, forward.",
 )
 """What the columns of a card are."""
