@@ -18,11 +18,13 @@ ABOUT = (
 
 
 def explain_probe(name: str) -> dict[str, Any] | None:
-    """Describe `probe`, or a probe by its name; None for another name. Raises ConfigError for an unknown probe after
-    `probe.`."""
-    if name == "probe":
+    """Describe `probe`, to which the columns of a card lead too, or a probe by its name; None for another name. Raises
+    ConfigError for an unknown probe after `probe.`."""
+    if name in {"probe", "card", *(line.partition(":")[0] for line in LEGEND)}:
         values = [f"{each.name}: {first_sentence(inspect.getdoc(each) or '')}" for each in EVERY]
-        return _page(name, ABOUT, [*values, "The columns of a card:", *LEGEND], "zoo probe MODEL --probe mqar,parity")
+        return _page(
+            "probe", ABOUT, [*values, "The columns of a card:", *LEGEND], "zoo probe MODEL --probe mqar,parity"
+        )
     bare = name.removeprefix("probe.")
     if bare == name and name not in Probe.kinds:
         return None
