@@ -135,7 +135,10 @@ def test_a_plan_of_a_card_trains_nothing_and_adds_up_what_its_probes_take(monkey
     words = ["probe", "-m", "llama-tiny", "attention=gqa,sliding", "--probe", "mqar,parity", "--plan"]
     assert run([*words, "--lrs", "1e-3,1e-2", "--jobs", "2", "--out", str(tmp_path / "probes")]) == 0
     said = capsys.readouterr().out
-    assert said.count("50.0 s") == 4 and "about 100 s, 2 at a time" in said and not (tmp_path / "probes").exists()
+    assert said.count("50.0 s") == 4 and "about 100 s, 2 at a time" in said
+    assert (
+        said.endswith("trained: 2 layers of 64 channels\n") and " time " in said and not (tmp_path / "probes").exists()
+    )
     assert run([*words, "--lrs", "1e-3,1e-2", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert [(each["probe"], each["trainings"], each["seconds"]) for each in planned[::2]] == [("mqar", 5, 50.0)] * 2

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 PLANNED = ("model", "probe", "trainings", "seconds")
-"""Columns of a plan."""
+"""Figures of a plan; the seconds are shown with their unit, as `time`."""
 
 MOST_JOBS = 8
 """The maximum default number of parallel trainings: a probe seldom has more to run at a time."""
@@ -96,19 +96,21 @@ def plan_battery(
     from zoo.probes.all_probes import make_probe
     from zoo.probes.battery import count_searched, load_small, predict_seconds
 
-    searched, rows = count_searched(how["rates"]), []
+    searched, rows, shapes = count_searched(how["rates"]), [], []
     for (target, overrides), name in product(models, names):
         probe = make_probe(name, how["size"], how["settings"])
         spec, _ = load_small(target, probe, overrides)
+        shapes.append(f"{len(spec.pattern)} layer{'s' * (len(spec.pattern) > 1)} of {spec.d_model} channels")
         seconds = predict_seconds(spec, probe, searched, how["seeds"])
         rows.append((" ".join([target, *overrides]), name, searched + how["seeds"], seconds))
     if as_json:
         print(report.format_json([dict(zip(PLANNED, row, strict=True)) for row in rows]))
         return
     cells = [[*map(str, row[:3]), format_seconds(row[3])] for row in rows]
-    report.print_tables(report.make_table("", PLANNED, cells, right=(2, 3)))
+    report.print_tables(report.make_table("", (*PLANNED[:3], "time"), cells, right=(2, 3)))
     takes = format_seconds(sum(row[3] for row in rows) / jobs)
     print(f"about {takes}, {jobs} at a time, from three timed updates each; without controls, and with what is done")
+    print(f"trained: {' or '.join(dict.fromkeys(shapes))}")
 
 
 def run_battery(
