@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from zoo.experiments.recipe_tables import (
     FINDINGS,
     count_held,
     describe_rates,
+    describe_training,
     format_value,
     list_arms,
     list_cells,
@@ -234,8 +234,7 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     if outcome.speedups:
         title, header, speedups, _ = tell_speedups(recipe, outcome)
         lines += [f"{title}:", "", format_markdown(header, speedups), ""]
-    over = f" ({recipe.minutes} were planned)" if outcome.seconds > 60 * (recipe.minutes or math.inf) else ""
-    took = f"{outcome.seconds / 60:.0f} minutes{over} of training on {outcome.machine}"
+    took = describe_training(recipe, outcome)
     about = f"{recipe.form(False).looks[-1]} seeds an arm, at {describe_rates(recipe)} learning rates"
     lines += [f"{about}; {outcome.date}, {took}.", ""]
     lines += [f"{describe_registration(outcome.registration, recipe)}.", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -100,7 +101,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         return [*head, took, TextTable("", ("expected of", "expected", "source"), rows)]
     seeds = max((len(own) for by_arm in outcome.values.values() for own in by_arm.values()), default=0)
     margin = "" if recipe.margin is None else f", margin ±{recipe.margin:g}"
-    took = f"{outcome.seconds / 60:.1f} minutes of training on {outcome.machine}"
+    took = describe_training(recipe, outcome)
     form = "short form, " if outcome.form == "short" else ""
     ran = f"{form}{seeds} seeds an arm, {describe_rates(recipe)} learning rates{margin}; {outcome.date}, {took}"
     rows = [list_cells(each, recipe, outcome.level) for each in outcome.findings]
@@ -118,6 +119,13 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         *([TextTable("Learning rates", rate_table.HEADER, rates), rate_table.NOTE] if rates else []),
         *([tell_speedups(recipe, outcome)] if outcome.speedups else []),
     ]
+
+
+def describe_training(recipe: Experiment, outcome: ExperimentOutcome) -> str:
+    """Say how long an experiment trained, and where."""
+    over = f" ({recipe.minutes} were planned)" if outcome.seconds > 60 * (recipe.minutes or math.inf) else ""
+    aside = ", without the search for rates," if recipe.tune and recipe.ladder is None and recipe.probe is None else ""
+    return f"{outcome.seconds / 60:.0f} minutes{over} of training{aside} on {outcome.machine}"
 
 
 def tell_speedups(recipe: Experiment, outcome: ExperimentOutcome) -> TextTable:
