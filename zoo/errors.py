@@ -73,12 +73,16 @@ COMPARED, LONGEST_WORD = 2_000, 200
 
 
 def did_you_mean(word: str, options: Iterable[str], n: int = 1) -> str:
-    """Write ` (did you mean 'x'?)` for the `n` closest options, or "" when none is close. At most COMPARED options of
-    similar length are compared."""
+    """Write ` (did you mean 'x'?)` for the `n` closest options, or "" when none is close. Options that begin with the
+    word, if it has three characters or more, come first, and the shortest of them before the others. At most COMPARED
+    options of similar length are compared."""
     if len(word) > LONGEST_WORD:
         return ""
-    alike = (each for each in options if len(each) <= 3 * len(word) and len(word) <= 3 * len(each))  # no other is close
-    close = [f"'{each}'" for each in difflib.get_close_matches(word, islice(alike, COMPARED), n=n)]
+    similar = (each for each in options if len(each) <= 3 * len(word) and len(word) <= 3 * len(each))
+    alike = [*islice(similar, COMPARED)]  # no other is close
+    begun = sorted((each for each in alike if len(word) > 2 and each.startswith(word)), key=len)
+    found = dict.fromkeys([*begun, *difflib.get_close_matches(word, alike, n=n)])
+    close = [f"'{each}'" for each in [*found][:n]]
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 

@@ -134,7 +134,7 @@ def test_a_model_type_is_no_path(folder, capsys, tmp_path):
         (transformers.WhisperConfig(), "text models only: num_mel_bins is for images or sound"),
         (transformers.ViTConfig(), "text models only: image_size is for images or sound"),
         ({"model_type": "lama", "auto_map": {"AutoModel": "m.M"}}, "the code of the folder (auto_map) is not run"),
-        ({"model_type": "qwen4"}, "(did you mean 'qwen3' or "),
+        ({"model_type": "qwen4"}, "(did you mean 'qwen4_exp_text' or 'qwen3' or "),
     ],
 )
 def test_a_model_of_no_family_is_told_what_it_is(folder, capsys, config, fault):

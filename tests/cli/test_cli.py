@@ -178,6 +178,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
         ),
         (["stats", "gpt2", "--batch", "0"], "--batch: is '0' (at least 1)"),
         (["stats", "lama"], "lama: no packaged model of that name (did you mean 'llama'?)"),
+        (["stats", "gemma2"], "gemma2: no packaged model of that name (did you mean 'gemma2-2b'?)"),
         (["stats", "no/such.yaml"], "no/such.yaml: no such file"),
         (["stats", "gpt2", "n_layer=3"], "n_layer: unknown key (n_layers is Zoo's name for it: n_layers=3)"),
         (["build", "gpt2", "n_layers=x"], "n_layers: must be a whole number above 0, found 'x'"),
