@@ -49,7 +49,8 @@ def run(
     """Train an architecture on synthetic tasks and report the level that it reaches: a capability card.
 
     The model is scaled down; it keeps its kinds of layer and all settings of the overrides. Each probe tunes the
-    learning rate, then trains several seeds. The same command resumes interrupted probes.
+    learning rate, then trains several seeds. The same command resumes interrupted probes. `zoo explain probe` lists the
+    probes and says how to read a card.
     """
     from zoo.probes.all_probes import CARD
     from zoo.probes.card import draw_card, format_card_markdown, print_card, write_card_page
