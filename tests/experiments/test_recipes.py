@@ -299,6 +299,14 @@ def test_the_hash_of_a_recipe_changes_with_what_runs_and_with_nothing_else(here)
     assert first.form(True).seeds == 2 and first.form(False) == ExperimentForm(seeds=3, expect=list(first.expect))
 
 
+def test_at_80_columns_the_list_has_every_name_whole(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(" " * 2)[0].strip() for line in lines} >= set(list_recipes()) and max(map(len, lines)) <= 80
+    assert "zoo recipes NAME" in lines[-1]
+
+
 def test_recipes_are_listed_and_shown(capsys):
     assert run(["recipes", "--json"]) == 0
     listed = {each["recipe"]: each for each in json.loads(capsys.readouterr().out)}

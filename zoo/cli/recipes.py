@@ -102,4 +102,6 @@ def _show(recipes: dict[str, Experiment], whole: bool, as_json: bool) -> None:
         for name, each in recipes.items():
             report.print_tables(*make_outcome_tables(name, each, kept[name]))
     else:
-        report.print_tables(make_list(recipes, kept), *list_machines(kept))
+        report.print_tables(
+            make_list(recipes, kept), *list_machines(kept), "zoo recipes NAME shows one with its figures"
+        )

@@ -34,7 +34,8 @@ OPEN = "≥, ≤, unknown: a window of learning rates reaches the last rate trie
 
 
 def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, ExperimentOutcome | None]) -> TextTable:
-    """Make a table with a row for each recipe: claim, first finding, number of expectations that hold, date."""
+    """Make a table with a row for each recipe: claim, first finding, number of expectations that hold, and the date
+    where names stay whole beside it."""
     rows = []
     for name, each in recipes.items():
         outcome = outcomes[name]
@@ -53,7 +54,7 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
                 outcome.date,
             ]
         )
-    return TextTable("", LIST, rows)
+    return TextTable("", *fit_columns(LIST, rows, ("date",)))
 
 
 def count_held(recipe: Experiment, outcome: ExperimentOutcome) -> str:
