@@ -110,7 +110,9 @@ def plan_battery(
     cells = [[*map(str, row[:3]), format_seconds(row[3])] for row in rows]
     report.print_tables(report.make_table("", (*PLANNED[:3], "time"), cells, right=(2, 3)))
     takes = format_seconds(sum(row[3] for row in rows) / jobs)
-    print(f"about {takes}, {jobs} at a time, from three timed updates each; without controls, and with what is done")
+    print(
+        f"about {takes} from the beginning, {jobs} at a time: from three timed updates each; controls are not counted"
+    )
     print(f"trained: {' or '.join(dict.fromkeys(shapes))}")
 
 
