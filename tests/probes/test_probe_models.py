@@ -135,7 +135,7 @@ def test_a_plan_of_a_card_trains_nothing_and_adds_up_what_its_probes_take(monkey
     words = ["probe", "-m", "llama-tiny", "attention=gqa,sliding", "--probe", "mqar,parity", "--plan"]
     assert run([*words, "--lrs", "1e-3,1e-2", "--jobs", "2", "--out", str(tmp_path / "probes")]) == 0
     said = capsys.readouterr().out
-    assert said.count("50.0 s") == 4 and "about 100 s, 2 at a time" in said
+    assert said.count("50.0 s") == 4 and "about 100 s from the beginning, 2 at a time" in said
     assert (
         said.endswith("trained: 2 layers of 64 channels\n") and " time " in said and not (tmp_path / "probes").exists()
     )
