@@ -152,6 +152,36 @@ def test_soap_is_adam_in_the_eigenbasis_of_shampoos_preconditioner(shape, longes
     agree({"": (before, list(gradients.numpy()), after)}, by_matrix(step_matrices))
 
 
+def test_soap_goes_on_from_restored_states_as_an_optimizer_that_begins_with_them():
+    """As a run does that goes back to before a decay: bases follow after updates, not steps."""
+    torch.manual_seed(0)
+    gradients = torch.randn(9, 6, 4, dtype=torch.float64)
+    options = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0, "shampoo_beta": 0.9}
+
+    def make(weight):
+        groups = [{"params": [weight], "hidden": True}]
+        return SOAPOptimizer(groups, **options, precondition_frequency=4, max_precondition_dim=99)
+
+    def step(optimizer, weight, some):
+        for each in some:
+            weight.grad = each.clone()
+            optimizer.step()
+
+    weight = torch.nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
+    optimizer = make(weight)
+    step(optimizer, weight, gradients[:4])
+    then, states = weight.detach().clone(), copy.deepcopy(optimizer.state[weight])
+    step(optimizer, weight, gradients[4:6])
+    other = torch.nn.Parameter(then.clone())
+    fresh = make(other)
+    fresh.state[other] |= copy.deepcopy(states)
+    weight.data.copy_(then)
+    optimizer.state[weight].update(states)
+    step(optimizer, weight, gradients[4:])
+    step(fresh, other, gradients[4:])
+    assert torch.equal(weight, other)
+
+
 def test_soap_follows_a_rotation_that_adam_does_not():
     """In its eigenbasis a rotated problem is the problem: the loss of both is the same after as many steps."""
     torch.manual_seed(0)

@@ -34,6 +34,8 @@ class SOAPOptimizer(MatrixOptimizer):
         self._fused = fused
         self._next: dict[Tensor, tuple[int, int]] = {}
         """When the bases of a matrix follow next: in how many steps at the soonest, and after which update."""
+        self._counted: dict[Tensor, Any] = {}
+        """The number of updates of a matrix, as its last step left it: another one is that of a restored checkpoint."""
 
     @property
     def _step_supports_amp_scaling(self) -> bool:  # type: ignore[override]
@@ -64,9 +66,10 @@ class SOAPOptimizer(MatrixOptimizer):
 
     def _step_one(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
         (first, second), lr = group["betas"], group["lr"]
-        if weight not in self._next:
+        if self._counted.get(weight) is not state["step"]:
             self._look(group["precondition_frequency"], weight, int(state["step"]))
         step, square = self.count(state, "step", 1.0, weight), state["exp_avg_sq"]
+        self._counted[weight] = step
         state["exp_avg"].lerp_(self.keep(state["exp_avg"], gradient.to(weight.dtype)), 1 - first)
         square.lerp_(self.keep(square, rotate(gradient, state).square_().to(weight.dtype)), 1 - second)
         update = rotate(widen(state["exp_avg"]), state).div_(1 - first**step)
