@@ -12,7 +12,7 @@ from zoo.kernels.base import Machine
 from zoo.lazy import torch
 
 PACKAGES: dict[str, str] = {
-    "flash-attn": "pip install 'transformer-zoo[cuda]'",
+    "flash-attn": "pip install --no-build-isolation 'flash-attn>=2.8'",
     "flash-attn-3": "built from the hopper folder of flash-attention's repository",
     "flash-attn-4": "pip install --pre flash-attn-4",
     "kernels": "pip install kernels",
