@@ -65,7 +65,9 @@ def test_odd_input_ends_with_a_result_or_a_line(run_jobs: Run, chunk: int) -> No
     assert not (failed := run_jobs(jobs)), describe(failed)
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize(
+    "part", [part if part % 2 else pytest.param(part, marks=pytest.mark.slow) for part in range(6)]
+)
 def test_what_ever_failed_does_so_no_more(run_jobs: Run, part: int) -> None:
     jobs = [(name, 0, 0) for name in list_names()[part::6]]
     assert not (failed := run_jobs(jobs, kept=True)), (

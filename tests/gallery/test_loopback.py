@@ -19,7 +19,7 @@ def fetch(tmp_path):
     (tmp_path / "secret.html").write_text("secret")
     (site / "link.html").symlink_to(tmp_path / "secret.html")
     server = open_server(site, 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def fetch(path):
         connection = http.client.HTTPConnection(*server.server_address)

@@ -38,7 +38,7 @@ class LocalHub:
         handler = type("Handler", (HubHandler,), {"hub": self})
         with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             self.url = f"http://127.0.0.1:{server.server_port}"
-            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
             thread.start()
             yield self
             server.shutdown()

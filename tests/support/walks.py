@@ -186,6 +186,7 @@ WALKS = {
 """By file: of how many cases one runs each time, and the tests."""
 
 LONG = {
+    "test_bench_races": "test_ragged_requests_get_from_every_contender_what_they_get_alone",
     "test_convert": "test_a_model_is_after_its_export_what_it_was_before_and_can_be_trained",
     "test_experiments": (
         "test_wide_arms_are_tuned_on_narrow_models_under_mup "
