@@ -27,6 +27,7 @@ from zoo.untrusted.printable import shorten
 
 if TYPE_CHECKING:
     from zoo.checkpoint.stored import StoredModel
+    from zoo.run.layer import Model
     from zoo.run.traced import Embed, TracedModel
 
     Named = Mapping[str, Tensor]
@@ -140,7 +141,7 @@ def compare(traced: TracedModel, run: Callable[[Named], Named]) -> str:
     return f"{_compare_values(found, _choose_bound(traced))}, {how}"
 
 
-def compare_pair(model: Any, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]]) -> str:
+def compare_pair(model: Model, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]]) -> str:
     """Run the three programs of an encoder-decoder, and compare their values with the model's: for sources of several
     lengths with padding behind them, and a target's first tokens, then one by one. Returns what was compared. Raises
     CheckpointError if values differ."""
@@ -202,7 +203,7 @@ def _list_pairs(
 
 
 def _list_targets(
-    model: Any, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]], batch: int, *lengths: int
+    model: Model, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]], batch: int, *lengths: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield the logits of an encoder-decoder's rows, the model's and the programs'. Source b has b tokens of padding
     behind its own."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.checkpoint import adapter_files, parallel_checkpoint, sentence_files
 from zoo.checkpoint.beside import BESIDE, copy_beside
@@ -65,10 +65,16 @@ OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapter_files.FILES, *BESIDE)
 """Names, or glob patterns, of all files of a saved model; a folder with other files is not replaced."""
 
 
+class TokenizerFiles(Protocol):
+    """A tokenizer that writes its files into a folder; `limit` is the length of the model's texts."""
+
+    def save(self, folder: Path, limit: int | None = None) -> None: ...
+
+
 # ---------------------------------------------------------------- a model
 
 
-def save_model(model: Model, folder: str | Path, tokenizer: Any = None) -> Path:
+def save_model(model: Model, folder: str | Path, tokenizer: TokenizerFiles | None = None) -> Path:
     """Write weights, architecture and tokenizer to `folder`, atomically.
 
     Replaces an older checkpoint. Raises CheckpointError if `folder` has any other content.
@@ -113,13 +119,13 @@ def save_stored(
             check(draft)
 
 
-def write_description(model: Model, folder: Path, tokenizer: Any) -> None:
+def write_description(model: Model, folder: Path, tokenizer: TokenizerFiles | None) -> None:
     """Write what a checkpoint's folder has beside tensors: architecture, plan of the adapters, and tokenizer."""
     write_architecture(model.whole, folder, tokenizer)
     adapter_files.write_plan(model, folder)
 
 
-def write_architecture(spec: Topology, folder: Path, tokenizer: Any = None) -> None:
+def write_architecture(spec: Topology, folder: Path, tokenizer: TokenizerFiles | None = None) -> None:
     """Write the architecture, and the tokenizer if there is one, into a checkpoint's folder."""
     write_spec(spec, folder)
     if tokenizer is not None:
@@ -246,7 +252,7 @@ def save_run(
     run: Path,
     step: int,
     state: Resumable,
-    tokenizer: Any,
+    tokenizer: TokenizerFiles | None,
     keep: int,
     spared: Callable[[int], bool] = lambda step: False,
 ) -> Path:
@@ -257,7 +263,13 @@ def save_run(
 
 
 def start_saving(
-    run: Path, step: int, state: Resumable, tokenizer: Any, keep: int, spared: Callable[[int], bool], world: World
+    run: Path,
+    step: int,
+    state: Resumable,
+    tokenizer: TokenizerFiles | None,
+    keep: int,
+    spared: Callable[[int], bool],
+    world: World,
 ) -> Future[Path]:
     """Begin to save a checkpoint in shards: a thread writes and publishes the checkpoint while training goes on.
     `world` must have a process group that training does not use."""
@@ -275,7 +287,7 @@ class CheckpointWriter:
     whole tensors or, if the state is `sharded`, each process writes its own part. With `copied`, the part is first
     copied to host memory, so that it can be written while training goes on."""
 
-    def __init__(self, state: Resumable, tokenizer: Any, copied: bool = False) -> None:
+    def __init__(self, state: Resumable, tokenizer: TokenizerFiles | None, copied: bool = False) -> None:
         self.state, self.tokenizer = state, tokenizer
         parts = {parallel_checkpoint.STATE_SHARDS if state.sharded else STATES: hold_states(state)}
         for name, weights in {"": state.evaluated, **state.averages}.items():

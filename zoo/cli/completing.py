@@ -8,34 +8,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+
+import typer
 
 
-def complete_target(ctx: Any, incomplete: str) -> list[str]:
+def complete_target(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of a packaged model."""
     from zoo.compose import completion
 
     return completion.complete_target(incomplete)
 
 
-def complete_name(ctx: Any, incomplete: str) -> list[str]:
+def complete_name(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of an axis, a choice, a field or a key of the model."""
     from zoo.analysis.grammar_names import list_names
 
     return [name for name in list_names(incomplete.rpartition(".")[0]) if name.startswith(incomplete)]
 
 
-def complete_override(ctx: Any, incomplete: str) -> list[str]:
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete an override of the model named before it."""
     return _overrides(ctx.params.get("target") or "", incomplete)
 
 
-def complete_training(ctx: Any, incomplete: str) -> list[str]:
+def complete_training(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete an override of a training config."""
     return _overrides(None, incomplete)
 
 
-def complete_evaluation(ctx: Any, incomplete: str) -> list[str]:
+def complete_evaluation(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete an override of `zoo eval`: of the data and the objective in a training config."""
     return [each for each in _overrides(None, incomplete) if each.startswith(("data", "objective")) or "=" not in each]
 

@@ -15,6 +15,7 @@ from zoo.hf.task_models import find_class
 
 if TYPE_CHECKING:
     from zoo.checkpoint.stored import StoredModel
+    from zoo.run.layer import Model
 
 
 def save(
@@ -44,6 +45,6 @@ def name_auto(name: str) -> str:
     return f"AutoModel{name.removeprefix('Zoo').removeprefix('Model')}"
 
 
-def verify(model: Any, folder: Path, readings: Sequence[Reading], without: str) -> Agreement:
+def verify(model: Model, folder: Path, readings: Sequence[Reading], without: str) -> Agreement:
     """Compare a model with the folder, opened by transformers in a fresh process, as `verify_folder` does."""
     return verify_folder(model, folder, readings, without, Path(__file__).with_name("own_reference.py"))

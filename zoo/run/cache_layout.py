@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def choose_layout(
-    tower: Tower, dtype: Any, device: torch.device, kernel: str, *, paged: bool | None = None, page: int | None = None
+    tower: Tower,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernel: str,
+    *,
+    paged: bool | None = None,
+    page: int | None = None,
 ) -> dict[str, Any]:
     """Return the arguments `paged` and `page` of the cache (`Store`) for a decoder on a device. By default the cache is
     paged on any device but a CPU, with the page size that the kernels of most layers read in place there."""
