@@ -55,6 +55,12 @@ def format_p(p: float | None, level: float) -> str:
     return f"{p:.{digits}f}"
 
 
+def say_p(p: float | None, level: float) -> str:
+    """Write a p-value (`format_p`) in a sentence: `p = 0.012` or `p < 0.001`; empty for None."""
+    said = format_p(p, level)
+    return said and f"p {'' if said.startswith('<') else '= '}{said}"
+
+
 def format_seconds(value: float) -> str:
     """Format seconds: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; from two days on in days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):

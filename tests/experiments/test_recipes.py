@@ -85,7 +85,7 @@ def test_a_row_of_the_page_has_the_p_value_of_the_test_that_decided():
     for found, p in rows:
         assert (float(p) < 0.05) == (found != "inconclusive")
     said = split_page()["windows"]
-    assert "| 0.030 | no |" in said and "a difference is shown too (p: 0.010), and it is within the margin" in said
+    assert "| 0.030 | no |" in said and "a difference is shown too (p = 0.010), and it is within the margin" in said
 
 
 def test_findings_that_changed_subtract_the_same_way_round_at_fixed_and_at_searched_rates():

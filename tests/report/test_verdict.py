@@ -118,6 +118,15 @@ def test_the_deviation_of_pairs_stands_beside_that_of_unpaired_runs(common, doub
     assert line.endswith(f"unpaired runs: other {(own - base).std(ddof=1):.2g} and {apart:.2g}{doubt}")
 
 
+@pytest.mark.parametrize(("seeds", "said"), [(10, "p < 0.001"), (3, "p = 0.100")])
+def test_fishers_exact_p_of_a_divergence_is_never_zero(seeds, said):
+    """All ways of choosing the runs that diverge are equally probable: 2 of 20 over 10, 2 of 6 over 3."""
+    arms = [Arm(name, dict.fromkeys(range(seeds))) for name in ("one", "other")]
+    losses = {"one": {seed: 2 + seed / 100 for seed in range(seeds)}, "other": dict.fromkeys(range(seeds), math.inf)}
+    report = Report(arms, arms[0], "train_loss", compare_arms(losses, "one"))
+    assert f"{seeds} of {seeds} runs diverged, 0 of {seeds} of one (Fisher's exact {said})" in report.sentence(arms[1])
+
+
 def test_a_peak_that_reused_an_earlier_runs_memory_is_not_measured():
     arms = [Arm(name, {}) for name in ("one", "other")]
     report = Report(arms, arms[0], "train_loss", {})

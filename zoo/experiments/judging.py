@@ -86,6 +86,11 @@ class Finding:
     """Of two windows of rates, of which one at least is open: whether `value` and `interval` are those of a bound of
     the difference. `value` is None if both are open."""
 
+    @property
+    def deciding_p(self) -> float | None:
+        """The p-value of the test that decided: of equivalence, or of a difference."""
+        return self.equivalence if self.found == "equivalent" else self.p
+
 
 @dataclass(frozen=True)
 class ExperimentOutcome:

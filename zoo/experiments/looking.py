@@ -25,6 +25,7 @@ from zoo.report.tables import TextTable
 from zoo.report.verdict_page import PAGE, write_report_page, write_results_page
 from zoo.report.verdict_plot import draw_report
 from zoo.report.verdicts import Report
+from zoo.units import say_p
 
 FOLDER = Path("sweeps/experiments")
 """The folder of experiments, below the working directory."""
@@ -222,6 +223,6 @@ def write_task_page(
 
 def _describe_finding(each: Finding, experiment: Experiment, level: float) -> tuple[str, str, str]:
     """Give the arms of a finding, its verdict, and a sentence on it."""
-    _, _, found, value, p, _ = list_cells(each, experiment, level)
-    said = f", p {p if p.startswith('<') else f'= {p}'}" if p else ""
-    return describe_pair(each), each.found, f"{found}, {value}{said}"
+    _, _, found, value, *_ = list_cells(each, experiment, level)
+    said = (found, value, say_p(each.deciding_p, level))
+    return describe_pair(each), each.found, ", ".join(filter(None, said))

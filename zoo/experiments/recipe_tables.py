@@ -15,7 +15,7 @@ from zoo.report import rate_table
 from zoo.report.arms import CURRENCIES
 from zoo.report.tables import TextTable, fit_columns
 from zoo.report.verdicts import COSTS, format_cost, format_spread
-from zoo.units import format_number, format_p
+from zoo.units import format_number, format_p, say_p
 
 LIST = ("recipe", "claim", "first finding", "expectations that hold", "date")
 FIXED = "fixed"
@@ -147,8 +147,8 @@ def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
     """Write a line on each row of FINDINGS that is easily misread: a margin that includes the source's effect, a
     difference that is shown and yet within the margin, a difference of windows that is a bound."""
     small = [
-        f"{describe_pair(each)}: a difference is shown too (p: {format_p(each.p, outcome.level)}), and it is "
-        "within the margin"
+        f"{describe_pair(each)}: a difference is shown too ({say_p(each.p, outcome.level)}), and it is within "
+        "the margin"
         for each in outcome.findings
         if each.found == "equivalent" and each.p is not None and each.p < outcome.level
     ]
@@ -182,7 +182,7 @@ def list_cells(each: Finding, recipe: Experiment, level: float = LEVEL) -> list[
     unmet = "not shown" if each.found == "inconclusive" else "no"
     held = "" if each.expected == "any" else "yes" if each.holds else unmet
     found = f"{each.found}{within if each.found == 'equivalent' else ''}"
-    p = format_p(each.equivalence if each.found == "equivalent" else each.p, level)
+    p = format_p(each.deciding_p, level)
     return [pair, each.paper, found, format_value(each), p, WITHDRAWN if recipe.withdrawn else held]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from zoo.analysis.verdict.difference import LossNoise
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateOptimum, RateWindow, find_good_window, fit_optimum
-from zoo.units import format_p
+from zoo.units import say_p
 
 WINDOW = "lr window"
 """The metric of an arm that is the width of its window of good rates, in decades. More is better."""
@@ -98,8 +98,7 @@ def _describe_window(window: RateWindow, first: RateWindow | None, noise: LossNo
     error = f" ± {window.error:.2f}" if window.noise else ""
     apart = None if first is None or first is window else window.subtract_from(first, noise.freedom)
     p = apart.p_value() if apart is not None and apart.known else None
-    said = format_p(p, LEVEL)
-    compared = f" (p {'' if said.startswith('<') else '= '}{said}, uncorrected)" if said else ""
+    compared = "" if p is None else f" ({say_p(p, LEVEL)}, uncorrected)"
     return f"{'≥ ' if window.open else ''}{window.width:.2f}{error} decades{compared}"
 
 

@@ -22,7 +22,7 @@ from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
 from zoo.report.tables import TextTable
-from zoo.units import format_count, format_number, format_p, format_seconds, format_si
+from zoo.units import format_count, format_number, format_p, format_seconds, format_si, say_p
 
 NAMES = {
     **{"params": "parameters", "flops": "training FLOPs"},
@@ -153,7 +153,7 @@ class Report:
             lost = (
                 f"{each.diverged[0]} of {len(arm.runs)} runs diverged, {each.diverged[1]} of {len(self.baseline.runs)}"
             )
-            exact = "" if each.divergence is None else f" (Fisher's exact p = {each.divergence:.3f})"
+            exact = "" if each.divergence is None else f" (Fisher's exact {say_p(each.divergence, self.level)})"
             said += f"; by exact ranks, diverged runs last: {lost} of {self.baseline.name}{exact}"
         return said if each.verdict != "inconclusive" else f"{said} ({self._describe_design(each)})"
 
@@ -253,7 +253,7 @@ class Report:
         """Write a line with the p-values that have the variance pooled over all arms, where seeds are few or a verdict
         would change; a line for each difference that may not hold on other rows; and one on what pairing takes off the
         noise."""
-        lines, pooled = [], [f"{name} p = {format_p(p, self.level)}" for name, p in self._list_pooled()]
+        lines, pooled = [], [f"{name} {say_p(p, self.level)}" for name, p in self._list_pooled()]
         if pooled:
             lines.append(f"with the variance pooled over all arms (uncorrected): {', '.join(pooled)}")
         for arm in self.others:
