@@ -145,6 +145,20 @@ def test_the_difference_of_a_window_that_is_open_is_marked_as_a_bound_wherever_i
     )
 
 
+def test_rates_of_a_proxy_are_said_to_be_assumed_with_what_the_shift_that_was_measured_costs():
+    ran = make_ran(0, bends=(0.8, 0.5), noise=1e-4)
+    experiment = Experiment(arms={"plain": [], "normed": ["optim=muon"]}, tune={"proxy": "model.d_model=64"})
+    for width in (None, 64):
+        for each in ran.searches.values():
+            each["width"] = width
+        outcome = judge_all("proxies", experiment, ran, False)
+        tables = [each for each in make_outcome_tables("", experiment, outcome) if isinstance(each, str)]
+        for lines in (list_notes(outcome, experiment), tables):
+            said = [each for each in lines if "searched on 64 channels" in each]
+            assert len(said) == (1 if width else 0)
+            assert all(f"up to {0.8 * 0.17**2:.3f} here" in each for each in said), "the parabola at 0.17 decades"
+
+
 def test_the_interval_of_a_bound_is_drawn_up_to_the_edge():
     bounded, closed = (DrawnEffect("windows", 1.2, (0.9, high), "better") for high in (math.inf, 1.5))
     line = make_forest([("decades", [bounded, closed])]).axes[0].lines[0]

@@ -145,14 +145,15 @@ def list_missing(outcome: ExperimentOutcome) -> list[str]:
 
 def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
     """Write a line on each row of FINDINGS that is easily misread: a margin that includes the source's effect, a
-    difference that is shown and yet within the margin, a difference of windows that is a bound."""
+    difference that is shown and yet within the margin, a difference of windows that is a bound, rates of a proxy."""
     small = [
         f"{describe_pair(each)}: a difference is shown too ({say_p(each.p, outcome.level)}), and it is within "
         "the margin"
         for each in outcome.findings
         if each.found == "equivalent" and each.p is not None and each.p < outcome.level
     ]
-    return [*list_wide_margins(recipe), *small, *([OPEN] if any(each.bound for each in outcome.findings) else [])]
+    bounds = [OPEN] if any(each.bound for each in outcome.findings) else []
+    return [*list_wide_margins(recipe), *small, *bounds, *rate_table.list_transfers(outcome.searches)]
 
 
 def list_wide_margins(recipe: Experiment) -> list[str]:

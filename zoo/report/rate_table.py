@@ -27,6 +27,10 @@ NOTE = (
     "N wide: on a proxy of N channels, whose noise is that of kept verdicts of its size where that is the larger"
 )
 
+MOVED = 0.17
+"""Decades by which the best rate moved from 32 to 128 channels under muP, the most that was measured (docs/verdicts.md:
+models with norms of queries and keys)."""
+
 
 def read_losses(search: Mapping[str, Any]) -> dict[float, float]:
     """Read a search's losses (`RateSearch.to_dict`) by decade: log10 of the rate. Failed runs have an infinite loss."""
@@ -85,6 +89,21 @@ def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) ->
         name: replace(window, open_high=window.open_high or searches[name].get("open", False))
         for name, window in found.items()
     }
+
+
+def list_transfers(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Write a line on rates that were searched on proxies: what is assumed of them at the arms' width, and what a rate
+    that is MOVED decades off would cost by the parabola of the search. Empty if there are none."""
+    proxied = [each for each in searches.values() if each.get("width")]
+    if not proxied:
+        return []
+    widths = ", ".join(dict.fromkeys(str(each["width"]) for each in proxied))
+    cost = max(find_optimum(each, 0.0).curvature for each in proxied) * MOVED**2
+    return [
+        f"Rates searched on {widths} channels are assumed to be best at the arms' width too (muP), which no interval "
+        f"includes; where it was measured, the best rate moved by up to {MOVED:g} decades, which would raise a loss by "
+        f"up to {cost:.2g} here"
+    ]
 
 
 def _describe_rate(search: Mapping[str, Any], noise: float) -> str:
