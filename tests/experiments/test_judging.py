@@ -8,13 +8,16 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from zoo.analysis.verdict.score_noise import find_level_noise
 from zoo.experiments.experiment import Expectation, Experiment
 from zoo.experiments.judging import ExperimentOutcome, Ran, weigh
 from zoo.experiments.judging import judge as judge_all
 from zoo.experiments.looking import list_notes
+from zoo.experiments.probe_metrics import find_least_noise
 from zoo.experiments.recipe_tables import OPEN, list_cells, make_outcome_tables
 from zoo.gallery.charts import ACROSS, EDGE, draw_effects
 from zoo.paths import recipes_dir
+from zoo.probes.all_probes import make_probe
 from zoo.report.forest_plot import DrawnEffect, find_limit, make_forest
 
 DECADES = np.arange(-1.0, 1.1, 0.25)
@@ -195,7 +198,11 @@ def judge_levels(reached, levels=(4, 8, 16, 32), margin=None):
         arms={arm: [] for arm in arms}, probe={"name": "mqar"}, config=None, metric="reach", higher=True, margin=margin
     )
     expected = [Expectation(arm="normed", against="plain", verdict="better")]
-    return weigh(Ran(values, {arm: {} for arm in arms}, 1.0, "somewhere", levels=levels), experiment, expected)[0]
+    least = {
+        metric: {arm: find_level_noise(levels, own.values()) for arm, own in values[metric].items()}
+        for metric in values
+    }
+    return weigh(Ran(values, {arm: {} for arm in arms}, 1.0, "somewhere", least=least), experiment, expected)[0]
 
 
 def test_levels_that_all_seeds_of_an_arm_share_are_known_to_the_gap_to_the_next_level_only():
@@ -205,6 +212,23 @@ def test_levels_that_all_seeds_of_an_arm_share_are_known_to_the_gap_to_the_next_
     assert found.value == 8 and found.found == "inconclusive" and found.p > 0.1
     assert check([judge_levels(([4] * 5, [32] * 5))], 0.05) and judge_levels(([4] * 5, [32] * 5)).found == "better"
     assert judge_levels(([0] * 3, [4] * 3)).noise == pytest.approx(math.sqrt(32 / 12 / 3)), "no level: below the first"
+
+
+@pytest.mark.parametrize("metric", ["accuracy at 128", "scaled at 128"])
+def test_accuracies_that_all_seeds_share_are_known_to_the_noise_of_their_answers_only(metric):
+    """Parity at 128 letters is scored on 128 rows, and a guess is right at a half."""
+    probe, scale = make_probe("parity"), 2 if metric.startswith("scaled") else 1
+    for wrong, found in ((0, "inconclusive"), (1, "inconclusive"), (16, "worse")):
+        values = {"plain": dict.fromkeys(range(3), 1.0), "normed": dict.fromkeys(range(3), 1 - scale * wrong / 128)}
+        experiment = Experiment(arms={arm: [] for arm in values}, probe="parity", metric=metric, higher=True)
+        least = {metric: {arm: find_least_noise(probe, metric, own.values()) for arm, own in values.items()}}
+        ran = Ran({metric: values}, {arm: {} for arm in values}, 1.0, "somewhere", least=least)
+        expected = [Expectation(arm="normed", against="plain", verdict="worse")]
+        (told,) = weigh(ran, experiment, expected)
+        assert told.found == found and told.p > (0 if wrong == 16 else 0.1)
+        shares = [(each + 0.5) / 129 for each in (0, wrong)]
+        noise = scale * math.sqrt(sum(each * (1 - each) / 128 for each in shares) / 3)
+        assert told.noise == pytest.approx(noise) and check([told], 0.05)
 
 
 def test_levels_that_differ_more_than_their_gaps_have_the_spread_of_the_seeds():

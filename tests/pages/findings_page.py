@@ -25,10 +25,11 @@ from zoo.experiments.recipe_tables import (
     tell_speedups,
 )
 from zoo.experiments.registration import describe_registration
-from zoo.gallery.finding_facts import list_card_rows, list_effects, read_cards, read_kept
+from zoo.gallery.finding_facts import list_card_rows, list_effects, read_kept
 from zoo.paths import recipes_dir
 from zoo.probes.card import draw_card, name_model
 from zoo.probes.card import list_costs as list_prices
+from zoo.probes.outcome_store import read_cards
 from zoo.report import format_markdown, rate_table
 from zoo.report.forest_plot import draw_forest
 

@@ -10,6 +10,8 @@ from zoo.errors import ConfigError
 from zoo.probes.all_probes import EVERY, make_probe
 from zoo.probes.base import IGNORED, STREAMS
 from zoo.probes.copying import LETTERS
+from zoo.probes.outcome_store import read_cards
+from zoo.probes.training import count_answers
 
 NAMES = [each.name for each in EVERY]
 
@@ -304,3 +306,15 @@ def test_settings_that_do_not_go_together_are_refused(settings, fault):
 def test_a_name_that_is_no_probe_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'mqar'"):
         make_probe("mqra")
+
+
+def test_kept_accuracies_are_shares_of_the_answers_that_are_counted():
+    kept = [each for own in read_cards().values() for each in own]
+    assert len(kept) >= 130
+    for each in kept:
+        probe = make_probe(each.probe, each.size, each.settings)
+        for level in each.chances:
+            right = [seed.levels[level]["accuracy"] * count_answers(probe, level) for seed in each.seeds]
+            assert right == pytest.approx(np.round(right), abs=1e-6)
+    assert count_answers(make_probe("mqar"), 16) == 16 * 1024, "each key of a row is asked for"
+    assert count_answers(make_probe("word_s3"), 64) == 128, "a row is right as a whole"

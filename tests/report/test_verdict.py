@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from support.command_lines import list_job_folders
 from support.parallel_runs import BASE, SMALL, here  # noqa: F401  (a fixture)
 from zoo.analysis.verdict.comparison import Comparison, compare_arms
+from zoo.analysis.verdict.score_noise import find_answer_noise
 from zoo.cli import run
 from zoo.report.arms import Arm, group_arms
 from zoo.report.history import collect_runs
@@ -125,6 +127,34 @@ def test_fishers_exact_p_of_a_divergence_is_never_zero(seeds, said):
     losses = {"one": {seed: 2 + seed / 100 for seed in range(seeds)}, "other": dict.fromkeys(range(seeds), math.inf)}
     report = Report(arms, arms[0], "train_loss", compare_arms(losses, "one"))
     assert f"{seeds} of {seeds} runs diverged, 0 of {seeds} of one (Fisher's exact {said})" in report.sentence(arms[1])
+
+
+def make_arm(name: str, rights: list[int], answers: int = 200) -> Arm:
+    """An arm of runs that classify: so many rows are right with each seed. They are validated in two pieces."""
+    pieces = [[0.1, answers // 4], [0.1, answers - answers // 4]]
+    runs = {
+        seed: SimpleNamespace(
+            status="done",
+            search=None,
+            outcome={"val_accuracy": right / answers},
+            result={"val_pieces": pieces},
+            measured={},
+        )
+        for seed, right in enumerate(rights)
+    }
+    return Arm(name, runs)
+
+
+def test_saturated_accuracies_of_runs_have_the_noise_of_their_rows() -> None:
+    full, nearly, worse = (make_arm(str(right), [right] * 3) for right in (200, 199, 150))
+    assert full.least_noise("val_accuracy") == find_answer_noise([1.0], 200) and not full.least_noise("val_loss").sigma
+    found = Report.make([full, nearly, worse], None, "val_accuracy").found
+    assert found["199"].verdict == "inconclusive" and found["199"].p > 0.1, "a row in 200, with each of three seeds"
+    assert found["150"].p < 1e-6
+    spread = make_arm("spread", [120, 180, 160])
+    (own,) = Report.make([full, spread], None, "val_accuracy").found.values()
+    (plain,) = compare_arms({each.name: each.values("val_accuracy") for each in (full, spread)}, full.name).values()
+    assert (own.p, own.interval) == (plain.p, plain.interval), "seeds that differ by more have their own spread"
 
 
 def test_a_peak_that_reused_an_earlier_runs_memory_is_not_measured():

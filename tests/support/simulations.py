@@ -24,6 +24,7 @@ from zoo.analysis.verdict.difference import LossNoise, MeanDifference
 from zoo.analysis.verdict.power import compute_equivalence_power, compute_power
 from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
 from zoo.analysis.verdict.row_noise import FEWEST, bootstrap_rows
+from zoo.analysis.verdict.score_noise import find_answer_noise
 from zoo.analysis.verdict.speedup import PowerLaw, find_speedup
 from zoo.analysis.verdict.spending import find_look_levels
 from zoo.experiments.experiment import Expectation, Experiment
@@ -238,6 +239,13 @@ def is_falsely_equivalent(drawn: np.random.Generator, seeds: int, margin: float)
     return compare_arms(draw_arms(drawn, seeds, 2.0, 2.0 + margin), "0", margin=margin)["1"].verdict == "equivalent"
 
 
+def tells_equal_accuracies(drawn: np.random.Generator, seeds: int, answers: int, share: float) -> bool:
+    """Whether two arms are told apart that are right in the same share of answers, of which so many are scored."""
+    arms = {arm: dict(enumerate((drawn.binomial(answers, share, seeds) / answers).tolist())) for arm in "ab"}
+    least = {arm: find_answer_noise(own.values(), answers) for arm, own in arms.items()}
+    return compare_arms(arms, "a", least=least)["b"].verdict != "inconclusive"
+
+
 def diverges_by_chance(drawn: np.random.Generator, seeds: int, share: float) -> bool:
     """Whether two equal arms, whose runs diverge with this probability, get a verdict."""
     losses = draw_arms(drawn, seeds, 2.0, 2.0)
@@ -330,6 +338,10 @@ def list_rates(experiments: int) -> Iterator[Rate]:
             yield rate(f"rates searched on proxies, 5 seeds: false verdicts{of}{how}", 0.05, told)
     for seeds in (3, 5, 10):
         yield rate(f"false verdicts, four arms, {seeds} seeds", 0.05, partial(is_false, seeds=seeds, arms=4))
+    for answers, share in ((128, 0.5), (1024, 0.9), (1024, 0.99), (1024, 0.999)):
+        for seeds in (3, 10):
+            told = partial(tells_equal_accuracies, seeds=seeds, answers=answers, share=share)
+            yield rate(f"false verdicts on {answers:,} answers, {share:.1%} right, {seeds} seeds", 0.05, told)
     for seeds in (5, 10):
         worse = partial(is_falsely_equivalent, seeds=seeds, margin=2 * SIGMA)
         yield rate(f"false equivalence, an arm worse by the margin, {seeds} seeds", 0.05, worse)

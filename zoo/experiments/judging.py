@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from statistics import mean, median_low
+from statistics import mean
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from zoo.analysis.verdict.comparison import ArmPair, Comparison, compare_pairs, negate, pool_variance
-from zoo.analysis.verdict.difference import LossNoise
+from zoo.analysis.verdict.difference import UNKNOWN, LossNoise
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.rate_optimum import WindowBound
 from zoo.disk import write_text
@@ -40,8 +40,8 @@ class Ran:
     """By arm the search of its learning rate (`RateSearch.to_dict`)."""
     speedups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     """By arm of a ladder its compute-optimal speedups over the first arm (`SpeedupTrend`)."""
-    levels: Sequence[int] = ()
-    """The levels of a probe, to which its metric `reach` is rounded down."""
+    least: Mapping[str, Mapping[str, LossNoise]] = field(default_factory=dict)
+    """By metric and arm the standard deviation that a run has at least, also if all seeds agree (`score_noise`)."""
 
     @property
     def noise(self) -> LossNoise:
@@ -259,18 +259,9 @@ def _pair_arms(ran: Ran, experiment: Experiment, each: Expectation, against: str
     losses = negate(own) if experiment.higher else own
     errors = find_rate_errors(ran.searches, ran.noise) if experiment.metric == "val_loss" else {}
     shared = math.hypot(*(errors.get(arm, 0.0) for arm in (each.arm, against)))
-    of_levels = (each.metric or experiment.metric) == "reach" and ran.levels
-    gaps = [_find_gap(ran.levels, own[arm].values()) if of_levels else 0.0 for arm in (each.arm, against)]
-    return ArmPair(losses[each.arm], losses[against], margin, shared, rounding=math.hypot(*gaps) / math.sqrt(12))
-
-
-def _find_gap(levels: Iterable[int], reached: Iterable[float]) -> float:
-    """Find the gap from the median level reached to the next one, or below the hardest. What a model can do is known to
-    this gap only: uniform in it, it has a standard deviation of gap ÷ √12."""
-    middle = median_low(reached)
-    marks = sorted({0.0, middle, *levels})
-    at = min(marks.index(middle), len(marks) - 2)
-    return marks[at + 1] - marks[at]
+    noises = ran.least.get(each.metric or experiment.metric, {})
+    least, theirs = (noises.get(arm, UNKNOWN) for arm in (each.arm, against))
+    return ArmPair(losses[each.arm], losses[against], margin, shared, least=least.join(theirs))
 
 
 def _subtract(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:

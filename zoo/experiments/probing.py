@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError
 from zoo.experiments.arm_tasks import Probing
 from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
+from zoo.experiments.probe_metrics import find_least_noise, read_metric
 from zoo.experiments.running import find_folder
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import count_searched, hash_key, load_small, open_pool, predict_seconds, run_probe
@@ -52,8 +52,12 @@ def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ra
     costs = {name: count_costs(form.probe, list_overrides(recipe, name), each) for name, each in found.items()}
     seconds = sum(each.seconds for each in found.values())
     named = [replace(each, model=name, overrides=()) for name, each in found.items()]
-    levels = sorted(named[0].chances)
-    return Ran(values, costs, seconds, describe_machine(), levels=levels), named
+    task = make_probe(form.probe.name, form.probe.size, form.probe.settings)
+    least = {
+        metric: {name: find_least_noise(task, metric, own.values()) for name, own in by_arm.items()}
+        for metric, by_arm in values.items()
+    }
+    return Ran(values, costs, seconds, describe_machine(), least=least), named
 
 
 def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:
@@ -97,18 +101,6 @@ def describe_machine() -> str:
     """Describe this machine: the processor and the number of CPUs."""
     processor = describe_processor()
     return f"{processor.name or processor.architecture}, {processor.isa}; {os.cpu_count()} CPUs"
-
-
-def read_metric(outcome: ProbeOutcome, metric: str) -> dict[int, float]:
-    """Read a metric of each seed: `reach`, or one of a level (`accuracy at 16`). Raises ConfigError for other
-    metrics."""
-    if metric == "reach":
-        return {each.seed: float(each.reach) for each in outcome.seeds}
-    name, _, level = metric.partition(" at ")
-    known = [f"{measured} at {size}" for size, found in outcome.seeds[0].levels.items() for measured in found]
-    if metric not in known:
-        raise ConfigError(f"metric: {outcome.probe} has no {metric!r} (one of: reach, {', '.join(known)})")
-    return {each.seed: each.levels[int(level)][name] for each in outcome.seeds}
 
 
 def count_costs(probe: Probing, overrides: list[str], outcome: ProbeOutcome) -> dict[str, float]:

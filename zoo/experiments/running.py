@@ -96,7 +96,12 @@ def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bo
     costs = {each.name: each.costs for each in arms}
     values = collect_values(experiment, arms, short_form)
     searches = {each.name: each.search for each in arms if each.search}
-    return Ran(values, costs, seconds, describe_runs(records), searches), arms
+    least = {
+        metric: {each.name: each.least_noise(metric) for each in arms}
+        for metric in values
+        if metric not in experiment.measure
+    }
+    return Ran(values, costs, seconds, describe_runs(records), searches, least=least), arms
 
 
 def describe_unended(run: RunRecord) -> str:

@@ -25,12 +25,11 @@ from zoo.experiments.recipe_tables import (
 from zoo.experiments.registration import describe_registration
 from zoo.gallery.charts import draw_effects
 from zoo.gallery.rendering import mark_safe
-from zoo.paths import recipes_dir
 from zoo.probes.card import NOT_TESTED, format_level, is_guessed
 from zoo.probes.outcome import ProbeOutcome
+from zoo.probes.outcome_store import read_cards
 from zoo.report.forest_plot import DrawnEffect
 from zoo.report.rate_table import HEADER
-from zoo.untrusted.json_file import read_json
 
 LOSSES = "validation loss, nats: arm − other (lower is better)"
 ACCURACIES = "accuracy (probes): arm − other (higher is better)"
@@ -126,16 +125,6 @@ class FindingFacts:
                 panels.setdefault(each.metric or self.recipe.metric, []).append(effect)
         titles = {metric: f"{self.name}: {metric.replace('_', ' ')}" for metric in panels}
         return [mark_safe(draw_effects(effects, titles[metric])) for metric, effects in panels.items()]
-
-
-def read_cards() -> dict[str, list[ProbeOutcome]]:
-    """Read the output of `zoo probe` for each architecture, by its name (recipes/cards)."""
-    files = sorted((recipes_dir() / "cards").glob("*.json"))
-    names = (re.sub(r"^\d+-", "", file.stem).replace("-", " ") for file in files)
-    return {
-        name: [ProbeOutcome.from_dict(each) for each in read_json(file, list)]
-        for name, file in zip(names, files, strict=True)
-    }
 
 
 def list_card_rows() -> tuple[list[str], list[list[str]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.disk import write_text
+from zoo.paths import recipes_dir
 from zoo.probes.outcome import ProbeOutcome
 from zoo.untrusted.json_file import JsonShape, read_json
 
@@ -82,3 +83,13 @@ def name_folder(model: str, overrides: Sequence[str]) -> str:
     if len(text) <= LONGEST:
         return text
     return f"{text[: LONGEST - 9]}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def read_cards() -> dict[str, list[ProbeOutcome]]:
+    """Read the output of `zoo probe` for each architecture, by its name (recipes/cards)."""
+    files = sorted((recipes_dir() / "cards").glob("*.json"))
+    names = (re.sub(r"^\d+-", "", file.stem).replace("-", " ") for file in files)
+    return {
+        name: [ProbeOutcome.from_dict(each) for each in read_json(file, list)]
+        for name, file in zip(names, files, strict=True)
+    }

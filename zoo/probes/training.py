@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,15 +133,13 @@ def score(
 ) -> ProbeScore:
     """Score a learner on held-out examples of a level (None: as in training), `most` rows or fewer. A diverged learner
     (None) scores the chance accuracy, and a loss of ln V."""
-    length = probe.seq_len if level is None else probe.length(level)
-    rows = max(LEAST_HELD_OUT, min(most, most * probe.seq_len // length))
-    examples = probe.examples(seed, stream, 0, rows, level)
+    examples = draw_held_out(probe, seed, stream, level, most)
     if learner is None:
         levels = [each for each in probe.levels if probe.trains(each)] if level is None else [level]
         return ProbeScore(sum(map(probe.chance, levels)) / len(levels), math.log(probe.vocab_size))
     right, nll = [], 0.0
     with torch.inference_mode():
-        for part in split(examples, max(1, AT_ONCE // length)):
+        for part in split(examples, max(1, AT_ONCE // examples.tokens.shape[1])):
             labels = torch.from_numpy(part.labels)
             logits = answer(learner, part)
             nll += float(F.cross_entropy(logits.float(), labels[labels != IGNORED], reduction="sum"))
@@ -150,6 +149,20 @@ def score(
     asked, hits = examples.labels != IGNORED, np.concatenate(right)
     accuracy = hits.all(1).mean() if probe.exact else hits[asked].mean()
     return ProbeScore(float(accuracy), nll / int(asked.sum()))
+
+
+def draw_held_out(probe: Probe, seed: int, stream: str, level: int | None = None, most: int = HELD_OUT) -> Examples:
+    """Draw the held-out examples of `score`: rows of more tokens than in training are fewer."""
+    length = probe.seq_len if level is None else probe.length(level)
+    rows = max(LEAST_HELD_OUT, min(most, most * probe.seq_len // length))
+    return probe.examples(seed, stream, 0, rows, level)
+
+
+@functools.lru_cache(64)
+def count_answers(probe: Probe, level: int) -> int:
+    """Count what is right or wrong in the report on a level: answers, or rows if the probe is `exact`."""
+    labels = draw_held_out(probe, 0, "report", level).labels
+    return len(labels) if probe.exact else int((labels != IGNORED).sum())
 
 
 def answer(learner: Learner, examples: Examples) -> Tensor:

@@ -10,11 +10,13 @@ from statistics import mean
 from typing import Any
 
 from zoo import runs
+from zoo.analysis.verdict.difference import UNKNOWN, LossNoise
+from zoo.analysis.verdict.score_noise import find_answer_noise
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.elementwise_flops import count_elementwise
 from zoo.costs.setup import Setup
 from zoo.errors import CheckpointError, Diverged, refuse
-from zoo.report.history import RunRecord
+from zoo.report.history import MEASURES, RunRecord
 
 SEED, HYDRAS = "seed", "hydra."
 ASIDE = (SEED, HYDRAS)
@@ -75,6 +77,15 @@ class Arm:
         """Read the losses of finished runs by piece of the validation split, by seed: (nats, targets) of each."""
         found = {seed: run.result.get("val_pieces") for seed, run in self.finished.items()}
         return {seed: [(float(nats), int(count)) for nats, count in pieces] for seed, pieces in found.items() if pieces}
+
+    def least_noise(self, metric: str) -> LossNoise:
+        """Find the standard deviation that a run's metric has at least: that of an accuracy over so many answers; 0 of
+        any other metric, and if every run diverged."""
+        if metric not in MEASURES or not metric.endswith("accuracy"):
+            return UNKNOWN
+        finite = [each for each in self.values(metric).values() if math.isfinite(each)]
+        counts = [sum(count for _, count in each) for each in self.pieces().values()]
+        return find_answer_noise(finite, max(counts)) if finite and counts else UNKNOWN
 
     @cached_property
     def costs(self) -> dict[str, float]:

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from zoo.analysis.verdict.difference import LossNoise
+from zoo.analysis.verdict.difference import UNKNOWN, LossNoise
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateOptimum, RateWindow, find_good_window, fit_optimum
 from zoo.units import say_p
 
 WINDOW = "lr window"
 """The metric of an arm that is the width of its window of good rates, in decades. More is better."""
-
-UNKNOWN = LossNoise()
 
 HEADER = ("arm", "best lr", "lowest loss", "window", "runs")
 NOTE = (

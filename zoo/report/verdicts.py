@@ -88,7 +88,8 @@ class Report:
         losses = {each.name: each.values(metric) for each in arms}
         searches = {each.name: each.search for each in arms if each.search} if metric == "val_loss" else {}
         tuning = rate_table.find_rate_errors(searches, rate_table.find_noise(losses.values(), searches))
-        found = compare_arms(losses, first.name, level, margin, tuning)
+        least = {each.name: each.least_noise(metric) for each in arms}
+        found = compare_arms(losses, first.name, level, margin, tuning, least)
         order = [first, *(each for each in arms if each is not first)]
         return cls(order, first, metric, found, tuning, level)
 

@@ -12,12 +12,13 @@ runs last (`worst_rank`).
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist, mean, stdev
 from typing import Literal
 
-from zoo.analysis.verdict.difference import MeanDifference
+from zoo.analysis.verdict.difference import UNKNOWN, LossNoise, MeanDifference
 from zoo.analysis.verdict.power import LEVEL, POWER, count_seeds, count_seeds_per_arm, find_smallest_effect
 from zoo.analysis.verdict.student import student_cdf
 from zoo.analysis.verdict.worst_rank import compare_ranks, fisher_exact
@@ -95,13 +96,20 @@ def compare_arms(
     level: float = LEVEL,
     margin: float | None = None,
     tuning: Mapping[str, float] | None = None,
+    least: Mapping[str, LossNoise] | None = None,
 ) -> dict[str, Comparison]:
     """Compare each arm with the baseline arm, given losses by arm and seed. `margin` is the largest difference that
     does not matter; `tuning` maps an arm to the standard error that its searched learning rate adds to its mean
-    loss."""
-    errors = tuning or {}
+    loss, and `least` to the standard deviation that its runs have at least (`score_noise`)."""
+    errors, floors = tuning or {}, defaultdict(LossNoise, least or {})
     pairs = {
-        arm: ArmPair(own, losses[baseline], margin, math.hypot(errors.get(arm, 0), errors.get(baseline, 0)))
+        arm: ArmPair(
+            own,
+            losses[baseline],
+            margin,
+            math.hypot(errors.get(arm, 0), errors.get(baseline, 0)),
+            least=floors[arm].join(floors[baseline]),
+        )
         for arm, own in losses.items()
         if arm != baseline
     }
@@ -120,8 +128,8 @@ class ArmPair:
     tuning: float = 0.0
     measured: MeanDifference | None = None
     """The difference, where it comes from no losses (of two windows of learning rates)."""
-    rounding: float = 0.0
-    """The standard deviation that the metric's rounding gives a pair's difference, which the measured one may miss."""
+    least: LossNoise = UNKNOWN
+    """The standard deviation that a pair's difference has at least, also if all seeds agree (`score_noise`)."""
 
 
 def compare_pairs(pairs: Mapping[str, ArmPair], level: float = LEVEL) -> dict[str, Comparison]:
@@ -151,7 +159,7 @@ def _sample(pair: ArmPair) -> _Sample:
     finite, others = ({s: v for s, v in each.items() if math.isfinite(v)} for each in (runs, theirs))
     lost = (len(runs) - len(finite), len(theirs) - len(others))
     both = finite.keys() & others.keys() if shared else finite and others
-    found = MeanDifference.of_runs(finite, others, pair.tuning, pair.rounding) if both else None
+    found = MeanDifference.of_runs(finite, others, pair.tuning, pair.least) if both else None
     n = min(len(runs), len(theirs))
     if not any(lost):
         assert found is not None

@@ -34,6 +34,13 @@ class LossNoise(NamedTuple):
         freedom = sum(count for _, count in spread)
         return cls(math.sqrt(sum(square * count for square, count in spread) / freedom), freedom) if freedom else cls()
 
+    def join(self, other: LossNoise) -> LossNoise:
+        """Give the noise of a difference of two runs, of which this is the noise of one."""
+        return LossNoise(math.hypot(self.sigma, other.sigma), min(self.freedom, other.freedom))
+
+
+UNKNOWN = LossNoise()
+
 
 @dataclass(frozen=True)
 class MeanDifference:
@@ -51,33 +58,42 @@ class MeanDifference:
     """The standard error that all seeds share; infinite if it is unknown."""
 
     @classmethod
-    def of_pairs(cls, differences: Sequence[float], shared: float = 0.0, least: float = 0.0) -> MeanDifference:
+    def of_pairs(cls, differences: Sequence[float], shared: float = 0.0, least: LossNoise = UNKNOWN) -> MeanDifference:
         """Estimate from the differences of pairs, whose standard deviation is at least `least`."""
         n = len(differences)
-        spread = max(stdev(differences), least) if n > 1 else math.nan
-        return cls(n, mean(differences), spread / math.sqrt(n), n - 1, spread, True, shared)
+        spread = max((stdev(differences), n - 1), (least.sigma, max(least.freedom, n - 1))) if n > 1 else (math.nan, 0)
+        return cls(n, mean(differences), spread[0] / math.sqrt(n), spread[1], spread[0], True, shared)
 
     @classmethod
-    def of_arms(cls, losses: Sequence[float], baseline: Sequence[float], shared: float = 0.0) -> MeanDifference:
-        """Compare two arms without pairs (Welch, 1947)."""
+    def of_arms(
+        cls, losses: Sequence[float], baseline: Sequence[float], shared: float = 0.0, least: LossNoise = UNKNOWN
+    ) -> MeanDifference:
+        """Compare two arms without pairs (Welch, 1947). `least` is as in `of_pairs`."""
         n, difference = min(len(losses), len(baseline)), mean(losses) - mean(baseline)
         if n < 2:
             return cls(n, difference, math.nan, 0, math.nan, False, shared)
         shares = [variance(each) / len(each) for each in (losses, baseline)]
         total = sum(shares)
         below = sum(share**2 / (len(each) - 1) for share, each in zip(shares, (losses, baseline), strict=True))
-        spread = math.sqrt((variance(losses) + variance(baseline)) / 2)
-        return cls(n, difference, math.sqrt(total), total**2 / below if below else n - 1, spread, False, shared)
+        freedom = total**2 / below if below else n - 1
+        if least.sigma > math.sqrt(n * total):
+            total, freedom = least.sigma**2 / n, max(least.freedom, freedom)
+        spread = max(math.sqrt((variance(losses) + variance(baseline)) / 2), least.sigma / math.sqrt(2))
+        return cls(n, difference, math.sqrt(total), freedom, spread, False, shared)
 
     @classmethod
     def of_runs(
-        cls, losses: Mapping[int, float], baseline: Mapping[int, float], shared: float = 0.0, least: float = 0.0
+        cls,
+        losses: Mapping[int, float],
+        baseline: Mapping[int, float],
+        shared: float = 0.0,
+        least: LossNoise = UNKNOWN,
     ) -> MeanDifference:
         """Compare two arms whose losses are given by seed: over the seeds that both have (`of_pairs`), else without
         pairs."""
         if common := sorted(losses.keys() & baseline.keys()):
             return cls.of_pairs([losses[seed] - baseline[seed] for seed in common], shared, least)
-        return cls.of_arms(list(losses.values()), list(baseline.values()), shared)
+        return cls.of_arms(list(losses.values()), list(baseline.values()), shared, least)
 
     @property
     def known(self) -> bool:
