@@ -13,7 +13,7 @@ from zoo.experiments.experiment import Expectation, Experiment
 from zoo.experiments.judging import ExperimentOutcome, Ran, weigh
 from zoo.experiments.judging import judge as judge_all
 from zoo.experiments.looking import list_notes
-from zoo.experiments.probe_metrics import find_least_noise
+from zoo.experiments.probe_noise import find_least_noise
 from zoo.experiments.recipe_tables import OPEN, list_cells, make_outcome_tables
 from zoo.gallery.charts import ACROSS, EDGE, draw_effects
 from zoo.paths import recipes_dir

@@ -350,12 +350,14 @@ def test_a_probe_and_a_ladder_are_registered_before_their_first_training(name, m
 def test_a_plan_of_a_probe_has_its_trainings_and_their_cost(capsys, monkeypatch):
     monkeypatch.setattr(probing, "predict_seconds", lambda spec, task, searched, seeds: 60.0 * searched / 4)
     assert run(["experiment", "short-convolution", "--plan", "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+    planned = json.loads(capsys.readouterr().out)["arms"]
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert run(["experiment", "short-convolution", "--plan"]) == 0
     assert "about 2.00 min on 2 CPUs" in capsys.readouterr().out, "four arms of a minute"
     assert run(["experiment", "short-convolution", "--plan", "--no-measure"]) == 0
-    assert "seconds are unknown, as no step was timed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "seconds are unknown, as no step was timed" in said and "3 seeds detect" in said
+    assert "worse: the source's effect is −0.97, and this design detects none" in said
     kept = find_outcome("short-convolution").costs
     assert {arm: each["trainings"] for arm, each in planned.items()} == dict.fromkeys(kept, 4 + 3)  # rates, seeds
     for arm, each in planned.items():

@@ -145,12 +145,20 @@ def _plan_task(experiment: Experiment, measure: bool, as_json: bool) -> None:
         ladders = plan_ladders(experiment, False)
         print_plans({arm: predict_seconds(each) if measure else each for arm, each in ladders.items()}, as_json)
         return
+    _plan_probe(experiment, measure, as_json)
+
+
+def _plan_probe(experiment: Experiment, measure: bool, as_json: bool) -> None:
+    """Print the trainings of a probe, what they cost, and what they can detect."""
+    from zoo.experiments.probe_power import foresee_probe, list_blind_probe, list_power_notes, make_power_table
     from zoo.experiments.probing import plan_probe
     from zoo.experiments.recipe_tables import make_plan_table
 
-    planned = plan_probe(experiment, measure)
+    planned, powers = plan_probe(experiment, measure), foresee_probe(experiment)
+    blind = list_blind_probe(experiment, powers)
     if as_json:
-        print(report.format_json(planned))
+        power = [each.to_dict() for each in powers]
+        print(report.format_json({"arms": planned, "power": power, "cannot_see": blind}))
         return
     report.print_tables(make_plan_table(planned))
     bound = "" if experiment.minutes is None else f", at most {experiment.minutes} minutes on two cores"
@@ -159,11 +167,15 @@ def _plan_task(experiment: Experiment, measure: bool, as_json: bool) -> None:
         f"{trainings:.0f} trainings{bound}; tokens, FLOPs and seconds are those of an arm's trainings together. --run "
         "leaves out those that the folder has"
     )
-    if not measure:
+    if measure:
+        cpus, seconds = os.cpu_count() or 1, sum(each["seconds"] for each in planned.values())
+        said = f"about {format_seconds(seconds / cpus)} on {cpus} CPUs"
+        print(f"{said}, a training on each: from three timed updates an arm")
+    else:
         print("seconds are unknown, as no step was timed (without --no-measure they are predicted)")
-        return
-    cpus, seconds = os.cpu_count() or 1, sum(each["seconds"] for each in planned.values())
-    print(f"about {format_seconds(seconds / cpus)} on {cpus} CPUs, a training on each: from three timed updates an arm")
+    if powers:
+        report.print_tables(make_power_table(experiment, powers))
+        print(*list_power_notes(experiment, powers), *blind, sep="\n")
 
 
 def _judge(name: str, experiment: Experiment, folder: Path, trains: bool, quiet: bool) -> ExperimentOutcome:

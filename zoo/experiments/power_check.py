@@ -132,23 +132,27 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
         share = find_search_noise(outlook, sigma)[0]
         found[WINDOW] = (find_wider_window(share, len(outlook.arms), outlook.seeds, level) or math.inf) - TYPICAL
     for each in experiment.expect:
-        published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin
-        effect = experiment.find_margin(each) if published is None else published
-        seen = found.get(each.metric)
-        if each.verdict in (None, "any") or effect is None or seen is None or abs(effect) >= seen:
-            continue
-        what = (
-            f"the source's effect is {format_number(published, '+g')}"
-            if published is not None
-            else f"the margin is {effect:g}"
-        )
-        needed = None if each.metric == WINDOW else count_seeds(effect, sigma, level)
-        would = "" if needed is None else f" ({needed:,} seeds would detect it)"
-        detects = f"this design detects {seen:.2g} or more{would}" if seen < math.inf else "this design detects none"
-        lines.append(f"{_describe(each)}: {what}{' decades' if each.metric == WINDOW else ''}, and {detects}")
+        if each.metric in found:
+            spread = None if each.metric == WINDOW else sigma
+            lines += tell_blind(experiment, each, found[each.metric], spread, level)
     return lines
 
 
-def _describe(each: Expectation) -> str:
+def tell_blind(experiment: Experiment, each: Expectation, seen: float, sigma: float | None, level: float) -> list[str]:
+    """Write a line if the published effect of an expectation, or its margin, is below the smallest difference `seen`.
+    With the σ of a pair the line has the seeds that would detect it."""
+    published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin
+    effect = experiment.find_margin(each) if published is None else published
+    if each.verdict in (None, "any") or effect is None or abs(effect) >= seen:
+        return []
+    what = (
+        f"the source's effect is {format_number(published, '+g')}"
+        if published is not None
+        else f"the margin is {effect:g}"
+    )
+    needed = None if sigma is None else count_seeds(effect, sigma, level)
+    would = "" if needed is None else f" ({needed:,} seeds would detect it)"
+    detects = f"this design detects {seen:.2g} or more" if seen < math.inf else "this design detects none"
     named = "" if each.metric is None else f" in {each.metric}"
-    return f"{each.arm} against {each.against}{named}: {each.verdict}"
+    unit = " decades" if each.metric == WINDOW else ""
+    return [f"{each.arm} against {each.against}{named}: {each.verdict}: {what}{unit}, and {detects}{would}"]

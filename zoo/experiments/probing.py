@@ -11,7 +11,7 @@ from zoo.experiments.arm_tasks import Probing
 from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
-from zoo.experiments.probe_metrics import find_least_noise, read_metric
+from zoo.experiments.probe_noise import find_least_noise, read_metric
 from zoo.experiments.running import find_folder
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import count_searched, hash_key, load_small, open_pool, predict_seconds, run_probe
