@@ -42,14 +42,16 @@ def find_quantile(level, freedom):
 
 
 def reach(level, each):
-    """Half of the interval at a level: Student's of the runs' noise, and normal of the rates' errors, in quadrature."""
+    """Half of the interval at a level: Student's of the runs' noise, or normal of what is counted if that is wider, and
+    normal of the rates' errors, in quadrature."""
     of_noise = find_quantile(level, each.freedom) * each.noise if each.noise else 0.0
+    of_noise = max(of_noise, find_quantile(level, math.inf) * each.counted)
     return math.hypot(of_noise, find_quantile(level, math.inf) * each.rate_error)
 
 
 def recompute_p(each):
     """The level whose interval just reaches 0, by bisection; None where the test was of ranks."""
-    if each.noise is None or each.value is None or not math.hypot(each.noise, each.rate_error):
+    if each.noise is None or each.value is None or not math.hypot(each.noise, each.counted, each.rate_error):
         return None
     low, high = 1e-9, 1.0
     while high - low > 1e-7:
@@ -227,8 +229,8 @@ def test_accuracies_that_all_seeds_share_are_known_to_the_noise_of_their_answers
         (told,) = weigh(ran, experiment, expected)
         assert told.found == found and told.p > (0 if wrong == 16 else 0.1)
         shares = [(each + 0.5) / 129 for each in (0, wrong)]
-        noise = scale * math.sqrt(sum(each * (1 - each) / 128 for each in shares) / 3)
-        assert told.noise == pytest.approx(noise) and check([told], 0.05)
+        counted = scale * math.sqrt(sum(each * (1 - each) / 128 for each in shares) / 3)
+        assert told.counted == pytest.approx(counted) and check([told], 0.05)
 
 
 def test_levels_that_differ_more_than_their_gaps_have_the_spread_of_the_seeds():

@@ -73,6 +73,7 @@ All kept runs were judged again when a test was mended:
 - On 1 December the noise of a search on narrow models was mended. It had been the noise of the arms' wide runs, and is now that of kept
   runs of the narrow size, which is larger. At qk-norm-10m norms of queries and keys were "equivalent" before. With the wider interval the
   test of equivalence no longer passes, while that of a difference does: they are worse now.
+- On 1 December accuracies got at least the noise of the number of answers that were scored. No kept finding changed by that.
 
 No run was repeated for that. All recipes with searched rates, but sandwich-by-depth and qk-norm-10m, ran at the minimum of a parabola
 through five losses. One of the five often lay above the good window, where the loss rises suddenly, and pulled the minimum down: by 0.13

@@ -7,6 +7,7 @@ packaged recipes (docs/findings.md), and go through the functions that judge rea
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -239,9 +240,17 @@ def is_falsely_equivalent(drawn: np.random.Generator, seeds: int, margin: float)
     return compare_arms(draw_arms(drawn, seeds, 2.0, 2.0 + margin), "0", margin=margin)["1"].verdict == "equivalent"
 
 
-def tells_equal_accuracies(drawn: np.random.Generator, seeds: int, answers: int, share: float) -> bool:
-    """Whether two arms are told apart that are right in the same share of answers, of which so many are scored."""
-    arms = {arm: dict(enumerate((drawn.binomial(answers, share, seeds) / answers).tolist())) for arm in "ab"}
+def tells_equal_accuracies(
+    drawn: np.random.Generator, seeds: int, answers: int, share: float, seeded: bool = False
+) -> bool:
+    """Whether two arms are told apart that are right in the same share of answers, of which so many are scored; if it
+    is `seeded`, the share of each run is drawn too, with as much noise as the count has."""
+
+    def draw() -> dict[int, float]:
+        own = drawn.beta(answers * share, answers * (1 - share), seeds) if seeded else share
+        return dict(enumerate((drawn.binomial(answers, own, seeds) / answers).tolist()))
+
+    arms = {arm: draw() for arm in "ab"}
     least = {arm: find_answer_noise(own.values(), answers) for arm, own in arms.items()}
     return compare_arms(arms, "a", least=least)["b"].verdict != "inconclusive"
 
@@ -338,10 +347,12 @@ def list_rates(experiments: int) -> Iterator[Rate]:
             yield rate(f"rates searched on proxies, 5 seeds: false verdicts{of}{how}", 0.05, told)
     for seeds in (3, 5, 10):
         yield rate(f"false verdicts, four arms, {seeds} seeds", 0.05, partial(is_false, seeds=seeds, arms=4))
-    for answers, share in ((128, 0.5), (1024, 0.9), (1024, 0.99), (1024, 0.999)):
-        for seeds in (3, 10):
-            told = partial(tells_equal_accuracies, seeds=seeds, answers=answers, share=share)
-            yield rate(f"false verdicts on {answers:,} answers, {share:.1%} right, {seeds} seeds", 0.05, told)
+    for answers, share, seeds, seeded in itertools.product((128, 1024), (0.5, 0.99), (3, 10), (False, True)):
+        told = partial(tells_equal_accuracies, seeds=seeds, answers=answers, share=share, seeded=seeded)
+        noisy = ", and noisy seeds" if seeded else ""
+        yield rate(
+            f"false verdicts, accuracies of {share:.0%} on {answers:,} answers{noisy}, {seeds} seeds", 0.05, told
+        )
     for seeds in (5, 10):
         worse = partial(is_falsely_equivalent, seeds=seeds, margin=2 * SIGMA)
         yield rate(f"false equivalence, an arm worse by the margin, {seeds} seeds", 0.05, worse)

@@ -80,6 +80,8 @@ class Finding:
     """The standard error of the difference from the noise of runs."""
     freedom: float | None = None
     """The degrees of freedom of `noise`."""
+    counted: float = 0.0
+    """The standard error that `noise` has at least by the number of scored answers."""
     rate_error: float | None = 0.0
     """The standard error that the searched learning rates add, which all seeds share; None if it is unknown."""
     bound: WindowBound | None = None
@@ -286,6 +288,7 @@ def _weigh_verdict(each: Expectation, made: Comparison, experiment: Experiment) 
         diverged=made.diverged,
         noise=made.noise,
         freedom=made.freedom,
+        counted=made.counted,
         rate_error=made.rate_error,
     )
 

@@ -68,6 +68,8 @@ class Comparison:
     noise: float | None = None
     """The standard error of the difference from the noise of runs; `freedom` has its degrees of freedom."""
     freedom: float | None = None
+    counted: float = 0.0
+    """The standard error that `noise` has at least by the number of scored answers."""
     rate_error: float | None = 0.0
     """The standard error that searched learning rates add, which all seeds share. None if it is unknown (of a single
     rate that has a loss), so that there is no test."""
@@ -208,6 +210,7 @@ def _describe(
         pairing=_measure_pairing(pair) if whole else None,
         noise=None if known is None else known.noise,
         freedom=None if known is None else known.freedom,
+        counted=0.0 if known is None else known.counted,
         rate_error=pair.tuning if math.isfinite(pair.tuning) else None,
         diverged=sample.diverged,
         divergence=sample.divergence,
@@ -223,9 +226,9 @@ def _find_detectable(found: MeanDifference, level: float) -> float:
     pairs = max(round(found.freedom), 1) + 1  # of as many degrees of freedom
     effect = find_smallest_effect(pairs, level) if found.noise else 0.0
     assert effect is not None
-    normal = NormalDist()
-    of_rates = (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * found.shared
-    return math.hypot(effect * found.noise * math.sqrt(pairs), of_rates)
+    normal = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(POWER)
+    of_noise = max(effect * found.noise * math.sqrt(pairs), normal * found.counted)
+    return math.hypot(of_noise, normal * found.shared)
 
 
 def _measure_pairing(pair: ArmPair) -> float | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, mean, stdev, variance
 from typing import NamedTuple
 
@@ -56,13 +56,15 @@ class MeanDifference:
     paired: bool
     shared: float = 0.0
     """The standard error that all seeds share; infinite if it is unknown."""
+    counted: float = 0.0
+    """The standard error that `noise` has at least by the number of scored answers, known without seeds."""
 
     @classmethod
     def of_pairs(cls, differences: Sequence[float], shared: float = 0.0, least: LossNoise = UNKNOWN) -> MeanDifference:
         """Estimate from the differences of pairs, whose standard deviation is at least `least`."""
         n = len(differences)
-        spread = max((stdev(differences), n - 1), (least.sigma, max(least.freedom, n - 1))) if n > 1 else (math.nan, 0)
-        return cls(n, mean(differences), spread[0] / math.sqrt(n), spread[1], spread[0], True, shared)
+        own = stdev(differences) if n > 1 else math.nan
+        return cls(n, mean(differences), own / math.sqrt(n), n - 1, own, True, shared)._raise_noise(least)
 
     @classmethod
     def of_arms(
@@ -76,10 +78,17 @@ class MeanDifference:
         total = sum(shares)
         below = sum(share**2 / (len(each) - 1) for share, each in zip(shares, (losses, baseline), strict=True))
         freedom = total**2 / below if below else n - 1
-        if least.sigma > math.sqrt(n * total):
-            total, freedom = least.sigma**2 / n, max(least.freedom, freedom)
-        spread = max(math.sqrt((variance(losses) + variance(baseline)) / 2), least.sigma / math.sqrt(2))
-        return cls(n, difference, math.sqrt(total), freedom, spread, False, shared)
+        spread = math.sqrt((variance(losses) + variance(baseline)) / 2)
+        return cls(n, difference, math.sqrt(total), freedom, spread, False, shared)._raise_noise(least)
+
+    def _raise_noise(self, least: LossNoise) -> MeanDifference:
+        """Raise the noise to the `least` of a pair's difference: one without degrees of freedom replaces a smaller one
+        of the seeds, one that is known by as many answers stands beside it."""
+        if not (least.sigma and self.known):
+            return self
+        error = least.sigma / math.sqrt(self.n)
+        raised = replace(self, spread=max(self.spread, least.sigma / (1 if self.paired else math.sqrt(2))))
+        return replace(raised, counted=error) if least.freedom else replace(raised, noise=max(self.noise, error))
 
     @classmethod
     def of_runs(
@@ -103,11 +112,12 @@ class MeanDifference:
     @property
     def error(self) -> float:
         """The standard error of the difference."""
-        return math.hypot(self.noise, self.shared)
+        return math.hypot(max(self.noise, self.counted), self.shared)
 
     def half_width(self, level: float) -> float:
         """Give half of the width of the 1 − `level` confidence interval."""
-        of_noise = student_quantile(1 - level / 2, self.freedom) * self.noise
+        of_seeds = student_quantile(1 - level / 2, self.freedom) * self.noise
+        of_noise = max(of_seeds, -NormalDist().inv_cdf(level / 2) * self.counted)
         return math.hypot(of_noise, NormalDist().inv_cdf(level / 2) * self.shared) if self.shared else of_noise
 
     def interval(self, level: float) -> tuple[float, float]:
@@ -130,13 +140,15 @@ class MeanDifference:
         if self.error == 0:
             return 1.0 if distance == 0 else 0.0
         if not self.shared:
-            return 2 * (1 - student_cdf(distance / self.noise, self.freedom))
+            of_seeds = 2 * (1 - student_cdf(distance / self.noise, self.freedom)) if self.noise else 0.0
+            return max(of_seeds, 2 * NormalDist().cdf(-distance / self.counted) if self.counted else 0.0)
         if not self.noise:
-            return 2 * NormalDist().cdf(-distance / self.shared)
+            return 2 * NormalDist().cdf(-distance / self.error)
         level, low, high = 1.0, 0.0, distance / self.noise  # of Student's quantile, which gives its level at once
         while high - low > 1e-9 * high:
             middle = (low + high) / 2
             level = max(2 * student_cdf(-middle, self.freedom), 1e-300)
-            reached = math.hypot(middle * self.noise, NormalDist().inv_cdf(level / 2) * self.shared)
+            normal = -NormalDist().inv_cdf(level / 2)
+            reached = math.hypot(max(middle * self.noise, normal * self.counted), normal * self.shared)
             low, high = (middle, high) if reached < distance else (low, middle)
         return level

@@ -14,8 +14,8 @@ from zoo.analysis.verdict.difference import LossNoise
 
 def find_level_noise(levels: Iterable[int], reached: Collection[float]) -> LossNoise:
     """Find the standard deviation of the levels reached that rounding gives them. What a model can do is known to the
-    gap from the median level to the next one, or below the hardest: uniform in it, it has one of gap ÷ √12. Rounding
-    errs alike in all seeds, so that the deviation has no degrees of freedom."""
+    gap from the median level to the next one, or below the hardest: uniform in it, it has one of gap ÷ √12. It is
+    no more certain than what the seeds show, so that it has no degrees of freedom."""
     middle = median_low(reached)
     marks = sorted({0.0, middle, *levels})
     at = min(marks.index(middle), len(marks) - 2)
