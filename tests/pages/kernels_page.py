@@ -149,8 +149,7 @@ What no test can show without a card stands by reading alone, of Zoo's code and 
 - the real flash-attn packages and float8's matrix products on a GPU;
 - memory: pinning by cudaHostRegister, and the 10 % of free memory that a cache leaves to the rest;
 - speed: every goal of [docs/gpu](gpu/README.md), and that nothing but the metrics makes the host wait. These do: expert
-  parallelism, once in each pass of a mixture; `optim=adamw8bit`, once a step (its update is torchao's), and
-  `optim=soap`, when its bases may follow; KTO, a few times a step.
+  parallelism, once in each pass of a mixture; `optim=soap`, when its bases may follow; KTO, a few times a step.
 
 Known and not done:
 

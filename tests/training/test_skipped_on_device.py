@@ -10,6 +10,7 @@ import zoo
 from support.forked_processes import run_ranks
 from support.tiny_models import spec_of
 from support.tiny_runs import SMALL, compose_run, read_folder, read_metrics
+from zoo.checkpoint.resume_states import take_apart
 from zoo.checkpoint.sharded import ShardedTensors
 from zoo.costs.setup import OPTIMIZERS
 from zoo.distributed.sharded_tensors import own_part
@@ -147,7 +148,7 @@ def test_the_host_reads_nothing_before_the_line_of_metrics(tmp_path, corpus, mon
     assert found == [(count, int(not count)) for count in uncounted]
 
 
-RULES = [{"kind": kind} for kind in OPTIMIZERS if kind != "adamw8bit"]  # of which the host decides
+RULES = [{"kind": kind} for kind in OPTIMIZERS]
 RULES += [{"kind": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {"kind": "sgd", "momentum": 0.0}]
 RULES += [{"kind": "lion", "decay": "cautious"}, {"kind": "adafactor", "weight_decay": 0.1}]
 RULES += [{"kind": "soap", "precondition_frequency": 2}, {"kind": "soap", "decay": "hyperball"}]
@@ -157,7 +158,7 @@ SKIPPED = (0, 2, 4, 5, 6)
 
 def take_steps(options, step_all):
     """Step a model with random gradients, some of them not finite; return its weights and states."""
-    model = build(spec_of(["n_layers=1", "ffn=moe"]), device="cpu", seed=1)
+    model = build(spec_of(["n_layers=1", "ffn=moe", "vocab_size=256"]), device="cpu", seed=1)  # 8 bits: its table
     optimizer = Optim.parse(options).build(model)
     generator = torch.Generator().manual_seed(0)
     for step in range(9):
@@ -189,13 +190,14 @@ def test_every_rule_skips_on_the_device_to_the_bit_what_the_host_skips(monkeypat
         assert optimizer._step_supports_amp_scaling and ("precondition_frequency" in options or not reads.found)
         return None
 
-    host, device = take_steps(options, decide_on_host), take_steps(options, decide_there)
+    with torch.compiler.set_stance("force_eager"):
+        host, device = take_steps(options, decide_on_host), take_steps(options, decide_there)
     assert all(torch.equal(value, device[0][name]) for name, value in host[0].items())
     for mine, theirs in zip(host[1], device[1], strict=True):
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
-            counted = [torch.as_tensor(each, dtype=torch.float64) for each in (value, theirs[name])]
-            assert torch.equal(*counted), name
+            for part, other in zip(take_apart(value).values(), take_apart(theirs[name]).values(), strict=True):
+                assert torch.equal(part.double(), other.double()), name
 
 
 def test_a_line_is_written_after_the_next_step_is_launched(tmp_path, corpus, monkeypatch):

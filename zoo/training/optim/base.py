@@ -195,11 +195,7 @@ def label(row: SpecRow | None, leaf: str) -> set[str]:
 def set_rates(optimizer: Optimizer, factor: float) -> None:
     """Set every group's learning rate to its own peak times the schedule's factor."""
     for group in optimizer.param_groups:
-        rate = group["peak_lr"] * factor
-        if isinstance(group["lr"], torch.Tensor):  # torchao's, whose compiled step would make a number a constant
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        group["lr"] = group["peak_lr"] * factor
 
 
 def can_fuse(groups: Iterable[dict[str, Any]]) -> bool:

@@ -70,7 +70,7 @@ class CautiousOptimizer(DecayedOptimizer):
     def settle(self, group: dict[str, Any], weight: Tensor, old: Tensor) -> None:
         weight, old = own_part(weight), own_part(old)
         agree = (old - weight).sign_().mul_(old.sign()).ge_(0)  # of signs: a product of small numbers could be 0
-        weight.addcmul_(old, agree, value=-float(group["lr"]) * group["weight_decay"])
+        weight.addcmul_(old, agree, value=-group["lr"] * group["weight_decay"])
 
 
 class HyperballOptimizer(DecayedOptimizer):
@@ -94,7 +94,7 @@ class HyperballOptimizer(DecayedOptimizer):
     def settle(self, group: dict[str, Any], weight: Tensor, old: Tensor) -> None:
         radius, update = norm(old), old - weight
         length = norm(update)
-        old.sub_(update.mul_(float(group["lr"]) * radius / length.clamp(min=torch.finfo(length.dtype).tiny)))
+        old.sub_(update.mul_(group["lr"] * radius / length.clamp(min=torch.finfo(length.dtype).tiny)))
         weight.copy_(old.mul_(radius / norm(old)))
 
 

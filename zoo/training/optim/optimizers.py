@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from zoo.errors import ConfigError, short
 from zoo.lazy import torch
 from zoo.run.fastest_dtype import is_slow
-from zoo.training.optim.base import Beta, Optim, can_fuse, set_rates
+from zoo.training.optim.base import Beta, Optim, can_fuse
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -55,10 +55,10 @@ class AdamW(Optim, kind="adamw"):
 
 
 class AdamW8bit(AdamW, kind="adamw8bit"):
-    """AdamW with moments of 8 bits and a scale for each 256 values (Dettmers et al., 2021); torchao's implementation.
+    """AdamW with moments of 8 bits and a scale for each 256 values (Dettmers et al., 2021), packed by torchao.
 
-    Tensors with fewer than 4,096 elements, or not a multiple of 256, have moments in their own dtype. torchao compiles
-    the update once for each shape.
+    Tensors with fewer than 4,096 elements, or not a multiple of 256, have moments in their own dtype. The update is
+    compiled once for each shape.
     """
 
     whole_step: ClassVar[str | None] = "packs its states in 8 bits by itself"
@@ -67,7 +67,7 @@ class AdamW8bit(AdamW, kind="adamw8bit"):
     def check_device(self, device: torch.device) -> None:
         """Raise ConfigError if torchao is missing, or cannot compile its update for this device."""
         parameter = torch.nn.Parameter(torch.zeros(16, 256, device=device))
-        optimizer = _import_torchao()([parameter])
+        optimizer = self.make_rule([{"params": [parameter]}], device)
         parameter.grad = torch.zeros_like(parameter)
         try:
             optimizer.step()
@@ -76,31 +76,12 @@ class AdamW8bit(AdamW, kind="adamw8bit"):
             raise ConfigError(f"optim: adamw8bit {reason} (optim=adamw would do)") from error
 
     def make_rule(self, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
-        optimizer = _import_torchao()(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0)
-        _make_states(optimizer)
-        return optimizer
-
-
-def _import_torchao() -> Any:
-    try:
-        from torchao.optim import AdamW8bit as Quantised
-    except ImportError as error:
-        needs = f"needs torchao, found {short(error)}"
-        raise ConfigError(f"optim: adamw8bit {needs} (pip install torchao, or optim=adamw)") from error
-    return Quantised
-
-
-def _make_states(optimizer: Optimizer) -> None:
-    """Create torchao's states before the first step, so that a checkpoint can be read into them: take a step with rate
-    0 and gradients of 0, which changes no weight."""
-    set_rates(optimizer, 0.0)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for state in optimizer.state.values():
-        state["step"].zero_()
+        try:
+            from zoo.training.optim.eight_bits import EightBitAdamW
+        except ImportError as error:
+            needs = f"needs torchao, found {short(error)}"
+            raise ConfigError(f"optim: adamw8bit {needs} (pip install torchao, or optim=adamw)") from error
+        return EightBitAdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
 class Muon(Optim, kind="muon"):
