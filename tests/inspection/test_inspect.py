@@ -228,7 +228,7 @@ class Linear:
     def targets(self, row):
         return 1
 
-    def loss(self, model, row, *, weight, count):
+    def loss(self, model, row, *, weight):
         from types import SimpleNamespace
 
         error = model(row.input_ids).squeeze(-1) - row.targets

@@ -149,7 +149,10 @@ What no test can show without a card stands by reading alone, of Zoo's code and 
 - the real flash-attn packages and float8's matrix products on a GPU;
 - memory: pinning by cudaHostRegister, and the 10 % of free memory that a cache leaves to the rest;
 - speed: every goal of [docs/gpu](gpu/README.md), and that nothing but the metrics makes the host wait. These do: expert
-  parallelism, once in each pass of a mixture; `optim=soap`, when its bases may follow; KTO, a few times a step.
+  parallelism, once in each pass of a mixture; `optim=soap`, when its bases may follow; and where rows have positions
+  without a target, context parallelism, once a pass, and `mtp`, once for each further token (packed rows too). Every
+  objective's gradient is computed on torch's meta device, which has no values to wait for
+  (tests/training/objective/test_host_reads.py).
 
 Known and not done:
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from support.tiny_runs import compose_run
-from zoo.data.tokens import Batch
+from zoo.data.tokens import Batch, move_batch
 from zoo.distributed.world import ALONE
 from zoo.report.progress import Show
 from zoo.training import building
 from zoo.training.building import open_batches, prepare_device_and_data, settle_process
-from zoo.training.gradient import move_batch
 from zoo.training.planning import plan_training
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -44,6 +43,8 @@ def test_a_run_on_a_gpu_reads_pinned_batches_ahead_in_a_thread(corpus, pinned):
 
 class Rows:
     """A tensor on the host, which notes how it is copied."""
+
+    is_cuda = False
 
     def __init__(self, pinned=False):
         self.pinned = pinned

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.held_out_rows import hold_out
-from zoo.data.tokens import Batch
+from zoo.data.tokens import Batch, map_tensors, move_batch
 from zoo.errors import ConfigError
 from zoo.inspection.flow import watch_flow
 from zoo.inspection.heads import list_mapless, watch_heads
@@ -19,7 +19,6 @@ from zoo.model.loss import IGNORED
 from zoo.text.reader import longest_text
 from zoo.training.eval_parts import check_ids, check_rows
 from zoo.training.evaluate import Progress, Subject
-from zoo.training.gradient import map_tensors, move_batch
 from zoo.training.objective import Context, Objective
 from zoo.training.objective.base import list_inputs
 

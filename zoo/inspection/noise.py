@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zoo.data.tokens import move_batch
 from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
-from zoo.training.gradient import move_batch
 
 if TYPE_CHECKING:
     from zoo.data import Batch
@@ -107,7 +107,7 @@ def _compute_gradients(model: Model, objective: Objective, rows: Sequence[Batch]
         model.zero_grad(set_to_none=True)
         count = objective.targets(row)
         with torch.enable_grad():
-            objective.loss(model, move_batch(row, device), weight=1 / count, count=count).total.backward()
+            objective.loss(model, move_batch(row, device), weight=1 / count).total.backward()
         yield [torch.zeros_like(each) if each.grad is None else each.grad for each in weights]
 
 

@@ -330,8 +330,10 @@ class Tower(Topology):
         marked = self.head.mark(inputs.input_ids, context.real)
         if inputs.targets is not None:
             read, loss = self.head.gather(hidden, marked), inputs.loss or TokenLoss()
-            loss = replace(loss, count=None) if m.context.active else loss  # the count is of whole rows
-            out.loss, out.terms = self._sum_loss(m, read, m.context.own(inputs.targets), loss)
+            own = m.context.own(inputs.targets)
+            if m.context.active:  # the count is of whole rows
+                loss = replace(loss, count=own.numel() if loss.count == inputs.targets.numel() else None)
+            out.loss, out.terms = self._sum_loss(m, read, own, loss)
         elif inputs.logits_to_keep != 0 and self.head.reads_rows:
             out.logits = m.head(self.head.gather(hidden, marked)[:, 0])  # B C
         elif inputs.logits_to_keep != 0 and self.head.asks:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.data.cut_rows import describe_pair_cuts, name_length
 from zoo.data.held_out_rows import read_evaluation_batches
-from zoo.data.tokens import PairFile, TokenFile
+from zoo.data.tokens import PairFile, TokenFile, move_batch
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
 from zoo.text.reader import longest_text
 from zoo.text.score import MANY_TOGETHER, TOGETHER, Stream, TextScore, check_vocabulary, score, settle_windows
-from zoo.training.gradient import move_batch
 from zoo.training.objective import Context, Objective, RecordObjective, Seq2Seq
 
 if TYPE_CHECKING:

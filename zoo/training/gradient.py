@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.data import Batch
+from zoo.data.tokens import Batch, map_tensors, move_batch, split_rows
 from zoo.distributed.sharded_tensors import group_by_mesh, hold_back_replicas
 from zoo.distributed.world import ALONE, World
 from zoo.lazy import Tensor, torch
@@ -83,19 +83,16 @@ def accumulate_gradient(
     total = max(targets if whole is None else whole, 1)
     terms: dict[str, Tensor] = {}
     loads: list[Tensor] = []
-    split = ((move_batch(part, device), objective.targets(part)) for part in split_rows(batch, parts))
+    split = (
+        (move_batch(part, device), objective.count_predictions(objective.split_passes(part)[0]))
+        for part in split_rows(batch, parts)
+    )
     for number, found in enumerate(objective.losses(model, split, 1 / total, autocast, rows), 1):
         hold_back_replicas(model, number < parts)
         found.total.backward()
         terms = {name: terms[name] + value if name in terms else value for name, value in found.terms.items()}
         loads = [mine + more for mine, more in zip(loads, found.loads, strict=True)] if loads else found.loads
     return Gradient(terms, loads, targets)
-
-
-def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
-    """Split a batch into microbatches of equally many rows."""
-    size = len(batch.input_ids) // parts
-    return (map_tensors(batch, lambda rows, part=part: rows[part * size : (part + 1) * size]) for part in range(parts))
 
 
 def share_rows(batch: Batch, world: World) -> tuple[Batch, int]:
@@ -106,19 +103,6 @@ def share_rows(batch: Batch, world: World) -> tuple[Batch, int]:
         return batch, int(world.main)
     cuts = [part * rows // world.size for part in (world.rank, world.rank + 1)]
     return map_tensors(batch, lambda each: each[cuts[0] : cuts[1]]), 1
-
-
-def move_batch(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to a device, without waiting for the copy. The copy is queued on the stream that computes: of some
-    hundred KB a step, it takes microseconds that a stream of its own would not repay."""
-    if device.type == "cuda":
-        return map_tensors(batch, lambda rows: rows.pin_memory().to(device, non_blocking=True))
-    return map_tensors(batch, lambda rows: rows.to(device))
-
-
-def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply a function to every tensor of a batch."""
-    return Batch(*(None if each is None else change(each) for each in batch))  # type: ignore[arg-type]
 
 
 def clip_gradient(parameters: list[Parameter], most: float | None, norm: Tensor) -> None:

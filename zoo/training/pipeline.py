@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn  # noqa: TID253  (imported where a pipeline is made)
 
-from zoo.data import Batch
+from zoo.data.tokens import Batch, move_batch, split_rows
 from zoo.distributed.gradients import hold_gradients, reduce_held_gradients
 from zoo.distributed.group import cast_for_products
 from zoo.lazy import Tensor, torch
-from zoo.training.gradient import Gradient, move_batch
+from zoo.training.gradient import Gradient
 from zoo.training.objective.base import list_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
     from zoo.distributed.group import RankGroup
@@ -42,21 +42,20 @@ class ChunkModule(nn.Module):
         self.model, self.chunk, self.objective, self.autocast = model, chunk, objective, autocast
         self.begins, self.ends = model.spec.begins(chunk), model.spec.ends(chunk)
         self.splits_backward = splits_backward
-        self.start(1.0)
 
-    def start(self, weight: float) -> None:
-        """Reset for a new step, in which each target has this `weight`."""
-        self.weight = weight
+    def start(self, weight: float, counts: Iterable[int]) -> None:
+        """Reset for a new step, in which each target has this `weight`, and microbatches have these counts of
+        targets."""
+        self.weight, self.counts = weight, iter(counts)
         self.terms: dict[str, Tensor] = {}
         self.loads: list[Tensor] = []
 
     def forward(self, x: Tensor, **batch: Tensor) -> Tensor:
-        inputs = {name: each for name, each in batch.items() if name != "targets"}
+        inputs, count = {name: each for name, each in batch.items() if name != "targets"}, next(self.counts)
         asked: dict[str, Any] = {}
         if self.ends:
-            asked = {"targets": batch["targets"], "loss": self.objective.weigh(inputs, self.weight, None)}
+            asked = {"targets": batch["targets"], "loss": self.objective.weigh(inputs, self.weight, count)}
         out = self.run(None if self.begins else x, {**inputs, **asked})
-        count = self.objective.targets(Batch(**{**dict.fromkeys(Batch._fields), **batch}))
         own = {name: loss * (self.weight * count) for name, loss in out.losses.items()}
         self.note({**out.terms, **{name: loss.detach() for name, loss in own.items()}}, out.loads)
         result: Any = out.loss if self.ends else out.hidden
@@ -132,8 +131,9 @@ class Pipeline:
         """Accumulate the gradient of a batch's mean loss over its microbatches, as `accumulate_gradient` does."""
         device = next(self.model.parameters()).device
         moved = move_batch(batch, device)
+        counts = [self.objective.targets(part) for part in split_rows(batch, self.microbatches)]
         for module in self.modules:
-            module.start(1 / max(whole, 1))
+            module.start(1 / max(whole, 1), counts)
         inputs = {**list_inputs(moved), "targets": moved.targets}
         first = (moved.input_ids,) if self.model.spec.has_first else ()
         target = moved.targets if self.model.spec.has_last else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.kernels import asks
 from zoo.costs.setup import Setup
-from zoo.data import Batch
+from zoo.data.tokens import Batch, move_batch
 from zoo.distributed.sharded_tensors import count_gathered, weights_gathered
 from zoo.distributed.world import ALONE
 from zoo.errors import ConfigError, ZooError, short
@@ -24,7 +24,7 @@ from zoo.training.averages import read_weights, use_weights
 from zoo.training.callbacks import tell
 from zoo.training.compiling import run_eagerly
 from zoo.training.failures import FORESEEN, lost_another
-from zoo.training.gradient import move_batch, share_rows
+from zoo.training.gradient import share_rows
 from zoo.training.memory_fit import gigabytes
 from zoo.training.metric_lines import settle_line
 from zoo.training.objective.base import describe

@@ -18,7 +18,7 @@ from zoo.data.chat.preference_rows import collate_answers, collate_judged, colla
 from zoo.model.loss import IGNORED
 from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import DPO, IPO, KTO, ORPO, Reward
-from zoo.training.objective.kto import note_divergence
+from zoo.training.objective.kto import OneAnswerKTO, note_divergence
 from zoo.training.run_flops import TrainingFlops
 
 TRL = json.loads(FIGURES.read_text())
@@ -146,14 +146,20 @@ def test_the_reward_model_is_that_of_trl(rows, name, centre):
     assert found.total.item() == pytest.approx(float(by_hand), abs=1e-5)
 
 
-WEIGHED = KTO(desirable_weight=1.5, undesirable_weight=0.5)
+WEIGHED = OneAnswerKTO(desirable_weight=1.5, undesirable_weight=0.5)
+
+
+def estimate_divergence(objective, model, batch) -> torch.Tensor:
+    """The mean divergence of a batch's mismatched answers, which can be negative."""
+    mismatched = objective.split_passes(batch)[1]._replace(reference=batch.reference[objective.find_learned(batch) + 2])
+    with torch.no_grad():
+        return objective.sum_divergence(model, mismatched) / objective.targets(batch)
 
 
 def test_kto_is_that_of_trl(judged):
     model = make_model(1)
-    with torch.no_grad():
-        divergence = WEIGHED.sum_divergence(model, judged)
-    assert float(divergence[0] / divergence[1]) == pytest.approx(TRL["kto"]["kl"], abs=1e-5)
+    divergence = estimate_divergence(WEIGHED, model, judged)
+    assert float(divergence) == pytest.approx(TRL["kto"]["kl"], abs=1e-5)
     found = WEIGHED.loss(model, note_divergence(judged, divergence), weight=1 / 4)
     assert found.total.item() == pytest.approx(TRL["kto"]["loss"], abs=1e-5) and found.targets == 4
     assert float(found.terms["kl"]) == pytest.approx(TRL["kto"]["kl"], abs=1e-5)
@@ -164,14 +170,14 @@ def test_kto_is_that_of_trl(judged):
 @pytest.mark.parametrize("form", ["unpaired", "preference"])
 def test_kto_costs_what_torch_counts_of_its_passes(judged, rows, form):
     """Mismatched answers are read by a forward pass alone, and the rows that a record lacks are not read."""
-    batch = judged if form == "unpaired" else judge_rows(rows)
+    objective, batch = (OneAnswerKTO(), judged) if form == "unpaired" else (KTO(), judge_rows(rows))
     batch = batch._replace(reference=torch.zeros(len(batch.input_ids)))
     model = make_model(1)
-    with counted(model) as measured, torch.no_grad():
-        divergence = KTO().sum_divergence(model, batch)
+    with counted(model) as measured:
+        divergence = estimate_divergence(objective, model, batch)
     with counted(model) as trained, torch.no_grad():
-        KTO().loss(model, note_divergence(batch, divergence))
-    flops = TrainingFlops(model.spec, KTO()).count(batch)
+        objective.loss(model, note_divergence(batch, divergence))
+    flops = TrainingFlops(model.spec, objective).count(batch)
     assert flops == 3 * trained.visible + measured.visible
 
 
@@ -179,8 +185,7 @@ def test_kto_costs_what_torch_counts_of_its_passes(judged, rows, form):
 def test_kto_is_its_formula_and_so_is_its_gradient(judged, shift):
     model, theirs = make_model(1).double(), make_model(1).double()
     batch = judged._replace(reference=judged.reference - shift)  # a divergence below 0 is cut off
-    with torch.no_grad():
-        divergence = WEIGHED.sum_divergence(model, batch)
+    divergence = estimate_divergence(WEIGHED, model, batch)
     found = WEIGHED.loss(model, note_divergence(batch, divergence), weight=1 / 4)
     found.total.backward()
     ratios = (sum_log_probs(theirs, batch) - batch.reference).view(4, 4)
@@ -243,10 +248,9 @@ def test_microbatches_have_the_loss_and_gradient_of_the_batch(referenced, object
 def test_a_mixtures_own_losses_are_added_once(referenced, judged):
     experts = ["ffn=moe", "n_experts=4", "router=softmax_topk", "router.balance_coef=0.1"]
     model = make_model(1, *experts).train()
-    for objective, batch in ((DPO(), referenced), (ORPO(), referenced), (KTO(), judged)):
+    for objective, batch in ((DPO(), referenced), (ORPO(), referenced), (OneAnswerKTO(), judged)):
         if objective.kind == "kto":
-            with torch.no_grad():
-                batch = note_divergence(batch, objective.sum_divergence(model, batch))
+            batch = note_divergence(batch, estimate_divergence(objective, model, batch))
         found = objective.loss(model, batch, weight=1 / 4)
         assert float(found.terms["balance"]) > 0
         assert found.total.item() == pytest.approx(float(found.terms["loss"] + found.terms["balance"]), abs=1e-6)

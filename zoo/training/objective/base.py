@@ -126,7 +126,8 @@ class Objective(Spec, axis="objective"):
         return [*range(len(batch.input_ids))]
 
     def finish_batch(self, run: Run, batch: Batch) -> Batch:
-        """Add to a batch, on the CPU, the values of the whole batch that the loss of each microbatch needs."""
+        """Add to a batch, on the CPU, the values of the whole batch that the loss of each microbatch needs. They may
+        lie on the device."""
         return batch
 
     def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
@@ -177,7 +178,8 @@ class Objective(Spec, axis="objective"):
 
     def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         """Compute the loss of a batch: `weight` × (the sum over its targets + `count` × the model's own losses, which
-        are means). Passing the `count` of targets avoids waiting for the device."""
+        are means). Passing the `count` of the positions that the head reads (`count_predictions`) avoids waiting for
+        the device."""
         count = self.targets(batch) if count is None else count
         inputs = list_inputs(batch)
         return self.run_model(model, batch, self.weigh(inputs, weight, count), count)
@@ -190,7 +192,7 @@ class Objective(Spec, axis="objective"):
     def losses(
         self, model: Model, parts: Iterable[tuple[Batch, int]], weight: float, autocast: Autocast, rows: World
     ) -> Iterator[Loss]:
-        """Compute the losses of a batch's microbatches, given with their counts of targets. Each is backpropagated
+        """Compute the losses of a batch's microbatches, given with the counts that `loss` takes. Each is backpropagated
         before the next is computed. `rows` are the processes that share the whole batch."""
         for part, count in parts:
             with autocast():

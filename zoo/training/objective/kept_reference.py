@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from zoo.checkpoint.adapter_files import choose_base
-from zoo.data import Batch
+from zoo.data.tokens import move_batch
 from zoo.disk import replace_file
 from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError, ConfigError, short
 from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from zoo.data import PreparedData
+    from zoo.data import Batch, PreparedData
     from zoo.data.chat.preference_rows import PreferenceFile
     from zoo.data.tokens import Collate
     from zoo.run.layer import Model
@@ -124,9 +124,8 @@ class RowMeasure:
             split, rows = shares[turn] if turn < len(shares) else groups[-1]
             file = held.files[split]
             batch = self.collate([file.read_row(row, self.seq_len) for row in rows], [])
-            batch = Batch._make(None if each is None else each.to(device) for each in batch)
             with torch.no_grad(), self.autocast():
-                values = self.measure(model, batch)
+                values = self.measure(model, move_batch(batch, device))
             if turn < len(shares):
                 found[split][file.records(self.seq_len)[rows]] = values.float().cpu().view(len(rows), -1)
         model.train()

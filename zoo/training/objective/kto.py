@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveFloat
 
-from zoo.data.tokens import Batch
+from zoo.data.tokens import Batch, map_tensors, move_batch, split_rows
 from zoo.lazy import Tensor, torch
 from zoo.model.loss import IGNORED
 from zoo.training.objective.base import Loss, Objective
@@ -52,44 +52,49 @@ class KTO(Referenced, kind="kto"):
     def accepts(self, content: str) -> bool:
         return content in ("judgements", "preferences")
 
+    def find_learned(self, batch: Batch) -> Tensor:
+        """Find the rows of the answers that records have, `n_texts` of each. An answer's mismatched one is two rows
+        below. No device is waited for."""
+        there = (batch.targets != IGNORED).any(1).view(-1, 4)[:, :2]
+        places = there.byte().argsort(dim=1, descending=True, stable=True)[:, : self.n_texts]
+        return (4 * torch.arange(len(places), device=places.device)[:, None] + places).flatten()
+
     def list_learned(self, batch: Batch) -> list[int]:
-        there = (batch.targets != IGNORED).any(1).tolist()
-        return [row for row, has in enumerate(there) if has and row % 4 < 2]
+        return self.find_learned(batch).tolist()
 
     def targets(self, batch: Batch) -> int:
-        return len(self.list_learned(batch))
+        return len(batch.input_ids) // 4 * self.n_texts
 
     def split_passes(self, batch: Batch) -> tuple[Batch, Batch | None]:
-        return take_rows(batch, self.list_learned(batch)), take_mismatched(batch)
+        rows, batch = self.find_learned(batch), batch._replace(reference=None)  # which may lie on a device
+        return take_rows(batch, rows), take_rows(batch, rows + 2)
 
     def count_tokens(self, batch: Batch, seq_len: int) -> int:
-        return super().count_tokens(take_rows(batch, self.list_learned(batch)), seq_len)
+        return super().count_tokens(self.split_passes(batch)[0], seq_len)
 
     def finish_batch(self, run: Run, batch: Batch) -> Batch:
-        """Estimate the divergence of a batch, of which each process has a part."""
-        found, parts = torch.zeros(2, dtype=torch.float64, device=run.device), run.settings.accumulate
-        size = len(batch.input_ids) // parts
-        for first in range(0, len(batch.input_ids), size):
-            part = take_rows(batch, range(first, first + size))
-            moved = Batch._make(None if each is None else each.to(run.device) for each in part)
+        """Estimate the divergence of a batch, of which each process has a part. The host does not wait for it."""
+        assert batch.reference is not None
+        found, rows = torch.zeros((), dtype=torch.float64, device=run.device), run.layout.rows
+        for part in split_rows(batch, run.settings.accumulate):
+            part = take_rows(part, self.find_learned(part) + 2)
+            count = self.count_predictions(part)
             with torch.no_grad(), run.computing.autocast():
-                found += self.sum_divergence(run.model, moved)
-        return note_divergence(batch, run.layout.rows.all_reduce_(found).cpu())
+                found += self.sum_divergence(run.model, move_batch(part, run.device), count)
+        mean = rows.all_reduce_(found) / (rows.size * self.targets(batch))
+        return note_divergence(batch._replace(reference=batch.reference.to(run.device, non_blocking=True)), mean)
 
-    def sum_divergence(self, model: Model, batch: Batch) -> Tensor:
-        """Sum, over the mismatched answers of a batch, log p − log p under the starting weights; also return their
-        number: [2]."""
-        part = take_mismatched(batch)
-        assert part.reference is not None
-        ratios = self.measure(model, part) - part.reference
-        return torch.stack([ratios.double().sum(), ratios.new_tensor(len(ratios), dtype=torch.float64)])
+    def sum_divergence(self, model: Model, mismatched: Batch, count: int | None = None) -> Tensor:
+        """Sum log p − log p under the starting weights over mismatched answers, which have `count` targets, if that is
+        known."""
+        assert mismatched.reference is not None
+        return (self.measure(model, mismatched, count) - mismatched.reference).double().sum()
 
     def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
-        rows = self.list_learned(batch)
-        part, count = take_rows(batch, rows), len(rows) if count is None else count
+        rows = self.find_learned(batch)
+        part, good = take_rows(batch, rows), rows % 4 == 0
         assert batch.reference is not None and part.reference is not None
         reference, divergence = part.reference, batch.reference[2]  # as `note_divergence` leaves it
-        good = torch.tensor([row % 4 == 0 for row in rows], device=reference.device)
 
         def combine(log_probs: Tensor) -> dict[str, Tensor]:
             ratios = log_probs - reference
@@ -97,16 +102,18 @@ class KTO(Referenced, kind="kto"):
             weights = torch.where(good, self.desirable_weight, self.undesirable_weight)
             losses = weights * (1 - gains.sigmoid())
             rewards = self.beta * ratios.detach()
-            of = {"reward_chosen": rewards[good].sum(), "reward_rejected": rewards[~good].sum()}
+            chosen, rejected = (torch.where(of, rewards, 0).sum() for of in (good, ~good))
+            of = {"reward_chosen": chosen, "reward_rejected": rejected}
             return {"loss": losses.sum(), "kl": divergence * len(rows), **of}
 
-        return self.run_model(model, part, self.sum_rows(part, self.terms, combine, weight), count)
+        return self.run_model(model, part, self.sum_rows(part, self.terms, combine, weight, count), len(rows))
 
     def judge(self, model: Model, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
         from zoo.training.metrics import MeanMetrics
 
-        noted = note_divergence(batch, self.sum_divergence(model, batch))
-        terms, good = self.loss(model, noted, count=count).terms, sum(row % 4 == 0 for row in self.list_learned(batch))
+        rows = self.find_learned(batch)
+        found = self.sum_divergence(model, take_rows(batch, rows + 2))
+        terms, good = self.loss(model, note_divergence(batch, found / count)).terms, int((rows % 4 == 0).sum())
         if isinstance(metrics, MeanMetrics):
             counts = {"reward_chosen": good, "reward_rejected": count - good}
             metrics.add_sums({name: (terms[name], many) for name, many in counts.items()})
@@ -119,24 +126,15 @@ class OneAnswerKTO(KTO):
     n_texts: ClassVar[int] = 1
 
 
-def note_divergence(batch: Batch, found: Tensor) -> Batch:
-    """Replace the reference of the mismatched answers, which is not needed any more, by the mean of a sum and a count
-    [2], at least 0."""
+def note_divergence(batch: Batch, mean: Tensor) -> Batch:
+    """Replace the reference of the mismatched answers, which is not needed any more, by the divergence: `mean`, at
+    least 0."""
     assert batch.reference is not None
-    mean = (found[0] / found[1].clamp(min=1)).clamp(min=0).to(batch.reference)
     reference = batch.reference.view(-1, 4).clone()
-    reference[:, 2:] = mean
+    reference[:, 2:] = mean.clamp(min=0)
     return batch._replace(reference=reference.flatten())
 
 
-def take_rows(batch: Batch, rows: list[int] | range | Tensor) -> Batch:
-    """Take some rows of a batch."""
-    index = torch.as_tensor(rows, device=batch.input_ids.device)
-    return Batch._make(None if each is None else each[index] for each in batch)
-
-
-def take_mismatched(batch: Batch) -> Batch:
-    """Take the mismatched answers of a batch, without the rows that are padding."""
-    there = (batch.targets != IGNORED).any(1).view(-1, 4).clone()
-    there[:, :2] = False
-    return take_rows(batch, there.flatten().nonzero().flatten())
+def take_rows(batch: Batch, rows: Tensor) -> Batch:
+    """Take the rows of a batch with these numbers."""
+    return map_tensors(batch, lambda each: each[rows])

@@ -97,8 +97,8 @@ class Preference(Objective):
         def combine(log_probs: Tensor) -> dict[str, Tensor]:
             return self.compare(Answers(log_probs.view(-1, 2), lengths, known))
 
-        count = self.targets(batch) if count is None else count
-        return self.run_model(model, batch, self.sum_rows(batch, self.terms, combine, weight), count)
+        loss = self.sum_rows(batch, self.terms, combine, weight, count)
+        return self.run_model(model, batch, loss, self.targets(batch))
 
     def sum_rows(
         self,
@@ -106,21 +106,22 @@ class Preference(Objective):
         terms: tuple[str, ...],
         combine: Callable[[Tensor], Mapping[str, Tensor]],
         weight: float = 1.0,
+        count: int | None = None,
         runs: Tensor | None = None,
     ) -> RowLoss:
         """Make a loss function that computes its terms from the log-probability of each row's targets, or of the
-        targets of each of two numbered `runs` [2B, T] of a row."""
+        targets of each of two numbered `runs` [2B, T] of a row. `count` is the number of targets, if known."""
         rows, tokens = batch.targets.shape
         n_runs = rows if runs is None else 2 * rows
         if runs is None:
             runs = torch.arange(rows, device=batch.targets.device)[:, None].expand(rows, tokens)
         how = {"terms": terms, "runs": runs.flatten(), "n_runs": n_runs, "combine": combine}
-        return RowLoss(weight, 0.0, self.chunk_mib << 20, **how)
+        return RowLoss(weight, 0.0, self.chunk_mib << 20, count, **how)
 
     def judge(self, model: Model, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
         from zoo.training.metrics import MeanMetrics
 
-        terms = self.loss(model, batch, count=count).terms
+        terms = self.loss(model, batch).terms
         if isinstance(metrics, MeanMetrics):
             metrics.add_sums({name: (terms[name], count) for name in REWARDS})
         return terms["loss"]
@@ -160,10 +161,10 @@ class Referenced(Preference):
         how = RowMeasure(self.measure, self.collator(context), context.seq_len)
         recall_reference(folder, start, data, how, self.rows)
 
-    def measure(self, model: Model, batch: Batch) -> Tensor:
-        """Compute the log-probability of each row's targets [2B]."""
+    def measure(self, model: Model, batch: Batch, count: int | None = None) -> Tensor:
+        """Compute the log-probability of each row's targets [2B]. `count` is the number of targets, if known."""
         names = tuple(map(str, range(len(batch.input_ids))))
-        loss = self.sum_rows(batch, names, lambda sums: dict(zip(names, sums, strict=True)))
+        loss = self.sum_rows(batch, names, lambda sums: dict(zip(names, sums, strict=True)), count=count)
         found = self.run_model(model, batch, loss, 0).terms
         return torch.stack([found[name] for name in names])
 
@@ -225,8 +226,8 @@ class ORPO(Preference, kind="orpo"):
     def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         whole, answered = self.learn_prompts(batch), find_answered(batch)
         runs = 2 * torch.arange(len(answered), device=answered.device)[:, None] + answered  # prompt, answer of each row
-        targets = (whole.targets != IGNORED).flatten()
-        lengths = torch.bincount(runs.flatten(), weights=targets.float(), minlength=2 * len(answered)).view(-1, 2, 2)
+        targets = whole.targets != IGNORED
+        lengths = torch.stack([(targets & run).sum(1) for run in (~answered, answered)], 1).view(-1, 2, 2)
 
         def combine(log_probs: Tensor) -> dict[str, Tensor]:
             sums = log_probs.view(-1, 2, 2)  # record, chosen or rejected, prompt or answer
@@ -237,8 +238,8 @@ class ORPO(Preference, kind="orpo"):
             losses = chosen - self.beta * ratios
             return {"loss": losses.sum(), "nll": chosen.sum(), **sum_rewards(self.beta * means)}
 
-        count = self.targets(batch) if count is None else count
-        return self.run_model(model, whole, self.sum_rows(whole, self.terms, combine, weight, runs), count)
+        loss = self.sum_rows(whole, self.terms, combine, weight, count, runs)
+        return self.run_model(model, whole, loss, self.targets(batch))
 
 
 def find_answered(batch: Batch) -> Tensor:

@@ -58,4 +58,4 @@ class Reward(RowTask, Preference, kind="reward"):
         found = {name: each * weight for name, each in {"loss": losses.sum(), **sum_rewards(rewards)}.items()}
         terms = {name: each.detach() for name, each in found.items()}
         total = model.seam.own_share(found["loss"])
-        return add_own_losses(out, total, terms, weight, self.targets(batch) if count is None else count)
+        return add_own_losses(out, total, terms, weight, self.targets(batch))

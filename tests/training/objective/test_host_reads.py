@@ -1,0 +1,120 @@
+"""The gradient of a step on a device whose values cannot be read: no work of the host depends on one.
+
+The device is torch's meta device. It has shapes and no values, so that whatever a GPU's host would wait for raises:
+`item`, `tolist`, `nonzero`, a mask as an index, a copy to the CPU.
+"""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_objectives import KEYS, NODES, context_for, objective_of, rows_of, spec_for
+
+from support.packaged_specs import load, one_in
+from support.tiny_models import every_choice, spec_of
+from zoo.costs.layer_cut import cut_layers
+from zoo.data.tokens import Batch, move_batch
+from zoo.distributed.world import ALONE
+from zoo.model.loss import IGNORED
+from zoo.model.stage import take_chunks
+from zoo.run.builder import build
+from zoo.training.gradient import accumulate_gradient
+from zoo.training.objective import DPO, KTO, Chat, Classify, Contrastive, Distil, Objective, Regress, Seq2Seq, Tag
+from zoo.training.objective.base import list_inputs
+from zoo.training.objective.distil import TEACHERS
+from zoo.training.objective.kto import OneAnswerKTO
+from zoo.training.pipeline import ChunkModule
+
+META = torch.device("meta")
+ROWS, LENGTH = 8, 16
+LABELS = {"labels": ("a", "b"), "pooling": "last"}
+OTHERS = [Chat(), Seq2Seq(), *(Objective.parse({"kind": each}) for each in ("dpo", "ipo", "orpo", "reward"))]
+OTHERS += [
+    KTO(),
+    OneAnswerKTO(),
+    Contrastive(symmetric=True, skip_copies=True, pooling="mean"),
+    Distil(teacher="other"),
+]
+OTHERS += [Classify(**LABELS), Tag(labels=("a", "b")), Regress(n_outputs=2, pooling="last")]
+
+
+@pytest.fixture(autouse=True)
+def unread(monkeypatch):
+    """Autocast knows no meta device."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda *_: torch.float32)
+
+
+def take_gradient(spec, objective, batch):
+    """Compute the gradient of a batch, which lies on the CPU, in two microbatches by a model on the meta device."""
+    model = build(spec, device="meta").train()
+    computing = SimpleNamespace(autocast=nullcontext)
+    layout, settings = SimpleNamespace(rows=ALONE), SimpleNamespace(accumulate=2)
+    run = SimpleNamespace(device=META, model=model, settings=settings, computing=computing, layout=layout)
+    found = accumulate_gradient(model, objective, objective.finish_batch(run, batch), 2, nullcontext)
+    assert all(each.grad.shape == each.shape for each in model.parameters() if each.requires_grad)
+    assert {each.device for each in found.terms.values()} == {META}
+
+
+@pytest.mark.parametrize("packed", one_in(2, [False, True]), ids=["rows", "packed"])
+@pytest.mark.parametrize("name", NODES)
+def test_objectives_of_text_read_nothing(name, packed):
+    objective = objective_of(name)
+    take_gradient(spec_for(name), objective, objective.collator(context_for(name, documents=packed))(rows_of(), KEYS))
+
+
+def make_batch(objective) -> Batch:
+    """Rows whose first tokens are prompts. Of answers alone, the second record's is the worse one, and the first's is
+    the better."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 60, (ROWS, LENGTH), generator=generator)
+    targets = ids.roll(-1, 1).masked_fill(torch.arange(LENGTH) < 5, IGNORED)
+    real, kind = torch.ones_like(ids), type(objective)
+    if kind is OneAnswerKTO:
+        targets[[1, 3, 4, 6]] = IGNORED
+    if kind is Contrastive:
+        return Batch(ids.view(4, 2, LENGTH), torch.arange(8).view(4, 2), attention_mask=real.view(4, 2, LENGTH))
+    if kind in (Classify, Regress) or objective.kind == "reward":
+        targets = torch.zeros(ROWS, 1, 2) if kind is Regress else torch.zeros(ROWS, 1, dtype=torch.long)
+    if kind is Tag:
+        targets = targets.clamp(max=1)
+    masked = kind in (Classify, Regress, Tag) or objective.kind == "reward"
+    return Batch(ids, targets, attention_mask=real if masked else None, reference=torch.zeros(ROWS))
+
+
+@pytest.mark.parametrize("objective", OTHERS, ids=lambda each: type(each).__name__)
+def test_objectives_of_records_read_nothing(objective, monkeypatch):
+    spec = load("bert-tiny", []) if isinstance(objective, Contrastive | Tag) else spec_of()
+    monkeypatch.setitem(TEACHERS, ("other", META), build(spec, device="meta"))
+    take_gradient(objective.adapt(spec), objective, make_batch(objective))
+
+
+@pytest.mark.parametrize("choice", one_in(66, every_choice()), ids=" ".join)
+def test_no_part_of_a_decoder_reads_anything_in_training(choice):
+    objective = objective_of("next_token")
+    batch = objective.collator(context_for("next_token", documents=True))(rows_of(2, 17), KEYS[:2])
+    take_gradient(spec_of(["vocab_size=300", *choice]), objective, batch)
+
+
+def test_chunks_of_a_pipeline_read_nothing():
+    spec, objective = spec_of(["ffn=moe"]), Chat()
+    model, batch = build(take_chunks(spec, cut_layers(spec, LENGTH, 2)), device="meta").train(), make_batch(objective)
+    first, last = (ChunkModule(model, chunk, objective, nullcontext) for chunk in (0, 1))
+    moved = move_batch(batch, META)
+    fields = {**list_inputs(moved), "targets": moved.targets}
+    for chunk in (first, last):
+        chunk.start(1.0, [objective.targets(batch)])
+    last(first(moved.input_ids, **fields), **fields).backward()
+    assert {each.device for each in last.terms.values()} == {META} and len(last.terms) > 1
+
+
+def test_every_objective_is_walked_over():
+    assert {*NODES, *(each.kind for each in OTHERS)} == Objective.kinds.keys() - {"auto"}
+
+
+def test_a_count_that_is_not_known_is_read():
+    """Without it the test above would see nothing."""
+    with pytest.raises(NotImplementedError, match="nonzero"):
+        DPO().loss(build(spec_of(), device="meta"), move_batch(make_batch(DPO()), META))
