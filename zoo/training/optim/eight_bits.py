@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +11,9 @@ from torch._dynamo.utils import disable_cache_limit
 from torchao.optim.quant_utils import dequant_with_qmap, quantize_8bit_with_qmap, scale_tensor
 from torchao.optim.subclass_8bit import OptimState8bit
 
+from zoo.costs.states import BLOCK, SMALL
 from zoo.distributed.sharded_tensors import own_part
 from zoo.training.optim.update_rules import Groups, TensorRule
-
-BLOCK, SMALL = 256, 4096
-"""The number of values that share a scale, and of elements from which a tensor's moments are kept in 8 bits."""
 
 Moment = tuple[Tensor, ...]
 """A moment's plain tensors: codes, scales and the table of values (8 bits), or its values."""
@@ -42,18 +39,18 @@ class EightBitAdamW(TensorRule):
         step = torch.zeros((), dtype=torch.float32, device=own.device)
         if own.numel() < SMALL or own.numel() % BLOCK:
             return {"step": step, "exp_avg": torch.zeros_like(own), "exp_avg_sq": torch.zeros_like(own)}
-        zeros = functools.partial(OptimState8bit.zeros, own.shape, block_size=BLOCK, device=own.device, dtype=own.dtype)
+        zeros = partial(OptimState8bit.zeros, own.shape, block_size=BLOCK, device=own.device, dtype=own.dtype)
         return {"step": step, "exp_avg": zeros(signed=True), "exp_avg_sq": zeros(signed=False)}
 
     def step_one(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
         skipped = torch.zeros((), dtype=torch.bool, device=weight.device) if self._skipped is None else self._skipped
         step = state["step"].to(weight.device)  # a checkpoint's is on the CPU
         state["step"] = torch.where(skipped, step, step + 1)
-        moments = (list_tensors(state[name]) for name in ("exp_avg", "exp_avg_sq"))
+        mean, square = list_tensors(state["exp_avg"]), list_tensors(state["exp_avg_sq"])
         rate = torch.tensor(group["lr"], dtype=torch.float32)  # a number would be a constant of the compiled update
-        constants = (*group["betas"], group["eps"], group["weight_decay"])
+        constants = {"betas": group["betas"], "eps": group["eps"], "decay": group["weight_decay"]}
         with disable_cache_limit():  # one for each shape
-            compile_update()(weight.detach(), gradient, step + 1, *moments, rate, skipped, *constants)
+            update_tensor(weight.detach(), gradient, step + 1, mean, square, rate, skipped, **constants)
 
 
 def list_tensors(moment: Tensor) -> Moment:
@@ -61,12 +58,7 @@ def list_tensors(moment: Tensor) -> Moment:
     return (moment.codes, moment.scale, moment.qmap) if isinstance(moment, OptimState8bit) else (moment,)
 
 
-@functools.cache
-def compile_update() -> Callable[..., None]:
-    """Make the compiled `update_tensor`."""
-    return torch.compile(update_tensor, fullgraph=True, dynamic=False)
-
-
+@torch.compile(fullgraph=True, dynamic=False)
 def update_tensor(
     weight: Tensor,
     gradient: Tensor,
@@ -75,13 +67,12 @@ def update_tensor(
     square: Moment,
     rate: Tensor,
     skipped: Tensor,
-    first: float,
-    second: float,
+    betas: tuple[float, float],
     eps: float,
     decay: float,
 ) -> None:
     """Update a tensor and its moments in place, in float32, unless the update is `skipped`."""
-    value, gradient = weight.float(), gradient.float()
+    (first, second), value, gradient = betas, weight.float(), gradient.float()
     value = value - rate * decay * value
     m, v = read_moment(mean).lerp(gradient, 1 - first), read_moment(square).lerp(gradient.square(), 1 - second)
     root = v.sqrt() / (1 - second**step).sqrt() + eps
