@@ -19,12 +19,16 @@ from zoo.distributed.world import ALONE
 from zoo.model.loss import IGNORED
 from zoo.model.stage import take_chunks
 from zoo.run.builder import build
-from zoo.training.gradient import accumulate_gradient
+from zoo.training.averages import EMA, MovingAverage
+from zoo.training.gradient import WholeModel, accumulate_gradient
 from zoo.training.objective import DPO, KTO, Chat, Classify, Contrastive, Distil, Objective, Regress, Seq2Seq, Tag
 from zoo.training.objective.base import list_inputs
 from zoo.training.objective.distil import TEACHERS
 from zoo.training.objective.kto import OneAnswerKTO
+from zoo.training.optim import Optim
 from zoo.training.pipeline import ChunkModule
+from zoo.training.schedule import Schedule
+from zoo.training.update import update
 
 META = torch.device("meta")
 ROWS, LENGTH = 8, 16
@@ -108,6 +112,39 @@ def test_chunks_of_a_pipeline_read_nothing():
         chunk.start(1.0, [objective.targets(batch)])
     last(first(moved.input_ids, **fields), **fields).backward()
     assert {each.device for each in last.terms.values()} == {META} and len(last.terms) > 1
+
+
+class Repeated:
+    """One batch again and again, not read ahead."""
+
+    consumed, ahead = 0, None
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __next__(self):
+        return self.batch
+
+
+@pytest.mark.parametrize("optim", one_in(4, ["adafactor", "lion", "schedule_free", "sgd"]))  # AdamW's is torch's, fused
+def test_two_whole_steps_read_nothing(optim):
+    spec, objective = spec_of(["ffn=moe", "router=sigmoid_topk"]), KTO()
+    model = build(spec, device="meta").train()
+    computing, layout = WholeModel(model, objective, 2, nullcontext), SimpleNamespace(rows=ALONE, tokens=ALONE)
+    settings = {
+        "objective": objective,
+        "schedule": Schedule.parse({"kind": "cosine", "warmup": 2}),
+        "optim": Optim.parse({"kind": optim}),
+        "clip": 1.0,
+    }
+    settings |= {"accumulate": 2, "steps": 9, "skip_nonfinite": 10, "seq_len": LENGTH, "router_bias_rate": None}
+    run = SimpleNamespace(settings=SimpleNamespace(**settings), model=model, computing=computing, layout=layout)
+    run.optimizer, run.batches, run.device = run.settings.optim.build(model), Repeated(make_batch(objective)), META
+    run.step, run.tokens, run.flops, run.counter, run.counted_ahead, run.uncounted = 0, 0, None, None, None, []
+    run.ema = MovingAverage(EMA(decay=0.9), model)
+    for _ in range(2):
+        found = update(run)
+    assert {"loss", "kl", "grad_norm", "load_max"} <= found.keys() and run.step == len(run.uncounted) == 2
 
 
 def test_every_objective_is_walked_over():
