@@ -79,6 +79,16 @@ def test_list_has_a_line_for_every_packaged_model(capsys: pytest.CaptureFixture[
     assert any(re.match(r"llama +decoder +8\.03 B +another name for llama3-8b", line) for line in lines)
 
 
+def test_on_a_narrow_terminal_the_list_has_every_word_whole(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "qwen"]) == 0
+    words = capsys.readouterr().out.split()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run(["list", "qwen"]) == 0
+    shown = re.sub(r"\033\[\dm|[\ufdd0\ufdd1]", "", capsys.readouterr().out)
+    assert shown.split() == words and max(map(len, shown.splitlines())) <= 80
+
+
 def listed(capsys: pytest.CaptureFixture[str], *args: str) -> list[str]:
     """The names that `zoo list` prints."""
     assert run(["list", *args]) == 0

@@ -27,7 +27,7 @@ def run(
     ),
     as_json: bool = flag("Print names, exact counts, sources and notes as JSON.", "--json"),
 ) -> None:
-    """List the packaged models, one a line, smallest first: name, kind, parameters, and special features.
+    """List the packaged models, smallest first: name, kind, parameters, and what is special.
 
     \b
     Examples:

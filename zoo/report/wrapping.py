@@ -18,7 +18,7 @@ def format_json(figures: object) -> str:
 
 
 def align_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Align rows in columns. On a terminal, lines are cut at the screen's width.
+    """Align rows in columns. On a terminal, a line longer than the screen goes on below its last column.
 
     A row with text only in its first cell is a heading; its width does not count.
     """
@@ -31,8 +31,9 @@ def align_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> s
         ]
         lines.append(("  ".join(cells) if any(row[1:]) else row[0]).rstrip())
     if sys.stdout.isatty():
-        width = measure_screen()
-        lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
+        screen = measure_screen()
+        below = min(sum(widths[:-1]) + 2 * len(widths[:-1]), screen // 2 + 16)
+        lines = [line if len(line) <= screen else wrap_text(line, 0, below, screen, hyphens=False) for line in lines]
     return "\n".join(lines)
 
 
