@@ -38,7 +38,7 @@ def run(
         "An arm and its overrides; the first is the baseline of speedups. May be given several times.",
         metavar="NAME=OVERRIDES",
     ),
-    plan: bool = flag("Print sizes, lengths, FLOPs and seconds; train nothing.", "--plan", "--dry-run"),
+    plan: bool = flag("Print sizes, lengths, FLOPs and time; train nothing.", "--plan", "--dry-run"),
     out: Path | None = option("The ladder's folder. [default: ladders/MODEL]", "--out", "-o"),
     bootstrap: int = option("Number of bootstrap resamples, for intervals.", default=1000, min=0, max=10_000),
     as_json: Json = False,
@@ -92,7 +92,7 @@ def _split_model(model: str, words: list[str]) -> tuple[str, list[str]]:
 
 
 def print_plans(ladders: dict[str, Ladder], as_json: bool) -> None:
-    """Print the plan of each arm's ladder: sizes, lengths, FLOPs and seconds."""
+    """Print the plan of each arm's ladder: sizes, lengths, FLOPs and time."""
     from zoo.ladder.ladder_tables import format_plan, make_plan_table
 
     if as_json:

@@ -29,7 +29,7 @@ have one batch: that of the smallest by OLMo-core's rule, 2048 · 160 ·
 def make_plan_table(ladder: Mapping[str, Any]) -> TextTable:
     """Make the table of a ladder's plan, a row for each size."""
     rungs = {each["params"]: each for each in ladder["rungs"]}.values()
-    header = ("N", "width × layers", "heads", "d_ff", "batch", "lr", "updates", "decays end at", "FLOPs", "seconds")
+    header = ("N", "width × layers", "heads", "d_ff", "batch", "lr", "updates", "decays end at", "FLOPs", "time")
     return TextTable("", header, [_list_cells(each) for each in rungs], (0, 3, 4, 5, 6, 8, 9))
 
 
@@ -97,7 +97,7 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[str | TextTable]:
     return [
         TextTable("The largest size, predicted from the others before its run", header, rows, range(6)),
         *([f"In doubt: {doubt}"] if doubt else []),
-        _compare_seconds(outcome["runs"]),
+        _compare_times(outcome["runs"]),
         *format_head(fit).splitlines(),
         *make_fit_tables(fit, []),
     ]
@@ -157,11 +157,11 @@ def _make_bars(at: Sequence[float], intervals: Sequence[Sequence[float] | None],
     return [Curve([x] * 2, ends, color=color) for x, ends in zip(at, intervals, strict=True) if ends is not None]
 
 
-def _compare_seconds(found: Sequence[Mapping[str, Any]]) -> TextTable:
+def _compare_times(found: Sequence[Mapping[str, Any]]) -> TextTable:
     rows = []
     for each in found:
         predicted, measured = each["predicted_seconds"], each["seconds"]
         off = "" if not predicted or not measured else f"{predicted / measured - 1:+.0%}"
         times = ("" if value is None else format_seconds(value) for value in (predicted, measured))
         rows.append([each["run"], format_si(each["flops"] or 0), *times, off])
-    return TextTable("Seconds of training", ("run", "FLOPs", "predicted", "measured", "error"), rows, range(1, 5))
+    return TextTable("Time of training", ("run", "FLOPs", "predicted", "measured", "error"), rows, range(1, 5))
