@@ -7,6 +7,7 @@ import io
 import json
 import re
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -341,6 +342,26 @@ def test_what_to_change_first_is_said_with_what_it_saves() -> None:
             assert zoo.stats("llama3-8b", **fields)["memory"]["train_peak"] == each["train_peak"]
     out = format_cost_table(zoo.stats("llama3-8b"), "llama3-8b")
     assert re.search(r"with --chunked-loss +saves 1.11 GB", out)
+
+
+@pytest.mark.parametrize("setting", [{}, {"context": 64}, {"dp": 8, "zero": 3}, {"pp": 2, "recompute": "full"}])
+@pytest.mark.parametrize("name", ["llama3-8b", "mixtral-8x7b", "falcon-h1-0.5b"])
+def test_the_rows_marked_plus_add_up_to_the_peak(name: str, setting: dict[str, Any]) -> None:
+    priced = zoo.stats(name, **setting)
+    row = r"^  ([+=]) (.*?)  +([\d.,]+) ([KMGT]?B) "
+    for use, peak in (("train", "train_peak"), ("generate", "generate_peak")):
+        told = format_cost_table(priced, name).split(f"Memory to {use}")[1].split("\n\n")[0]
+        found = [(sign, text, as_bytes(size, unit)) for sign, text, size, unit in re.findall(row, told, re.MULTILINE)]
+        *parts, (sign, text, total) = found
+        assert (sign, text) == ("=", "peak") and {each[0] for each in parts} == {"+"} and len(parts) >= 3
+        assert total == pytest.approx(priced["memory"][peak], rel=5e-3)
+        assert sum(size for *_, size in parts) == pytest.approx(total, rel=1e-2)
+    served = next(size for _, text, size in parts if text == "weights")
+    assert setting.get("pp") or served == pytest.approx(2 * priced["params"]["total"], rel=5e-3)
+
+
+def as_bytes(size: str, unit: str) -> float:
+    return float(size.replace(",", "")) * 1000 ** "BKMGT".index(unit[0])
 
 
 def test_the_rules_of_thumb_are_explained_beside_the_exact_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,9 @@ What autograd keeps of a layer is read off the model's own forward pass, run on 
 the kernels of a CUDA device. `--recompute full` keeps each layer's input alone, and one layer's working set while it is
 computed again; `every_2` does so for every second layer, and so on; `selective` computes the attention core again.
 `--accumulate` keeps all gradients through each pass; `--offload states` has the optimizer's in the host's memory.
+
+Not all of it is held at once: in the backward pass of the loss, say, there are no gradients yet. `zoo stats` marks the
+rows that add up to a peak with +.
 """
 
 RULES = """

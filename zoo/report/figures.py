@@ -49,6 +49,7 @@ LABELS = {
     "memory.peak_at": "  reached in",
     "memory.bottleneck": "  its largest part",
     "memory.loss_head": "logits and their gradients",
+    "memory.rest": "other tensors at the peak",
     "memory.train_peak": "peak",
     "memory.kv_cache": "KV cache",
     "memory.generate_activations": "activations, reading the prompt",
@@ -171,7 +172,9 @@ def is_hidden(figure: Figure) -> bool:
     return figure.path in SAID or (figure.value == 0 and figure.path in ZEROS)
 
 
-ZEROS = frozenset({"params.buffers", "kv_cache.cross_bytes", "kv_cache.state_bytes", "memory.master", "memory.step"})
+ZEROS = frozenset(
+    {"params.buffers", "kv_cache.cross_bytes", "kv_cache.state_bytes", "memory.master", "memory.step", "memory.rest"}
+)
 
 
 def _below(path: str, node: Mapping[str, Any], depth: int) -> Iterator[Figure]:
@@ -230,21 +233,46 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
 HELD = ("kv_cache", "generate_activations", "generate_peak")
 """The memory of generating: its parts except for weights, then its peak."""
 GENERATING = (*HELD, "generate_note")
+MOMENTS = {"loss": ("activations", "loss_head"), "step": ("gradients", "step")}
+"""Figures that a training peak holds beside weights and optimizer states, by its `peak_at`. Elsewhere it holds parts of
+figures alone, which are shown as one rest."""
 
 
 def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[TextRow]]]:
-    """Split the memory section into one of training and one of generating."""
+    """Split the memory section into one of training and one of generating. In each, + is before the rows that add up to
+    the peak, and = before the peak."""
     memory, heading = priced["memory"], format_heading("memory", priced)
-    training = {name: value for name, value in memory.items() if name not in GENERATING}
-    yield heading.replace("Memory", "Memory to train", 1), _rows("memory", {**priced, "memory": training})
+    addends, training = _list_addends(memory), {}
+    for name, value in memory.items():
+        if name == "train_peak":
+            training["rest"] = value - sum(memory[each] for each in addends)
+        if name not in GENERATING:
+            training[name] = value
+    rows = _rows("memory", {**priced, "memory": training})
+    yield heading.replace("Memory", "Memory to train", 1), _mark_sum(rows, [*addends, "rest"], "train_peak")
     if "generate_peak" in memory:
         weights = memory["generate_peak"] - memory["kv_cache"] - memory["generate_activations"]
         parts = {"weights": weights, **{name: memory[name] for name in HELD}}
-        rows: list[TextRow] = [
-            (LABELS.get(f"memory.{name}", name), "", format_figure(size, "B")) for name, size in parts.items()
-        ]
+        rows = [(_label(name), "", format_figure(size, "B")) for name, size in parts.items()]
         note = _wrapped(f"note: {memory['generate_note']}") if "generate_note" in memory else []
-        yield heading.replace("Memory", "Memory to generate", 1), rows + note
+        marked = _mark_sum(rows, ["weights", *HELD[:2]], HELD[-1])
+        yield heading.replace("Memory", "Memory to generate", 1), marked + note
+
+
+def _list_addends(memory: Mapping[str, Any]) -> list[str]:
+    """List the figures that are whole at the training peak: weights, optimizer states, those of its moment."""
+    names = ["weights", "optimizer", *MOMENTS.get(memory.get("peak_at", ""), ())]
+    several_stages = sum(memory[name] for name in names) > memory.get("train_peak", 0)  # the fullest for each figure
+    return names[:2] if several_stages else names
+
+
+def _label(name: str) -> str:
+    return LABELS.get(f"memory.{name}", name)
+
+
+def _mark_sum(rows: list[TextRow], addends: Sequence[str], peak: str) -> list[TextRow]:
+    signs = {**{_label(name): "+ " for name in addends}, _label(peak): "= "}
+    return [(signs.get(label, "  ") + label, *figures) for label, *figures in rows]
 
 
 def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
