@@ -1,4 +1,4 @@
-"""`zoo explain`: explain a name of the YAML grammar, of training or of a probe: its meaning, values, users and cost."""
+"""`zoo explain`: explain a name of the YAML grammar, of training, of a probe, or a word of verdicts and ladders."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from zoo.report.grammar_pages import format_page
 
 def run(
     name: str = argument(
-        "An axis, a choice, a field or a key of a model or of training; a probe.",
+        "An axis, a choice, a field or a key of a model or of training; a probe; a word of verdicts and ladders.",
         default=...,
         autocompletion=complete_name,
     ),
     as_json: bool = flag("Print JSON, with every model and family named.", "--json"),
 ) -> None:
-    """Explain a name of a model's YAML: its meaning, values, cost, and the models that set it. A name of training, or a
-    probe: its meaning, values and an example.
+    """Explain a name of a model's YAML: its meaning, values, cost, and the models that set it. A name of training, a
+    probe, or a word of verdicts and ladders: its meaning, values and an example.
 
     \b
     Examples:
@@ -30,14 +30,15 @@ def run(
       zoo explain n_kv_heads                 a key of the model
       zoo explain data.form                  a field of training: objective, data, lora, steps, …
       zoo explain mqar                       a probe and its sizes; probe: all of them, and how to read a card
+      zoo explain verdict                    also power, speedup, ladder, experiment and its keys: margin, effect, …
     """
     page = explain_name(name)
     print(report.format_json(page) if as_json else format_page(page))
 
 
 def explain_name(name: str) -> dict[str, Any]:
-    """Describe a name of training, of a model's YAML or of a probe as plain data. Raises ConfigError for an unknown
-    one."""
+    """Describe a name of training, of a model's YAML or of a probe, or a word of verdicts and ladders, as plain data.
+    Raises ConfigError for an unknown one."""
     from zoo.analysis.grammar_names import explain
 
     if (page := _explain_setting(name)) is not None:
@@ -45,9 +46,10 @@ def explain_name(name: str) -> dict[str, Any]:
     try:
         return explain(name)
     except ConfigError:
+        from zoo.experiments.verdict_pages import explain_word
         from zoo.probes.probe_pages import explain_probe
 
-        if (page := explain_probe(name)) is None:
+        if (page := explain_probe(name) or explain_word(name)) is None:
             raise
         return page
 

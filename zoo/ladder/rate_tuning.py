@@ -1,9 +1,8 @@
 """Search the learning rate of a ladder at two sizes, and interpolate it for the others.
 
-The searches are those of an experiment's arms (`zoo.jobs.rates`), on a separate seed and on the half of the validation
-rows that the ladder does not report. Their runs end at the first point of the size, so the rate is the best for the
-shortest run. Between and beyond the two sizes log lr is linear in log N: the optimum follows a power law (DeepSeek LLM,
-2024, for compute).
+As for an experiment's arms, the searches have a separate seed and the half of the validation rows that the ladder does
+not report. Their runs end at the first point of the size, so the rate is the best for the shortest run. Between and
+beyond the two sizes log lr is linear in log N: the optimum follows a power law (DeepSeek LLM, 2024, for compute).
 """
 
 from __future__ import annotations

@@ -154,6 +154,12 @@ def find_axes(hint: Any) -> Iterator[type[Spec]]:
         yield from find_axes(each)
 
 
+def read_docstrings(choice: type) -> dict[str, str]:
+    """Read the docstrings of a class's own fields by name, as one line each."""
+    found = _read_module(choice.__module__)
+    return {name: text for (where, name), text in found.items() if where == choice.__qualname__}
+
+
 @functools.cache
 def _read_module(name: str) -> dict[tuple[str, str], str]:
     """Read the docstrings of a module's fields, by class and name; empty if the source is not available."""

@@ -2,7 +2,7 @@
 
 For C FLOPs the variant's law has an optimum of loss L. The baseline's law reaches L at its own optimum for C_base
 FLOPs. The speedup is C_base / C, so 1.2 means that the baseline needs 20 % more compute. If it falls with C, the gain
-does not survive scale. (The speedup of `zoo.analysis.verdict.speedup` holds the parameters fixed, and is one of data.)
+does not survive scale. (An effective speedup holds the parameters fixed instead, and counts data.)
 
 Intervals are Student's on ln S: the standard deviation over pairs of resampled laws, with the degrees of freedom of the
 runs. Percentiles of few resampled runs would cover too little.

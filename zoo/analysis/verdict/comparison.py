@@ -6,7 +6,7 @@ tests are significant, the verdict is equivalent, because a difference within th
 If neither is, the verdict is inconclusive.
 
 Diverged runs count as outcomes. If an arm or its baseline has any, the two are compared by exact ranks, with diverged
-runs last (`worst_rank`).
+runs last.
 """
 
 from __future__ import annotations
