@@ -21,8 +21,8 @@ LARGEST = 2**63
 VERBS = {
     "list": "List the packaged models, or those that match some words.",
     "stats": "Compute a model's cost without building it: parameters, FLOPs, cache, memory.",
-    "draw": "Draw an architecture from its Spec: as a figure, by cost, over depth, or two side by side.",
-    "explain": "Explain a name of a model's YAML: an axis, a choice, a field, a key.",
+    "draw": "Draw an architecture: as a figure, by cost, over depth, or two side by side.",
+    "explain": "Explain a name of a model's YAML or of training, a probe, a word of verdicts.",
     "solve": "Find what fits a GPU or a budget: batch, context, GPUs, a shape.",
     "diff": "Compare two models or two runs: what differs, then the figures.",
     "gallery": "Write a static site of models, axes and findings.",
@@ -46,7 +46,7 @@ VERBS = {
     "embed": "Embed texts as vectors.",
     "score": "Label or score texts with a classifier, reranker or reward model.",
     "eval": "Evaluate a model on a text: loss, perplexity, bits per byte.",
-    "convert": "Convert a checkpoint to a Hugging Face folder, or from one.",
+    "convert": "Convert a checkpoint to a Hugging Face folder, or from one; to GGUF, ONNX.",
     "family": "Draft the YAML of a new family, and compare it with transformers.",
     "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
     "bench": "Benchmark zoo against other implementations, or check the kernels.",
@@ -56,9 +56,9 @@ VERBS = {
 }
 
 EPILOG = (
-    "`zoo VERB --help` explains a verb. Any verb takes --debug, which shows an error's trace, and --no-verify, which "
-    "reads checkpoints without comparing their checksums (`zoo convert` has one of its own, which leaves out the "
-    "comparison with transformers)."
+    "`zoo COMMAND --help` explains a command. Any command takes --debug, which shows an error's trace, and "
+    "--no-verify, which reads checkpoints without comparing their checksums (of `zoo convert` it leaves "
+    "out the comparison with transformers instead)."
 )
 
 ELSEWHERE = {

@@ -29,11 +29,13 @@ class RaceOptions:
     )
     peer_python: list[str] | None = option("Python that has a peer installed: NAME=PATH, or one PATH for all peers.")
     dtype: Literal["fp32", "bf16"] | None = option(
-        "bf16 training is autocast over float32 weights. [default: fp32; load bf16]"
+        "Dtype of the weights; training in bf16 is autocast over float32 weights. [default: fp32; load: bf16]"
     )
     weights: WeightStorage | None = option("Also benchmark weights of this precision, where a contender supports it.")
-    compile: bool = flag("train, mlm, decode, prefill: torch.compile every contender; start-up is separate.")
-    rounds: int | None = option("Rounds, each of every contender. [default: as many as --seconds allows]", min=1)
+    compile: bool = flag("train, mlm, decode, prefill: torch.compile every contender; start-up is timed apart.")
+    rounds: int | None = option(
+        "Number of rounds; in each, every contender runs once. [default: as many as --seconds allows]", min=1
+    )
     seconds: float = option(
         "Time budget: no new round starts if it would exceed it; at least one runs.", default=300, min=0
     )
@@ -61,7 +63,7 @@ class RaceOptions:
 class Checked:
     """Options for checking kernels."""
 
-    device: Literal["cuda", "cpu"] = option("kernels only: the device, a GPU, or with --quick a CPU.", default="cuda")
+    device: Literal["cuda", "cpu"] = option("kernels only: cuda, or with --quick cpu.", default="cuda")
     quick: bool = flag("kernels only: use tiny sizes, whose timings are meaningless.")
     hub: bool = flag("kernels only: also check kernels downloaded from the hub.")
     gpus: int = option("kernels only: also check `zoo train` on this many GPUs, in every mesh.", default=1, min=1)
@@ -79,8 +81,8 @@ class Checked:
 def run(
     workload: Workload = argument(
         "train; mlm (BERT base trains); decode; prefill (time to the first token); batch (ragged requests together); "
-        "load (from the shell to the first token of a folder); engine (zoo beside itself: what batching, schemas, "
-        "speculation and determinism bring or cost); or kernels.",
+        "load (from the shell to the first token of a folder); engine (zoo with and without batching, schemas, "
+        "speculation and determinism); or kernels.",
         default=...,
     ),
     *,
@@ -91,7 +93,7 @@ def run(
     ),
     as_json: bool = flag("Print the whole report, with the figures of every round.", "--json"),
 ) -> None:
-    """Benchmark zoo against transformers, LitGPT, CTranslate2 and onnxruntime-genai, and the machine's limits (CPU).
+    """Benchmark zoo on a CPU against transformers, LitGPT, CTranslate2, onnxruntime-genai and the machine's limits.
 
     Every contender has the same random weights and runs in turn, in fresh processes; ratios compare measurements of the
     same round. `kernels` compares each attention kernel with the eager one, then times kernels, training and decoding

@@ -22,7 +22,7 @@ def run(
     checkpoint: Path = argument("A checkpoint, a run, a Hugging Face folder, or a GGUF file.", default=...),
     out: Path = argument("The folder (--to gguf: the file) to write: written atomically.", default=...),
     to: Literal["hf", "zoo", "peft", "gguf", "onnx", "export"] = option(
-        "hf (transformers loads it), zoo (our own layout), peft (only a run's adapters), gguf (llama.cpp's), onnx or "
+        "hf (transformers loads it), zoo (Zoo's own layout), peft (only a run's adapters), gguf (llama.cpp's), onnx or "
         "export (torch.export's .pt2).",
         default="hf",
     ),
@@ -31,29 +31,32 @@ def run(
         "Compare ids and logits with transformers in a fresh process (checksums are compared in any case).",
         default=True,
     ),
-    into: Path | None = option("Original multimodal folder: OUT is a copy with the text model's weights replaced."),
+    into: Path | None = option(
+        "The multimodal folder that the text model came from: OUT is a copy of it with the new text weights."
+    ),
     pooling: Pooling | None = option("Write a sentence-transformers folder with this pooling and normalization."),
     dtype: Dtype = None,
-    force: bool = flag("Replace OUT also if it is a model that zoo did not write."),
+    force: bool = flag("Replace OUT even if it is a model that zoo did not write."),
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder, as llama.cpp's GGUF file, or in our own layout.
+    """Write a checkpoint as a Hugging Face folder, as llama.cpp's GGUF file, as a program (ONNX), or in Zoo's layout.
 
-    A model that no published family describes is written for the classes of `import zoo.hf`, with a line for each field
-    in the way.
+    A model that is none of transformers' is written for the classes of `import zoo.hf`; a line names each field that
+    transformers has no place for.
 
-    With --verify the command succeeds only if transformers, in a fresh process, gives the same token ids and logits,
-    for padded and truncated texts, the chat template and its pipeline too; one line lists what was compared. Low-rank
-    adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read, converted
-    and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
-    model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
+    With --verify the command succeeds only if transformers, in a fresh process, gives the same token ids and logits:
+    also for padded and truncated texts, by the chat template, and by its pipeline. One line lists what was compared.
+    Low-rank adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read,
+    converted and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only
+    the text model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's
+    modules.
 
-    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. An encoder gives hidden states,
-    or the logits of whole rows. The file is read back before it appears: by our own reader and, where its Python
-    package is installed, by llama.cpp.
+    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. From an encoder llama.cpp
+    computes hidden states, or the logits of whole texts (of a classifier). The file is read back before it appears: by
+    Zoo's own reader and, where its Python package is installed, by llama.cpp.
 
-    --to onnx and --to export write a program that takes and returns the KV cache; for an encoder-decoder, three. Before
-    it appears it is run by onnxruntime or torch, and must give the model's values, for padded rows and for tokens
-    decoded one by one.
+    --to onnx and --to export write a program that takes and returns the KV cache (three programs for an
+    encoder-decoder). Before it appears it is run by onnxruntime or torch, and must give the model's values, for padded
+    rows and for tokens decoded one by one.
     """
     from zoo.checkpoint import adapter_files, hf, peft_files, store
     from zoo.checkpoint.finding import find

@@ -30,8 +30,10 @@ def run(
         default="paper",
         metavar="<paper|cost|strip>",
     ),
-    by: str | None = option("The cost that colours the look `cost`. [default: params]", metavar="<params|flops|cache>"),
-    context: int | None = option("Tokens of a sequence, for FLOPs and cache. [default: the model's longest]"),
+    by: str | None = option(
+        "With --look cost: the cost that boxes are coloured by. [default: params]", metavar="<params|flops|cache>"
+    ),
+    context: int | None = option("Sequence length in tokens, for FLOPs and cache. [default: the model's max_seq_len]"),
     out: Path | None = option("Write a .svg, .png, .html, .pdf or .txt file. [default: the terminal]", "--out", "-o"),
     diff: bool = flag("Draw the model with and without the overrides, side by side."),
     card: bool = flag("Draw a card to share, 1200 × 630."),
@@ -40,8 +42,8 @@ def run(
 ) -> None:
     """Draw a model's architecture: its layers as they compute, with the fields and costs of each part.
 
-    Everything is read from the model's Spec, in under a second and without torch. Two models, or --diff with overrides,
-    are drawn side by side, with the differences highlighted.
+    Nothing is built: it takes under a second, without torch. Two models, or one with --diff and overrides, are drawn
+    side by side, with the differences highlighted.
     """
     _refuse_unused(by, look, card, dark, out)
     if axis is not None:

@@ -20,6 +20,7 @@ from zoo.cli.common import (
     print_note,
 )
 from zoo.cli.options import flag, option, options
+from zoo.cli.showing import Json
 
 BOTH = ("weights", "fp8", "kernel", "dtype", "context")
 TAKEN = {
@@ -77,7 +78,7 @@ def run(
     tasks: Tasks,
     vectors: Vectors,
     device: Device = "auto",
-    as_json: bool = flag("Print JSON.", "--json"),
+    as_json: Json = False,
 ) -> None:
     """Evaluate a model: loss, perplexity and bits per byte of a text, of any data, or of a run's validation split.
 

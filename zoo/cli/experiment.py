@@ -33,14 +33,23 @@ def run(
         "An arm and its overrides; the first is the baseline. May be given several times.", metavar="NAME=OVERRIDES"
     ),
     match: str | None = option(
-        "Equalize a cost across arms: params, active, non_embedding, flops, kv, data, time.", metavar="BUDGET"
+        "Make a cost equal in all arms: params, active, non_embedding, flops, kv, data, time.", metavar="BUDGET"
     ),
-    match_by: str | None = option("The key that is solved for to equalize the cost.", metavar="KEY"),
+    match_by: str | None = option(
+        "With --match: the key that is changed for it. [default: as in zoo train]", metavar="KEY"
+    ),
     tune: bool = flag("Tune the learning rate of each arm first, on a separate seed and separate rows."),
-    seeds: str | None = option("Seeds per arm; several numbers are sequential looks: 3,6,10.", metavar="N[,N...]"),
-    margin: float | None = option("Equivalence margin: the largest difference that does not matter."),
+    seeds: str | None = option(
+        "Seeds per arm; several numbers are sequential looks: 3,6,10. [default: 3]", metavar="N[,N...]"
+    ),
+    margin: float | None = option(
+        "Equivalence margin: the largest difference that does not matter. [default: none: no arm is called equivalent]"
+    ),
     metric: str | None = option("The metric to compare; lower is better. [default: val_loss]"),
-    sigma: float | None = option("With --plan: the standard deviation of a pair's difference. [default: measured]"),
+    sigma: float | None = option(
+        "With --plan: standard deviation of the difference between two arms' losses of one seed. [default: that of "
+        "kept verdicts on models of about the size]"
+    ),
     out: Path | None = option("The folder of the runs. [default: sweeps/experiments/NAME]", metavar="FOLDER"),
     measure: bool = option("With --plan: time 3 steps per arm.", default=True),
     as_json: Json = False,

@@ -19,8 +19,8 @@ def run(
     ),
     as_json: bool = flag("Print JSON, with every model and family named.", "--json"),
 ) -> None:
-    """Explain a name of a model's YAML: its meaning, values, cost, and the models that set it. A name of training, a
-    probe, or a word of verdicts and ladders: its meaning, values and an example.
+    """Explain a name: its meaning, its values and an example; of a model's YAML also its cost, and the models that set
+    it.
 
     \b
     Examples:

@@ -32,9 +32,9 @@ def new(
 ) -> None:
     """Draft a family's YAML, and compare the outputs of a tiny random model with those of transformers.
 
-    The draft is `like` one of the families that know most of the reference's tensors and config, with the changes that
-    bring its outputs nearest to the reference's. Fields and tensors without a place are printed. Exits with 1 if the
-    two models differ; the first stage that differs says where to look.
+    The draft starts from the family that knows most of the reference's tensors and config (`like`), and has the changes
+    that bring its outputs nearest to the reference's. Fields and tensors that it has no place for are printed. Exits
+    with 1 if the two models differ; the first stage that differs says where to look.
 
     \b
     Examples:

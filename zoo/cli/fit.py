@@ -37,8 +37,8 @@ def run(
         default="params,tokens,loss",
         metavar="NAME,NAME,NAME",
     ),
-    drop_highest: int = option("Drop the N points with the highest losses.", default=0, min=0),
-    hold_out: int = option("Hold out the N points with the most FLOPs, and predict them.", default=0, min=0),
+    drop_highest: int = option("Drop this many points with the highest losses.", default=0, min=0),
+    hold_out: int = option("Hold out this many points with the most FLOPs, and predict them.", default=0, min=0),
     bootstrap: int = option("Number of bootstrap resamples.", default=1000, min=0, max=10_000),
     seed: int = option("Random seed of the resampling.", default=0, min=0),
     out: Path | None = option("Write the fit to this file, for zoo predict.", "--out", "-o"),
@@ -46,7 +46,8 @@ def run(
 ) -> None:
     """Fit the loss to L(N, D) = E + A/N^α + B/D^β, N parameters and D tokens (Hoffmann et al., 2022).
 
-    Huber loss on log L, from 18 initial values (Besiroglu et al., 2024); errors by bootstrap. The loss of a run is its
+    The fit minimises the Huber loss on log L from 18 initial values (Besiroglu et al., 2024); errors are those of a
+    bootstrap. The loss of a run is its
     last validation loss. A run with several decays (schedule=wsd_s) is one point per decay.
 
     --approach 2 fits a parabola to the points of equal FLOPs (6·N·D), and a power law to the minima. The bias that

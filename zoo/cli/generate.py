@@ -41,7 +41,7 @@ class Texts:
     max_new_tokens: int | None = option("Maximum number of new tokens. [default: the checkpoint's, else 256]")
     n: int = option("Number of texts per prompt.", "--n", default=1)
     n_beams: int | None = option("Beam width; 1 means no beam search. [default: 1]")
-    length_penalty: float | None = option("Length penalty of beam search: above 1 prefers longer texts.")
+    length_penalty: float | None = option("Length penalty of beam search: above 1 prefers longer texts. [default: 1]")
 
 
 @options("Batches of prompts")
@@ -57,7 +57,9 @@ class BatchOptions:
     out: Path | None = option("Write a line of JSON for each text, as soon as it is done.")
     resume: bool = flag("Keep the results in --out and compute the missing ones.")
     force: bool = flag("Overwrite --out.")
-    logprobs: int | None = option("With --out: write log-probabilities of each token and of the K most likely tokens.")
+    logprobs: int | None = option(
+        "With --out: write the log-probabilities of each token and of this many most likely ones."
+    )
 
     def check(self, template: str | None) -> None:
         """Raise ConfigError for options without the file that they need, and for options that exclude each other."""
@@ -78,7 +80,7 @@ class Drawing(Sampled):
 
     typical_p: float | None = option("Locally typical sampling, up to total probability p.")
     repetition_penalty: float | None = option(
-        "Penalty of tokens in the prompt or text; above 1 makes them less likely."
+        "Penalty of tokens that are in the prompt or in the text so far; above 1 makes them less likely."
     )
     presence_penalty: float | None = option("Penalty of generated tokens; above 0 makes them less likely.")
     frequency_penalty: float | None = option("Penalty for each time that a token was generated.")
@@ -117,7 +119,7 @@ class Grammar:
 class Serving:
     """Options for running the model."""
 
-    template: str | None = option("Chat template for messages: plain, chatml, or a file.")
+    template: str | None = option("Chat template for messages: plain, chatml, or a file. [default: the checkpoint's]")
     ngram: int = option("Prompt-lookup (n-gram) speculative decoding: draft tokens per step; 0: off.", default=0)
     draft: Path | None = option("Speculative decoding by a smaller model with the same tokenizer.")
     draft_tokens: int = option("Number of tokens that --draft proposes at once.", default=4)
@@ -130,7 +132,7 @@ class Serving:
     tp: int = option("Number of tensor-parallel processes.", default=1, min=1)
     device: Device = "auto"
     dtype: Dtype = None
-    fp8: Fp8 | None = option("Compute matrix products in float8 (CUDA); weight_only only saves memory.")
+    fp8: Fp8 | None = option("Compute matrix products in float8 (CUDA); weight_only only stores the weights so.")
     weights: WeightStorage | None = option(
         "Store linear layers' weights in this format, on a CPU. [default: unchanged]"
     )

@@ -27,16 +27,24 @@ class SweepOptions:
     plan: bool = flag("With -m: print the jobs, their costs, and the smallest difference that the seeds can detect.")
     measure: bool | None = option("With -m: time 3 steps per arm first. [default: on with --plan]", show_default=False)
     match: str | None = option(
-        "With -m: equalize a cost across arms: params, active, non_embedding, flops, kv, data, time.", metavar="BUDGET"
+        "With -m: make a cost equal in all arms: params, active, non_embedding, flops, kv, data, time.",
+        metavar="BUDGET",
     )
     match_by: str | None = option(
-        "The key that is solved for: d_ff, n_layers, d_model, steps, or any key of the model.", metavar="KEY"
+        "With --match: the key that is changed for it: any of the model, or steps. [default: d_ff; kv: n_kv_heads or "
+        "n_layers; data and time: steps]",
+        metavar="KEY",
     )
-    baseline: str | None = option("The baseline arm to match. [default: the first]", metavar="ARM")
+    baseline: str | None = option(
+        "With --match: the arm that the others are matched to. [default: the first]", metavar="ARM"
+    )
     search_lr: bool = flag("With -m: tune the learning rate of each arm first, all in the same way.")
-    trials: int | None = option("With --search-lr: rates drawn per arm by optuna; ASHA stops poor ones early.", min=2)
+    trials: int | None = option(
+        "With --search-lr: rates drawn per arm by optuna; ASHA stops poor ones early. [default: a grid]", min=2
+    )
     sigma: str | None = option(
-        "With --plan: standard deviation of the per-seed loss difference, or a finished sweep to estimate it from.",
+        "With --plan: standard deviation of the difference between two arms' losses of one seed, or a finished sweep "
+        "to estimate it from.",
         metavar="STD|SWEEP",
     )
     json: bool = flag("With --plan: print JSON.")

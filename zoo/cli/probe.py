@@ -32,15 +32,17 @@ def run(
     multirun: bool = flag("Run one model for each combination of key=a,b,c.", "--multirun", "-m"),
     probe: str | None = option("Probes by name: mqar,parity. [default: the card's ten]", metavar="NAME,NAME"),
     size: Literal["card", "small", "paper"] = option(
-        "Size of the probes: minutes each, a minute or two (small), or those of the sources (paper: hours on a GPU).",
+        "Size of the probes: card (minutes each), small (a minute or two) or paper (the sources' own: hours on a GPU).",
         default="card",
     ),
     seeds: int = option("Seeds trained at the chosen learning rate.", default=3, min=1),
     lrs: str | None = option("Learning rates to try. [default: 1e-4, 3.2e-4, …, 3.2e-2]", metavar="LR,LR"),
-    plan: bool = flag("Predict the seconds of each probe from timed updates, and train nothing."),
+    plan: bool = flag("Predict the time of each probe from timed updates, and train nothing."),
     controls: bool = flag("Also run controls: a model that must solve the probe, and one that cannot."),
     steps: int | None = option("Updates per training run. [default: the probe's own]", min=1),
-    jobs: int | None = option("Parallel training runs, one thread each. [default: the cores, 8 at most]", min=1),
+    jobs: int | None = option(
+        "Training runs at a time, one thread each. [default: the number of cores, 8 at most]", min=1
+    ),
     out: Path = option("The folder for results.", "--out", "-o", default=Path("probes")),
     as_json: Json = False,
     as_md: Markdown = False,
@@ -48,7 +50,7 @@ def run(
 ) -> None:
     """Train an architecture on synthetic tasks and report the level that it reaches: a capability card.
 
-    The model is scaled down; it keeps its kinds of layer and all settings of the overrides. Each probe tunes the
+    The model is scaled down, but keeps its kinds of layer and what the overrides set. Each probe tunes the
     learning rate, then trains several seeds. The same command resumes interrupted probes. `zoo explain probe` lists the
     probes and says how to read a card.
     """

@@ -20,7 +20,9 @@ def run(
     folders: list[Path] = argument("Folders with runs: a sweep, or several.", default=..., metavar="SWEEP..."),
     baseline: str | None = option("The baseline arm. [default: the first]"),
     metric: str | None = option("The metric to compare; lower is better. [default: the experiment's, or val_loss]"),
-    margin: float | None = option("Equivalence margin: the largest difference that does not matter."),
+    margin: float | None = option(
+        "Equivalence margin: the largest difference that does not matter. [default: the experiment's, or none]"
+    ),
     fit: Path | None = option("The baseline's scaling law (zoo fit --out), for effective speedups.", metavar="FIT"),
     plot: Path | None = option("Draw the verdicts to this file (.png, .svg).", metavar="FILE"),
     html: Path | None = option("Write a self-contained HTML page to this file.", metavar="FILE"),

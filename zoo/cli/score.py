@@ -23,7 +23,9 @@ def run(
     second: str | None = option("Field with the second text of a pair. [default: as in training]"),
     probabilities: bool = flag("Print the probability of every class."),
     activation: str | None = option("Activation of the logits: softmax, sigmoid or none. [default: the folder's]"),
-    template: str | None = option("Chat template for a record's messages: plain, chatml, or a file."),
+    template: str | None = option(
+        "Chat template for a record's messages: plain, chatml, or a file. [default: the folder's]"
+    ),
     out: Path | None = option("Write the lines to this file."),
     batch_size: int = option("Texts per batch.", default=32, min=1),
     device: Device = "auto",

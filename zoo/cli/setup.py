@@ -23,15 +23,17 @@ HELP = {
     "(half of them if causal), kaplan (6N, no attention), hfu (exact plus recomputation).",
     "engine": "Engine whose KV-cache allocation is counted: ideal (keys and values that attention can still see), zoo "
     "(its pages), hf (transformers' DynamicCache), paged (as vLLM).",
-    "page": "Page size in tokens of Zoo's paged KV cache: 16 or 256 (`zoo generate` prints the size used on a GPU).",
-    "optimizer": "The optimizer, by its name in conf/optim. Decides the states, and the cost of a step.",
+    "page": "With --engine zoo: page size in tokens of the KV cache on a GPU, 16 or 256 (`zoo generate` prints it). "
+    "[default: 16, as on a CPU]",
+    "optimizer": "The optimizer, by its name in conf/optim. It decides the size of its states, and the cost of a step.",
     "decay": "Weight decay: uniform, cautious or hyperball. The last two copy weights in each step.",
     "fused_optimizer": "Fused AdamW: updates in place, without temporaries.",
-    "precision": "Training precision, as in `zoo train precision=`, or mixed. Decides the copies of each parameter.",
+    "precision": "Training precision: a value of `zoo train precision=`, or mixed (16-bit weights, "
+    "master copy in fp32). It decides the copies of each parameter.",
     "recompute": "Activation checkpointing: which activations are recomputed; every_2: every second layer's.",
     "accumulate": "Gradient accumulation: number of passes of `batch` sequences per update.",
     "offload": "State offloaded to host memory between updates: none, or states (the optimizer's).",
-    "chunked_loss": "Compute the loss in chunks, so that the whole logits are never materialized.",
+    "chunked_loss": "Compute the loss in chunks, so that never all logits exist at once.",
     "dp": "Data-parallel ranks.",
     "tp": "Tensor-parallel ranks.",
     "pp": "Pipeline stages.",
@@ -42,8 +44,8 @@ HELP = {
     "cp_comm": "KV exchange of context parallelism: all-gather before attention, or ring during it.",
     "zero": "ZeRO stage over the data-parallel ranks; 3 is FSDP.",
     "replicas": "Groups of ranks (HSDP): each shards all weights among its ranks; gradients are summed over groups.",
-    "gpu": "A GPU by its file name in conf/hardware, for the roofline.",
-    "train_tokens": "Training tokens: 1e12, 300B, 15T.",
+    "gpu": "A GPU, by its file name in conf/hardware: h100, l4. For what fits, and for the times of the roofline.",
+    "train_tokens": "Training tokens, for the time to train on --gpu: 1e12, 300B, 15T.",
     "mfu": "Assumed MFU in training: the fraction of the GPU's peak that it reaches.",
 }
 """The help of each option."""
@@ -82,7 +84,7 @@ def describe_field(field: Field[Any], hint: Any) -> Any:
         settings |= {"min": 0, "max": 3}
     elif int in (hint, *getattr(hint, "__args__", ())):
         settings["min"] = 1
-    return typer.Option(flag, show_default=field.default not in (None, False), **settings)
+    return typer.Option(flag, show_default=field.default is not None and field.default is not False, **settings)
 
 
 SetupOptions = Annotated[Setup, describe_field]

@@ -172,7 +172,7 @@ def gpu(
     as_json: Json = False,
     setup: SetupOptions,
 ) -> None:
-    """Find the smallest number of each GPU that holds the model: --tp for generation, ZeRO ranks for training.
+    """Find how many of each GPU hold the model: tensor-parallel ranks for generation, ZeRO ranks for training.
 
     With --gpu, only that GPU is considered.
     """
@@ -236,7 +236,7 @@ def shape(
     as_json: Json = False,
     setup: SetupOptions,
 ) -> None:
-    """Find width, depth, feed-forward and heads that meet a budget on exact prices; with --gpu, that fit its memory.
+    """Find the width, depth, feed-forward size and heads of models that meet a budget by exact prices, or fit --gpu.
 
     An override fixes a dimension (d_model=2048) or changes the model (head.tied=true).
     """

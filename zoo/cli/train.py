@@ -53,6 +53,7 @@ def run(
     hydra/launcher=joblib (with -m).
 
     Each run gets a folder below runs/. Each sweep gets one below sweeps/, with a folder for each of its jobs.
+    Jobs that differ in nothing but the seed are one arm.
     """
     from zoo.jobs import plan as jobs
 
