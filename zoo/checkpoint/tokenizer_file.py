@@ -147,7 +147,8 @@ def _measure_prefix(step: Mapping[str, Any]) -> float:
 
 
 def _measure_table(step: Mapping[str, Any]) -> float:
-    """Find the longest replacement of a character in SentencePiece's table. Raises ValueError for a malformed one."""
+    """Find how many characters SentencePiece's table puts in place of one, at most. Raises ValueError for a malformed
+    table."""
     whole = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
     start = 4 + int.from_bytes(whole[:4], "little") // 4 * 4
     if len(whole) < max(start, 4):

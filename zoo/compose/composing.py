@@ -95,8 +95,8 @@ _packaged_lists: dict[tuple[object, ...], tuple[DefaultsList, str]] = {}  # with
 class Composition:
     """A YAML mapping with its defaults list, composed with overrides once or many times.
 
-    Composed bases and defaults lists are cached by the overrides that are choices, parsed overrides by their text.
-    Those of packaged files alone are shared in a process, as these files do not change.
+    Composed bases and defaults lists are cached by the overrides that are choices, and parsed overrides by their text.
+    Bases and lists that only packaged files went into are shared by the whole process, as these files do not change.
     """
 
     repo: Listed

@@ -28,12 +28,12 @@ LOW_RANK = "lora"
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a run trains a model.
+    """Say which weights of a model a run trains, by which adapters, and where it drops.
 
-    `trained` names the weights that train (None: all), `adapted` the paths of products with an adapter of `rank`. With
-    `drops_adapted` dropout is applied to an adapter's input; `drops` names the other places of dropout: attention,
-    residual, embedding, ffn, layers. `held` has the bytes of each frozen weight that is stored in
-    bfloat16 or quantised, not as a parameter. With `dora` an adapter has a vector of magnitudes.
+    `trained` names the weights that train (None: all), `adapted` the paths of the linear layers that have an adapter of
+    `rank`. `drops_adapted` says whether dropout is applied to the input of adapters; `drops` names the other places of
+    dropout: attention, residual, embedding, ffn, layers. Some frozen weights are no parameters, but are stored in
+    bfloat16 or quantised: `held` has the bytes of each. With `dora` an adapter has a vector of magnitudes.
     """
 
     trained: frozenset[str] | None = None

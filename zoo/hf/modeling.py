@@ -268,7 +268,8 @@ class ZooPreTrainedModel(PreTrainedModel):
     # ------------------------------------------------------------ passes
 
     def train(self, mode: bool = True) -> Any:
-        """Set training mode. Raises ConfigError for an adapter on a product that is also read as a plain weight."""
+        """Set training mode. Raises ConfigError for an adapter on a linear layer whose weight other code also reads
+        directly: such reads would bypass the adapter."""
         if mode:
             for path in self._bare:
                 if not isinstance(self.get_submodule(path), LinearModule):

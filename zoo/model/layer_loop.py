@@ -281,8 +281,8 @@ class LowRankGate(MessageGate, kind="low_rank"):
 
 
 def find_loop_faults(tower: Tower) -> Iterator[Fault]:
-    """Yield the faults between a tower and its loop, or of messages without a restarting loop: a field's path, and a
-    line about it."""
+    """Yield what is wrong with a tower's loop, or with blocks that read messages although no loop restarts: for each
+    fault the path of a field, and a line about it."""
     loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.takes]
     if told and (loop is None or not loop.restarts):
         yield ("blocks", told[0], "messages"), "are from the pass before, and there is none (loop: {kind: restarting})"

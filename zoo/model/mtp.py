@@ -74,8 +74,8 @@ class MTP(Node, name="mtp", word="depth"):
         return Stack({KIND: MTPModule(layer=layer, head=tower.head, **how)}, (KIND,) * self.depth)  # type: ignore[arg-type]
 
     def add_loss(self, tower: Tower, m: Any, inputs: Inputs, context: ForwardContext, out: Output) -> None:
-        """Run the modules behind a tower's pass. Adds their loss, a mean over the targets, to `out.losses`, with the
-        losses and loads of their routers."""
+        """Run the modules on the hidden states of a tower's finished pass (`out`). Adds their loss, a mean over the
+        targets, to `out.losses`, with the losses and loads of their routers."""
         assert inputs.targets is not None
         loss, hidden, total = inputs.loss or TokenLoss(), out.hidden, torch.zeros((), device=out.hidden.device)
         count = int((inputs.targets != IGNORED).sum()) if loss.count is None else loss.count
@@ -105,7 +105,7 @@ def shift_targets(targets: Tensor, documents: Tensor | None, ahead: int) -> Tens
 
 
 def find_mtp_faults(tower: Tower) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield why a decoder can have no modules behind its layers."""
+    """Yield why a decoder can have no such modules after its layers."""
     last, found = tower.pattern[-1], None
     if tower.head.kind != "lm" or tower.out_width is not None:
         found = f"reads logits of states d_model wide, and the head is of kind '{tower.head.kind}' (lm, no out_width)"

@@ -25,11 +25,11 @@ class Streams(Spec, axis="streams", default="altup"):
     """Number of residual streams, S."""
 
     def expand(self, m: Weights, x: Tensor) -> Tensor:
-        """Make the streams [B, T, S, D] of the embedding's output x [B, T, D]."""
+        """Make the streams [B, T, S, D] from the embedding's output x [B, T, D]."""
         raise NotImplementedError
 
     def collapse(self, m: Weights, x: Tensor) -> Tensor:
-        """Make one vector a token [B, T, D] of the last layer's streams x [B, T, S, D]."""
+        """Merge the last layer's streams x [B, T, S, D] into one vector per token [B, T, D]."""
         raise NotImplementedError
 
 

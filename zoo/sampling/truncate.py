@@ -256,8 +256,8 @@ def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None
 
 
 def _pick(weights: Tensor, target: Tensor, right: bool) -> tuple[Tensor, Tensor]:
-    """Find the index [R, 1] whose weight (never 0) covers the target, and the part of the target that falls inside this
-    weight."""
+    """Find the index [R, 1] at which the cumulative `weights` [R, N] reach `target` [R, 1], or with `right` exceed it.
+    An index of weight 0 is never the result. Also returns the target less the weights before that index [R, 1]."""
     total = weights.cumsum(-1)
     places = torch.arange(weights.shape[1], device=weights.device)
     last = (places * (weights > 0)).amax(-1, keepdim=True)

@@ -28,7 +28,7 @@ class LossNoise(NamedTuple):
 
     @classmethod
     def of_arms(cls, arms: Iterable[Mapping[int, float]]) -> LossNoise:
-        """Pool the deviation over arms of losses by seed, without the runs that diverged."""
+        """Pool the standard deviation over arms, each given as losses by seed. Diverged runs are left out."""
         finite = [[loss for loss in each.values() if math.isfinite(loss)] for each in arms]
         spread = [(variance(each), len(each) - 1) for each in finite if len(each) > 1]
         freedom = sum(count for _, count in spread)

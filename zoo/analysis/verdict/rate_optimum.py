@@ -45,8 +45,8 @@ def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:
     """Fit the optimum of an arm's losses by decade; `noise` is the standard deviation of a loss. Losses that are not
     finite are runs that diverged. Raises ValueError if none is finite.
 
-    If the parabola has no minimum between the rates tried, the best rate tried is the optimum, with an error up to the
-    next rate.
+    If the parabola has no minimum between the rates tried, the best rate tried is the optimum, and its error follows
+    from the distance to the nearest other rate.
     """
     finite = {at: loss for at, loss in losses.items() if math.isfinite(loss)}
     best = min(finite, key=lambda at: finite[at])
@@ -77,8 +77,8 @@ def _list_near(finite: Mapping[float, float], best: float, limit: float) -> list
 
 
 def _take_best(finite: Mapping[float, float], best: float) -> RateOptimum:
-    """Take the best rate tried. Its error is the distance of the nearest other rate, and the curvature is that of a
-    parabola through both losses."""
+    """Take the best rate tried. The true optimum is assumed to lie anywhere up to the nearest other rate, which gives
+    the standard error; the curvature is that of a parabola through both losses."""
     others = [at for at in finite if at != best]
     if not others:
         return RateOptimum(best, math.inf, 0.0, False)

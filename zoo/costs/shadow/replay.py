@@ -202,8 +202,9 @@ def _class(cls: type) -> type:
 
 
 def _works(cls: type) -> bool:
-    """Whether a class's module uses torch, imports a function of REPLACED, or imports a position bias or a function of
-    zoo.model or zoo.distributed from a module that uses torch."""
+    """Whether a class's code may reach torch, so that it has to run on shadows: its module uses torch, imports a
+    function of REPLACED, or imports something else that uses torch (a position bias; a function of zoo.model or
+    zoo.distributed)."""
     return _uses_torch(cls.__module__) or any(
         (value.__module__, value.__name__) in REPLACED
         or (

@@ -91,7 +91,7 @@ class KeyView:
         return [x]
 
     def join(self, outputs: list[Tensor], tokens: int) -> Tensor:
-        """Join the segments' outputs to [B, T, …]."""
+        """Join the segments' outputs to one tensor [B, T, …] of T = `tokens`."""
         return outputs[0]
 
     def read(self, held: Tensor) -> list[Tensor]:

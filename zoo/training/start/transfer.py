@@ -142,7 +142,8 @@ def _list(names: tuple[str, ...]) -> str:
 
 
 def _untie(source: Tower, target: Tower, held: Tensors, prefix: str) -> str | None:
-    """Give an untied head the values of the embedding that it was tied to."""
+    """If the source's head is tied and the target's is not, give it a copy of the token table. Returns a line that says
+    so; None if nothing was done."""
     if not getattr(source.head, "tied", False) or getattr(target.head, "tied", True):
         return None
     tokens = held.get(f"{prefix}embedding.tokens.weight")
