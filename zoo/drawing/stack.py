@@ -66,8 +66,8 @@ def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: st
 
 
 def _draw_beside_wires(y: float, top: float, height: float, width: float, read: float | None) -> list[Shape]:
-    """Draw the wires of a box at y that stands beside the stream: to a bracket over all layers, which begin at `top`;
-    and from the height `read` of the stream, if the box reads it."""
+    """Draw the wires of a box that stands beside the stream at y. One leads from the box to a bracket around all layers
+    (from `top`, `height` high). If the box reads the stream, another leads to it from the stream at y = `read`."""
     bracket = ((0.0, top), (-BRACKET, top), (-BRACKET, top + height), (0.0, top + height))
     entry = top + height / 2
     way = ((0.0, y), (-LANE, y), (-LANE, entry), (-BRACKET, entry))

@@ -189,11 +189,11 @@ class ZooForTokenClassification(LabelledModel):
 
 
 class GeneratingModel(ZooPreTrainedModel, GenerationMixin):
-    """Base of the models that `generate`, with a cache of ours."""
+    """Base of the models that have transformers' `generate`; their cache is a `ZooCache`."""
 
     def start_cache(self, cache: Any, use_cache: bool | None) -> ZooCache | None:
-        """Return the given cache, a new one if `use_cache` is true, or None. Raises TypeError for a cache that is not
-        ours."""
+        """Return the given cache, a new one if `use_cache` is true, or None. Raises TypeError for a cache of another
+        class."""
         if cache is not None and not isinstance(cache, ZooCache):
             raise TypeError(f"{CACHE}: is a {type(cache).__name__} (ZooCache(model), or leave it out)")
         return ZooCache(self) if cache is None and use_cache else cache

@@ -58,7 +58,8 @@ class Projected(Connection):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Number of a token's factors of each sort: read, write and, if any, mix."""
+        """How many factors a token has to read the streams, to write to them and, if the kind mixes streams, to mix
+        them."""
         raise NotImplementedError
 
     def parts(self, d_model: int) -> dict[str, Any]:

@@ -46,9 +46,12 @@ def compute_power(effect: float, n: int, level: float = LEVEL) -> float:
 
 
 def compute_equivalence_power(margin: float, n: int, level: float = LEVEL) -> float:
-    """Compute the probability that n pairs show two equal arms to be equivalent within a margin, in standard deviations
-    of a pair's difference: the probability of |Z| + t·s < margin·√n, where t is the critical value of the one-sided
-    tests."""
+    """Compute the probability that n pairs show two equal arms to be equivalent within `margin`, which is in standard
+    deviations of a pair's difference.
+
+    It is the probability of |Z| + t·s < margin·√n: Z is a standard normal variable, s the estimated ÷ the true standard
+    deviation, and t the critical value of the one-sided tests.
+    """
     reach, normal = margin * math.sqrt(n), NormalDist().cdf
     limit = student_quantile(1 - level, n - 1)
     return _average_over_spread(n - 1, lambda s: max(0.0, 2 * normal(reach - limit * s) - 1))

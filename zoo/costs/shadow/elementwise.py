@@ -132,7 +132,7 @@ def multiply(a: Any, b: Any) -> Any:
 
 
 def _note_factor(result: Any, factor: Any) -> Any:
-    """Note on the operation that made `result` that it multiplies by a number."""
+    """If `factor` is a number, record it in the operation that made `result`, as what that multiplies by."""
     if not is_shadow(factor) and result.node is not None:
         result.node.factor = float(factor)
     return result

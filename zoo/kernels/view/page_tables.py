@@ -36,7 +36,8 @@ def reads_pages(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> 
 
 
 def _rank(ask: AttentionQuery, machine: Machine, kernel: str) -> int:
-    """Return the place in the order of the kernel that serves an ask; COPIES if it does not read pages in place."""
+    """Return the position, among the kernels in the order they are tried, of the first that takes `ask`. COPIES if
+    none does, or if that kernel cannot read pages in place."""
     able = order(ask, machine) if kernel == "auto" else iter([KERNELS[kernel]] if kernel in KERNELS else [])
     ranked = (
         (place, each) for place, each in enumerate(able) if each.refuses(ask, machine) is None and not each.broken

@@ -102,7 +102,8 @@ def _list_linears(layer: Layer) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _precision_of(owner: Spec, part: Any, wanted: str) -> tuple[str, str | None]:
-    """Return the precision of one product, and the reason if it is exact although lower was wanted."""
+    """Return the precision in which a linear layer is computed. If that is EXACT although a lower one was wanted, also
+    return the reason."""
     if wanted == EXACT:
         return EXACT, None
     if LOGITS in (part.role, getattr(getattr(part, "of", None), "role", "")):

@@ -43,8 +43,9 @@ class Context:
 
 
 class Loss(NamedTuple):
-    """A batch's loss. `total` is the weighted sum to backpropagate; `targets` their number; `terms` the weighted terms
-    by name, of which `loss` is only the cross-entropy; and the token counts [E] of each mixture's experts."""
+    """A batch's loss. `total` is the weighted sum to backpropagate, `targets` the number of targets, and `terms` the
+    weighted terms by name, of which `loss` is the cross-entropy alone. `loads` are the token counts [E] of the experts,
+    for each mixture."""
 
     total: Tensor
     targets: int
