@@ -71,7 +71,7 @@ class Sampled:
     top_k: int | None = option("Sample from the k most likely tokens.")
     top_p: float | None = option("Nucleus sampling: smallest set of top tokens whose total probability reaches p.")
     min_p: float | None = option("Sample from tokens with at least this probability relative to the most likely one.")
-    seed: int | None = option("Random seed: the same seed gives the same text.")
+    seed: int | None = option("Random seed: the same seed gives the same text. [default: a new one each time]")
 
 
 def say(line: object) -> None:

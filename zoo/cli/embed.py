@@ -21,7 +21,9 @@ def run(
     pooling: Pooling | None = option("Pooling of token vectors. [default: the folder's, else mean]"),
     normalize: bool | None = option("Scale every vector to length 1. [default: the folder's setting]"),
     dim: int | None = option("Keep this many leading dimensions (Matryoshka), and normalize again.", min=1),
-    prompt: str | None = option("Name of the folder's prompt to put before every text."),
+    prompt: str | None = option(
+        "Name of the folder's prompt to put before every text. [default: the folder's default, or none]"
+    ),
     similarity: bool = flag("Print the cosine similarity of every pair of texts."),
     out: Path | None = option("Save the vectors to .npy, .safetensors or .jsonl."),
     batch_size: int = option("Texts per batch.", default=32, min=1),

@@ -47,8 +47,8 @@ def run(
     ),
     metric: str | None = option("The metric to compare; lower is better. [default: val_loss]"),
     sigma: float | None = option(
-        "With --plan: standard deviation of the difference between two arms' losses of one seed. [default: that of "
-        "kept verdicts on models of about the size]"
+        "With --plan: standard deviation of the difference between two arms' losses of one seed. [default: the file's, "
+        "or that of kept verdicts on models of about the size]"
     ),
     out: Path | None = option("The folder of the runs. [default: sweeps/experiments/NAME]", metavar="FOLDER"),
     measure: bool = option("With --plan: time 3 steps per arm.", default=True),

@@ -44,7 +44,7 @@ class SweepOptions:
     )
     sigma: str | None = option(
         "With --plan: standard deviation of the difference between two arms' losses of one seed, or a finished sweep "
-        "to estimate it from.",
+        "to estimate it from. [default: unknown: differences are given in σ]",
         metavar="STD|SWEEP",
     )
     json: bool = flag("With --plan: print JSON.")

@@ -26,7 +26,7 @@ def run(
     template: str | None = option(
         "Chat template for a record's messages: plain, chatml, or a file. [default: the folder's]"
     ),
-    out: Path | None = option("Write the lines to this file."),
+    out: Path | None = option("Write the lines to this file. [default: standard output]"),
     batch_size: int = option("Texts per batch.", default=32, min=1),
     device: Device = "auto",
 ) -> None:

@@ -266,7 +266,7 @@ class Searched:
     """Options for the meshes to search."""
 
     count: int = option("Number of GPUs, of the type that --gpu names.", default=..., min=1)
-    global_batch: int | None = option("Sequences per step.", min=1)
+    global_batch: int | None = option("Sequences per step, in place of --batch-tokens.", min=1)
     batch_tokens: float | None = option("Tokens per step, rounded: 4M. [default: 4194304]", **NUMBER_OPTION)
     node: int = option("GPUs per node, connected by the GPU's own link.", default=8, min=1)
     network: float | None = option(

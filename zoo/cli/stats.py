@@ -45,7 +45,9 @@ def run(
     target: Target,
     overrides: Overrides = None,
     multirun: bool = flag("Print one row for each combination of key=a,b,c.", "--multirun", "-m"),
-    columns: str | None = option("Columns of a sweep's table: params,active,flops,kv or dotted paths of --json."),
+    columns: str | None = option(
+        "Columns of a sweep's table: params,active,flops,kv or dotted paths of --json. [default: those, cache, weights]"
+    ),
     plot: Plot = None,
     explain: bool = flag("Show the formula and the source of each figure."),
     verify: bool = flag("Compare the figures with the built model."),
