@@ -1,4 +1,4 @@
-"""Save and load low-rank adapters (LoRA) in a checkpoint of ours, and find the model that they are for."""
+"""Save and load low-rank adapters (LoRA) in a checkpoint of Zoo, and find the model that they are for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PlanFile(JsonShape):
     dora: bool = False
 
 
-# ---------------------------------------------------------------- in a checkpoint of ours
+# ---------------------------------------------------------------- in a checkpoint of Zoo
 
 
 def write_plan(model: nn.Module, folder: Path) -> None:

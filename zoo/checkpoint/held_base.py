@@ -29,7 +29,7 @@ LAYOUTS: Mapping[str, type[FourBit] | type[EightBit]] = {"nf4": FourBit, "int8":
 
 def open_base(weights: str | Path, checked: bool = False) -> StoredTensors:
     """Open the tensors of a base in their stored dtypes. If the base has adapters of its own, its merged weights are
-    stored nowhere and are given in float32. With `checked`, the files of a checkpoint of ours are compared with its
+    stored nowhere and are given in float32. With `checked`, the files of a checkpoint of Zoo are compared with its
     manifest."""
     path = locate(weights)
     merged = not path.is_file() and read_plan(find(path)) is not None

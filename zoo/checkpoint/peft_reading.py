@@ -1,5 +1,5 @@
 # R rank
-"""Read an adapter in peft's format, by unpacking it into a checkpoint of ours in the cache folder. The checkpoint has
+"""Read an adapter in peft's format, by unpacking it into a checkpoint of Zoo in the cache folder. The checkpoint has
 only the adapters, and names the base."""
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PeftConfig(JsonShape):
 
 
 def unpack_adapter(folder: Path) -> Path:
-    """Unpack an adapter in peft's format into a checkpoint of ours, unless that is done already; return its folder.
+    """Unpack an adapter in peft's format into a checkpoint of Zoo, unless that is done already; return its folder.
 
     adapter_config.json names the base. Raises CheckpointError, a line for each fault, if the base is missing, or for
     tensors that are no LoRA of its products.

@@ -145,7 +145,7 @@ def load(
     request of the engine chooses one by name (`zoo.checkpoint.named_adapters`).
 
     `dtype` defaults to the file's. If it is not given, quantised weights that have `adapters` are held as they are
-    stored. With `verify`, the files of a checkpoint of ours are first compared with its manifest. Raises
+    stored. With `verify`, the files of a checkpoint of Zoo are first compared with its manifest. Raises
     CheckpointError with a line for each fault, before any weight is read.
     """
     where = pick_device(device)
@@ -165,7 +165,7 @@ def open_model(
     """Open a model at any `path` that `load` takes; tensors are read lazily.
 
     With `mapped`, tensors that need no conversion are memory-mapped; otherwise each tensor is read into memory of its
-    own, which is freed with the tensor. With `checked`, the files of a checkpoint of ours are compared with its
+    own, which is freed with the tensor. With `checked`, the files of a checkpoint of Zoo are compared with its
     manifest. Raises CheckpointError with a line for each fault, before any weight is read.
     """
     from zoo.checkpoint import hf

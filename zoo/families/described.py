@@ -29,7 +29,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_config(path: str | Path) -> bool:
-    """Whether a path names a config.json, a folder with one, or a GGUF file. False for a checkpoint of ours, which its
+    """Whether a path names a config.json, a folder with one, or a GGUF file. False for a checkpoint of Zoo, which its
     zoo.yaml describes even if it also has a config.json for `zoo.hf`."""
     path = Path(path)
     published = path.is_dir() and is_folder(path) and not (path / ARCHITECTURE).is_file()

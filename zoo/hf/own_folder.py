@@ -29,7 +29,7 @@ def save(
     """Write a folder, tensor by tensor, with the tokenizer's files of the folder `beside`; return the class's name.
     With `force` a model that zoo did not write is replaced too. `check` is called with the draft before it appears.
 
-    The folder is a checkpoint of ours with a config.json, so zoo's commands read it too. Raises ConfigError for a model
+    The folder is a checkpoint of Zoo with a config.json, so zoo's commands read it too. Raises ConfigError for a model
     without a fitting class, and CheckpointError if `out` has other files.
     """
     kind, dtype = find_class(model.spec), str(model.dtype).removeprefix("torch.")
@@ -41,7 +41,7 @@ def save(
 
 
 def name_auto(name: str) -> str:
-    """Name the Auto class that loads a class of ours."""
+    """Name the Auto class of transformers that loads a class of `zoo.hf`."""
     return f"AutoModel{name.removeprefix('Zoo').removeprefix('Model')}"
 
 

@@ -210,7 +210,7 @@ class GeneratingModel(ZooPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
-        """Make a cache of so many columns, unless there is one or none is wanted."""
+        """Make a cache of `max_cache_length` columns (padding counts), unless there is one or none is wanted."""
         stated = generation_config.cache_implementation
         if stated not in (None, "dynamic"):
             raise ConfigError(f"cache_implementation: is {stated!r}, and a model of ours has its own (leave it out)")

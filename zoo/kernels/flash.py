@@ -76,7 +76,7 @@ class Flash(FallibleKernel):
         return Call(self.function(ask), self.options(ask.causal, ask.window, ask.softcap, ask.ahead))
 
     def function(self, ask: AttentionQuery) -> str:
-        """Return the name of the function that serves an ask."""
+        """Return the name of the function that computes a query."""
         return self.functions[way(ask)]
 
     def options(
@@ -206,7 +206,7 @@ class Flash(FallibleKernel):
 
 
 def way(ask: AttentionQuery) -> str:
-    """Return which of the four kinds of call serves an ask."""
+    """Return which of the four kinds of call computes a query."""
     if ask.varlen:
         return VARLEN_CACHED
     if ask.documents or ask.padding:
@@ -215,7 +215,7 @@ def way(ask: AttentionQuery) -> str:
 
 
 def _refuse_ask(ask: AttentionQuery) -> str | None:
-    """Say which feature of an ask no flash kernel has, or None."""
+    """Say which feature of a query no flash kernel has; None if some kernel has all."""
     if ask.dtype not in DTYPES:
         return f"flash kernels take float16 and bfloat16, not {ask.dtype}"
     if ask.bias in ("fixed", "learned"):

@@ -96,7 +96,7 @@ class Flex(Kernel):
 
 
 def _refused_on_cuda(ask: AttentionQuery, capability: tuple[int, int] | None) -> str | None:
-    """Say which limit of triton, or of torch's triton kernels, the ask exceeds, or None."""
+    """Say which limit of triton, or of torch's triton kernels, the query exceeds; None if it exceeds none."""
     needed = (8, 0) if ask.dtype == "bfloat16" else (7, 0)
     if capability is not None and capability < needed:
         found = "{}.{}".format(*capability)

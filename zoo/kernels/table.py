@@ -134,8 +134,8 @@ def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
 
 
 def _state(kernel: Kernel, ask: AttentionQuery, machine: Machine) -> tuple[str, str | None]:
-    """Say where the kernel can serve the ask, and why not here. If it never can, the reason is given for a machine on
-    which the kernel runs."""
+    """Say where the kernel can compute the query, and why not here. If it never can, the reason is given for a machine
+    on which the kernel runs."""
     reason = kernel.refuses(ask, machine)
     if reason is None:
         return HERE, None

@@ -88,7 +88,7 @@ class TritonSplit(FallibleKernel):
 
 
 def _refuse_ask(ask: AttentionQuery) -> str | None:
-    """Say which feature of an ask the kernel lacks, or None."""
+    """Say which feature of a query the kernel lacks; None if it has all."""
     if ask.dtype not in ("float16", "bfloat16", "float32"):
         return f"the split-KV kernel takes float16, bfloat16 and float32, not {ask.dtype}"
     if ask.needs_grad:

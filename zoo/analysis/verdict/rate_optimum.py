@@ -161,7 +161,7 @@ class RateWindow:
 
     def subtract_from(self, other: RateWindow, freedom: float) -> MeanDifference:
         """Estimate how much narrower this window is than the `other` one, in decades. The errors combine those of the
-        two windows; the noise of the losses is known with so many degrees of `freedom`.
+        two windows; `freedom` are the degrees of freedom with which the noise of the losses is known.
 
         Of an open window the width is a lower bound, so that the difference is one too if the wider window is open; if
         the narrower one is, the error is unknown, as it is without noise."""

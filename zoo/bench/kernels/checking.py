@@ -63,8 +63,8 @@ def check_kernels(
 
     `minutes` limits all parts together; what has not run by then is left out. By default it is `count_minutes`. `quick`
     uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `gpus` above
-    1 adds runs over so many processes, one a GPU. As each part ends, `tell` is called with a line, and `keep` with the
-    report so far. Raises ConfigError if the device does not exist or does not answer, and for a CPU without `quick`.
+    1 adds runs on that number of GPUs. As each part ends, `tell` is called with a line, and `keep` with the report so
+    far. Raises ConfigError if the device does not exist or does not answer, and for a CPU without `quick`.
     """
     require_device(device, quick, gpus)
     minutes = count_minutes(fetched, gpus) if minutes is None else minutes
@@ -157,7 +157,7 @@ def list_parts(quick: bool = False, fetched: bool = False, gpus: int = 1) -> Ite
 
 
 def count_minutes(fetched: bool = False, gpus: int = 1) -> float:
-    """Count the minutes that all parts may take together. With so many none is left out because others were slow."""
+    """Count the minutes that all parts may take together, so that none is left out because others were slow."""
     return (ALLOWED["device"] + sum(group[0].seconds for group in list_parts(False, fetched, gpus))) / 60
 
 
