@@ -147,6 +147,7 @@ def test_tokens_are_read_as_the_literature_writes_them(text: str, value: float) 
         (["stats", "gpt2", "--json", "--csv"], "output: --json and --csv are two formats (leave one out)"),
         (["stats", "gpt2", "--dtype", "bf61"], "dtype: unknown 'bf61' (did you mean 'bf16'?)"),
         (["stats", "gpt2", "--tokens", "many"], "tokens: cannot read 'many' as a number (1e12, 300B or 15T)"),
+        (["stats", "gpt2", "--tokens", "1T"], "tokens: are for the time to train on a GPU (--gpu h100, say)"),
         (["stats", "gpt2", "--mfu", "1.5"], "mfu: is a share of the peak, found 1.5"),
         (["stats", "gpt2", "--ep", "3"], "ep: 3 does not divide the 1 data-parallel ranks"),
         (["stats", "gpt2", "--columns", "kv"], "columns: only apply to a sweep's table (add -m)"),

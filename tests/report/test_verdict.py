@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from support.parallel_runs import BASE, SMALL, here  # noqa: F401  (a fixture)
 from zoo.analysis.verdict.comparison import Comparison, compare_arms
 from zoo.analysis.verdict.score_noise import find_answer_noise
 from zoo.cli import run
+from zoo.experiments.looking import report_folders
 from zoo.report.arms import Arm, group_arms
 from zoo.report.history import collect_runs
 from zoo.report.verdict_plot import make_figure
@@ -155,6 +157,17 @@ def test_saturated_accuracies_of_runs_have_the_noise_of_their_rows() -> None:
     (own,) = Report.make([full, spread], None, "val_accuracy").found.values()
     (plain,) = compare_arms({each.name: each.values("val_accuracy") for each in (full, spread)}, full.name).values()
     assert (own.p, own.interval) == (plain.p, plain.interval), "seeds that differ by more have their own spread"
+
+
+def test_an_arm_of_lower_accuracy_is_worse_and_its_difference_has_the_sign_of_the_accuracy(monkeypatch) -> None:
+    arms = [make_arm("right", [200, 198, 199]), make_arm("wrong", [150, 149, 151])]
+    monkeypatch.setattr("zoo.experiments.looking.collect_runs", lambda folders: folders)
+    monkeypatch.setattr("zoo.experiments.looking.group_arms", lambda records: (arms, []))
+    monkeypatch.setattr("zoo.experiments.looking.note_noise", lambda arm: arm)
+    made, _ = report_folders([Path("sweep"), Path("more")], metric="val_accuracy")
+    (found,) = made.found.values()
+    assert found.verdict == "worse" and found.difference == pytest.approx(-0.245)
+    assert found.interval[0] < found.difference < found.interval[1] < 0
 
 
 def test_a_peak_that_reused_an_earlier_runs_memory_is_not_measured():

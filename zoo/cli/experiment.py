@@ -45,7 +45,7 @@ def run(
     margin: float | None = option(
         "Equivalence margin: the largest difference that does not matter. [default: none: no arm is called equivalent]"
     ),
-    metric: str | None = option("The metric to compare; lower is better. [default: val_loss]"),
+    metric: str | None = option("The metric to compare. [default: val_loss]"),
     sigma: float | None = option(
         "With --plan: standard deviation of the difference between two arms' losses of one seed. [default: the file's, "
         "or that of kept verdicts on models of about the size]"

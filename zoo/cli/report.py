@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(
     folders: list[Path] = argument("Folders with runs: a sweep, or several.", default=..., metavar="SWEEP..."),
     baseline: str | None = option("The baseline arm. [default: the first]"),
-    metric: str | None = option("The metric to compare; lower is better. [default: the experiment's, or val_loss]"),
+    metric: str | None = option("The metric to compare. [default: the experiment's, or val_loss]"),
     margin: float | None = option(
         "Equivalence margin: the largest difference that does not matter. [default: the experiment's, or none]"
     ),

@@ -68,6 +68,8 @@ def run(
     shown, setup = output.shown, trains.tune(setup)
     if verify and setup.tunes:
         raise ConfigError("verify: builds no adapters, and trains all weights (leave out --lora, --freeze and --train)")
+    if setup.train_tokens is not None and setup.gpu is None and not explain:
+        raise ConfigError("tokens: are for the time to train on a GPU (--gpu h100, say)")
     if multirun:
         if cfg or resolve or explain or verify or kernels:
             found = "--cfg, --resolve, --explain, --verify or --kernels"

@@ -21,7 +21,7 @@ from zoo.experiments.key_faults import find_place, say_wanted
 from zoo.experiments.model_files import place_models
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
-from zoo.report.history import RESULTS
+from zoo.report.history import HIGHER, RESULTS
 from zoo.report.rate_table import WINDOW
 from zoo.untrusted.yaml_file import parse_yaml
 
@@ -34,6 +34,9 @@ def _read_looks(seeds: int | list[int]) -> int | list[int]:
         raise ValueError("the numbers of seeds at which to look increase (seeds: [3, 6, 10])")
     return seeds
 
+
+PROBED = ("accuracy", "scaled", "reach")
+"""The metrics of a probe of which more is better."""
 
 Seeds = Annotated[int | list[int], AfterValidator(_read_looks)]
 """The number of seeds; or several, at which to look, in a design that adds seeds until it tells: the significance level
@@ -133,7 +136,7 @@ class Experiment(Strict):
     metric: str = "val_loss"
     """A figure of a run's result, or a name of `measure`."""
     higher: bool = False
-    """Whether a higher metric is better."""
+    """Whether a higher metric is better. Of accuracies and levels it is, without being stated."""
     margin: PositiveFloat | None = None
     """The largest difference in the metric that does not matter. Without one no arm is called equivalent."""
     withdrawn: str = ""
@@ -164,7 +167,7 @@ class Experiment(Strict):
         if (self.probe is None and self.short.probe) or (self.ladder is None and self.short.ladder):
             raise ValueError(f"short: has a {'probe' if self.short.probe else 'ladder'}, and the whole experiment none")
         for at, each in enumerate(self.expect):
-            more = self.higher or each.metric == WINDOW  # which is better
+            more = self.prefers_higher(each.metric)
             up = more == (each.verdict == "better")
             if each.effect and each.verdict in ("better", "worse") and (each.effect > 0) != up:
                 way = f"{each.verdict} is a {'higher' if up else 'lower'} {each.metric or self.metric}"
@@ -188,6 +191,11 @@ class Experiment(Strict):
     def trains(self) -> bool:
         """Whether the arms train on text, not on a probe and not as ladders."""
         return self.probe is None and self.ladder is None
+
+    def prefers_higher(self, metric: str | None) -> bool:
+        """Whether more of a metric is better; None is the experiment's own."""
+        name = (metric or self.metric).partition(" at ")[0]
+        return name in (*HIGHER, *PROBED, WINDOW) or (self.higher and name != "loss")
 
     def find_margin(self, each: Expectation) -> float | None:
         """Find the margin of equivalence of an expectation: its own, or the experiment's if both concern the same

@@ -240,13 +240,7 @@ def _compare_expected(
         if each.verdict is not None and each.against is not None
     }
     found = {int(at): each for at, each in compare_pairs(pairs, level).items()}
-    turned = {at: expected[at].metric == WINDOW or experiment.higher for at in found}
-    return {at: _negate_difference(each) if turned[at] else each for at, each in found.items()}
-
-
-def _negate_difference(made: Comparison) -> Comparison:
-    interval = None if made.interval is None else (-made.interval[1], -made.interval[0])
-    return replace(made, difference=None if made.difference is None else -made.difference, interval=interval)
+    return {at: each.negate() if experiment.prefers_higher(expected[at].metric) else each for at, each in found.items()}
 
 
 def _pair_arms(ran: Ran, experiment: Experiment, each: Expectation, against: str) -> ArmPair:
@@ -258,7 +252,7 @@ def _pair_arms(ran: Ran, experiment: Experiment, each: Expectation, against: str
         apart = window.subtract_from(theirs, ran.noise.freedom)
         return ArmPair({}, {}, None if window.open or theirs.open else margin, apart.shared, apart)
     own = ran.values[each.metric or experiment.metric]
-    losses = negate(own) if experiment.higher else own
+    losses = negate(own) if experiment.prefers_higher(each.metric) else own
     errors = find_rate_errors(ran.searches, ran.noise) if experiment.metric == "val_loss" else {}
     shared = math.hypot(*(errors.get(arm, 0.0) for arm in (each.arm, against)))
     noises = ran.least.get(each.metric or experiment.metric, {})

@@ -20,7 +20,7 @@ from zoo.experiments.running import collect_arms, find_complete_seeds, plan_arms
 from zoo.jobs.conducting import SweepObserver
 from zoo.jobs.plan import LaunchPlan
 from zoo.report.arms import Arm, group_arms
-from zoo.report.history import collect_runs
+from zoo.report.history import HIGHER, collect_runs
 from zoo.report.tables import TextTable
 from zoo.report.verdict_page import PAGE, write_report_page, write_results_page
 from zoo.report.verdict_plot import draw_report
@@ -166,7 +166,8 @@ def report_folders(
         ran, arms, level, missing = _collect_ended(experiment, folders[0], False)
         return _compare_arms(experiment, ran, arms, False, level), missing
     arms, unfinished = group_arms(collect_runs(folders))
-    return Report.make([*map(note_noise, arms)], baseline, metric or "val_loss", margin), unfinished
+    metric = metric or "val_loss"
+    return Report.make([*map(note_noise, arms)], baseline, metric, margin, higher=metric in HIGHER), unfinished
 
 
 def describe_arms(
@@ -184,7 +185,8 @@ def describe_arms(
 
 def _compare_arms(experiment: Experiment, ran: Ran, arms: Sequence[Arm], short_form: bool, level: float) -> Report:
     """Compare trained arms with the experiment's baseline, by the tests of its expectations."""
-    made = Report.make(arms, experiment.first_arm(), experiment.metric, experiment.margin, level)
+    higher = experiment.prefers_higher(None)
+    made = Report.make(arms, experiment.first_arm(), experiment.metric, experiment.margin, level, higher)
     found = compare_with_baseline(ran, experiment, short_form, level)
     return replace(made, found=found, family="all comparisons of the experiment")
 
@@ -209,7 +211,7 @@ def write_task_page(
     of `show`."""
     title, *results = make_outcome_tables(outcome.recipe, experiment, outcome)
     pictures, tables = show()
-    better = "higher" if experiment.higher else "lower"
+    better = "higher" if experiment.prefers_higher(None) else "lower"
     write_results_page(
         file,
         str(title),

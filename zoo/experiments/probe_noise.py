@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from zoo.analysis.verdict.difference import UNKNOWN, LossNoise
 from zoo.analysis.verdict.score_noise import find_answer_noise, find_level_noise
-from zoo.errors import ConfigError
+from zoo.errors import refuse
 from zoo.experiments.experiment import find_recipe, list_overrides, list_recipes
 from zoo.experiments.judging import find_outcome
 from zoo.probes.all_probes import make_probe
@@ -23,15 +23,20 @@ from zoo.probes.outcome_store import read_cards
 from zoo.probes.training import count_answers
 
 
+def check_metrics(probe: Probe, metrics: Sequence[str]) -> None:
+    """Raise ConfigError for a metric that a probe lacks: it has `reach`, and figures of each level (`accuracy at
+    16`)."""
+    of_level = {level: ("accuracy", "loss", *probe.measure(level, 0.5, 1.0, 1)) for level in probe.levels}
+    known = ["reach", *(f"{name} at {level}" for level, names in of_level.items() for name in names)]
+    missing = (each for each in metrics if each not in known)
+    refuse(f"metric: {probe.name} has no {each!r} (one of: {', '.join(known)})" for each in missing)
+
+
 def read_metric(outcome: ProbeOutcome, metric: str) -> dict[int, float]:
-    """Read a metric of each seed: `reach`, or one of a level (`accuracy at 16`). Raises ConfigError for other
-    metrics."""
+    """Read a metric of each seed."""
     if metric == "reach":
         return {each.seed: float(each.reach) for each in outcome.seeds}
     name, _, level = metric.partition(" at ")
-    known = [f"{measured} at {size}" for size, found in outcome.seeds[0].levels.items() for measured in found]
-    if metric not in known:
-        raise ConfigError(f"metric: {outcome.probe} has no {metric!r} (one of: reach, {', '.join(known)})")
     return {each.seed: each.levels[int(level)][name] for each in outcome.seeds}
 
 

@@ -11,7 +11,7 @@ from zoo.experiments.arm_tasks import Probing
 from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
-from zoo.experiments.probe_noise import find_least_noise, read_metric
+from zoo.experiments.probe_noise import check_metrics, find_least_noise, read_metric
 from zoo.experiments.running import find_folder
 from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import count_searched, hash_key, load_small, open_pool, predict_seconds, run_probe
@@ -62,9 +62,10 @@ def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ra
 
 def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:
     """Hash each arm's model, shrunk to the probe's size, with the probe's settings. Raises ConfigError as
-    `check_matched` and `load_small` do."""
+    `check_matched`, `load_small` and `check_metrics` do."""
     check_matched(recipe, price_arms(recipe))
     task, small = _load_arms(recipe, short_form)
+    check_metrics(task, recipe.list_metrics(short_form))
     return {name: hash_key(spec, task) for name, spec in small.items()}
 
 
@@ -86,6 +87,7 @@ def plan_probe(recipe: Experiment, measure: bool = True) -> dict[str, dict[str, 
     asked, found = recipe.probe, price_arms(recipe)
     check_matched(recipe, found)
     assert asked is not None
+    check_metrics(make_probe(asked.name, asked.size, asked.settings), recipe.list_metrics())
     searched, seeds = count_searched(asked.rates), recipe.form(False).looks[-1]
     for costs in found.values():
         costs |= {each: (searched + seeds) * costs[each] for each in costs.keys() - {"params", "cache_bytes"}}

@@ -35,6 +35,9 @@ MEASURES = {
 }
 """The metrics of evaluations of labelled rows and of preferences, and their names for people."""
 
+HIGHER = MEASURES.keys() - {"val_reward_rejected"}
+"""The metrics of which more is better."""
+
 RESULTS = (
     "steps",
     "tokens",

@@ -51,10 +51,11 @@ def write_report_page(
     report: Report, title: str, file: Path, notes: Sequence[str] = (), tables: Sequence[TextTable] = ()
 ) -> None:
     """Write a report's page. `notes` are sentences on the basis of the verdicts; `tables` come before the report's."""
+    better = "higher" if report.higher else "lower"
     write_results_page(
         file,
         title,
-        about=f"{report.metric}, compared with {report.baseline.name}; lower is better",
+        about=f"{report.metric}, compared with {report.baseline.name}; {better} is better",
         sentences=[
             (each.name, report.found[each.name].verdict, describe_verdict(report, each)) for each in report.others
         ],

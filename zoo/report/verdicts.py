@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.analysis.verdict.comparison import Comparison, Place, compare_arms, find_front
+from zoo.analysis.verdict.comparison import Comparison, Place, compare_arms, find_front, negate
 from zoo.analysis.verdict.difference import LossNoise
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.row_noise import bootstrap_rows
@@ -21,7 +21,7 @@ from zoo.analysis.verdict.spread_bounds import find_variance_bounds
 from zoo.errors import ConfigError
 from zoo.report import rate_table
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
-from zoo.report.tables import TextTable
+from zoo.report.tables import TextTable, drop_empty
 from zoo.units import format_count, format_number, format_p, format_seconds, format_si, say_p
 
 NAMES = {
@@ -58,7 +58,7 @@ SPEEDUPS = ("arm", *(f"speedup in {NAMES.get(name, name)}" for name in SPENT))
 
 @dataclass(frozen=True)
 class Report:
-    """Arms compared with a baseline in one metric; lower is better."""
+    """Arms compared with a baseline in one metric."""
 
     arms: Sequence[Arm]
     baseline: Arm
@@ -68,6 +68,8 @@ class Report:
     """By arm the standard error that its searched learning rate adds to its mean; empty without searches."""
     level: float = LEVEL
     """The significance level, that of the look at which the arms are compared."""
+    higher: bool = False
+    """Whether more of the metric is better."""
     family: str = "all arms"
     """The comparisons over which p-values and intervals are corrected (Holm)."""
     decays: Sequence[PowerLaw] = ()
@@ -75,7 +77,13 @@ class Report:
 
     @classmethod
     def make(
-        cls, arms: Sequence[Arm], baseline: str | None, metric: str, margin: float | None = None, level: float = LEVEL
+        cls,
+        arms: Sequence[Arm],
+        baseline: str | None,
+        metric: str,
+        margin: float | None = None,
+        level: float = LEVEL,
+        higher: bool = False,
     ) -> Report:
         """Compare arms with the arm named `baseline`, or with the first, corrected over all arms. Raises ConfigError
         for fewer than two arms, or an unknown baseline."""
@@ -85,13 +93,15 @@ class Report:
         if baseline is not None and baseline not in names:
             raise ConfigError(f"baseline: there is no arm {baseline!r}, found: {', '.join(names)}")
         first = next(each for each in arms if each.name == (baseline or names[0]))
-        losses = {each.name: each.values(metric) for each in arms}
+        values = {each.name: each.values(metric) for each in arms}
+        losses = negate(values) if higher else values
         searches = {each.name: each.search for each in arms if each.search} if metric == "val_loss" else {}
-        tuning = rate_table.find_rate_errors(searches, rate_table.find_noise(losses.values(), searches))
+        tuning = rate_table.find_rate_errors(searches, rate_table.find_noise(values.values(), searches))
         least = {each.name: each.least_noise(metric) for each in arms}
-        found = compare_arms(losses, first.name, level, margin, tuning, least)
+        compared = compare_arms(losses, first.name, level, margin, tuning, least)
+        found = {arm: each.negate() if higher else each for arm, each in compared.items()}
         order = [first, *(each for each in arms if each is not first)]
-        return cls(order, first, metric, found, tuning, level)
+        return cls(order, first, metric, found, tuning, level, higher)
 
     @property
     def others(self) -> Sequence[Arm]:
@@ -139,7 +149,7 @@ class Report:
     def fronts(self) -> dict[str, dict[str, Place]]:
         """Place the arms relative to the Pareto front of loss and each cost but elementwise FLOPs (approximate)."""
         losses = {each.name: each.values(self.metric) for each in self.arms}
-        found = {}
+        losses, found = negate(losses) if self.higher else losses, {}
         for name in (each for each in self.comparable if each != "elementwise"):
             costs = {each.name: each.costs[name] for each in self.arms if name in each.costs}
             if len(costs) == len(self.arms) and max(costs.values()) > min(costs.values()) * (1 + ALIKE):
@@ -354,12 +364,6 @@ def name_verdict(each: Comparison) -> str:
 def keep_finite(values: Mapping[int, float]) -> dict[int, float]:
     """Leave out the seeds whose runs diverged."""
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
-
-
-def drop_empty(header: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Drop the columns of a table that have no figure."""
-    kept = [at for at in range(len(header)) if any(row[at] for row in rows)]
-    return [header[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 def _format_speedups(found: Mapping[str, Speedup]) -> Iterable[str]:

@@ -78,6 +78,11 @@ class Comparison:
     divergence: float | None = None
     """Fisher's exact p-value that both arms diverge equally often; None if no run diverged."""
 
+    def negate(self) -> Comparison:
+        """Give the difference and its interval the sign of a metric that was negated before it was compared."""
+        interval = None if self.interval is None else (-self.interval[1], -self.interval[0])
+        return replace(self, difference=None if self.difference is None else -self.difference, interval=interval)
+
 
 @dataclass(frozen=True)
 class _Sample:
