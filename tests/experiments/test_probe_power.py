@@ -12,9 +12,10 @@ import pytest
 from zoo.analysis.verdict.student import student_quantile
 from zoo.errors import ConfigError
 from zoo.experiments.experiment import Experiment
+from zoo.experiments.probe_noise import check_metrics
 from zoo.experiments.probe_power import foresee_probe, list_blind_probe, list_power_notes, make_power_table
-from zoo.experiments.probing import plan_probe
 from zoo.paths import recipes_dir
+from zoo.probes.all_probes import make_probe
 
 
 def plan(metric: str, effect: float = 0.1, **stated: Any) -> Experiment:
@@ -99,4 +100,4 @@ def test_a_probe_without_kept_runs_takes_the_noise_that_is_stated() -> None:
     assert make_power_table(unknown, foresee_probe(unknown)).rows[0][1:3] == ["unknown", ""]
     assert [each.sigma for each in foresee_probe(stated)] == [0.05, 0.05] and len(list_blind_probe(stated, [])) == 0
     with pytest.raises(ConfigError, match="mqar has no 'val_loss'"):
-        plan_probe(plan("val_loss"), False)
+        check_metrics(make_probe("mqar"), plan("val_loss").list_metrics())
