@@ -1,5 +1,6 @@
 # B rows, T new tokens, S keys, N slots
-"""The rows of one forward pass in a Store: the slots that their new tokens are written to, and the keys they read."""
+"""Map the rows (sequences) of a forward pass to slots of a Store: the slots of their new tokens and of the keys
+read."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ class LayerCache:
         self.slots = slots  # state slots of the rows: (first, last + 1), or a tensor [B]
 
     def append(self, where: SlotMapping, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Write new tokens' tensors [B, T, …] to the pools of the same names. Return the tensors to read, new tokens
-        included: [B, S, …], or whole pools [N, …]."""
+        """Write the keys and values of new tokens [B, T, …] to the pools of the same names. Return the tensors to read,
+        new tokens included: [B, S, …], or whole pools [N, …] if `where.ragged`."""
         return tuple(self._append(where, self.layer.tensors[name], tensor) for name, tensor in new.items())
 
     def _append(self, where: SlotMapping, pool: Tensor, new: Tensor) -> Tensor:
@@ -50,8 +51,8 @@ class LayerCache:
     def recall(
         self, where: SlotMapping, compute: Callable[[], tuple[Tensor, ...]] | None, names: Sequence[str]
     ) -> tuple[Tensor, ...]:
-        """Return the keys and values of an encoder's output that `names` lists: [B, S, …], or whole pools [N, …].
-        `compute` makes new ones, which are written first. If it is None, they are cached already."""
+        """Return the cached keys and values of an encoder's output, from the pools `names`: [B, S, …], or whole pools
+        [N, …] if `where.ragged`. If `compute` is not None, it computes them anew, and they are written first."""
         pools = [self.layer.cross[name] for name in names]
         if compute is not None:
             for pool, new in zip(pools, compute(), strict=True):
@@ -62,12 +63,12 @@ class LayerCache:
         return tuple(where.whole(pool) if where.ragged else where.load(pool) for pool in pools)
 
     def state(self, name: str) -> Tensor:
-        """Return a recurrent state of the rows [B, …]."""
+        """Return the rows' recurrent state `name` [B, …]."""
         slots, state = self.slots, self.layer.states[name]
         return state[slots[0] : slots[1]] if isinstance(slots, tuple) else state[slots]
 
     def narrow(self, slots: Tensor) -> LayerCache:
-        """Return the states of some of the rows, by their slots [B]."""
+        """Return the layer's cache for only the rows with these state slots [B]."""
         return LayerCache(self.layer, slots, self.packs)
 
     def hold(self, name: str, value: Tensor) -> None:
@@ -144,8 +145,8 @@ class Cache:
 
     @property
     def past(self) -> int | None:
-        """Number of cached tokens of every row; None if rows have different numbers, lie end to end, or are read by
-        page table."""
+        """Number of cached tokens of every row; None if rows have different numbers, in a `varlen` pass, and in a pass
+        that reads by page table."""
         if self.varlen or self.tensors is not None:
             return None
         lengths = {row.length for row in self.rows}
@@ -176,8 +177,8 @@ class Cache:
 
     @property
     def alike(self) -> bool:
-        """Whether all rows have equally many cached and equally many new tokens, in a pass that is not `apart`, not
-        `varlen` and not read by page table."""
+        """Whether all rows have equally many cached tokens and `counts` is None, in a pass that is neither `apart` nor
+        `varlen` nor read by page table."""
         return self.counts is None and self.past is not None and not (self.apart or self.varlen)
 
     def find_counts(self, new: int) -> Tensor | None:
@@ -226,8 +227,8 @@ class Cache:
                 self.cu_seqlens_q = torch.tensor(ends, dtype=torch.int32, device=self.store.device)
 
     def _reads_pages(self, new: int) -> bool:
-        """Whether a pass of `new` columns reads by page table: `varlen` passes, decoding steps and drafts do, but not
-        other prompts, which may have a bidirectional prefix or a source to write."""
+        """Whether a pass of `new` columns reads by page table. `varlen` passes, decoding steps and drafts do. Other
+        prompts do not: they may have a bidirectional prefix or a source to write."""
         if self.store.paged and self.varlen:
             return True
         if not self.store.paged or new > self.store.new or self.apart or self.packs:
@@ -243,8 +244,8 @@ class Cache:
                 row.trim(group)
 
     def _lay_out(self, number: int, group: LayerGroup, new: int) -> SlotMapping:
-        """Map the next tokens to slots in a group. If its slots stand for `rate` tokens each, a pass computes `columns`
-        slots of each row, and stores those whose last token has come."""
+        """Map the next tokens to slots in a group. If a slot stands for `rate` tokens, the pass computes `columns`
+        slots of each row and stores the complete ones."""
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
         columns = count_windows(group.rate, new, self.past)
         stops = [row.length + self.count(place, new) for place, row in enumerate(self.rows)]
@@ -301,9 +302,9 @@ class Cache:
         return where
 
     def _reads_apart(self, group: LayerGroup) -> bool:
-        """Whether rows of equal length are attended one by one if their slots have no common stride. Only on a CPU,
-        where gathering 32 rows of 400 tokens takes 20 times longer (float32). Not in a first pass: it may have a
-        bidirectional prefix, which can only be given for all rows at once."""
+        """Whether rows of equal length are attended one by one if their slots have no common stride. True only on a
+        CPU, where gathering 32 rows of 400 tokens takes 20 times longer (float32). Never true in a first pass: its
+        bidirectional prefix, if any, must be given for all rows at once."""
         able = all(self.store.tower.blocks[kind].attention.passes.ragged for kind in group.kinds)
         return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
 
@@ -350,8 +351,8 @@ class TensorCache(Cache):
         return None if new == 1 else self.tensors.counts  # type: ignore[union-attr]
 
     def reach(self, new: int) -> int:
-        """Return `new`, a lower bound of the longest row's length after the pass. Limits were checked when requests
-        were added."""
+        """Return `new`, a lower bound of the longest row's length after the pass. Length limits were checked when
+        requests were added."""
         return new
 
     def end(self, new: int) -> None:

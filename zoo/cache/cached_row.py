@@ -45,9 +45,9 @@ class CachedRow:
         return True
 
     def turn(self, group: int, token: int) -> int:
-        """Rotate a window's pages so that the first one is for the page of `token`; their content is not moved. Return
-        the first token to write: `token`, because rotated pages hold other tokens' keys, or the first uncached token
-        if the pages were in place already."""
+        """Reassign a window's pages, so that the first one is for the page of `token`. Content is not moved. Return the
+        first token to write: `token` if pages were reassigned (they hold other tokens' keys), else the first uncached
+        token."""
         gone = token // self.store.page - self.dropped[group]
         if gone <= 0:
             return max(token, self.length)
@@ -72,8 +72,8 @@ class CachedRow:
         self.dropped[group] += gone
 
     def count_lacking(self, group: int, stop: int) -> int:
-        """Count the pages that a window lacks to hold its tokens up to `stop` and those that the first new one sees; 0
-        for other groups, whose pages are taken beforehand."""
+        """Count the missing pages of a window for its tokens up to `stop`, from the first token that the next token
+        sees. Return 0 for groups without a window, whose pages are taken beforehand."""
         each, page = self.store.groups[group], self.store.page
         if each.window is None:
             return 0
@@ -81,7 +81,7 @@ class CachedRow:
         return max(0, -(-stop // page) - first - len(self.pages[group]))
 
     def trim(self, group: int) -> None:
-        """Give back a window's pages beyond those that it has room for: the first ones, which no later token sees."""
+        """Release a window's surplus pages: the first ones, which no later token sees."""
         each, own = self.store.groups[group], self.pages[group]
         if each.window is not None and (gone := len(own) - self.store.pages_of(each, 1 << 60)) > 0:
             self.store.pools[group].release(own[:gone])

@@ -15,8 +15,8 @@ from zoo.cache.pool_store import Store
 
 
 class Sources:
-    """The sources in an encoder-decoder's store, as cross-attention's keys and values. Rows read them; unused ones stay
-    for later rows until their room is needed. Of the `asked` source tokens of started rows, `hits` were cached."""
+    """The encoder sources in a Store, cached as cross-attention's keys and values. Rows read them; unused ones stay for
+    later rows until their room is needed. Of the `asked` source tokens of started rows, `hits` were cached."""
 
     def __init__(self, store: Store) -> None:
         assert store.cross_group is not None
@@ -25,7 +25,8 @@ class Sources:
         self.hits = self.asked = 0
 
     def name(self, source: Sequence[int], salt: bytes = b"") -> list[bytes]:
-        """Return the names of a source's pages. Rows of another `salt` (another adapter) have other names."""
+        """Return the names of a source's pages: hashes of all its tokens and of `salt`, which differs between
+        adapters."""
         whole = blake2b(salt + array("q", source).tobytes(), digest_size=16).digest()
         return [whole + number.to_bytes(4, "little") for number in range(-(-len(source) // self.page))]
 

@@ -13,7 +13,7 @@ class OutOfPages(ZooError):
 
 
 class PagePool:
-    """`count` pages. A page is free, cached (kept for reuse under a key, without an owner), or owned by rows.
+    """A pool of `count` pages. A page is free, cached (kept for reuse under a key, without an owner), or owned by rows.
 
     Rows that share a page only read it. Pages are given out in runs of consecutive numbers where possible: a CPU reads
     a run without copying it.
@@ -33,8 +33,7 @@ class PagePool:
         return len(self._free) + len(self._cached)
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """Give out `count` pages: those that follow page `after` if they are free, else a run of consecutive ones if
-        there is one.
+        """Give out `count` pages: the ones after page `after` if they are free, else consecutive ones, else any.
 
         Cached pages are evicted when free ones do not suffice, least recently used first. Raises OutOfPages if both
         together do not suffice.

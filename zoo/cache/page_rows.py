@@ -14,8 +14,8 @@ from zoo.kernels.view.page_tables import PagedShape
 
 
 class PlacedRow(NamedTuple):
-    """A row in a group: the slots of its new tokens (`write`), the `first` token read (at a page's start), the number
-    of slots read (`length`), and their `pages`."""
+    """The slots and pages of a row in a group: the slots of its new tokens (`write`), the `first` token read (at a
+    page's start), the number of slots read (`length`), and their `pages`."""
 
     write: list[int]
     first: int

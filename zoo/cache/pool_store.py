@@ -91,7 +91,7 @@ class LayerStore:
 class Store:
     """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A
     window has room for `new` new tokens and the tokens that they see. For longer prompt chunks, the window's tokens and
-    the new ones are concatenated. Up to `undone` of a row's last tokens may be removed again after several passes.
+    the new ones are concatenated. Up to `undone` last tokens of a row may be removed again.
 
     In a `paged` store (default on any device but a CPU) decoding rows are read by page table. Its pools and states each
     have one more slot, the scratch slot for padding.
@@ -173,7 +173,7 @@ class Store:
                     pool[write] = pool[read]
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy pages of a group, as `copy` does slots."""
+        """Copy pages `sources` of a group to `targets`, in all layers of the group."""
         page = self.page
         slots = ([slot for each in own for slot in range(each * page, (each + 1) * page)] for own in (sources, targets))
         self.copy(group, *slots)
@@ -186,13 +186,13 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
+        """Bytes of all pools and states."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
 
 def make_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Allocate zeros. On a CPU memory is mapped, so that the system clears each page when it is first written:
-    torch.zeros would write the whole cache first, 1.3 s for 1.6 GB, if malloc keeps memory (`keep_memory`)."""
+    """Allocate a tensor of zeros. On a CPU its memory is mapped, and the system clears each page at its first write.
+    torch.zeros would write the whole tensor at once if malloc keeps memory (`keep_memory`): 1.3 s for 1.6 GB."""
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not size:
         return torch.zeros(*shape, dtype=dtype, device=device)

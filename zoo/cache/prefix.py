@@ -68,8 +68,8 @@ class Prefixes:
             names.append(digest.digest())
 
     def next_stop(self, row: CachedRow, end: int, last: int) -> int:
-        """Return where a pass that could reach `end` stops: at `end`, or earlier for a checkpoint. `last` is the end of
-        the last whole prompt page."""
+        """Return the token at which a pass that could reach `end` stops: `end`, or an earlier one for a checkpoint.
+        `last` is the end of the last whole prompt page."""
         if not self.checkpoints:
             return end
         stops = [(row.length // self.interval + 1) * self.interval, *([last] if row.length < last else [])]
@@ -106,8 +106,8 @@ class Prefixes:
 
     def awaits(self, names: Sequence[bytes], most: int, ahead: Sequence[bytes], length: int, last: int) -> bool:
         """Whether a waiting row should wait for a running one, because they have a common prefix that is not cached
-        yet. The running row has the page names `ahead`, `length` computed tokens, and its last whole prompt page ends
-        at `last`."""
+        yet. The running row's page names are `ahead`, its computed tokens `length`, and the end of its last whole
+        prompt page `last`."""
         page = self.store.page
         pages = min(len(names), len(ahead), most // page)
         common = bisect_left(range(pages), True, key=lambda n: names[n] != ahead[n]) * page
@@ -117,8 +117,8 @@ class Prefixes:
         return length < common and self._count_held(names, most) * page < common
 
     def count(self, row: CachedRow, most: int) -> None:
-        """Add to `asked` the `most` tokens that a row which has started could reuse, and to `hits` those that it did
-        reuse."""
+        """Count a started row's reuse: add the `most` tokens that it could reuse to `asked`, and the reused ones to
+        `hits`."""
         self.asked, self.hits = self.asked + most, self.hits + row.length
 
     def _find(self, group: int, name: bytes) -> int | None:
