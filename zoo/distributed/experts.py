@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Visit:
     """Rows that this rank has received for its experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where each
-    expert's rows end, `experts` [M'] each row's expert. `order` sorted the received rows by expert. `sent` and
-    `received` are numbers of rows by rank. `count` is M, the number of this rank's own rows. Own rows after the last
-    expert's end have no expert and are not sent."""
+    expert's rows end, `experts` [M'] each row's expert. `order` is the permutation that sorted the received rows.
+    `sent` and `received` are numbers of rows by rank. `count` is M, the number of this rank's own rows. Own rows after
+    the last expert's end have no expert and are not sent."""
 
     group: RankGroup
     rows: Tensor
@@ -30,7 +30,7 @@ class Visit:
     count: int
 
     def bring(self, rows: Tensor) -> Tensor:
-        """Send another tensor [M, …] with the same rows to the same ranks, without a gradient; return [M', …]."""
+        """Send another tensor of the same rows [M, …] to the same ranks, without a gradient; return [M', …]."""
         return self.group.send_rows(rows[: sum(self.sent)], self.sent, self.received)[self.order]
 
     def go_back(self, y: Tensor) -> Tensor:

@@ -64,8 +64,8 @@ class RankGroup:
         return self._gather_into(x.new_empty(self.size, *x.shape), x)
 
     def refuse_capture(self) -> str | None:
-        """Say why a CUDA graph cannot contain the group's collectives, or None. NCCL launches kernels on the stream
-        that is captured; gloo waits for the device and computes on the host."""
+        """Return why a CUDA graph cannot contain the group's collectives; None if it can. NCCL launches kernels on the
+        stream that is captured; gloo waits for the device and computes on the host."""
         backends = dict(each.split(":") for each in torch.distributed.get_backend_config(self.group).split(","))
         found = backends.get("cuda")
         return None if found == "nccl" else f"a graph contains collectives of NCCL, found {found}"

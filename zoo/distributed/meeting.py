@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 PAUSE = 0.02  # seconds between two polls of the main process
 
 LAZY = "TORCH_GLOO_LAZY_INIT"
-"""The environment variable with which gloo connects two processes of a group when they first talk. By default each new
-group connects each process with all others: a run of 512 processes would reach the usual 1,024 open files with two."""
+"""The environment variable that makes gloo connect two processes of a group when they first communicate. By default
+each new group connects all its processes: two groups of 512 processes would reach the usual limit of 1,024 open
+files."""
 
 CARD = "GLOO_SOCKET_IFNAME"
-"""The environment variable that names the network card of gloo. Without it gloo listens at the address of the machine's
-name."""
+"""The environment variable that names the network card of gloo. Without it gloo listens at the address that the
+machine's name resolves to."""
 
 
 def join_processes(world: World, device: str) -> None:
     """Initialise torch.distributed over gloo, and for CUDA tensors over NCCL. Does nothing for one process, or if
-    torch.distributed is initialised already: torchrun's rendezvous works only once in a process' life."""
+    torch.distributed is initialised already: torchrun's rendezvous works only once in a process' life. Raises
+    LostProcess if a process does not come, ConfigError as `refuse_loopback` does."""
     if world.size == 1 or torch.distributed.is_initialized():
         return
     os.environ.setdefault(LAZY, "1")
@@ -72,9 +74,9 @@ def agree_on_prefix(store: Store, rank: int, size: int, timeout: timedelta) -> s
 
 
 def refuse_loopback(store: Store, rank: int, size: int) -> None:
-    """Raise ConfigError if the run has several machines, but the name of this one resolves to an address that the
-    others cannot reach: Debian's /etc/hosts gives a machine 127.0.1.1. Gloo would listen there, and the others would
-    wait for it."""
+    """Raise ConfigError if the run has several machines, but this machine's name resolves to an address that the others
+    cannot reach: Debian's /etc/hosts gives a machine 127.0.1.1. Gloo would listen there, and the others would wait for
+    it."""
     here, name = int(os.environ.get("LOCAL_WORLD_SIZE", size)), socket.gethostname()
     if here == size or os.environ.get(CARD):
         return

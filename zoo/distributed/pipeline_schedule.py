@@ -34,7 +34,7 @@ ROUNDS = 3
 
 
 class StagePass(NamedTuple):
-    """One pass of a stage: its kind (F, B, I or W), the number of the stage's chunk, and the microbatch."""
+    """One pass of a stage: its kind (F, B, I or W), the chunk's number in its stage, and the microbatch."""
 
     what: str
     chunk: int
@@ -42,9 +42,9 @@ class StagePass(NamedTuple):
 
 
 class BackwardMoment(NamedTuple):
-    """The moment before a backward pass, or `what` half of one, of one of a stage's chunks. By chunk, it has the
-    microbatches whose activations the stage holds (`kept`), those among them that are between the halves (`between`),
-    and whether the weights' gradients exist already (`done`)."""
+    """The state of a stage before one of its backward passes: kind `what` (B, I or W) of chunk `chunk`. By chunk,
+    `kept` counts the microbatches whose activations are held, and `between` those that are between I and W. `done` are
+    the chunks whose weights have gradients already."""
 
     what: str
     chunk: int
@@ -53,7 +53,7 @@ class BackwardMoment(NamedTuple):
     done: frozenset[int]
 
     def covers(self, other: BackwardMoment) -> bool:
-        """Whether the stage holds at least what it holds at another moment of the same chunk."""
+        """Whether the stage holds at least as much as at another moment before the same pass of the same chunk."""
         counts = zip(self.kept + self.between, other.kept + other.between, strict=True)
         more = all(mine >= theirs for mine, theirs in counts) and self.done >= other.done
         return (self.what, self.chunk) == (other.what, other.chunk) and more
@@ -78,7 +78,7 @@ class PipelineSchedule:
         return self.kind in ("zero_bubble", "zero_bubble_v")
 
     def find_stage(self, chunk: int) -> int:
-        """Find the stage of a chunk, which is given by its number in the model."""
+        """Return the stage that has a chunk, given by its number in the model."""
         if self.kind == "zero_bubble_v":
             return min(chunk, 2 * self.stages - 1 - chunk)
         return chunk % self.stages
@@ -104,7 +104,7 @@ class PipelineSchedule:
         return 2 * self.stages - 1 if self.kind == "zero_bubble_v" else self.stages
 
     def find_chunk_fault(self) -> str | None:
-        """Say why a stage cannot have `chunks` chunks; None if it can."""
+        """Return why a stage cannot have `chunks` chunks; None if it can."""
         least, most = {"1f1b": (1, 1), "interleaved": (2, None), "zero_bubble": (1, None)}.get(self.kind, (2, 2))
         if least <= self.chunks <= (most or self.chunks):
             return None
@@ -113,7 +113,7 @@ class PipelineSchedule:
         return f"chunks: is {self.chunks}, and schedule={self.kind} does not take it ({would})"
 
     def find_microbatch_fault(self, count: int) -> str | None:
-        """Say why a step cannot have `count` microbatches; None if it can."""
+        """Return why a step cannot have `count` microbatches; None if it can."""
         if count < self.least:
             found = f"is {count}, and the pp={self.stages} stages"
             if self.kind == "zero_bubble_v":
@@ -125,15 +125,15 @@ class PipelineSchedule:
         return None
 
     def find_recompute_fault(self, recompute: str) -> str | None:
-        """Say why the schedule cannot recompute activations; None if it can. Both halves of a split backward pass would
-        recompute them."""
+        """Return why the schedule cannot recompute activations; None if it can. Both halves of a split backward pass
+        would recompute them."""
         if recompute == "none" or not self.splits_backward:
             return None
         found = f"recompute: is {recompute}, and schedule={self.kind} goes back in two halves"
         return f"{found}, each of which would compute again (recompute=none, or {WHOLE_BACKWARD})"
 
     def find_ring_fault(self, cp_comm: str) -> str | None:
-        """Say why keys cannot travel round a ring under this schedule; None if they can. Both halves of a split
+        """Return why keys cannot travel round a ring under this schedule; None if they can. Both halves of a split
         backward pass would send them."""
         if cp_comm != "ring" or not self.splits_backward:
             return None
@@ -203,8 +203,8 @@ class PipelineSchedule:
         yield from take(*[(WEIGHT, 1)] * stage, *[(WEIGHT, 0)] * stage)
 
     def shorten(self, microbatches: int) -> int:
-        """Return a number of microbatches that the schedule allows and that has the same peak memory as `microbatches`,
-        smaller than it if possible."""
+        """Reduce a number of microbatches to one that the schedule allows and that has the same peak memory. The result
+        is above `microbatches` only if the schedule needs more."""
         count = max(microbatches, self.least)
         if self.kind == "1f1b":
             return min(count, self.least + 1)

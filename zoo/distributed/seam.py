@@ -64,7 +64,7 @@ class Seam:
         return logits
 
     def refuse_capture(self) -> str | None:
-        """Say why a CUDA graph cannot contain the collectives, or None."""
+        """Return why a CUDA graph cannot contain the collectives; None if it can."""
         return None
 
     def take_least(self, number: int) -> int:

@@ -58,8 +58,8 @@ def take_part(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def reshard(part: Tensor, shape: tuple[int, ...], mesh: DeviceMesh, old: Placement, new: Placement) -> Tensor:
-    """Exchange this process' part of a tensor of `shape`, placed as `old` over a mesh of one dimension, for its part as
-    `new` places it. All processes of the mesh must call this."""
+    """Redistribute a tensor of `shape` over a mesh of one dimension from placement `old` to `new`. Takes this process'
+    old part and returns its new one. All processes of the mesh must call this."""
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(shape, device="meta").stride()
@@ -156,7 +156,7 @@ def hold_back_replicas(model: Module, hold: bool) -> None:
 
 
 def count_gathered(model: Module, width: int | None = None) -> int:
-    """Count the bytes of all sharded weights, whole, with `width` bytes each (None: as stored)."""
+    """Count the bytes of all sharded weights when gathered, with `width` bytes per value (None: as stored)."""
     return sum(each.numel() * (width or each.element_size()) for each in model.parameters() if is_shared(each))
 
 

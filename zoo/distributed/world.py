@@ -79,7 +79,7 @@ class World:
         return value
 
     def broadcast(self, value: object) -> Any:
-        """Broadcast a picklable value from the main process."""
+        """Broadcast a picklable value from the main process, and return it."""
         if self.size == 1:
             return value
         told = [value]
