@@ -32,9 +32,9 @@ class Adapters:
 
     Their rank, alpha, dropout rate of their inputs in training, and the `paths` of the adapted Linears. `trained` names
     the model's own weights that differ from the base's: they train too, or were drawn or converted at the start. `base`
-    is the path of the base model, or None; `hash` is its `identify_base`. With a base, checkpoints store only the
-    adapters and the `trained` weights; without one, all weights. `quantise` is the form to which the base's matrices
-    are quantised when they are read. With `dora` an adapter has magnitudes too.
+    is the path of the base model, or None; `hash` identifies its weights (`identify_base`). With a base, checkpoints
+    store only the adapters and the `trained` weights; without one, all weights. `quantise` is the form to which the
+    base's matrices are quantised when they are read. With `dora` an adapter has magnitudes too.
     """
 
     rank: int
@@ -108,7 +108,7 @@ class DoraLinear(AdaptedLinear):
 
     @torch.no_grad()
     def measure_rows(self) -> Tensor:
-        """Measure the norm of each row of the adapted weight [d_out], in float32."""
+        """Compute the L2 norm of each row of the adapted weight: [d_out], in float32."""
         with torch.autocast(self.lora.a.device.type, enabled=False):
             return (self.weight.float() + self.lora.change()).norm(dim=1)
 
@@ -175,7 +175,7 @@ def merge_adapter(weight: Tensor, plan: Adapters, a: Tensor, b: Tensor, m: Tenso
 
 
 def list_adapter_shapes(plan: Adapters, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """List name and shape of every tensor of the adapters; `shapes` are those of the model's own tensors."""
+    """Return the shape of every adapter tensor by name; `shapes` are those of the model's own tensors."""
     found: dict[str, tuple[int, ...]] = {}
     for path in plan.paths:
         *experts, d_out, d_in = shapes[f"{path}.weight"]

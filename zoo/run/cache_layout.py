@@ -24,7 +24,7 @@ def choose_layout(
     page: int | None = None,
 ) -> dict[str, Any]:
     """Return the arguments `paged` and `page` of the cache (`Store`) for a decoder on a device. By default the cache is
-    paged on any device but a CPU, with the page size that the kernels of most layers read in place there."""
+    paged on any device but a CPU, with the page size that most layers' kernels read in place."""
     paged = device.type != "cpu" if paged is None else paged
     if paged and page is None:
         asks = [ask for ask in _list_queries(tower, dtype) if ask is not None]
@@ -47,8 +47,8 @@ def name_kernels(tower: Tower, dtype: torch.dtype, device: torch.device, kernel:
 
 
 def _list_queries(tower: Tower, dtype: torch.dtype, **features: Any) -> list[AttentionQuery | None]:
-    """List the attention of each kind of layer over a cache whose rows differ in length; None for a kind that uses no
-    kernel."""
+    """List the AttentionQuery of each kind of layer, over a cache whose rows differ in length; None for a kind that
+    uses no kernel."""
     name, asks = str(dtype).removeprefix("torch."), []
     features = {"lengths": True, "short_q": True, **features}
     for block in tower.blocks.values():

@@ -64,7 +64,7 @@ def list_products(model: Module, *, running: bool = False) -> list[Float8Product
 
 
 def is_product(part: Part) -> bool:
-    """Tell whether a part is a matrix product. A part that reuses another (`Reused`) does not count."""
+    """Return whether a part is a matrix product. A part that reuses another (`Reused`) does not count."""
     if isinstance(part, Reused):
         return False
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
@@ -94,7 +94,7 @@ def explain_no_effect(spec: Any) -> str | None:
 
 
 def summarize_products(products: Iterable[Float8Product]) -> str:
-    """Say in one line how many products are in float8, and why the others are not."""
+    """Describe in one line how many products are in float8, and why the others are not."""
     reasons = [product.left_out for product in products]
     others = _counted(reasons)
     return f"{reasons.count(None)} of {len(reasons)} products in float8" + (f", not {others}" if others else "")
@@ -202,8 +202,8 @@ def convert_to_fp8(model: Module, recipe: str, *, emulate: bool = False) -> list
 
 @cache
 def _linear() -> type[nn.Linear]:
-    """Make a subclass of torchao's float8 Linear that uses the plain product in inference mode, where torchao's rowwise
-    one raises (0.18). Compiled code does not check the mode: Dynamo would break the graph there."""
+    """Make a subclass of torchao's float8 Linear that computes the plain product in inference mode: torchao's rowwise
+    product raises there (0.18). Compiled code does not check the mode: Dynamo would break the graph there."""
     with quieten_torchao():
         from torchao.float8.float8_linear import Float8Linear
 

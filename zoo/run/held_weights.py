@@ -31,7 +31,7 @@ class HeldWeight:
     computed: torch.dtype
 
     def read(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Dequantise the weight to a dtype, by default that in which products are computed here."""
+        """Dequantise the weight to a dtype, by default the dtype of products here (`choose_dtype`)."""
         device = next(iter(self.parts.values())).device
         with torch.no_grad(), device:
             return self.decode(self.parts, dtype or choose_dtype(device, self.computed))
@@ -51,8 +51,7 @@ def choose_dtype(device: torch.device, computed: torch.dtype) -> torch.dtype:
 
 
 class HeldProduct(torch.autograd.Function):
-    """The product of x with a held weight. `multiply(x, weight)` computes x·weightᵀ, with a stack of weights by
-    expert."""
+    """Multiply x by a held weight. `multiply(x, weight)` computes x·weightᵀ, for experts with a stack of weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, held: HeldWeight, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

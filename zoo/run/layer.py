@@ -112,7 +112,7 @@ class LinearModule(nn.Linear):
 
 
 class StackedLinear(nn.Module):
-    """One of the Linears that each expert has, such as its gate, stacked over all experts: weight [E, d_out, d_in]."""
+    """One Linear of every expert (all gates, say), stacked: weight [E, d_out, d_in]."""
 
     adds_bias = True
 
@@ -289,10 +289,10 @@ class Model(Layer):
         return self.seam.join_logits(logits, tower.vocab_size) if tower.head.predicts_tokens else logits
 
     def towers(self) -> list[tuple[str, "Tower"]]:
-        """List the stacks of layers: each one's module path and Spec."""
+        """List the module path and Spec of each stack of layers."""
         return list(self.spec.towers().items())
 
 
 def list_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """List name and shape of every tensor that a built model holds."""
+    """Return the shape of every tensor of a built model, by name."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

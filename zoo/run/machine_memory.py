@@ -1,4 +1,4 @@
-"""Ask the operating system for free memory and for this process's peak, on Linux, macOS and Windows."""
+"""Read free memory and this process's peak memory from the operating system: Linux, macOS and Windows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_free_memory(device: torch.device) -> int | None:
 
 
 def read_available_memory() -> int | None:
-    """Read how many bytes can still be allocated without swapping; None if the system does not say."""
+    """Read how many bytes can still be allocated without swapping; None if unknown."""
     info = Path("/proc/meminfo")
     if info.exists():
         return read_meminfo(info.read_text())
@@ -90,7 +90,7 @@ def read_cgroup_room() -> int | None:
 
 
 def read_peak_memory(device: torch.device) -> int | None:
-    """Read the peak memory so far in bytes: of the CUDA device, or of this process; None if the system does not say."""
+    """Read the peak memory so far in bytes: of the CUDA device, or of this process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -124,8 +124,7 @@ def begin_peak_memory(device: torch.device) -> int | None:
 
 
 def read_peak_since(device: torch.device, before: int) -> int | None:
-    """Read the peak since `begin_peak_memory`, minus `before`, the bytes in use then. None if the system does not
-    say."""
+    """Read the peak since `begin_peak_memory`, minus `before`, the bytes in use then. None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) - before
     peak = _read_allocated("VmHWM")
@@ -133,8 +132,8 @@ def read_peak_since(device: torch.device, before: int) -> int | None:
 
 
 def _read_allocated(total: str) -> int | None:
-    """Read the resident bytes of this process, now (`VmRSS`) or at their peak (`VmHWM`), without those of mapped files:
-    libraries and data, whose pages come at their first use. None if the system does not say."""
+    """Read the resident bytes of this process, now (`VmRSS`) or at their peak (`VmHWM`), without mapped files
+    (libraries and data, loaded page by page at their first use). None if unknown."""
     text = Path("/proc/self/status").read_text()
     sizes = {name: 1024 * int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
     return sizes[total] - sizes.get("RssFile", 0) if total in sizes else None

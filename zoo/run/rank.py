@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def check_parts(spec: Any, ranks: int) -> None:
-    """Check that `ranks` ranks can divide a model. Raises ConfigError with a line for each component they cannot."""
+    """Check that `ranks` ranks can divide a model. Raises ConfigError with a line for each component that they cannot
+    divide."""
     shard_model(spec, ranks)
 
 
@@ -32,7 +33,8 @@ def find_ranks(asked: int) -> World:
 
 
 def pick_rank_device(device: str, world: World) -> torch.device:
-    """Choose the device of this process. On CUDA it is the GPU with the process' number on this machine."""
+    """Choose the device of this process. Of several processes on CUDA, each takes the GPU numbered by its local
+    rank."""
     from zoo.run.builder import pick_device
 
     where = pick_device(device)

@@ -12,7 +12,7 @@ from zoo.model.step import Step
 from zoo.run.recording import Recorder, Recording
 
 MOST = 2048
-"""Maximum number of recordings, beyond which the oldest is dropped. 12 layers and 32 numbers of rows need 384."""
+"""Maximum number of recordings; beyond it the oldest is dropped. 12 layers and batches of 1 to 32 rows need 384."""
 
 
 @dataclass
@@ -28,10 +28,10 @@ class _Course:
 class Recordings:
     """The recordings of a model's layers in decoding steps, one for each layer, number of rows and kind of step.
 
-    A layer first runs normally, in half as many passes as there are rows, but at least one: with many rows a replay
-    gains little, and the number of rows soon changes. It is recorded in the next two passes, and replayed if both made
-    the same calls with the same constants (a token count, say, would differ). A layer that cannot be replayed runs
-    normally; `refused` counts the reasons. The model must not change in the meantime.
+    A layer first runs normally, in max(1, B // 2) passes of B rows: with many rows a replay gains little, and the
+    number of rows soon changes. It is recorded in the next two passes, and replayed if both made the same calls with
+    the same constants (a token count, say, would differ). A layer that cannot be replayed runs normally; `refused`
+    counts the reasons. The model must not change in the meantime.
     """
 
     def __init__(self) -> None:
@@ -81,8 +81,8 @@ class Recordings:
 
 
 def _run(layer: Any, x: Any, step: Step) -> Any:
-    """Run a layer uncompiled: one that was compiled would be compiled anew for each number of tokens and rows. Steps
-    that a CUDA graph records run compiled layers, whose shapes are few (`zoo.generation.graphs`)."""
+    """Run a layer uncompiled: a compiled layer would be compiled anew for each number of tokens and rows. CUDA graphs
+    record compiled layers, because their shapes are few (`zoo.generation.graphs`)."""
     return (layer if layer._compiled_call_impl is None else layer.forward)(x, step)
 
 

@@ -55,7 +55,7 @@ def find_repository(folder: Path) -> tuple[Path, Path, Path] | None:
 
 
 def read_head(git: Path, shared: Path) -> str | None:
-    """Read the commit that HEAD names; None if there is none yet."""
+    """Read the commit that HEAD names; None without a commit."""
     said = _read_line(git / "HEAD") or ""
     for _ in range(5):  # symbolic references, as deep as git follows them
         if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", said):
@@ -68,7 +68,8 @@ def read_head(git: Path, shared: Path) -> str | None:
 
 
 def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None:
-    """Ask git which tracked files differ from a commit, one line each. None if git fails."""
+    """List the tracked files that differ from a commit, one line each, as `git status` prints them. None if git
+    fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -97,7 +98,7 @@ def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None
 
 
 def _lay_out(own: Path, git: Path, commit: str, said: str) -> None:
-    """Write a git folder whose HEAD is a commit, with only the harmless settings among those that git has `said`."""
+    """Write a git folder whose HEAD is a commit, with the harmless ones of the settings that git printed (`said`)."""
     (own / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
     for name in ("refs", "objects"):
         (own / name).mkdir()

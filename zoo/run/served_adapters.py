@@ -80,7 +80,7 @@ class ServedAdapters:
 
 
 class _RowChoice:
-    """Which units of a pass go through which adapter."""
+    """The adapters of a pass' units: which unit (row or token) goes through which adapter."""
 
     def __init__(self, names: Sequence[str | None], counts: Sequence[int] | None, apart: bool) -> None:
         self.names, self.counts, self.apart = names, counts, apart
@@ -90,7 +90,8 @@ class _RowChoice:
     def adapt(
         self, own: Mapping[str, ServedProduct], module: nn.Module, given: tuple[Tensor, ...], y: Tensor
     ) -> Tensor:
-        """Adapt a product's output: a forward hook. `own` are the adapters of this product."""
+        """Adapt a product's output: a forward hook. `own` are the adapters of this product. Raises ZooError if its rows
+        are not the pass'."""
         x = given[0]
         if self.alone is not None:
             return own[self.alone].adapt(x, y)
@@ -113,7 +114,7 @@ class _RowChoice:
         return lead in ((1, tokens), (tokens,))
 
     def _find_places(self, flat: bool, device: torch.device) -> list[tuple[str, Tensor]]:
-        """List each adapter with the numbers of its units; with `apart`, of one row at a time."""
+        """List (adapter, indices of its units); with `apart` an entry for each row."""
         if flat not in self._places:
             counts = self.counts if flat and self.counts is not None else [1] * len(self.names)
             found: dict[Any, list[int]] = {}

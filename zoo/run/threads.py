@@ -48,7 +48,7 @@ def _counted(threads: int) -> str:
 
 
 def threads_are_stated() -> bool:
-    """Tell whether the user has set the number of threads."""
+    """Whether the user has set the number of threads."""
     return any(os.environ.get(name) for name in STATED)
 
 
@@ -95,7 +95,8 @@ def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = 
 
 
 def make_probe(most: int) -> Callable[[], object]:
-    """Make a lap like a training step: products, elementwise operations and a sum, each a parallel loop."""
+    """Make a function that computes like a training step: products, elementwise operations and a sum, each a parallel
+    loop."""
     rows = torch.ones(ROWS * most, WIDTH)
     weight, out, scratch = torch.ones(WIDTH, WIDTH), torch.empty_like(rows), torch.empty_like(rows)
 

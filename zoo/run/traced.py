@@ -40,10 +40,10 @@ DIMS = "batch_size", "sequence_length", "past_sequence_length"
 """The names of the axes that vary."""
 
 TOTAL = "total_sequence_length"
-"""The name of the mask's axis where nothing else has earlier tokens."""
+"""The name of the mask's axis in a model without a KV cache."""
 
 NAMES = {"k": "key", "v": "value"}
-"""The names of cached tensors that others have in common."""
+"""Zoo's names of cached tensors, and the names that other programs use."""
 
 
 class TracedLayer:
@@ -139,7 +139,7 @@ class TracedContext(ForwardContext):
 
 class TracedTensor(NamedTuple):
     """A tensor that a layer keeps between passes: its names before and after a pass, the layer's number, zoo's name for
-    the tensor, and the shape of a token's entry or, if the tensor does not grow (`grows`), of a row's state."""
+    the tensor, and the shape of a token's entry if the tensor `grows`, else of a row's state."""
 
     before: str
     after: str
@@ -150,7 +150,7 @@ class TracedTensor(NamedTuple):
 
     @property
     def axis(self) -> int:
-        """The axis of tokens."""
+        """The number of the axis of tokens."""
         return 2 if len(self.shape) == 2 else 1
 
     def turn(self, held: Tensor) -> Tensor:
@@ -161,12 +161,12 @@ class TracedTensor(NamedTuple):
 class TracedModel(nn.Module):
     """A model whose forward takes and returns tensors by name.
 
-    forward(input_ids [B, T], attention_mask [B, S], past) → {name: tensor}. `past` has, under the names before a pass
-    of `held`, the keys and values of earlier tokens [B, H, P, C] ([B, P, C] if they have no heads) and recurrent states
-    [B, …]; the result has `logits` [B, T, V] and these tensors after the pass. The mask is 0 for padding, which may
-    stand anywhere. A model without a cache also takes `token_type_ids` if it has token types, and returns
-    `last_hidden_state`, `logits` and `pooler_output`, as far as it has them. With `embed`, which makes vectors [B, E]
-    of hidden states [B, T, D] and a mask [B, T], it has no cache and returns `sentence_embedding` too.
+    forward(input_ids [B, T], attention_mask [B, S], past) → {name: tensor}. `past` maps names (`before` in `held`) to
+    the keys and values of earlier tokens [B, H, P, C] ([B, P, C] without heads) and to recurrent states [B, …]. The
+    result has `logits` [B, T, V] and these tensors after the pass. The mask is 0 for padding, which may stand anywhere.
+    A model without a cache also takes `token_type_ids` if it has token types, and returns `last_hidden_state`, `logits`
+    and `pooler_output`, as far as it has them. With `embed`, which makes vectors [B, E] of hidden states [B, T, D] and
+    a mask [B, T], it has no cache and returns `sentence_embedding` too.
 
     Raises ConfigError for a model that cannot be written as a program of tensors.
     """
@@ -189,7 +189,6 @@ class TracedModel(nn.Module):
         past: dict[str, Tensor] | None = None,
         token_type_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Run a pass."""
         cache = None if past is None else self._open(past, attention_mask.shape[1] - input_ids.shape[1])
         inputs = Inputs(input_ids, attention_mask, token_type_ids, cache=cache)  # type: ignore[arg-type]
         out = self.tower.run(self.model, inputs, TracedContext(self.tower, inputs))
@@ -259,8 +258,8 @@ class TracedModel(nn.Module):
         return shapes | {name: shapes["input_ids"] for name in inputs if name not in shapes}
 
     def name_axes(self, shapes: Mapping[str, Any]) -> list[tuple[Any, str]]:
-        """Pair torch's symbols for axes with their names: of `input_ids` [B, T], of the first cached entries, of the
-        mask."""
+        """Pair torch's symbols for varying axes with their names: the axes of `input_ids` [B, T], and the token axis of
+        cached entries (without a cache, of the mask)."""
         grown = next((each for each in self.held if each.grows), None)
         mask = shapes["attention_mask"]
         last = (mask[1], TOTAL) if grown is None else (shapes[grown.before][grown.axis], DIMS[2])
@@ -282,7 +281,7 @@ class TracedModel(nn.Module):
         return ["last_hidden_state", *(name for name, has in there.items() if has)]
 
     def _name_total(self, new: Any, past: Any) -> Any:
-        """Name the axis of S tokens: torch derives T + P itself, and takes P + 1 as such."""
+        """Return the size of the mask's axis S: T without a cache, P + 1 if T is 1; otherwise torch derives T + P."""
         if not self.held:
             return new
         return past + 1 if self.one_by_one and any(each.grows for each in self.held) else torch.export.Dim.AUTO
@@ -322,7 +321,7 @@ def check_traceable(spec: Topology) -> None:
 
 @contextmanager
 def eager_kernels(model: Model) -> Iterator[None]:
-    """Compute attention in plain torch inside the block, because other programs can translate it."""
+    """Compute attention in plain torch inside the block, which other programs can translate."""
     before, model.kernel = model.kernel, "eager"
     try:
         yield

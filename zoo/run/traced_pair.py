@@ -28,7 +28,7 @@ FILES = "encoder_model", "decoder_model", "decoder_with_past_model"
 
 
 class TracedEncoder(TracedModel):
-    """The encoder: hidden states of `input_ids` and `attention_mask` [B, M]."""
+    """The encoder: computes hidden states [B, M, D] from `input_ids` and `attention_mask` [B, M]."""
 
     name = FILES[0]
 
@@ -63,7 +63,6 @@ class TracedDecoder(TracedModel):
         encoder_hidden_states: Tensor | None = None,
         past: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Run a pass."""
         length = 0 if past is None else past[self.own[0].before].shape[2]
         cache = self._open(past or {}, length)
         mask = torch.ones_like(input_ids[:, :1]).expand(-1, length + input_ids.shape[1])
@@ -84,7 +83,7 @@ class TracedDecoder(TracedModel):
 
     @property
     def kept(self) -> list[TracedTensor]:
-        """The tensors that a pass returns. Later passes return none of the source's, which were read in the first."""
+        """The tensors that a pass returns. Later passes do not return the source's keys and values again."""
         return self.own if self.later else self.held
 
     def make_inputs(self, batch: int, new: int, past: int = 0, source: int = 3) -> dict[str, Any]:

@@ -51,7 +51,7 @@ FEATURES = {
     "amx": "_is_amx_tile_supported",
     "vnni": "_is_vnni_supported",
 }
-"""Instruction sets, each with the function of torch.cpu that tells whether it is there."""
+"""Instruction sets, each with the function of torch.cpu that detects it."""
 
 HELD_TO_AVX2 = ("AVX2", "AVX", "SSE41")
 """Values of ONEDNN_MAX_CPU_ISA with which oneDNN uses no instruction set of FEATURES."""
@@ -104,7 +104,7 @@ class Way:
     """A way to compute x·Wᵀ + b on a CPU, for inference. Stateless: one instance serves all products.
 
     `prepare` may copy the weight to another layout (`packs`), which depends on the processor and is never saved; `run`
-    takes what `prepare` has returned.
+    takes the result of `prepare`.
     """
 
     name: str
@@ -115,8 +115,8 @@ class Way:
     any_shape: bool = False  # whether `run` also takes x [..., K]
 
     def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
-        """Say why this way cannot multiply by a weight of `shape` (N, K) and `dtype` (torch's name without the prefix);
-        None if it can. A pure function: the processor need not be present."""
+        """Return why this way cannot multiply by a weight of `shape` (N, K) and `dtype` (torch's name without the
+        prefix); None if it can. A pure function: the processor need not be present."""
         raise NotImplementedError
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
@@ -132,5 +132,5 @@ class Way:
         return shape[0] * shape[1] * itemsize if self.packs else 0
 
     def suits(self, weight: Tensor) -> str | None:
-        """Say why this way cannot represent the values of a weight, or None."""
+        """Return why this way cannot represent a weight's values; None if it can."""
         return None

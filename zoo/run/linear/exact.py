@@ -46,7 +46,7 @@ class Transposed(Way):
 
 
 def refuse_onednn(dtype: str, processor: Processor) -> str | None:
-    """Say why oneDNN has no fast product in this dtype here, or None."""
+    """Return why oneDNN has no fast product in a dtype on a processor; None if it has."""
     if "onednn" not in processor.libraries:
         return "needs a torch built with oneDNN"
     if dtype == "bfloat16" and processor.is_x86 and not processor.features & {"avx512_bf16", "amx"}:
@@ -55,8 +55,8 @@ def refuse_onednn(dtype: str, processor: Processor) -> str | None:
 
 
 BLOCKED = 8
-"""Number of rows that oneDNN optimises a weight's layout for. A layout for 1 row takes 0.60 ms for 1 row where this one
-takes 0.64, but 0.98 against 0.76 ms for 8 rows, and 1.35 against 1.17 ms for 32 (4096 × 768, float32, AVX-512)."""
+"""Number of rows of x that oneDNN optimises a weight's layout for. With this layout 1, 8 and 32 rows take 0.64, 0.76
+and 1.17 ms; with a layout for 1 row 0.60, 0.98 and 1.35 ms (4096 × 768, float32, AVX-512)."""
 
 
 class OneDNN(Way):

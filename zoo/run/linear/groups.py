@@ -42,8 +42,8 @@ class ProductGroup:
 
 
 def find_groups(model: nn.Module, precision: str) -> tuple[list[ProductGroup], Counter[str]]:
-    """Find the products to prepare, grouped by input. If `precision` is a lower one, also count the reasons why some
-    products stay exact."""
+    """Find the products to prepare, grouped by input, and count the reasons why some stay exact if `precision` is
+    lower."""
     from zoo.run.layer import Borrowed, Layer
 
     lent = {id(module._owner[0]) for module in model.modules() if isinstance(module, Borrowed)}

@@ -15,7 +15,7 @@ MOST_COLUMNS = 2**31 // (255 * 127)  # largest K of an int8 product: its sum of 
 
 
 def _needs_floats(dtype: str) -> str | None:
-    """Say why inputs of a dtype cannot be converted to the dtype that a way computes in, and back; None if they can."""
+    """Return why a way cannot convert inputs of a dtype to its own dtype and back; None if it can."""
     return None if dtype in ("float32", "bfloat16", "float16") else f"has no product in {dtype}"
 
 

@@ -88,7 +88,7 @@ def time_shapes(shapes: Iterable[LinearShape], processor: Processor, spend: floa
 
 
 def is_crowded() -> bool:
-    """Tell whether other programs use the cores now: a busy loop then gets less processor time than wall time.
+    """Whether other programs use the cores now: a busy loop then gets less processor time than wall time.
 
     Timings of several threads mean nothing then, because threads wait for each other. One thread is timed by its own
     processor time.
@@ -159,7 +159,7 @@ def choose_way(times: Times, rows: Iterable[int] = BUCKETS[:-1]) -> str:
     be faster by more than the error of timings (GAIN)."""
 
     def seconds(name: str, count: int) -> float:
-        """Return the log time of the nearest bucket that was timed."""
+        """Return the log of the seconds for the nearest number of rows that was timed."""
         of = times[name]
         return math.log(of[min(of, key=lambda each: abs(math.log(each / count)))])
 

@@ -14,8 +14,8 @@ from zoo.run.linear.ways import WAYS
 class ReadyProduct:
     """The product of one Linear, or of several with the same input, computed by one way.
 
-    In memory are the plain weights (those of several Linears end to end in one tensor), and a packed copy if the way
-    makes one. Without `keep` the plain weights are dropped once they are packed.
+    It holds the plain weights (those of several Linears end to end in one tensor), and a packed copy if the way makes
+    one. Without `keep` the plain weights are dropped once they are packed.
     """
 
     def __init__(self, modules: Sequence[Any], way: str, *, keep: bool) -> None:
@@ -80,7 +80,7 @@ class ReadyProduct:
         return mine
 
     def serves(self, x: Tensor) -> bool:
-        """Tell whether the way computes x: in inference, in the prepared dtype, with unchanged weights."""
+        """Whether the product may compute x: in inference, in the prepared dtype, with unchanged weights."""
         if x.dtype is not self.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         return x.device == self.device and (self.dropped or _fingerprint(self.modules) == self._seen)
@@ -127,7 +127,7 @@ class ReadyForward:
 
 
 def _fingerprint(modules: Sequence[Any]) -> list[tuple[int, int]]:
-    """Return the version and address of each weight, which tell whether it changed after it was packed."""
+    """Return the version and address of each weight, which differ if it changed after it was packed."""
     return [(_versioned(module.weight), module.weight.data_ptr()) for module in modules]
 
 

@@ -118,8 +118,8 @@ def prepare(
 
 
 def join_products(model: nn.Module) -> PreparedModel:
-    """Make Linears that read the same input (queries, keys and values; gate and up) one product of `F.linear`, on any
-    device, in place; `undo()` restores the model.
+    """Join Linears that read the same input (queries, keys and values; gate and up) to one product of `F.linear`, on
+    any device, in place; `undo()` restores the model.
 
     A product of a few thousand outputs for one row leaves most of a GPU idle, so three products take longer than one
     joint product. Weights are laid end to end, group by group, and each Linear's weight becomes a view, so none is in
@@ -153,8 +153,8 @@ def make_ready(
     *,
     stable: bool = False,
 ) -> None:
-    """Prepare a model that will only generate, in place. On CUDA its products of one input are joined. On a CPU it is
-    prepared (`prepare`) if it is large (WORTH), if `weights` are given, or if rows must be `stable`.
+    """Prepare a model that will only generate, in place. On CUDA its products with the same input are joined. On a CPU
+    it is prepared (`prepare`) if it is large (WORTH), if `weights` are given, or if rows must be `stable`.
 
     Plain weights are not kept, so that packing takes no additional memory. `tell` gets a line if `weights` are given.
     """
@@ -225,7 +225,7 @@ def _check_named(way: str, weights: str | None, processor: Processor) -> str | N
 def _choose_ways(groups: Sequence[ProductGroup], processor: Processor, rows: Sequence[int], stable: bool) -> bool:
     """Choose the way of each group. For weights in fewer bits it is the first that can compute the group, for exact
     weights the fastest. With `stable` it is the first that gives a row the same bits for any number of rows, if there
-    is one. Returns whether `stable` was asked and every group has such a way."""
+    is one. Returns whether `stable` is set and every group has such a way."""
     found = stable
     timed: list[ProductGroup] = []
     for group in groups:
@@ -248,7 +248,7 @@ def _find_stable(group: ProductGroup, processor: Processor) -> str | None:
 
 
 def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
-    """Say why no way can compute a group in the group's precision, or None."""
+    """Return why no way can compute a group in the group's precision; None if one can."""
     if group.precision == EXACT:
         return None
     ways, shape = list_ways(group.precision), group.shape

@@ -34,7 +34,8 @@ def list_ways(precision: str = EXACT) -> list[Way]:
 
 
 def refuse(way: Way, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
-    """Say why a way cannot multiply here: its own reason, or the failure of its trial on this CPU. None if it can."""
+    """Return why a way cannot multiply here: its own reason, or the failure of its trial on this CPU. None if it
+    can."""
     return way.refuses(shape, dtype, processor) or try_way(way.name, dtype, processor)
 
 
@@ -90,7 +91,7 @@ WIDEST = 8192  # maximum rows of the trial weight
 
 @cache
 def is_count_stable(name: str, shape: tuple[int, int], dtype: str) -> bool:
-    """Try whether a row's product has the same bits for any number of rows, at any place. Once a process and shape."""
+    """Test whether a row's product has the same bits for any number of rows, at any place. Run once per shape."""
     way, kind = WAYS[name], getattr(torch, dtype)
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(min(shape[0], WIDEST), shape[1], generator=draw).to(kind)
