@@ -30,7 +30,7 @@ class EMA(Spec, axis="ema", kind="ema", default="ema"):
     """An exponential moving average of the weights: e ← d·e + (1 − d)·w after each update."""
 
     decay: Annotated[float, Field(gt=0, lt=1)]
-    """The decay d; `ema=0.999` names it alone."""
+    """The decay d. `ema=0.999` sets only d."""
     warmup: bool = False
     """Whether d is at most (1 + t) / (10 + t) at update t, so that the initial weights are soon forgotten (the rule of
     TensorFlow's ExponentialMovingAverage)."""
@@ -89,7 +89,7 @@ def copy_wide(weight: Tensor) -> Tensor:
 
 
 def read_weights(folder: Path) -> Tensors:
-    """Open the tensors in a checkpoint, those of its adapters too. Raises CheckpointError if they are missing or
+    """Open the tensors in a checkpoint, including its adapters. Raises CheckpointError if they are missing or
     damaged."""
     if not is_sharded(folder) and not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder / WEIGHTS}: is not there (a checkpoint that this run wrote has it)")

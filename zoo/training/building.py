@@ -52,7 +52,8 @@ def prepare_device_and_data(
     planned: TrainingPlan, show: Progress, world: World
 ) -> tuple[TrainingPlan, Any, PreparedData]:
     """Choose the device, prepare the data, and check the model against both. Returns the plan, completed from the data
-    (`TrainingPlan.learn`), the device and the data. Raises ConfigError if model, device and data do not suit."""
+    (`TrainingPlan.learn`), the device and the data. Raises ConfigError if model, device and data do not fit one
+    another."""
     device = pick_run_device(planned.settings, world)
     planned = settle_defaults(planned, device, world, show.say)
     check_run_device(planned, device, world, show.say)
@@ -231,7 +232,7 @@ def build_model(
 
 
 def build_start(run: Run) -> Model:
-    """Return a model with the run's starting weights: before the first step the run's own, later a new one."""
+    """Return a model with the run's starting weights: before the first step the run's own model, later a new model."""
     if not run.step:
         return run.model
     with torch.random.fork_rng():

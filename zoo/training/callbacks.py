@@ -101,7 +101,7 @@ def is_hosted() -> bool:
 
 
 def introduce(run: Run) -> None:
-    """Tell the host which run is training."""
+    """Add a run that is training to the host's `runs`."""
     if (host := _host.get()) is not None:
         host.runs.append(run)
 

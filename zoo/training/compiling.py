@@ -1,5 +1,4 @@
-"""Compile a run's layers, if the config says so or, with `compile=auto`, if a trial shows that compiled layers are
-faster.
+"""Compile a run's layers with `compile=true`, or with `compile=auto` if a trial shows that compiled layers are faster.
 
 Compiling takes seconds for each kind of layer, and its gain depends on the processor, the width and the precision.
 Small models gain most, because elementwise operations, which Inductor fuses, take more of their time. So a run of one
@@ -32,7 +31,8 @@ LAPS = 5  # microbatches timed each way
 
 
 def compile_if_stated(run: Run) -> None:
-    """Compile the layers of a run if its config says so, or if its checkpoint says that a trial was faster."""
+    """Compile the layers of a run with `compile=true`, or if its checkpoint records that compiled layers were
+    faster."""
     if run.settings.compile is not True and not run.compiled:
         return
     run.compiled = True
@@ -67,8 +67,8 @@ def may_pay(run: Run) -> bool:
 
 
 def has_one_shape(settings: Training, documents: bool) -> bool:
-    """Whether the layers of a run are called whole, on inputs of one shape. For each other shape they would be compiled
-    again."""
+    """Whether a run's layers get inputs of one shape, and are not split by `recompute=selective`. Layers are compiled
+    again for each other shape."""
     return settings.objective.every_token and not documents and settings.recompute != "selective"
 
 

@@ -27,7 +27,8 @@ SCALED = ("d_model", "n_heads", "n_kv_heads", "d_ff", "kv_lora_rank", "q_lora_ra
 
 UPDATES, SEEDS = 4, 4
 ROWS, TOKENS = 1, 8
-"""Few tokens: the gradients of many would cancel, and noise would hide a step's change at small widths."""
+"""The size of the batch. It has few tokens: the gradients of many would cancel, and noise would hide a step's change at
+small widths."""
 
 RATE = 0.3
 """Adam's learning rate times the smallest width. A step changes a matrix's output by about this much."""
@@ -47,7 +48,7 @@ class Coordinates:
 
     @property
     def slopes(self) -> dict[str, float]:
-        """Fit log change over log size by least squares."""
+        """The slope of log change over log size of each component, fitted by least squares."""
         return {name: fit_slope(self.sizes, values) for name, values in self.changes.items()}
 
     @property

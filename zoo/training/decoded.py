@@ -29,8 +29,8 @@ BORDER = RowPiece("┃", None)
 
 
 def decode_row(batch: Batch, row: int, tokenizer: Tokenizer, cut: Sequence[int] = ()) -> list[RowPiece]:
-    """Decode a row, special tokens included and padding left out. `cut` is the number of tokens that each document
-    loses at its end.
+    """Decode a row, special tokens included and padding left out. `cut` lists the numbers of tokens cut from the
+    documents' ends.
 
     - Next-token objectives: the row and its last target, in order.
     - Encoder-decoders: the source, then the targets.
@@ -65,7 +65,7 @@ def _set_beside(batch: Batch, row: int, tokenizer: Tokenizer) -> Iterator[RowPie
 def _decode_documents(
     ids: list[int], targets: list[int], documents: list[int], tokenizer: Tokenizer, cut: Sequence[int]
 ) -> Iterator[RowPiece]:
-    """Decode the documents of a row one by one. In a row of next tokens, one without a target is padding."""
+    """Decode the documents of a row one by one. In a row of next tokens, a document without a target is padding."""
     shifted = _predicts_next(ids, targets, documents)
     for number, (_, group) in enumerate(groupby(range(len(ids)), key=documents.__getitem__)):
         places = list(group)
@@ -81,8 +81,8 @@ def _decode_documents(
 
 
 def _predicts_next(ids: list[int], targets: list[int], documents: list[int]) -> bool:
-    """Tell whether most targets are the next token of their row. The last targets of a row and of packed documents,
-    which need not be, are left out where there are others."""
+    """Whether most targets are the next token of their row. The last targets of a row and of its documents may differ,
+    and are left out if there are others."""
     places = [place for place, target in enumerate(targets) if target != IGNORED and place + 1 < len(ids)]
     inner = [at for at in places[:-1] if documents[at] == documents[at + 1]]
     pairs = [(ids[at + 1], targets[at]) for at in inner or places]
@@ -90,8 +90,8 @@ def _predicts_next(ids: list[int], targets: list[int], documents: list[int]) -> 
 
 
 def _shift(ids: list[int], targets: list[int]) -> Iterator[tuple[int, bool]]:
-    """Yield what follows each position of a document: its target, or the next token if it has none. Trailing tokens
-    that no target follows are padding."""
+    """Yield (token, learned) after each position of a document: the target, or the next input if there is no target.
+    Tokens after the last target are padding."""
     last = max((place for place, target in enumerate(targets) if target != IGNORED), default=len(ids) - 2)
     for place in range(last + 1):
         learned = targets[place] != IGNORED

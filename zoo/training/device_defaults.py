@@ -31,8 +31,8 @@ def settle_defaults(
     planned: TrainingPlan, device: torch.device, world: World, say: Callable[[str], object] = lambda line: None
 ) -> TrainingPlan:
     """Replace `auto` by the value chosen for this device and mesh, in the settings and in the config, so that a resumed
-    run has the same. `say` gets one line on values that differ from those of one process on a CPU, and on a GPU
-    on attention's kernels and TF32."""
+    run has the same. `say` gets a line with the values that differ from those of one process on a CPU and, on a GPU,
+    with attention's kernels and TF32."""
     settings = planned.settings
     chosen: dict[str, Any] = {}
     if settings.precision == "auto":
@@ -59,8 +59,7 @@ def choose_precision(device: torch.device) -> str:
 
 
 def multiplies_in_tf32(settings: Training, device: torch.device) -> bool:
-    """Whether products that stay in float32 are computed in TF32: on a GPU, where a run computes in fewer bits.
-    `precision=fp32` stays exact."""
+    """Whether float32 products are computed in TF32: on a GPU, in a run whose precision is not fp32."""
     return device.type == "cuda" and settings.arithmetic != "fp32"
 
 

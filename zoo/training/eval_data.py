@@ -72,7 +72,8 @@ class EvaluationPlan:
 
 
 def find_run(place: Path, folder: Path) -> Path | None:
-    """Find the run that a checkpoint's `folder` belongs to; `place` is the path that the user named."""
+    """Find the run folder that a checkpoint's `folder` lies in; None if there is none. `place` is the path that the
+    user named."""
     checkpoint = folder.parent if folder.name in runs.AVERAGES else folder
     run = place if (place / CONFIG).is_file() else checkpoint.parent.parent
     return run if checkpoint.parent.name == runs.CHECKPOINTS and (run / CONFIG).is_file() else None
@@ -207,7 +208,8 @@ def list_fields(data: DataSettings, without: Sequence[str]) -> dict[str, Any]:
 
 
 def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: set[str], spec: Topology) -> Objective:
-    """Choose the objective to score: the run's, unless overrides name one. For a distillation, its base."""
+    """Choose the objective to score: the run's, unless overrides name one. Of a distillation it is the base
+    objective."""
     if own is not None and not any(key.split(".")[0] == "objective" for key in typed):
         objective = own.settings.objective
     else:

@@ -184,8 +184,8 @@ def make_rows(
 def prepare_records(
     plan: EvaluationPlan, spec: Topology, context: int | None, tell: Tell, progress: Callable[[str, int, int], None]
 ) -> PreparedData:
-    """Prepare labelled records to score: the run's validation records, or all that overrides name. Raises ConfigError
-    for a `context` that is not the run's, or more than the model reads."""
+    """Prepare labelled records to score: the run's validation records, or all records that overrides name. Raises
+    ConfigError for a `context` that is not the run's, or more than the model reads."""
     objective = plan.objective
     assert isinstance(objective, RecordObjective)
     if context is not None and plan.seq_len not in (None, context) and not plan.whole:

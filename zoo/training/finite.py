@@ -1,4 +1,5 @@
-"""Refuse a loss, a gradient or a weight that is not finite, and count the updates that are skipped for one."""
+"""Refuse a loss, a gradient or a weight that is not finite, and count the updates skipped because of a non-finite
+one."""
 
 from __future__ import annotations
 
@@ -91,6 +92,6 @@ def refuse_nonfinite_weights(run: Run) -> None:
 
 
 def describe_what_stays(run: Run) -> str:
-    """Say which checkpoint a diverged run still has, and which settings may keep it from diverging."""
+    """Name the checkpoint that a diverged run still has, and settings that may prevent divergence."""
     kept = f"the checkpoint of step {run.saves.step} is whole" if run.saves.step else "no checkpoint was written"
     return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.training.metrics import Metrics
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-"""Opens the context that a forward pass runs in."""
+"""A function that returns the context manager of forward passes: torch.autocast, or one without effect."""
 
 
 class Gradient(NamedTuple):

@@ -1,4 +1,4 @@
-"""Settings of how a run's processes start: not by Zoo, with torchrun on this machine, or as a job of SLURM."""
+"""Settings that choose how a run's processes start: outside Zoo, by torchrun on this machine, or as a SLURM job."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _check_time(value: object) -> Any:
 
 
 PATIENCE_OF_TORCHRUN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-"""The environment variable for the seconds between SIGTERM and SIGKILL to processes of torchrun, 30 by default: too few
-to save a large model. torch 2.13 reads it, older ones keep to 30."""
+"""The environment variable for the seconds between SIGTERM and SIGKILL to torchrun's processes. The default of 30 is
+too short to save a large model. torch before 2.13 ignores the variable."""
 
 
 class SlurmLauncher(Launcher, kind="slurm"):
@@ -65,7 +65,7 @@ class SlurmLauncher(Launcher, kind="slurm"):
 
 
 def find_count_fault(name: str, value: int | None, kind: str) -> str | None:
-    """Say why the number of processes, nodes or restarts does not suit a launcher; None if it does."""
+    """Return why the number of processes, nodes or restarts does not suit a launcher; None if it does."""
     if name == "nproc" and value is None:
         return None if kind == "none" else f"is null, and launcher={kind} starts processes (nproc=2, say)"
     if kind == "none" and value != (usual := {"nproc": None, "nodes": 1, "restarts": 0}[name]):

@@ -207,8 +207,9 @@ class ProcessGroups:
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
     def spread_frozen(self, stored: StoredModel, settings: Training, device: torch.device) -> Model:
-        """Build a frozen model besides the trained one, such as a teacher, sharded in the same way and computed in its
-        stored dtype. Each process reads only its shards. All processes must call this, and run its passes together."""
+        """Build a frozen model, such as a teacher, in addition to the trained one: sharded in the same way and computed
+        in its stored dtype. Each process reads only its shards. All processes must call this, and run its passes
+        together."""
         model: Any = build(stored.spec, device="meta")
         self.lay_out(model.requires_grad_(False).eval(), replace(settings, precision="fp32"))
         fill_pieces(hold_weights(model.to_empty(device=device)), stored.tensors)

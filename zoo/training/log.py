@@ -72,7 +72,8 @@ class Means:
 
 
 def _stack(numbers: Sequence[Any]) -> Tensor:
-    """Stack numbers [N], some of them tensors of one element, on the device of those, without waiting for it."""
+    """Stack numbers [N], some of them tensors of one element, on the device of these tensors, without waiting for
+    it."""
     devices = [each.device for each in numbers if isinstance(each, torch.Tensor)]
     device = next((each for each in devices if each.type != "cpu"), torch.device("cpu"))
     return torch.stack(
@@ -88,8 +89,8 @@ def _stack(numbers: Sequence[Any]) -> Tensor:
 class RunLog:
     """The files that a run appends to. Each line is flushed when it is written, so a killed run loses none of them.
 
-    `lengths` are the files' lengths at the checkpoint to resume from: later lines are cut off. `measures` are an
-    objective's own metrics of evaluation, which get columns in the table.
+    `lengths` are the files' lengths in bytes at the checkpoint to resume from: later lines are cut off. `measures` are
+    an objective's own metrics of evaluation, which get columns in the table.
     """
 
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None, measures: tuple[str, ...] = ()) -> None:
@@ -111,7 +112,7 @@ class RunLog:
             (folder / NONFINITE).unlink(missing_ok=True)  # of steps to be repeated, or of an earlier run
 
     def write_line(self, **line: Any) -> None:
-        """Append a line of metrics. The first one sets the columns of the table."""
+        """Append a line of metrics. The first line's keys are the columns of the table."""
         if not self.lines:
             self._row([*line, *self.evaluation])
         self.lines.append(line)

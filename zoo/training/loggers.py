@@ -58,7 +58,7 @@ class Logger(Spec, axis="logger", default="none"):
     """The package that this tracker imports."""
 
     def refuses(self) -> str | None:
-        """Name a missing package, or None."""
+        """Return an error that names the missing package; None if it is installed."""
         if self.package is None or importlib.util.find_spec(self.package) is not None:
             return None
         return f"{self.kind} needs {self.package}, which is not installed (pip install 'transformer-zoo[{self.kind}]')"

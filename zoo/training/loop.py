@@ -24,7 +24,7 @@ from zoo.training.validation import measure
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 HEARD_EVERY = 8
-"""Steps between two times at which the processes of a run ask one another for signals."""
+"""Steps between two exchanges of received signals among the processes of a run."""
 
 SETTLED = 3
 """Steps after which memory has reached training's peak, before evaluations, samples and pictures take more."""

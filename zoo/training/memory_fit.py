@@ -45,7 +45,7 @@ def check_memory(settings: Training, spec: Topology, free: int | None, *, cuda: 
     that would make it fit.
 
     Raises ConfigError if weights, gradients and the optimizer's states, which are counted exactly, do not fit.
-    Activations may be some percent off, so they only give a warning. `cuda` says whether CUDA's kernels are priced.
+    Activations may be some percent off, so they only give a warning. With `cuda` CUDA's kernels are priced.
     """
     if free is None:
         return None
@@ -101,7 +101,7 @@ class MemoryFit(NamedTuple):
 
 def find_fitting(settings: Training, spec: Topology, free: int, *, cuda: bool) -> Iterator[MemoryFit]:
     """Yield each single change that makes the run fit: the fewest microbatches, which cost hardly any time; the least
-    recomputation; lighter states. If no change alone does, yield the first combination that does, if there is one."""
+    recomputation; lighter states. If no single change suffices, yield the first sufficient combination, if any."""
     now, found = settings.batch_size // settings.accumulate, False
     again, lighter = list_recomputation(settings, spec), list_lighter_states(settings, cuda)
     parts = [{"accumulate": str(count)} for count in list_finer(settings)]
@@ -165,8 +165,8 @@ def has_layers_for(recompute: str, spec: Topology) -> bool:
 
 
 def list_lighter_states(settings: Training, cuda: bool) -> list[Changes]:
-    """List settings that make the optimizer's states lighter: first the host's memory, which does not change results;
-    then 16 bits, for weights too, which rounds."""
+    """List settings that make the optimizer's states lighter: states in the host's memory, which does not change
+    results; then states and weights in 16 bits, which rounds."""
     if settings.optim.whole_step is not None:
         return []
     found: list[Changes] = [{"offload": "states"}] if cuda and settings.offload == "none" else []
@@ -212,8 +212,8 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
 
 def price_teachers(settings: Training, setup: Setup, shards: int, *, cuda: bool) -> tuple[int, int, int]:
     """Price the teachers of a run, in bytes of one process: their float32 weights; the peak of their forward pass,
-    which ends before the model's own begins; and what its loss takes beside the model's pass: their hidden states, a
-    chunk of their logits, and five blocks of a softmax (`TeacherLoss`)."""
+    which ends before the model's begins; and their loss during the model's pass (hidden states, a chunk of logits, five
+    blocks of a softmax; `TeacherLoss`)."""
     weights = forward = beside = 0
     for spec in settings.objective.list_teachers():
         tokens, decoder = setup.batch * setup.tokens(spec), [*spec.towers().values()][-1]

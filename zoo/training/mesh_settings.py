@@ -30,7 +30,7 @@ Ways = Annotated[int | Literal["auto"], BeforeValidator(make_count_check(1))]
 
 class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     """The mesh of a run's processes: the number of processes along each dimension of parallelism. One of `dp`, `shard`,
-    `cp`, `tp` and `pp` may be `auto`: the world's processes divided by the other four."""
+    `cp`, `tp` and `pp` may be `auto`: the number of processes divided by the product of the other four."""
 
     dp: Ways = 1
     """Replicas of the model, each with its own rows; gradients are summed (DDP; Li et al., 2020)."""
@@ -43,11 +43,11 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     """Tensor parallelism: processes that each have their own heads, hidden units and part of the vocabulary
     (Megatron-LM; Shoeybi et al., 2019), with sequence parallelism between sub-layers (Korthikanti et al., 2022)."""
     async_tp: bool = False
-    """Whether compiled layers overlap the exchanges of tp with their matrix products (Wang et al., 2022), by symmetric
-    memory: CUDA and NVLink, and no GPU has run it yet."""
+    """Whether compiled layers overlap the exchanges of tp with their matrix products (Wang et al., 2022), over
+    symmetric memory. Needs CUDA and NVLink; not yet run on a GPU."""
     ep: Ways = 1
-    """Groups among the processes of dp, shard and cp that divide a mixture's experts and send tokens to them (GShard;
-    Lepikhin et al., 2020); `auto` is one group of all."""
+    """Expert parallelism: size of the groups of dp, shard and cp processes that divide a mixture's experts and send
+    tokens to them (GShard; Lepikhin et al., 2020); `auto` is one group of all."""
     pp: Ways = 1
     """Pipeline stages, each with some of the layers (Narayanan et al., 2021)."""
     cp_comm: Literal["all_gather", "ring"] = "all_gather"

@@ -20,10 +20,10 @@ PREFIXES = "BIES"
 """First letters of tags: of an entity's first (B), inner (I), last (E) and only word (S)."""
 
 MOST_CLASSES = 64
-"""Most classes for which a confusion matrix is written."""
+"""Maximum number of classes for which a confusion matrix is written."""
 
 ANCHORS = 1024
-"""Anchors that are ranked together."""
+"""Number of anchors that are ranked in one matrix product."""
 
 
 class Metrics:

@@ -10,7 +10,8 @@ from zoo.paths import conf_dir
 
 
 def read_packaged(axis: str, value: object) -> Any:
-    """Replace the name of an axis's packaged choice by its fields; return any other value unchanged."""
+    """Replace the name of an axis's packaged choice by its fields; return any other value unchanged. Raises ValueError
+    for an unknown name."""
     if not isinstance(value, str):
         return value
     from yaml import safe_load

@@ -41,7 +41,7 @@ class Parametrisation(Spec, axis="parametrisation", default="standard"):
         return spec
 
     def scale(self, spec: Topology) -> Scale:
-        """Return the factors of each tensor's learning rate, weight decay and epsilon."""
+        """Return the function that gives each tensor's factors of learning rate, weight decay and epsilon."""
         return unscaled
 
 

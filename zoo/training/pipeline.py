@@ -214,8 +214,8 @@ class Pipeline:
 
 def keep_casts(device: torch.device) -> AbstractContextManager[Any]:
     """Keep autocast's copies of weights until the block ends, so that all microbatches in flight share them: torch
-    drops its copies at the end of the outermost autocast, which would be each forward pass. Outside the passes autocast
-    stays off."""
+    drops its copies at the end of the outermost autocast, which would otherwise be that of a forward pass. Outside the
+    passes autocast stays off."""
     return torch.autocast(device.type, torch.bfloat16, enabled=False)
 
 

@@ -43,10 +43,10 @@ MAY_CHANGE = (
     *("compile", "recompute", "offload", "device", "kernel", "parallel", "launcher", "nproc", "nodes", "restarts"),
     "logger",
 )
-"""The keys that may change when a run is resumed. A change of any other would make it another run."""
+"""The keys that may change when a run is resumed. A change of any other key would make another run."""
 
 STARTERS = ("launcher", "nproc", "nodes", "restarts")
-"""The keys about how many processes start, and by which launcher."""
+"""The keys that set the launcher, and how many processes it starts."""
 
 TYPED = (*STARTERS, "logger")
 """Keys that a resumed run takes from the command line only, because they start programs or use a network, and the
@@ -67,7 +67,7 @@ class TrainingPlan:
     config: Mapping[str, Any]
     """The config as plain data. Interpolations are resolved, except the grammar's own in the model's node."""
     notes: tuple[str, ...] = ()
-    """A line for each thing that the folder of a resumed run requests and does not get (`drop_asked`)."""
+    """A line for each setting that was dropped from a resumed run's folder (`drop_asked`)."""
 
     def learn(self, data: Any) -> TrainingPlan:
         """Complete the objective, the model's task head and the config from the data, for example with the classes of a
@@ -116,7 +116,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
 
 def collect_faults(faults: list[str], read: Callable[[], Any], key: str = "") -> Any:
     """Return the result of `read`, or None after adding its faults to the list. Faults get the prefix `key`: `norm.eps`
-    becomes `model.norm.eps`; one that names the key already (`model: …`) stays."""
+    becomes `model.norm.eps`; a fault that names the key already (`model: …`) stays."""
     try:
         return read()
     except ConfigError as error:
@@ -186,7 +186,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) ->
 
 
 def find_mtp_mismatches(settings: S.Training, spec: Topology) -> Iterator[str]:
-    """Yield the settings under which a model's modules for further tokens would learn nothing, or something else."""
+    """Yield the settings that conflict with a model's modules for multi-token prediction (`mtp`)."""
     if spec.served is spec:
         return
     if not settings.objective.every_token:
@@ -227,7 +227,7 @@ LEARNS_FROM = {
     "preferences": "dpo",
     "judgements": "kto",
 }
-"""An objective for each thing that data gives."""
+"""The objective to propose for each content of data."""
 MADE_BY = {
     "text": "no data.form, data.source or data.target",
     "pairs": "data.source=NAME data.target=NAME",
@@ -235,11 +235,11 @@ MADE_BY = {
     "preferences": "data.form=preference",
     "judgements": "data.form=unpaired",
 }
-"""The settings of records that make data give each thing."""
+"""The settings that make data of each content."""
 
 
 def describe_other_data(objective: Objective, data: DataSettings) -> str:
-    """Return the fault of an objective that learns from another kind of content than the data has."""
+    """Describe the fault that an objective reads another content than the data has."""
     records = "" if hasattr(data, "form") or objective.reads == "text" else "data=jsonl "
     would = f"objective={LEARNS_FROM[data.content]}, or {records}{MADE_BY[objective.reads]}"
     return f"objective: {objective.kind} reads {objective.reads}, found {data.content} in data={data.kind} ({would})"

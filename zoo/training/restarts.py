@@ -63,7 +63,7 @@ def is_launched() -> bool:
 
 
 def describe_note(cfg: DictConfig) -> dict[str, object] | None:
-    """Make the note about the launch that a run leaves in its folder."""
+    """Make the note about the launch that a run leaves in its folder; None without torchrun."""
     if (launch := read_launch()) is None:
         return None
     return {"launch": launch.id, "config": hashlib.sha256(OmegaConf.to_yaml(cfg).encode()).hexdigest()}

@@ -63,8 +63,8 @@ class Saves:
 
 
 class UncountedStep(NamedTuple):
-    """A step of which the host does not know yet whether its update was skipped: its number, the rows consumed by its
-    end, and its loss and gradient norm `found` [2] on the device."""
+    """A step that is not yet counted as updated or skipped: its number, the rows consumed by its end, and its loss and
+    gradient norm `found` [2] on the device."""
 
     number: int
     consumed: int
@@ -167,8 +167,8 @@ class Run:
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
     def find_mfu(self, speed: float) -> float | None:
-        """Compute the MFU at `speed` tokens a second. None if it exceeds 1, because the peak was then measured too low,
-        and if useful FLOPs are not counted, as for labelled rows with their padding."""
+        """Compute the MFU at `speed` tokens a second. None if FLOPs are not counted, for labelled rows (their padding
+        has FLOPs too), and if it exceeds 1 because the peak was measured too low."""
         if self.flops is None or isinstance(self.settings.objective, RecordObjective):
             return None
         share = self.gauges.peak.share(speed * self.flops / self.tokens / self.world.size)

@@ -28,8 +28,8 @@ class TrainingFlops:
     the rows that are only measured (`Objective.split_passes`). The head counts for targets only. Recomputation, and
     gradients that are not needed (an indexer's, those of frozen weights), are not counted.
 
-    `start` says which weights train, and which adapters are added. Raises UnknownOperation for a partly trained model
-    whose pass cannot be traced.
+    `start` has the trained weights and the added adapters. Raises UnknownOperation for a partly trained model whose
+    pass cannot be traced.
     """
 
     def __init__(self, spec: Topology, objective: Objective, start: StartSettings | None = None) -> None:
@@ -53,7 +53,7 @@ class TrainingFlops:
 def open_counter(
     settings: Training, spec: Topology, say: Callable[[str], object] = lambda line: None
 ) -> TrainingFlops | None:
-    """Make the TrainingFlops of a run. None, with a line that says so, for a partly trained model whose pass cannot be
+    """Make the TrainingFlops of a run; None, with a line to `say`, for a partly trained model whose pass cannot be
     traced."""
     try:
         return TrainingFlops(spec, settings.objective, StartSettings.of(settings))
@@ -85,8 +85,8 @@ def sum_rows(rows: RowFlops, batch: Batch, targets: int) -> int:
 
 
 def _measure_documents(batch: Batch, where: Tensor | None = None) -> list[list[int]]:
-    """Count the tokens of each document of a batch, `where` this is True: those that are read, and in an
-    encoder-decoder those that are written. A row that is not packed is a document."""
+    """Count the tokens of each document of a batch, at the positions where `where` is True (default: all). Returns the
+    counts of input tokens and, in an encoder-decoder, of decoder tokens. A row that is not packed is a document."""
     numbers = [each for each in (batch.documents, batch.decoder_documents) if each is not None]
     numbers = numbers or [torch.zeros_like(batch.input_ids)]
     stride = 1 + max(int(each.max()) for each in numbers)
@@ -96,12 +96,12 @@ def _measure_documents(batch: Batch, where: Tensor | None = None) -> list[list[i
 
 
 def _count_rows(batch: Batch) -> int:
-    """Count the rows that the model reads: those of all texts where records have several [B, K, T]."""
+    """Count the rows that the model reads: B, or B·K if records have K texts [B, K, T]."""
     return batch.input_ids.shape[:-1].numel()
 
 
 def _measure(batch: Batch) -> tuple[int, int | None]:
-    """Return the tokens of a row, and of a decoder's row in an encoder-decoder."""
+    """Return the number of tokens in a row, and in a decoder's row (None without an encoder)."""
     written = None if batch.decoder_input_ids is None else batch.decoder_input_ids.shape[1]
     return batch.input_ids.shape[-1], written
 

@@ -40,7 +40,7 @@ class Schedule(Spec, axis="schedule"):
         return self.after_warmup(step - warmup, max(steps - warmup, 1))
 
     def fault(self, steps: int) -> str | None:
-        """Say why the schedule does not fit a run of `steps` steps, or None."""
+        """Return why the schedule does not fit a run of `steps` steps; None if it does."""
         return None
 
     def is_milestone(self, step: int, steps: int) -> bool:

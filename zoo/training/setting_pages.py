@@ -18,14 +18,15 @@ from zoo.spec.fields import SpecField, find_axes, first_sentence, list_kinds, re
 from zoo.training.settings import Training
 
 COMMENT = r"^{}:.*?#\s*(.+(?:\n\s+#.+)*)$"
-"""Where a key of a YAML file has a comment, which goes on in lines of comments alone."""
+"""Pattern of a YAML key and its comment: on the key's line, and on the lines below it that have only a comment."""
 VALUES = re.compile(r"(?:(?<=\.)|;) (?=`[^`]+`: )")
-"""Where a value of a field begins in its description: "The form. `messages`: a list …; `alpaca`: an instruction …"."""
+"""Pattern of the place where a value begins in a field's description: "The form. `messages`: a list …; `alpaca`: an
+instruction …"."""
 
 
 def explain_setting(name: str) -> dict[str, Any] | None:
-    """Describe a dotted name of a training config; None if its first word is no key of one. Raises ConfigError for
-    another unknown word."""
+    """Describe a dotted name of the training config; None if its first word is no key of the config. Raises ConfigError
+    if another word is unknown."""
     first, *rest = name.split(".")
     base = {"data": DataSettings, **_list_components(Training)}.get(first)
     if base is not None:
@@ -42,20 +43,20 @@ def explain_setting(name: str) -> dict[str, Any] | None:
 
 
 def _list_components(choice: type[Spec]) -> dict[str, type[Spec]]:
-    """List the fields of a choice that hold a component of one axis, with that axis."""
+    """Return the fields of a choice that hold components of exactly one axis, each with the axis."""
     hints = typing.get_type_hints(choice, include_extras=True)
     found = {field.name: [*find_axes(hints[field.name])] for field in choice.fields()}
     return {name: axes[0] for name, axes in found.items() if len(axes) == 1}
 
 
 def _list_axes(choice: type[Spec]) -> dict[str, type[Spec]]:
-    """List the components of a choice whose axis has choices."""
+    """Return the fields of a choice that hold components of an axis with choices, each with the axis."""
     return {name: axis for name, axis in _list_components(choice).items() if not axis.kind}
 
 
 def _explain_node(choice: type[Spec], rest: list[str]) -> dict[str, Any]:
-    """Describe a component of training that has no choices, or its field `rest`. One that is null by default is set as
-    a whole, any other field by field."""
+    """Describe a component of training that has no choices, or its field `rest`. A component that is null by default is
+    set as a whole, any other one field by field."""
     place, fields = choice.axis, read_fields(choice)
     null = read_fields(Training)[place].default is None and read_conf("config").get(place) is None
     command = f"zoo train MODEL '{place}={{%s: %%s}}'" if null else f"zoo train MODEL {place}.%s=%%s"
@@ -71,7 +72,8 @@ def _explain_node(choice: type[Spec], rest: list[str]) -> dict[str, Any]:
 
 
 def _explain_axis(place: str, base: type[Spec], rest: list[str], command: str) -> dict[str, Any]:
-    """Describe an axis, or what the words in `rest` name below it. `command` selects a choice of it, after `=`."""
+    """Describe an axis, or the choice or field of it that the words in `rest` name. `command` and `=CHOICE` select a
+    choice."""
     kinds = {kind: base.kinds[kind] for kind in list_kinds(base)}
     defaults = [entry for entry in read_conf("config")["defaults"] if isinstance(entry, dict)]
     usual = next((entry[place] for entry in defaults if entry.get(place) in kinds), base.default)
@@ -109,7 +111,7 @@ def _explain_field(name: str, field: SpecField, owner: type[Spec], command: str)
 
 
 def _find_default(field: SpecField, owner: type[Spec]) -> Any:
-    """Return the value that a run has where none is typed: that of the choice's file in conf/, else the class's."""
+    """Return the default of a field: from its choice's file in conf/, else from its class."""
     stated = read_conf(f"{owner.axis}/{owner.kind}") if owner.kind in list_conf(owner.axis) else {}
     return stated.get(field.name, field.default)
 
@@ -125,7 +127,7 @@ def _describe_field(field: SpecField, owner: type[Spec]) -> str:
 
 
 def _find_text(field: SpecField, owner: type[Spec]) -> str:
-    """Return a field's docstring, else the comment beside it in the files of its axis in conf/."""
+    """Return a field's docstring, else its comment in the files of its axis in conf/."""
     files = sorted((conf_dir() / owner.axis).glob("*.yaml"), key=lambda file: file.stem != owner.kind)
     files = [conf_dir() / "config.yaml"] if owner is Training else files
     found = (re.search(COMMENT.format(field.name), file.read_text(encoding="utf-8"), re.M) for file in files)

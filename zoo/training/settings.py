@@ -45,7 +45,7 @@ FP8 = "fp8_"  # the prefix of a float8 recipe
 
 
 def _named(axis: str) -> BeforeValidator:
-    """Let a field be given as the name of a packaged choice."""
+    """Make a validator by which a field can be given as the name of a packaged choice."""
     return BeforeValidator(partial(read_packaged, axis))
 
 
@@ -57,7 +57,7 @@ class TextSample(SampleSettings, kind="text"):
     """Continue a prompt."""
 
     prompt: str | None = None
-    """The text to continue, in a run on conversations a user's turn; null: the objective's own."""
+    """The text to continue (in a run on conversations, a user's turn); null: the objective's own prompt."""
     tokens: PositiveInt = 64
     """The largest number of new tokens."""
     temperature: float = 0.8
@@ -217,8 +217,8 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @property
     def arithmetic(self) -> str:
-        """The precision, fp32 or bf16, of products other than float8 ones; MFU refers to its peak. fp32 until `auto` is
-        settled."""
+        """The precision, fp32 or bf16, of products other than float8 ones; MFU refers to this precision's peak. fp32
+        until `auto` is settled."""
         return "fp32" if self.precision in ("auto", "fp32") else "bf16"
 
     @property

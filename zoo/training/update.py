@@ -50,7 +50,7 @@ def count_batch(run: Run, batch: Batch) -> int:
 
 def begin_count(run: Run, batch: Batch) -> Callable[[], list[int]]:
     """Begin to count a batch's targets, FLOPs and tokens over all processes. Returns the function that waits for them.
-    Where each token of a row counts, all processes have as much, and none waits for the others."""
+    If every token is a target, all processes have equal counts and exchange nothing."""
     objective, rows = run.settings.objective, run.layout.rows
     flops = 0 if run.flops is None or run.counter is None else run.counter.count(batch)
     counts = objective.targets(batch), flops, objective.count_tokens(batch, run.settings.seq_len)
@@ -61,7 +61,7 @@ def begin_count(run: Run, batch: Batch) -> Callable[[], list[int]]:
 
 def count_ahead(run: Run) -> None:
     """Begin to count the next step's batch, if it is read ahead: the processes exchange their counts while the device
-    computes the present step, and do not wait for one another at the next one."""
+    computes the present step, and do not wait for one another in the next step."""
     ahead = run.batches.ahead
     batch = None if ahead is None or run.step == run.settings.steps else ahead.peek()
     if batch is not None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 PIECES = 64
-"""Maximum number of pieces of a validation split whose losses a run's outcome has, each of some batches."""
+"""Maximum number of pieces of a validation split whose losses are in a run's outcome. A piece is several batches."""
 
 
 class LossSum(NamedTuple):
@@ -121,7 +121,7 @@ def evaluate(run: Run) -> None:
 
 def join_batches(batches: Sequence[tuple[float, int]]) -> list[list[float]]:
     """Join the sums of neighbouring batches into at most PIECES pieces: (nats, targets) of each. Two runs that read the
-    same rows have the same pieces, from which the noise of their difference over rows follows."""
+    same rows have the same pieces, so the noise of their difference can be estimated."""
     count = min(PIECES, len(batches))
     bounds = [at * len(batches) // count for at in range(count + 1)] if count else [0]
     pieces = [batches[start:end] for start, end in pairwise(bounds)]
@@ -209,7 +209,7 @@ def writes(spec: Topology) -> bool:
 
 
 def describe_silence(spec: Topology) -> str:
-    """Say why a model does not generate text: because of its topology, or its head."""
+    """Describe the topology of a model that generates no text, and its head if the topology is causal."""
     heads = [tower.head for tower in spec.towers().values() if tower.causal]
     return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
 

@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Base of the training objectives."""
+"""Define Objective, the base class of training objectives."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ class Objective(Spec, axis="objective"):
     """Whether every token is a target, given the tokens before it: then bits per byte follow from the loss, and MFU
     counts the head on all tokens."""
     scored: ClassVar[str] = "targets"
-    """What the targets are, in words. The loss is a mean over them."""
+    """The targets in words, for messages. The loss is a mean over them."""
     reads: ClassVar[str] = "text"
-    """What the objective learns from: text; pairs of a source and an answer; conversations (`zoo.data.chat`);
-    preferences (`zoo.data.chat.preference_rows`); or records whose fields it names itself
+    """The content that the objective learns from: text; pairs of a source and an answer; conversations
+    (`zoo.data.chat`); preferences (`zoo.data.chat.preference_rows`); or records whose fields it names itself
     (`zoo.training.objective.labelled`), labelled or of texts to compare."""
     n_texts: ClassVar[int] = 1
     """The number of texts in a row, each of which the model reads by itself."""
     compares_rows: ClassVar[bool] = False
     """Whether a row's loss depends on the other rows of its batch: then evaluations read batches of the run's size."""
     measures: ClassVar[tuple[str, ...]] = ()
-    """The metrics of an evaluation in addition to `val_loss`, as named in lines of metrics."""
+    """The metrics of an evaluation in addition to `val_loss`, by their names in lines of metrics."""
     ranked_by: ClassVar[str | None] = None
     """The metric whose largest value marks the best checkpoint; None: the lowest `val_loss`."""
     usual_lr: ClassVar[float | None] = None
@@ -127,19 +127,20 @@ class Objective(Spec, axis="objective"):
         return [*range(len(batch.input_ids))]
 
     def finish_batch(self, run: Run, batch: Batch) -> Batch:
-        """Add to a batch, on the CPU, the values of the whole batch that the loss of each microbatch needs. They may
-        lie on the device."""
+        """Add to a batch on the CPU the values that each microbatch's loss needs from the whole batch. The added values
+        may lie on the device."""
         return batch
 
     def prepare_run(self, run: Run, start: Callable[[], Model], steps: int) -> None:
-        """Compute the values besides the rows that the loss of the first `steps` steps needs. Called before the run's
-        next step. `start` returns the model with its starting weights."""
+        """Compute the values that the loss needs, besides the batches, in the first `steps` steps. Called before the
+        run's next step. `start` returns the model with its starting weights."""
 
     def recall(
         self, folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, context: Context
     ) -> None:
-        """Read the values that `prepare_run` left in a run's `folder`, to evaluate the run's own validation rows. For
-        other rows (`folder` None), and for missing values, compute them: `start` loads the run's starting weights."""
+        """Read the values that `prepare_run` left in a run's `folder`, to evaluate the run's own validation rows.
+        Values of other rows (`folder` None) and missing values are computed: `start` loads the run's starting
+        weights."""
 
     def targets(self, batch: Batch) -> int:
         """Count the targets of a batch, on the CPU. The batch's loss is divided by this number."""
@@ -193,8 +194,8 @@ class Objective(Spec, axis="objective"):
     def losses(
         self, model: Model, parts: Iterable[tuple[Batch, int]], weight: float, autocast: Autocast, rows: World
     ) -> Iterator[Loss]:
-        """Compute the losses of a batch's microbatches, given with the counts that `loss` takes. Each is backpropagated
-        before the next is computed. `rows` are the processes that share the whole batch."""
+        """Compute the losses of a batch's microbatches. `parts` are (microbatch, `count` for `loss`). Each is
+        backpropagated before the next is computed. `rows` are the processes that share the whole batch."""
         for part, count in parts:
             with autocast():
                 found = self.loss(model, part, weight=weight, count=count)
@@ -221,7 +222,7 @@ def add_own_losses(out: Output, total: Tensor, terms: dict[str, Tensor], weight:
 
 
 def list_inputs(batch: Batch) -> dict[str, Tensor]:
-    """List the fields of a batch that are inputs of the model."""
+    """Return the fields of a batch that are inputs of the model, by name."""
     fields = batch._replace(reference=None)._asdict().items()
     return {name: value for name, value in fields if value is not None and name != "targets"}
 
@@ -247,7 +248,7 @@ def refuse_topology(name: str, spec: Topology, kind: str, instead: str) -> str |
 
 
 def suggest(spec: Topology, data: DataSettings | None = None) -> str:
-    """Name the default objective of a model, learning from this data."""
+    """Return the kind of a model's default objective for this data."""
     if data is not None and data.written:
         return {"conversations": "chat", "preferences": "dpo", "judgements": "kto"}[data.content]
     return {"encoder": "mlm", "encoder_decoder": "span_corruption"}.get(spec.kind, "next_token")

@@ -81,7 +81,8 @@ class Seq2Seq(Objective, kind="seq2seq"):
     """Predict answers, given their sources: the loss is on the answers alone (Sutskever et al., 2014).
 
     An encoder reads the source; the decoder writes an answer of at most `answer_len` tokens (default: `seq_len`). A
-    decoder alone reads both in one row of `seq_len`, of which an answer takes at most `answer_len` (default: half).
+    decoder alone reads both in one row of `seq_len` tokens; an answer takes at most `answer_len` of them (default:
+    half).
     """
 
     reads: ClassVar[str] = "pairs"

@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 class Contrastive(RecordObjective, kind="contrastive"):
     """Learn vectors of texts by InfoNCE with in-batch negatives (van den Oord et al., 2018; Henderson et al., 2017):
     the cross-entropy of an anchor's own positive among the positives and `negatives` of the whole batch, with cosine /
-    `temperature` as logits. `symmetric` takes the mean with the cross-entropy of a positive's own anchor among all
+    `temperature` as logits. `symmetric` averages it with the cross-entropy of a positive's own anchor among all
     anchors. `dims` sums the loss over vectors cut to these widths (Matryoshka; Kusupati et al., 2022), times
     `dim_weights` (default: 1). Equal texts of a batch are negatives of one another, as in sentence-transformers; with
     `skip_copies` a text is not a negative if it equals the anchor's positive, or belongs to an equal anchor.
 
-    `anchor`, `positive` and `negatives` name the fields of the records. The vectors are those of `zoo embed`: pooled as
-    the sentence-transformers `modules` say, by default those in the folder of the weights, else by `pooling` (default:
-    the mean). The head of a language model is left out.
+    `anchor`, `positive` and `negatives` name the fields of the records. The vectors are those of `zoo embed`: pooled by
+    the sentence-transformers `modules` (default: those in the folder of the weights), else by `pooling` (default: the
+    mean). The head of a language model is left out.
 
     The batch spans all microbatches and processes. If there are several, all texts are first embedded without
     gradients, then again, a microbatch at a time, to backpropagate the gradients of their vectors (GradCache; Gao et
@@ -119,8 +119,8 @@ class Contrastive(RecordObjective, kind="contrastive"):
         return replace(spec, head=NoHead(vocab_size=spec.vocab_size))
 
     def keep_files(self, folder: Path, spec: Any) -> None:
-        """Write the modules that make the vectors. Raises ConfigError for a folder that has other modules, from the
-        weights."""
+        """Write the sentence-transformers modules that make the vectors. Raises ConfigError if the folder has other
+        modules already, copied with the weights."""
         own = {} if self.modules is None else read_modules(Path(self.modules))
         if (folder / MODULES).is_file():
             if own != read_modules(folder):
@@ -250,9 +250,8 @@ class Contrastive(RecordObjective, kind="contrastive"):
 
 
 def find_copies(keys: Tensor, rows: slice) -> Tensor:
-    """Find the texts that do not count as negatives of the anchors `rows`, by the keys [N, K] of all texts. These are
-    texts of other records that equal the anchor's positive, or whose own anchor is equal. [rows, (K − 1)·N], positives
-    first."""
+    """Mark the texts [rows, (K − 1)·N], positives first, that are no negatives of the anchors `rows`: texts of other
+    records that equal the anchor's positive, or whose own anchor is equal. Texts are equal if their keys [N, K] are."""
     same = (keys[rows, 1, None, None] == keys[:, 1:].T) | (keys[rows, 0, None, None] == keys[:, 0])  # rows K-1 N
     numbers = torch.arange(len(keys), device=keys.device)
     others = numbers[rows, None] != numbers  # rows N
@@ -267,12 +266,12 @@ def gather_records(own: Tensor, rows: World) -> Tensor:
 
 
 def join_losses(found: Tensor, linear: Tensor, out: Output, weight: float, count: int) -> Loss:
-    """Make the loss of `count` records: `found`, with the gradient of `linear`, and the model's own losses."""
+    """Make the loss of `count` records: the value `found` with the gradient of `linear`, and the model's own losses."""
     return add_own_losses(out, linear + (found - linear).detach(), {"loss": found}, weight, count)
 
 
 def has_modules(folder: Path) -> bool:
-    """Whether a folder says how vectors are made of hidden states."""
+    """Whether a folder has sentence-transformers modules, which make vectors of hidden states."""
     return any((folder / each).is_file() for each in (MODULES, f"1_Pooling/{CONFIG}"))
 
 
@@ -282,7 +281,7 @@ def read_modules(folder: Path) -> dict[str, bytes]:
 
 
 def open_pipeline(modules: str | None, pooling: str | None, device: torch.device | str = "cpu") -> SentencePipeline:
-    """Read how vectors are made. Cached until files of the modules change."""
+    """Read the pipeline that makes vectors of hidden states. Cached until files of the modules change."""
     files = [] if modules is None else [Path(modules, name) for name in list_beside(Path(modules), SENTENCE)]
     return _read_pipeline(modules, pooling, device, tuple((each, each.stat().st_mtime_ns) for each in files))
 

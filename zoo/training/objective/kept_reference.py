@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FILE = "reference.safetensors"
 
 TOGETHER = 1 << 14
-"""Tokens of the conversations that an evaluation measures together."""
+"""Tokens of conversations in one batch of an evaluation's measurements."""
 
 Measure = Callable[["Model", "Batch"], "Tensor"]
 """Computes the log-probability of each row's targets [B]."""
@@ -43,8 +43,8 @@ class RecordGroup(NamedTuple):
 
 
 class ReferenceLogProbs:
-    """The reference log-probabilities of a run's records: [N, R] for each split, NaN where they are not computed. R are
-    the `rows` of a batch for each record."""
+    """The reference log-probabilities of a run's records: [N, R] for each split, NaN where they are not computed. R is
+    the number of rows in a batch for each record."""
 
     def __init__(self, data: PreparedData, rows: int) -> None:
         parts = {"train": data.sources, "validation": data.held_out}
@@ -104,8 +104,8 @@ class ReferenceLogProbs:
 
 @dataclass(frozen=True)
 class RowMeasure:
-    """How the records of rows of `seq_len` tokens are measured: `collate` makes a batch of records, and `measure`
-    computes the log-probability of its rows under `autocast`. The processes of `world` share the records."""
+    """Measures records in rows of `seq_len` tokens: `collate` makes a batch of records, and `measure` computes the
+    log-probability of its rows under `autocast`. The processes of `world` share the records."""
 
     measure: Measure
     collate: Collate
@@ -179,7 +179,7 @@ def recall_reference(
 
 
 def describe_start(run: Run) -> dict[str, str]:
-    """Describe what the values depend on: the data, the starting weights, and the precision of a pass."""
+    """Describe the origin of the values: the data, the starting weights, and the precision of a pass."""
     weights = run.settings.weights
     start = f"seed {run.settings.seed}" if weights is None else choose_base(weights)[1]
     return {"data": run.data.key, "start": start, "precision": run.settings.precision}

@@ -27,10 +27,10 @@ class KTO(Referenced, kind="kto"):
     − σ(z − r)). An answer's reward is `beta` times the logarithm of its probability over that under the starting
     weights, which is computed once, before the first step.
 
-    z is `beta` times an estimate of the divergence from the starting weights, at least 0: the mean of the logarithm of
-    that ratio for mismatched answers, over a step's batch of all microbatches and processes. A mismatched answer is a
-    record's prompt with the completion of the previous record in the data. Data: `data.form=unpaired`, or
-    `data.form=preference`, of which both answers of a record count.
+    z is `beta` times an estimate of the divergence from the starting weights, at least 0: the mean, over the mismatched
+    answers of a step's whole batch, of the logarithm of their probability over that under the starting weights. A
+    mismatched answer is a record's prompt with the completion of the previous record in the data. Data:
+    `data.form=unpaired`, or `data.form=preference`, where both answers of a record count.
     """
 
     reads: ClassVar[str] = "judgements"
@@ -53,8 +53,8 @@ class KTO(Referenced, kind="kto"):
         return content in ("judgements", "preferences")
 
     def find_learned(self, batch: Batch) -> Tensor:
-        """Find the rows of the answers that records have, `n_texts` of each. An answer's mismatched one is two rows
-        below. No device is waited for."""
+        """Find the rows of a batch with real answers, `n_texts` of each record. The mismatched answer is two rows
+        further. Does not wait for a device."""
         there = (batch.targets != IGNORED).any(1).view(-1, 4)[:, :2]
         places = there.byte().argsort(dim=1, descending=True, stable=True)[:, : self.n_texts]
         return (4 * torch.arange(len(places), device=places.device)[:, None] + places).flatten()
@@ -73,7 +73,8 @@ class KTO(Referenced, kind="kto"):
         return super().count_tokens(self.split_passes(batch)[0], seq_len)
 
     def finish_batch(self, run: Run, batch: Batch) -> Batch:
-        """Estimate the divergence of a batch, of which each process has a part. The host does not wait for it."""
+        """Add to a batch its divergence, estimated from the parts of all processes. The host does not wait for the
+        device."""
         assert batch.reference is not None
         found, rows = torch.zeros((), dtype=torch.float64, device=run.device), run.layout.rows
         for part in split_rows(batch, run.settings.accumulate):
@@ -85,8 +86,8 @@ class KTO(Referenced, kind="kto"):
         return note_divergence(batch._replace(reference=batch.reference.to(run.device, non_blocking=True)), mean)
 
     def sum_divergence(self, model: Model, mismatched: Batch, count: int | None = None) -> Tensor:
-        """Sum log p − log p under the starting weights over mismatched answers, which have `count` targets, if that is
-        known."""
+        """Sum log (p ÷ p under the starting weights) over mismatched answers. `count` is the number of their targets,
+        if known."""
         assert mismatched.reference is not None
         return (self.measure(model, mismatched, count) - mismatched.reference).double().sum()
 
@@ -127,8 +128,7 @@ class OneAnswerKTO(KTO):
 
 
 def note_divergence(batch: Batch, mean: Tensor) -> Batch:
-    """Replace the reference of the mismatched answers, which is not needed any more, by the divergence: `mean`, at
-    least 0."""
+    """Replace the reference of the mismatched answers, no longer needed, by the divergence: `mean`, at least 0."""
     assert batch.reference is not None
     reference = batch.reference.view(-1, 4).clone()
     reference[:, 2:] = mean.clamp(min=0)

@@ -1,6 +1,6 @@
 # B rows, T tokens, C classes or numbers
-"""Objectives of records whose fields they name. Labels are predicted by a task head (`zoo.model.task_head`) that the
-objective puts on the model: a class for each record, a tag for each word, or numbers."""
+"""Objectives that name the fields of their records. Labels are predicted by a task head (`zoo.model.task_head`) that
+the objective puts on the model: a class for each record, a tag for each word, or numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RecordObjective(Objective):
     named: ClassVar[str] = "objective.text and objective.label"
     """The settings that name the fields, for messages."""
     pools_first: ClassVar[bool] = False
-    """Whether a row's first token is read as the whole row, which then should be a special token."""
+    """Whether a row is read by its first token, which then should be a special token."""
     known: ClassVar[Any] = None
     """The classes, or the count of numbers in a label; None if they follow from the data."""
 
@@ -183,8 +183,8 @@ class Classify(RowTask, Labelled, kind="classify"):  # type: ignore[reportIncomp
     `pooling` takes a row's vector from its first token (cls) or its last token (last), or as the mean over its tokens
     (mean). The default is that of the model's own classification head, if it has one; else cls for an encoder, and last
     for a decoder or an encoder-decoder. A new head begins with BERT's dense layer and tanh if either the pooling is cls
-    or the model is an encoder-decoder; a decoder's has no bias, as in transformers. Evaluations give accuracy and macro
-    F1.
+    or the model is an encoder-decoder; a decoder's head has no bias, as in transformers. Evaluations give accuracy and
+    macro F1.
     """
 
     head: ClassVar[type[Head]] = SequenceHead

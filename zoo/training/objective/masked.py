@@ -72,7 +72,7 @@ class MLM(Objective, kind="mlm"):
 
 
 def find_mask(tokenizer: Tokenizer) -> int:
-    """Find the mask token of a tokenizer; add one if there is none."""
+    """Return the id of a tokenizer's mask token; add the token if there is none."""
     from zoo.data.tokenizer import MASKS
 
     there = [name for name in MASKS if tokenizer.backend.token_to_id(name) is not None]

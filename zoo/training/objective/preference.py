@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from zoo.training.run import Run
 
 REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
-"""How often the chosen answer's reward is the larger; by how much; and both rewards. TRL's rewards/accuracies,
-rewards/margins, rewards/chosen and rewards/rejected."""
+"""The share of records whose chosen answer has the larger reward; the difference; and both rewards. TRL's
+rewards/accuracies, rewards/margins, rewards/chosen and rewards/rejected."""
 
 
 class Answers(NamedTuple):
@@ -109,8 +109,8 @@ class Preference(Objective):
         count: int | None = None,
         runs: Tensor | None = None,
     ) -> RowLoss:
-        """Make a loss function that computes its terms from the log-probability of each row's targets, or of the
-        targets of each of two numbered `runs` [2B, T] of a row. `count` is the number of targets, if known."""
+        """Make a loss function that computes its terms from the log-probability of each row's targets, or of each of a
+        row's two runs of targets. `runs` [2B, T] has the run's number. `count` is the number of targets, if known."""
         rows, tokens = batch.targets.shape
         n_runs = rows if runs is None else 2 * rows
         if runs is None:

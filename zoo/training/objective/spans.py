@@ -139,7 +139,7 @@ MODES = {"R": "[NLU]", "S": "[S2S]", "X": "[NLG]"}
 
 class UL2(Rewriting, kind="ul2"):
     """A mixture of denoisers, one drawn for each row or document (UL2; Tay et al., 2022). With `modes` the input begins
-    with the denoiser's mode token. Rows are padded to one length, because denoisers differ in length."""
+    with the denoiser's mode token. Rows are padded to one length, because corrupted rows differ in length."""
 
     denoisers: tuple[Denoiser, ...]
     modes: bool = True
@@ -197,7 +197,7 @@ def _count_spans(length: int, rate: float, mean: float) -> int:
 
 
 def _measure_spans(length: int, rate: float, mean: float) -> tuple[int, int]:
-    """Return the numbers of input tokens and of targets."""
+    """Return the numbers of input tokens and of targets made from `length` tokens."""
     from zoo.data.corrupt import count_noise
 
     noise, spans = count_noise(length, rate, mean)

@@ -94,8 +94,8 @@ class Optim(Spec, axis="optim"):
         raise NotImplementedError
 
     def refuses(self, spec: Topology) -> list[str]:
-        """List the faults of these options for a model, without torch: groups that no tensor fits, and a `decay` of
-        weights that are an average."""
+        """List the faults of these options for a model, without torch: groups that no tensor fits, and a `decay` that
+        an optimizer with averaged weights does not support."""
         return [*self._decay_faults(), *self._group_faults(spec)]
 
     def _decay_faults(self) -> list[str]:
@@ -142,7 +142,7 @@ class Optim(Spec, axis="optim"):
         return {"hidden": row is not None and row.part is not None and is_hidden_matrix(row.kind, row.part, leaf)}
 
     def group_of(self, row: SpecRow | None, leaf: str) -> str | None:
-        """Return the name of the first of `groups` that a tensor fits."""
+        """Return the name of the first of `groups` that a tensor fits, or None."""
         words = label(row, leaf)
         return next((name for name in self.groups or () if words.issuperset(name.split("."))), None)
 

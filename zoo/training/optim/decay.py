@@ -1,4 +1,4 @@
-"""Weight decay other than by the same share of each weight: cautious decay, and matrices kept on a sphere."""
+"""Weight decay that is not the same share of every weight: cautious decay, and matrices kept on a sphere."""
 
 from __future__ import annotations
 

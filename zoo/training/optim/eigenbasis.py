@@ -25,17 +25,17 @@ class SOAPOptimizer(MatrixOptimizer):
     `precondition_frequency` steps they follow L and R by a power iteration and a QR decomposition, with columns ordered
     by eigenvalue. A side longer than `max_precondition_dim` is not rotated. Each expert's matrix has its own bases.
 
-    The device can skip an update, like that of torch's fused AdamW, except a matrix' first one: `eigh` waits for the
-    device anyway. The host reads the number of updates made when the bases may have to follow, not at each step.
+    The device can skip an update, as with torch's fused AdamW, except a matrix' first one, whose `eigh` waits for the
+    device anyway. The host reads the number of updates only at steps at which the bases may be due.
     """
 
     def __init__(self, groups: Groups, *, fused: bool = False, **options: Any) -> None:
         super().__init__(groups, fused=fused, **options)
         self._fused = fused
         self._next: dict[Tensor, tuple[int, int]] = {}
-        """When the bases of a matrix follow next: in how many steps at the soonest, and after which update."""
+        """When the bases of a matrix are updated next: in how many steps at the soonest, and after which update."""
         self._counted: dict[Tensor, Any] = {}
-        """The number of updates of a matrix, as its last step left it: another one is that of a restored checkpoint."""
+        """The `step` of a matrix after its last update. A different object comes from a restored checkpoint."""
 
     @property
     def _step_supports_amp_scaling(self) -> bool:  # type: ignore[override]
@@ -84,8 +84,8 @@ class SOAPOptimizer(MatrixOptimizer):
                 refresh(state, side, dim)
 
     def _follow_now(self, every: int, weight: Tensor, state: dict[str, Any]) -> bool:
-        """Whether the bases follow at this step, as they do every `every` updates. A step makes one update or none, so
-        the host need not read their number before as many steps as updates are missing."""
+        """Whether the bases are updated at this step: they are every `every` updates. A step makes at most one update,
+        so the host reads the number of updates only after as many steps as updates are missing."""
         soonest, update = self._next[weight]
         if soonest > 1:
             self._next[weight] = soonest - 1, update

@@ -1,4 +1,4 @@
-"""AdamW with moments of 8 bits, as torchao's, which the device itself can skip."""
+"""AdamW with 8-bit moments, as in torchao, whose updates the device itself can skip."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ Moment = tuple[Tensor, ...]
 class EightBitAdamW(TensorRule):
     """AdamW whose moments have 8 bits and a scale for each 256 values (Dettmers et al., 2021).
 
-    States, and updates that are not skipped, are those of torchao's AdamW8bit to the bit, which cannot skip one on the
-    device.
+    States and updates are bit-identical to those of torchao's AdamW8bit, which cannot skip an update on the device.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ def read_moment(moment: Moment) -> Tensor:
 
 
 def pack_moment(value: Tensor, moment: Moment) -> Moment:
-    """Pack new values as a moment is: into codes and scales, or as they are."""
+    """Pack new values in the form of `moment`: as codes and scales, or as plain values."""
     if len(moment) == 1:
         return (value,)
     scaled, scale = scale_tensor(value, BLOCK)

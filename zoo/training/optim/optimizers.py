@@ -149,8 +149,8 @@ class SOAP(Optim, kind="soap"):
 
     SOAP steps the weight matrices inside layers, each expert's by itself. AdamW, with `betas` and `eps`, steps all
     other tensors; the paper rotates the short side of embeddings and heads too. Every `precondition_frequency` steps
-    the bases follow the preconditioners, whose decay is `shampoo_beta`. A side longer than `max_precondition_dim` keeps
-    its basis. The first step changes no matrix.
+    the bases follow the preconditioners, whose decay is `shampoo_beta`. A side longer than `max_precondition_dim` is
+    not rotated. The first step changes no matrix.
     """
 
     by_matrix: ClassVar[bool] = True

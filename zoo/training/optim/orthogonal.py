@@ -67,7 +67,7 @@ class MuonOptimizer(MatrixOptimizer):
         return RMS * math.sqrt(max(tensor.shape[-2:]))
 
     def _stack(self, group: dict[str, Any], tensors: list[Tensor]) -> Tensor:
-        """Stack what this process has of the updates to orthogonalise: [N, A, B], or a part of each matrix."""
+        """Stack this process' parts of the updates to orthogonalise: [N, A, B], or a part of each matrix."""
         first, counts = tensors[0], count_own(tensors)
         height, width = own_part(first).shape[-2:]
         sizes = (width, height) if is_tall(first) else (height, width)
@@ -127,8 +127,7 @@ def mean_squares(tensor: Tensor, part: Tensor) -> Tensor:
 
 
 def take_rows(rows: Tensor, tensor: Tensor) -> Tensor:
-    """Select, from values for each row [..., m, 1] that every process has, the rows of this process' part of a
-    tensor."""
+    """Select the rows of this process' part of a tensor from `rows` [..., m, 1], which every process has whole."""
     if not is_shared(tensor):
         return rows
     from torch.distributed.tensor import Replicate, distribute_tensor
@@ -139,8 +138,8 @@ def take_rows(rows: Tensor, tensor: Tensor) -> Tensor:
 
 
 class MatrixOwners(NamedTuple):
-    """How `size` processes, which hold a tensor cut into `parts` parts, share its matrices. Each matrix is
-    orthogonalised by one process.
+    """The division of a tensor's matrices among `size` processes, which hold the tensor cut into `parts` parts. Each
+    matrix is orthogonalised by one process.
 
     The processes of `replicas` hold equal values: each takes some of the matrices. The processes of `shards` hold a
     part of every matrix, cut along dimension `cut` of a stack [N, A, B]. They exchange parts by an all-to-all, which
@@ -155,8 +154,8 @@ class MatrixOwners(NamedTuple):
     cut: int = 0
 
     def share(self, parts: Tensor, sizes: tuple[int, int], work: Callable[[Tensor], Tensor]) -> Tensor:
-        """Do `work` on whole matrices [n, A, B], of which this process holds parts (of all N). Returns this process'
-        parts of the results. All processes must call this."""
+        """Apply `work` to whole matrices [n, A, B], this process' share of all N. Takes and returns this process' parts
+        of the N matrices. All processes must call this."""
         from torch.distributed.tensor import Shard
 
         if self.shards is None:

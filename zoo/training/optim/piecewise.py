@@ -20,7 +20,7 @@ DROPPED = 16
 """Low bits of a float32 that bfloat16 lacks."""
 
 ARENA, ALIGNED = 1 << 30, 256
-"""Bytes of a block of pinned memory, unless one tensor has more; bytes at whose multiples a tensor begins."""
+"""Bytes of a block of pinned memory (more for a larger tensor), and the alignment of tensors in it, in bytes."""
 
 
 class Beside:

@@ -1,5 +1,4 @@
-"""Update rules of single tensors, which the device itself can skip, as torch optimizers: SGD, Lion, schedule-free AdamW
-and Adafactor."""
+"""Torch optimizers whose updates the device itself can skip: SGD, Lion, schedule-free AdamW and Adafactor."""
 
 from __future__ import annotations
 
@@ -34,19 +33,20 @@ def list_due(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor, Ten
 
 class Skippable(Optimizer):
     """An optimizer whose update the device can skip: if its `found_inf`, a number on the device, is 1, weights and
-    states stay as they are, bit for bit. The host does not read it (the protocol of torch's GradScaler and fused
-    AdamW)."""
+    states stay as they are, bit for bit. The host does not read `found_inf` (the protocol of torch's GradScaler and
+    fused AdamW)."""
 
     _step_supports_amp_scaling = True
     _skipped: Tensor | None = None
 
     def read_skipped(self) -> None:
-        """Take note, at the beginning of a step, whether the device may skip it."""
+        """Read `found_inf` at the beginning of a step, without waiting for the device."""
         found = getattr(self, "found_inf", None)
         self._skipped = None if found is None else found.bool()
 
     def keep(self, kept: Tensor, new: Tensor) -> Tensor:
-        """Return `new`, overwritten with `kept` if the update is skipped: a mean of equal values changes nothing."""
+        """Return `new`, overwritten with the mean `kept` if the update is skipped: averaging both then changes
+        nothing."""
         return new if self._skipped is None else torch.where(self._skipped, kept, new, out=new)
 
     def drop(self, update: Any) -> Any:
@@ -107,7 +107,7 @@ def make_number(value: Any, weight: Tensor) -> Tensor:
 
 
 def as_scalar(number: Any, weight: Tensor) -> Any:
-    """Return a number of the device in a weight's dtype, as torch takes a Python number."""
+    """Cast a number on the device to a weight's dtype. A Python number is returned as it is."""
     return number.to(weight.dtype) if torch.is_tensor(number) else number
 
 
@@ -195,8 +195,8 @@ class ScheduleFreeAdamW(TensorRule):
 
 class AdafactorOptimizer(TensorRule):
     """Adafactor without a first moment (Shazeer and Stern, 2018), as torch.optim.Adafactor, which waits for the device
-    twice a tensor to read norms. `eps` bounds mean squares from below, `min_rms` a weight's RMS, `clip_rms` an update's
-    from above."""
+    twice a tensor to read norms. `eps` is the lower bound of mean squares, `min_rms` that of a weight's RMS, `clip_rms`
+    the upper bound of an update's RMS."""
 
     def __init__(
         self,

@@ -94,9 +94,9 @@ class StartSettings:
         return choose_trained(spec, self.freeze, self.train, self.lora is not None)
 
     def describe_tuning(self, spec: Topology, width: int | None = None) -> Tuning:
-        """Describe for the price which weights train, which adapters are added, and how the frozen weights are held.
-        The base's files say how they are stored, or else all have `width` bytes a value. Raises ConfigError for faulty
-        patterns."""
+        """Return the Tuning that a price needs: which weights train, which adapters are added, and how the frozen
+        weights are held. Their storage is read from the base's files; without these, each value has `width` bytes.
+        Raises ConfigError for faulty patterns."""
         trained = frozenset(self.choose_trained(spec)) if self.partly else None
         if self.lora is None:
             return Tuning(trained)
@@ -111,8 +111,8 @@ class StartSettings:
         return Tuning(trained, lora.choose(spec), lora.rank, lora.dropout > 0, held=held, dora=lora.dora)
 
     def tune(self, setup: Setup) -> Setup:
-        """Return a set-up in which only the weights train that these settings let train. Frozen weights are in the
-        set-up's dtype."""
+        """Return a set-up in which only these settings' trained weights train. Frozen weights are in the set-up's
+        dtype."""
         tuning = partial(self.describe_tuning, width=DTYPES[setup.dtype])
         return TunedSetup(**vars(setup), tuning=tuning) if self.partly else setup
 
@@ -204,8 +204,8 @@ def check_weights(folder: str | Path, spec: Topology, added: str) -> None:
 
 
 def describe_other_base(weights: str, adapter: str) -> str | None:
-    """Say that adapters were trained for other weights than `weights`; None if these are the adapters' base, or if the
-    adapters state no base."""
+    """Return a line that adapters were trained for other weights than `weights`; None if `weights` are the adapters'
+    base, or if the adapters state no base."""
     plan = read_plan(find(adapter))
     if plan is None or plan.hash is None or is_base(weights, plan.hash):
         return None

@@ -1,6 +1,6 @@
 # H heads, K kv heads, G = H / K, C head width, D model width
-"""Convert weights of one architecture to another by published recipes. Each changes a dict of tensors in place, and
-returns a line that describes the change, or None if there was nothing to do."""
+"""Convert weights of one architecture to another by published recipes. Each recipe changes a dict of tensors in place,
+and returns a line that describes the change, or None if there was nothing to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALIKE = ("rope", "none", "learned", "sinusoidal")
 
 
 def change(tensors: Tensors, name: str, how: Callable[[Tensor], Tensor]) -> None:
-    """Replace a tensor, if it exists."""
+    """Replace a tensor by `how` of it, if it exists."""
     if name in tensors:
         tensors[name] = how(tensors[name])
 

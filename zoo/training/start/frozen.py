@@ -53,7 +53,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _idle(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Return a fault for each pattern that matches no name. The fault lists the names there are."""
+    """Return a fault for each pattern that matches no name. The fault lists the existing names."""
     there = ", ".join(dict.fromkeys(re.sub(r"^((?:\w+\.)?\w+\.\d+|\w+)\..*", r"\1.*", name) for name in names))
     there = re.sub(r"((\w+\.)+)0\.\*, (?:.*\1(\d+)\.\*)", r"\g<1>0.* to \g<1>\3.*", there)
     return [

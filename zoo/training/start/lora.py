@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 OWN = ("rank", "alpha", "dropout", "dora")
-"""Fields of a component that its adapter has too."""
+"""Fields of Lora that a stored adapter has too."""
 
 
 class Lora(Spec, axis="lora", kind="lora", default="lora"):
@@ -39,8 +39,8 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
     dora: bool = False
     """Whether each row of the sum is scaled to a learned norm (DoRA; Liu et al., 2024)."""
     adapter: str | None = None
-    """Folder of an adapter over the same base that is gone on with: a checkpoint of such a run, or peft's files. The
-    fields that are not stated beside it are the adapter's."""
+    """Folder of an adapter over the same base, to continue its training: a run's checkpoint, or peft's files. Fields
+    that are not stated are the adapter's."""
 
     def choose(self, spec: Any) -> tuple[str, ...]:
         """List the paths of the products that get an adapter. Raises ConfigError for a name that matches none, and for
@@ -75,7 +75,7 @@ def complete_lora(node: Any) -> Any:
 
 
 def list_contradictions(stated: Mapping[str, Any], plan: Adapters, adapter: str) -> Iterator[str]:
-    """List the fields of a component whose `stated` values differ from those of its adapter, one message each."""
+    """List the fields of `lora` whose `stated` values differ from those of its adapter, one message each."""
     for name in ("rank", "alpha", "dora"):
         own = getattr(plan, name)
         if stated.get(name, own) != own:
@@ -103,8 +103,8 @@ class LoraTarget(NamedTuple):
 
 
 def list_products(spec: Spec, d_model: int, prefix: str = "", first: bool = True) -> Iterator[LoraTarget]:
-    """List every matrix product of a model, layer by layer. Parts shared by the layers of a kind are listed with the
-    `first` of them."""
+    """List every matrix product of a model, layer by layer. Parts that the layers of a kind share are listed once, with
+    the `first` such layer."""
     for name, part in spec.parts(d_model).items():
         path = prefix + name
         if isinstance(part, Stack):

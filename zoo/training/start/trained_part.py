@@ -16,7 +16,7 @@ from zoo.untrusted.json_file import JsonShape, check_shape
 
 
 class PartSettings(JsonShape):
-    """The keys of a run's config.yaml that say which part of the model trains."""
+    """The keys of a run's config.yaml that select the trained part of the model."""
 
     lora: dict[str, Any] | None = None
     freeze: list[str] | None = None

@@ -35,7 +35,7 @@ weights."""
 
 
 SHOWN = 10
-"""Most kinds of unfitting tensors named in an error."""
+"""Maximum number of kinds of unfitting tensors that an error names."""
 
 
 @dataclass
@@ -57,9 +57,9 @@ def transfer(source: Any, target: Any, tensors: Mapping[str, Any], added: str = 
     """Convert the tensors of a model of Spec `source` to those of Spec `target`. Tensors that keep their random initial
     values are named in the result's `fresh`.
 
-    `added` says how added layers are made (`stack`, `identity`); recipes draw from `seed`. With tensors on the meta
-    device this only checks. Raises ConfigError if the towers differ, if a kind of block cannot get added layers by
-    `identity`, and with a line for each kind of tensor that does not fit (at most SHOWN).
+    `added` is the way in which added layers are made (`stack`, `identity`); recipes draw from `seed`. With tensors on
+    the meta device this only checks. Raises ConfigError if the towers differ, if a kind of block cannot get added
+    layers by `identity`, and with a line for each kind of tensor that does not fit (at most SHOWN).
     """
     made = Transfer(dict(tensors))
     if source == target:
@@ -112,8 +112,8 @@ def _transfer_tower(
 
 def _swap_head(source: Any, target: Any, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
     """Draw a task head anew, if the source has another head or other classes, and drop the source's head, and its
-    pooler unless the target has one. A target without a head drops the source's alone. A head whose first product has
-    the form of BERT's pooler starts with the pooler's weights."""
+    pooler unless the target has one. If the target has no head, the source's is only dropped. A head whose first
+    product has the form of BERT's pooler starts with the pooler's weights."""
     head, own = target.head, source.head
     names = [getattr(each, "labels", each.n_logits) for each in (head, own)]
     if head.predicts_tokens or (own.kind == head.kind and names[0] == names[1]):
@@ -142,8 +142,8 @@ def _list(names: tuple[str, ...]) -> str:
 
 
 def _untie(source: Tower, target: Tower, held: Tensors, prefix: str) -> str | None:
-    """If the source's head is tied and the target's is not, give it a copy of the token table. Returns a line that says
-    so; None if nothing was done."""
+    """If the source's head is tied and the target's is not, give the target's head a copy of the token table. Returns a
+    line about the copy; None if nothing was done."""
     if not getattr(source.head, "tied", False) or getattr(target.head, "tied", True):
         return None
     tokens = held.get(f"{prefix}embedding.tokens.weight")
@@ -168,7 +168,7 @@ def _swap_positions(source: Tower, target: Tower, made: Transfer, prefix: str, s
 
 
 def _draw_mtp(made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
-    """Draw the modules for further tokens, which no stored model keeps for its reader."""
+    """Draw the modules for multi-token prediction (`mtp`), which a stored model is read without."""
     new = {name for name in shapes if name.startswith(f"{prefix}mtp.")} - made.held.keys()
     made.fresh |= new
     return "mtp: its modules are drawn anew" if new else None
