@@ -51,8 +51,8 @@ class LayerCache:
     def recall(
         self, where: SlotMapping, compute: Callable[[], tuple[Tensor, ...]] | None, names: Sequence[str]
     ) -> tuple[Tensor, ...]:
-        """Return the cached keys and values of an encoder's output, from the pools `names`: [B, S, …], or whole pools
-        [N, …] if `where.ragged`. If `compute` is not None, it computes them anew, and they are written first."""
+        """Return the keys and values of an encoder's output from the pools `names`: [B, S, …], or whole pools [N, …] if
+        `where.ragged`. The results of `compute`, if given, are first written to the pools."""
         pools = [self.layer.cross[name] for name in names]
         if compute is not None:
             for pool, new in zip(pools, compute(), strict=True):
@@ -85,9 +85,8 @@ class Cache:
 
     A pass takes token ids [B, T]: the first `counts[b]` of row b's T columns are its next tokens, and the rest is
     padding. With `varlen` a pass takes [1, N], the next tokens of all rows end to end. With `apart`, attention is
-    computed row by row. With `packs`, keys are copied before they are read, so that results do not depend, in any bit,
-    on their place in the pool. In a paged store, decoding rows and `varlen` rows are read by page table
-    (`_reads_pages`).
+    computed row by row. With `packs`, keys are copied before they are read, so that results are bit-identical wherever
+    the keys lie in the pool. In a paged store, decoding rows and `varlen` rows are read by page table (`_reads_pages`).
     """
 
     def __init__(
@@ -177,8 +176,8 @@ class Cache:
 
     @property
     def alike(self) -> bool:
-        """Whether all rows have equally many cached tokens and `counts` is None, in a pass that is neither `apart` nor
-        `varlen` nor read by page table."""
+        """Whether rows can be computed together without a mask of lengths: they have equally many cached tokens,
+        `counts` is None, and the pass is not `apart`, not `varlen` and not read by page table."""
         return self.counts is None and self.past is not None and not (self.apart or self.varlen)
 
     def find_counts(self, new: int) -> Tensor | None:
@@ -281,7 +280,8 @@ class Cache:
         return where
 
     def _overflows(self, group: LayerGroup, length: int, stop: int, room: int) -> bool:
-        """Whether several new tokens and the tokens that they see take more pages than a row has."""
+        """Whether several new tokens and the tokens that they see need more than `room` pages, the most that a row
+        has."""
         first, last = group.first_seen(length) // self.store.page, (stop - 1) // self.store.page
         return stop - length > 1 and last - first + 1 > room
 
@@ -303,8 +303,8 @@ class Cache:
 
     def _reads_apart(self, group: LayerGroup) -> bool:
         """Whether rows of equal length are attended one by one if their slots have no common stride. True only on a
-        CPU, where gathering 32 rows of 400 tokens takes 20 times longer (float32). Never true in a first pass: its
-        bidirectional prefix, if any, must be given for all rows at once."""
+        CPU, where gathering them takes 20 times longer (32 rows of 400 tokens, float32). Never true in a first pass:
+        its bidirectional prefix, if any, must be given for all rows at once."""
         able = all(self.store.tower.blocks[kind].attention.passes.ragged for kind in group.kinds)
         return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
 

@@ -37,7 +37,7 @@ class CachedRow:
             own += self.store.take(group, wanted, own[-1] if own else None)
 
     def own(self, group: int, pages: int) -> bool:
-        """Own at least `pages` pages; if there are too few, return False and own no more than before."""
+        """Take pages until the row owns `pages` of a group. If too few are left, take none and return False."""
         try:
             self._own(group, pages)
         except OutOfPages:

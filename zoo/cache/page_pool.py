@@ -73,8 +73,8 @@ class PagePool:
         self.owners[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give back pages that a row owns. When its last owner leaves, a page with a key stays cached, any other is
-        free."""
+        """Give back pages that a row owns. When its last owner leaves, a page with a key stays cached, and a page
+        without one becomes free."""
         for page in pages:
             self.owners[page] -= 1
             if self.owners[page]:

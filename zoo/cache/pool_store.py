@@ -224,8 +224,8 @@ def plan_store(
     page: int = PAGE,
     paged: bool = False,
 ) -> StorePlan:
-    """Plan a Store for `rows` rows of up to `tokens` tokens (and `source` encoder tokens), or for fewer rows if
-    `memory` bytes hold only these. A cached value takes `width` bytes.
+    """Plan a Store for `rows` rows of up to `tokens` tokens (and `source` encoder tokens), or for the fewer rows that
+    `memory` bytes hold. A cached value takes `width` bytes.
 
     The pages that rows may need for full attention are divided by `overcommit`, but are enough for one row. `reuse`
     doubles windows and adds a state slot for each row, for checkpoints. With `new` above 1 (drafts of new − 1 tokens)

@@ -26,8 +26,8 @@ INTERVAL = 256
 
 
 class Checkpoint(NamedTuple):
-    """A copy of a row's cache after `tokens` tokens, without full attention: its windows' `pages` by group, and the
-    `slot` of its recurrent states."""
+    """A copy of a row's cache after `tokens` tokens, without the pages of full attention: its windows' `pages` by
+    group, and the `slot` of its recurrent states."""
 
     tokens: int
     pages: dict[int, list[int]]
