@@ -37,7 +37,7 @@ machine's name resolves to."""
 def join_processes(world: World, device: str) -> None:
     """Initialise torch.distributed over gloo, and for CUDA tensors over NCCL. Does nothing for one process, or if
     torch.distributed is initialised already: torchrun's rendezvous works only once in a process' life. Raises
-    LostProcess if a process does not come, ConfigError as `refuse_loopback` does."""
+    LostProcess if a process does not come, and ConfigError if a machine's name is a loopback address."""
     if world.size == 1 or torch.distributed.is_initialized():
         return
     os.environ.setdefault(LAZY, "1")

@@ -78,7 +78,7 @@ class PipelineSchedule:
         return self.kind in ("zero_bubble", "zero_bubble_v")
 
     def find_stage(self, chunk: int) -> int:
-        """Return the stage that has a chunk, given by its number in the model."""
+        """Return the stage of chunk number `chunk` of the model."""
         if self.kind == "zero_bubble_v":
             return min(chunk, 2 * self.stages - 1 - chunk)
         return chunk % self.stages

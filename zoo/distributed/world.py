@@ -14,7 +14,7 @@ from typing import Any
 from zoo.lazy import Tensor, torch
 
 TIMEOUT = timedelta(minutes=10)
-"""Timeout of collectives of tensors, and of starting the processes. The other groups of a mesh have torch's own (30
+"""Timeout of collectives of tensors, and of starting the processes. The other groups of a mesh have torch's default (30
 minutes where both gloo and NCCL are there)."""
 
 HOST_TIMEOUT = timedelta(hours=12)
@@ -39,8 +39,8 @@ class World:
 
     @property
     def host(self) -> Any:
-        """The process group of plain values and of tensors in host memory. The first call opens it: all processes must
-        make it together."""
+        """The process group of plain values and of tensors in host memory. The first use opens the group: all processes
+        must get there together."""
         if self.size == 1 or self.group is not None:
             return self.group
         return open_host_group(torch.distributed.group.WORLD)
