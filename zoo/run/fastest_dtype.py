@@ -82,8 +82,7 @@ def _training_lap(dtype: torch.dtype) -> Callable[[], None]:
 
 
 def is_slow(dtype: torch.dtype, device: torch.device, *, training: bool = False) -> bool:
-    """Return whether a 16-bit dtype is more than `MARGIN` times slower than float32 on a CPU. False on other
-    devices."""
+    """Whether a 16-bit dtype is more than `MARGIN` times slower than float32 on a CPU. False on other devices."""
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return measure_slowdown(dtype, training=training) > MARGIN

@@ -1,5 +1,5 @@
 """Convert matrix products to float8 with torchao, for training and inference. The Spec decides which products, not a
-module's name: `explain_left_out` gives the reason why one is left out."""
+module's name: `explain_left_out` gives the reason why a product is left out."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from zoo.kernels.base import Machine
 
 RECIPES = {"tensorwise": (8, 9), "rowwise": (9, 0)}
-"""Recipes for scaling operands into float8's range (one factor per tensor, or per row and column). Each has the lowest
-CUDA compute capability on which torchao tests its products."""
+"""Recipes for scaling operands into float8's range (one factor per tensor, or per row and column). Each recipe has the
+lowest CUDA compute capability on which torchao tests its products."""
 
 WEIGHT_ONLY = "weight_only"
 """Recipe for inference on any device: weights in float8, scaled by row, products in the model's dtype."""
@@ -64,7 +64,7 @@ def list_products(model: Module, *, running: bool = False) -> list[Float8Product
 
 
 def is_product(part: Part) -> bool:
-    """Return whether a part is a matrix product. A part that reuses another (`Reused`) does not count."""
+    """Whether a part is a matrix product. A part that reuses another (`Reused`) does not count."""
     if isinstance(part, Reused):
         return False
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))

@@ -110,8 +110,8 @@ def read_used_memory(device: torch.device) -> int | None:
 
 
 def begin_peak_memory(device: torch.device) -> int | None:
-    """Reset the peak. Returns the bytes in use now, for `read_peak_since`; None if the peak cannot be reset. On a CPU
-    only Linux can (/proc/self/clear_refs, proc(5))."""
+    """Reset the peak. Returns the bytes in use now, for `read_peak_since`; None if the peak cannot be reset. A process'
+    peak can be reset only on Linux (/proc/self/clear_refs, proc(5))."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -151,9 +151,9 @@ def keep_memory() -> None:
 
     By default glibc returns each large tensor to the system when it is freed, and the next one is zeroed page by page:
     6 to 17% of a training step on a CPU. A forward pass over 1,024 tokens (12 layers of width 768, float32, one thread)
-    has 90,000 page faults, which take 0.2 of 1.9 s of processor time; 3,000 tokens through the engine have 340,000, 0.8
-    of 6.8 s. If memory is kept there are no page faults. The next pass needs the same sizes again, so the peak does not
-    rise.
+    has 90,000 page faults, which take 0.2 of 1.9 s of processor time; 3,000 tokens through the engine have 340,000,
+    which take 0.8 of 6.8 s. If memory is kept there are no page faults. The next pass needs the same sizes again, so
+    the peak does not rise.
 
     Only commands of the command line call this, because it changes the whole process.
     """

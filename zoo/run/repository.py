@@ -24,7 +24,7 @@ HARMLESS = (
     *("core.filemode", "core.symlinks", "core.ignorecase", "core.autocrlf", "core.eol", "core.precomposeunicode"),
     *("core.sparsecheckout", "core.sparsecheckoutcone", "extensions.objectformat"),
 )
-"""Settings taken from the repository's config: how files lie on the disk. None of these settings names a program."""
+"""Settings taken from the repository's config: how files are stored on disk. None of these settings names a program."""
 
 
 def read_commit(folder: Path) -> str | None:
@@ -39,7 +39,7 @@ def read_commit(folder: Path) -> str | None:
 
 def find_repository(folder: Path) -> tuple[Path, Path, Path] | None:
     """Find the working tree that a folder is in, its git folder, and the git folder shared by all working trees. None
-    if it is in no repository."""
+    outside a repository."""
     for tree in (folder.resolve(), *folder.resolve().parents):
         git = tree / ".git"
         if (stated := _read_line(git)) is not None:  # a linked working tree, or a submodule

@@ -90,8 +90,8 @@ class _RowChoice:
     def adapt(
         self, own: Mapping[str, ServedProduct], module: nn.Module, given: tuple[Tensor, ...], y: Tensor
     ) -> Tensor:
-        """Adapt a product's output: a forward hook. `own` are the adapters of this product. Raises ZooError if its rows
-        are not the pass'."""
+        """Adapt a product's output: a forward hook. `own` are the adapters of this product. Raises ZooError if the
+        input's rows are not those of the pass."""
         x = given[0]
         if self.alone is not None:
             return own[self.alone].adapt(x, y)
@@ -128,7 +128,7 @@ class _RowChoice:
 
 
 def check_adapter(model: nn.Module, name: str | None) -> None:
-    """Raise ConfigError if a model has no adapter of this name; None names its base."""
+    """Raise ConfigError if a model has no adapter of this name; The name None means the base."""
     served: ServedAdapters | None = getattr(model, "served", None)
     if name is None:
         return

@@ -249,7 +249,7 @@ class TracedModel(nn.Module):
             return program.run_decompositions({torch.ops.zoo.depthwise_conv.default: _convolve})
 
     def list_dims(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """List the axes that vary, by input."""
+        """Return torch's Dim of each varying axis, by input and axis number."""
         rows, new, past = (torch.export.Dim(name) for name in DIMS)
         shapes: dict[str, Any] = {"input_ids": {0: rows} if self.one_by_one else {0: rows, 1: new}}
         shapes["attention_mask"] = {0: rows, 1: self._name_total(new, past)}
@@ -288,7 +288,7 @@ class TracedModel(nn.Module):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """Compute zoo's depthwise convolution by torch's."""
+    """Compute zoo's depthwise convolution by torch's conv1d."""
     return F.conv1d(x.mT, weight, bias, groups=len(weight), dilation=dilation).mT
 
 
@@ -321,7 +321,7 @@ def check_traceable(spec: Topology) -> None:
 
 @contextmanager
 def eager_kernels(model: Model) -> Iterator[None]:
-    """Compute attention in plain torch inside the block, which other programs can translate."""
+    """Compute attention inside the block in plain torch, because other programs can translate plain torch."""
     before, model.kernel = model.kernel, "eager"
     try:
         yield

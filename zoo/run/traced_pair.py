@@ -97,7 +97,8 @@ class TracedDecoder(TracedModel):
         return made | {"encoder_hidden_states": weight.new_zeros(batch, source, self.tower.memory_width)}
 
     def list_dims(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """List the axes that vary, by input: rows, new tokens, earlier tokens and the source's."""
+        """Return torch's Dim of each varying axis (rows, new tokens, earlier tokens, source tokens), by input and axis
+        number."""
         rows, new, past, source = (torch.export.Dim(name) for name in (*DIMS, SOURCE))
         shapes: dict[str, Any] = {"input_ids": {0: rows, 1: new}, "encoder_attention_mask": {0: rows, 1: source}}
         if not self.later:

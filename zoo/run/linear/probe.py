@@ -1,5 +1,6 @@
 # N rows of a weight (d_out), K its columns (d_in)
-"""Time the ways to multiply for shapes and numbers of rows, store the timings per processor, and choose by them."""
+"""Time the ways to multiply for shapes and numbers of rows, store the timings per processor, and choose the fastest
+way."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ WAYS: dict[str, Way] = {
         *(Half(), Brain(), BrainPlain(), Int8Both(), Int8Weights(), Int4()),
     )
 }
-"""Every way by name. For fewer bits the first one that can run is used; exact ways are timed."""
+"""Every way by name. For weights in fewer bits the first way that can run is used; exact ways are timed."""
 
 TRIAL = (64, 128)  # (N, K) of the trial product of a way
 BOUNDS = {EXACT: 1e-5, "fp16": 1e-3, "bf16": 2e-2, "int8": 5e-2, "int4": 0.3}
