@@ -56,7 +56,7 @@ class MovingAverage:
         self.weights = {name: copy_wide(each) for name, each in list_trained(model).items()}
 
     def update(self, model: Model, step: int, skipped: Tensor | None = None) -> None:
-        """Update the average with the weights after update `step`, counted from 1; not if `skipped` is 1."""
+        """Update the average with the weights after update `step`, counted from 1, unless `skipped` is 1."""
         now = [own_part(each.detach()) for each in list_trained(model).values()]
         mine = [own_part(each) for each in self.weights.values()]
         take_in = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.decay_at(step))

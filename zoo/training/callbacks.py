@@ -73,7 +73,8 @@ _host: ContextVar[Host | None] = ContextVar("host", default=None)
 
 @contextmanager
 def hosted(callbacks: Sequence[Any] = ()) -> Iterator[Host]:
-    """Train inside another program, with these callbacks. Raises ConfigError for a callback without any method."""
+    """Train inside another program, with these callbacks. Raises ConfigError for an object without any method of a
+    callback."""
     faults = [
         f"callbacks[{number}]: {type(each).__name__} has none of the methods of a callback ({', '.join(MOMENTS)})"
         for number, each in enumerate(callbacks)
@@ -107,7 +108,8 @@ def introduce(run: Run) -> None:
 
 
 def tell(run: Run, moment: str, *more: Any) -> None:
-    """Call the method `moment` of all callbacks that have it. Raises ZooError that names a callback that failed."""
+    """Call the method `moment` of all callbacks that have it. Raises ZooError with the name of a callback that
+    fails."""
     host = _host.get()
     if host is None or not host.callbacks:
         return

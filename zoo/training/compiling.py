@@ -3,7 +3,7 @@
 Compiling takes seconds for each kind of layer, and its gain depends on the processor, the width and the precision.
 Small models gain most, because elementwise operations, which Inductor fuses, take more of their time. So a run of one
 CPU process with rows of one shape and minutes left measures the gain once, after its first steps. On CUDA `auto` is
-decided before (`zoo.training.device_defaults`). Other runs are not compiled.
+decided before the first step (`zoo.training.device_defaults`). Other runs are not compiled.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ RATE = 0.3
 """Adam's learning rate times the smallest width. A step changes a matrix's output by about this much."""
 
 FLAT = 0.4
-"""A change counts as independent of the size if its slope is at most this in absolute value. Correct rules measured
-within 0.1, and down to −0.3 for the logits of an untied head, whose initial values count less at larger widths. Faulty
+"""A change counts as independent of the size if its slope is at most this in absolute value. Correct rules give slopes
+within ±0.1, and down to −0.3 for the logits of an untied head, whose initial values count less at larger widths. Faulty
 rules give 0.6 and more."""
 
 
@@ -83,7 +83,8 @@ def check_depths(
     *,
     optim: Optim | None = None,
 ) -> Coordinates:
-    """Train and measure as `check_coordinates` does, at several depths (n_layers) instead of widths."""
+    """Train and measure as `check_coordinates` does, at several depths (n_layers) instead of widths. Raises ConfigError
+    for parts of the model that the parametrisation has no rule for."""
     recipe = ComposedModel(model, [*overrides])
     recipe.solved = ["n_layers"]
     specs = [recipe.spec({"n_layers": depth}) for depth in depths]

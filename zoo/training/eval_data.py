@@ -50,8 +50,8 @@ BATCHES = ("tokenizer", "documents")
 @dataclass(frozen=True)
 class EvaluationPlan:
     """The data that a model is evaluated on: the validation split of its `run`, or with `whole` all of the data.
-    `seq_len` is the run's number of tokens in a row, `batch_size` its rows in a step. `seed` seeds random draws such as
-    masks. `start` is the folder of the run's starting weights, if any."""
+    `seq_len` is the run's number of tokens in a row, `batch_size` the run's number of rows in a step. `seed` seeds
+    random draws such as masks. `start` is the folder of the run's starting weights, if any."""
 
     data: DataSettings
     objective: Objective

@@ -69,7 +69,7 @@ class Collated:
     context: int
     documents: bool = False
     rows: int | None = None
-    """Rows of a batch; None for as many as are fast."""
+    """Number of rows in a batch; None: a fast number is chosen."""
 
     @property
     def size(self) -> int:

@@ -68,9 +68,9 @@ def evaluate(
     - else the validation split of the run that the folder belongs to, by the run's own objective.
 
     Next-token prediction is scored in windows of `context` tokens (default: the model's length) that begin `stride`
-    apart (default: half of that), each token once. In data, ends of text are scored too, and have no bytes. Other
-    objectives are scored in rows of `context` tokens (default: the run's), corrupted the same way every time. Their
-    loss is the mean over targets, and bits per byte are None, because targets are not all of the text. For a mix,
+    tokens apart (default: half of `context`), each token once. In data, ends of text are scored too, and have no bytes.
+    Other objectives are scored in rows of `context` tokens (default: the run's), corrupted the same way every time.
+    Their loss is the mean over targets, and bits per byte are None, because targets are not all of the text. For a mix,
     `sources` of a row has each source's figures.
 
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
@@ -111,7 +111,7 @@ class Scorer:
         self.total = TextScore(0.0, 0, None)
 
     def measure(self, model: Model, name: str) -> dict[str, Any]:
-        """Score all parts. Returns a row of results, which includes those of each part if there are several."""
+        """Score all parts. Returns a row of results; with several parts it also has the results of each."""
         done = 0
 
         def advance(count: int) -> None:

@@ -12,7 +12,8 @@ from zoo.lazy import torch
 from zoo.training.restarts import has_checkpoint
 
 FORESEEN = (ZooError, OSError, MemoryError, RuntimeError, ValueError, ImportError)
-"""Errors of an evaluation, a sample or a picture that a run survives. Any other is a bug, and shows its traceback."""
+"""Errors of an evaluation, a sample or a picture that a run survives. Any other error is a bug, and shows its
+traceback."""
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """Phrases of a plain RuntimeError by which torch's allocators and libraries report exhausted memory."""

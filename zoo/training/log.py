@@ -29,7 +29,7 @@ LATEST = ("lr",)
 
 class Means:
     """Means since the last line of metrics: of each term of the loss, the gradient's norm and the experts' loads. Steps
-    in which a value is not finite do not count for its mean.
+    in which a value is not finite do not count for the value's mean.
 
     Sums are float64 and stay on the device, so adding does not wait for the device. Example: losses of 4.0, 3.0 and 2.0
     with `log_every=3` give a line with 3.0.

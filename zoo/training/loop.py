@@ -34,8 +34,8 @@ def fit(run: Run) -> dict[str, Any]:
     """Train to the last step and return the outcome.
 
     Raises ZooError if a weight to be saved is not finite, and after `skip_nonfinite` steps in a row whose loss or
-    gradient is not finite (0: after the first). After Ctrl-C it saves and raises KeyboardInterrupt, after SIGTERM
-    Terminated.
+    gradient is not finite (0: after the first). After a signal it saves, and raises KeyboardInterrupt (Ctrl-C) or
+    Terminated (SIGTERM).
     """
     introduce(run)
     run.settings.objective.prepare_run(run, partial(build_start, run), run.settings.steps)

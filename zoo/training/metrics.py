@@ -189,7 +189,7 @@ def list_entities(tags: Sequence[str]) -> Iterator[Entity]:
 class NumberMetrics(Metrics):
     """Pearson's correlation of outputs and targets, and Spearman's: Pearson's of their ranks (equal numbers share the
     mean of their ranks). If a row has several numbers, each correlation is the mean over them. A correlation is
-    undefined if one of the numbers is equal in all rows."""
+    undefined if an output or a target is the same in all rows."""
 
     def __init__(self) -> None:
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []

@@ -56,8 +56,8 @@ class MuP(Parametrisation, kind="mup"):
       lr / m;
     - logits are multiplied by 1/m; tables, norms and biases keep initial values and rate;
     - with `base_head_dim` scores are multiplied by √base_head_dim / head_dim instead of 1/√head_dim;
-    - weight decay is multiplied by m where the rate is divided, so that their product stays (as in the package `mup`);
-      epsilon is divided by m everywhere, because gradients shrink by m (Dey et al., 2025).
+    - weight decay is multiplied by m where the rate is divided, so that their product stays the same, as in the package
+      `mup`; epsilon is divided by m everywhere, because gradients shrink by m (Dey et al., 2025).
 
     At the base width it changes nothing. Every width of a layer (d_ff, heads, ranks of MLA) must grow with d_model.
     """

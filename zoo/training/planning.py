@@ -263,7 +263,8 @@ SMALLEST_BPE = 256  # the bytes; a vocabulary has the end of text too
 
 
 def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "", special: int = 0) -> str:
-    """Return the fault of a vocabulary of fewer than `needed` tokens, of which `special` are the objective's."""
+    """Describe the fault that a vocabulary has fewer than the `needed` tokens, which include the objective's `special`
+    ones."""
     of_them = f" with {special} special tokens of the objective's" if special else ""
     found = f"is {vocabulary}, fewer than the tokenizer's {needed}{of_them}"
     return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class TrainingFlops:
-    """Counts the FLOPs of training on batches: a forward and a backward pass, a forward pass of a teacher, and one of
-    the rows that are only measured (`Objective.split_passes`). The head counts for targets only. Recomputation, and
-    gradients that are not needed (an indexer's, those of frozen weights), are not counted.
+    """Counts the FLOPs of training on batches: a forward and a backward pass, a forward pass of a teacher, and a
+    forward pass of the rows that are only measured (`Objective.split_passes`). The head counts for targets only.
+    Recomputation, and gradients that are not needed (an indexer's, those of frozen weights), are not counted.
 
     `start` has the trained weights and the added adapters. Raises UnknownOperation for a partly trained model whose
     pass cannot be traced.

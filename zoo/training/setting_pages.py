@@ -72,8 +72,8 @@ def _explain_node(choice: type[Spec], rest: list[str]) -> dict[str, Any]:
 
 
 def _explain_axis(place: str, base: type[Spec], rest: list[str], command: str) -> dict[str, Any]:
-    """Describe an axis, or the choice or field of it that the words in `rest` name. `command` and `=CHOICE` select a
-    choice."""
+    """Describe an axis, or the choice or field of it that the words in `rest` name. `command` followed by `=CHOICE`
+    selects a choice."""
     kinds = {kind: base.kinds[kind] for kind in list_kinds(base)}
     defaults = [entry for entry in read_conf("config")["defaults"] if isinstance(entry, dict)]
     usual = next((entry[place] for entry in defaults if entry.get(place) in kinds), base.default)

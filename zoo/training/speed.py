@@ -61,7 +61,7 @@ def find_peak(device: torch.device, precision: str) -> Peak:
 def measure_peak(device: torch.device, precision: str) -> float:
     """Measure the best rate of matrix products, in float32 or the given precision, in FLOP/s.
 
-    The better of both counts: a training step in bf16 computes some products in float32, and a CPU may be faster in
+    The higher rate counts: a training step in bf16 computes some products in float32, and a CPU may be faster in
     float32.
     """
     shapes = LARGE_SHAPES if device.type == "cuda" else SHAPES

@@ -193,8 +193,8 @@ class Contrastive(RecordObjective, kind="contrastive"):
         return total
 
     def differentiate(self, vectors: Tensor, keys: Tensor, rows: slice, weight: float) -> tuple[Tensor, Tensor]:
-        """Compute `weight` × the loss of the anchors `rows` (`score`), and its gradient by all vectors [N, K, D]. The
-        logits of a chunk of anchors take `chunk_mib` MiB."""
+        """Compute `weight` × the loss of the anchors `rows` (`score`), and its gradient with respect to all vectors [N,
+        K, D]. The logits of a chunk of anchors take `chunk_mib` MiB."""
         leaf, total = vectors.detach().requires_grad_(), vectors.new_zeros(())
         size = max((self.chunk_mib << 20) // (4 * leaf.shape[:2].numel()), 1)
         with torch.enable_grad():

@@ -137,8 +137,8 @@ class RowMeasure:
 
 def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure: Measure, rows: int) -> None:
     """Fill in the reference log-probabilities of the rows that a run reads up to its last step, and of all validation
-    rows. They are read from the run's folder, or computed with the starting weights, each process a share of the rows.
-    Raises ConfigError if values are missing and the starting weights have changed."""
+    rows. Values are read from the run's folder, or computed with the starting weights; each process computes a share of
+    the rows. Raises ConfigError if values are missing and the starting weights have changed."""
     held = ReferenceLogProbs(run.data, rows)
     known = held.read(run.folder)
     if not run.step and known != describe_start(run):  # left by another run in this folder
@@ -161,8 +161,8 @@ def prepare_reference(run: Run, start: Callable[[], Model], steps: int, measure:
 def recall_reference(
     folder: Path | None, start: Callable[[], Model] | None, data: PreparedData, how: RowMeasure, rows: int
 ) -> None:
-    """Fill in the reference log-probabilities of validation rows, to evaluate a run. They are read from the run's
-    `folder` if the rows are its own, else computed with the starting weights. Raises ConfigError if the starting
+    """Fill in the reference log-probabilities of validation rows, to evaluate a run. Values are read from the run's
+    `folder` if the rows are the run's own, else computed with the starting weights. Raises ConfigError if the starting
     weights are unknown."""
     held = ReferenceLogProbs(data, rows)
     if folder is not None:

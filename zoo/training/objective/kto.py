@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 class KTO(Referenced, kind="kto"):
     """Raise the reward r of desirable answers and lower that of undesirable ones (Kahneman-Tversky optimisation;
     Ethayarajh et al., 2024): the loss of an answer is `desirable_weight` · (1 − σ(r − z)), or `undesirable_weight` · (1
-    − σ(z − r)). An answer's reward is `beta` times the logarithm of its probability over that under the starting
-    weights, which is computed once, before the first step.
+    − σ(z − r)). An answer's reward is `beta` · log (its probability ÷ its probability under the starting weights). The
+    latter is computed once, before the first step.
 
-    z is `beta` times an estimate of the divergence from the starting weights, at least 0: the mean, over the mismatched
-    answers of a step's whole batch, of the logarithm of their probability over that under the starting weights. A
-    mismatched answer is a record's prompt with the completion of the previous record in the data. Data:
-    `data.form=unpaired`, or `data.form=preference`, where both answers of a record count.
+    z estimates `beta` times the KL divergence from the starting weights: the mean reward of the mismatched answers in a
+    step's whole batch, at least 0. A mismatched answer is a record's prompt with the completion of the previous record
+    in the data. Data: `data.form=unpaired`, or `data.form=preference`, where both answers of a record count.
     """
 
     reads: ClassVar[str] = "judgements"
@@ -53,7 +52,7 @@ class KTO(Referenced, kind="kto"):
         return content in ("judgements", "preferences")
 
     def find_learned(self, batch: Batch) -> Tensor:
-        """Find the rows of a batch with real answers, `n_texts` of each record. The mismatched answer is two rows
+        """Return the numbers of the rows with real answers, `n_texts` of each record. The mismatched answer is two rows
         further. Does not wait for a device."""
         there = (batch.targets != IGNORED).any(1).view(-1, 4)[:, :2]
         places = there.byte().argsort(dim=1, descending=True, stable=True)[:, : self.n_texts]

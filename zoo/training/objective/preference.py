@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zoo.training.run import Run
 
 REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
-"""The share of records whose chosen answer has the larger reward; the difference; and both rewards. TRL's
+"""The share of records whose chosen answer has the larger reward; the difference; and both rewards. TRL names them
 rewards/accuracies, rewards/margins, rewards/chosen and rewards/rejected."""
 
 
@@ -49,9 +49,9 @@ class Preference(Objective):
     ranked_by: ClassVar[str | None] = "val_reward_accuracy"
     n_texts: ClassVar[int] = 2
     terms: ClassVar[tuple[str, ...]] = ("loss", *REWARDS)
-    """The terms of the loss, the loss first."""
+    """Names of the loss's terms; the first is the loss itself."""
     rows: ClassVar[int] = 2
-    """The rows of a batch for each record."""
+    """Number of rows in a batch for each record."""
     collate: ClassVar[str] = "collate_answers"
     """The function of `zoo.data.chat.preference_rows` that makes a batch."""
 
@@ -137,7 +137,7 @@ def sum_rewards(rewards: Tensor) -> dict[str, Tensor]:
 class Referenced(Preference):
     """Base of the objectives that compare an answer's log-probability with that under the starting weights. These
     reference log-probabilities are computed once, before the first step, and kept in the run's folder. An answer's
-    reward is `beta` times the logarithm of its probability over that under the starting weights."""
+    reward is `beta` · log (its probability ÷ its probability under the starting weights)."""
 
     usual_lr: ClassVar[float | None] = 1e-6
 
@@ -171,8 +171,8 @@ class Referenced(Preference):
 
 class DPO(Referenced, kind="dpo"):
     """Raise the reward r of the chosen answer over that of the rejected one (direct preference optimisation; Rafailov
-    et al., 2023): the loss is −log σ(r⁺ − r⁻). An answer's reward is `beta` times the logarithm of its probability over
-    that under the starting weights, which is computed once, before the first step. Data: `data.form=preference`.
+    et al., 2023): the loss is −log σ(r⁺ − r⁻). An answer's reward is `beta` · log (its probability ÷ its probability
+    under the starting weights). The latter is computed once, before the first step. Data: `data.form=preference`.
 
     With `label_smoothing` ε the loss is (1 − ε) · −log σ(r⁺ − r⁻) + ε · −log σ(r⁻ − r⁺), for records whose answers are
     swapped in a share ε of cases (conservative DPO; Mitchell, 2023).
@@ -190,8 +190,8 @@ class DPO(Referenced, kind="dpo"):
 
 class IPO(Referenced, kind="ipo"):
     """Raise the chosen answer over the rejected one by a margin (Azar et al., 2023): the loss is (h⁺ − h⁻ − 1/2β)²,
-    with h the mean over an answer's tokens of the logarithm of its probability over that under the starting weights.
-    Unlike with `dpo`, answers that differ by the margin already are not pushed further."""
+    where h is log (an answer's probability ÷ its probability under the starting weights) ÷ its number of tokens. Unlike
+    with `dpo`, answers that differ by the margin already are not pushed further."""
 
     def compare(self, answers: Answers) -> dict[str, Tensor]:
         rewards = self.measure_rewards(answers)

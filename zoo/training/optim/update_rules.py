@@ -194,9 +194,9 @@ class ScheduleFreeAdamW(TensorRule):
 
 
 class AdafactorOptimizer(TensorRule):
-    """Adafactor without a first moment (Shazeer and Stern, 2018), as torch.optim.Adafactor, which waits for the device
-    twice a tensor to read norms. `eps` is the lower bound of mean squares, `min_rms` that of a weight's RMS, `clip_rms`
-    the upper bound of an update's RMS."""
+    """Adafactor without a first moment (Shazeer and Stern, 2018), as torch.optim.Adafactor, but without its two waits
+    for the device per tensor to read norms. `eps` is the lower bound of mean squares, `min_rms` that of a weight's RMS,
+    `clip_rms` the upper bound of an update's RMS."""
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ class StartSettings:
 
     @property
     def holds(self) -> bool:
-        """Whether frozen weights are held as the base stores them. Not in bf16_master, whose bfloat16 copies are made
+        """Whether frozen weights are held as the base stores them. False in bf16_master, whose bfloat16 copies are made
         from float32 weights."""
         return self.lora is not None and self.precision != MASTER
 
@@ -117,8 +117,8 @@ class StartSettings:
         return TunedSetup(**vars(setup), tuning=tuning) if self.partly else setup
 
     def check(self, spec: Topology, tokenizer: TokenizerSettings, say: Callable[[str], object]) -> None:
-        """Check the folder of weights, if any. Raises CheckpointError if unreadable, ConfigError if it does not fit the
-        model, or has another tokenizer."""
+        """Check the folder of weights, if any. Raises CheckpointError if the folder is unreadable, and ConfigError if
+        it does not fit the model or has another tokenizer."""
         if self.weights is not None:
             check_weights(self.weights, spec, self.deepen)
             if self.lora is not None and self.lora.adapter is not None:

@@ -28,7 +28,7 @@ ALIKE = ("rope", "none", "learned", "sinusoidal")
 
 
 def change(tensors: Tensors, name: str, how: Callable[[Tensor], Tensor]) -> None:
-    """Replace a tensor by `how` of it, if it exists."""
+    """Replace tensor `name` by `how(tensor)`, if it exists."""
     if name in tensors:
         tensors[name] = how(tensors[name])
 

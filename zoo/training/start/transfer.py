@@ -168,7 +168,7 @@ def _swap_positions(source: Tower, target: Tower, made: Transfer, prefix: str, s
 
 
 def _draw_mtp(made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
-    """Draw the modules for multi-token prediction (`mtp`), which a stored model is read without."""
+    """Draw the modules for multi-token prediction (`mtp`): reading a stored model leaves them out."""
     new = {name for name in shapes if name.startswith(f"{prefix}mtp.")} - made.held.keys()
     made.fresh |= new
     return "mtp: its modules are drawn anew" if new else None
