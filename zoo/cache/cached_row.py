@@ -106,8 +106,8 @@ class CachedRow:
         return found
 
     def share_source(self, other: CachedRow) -> None:
-        """Read the same encoder's output as another row: give back this row's pages for it, and share those of
-        `other`."""
+        """Read the same encoder's output as another row: release this row's pages of its source, and share `other`'s
+        pages."""
         group = self.store.cross_group
         assert group is not None
         self.store.pools[group].release(self.pages[group])

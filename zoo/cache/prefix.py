@@ -22,7 +22,7 @@ from zoo.cache.cached_row import CachedRow
 from zoo.cache.pool_store import Store
 
 INTERVAL = 256
-"""Tokens between two checkpoints of windows and recurrent states."""
+"""Number of tokens between two checkpoints of windows and recurrent states."""
 
 
 class Checkpoint(NamedTuple):
