@@ -1,4 +1,5 @@
-"""Gradients of a model divided among processes: sum those of weights that several ranks hold, and compute the norm."""
+"""Gradients of a model divided among processes: sum gradients of weights that several ranks hold, and compute the
+norm."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"
 """Kinds of pass: forward, backward, and the backward's halves for gradients of inputs and of weights."""
 
 ROUNDS = 3
-"""Rounds of microbatches after which a stage's peak memory no longer changes."""
+"""Number of rounds of microbatches after which a stage's peak memory no longer changes."""
 
 
 class StagePass(NamedTuple):

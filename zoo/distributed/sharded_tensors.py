@@ -119,7 +119,7 @@ class Shares:
         return 1 if self.tensor is None else self.tensor.cuts[name].copies
 
     def learns(self, name: str) -> bool:
-        """Whether the loss gives a tensor a gradient, as its cut says; True without tensor parallelism."""
+        """Whether a tensor gets a gradient from the loss (`Cut.learns`); True without tensor parallelism."""
         return self.tensor is None or self.tensor.cuts[name].learns
 
     def mark_common(self, name: str, parameter: Tensor) -> Tensor | None:
