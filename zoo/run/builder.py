@@ -116,7 +116,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def check_fit(spec: Priced, device: torch.device, dtype: torch.dtype) -> None:
-    """Check that the weights fit the device's free memory, and what torch can address. Raises FitError if not."""
+    """Check that the weights fit the device's free memory and torch's limit (ADDRESSED). Raises FitError if not."""
     free = read_free_memory(device)
     total = count_parameters(spec)["total"]
     need = total * dtype.itemsize

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 WARM = 2
-"""Warm-up passes before a recording, which compile and choose kernels and allocate their workspaces."""
+"""Number of warm-up passes before a recording, which compile and choose kernels and allocate their workspaces."""
 
 Replay = tuple[Callable[[], object], "Tensor"]
 """A function that replays a recording, and the tensor that then holds its result."""

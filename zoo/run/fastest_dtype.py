@@ -122,7 +122,7 @@ def settle_cpu(
 
     `tell` is called with a line for each change; the line on the number of threads is printed once per machine. If the
     user chose the dtype, `dtype` is the option's text: the model keeps its dtype, and `tell` gets a line if it is slow.
-    With `keep` (float8 weights) the model also keeps its dtype, without such a line.
+    With `keep` (float8 weights) the model also keeps its dtype, and `tell` gets no line about it.
     """
     weight = next(model.parameters())
     if (choice := use_fastest_threads(weight.device)) and is_first_time("threads"):

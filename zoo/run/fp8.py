@@ -1,5 +1,5 @@
-"""Convert matrix products to float8 with torchao, for training and inference. The Spec decides which products, not a
-module's name: `explain_left_out` gives the reason why a product is left out."""
+"""Convert matrix products to float8 with torchao, for training and inference. The Spec, not a module's name, decides
+which products are converted: `explain_left_out` gives the reason why a product is left out."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None
 
 
 def _lay_out(own: Path, git: Path, commit: str, said: str) -> None:
-    """Write a git folder whose HEAD is a commit, with the harmless ones of the settings that git printed (`said`)."""
+    """Write a git folder whose HEAD is a commit, with the HARMLESS settings among `said`, git's list of settings."""
     (own / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
     for name in ("refs", "objects"):
         (own / name).mkdir()

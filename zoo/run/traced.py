@@ -48,7 +48,7 @@ NAMES = {"k": "key", "v": "value"}
 
 class TracedLayer:
     """The cache of one layer (`zoo.cache.cache.LayerCache`), with tensors that are values of the program. `kept` has
-    the tensors from before the pass, and later those from after it."""
+    the tensors before the pass, and after it the tensors extended by the new tokens."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}

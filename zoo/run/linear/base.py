@@ -87,7 +87,7 @@ def _find_libraries() -> frozenset[str]:
 
 @cache
 def _read_name() -> str:
-    """Read the processor's name, with family and model, because the name alone may say little (virtual machines)."""
+    """Read the processor's name, with family and model, because the name alone can be ambiguous (virtual machines)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:

@@ -101,7 +101,8 @@ def is_crowded() -> bool:
 
 
 def _pick_clock() -> Callable[[], float]:
-    """Return the clock of processor time for one thread, if it is precise enough; else that of wall time."""
+    """Return the clock of processor time if torch has one thread and the clock is precise enough, else that of wall
+    time."""
     fine = time.get_clock_info("thread_time").resolution < 1e-4
     return time.thread_time if torch.get_num_threads() == 1 and fine else time.perf_counter
 

@@ -70,8 +70,8 @@ class ReadyProduct:
         return mine
 
     def take_held(self, place: int, x: Tensor) -> Tensor | None:
-        """Return a Linear's output, once, if a call of another Linear with the same x has computed it already;
-        otherwise None."""
+        """Return a Linear's output if a call of another Linear with the same x has computed it, else None. Returns it
+        only once."""
         if self._held is not x:
             return None
         mine, self._slices[place] = self._slices[place], None
@@ -127,7 +127,7 @@ class ReadyForward:
 
 
 def _fingerprint(modules: Sequence[Any]) -> list[tuple[int, int]]:
-    """Return the version and address of each weight, which differ if it changed after it was packed."""
+    """Return the version and address of each weight, which differ if the weight changed after packing."""
     return [(_versioned(module.weight), module.weight.data_ptr()) for module in modules]
 
 
@@ -139,7 +139,8 @@ def _versioned(weight: Tensor) -> int:
 
 
 def _drop_weight(module: Any) -> None:
-    """Replace a weight by one of the same shape and dtype without memory (meta): reading it directly raises."""
+    """Replace a weight by a tensor of the same shape and dtype without memory (meta device). Reading its values
+    raises."""
     weight = module.weight
     empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
     module.weight = torch.nn.Parameter(empty, requires_grad=False)

@@ -69,8 +69,8 @@ def try_way(name: str, dtype: str, processor: Processor) -> str | None:
 
 
 class Found(NamedTuple):
-    """A way as `zoo doctor` shows it. `reason` says why it cannot run here (None if it can), `stable` whether a row has
-    the same bits for any number of rows (None if it cannot run)."""
+    """A way as `zoo doctor` shows it: the `reason` why the way cannot run here (None if it can), and whether a row has
+    the same bits for any number of rows (`stable`; None if the way cannot run)."""
 
     way: Way
     reason: str | None
