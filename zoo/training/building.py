@@ -272,8 +272,8 @@ def deposit_tied_gradients(model: Any) -> None:
 
 
 def build_optimizer(planned: TrainingPlan, model: Model) -> Optimizer:
-    """Build the optimizer over the trained weights. With bf16_pure it rounds stochastically; with `offload=states` it
-    keeps its states in the host's memory."""
+    """Build the optimizer over the trained weights. With bf16_pure its updates are rounded stochastically; with
+    `offload=states` its states stay in the host's memory."""
     settings = planned.settings
     made = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
     if not settings.pure and settings.offload == "none":

@@ -39,7 +39,8 @@ class TrainingState:
 
 
 class Callback:
-    """Methods that a run calls. Any object with one of them is a callback; a subclass inherits empty methods.
+    """Methods that a run calls. Any object with one of them is a callback; subclasses of this class inherit empty
+    methods.
 
     The methods are called between steps, while the clock of `tokens_per_second` is stopped. They may change the
     weights, and draw from training's random generators. Afterwards the model is put back into training mode. An

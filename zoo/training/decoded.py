@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zoo.data import Batch, Tokenizer
 
 SHOWN = 100
-"""Characters of a row that a line shows."""
+"""Number of characters of a row that a line shows."""
 
 
 class RowPiece(NamedTuple):

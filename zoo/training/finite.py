@@ -19,7 +19,7 @@ LOOKED_AT = {"loss": "loss", "grad_norm": "gradient's norm"}
 
 
 def refuse_nonfinite(run: Run, terms: Mapping[str, Any]) -> None:
-    """Raise Diverged if the loss or the gradient's norm is not finite, unless updates with such values are skipped."""
+    """With `skip_nonfinite` 0, raise Diverged if the loss or the gradient's norm is not finite."""
     for name, what in LOOKED_AT.items() if run.settings.skip_nonfinite == 0 else ():
         if not math.isfinite(value := float(terms[name])):
             raise Diverged(f"step {run.step}: the {what} is {value}; {describe_what_stays(run)}")

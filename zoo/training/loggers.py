@@ -25,7 +25,7 @@ class RunDescription:
     config: Mapping[str, Any]
     """The training config, by dotted path."""
     step: int = 0
-    """The last step before the start: 0, or that of the checkpoint resumed from."""
+    """The last step before the start: 0, or the step of the checkpoint that the run resumes from."""
     key: str | None = None
     """The tracker's id of the resumed run."""
 

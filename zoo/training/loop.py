@@ -24,10 +24,11 @@ from zoo.training.validation import measure
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 HEARD_EVERY = 8
-"""Steps between two exchanges of received signals among the processes of a run."""
+"""Number of steps between two exchanges of received signals among the processes of a run."""
 
 SETTLED = 3
-"""Steps after which memory has reached training's peak, before evaluations, samples and pictures take more."""
+"""Number of steps after which memory has reached training's peak, before evaluations, samples and pictures take
+more."""
 
 
 def fit(run: Run) -> dict[str, Any]:

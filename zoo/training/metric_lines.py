@@ -26,7 +26,7 @@ def record(run: Run, terms: Mapping[str, Any]) -> None:
 
 def settle_line(run: Run) -> None:
     """Write the line that is being copied to the host, if any. Waits for its step, but not for later ones. Raises
-    Diverged as `count_skipped` does: all processes of a run must call this after the same steps."""
+    Diverged (`count_skipped`), so all processes of a run must call this after the same steps."""
     line, run.late_line = run.late_line, None
     if line is None:
         return

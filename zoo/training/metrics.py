@@ -43,7 +43,7 @@ class Metrics:
 
 
 class MeanMetrics(Metrics):
-    """Means, over records, of numbers that a loss computes besides its value, such as an answer's reward."""
+    """Means, over records, of numbers that a loss computes in addition to its value, such as an answer's reward."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[float]] = {}  # name → sum, number of records
@@ -115,9 +115,10 @@ class ClassRow(NamedTuple):
 
 
 class TagMetrics(Metrics):
-    """Accuracy of words, and F1 = 2·right / (true + found). If tags are spelled B-PER, I-PER and O (also E- and S-), F1
-    is that of entities, counted as in conlleval and seqeval (Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018). With
-    any other tags, F1 is that of the words whose tag is not O."""
+    """Accuracy of words, and F1 = 2·right / (true + found), from the numbers of right, true and found tags or entities.
+    If tags are spelled B-PER, I-PER and O (also E- and S-), F1 is that of entities, counted as in conlleval and seqeval
+    (Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018). With any other tags, F1 is that of the words whose tag is not
+    O."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)

@@ -147,7 +147,7 @@ class Pipeline:
         return Gradient(self._share_terms(device), loads, self.objective.targets(batch))
 
     def _find_schedule(self, rows: int, tokens: int) -> Any:
-        """Return torch's schedule for batches [rows, tokens], made once for each shape."""
+        """Return torch's schedule for batches [rows, tokens]. Schedules are cached by shape."""
         key = (rows, tokens)
         if key not in self._schedules:
             stages = [self._make_stage(*each, rows // self.microbatches, tokens) for each in enumerate(self.chunks)]
@@ -213,8 +213,8 @@ class Pipeline:
 
 
 def keep_casts(device: torch.device) -> AbstractContextManager[Any]:
-    """Keep autocast's copies of weights until the block ends, so that all microbatches in flight share them: torch
-    drops its copies at the end of the outermost autocast, which would otherwise be that of a forward pass. Outside the
+    """Keep autocast's copies of weights until the block ends, so that all microbatches in flight share them. torch
+    drops its copies at the end of the outermost autocast, which without this block is a forward pass. Outside the
     passes autocast stays off."""
     return torch.autocast(device.type, torch.bfloat16, enabled=False)
 

@@ -125,7 +125,8 @@ def collect_faults(faults: list[str], read: Callable[[], Any], key: str = "") ->
 
 
 def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """Convert the config to plain data, resolved except for the model's node. Raises ConfigError if that fails."""
+    """Convert the config to plain data, with its interpolations resolved except in the model's node. Raises ConfigError
+    if that fails."""
     try:
         rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
         stated: Any = OmegaConf.to_container(rest, resolve=False, throw_on_missing=True)
@@ -298,7 +299,7 @@ def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | 
 
 
 def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """Drop the keys that only the command line may set (TYPED) from a folder's config, and a kernel to download.
+    """Drop from a folder's config the keys that only the command line may set (TYPED), and a kernel to download.
     Returns the rest, and a line for each dropped setting that the user did not give."""
     stated = {override.partition("=")[0].split(".")[0] for override in overrides}
     body: Any = OmegaConf.to_container(cfg, resolve=False)

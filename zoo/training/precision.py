@@ -71,7 +71,7 @@ def lower_weights(model: Model) -> None:
 
 
 def hand_over(low: Tensor, high: Tensor) -> None:
-    """Add the gradient of a copy `low` to the gradient of its master `high`, and free the former."""
+    """Add the gradient of a copy `low` to the gradient of its master `high`, and free the copy's gradient."""
     assert low.grad is not None
     if high.grad is None:
         high.grad = low.grad.to(high.dtype)

@@ -38,8 +38,8 @@ def has_selection_bias(spec: Topology) -> bool:
 
 def balance_routers(model: Model, loads: list[Tensor], rate: float, skipped: Tensor | None = None) -> None:
     """Move each router's selection bias by `rate`: up for experts below the mean load, down for experts above it
-    (loss-free balancing; Wang et al., 2024). `loads` [E] are those of the step, summed over microbatches. If `skipped`
-    is 1, biases do not change."""
+    (loss-free balancing; Wang et al., 2024). `loads` are the routers' token counts [E] in the step, summed over
+    microbatches. If `skipped` is 1, biases do not change."""
     totals: dict[int, tuple[Any, Tensor]] = {}
     for router, load in zip(list_routers(model), loads, strict=True):
         if getattr(router.spec, "selection_bias", False):

@@ -163,7 +163,8 @@ class Run:
         return self.step in self.settings.schedule.list_points(self.settings.steps)
 
     def due(self, every: int | None) -> bool:
-        """Whether something done every `every` steps, and after the last step, is due after this step."""
+        """Whether work that is done every `every` steps (None: never) and after the last step is due after this
+        step."""
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
     def find_mfu(self, speed: float) -> float | None:

@@ -48,8 +48,8 @@ def find_checkpoint(run: Run, step: int) -> Path:
 
 
 def save_if_due(run: Run, terms: dict[str, Any]) -> None:
-    """Save a checkpoint if one is due after this step, by the config or the schedule. After the last step one is always
-    due.
+    """Save a checkpoint if one is due after this step, by the config or the schedule. After the last step a checkpoint
+    is always due.
 
     If this step's update was skipped, the checkpoint waits for the next update that succeeds, unless this is the last
     step. Bad weights may be the cause, and their checkpoint would replace an older one.
@@ -63,7 +63,7 @@ def save_if_due(run: Run, terms: dict[str, Any]) -> None:
 
 
 def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozenset[int] = frozenset()) -> None:
-    """Write a checkpoint of this step, unless there is one; checkpoints of the steps `also` are kept too. Raises
+    """Write a checkpoint of this step, unless it exists already; checkpoints of the steps `also` are kept too. Raises
     ZooError for values that are not finite."""
     saves, settings = run.saves, run.settings
     saves.due = False

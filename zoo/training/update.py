@@ -88,7 +88,7 @@ def apply_update(run: Run, loads: list[Tensor], skipped: Tensor | None = None) -
 
 
 def update_if_finite(run: Run, terms: dict[str, Any], loads: list[Tensor]) -> None:
-    """Update the weights, unless the loss or the gradient's norm is not finite.
+    """Update the weights if the loss and the gradient's norm are finite.
 
     If the optimizer can skip an update itself, the device decides and the host does not wait; the host counts skipped
     updates when it needs their number (`count_skipped`). Otherwise, and on a CPU, the host decides. With

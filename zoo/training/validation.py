@@ -215,7 +215,8 @@ def describe_silence(spec: Topology) -> str:
 
 
 def choose_sampling_kernel(spec: Topology, settings: Training, device: torch.device) -> tuple[str, str | None]:
-    """Choose the attention kernel for samples. Returns its name, and a line about it if it is not the one that trains.
+    """Choose the attention kernel for samples. Returns the kernel's name, and a line about the kernel if another one
+    trains.
 
     Training and evaluation compute in the run's precision. Samples are generated with the stored weights, mostly in
     float32, a token at a time and without gradients. If the kernel named for training refuses such calls, `auto` is

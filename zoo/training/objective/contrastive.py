@@ -1,5 +1,6 @@
 # B records, K texts of a record, N records of all processes, T tokens, D width of a vector
-"""Contrastive learning of sentence encoders: a text's vector is near that of its positive, and far from the others."""
+"""Contrastive learning of sentence encoders: bring a text's vector close to its positive's, and away from other
+texts'."""
 
 from __future__ import annotations
 

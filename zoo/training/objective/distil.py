@@ -119,7 +119,7 @@ class Distil(Objective, kind="distil"):
 
 
 TEACHERS: dict[tuple[str, Any], Any] = {}
-"""Frozen teachers in float32 by folder and device. A run that shards weights shards its teacher's too."""
+"""Frozen teachers in float32 by folder and device. A run that shards its weights also shards its teacher's weights."""
 
 
 def open_teacher(folder: str) -> StoredModel:

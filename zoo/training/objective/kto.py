@@ -25,7 +25,7 @@ class KTO(Referenced, kind="kto"):
     """Raise the reward r of desirable answers and lower that of undesirable ones (Kahneman-Tversky optimisation;
     Ethayarajh et al., 2024): the loss of an answer is `desirable_weight` · (1 − σ(r − z)), or `undesirable_weight` · (1
     − σ(z − r)). An answer's reward is `beta` · log (its probability ÷ its probability under the starting weights). The
-    latter is computed once, before the first step.
+    probability under the starting weights is computed once, before the first step.
 
     z estimates `beta` times the KL divergence from the starting weights: the mean reward of the mismatched answers in a
     step's whole batch, at least 0. A mismatched answer is a record's prompt with the completion of the previous record

@@ -129,7 +129,8 @@ class RowTask(TaskObjective):
     skip_id: NonNegativeInt | None = None
 
     def find_skipped(self, data: PreparedData) -> int | None:
-        """Return the id of the padding token, if rows are read at their last token; None if there is no such token."""
+        """Return `skip_id` if it is set; else, for rows read at their last token, the id of the tokenizer's padding, or
+        None."""
         if self.skip_id is not None or self.pooling != "last":
             return self.skip_id
         return data.tokenizer.find_padding(data.special)

@@ -172,7 +172,8 @@ class Referenced(Preference):
 class DPO(Referenced, kind="dpo"):
     """Raise the reward r of the chosen answer over that of the rejected one (direct preference optimisation; Rafailov
     et al., 2023): the loss is −log σ(r⁺ − r⁻). An answer's reward is `beta` · log (its probability ÷ its probability
-    under the starting weights). The latter is computed once, before the first step. Data: `data.form=preference`.
+    under the starting weights). The probability under the starting weights is computed once, before the first step.
+    Data: `data.form=preference`.
 
     With `label_smoothing` ε the loss is (1 − ε) · −log σ(r⁺ − r⁻) + ε · −log σ(r⁻ − r⁺), for records whose answers are
     swapped in a share ε of cases (conservative DPO; Mitchell, 2023).

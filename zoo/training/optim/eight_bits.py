@@ -16,7 +16,7 @@ from zoo.distributed.sharded_tensors import own_part
 from zoo.training.optim.update_rules import Groups, TensorRule
 
 Moment = tuple[Tensor, ...]
-"""A moment's plain tensors: codes, scales and the table of values (8 bits), or its values."""
+"""The plain tensors of a moment: (codes, scales, table of values) for 8 bits, (values,) otherwise."""
 
 
 class EightBitAdamW(TensorRule):

@@ -114,7 +114,7 @@ class NorMuonOptimizer(MuonOptimizer):
 
 def mean_squares(tensor: Tensor, part: Tensor) -> Tensor:
     """Compute the mean square of each row [..., m, 1] of a whole tensor [..., m, n]. This process has `part` of it,
-    placed as `tensor` is. In float32, or float64 for a float64 tensor. All processes of a mesh must call this."""
+    sharded like `tensor`. In float32, or float64 for a float64 tensor. All processes of a mesh must call this."""
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     if not is_shared(tensor):
         return torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=dtype).square_().div_(part.shape[-1])

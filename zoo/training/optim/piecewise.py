@@ -17,7 +17,7 @@ from zoo.costs.states import CPU_PIECE, IN_FLIGHT, PIECE
 from zoo.training.optim.update_rules import Closure, evaluate, is_counter, list_due
 
 DROPPED = 16
-"""Low bits of a float32 that bfloat16 lacks."""
+"""Number of low bits of a float32 that bfloat16 lacks."""
 
 ARENA, ALIGNED = 1 << 30, 256
 """Bytes of a block of pinned memory (more for a larger tensor), and the alignment of tensors in it, in bytes."""

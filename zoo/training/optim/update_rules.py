@@ -112,7 +112,7 @@ def as_scalar(number: Any, weight: Tensor) -> Any:
 
 
 class SGDOptimizer(TensorRule):
-    """m ← μ·m + g + λ·w; w ← w − lr·m, or with `nesterov` w − lr·(g + λ·w + μ·m). As torch.optim.SGD."""
+    """SGD, as torch.optim.SGD: m ← μ·m + g + λ·w; w ← w − lr·m, or with `nesterov` w − lr·(g + λ·w + μ·m)."""
 
     def __init__(self, groups: Groups, lr: float, momentum: float, nesterov: bool, weight_decay: float = 0.0) -> None:
         options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
@@ -136,7 +136,7 @@ class SGDOptimizer(TensorRule):
 
 
 class LionOptimizer(TensorRule):
-    """w ← w − lr·(sign(β₁·m + (1 − β₁)·g) + λ·w); m ← β₂·m + (1 − β₂)·g (Chen et al., 2023, algorithm 2)."""
+    """Lion (Chen et al., 2023, algorithm 2): w ← w − lr·(sign(β₁·m + (1 − β₁)·g) + λ·w); m ← β₂·m + (1 − β₂)·g."""
 
     def __init__(self, groups: Groups, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay})

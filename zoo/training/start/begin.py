@@ -185,7 +185,7 @@ class StartSettings:
             hold_base(model, device, self.seed)
 
     def take_adapter(self, model: Model) -> None:
-        """Load `lora.adapter` into a new model: its adapters, and the weights trained besides them."""
+        """Load `lora.adapter` into a new model: its adapters, and the weights that were trained with them."""
         if self.lora is not None and self.lora.adapter is not None:
             load_adapter(model, find(self.lora.adapter))
 
