@@ -2,7 +2,7 @@
 """Count activation memory to the byte: the tensors that autograd saves in a forward pass for the backward pass.
 
 The model's own forward pass runs on shadows, tensors without values (`zoo.costs.shadow`). Each kind of layer runs once,
-however deep the model is. No component states what it saves: the tape records it while `forward` runs.
+however deep the model is. The tape records the tensors that a component's `forward` saves; no component lists them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Kept(NamedTuple):
 
 
 class Section(NamedTuple):
-    """The saved tensors (`kept`) of one section of a pass, and its memory, all in bytes.
+    """One section of a pass: its saved tensors (`kept`), and its memory in bytes.
 
-    `bytes` is the size of the saved tensors, `input` that of the section's input. `forward` is the peak of the forward
-    pass. `peak` is the peak of the backward pass, with saved tensors and all gradients; `moving` leaves out the
-    weights' gradients. `gradients` is the size of the weights' gradients, `beside` that of the gradients of tensors
+    `bytes` is the size of the saved tensors, `input` the size of the section's input. `forward` is the peak of the
+    forward pass, `peak` the peak of the backward pass, with saved tensors and all gradients; `moving` is `peak` without
+    weights' gradients. `gradients` is the size of the weights' gradients, `beside` the size of the gradients of tensors
     that all layers read (a bias, an encoder's output). `input_peak` and `between` are of a backward pass in two halves
     (`Undone`). `lent` is the size of the keys, values and depth averages that later layers read.
     """
@@ -80,8 +80,8 @@ class PassShape(NamedTuple):
     `fused` is true for a CUDA device, false for a CPU. `dtype` is the dtype of weights, `autocast` that of matrix
     products under autocast (None: no autocast). With `selective` the backward pass recomputes the inside of attention.
     `kernel` is the attention kernel. `model` says which weights train, and which adapters and dropout are added (None:
-    all weights train, nothing is added). `cp` ranks divide the tokens, and all-gather keys and values: activations are
-    then those of all these ranks together, weights and their gradients those of one.
+    all weights train, nothing is added). `cp` ranks divide the tokens, and all-gather keys and values. Activations are
+    then summed over these ranks; weights and their gradients are those of one rank.
     """
 
     context: int
@@ -99,8 +99,8 @@ def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
     """Trace a pass and list its sections by name.
 
     - "embedding"
-    - "shared": tensors that all layers read, such as rotary tables, masks and biases. `input` counts unsaved ones too,
-      with `every_n` only those that recomputed layers read.
+    - "shared": tensors that all layers read, such as rotary tables, masks and biases. Its `input` also counts unsaved
+      tensors; with `every_n` it counts only the tensors that recomputed layers read.
     - "layer:<kind>": one layer of each kind
     - "head": with the final norm
     - "loss": the head again, followed by cross-entropy in float32; only for models with logits
@@ -129,7 +129,7 @@ def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Se
 
 
 def trace_towers(tape: Tape, spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
-    """Trace the towers' passes onto a tape: a decoder reads the hidden states of the encoder before it."""
+    """Trace the towers' passes onto a tape; return their sections. A decoder reads its encoder's hidden states."""
     found: dict[str, Section] = {}
     memory = None
     for name, tower in spec.towers().items():
@@ -191,9 +191,9 @@ def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
 
 
 class TowerTrace:
-    """Trace a tower's pass, section by section. `layers` has the operations of a layer of each kind, first to last, and
-    its result. `ends` has the operations "before" the layers, those of vectors that layers read "beside" their stream,
-    and those "after" the layers."""
+    """Trace a tower's pass, section by section. `layers` has for each kind the operations of one layer, first to last,
+    and the layer's result. `ends` has the operations "before" and "after" the layers, and the operations that make the
+    vectors that layers read "beside" their stream."""
 
     def __init__(self, tape: Tape, tower: Tower, where: str, shape: PassShape) -> None:
         self.tape, self.tower, self.where, self.shape, self.model = tape, tower, where, shape, shape.model
@@ -274,7 +274,7 @@ class TowerTrace:
 
     def _count_givers(self, kind: str) -> int:
         """Count the ordered channels (`Channel.ordered`) that a kind of layer reads. Kinds are traced by this count,
-        lowest first, so that those that give a value come before those that read it."""
+        lowest first, so that the givers of a value come before its readers."""
         return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
 
     def _trace(self, channel: str, kind: str, x: Shadow) -> Any:
@@ -326,8 +326,8 @@ class TowerTrace:
     def file(
         self, name: str, begun: tuple[int, int], roots: list[Any], given: Any, shared: Collection[Storage] = ()
     ) -> dict[Storage, None]:
-        """Add the operations since `begun` as the section `name`: `roots` are its results, `given` its input. Storages
-        in `shared` are left out of the section; those that it saves are returned."""
+        """Add the operations since `begun` as the section `name`: `roots` are its results, `given` its input. The
+        section leaves out `shared` storages; those of them that its operations save are returned."""
         operations, live = begun
         nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)
@@ -343,7 +343,8 @@ class TowerTrace:
         return found, sum(each.bytes for each in found)
 
     def _count(self, storage: Storage) -> int:
-        """Count the bytes of a storage. What all rows share, such as a mask, each rank of context parallelism has."""
+        """Count the bytes of a storage on all ranks of context parallelism. A tensor that all rows share, such as a
+        mask, exists on every rank."""
         cp = self.shape.cp
         return storage.nbytes * cp if cp > 1 and storage.shape[:1] == (1,) else storage.nbytes
 

@@ -13,11 +13,11 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "loss_head", "step"
 
 
 def advice(setup: Setup, figures: dict[str, Any], peak: Callable[[Setup], int]) -> dict[str, Any]:
-    """Find the largest part of training memory (`bottleneck`), and the options that would lower its peak.
+    """Find the largest part of training memory (`bottleneck`), and the options that would lower the peak.
 
-    `figures` has the parts of training memory; `peak` prices the peak of another set-up. `change_first` lists options
-    of `zoo stats` with the new peak and the bytes saved, the largest saving first. Options that save nothing are left
-    out. No option changes the model or the batch of a rank.
+    `figures` has the bytes of each part of training memory; `peak` prices the peak of another set-up. `change_first`
+    lists options of `zoo stats` with the new peak and the bytes saved, the largest saving first. Options that save
+    nothing are left out. No option changes the model or the batch of a rank.
     """
     what = max((name for name in PARTS if name in figures), key=lambda name: figures[name])
     found = []

@@ -56,8 +56,8 @@ def runs_again(index: int, every: int) -> bool:
 
 
 def keeps_input(name: str, recompute: str) -> bool:
-    """Whether a section keeps only its input for the backward pass. With `full` and `every_n` the recomputed layers do,
-    and so does "shared", the section of tensors that all layers read. With `none` and `selective` no section does."""
+    """Whether a section keeps only its input for the backward pass. With `full` and `every_n` this holds for recomputed
+    layers and for "shared", the tensors that all layers read. With `none` and `selective` it holds for no section."""
     piece = name.split(".")[-1]
     if read_every(recompute):
         return piece.endswith(AGAIN) or piece == "shared"

@@ -1,5 +1,5 @@
 # T tokens of a row, S tokens that an encoder read
-"""Count the FLOPs of a training run's rows by their length. The head's FLOPs are counted per target, not per token."""
+"""Count the FLOPs of a training run's rows (sequences) by their length; those of the head by the number of targets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CountPairs = Callable[[Look], int]
 
 
 class RowFlops(NamedTuple):
-    """The FLOPs of one pass over a model's rows, forward or backward, as `count_flops` counts them under `exact`. A
-    padding token counts as much as any other."""
+    """The FLOPs of a model's forward or backward pass over rows (sequences), by the convention `exact` of
+    `count_flops`. A padding token counts as much as any other."""
 
     body: Callable[..., int]
     """FLOPs of a row without those of `target`: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A
@@ -24,14 +24,15 @@ class RowFlops(NamedTuple):
     target: int
     """FLOPs of the head for one target; 0 for a head that reads whole rows."""
     pairs: Callable[..., int]
-    """FLOPs of the (query, key) pairs in `body`, with the same arguments: of a row, or of a packed document."""
+    """FLOPs of the (query, key) pairs in `body`, with the same arguments. They may be the lengths of a packed document
+    too."""
     shown: Callable[[int], int]
     """`shown(n)`: FLOPs of the (query, key) pairs that a prefix of n tokens, which all see one another, adds to a
     row."""
 
 
 def list_row_passes(spec: Priced) -> tuple[RowFlops, RowFlops]:
-    """Return the forward and the backward pass of a model that trains as a whole."""
+    """Return the FLOPs of the forward and of the backward pass, for a model whose weights all train."""
     table = tabulate(spec)
 
     def forward_target(own: CostTable) -> int:
@@ -56,8 +57,8 @@ def count_by_row(
     target: Callable[[CostTable], int],
     paired: Callable[[CostTable, CountPairs], int],
 ) -> RowFlops:
-    """Make the RowFlops of a model from functions of a tower: `tower(own, tokens, memory)` counts a row without its
-    targets, `target(own)` a target, and `paired(own, pairs)` pairs."""
+    """Make the RowFlops of a model from functions of a tower's CostTable `own`: `tower(own, tokens, memory)` counts a
+    row without its targets, `target(own)` a target, and `paired(own, pairs)` pairs."""
     towers = {name: table.of(name) for name in table.towers}
 
     def by_row(tower: Callable[[CostTable, int, int], int]) -> Callable[..., int]:

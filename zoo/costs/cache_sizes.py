@@ -20,8 +20,8 @@ Where one key stands for several tokens, pages hold such keys, and the window of
 keeps this state in the cache's dtype, together with the values and gates of tokens that do not fill a key yet. `paged`
 is taken to have Zoo's states of fixed size.
 
-Cached values have the cache's dtype. Recurrent states are float32. In vLLM they have the model's dtype; in transformers
-the states of convolutions do.
+Cached values have the cache's dtype. Recurrent states are float32, but have the model's dtype in vLLM, and in
+transformers if they are a convolution's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 STATE_BYTES = 4
-"""Bytes of a value of a recurrent state that is kept in float32, whatever the model's dtype."""
+"""Bytes of a value of a recurrent state: float32, whatever the model's dtype."""
 
 BLOCK = 16
 """Tokens of a page in `paged`: vLLM's default."""
@@ -51,9 +51,9 @@ MAX_BATCHED_TOKENS = 2048
 
 
 class CacheRow(NamedTuple):
-    """The cache of a kind of layer. `layers` is the number of such layers; `room` is that number, in the engine `paged`
-    with vLLM's padding layers (`padded_counts`). Each layer caches `values` numbers for a token (or a key of several
-    tokens) and `cross_values` for a token of the encoder. `state` is the bytes of a layer's recurrent states."""
+    """The cache of a kind of layer. `layers` is the number of such layers; `room` also counts vLLM's padding layers
+    (`padded_counts`) in the engine `paged`. Each layer caches `values` numbers for a token (or a key of several tokens)
+    and `cross_values` for a token of the encoder. `state` is the bytes of a layer's recurrent states."""
 
     where: str
     tower: Tower
@@ -107,7 +107,7 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 
 def token_cache_bytes(row: CacheRow, setup: Setup, context: int) -> float:
-    """Bytes of keys and values that all layers of a kind cache of one sequence of `context` tokens."""
+    """Bytes of keys and values that all layers of a kind cache for one sequence of `context` tokens."""
     held = held_tokens(row.block.attention, context, setup.engine, setup.page or PAGE)
     return row.values * DTYPES[setup.cached] * held * row.room
 
@@ -154,7 +154,8 @@ def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> 
 def padded_counts(blocks: dict[str, Block], counts: dict[str, int]) -> dict[str, int]:
     """Count layers of each kind with vLLM's padding layers. vLLM puts layers of one reach (window, chunk) into groups,
     and pads the last group of each reach. A group has as many layers as the rarest reach, or as the most frequent reach
-    if that has less than 1.5 times as many.
+    if that has less than 1.5 times as many. Example: 22 layers with a window and 5 without make groups of 5, and get 3
+    padding layers.
 
     Nothing is added if all layers have one reach, or if their pages differ in bytes.
     """

@@ -1,5 +1,5 @@
 # n ranks of a group, k of them on each node
-"""Time collectives among GPUs that two kinds of link join: fast ones within a node, slower ones between nodes."""
+"""Estimate the seconds of collectives among GPUs: fast links join those of a node, and a slower network the nodes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ same file of Calculon)."""
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """GPUs of one kind, `node` of them on each node. `network` is the bytes a second that each GPU sends to other
-    nodes."""
+    nodes. Raises ConfigError for numbers out of range, and for several GPUs a node whose link is unknown."""
 
     device: Hardware
     node: int = NODE

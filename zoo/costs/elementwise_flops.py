@@ -12,7 +12,7 @@ from zoo.costs.shadow.tape import Tape, UnknownOperation, taping
 from zoo.spec.parts import count_kinds
 
 TOKENS = 256
-"""Largest number of tokens of the pass that is traced: operations a token hardly depend on it."""
+"""Largest number of tokens of the traced pass. The operations per token hardly depend on it."""
 
 OPERATIONS = {
     **dict.fromkeys(("abs", "add", "clamp", "compare", "cos", "cumsum", "div", "exp", "expm1", "extreme", "gelu"), 1),
@@ -23,13 +23,13 @@ OPERATIONS = {
     **dict.fromkeys(("softplus", "square", "sum", "tanh", "vector_norm", "where"), 1),
     **{"addcmul": 2, "rms_norm": 4, "divide_by_rms": 4, "logsumexp": 4, "softmax": 5, "layer_norm": 7},
 }
-"""Operations for each element of the largest tensor that one reads or makes: 1 for an activation or a root as for a
-sum; RMSNorm squares, sums, and multiplies twice. Not counted: products, look-ups, moves and casts, the loss, and the
-scores inside an attention kernel."""
+"""Elementwise operations of each kind, per element of the largest tensor read or made. An activation or a root counts
+1, like a sum; RMSNorm counts 4 (a square, a sum, two products). Not counted: matrix products, look-ups, moves and
+casts, the loss, and the scores inside an attention kernel."""
 
 
 def count_elementwise(spec: Priced) -> float | None:
-    """Count the elementwise operations of training's forward pass a token; None for a pass that cannot be traced."""
+    """Count the elementwise operations per token of training's forward pass; None for a pass that cannot be traced."""
     context, spec = min(TOKENS, int(spec.max_seq_len)), change_towers(spec, lambda tower: tower.unrolled)
     try:
         with taping("cuda") as tape:

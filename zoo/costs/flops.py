@@ -38,7 +38,7 @@ CONVENTIONS = {
 """What each convention counts, and its source."""
 
 MEASURED = ("exact", "hfu")
-"""The conventions that count what is computed: a frozen weight has no gradient. By the others all weights train."""
+"""The conventions that count no gradient for a frozen weight. The others count all weights as trained."""
 
 FLASH_BACKWARD = 2.5
 """FLOPs of FlashAttention's backward pass ÷ those of its forward pass: 5 matrix products (scores are recomputed)
@@ -49,8 +49,8 @@ against 2."""
 
 
 def is_row_wise(row: PartRow) -> bool:
-    """Whether a part is applied once a row rather than to each token: parts of a pooler, of a head that reads whole
-    rows, and parts of role ROW."""
+    """Whether a part is applied once per row (sequence), not to each token: parts of a pooler, of a head that reads
+    whole rows, and parts of role ROW."""
     if row.slot == "pooler" or getattr(row.part, "role", "") == ROW:
         return True
     return row.slot == "head" and getattr(row.owner, "reads_rows", False)
@@ -68,7 +68,7 @@ def product_flops(spec: Priced | CostTable, *, head: bool = True) -> int:
 
 
 def row_flops(spec: Priced | CostTable) -> int:
-    """Forward FLOPs of the matrix products that are made once for a row (`is_row_wise`)."""
+    """Forward FLOPs of the matrix products that are computed once per row (`is_row_wise`)."""
     return _flops(spec, is_row_wise)
 
 
@@ -90,9 +90,9 @@ def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decodi
 
 
 def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
-    """Count the forward FLOPs of attention for `new` tokens after `held` earlier ones that neither `product_flops` nor
-    `pair_flops` counts: updating and reading recurrent states, and products that all tokens share, with landmarks or a
-    table of positions."""
+    """Count attention's other forward FLOPs for `new` tokens after `held` earlier ones: updating and reading recurrent
+    states, and products that all tokens share, with landmarks or a table of positions. `product_flops` and `pair_flops`
+    leave them out."""
     return sum(row.other_flops(new, held) * row.used for row in tabulate(spec).attentions)
 
 
@@ -145,8 +145,8 @@ def count_flops(
     - `train`, per token: 3 × `forward`, with what training alone runs (MTP modules). `exact` and `hfu` subtract
       gradients that nothing needs (`skipped_flops`).
     - `train_hardware`, per token: `train` plus the recomputation of QKᵀ and PV (`selective`), of a whole forward pass
-      (`full`) or of every n-th layer (`every_n`). `hfu` counts recomputation, FlashAttention's too (FLASH_BACKWARD), in
-      `train` as well.
+      (`full`) or of every n-th layer (`every_n`). Under `hfu` `train` includes recomputation as well, and
+      FlashAttention's own (FLASH_BACKWARD).
     - `prefill`: a whole prompt of `context` tokens up to the first logits. An encoder-decoder reads the prompt and
       writes one token.
     - `decode`: the last of `context` tokens. An encoder-decoder has read `context` tokens, too.
@@ -269,9 +269,9 @@ class SequenceFlops:
 
 
 def count_training(passed: PassFlops, convention: str, recompute: str, layers: Amount = 0) -> tuple[Amount, Amount]:
-    """Count the FLOPs of training on a sequence, without and with recomputation (for `hfu`, both with it). `passed` is
-    its forward pass, `layers` the forward FLOPs of the layers that `every_n` recomputes. Selective recomputation does
-    not repeat an indexer's choice."""
+    """Count the FLOPs of training on a sequence, without and with recomputation; under `hfu` both include it. `passed`
+    is the forward pass, `layers` the forward FLOPs of the layers that `every_n` recomputes. Selective recomputation
+    does not repeat an indexer's choice."""
     pairs = passed.pairs - passed.choosing
     again = {"none": 0, "selective": pairs, "full": passed.whole}.get(recompute, layers)
     train = passed.whole * 3 - passed.skipped

@@ -20,8 +20,8 @@ def generating(spec: Priced, setup: Setup, *, prefill: bool = True, fused: bool 
     read up to the first logits, or while a token is decoded, whichever is largest. These passes are traced
     (`zoo.costs.transient`) with Zoo's own cache, whatever the engine. With the argument `prefill=False` nothing is
     traced, and the figure is absent. `fused` is true for a CUDA device, false for a CPU. A rank of tensor parallelism
-    has some heads, a part of each feed-forward and of the vocabulary , and all of MLA's latent; a rank of a pipeline
-    has some layers; a rank of context parallelism has some tokens.
+    has some heads, a part of each feed-forward and of the vocabulary, and all of MLA's latent; a rank of a pipeline has
+    some layers; a rank of context parallelism has some tokens.
 
     Raises ConfigError for a model that generates nothing, for dimensions that the ranks do not divide, and for more
     tokens than the model can read; UnknownOperation for a pass that shadows cannot follow.

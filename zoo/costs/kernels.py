@@ -147,8 +147,8 @@ def _read_by_page(ask: AttentionQuery, attention: Attention, part: str) -> Atten
 
 
 def _chosen(ask: AttentionQuery, machine: Machine) -> dict[str, Any]:
-    """Choose the kernel as `auto` does under each of INSTALLED, and list why earlier kernels refuse. An ask with
-    `lengths` is of keys in pages of the size that the engine then chooses."""
+    """Choose the kernel as `auto` does under each of INSTALLED, and list why earlier kernels refuse. With `lengths` the
+    keys are in pages, of the size that the engine chooses."""
     choices = {}
     for name, packages in INSTALLED.items():
         there = replace(machine, packages=packages)

@@ -18,7 +18,7 @@ from zoo.costs.rows import AttentionRow, PartRow, Priced, tabulate
 from zoo.spec.parts import count_kinds
 
 BEFORE, BEHIND = ("embedding", "position"), ("norm", "project", "pooler", "head")
-"""The slots of a tower before its layers, and those behind them. A slot in neither counts as behind."""
+"""The slots of a tower before its layers, and the slots behind them. A slot in neither list counts as behind."""
 
 
 def cut_layers(spec: Priced, context: int, chunks: int) -> tuple[tuple[int, int], ...]:

@@ -81,7 +81,7 @@ KEPT = ("weights", "gradients", "optimizer", "master", "step")
 
 
 def without_passes(spec: Priced, setup: Setup) -> dict[str, int]:
-    """Give the figures of `training` that depend on the parameters only (KEPT)."""
+    """Give the figures of `training` that depend on the parameters only (KEPT). Raises ConfigError as `memory` does."""
     held = states(spec, setup)
     return {name: round(held[name]) for name in KEPT}
 
@@ -101,13 +101,13 @@ def training(spec: Priced, setup: Setup, *, fused: bool = True) -> dict[str, Any
     - `peak_at`: where the peak is reached. This is the "loss" (without logits the "head"), a "layer", the "embedding"
       or the update ("step").
 
-    With recompute `full` a layer keeps only its input (Chen et al., 2016), with `every_n` every n-th layer does. With
-    `selective` a layer keeps all but the inside of attention (Korthikanti et al., 2022), of which a fused kernel keeps
-    little anyway.
+    With recompute `full` a layer keeps only its input (Chen et al., 2016). With `every_n` every n-th layer keeps only
+    its input. With `selective` a layer keeps all but the inside of attention (Korthikanti et al., 2022); a fused kernel
+    keeps little of that anyway.
 
     `fused` is true for a CUDA device, false for a CPU. If a pass cannot be traced (a torch operation that operations.py
     does not list, or more tokens than the model reads), `activations_unknown` has the reason, and the figures of
-    activations, the loss and the peak are absent.
+    activations, the loss and the peak are absent. Raises ConfigError as `memory` does.
     """
     return _training(spec, setup, fused=fused)[0]
 

@@ -1,4 +1,4 @@
-"""How many matrices Muon orthogonalises at once, and what memory that takes: the optimizer and its price agree here."""
+"""Count the matrices that Muon orthogonalises at once, and the memory of this, for the optimizer and for its price."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from zoo.costs.rank_tensors import RankTensor
 from zoo.costs.setup import Setup
 
 STACK = 1 << 24
-"""Most elements that a process orthogonalises at once, unless one tensor has more. More would take memory and save no
-time."""
+"""Most elements that a process orthogonalises at once, unless one tensor has more. A larger stack takes more memory and
+saves no time."""
 
 HELD = 8 * STACK
-"""Most elements of a stack that a process holds, unless one tensor has more: replicas hold every matrix of it."""
+"""Most elements of a stack that a process holds, unless one tensor has more. Replicas hold all matrices of a stack."""
 
 
 def count_stacked(short: int, long: int, ranks: int = 1, shards: int = 1) -> int:
-    """Count the matrices [short, long] that `ranks` processes orthogonalise together, each of which holds one part in
-    `shards` of every matrix."""
+    """Count the matrices [short, long] that `ranks` processes orthogonalise together. Each process holds 1/`shards` of
+    every matrix."""
     size = short * long
     return max(1, min(max(STACK // size, 1) * ranks, HELD * shards // size))
 
 
 def list_stack_bytes(pieces: Iterable[RankTensor], setup: Setup, width: int) -> Iterator[int]:
-    """Count, for the matrices of each shape, a process' peak bytes while it orthogonalises a stack of them in bf16.
-    `width` is the bytes of a value of the states.
+    """List the bytes of a process at three moments of orthogonalising a stack of matrices in bf16, for each shape of
+    matrix. The largest of them is the peak. `width` is the bytes of a value of the states.
 
-    The peak is one of three moments: the largest tensor's update, together with the parts of the stack; the process'
-    own matrices before and after an iteration, with two square matrices of the short side for each; and the exchange of
-    the results.
+    The moments are the largest tensor's update, together with the parts of the stack; an iteration, with the process'
+    own matrices before and after it and two square matrices of the short side for each; and the exchange of the
+    results.
     """
     alike: dict[tuple[int, int, bool], dict[int, int]] = {}
     for piece in pieces:

@@ -1,5 +1,5 @@
 # T tokens, R rank
-"""Count the training FLOPs of a model of which only a part trains: frozen weights, low-rank adapters.
+"""Count the training FLOPs of a partly trained model: frozen weights, low-rank adapters.
 
 The backward pass of a product y = W·x computes up to two products of the forward pass's size: the gradient of x, if
 anything before it trains, and that of W, if W trains. So a product costs 6 FLOPs for each weight and token if both are
@@ -48,8 +48,8 @@ def count_partial(
 
 
 def add_again(train: Amount, again: Amount, fused: Amount, convention: str) -> tuple[Amount, Amount]:
-    """Return the FLOPs of training without and with recomputation (for `hfu`, both with it, and with FlashAttention's).
-    `again` is the recomputed FLOPs, `fused` those of the backward pass that a fused kernel computes."""
+    """Return the FLOPs of training without and with recomputation; under `hfu` both include it, and FlashAttention's.
+    `again` is the recomputed FLOPs, `fused` the FLOPs of the backward pass that a fused kernel computes."""
     if convention == "hfu":
         train = train + again + fused * ((FLASH_BACKWARD - 2) / 2)
         return train, train
@@ -57,7 +57,7 @@ def add_again(train: Amount, again: Amount, fused: Amount, convention: str) -> t
 
 
 def list_partial_passes(tuned: TunedModel) -> tuple[RowFlops, RowFlops]:
-    """Return the forward pass of a partly trained model, adapters included, and its backward pass. Raises
+    """Return the FLOPs of the forward and of the backward pass of a partly trained model, adapters included. Raises
     UnknownOperation for a pass that cannot be traced."""
     table, partial = tabulate(tuned.spec), PartialBackward(tuned)
 
@@ -86,7 +86,7 @@ def list_partial_passes(tuned: TunedModel) -> tuple[RowFlops, RowFlops]:
 
 
 class PartialBackward:
-    """The FLOPs of the backward pass, row by row, and those of adapters."""
+    """The FLOPs of the backward pass of a partly trained model, and of its adapters, by row of the CostTable."""
 
     def __init__(self, tuned: TunedModel) -> None:
         self.tuned = tuned

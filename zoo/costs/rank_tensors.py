@@ -128,8 +128,7 @@ def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
 
 
 def list_distinct(pipeline: Iterable[Stage]) -> list[Stage]:
-    """List one stage of each sort, the first: stages of a sort hold the same layers and ends. Most middle stages are
-    equal."""
+    """List the first of each set of equal stages, which have the same layers and ends. Most middle stages are equal."""
     found: dict[Any, Stage] = {}
     for stage in pipeline:
         chunks = tuple(tuple(chunk.items()) for chunk in stage.chunks)
@@ -278,9 +277,10 @@ def sum_activations(
 
 
 def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: Setup) -> int:
-    """Count the bytes of other ranks' tensors that a stage saves under tensor parallelism: what each sub-layer reads.
-    `layers` is the number of its layers by tower and kind. Recomputed layers save none. MLA in a ring of context
-    parallelism does not save the expanded keys and values of the rank's own tokens, so its number is negative."""
+    """Count the bytes of other ranks' tensors that a stage saves under tensor parallelism: the gathered inputs of its
+    sub-layers. `layers` is the number of its layers by tower and kind. Recomputed layers save none. MLA in a ring of
+    context parallelism counts negative bytes: it does not save the expanded keys and values of the rank's own
+    tokens."""
     read = made = 0
     for (name, kind), count in layers.items():
         if not keeps_input(f"layer:{kind}", setup.recompute):

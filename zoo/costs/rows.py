@@ -153,9 +153,9 @@ class AttentionRow(NamedTuple):
         return (self.attention.decode_flops if decoding else self.attention.core_flops)(pairs)
 
     def other_flops(self, new: int, held: int = 0) -> int:
-        """FLOPs of `new` tokens after `held` earlier ones that are neither products of parts nor counted by
-        `pair_flops`: updating and reading recurrent states, and products that all tokens share (with landmarks, with a
-        table of positions)."""
+        """Other FLOPs of `new` tokens after `held` earlier ones: updating and reading recurrent states, and products
+        that all tokens share (with landmarks, with a table of positions). Products of parts and `pair_flops` leave them
+        out."""
         return self.attention.state_flops() * new + self.attention.pass_flops(self.tower.d_model, new, held)
 
 

@@ -70,7 +70,8 @@ class Setup:
     groups of ranks (`replicas`): each group shards a whole model, and the groups sum up their gradients. A pipeline's
     stages follow a `schedule`, with `chunks` runs of layers each (`zoo.distributed.pipeline_schedule`). `gpu` names a
     file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is the tokens of a page of the
-    engine "zoo" when it reads rows by page table, as on a GPU (None: it does not).
+    engine "zoo" when it reads rows by page table, as on a GPU (None: it does not). Raises ConfigError with a line for
+    each invalid field.
     """
 
     context: int | None = None

@@ -1,4 +1,4 @@
-"""Extrapolate what a long pass takes from traces of shorter ones, for mixers that loop over the parts of a sequence."""
+"""Extrapolate the bytes of a long pass from traces of shorter ones, for mixers that loop over parts of a sequence."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ EVEN = ("adamw", "lion", "schedule_free", "sgd")
 """Optimizers that keep the same number of values for each element of any tensor."""
 
 SETTLING = {"cautious": 2, "hyperball": 1}
-"""Temporary values for each element of a tensor that is decayed otherwise than uniformly, beside its copy."""
+"""Temporary values for each element of a tensor whose weight decay is not uniform, in addition to its copy."""
 
 PASSING = {"adafactor": 1, "lion": 1, "schedule_free": 2}
 """Temporary values for each element of a tensor during its update."""
@@ -129,7 +129,7 @@ def count_trained(spec: Priced, setup: Setup, tuned: TunedModel) -> dict[str, An
 
 
 class StateRow(NamedTuple):
-    """A row of a rank's states: `values` for each of `elements` elements, of `width` bytes each."""
+    """One of a rank's training states: `elements` elements with `values` values each, of `width` bytes each."""
 
     elements: Amount
     width: Amount
@@ -207,12 +207,12 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     2.13).
 
     adamw's `foreach` has a temporary value for every element; `fused=True` has none. The others update tensor by
-    tensor: schedule_free takes two values for each element of the largest one, adafactor and lion one. muon takes one
-    stack of matrices of one shape (`zoo.costs.muon_stacks`), soap four squares of a side and the update when it
-    refreshes a basis, or both AdamW's temporary values for their other tensors, whichever is larger. sgd and adamw8bit
-    work in place. A `decay` that is not uniform takes a copy of the decayed weights, and then one or two values for
-    each element of the largest. `bf16_pure` in 16 bits with a `fused_optimizer`, and offloaded states, are updated
-    piece by piece: see `_piecewise_bytes`.
+    tensor: schedule_free takes two values for each element of the largest tensor, adafactor and lion take one. muon
+    takes one stack of matrices of one shape (`zoo.costs.muon_stacks`). soap takes four squares of a side and the update
+    when it refreshes a basis. muon and soap take at least AdamW's temporary values for their other tensors. sgd and
+    adamw8bit work in place. A `decay` that is not uniform takes a copy of the decayed weights, and at least one or two
+    values for each element of the largest (SETTLING). `bf16_pure` in 16 bits with a `fused_optimizer`, and offloaded
+    states, are updated piece by piece: see `_piecewise_bytes`.
     """
     pieces = list(pieces)
     if setup.decay == "uniform":
@@ -317,10 +317,10 @@ def gathered_bytes(stage: Stage, setup: Setup) -> GatheredBytes:
     (`Setup.gathers`). Under autocast weights are gathered in their own dtype, and autocast then copies them.
 
     Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
-    layers of a chunk are gathered at once, because the next one is prefetched, and at the loss the last one is; over
-    one shard (ddp) torch copies a layer's weights only when it needs them. Experts that are a separate unit are
-    gathered for one layer at a time. If backward passes are split, all weights stay gathered: nothing gathers them for
-    the second half.
+    layers of a chunk are gathered at once, because the next layer is prefetched; the last layer is gathered at the
+    loss. Over one shard (ddp) torch copies a layer's weights only when it needs them. Experts that are a separate unit
+    are gathered for one layer at a time. If backward passes are split, all weights stay gathered: nothing gathers them
+    for the second half.
     """
     if not setup.gathers:
         return GatheredBytes()

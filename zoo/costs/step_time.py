@@ -211,8 +211,8 @@ def share_again(recompute: str) -> float:
 
 
 def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster, attention: float) -> tuple[float, float]:
-    """Time the collectives that layers wait for: in one microbatch, and once a step. `attention` is the time of a
-    rank's attention in a microbatch's forward pass; sending round a ring overlaps with it."""
+    """Time the collectives that layers wait for, in seconds: in one microbatch, and once a step. `attention` is the
+    seconds of a rank's attention in a microbatch's forward pass; sending round a ring overlaps with it."""
     setup = plan.setup
     again = 1 + share_again(setup.recompute) / 2  # the forward pass sends half of the bytes
     stage = setup.rows * setup.cp * setup.tp  # GPUs from one stage to the next
@@ -228,8 +228,8 @@ def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster, attent
 
 
 def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Cluster) -> float:
-    """Time how long layers wait for other ranks' keys, if sending them takes `sending` seconds in both passes
-    together."""
+    """Time the seconds that layers wait for other ranks' keys. Sending the keys takes `sending` seconds in both passes
+    together; `attention` is that of `exposed_seconds`."""
     again = share_again(setup.recompute)
     if setup.cp_comm != "ring":
         return sending * (1 + again / 2)
@@ -244,8 +244,8 @@ def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Clus
 def data_seconds(
     sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: PassTime, held: Mapping[str, Any]
 ) -> float:
-    """Time what data parallelism adds to a step: communication that compute does not cover, and the slow-down of
-    compute by covered communication. `compute` is the time of a microbatch, `held` are the figures of `states`.
+    """Time the seconds that data parallelism adds to a step: communication that compute does not cover, and the
+    slow-down of compute by covered communication. `compute` is of one microbatch, `held` are the figures of `states`.
 
     FSDP gathers weights and reduces gradients for each microbatch, also in a pipeline. Gradients are reduced once a
     step with ZeRO 1 and 2, and in a pipeline that does not shard weights or keeps them gathered.
@@ -258,8 +258,8 @@ def data_seconds(
     reduces = 1 if setup.zero in (1, 2) or (setup.pp > 1 and gathers == 1) else passes
 
     def beyond(gather: float, reduce: float) -> float:
-        """Time what compute does not cover. Half of the gathering is in the forward pass. The first unit's weights and
-        the last unit's gradients are always exposed."""
+        """Time the communication that compute does not cover. Half of the gathering is in the forward pass. The first
+        unit's weights and the last unit's gradients are always exposed."""
         waits = max(gather / 2 - compute.forward, 0) + max(gather / 2 + reduce - compute.backward, 0)
         return max(waits, (gather + reduce) / work.units)
 

@@ -140,8 +140,8 @@ class DataTraffic(NamedTuple):
 def split_data(stage: Stage, setup: Setup) -> DataTraffic:
     """Count the bytes that a rank sends to ranks with the same weights.
 
-    Without ZeRO, gradients are all-reduced; stages 1 and 2 reduce-scatter them and all-gather the new weights, the same
-    bytes; stage 3 gathers weights in both passes, 1.5 times the bytes (Rajbhandari et al., 2020, §7). FSDP2 gathers
+    Without ZeRO, gradients are all-reduced. Stages 1 and 2 reduce-scatter them and all-gather the new weights: as many
+    bytes. Stage 3 gathers weights in both passes: 1.5 times the bytes (Rajbhandari et al., 2020, §7). FSDP2 gathers
     weights outside the layers once for both passes. Replicas all-reduce each gradient shard. Weights without a
     gradient (an indexer's) are gathered with their layer by stage 3, and not sent otherwise."""
     gathered, reduced, replicated, (weight, gradient, _, _) = 0.0, 0.0, 0.0, widths(setup)

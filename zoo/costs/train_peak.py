@@ -168,8 +168,8 @@ class StepMemory:
         return count_read(self.spec.towers()[tower].blocks[kind].gathers, self.spec, self.setup)
 
     def _cast(self, piece: PassPiece) -> float:
-        """Count the bytes of autocast's copies of weights at a piece: those of all weights, as the forward pass made
-        them. If all layers are recomputed, each makes its own again, and a pipeline alone keeps the others'."""
+        """Count the bytes of autocast's copies of weights that exist at a piece. The forward pass copies all weights.
+        With recompute `full`, a layer copies its own weights again, and only a pipeline keeps the other copies."""
         if not piece.again or piece.kind is None or self.setup.recompute != "full" or self.setup.pp > 1:
             return self.held["cast"]
         (tower, kind), stage = piece.kind, self.stage
@@ -177,13 +177,13 @@ class StepMemory:
         return cast_bytes(own, self.setup) / max(stage.held[tower].stack.stored().count(kind), 1)
 
     def _held_of(self, piece: PassPiece) -> PassPiece:
-        """Give the piece with the bytes that a rank keeps of it: its share, and what a pass gathers."""
+        """Give the piece with a rank's `kept`: its share of the bytes and, unless recomputed, the gathered bytes."""
         return piece._replace(kept=piece.kept * self._share + (0 if piece.again else self._read(piece)))
 
     @cached_property
     def _scales(self) -> tuple[float, float]:
-        """What a rank has of the gradients that a pass on a single rank computes: before ZeRO, in the pass's dtype, and
-        as they stay until the update."""
+        """A rank's bytes of gradients ÷ the bytes that a pass on a single rank computes: first before ZeRO and in the
+        pass's dtype, then as the gradients stay until the update."""
         wider = widths(self.setup)[1] / self._width  # Megatron-LM keeps fp32 gradients, its passes compute 16 bits
         made = sum(map(_sum_gradients, self._chunks))
         if not made or self.setup.ranks == 1:
@@ -192,7 +192,7 @@ class StepMemory:
 
     @cached_property
     def _kept(self) -> list[float]:
-        """The bytes that a microbatch keeps of a pass through each chunk: what layers share, and what pieces keep."""
+        """The bytes that a microbatch keeps of a pass through each chunk: of shared tensors and of all pieces."""
         again = self.setup.recompute
         shared = (pair for pair in self.passes.items() if pair[0].split(".")[-1] == "shared")
         common = sum(each.input if keeps_input(name, again) else each.bytes for name, each in shared) * self._share
@@ -220,10 +220,10 @@ class StepMemory:
         return own * self._share + read
 
     def _hold(self, moment: BackwardMoment) -> dict[str, float]:
-        """List what exists throughout a backward pass of one chunk: what the stage's other microbatches keep, gradients
-        of its other chunks, autocast's copies of weights, and torch's buffers. A stage receives each microbatch and its
-        gradient into a buffer of its own, and keeps what it has sent of a microbatch in flight; gradients sent by a
-        half for inputs, until the step ends."""
+        """List the bytes that stay throughout a backward pass of one chunk: those that the stage's other microbatches
+        keep, gradients of its other chunks, autocast's copies of weights, and buffers. A stage receives each
+        microbatch's stream and gradient into buffers. It keeps the streams that it sent of microbatches in flight, and
+        until the step ends the gradients that a half for inputs sent."""
         setup, stage, own = self.setup, self.stage, moment.chunk
         found = {"other microbatches": sum(map(operator.mul, moment.kept, self._kept)) - self._kept[own]}
         found["cast"] = self.held["cast"]
@@ -260,7 +260,8 @@ class StepMemory:
 
         After a chunk's first microbatch all its gradients exist. A weight's new gradient is freed once it is added; a
         tied table's first new gradient waits for the second. FSDP reduces a layer's gradients when its backward pass
-        ends, and keeps what it sends until the next layer's; in a pipeline over one shard, when the step ends.
+        ends, and keeps the sent bytes until the next layer's; in a pipeline over one shard it reduces at the step's
+        end.
         """
         setup, held, runs, share = self.setup, self.held, self._chunks[moment.chunk], self._share
         (whole, left), others = self._scales, self._hold(moment)
@@ -333,7 +334,7 @@ class StepMemory:
     def _chunked_loss(self, head: Section, whole: float = 1) -> dict[str, float]:
         """List the tensors at a chunk of the loss, in bytes: the hidden states, their gradient, the head's gradients
         from earlier chunks, the chunk's logits, and the larger of the logits' softmax and the head's gradients from
-        this chunk. Of the gradients a rank has a share `whole`.
+        this chunk. `whole` is the rank's share of the gradients.
 
         A CPU computes the softmax of BLOCK bytes at a time, for 16-bit logits in a float32 copy.
         """

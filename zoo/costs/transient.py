@@ -49,7 +49,7 @@ class Peaks(NamedTuple):
 
 
 def measure_peaks(spec: Priced, run: GenerationShape) -> Peaks:
-    """Trace a prefill and a decode step of the towers of `spec`, a model or a rank's part of one.
+    """Measure the peak bytes of a prefill and of a decoding step of `spec`, a model or a rank's part of one.
 
     Raises UnknownOperation for a pass that shadows cannot follow, ConfigError for more tokens than a model can read.
     """

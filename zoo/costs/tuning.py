@@ -28,7 +28,7 @@ LOW_RANK = "lora"
 
 @dataclass(frozen=True)
 class Tuning:
-    """Say which weights of a model a run trains, by which adapters, and where it drops.
+    """Say which weights of a model a run trains, which adapters it adds, and where it applies dropout.
 
     `trained` names the weights that train (None: all), `adapted` the paths of the linear layers that have an adapter of
     `rank`. `drops_adapted` says whether dropout is applied to the input of adapters; `drops` names the other places of

@@ -132,7 +132,7 @@ def multiply(a: Any, b: Any) -> Any:
 
 
 def _note_factor(result: Any, factor: Any) -> Any:
-    """If `factor` is a number, record it in the operation that made `result`, as what that multiplies by."""
+    """Record a numeric `factor` in the operation that made `result`; do nothing for a tensor."""
     if not is_shadow(factor) and result.node is not None:
         result.node.factor = float(factor)
     return result
@@ -172,7 +172,7 @@ def compare(a: Operand, b: Operand) -> Any:
 
 
 def pick_extreme(a: Operand, b: Operand) -> Any:
-    """Pick the larger or smaller of two. Both are saved, because the gradient goes to the one picked."""
+    """Take the elementwise maximum or minimum of two tensors. Both are saved, to route the gradient."""
     if not (is_shadow(a) and is_shadow(b)):
         raise TypeError("the larger or smaller of two tensors")
     return _combine("extreme", (a, b), (a, b))

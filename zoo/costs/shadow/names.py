@@ -104,7 +104,7 @@ def no_grad() -> Any:
 
 
 def _autocast(kind: str, enabled: bool = True) -> Any:
-    """Turn autocast off inside the block, unless `enabled`; components use it for nothing else."""
+    """Turn autocast off inside the block, unless `enabled`. Components never turn it on."""
     return current_tape().set(autocast=current_tape().autocast if enabled else None)
 
 

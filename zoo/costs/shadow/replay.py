@@ -53,7 +53,8 @@ _shaded: dict[Any, Any] = {}
 
 def replace_torch(value: Any) -> Any:
     """Replace torch in a value: in a function's globals, a class's methods, a component's fields. A module, function,
-    type or dtype of torch becomes its stand-in. Any other value that is not code of zoo's is returned unchanged."""
+    type or dtype of torch becomes its stand-in. Other values, and the code of other packages, are returned
+    unchanged."""
     if isinstance(value, ModuleType | _LAZY):
         return _module(value)
     if (path := _torch_path(value)) is not None:
@@ -178,7 +179,7 @@ class Fused:
         self.name, self.refuses, self.call = kernel.name, kernel.refuses, kernel.call
 
     def can_load(self, *_: Any) -> bool:
-        """Do nothing: a trace follows only shapes, so no kernel is loaded."""
+        """Return True: a trace follows only shapes, so no kernel is loaded."""
         return True
 
     runs = can_load
@@ -237,7 +238,7 @@ def _member(member: Any) -> Any:
 
 
 def _instance(value: Any) -> Any:
-    """Copy a component or kernel, with the class in which torch is replaced."""
+    """Copy a component or kernel, with torch replaced in its class and fields."""
     made = object.__new__(replace_torch(type(value)))
     vars(made).update({name: replace_torch(each) for name, each in vars(value).items()})
     return made

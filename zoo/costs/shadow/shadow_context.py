@@ -1,8 +1,8 @@
 # B rows, T tokens of a rank, C ranks
 """Stand in for the ranks of context parallelism in a traced pass.
 
-All ranks take equally much memory, so one trace with C·B rows is that of all C ranks: each row has a rank's tokens, and
-its queries see the keys that the first rank's see.
+All ranks take equally much memory, so one trace with C·B rows stands for all C ranks. Each row has the tokens of one
+rank, and its queries see the keys that the first rank's queries see.
 """
 
 from __future__ import annotations

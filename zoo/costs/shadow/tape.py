@@ -91,8 +91,8 @@ class GradientTarget(NamedTuple):
 @dataclass(eq=False, slots=True)
 class TapeNode:
     """An operation in autograd's graph. It `saves` storages for its backward pass, which takes `work` more bytes.
-    `path` leads to the part of the traced layer that it belongs to, and is empty for the layer's own operations.
-    `factor` is the number that a product with a number multiplies by."""
+    `path` is the path of its part in the traced layer, empty for the layer's own operations. `factor` is the number in
+    a product of a tensor and a number."""
 
     name: str
     path: tuple[str, ...]
