@@ -121,7 +121,7 @@ def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
 
 @functools.cache
 def _open_small(name: str) -> Composer:
-    """Open a small model once a process: all choices of all axes are tried in it."""
+    """Open a small packaged model, once per process."""
     from zoo.compose.targets import Composer
 
     return Composer(name)
@@ -140,12 +140,12 @@ def find_component(tower: Any, axis: str) -> Spec:
 
 
 def grow(component: Spec, causal: bool) -> dict[str, str]:
-    """Give how a component's time for T tokens ("time"), its time for one more token ("token") and its "cache" grow
-    with T.
+    """Describe how three figures of a component grow with the number of tokens T: its time for all tokens ("time"), its
+    time for one more token ("token") and its "cache".
 
-    A time is "1", "T" or "T²", a cache "T", "window", "constant", a sum of these or "none". Without `causal`, "token"
-    and "cache" are "-". Products with weights take time T. The rest follows from the component's FLOPs for visible
-    pairs and for its recurrent state, and from the sizes of its cache per token and of its state.
+    A time is "1", "T" or "T²". A cache is "T", "window", "constant", a sum of these or "none". Without `causal`,
+    "token" and "cache" are "-". Products with weights take time T. The rest follows from the component's FLOPs for
+    visible pairs and for its recurrent state, and from the sizes of its cache per token and of its state.
     """
     sight = getattr(component, "sight", Sight())  # only an attention has one
     look, rate = Look(causal, False, **sight._asdict()), sight.rate
@@ -188,7 +188,7 @@ def find_source(component: Spec, comment: str) -> str:
 
 
 def describe_looks(component: Spec) -> str:
-    """Say in which direction a component reads along the tokens. A component that fits both directions gets a text only
-    if it is an attention, otherwise an empty one."""
+    """Say in which direction a component reads along the tokens. The text is empty for a component that fits both
+    directions and is not an attention."""
     either = "both ways, or only backwards in a decoder" if component.axis == "attention" else ""
     return {None: either, True: "only backwards (in decoders)", False: "both ways (in encoders)"}[component.causal]

@@ -45,8 +45,8 @@ def explain(name: str) -> dict[str, Any]:
 
 def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
     """Describe a key of the model, or a choice or field that is named without its axis. If the name stands in several
-    places, describe the one that by far the most packaged models have (MOST_LESS), and name the others (`also`). Raises
-    ConfigError for an unknown name, and if no place is so much more common."""
+    places, describe the place that has over MOST_LESS times the packaged models of any other, and name the others
+    (`also`). Raises ConfigError for an unknown name, and if there is no such place."""
     if not rest and (first in list_keys()):
         return describe_key(first)
     places = find_places(first, *rest)
@@ -116,7 +116,7 @@ def _plain(choice: AxisChoice, word: str) -> str:
 
 
 def _find_word(axis: str, name: str) -> str:
-    """Find the choice of an axis that has this field; of several, the one that most packaged models have."""
+    """Find the choice of an axis that has this field; of several, the choice that most packaged models have."""
     choices = read_choices(axis)
     having = [word for word, choice in choices.items() if name in choice.fields]
     if not having:

@@ -1,5 +1,5 @@
-"""Find accelerators whose memory holds a model, to generate and to train: the smallest in the first layout that fits.
-Layouts of one accelerator are tried before layouts of several."""
+"""Find the smallest accelerators whose memory holds a model, to generate and to train. Layouts of one accelerator are
+tried before layouts of several; the first layout that fits is taken."""
 
 from __future__ import annotations
 

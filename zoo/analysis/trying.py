@@ -193,7 +193,7 @@ def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
 
 
 def _has_usual(schema: Mapping[str, Any]) -> bool:
-    """Whether `true` is accepted for a component (its usual choice). A node without a main field has no usual one."""
+    """Whether `true` is accepted for a component (its usual choice). It is not for a node without a main field."""
     node = list_nodes().get(schema.get("$ref", "").rpartition("/")[2])
     return "$ref" in schema and (node is None or bool(node.word))
 

@@ -32,7 +32,8 @@ def explain(spec: Priced, setup: Setup | None = None, figures: Mapping[str, Any]
     """List a row for each figure and each of its parts: `section`, `name`, `formula`, `values` (the formula with the
     numbers put in), `result`, `unit`, `source`, and `figure`, the dotted path in the result of `price`.
 
-    `figures` are the result of `price` for the same `setup` (None: they are priced).
+    `figures` are the result of `price` for the same `setup` (None: they are priced). Raises ConfigError for a model
+    with modules that training alone runs (MTP).
     """
     if trains_more(spec):
         raise ConfigError("explain: has no formulas for modules that training alone runs (mtp=null)")

@@ -108,8 +108,8 @@ class Memory:
         self.lines_of = {"weights": weights, "optimizer": optimizer}
 
     def _list_stays(self, held: Mapping[str, Any]) -> list[Number]:
-        """List what stays allocated throughout a step on the stage with the highest peak: the lines above, if it is the
-        stage with most parameters, of which these are."""
+        """List the bytes that stay allocated throughout a step (STAYS), on the stage with the highest peak. They refer
+        to the lines above, which are of the stage with most parameters, where the bytes are equal."""
         found = [(name, held[name], self.lines_of.get(name)) for name in STAYS if held[name]]
         return [line if line and line.number == size else symbol(name, size) for name, size, line in found]
 

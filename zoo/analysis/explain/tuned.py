@@ -57,7 +57,7 @@ def list_tuned_lines(tuned: TunedModel, figures: Mapping[str, Any]) -> list[Line
 
 def add_partial_training(sheet: Sheet, tuned: TunedModel, setup: Setup, whole: Term) -> None:
     """Add the lines on training part of a model: the forward pass of adapters, the backward pass by component, and the
-    figures `train` and `train_hardware`. `whole` is the forward pass of a sequence."""
+    figures `train` and `train_hardware`. `whole` is the forward FLOPs of a sequence without adapters."""
     partial, table, context = PartialBackward(tuned), tabulate(tuned.spec), setup.tokens(tuned.spec)
     traced, parts = name_number("context", context), [whole]
     for which, label, source in ((0, "adapters forward", PAPER), (1, "backward", BACKWARD)):

@@ -95,7 +95,7 @@ class FittedLaw:
     def estimate_noise(self) -> RunNoise | None:
         """Estimate the noise of a run's log loss from the residuals; None if the runs are too few.
 
-        Runs with several points determine B and β within themselves, so that E, A and α alone use up runs.
+        Runs with several points determine B and β within themselves, so only E, A and α take degrees of freedom.
         """
         logs = [math.log(loss / self.law.loss(n, d)) for n, d, loss in self.points.rows()]
         count = len(set(self.points.number_runs()))
@@ -135,9 +135,9 @@ class FittedLaw:
         return cls(law, points, float(data["objective"]), tuple(laws))
 
     def list_open(self) -> list[str]:
-        """List the exponents that the points do not determine: an exponent at a bound, or of a term that hardly changes
-        the loss over the points. Resamples start at the fit and stay near it, so that the interval of such an exponent
-        would be misleading."""
+        """List the exponents that the points do not determine, a message for each: an exponent at a bound, or of a term
+        that hardly changes the loss over the points. Resamples start at the fit and stay near it, so the interval of
+        such an exponent is misleading."""
         law, found = self.law, []
         terms = (("alpha", law.A, self.points.params, "parameters"), ("beta", law.B, self.points.tokens, "tokens"))
         for name, scale, values, what in terms:

@@ -21,8 +21,8 @@ MULTIPLES = (1.0, 2.0, 4.0)
 """Ends of the decays, in multiples of the tokens of a compute-optimal run."""
 
 LEAST_UPDATES = 300
-"""Fewest updates up to the first point. A ladder whose first points came after 33 to 71 had errors of 8 % (November
-2026): the warm-up of a run is no part of the law."""
+"""Fewest updates up to the first point. A ladder whose first points came after 33 to 71 updates had errors of 8 %
+(November 2026), because the law does not describe the warm-up of a run."""
 
 LEAST_LAYERS = 2
 """Fewest layers of a size, because one layer does what no deeper model does: it mixes tokens once."""
@@ -37,7 +37,7 @@ at 20 tokens a parameter, are best at 0.005 and 0.006, and end 0.4 nats higher a
 2026)."""
 
 EVAL_ROWS = 720
-"""Rows of an evaluation, at least. All sizes are evaluated on the same rows, as they have the same batch."""
+"""Fewest rows (sequences) of an evaluation. All sizes are evaluated on the same rows, as they have the same batch."""
 
 FINE = 8
 """Step of widths in a model whose heads do not fill d_model, and of d_ff in models narrower than 512."""
@@ -53,8 +53,8 @@ class LadderSize:
 
 @dataclass(frozen=True)
 class RunLengths:
-    """The lengths of one run in updates. `ends` has, for the end of each decay, the updates made so far; `trained` has
-    those that the weights have seen by then. `warmup` is the updates of the warm-up."""
+    """The lengths of one run in updates. For the end of each decay, `ends` counts the updates made so far, and
+    `trained` the updates that the weights at that point went through. `warmup` is the updates of the warm-up."""
 
     ends: tuple[int, ...]
     trained: tuple[int, ...]
@@ -82,8 +82,8 @@ def compute_rate(params: float) -> float:
 
 
 def choose_rows(smallest: int, seq_len: int, tokens_per_param: float, least_updates: int = LEAST_UPDATES) -> int:
-    """Choose the rows of an update, for all sizes: what the rule gives for the smallest size, reduced until its first
-    point comes after at least `least_updates` updates."""
+    """Choose the rows (sequences) of an update, the same for all sizes: those of `count_batch_tokens` for the smallest
+    size, reduced until its first point comes after at least `least_updates` updates."""
     most = MULTIPLES[0] * tokens_per_param * smallest / least_updates
     return max(math.floor(min(count_batch_tokens(smallest), most) / seq_len), 1)
 

@@ -60,8 +60,8 @@ class Law:
         return Optimum(params, product / params, self.loss(params, product / params))
 
     def flops_for(self, loss: float) -> float:
-        """Give the FLOPs of which the compute-optimal model reaches this loss, the inverse of `optimum`: infinite for a
-        loss that is not above E. Raises ConfigError if the law has no optimum."""
+        """Give the FLOPs with which the compute-optimal model reaches this loss, the inverse of `optimum`. Infinite for
+        a loss of E or below. Raises ConfigError if the law has no optimum."""
         reducible = self.optimum(FLOPS).loss - self.E  # for N·D = 1; it falls as (N·D)^(−αβ/(α + β))
         if loss <= self.E:
             return math.inf

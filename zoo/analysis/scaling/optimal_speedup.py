@@ -89,7 +89,7 @@ def follow_speedup(base: LawArm, arm: LawArm, flops: Sequence[float]) -> Speedup
 
 
 def _find_doubt(arm: LawArm, flops: Sequence[float]) -> str | None:
-    """Say why `zoo predict` would refuse the arm's optimum for some of the FLOPs; None if it would for none."""
+    """Say why `zoo predict` would refuse the arm's optimum for some of the FLOPs; None if it refuses none."""
     for each in flops if len(arm.fit.points) else ():
         best = arm.fit.law.optimum(each / arm.flops * FLOPS)
         try:
@@ -111,7 +111,8 @@ def _find_slope(flops: Sequence[float], logs: Sequence[float]) -> float:
 
 
 def _find_ends(value: float, resampled: Sequence[float], freedom: int) -> tuple[float, float] | None:
-    """Find the ends of Student's interval of a value; None if it or a resample is not finite, or none is known."""
+    """Find the ends of Student's interval of a value. None without degrees of freedom, with fewer than two resamples,
+    and if the value or a resample is not finite."""
     if freedom < 1 or len(resampled) < 2 or not all(map(math.isfinite, (value, *resampled))):
         return None
     half = student_quantile(SHARE, freedom) * stdev(resampled)

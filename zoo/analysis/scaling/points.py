@@ -52,7 +52,7 @@ class LossPoints:
         return [numbers.setdefault(run, len(numbers)) for run in self.runs] or list(range(len(self)))
 
     def select(self, keep: Callable[[int], bool]) -> LossPoints:
-        """Select the points of whose index `keep` is true."""
+        """Select the points for whose index `keep` is true."""
         kept = [at for at in range(len(self)) if keep(at)]
         rows = self.rows()
         return LossPoints.collect((rows[at] for at in kept), (self.runs[at] for at in kept if self.runs))

@@ -1,4 +1,4 @@
-"""Find the integer at which a monotonic figure reaches 1, in few evaluations, because each may be a whole price."""
+"""Find the integer at which a monotonic figure reaches 1. An evaluation may be a whole price, so few are made."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_crossing(figure: Figure, low: int, high: int) -> int:
 
 def find_reach(figure: Figure, most: int) -> int:
     """Find the largest integer from 1 to `most` at which a figure is at most 1; 0 if there is none. `most` may be far
-    beyond it.
+    above the answer.
 
     The straight line through the figures at 1 and 2 gives a first upper bound. While the figure at the bound is at most
     1, the bound is moved up, by steps that at least double. `find_crossing` then searches below the bound."""

@@ -21,7 +21,7 @@ def find_smaller_caches(
 
     The first row is the unchanged model; if its cache is small enough, there is no other row. A row has its `overrides`
     and the cache's `bytes`. A change is left out if the attention has no such field, or if no value of the field
-    suffices. Raises ConfigError for a model without a cache.
+    suffices. Raises ConfigError for a model without a cache, and for a budget of 0 or less.
     """
     if most <= 0:
         raise ConfigError(f"bytes: must be above 0, found {most:g}")

@@ -29,7 +29,8 @@ def find_fewest_gpus(
     types that cannot hold the model come last.
 
     Generation is divided by tensor parallelism. Training uses the lowest ZeRO stage that fits, with the set-up's batch
-    on each GPU. A layout that the model refuses is skipped; `refused` has the reason.
+    on each GPU. A layout that the model refuses is skipped; `refused` has the reason. Raises ConfigError as
+    `price_memory` does if the model refuses one GPU.
     """
     first = next(_layouts(setup, train))
     price_memory(

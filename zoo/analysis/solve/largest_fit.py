@@ -23,7 +23,8 @@ MOST = 1 << 24
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Room:
     """The memory of a GPU that a model may use: `usable` · `memory` − `runtime`, in bytes. `usable` is a share (vLLM's
-    gpu_memory_utilization; the rest is for fragmentation), `runtime` what CUDA and its libraries take."""
+    gpu_memory_utilization; the rest is for fragmentation), `runtime` the bytes that CUDA and its libraries take. Raises
+    ConfigError if nothing is left."""
 
     memory: int
     usable: float = USABLE
@@ -78,8 +79,9 @@ def _generating(spec: Priced, setup: Setup, prefill: bool) -> dict[str, int]:
 def find_largest_batch(
     spec: Priced, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
-    """Find the largest batch at the set-up's context that fits. Give the memory that it takes (`needed`), and that of
-    one more sequence (`one_more`). If nothing fits, `batch` is 0 and `short` is the bytes missing for a batch of 1."""
+    """Find the largest batch at the set-up's context that fits. Give the memory that it takes (`needed`), and the
+    memory of a batch with one more sequence (`one_more`). If nothing fits, `batch` is 0 and `short` is the bytes
+    missing for a batch of 1. Raises ConfigError as `price_memory` does."""
     answer = _solve("batch", spec, setup, room, most, train, prefill)
     return {"batch": answer.pop("found"), "context": setup.tokens(spec), **answer}
 
@@ -87,8 +89,9 @@ def find_largest_batch(
 def find_largest_context(
     spec: Priced, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
-    """Find the longest context at which the set-up's batch fits. Give the memory that it takes (`needed`), and that of
-    one more token (`one_more`). If nothing fits, `context` is 0 and `short` is the bytes missing for one token.
+    """Find the longest context at which the set-up's batch fits. Give the memory that it takes (`needed`), and the
+    memory with one more token (`one_more`). If nothing fits, `context` is 0 and `short` is the bytes missing for one
+    token. Raises ConfigError as `price_memory` does.
 
     The answer may exceed the model's max_seq_len, with a note, but not the table of learned positions.
     """

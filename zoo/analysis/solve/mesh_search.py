@@ -50,7 +50,8 @@ class Candidate(NamedTuple):
 class MeshSearch:
     """The space of a mesh search: `count` GPUs of a cluster, a step of `sequences` (None: about STEP_TOKENS tokens),
     and the kinds of recomputation. `setup` gives context, precision, optimizer and schedule; its ranks are solved
-    for. With `float8` the products inside layers are in fp8."""
+    for. With `float8` the products inside layers are in fp8. Raises ConfigError for invalid fields, and for GPUs that
+    do not fill the nodes."""
 
     count: int
     cluster: Cluster

@@ -43,7 +43,8 @@ class ComposedModel:
 
     `own` are its published dimensions, `dims` the dimensions with the user's overrides. `fixed` are the keys of these
     overrides, and n_layers if the model has a loop. `solved` are the dimensions that a shape sets: those in SOLVED and
-    every d_ff, if the model reads them and they are not fixed.
+    every d_ff, if the model reads them and they are not fixed. Raises ConfigError if the model states no number as its
+    d_model or n_layers.
     """
 
     def __init__(self, model: ModelSource, overrides: Iterable[str]) -> None:

@@ -57,7 +57,8 @@ FIGURES: dict[str, Callable[[Any, Setup, bool], float]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapeBudget:
-    """The upper limits of a shape's costs; None sets no limit."""
+    """The upper limits of a shape's costs; None sets no limit. Raises ConfigError for limits of 0 or less, and unless a
+    limit other than `kv_bytes_per_token` is set."""
 
     params: float | None = None
     active_params: float | None = None
@@ -193,8 +194,8 @@ class ShapeSearch:
         return self.share(self._cut(dims, width, self._depths(width)[end]))
 
     def _cut(self, dims: Dims, width: int, layers: int) -> Any:
-        """Make the Spec with `layers` layers by cutting the deepest Spec of the width: a thousand times faster than to
-        compose another."""
+        """Make the Spec with `layers` layers by cutting the deepest Spec of the width, a thousand times faster than
+        composing one."""
         if "n_layers" not in dims:
             return self.recipe.spec(dims)
         return truncate_layers(self.recipe.spec({**dims, "n_layers": self._depths(width)[1]}), layers)

@@ -42,9 +42,9 @@ class Comparison:
     difference: float | None
     """The difference of the means over finished runs; None if an arm has none."""
     interval: tuple[float, float] | None
-    """The confidence interval of the test that decided, at the level at which Holm's procedure tests this arm: it
-    excludes 0 exactly if the arm is better or worse. Of an equivalent arm it is that of the two one-sided tests, of
-    1 − 2α, and lies within the margin. None where runs diverged: the test is of ranks."""
+    """The confidence interval of the test that decided, at the level α of Holm's procedure for this arm. It excludes 0
+    exactly if the arm is better or worse. For an equivalent arm it is the 1 − 2α interval of the two one-sided tests,
+    which lies within the margin. None if runs diverged, because the test is then of ranks."""
     p: float | None
     """The two-sided p-value of no difference."""
     adjusted: float | None
@@ -61,7 +61,7 @@ class Comparison:
     detectable: float | None = None
     """The smallest true difference that `n` seeds of this spread show with power POWER."""
     pairing: float | None = None
-    """The standard deviation of a pair's difference ÷ that of two runs with different seeds: below 1, pairing helps."""
+    """The standard deviation of a pair's difference ÷ that of two runs of different seeds. Below 1 pairing helps."""
     pooled: float | None = None
     """The p-value with the variance pooled over all arms (two-way analysis of variance of arms and seeds), which has
     more degrees of freedom and assumes arms of equal noise. It is a second reading, and decides nothing."""
@@ -69,10 +69,10 @@ class Comparison:
     """The standard error of the difference from the noise of runs; `freedom` has its degrees of freedom."""
     freedom: float | None = None
     counted: float = 0.0
-    """The standard error that `noise` has at least by the number of scored answers."""
+    """A lower bound of the standard error, from the number of scored answers."""
     rate_error: float | None = 0.0
-    """The standard error that searched learning rates add, which all seeds share. None if it is unknown (of a single
-    rate that has a loss), so that there is no test."""
+    """The standard error that searched learning rates add, which all seeds share. None if it is unknown, because only
+    one rate has a loss; then there is no test."""
     diverged: tuple[int, int] = (0, 0)
     """The diverged runs of the arm and of the baseline."""
     divergence: float | None = None
@@ -86,7 +86,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One arm's runs beside the baseline's, before correction over the arms."""
+    """One arm's runs compared with the baseline's, before Holm's correction over the arms."""
 
     n: int
     mean: MeanDifference | None
@@ -106,8 +106,8 @@ def compare_arms(
     least: Mapping[str, LossNoise] | None = None,
 ) -> dict[str, Comparison]:
     """Compare each arm with the baseline arm, given losses by arm and seed. `margin` is the largest difference that
-    does not matter; `tuning` maps an arm to the standard error that its searched learning rate adds to its mean
-    loss, and `least` to the standard deviation that its runs have at least (`score_noise`)."""
+    does not matter. `tuning` maps an arm to the standard error that its searched learning rate adds to its mean loss,
+    `least` an arm to a lower bound of its runs' standard deviation (`score_noise`)."""
     errors, floors = tuning or {}, defaultdict(LossNoise, least or {})
     pairs = {
         arm: ArmPair(
@@ -134,9 +134,9 @@ class ArmPair:
     margin: float | None = None
     tuning: float = 0.0
     measured: MeanDifference | None = None
-    """The difference, where it comes from no losses (of two windows of learning rates)."""
+    """The difference itself, if it is not of losses but of two windows of learning rates."""
     least: LossNoise = UNKNOWN
-    """The standard deviation that a pair's difference has at least, also if all seeds agree (`score_noise`)."""
+    """A lower bound of the standard deviation of a pair's difference, for seeds that agree (`score_noise`)."""
 
 
 def compare_pairs(pairs: Mapping[str, ArmPair], level: float = LEVEL) -> dict[str, Comparison]:
@@ -177,7 +177,7 @@ def _sample(pair: ArmPair) -> _Sample:
 
 
 def _test_equivalence(sample: _Sample, margin: float | None) -> float | None:
-    """Give the p-value of equivalence. Arms of which runs diverged are not shown to be equivalent."""
+    """Give the p-value of equivalence; None without a margin, with an unknown error, or if runs diverged."""
     if margin is None or sample.mean is None or not sample.mean.known or any(sample.diverged):
         return None
     return sample.mean.p_equivalent(margin)
@@ -269,8 +269,8 @@ def pool_variance(losses: Mapping[str, Losses], baseline: str) -> dict[str, floa
 
 
 def adjust_by_holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Correct p-values for multiple comparisons (Holm, 1979): the k-th smallest of m is multiplied by m − k + 1, and is
-    at least the corrected one before it."""
+    """Correct p-values for multiple comparisons (Holm, 1979): multiply the k-th smallest of m by m − k + 1. No result
+    is below the one before it, or above 1."""
     found, highest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda each: each[1])):
         highest = max(highest, min(1.0, p * (len(p_values) - rank)))
@@ -279,8 +279,8 @@ def adjust_by_holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def find_levels(p_values: Mapping[str, float], level: float) -> dict[str, float]:
-    """Find the level at which Holm's procedure tests each p-value: level ÷ (m − k + 1) for the k-th smallest of m that
-    is significant. The first that is not, and all after it, are tested at the level of the first."""
+    """Find the level at which Holm's procedure tests each p-value: `level` ÷ (m − k + 1) for the k-th smallest of m, up
+    to the first that is not significant. All larger p-values are tested at that one's level."""
     found, step, stopped = {}, 0, False
     for name, p in sorted(p_values.items(), key=lambda each: each[1]):
         at = level / (len(p_values) - step)
@@ -314,7 +314,8 @@ def find_front(losses: Mapping[str, Losses], costs: Mapping[str, float], alike: 
 
 
 def negate(losses: Mapping[str, Losses]) -> dict[str, dict[int, float]]:
-    """Negate a metric of which more is better, so that less is better. A run without a finite value stays the worst."""
+    """Negate a metric whose higher values are better, so that lower is better. A value that is not finite becomes
+    infinite, the worst."""
     return {
         arm: {seed: -value if math.isfinite(value) else math.inf for seed, value in each.items()}
         for arm, each in losses.items()

@@ -21,7 +21,7 @@ from zoo.analysis.verdict.student import student_cdf, student_quantile
 
 
 class LossNoise(NamedTuple):
-    """The standard deviation of a run's loss, and the degrees of freedom it is known with; both 0 if it is not."""
+    """The standard deviation of a run's loss (`sigma`), and its degrees of `freedom`; both 0 if unknown."""
 
     sigma: float = 0.0
     freedom: int = 0
@@ -35,7 +35,7 @@ class LossNoise(NamedTuple):
         return cls(math.sqrt(sum(square * count for square, count in spread) / freedom), freedom) if freedom else cls()
 
     def join(self, other: LossNoise) -> LossNoise:
-        """Give the noise of a difference of two runs, of which this is the noise of one."""
+        """Give the noise of the difference of two runs, one with this noise and one with the `other`."""
         return LossNoise(math.hypot(self.sigma, other.sigma), min(self.freedom, other.freedom))
 
 
@@ -57,7 +57,7 @@ class MeanDifference:
     shared: float = 0.0
     """The standard error that all seeds share; infinite if it is unknown."""
     counted: float = 0.0
-    """The standard error that `noise` has at least by the number of scored answers, known without seeds."""
+    """A lower bound of the standard error, from the number of scored answers; it needs no seeds."""
 
     @classmethod
     def of_pairs(cls, differences: Sequence[float], shared: float = 0.0, least: LossNoise = UNKNOWN) -> MeanDifference:
@@ -82,8 +82,8 @@ class MeanDifference:
         return cls(n, difference, math.sqrt(total), freedom, spread, False, shared)._raise_noise(least)
 
     def _raise_noise(self, least: LossNoise) -> MeanDifference:
-        """Raise the noise to the `least` of a pair's difference: one without degrees of freedom replaces a smaller one
-        of the seeds, one that is known by as many answers stands beside it."""
+        """Apply a lower bound (`least`) to the noise of a pair's difference. A bound without degrees of freedom
+        replaces a smaller noise of the seeds; a bound with them is kept separately (`counted`)."""
         if not (least.sigma and self.known):
             return self
         error = least.sigma / math.sqrt(self.n)
@@ -136,7 +136,7 @@ class MeanDifference:
         return outside if inside > 0 else 1 - outside
 
     def _find_level(self, distance: float) -> float:
-        """Find the level whose interval reaches this far from the difference."""
+        """Find the level whose confidence interval has the half-width `distance`."""
         if self.error == 0:
             return 1.0 if distance == 0 else 0.0
         if not self.shared:

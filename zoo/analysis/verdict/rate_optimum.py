@@ -18,8 +18,8 @@ from typing import Literal
 from zoo.analysis.verdict.difference import MeanDifference
 
 TOLERANCE = 0.05
-"""A rate is in the good window if its loss exceeds the best loss by at most this fraction: several times the noise of a
-run, as the ends of a window that is no deeper than the noise are not where the loss rises."""
+"""Fraction of the best loss by which a rate's loss may exceed it in the good window. It is several times the noise of a
+run; within the noise, chance would decide where a window ends."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RateOptimum:
     @property
     def excess(self) -> float:
         """The root mean square of the loss that the rate's error costs: a standard error of the arm's mean loss. It is
-        infinite if a single rate has a loss, from which no curvature follows."""
+        infinite if only one rate has a loss, because no curvature follows from one."""
         return math.sqrt(3) * self.curvature * self.error**2 if math.isfinite(self.error) else math.inf
 
 
@@ -67,7 +67,7 @@ def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:
 
 
 def _list_near(finite: Mapping[float, float], best: float, limit: float) -> list[float]:
-    """List the rates around the best one up to the `limit` of their losses, and at least the next one on each side."""
+    """List the rates around the best one whose losses are at most `limit`, and at least the next rate on each side."""
     tried, near = sorted(finite), [best]
     place = tried.index(best)
     for side in (tried[:place][::-1], tried[place + 1 :]):
@@ -88,9 +88,9 @@ def _take_best(finite: Mapping[float, float], best: float) -> RateOptimum:
 
 
 def _fit_parabola(places: Sequence[float], losses: Sequence[float]) -> tuple[float, float, list[list[float]]] | None:
-    """Fit L = a + b·u + c·u² by least squares, u being the place less the best one's. Returns c, b, and the inverse of
-    the normal equations' matrix in the order (a, b, c), which times the variance of a loss is the covariance; None if
-    they have no single solution."""
+    """Fit L = a + b·u + c·u² by least squares, where u is the place minus the best place. Return c, b, and the inverse
+    of the normal equations' matrix in the order (a, b, c): the covariance of a, b and c ÷ the variance of a loss. None
+    if the matrix is singular."""
     best = places[min(range(len(places)), key=lambda i: losses[i])]
     rows = [(1.0, at - best, (at - best) ** 2) for at in places]
     matrix = [[sum(row[i] * row[j] for row in rows) for j in range(3)] for i in range(3)]
@@ -120,7 +120,7 @@ def _invert(m: list[list[float]]) -> list[list[float]] | None:
 
 
 WindowBound = Literal["at least", "at most", "unknown"]
-"""What the difference of two windows is of the true one, where a window is open."""
+"""How the difference of two windows' widths bounds the true difference, if a window is open."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ class RateWindow:
     open_low: bool
     """Whether the loss is still below the limit at the lowest rate tried, so that the width is a lower bound."""
     open_high: bool
-    """Whether it is at the highest."""
+    """Whether the loss is still below the limit at the highest rate tried."""
     coarseness: float = 0.0
-    """The standard error of the width from the distance of the rates tried."""
+    """The standard error of the width from the spacing of the rates tried."""
     noise: float = 0.0
     """The standard error of the width from the noise of the losses."""
 
@@ -153,18 +153,18 @@ class RateWindow:
         return self.open_low or self.open_high
 
     def bounds_from(self, other: RateWindow) -> WindowBound | None:
-        """Say what this window's width less the `other` one's is of the true difference, if either width is a lower
-        bound; None if neither is."""
+        """Say how this window's width minus the `other` one's bounds the true difference; None if both windows are
+        closed."""
         if self.open and other.open:
             return "unknown"
         return "at least" if self.open else "at most" if other.open else None
 
     def subtract_from(self, other: RateWindow, freedom: float) -> MeanDifference:
         """Estimate how much narrower this window is than the `other` one, in decades. The errors combine those of the
-        two windows; `freedom` are the degrees of freedom with which the noise of the losses is known.
+        two windows; `freedom` is the degrees of freedom of the losses' noise.
 
-        Of an open window the width is a lower bound, so that the difference is one too if the wider window is open; if
-        the narrower one is, the error is unknown, as it is without noise."""
+        The difference is a lower bound if the wider window is open. Its error is unknown (NaN) if the narrower window
+        is open or `freedom` is 0."""
         narrower = min(self, other, key=lambda each: each.width)
         noise = math.nan if narrower.open or not freedom else math.hypot(self.noise, other.noise)
         shared = math.hypot(self.coarseness, other.coarseness)
@@ -175,8 +175,8 @@ def find_good_window(losses: Mapping[float, float], noise: float = 0.0, toleranc
     """Find the window of rates, in decades, whose losses exceed the best one by at most a fraction (`tolerance`) of it.
     Between the rates tried the root of the excess is interpolated linearly, which is exact for a parabola.
 
-    With a `noise` (the standard deviation of a loss) the width has an error from it, by the delta method: what moving
-    each loss by its noise changes. The error from the distance of the rates is that of the interpolation.
+    `noise` is the standard deviation of a loss. The width's error from it follows by the delta method: each loss in
+    turn is moved by ±`noise`. The error from the spacing of the rates is that of the interpolation.
     """
     apart = [
         [_find_window({**losses, at: loss + sign * noise}, tolerance).width for sign in (-1, 1)]
@@ -196,10 +196,10 @@ def _find_window(losses: Mapping[float, float], tolerance: float) -> RateWindow:
 
 
 def _reach(losses: Mapping[float, float], tried: Sequence[float], limit: float) -> tuple[float, bool, float]:
-    """Follow the rates away from the best and interpolate where the loss passes the limit. A run that diverged passes
-    it at once. Returns the rate, whether none passes the limit (then it is the outermost), and the standard error of
-    the interpolation: how far a linear one of the loss itself is from it, or that of a rate anywhere before a diverged
-    run."""
+    """Follow the rates away from the best one, and interpolate where the loss passes the limit. Return that rate,
+    whether no loss passes the limit (then the rate is the outermost), and the interpolation's standard error: its
+    distance from a linear interpolation of the loss. Before a diverged run the rate is the last one tried, and the
+    error is that of a uniform distribution up to the diverged rate."""
     for near, far in itertools.pairwise(tried):
         if losses[far] > limit:
             inside, outside, end = (loss - losses[tried[0]] for loss in (losses[near], losses[far], limit))

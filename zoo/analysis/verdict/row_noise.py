@@ -21,8 +21,8 @@ Piece = tuple[float, int]
 
 
 def bootstrap_rows(pairs: Sequence[tuple[Sequence[Piece], Sequence[Piece]]], seed: int = 0) -> float | None:
-    """Give the standard error over rows of the mean difference between two arms (first less second), from the pieces of
-    each pair of runs. None for fewer than FEWEST pieces, and where runs did not read the same rows."""
+    """Give the standard error over rows of the mean difference between two arms, in nats a target, from the pieces of
+    each pair of runs. None for fewer than FEWEST pieces, and if the runs did not read the same rows."""
     targets = {tuple(count for _, count in pieces) for pair in pairs for pieces in pair}
     if len(targets) != 1 or len(counts := next(iter(targets))) < FEWEST:
         return None

@@ -1,6 +1,6 @@
-"""Find the noise that a score has even where all seeds give the same: it is rounded to a level, or a share of answers.
+"""Find a lower bound of a score's noise, for a score that is rounded to a level or is a share of answers.
 
-A standard deviation over three seeds may be 0 by chance. These are the least that it is taken to be.
+The bound is needed because the standard deviation over three seeds may be 0 by chance.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from zoo.analysis.verdict.difference import LossNoise
 
 
 def find_level_noise(levels: Iterable[int], reached: Collection[float]) -> LossNoise:
-    """Find the standard deviation of the levels reached that rounding gives them. What a model can do is known to the
-    gap from the median level to the next one, or below the hardest: uniform in it, it has one of gap ÷ √12. It is
-    no more certain than what the seeds show, so that it has no degrees of freedom."""
+    """Find the standard deviation that rounding to levels gives a score: gap ÷ √12, for a true score uniform in the gap
+    from the median level reached to the next level (at the hardest level, in the gap below). The result has no
+    degrees of freedom, because it is no more certain than the spread of the seeds."""
     middle = median_low(reached)
     marks = sorted({0.0, middle, *levels})
     at = min(marks.index(middle), len(marks) - 2)
@@ -23,8 +23,7 @@ def find_level_noise(levels: Iterable[int], reached: Collection[float]) -> LossN
 
 
 def find_answer_noise(accuracies: Collection[float], answers: int) -> LossNoise:
-    """Find the binomial standard deviation √(p(1 − p) ÷ n) of an accuracy over n answers. Of their mean share, k of n,
-    p is (k + ½) ÷ (n + 1) (Jeffreys' prior), so that none wrong leaves noise too. It has as many degrees of freedom as
-    answers."""
+    """Find the binomial standard deviation √(p(1 − p) ÷ n) of an accuracy over n answers; it has n degrees of freedom.
+    With k right answers in the mean, p is (k + ½) ÷ (n + 1) (Jeffreys' prior), so the noise is never 0."""
     share = (mean(accuracies) * answers + 0.5) / (answers + 1)
     return LossNoise(math.sqrt(share * (1 - share) / answers), answers)

@@ -57,8 +57,9 @@ def find_speedup(
     """Find the speedup between the mean losses of a variant and the baseline, each given by seed.
 
     The first of `decays` is the baseline's law, the others are fitted to resampled points. The interval is Student's
-    for ln S: seeds by the delta method, whose weights are ∂ ln S/∂L, and the deviation of ln S over the laws.
-    `rate_errors` are the standard errors of the baseline's loss and the variant's that all seeds share.
+    for ln S. Its errors are those of the seeds, by the delta method with weights ∂ ln S/∂L; of the laws, the standard
+    deviation of ln S over them; and the `rate_errors`, standard errors of the baseline's and the variant's loss that
+    all seeds share.
     """
     law = decays[0]
     base, own = mean(baseline.values()), mean(losses.values())

@@ -1,11 +1,11 @@
 """Set the significance level of each look at an experiment that adds seeds until it is decided.
 
 Testing at 5 % after 3 seeds and again after 6 calls equal arms different in 9 % of experiments. A group-sequential
-design states its looks before it begins and spends the 5 % over them: after a share t of all seeds no more than α*(t) =
-2 − 2Φ(z ÷ √t) has been spent on each side, z being the normal quantile of 1 − α ÷ 4 (Lan and DeMets, 1983; the form of
-O'Brien and Fleming, 1979), so that little is spent early and the last look keeps nearly all of the power. The levels
-are computed for normal means by recursive integration (Armitage, McPherson and Rowe, 1969), and each look's p-value of
-Student's t is compared with that look's level (Jennison and Turnbull, Group Sequential Methods, 2000, ch. 11.4).
+design states its looks before it begins and spends the 5 % over them. After a share t of all seeds at most α*(t) = 2 −
+2Φ(z ÷ √t) is spent on each side, where z is the normal quantile of 1 − α ÷ 4 (Lan and DeMets, 1983; the form of O'Brien
+and Fleming, 1979). Little is spent early, and the last look keeps nearly all of the power. The levels are computed for
+normal means by recursive integration (Armitage, McPherson and Rowe, 1969). Each look's p-value of Student's t is
+compared with that look's level (Jennison and Turnbull, Group Sequential Methods, 2000, ch. 11.4).
 """
 
 from __future__ import annotations

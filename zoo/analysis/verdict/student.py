@@ -1,5 +1,5 @@
-"""Compute Student's t distribution: its cumulative distribution and its quantiles. scipy would be the largest
-dependency of all."""
+"""Compute Student's cumulative t distribution and its quantiles, without scipy, which would be the largest
+dependency."""
 
 from __future__ import annotations
 

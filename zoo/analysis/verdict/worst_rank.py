@@ -1,9 +1,9 @@
-"""Compare two arms of which some runs diverged.
+"""Compare two arms in which some runs diverged.
 
-A diverged run has no loss, and leaving it out would favour the arm that lost it. In worst-rank analysis (Lachin, 1999)
-a diverged run ranks behind every finished one, all diverged runs alike, and the arms are compared by the rank-sum test
-(Wilcoxon, 1945; Mann and Whitney, 1947). Its p-value is exact: all ways of dealing the observed ranks to the two arms
-are counted. Whether one arm diverges more often than the other is Fisher's exact test (1935).
+A diverged run has no loss, and leaving it out would favour its arm. In worst-rank analysis (Lachin, 1999) all diverged
+runs rank equal, behind every finished run, and the arms are compared by the rank-sum test (Wilcoxon, 1945; Mann and
+Whitney, 1947). The p-value is exact: all ways of dealing the observed ranks to the two arms are counted. Fisher's exact
+test (1935) tells whether one arm diverges more often than the other.
 """
 
 from __future__ import annotations
