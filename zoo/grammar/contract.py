@@ -25,7 +25,7 @@ from zoo.spec import Node, Spec
 
 
 def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Write a composed model as a person would. Expanding the result gives the same model."""
+    """Write a composed model's YAML in the plain dialect, without unknown keys. `expand` gives the same model back."""
     root = expand(body)
     found = contract_keys(root, {})
     for tower in TOWERS:

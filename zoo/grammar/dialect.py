@@ -64,7 +64,7 @@ def _lacks_router(node: Mapping[Any, Any]) -> bool:
 
 def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapping[Any, Any]) -> dict[Any, Any]:
     """Expand the keys of a model or of a patch. `around` has the choices that the patch changes. `scope` has the
-    model's choices, for which `true` and a mapping without a kind stand."""
+    model's choices; `true` and a mapping without a kind refer to them."""
     slots = list_slots()
     found = {
         key: _expand(keep_stated(key, value, node, around), slots[key], around.get(key), scope)
@@ -153,8 +153,8 @@ def _name_cross(key: object, value: object) -> Any:
 
 
 def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Lay the patch of each kind of layer that is `like` another over that other's patch. Raises ConfigError for an
-    unknown name, a cycle, or a patch that is no mapping."""
+    """Resolve `like`: lay the patch of a kind of layer over the patch of the kind that it names. Raises ConfigError for
+    an unknown name, a cycle, or a patch that is no mapping."""
 
     def whole(name: object, above: tuple[Any, ...]) -> Any:
         patch = layers[name]

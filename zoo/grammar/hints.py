@@ -29,7 +29,7 @@ MOST = 240
 """Maximum characters of a node that a message prints. Instead of a longer node, only the overrides are printed."""
 
 ALWAYS = ("head", "embedding")
-"""Components that every model has, of the default kind if it states none."""
+"""Components that every model has, of the default kind unless the model states one."""
 
 Patch = dict[str, Any]
 """Keys of a model, with what to change in them: `{attention: {qk_norm: true}}`."""
@@ -79,7 +79,7 @@ def find_stated(key: str, root: Mapping[Any, Any]) -> str | None:
 
 def settle_line(fault: str, root: Mapping[Any, Any]) -> str:
     """Write a fault of the Spec in the words of the model's file. A choice has the name that the file uses (`mha`, of
-    the kind gqa). For a field of an inner component, or a value that Zoo writes at another place, the line names that
+    the kind gqa). For a field of an inner component, or a value that Zoo writes elsewhere, the line names the right
     place."""
     key, _, text = fault.partition(": ")
     axis, _, name = key.partition(".")

@@ -99,7 +99,7 @@ def _describe_idle(key: str, root: Scope) -> str:
 
 
 def _is_overruled(key: str, root: Scope, towers: Iterable[TowerNode], read: set[str]) -> bool:
-    """Tell whether a key is a field of a choice in whose place every kind of layer states a choice of its own."""
+    """Tell whether a key is a field of a choice that every kind of layer replaces by a choice of its own."""
     axis, *fields = key.split(".")
     if not fields or fields == ["kind"] or axis not in read & BASES.keys() - OWN:
         return False

@@ -103,7 +103,7 @@ def _list_structure() -> dict[str, Schema]:
 
 
 def _list_dimensions() -> dict[str, Schema]:
-    """Make the schemas of a model's dimensions: each that of the fields that the key fills, or of the model's own
+    """Make the schemas of a model's dimensions. A key has the schema of the fields that it fills, or of the model's own
     field."""
     found = {}
     for key, fills in list_filled().items():

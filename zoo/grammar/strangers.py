@@ -1,4 +1,4 @@
-"""Find the unknown keys of a model, such as other libraries' names for ours."""
+"""Find the unknown keys of a model, such as other libraries' names for Zoo's keys."""
 
 from __future__ import annotations
 

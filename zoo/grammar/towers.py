@@ -19,7 +19,8 @@ from zoo.spec.faults import describe_no_node, describe_unknown_kind
 
 
 class TowerNode:
-    """The YAML of one tower. `name` is "" in a model that has only one."""
+    """The YAML of one tower. `name` is "" in a model that has only one. Raises ConfigError for interpolations that
+    cannot be resolved."""
 
     def __init__(self, name: str, root: Scope, problems: list[str], patch: object = None) -> None:
         self.name, self.root = name, root
@@ -134,7 +135,8 @@ def is_task_head(part: str, node: Mapping[str, Any]) -> bool:
 
 
 def split_towers(root: Scope, problems: list[str]) -> list[TowerNode]:
-    """Split a model into its towers: the model itself, named "", unless it is an encoder-decoder."""
+    """Split a model into its towers: the model itself, named "", unless it is an encoder-decoder. Raises ConfigError
+    for interpolations that cannot be resolved."""
     if root.read("kind") != EncoderDecoder.kind:
         return [TowerNode("", root, problems)]
     shared = {key: value for key, value in root.node.items() if key not in TOWERS}

@@ -94,8 +94,8 @@ class AxisChoice:
         return "must be given" if main is None else _describe_value(find_usual(main))  # as the dialect fills it in
 
     def describe_filling(self, name: str, key: str) -> str:
-        """Describe a field's value in a model without the key that fills it: the next key's value, or a default. None
-        if the key must be stated."""
+        """Describe a field's value in a model without the key that fills it: the next key's value, a default, or that
+        the key must be stated."""
         names, literal = split_interpolation(self.body.get(name))
         if not names:
             return self.describe_default(name)
