@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 TOKENS = "tokens"
-"""The table in which token ids are looked up, the model's own or another's."""
+"""The table in which token ids are looked up: the tower's own, or the table that it is tied to."""
 
 LOGITS = "logits"
 """The matrix product that gives a logit for each token of the vocabulary."""
@@ -29,7 +29,7 @@ CROSS = "cross"
 """Attention to an encoder's output."""
 
 ROW = "row"
-"""A matrix product that a head applies once a row, to one vector."""
+"""A matrix product that a head applies once per row (sequence), to one vector."""
 
 READ = "read"
 """A projection of the tokens that attention reads (keys, values). In cross-attention these tokens are the encoder's
