@@ -80,9 +80,9 @@ def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
 def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count the bytes of the KV cache and states for a set-up's sequences in its engine; 0 for an encoder.
 
-    `bytes_per_token` is what one more token of a sequence takes while every layer still keeps all tokens. `bytes` is
-    the total. Two parts of the total do not grow with a token: `cross_bytes` (cross-attention's keys and values of an
-    encoder's `context` tokens) and `state_bytes` (recurrent states).
+    `bytes_per_token` is the bytes that one more token of a sequence takes while every layer still keeps all tokens.
+    `bytes` is the total. Two parts of the total do not grow with a token: `cross_bytes` (cross-attention's keys and
+    values of an encoder's `context` tokens) and `state_bytes` (recurrent states).
     """
     context, dtype = setup.tokens(spec), setup.cached
     width, rows = DTYPES[dtype], list(list_cache_rows(spec, setup))

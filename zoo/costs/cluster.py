@@ -1,5 +1,5 @@
 # n ranks of a group, k of them on each node
-"""Estimate the seconds of collectives among GPUs: fast links join those of a node, and a slower network the nodes."""
+"""Estimate the seconds of collectives among GPUs. Fast links join the GPUs of a node; a slower network joins nodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINK_SHARE, NETWORK_SHARE = 0.65, 0.9
 systems/a100_80g.json)."""
 
 LINK_USAGE, NETWORK_USAGE = 0.15, 0.02
-"""The share of a GPU's compute that a transfer over a link, and one over the network, takes from overlapping work (the
+"""The shares of a GPU's compute that a transfer takes from overlapping work: over a link, and over the network (the
 same file of Calculon)."""
 
 

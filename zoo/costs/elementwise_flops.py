@@ -23,9 +23,9 @@ OPERATIONS = {
     **dict.fromkeys(("softplus", "square", "sum", "tanh", "vector_norm", "where"), 1),
     **{"addcmul": 2, "rms_norm": 4, "divide_by_rms": 4, "logsumexp": 4, "softmax": 5, "layer_norm": 7},
 }
-"""Elementwise operations of each kind, per element of the largest tensor read or made. An activation or a root counts
-1, like a sum; RMSNorm counts 4 (a square, a sum, two products). Not counted: matrix products, look-ups, moves and
-casts, the loss, and the scores inside an attention kernel."""
+"""Elementwise operations by the name of a torch operation, per element of the largest tensor that it reads or makes. An
+activation or a root counts 1, like a sum; RMSNorm counts 4 (a square, a sum, two products). Not counted: matrix
+products, look-ups, moves and casts, the loss, and the scores inside an attention kernel."""
 
 
 def count_elementwise(spec: Priced) -> float | None:

@@ -282,8 +282,8 @@ def count_training(passed: PassFlops, convention: str, recompute: str, layers: A
 
 
 def multiplied(spec: Priced | CostTable, *, head: bool = True) -> int:
-    """Count the parameters that multiply a token in one pass. Looked-up tables count nothing, shared layers as often as
-    they are used. With `head` the head's matrix counts too, tied or not."""
+    """Count the parameters that multiply a token in one pass. A looked-up table counts 0; a shared layer counts as
+    often as it is used. With `head` the head's matrix counts too, tied or not."""
     return sum(multiplied_by(row) * row.used for row in tabulate(spec).parts if head or row.part.role != LOGITS)
 
 

@@ -1,4 +1,4 @@
-"""Peak rates, memory and bandwidth of accelerators: conf/hardware/*.yaml, one file each, every figure with its source.
+"""Read accelerators' peak rates, memory and bandwidth from conf/hardware/*.yaml. Every figure has its source.
 
 A file has the figures of the maker's data sheet: TFLOP/s by dtype, for dense products accumulated in float32; memory in
 GB and GB/s; GB/s in one direction of the link to other GPUs; and a CUDA device's compute capability, which decides the
@@ -58,9 +58,9 @@ CARDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SheetFigure:
-    """A figure of a data sheet and its source. `checked` says whether the figure was found there, or in a table that
-    cites it. `name` is the technology of a link (NVLink 4, say). `sparse_factor` is this rate's own, if it differs from
-    the accelerator's."""
+    """A figure of a data sheet and its source. `checked` says whether the figure was found at the source, or in a table
+    that cites it. `name` is the technology of a link (NVLink 4, say). `sparse_factor` is that of a rate, if it differs
+    from the accelerator's."""
 
     value: float
     source: str

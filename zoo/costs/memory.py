@@ -1,5 +1,5 @@
 # S tokens of a sequence, B sequences, V vocabulary
-"""Count memory in bytes: weights, and what training or generation adds to them."""
+"""Count the memory of training and generation, in bytes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _generating(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 def _note_bias(spec: Priced, setup: Setup, peak: int) -> str | None:
     """Describe the memory of a position bias on the scores; None without a bias, or if it takes less than 1/20 of the
-    peak. torch's attention takes the bias as a tensor; flash-attn 2 computes ALiBi's itself."""
+    peak. torch's attention takes the bias as a tensor; flash-attn 2 computes ALiBi's bias itself."""
     attentions = [block.attention for block in list_blocks(spec)]
     schemes = [(each.positioning, getattr(each, "n_heads", 1)) for each in attentions]
     biased = [(scheme, heads) for scheme, heads in schemes if scheme is not None and scheme.biases]

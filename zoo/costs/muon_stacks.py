@@ -1,4 +1,4 @@
-"""Count the matrices that Muon orthogonalises at once, and the memory of this, for the optimizer and for its price."""
+"""Count the matrices that Muon orthogonalises at once, and their memory. The optimizer and its price use the counts."""
 
 from __future__ import annotations
 

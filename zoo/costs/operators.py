@@ -69,8 +69,8 @@ class Chosen(NamedTuple):
 
 @dataclass
 class Operator:
-    """The parts of one sub-layer in all layers of a kind, or of one slot outside the layers. With `core` it is instead
-    the QKᵀ, PV and states of an attention.
+    """The work of the parts of one sub-layer in all layers of a kind, or of one slot outside the layers. With `core` it
+    is the work of QKᵀ, PV and states of an attention.
 
     `new` is the number of the pass's tokens in each sequence. `flops` and `own` (bytes of cache and states) count one
     sequence. `weights` (bytes that every token uses) and `chosen` (weights that depend on the token: experts, rows of a

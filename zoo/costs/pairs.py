@@ -53,8 +53,8 @@ class Look(NamedTuple):
         return pooled + tokens * tokens if self.near else pooled
 
     def shown_by(self, prefix: int) -> int:
-        """Count the pairs that a prefix LM adds to causal attention: the first `prefix` tokens all see one another, in
-        chunked attention those of one chunk."""
+        """Count the pairs that a prefix LM adds to causal attention. The first `prefix` tokens all see one another; in
+        chunked attention, they do so within a chunk."""
         if self.cross or not self.causal:
             return 0
         if self.chunk is not None:  # prefix tokens see one another within their chunk only
@@ -89,7 +89,7 @@ def visible_pairs(new: int, held: int, window: int | None) -> int:
 
 def chosen_pairs(tokens: int, top_k: int, granule: int) -> int:
     """Count the causal pairs of `tokens` tokens with `top_k` keys each at most, selected in blocks of `granule`. The
-    newest block counts as one even if it is unfinished: with 2 blocks of 4 the tenth token sees 4 + 2 keys."""
+    newest block is one of them even if it is unfinished: with 2 blocks of 4 the tenth token sees 4 + 2 keys."""
     if tokens <= top_k:
         return tokens * (tokens + 1) // 2
     later = tokens - top_k

@@ -26,13 +26,12 @@ APART = (EXPERTS, "router", SHARED_EXPERT, SHARED_GATE)
 def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
     """Count parameters as they are stored: a tied weight once, and weights that several layers share once.
 
-    `active` counts what one token uses: top_k experts, and whole tables, although a token looks up one row of each;
-    nothing that training alone runs.
-    `active_without_input_table` leaves out the token table unless a head is tied to it (the literature gives both
-    figures: 37.6 and 36.6 B for DeepSeek-V3). `embedding` counts the tables of tokens, positions and position biases,
-    and an untied head; `buffers` are saved but not trained, and no other figure includes them. `by_layer_kind` gives
-    for each kind the number of `layers`, of layers with weights of their own (`stored`, 1 where layers share), and the
-    parameters of the stored layers.
+    `active` counts the parameters that one token uses: top_k experts, and whole tables, although a token looks up one
+    row of each. It leaves out modules that training alone runs. `active_without_input_table` also leaves out the token
+    table unless a head is tied to it (the literature gives both figures: 37.6 and 36.6 B for DeepSeek-V3). `embedding`
+    counts the tables of tokens, positions and position biases, and an untied head. `buffers` are saved but not trained;
+    no other figure includes them. `by_layer_kind` gives for each kind the number of `layers`, the number of layers with
+    weights of their own (`stored`, 1 if all share), and the parameters of the stored layers.
     """
     table = tabulate(spec)
     by_component: Counter[str] = Counter()

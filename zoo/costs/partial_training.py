@@ -62,7 +62,7 @@ def list_partial_passes(tuned: TunedModel) -> tuple[RowFlops, RowFlops]:
     table, partial = tabulate(tuned.spec), PartialBackward(tuned)
 
     def sum_parts(own: CostTable, which: int, tokens: int, memory: int, head: bool) -> int:
-        """Sum the FLOPs of adapters (0) or of the backward pass (1): of a row's tokens, or of a target in the head."""
+        """Sum the FLOPs of adapters (`which` 0) or of the backward pass (1), for a row or, with `head`, a target."""
         rows = (row for row in own.parts if row.part.flops and (row.slot == "head" and not is_row_wise(row)) == head)
         return round(sum(partial.count_part(row, memory if reads_memory(row) else tokens)[which] for row in rows))
 
@@ -95,7 +95,7 @@ class PartialBackward:
     def count_part(self, row: PartRow, tokens: int) -> tuple[Amount, Amount]:
         """Count the forward pass of a part's adapter, and the backward pass of the part with its adapter. If a
         component reads the part's weight without calling the part, the trace shows only the weight's gradient; the
-        input's is assumed to be needed."""
+        input's gradient is assumed to be needed."""
         tuning, path = self._find_tuning(row)
         forward = row.part.flops * row.used * (1 if is_row_wise(row) else tokens)
         taken = tuning.reached, f"{path}.weight" not in tuning.frozen
@@ -112,9 +112,9 @@ class PartialBackward:
         return a + b, found + a * (1 + of_input) + 2 * b
 
     def count_core(self, row: AttentionRow, pairs: int, tokens: int) -> tuple[Amount, Amount]:
-        """Count the backward pass of an attention without its products with weights; also return the share of it that a
-        fused kernel computes at once. With 0 tokens only the pairs count. A recurrent mixer needs all gradients of its
-        state, or none."""
+        """Count the backward FLOPs of an attention without its products with weights; also return how many of them a
+        fused kernel computes. With 0 `tokens` only the pairs count. A recurrent mixer needs all gradients of its state,
+        or none."""
         section = row.where, row.kind
         if not row.learns or not any(any(need) for key, need in self.needs.products.items() if key[:2] == section):
             return 0, 0
@@ -133,8 +133,7 @@ class PartialBackward:
         return fused + (other if products else 0), fused
 
     def _find_tuning(self, row: PartRow) -> tuple[PartTuning, str]:
-        """Find the tuning of the layer, or of the tower outside its layers, that a part is in, and the part's path in
-        it."""
+        """Find the tuning of a part's layer (outside the layers: of its tower), and the part's path below it."""
         path = row.path.removeprefix(f"{row.where}." if row.where else "")
         if row.kind is None:
             return self.tuned.ends[row.where], path

@@ -19,7 +19,7 @@ def price(
     """Price a Spec under a Setup, or under `Setup(**changes)`: every figure, as plain data.
 
     `parts` are dotted paths of the figures wanted (None: all). They save time: "params", "flops" and "kv_cache" are
-    always priced, but "memory", which needs a traced pass, only if a path names it or a figure of COMBINED. Some
+    always priced; "memory" needs a traced pass, and is priced if a path names it or a figure of COMBINED. Some
     figures are present only in some set-ups: `trained` if the run does not train all weights, `traffic` for more than
     one rank, `roofline` with a GPU, `flops.optimizer_step` (per step, not per token) if the optimizer multiplies
     matrices (Muon, SOAP). Raises ConfigError for an invalid set-up.

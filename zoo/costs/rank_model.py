@@ -157,8 +157,8 @@ def ceil_share(elements: int, ways: int) -> int:
 
 
 def dim0_share(shape: tuple[int, ...], ways: int, *, expert: bool) -> tuple[int, ...]:
-    """Give the shape of a tensor's shard on rank 0 of `ways`. FSDP2 cuts the first dimension; of a stack with fewer
-    experts than ranks the second is cut, as torchtitan does."""
+    """Give the shape of a tensor's shard on rank 0 of `ways`. FSDP2 cuts the first dimension. A stack with fewer
+    experts than ranks is cut along the second, as torchtitan does."""
     if ways == 1 or not shape:
         return shape
     dim = 1 if expert and shape[0] < ways and len(shape) > 1 else 0

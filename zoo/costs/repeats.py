@@ -18,7 +18,7 @@ experts."""
 
 
 def find_repeats(items: Sequence[Item]) -> list[tuple[tuple[Item, ...], int]]:
-    """Cut a sequence into pairs (block, times). Each block repeated `times` times, pair after pair, gives the sequence.
+    """Cut a sequence into pairs (block, times): in each pair's turn, the sequence has the block `times` times.
 
     Example: a, b, b, c, b, b, c, b, b, c, b are a once, (b, b, c) three times and b once.
     """
@@ -52,7 +52,7 @@ def _find_runs(items: tuple[Item, ...]) -> list[tuple[tuple[Item, ...], int]]:
 class PassPiece(NamedTuple):
     """A piece of a pass. `kept` is the bytes that it keeps for its backward pass, `gradients` the bytes of the weights'
     gradients that its backward pass leaves. `again` marks a recomputed piece. For a tied token table, `table` is the
-    bytes of the head's gradient, which waits for the embedding's, and `sum` those of the tensor that holds their sum.
+    bytes of the head's gradient, which waits for the embedding's, and `sum` the bytes of the tensor with their sum.
     `kind` is the tower and the kind of a layer, None outside the layers."""
 
     label: str

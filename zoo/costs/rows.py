@@ -196,7 +196,7 @@ class CostTable:
 
     @property
     def served(self) -> CostTable:
-        """The rows without what training alone runs (`Topology.served`)."""
+        """The rows without modules that training alone runs (`Topology.served`)."""
         towers = {name: tower.served for name, tower in self.towers.items()}
         return self if towers == self.towers else tabulate_towers(towers, towers.get("", self.spec))
 

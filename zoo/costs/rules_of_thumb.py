@@ -48,7 +48,7 @@ def rules_of_thumb(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> di
     """Evaluate each rule, by name: `rule` as it is written, its `value`, the `exact` figure, the value's relative
     `error`, the `unit`, and the conditions under which it `holds`.
 
-    A rule without a value has a `reason`. If a rule has no exact figure, it is advice, or the figure is not priced.
+    A rule without a value has a `reason`. `exact` is None for a rule that is advice, and if the figure is not priced.
     """
     found = {name: _describe(*RULES[name], *given) for name, given in _evaluate(spec, setup, figures).items()}
     if setup.train_tokens is None:
@@ -67,8 +67,8 @@ def _describe(rule: str, unit: str, holds: str, value: float, exact: float | Non
 
 
 def _evaluate(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Give for each rule its value, the exact figure, and reasons against the rule (an empty text for one that does not
-    apply)."""
+    """Give for each rule its value, the exact figure, and reasons against the rule (a reason that does not apply is
+    empty)."""
     params, memory, context = figures["params"], figures["memory"], setup.tokens(spec)
     counted = figures["flops"] if setup.convention == "exact" else flops.count_flops(spec, context)
     total, active, forward, train = params["total"], params["active"], counted["forward"], counted["train"]

@@ -146,7 +146,7 @@ class Setup:
 
     @property
     def pipeline(self) -> PipelineSchedule:
-        """Give the schedule of the pipeline; a single stage has the default one."""
+        """Give the schedule of the pipeline; the default schedule for a single stage."""
         return PipelineSchedule(self.schedule, self.pp, self.chunks) if self.pp > 1 else PipelineSchedule()
 
     @property
@@ -161,8 +161,8 @@ class Setup:
 
     @property
     def gathers(self) -> bool:
-        """Whether passes compute with copies of a rank's weights: those that FSDP2 gathers. `zoo train` uses FSDP2 also
-        where weights are not sharded (ddp), over one shard."""
+        """Whether passes compute with copies of weights that FSDP2 gathers. If weights are not sharded (ddp),
+        `zoo train` uses FSDP2 over one shard."""
         return self.zero == 3 or (self.zero == 0 and self.rows * self.cp > 1)
 
     def count_holders(self, expert: bool) -> tuple[int, int]:

@@ -228,8 +228,8 @@ def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster, attent
 
 
 def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Cluster) -> float:
-    """Time the seconds that layers wait for other ranks' keys. Sending the keys takes `sending` seconds in both passes
-    together; `attention` is that of `exposed_seconds`."""
+    """Count the seconds that layers wait for other ranks' keys. Sending the keys takes `sending` seconds in both passes
+    together; `attention` is as in `exposed_seconds`."""
     again = share_again(setup.recompute)
     if setup.cp_comm != "ring":
         return sending * (1 + again / 2)
@@ -244,7 +244,7 @@ def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Clus
 def data_seconds(
     sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: PassTime, held: Mapping[str, Any]
 ) -> float:
-    """Time the seconds that data parallelism adds to a step: communication that compute does not cover, and the
+    """Count the seconds that data parallelism adds to a step: communication that compute does not cover, and the
     slow-down of compute by covered communication. `compute` is of one microbatch, `held` are the figures of `states`.
 
     FSDP gathers weights and reduces gradients for each microbatch, also in a pipeline. Gradients are reduced once a

@@ -145,9 +145,9 @@ class StepMemory:
         return [PassRun(tuple(made[each] for each in block), times) for block, times in find_repeats(layers)]
 
     def _met_again(self, name: str, tower: Any) -> int:
-        """Count the bytes of a tied token table's gradient: the table has one from the head (or the other tower's
-        embedding) already, and torch sums both into a third tensor. 0 without a tie, or if the
-        table is frozen."""
+        """Count the bytes of a tied token table's gradient. The table has a gradient from the head (or the other
+        tower's embedding) already, and torch sums both into a third tensor. 0 without a tie, or if the table is
+        frozen."""
         if self.tuned is not None and "embedding.tokens.weight" in self.tuned.ends[name].frozen:
             return 0
         tied = getattr(tower.head, "tied", False)

@@ -27,8 +27,8 @@ from zoo.model.tower import Tower
 
 
 class GenerationShape(NamedTuple):
-    """A generation of `batch` rows with `context` tokens each. `dtype` is the weights' dtype, `cache` the cache's
-    (None: the weights'). `fused` is true for a CUDA device, false for a CPU."""
+    """A generation of `batch` sequences with `context` tokens each. `dtype` is the weights' dtype, `cache` the cache's
+    dtype (None: the weights'). `fused` is true for a CUDA device, false for a CPU."""
 
     context: int
     batch: int = 1

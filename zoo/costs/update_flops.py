@@ -43,4 +43,4 @@ def _rotate(height: int, width: int) -> Fraction:
 
 
 STEPS: dict[str, Callable[[int, int], int | Fraction]] = {"muon": _iterate, "normuon": _iterate, "soap": _rotate}
-"""FLOPs of stepping a matrix, by optimizer."""
+"""The FLOPs of one update of a matrix, from its height and width, by optimizer."""
