@@ -48,7 +48,7 @@ CONTEXTS = (
     ("kind=encoder", "position=t5_globals"),
     ("kind=encoder", "attention=transient_global", "window=8"),
 )
-"""Overrides without which some choices are refused; tried in this order on a small model."""
+"""Overrides that some choices need; tried in this order on a small model."""
 
 CROSSED = {"merged": ("cross=merged", "~cross.scale", "position=rope", "~n_buckets", "~max_distance")}
 """Overrides that put another kind of cross-attention into a tiny T5."""

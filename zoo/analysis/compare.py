@@ -102,9 +102,9 @@ def _find_own(kind: str) -> str:
 
 
 def pair_figures(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rename figures that are given by kind of layer. Two kinds that `compare_fields` pairs get one name, such as
-    `near/global`. A kind that is in several pairs has its figure under each of their names. Sums over all layers of a
-    kind would then be counted twice, so they keep the kind's own name if either kind of a pair is in another pair."""
+    """Return the figures of two models with kinds of layer under common names: `near/global` for two kinds that
+    `compare_fields` pairs. A kind that is in several pairs has its figure under each of their names. A sum over all
+    layers of a kind would then count twice: it keeps the kind's own name if either kind of a pair is in another."""
     from zoo.grammar import to_dict
 
     one, other = to_dict(first), to_dict(second)

@@ -180,9 +180,7 @@ def _of(uses: Iterable[Use], spec: type[Spec], field: str) -> Iterator[Use]:
 
 
 def _spell(value: object, body: Mapping[str, Any], spec: type[Spec], field: str) -> str:
-    """Write a value as a user would, on one line; a component that takes more than LONGEST characters as its kind
-    alone.
-    """
+    """Write a value as a user would, on one line. A component longer than LONGEST characters is written as its kind."""
     settled = _settle(value, body, list_fields(spec).get(field))
     text = write_value(settled)
     return str(settled["kind"]) if len(text) > LONGEST and isinstance(settled, Mapping) and "kind" in settled else text

@@ -49,7 +49,7 @@ class Line:
 
 @dataclass
 class Sheet:
-    """The lines of a section, in order. `add` returns a symbol by which later lines refer to the new one."""
+    """The lines of a section, in order. `add` returns a symbol by which later lines refer to the added line."""
 
     section: str
     lines: list[Line] = field(default_factory=list)

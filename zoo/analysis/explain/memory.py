@@ -108,8 +108,8 @@ class Memory:
         self.lines_of = {"weights": weights, "optimizer": optimizer}
 
     def _list_stays(self, held: Mapping[str, Any]) -> list[Number]:
-        """List the bytes that stay allocated throughout a step (STAYS), on the stage with the highest peak. They refer
-        to the lines above, which are of the stage with most parameters, where the bytes are equal."""
+        """List the bytes that stay allocated throughout a step (STAYS), on the stage with the highest peak. A size that
+        equals a line above refers to that line; the lines above are of the stage with most parameters."""
         found = [(name, held[name], self.lines_of.get(name)) for name in STAYS if held[name]]
         return [line if line and line.number == size else symbol(name, size) for name, size, line in found]
 

@@ -39,7 +39,7 @@ class LossPoints:
 
     @classmethod
     def collect(cls, rows: Iterable[tuple[float, float, float]], runs: Iterable[str] = ()) -> LossPoints:
-        """Make points of rows of (parameters, tokens, loss), and of the names of their runs."""
+        """Make LossPoints from rows of (parameters, tokens, loss) and the names of their runs."""
         params, tokens, loss = zip(*given, strict=True) if (given := list(rows)) else ((), (), ())
         return cls(params, tokens, loss, tuple(runs))
 

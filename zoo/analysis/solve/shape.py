@@ -57,8 +57,8 @@ FIGURES: dict[str, Callable[[Any, Setup, bool], float]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapeBudget:
-    """The upper limits of a shape's costs; None sets no limit. Raises ConfigError for limits of 0 or less, and unless a
-    limit other than `kv_bytes_per_token` is set."""
+    """The upper limits of a shape's costs; None sets no limit. Raises ConfigError for limits of 0 or less, and if all
+    but `kv_bytes_per_token` are None."""
 
     params: float | None = None
     active_params: float | None = None

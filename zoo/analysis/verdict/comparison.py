@@ -1,7 +1,7 @@
 """Decide between architectures: better, worse, equivalent within a margin, or inconclusive.
 
-Each arm is compared with the baseline in two ways, each at 5 % over all arms together (Holm, 1979): is there a
-difference, and, if a margin is stated, is it smaller than the margin (two one-sided tests; Schuirmann, 1987)? If both
+Each arm is compared with the baseline by two tests, each at 5 % over all arms together (Holm, 1979): a test of
+difference and, if a margin is stated, a test of equivalence within it (two one-sided tests; Schuirmann, 1987). If both
 tests are significant, the verdict is equivalent, because a difference within the margin is no reason to prefer an arm.
 If neither is, the verdict is inconclusive.
 

@@ -61,7 +61,7 @@ class MeanDifference:
 
     @classmethod
     def of_pairs(cls, differences: Sequence[float], shared: float = 0.0, least: LossNoise = UNKNOWN) -> MeanDifference:
-        """Estimate from the differences of pairs, whose standard deviation is at least `least`."""
+        """Estimate the mean of pairs' differences; `least` is a lower bound of their standard deviation."""
         n = len(differences)
         own = stdev(differences) if n > 1 else math.nan
         return cls(n, mean(differences), own / math.sqrt(n), n - 1, own, True, shared)._raise_noise(least)

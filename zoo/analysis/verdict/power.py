@@ -87,7 +87,7 @@ def find_smallest_effect(n: int, level: float = LEVEL, power: float = POWER) -> 
 
 def count_seeds(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
     """Count the pairs at which a difference of this mean and standard deviation (`spread`) is significant with this
-    power; None for MOST and more, and for a difference of 0."""
+    power; None for MOST or more, and for a difference of 0."""
     if difference == 0:
         return None
     effect = abs(difference) / spread if spread else WIDEST
@@ -100,7 +100,7 @@ def count_seeds(difference: float, spread: float, level: float = LEVEL, power: f
 
 def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
     """Count the runs of each of two arms at which their difference is significant without pairs, as if the deviation of
-    a run were known; None for MOST and more, and for a difference of 0."""
+    a run were known; None for MOST or more, and for a difference of 0."""
     wanted = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
     if difference == 0:
         return None

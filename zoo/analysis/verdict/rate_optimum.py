@@ -1,4 +1,4 @@
-"""Estimate an arm's best learning rate from a search, and how much of a loss its error may cost.
+"""Estimate an arm's best learning rate from a search, and the loss that the rate's error may cost.
 
 Near its optimum x* the loss is a parabola of the log rate x: L(x) = L* + c·(x − x*)². Further away it is not: above a
 good rate training becomes unstable, and the loss rises at once. Least squares over the rates in the good window gives
@@ -30,7 +30,7 @@ class RateOptimum:
     error: float
     """The standard error of `at`, in decades."""
     curvature: float
-    """c, in units of the loss per squared decade."""
+    """The parabola's coefficient c, in units of the loss per squared decade."""
     fitted: bool
     """Whether a parabola has its minimum between the rates; else `at` is the best rate tried."""
 
@@ -172,8 +172,8 @@ class RateWindow:
 
 
 def find_good_window(losses: Mapping[float, float], noise: float = 0.0, tolerance: float = TOLERANCE) -> RateWindow:
-    """Find the window of rates, in decades, whose losses exceed the best one by at most a fraction (`tolerance`) of it.
-    Between the rates tried the root of the excess is interpolated linearly, which is exact for a parabola.
+    """Find the window of rates, in decades, whose losses exceed the best loss by at most a fraction (`tolerance`) of
+    it. Between the rates tried the root of the excess is interpolated linearly, which is exact for a parabola.
 
     `noise` is the standard deviation of a loss. The width's error from it follows by the delta method: each loss in
     turn is moved by ±`noise`. The error from the spacing of the rates is that of the interpolation.

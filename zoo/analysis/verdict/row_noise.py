@@ -17,7 +17,7 @@ FEWEST = 12
 """Fewest pieces whose resampling gives an interval of about its nominal coverage."""
 
 Piece = tuple[float, int]
-"""The nats of a piece of the validation split, and its targets."""
+"""The nats of a piece of the validation split, and its number of targets."""
 
 
 def bootstrap_rows(pairs: Sequence[tuple[Sequence[Piece], Sequence[Piece]]], seed: int = 0) -> float | None:

@@ -61,7 +61,7 @@ def _find_bound(places: Sequence[float], masses: Sequence[float], sigma: float, 
 def _advance(
     places: Sequence[float], masses: Sequence[float], sigma: float, bound: float
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Give the masses of the running sum within the bound after one more look."""
+    """Give the running sum's grid and probability masses within the bound, after one more look."""
     width = 2 * bound / POINTS
     grid = [-bound + width * i for i in range(POINTS + 1)]
     scale = width / (sigma * math.sqrt(2 * math.pi))
