@@ -37,8 +37,8 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def contract_choices(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Shorten each axis of a model's YAML whose node states its kind: to the name of a choice's file, with the fields
-    that differ from this file. Then an axis can be swapped by replacing the name."""
+    """Replace each axis node with a kind, in a model's YAML, by the name of a choice's file and the fields that differ
+    from this file. Then an axis can be swapped by replacing the name."""
     slots = list_slots()
     stated = {key for key in BASES if isinstance(node := body.get(key), Mapping) and "kind" in node}
     return {key: _contract(value, slots[key], None, body) if key in stated else value for key, value in body.items()}
@@ -67,8 +67,8 @@ def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[An
 
 
 def _find_word(axis: str, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> str | None:
-    """Find a word that means the same in a patch as the choice stated there, when laid over the model's own choice of
-    the same kind. None if no word does, or if the kinds differ."""
+    """Find a word with the same effect as the choice that a patch states, laid over the model's own choice of the same
+    kind. None if there is no such word, or if the kinds differ."""
     node, old = patch.get(axis), around.get(axis)
     kind = node.get("kind") if isinstance(node, Mapping) else None
     if kind is None or not isinstance(old, Mapping) or old.get("kind") != kind:

@@ -113,8 +113,8 @@ def _list_inner(axis: str, node: Mapping[Any, Any]) -> Iterator[tuple[str, set[s
 
 
 def _place(key: str, value: Any, whole: Mapping[Any, Any], own: Mapping[Any, Any]) -> tuple[str, Patch]:
-    """Find what an unknown key stands for. Returns the start of the line about the key, "" if nothing is known of it,
-    and the patch by which a model states it."""
+    """Find the meaning of an unknown key. Returns the start of the message about the key ("" if the meaning is not
+    known), and the patch by which a model states it."""
     if "${" in str(value):
         return "", {}
     if form := find_form(key, value):
@@ -165,7 +165,7 @@ def _list_choices(whole: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], s
 
 
 def _is_overruled(axis: str, patches: list[Mapping[Any, Any]], whole: Mapping[Any, Any]) -> bool:
-    """Tell whether every layer is of a kind that states a choice of its own, so that none reads the model's."""
+    """Tell whether every layer is of a kind that states its own choice of an axis, so no layer reads the model's."""
     own = [each[axis].get("kind") for each in patches if isinstance(each.get(axis), Mapping)]
     plain = PLAIN in re.findall(r"[\w.-]+", str(whole.get("pattern", PLAIN)))
     return bool(own) and None not in own and len(own) == len(patches) and not plain
