@@ -50,8 +50,8 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
     Iteration orders kinds by module, with the axis' own module `home` first, and within a module by their place in the
     file. It does not depend on earlier imports.
 
-    Threads may look up kinds at the same time. Only Python's import locks are taken: with a lock of our own, an import
-    here could deadlock with a thread that is importing the same module.
+    Threads may look up kinds at the same time. Only Python's import locks are taken: under another lock, an import here
+    could deadlock with a thread that is importing the same module.
     """
 
     searched: ClassVar[set[str]] = set()

@@ -1,8 +1,8 @@
 """Define parts: the weights that a component lists. No torch here.
 
-A part, or a slot (the place of a sub-component), may state its **role**, which counting reads instead of its name: an
-embedding's table of tokens is TOKENS, a head's product with the vocabulary LOGITS. The default role of a slot is its
-component's axis, the default role of a part the empty text. `zoo.spec.walk` yields roles from the layer or tower down.
+A part, or a slot (the place of a sub-component), may state its **role**, which counting reads instead of its name. An
+embedding's table of tokens has the role TOKENS, a head's product with the vocabulary has LOGITS. The default role of a
+slot is its component's axis; that of a part is empty. `zoo.spec.walk` yields roles from the layer or tower down.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class Experts(Part):
 class Tied(Part):
     """A matrix product or a look-up with the weight of another part: no parameters, all of the FLOPs.
 
-    `to` is the path of that part within the nearest enclosing model that has it: a decoder inside an encoder-decoder
-    finds its own `embedding.tokens` first (`zoo.spec.walk.owner_of`).
+    `to` is the other part's path within the nearest enclosing model that has the path: a decoder inside an
+    encoder-decoder finds its own `embedding.tokens` first (`zoo.spec.walk.owner_of`).
     """
 
     to: str
@@ -242,7 +242,7 @@ class Reused(Tied):
 @dataclasses.dataclass(frozen=True)
 class Sized:
     """A sub-component of another width than its owner, or with another role than its axis. If `common`, the layers of a
-    kind share one set of weights, stored in the first of them and named after it. `learns` is as in Part."""
+    kind share one set of weights, stored in the kind's first layer and named after it. `learns` is as in Part."""
 
     spec: Spec
     d_model: int
