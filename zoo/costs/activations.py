@@ -77,7 +77,7 @@ class Section(NamedTuple):
 class PassShape(NamedTuple):
     """The shape of a forward pass: `batch` sequences of `context` tokens.
 
-    `fused` is true for a CUDA device, false for a CPU. `dtype` is the dtype of weights, `autocast` that of matrix
+    `fused` is true for a CUDA device, false for a CPU. `dtype` is the dtype of weights, `autocast` the dtype of matrix
     products under autocast (None: no autocast). With `selective` the backward pass recomputes the inside of attention.
     `kernel` is the attention kernel. `model` says which weights train, and which adapters and dropout are added (None:
     all weights train, nothing is added). `cp` ranks divide the tokens, and all-gather keys and values. Activations are

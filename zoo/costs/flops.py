@@ -142,8 +142,8 @@ def count_flops(
     """Count the FLOPs of one sequence of `context` tokens:
 
     - `forward`, per token: the mean over the sequence.
-    - `train`, per token: 3 × `forward`, with what training alone runs (MTP modules). `exact` and `hfu` subtract
-      gradients that nothing needs (`skipped_flops`).
+    - `train`, per token: 3 × `forward`, MTP modules included. `exact` and `hfu` subtract gradients that nothing needs
+      (`skipped_flops`).
     - `train_hardware`, per token: `train` plus the recomputation of QKᵀ and PV (`selective`), of a whole forward pass
       (`full`) or of every n-th layer (`every_n`). Under `hfu` `train` includes recomputation as well, and
       FlashAttention's own (FLASH_BACKWARD).

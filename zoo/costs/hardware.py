@@ -3,7 +3,7 @@
 A file has the figures of the maker's data sheet: TFLOP/s by dtype, for dense products accumulated in float32; memory in
 GB and GB/s; GB/s in one direction of the link to other GPUs; and a CUDA device's compute capability, which decides the
 kernels that can run. `checked: no` marks a figure that was found neither at its source nor in a table that cites it. A
-file lists the sources that it cites; those that many files cite are in conf/sources.yaml.
+file lists the sources that it cites; sources that many files cite are in conf/sources.yaml.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Prices (`zoo.costs.rank_tensors.stages`) and the training program (`zoo.training.layout`) call the same function. A
 layer's time is taken to be proportional to its training FLOPs on one sequence: products and visible pairs, forward and
-backward. An indexer counts its forward pass only. The embedding counts nothing, the head its product. Example: Llama 3
-405B has 15 layers on the first and the last of 8 stages, and 16 on every other stage (Dubey et al., 2024, Llama 3,
+backward. An indexer counts its forward pass only. The embedding counts 0, the head its product. Example: with 8 stages
+Llama 3 405B has 15 layers on the first and on the last stage, and 16 on every other (Dubey et al., 2024, Llama 3,
 §3.3.2, also put one layer less on these two).
 """
 

@@ -1,10 +1,10 @@
 # B sequences, T new tokens of each, S tokens of a sequence, E experts, k of them a token
 """Count each operator of a pass: its FLOPs, and the bytes of weights, cache and states that it moves.
 
-An operator has the parts of one slot outside the layers (embedding, head …) or, for all layers of a kind together,
-either the parts of one sub-layer or the core of an attention (QKᵀ, PV, states). Bytes are the least that a pass can
-move: each used weight once, each visible key and value once a sequence, recurrent states read and written. Tensors
-between operators stay on the chip; writing a step's own keys and values is not counted.
+An operator is one slot outside the layers (embedding, head …), or one sub-layer or attention core (QKᵀ, PV, states) of
+all layers of a kind together. Bytes are the least that a pass can move: each used weight once, each visible key and
+value once a sequence, recurrent states read and written. Tensors between operators stay on the chip. Writing a step's
+own keys and values is not counted.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 """Count the training FLOPs of a partly trained model: frozen weights, low-rank adapters.
 
 The backward pass of a product y = W·x computes up to two products of the forward pass's size: the gradient of x, if
-anything before it trains, and that of W, if W trains. So a product costs 6 FLOPs for each weight and token if both are
-needed, 4 if a frozen weight only passes the gradient on, and 2 if nothing up to it trains. A traced forward pass
-(`zoo.costs.shadow`) tells which gradients are needed.
+anything before it trains, and the gradient of W, if W trains. So a product costs 6 FLOPs for each weight and token if
+both are needed, 4 if a frozen weight only passes the gradient on, and 2 if nothing up to it trains. A traced forward
+pass (`zoo.costs.shadow`) tells which gradients are needed.
 """
 
 from __future__ import annotations

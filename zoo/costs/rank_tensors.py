@@ -250,8 +250,8 @@ def sum_activations(
     pipeline: Iterable[Stage] | None = None,
 ) -> StageActivations:
     """Find the stage with most activations. `layers[tower, kind]` are the bytes that a layer saves on a single rank
-    (with context parallelism, on all its ranks together), `first` those that the slots before the layers save, `last`
-    those behind the layers. `pipeline` has the stages, if they exist already.
+    (with context parallelism, on all its ranks together). `first` and `last` are the bytes that the slots before and
+    behind the layers save. `pipeline` has the stages, if they exist already.
 
     Tensor parallelism together with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq.
     4). Context parallelism divides the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B

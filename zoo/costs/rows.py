@@ -1,10 +1,10 @@
 """List a Spec as a table of rows. Parameters, FLOPs, operators and explanations are sums over this table.
 
 `tabulate(spec)` visits every component and part once. A row is a part (a matrix, a table, a vector), an attention or a
-router. All layers of a kind share their rows, each of which counts how often it is used, so that no table grows with
-depth. A row has **roles**, one for each step down from its layer or tower: `("ffn", "experts", "")` for an expert's
-matrix, `("head", "logits")`. A part that states no role has the role ""; if it lies directly in a layer or a tower, its
-role is its name. Paths only tell tensors apart: code learns what a tensor is from its roles.
+router. All layers of a kind share their rows. A row counts how often it is used, so no table grows with depth. A row
+has **roles**, one for each step down from its layer or tower: `("ffn", "experts", "")` for an expert's matrix,
+`("head", "logits")` for the head's. A part that states no role has the role ""; if it lies directly in a layer or a
+tower, its role is its name. Paths only identify tensors: code learns what a tensor is from its roles.
 """
 
 from __future__ import annotations

@@ -105,9 +105,9 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
 
 
 def count_trained(spec: Priced, setup: Setup, tuned: TunedModel) -> dict[str, Any]:
-    """Count what a run trains: its `parameters`, how many are the `adapters`', their `share` of all, and the bytes of a
-    `checkpoint`. A checkpoint has the weights (with adapters only those that train, and buffers) and the optimizer's
-    states.
+    """Count the trained `parameters` of a run, how many of them are `adapters`, their `share` of all parameters, and
+    the bytes of a `checkpoint`. A checkpoint has the weights (with adapters only the trained ones, and buffers) and the
+    optimizer's states.
 
     Step counters, random states and headers, a few KB, are left out.
     """

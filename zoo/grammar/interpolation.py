@@ -106,9 +106,9 @@ class Unresolvable(ConfigError):
 
 
 class MissingName(Unresolvable):
-    """Raised if no scope around the component at `place` has a name that the interpolation at `key` looks up. Here
-    `place` is the path of the component ("the model" for the root), and `key` the path of the field that holds the
-    interpolation. Of several names, `name` is the last and most general one: n_heads of `${up:n_kv_heads,n_heads}`."""
+    """Raised for a name that no scope around a component has. `place` is the path of the component ("the model" for the
+    root), `key` the path of the field that holds the interpolation. `name` is the last and most general of the names
+    looked up: n_heads of `${up:n_kv_heads,n_heads}`."""
 
     def __init__(self, name: str, place: str, key: str) -> None:
         super().__init__("", place)

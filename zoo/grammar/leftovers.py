@@ -58,7 +58,7 @@ def _trim(
 
 def _fix(place: str, node: dict[Any, Any], choice: Mapping[Any, Any], touched: Collection[str]) -> None:
     """Give a component (`node`) the values that the file of its new choice fixes, except where the user set a field.
-    The components among its fields get theirs likewise."""
+    The same is done for the components among its fields."""
     for name, value in choice.items():
         key, old = f"{place}.{name}", node.get(name)
         if isinstance(value, Mapping) and isinstance(old, dict):

@@ -158,8 +158,8 @@ class Spec:
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the forward FLOPs in a pass of `new` tokens after `held` cached ones that are proportional neither to
-        tokens nor to pairs, such as those of a table that all tokens share."""
+        """Count the forward FLOPs that are not proportional to tokens or pairs, such as those of a table that all
+        tokens share, in a pass of `new` tokens after `held` cached ones."""
         return 0
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:

@@ -99,8 +99,8 @@ def count_seeds(difference: float, spread: float, level: float = LEVEL, power: f
 
 
 def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
-    """Count the runs of each of two arms at which their difference is significant without pairs, as if the deviation of
-    a run were known; None for MOST or more, and for a difference of 0."""
+    """Count the runs of each of two unpaired arms at which a difference is significant with this power, as if the
+    deviation of a run (`spread`) were known; None for MOST or more, and for a difference of 0."""
     wanted = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
     if difference == 0:
         return None

@@ -48,8 +48,8 @@ def baddbmm(x: Core, a: Core, b: Core) -> Any:
 
 
 def linear(x: Core, weight: Core, bias: Core | None = None, *, name: str = "linear") -> Any:
-    """Multiply x [..., d_in] by the transpose of weight [d_out, d_in]. Autograd saves x as a matrix of rows, which is a
-    copy where x's strides allow no such view."""
+    """Multiply x [..., d_in] by the transpose of weight [d_out, d_in]. Autograd saves x as a matrix of rows: a copy if
+    x's strides allow no view."""
     x, weight, bias = cast_for_autocast(x, weight, bias)
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"a product of shapes {x.shape} and {weight.shape}")
