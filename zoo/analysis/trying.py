@@ -111,7 +111,7 @@ def _try_in(
 
 
 WITHIN = {"rope_scaling": "position.scaling"}
-"""Where the choices of an axis stand in a model, for axes that are no key of a model."""
+"""The place of an axis' choices in a model, for axes that are not keys of a model."""
 LOOKED_UP = {"rope_factor": "rope_factor=4", "original_max_seq_len": "original_max_seq_len=64"}
 """Keys of a model that choices of the axes in WITHIN may look up, each with an override that states it."""
 

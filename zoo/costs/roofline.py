@@ -199,8 +199,8 @@ def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -
 
 
 def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
-    """Estimate a training step over the batches of all data-parallel ranks at a utilisation of `mfu`. As MFU is defined
-    (Chowdhery et al., 2022), recomputation is not counted."""
+    """Estimate a training step over the batches of all data-parallel ranks at a utilisation of `mfu`. MFU does not
+    count recomputation, by definition (Chowdhery et al., 2022)."""
     context = setup.tokens(table.spec)
     each = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"]
     found = bound_training(TrainingStep(context, setup.batch, setup.rows, each, setup.mfu, setup.ranks), peak)

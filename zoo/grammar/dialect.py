@@ -82,8 +82,8 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
 
 def keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> Any:
     """Lay a choice in a patch over the model's own choice of the same kind. A field of the model is kept if the
-    choice's file only looks it up: `layers.near.attention: sliding` keeps `bias: qkv` of the model's attention, unless
-    the patch states `bias`. Fields that mark another choice of the kind (`list_marks`) get their defaults:
+    choice's file only looks the field up, and the patch does not state it: `layers.near.attention: sliding` keeps
+    `bias: qkv` of the model's attention. Fields that mark another choice of the kind (`list_marks`) get their defaults:
     `layers.far.attention: gqa` has no window in a sliding model."""
     value, old = _name_cross(key, value), around.get(key)
     word = value.get("kind") if isinstance(value, Mapping) else value

@@ -30,7 +30,7 @@ HUBER = 1e-3
 """The residual of the log loss beyond which Huber's loss is linear."""
 
 WIDEST = 0.2
-"""Largest width of an exponent's 95 % interval with which a loss beyond the points is predicted."""
+"""Largest width of an exponent's 95 % interval for which a loss beyond the points is predicted."""
 
 STEEPEST = 3.0
 """Upper bound of an exponent; resamples that do not determine it would let it grow without limit."""

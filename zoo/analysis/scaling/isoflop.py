@@ -18,7 +18,7 @@ from zoo.analysis.scaling.points import LossPoints
 from zoo.errors import ConfigError
 
 TOLERANCE = 0.1
-"""Largest difference of the FLOPs of one budget's points, as a share of the fewest."""
+"""Largest difference between the FLOPs of one budget's points, relative to the fewest FLOPs among them."""
 
 LEAST_SIZES = 3
 """Fewest sizes of a budget: a parabola has three coefficients."""

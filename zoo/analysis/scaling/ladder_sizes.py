@@ -1,9 +1,9 @@
 """Choose the sizes of a ladder, one architecture scaled by one rule, and each size's learning rate, batch and lengths.
 
-Sizes keep the model's d_model / n_layers, head_dim, query heads per key head and d_ff / d_model. One run a size decays
-its learning rate at several lengths (`schedule=wsd_s`), each of which is a point of the scaling law. The learning rate
-and the warm-up follow from the size as in OLMo-core's ladders. The batch is the same for all sizes, because a batch
-that grows with the model gives larger models fewer updates for the same tokens, which hides α. N counts all parameters,
+Sizes keep the model's d_model / n_layers, head_dim, query heads per key head and d_ff / d_model. Each size has one run,
+which decays its learning rate at several lengths (`schedule=wsd_s`). Each length gives a point of the scaling law. The
+learning rate and the warm-up follow from the size as in OLMo-core's ladders. The batch is the same for all sizes: if it
+grew with the model, larger models would have fewer updates for the same tokens, which hides α. N counts all parameters,
 as in `zoo fit`.
 """
 

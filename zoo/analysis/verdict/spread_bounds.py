@@ -1,4 +1,4 @@
-"""Bound a variance by its estimate from a few runs: the chi-square distribution."""
+"""Compute the interval of a variance from its estimate over a few runs, by the chi-square distribution."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ gating: the activation once more; divide_by_rms: the product of x and the gradie
 
 
 class Undone(NamedTuple):
-    """The memory of a backward pass, in bytes. `peak` counts saved tensors and all gradients; `left` the weights'
-    gradients, which stay; `moving` is the peak without weights' gradients; `beside` counts the gradients of tensors
-    made in other sections. Of a pass in two halves, `input_peak` is the peak of the half for inputs, saved tensors
-    included, and `between` counts the gradients that stay for the half for weights."""
+    """The memory of a backward pass, in bytes. `peak` counts saved tensors and all gradients, `left` the weights'
+    gradients, which stay. `moving` is the peak without weights' gradients. `beside` counts the gradients of tensors
+    made in other sections. If the pass runs in two halves, `input_peak` is the peak of the half for inputs, saved
+    tensors included, and `between` counts the gradients that stay for the half for weights."""
 
     peak: int
     left: int
