@@ -56,7 +56,7 @@ def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
 
 def component_of(row: PartRow) -> str:
     """Name the component that a part is counted under: in a layer its slot (attention, ffn, norm …) or a role of APART.
-    A norm within attention or the embedding counts there, any other as "norm"."""
+    A norm within attention or the embedding counts there; every other norm counts as "norm"."""
     if row.kind is None:
         return "norm" if row.owner.axis == "norm" and row.slot != "embedding" else row.slot
     return next((role for role in row.roles[1:] if role in APART), row.slot)

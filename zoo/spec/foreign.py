@@ -97,10 +97,10 @@ _FORMS = {
 }
 
 FORMS = {name: form for form, names in _FORMS.items() for name in names.split()}
-"""How Zoo writes keys of other libraries for which it has no key at a model's top level: YAML text by the key's `name`,
-or by `name=value` for a value that is written differently. In this text, a form, `$` is the value, `$.factor` a field
-of the value, `$head_dim` another key of the model. The form's first `kind` is left out if the model's own choice has
-the fields (`zoo.grammar.hints`)."""
+"""How Zoo writes keys of other libraries for which it has no key at a model's top level. A form is YAML text, listed by
+the key's `name`, or by `name=value` for a value that is written differently. In a form `$` is the value, `$.factor` a
+field of the value, `$head_dim` another key of the model. The form's first `kind` is left out if the model's own choice
+has the fields (`zoo.grammar.hints`)."""
 
 _BLANK = re.compile(r"<.*?>|(?:not |rsqrt )?\$[^,}\n]*")
 """Matches a placeholder of a form (FORMS). A form that is shown without a model has `…` for each placeholder."""
