@@ -61,7 +61,7 @@ class Flops:
     """Write the lines on FLOPs from the rows of a traced model, by the set-up's convention."""
 
     def __init__(self, table: CostTable, setup: Setup, tuned: TunedModel | None = None) -> None:
-        self.tuned = tuned if tuned is not None and tuned.partly and setup.convention in MEASURED else None
+        self.tuned = tuned
         self.sheet, self.table, self.model, self.setup = Sheet("FLOPs"), table, table.spec, setup
         self.convention = setup.convention
         self.context = name_number("context", setup.tokens(self.model))
@@ -166,7 +166,7 @@ class Flops:
     def _per_token(self, passed: PassFlops) -> None:
         mean = "the mean over a sequence's tokens"
         self.sheet.add("forward", round(passed.whole / term(self.context)), TOKEN, mean, "flops.forward")
-        if self.tuned is not None:
+        if self.tuned is not None and self.tuned.partly and self.setup.convention in MEASURED:
             return add_partial_training(self.sheet, self.tuned, self.setup, passed.whole)
         documents, recompute = self.setup.documents(self.model), self.setup.recompute
         whole = SequenceFlops(self.table, self.setup.tokens(self.model), self.convention, recompute, documents)
