@@ -15,7 +15,8 @@ from zoo.errors import ConfigError, name_options
 from zoo.kernels import machine_of
 from zoo.lazy import F, nn, torch
 from zoo.run.environment import find_version
-from zoo.spec import Experts, Linear, Part, Reused, Spec, Tied, walk
+from zoo.spec import Linear, Part, Spec, walk
+from zoo.spec.parts import is_product
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -61,13 +62,6 @@ def list_products(model: Module, *, running: bool = False) -> list[Float8Product
         for name, part, _ in layer.spec.children(layer.d_model)
         if isinstance(part, Part) and is_product(part)
     ]
-
-
-def is_product(part: Part) -> bool:
-    """Whether a part is a matrix product. A part that reuses another (`Reused`) does not count."""
-    if isinstance(part, Reused):
-        return False
-    return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
 
 
 def explain_left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:

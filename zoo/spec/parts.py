@@ -239,6 +239,13 @@ class Reused(Tied):
         return {}
 
 
+def is_product(part: Part) -> bool:
+    """Whether a part is a matrix product. A part that reuses another (`Reused`) does not count."""
+    if isinstance(part, Reused):
+        return False
+    return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sized:
     """A sub-component of another width than its owner, or with another role than its axis. If `common`, the layers of a

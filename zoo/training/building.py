@@ -14,9 +14,10 @@ from zoo.generation.prompt_towers import check_length
 from zoo.lazy import torch
 from zoo.model.init import mix_seed
 from zoo.run import fp8
-from zoo.run.builder import build, pick_device
+from zoo.run.builder import build
 from zoo.run.fastest_dtype import describe_slow_dtype
 from zoo.run.machine_memory import begin_peak_memory, keep_memory, read_free_memory
+from zoo.run.rank import pick_rank_device
 from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch
 from zoo.text.jobs import encode_prompt
@@ -82,10 +83,7 @@ def pick_run_device(settings: Training, world: World) -> torch.device:
     if settings.launcher.kind != "none" and not is_launched():
         found = f"is {settings.launcher.kind}, and neither a sweep nor a program starts processes"
         raise ConfigError(f"launcher: {found} (`zoo train` of one run does; or torchrun, and launcher=none)")
-    device = pick_device(settings.device)
-    if device.type == "cuda" and world.size > 1:
-        device = pick_device(f"cuda:{world.local_rank}")
-    return device
+    return pick_rank_device(settings.device, world)
 
 
 def check_run_device(planned: TrainingPlan, device: torch.device, world: World, say: Callable[[str], object]) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import linear_regression
 from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.solve.proportions import ComposedModel, ModelSource
@@ -162,7 +163,4 @@ def _outputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
 
 def fit_slope(sizes: Sequence[int], values: Sequence[float]) -> float:
     """Fit the slope of log value over log size by least squares."""
-    x, y = [math.log(size) for size in sizes], [math.log(max(value, 1e-30)) for value in values]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return above / sum((a - mean_x) ** 2 for a in x)
+    return linear_regression([*map(math.log, sizes)], [math.log(max(value, 1e-30)) for value in values]).slope

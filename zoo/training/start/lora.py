@@ -12,7 +12,8 @@ from zoo.checkpoint.adapter_files import read_plan
 from zoo.checkpoint.finding import find
 from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.grammar.vocabulary import write_value
-from zoo.spec import Experts, Group, Linear, Part, Reused, Sized, Spec, Stack, Tied
+from zoo.spec import Experts, Group, Linear, Part, Sized, Spec, Stack, Tied
+from zoo.spec.parts import is_product
 
 if TYPE_CHECKING:
     from zoo.run.adapters import Adapters
@@ -113,20 +114,16 @@ def list_products(spec: Spec, d_model: int, prefix: str = "", first: bool = True
                 again = kind in kinds[:index]
                 yield from list_products(part.kinds[kind], d_model, f"{path}.{index}.", not again)
         elif isinstance(part, Group):
-            yield from (_describe(inner, f"{path}.{leaf}", spec) for leaf, inner in part.parts.items() if _is(inner))
+            yield from (
+                _describe(inner, f"{path}.{leaf}", spec) for leaf, inner in part.parts.items() if is_product(inner)
+            )
         elif isinstance(part, Part):
-            if _is(part):
+            if is_product(part):
                 yield _describe(part, path, spec)
         else:
             sub = part if isinstance(part, Sized) else Sized(part, d_model)
             if first or not sub.common:
                 yield from list_products(sub.spec, sub.d_model, f"{path}.")
-
-
-def _is(part: Part) -> bool:
-    if isinstance(part, Reused):
-        return False
-    return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
 
 
 def _describe(part: Part, path: str, owner: Spec) -> LoraTarget:
