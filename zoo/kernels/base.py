@@ -34,13 +34,14 @@ class Machine:
 class AttentionQuery:
     """One attention call without its tensors: everything on which the choice of a kernel depends, besides the Machine.
 
-    `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
-    "none". `ahead` is the number of tokens that a bidirectional query sees ahead (None: `window`). `page` is the page
-    size of a paged cache in tokens. These fields are true: `pairs` if pairs are visible beyond causality and window (a
-    prefix, global tokens, an encoder's keys next to a window); `token_sinks` if each query has its own sinks; `chosen`
-    if each layer chooses the keys that a query sees, and so has its own mask; `lengths` if each row has its own number
-    of keys; `varlen` if each row also has its own number of queries, end to end; `short_q` if there are fewer queries
-    than keys, T < S; `dropout` if probabilities are dropped, as in training.
+    `dtype` is torch's name without the prefix, such as "bfloat16". `window` is in tokens. `ahead` is the number of
+    tokens that a bidirectional query sees after itself (None: `window`). `bias` is "alibi" (a slope times the
+    distance), "fixed" (another bias without a gradient), "learned" or "none". `page` is the page size of a paged cache
+    in tokens. These fields are true: `pairs` if pairs are visible beyond causality and window (a prefix, global tokens,
+    an encoder's keys next to a window); `token_sinks` if each query has its own sinks; `chosen` if each layer chooses
+    the keys that a query sees, and so has its own mask; `lengths` if each row has its own number of keys; `varlen` if
+    each row also has its own number of queries, and rows are concatenated; `short_q` if there are fewer queries than
+    keys, T < S; `dropout` if probabilities are dropped, as in training.
     """
 
     dtype: str
@@ -97,8 +98,8 @@ class Scores:
     dropout: AttentionDropout | None = None
 
     def gather_pages(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Scores]:
-        """Copy each row's keys and values out of the pools to [B, P·page, K, C], and queries that lie end to end to
-        [B, T, H, C] (`split_rows`). Return them with Scores without `pages`. Without pages, return all as they are."""
+        """Copy each row's keys and values out of the page pools, to [B, P·page, K, C]. Pad concatenated queries [1, N,
+        H, C] to rows [B, T, H, C]. Return q, k, v and Scores without `pages`. Without pages, return all unchanged."""
         if self.pages is None:
             return q, k, v, self
         pages, mask = self.pages.long(), self.mask
@@ -118,8 +119,8 @@ class Kernel:
     broken: bool = False  # could not be loaded, or failed at a first call
 
     def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
-        """Say why this kernel cannot serve the query `ask` on that machine; None if it can. Pure, and cheap enough to
-        be called for each layer."""
+        """Return why this kernel cannot serve `ask` on the machine; None if it can. Pure, and cheap enough to be called
+        for each layer."""
         raise NotImplementedError
 
     def can_load(self) -> bool:
@@ -127,13 +128,13 @@ class Kernel:
         return True
 
     def runs(self, ask: AttentionQuery, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether the kernel runs on this machine, if a trial can tell. If it does not, warns, and `auto` skips the
-        kernel from now on."""
+        """Return whether the kernel runs on this machine, as far as a trial call can show. If it does not, warn; `auto`
+        then skips it."""
         return True
 
     def give_up(self, ask: AttentionQuery, error: Exception) -> bool:
-        """Whether the error of a call shows that the kernel cannot run on this machine. If so, warns, and `auto` skips
-        the kernel from now on."""
+        """Return whether the error of a call shows that the kernel cannot run on this machine. If so, warn; `auto` then
+        skips the kernel."""
         return False
 
     def call(self, ask: AttentionQuery) -> Call:
@@ -143,8 +144,8 @@ class Kernel:
     def prepare(
         self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
     ) -> None:
-        """Compute the tensors that `__call__` needs in addition to its arguments, such as a dense mask. They are kept
-        on the mask, once for all layers that share it."""
+        """Compute the tensors that `__call__` needs in addition to its arguments, such as a dense mask. Store them on
+        the mask, for all layers that share it."""
         raise NotImplementedError
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
@@ -153,8 +154,8 @@ class Kernel:
 
 
 class FallibleKernel(Kernel):
-    """A kernel whose code may fail on a machine that it does not refuse: it cannot be imported, or its first call
-    raises an error. `auto` then passes it over with a warning."""
+    """A kernel that may fail on a machine that it does not refuse: its code cannot be imported, or its first call
+    raises an error. `auto` then skips it with a warning."""
 
     package: str = ""  # a key of zoo.kernels.found.PACKAGES; "" for torch's own
 
@@ -162,11 +163,11 @@ class FallibleKernel(Kernel):
         self.proven: set[str] = set()  # functions that have returned
 
     def module(self) -> Any:
-        """Import the code."""
+        """Import and return the module of the kernel's code."""
         raise NotImplementedError
 
     def load(self) -> Any:
-        """Import the code at first use. Raises KernelError if that fails."""
+        """Return `module()`. Raises KernelError if the import fails."""
         try:
             return self.module()
         except Exception as error:  # a package's own code: it may raise anything
@@ -193,6 +194,7 @@ class FallibleKernel(Kernel):
         return True
 
     def prove(self, function: str) -> None:
-        """Note that a function has returned, so that later errors do not count as a missing kernel."""
+        """Record that `function` has returned, so that a later error in it does not count as a kernel that cannot
+        run."""
         if not torch.compiler.is_compiling():
             self.proven.add(function)

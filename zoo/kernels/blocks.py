@@ -17,24 +17,25 @@ LEAST = 99
 """KiB of shared memory assumed for a GPU that is not in SHARED."""
 
 TUNED = {"float32": 384, "bfloat16": 256, "float16": 256}
-"""Maximum number of rows, each as wide as the widest head, that torch's own blocks hold together."""
+"""Maximum number of rows in all of torch's default blocks together, by dtype. A row is as wide as the widest head."""
 
 DECODED = 80
-"""Rows of keys and values that torch's decoding kernel keeps in shared memory, besides one row for each query head of a
-group."""
+"""Number of rows of keys and values in the shared memory of torch's decoding kernel. It also holds a row for each query
+head of a group."""
 
 SPARE = 16 * 1024
-"""Bytes reserved for biases and masks."""
+"""Bytes of shared memory reserved for biases and masks."""
 
 EDGES = {"float32": (32, 16), "bfloat16": (64, 32, 16), "float16": (64, 32, 16)}
-"""Block sizes to try in rows, largest first. triton needs at least 16; larger float32 blocks compile slowly."""
+"""Block sizes in rows, by dtype, in the order they are tried. Triton needs at least 16; larger float32 blocks compile
+slowly."""
 
 FORWARD, BACKWARD = 2, 4
 """Number of blocks in shared memory at once: queries and keys (or values); in the backward pass also gradients."""
 
 
 def too_large(dtype: str, widths: tuple[int, int], grad: bool, capability: tuple[int, int] | None) -> str | None:
-    """Say why heads of these widths do not fit a GPU's shared memory, or None."""
+    """Return why heads of these widths (keys, values) do not fit a GPU's shared memory; None if they do."""
     room = _room(capability)
     if _edge(dtype, widths, BACKWARD if grad else FORWARD, room):
         return None
@@ -46,11 +47,12 @@ def too_large(dtype: str, widths: tuple[int, int], grad: bool, capability: tuple
 def options(
     dtype: str, widths: tuple[int, int], group: int, one: bool, grad: bool, capability: tuple[int, int] | None
 ) -> dict[str, object]:
-    """Choose flex_attention's `kernel_options` for heads of these widths, `group` query heads per key head.
+    """Choose flex_attention's `kernel_options` for heads of these widths (keys, values), `group` query heads per key
+    head.
 
     torch has a second kernel for few queries, which holds all queries of a group at once and splits keys over thread
-    blocks. It is used for decoding `one` query of one row, and disabled ("BACKEND": "TRITON") in all other cases: with
-    a hundred queries it takes minutes to compile and too much memory.
+    blocks. It is used for decoding `one` query of one row. In all other cases it is disabled ("BACKEND": "TRITON"):
+    with a hundred queries it takes minutes to compile and too much memory.
     """
     row, room = _row(dtype, widths), _room(capability)
     few = one and (max(_power(group), 16) + DECODED) * row <= room
@@ -65,7 +67,7 @@ def options(
 
 
 def _edge(dtype: str, widths: tuple[int, int], blocks: int, room: int) -> int:
-    """Return the largest block size in rows with which `blocks` blocks fit, or 0 if none fits."""
+    """Return the largest block size in rows with which `blocks` blocks fit into `room` bytes, or 0 if none fits."""
     row = _row(dtype, widths)
     return next((rows for rows in EDGES[dtype] if blocks * rows * row + SPARE <= room), 0)
 

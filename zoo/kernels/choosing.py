@@ -50,14 +50,13 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Mask, *, size: int, count: int, lo
 
 
 def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, places: Tensor) -> Tensor:
-    """Choose keys like `choose_keys`, but by pools of P consecutive tokens of a row or document: k [B, S, 2C] holds
-    keys followed by gates, `places` [P, C] is the positional logit of each place in a pool → mask of chosen keys [B, T,
-    S].
+    """Choose keys like `choose_keys`, but by pools of P consecutive tokens of a row or document → mask of chosen keys
+    [B, T, S]. k [B, S, 2C] holds keys followed by gates; `places` [P, C] are logits of the places in a pool.
 
     A pool's key is the mean of its tokens' keys, weighted per channel by a softmax over gate + place. Among the pools
     that a query sees completely, the `top_k` // P best are chosen with all their tokens. Visible tokens of incomplete
-    pools are always chosen. With pools of 4 token 6 of a row may choose the first pool, tokens 0 to 3, and always sees
-    tokens 4 to 6.
+    pools are always chosen. With pools of 4, for example, token 6 of a row may choose the first pool (tokens 0 to 3),
+    and always sees tokens 4 to 6.
     """
     with torch.no_grad():
         pool = places.shape[0]
@@ -70,8 +69,8 @@ def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, 
 
 
 class Pools:
-    """The pools of consecutive keys that queries choose from: the last token of each, `last` [B|1, E], and which pools
-    each query sees completely, `whole` [B|1, T, E]."""
+    """The E pools of consecutive keys that T queries choose from. `last` [B|1, E] is each pool's last token; `whole`
+    [B|1, T, E] is True where a query sees all of a pool."""
 
     def __init__(self, mask: Mask, n_keys: int, pool: int, device: torch.device) -> None:
         seen = mask.dense(device)[:, 0]  # B|1 T S
@@ -91,8 +90,9 @@ class Pools:
 
 
 def find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the pools of `n_keys` keys, E = n_keys // pool at most. Returns the last token of each pool [B|1, E],
-    whether the pool exists [B|1, E], and the number of each key's pool [B|1, S] (E for a key in none)."""
+    """Find the pools of `pool` consecutive keys among `n_keys`, E = n_keys // pool at most. Returns the last token of
+    each pool [B|1, E], whether the pool exists [B|1, E], and the number of each key's pool [B|1, S] (E for a key in
+    none)."""
     count, keys = n_keys // pool, torch.arange(n_keys, device=device)[None]
     if mask.documents is None and mask.padding is None:
         last = keys[:, pool - 1 :: pool]
@@ -131,8 +131,8 @@ def score_keys(q: Tensor, weights: Tensor | None, k: Tensor) -> Tensor:
 
 
 def take_best(scores: Tensor, count: int) -> Tensor:
-    """Make a mask that is True for the `count` largest of scores [..., S]. Ties are broken by order, first come first;
-    they are frequent, because relu gives 0."""
+    """Make a mask that is True for the `count` largest of scores [..., S]. Of equal scores the first are taken; ties
+    are frequent, because relu gives 0."""
     if count >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     least = scores.topk(count, -1)[0][..., -1:]

@@ -24,7 +24,7 @@ def convolve_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int,
     On a CPU in float32 or float64 a depthwise convolution is one product per tap, because oneDNN's convolution takes
     channels before tokens and gives a strided output. All other convolutions are torch's. Milliseconds, oneDNN's in
     brackets: forward and backward take 3.1 (4.7) for x [32, 64, 192] with W = 4, and 40 (104) for [1, 2048, 2048] with
-    W = 3. The forward pass alone takes 1.2 (0.9) for the first. One thread, AVX-512, torch 2.13, November 2026.
+    W = 3. The forward pass of the first shape takes 1.2 (0.9). One thread, AVX-512, torch 2.13, November 2026.
     """
     if _takes(x, weight):
         return torch.ops.zoo.depthwise_conv(x, weight, bias, dilation)

@@ -66,16 +66,16 @@ def attend(
     """Compute attention: q [B, T, H, C] over k [B, S, K, C] and v [B, S, K, Cv], H a multiple of K → [B, T, H, Cv].
 
     Scores are scaled, softcapped (c·tanh(s/c)), biased and masked, in this order; the softmax is computed in float32.
-    `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` [H] add a logit without a value to each
-    head's softmax (gpt-oss), [B, T, H] to each query's. A query that sees no key gives 0; the output of padding is
-    undefined. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row
-    b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. With `mask.cu_seqlens_q` too, rows
-    of any number of queries lie end to end: q [1, N, H, C] → [1, N, H, Cv]. `dropout` determines which probabilities
-    are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the choice; later
-    calls with other tensors and equal arguments reuse it. With `again` only q, k and v are saved for the backward pass,
-    which recomputes the rest (Korthikanti et al., 2022). With `auto`, a flash kernel whose first call fails is skipped
-    with a warning (`Kernel.give_up`). Code that torch.compile traces cannot catch that: there the first call is the
-    trial of `prepare`. Raises KernelError if the named kernel refuses.
+    `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` add a logit without a value to the softmax:
+    [H] one for each head (gpt-oss), [B, T, H] one for each query. A query that sees no key gives 0; the output of
+    padding is undefined. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page,
+    K, C]: row b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. If `mask.cu_seqlens_q`
+    is also given, rows of any number of queries are concatenated: q [1, N, H, C] → [1, N, H, Cv]. `dropout` determines
+    which probabilities are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives
+    the choice; later calls with other tensors and equal arguments reuse it. With `again` only q, k and v are saved for
+    the backward pass, which recomputes the rest (Korthikanti et al., 2022). With `auto`, a flash kernel whose first
+    call fails is skipped with a warning (`Kernel.give_up`). Code that torch.compile traces cannot catch the failure:
+    there `prepare` makes the first call. Raises KernelError if the named kernel refuses.
     """
     how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
     chosen = [] if chosen is None else chosen
@@ -89,7 +89,7 @@ def attend(
 
 
 def _compute(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str, chosen: list[Kernel], again: bool) -> Tensor:
-    """Compute attention as `attend` does, by the kernel in `chosen`, which is chosen first if there is none."""
+    """Compute attention as `attend` does, by the kernel in `chosen`. If that list is empty, choose a kernel first."""
     mask, total = how.mask, q.shape[1]
     if not k.dtype == v.dtype == q.dtype:  # so that only the rows' keys are cast, not whole pools
         q, k, v, how = how.gather_pages(q, k, v)
@@ -113,7 +113,7 @@ def _compute(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str, chosen: 
 
 
 def choose_kernel(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str = "auto") -> Kernel:
-    """Choose the kernel for tensors like these."""
+    """Choose the kernel for these tensors. Raises KernelError if the named kernel refuses."""
     return select(_ask(q, k, v, how), machine_of(q.device), kernel)
 
 
@@ -149,7 +149,8 @@ def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
 
 def select(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> Kernel:
     """Choose the kernel on this machine as `pick` does, without collecting the refusals. `auto` skips kernels whose
-    package cannot be loaded, and those whose first call failed (`attend`). Decoding calls this once per layer."""
+    package cannot be loaded, and those whose first call failed (`attend`). Decoding calls this once per layer. Raises
+    KernelError if the named kernel refuses."""
     if kernel != "auto":
         return _check_named(ask, machine, kernel)
     return next(each for each in order(ask, machine) if each.refuses(ask, machine) is None and each.can_load())
@@ -194,11 +195,11 @@ def prepare(
     bias: Bias | None = None,
     kernel: str = "auto",
 ) -> None:
-    """Compute the tensors that the kernel for `ask` will read, and keep them on the mask. Called before the layers that
-    share the mask run, and outside of what is compiled: so `auto` tries a kernel here that was not called yet. If each
-    layer chooses its own keys (`ask.chosen`), only the mask to choose from and the bias are computed.
+    """Compute the tensors that the kernel for `ask` will read, and store them on the mask. Call this before the layers
+    that share the mask run, and outside compiled code, because `auto` tries a new kernel here. If each layer chooses
+    its own keys (`ask.chosen`), only the mask to choose from and the bias are computed.
 
-    `dtype` is q's, `bias` the one that the layers will pass.
+    `dtype` is q's, `bias` the one that the layers will pass. Raises KernelError if the named kernel refuses.
     """
     chosen = select(ask, machine_of(device), kernel)
     while kernel == "auto" and not chosen.runs(ask, device, dtype):

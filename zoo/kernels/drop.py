@@ -29,7 +29,7 @@ def mix(keys: Tensor) -> Tensor:
 
 
 def _shift(keys: Tensor, places: int) -> Tensor:
-    """Shift int64 logically to the right."""
+    """Shift int64 logically to the right by `places` bits."""
     return (keys >> places) & ((1 << (64 - places)) - 1)
 
 
@@ -62,8 +62,8 @@ def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionDropout:
-    """Dropout of attention probabilities. The mask follows from int64 keys of the queries [B, T], of the rank's own
-    heads [H] and of the keys' tokens [S]."""
+    """Dropout of attention probabilities. Which are dropped follows from int64 hash keys of the queries [B, T], of this
+    rank's heads [H] and of the attended tokens [S]."""
 
     rate: float
     queries: Tensor
@@ -71,7 +71,7 @@ class AttentionDropout:
     tokens: Tensor
 
     def split(self, counts: Sequence[int]) -> list[AttentionDropout]:
-        """Split by queries, `counts[i]` in part i, for parts that attend separately."""
+        """Split into parts that attend separately, with `counts[i]` queries in part i."""
         return [replace(self, queries=each) for each in self.queries.split(counts, 1)]
 
     def apply(self, probs: Tensor) -> Tensor:

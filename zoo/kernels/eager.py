@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Eager(Kernel):
-    """softmax(mask(softcap(scale·QKᵀ) + bias))·V with all scores in memory.
+    """Compute softmax(mask(softcap(scale·QKᵀ) + bias))·V with all scores in memory.
 
     The two products are in the inputs' dtype, everything between them in float32 (or float64). torch's FlopCounterMode
     counts exactly these products: 2·T·S·H·(C + Cv) FLOPs per row.

@@ -26,10 +26,11 @@ cache."""
 
 
 class Flash(FallibleKernel):
-    """Attention without scores in memory (Dao et al., 2022; Dao, 2023; Shah et al., 2024).
+    """Base of the flash-attn kernels: attention without scores in memory (Dao et al., 2022; Dao, 2023; Shah et al.,
+    2024).
 
-    Layout B T H C. Causal masks and windows are aligned at the bottom right, and a query that sees no key gives 0, as
-    in `attend`. A feature that a version lacks is refused, never ignored.
+    The layout is [B, T, H, C]. Causal masks and windows are aligned at the bottom right, and a query that sees no key
+    gives 0, as in `attend`. A feature that a version lacks is refused, never ignored.
     """
 
     imported: str  # the module that has the functions
@@ -58,7 +59,7 @@ class Flash(FallibleKernel):
         return self.refuses_machine(machine) or _refuse_ask(ask) or self.lacks(ask, machine)
 
     def refuses_machine(self, machine: Machine) -> str | None:
-        """Say why the kernel cannot run on this machine at all; None if it can."""
+        """Return why the kernel cannot run on this machine at all; None if it can."""
         if machine.device != "cuda":
             return f"it runs on CUDA devices, this is {machine.device}"
         missing, found = explain_missing(self.package, machine) if self.package else None, machine.capability
@@ -67,7 +68,7 @@ class Flash(FallibleKernel):
         return f"{self.wants}, this is {found[0]}.{found[1]}"
 
     def lacks(self, ask: AttentionQuery, machine: Machine) -> str | None:
-        """Say which feature of the query this version lacks; None if none."""
+        """Return a sentence on the first feature of `ask` that this version lacks; None if it has all."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ the call
@@ -76,7 +77,7 @@ class Flash(FallibleKernel):
         return Call(self.function(ask), self.options(ask.causal, ask.window, ask.softcap, ask.ahead))
 
     def function(self, ask: AttentionQuery) -> str:
-        """Return the name of the function that computes a query."""
+        """Return the name of the function that computes `ask`."""
         return self.functions[way(ask)]
 
     def options(
@@ -114,7 +115,8 @@ class Flash(FallibleKernel):
         return True
 
     def call_on_zeros(self, ask: AttentionQuery, device: torch.device, dtype: torch.dtype) -> None:
-        """Attend among two tokens, with the heads and the mask of `ask`."""
+        """Call the kernel on zeros, two tokens with the heads and mask of `ask`, forward and, if it needs gradients,
+        backward."""
         of_queries, of_keys = (ask.n_heads, ask.head_dim), (ask.n_kv_heads, ask.head_dim)
         heads = (of_queries, of_keys, (ask.n_kv_heads, ask.v_head_dim))
         given: dict[str, Any] = {"device": device, "dtype": dtype, "requires_grad": ask.needs_grad}
@@ -132,8 +134,8 @@ class Flash(FallibleKernel):
         return self.loaded
 
     def module(self) -> Any:
-        """Import the module. A kernel with a `repository` is instead downloaded from the hub, once: the newest build of
-        the repository's version 1."""
+        """Import the module. If the kernel has a `repository`, instead download the newest build of its version 1 from
+        the hub, once."""
         if not self.repository:
             return importlib.import_module(self.imported)
         from kernels import get_kernel  # type: ignore[import-not-found]
@@ -165,7 +167,7 @@ class Flash(FallibleKernel):
         return y[..., :width]
 
     def extras(self, sinks: Tensor | None, bias: Bias | None) -> dict[str, Any]:
-        """Return the arguments that are tensors: sinks or ALiBi slopes."""
+        """Return the keyword arguments for sinks and for the slopes of ALiBi."""
         return {}
 
     def values(self, q: Tensor, v: Tensor) -> Tensor:
@@ -178,18 +180,19 @@ class Flash(FallibleKernel):
         return self.run(DENSE, q, k, v, {}, given)
 
     def varlen(self, q: Tensor, k: Tensor, v: Tensor, batch: VarlenBatch, given: dict[str, Any]) -> Tensor:
-        """Attend in a varlen batch (cu_seqlens): → [B, T, H, Cv], 0 for padding."""
+        """Attend in a varlen batch (cu_seqlens): q [B, T, H, C] → [B, T, H, Cv], 0 for padding."""
         flat = batch.queries.take(q), batch.keys.take(k), batch.keys.take(v)
         return batch.queries.put(self.run(VARLEN, *flat, batch.arguments, given), q.shape[:2])
 
     def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
-        """Attend to a cache, dense or paged, in which the new keys are stored already."""
+        """Attend to a cache, dense or paged, in which the new keys are stored already: q [B, T, H, C] → [B, T, H,
+        Cv]."""
         held = {} if how.mask.lengths is None else {self.lengths: how.mask.lengths.int()}
         held |= {} if how.pages is None else {self.table: how.pages}
         return self.run(CACHED, q, k, v, held, given)
 
     def varlen_cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
-        """Attend to a paged cache with rows of any number of queries: q [N, H, C] → [N, H, Cv]."""
+        """Attend to a paged cache with concatenated rows of any number of queries: q [N, H, C] → [N, H, Cv]."""
         mask = how.mask
         rows = {"cu_seqlens_q": mask.cu_seqlens_q, "max_seqlen_q": mask.n_queries}
         rows |= {self.lengths: mask.lengths.int(), self.table: how.pages}  # type: ignore[union-attr]
@@ -215,7 +218,7 @@ def way(ask: AttentionQuery) -> str:
 
 
 def _refuse_ask(ask: AttentionQuery) -> str | None:
-    """Say which feature of a query no flash kernel has; None if some kernel has all."""
+    """Return a sentence on the first feature of `ask` that no flash kernel has; None if there is none."""
     if ask.dtype not in DTYPES:
         return f"flash kernels take float16 and bfloat16, not {ask.dtype}"
     if ask.bias in ("fixed", "learned"):
@@ -237,7 +240,8 @@ def _refuse_width(ask: AttentionQuery) -> str | None:
 
 
 def _refuse_lengths(ask: AttentionQuery) -> str | None:
-    """Say why padding, documents or a cache cannot be served by a varlen batch or the cache's function, or None."""
+    """Return why neither a varlen batch nor the cache's function can serve the padding, documents or cache of `ask`;
+    None if one can."""
     if ask.padding and (ask.window is not None or ask.bias != "none"):
         return "once padding is taken out token indices change, and a window or ALiBi counts them"
     if ask.padding and ask.causal and ask.short_q:
@@ -252,15 +256,15 @@ def _refuse_lengths(ask: AttentionQuery) -> str | None:
 
 
 def refuse_width(ask: AttentionQuery) -> str | None:
-    """Say why heads do not fit a kernel with one width for keys and values, or None."""
+    """Return why the heads do not fit a kernel that has one width for keys and values; None if they do."""
     if ask.v_head_dim > ask.head_dim:
         return f"values are wider than keys, {ask.v_head_dim} and {ask.head_dim}"
     return f"heads are at most {WIDEST} wide, found {ask.head_dim}" if ask.head_dim > WIDEST else None
 
 
 def refuse_cached_width(ask: AttentionQuery) -> str | None:
-    """Say why cached values of another width than keys are refused, or None. Padding them would copy the cache at every
-    step."""
+    """Return why cached values of another width than keys are refused, or None. Padding them would copy the cache at
+    every step."""
     if way(ask) not in (CACHED, VARLEN_CACHED) or ask.v_head_dim == ask.head_dim:
         return None
     return f"values in a cache are as wide as keys, found {ask.v_head_dim} and {ask.head_dim}"

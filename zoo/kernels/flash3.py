@@ -9,8 +9,8 @@ from zoo.lazy import Tensor
 
 
 def own_widths(head_dim: int, v_head_dim: int) -> bool:
-    """Whether values need no padding: they are as wide as keys, or have the widths of MLA's expanded heads, or are wide
-    with narrow keys."""
+    """Whether flash-attn 3 takes these values unpadded: they are as wide as keys, or have the widths of MLA's expanded
+    heads, or are wide with narrow keys."""
     expanded = 128 < head_dim <= 192 and 96 < v_head_dim <= 128
     return head_dim == v_head_dim or expanded or (head_dim <= 64 and v_head_dim <= 512)
 

@@ -24,7 +24,7 @@ UNEQUAL = (192, 128), (128, 64), (64, 128)
 class Flash4(Flash):
     """flash-attn 4 (Zadouri et al., 2026): Hopper and Blackwell; windows, softcap and learned sinks, forward and
     backward; keys and values of different widths. The package has no function for a cache, so Zoo writes the keys
-    itself. A cache whose rows differ in length is read by the varlen function, any other by the one for whole rows."""
+    itself. The varlen function reads a cache whose rows differ in length, `flash_attn_func` any other."""
 
     name = "flash4"
     about = "flash-attn 4: Hopper and Blackwell; softcap, windows, learned sinks, paged caches; no ALiBi"
@@ -89,7 +89,7 @@ def _refuse_on_blackwell(widths: tuple[int, int], ask: AttentionQuery) -> str | 
 
 
 def _refuse_gradient(widths: tuple[int, int], ask: AttentionQuery) -> str | None:
-    """Say why unequal widths have no gradient, or None; found by compiling all widths
+    """Return why the gradient for unequal widths is missing, or None. Found by compiling all widths
     (tests/oracle/compile_flash4.py)."""
     if not ask.needs_grad or widths[0] == widths[1]:
         return None

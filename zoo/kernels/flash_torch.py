@@ -14,8 +14,8 @@ OPERATOR = "_flash_attention_forward"
 
 
 class FlashTorch(Flash):
-    """aten::_flash_attention_forward. Its argument for ALiBi slopes raises an error, because torch builds the kernels
-    without ALiBi."""
+    """torch's operator aten::_flash_attention_forward. Its argument for ALiBi slopes raises an error, because torch
+    builds the kernels without ALiBi."""
 
     name = "flash_torch"
     about = "torch's own flash-attn 2: windows, documents; no ALiBi, no softcap, no sinks"

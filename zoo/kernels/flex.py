@@ -96,7 +96,7 @@ class Flex(Kernel):
 
 
 def _refused_on_cuda(ask: AttentionQuery, capability: tuple[int, int] | None) -> str | None:
-    """Say which limit of triton, or of torch's triton kernels, the query exceeds; None if it exceeds none."""
+    """Return which limit of triton, or of torch's triton kernels, the query exceeds; None if it exceeds none."""
     needed = (8, 0) if ask.dtype == "bfloat16" else (7, 0)
     if capability is not None and capability < needed:
         found = "{}.{}".format(*capability)
@@ -108,8 +108,8 @@ def _refused_on_cuda(ask: AttentionQuery, capability: tuple[int, int] | None) ->
 
 
 class Drawn(NamedTuple):
-    """A mask prepared for flex, shared by its layers: the mask with its lengths as tensors, and the `blocks` of `size`
-    queries and keys that are not skipped, as the arguments of BlockMask [B|1, 1, M, N]."""
+    """A mask prepared for flex, shared by its layers. `mask` has its lengths as tensors. `blocks` are BlockMask's
+    arguments [B|1, 1, M, N] for the blocks that are not skipped, of `size` queries and `size` keys each."""
 
     mask: Mask
     blocks: tuple[Any, ...]
@@ -135,8 +135,8 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
 
 
 def _measured(mask: Mask, device: torch.device) -> Mask:
-    """Copy the mask for compiled code: lengths as tensors, since ints are constants, and padding, pairs and documents
-    as padded tensors (`_roomy`)."""
+    """Copy the mask for compiled code. Lengths become tensors, because ints would be constants; padding, pairs and
+    documents become padded tensors (`_roomy`)."""
     like = copy(mask)
     like.kept = {}
     for name in ("n_queries", "n_keys"):

@@ -19,7 +19,7 @@ PACKAGES: dict[str, str] = {
     "compiler": "a C++ compiler for torch.compile on a CPU, triton on CUDA",
     "avx2": "an x86-64 CPU with AVX2, which torch's attention for CPUs is compiled for; not macOS",
 }
-"""What a kernel may need in addition to torch, and where to get it."""
+"""What a kernel may need in addition to torch, and how to get it."""
 
 EVERYTHING = frozenset(PACKAGES)
 """All packages, for describing a machine that is not present."""
@@ -39,7 +39,7 @@ EARLIER_NAME = {"flash-attn-3": "flashattn-hopper"}
 """Names that packages had before their oldest version in OLDEST; the module's name is the same."""
 
 MODULES = {"flash-attn-3": "flash_attn_interface"}
-"""Modules of packages that may be on the path without metadata, if they were built in place."""
+"""The module of each package that may be present without metadata, because it was built in place."""
 
 
 def find_machine(device: str) -> Machine:
@@ -69,7 +69,7 @@ def is_outdated(package: str, version: str) -> bool:
 
 
 def explain_missing(package: str, machine: Machine) -> str | None:
-    """Say that a package is missing or too old, and how to install it; None if it is usable."""
+    """Return that a package is missing or too old, and how to install it; None if it is usable."""
     if package in machine.packages:
         return None
     found = dict(machine.outdated).get(package)
@@ -98,7 +98,8 @@ def _has_compiler() -> bool:
 
 
 MACHINES: dict[str, Machine] = {}
-"""This machine by device type, filled by `machine_of`: at the latest when a model is moved to a device."""
+"""Description of this machine, by torch's device type. Filled by `machine_of`, at the latest when a model is moved to a
+device."""
 
 
 def machine_of(device: torch.device) -> Machine:

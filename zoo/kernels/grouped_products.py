@@ -31,19 +31,19 @@ def grouped_linear(
 ) -> Tensor:
     """Multiply x [N, d_in] → [N, d_out]: row n times `weight[e]` [d_out, d_in], where e is the row's expert.
 
-    Rows come sorted by expert: three rows of expert 0, none of 1 and two of 2 have the `offsets` [3, 3, 5] (int32 [E],
-    where each expert's rows end). `expert_of_row` [N], here [0, 0, 0, 2, 2], says the same, and saves a search if there
-    is a `bias` [E, d_out]. `grouped_mm` is torch's own kernel, `loop` one product per expert. Under autocast both
-    operands are cast. FlopCounterMode counts 2·N·d_in·d_out either way.
+    Rows come sorted by expert. `offsets` (int32 [E]) are the indices after each expert's last row: [3, 3, 5] for three
+    rows of expert 0, none of 1 and two of 2. `expert_of_row` [N], here [0, 0, 0, 2, 2], holds the same, and saves a
+    search if there is a `bias` [E, d_out]. `grouped_mm` is torch's own kernel, `loop` one product per expert. Under
+    autocast both operands are cast. FlopCounterMode counts 2·N·d_in·d_out for both methods.
 
-    Rows after the last end belong to experts without weights (zero-computation experts), and give zeros. `computing` is
-    (experts with a weight, all), such as (512, 768). FLOPs are scaled by this ratio, so they are exact on average if
+    Rows after the last offset belong to experts without weights (zero-computation experts), and give zeros. `computing`
+    is (experts with a weight, all), such as (512, 768). FLOPs are scaled by this ratio, so they are exact on average if
     routing is uniform.
 
-    `auto` takes grouped_mm if that can compute the product. On a CPU both are equally fast: N 4096, E 8, 256 → 512,
+    `auto` takes grouped_mm if it can compute the product. On a CPU both are equally fast: N 4096, E 8, 256 → 512,
     forward and backward on 1 thread, 21.8 and 21.9 ms in float32, 4.6 and 4.6 in bfloat16, where a loop of F.linear
     under autograd takes 22.6 and 5.2 (torch 2.13, November 2026). On CUDA the loop waits for the device to read
-    `offsets`.
+    `offsets`. Raises KernelError if grouped_mm is named and cannot compute the product, or the method is unknown.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):  # torch knows no autocast for meta
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -58,7 +58,7 @@ def grouped_linear(
 
 
 def refuses(device: str, dtype: str, d_in: int, d_out: int) -> str | None:
-    """Say why torch's grouped_mm cannot compute this product, or None."""
+    """Return why torch's grouped_mm cannot compute this product, or None."""
     if device != "cpu" and dtype != "bfloat16":
         return f"grouped_mm takes bfloat16 on {device}, not {dtype}"
     size = {"bfloat16": 2, "float16": 2, "float32": 4}.get(dtype)

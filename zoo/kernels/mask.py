@@ -115,14 +115,13 @@ class Mask:
         return (self.window if self.ahead is None else min(self.window, self.ahead)) < farthest
 
     def narrow(self, only: Tensor) -> Mask:
-        """Return the mask restricted to the keys of `only` [B|1, T, S], or [B|1, H, T, S] by head, as a tensor."""
+        """Return the mask restricted to the keys for which `only` [B|1, T, S], or [B|1, H, T, S] by head, is True."""
         mask = replace(self, causal=self.causal and not self.sees_all, only=only)
         mask._dense = self.dense(only.device) & (only if only.ndim == 4 else only[:, None])
         return mask
 
     def of_rows(self) -> Mask:
-        """Return the mask for the same queries laid out as padded rows [B, T] instead of end to end. The result is
-        kept."""
+        """Return the mask for the same queries as padded rows [B, T], not concatenated. The result is kept."""
         if "rows" not in self.kept:
             self.kept["rows"] = replace(self, cu_seqlens_q=None)
         return self.kept["rows"]
@@ -212,7 +211,8 @@ class Mask:
         return kept
 
     def _by_distance(self, distance: Tensor) -> Tensor:
-        """Apply causality and the window to the distance i - j of a query from a key."""
+        """Return whether a query sees a key by causality and window. `distance` is i − j, the query's token index less
+        the key's."""
         if self.causal:
             return distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
         if self.window is None:

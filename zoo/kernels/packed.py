@@ -1,5 +1,6 @@
 # B batch, T tokens, N tokens of all rows end to end
-"""Find places and counts within packed documents: runs of equal document numbers along a row. Lay rows end to end."""
+"""Work with packed documents, which are runs of equal numbers along a row: find places, count tokens. Also concatenate
+and split rows."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ def count_in_run(numbers: Tensor, real: Tensor) -> Tensor:
 
 
 def split_rows(x: Tensor, cu_seqlens: Tensor, width: int) -> Tensor:
-    """Split tokens of rows that lie end to end [1, N, …] into padded rows [B, T, …], T = `width`. A row's tokens are
-    the last of its T; values before them are arbitrary."""
+    """Split concatenated rows [1, N, …] into padded rows [B, T, …], T = `width`. A row's tokens are the last of its T;
+    values before them are arbitrary."""
     columns = torch.arange(-width, 0, device=x.device)
     return x[0, (cu_seqlens[1:, None] + columns).clamp(min=0)]
 

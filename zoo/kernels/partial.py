@@ -22,8 +22,8 @@ WIDEST = 256  # head width of flash-attn 2
 class PartScores(NamedTuple):
     """How the scores of a part are computed and masked.
 
-    Either `mask` says which keys are visible, if the keys are the queries' own tokens, or `seen` [B|1, 1, T, S] does.
-    If both are None, all keys are visible. `bias` is [B|1, H, T, S]; it gets a gradient only if it is `learned`.
+    `mask` gives the visible keys if they are the queries' own tokens, otherwise `seen` [B|1, 1, T, S]. If both are
+    None, all keys are visible. `bias` is [B|1, H, T, S]; it gets a gradient only if it is `learned`.
     """
 
     scale: float
@@ -39,7 +39,7 @@ class PartScores(NamedTuple):
         return self.bias is None and self.mask is not None and self.mask.plain_causal
 
     def draw_seen(self, device: torch.device) -> Tensor | None:
-        """Return the visible keys [B|1, 1, T, S]; None if all are."""
+        """Return which keys are visible [B|1, 1, T, S]; None if all are."""
         return self.seen if self.mask is None else self.mask.dense(device)
 
 
@@ -53,7 +53,7 @@ class PartGradients(NamedTuple):
 
 
 class PartKernel:
-    """Base of the ways to compute attention over a part of the keys: q [B, T, H, C], k [B, S, K, C] and v [B, S, K, Cv]
+    """Base of the kernels for attention over a part of the keys. q [B, T, H, C], k [B, S, K, C] and v [B, S, K, Cv]
     have one dtype."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,8 @@ def choose_part(q: Tensor, v: Tensor, how: PartScores, kernel: str) -> PartKerne
 
 
 def _score(q: Tensor, k: Tensor, how: PartScores) -> tuple[Tensor, Tensor | None]:
-    """Compute the masked scores [B, H, T, S] in float32, and the derivative of the softcap there, or None."""
+    """Compute the masked scores [B, H, T, S] in float32. Also return the softcap's derivative at each, or None without
+    a softcap."""
     scores, turned = score(q, k, how.scale, how.softcap)
     slope = None if turned is None else 1 - turned.square()
     if how.bias is not None:

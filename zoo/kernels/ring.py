@@ -50,9 +50,9 @@ class Expansion(NamedTuple):
 
 @dataclass
 class Ring:
-    """The plan of a pass, shared by the layers of a kind. In turn n this rank holds the keys of the rank n places
-    before it, and computes the blocks `turns[n]`. `biases` has one bias per run of queries. If biases are learned,
-    `learned` has one bias tensor [1, H, L, L] per block."""
+    """Plan of ring attention for one pass, shared by the layers of a kind. In turn n this rank holds the keys of the
+    rank n places before it, and computes the blocks `turns[n]`. `biases` has one bias per run of queries. If biases are
+    learned, `learned` has one bias tensor [1, H, L, L] per block."""
 
     context: SpreadContext
     device: torch.device
@@ -176,8 +176,8 @@ class RingGradients:
         return own if coming is None else [a + b for a, b in zip(own, coming.wait(), strict=True)]
 
     def _go_back(self, blocks: Sequence[RingBlock], theirs: Sequence[Tensor]) -> list[Tensor]:
-        """Return this rank's contribution to the gradients of the tensors held in a turn. Add those of q, weights and
-        biases to their sums."""
+        """Return this rank's contribution to the gradients of the tensors held in a turn. Add the gradients of q,
+        weights and biases to their sums."""
         wide, (dtype, enabled) = self.lse.dtype, self.call.autocast
         if not blocks:
             return [torch.zeros_like(each, dtype=wide) for each in theirs]

@@ -12,7 +12,8 @@ NOTHING = -1e30
 
 
 def count_windows(rate: int, new: int, past: int | None) -> int:
-    """Count the windows of `rate` tokens that `new` tokens after `past` fall into; the maximum if `past` is None.
+    """Count the windows of `rate` tokens into which `new` tokens fall after `past` earlier ones. If `past` is None,
+    return the largest count for any `past`.
 
     With windows of 4, three tokens after six fall into two: the last two of the second, and one of the third.
     """

@@ -24,7 +24,7 @@ class Bias:
 
     @property
     def source(self) -> object:
-        """The object that identifies the bias: the Bias itself or, for one given as a tensor, that tensor."""
+        """The object that identifies the bias: the Bias itself or, for a Given, the tensor it was made from."""
         return self
 
     @property
@@ -49,8 +49,8 @@ class Bias:
         return self._dense
 
     def draw_once(self) -> Tensor:
-        """Return the whole bias, for a mask that keeps the result. Only a learned Bias keeps it too: for ALiBi with 32
-        heads and 8,192 tokens, a second use of 8.6 GB would never be read."""
+        """Return the whole bias, for a caller that keeps it (`Mask.additive`). Only a learned Bias keeps it too: a
+        second copy, 8.6 GB for ALiBi with 32 heads and 8,192 tokens, would never be read."""
         return self.dense() if self.learned or self._dense is not None else self.draw()
 
 
@@ -83,8 +83,7 @@ class Placed(Bias):
         self.queries, self.keys, self.n_heads = queries, keys, n_heads
 
     def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Compute the bias of heads for these token indices of queries and keys, all tensors that broadcast with one
-        another."""
+        """Compute the bias of heads for token indices of queries and keys. All are tensors that broadcast together."""
         raise NotImplementedError
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -100,8 +99,8 @@ class Placed(Bias):
 
 
 class ByDistance(Placed):
-    """A bias from each query's own logits [B, T, H, R]. For query i and key j the bias is logit number i − j if there
-    is one (0 to R − 1), else 0."""
+    """A bias from each query's own logits [B, T, H, R]. For query i and key j the bias is logit number i − j of the
+    query if 0 <= i − j < R, else 0."""
 
     def __init__(self, logits: Tensor, queries: Tensor, keys: Tensor) -> None:
         super().__init__(queries, keys, logits.shape[2], learned=logits.requires_grad)

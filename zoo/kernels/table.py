@@ -29,8 +29,8 @@ PLAIN = AttentionQuery("bfloat16", 128, 128, n_heads=8, n_kv_heads=8, causal=Fal
 
 
 class Feature(NamedTuple):
-    """A feature of attention, as an `ask` that uses the feature without a gradient. `trains` says whether training may
-    use the feature."""
+    """A feature of attention, as an AttentionQuery that uses it without a gradient. `trains` is whether training may
+    use it."""
 
     name: str
     ask: AttentionQuery
@@ -76,8 +76,8 @@ class Cell:
         return next((state for state in (NEVER, ELSEWHERE) if state in states), HERE)
 
     def __str__(self) -> str:
-        """Write `f` for the forward pass and `b` for the backward pass, each in brackets if only elsewhere: `f (b)`,
-        say. `-` means neither."""
+        """Write `f` for the forward pass and `b` for the backward pass. A pass that is only possible elsewhere is in
+        brackets, as in `f (b)`; an impossible pass is left out, and `-` means neither."""
         marks = [("f", self.forward), ("b", self.backward)]
         able = [(mark, state) for mark, state in marks if state in (HERE, ELSEWHERE)]
         if not able:
@@ -134,8 +134,8 @@ def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
 
 
 def _state(kernel: Kernel, ask: AttentionQuery, machine: Machine) -> tuple[str, str | None]:
-    """Say where the kernel can compute the query, and why not here. If it never can, the reason is given for a machine
-    on which the kernel runs."""
+    """Return where the kernel can compute the query (HERE, ELSEWHERE or NEVER) and, unless HERE, why not here. For
+    NEVER the reason is given for a machine on which the kernel runs."""
     reason = kernel.refuses(ask, machine)
     if reason is None:
         return HERE, None
@@ -164,8 +164,8 @@ def _needs(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | None:
-    """Say why the kernel does not run on a machine, or None. The machine's own fault comes first, then each missing or
-    old package and where to get it."""
+    """Return why the kernel does not run on a machine, or None. The machine's own fault comes first, then each missing
+    or old package and where to get it."""
     if kernel.refuses(PLAIN, machine) is None:
         return None
     missing = [package for package in needs if package not in machine.packages]
@@ -192,8 +192,8 @@ def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str
 
 
 def _by_reason(row: KernelRow, state: str) -> dict[str, str]:
-    """Map each reason for this state to the features that it explains, in one text. If only a feature's gradient is in
-    the state, the feature is named "gradient with …"; if the reason explains every gradient, the text is "any
+    """Map each reason for this state to the features that it explains, joined to one text. A feature of which only the
+    gradient is in the state is named "gradient with …". If the reason explains every gradient, the text is "any
     gradient"."""
     grouped: dict[str, list[str]] = {}
     for name, cell in row.cells.items():

@@ -29,12 +29,12 @@ def attend_part(
 ):  # fmt: skip
     """Attend with one tile of one kv head's queries to part `tl.program_id(1)` of the keys that the tile sees.
 
-    q [B, T, H, C], pools k [N, page, K, C] and v [N, page, K, Cv] with `table` [B, P] (None: k [B, S, K, C]),
-    `lengths` [B] (None: n_keys), `sinks` [B, T, H] and `slopes` [B, H] by their strides, or None. With `ends` [B + 1]
-    queries lie end to end, as do sinks and y: [1, N, H, C], those of row b from ends[b] on. A query sees at most `left`
-    keys before itself and `right` after it, if LEFT and RIGHT are set. Writes y [B, T, H, Cv] or, with SPLIT, y
-    [splits, lines, Cv] and lse [splits, lines] in float32; `lines` is B·T·H. With SHARED the values are the first
-    V_MAIN channels of the keys (MLA's latents), and are not read again.
+    q [B, T, H, C], pools k [N, page, K, C] and v [N, page, K, Cv] with `table` [B, P] (None: k [B, S, K, C]), `lengths`
+    [B] (None: n_keys), `sinks` [B, T, H] or None, `slopes` [B, H] or None. With `ends` [B + 1] the rows of q, sinks and
+    y are concatenated to [1, N, H, C], and row b begins at ends[b]. A query sees at most `left` keys before itself and
+    `right` after it, if LEFT and RIGHT are set. Writes y [B, T, H, Cv] or, with SPLIT, y [splits, lines, Cv] and lse
+    [splits, lines] in float32; `lines` is B·T·H. With SHARED the values are the first V_MAIN channels of the keys
+    (MLA's latents), and are not read again.
     """
     tile = tl.program_id(0) % tiles
     kv_head = tl.program_id(0) // tiles % n_kv_heads
@@ -148,7 +148,7 @@ def bend_scores(s, softcap):
 
 @triton.jit
 def load_channels(at, real, FIRST: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr):
-    """Load COUNT channels from channel FIRST on, 0 for lines that are not `real` and channels from WIDTH on."""
+    """Load COUNT channels from channel FIRST on. Lines that are not `real`, and channels from WIDTH on, are 0."""
     c = FIRST + tl.arange(0, COUNT)
     return tl.load(at[:, None] + c[None, :], mask=real[:, None] & (c < WIDTH)[None, :], other=0.0)
 

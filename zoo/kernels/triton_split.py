@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from zoo.kernels.score_bias import Bias
 
 WIDEST = 512
-"""Maximum width of values, whose sums a program holds in registers, and of the larger part of the keys' width."""
+"""Maximum width of values in channels, because a program holds their sums in registers. The larger part of a key's
+width (`split_width`) has the same limit."""
 
 OLDEST = (8, 0)
 """Oldest compute capability for which the kernel has been compiled."""
 
 LEAST = 256
-"""Minimum number of keys in a part: the join reads 4 bytes a channel for each part, a part 2 or 4 for each key."""
+"""Minimum number of keys in a part. For each channel the join reads 4 bytes per part, and a part 2 or 4 bytes per
+key."""
 
 MOST = 64
 """Maximum number of parts, which a program of the join reads one after another."""
@@ -29,11 +31,11 @@ PER_PROCESSOR = 2
 """Number of programs for each multiprocessor, so that one multiplies while another waits for memory."""
 
 BLOCK = 40 * 1024
-"""Maximum bytes of a block of keys and values, one of which is in flight. With the queries and Triton's scratch a
+"""Maximum bytes of a block of keys and values. One block is in flight. With the queries and Triton's scratch memory a
 program then fits the 99 KiB of shared memory that every GPU since Ampere has (tests/oracle/triton_split.py)."""
 
 EMULATED = 8
-"""Number of multiprocessors that a CPU stands for, under Triton's interpreter."""
+"""Number of multiprocessors assumed for a CPU, which runs Triton's interpreter."""
 
 
 class TritonSplit(FallibleKernel):
@@ -88,7 +90,7 @@ class TritonSplit(FallibleKernel):
 
 
 def _refuse_ask(ask: AttentionQuery) -> str | None:
-    """Say which feature of a query the kernel lacks; None if it has all."""
+    """Return a sentence on the first feature of `ask` that the kernel lacks; None if it has all."""
     if ask.dtype not in ("float16", "bfloat16", "float32"):
         return f"the split-KV kernel takes float16, bfloat16 and float32, not {ask.dtype}"
     if ask.needs_grad:
@@ -130,7 +132,7 @@ class TileSize(NamedTuple):
 
 class KernelLaunch(NamedTuple):
     """The launch of `attend_part`: its grid (programs, splits), its arguments except the tensors q, k, v, y and lse,
-    and Triton's options. Also the arguments of `join_parts` after its first three tensors."""
+    and Triton's options. `join` are the arguments of `join_parts` after its first three tensors."""
 
     grid: tuple[int, int]
     arguments: dict[str, Any]
@@ -139,7 +141,7 @@ class KernelLaunch(NamedTuple):
 
 
 def lay_launch(q: Tensor, k: Tensor, v: Tensor, how: Scores, processors: int) -> KernelLaunch:
-    """Lay out the launch for q [B, T, H, C], or rows end to end [1, N, H, C], over k and v [B, S, K, C] or pools of
+    """Lay out the launch for q [B, T, H, C], or concatenated rows [1, N, H, C], over k and v [B, S, K, C] or pools of
     pages. The grid depends on shapes only, not on the rows' lengths, so a CUDA graph can record it."""
     (rows, tokens, n_heads, width), n_kv_heads, mask = q.shape, k.shape[2], how.mask
     n_queries, lines = tokens, rows * tokens * n_heads
@@ -190,8 +192,8 @@ def split_width(width: int) -> tuple[int, int]:
 
 
 def choose_tile(rows: int, key_bytes: int, v_width: int, itemsize: int, paged: bool = True) -> TileSize:
-    """Choose a program's size for `rows` queries of a kv head, `key_bytes` bytes of a key and its value, values
-    `v_width` channels wide and a dtype of `itemsize` bytes. The sizes are those that compile without spilled registers.
+    """Choose a program's size for `rows` queries of a kv head, `key_bytes` bytes of a key and its value together,
+    values `v_width` channels wide and a dtype of `itemsize` bytes. These sizes compile without spilled registers.
 
     For 32 query heads over 8 kv heads of 128 channels in bfloat16, a step of decoding has 4 queries of a kv head in a
     tile of 16, and blocks of 64 keys, 32 KiB each.
@@ -217,7 +219,7 @@ def _round_up(count: int) -> int:
 
 
 def _expand_sinks(sinks: Tensor | None) -> Tensor | None:
-    """Return sinks [H] or [B, T, H] as [B|1, T|1, H] with heads side by side."""
+    """Return sinks [H] or [B, T, H] as [B|1, T|1, H] with contiguous heads."""
     if sinks is None:
         return None
     sinks = sinks[None, None] if sinks.ndim == 1 else sinks

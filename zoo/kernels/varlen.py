@@ -1,7 +1,7 @@
 # B batch, T queries, S keys, H heads, C head width, N tokens of all rows together, D sequences
 """Varlen batches: packed documents or padded rows as concatenated sequences, delimited by cu_seqlens.
 
-torch.compile specialises on shapes and Python ints. So both depend only on the batch's shape, not on its contents:
+torch.compile specialises on shapes and Python ints. Both depend here only on the batch's shape, not on its contents:
 `max_seqlen` is the row's length, an upper bound, and padding stays in the batch. The only number read from the contents
 is the number of documents, rounded up.
 """
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from zoo.kernels.mask import Mask
 
 LEAST = 8
-"""Minimum number of documents per row that cu_seqlens has room for. There is not room for one document per token: every
-empty sequence costs thread blocks, and so many would take longer than attention itself."""
+"""Minimum number of documents per row that cu_seqlens has room for. Room for one document per token would take longer
+than attention itself, because every empty sequence costs thread blocks."""
 
 
 class Side(NamedTuple):
@@ -122,7 +122,7 @@ def _lay_padded(mask: Mask, device: torch.device) -> VarlenBatch:
 
 
 def _ends(ends: Tensor) -> Tensor:
-    """Return cu_seqlens of the ends of sequences."""
+    """Return cu_seqlens: 0 followed by the ends of sequences, as int32."""
     return F.pad(ends.flatten(), (1, 0)).int()
 
 

@@ -103,7 +103,7 @@ class KeyView:
         return new
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
-        """Attend: q [B, T, H, C] → [B, T, H, Cv]. `how` are arguments of `zoo.kernels.attend`."""
+        """Compute attention: q [B, T, H, C] → [B, T, H, Cv]. `how` are arguments of `zoo.kernels.attend`."""
         (segment,) = self.segments
         return attend(q, k, v, segment.mask, bias=segment.bias, chosen=self.kernels, **how)
 

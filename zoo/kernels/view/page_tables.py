@@ -1,5 +1,5 @@
 # B rows, T new tokens, P pages of a row
-"""Page tables: choose the page size, and lay out the tensors that tell where the rows of a pass lie."""
+"""Page tables: choose the page size, and lay out the tensors that hold the slots and pages of a pass's rows."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ PAGE = PAGES[0]
 
 
 def choose_page(asks: Iterable[AttentionQuery], machine: Machine, kernel: str = "auto") -> int:
-    """Choose the page size with which the first kernels that `auto` tries can read pages in place for the most queries
-    of `asks` (decoding, with `AttentionQuery.lengths`); on a tie, the smaller size. `kernel` names the kernel that will
-    be used."""
+    """Choose the page size in tokens at which pages are read in place by the kernels that `auto` tries first: the least
+    sum of their ranks over `asks` (decoding, with `AttentionQuery.lengths`). On a tie, choose the smaller size.
+    `kernel` names the kernel that will be used."""
     asks = list(asks)
     return min(PAGES, key=lambda page: sum(_rank(replace(ask, page=page), machine, kernel) for ask in asks))
 
 
 def reads_pages(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> bool:
-    """Whether the kernel that serves `ask` reads pages in place. Others first copy each row's keys out of the pages."""
+    """Whether the kernel that serves `ask` reads pages in place. Other kernels get a copy of each row's keys."""
     return _rank(ask, machine, kernel) < COPIES
 
 

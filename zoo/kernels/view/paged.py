@@ -1,5 +1,5 @@
 # B rows, P pages of a row, N slots of a pool, S = P·page keys
-"""Rows that are read by page table: tensors tell where keys lie, so that a pass can be recorded as a CUDA graph."""
+"""Rows read by page table. Tensors hold the places of keys, so that a pass can be recorded as a CUDA graph."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from zoo.lazy import Tensor
 
 @dataclass
 class SlotMapping:
-    """The slots of a pass's tokens in the pools of a group.
+    """The slots of a pass's tokens in the pools of a group of layers.
 
     `rows` are the runs of slots of each row's keys. With `in_place` the new tokens have the last of these slots.
     Otherwise `write` [n] are the slots in which new tokens are stored, and `taken` [n] the indices of the stored tokens
     among the B·T new ones (None: all are stored). With `overflows` there are more new tokens than a window's pages have
-    room for: the keys to read are those in the pool followed by the new ones, and `taken` counts among all these B·S
-    keys.
+    room for. The keys to read are then those in the pool followed by the new ones, and `taken` counts among all these
+    B·S keys.
     """
 
     rows: list[list[Run]]

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from zoo.kernels.view.base import KeySegment
 
 SHORT = 128
-"""Successive runs of fewer slots are copied together, because separate calls would take longer: for 16 rows of two runs
-of 64, 128 and 256 slots copying takes 0.9, 1.6 and 3.1 ms, merging 1.1, 1.4 and 2.2 (float32, H 12, K 4, C 64, 1
-thread). Runs are not cut into parts shorter than this either."""
+"""Minimum number of slots of a run that is read in place, and of a part of a cut run. Shorter successive runs are
+copied together, because separate calls would take longer: for 16 rows of two runs of 64, 128 and 256 slots copying
+takes 0.9, 1.6 and 3.1 ms, merging 1.1, 1.4 and 2.2 (float32, H 12, K 4, C 64, 1 thread)."""
 
 LONG = 1024
-"""Number of unmasked keys from which merging makes a row of several queries faster. Such a row computes more for each
-key than a row of one query, so a saved copy counts for less."""
+"""Minimum number of unmasked keys with which merging parts makes a row of several queries faster. Such a row computes
+more for each key than a row of one query, so a saved copy counts for less."""
 
 
 @dataclass
@@ -164,7 +164,7 @@ def _eligible(row: KeySegment) -> bool:
 
 def _unmasked(row: KeySegment) -> int:
     """Count a row's leading keys that need no mask. The keys of its own queries are left to the last part, so that each
-    query sees a key in the last part too: the kernel has no logsumexp for a query without keys."""
+    query sees a key there too: the kernel has no logsumexp for a query without keys."""
     held = row.mask.n_keys
     return held if row.count == 1 or not row.mask.causal else held - row.count
 
