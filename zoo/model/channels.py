@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 Fault = tuple[tuple[str, ...], str]
-"""The path of a field, and a line about it."""
+"""A fault of a config: the path of a field, and a line about it."""
 
 
 class Shadows(NamedTuple):
@@ -93,12 +93,13 @@ class Channel:
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield the faults of a tower's layers in this channel: a reader without a giver, say."""
+        """Yield the faults of a tower's layers in this channel, such as a reader without a giver."""
         yield from ()
 
 
 class Uses(NamedTuple):
-    """The channels of a layer by name: the ones it reads, and the ones it writes and some layer reads."""
+    """Names of a layer's channels: `reads` are those that it reads, `gives` those that it writes for another layer to
+    read."""
 
     reads: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()

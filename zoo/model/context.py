@@ -35,7 +35,7 @@ class ForwardContext:
     `spec`. Raises ConfigError for inputs that do not go together.
 
     `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included. If rows have
-    different numbers of cached tokens, it covers only the new tokens: [B, T], or [1, N] for rows that lie end to end.
+    different numbers of cached tokens, it covers only the new tokens: [B, T], or [1, N] for concatenated rows.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class ForwardContext:
         self.real = self._find_real()
 
     def _find_real(self) -> Tensor | None:
-        """Mark each new token that is not padding, True [B, T]. None if the inputs state no padding, or if rows lie end
-        to end."""
+        """Mark each new token that is not padding, True [B, T]. None if the inputs state no padding, or if rows are
+        concatenated."""
         if self.padding is not None or self.cache is None:
             return self.padding
         counts = self.cache.find_counts(self.new)
@@ -288,7 +288,7 @@ class ForwardContext:
     def _see_row(
         self, attention: Attention, own: Weights | None, count: int, stop: int, runs: Sequence[Run]
     ) -> KeySegment:
-        """Make the KeySegment of a row that is attended by itself. The row's last key is at place `stop` − 1."""
+        """Make the KeySegment of a row that is attended separately. The row's last key is at place `stop` − 1."""
         held, chunk, chunks = count_slots(runs), attention.sight.chunk, None
         places: Any = count, held
         if _biases(attention) or chunk:
@@ -328,7 +328,7 @@ class ForwardContext:
                 kernels.prepare(segment.mask, ask, self.device, dtype, bias=segment.bias, kernel=step.kernel)
 
     def _cross(self, attention: Attention, kernel: str, dtype: torch.dtype) -> Step:
-        """Make the step of cross-attention: every query sees the whole memory but its padding and other documents."""
+        """Make the step of cross-attention: every query sees the whole memory except padding and other documents."""
         tokens = None if self.memory is None else self.memory.shape[1]
         slots = None if self.cache is None else self.cache.lay_out_source(tokens)
         if slots is not None and slots.table is not None:

@@ -22,7 +22,7 @@ class Decoder(Tower, kind="decoder"):
     prefix_lm: bool = False
     """Whether the prompt sees itself both ways (Raffel et al., 2020)."""
     mtp: MTP | None = None
-    """Further tokens that training predicts, by modules behind the layers; null for the next token alone."""
+    """Multi-token prediction: modules after the layers that predict further tokens in training; null for none."""
 
     def misfits(self) -> Iterator[Misfit]:
         yield from super().misfits()

@@ -66,7 +66,7 @@ class GroupSums(Channel, name="groups"):
 
 
 class DepthRead(Spec, axis="depth_read", default="softmax"):
-    """Read one or several vectors for each token from the sums of earlier groups of layers and of the present one."""
+    """Read one or several vectors for each token from the sums of earlier groups of layers and of the present group."""
 
     n_reads: PositiveInt = 1
     """Number of vectors to read, each by weights of its own. The block sets it; a config leaves it out."""
@@ -90,9 +90,9 @@ class DepthRead(Spec, axis="depth_read", default="softmax"):
 
 
 class SoftmaxDepthRead(DepthRead, kind="softmax"):
-    """Σₛ softmaxₛ(q·nₛ/√D)·nₛ with one learned query q for all tokens, where nₛ are the normalised sums of the groups
-    (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). q starts at 0, which gives the mean of
-    all nₛ.
+    """Read Σₛ softmaxₛ(q·nₛ/√D)·nₛ with one learned query q for all tokens, where nₛ are the normalised sums of the
+    groups (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). q starts at 0, which gives the
+    mean of all nₛ.
 
     Sums are passed on normalised, in float32: each is normalised once, and autograd saves one tensor for all readers.
     """

@@ -35,7 +35,7 @@ class Dropping:
     seed: int
     """Seed of dropout and of routers' draws."""
     width: int
-    """Width of the widest tensor that is dropped or drawn."""
+    """Channels of the widest tensor that is dropped or drawn."""
     attention: float = 0.0
     """Share of attention's probabilities that are dropped."""
     residual: float = 0.0
@@ -128,7 +128,7 @@ class Drops:
         return y
 
     def drop_units(self, h: Tensor) -> Tensor:
-        """Drop hidden units [B, T, F], or [M, F] of experts. Under tensor parallelism F are the rank's own."""
+        """Drop hidden units [B, T, F], or [M, F] of experts. Under tensor parallelism F counts the rank's own units."""
         rate = self.dropping.ffn
         return self._drop(h, self.tokens, "units", rate, self.rank * h.shape[-1]) if rate else h
 

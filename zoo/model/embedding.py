@@ -25,8 +25,8 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
     """Number of tokens of the vocabulary."""
 
     def shard(self, ranks: int) -> TokenEmbedding:
-        """Take one rank's part of the vocabulary, padded to the same size on every rank. Raises ConfigError if there is
-        a per-layer embedding and more than one rank."""
+        """Return the embedding of one rank's part of the vocabulary, padded to the same size on every rank. Raises
+        ConfigError if there is a per-layer embedding and more than one rank."""
         per_layer: PerLayerEmbedding | None = getattr(self, "per_layer", None)
         if per_layer is not None:
             per_layer.shard(ranks)
@@ -99,8 +99,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     optional_types: bool = False
     """Whether a token without a given type gets no type vector (XLM's languages), rather than that of type 0."""
     n_tasks: PositiveInt | None = None
-    """Number of tasks that have a vector each (Sun et al., 2020, ERNIE 2.0), of which every token gets the first: the
-    others are tasks that a published model was pre-trained on."""
+    """Number of tasks with a learned vector (Sun et al., 2020, ERNIE 2.0). Every token gets the first task's vector;
+    the others are of tasks in a published model's pre-training."""
     width: PositiveInt | None = None
     """Width of the table, in channels, if projected to d_model (Lan et al., 2019, ALBERT); null for d_model."""
     project_bias: bool = False
@@ -110,7 +110,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     masked: bool = False
     """Whether the vectors of padding are made 0 (DeBERTa)."""
     tied: str | None = None
-    """Path of another tower's table to read in place of an own one: a decoder can read its encoder's."""
+    """Path of another tower's table to read instead of an own table: a decoder can read its encoder's."""
     per_layer: PerLayerEmbedding | None = None
     """Per-layer embedding: a further vector of each token for every layer (Gemma 3n, 2025)."""
     mask_id: NonNegativeInt | None = None

@@ -31,8 +31,8 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
     start_id: NonNegativeInt = 0
     """Token id that a decoder begins from."""
     wraps: bool = False
-    """Whether a text that the decoder reads again begins with its own last token, which in mBART is the text's language
-    (Liu et al., 2020), rather than with `start_id`."""
+    """Whether a text that the decoder reads again begins with its own last token (in mBART the text's language; Liu et
+    al., 2020), rather than with `start_id`."""
 
     def __post_init__(self) -> None:
         for name, kind in (("encoder", Encoder), ("decoder", Decoder)):

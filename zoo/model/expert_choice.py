@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 class ExpertChoice(Router, kind="expert_choice"):
-    """Expert choice (Zhou et al., 2022): of the T tokens of a row, each expert takes those with the highest probability
-    for it, T·top_k/E in number, rounded down. So loads are equal, and a token has top_k experts on average.
+    """Expert choice (Zhou et al., 2022): of the T tokens of a row, each expert takes the ⌊T·top_k/E⌋ tokens with the
+    highest probability for it. So loads are equal, and a token has top_k experts on average.
 
     A token's experts depend on the tokens after it, so that this router is not for causal models. Padding is neither
     chosen nor counted. Packed documents are routed separately, by their own lengths; a document of fewer than E/top_k

@@ -85,7 +85,7 @@ class GatedFFN(FFN, kind="gated"):
     inner_norm: WholeNorm | None = None
     """Norm of the gated product, before W_down (BitNet b1.58; Wang et al., 2022)."""
     down_bias: bool | None = None
-    """Whether W_down has a bias; as `bias` unless given (GTE: W_down alone has one)."""
+    """Whether W_down has a bias; the value of `bias` unless given (GTE: only W_down has one)."""
     sparsity: Annotated[float, Gt(0), Lt(1)] | None = None
     """Approximate share s of the gate's channels that are set to 0: the activation reads
     relu(g − mean(g) − Φ⁻¹(s)·std(g)) in place of g = x·W_gate (Gemma 3n, 2025)."""

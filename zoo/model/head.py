@@ -77,7 +77,7 @@ class VocabularyHead(Head):
         return self.vocab_size if self.predicts_tokens else 0
 
     def shard(self, ranks: int) -> Head:
-        """Take one rank's part of the vocabulary, padded to the same size on every rank."""
+        """Return the head for one rank's part of the vocabulary, padded to the same size on every rank."""
         return replace(self, vocab_size=-(-self.vocab_size // ranks))
 
 
@@ -199,7 +199,7 @@ def can_be_tied(node: object) -> bool:
 
 
 def describe_lack(head: Head) -> str:
-    """Say why a model with this head predicts no token."""
+    """Return a sentence on why a model with this head predicts no token."""
     if head.kind == "none":
         return "the model has no head"
     return f"the model's head is of kind '{head.kind}', which predicts no token"

@@ -39,16 +39,16 @@ class Normal(Init, kind="normal"):
 
 
 class ScaledInit(Init, kind="scaled"):
-    """Deviations of a narrower and shallower base model, transferred to this one (Yang et al., 2022, table 8).
-    Deviations of matrices inside layers are divided by √wider, those of matrices with few outputs (routers) by
+    """Standard deviations of a narrower and shallower base model, transferred to this model (Yang et al., 2022, table
+    8). Deviations of matrices inside layers are divided by √wider, those of matrices with few outputs (routers) by
     `wider`."""
 
     of: Init = Normal()
     """Initial weights of the base model."""
     wider: PositiveFloat
-    """Width of this model over that of the base model."""
+    """Width of this model ÷ width of the base model."""
     deeper: PositiveFloat = 1.0
-    """Depth of this model over that of the base model."""
+    """Depth of this model ÷ depth of the base model."""
 
     def deviation(self, row: SpecRow, n_layers: float) -> float:
         base = self.of.deviation(row, n_layers / self.deeper)
@@ -59,7 +59,8 @@ class ScaledInit(Init, kind="scaled"):
 
 
 def has_few_outputs(row: SpecRow) -> bool:
-    """Whether a matrix inside a layer has an output width that does not grow with the model's: a router's, or 1."""
+    """Whether a matrix inside a layer has an output width that does not grow with the model's width: a router's, or
+    1."""
     linear = row.part.of if isinstance(row.part, Experts) else row.part
     return row.kind is not None and isinstance(linear, Linear) and ("router" in row.roles or linear.d_out == 1)
 

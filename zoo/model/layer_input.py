@@ -95,7 +95,8 @@ class LayerInputs(Channel, name="layer_input"):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield a fault unless the per-layer embedding has a vector for each layer, as wide as what the layers read."""
+        """Yield a fault unless the per-layer embedding has a vector for each layer, as wide as the layers'
+        `layer_input`."""
         per_layer = getattr(tower.embedding, "per_layer", None)
         path, read = (
             ("embedding", "per_layer"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 MOST_VISITS = 100_000
-"""Most layers that all passes of a loop may have together, as many as a tower may have."""
+"""Maximum number of layers in all passes of a loop together, equal to a tower's maximum."""
 
 
 class Loop(Spec, axis="loop", default="plain"):
@@ -61,7 +61,7 @@ class Loop(Spec, axis="loop", default="plain"):
 
     @property
     def stop(self) -> int:
-        """Place of the pattern after the last visit."""
+        """Index in the pattern after the loop's last visit."""
         return self.start + len(self.visits)
 
     def number(self, count: int) -> tuple[int, ...]:
@@ -261,8 +261,8 @@ class MessageGate(Spec, axis="message_gate", default="low_rank"):
 
 
 class LowRankGate(MessageGate, kind="low_rank"):
-    """(1 − tanh(l·W_forget))·x + tanh(l·W_gain)·message, where l = [norm(x), norm(message)]·W_down (Thinking Machines,
-    2026, Inkling 2)."""
+    """Compute (1 − tanh(l·W_forget))·x + tanh(l·W_gain)·message, where l = [norm(x), norm(message)]·W_down (Thinking
+    Machines, 2026, Inkling 2)."""
 
     rank: PositiveInt = 64
     """Rank of the gates: channels of l."""
@@ -281,8 +281,7 @@ class LowRankGate(MessageGate, kind="low_rank"):
 
 
 def find_loop_faults(tower: Tower) -> Iterator[Fault]:
-    """Yield what is wrong with a tower's loop, or with blocks that read messages although no loop restarts: for each
-    fault the path of a field, and a line about it."""
+    """Yield the faults of a tower's loop, and of blocks that read messages although no loop restarts."""
     loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.takes]
     if told and (loop is None or not loop.restarts):
         yield ("blocks", told[0], "messages"), "are from the pass before, and there is none (loop: {kind: restarting})"

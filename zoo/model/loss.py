@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 IGNORED = -100
-"""The target of a position without one (torch's convention)."""
+"""The target of an unlabelled position (torch's convention)."""
 
 BLOCK = {"cpu": 4 << 20}
 """Bytes of float32 logits in one softmax, by type of device. On a CPU the logits should fit in its cache."""
@@ -28,7 +28,8 @@ LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """`weight` × Σ over labelled tokens of (−log p(target) + z_loss · log²Z), Z = Σ exp logits (PaLM, 2022)."""
+    """Cross-entropy with a z loss: `weight` × Σ over labelled tokens of (−log p(target) + z_loss · log²Z), Z = Σ exp
+    logits (PaLM, 2022)."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss")
 
@@ -84,8 +85,8 @@ class TokenLoss:
 
 @dataclass(frozen=True)
 class TeacherLoss(TokenLoss):
-    """`weight` × Σ over labelled tokens of ((1 − mix) · −log p(target) + z_loss · log²Z + mix · t² · KL(teacher ‖
-    student)), where the two distributions of the KL are at temperature t (Hinton et al., 2015)."""
+    """Distillation loss: `weight` × Σ over labelled tokens of ((1 − mix) · −log p(target) + z_loss · log²Z + mix · t² ·
+    KL(teacher ‖ student)), where the two distributions of the KL are at temperature t (Hinton et al., 2015)."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss", "distil")
 
@@ -131,7 +132,8 @@ class TeacherLoss(TokenLoss):
 
 @dataclass(frozen=True)
 class SquaredLoss(TokenLoss):
-    """`weight` × Σ over rows of the mean of (output − target)² over a row's C numbers. Targets are [N, C]."""
+    """Squared error of a regression: `weight` × Σ over rows of the mean of (output − target)² over a row's C numbers.
+    Targets are [N, C]."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss",)
 
@@ -341,8 +343,8 @@ def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss:
 
 @functools.cache
 def _compiled_replacement() -> Callable[..., Tensor]:
-    """`replace_by_gradient_`, compiled: each logit is read three times and written once, whereas separate operations
-    read and write a block five times. `weight` is a tensor, so that it may change."""
+    """Return `replace_by_gradient_`, compiled. It reads each logit three times and writes it once, whereas separate
+    operations read and write a block five times. `weight` is a tensor, so that it may change."""
 
     def replace_whole_(logits: Tensor, targets: Tensor, weight: Tensor, z_loss: float) -> Tensor:
         values = logits.to(accumulating(logits))

@@ -236,7 +236,7 @@ class MoE(FFN, kind="moe"):
         return routes.ends[: self.n_computing], routes.experts.clamp(max=self.n_computing - 1)
 
     def spread(self, ranks: int) -> MoE:
-        """Take the part of one of `ranks` ranks of expert parallelism: some experts, and all other weights. Raises
+        """Return the part of one of `ranks` ranks of expert parallelism: some experts, and all other weights. Raises
         ConfigError if `ranks` does not divide the number of experts that compute."""
         if self.n_computing % ranks:
             would = divisors(self.n_computing)

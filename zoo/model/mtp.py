@@ -27,8 +27,8 @@ KIND = "mtp"
 
 class MTPModule(Block):
     """h' = layer([norm(h) ; norm(e)]·W) of hidden states h and of the embeddings e of later tokens (DeepSeek-AI, 2024,
-    DeepSeek-V3, §2.2). The layer is one more of the model's last kind. A norm of the module's own precedes the model's
-    head, whose product is counted here again."""
+    DeepSeek-V3, §2.2). The layer is of the kind of the model's last layer. The model's head follows, after a norm of
+    the module's own; its product is counted here again."""
 
     kind: ClassVar[str] = KIND  # in no registry: a model's layers cannot be of it
     takes: ClassVar[tuple[str, ...]] = (Embedded.name,)
@@ -57,10 +57,10 @@ class MTPModule(Block):
 
 
 class MTP(Node, name="mtp", word="depth"):
-    """Further tokens that each position learns to predict: weight/depth · Σ_k CE_k, where module k predicts the token
-    k + 1 ahead from module k − 1's hidden states, the first from the model's own after their final norm (DeepSeek-AI,
-    2024, DeepSeek-V3, §2.2). CE_k is divided by the number of the model's own targets. Generation, evaluation and
-    export leave the modules out."""
+    """Multi-token prediction: the loss weight/depth · Σ_k CE_k (DeepSeek-AI, 2024, DeepSeek-V3, §2.2). Module k
+    predicts the token k + 1 ahead from module k − 1's hidden states; the first reads the model's states after the final
+    norm. CE_k is divided by the number of the model's own targets. Generation, evaluation and export leave the modules
+    out."""
 
     depth: PositiveInt = 1
     """Number of further tokens, and of modules."""
@@ -97,15 +97,15 @@ class MTP(Node, name="mtp", word="depth"):
 
 
 def shift_targets(targets: Tensor, documents: Tensor | None, ahead: int) -> Tensor:
-    """Shift targets [B, T] to the positions `ahead` tokens before. Positions whose later tokens are beyond the row, or
-    in another document, get none."""
+    """Shift targets [B, T] to the positions `ahead` tokens before. The target is IGNORED where the later token is
+    beyond the row or in another document."""
     later = targets.roll(-ahead, 1)
     later[:, max(targets.shape[1] - ahead, 0) :] = IGNORED
     return later if documents is None else later.masked_fill(documents.roll(-ahead, 1) != documents, IGNORED)
 
 
 def find_mtp_faults(tower: Tower) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield why a decoder can have no such modules after its layers."""
+    """Yield why a decoder cannot have multi-token prediction modules, as a field's path and a line."""
     last, found = tower.pattern[-1], None
     if tower.head.kind != "lm" or tower.out_width is not None:
         found = f"reads logits of states d_model wide, and the head is of kind '{tower.head.kind}' (lm, no out_width)"

@@ -163,7 +163,7 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
 
 
 GAMMA = 0x9E3779B97F4A7C15
-"""The step of SplitMix64: 2^64 over the golden ratio."""
+"""The step of SplitMix64: 2⁶⁴ ÷ the golden ratio."""
 
 
 def _split_mix(value: int) -> int:

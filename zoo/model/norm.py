@@ -263,7 +263,7 @@ def _scale_and_shift(norm: RMSNorm | LayerNorm, d_model: int) -> dict[str, Any]:
 
 
 def _native(norm: RMSNorm | LayerNorm, m: Weights, x: torch.Tensor) -> bool:
-    """Tell whether torch's fused kernel can take x without a cast to float32.
+    """Whether torch's fused kernel can take x without a cast to float32.
 
     CUDA's kernels compute in float32 whatever the dtype, so they save no float32 copy of x for the backward pass. The
     CPU's layer_norm would save its statistics in bfloat16.

@@ -1,5 +1,5 @@
 # B rows, T tokens of the longest, N tokens of all rows
-"""Lay rows that are computed end to end (varlen) under one another, for recurrences."""
+"""Pad the concatenated rows of a varlen pass to rectangles of rows [B, T], for recurrences."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PaddedRows(NamedTuple):
 
 
 class RowGroups:
-    """The rows of a varlen pass, laid under one another in groups of like length. `order` [N] is each token's place
-    among those of all groups, padding included."""
+    """The rows of a varlen pass, in groups of similar length that are padded to [B, T]. `order` [N] is each token's
+    place among the places of all groups, padding included."""
 
     def __init__(self, counts: Sequence[int], slots: Sequence[int], device: torch.device) -> None:
         starts = [sum(counts[:number]) for number in range(len(counts))]

@@ -12,7 +12,7 @@ from zoo.model.loss import TokenLoss, accumulating, compute_negative_log_likelih
 
 @dataclass(frozen=True)
 class RowLoss(TokenLoss):
-    """`weight` × f(s), with s [R] the sum of log p(target) over each run of tokens (an answer, say).
+    """Loss of runs of tokens, such as answers: `weight` × f(s), with s [R] the sum of log p(target) over each run.
 
     The gradient at a token is ∂f/∂s of its run, times the gradient of its own log p. So the head runs twice: without
     gradients to compute s, then chunk by chunk for the gradient. The logits of all tokens never exist together.
@@ -21,11 +21,11 @@ class RowLoss(TokenLoss):
     terms: tuple[str, ...] = field(kw_only=True)  # type: ignore[misc]
     """Names of the numbers that `combine` computes; the first is f."""
     runs: Tensor = field(kw_only=True)
-    """The run of each position of the batch [B·T], a number below `count_runs`."""
+    """The run of each position of the batch [B·T], a number below `n_runs`."""
     n_runs: int = field(kw_only=True)
     """The number of runs R."""
     combine: Callable[[Tensor], Mapping[str, Tensor]] = field(kw_only=True)
-    """Computes the terms by name, sums over the batch, from s [R]."""
+    """Function that computes the terms by name from s [R]. Each term is a sum over the batch."""
     slopes: Tensor | None = None
     """∂f/∂s [R], once s is known."""
 

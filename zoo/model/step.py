@@ -235,8 +235,8 @@ class Step:
 
     def along_rows(self, work: Callable[..., Tensor], *given: Tensor) -> Tensor:
         """Compute `work(step, *given)` [B, T, …], which goes along the tokens of each row as a recurrence does, from
-        tensors [B, T, …]. All that reads or holds a state is inside such a call: rows that lie end to end, [1, N, …],
-        are laid under one another for it."""
+        tensors [B, T, …]. Every read or write of a state must be inside such a call: it pads concatenated rows, [1, N,
+        …], to groups of rows [B, T, …] first."""
         return work(self, *given) if self.rows is None else self.rows.run(work, self, given)
 
     def state(self, name: str) -> Tensor | None:

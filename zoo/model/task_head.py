@@ -21,7 +21,7 @@ Pooling = Literal["cls", "mean", "last"]
 
 
 def spell_label(value: object) -> str | None:
-    """Spell a label as a class is named: a string as it is, 3 as "3", true as "true"; None for anything else."""
+    """Return the class name of a label: a string as it is, "3" for 3, "true" for true; None for anything else."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, str | int) else None
@@ -58,7 +58,7 @@ class TaskHead(Head):
     bias: bool = True
     """Whether the projections have a bias; `transform_bias`, if given, decides for the first one."""
     transform_bias: bool | None = None
-    """Whether the first projection has a bias; as `bias` unless given."""
+    """Whether the first projection has a bias; the value of `bias` unless given."""
 
     def __post_init__(self) -> None:
         idle = [name for name in ("norm", "transform_bias") if getattr(self, name) is not None]

@@ -59,7 +59,7 @@ class Topology(Spec, axis="topology", default="decoder"):
 
     @property
     def served(self) -> Any:
-        """The model without what training alone runs; the model itself if there is nothing of the kind."""
+        """The model without the parts that only training runs; the model itself if it has none."""
         return self
 
 
@@ -87,8 +87,8 @@ class Tower(Topology):
     final_norm: bool | None = None
     """Whether a final norm stands before the head; unless given, one does if the last layer does not end in a norm."""
     out_width: PositiveInt | None = None
-    """Width that the final norm's output is projected to for the head (OPT-350m), in channels. The pooler reads what is
-    not projected; null for no projection."""
+    """Width that the final norm's output is projected to for the head (OPT-350m), in channels; null for no projection.
+    The pooler reads the output before this projection."""
     out_bias: bool = False
     """Whether the projection to `out_width` has a bias."""
     shared_layers: bool = False
@@ -148,7 +148,7 @@ class Tower(Topology):
 
     @property
     def unrolled(self) -> Tower:
-        """The tower as its training is priced: what training alone runs are further layers."""
+        """The tower as its training is priced: modules that only training runs are further layers."""
         return self
 
     @property

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 class BlockPattern(NamedTuple):
-    """Block-sparse attention in blocks of `size` tokens. The first and the last block see and are seen by all tokens;
-    every other block sees itself and its two neighbours. A text of at most `whole_until` tokens is attended in full."""
+    """Pattern of block-sparse attention in blocks of `size` tokens. The first and the last block see and are seen by
+    all tokens; every other block sees itself and its two neighbours. A text of at most `whole_until` tokens is attended
+    in full."""
 
     size: int
     whole_until: int
@@ -53,8 +54,8 @@ class Passes(NamedTuple):
     ragged: bool = True
     """Whether rows of unequal length can be computed in one pass with a cache."""
     varlen: float = math.inf
-    """Largest number of new tokens of a row with which rows lie end to end (varlen) at no more cost than each row by
-    itself; 0 if they cannot."""
+    """Maximum number of new tokens per row at which concatenated rows (varlen) cost no more than separate rows; 0 if
+    rows cannot be concatenated."""
     split: bool = False
     """Whether context parallelism may divide the tokens of a row among ranks."""
     loops: bool = False
@@ -70,7 +71,7 @@ class MemoryReading(NamedTuple):
     """True if the cross-attention is a sub-layer of its own. False if the layer's self-attention reads the encoder's
     output next to its tokens."""
     fault: str = ""
-    """Error message if a field of this attention is of no use in cross-attention; empty if none is."""
+    """Error message if a field of this attention is of no use in cross-attention; empty otherwise."""
     check: Callable[[Attention], None] = lambda attention: None
     """Function that raises ValueError if the layer's self-attention, its argument, cannot be combined with this
     cross-attention."""
@@ -149,12 +150,12 @@ class Attention(Spec, axis="attention"):
         has its own."""
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
-        """Describe the attention that a kernel must compute; None for a mixer that uses no kernel. `features` are the
-        fields of AttentionQuery that depend on the pass: those of the Mask, and whether there are gradients."""
+        """Return the AttentionQuery that a kernel must compute; None for a mixer that uses no kernel. `features` are
+        the fields of AttentionQuery that depend on the pass: those of the Mask, and whether there are gradients."""
         return None
 
     def decode_ask(self, dtype: str, new: int, **features: Any) -> AttentionQuery | None:
-        """Describe the attention of `new` tokens that follow those in a cache."""
+        """Return the AttentionQuery of `new` tokens that follow cached tokens."""
         return self.ask(dtype, **features)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:

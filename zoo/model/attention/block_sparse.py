@@ -47,9 +47,9 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     random_blocks: NonNegativeInt = 3
     """Number of random blocks that a token sees in training."""
     bias: bool = True
-    """Whether the projections of q, k and v have a bias; that of o follows unless `o_bias` is given."""
+    """Whether the projections of q, k and v have a bias, and also that of o unless `o_bias` is given."""
     o_bias: bool | None = None
-    """Whether the output projection o has a bias; as `bias` unless given."""
+    """Whether the output projection o has a bias; the value of `bias` unless given."""
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)

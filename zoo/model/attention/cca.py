@@ -24,12 +24,12 @@ class CCA(MultiHead, kind="cca"):
     """Compressed convolutional attention (Figliolia et al., 2025; Zyphra, 2026, ZAYA1): attention in heads that
     together are narrower than the stream.
 
-    With q and k the projections, queries are conv(q) + q̄ and keys are conv(k) + k̄: q̄ is the mean of a query head's q
+    With the projections q and k, queries are conv(q) + q̄ and keys are conv(k) + k̄: q̄ is the mean of a query head's q
     and its kv head's k, k̄ the mean of q̄ over the query heads of a kv head. conv is a depthwise causal convolution,
-    then one that mixes the channels of each head. In place of tokens before a text, the second convolution reads the
-    bias of the first, not zeros. Queries and keys are normalised and rotated, keys also multiplied by a learned number
-    for each of `n_kv_heads`. The first half of the values' channels is made of the token itself, the second half of the
-    token before it.
+    followed by one that mixes the channels of each head. In place of tokens before a text, the second convolution reads
+    the bias of the first, not zeros. Queries and keys are normalised and rotated, and keys are multiplied by a learned
+    number for each of `n_kv_heads`. A value's first half of channels comes from the token itself, its second half from
+    the token before it.
     """
 
     passes: ClassVar[Passes] = Passes()  # type: ignore[misc]

@@ -48,9 +48,9 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
         return {f"{prefix}pending": (self.series, 3, width)}
 
     def count_loose(self, width: int, tokens: int) -> int:
-        """Count the numbers that a row's cache would need if it kept values and gates of single tokens instead of
-        running sums. These are the tokens without an entry yet and, with an overlap, the tokens of the last complete
-        entry, which the next entry reads."""
+        """Count the numbers that a row of `tokens` tokens would cache if values and gates of single tokens were kept,
+        not running sums: those of tokens without an entry yet and, with an overlap, of the last complete entry's
+        tokens, which the next entry reads."""
         overlapping = self.rate * width if self.overlap and tokens >= self.rate else 0
         return 2 * (tokens % self.rate * self.series * width + overlapping)
 

@@ -173,7 +173,7 @@ def _scan_delta(most: int, step: Step, q: Tensor, k: Tensor, v: Tensor, beta: Te
 
 
 def _write(S: Tensor, key: Tensor, value: Tensor, much: Tensor) -> Tensor:
-    """Write to S, at strength `much`, the part of a token's value that S does not yet recall."""
+    """Write the part of a token's value that S does not yet recall to S, at strength `much`. S is [B·H, K, V]."""
     return torch.baddbmm(S, key.mT, (value - key @ S) * much)
 
 

@@ -106,8 +106,8 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
         made_of: tuple[Tensor, Tensor],
         step: Step,
     ) -> tuple[Tensor, ...]:
-        """Convolve keys [B, T, K·C] and values along the tokens. `made_of` are the inputs [B, T, D] of keys and of
-        values, from which the dynamic weights are computed."""
+        """Convolve keys [B, T, K·C] and values along the tokens. `made_of` are the inputs [B, T, D] of the projections
+        to keys and values; the dynamic weights are computed from them."""
         check_causal(step)
         taps = None
         if conv.dynamic:

@@ -84,7 +84,7 @@ class Entries:
         return x.unflatten(1, (self.count, self.rate))
 
     def _go_on(self, sums: RunningSums, earlier: RunningSums) -> RunningSums:
-        """Merge into the first window's sums those of its tokens that came in an `earlier` pass."""
+        """Merge the sums over an `earlier` pass's tokens of the first window into that window's sums."""
         assert self.begun is not None
         return sums.merge(earlier.keep(self.begun).pad(0, self.count - 1))
 

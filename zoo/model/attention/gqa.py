@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def remove_along(y: Tensor, own: Tensor) -> Tensor:
-    """Remove from the heads' outputs y [B, T, H, V] their components along `own` [B, T, K, V], the vector of their
-    group."""
+    """Remove from the heads' outputs y [B, T, H, V] their components along `own` [B, T, K, V], the vector of each
+    head's kv head."""
     grouped, v = y.unflatten(-2, (own.shape[-2], -1)), own.unsqueeze(-2)  # B T K G V, B T K 1 V
     along = (grouped * v).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True).clamp(min=1e-12)
     return (grouped - along * v).flatten(-3, -2)
@@ -67,7 +67,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     }
 
     n_kv_heads: PositiveInt
-    """Sets of keys and values. Each serves n_heads / n_kv_heads heads of queries."""
+    """Number of heads of keys and values. Each serves n_heads / n_kv_heads heads of queries."""
     head_dim: PositiveInt
     """Channels of a head's queries and keys."""
     bias: Annotated[bool | Literal["qkv", "o"], check_word("qkv", "o")] = False
@@ -77,8 +77,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     for all (Beltagy et al., 2020; Mistral)."""
     window_kind: Literal["sliding", "centred", "chunked"] = "sliding"
     """Where the window of W keys lies. sliding: the W keys up to the query's own, or W to either side of a
-    bidirectional query. centred: W in all, the query's own among them; if W is even, one more after it than before it
-    (T5Gemma 2, 2025). chunked: the W positions of the query's own chunk, counted from 0 (Llama 4, 2025)."""
+    bidirectional query. centred: W keys around and including the query's own; if W is even, one more after it than
+    before it (T5Gemma 2, 2025). chunked: the W positions of the query's own chunk, counted from 0 (Llama 4, 2025)."""
     qk_norm: QKNorm | None = None
     """The norm of queries and keys (Dehghani et al., 2023)."""
     softcap: PositiveFloat | None = None
@@ -93,8 +93,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """Whether a head's output y loses its part along the token's own value v, y − (y·v)·v / |v|² (Zhai, 2026, exclusive
     self-attention)."""
     value_residual: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share λ of the first layer's values v₁ in this layer's, (1 − λ)·v + λ·v₁; 0.5 in the paper's constant
-    ResFormer (Zhou et al., 2024). The first layer that has one keeps its own."""
+    """Share λ of the first layer's values v₁ in this layer's values, (1 − λ)·v + λ·v₁; 0.5 in the paper's constant
+    ResFormer (Zhou et al., 2024). The first layer with this field keeps its own values."""
     gate: OutputGate | None = None
     """A gate on each head's output, σ(x·W) (Qiu et al., 2025; Qwen3-Next)."""
     tempering: Tempering | None = None
@@ -109,7 +109,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """Kind of layer whose keys and values this layer reads instead of making its own: those of the last layer of that
     kind before it (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
     memory_width: PositiveInt | None = None
-    """Width of the encoder's output in cross-attention; that of the queries' stream unless given (T5Gemma)."""
+    """Width of the encoder's output in cross-attention; the width of the queries' stream unless given (T5Gemma)."""
     indexer: Indexer | None = None
     """Indexer that chooses the keys of a query (MiniMax-M3, 2026: blocks of keys for each group of heads)."""
 
@@ -321,8 +321,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return self._tempered(m, self._turned(m, q, m.q_norm if self.qk_norm else None, self.n_heads, step), step)
 
     def _tempered(self, m: Weights, q: Tensor, step: Step) -> Tensor:
-        """Temper queries [B, T, H, …], or the logits that a position scheme computes from the input, by their
-        positions."""
+        """Temper queries [B, T, H, …], or the logits [B, T, H, …] that a position scheme computes from the input, by
+        their positions."""
         if self.tempering is None:
             return q
         assert step.positions is not None

@@ -74,7 +74,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
     @property
     def most_keys(self) -> int:
-        """Maximum number of keys that are chosen for a query. With `adds_tail` it attends to a few more."""
+        """Maximum number of keys that are chosen for a query. With `adds_tail` the query attends to a few more."""
         raise NotImplementedError
 
     @property
@@ -125,8 +125,8 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
 
 def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bool, last: bool = False) -> Tensor:
-    """Rotate the first channels of x [B, T, H, C], or with `last` its last ones: as many as attention's rotary `tables`
-    are for. Without tables, return x."""
+    """Rotate the first channels of x [B, T, H, C], or with `last` its last ones, by attention's rotary `tables`, which
+    set their number. Without tables, return x."""
     if tables is None:
         return x
     cos, sin = tables
@@ -139,9 +139,9 @@ def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bo
 
 
 def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
-    """Raises ValueError if the indexer of `attention` chooses compressed entries instead of tokens, if it cannot serve
-    heads whose position scheme rotates up to `rotated` channels, or if one of the attention's fields `apart` is given:
-    those limit the keys, but an indexer chooses among all."""
+    """Raises ValueError if the indexer of `attention` chooses compressed entries instead of tokens, or cannot serve
+    heads whose position scheme rotates up to `rotated` channels. Also raises it if one of the attention's fields
+    `apart` is given: these fields limit the keys, but an indexer chooses among all."""
     indexer = attention.indexer
     if indexer is None:
         return
@@ -172,7 +172,7 @@ class TopKIndexer(Indexer):
     head_dim: PositiveInt = 128
     """Channels of a head's queries, and of the keys."""
     top_k: PositiveInt = 2048
-    """Number of keys that are chosen for a query, at most."""
+    """Maximum number of keys that are chosen for a query."""
 
     @property
     def most_keys(self) -> int:
@@ -201,8 +201,8 @@ class TopKIndexer(Indexer):
         return m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))
 
     def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        """Make the keys that are cached, of x [B, T, D]: [B, T|E, C]. In `pooled` each key is followed by its gate: [B,
-        T, 2·C]."""
+        """Compute the keys to cache [B, T|E, C] from x [B, T, D]. The kind `pooled` puts a gate after each key: [B, T,
+        2·C]."""
         raise NotImplementedError
 
     def picker(self, m: Weights) -> Any:
@@ -223,7 +223,7 @@ class LightningIndexer(TopKIndexer, kind="lightning"):
     rotates_last: bool = False
     """Whether the last channels are rotated, rather than the leading ones (Hy4, 2026)."""
     input_norm: WholeNorm | None = None
-    """Norm of the latent that queries are made of."""
+    """Norm of the latent from which queries are made."""
     tempering: Tempering | None = None
     """Tempering: a factor of the queries that grows with position (Mistral Large 4, 2026)."""
 
@@ -299,9 +299,9 @@ class BlockIndexer(NormedIndexer, kind="blocks"):
     block_size: PositiveInt = 128
     """Keys of a block."""
     top_blocks: PositiveInt = 16
-    """Number of blocks that a query attends to, at most."""
+    """Maximum number of blocks that a query attends to."""
     local_blocks: PositiveInt = 1
-    """Number of blocks that are always chosen: the newest of those that a query sees."""
+    """Number of blocks that are always chosen: the newest that a query sees."""
     interleaved: bool = False
     """Whether the rotated pairs are neighbouring channels, rather than one channel of each half."""
 
@@ -346,7 +346,7 @@ class EntryIndexer(TopKIndexer, kind="entries"):
     causal: ClassVar[bool | None] = True
 
     top_k: PositiveInt = 512
-    """Number of entries that a query attends to, at most."""
+    """Maximum number of entries that a query attends to."""
     compressor: Compressor
     """Compressor that makes the indexer's keys: separate entries of the same tokens as attention's entries."""
     interleaved: bool = False

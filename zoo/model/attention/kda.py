@@ -33,9 +33,9 @@ class KDA(Attention, kind="kda"):
     q, k and v [H, K] pass a convolution and `activation`; q and k are L2-normalised, and q is multiplied by 1/√K. With
     β = σ(x·W_b) [H] and α = exp(−exp(A_log)·softplus(x·W_fa·W_fb + dt_bias)) [H, K], where A_log is one number a head,
 
-        S ← α ⊙ S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out,
+        S ← α ⊙ S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out.
 
-    α scaling the rows of S. The recurrence is computed in float32.
+    α scales the rows of S. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -52,8 +52,8 @@ class KDA(Attention, kind="kda"):
     norm: WholeNorm = RMSNorm(eps=1e-5)
     """Norm of each head's output y."""
     low_rank: bool = True
-    """Whether decay and output gate are projected by two matrices each, W_fa and W_ga being K wide. If false, one
-    matrix W_f stands for W_fa·W_fb, and W_g for W_ga·W_gb."""
+    """Whether decay and output gate are each projected by two matrices, with K channels between them. If false, one
+    matrix W_f replaces W_fa·W_fb, and W_g replaces W_ga·W_gb."""
     lower_bound: Annotated[float, Field(lt=0)] | None = None
     """Lower bound of the decay's logarithm ln α, below 0: α = exp(lower_bound·σ(exp(A_log)·(x·W_f + dt_bias))) (Ling 3,
     2026). null for no bound."""

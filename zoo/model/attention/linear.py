@@ -34,10 +34,10 @@ class Lightning(Attention, kind="lightning"):
 
     q, k and v [H, K] pass `activation`. With the slopes of ALiBi, s = decay_scale·2^(−8h/H) for head h of 1 … H,
 
-        S ← exp(−s)·S + k⊗v [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_g))·W_out,
+        S ← exp(−s)·S + k⊗v [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_g))·W_out.
 
-    `norm` being an RMS norm over all heads together. The slopes are a saved buffer, so that a rank of tensor
-    parallelism has those of its own heads. The recurrence is computed in float32.
+    `norm` is an RMS norm over all heads together. The slopes are a saved buffer, so that a rank of tensor parallelism
+    has the slopes of its own heads. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -180,9 +180,9 @@ class GLA(GatedLinear, kind="gla"):
 
     With q, k [H, K], v [H, V] and α = σ(x·W_a·W_b + bias)^(1/temperature) [H, K],
 
-        S ← α ⊙ S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out,
+        S ← α ⊙ S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out.
 
-    α scaling the rows of S.
+    α scales the rows of S.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate", "a"),)
@@ -190,7 +190,7 @@ class GLA(GatedLinear, kind="gla"):
     gate_rank: PositiveInt = 16
     """Rank of the decay's product W_a·W_b."""
     temperature: PositiveFloat = 16.0
-    """Temperature of the decay α, the divisor of ln α: the higher, the less is forgotten."""
+    """Temperature of the decay α, the divisor of ln α: a higher one forgets less."""
     norm: WholeNorm = RMSNorm(eps=1e-5)
     """Norm of each head's output y."""
     chunk_size: PositiveInt = 64

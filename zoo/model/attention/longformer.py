@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ForGlobal(Linear):
-    """A matrix product that runs only if some tokens are global. Whether they are depends on the input, so no FLOPs are
-    counted."""
+    """A matrix product that runs only if the input has global tokens. It counts no FLOPs, because that is not known in
+    advance."""
 
     @property
     def flops(self) -> int:

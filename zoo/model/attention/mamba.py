@@ -64,7 +64,7 @@ class Mamba(Attention, kind="mamba"):
     activation: PlainActivation = SiLU()
     """Activation of the convolution's output."""
     inner_norm: WholeNorm | None = None
-    """Norm of B, of C and of what Δ is projected from (Jamba; without a weight, Falcon Mamba)."""
+    """Norm of B, of C and of the vector that Δ is projected from (Jamba; without a weight, Falcon Mamba)."""
 
     def __post_init__(self) -> None:
         if self.expand * self.d_model % self.heads:
@@ -120,8 +120,8 @@ class Mamba(Attention, kind="mamba"):
 
     def shard(self, ranks: int) -> Mamba:
         """Return the part of one rank: 1/`ranks` of the expand·d_model channels. With one head, B, C and the projection
-        of Δ are summed over all ranks. With several heads, each head lies on one rank. Raises ConfigError if the number
-        of ranks does not divide that of channels (one head) or that of heads."""
+        of Δ are summed over all ranks. With several heads, each head lies on one rank. Raises ConfigError unless
+        `ranks` divides the number of channels (one head) or of heads (several heads)."""
         name = "heads" if self.by_head else "d_inner"
         refuse(uneven(name, getattr(self, name), ranks))
         return MambaShard(**{field.name: getattr(self, field.name) for field in self.fields()}, ranks=ranks)
@@ -162,8 +162,8 @@ class Mamba(Attention, kind="mamba"):
 
 
 class MambaShard(Mamba):
-    """The part of a Mamba that one of `ranks` ranks holds: some of the expand·d_model channels, and of several heads
-    those whose channels these are."""
+    """The part of a Mamba that one of `ranks` ranks holds: some of the expand·d_model channels and, of several heads,
+    the heads of these channels."""
 
     ranks: int = 1
     """Number of ranks among which the channels are divided."""
@@ -182,7 +182,7 @@ class MambaShard(Mamba):
 
 
 def count_rates(tensor: Tensor) -> None:
-    """Fill A_log [C, n] with log(1 … n) in every channel: S4D-Real (Gu et al., 2022)."""
+    """Fill A_log [E, S] with log(1 … S) in every channel: S4D-Real (Gu et al., 2022)."""
     tensor.copy_(torch.arange(1, tensor.shape[-1] + 1, device=tensor.device).log().expand(tensor.shape))
 
 

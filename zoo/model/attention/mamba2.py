@@ -38,9 +38,9 @@ class Mamba2(Attention, kind="mamba2"):
     One projection of the input gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`.
     With Δ = softplus(Δ + dt_bias), clamped to [`dt_min`, `dt_max`], and A = −exp(A_log),
 
-        h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out,
+        h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out.
 
-    `norm` being an RMS norm over groups of channels. The recurrence is computed in float32.
+    `norm` is an RMS norm over groups of channels. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -48,7 +48,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_heads: PositiveInt
     """Number of heads H of the state space."""
     head_dim: PositiveInt
-    """Channels P of a head; n_heads·head_dim is the inner width, in the paper 2·d_model (twice attention's heads)."""
+    """Channels P of a head. n_heads·head_dim is the inner width, 2·d_model in the paper."""
     d_state: PositiveInt = 128
     """State size S of each channel."""
     d_conv: PositiveInt = 4
@@ -56,7 +56,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_groups: PositiveInt = 1
     """Number of groups of heads, G. The heads of a group share B and C."""
     bias: bool = False
-    """Whether the input projection has a bias, and W_out unless `out_bias` says otherwise."""
+    """Whether the input projection has a bias, and also W_out unless `out_bias` is given."""
     conv_bias: bool = True
     """Whether the convolution has a bias."""
     activation: PlainActivation = SiLU()
@@ -68,7 +68,7 @@ class Mamba2(Attention, kind="mamba2"):
     norm_groups: PositiveInt | None = None
     """Number of equal groups of channels that are normalised separately; `n_groups` unless given."""
     out_bias: bool | None = None
-    """Whether W_out has a bias; as `bias` unless given."""
+    """Whether W_out has a bias; the value of `bias` unless given."""
     multipliers: tuple[float, float, float, float, float] | None = None
     """Constant factors of the input projection's outputs z, x, B, C and Δ: multipliers of µP (Falcon-H1, 2025)."""
     dt_min: NonNegativeFloat = 0.0

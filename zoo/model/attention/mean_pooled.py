@@ -28,9 +28,9 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
     """An indexer over pools of tokens (Qwen Team, 2026, Qwen4-Exp's QSA): choose the `top_k` // `pool` pools of highest
     Σ_h relu(q_h·k̄) among the complete pools that a query sees. A query also attends to its own incomplete pool.
 
-    k̄ is the norm of the mean of the tokens' keys k = x·W_k, and q = norm(x·W_q). Their leading channels are rotated by
-    attention's own angles; k̄ has the position of the pool's first token. Keys k are cached, and k̄ computed from them
-    in each pass. Pools are counted from where a text begins.
+    k̄ is the norm of the mean of the tokens' keys k = x·W_k, and q = norm(x·W_q). The leading channels of both are
+    rotated by attention's own angles; k̄ has the position of the pool's first token. Keys k are cached, and k̄ is
+    computed from them in each pass. Pools are counted from a text's start.
     """
 
     n_heads: PositiveInt = 32

@@ -28,7 +28,7 @@ class MergedAttention(Attention, kind="merged"):
     head_dim: PositiveInt
     """Channels of a head's keys."""
     v_head_dim: PositiveInt | None = None
-    """Channels of a head's values; those of its keys unless given."""
+    """Channels of a head's values; `head_dim` unless given."""
 
     @property
     def memory(self) -> MemoryReading:

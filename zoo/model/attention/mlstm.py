@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class MLSTM(Attention, kind="mlstm"):
     """mLSTM (Beck et al., 2024, xLSTM; Beck et al., 2025, xLSTM 7B).
 
-    With q, k [H, K], v [H, V] and, of each head, ĩ = x·W_i + b_i and f̃ = x·W_f + b_f,
+    With q, k [H, K], v [H, V] and, for each head, ĩ = x·W_i + b_i and f̃ = x·W_f + b_f,
 
         C ← σ(f̃)·C + e^ĩ·k⊗v [H, K, V],   n ← σ(f̃)·n + e^ĩ·k,
-        h = Cᵀq / max(|nᵀq|, 1),   out = (norm(h) ⊙ σ(x·W_o))·W_out,
+        h = Cᵀq / max(|nᵀq|, 1),   out = (norm(h) ⊙ σ(x·W_o))·W_out.
 
-    q being divided by √K and `norm` a LayerNorm over each head.
+    q is divided by √K, and `norm` is a LayerNorm over each head.
 
     So that e^ĩ cannot overflow, C and n are stored divided by e^m, where m ← max(m + ln σ(f̃), ĩ) starts from 0. n is
     stored as the last column of C. The recurrence is computed in float32.
@@ -100,7 +100,7 @@ class MLSTM(Attention, kind="mlstm"):
         return gate if self.gate_softcap is None else self.gate_softcap * (gate / self.gate_softcap).tanh()
 
     def _stabilise(self, log: Tensor, i: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the recurrence of C/e^m needs, each [B, T, H]: its log decays, the factors of its keys, and m."""
+        """Return the inputs of the recurrence of C/e^m, each [B, T, H]: log decays, factors of the keys, and m."""
         peak = step.state("peak")
         peak = i.new_zeros(i.shape[0], self.n_heads) if peak is None else peak
         if step.real is not None:  # padding leaves the state unchanged

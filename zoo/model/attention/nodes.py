@@ -72,7 +72,7 @@ class QKNorm(Node, name="qk_norm", word="norm"):
     """The norm of queries and keys (Dehghani et al., 2023)."""
 
     norm: WholeNorm
-    """The norm itself."""
+    """Norm of queries and of keys, with separate weights."""
     over: Literal["head", "heads", "whole"] = "head"
     """What is normalised together. "head": each head, with one weight for all heads (Qwen3). "heads": each head, with a
     weight of its own (Cohere). "whole": the channels of all heads (OLMo 2)."""
@@ -98,7 +98,7 @@ class ValueForm(Node, name="values"):
     """Settings of a head's values, where they differ from its keys."""
 
     head_dim: PositiveInt | None = None
-    """Channels of a head's values; those of its keys unless given (MiMo-V2-Flash, 2026)."""
+    """Channels of a head's values; unless given, as many as its keys have (MiMo-V2-Flash, 2026)."""
     scale: PositiveFloat | None = None
     """Factor of the values (MiMo-V2-Flash, 2026)."""
     norm: WholeNorm | None = None
@@ -128,7 +128,7 @@ class OutNorm(Node, name="out_norm", word="norm"):
     """Norm of the heads' outputs before the output projection (Wang et al., 2022; BitNet b1.58)."""
 
     norm: WholeNorm
-    """The norm itself."""
+    """Norm of the outputs."""
     over: Literal["whole", "head"] = "whole"
     """What is normalised together. "whole": the outputs of all heads, after the gate. "head": each head's output,
     before the gate, with one weight for all heads (Meta, 2026, Muse Spark)."""

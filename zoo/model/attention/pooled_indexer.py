@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class ByPools:
     """Base of indexers over pools of `pool` tokens: they choose `top_k` // `pool` pools, and a query also sees its own
-    pool while that is incomplete. Raises ValueError unless `pool` divides `top_k`."""
+    pool while it is incomplete. Raises ValueError unless `pool` divides `top_k`."""
 
     top_k: PositiveInt
     pool: PositiveInt

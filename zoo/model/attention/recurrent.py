@@ -115,7 +115,7 @@ class History(NamedTuple):
         return found * (around == self.segments)[..., None]
 
     def mix(self, taps: Tensor) -> Tensor:
-        """Sum each token and those before it, weighted by the token's taps [B, T, H, W]: [B, T, C]."""
+        """Sum each token and the W − 1 tokens before it, weighted by the token's taps [B, T, H, W]: [B, T, C]."""
         taps = taps if self.order is None else _take(taps.flatten(2), self.order).unflatten(2, taps.shape[2:])
         y: Any = 0
         for distance in range(taps.shape[3]):
@@ -179,8 +179,8 @@ def _shift_tokens(name: str, step: Step, x: Tensor) -> Tensor:
 
 
 def chunked(x: Tensor, length: int) -> Tensor:
-    """Cut [B, T, …] into chunks [B, N, L, …]. The last chunk is padded with zeros, which change nothing as log decays
-    or inputs."""
+    """Cut [B, T, …] into chunks [B, N, L, …]. The last chunk is padded with zeros; as log decays or inputs they change
+    nothing."""
     short = -x.shape[1] % length
     if short:
         x = torch.cat((x, x.new_zeros(x.shape[0], short, *x.shape[2:])), 1)
@@ -194,7 +194,7 @@ class Decays:
     `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row). It is 1 on the diagonal, and 0 if
     the row's token is earlier than the column's or of another document. `entering` [B, N, H, L, 1] is the decay from
     before the chunk to a token, `leaving` [B, N, H, L, 1] the decay from a token to the chunk's end. `fresh` [B, N, L]
-    marks the first tokens of documents, which nothing earlier reaches.
+    marks the first tokens of documents: no contribution of an earlier token reaches them.
 
     Each span of tokens is summed separately. Differences of one running sum would lose a span's small decay next to
     large earlier ones; documents are separated by a mask for the same reason.

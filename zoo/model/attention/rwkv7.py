@@ -51,9 +51,9 @@ class RWKV7(Attention, kind="rwkv7"):
     W_a·W_b, the decay w = exp(−e^(−1/2)·σ(tanh(x·W_a)·W_b + b)), the rate a = σ(x·W_a·W_b + b) and the gate g =
     σ(x·W_a)·W_b. With κ = ξ ⊙ k, L2-normalised in each head, and k̃ = k ⊙ (1 + (a − 1) ⊙ α),
 
-        S ← diag(w)·S − (a ⊙ κ)⊗(Sᵀκ) + k̃⊗v [H, K, K],   y = Sᵀr,   out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out,
+        S ← diag(w)·S − (a ⊙ κ)⊗(Sᵀκ) + k̃⊗v [H, K, K],   y = Sᵀr,   out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out.
 
-    `norm` being a LayerNorm over each head. The recurrence is computed in float32.
+    `norm` is a LayerNorm over each head. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True

@@ -35,7 +35,7 @@ class Tempering(Spec, axis="tempering", default="log"):
 
 
 class LogTempering(Tempering, kind="log"):
-    """q · (1 + scale·ln(1 + ⌊(position + first) / floor⌋)) (Nakanishi, 2025)."""
+    """Multiply q by 1 + scale·ln(1 + ⌊(position + first) / floor⌋) (Nakanishi, 2025)."""
 
     floor: PositiveInt = 8192
     """Number of tokens after which the factor takes its next step."""
@@ -50,7 +50,8 @@ class LogTempering(Tempering, kind="log"):
 
 
 class LogRatioTempering(Tempering, kind="log_ratio"):
-    """q · (1 + scale·ln(max(1, (position + first) / floor))), without steps (Thinking Machines, 2026, Inkling)."""
+    """Multiply q by 1 + scale·ln(max(1, (position + first) / floor)), without steps (Thinking Machines, 2026,
+    Inkling)."""
 
     floor: PositiveInt = 8192
     """Position up to which the factor is 1, in tokens."""
@@ -65,8 +66,8 @@ class LogRatioTempering(Tempering, kind="log_ratio"):
 
 
 class PowerTempering(Tempering, kind="power"):
-    """q · (1 + (position + first) / floor)^power, for layers without positions (Reflection, 2026, Beam; after scalable
-    softmax, Nakanishi, 2025)."""
+    """Multiply q by (1 + (position + first) / floor)^power, for layers without positions (Reflection, 2026, Beam; after
+    scalable softmax, Nakanishi, 2025)."""
 
     floor: PositiveInt = 2048
     """Divisor of the positions, in tokens."""
@@ -80,8 +81,8 @@ class PowerTempering(Tempering, kind="power"):
 
 
 class ScalableSoftmax(Tempering, kind="scalable_softmax"):
-    """q · (s·ln(n) + b) for the n-th token, with s and b learned for each head (Nakanishi, 2025; Mistral Large 4,
-    2026). The initial values, s = 0 and b = 1, give plain attention."""
+    """Multiply q by s·ln(n) + b for the n-th token, with s and b learned for each head (Nakanishi, 2025; Mistral Large
+    4, 2026). The initial values, s = 0 and b = 1, give plain attention."""
 
     by_head: ClassVar[bool] = True
 

@@ -42,7 +42,7 @@ class TransformerXL(Attention, kind="transformer_xl"):
     head_dim: PositiveInt
     """Channels of a head."""
     max_distance: PositiveInt | None = None
-    """Largest distance, in tokens: greater ones count as this one; no limit unless given."""
+    """Maximum distance in tokens; greater distances count as this one. No limit unless given."""
     segments: bool = False
     """Whether scores have a term for the segments of two tokens."""
 

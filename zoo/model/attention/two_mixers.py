@@ -20,7 +20,7 @@ class TwoMixers(Attention):
     softmax: Attention
     """Mixer that attends to keys (gqa)."""
     recurrent: Attention
-    """Mixer with a state of fixed size and no keys (mamba2, say)."""
+    """Mixer with a state of fixed size and no keys, such as mamba2."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.softmax, GQA) or self.softmax.needs_block != self.needs_block:

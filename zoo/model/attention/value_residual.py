@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class FirstValues(Channel, name="first_values"):
-    """The values [B, T, K, V] of the first layer that has a value residual; None before it. They are not cached: what
-    each layer caches is mixed already."""
+    """The values [B, T, K, V] of the first layer that has a value residual; None before it. They have no cache of their
+    own, because each layer caches values that are already mixed."""
 
     staying: ClassVar[str] = "layers read the values of the first one, which another stage may have"
 
@@ -32,15 +32,15 @@ class FirstValues(Channel, name="first_values"):
 
     @classmethod
     def count_read(cls, tower: Tower) -> list[int]:
-        """Count the values that each layer reads: one, but for the first layer with a value residual. Example: of three
-        layers 0, 1, 1, and 0 after the last."""
+        """Count the first layer's values that each layer reads: 1 in layers with a value residual, 0 in the first of
+        them. Example: 0, 1, 1 for three such layers, and 0 for the end of the tower."""
         reads = [cls.name in tower.blocks[name].attention.takes for name in tower.pattern]
         return [int(read and any(reads[:place])) for place, read in enumerate(reads)] + [0]
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield a fault for a kind of layer with values of another shape than the first one's, and where no layer comes
-        after the first."""
+        """Yield a fault for each kind of layer whose values have another shape than the first layer's, and one if only
+        one layer has a value residual."""
         readers = [name for name in tower.pattern if cls.name in tower.blocks[name].attention.takes]
         shapes = {name: tower.blocks[name].attention.attended()["v"] for name in dict.fromkeys(readers)}
         for name, shape in shapes.items():
@@ -53,6 +53,7 @@ class FirstValues(Channel, name="first_values"):
 
 
 def mix_first(v: Tensor, share: float, step: Step) -> Tensor:
-    """Mix values v [B, T, K, V] with those of the first layer, which gives its own and keeps them."""
+    """Return (1 − share)·v + share·v₁ for values v [B, T, K, V] and the first layer's v₁. The first layer passes v on
+    and returns it."""
     first = step.read(FirstValues.name)
     return step.give(FirstValues.name, v) if first is None else (1 - share) * v + share * first

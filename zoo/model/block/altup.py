@@ -35,7 +35,7 @@ class AltUp(Sandwich, kind="altup"):
     """Whether the active stream is multiplied by a learned vector before `layer_input` reads it."""
     laurel_rank: PositiveInt | None = None
     """Rank R of a second path for attention's input n: n + norm(n·A·B), with A [D, R], is added to the stream, and the
-    sum divided by √2 (Menghani et al., 2024, LAuReL; Gemma 3n, 2025)."""
+    sum is divided by √2 (Menghani et al., 2024, LAuReL; Gemma 3n, 2025)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,8 +37,8 @@ class AttentionResidual(Block, kind="attention_residual"):
     """Whether attention reads earlier groups. False if it reads the layer's input x alone, as in a first layer that
     reads the embedding as it is."""
     joint_read: bool = False
-    """Whether all inputs of an attention that reads several vectors are read by one query and normalised by one norm.
-    They then differ by their messages alone."""
+    """Whether one query reads, and one norm normalises, all inputs of an attention with several input vectors. They
+    then differ by their messages alone."""
     out_conv: OutConv | None = None
     """Convolution of the outputs of attention and feed-forward, before each joins the stream (Inkling, 2026)."""
     messages: MessageGate | None = None

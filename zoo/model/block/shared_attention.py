@@ -88,8 +88,8 @@ class AdaptedWeights:
 class SharedAttention(Block, kind="shared_attention"):
     """Compute x + recurrent(norm(x + t·W)) with t = ffn(norm(attention(norm([x ; e])))) (Glorioso et al., 2024, Zamba).
     The transformer block of t reads the stream x joined with the embedding's output e; all layers of this kind share
-    its weights (two shared blocks in turn are two kinds of layer). The recurrent mixer (Mamba-2, say), W and the norm
-    before the mixer are each layer's own.
+    its weights (two shared blocks in turn are two kinds of layer). Each layer has its own recurrent mixer (such as
+    Mamba-2), W and norm before the mixer.
 
     With a rank R each layer has adapters of its own: A·B is added to shared projections, as in LoRA (Zamba2, 2024).
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class Shortcut(Block, kind="shortcut"):
     """Connect a mixture of experts by a shortcut (Cai et al., 2024, ScMoE; Meituan, 2025, LongCat-Flash): the mixture
-    reads what the first of two dense feed-forwards reads, and its output joins the stream at the layer's end.
+    reads the input of the first of two dense feed-forwards, and its output joins the stream at the layer's end.
 
     a = x + attention(norm(x)), n = norm(a), b = a + dense(n), c = b + attention'(norm(b)), y = c + dense'(norm(c)) +
     ffn(n), where ' marks a second set of weights. Communication of experts could overlap with an attention and two

@@ -21,7 +21,7 @@ class Learned(Position, kind="learned"):
     max_seq_len: PositiveInt
     """Number of positions in the table: the longest sequence, in tokens."""
     offset: NonNegativeInt = 0
-    """Number of rows of the table before that of position 0 (OPT and BART: 2)."""
+    """Number of rows of the table before the row of position 0 (OPT and BART: 2)."""
     skip_id: NonNegativeInt | None = None
     """Token id that positions do not count: its tokens get position -1 (RoBERTa: the padding id, with an `offset` one
     larger than this id)."""
@@ -56,8 +56,8 @@ class Sinusoidal(Position, kind="sinusoidal"):
     """Whether sines and cosines alternate, as in the paper. If false, all sines come before all cosines (tensor2tensor;
     Marian, Pegasus)."""
     inclusive: bool = False
-    """Whether the slowest wave turns by 1/theta a position (tensor2tensor; M2M-100), rather than by
-    theta^(−1 + 2/D)."""
+    """Whether the slowest wave turns by 1/theta radians a position (tensor2tensor; M2M-100), rather than by theta^(−1 +
+    2/D)."""
     offset: NonNegativeInt = 0
     """Number added to each position."""
     skip_id: NonNegativeInt | None = None

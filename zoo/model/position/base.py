@@ -30,7 +30,7 @@ class Position(Spec, axis="position"):
 
     @property
     def limit(self) -> int | None:
-        """The longest sequence that there are positions for; None for no limit."""
+        """Length of the longest sequence that has positions, in tokens; None for no limit."""
         return None
 
     @property
@@ -86,7 +86,7 @@ class Position(Spec, axis="position"):
         return None
 
     def rotate(self, x: Tensor, tables: Any) -> Tensor:
-        """Rotate x [B, T, H, C] by what the method `tables` made."""
+        """Rotate x [B, T, H, C] by the result of the method `tables`."""
         return x
 
     def bias(

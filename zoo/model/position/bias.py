@@ -66,8 +66,8 @@ class Sloped(Placed):
 
 
 class T5Buckets(WithAbsolute, kind="t5"):
-    """A learned bias for each head and bucket of distances: near distances singly, far ones on a logarithmic scale, all
-    beyond `max_distance` in one bucket (Raffel et al., 2020, §2.1).
+    """A learned bias for each head and bucket of distances: a bucket for each near distance, buckets on a logarithmic
+    scale for far ones, and one for all beyond `max_distance` (Raffel et al., 2020, §2.1).
 
     In bidirectional attention half of the buckets are for later keys.
     """
@@ -138,7 +138,7 @@ class T5Globals(T5Buckets, kind="t5_globals"):
 
 
 class Bucketed(Placed):
-    """The table's value for a head and the bucket of the distance j − i."""
+    """A bias read from a table, by head and by the bucket of the distance j − i."""
 
     def __init__(self, scheme: T5Buckets, table: Any, queries: Tensor, keys: Tensor, causal: bool) -> None:
         super().__init__(queries, keys, scheme.n_heads, learned=table.weight.requires_grad)

@@ -28,8 +28,8 @@ class RelativePosition(WithAbsolute, kind="relative"):
     max_relative_positions: PositiveInt
     """Largest distance, in tokens. Without `position_buckets` each distance up to it has a vector of its own."""
     position_buckets: PositiveInt | None = None
-    """Buckets of distances on either side: one distance each up to half of them, then a logarithmic scale that ends at
-    `max_relative_positions` (DeBERTa v2 and v3; He et al., 2021)."""
+    """Number of buckets of distances on either side. The first half have one distance each; the others are on a
+    logarithmic scale that ends at `max_relative_positions` (DeBERTa v2 and v3; He et al., 2021)."""
     norm: WholeNorm | None = None
     """Norm of the table before each pass (DeBERTa v2 and v3; He et al., 2021)."""
 

@@ -46,7 +46,7 @@ class Scaling(Spec, axis="rope_scaling"):
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         """Compute the radians per position of each rotated pair [width / 2] or, if they depend on the length, [B, 1|T,
-        width / 2]. `length` is given if the scheme `reads_length`: that of each row [B, 1], or of each token's packed
+        width / 2]. If the scheme `reads_length`, `length` is the length of each row [B, 1], or of each token's packed
         document [B, T]."""
         return _frequencies(width, theta, device)
 
@@ -99,17 +99,17 @@ class YarnScaling(Scaling, kind="yarn"):
     original_max_seq_len: PositiveInt
     """Trained length, in tokens."""
     beta_fast: PositiveFloat = 32.0
-    """Turns in the trained length from which on a pair keeps its frequency."""
+    """Number of turns in the trained length from which on a pair keeps its frequency."""
     beta_slow: PositiveFloat = 1.0
-    """Turns in the trained length up to which a pair is interpolated."""
+    """Number of turns in the trained length up to which a pair is interpolated."""
     attention_factor: float | None = None
     """Factor of cosines and sines; 0.1·ln(factor) + 1 unless given."""
     mscale: float | None = None
     """The a in the factor (0.1·a·ln(factor) + 1) / (0.1·b·ln(factor) + 1) of cosines and sines (DeepSeek-V2, 2024).
     Given only together with `mscale_all_dim`, the b."""
     mscale_all_dim: float | None = None
-    """The b in `mscale`'s factor; DeepSeek multiplies attention's scores by (0.1·b·ln(factor) + 1)² too, which
-    attention's `scale` must state: that square over √(width of a head)."""
+    """The b in `mscale`'s factor. DeepSeek also multiplies attention's scores by (0.1·b·ln(factor) + 1)². Attention's
+    `scale` must state this: the square ÷ √(width of a head)."""
     truncate: bool = True
     """Whether the ends of the ramp are rounded outwards to whole pairs."""
 
@@ -156,9 +156,9 @@ class Llama3Scaling(Scaling, kind="llama3"):
     original_max_seq_len: PositiveInt
     """Trained length, in tokens."""
     low_freq_factor: PositiveFloat = 1.0
-    """Turns in the trained length up to which a pair's frequency is divided by all of `factor`."""
+    """Number of turns in the trained length up to which a pair's frequency is divided by all of `factor`."""
     high_freq_factor: PositiveFloat = 4.0
-    """Turns in the trained length from which on a pair keeps its frequency."""
+    """Number of turns in the trained length from which on a pair keeps its frequency."""
 
     def __post_init__(self) -> None:
         if self.high_freq_factor < self.low_freq_factor:
