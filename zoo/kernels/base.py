@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, described by the properties that kernels depend on: torch's device type, CUDA compute capability, and
-    the installed packages among the keys of `zoo.kernels.found.PACKAGES`. The device itself need not be present.
-    `outdated` lists packages whose installed version is too old, as (package, version)."""
+    """A device, described by the properties that kernels depend on: torch's device type, CUDA compute capability (None:
+    no CUDA device, or unknown), and the installed packages among the keys of `zoo.kernels.found.PACKAGES`. The device
+    itself need not be present. `outdated` lists packages whose installed version is too old, as (package, version)."""
 
     device: str
     capability: tuple[int, int] | None = None
@@ -82,11 +82,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Scores:
-    """How scores are computed and masked: all inputs of a kernel but q, k and v.
+    """How scores are computed and masked: all inputs of a kernel except q, k and v.
 
     `sinks` [H] are learned sinks (gpt-oss), or [B, T, H] sinks of each query (Inkling 2). `dropout` determines which
-    probabilities are dropped. With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row b's keys are
-    those of pages[b] in order.
+    probabilities are dropped. With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row b's keys are the
+    keys of the pages pages[b], in order.
     """
 
     mask: Mask

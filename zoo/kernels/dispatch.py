@@ -119,7 +119,7 @@ def choose_kernel(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str = "a
 
 @contextmanager
 def replace_kernel(name: str, kernel: Kernel) -> Iterator[None]:
-    """Replace the kernel of a name inside the block, for example by one that also records what it computes."""
+    """Replace the kernel called `name` inside a `with` block, for example by one that also records its results."""
     before = KERNELS[name]
     KERNELS[name] = kernel
     try:

@@ -52,7 +52,7 @@ def draw_uniform(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
-    """Hash the keys of values to pseudorandom int32."""
+    """Hash the row and column keys of values to pseudorandom int32."""
     bits = take_high(rows) ^ take_high(columns)
     bits *= FACTORS_32[0]
     bits ^= bits >> 15  # an arithmetic shift: clearing the sign would take another pass over the tensor
@@ -62,7 +62,7 @@ def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionDropout:
-    """Dropout of attention probabilities. Which are dropped follows from int64 hash keys of the queries [B, T], of this
+    """Dropout of attention probabilities. The dropped ones follow from int64 hash keys of the queries [B, T], of this
     rank's heads [H] and of the attended tokens [S]."""
 
     rate: float

@@ -69,7 +69,7 @@ def is_outdated(package: str, version: str) -> bool:
 
 
 def explain_missing(package: str, machine: Machine) -> str | None:
-    """Return that a package is missing or too old, and how to install it; None if it is usable."""
+    """Return a sentence that the package is missing or too old, with the way to install it; None if it is usable."""
     if package in machine.packages:
         return None
     found = dict(machine.outdated).get(package)

@@ -28,7 +28,7 @@ class Mask:
     each contiguous in its row, which do not see one another. `only` [B|1, T, S] is True for the keys that a layer chose
     for each query, [B|1, H, T, S] if by head: then only `dense` is used, not `sees`. With `lengths` [B] row b has
     lengths[b] keys, and its queries are the last T of them. With `cu_seqlens_q` [B + 1] (int32) too, the queries of all
-    rows lie end to end, [1, N]: row b's begin at cu_seqlens_q[b], and are at most T.
+    rows are concatenated to [1, N]: row b's queries begin at cu_seqlens_q[b], and are at most T.
 
     `sees` is the definition; `dense` evaluates it for all pairs, and flex compiles it. Tensors are kept on the object,
     which serves one forward pass. They are made before the layers run (`kernels.prepare`): layers then only read the
@@ -150,7 +150,7 @@ class Mask:
         return Mask(self.n_queries, n_keys, **hides)
 
     def _real(self, device: torch.device) -> Tensor:
-        """Return True for each key that is no padding [B|1, S]."""
+        """Return True for each key that is not padding [B|1, S]."""
         if self.padding is not None:
             return self.padding.to(device)
         return torch.ones(1, self.n_keys, dtype=torch.bool, device=device)

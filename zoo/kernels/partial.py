@@ -172,7 +172,7 @@ def _exponentiate(scores: Tensor, lse: Tensor) -> Tensor:
 
 
 def _add(q: Tensor, how: PartScores) -> tuple[Tensor | None, Tensor | None]:
-    """Return the tensor that torch adds to the scores, and the mask; None for one that is not needed."""
+    """Return the tensor that torch adds to the scores, and the mask. Each is None if it is not needed."""
     seen = None if how.only_causal else how.draw_seen(q.device)
     wide = torch.promote_types(q.dtype, torch.float32)  # a bias is added unrounded
     bias = None if how.bias is None else how.bias.to(wide)

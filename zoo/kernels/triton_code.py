@@ -123,8 +123,8 @@ def find_part(
     tile, held, n_queries, splits, left, right,
     GROUP: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Find the keys that a program reads: those of its part that any query of its tile sees. Returns the first key that
-    the tile sees, the start of the part (a multiple of KEYS), and its end."""
+    """Find the keys that a program reads: the keys of its part that any query of its tile sees. Returns the first key
+    that the tile sees, the start of the part (a multiple of KEYS), and its end."""
     first, stop = 0, held
     if LEFT:
         first = tl.maximum(tile * TILE // GROUP + held - n_queries - left, 0)
@@ -165,7 +165,8 @@ def join_parts(
     parts, lse, y, sinks, n_queries, n_heads, splits, sink_row, sink_token,
     V_WIDTH: tl.constexpr, V_PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Join the parts [splits, B·T·H, Cv] of one query's output by their logsumexps, and by its sink: y [B·T·H, Cv]."""
+    """Join the parts [splits, B·T·H, Cv] of one query's output by their logsumexps, and with its sink: y [B·T·H,
+    Cv]."""
     line = tl.program_id(0).to(tl.int64)
     lines = tl.num_programs(0).to(tl.int64)
     c = tl.arange(0, V_PADDED)

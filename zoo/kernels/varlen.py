@@ -22,7 +22,7 @@ than attention itself, because every empty sequence costs thread blocks."""
 
 
 class Side(NamedTuple):
-    """Queries or keys of a varlen batch. `order` [N] is the permutation of the flattened rows' tokens, None if their
+    """Queries or keys of a varlen batch. `order` [N] is the permutation of the flattened rows' tokens, None if the
     order stays. `hidden` [B, T] is True for padding, None without padding."""
 
     order: Tensor | None = None

@@ -58,7 +58,7 @@ class Projected(Connection):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """How many factors a token has to read the streams, to write to them and, if the kind mixes streams, to mix
+        """Numbers of factors per token: to read the streams, to write to them and, if the kind mixes streams, to mix
         them."""
         raise NotImplementedError
 
@@ -113,9 +113,9 @@ class Independent(Projected, kind="independent"):
 
 
 class GatedConnection(Connection, kind="gated"):
-    """Hyper-connections that read by gates of each channel, and do not mix the streams (Qwen Team, 2026, Qwen4-Exp): r
-    = σ(silu(n·W_down / S)·W_up) / S [S, D], w = 2·σ(n·W_write / S), M = 1, where n is the concatenation of the S
-    normalised streams."""
+    """Hyper-connections that read the streams by a gate for each channel, and do not mix them (Qwen Team, 2026,
+    Qwen4-Exp): r = σ(silu(n·W_down / S)·W_up) / S [S, D], w = 2·σ(n·W_write / S), M = 1, where n is the concatenation
+    of the S normalised streams."""
 
     reads_normed: ClassVar[bool] = True
 

@@ -96,7 +96,7 @@ class ForwardContext:
 
     @property
     def own(self) -> int:
-        """Number of the new tokens that are this rank's own."""
+        """Number of new tokens on this rank."""
         return sum(stop - start for start, stop in self.context.spans(self.new)) if self.context.active else self.new
 
     @property
@@ -218,7 +218,7 @@ class ForwardContext:
 
     def see(self, attention: Attention, own: Weights | None, slots: SlotMapping | None) -> KeyView:
         """Make the view of the keys that layers with this attention see, if each key stands for one token. This method
-        chooses the layout of these keys; `share_entries` chooses that of compressed entries, `_cross` that of
+        chooses the layout of these keys; `share_entries` does so for compressed entries, and `_cross` for
         cross-attention."""
         if slots is not None and slots.table is not None:
             return self._see_pages(attention, own, slots)
@@ -262,8 +262,8 @@ class ForwardContext:
         return SpreadView(found, self.context, self.new)
 
     def _see_pages(self, attention: Attention, own: Weights | None, slots: SlotMapping) -> PagedView:
-        """Make the view of rows whose keys are read by page table. What changes between passes is in tensors with one
-        item per row."""
+        """Make the view of rows whose keys are read by page table. Everything that changes between passes is in tensors
+        with one item per row."""
         cache, chunk, chunks = self.cache, attention.sight.chunk, None
         new = max(cache.counts) if cache.varlen else self.new  # type: ignore[union-attr, type-var, arg-type]
         places: Any = new, slots.n_keys

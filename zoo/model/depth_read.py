@@ -115,8 +115,8 @@ class SoftmaxDepthRead(DepthRead, kind="softmax"):
 
 
 def _attend(own: Tensor, earlier: Tensor | None, query: Tensor) -> Tensor:
-    """Attend with one query [D] to vectors [B, T, D] and [B, T, S, D]: [B, T, D]. Uses elementwise products and sums:
-    matrix products with so few rows for each token are slower."""
+    """Attend with one query [D] to vectors [B, T, D] and [B, T, S, D]: [B, T, D]. Uses elementwise products and sums,
+    because matrix products with so few rows for each token are slower."""
     if earlier is None:
         return own
     logits = torch.cat(((earlier * query).sum(-1), (own * query).sum(-1, keepdim=True)), 2)  # B T S+1

@@ -90,7 +90,7 @@ class Drops:
         return self.dropping.attention > 0
 
     def for_layers(self, depth: int, numbers: Sequence[int] | None = None) -> list[Drops]:
-        """Make the Drops of each layer of a tower that is `depth` layers deep, or of the layers `numbers` alone. They
+        """Make the Drops of each layer of a tower that is `depth` layers deep, or only of the layers `numbers`. They
         differ in tensors only, so that equal layers compile once."""
         counted = torch.arange(1, depth + 1, device=self.rows.device)
         keys, rates = mix(counted).unbind(), (self.dropping.layers * counted / depth).unbind()

@@ -54,8 +54,8 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         factors: Tensor | None = None,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E], where E is `position_width`. `weigh` makes
-        `factors`, `list_beside` makes `beside`."""
+        """Look up token ids [B, T], before positions are added: [B, T, E], where E is `position_width`. `factors` come
+        from `weigh`, `beside` from `list_beside`."""
         raise NotImplementedError
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
@@ -97,10 +97,10 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     n_types: PositiveInt | None = None
     """Number of types of token, whose vectors are added (BERT's segments). A token without a type is of type 0."""
     optional_types: bool = False
-    """Whether a token without a given type gets no type vector (XLM's languages), rather than that of type 0."""
+    """Whether a token without a given type gets no type vector (XLM's languages), rather than the vector of type 0."""
     n_tasks: PositiveInt | None = None
     """Number of tasks with a learned vector (Sun et al., 2020, ERNIE 2.0). Every token gets the first task's vector;
-    the others are of tasks in a published model's pre-training."""
+    the others belong to tasks of a published model's pre-training."""
     width: PositiveInt | None = None
     """Width of the table, in channels, if projected to d_model (Lan et al., 2019, ALBERT); null for d_model."""
     project_bias: bool = False
@@ -110,7 +110,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     masked: bool = False
     """Whether the vectors of padding are made 0 (DeBERTa)."""
     tied: str | None = None
-    """Path of another tower's table to read instead of an own table: a decoder can read its encoder's."""
+    """Path of another tower's table to read instead of a table of its own: a decoder can read its encoder's."""
     per_layer: PerLayerEmbedding | None = None
     """Per-layer embedding: a further vector of each token for every layer (Gemma 3n, 2025)."""
     mask_id: NonNegativeInt | None = None
@@ -119,7 +119,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     mask_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
     """Share of tokens that training masks; given only with `mask_id` (ESM-2: 0.8 of the 0.15 that are chosen)."""
     trigram: bool = False
-    """Whether the projection reads three vectors, those of the next token, of the token and of the one before, in that
+    """Whether the projection reads three vectors: of the next token, of the token and of the previous one, in this
     order (Sun et al., 2020, MobileBERT). Padding (unlike in transformers) and other packed documents count as zeros."""
     apart_id: NonNegativeInt | None = None
     """Id of a token whose vector is a weight of its own, which `scale` does not multiply (T5Gemma 2's end of an image,

@@ -27,9 +27,9 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
     encoder: Tower
     """Tower that reads the source."""
     decoder: Tower
-    """Tower that writes the target, with cross-attention to the encoder's output."""
+    """Tower that predicts the target, with cross-attention to the encoder's output."""
     start_id: NonNegativeInt = 0
-    """Token id that a decoder begins from."""
+    """Id of the token that starts a decoder's input."""
     wraps: bool = False
     """Whether a text that the decoder reads again begins with its own last token (in mBART the text's language; Liu et
     al., 2020), rather than with `start_id`."""
@@ -102,9 +102,9 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         **others: Any,
     ) -> Output:
         """Compute logits for `decoder_input_ids` [B, T] after the encoder read `input_ids` [B, S]. Without
-        `decoder_input_ids` the decoder reads the start token alone or, if its head is for a task, the source shifted
+        `decoder_input_ids` the decoder reads only the start token or, if its head is for a task, the source shifted
         right (Lewis et al., 2019, BART, §3.1). `documents` [B, S] and `decoder_documents` [B, T] number the documents
-        packed into each tower's rows: a target reads its own source alone. Raises ConfigError if only one of the two is
+        packed into each tower's rows: a target reads only its own source. Raises ConfigError if only one of the two is
         given. `row_numbers` [B] are for both towers, `global_attention_mask` [B, S] for the encoder, and all `others`
         for the decoder."""
         if decoder_input_ids is None and self._decoder.head.reads_text:

@@ -43,7 +43,7 @@ class FFN(Spec, axis="ffn"):
 
 
 class MLP(FFN, kind="mlp"):
-    """act(x·W_up)·W_down (Vaswani et al., 2017)."""
+    """Two-layer feed-forward, act(x·W_up)·W_down (Vaswani et al., 2017)."""
 
     d_ff: PositiveInt
     """Width of the hidden layer, in channels."""
@@ -68,7 +68,8 @@ class MLP(FFN, kind="mlp"):
 
 
 class GatedFFN(FFN, kind="gated"):
-    """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU."""
+    """Gated feed-forward, (act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU
+    with ReLU."""
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
 
@@ -141,7 +142,8 @@ class GatedFFN(FFN, kind="gated"):
 
 
 class GatedClamped(FFN, kind="gated_clamped"):
-    """(g·σ(alpha·g) ⊙ (u + 1))·W_down with g = min(x·W_gate, limit), u = x·W_up clamped to ±limit (gpt-oss, 2025).
+    """Clamped gated feed-forward, (g·σ(alpha·g) ⊙ (u + 1))·W_down with g = min(x·W_gate, limit), u = x·W_up clamped to
+    ±limit (gpt-oss, 2025).
 
     The gate needs no lower bound: g·σ(alpha·g) goes to 0 as g falls.
     """
@@ -187,7 +189,7 @@ def multiply(x: Tensor, by: float) -> Tensor:
 
 
 def multiply_gate(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    """Compute act(gate) ⊙ up for gate and up [..., F]. Training without torch.compile saves gate and up alone, and the
+    """Compute act(gate) ⊙ up for gate and up [..., F]. Training without torch.compile saves only gate and up, and the
     backward pass computes act(gate) again, as Liger's kernels do (Hsu et al., 2024)."""
     wanted = torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)
     if wanted and not torch.compiler.is_compiling():
@@ -200,8 +202,8 @@ def _gating() -> Any:
     """Make the autograd function on first use, so that pricing a model does not import torch."""
 
     class Gating(torch.autograd.Function):
-        """With a = act(gate) and the output's gradient g: dgate = act'(gate) ⊙ g ⊙ up, by autograd through `act` alone,
-        and dup = g ⊙ a."""
+        """With a = act(gate) and the output's gradient g: dgate = act'(gate) ⊙ g ⊙ up, by autograd through `act`, and
+        dup = g ⊙ a."""
 
         @staticmethod
         def forward(ctx: Any, act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:

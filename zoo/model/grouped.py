@@ -65,7 +65,7 @@ class GroupedAttention(MultiHead, kind="grouped_linear"):
 
 
 class GroupedMLP(FFN, kind="grouped_linear"):
-    """act(x·W_up)·W_down with grouped projections (Iandola et al., 2020, SqueezeBERT)."""
+    """Feed-forward act(x·W_up)·W_down with grouped projections (Iandola et al., 2020, SqueezeBERT)."""
 
     stacks: ClassVar[bool] = False
 

@@ -1,5 +1,5 @@
 # B batch, T tokens, E experts, K chosen experts a token, V vocabulary
-"""Hash routing: the experts of a token follow from its id."""
+"""Hash routing: a token's id determines its experts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class HashRouter(Router, kind="hash"):
-    """Look the experts of a token up by its id, in a table that is saved and not trained (Roller et al., 2021, Hash
+    """Look up a token's experts by the token's id, in a table that is saved and not trained (Roller et al., 2021, Hash
     Layers; the first layers of DeepSeek-V4, 2026).
 
-    The weights of these experts are made of linear scores of the token's vector. The table is initialised with K
+    The weights of these experts come from linear scores of the token's vector. The table is initialised with K
     consecutive experts for each id. Neighbouring ids are about equally frequent, so experts get even loads.
     """
 

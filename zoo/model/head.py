@@ -28,7 +28,7 @@ class Head(Spec, axis="head", default="lm"):
     """Predict from the last hidden states."""
 
     predicts_tokens: ClassVar[bool] = False
-    """Whether the head's logits are those of the vocabulary's tokens."""
+    """Whether the head's logits are for tokens of the vocabulary."""
     reads_rows: ClassVar[bool] = False
     """Whether the head reads a row as a whole: one result for the row, rather than one for each token."""
 
@@ -153,7 +153,7 @@ class MLMHead(VocabularyHead, kind="mlm"):
     transform_bias: bool = True
     """Whether the projections before the norm have a bias."""
     width: PositiveInt | None = None
-    """Channels of x·W; d_model unless given (ALBERT: the embedding's)."""
+    """Channels of x·W; d_model unless given (ALBERT: the embedding's width)."""
     deep: bool = False
     """Whether a second projection leads back to d_model before the norm, act(act(x·W)·V) (UltraBERT, 2026)."""
     table_width: PositiveInt | None = None
@@ -224,7 +224,7 @@ class FirstToken(Pooler, kind="first_token"):
 
 
 class FirstState(Pooler, kind="first_state"):
-    """The hidden state of the row's first token as it is (Karpukhin et al., 2020, DPR)."""
+    """The hidden state of the row's first token, unchanged (Karpukhin et al., 2020, DPR)."""
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
         return x[:, 0]

@@ -46,7 +46,8 @@ class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
 
 
 class PerLayerProjection(PerLayerEmbedding, kind="projection"):
-    """norm(x·W / √D) for each layer, without a table; x is the first layer's input (Google, 2026, EmbeddingGemma 2)."""
+    """Per-layer vectors norm(x·W / √D), without a table; x is the first layer's input (Google, 2026, EmbeddingGemma
+    2)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"project": Linear(d_model, self.n_layers * self.width), "norm": Sized(self.norm, self.width)}
@@ -56,7 +57,7 @@ class PerLayerProjection(PerLayerEmbedding, kind="projection"):
 
 
 class PerLayerTable(PerLayerEmbedding, kind="tokens"):
-    """(norm(x·W / √D) + √P·E[token]) / √2 for each layer, where x is the first layer's input (Gemma 3n, 2025)."""
+    """Per-layer vectors (norm(x·W / √D) + √P·E[token]) / √2, where x is the first layer's input (Gemma 3n, 2025)."""
 
     vocab_size: PositiveInt
     """Number of the table's tokens, which may be fewer than the model's. Further tokens get the vector of token 0."""
@@ -129,7 +130,7 @@ class LayerInput(Spec, axis="layer_input", default="gated"):
 
 
 class GatedInput(LayerInput, kind="gated"):
-    """norm((act(x·W_gate) ⊙ input)·W_project) (Gemma 3n, 2025)."""
+    """Gated input norm((act(x·W_gate) ⊙ p)·W_project) with the layer's vector p and the stream x (Gemma 3n, 2025)."""
 
     activation: PlainActivation
     """Activation of the gate."""

@@ -38,7 +38,7 @@ class Loop(Spec, axis="loop", default="plain"):
     start: NonNegativeInt = 0
     """Index of the loop's first layer, from 0 on."""
     end: PositiveInt
-    """Index after that of the loop's last layer."""
+    """Index of the loop's last layer + 1."""
     passes: Annotated[int, Ge(2)] = 2
     """Number of times that the loop's layers are run."""
 
@@ -123,8 +123,8 @@ class PlainLoop(Loop, kind="plain"):
 
 class RestartingLoop(Loop, kind="restarting"):
     """Each pass begins with the first pass's input, and its layers read messages from the previous pass (Thinking
-    Machines, 2026, Inkling 2). The layers of later passes are of kinds with `block.messages`, those of the first pass
-    of the same kinds without messages."""
+    Machines, 2026, Inkling 2). The layers of later passes are of kinds with `block.messages`. The first pass's layers
+    are of the same kinds without messages."""
 
     restarts: ClassVar[bool] = True
 
@@ -298,8 +298,7 @@ def find_loop_faults(tower: Tower) -> Iterator[Fault]:
 
 
 def _compare_visits(loop: Loop, tower: Tower) -> Iterator[Fault]:
-    """Yield a fault for the first visit of a layer whose kind differs from that of the layer's last visit by more than
-    messages."""
+    """Yield a fault for the first place where a layer has another kind than in its last visit, except for messages."""
     last = dict(zip(loop.visits, tower.pattern[loop.start : loop.stop], strict=True))
     for place, (number, name) in enumerate(zip(loop.visits, tower.pattern[loop.start :], strict=False), loop.start):
         own, block = tower.blocks[name], tower.blocks[last[number]]

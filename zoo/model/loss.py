@@ -40,7 +40,7 @@ class TokenLoss:
     chunk: int = 256 << 20
     """Upper bound of a chunk of logits, in bytes."""
     count: int | None = None
-    """Number of labelled tokens, if known: spares a wait for the device."""
+    """Number of labelled tokens, if known: saves a wait for the device."""
     compiled: bool = False
     """Whether softmax, its gradient and the sums are computed in one compiled pass."""
 
@@ -154,8 +154,8 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
     """Sum the loss over the labelled tokens of a batch: hidden states [B, T, D] and targets [B, T], or [B, T, C] of a
     regression.
 
-    The head runs on the labelled tokens alone. Returns the weighted total, which has a gradient to the hidden states
-    and the head's weights, and its weighted terms by name, without a gradient. The term of a z loss is left out if its
+    The head runs only on the labelled tokens. Returns the weighted total, which has a gradient to the hidden states and
+    the head's weights, and its weighted terms by name, without a gradient. The term of a z loss is left out if its
     coefficient is 0.
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten(0, 1)
@@ -172,7 +172,7 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
 
 def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
     """Find the indices of the labelled targets among targets [N]. `count` is their number, if known. Returns None if
-    `count` says that all are labelled, and for targets [N, C] of a regression, which always are."""
+    all are labelled: if `count` says so, or for targets [N, C] of a regression."""
     if count == len(targets) or targets.ndim > 1:
         return None
     kept = targets != IGNORED
@@ -276,7 +276,8 @@ class _Gradients:
         return made if _is_one(factor) else [None if each is None else each * factor for each in made]
 
     def scaled(self, factor: Tensor) -> list[Tensor | None]:
-        """Multiply the gradients by `factor` in place. Return those of the weights, and drop them from this object."""
+        """Multiply the gradients by `factor` in place. Return the weights' gradients, and drop them from this
+        object."""
         weights, self.weights = self.weights, []
         if not _is_one(factor):
             for each in (self.hidden, *weights):

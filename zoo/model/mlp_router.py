@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DepthAverage(Channel, name="depth_average"):
-    """The running average over layers that the nearest earlier router has made, [B, T, R]. It is not cached."""
+    """The running average over layers that the nearest earlier router computed, [B, T, R]. It is not cached."""
 
     staying: ClassVar[str] = "routers read an earlier one's, which another stage may have"
     ordered: ClassVar[bool] = True
@@ -60,7 +60,8 @@ def _find_router(block: Block) -> MLPTopK | None:
 
 class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     """Softmax top-k router with scores from an MLP of two hidden layers on norm(r), where r = x·W_down is `d_router`
-    wide (Zyphra, 2026, ZAYA1). `bias` says whether the last projection has a bias; the others always do."""
+    wide (Zyphra, 2026, ZAYA1). `bias` says whether the last projection has a bias; the other projections always have
+    one."""
 
     d_router: PositiveInt
     """Channels of r and of the hidden layers."""
@@ -69,7 +70,7 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     normalize: bool = False
     """Whether a token's weights are normalised to sum to 1."""
     selection_bias: bool = True
-    """Whether a bias is added to the scores for the choice alone, not for the weights (Wang et al., 2024)."""
+    """Whether a bias is added to the scores for choosing experts, but not for the weights (Wang et al., 2024)."""
     balance_coef: NonNegativeFloat = 0.0001
     """Coefficient of the load-balancing loss, as for the top-k routers."""
     mlp_norm: WholeNorm = RMSNorm()

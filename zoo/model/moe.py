@@ -67,8 +67,8 @@ class MoE(FFN, kind="moe"):
     }
 
     expert: FFN
-    """Feed-forward that every expert is a copy of. Its parameters other than matrices, an activation's for example, are
-    common to all experts."""
+    """Feed-forward that each expert copies. Its parameters other than matrices, such as an activation's, are common to
+    all experts."""
     router: Router
     """Router that chooses the experts of each token."""
     shared: SharedExpert | None = None
@@ -80,7 +80,7 @@ class MoE(FFN, kind="moe"):
     expert_norm: WholeNorm | None = None
     """Norm of each expert's output, with one weight for all experts (Meta, 2026, Muse Spark)."""
     out_scale: float = 1.0
-    """Constant factor of the sum: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+)."""
+    """Constant factor of the sum: 0.5 gives the mean of routed and shared outputs (Cohere, 2026, Command A+)."""
     zero_experts: NonNegativeInt = 0
     """Number of identity experts, which return their input (Jin et al., 2024, MoE++; LongCat-Flash, 2025). The router
     counts them after the computing ones."""
@@ -172,8 +172,8 @@ class MoE(FFN, kind="moe"):
         return Group({name: Experts(part, count, count, spread=False) for name, part in own.items()}, SHARED_EXPERT)
 
     def shard(self, ranks: int) -> MoE:
-        """Take one rank's part of each expert, routed or shared. Router and shared gate are on every rank. Raises
-        ConfigError if there are several ranks and a `branch_norm` or `expert_norm`."""
+        """Return the mixture with one rank's part of each expert, routed or shared. Router and shared gate are on every
+        rank. Raises ConfigError if there are several ranks and a `branch_norm` or `expert_norm`."""
         norms = {"shared.branch_norm": self.shared and self.shared.branch_norm, "expert_norm": self.expert_norm}
         for name, norm in norms.items():
             if norm is not None and ranks > 1:

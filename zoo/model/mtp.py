@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width
-"""Multi-token prediction: modules behind a decoder's layers that predict tokens further ahead, in training alone."""
+"""Multi-token prediction: modules after a decoder's layers that predict tokens further ahead, only in training."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ KIND = "mtp"
 
 
 class MTPModule(Block):
-    """h' = layer([norm(h) ; norm(e)]·W) of hidden states h and of the embeddings e of later tokens (DeepSeek-AI, 2024,
-    DeepSeek-V3, §2.2). The layer is of the kind of the model's last layer. The model's head follows, after a norm of
-    the module's own; its product is counted here again."""
+    """Multi-token prediction module, h' = layer([norm(h) ; norm(e)]·W), of hidden states h and the embeddings e of
+    later tokens (DeepSeek-AI, 2024, DeepSeek-V3, §2.2). The layer is of the kind of the model's last layer. The model's
+    head follows, after a norm of the module's own; its product is counted here again."""
 
     kind: ClassVar[str] = KIND  # in no registry: a model's layers cannot be of it
     takes: ClassVar[tuple[str, ...]] = (Embedded.name,)
 
     layer: Block
-    """The layer behind the projection."""
+    """The layer after the projection."""
     head: Head
     """The model's head."""
 

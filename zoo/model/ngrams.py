@@ -36,7 +36,7 @@ class NGramEmbedding(Spec, axis="ngrams", default="hashed"):
 
 
 class HashedNGrams(NGramEmbedding, kind="hashed"):
-    """Embeddings of hashed n-grams that the streams gate (Cheng et al., 2026, Engram; Qwen Team, 2026, Qwen4-Exp).
+    """Embeddings of hashed n-grams, gated by the streams (Cheng et al., 2026, Engram; Qwen Team, 2026, Qwen4-Exp).
 
     For each n of 2 to `longest` the last n tokens are hashed `hashes` times, each time into a separate table; e is the
     concatenation of all vectors found. A stream x_s gets u + silu(conv(norm(u))), where u = σ(√|g|·sign(g))·v, v =
@@ -74,7 +74,7 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
     d_conv: PositiveInt = 4
     """Width of the convolution, in tokens, which are `longest` apart."""
     norm: WholeNorm = RMSNorm()
-    """Norm of keys, of streams and of what the convolution reads, with a weight for each stream."""
+    """Norm of keys, of streams and of the convolution's input, with a weight for each stream."""
 
     def __post_init__(self) -> None:
         if self.width % self.n_tables:
@@ -140,7 +140,7 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
         return value + F.silu(mixed).unflatten(-1, (self.n_streams, -1))
 
     def _hash(self, m: Weights, step: Step, shifted: Tensor) -> Tensor:
-        """Find the table rows of the n-grams of tokens, by their ids + 1 [B, T, 1]: [B, T, n_tables]."""
+        """Find the table rows [B, T, n_tables] of the tokens' n-grams, from token ids + 1 [B, T, 1]."""
         history = join_earlier(shifted, step, "ngram", self.longest - 1)
         tokens = [history.look_back(0)]
         for distance in range(1, self.longest):

@@ -58,8 +58,8 @@ class RouterInput(Node, name="input"):
 
 
 class ExpertGroups(Node, name="groups"):
-    """Equal groups of experts. A token may choose experts of the best groups only, so that they are on few machines
-    (DeepSeek-V2, 2024)."""
+    """Equal groups of experts. A token may choose experts only of the best groups, so that its experts are on few
+    machines (DeepSeek-V2, 2024)."""
 
     count: PositiveInt = 1
     """Number of groups."""
@@ -69,7 +69,7 @@ class ExpertGroups(Node, name="groups"):
     """Number of best scores of a group whose sum ranks the group. Unless given, 1 for softmax and 2 for sigmoid
     scores."""
     closed_rank: Literal["last", "zero"] = "last"
-    """Rank of the experts in closed groups: last, or that of a score of 0, ahead of open experts whose score a bias
+    """Rank of the experts in closed groups: last, or as with a score of 0, ahead of open experts whose score a bias
     makes negative (SK Telecom, 2026, A.X K2)."""
 
     def __post_init__(self) -> None:
@@ -158,8 +158,8 @@ class TopK(Router):
     normalize: bool = True
     """Whether a token's weights are normalised to sum to 1."""
     selection_bias: bool = False
-    """Whether a bias is added to the scores for the choice alone, not for the weights. It has no gradient; the training
-    loop may adjust it, to balance the load (Wang et al., 2024, DeepSeek-V3)."""
+    """Whether a bias is added to the scores for choosing experts, but not for the weights. It has no gradient; the
+    training loop may adjust it, to balance the load (Wang et al., 2024, DeepSeek-V3)."""
     groups: ExpertGroups = ExpertGroups()
     """Groups of experts, of which only the best are open to a token."""
     capacity: PositiveInt | None = None
@@ -236,7 +236,7 @@ class TopK(Router):
 class SoftmaxTopK(TopK, kind="softmax_topk"):
     """Choose the top_k of a softmax over all experts (Shazeer et al., 2017).
 
-    With `normalize` (Mixtral) the weights are a softmax over the chosen scores alone, as in gpt-oss and Granite. This
+    With `normalize` (Mixtral) the weights are a softmax over only the chosen scores, as in gpt-oss and Granite. This
     equals the chosen probabilities divided by their sum.
     """
 
@@ -263,7 +263,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     """
 
     selection_bias: bool = True
-    """Whether a bias is added to the scores for the choice alone, not for the weights (Wang et al., 2024)."""
+    """Whether a bias is added to the scores for choosing experts, but not for the weights (Wang et al., 2024)."""
     judged_by: ClassVar[int] = 2
     choose_by: Literal["score", "logit"] = "score"
     """What the selection bias is added to: scores, or logits before the sigmoid (Aleph Alpha, 2026, Kolibri-1)."""
@@ -309,7 +309,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
 
 
 class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
-    """Top-k router with scores √softplus of the logits (DeepSeek-V4, 2026): as sigmoid_topk, but unbounded."""
+    """Top-k router with scores √softplus of the logits (DeepSeek-V4, 2026): like sigmoid_topk, but unbounded."""
 
     def _rate(self, logits: Tensor) -> Tensor:
         return F.softplus(logits).sqrt()
@@ -324,7 +324,7 @@ def check_count(router: Router) -> None:
 
 
 def normalize_scores(scores: Tensor) -> Tensor:
-    """Divide scores [B, T, E|K] by their sum. The 1e-20 is the reference's, for scores that are all 0."""
+    """Divide scores [B, T, E|K] by their sum + 1e-20. The reference adds this number for scores that are all 0."""
     return scores / (scores.sum(-1, keepdim=True) + 1e-20)
 
 

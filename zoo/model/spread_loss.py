@@ -12,7 +12,7 @@ from zoo.model.loss import TokenLoss, accumulating, split_for_softmax
 
 @dataclass(frozen=True)
 class SpreadLoss(TokenLoss):
-    """TokenLoss from a rank's logits [N, V/R], V being the whole vocabulary (Shoeybi et al., 2019, §3).
+    """TokenLoss from a rank's logits [N, V/R], where V is the size of the whole vocabulary (Shoeybi et al., 2019, §3).
 
     Ranks exchange two numbers for each token. Logits beyond the vocabulary, which pad the last ranks' parts, are
     masked.

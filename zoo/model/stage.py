@@ -51,12 +51,12 @@ class DecoderStage(Decoder):
 
     @property
     def has_first(self) -> bool:
-        """Whether the model's first layer is here."""
+        """Whether the stage has the model's first layer."""
         return any(map(self.begins, range(len(self.chunks))))
 
     @property
     def has_last(self) -> bool:
-        """Whether the model's last layer is here."""
+        """Whether the stage has the model's last layer."""
         return any(map(self.ends, range(len(self.chunks))))
 
     @property

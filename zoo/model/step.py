@@ -149,9 +149,9 @@ class Step:
         **scores: Any,
     ) -> Tensor:
         """Attend to the keys of this pass: q [B, T, H, C] → [B, T, H, Cv]. The bias on the scores is the one that
-        layers of this kind share, unless `own` gives this layer's position scheme and its weights; `read` is then the
-        result of the scheme's `read`, if any. `scores` are softcap, sinks and, in ring attention, an `expansion` that
-        makes keys and values from k."""
+        layers of this kind share, unless `own` gives this layer's position scheme and its weights. `read` is then the
+        result of the scheme's method `read`, if it reads the layer's input. `scores` are softcap, sinks and, in ring
+        attention, an `expansion` that makes keys and values from k."""
         keys = self.keys if self.choice is None else self.keys.narrow(self.choice)
         if own is not None:
             keys = keys.with_bias(self._bias_maker(own, q.shape[2]), q.shape[2], read)
@@ -165,7 +165,7 @@ class Step:
         self.choice = self.give(CHOICE, self.keys.choose(pick, k, *queries))
 
     def take_choice(self) -> None:
-        """Restrict attention to the keys that an earlier layer chose. When prices trace a layer alone, it has no
+        """Restrict attention to the keys that an earlier layer chose. A layer that prices trace by itself has no
         earlier layer, and takes all keys in a mask of the same form."""
         self.choice = self.read(CHOICE)
         if self.choice is None:
@@ -294,8 +294,8 @@ class Output:
     whole rows), the routers' weighted `losses`, `pooled` [B, …] if the model has a pooler (a vector or logits for a
     row), and the encoder's output `memory` [B, S, D] in an encoder-decoder.
 
-    With targets, `loss` is the weighted sum over them, which has a gradient, and `terms` are its parts by name, which
-    have none. In training `loads` has, for each mixture from first layer to last, the number of real tokens that chose
+    With targets, `loss` is the weighted sum over them, which has a gradient, and `terms` are its parts by name, without
+    a gradient. In training `loads` has, for each mixture from first layer to last, the number of real tokens that chose
     each expert [E].
     """
 

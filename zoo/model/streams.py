@@ -1,5 +1,5 @@
 # B batch, T tokens, S streams, D model width
-"""A residual stream of several vectors a token: its start from the embedding's output, and its end as one vector."""
+"""A residual stream of several vectors per token: its start from the embedding's output, and its end as one vector."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Streams(Spec, axis="streams", default="altup"):
-    """Widen the residual stream to several vectors a token, from embedding to final norm. Pipelines refuse it."""
+    """Widen the residual stream to several vectors per token, from embedding to final norm. Pipelines refuse it."""
 
     count: Annotated[int, Ge(2), Le(1024)]
     """Number of residual streams, S."""
@@ -67,8 +67,8 @@ class MeanStreams(Streams, kind="mean"):
 
 
 class WeightedStreams(Streams, kind="weighted"):
-    """The streams are equal at first, and summed with weights in the end, Σₛ (σ(a·(x·W)_s + b_s) + eps)·x_s, where x·W
-    is of the token's streams, concatenated and divided by their root mean square (DeepSeek-V4, 2026)."""
+    """Streams that are equal at first, and summed with weights in the end: Σₛ (σ(a·(x·W)_s + b_s) + eps)·x_s. In x·W, x
+    is the concatenation of the token's streams, divided by its root mean square (DeepSeek-V4, 2026)."""
 
     eps: PositiveFloat = 1e-6
     """Epsilon, added to the factors, which must not be 0."""
@@ -91,7 +91,7 @@ class WeightedStreams(Streams, kind="weighted"):
 
 
 class GatedStreams(Streams, kind="gated"):
-    """Equal streams at first, and in the end the sum of the normalised streams n with a gate for each channel, Σₛ
+    """Streams that are equal at first. In the end the normalised streams n are summed with a gate for each channel, Σₛ
     σ(silu(n·W_down / S)·W_up)_s ⊙ n_s / S (Qwen Team, 2026, Qwen4-Exp)."""
 
     rank: PositiveInt

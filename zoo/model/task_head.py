@@ -187,7 +187,8 @@ class SpanHead(Head, kind="question_span"):
         return torch.cat((hidden.gather(1, places), hidden), 1)  # B 1+T D
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        """Compute logits [B, T, 2] of vectors [B, 1 + T, D], the question's before those of all tokens."""
+        """Compute logits [B, T, 2] from vectors [B, 1 + T, D]: the question's vector, then the vectors of all
+        tokens."""
         asked, x = x[:, :1], x[:, 1:]
         found = []
         for name in ("start", "end"):

@@ -41,8 +41,8 @@ class Topology(Spec, axis="topology", default="decoder"):
 
     @classmethod
     def parse(cls, node: object) -> Any:
-        """Parse a node into a Spec. For a whole model, but not for a tower inside another, raises one error with all
-        misfits."""
+        """Parse a node into a Spec. For a whole model, but not for a tower inside another, raises one ValidationError
+        that lists all misfits."""
         spec = super().parse(node)
         found = list(spec.misfits()) if cls is Topology else []  # a tower inside another model is parsed as Tower
         if found:
@@ -98,7 +98,7 @@ class Tower(Topology):
     pooler: Pooler | None = None
     """Pooler in addition to the head: makes one vector, or logits, of a row."""
     streams: Streams | None = None
-    """Widening of the residual stream for blocks that take several vectors a token (AltUp); null for one vector."""
+    """Widening of the residual stream for blocks that take several vectors per token (AltUp); null for one vector."""
     init: Init = Normal()
     """Initial weights."""
 
@@ -163,7 +163,7 @@ class Tower(Topology):
 
     @property
     def depth(self) -> int:
-        """Number of layers of the whole tower, of which a pipeline's stage holds some."""
+        """Number of layers of the whole tower; a pipeline's stage holds some of them."""
         return len(self.pattern)
 
     @property
@@ -255,8 +255,8 @@ class Tower(Topology):
         }
 
     def forward(self, m: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
-        """Compute hidden states [B, T, D] and, if there is a head, logits [B, T, V] (of a head that reads whole rows
-        [B, C]) for token ids [B, T]. The other arguments are those of Inputs. With `targets` the loss is computed in
+        """Compute hidden states [B, T, D] and, if there is a head, logits [B, T, V] (or [B, C] if the head reads whole
+        rows) for token ids [B, T]. The other arguments are those of Inputs. With `targets` the loss is computed in
         place of logits, chunk by chunk. Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)

@@ -108,7 +108,7 @@ class KeyView:
         return attend(q, k, v, segment.mask, bias=segment.bias, chosen=self.kernels, **how)
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> list[Tensor]:
-        """Choose keys for each segment by `pick(*queries, k, mask)`. `narrow` takes the result."""
+        """Choose keys for each segment by `pick(*queries, k, mask)`. Returns the argument of `narrow`."""
         each = zip(self.segments, self.read(k), *map(self.split, queries), strict=True)
         return [pick(*mine, keys, segment.mask) for segment, keys, *mine in each]
 

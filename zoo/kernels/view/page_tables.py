@@ -50,8 +50,8 @@ def _rank(ask: AttentionQuery, machine: Machine, kernel: str) -> int:
 
 
 class PagedShape(NamedTuple):
-    """The shape of a pass: B rows of T new tokens, and the page table's width P for each group. With `varlen` T is the
-    number of new tokens of all rows, which lie end to end."""
+    """The shape of a pass: B rows of T new tokens, and the page table's width P for each group. With `varlen` the rows
+    are concatenated, and T is the number of new tokens of all rows."""
 
     rows: int
     new: int

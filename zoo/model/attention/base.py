@@ -1,4 +1,4 @@
-"""Attention: the base of all kinds, and the base of those that take a softmax over scores."""
+"""Attention: the base of all kinds, and the base of the kinds that take a softmax over scores."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Attention(Spec, axis="attention"):
 
     @property
     def sight(self) -> Sight:
-        """The limits, besides the causal mask, on which keys a query may attend to."""
+        """Limits on the keys that a query may attend to, in addition to the causal mask."""
         return Sight()
 
     @property
@@ -109,8 +109,8 @@ class Attention(Spec, axis="attention"):
         return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """Map the names of the cached tensors that this layer reads to their shapes per token: its own tensors or, if
-        it reads another layer's keys and values, that layer's."""
+        """Map the names of the cached tensors that this layer reads to their shapes per token. They are its own tensors
+        or, if it reads another layer's keys and values, the tensors of that layer."""
         return self.cache()
 
     @property
@@ -145,13 +145,13 @@ class Attention(Spec, axis="attention"):
         return 0
 
     def prepare(self, m: Weights | None, step: Step) -> None:
-        """Put what all layers of this kind share in one forward pass into the step: entries of `step.extra`, or a new
-        `step.keys`. The default adds nothing. `m` are the weights of the model's position scheme, or None if each layer
-        has its own."""
+        """Add to the step the values that all layers of this kind share in one forward pass: entries of `step.extra`,
+        or a new `step.keys`. The default adds nothing. `m` are the weights of the model's position scheme, or None if
+        each layer has its own."""
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
         """Return the AttentionQuery that a kernel must compute; None for a mixer that uses no kernel. `features` are
-        the fields of AttentionQuery that depend on the pass: those of the Mask, and whether there are gradients."""
+        the fields of AttentionQuery that depend on the pass: the Mask's features, and whether there are gradients."""
         return None
 
     def decode_ask(self, dtype: str, new: int, **features: Any) -> AttentionQuery | None:

@@ -43,11 +43,11 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
     block_size: PositiveInt = 64
-    """Tokens of a block."""
+    """Number of tokens in a block."""
     random_blocks: NonNegativeInt = 3
     """Number of random blocks that a token sees in training."""
     bias: bool = True
-    """Whether the projections of q, k and v have a bias, and also that of o unless `o_bias` is given."""
+    """Whether the projections of q, k and v have a bias, and also the projection o unless `o_bias` is given."""
     o_bias: bool | None = None
     """Whether the output projection o has a bias; the value of `bias` unless given."""
 
@@ -102,7 +102,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
         step.keys = KeyView(Mask(tokens, tokens, causal=False, only=mine & seen), step.keys.index, bias)
 
     def _draw(self, query: Tensor, key: Tensor, last: Tensor, count: int) -> Tensor:
-        """Draw random blocks for each query, among those of the `count` blocks that the query does not see anyway.
+        """Draw random blocks for each query, among the `count` blocks, without those that the query sees anyway.
         Returns a mask [B|1, T, T], True for keys in a drawn block. `query` [B|1, T, 1] and `key` [B|1, 1, T] are the
         block numbers of queries and keys, `last` [B|1, T, 1] the last block of the query's text."""
         blocks = torch.arange(count, device=query.device)  # N

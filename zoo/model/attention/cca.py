@@ -47,7 +47,7 @@ class CCA(MultiHead, kind="cca"):
     bias: bool = False
     """Whether the projections have a bias; the convolutions always do."""
     window: PositiveInt | None = None
-    """Number of keys that a query sees, itself included; all of them unless given."""
+    """Number of keys that a query sees, itself included; all keys unless given."""
 
     def __post_init__(self) -> None:
         check_multiple(self, "n_heads", "n_kv_heads")

@@ -31,7 +31,7 @@ class Compressed(MultiHead, kind="compressed"):
     is rotated back by the position of its query. The output projection has two matrices: one for each group of heads,
     then one for all groups.
 
-    With a compressor, the cache grows with the number of entries alone. The tokens of the row's window, and the sums
+    With a compressor, the cache grows only with the number of entries. The tokens of the row's window, and the sums
     over the tokens of an entry that is not complete yet, are states of fixed size. Without a compressor, the vectors c
     are cached.
     """
@@ -57,10 +57,10 @@ class Compressed(MultiHead, kind="compressed"):
     sinks: bool = True
     """Whether a learned logit without a value is added to each head's softmax."""
     compressor: Compressor | None = None
-    """Compressor that makes the entries; null for attention to the window alone."""
+    """Compressor that makes the entries; null for attention only to the window."""
     indexer: Indexer | None = None
-    """Indexer that chooses the entries that a query attends to (compressed sparse attention); null for all of them
-    (heavily compressed attention)."""
+    """Indexer that chooses the entries that a query attends to (compressed sparse attention); null for attention to all
+    entries (heavily compressed attention)."""
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)
@@ -137,8 +137,8 @@ class Compressed(MultiHead, kind="compressed"):
         return near | self.compressor.list_states(self.head_dim, "entry_") | index
 
     def count_loose(self, tokens: int) -> int:
-        """Count the numbers that transformers caches, besides the entries, for a row of `tokens` tokens: those of the
-        window, and those of tokens that are not in an entry yet."""
+        """Count the numbers that transformers caches, besides the entries, for a row of `tokens` tokens: for the
+        window's tokens, and for tokens that are not in an entry yet."""
         assert self.compressor is not None
         loose = self.compressor.count_loose(self.head_dim, tokens)
         if isinstance(self.indexer, EntryIndexer):

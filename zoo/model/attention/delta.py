@@ -1,6 +1,5 @@
 # B batch, T tokens, H value heads, G key heads, K key width, V value width, N chunks, L chunk length
-"""The delta rule, gated or not: a token writes to the state the part of its value that the state does not yet
-recall."""
+"""The delta rule, gated or not: a token writes only the part of its value that the state does not yet recall."""
 
 from __future__ import annotations
 
@@ -67,13 +66,13 @@ class GatedDelta(Attention, kind="gated_delta"):
     """Factor of β, the strength of writing. A factor of 2 lets S change its sign along k (Grazzi et al., 2024, negative
     eigenvalues)."""
     decay: bool = True
-    """Whether the state decays. If false, α is 1: the delta rule alone (Yang et al., 2024, DeltaNet)."""
+    """Whether the state decays. If false, α is 1: the plain delta rule (Yang et al., 2024, DeltaNet)."""
     gate: PlainActivation | None = SiLU()
     """Activation of the output gate z; null for no gate (DeltaNet)."""
     norm: WholeNorm = RMSNorm(eps=1e-6)
     """Norm of each value head's output y."""
     chunk_size: PositiveInt = 64
-    """Chunk length of the recurrence, in tokens; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; affects only speed."""
 
     def __post_init__(self) -> None:
         check_multiple(self, "n_v_heads", "n_k_heads")
@@ -182,7 +181,7 @@ def _scan_chunks(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
 
-    What a token writes depends on what the earlier tokens of its chunk wrote: the writes W of a chunk solve (I + A)·W =
+    A token's write depends on the writes of the earlier tokens in its chunk. The writes W of a chunk solve (I + A)·W =
     β·v − β·(k decayed)·S, where A is strictly lower triangular. S is not known yet, so the system is solved for β·v and
     for β·(k decayed) separately.
     """
@@ -209,8 +208,8 @@ def carry_chunks(
     added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Carry a state S [B, H, K, V] through chunks. The tokens of a chunk write n = values − keys·S [B, N, H, L, V] and
-    read reading·S + inside·n; the next state is across·S + writing·n + `added` [B, N, H, K, V], if given. Returns what
-    is read [B, N, H, L, V] and the last S."""
+    read reading·S + inside·n; the next state is across·S + writing·n + `added` [B, N, H, K, V], if given. Returns the
+    values read [B, N, H, L, V] and the last S."""
     extra = [None] * values.shape[1] if added is None else added.unbind(1)
     each_chunk = (each.unbind(1) for each in (values, keys, reading, inside, writing, across))
     reads = []

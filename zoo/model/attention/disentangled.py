@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """A projection of the position table. It runs once a pass for any number of tokens, so it counts no FLOPs per
+    """A projection of the position table. It runs once per pass for any number of tokens, so it counts no FLOPs per
     token."""
 
     precise: bool = True

@@ -36,7 +36,7 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
     k_norm: WholeNorm | None = None
     """Norm of keys; `qk_norm` unless given."""
     separate_inputs: bool = False
-    """Whether the block makes three input vectors of each token: one for queries, gate, sinks and positions, one for
+    """Whether the block makes three input vectors for each token: one for queries, gate, sinks and positions, one for
     keys, and one for values."""
 
     def __post_init__(self) -> None:

@@ -38,14 +38,14 @@ class Entries:
     object.
 
     `places` [B|1, T] are the tokens' places in their windows. `members` [B|1, E, m] are the indices of each window's
-    tokens, and `hidden` [B|1, E, m] is True for those that are absent. If `members` is None, windows lie end to end,
-    and `front` tokens of the first one came in an earlier pass. `begun` [B|1, 1, 1] says whether a row's first window
-    began in an earlier pass. `follows` [B|1, E, 1] says whether a window is of the same text as the window before it
-    (None: all but the first are). `last` [B] is the index of the last window with tokens of the row (None: E − 1).
+    tokens, and `hidden` [B|1, E, m] is True for absent tokens. If `members` is None, windows are consecutive, and
+    `front` tokens of the first one came in an earlier pass. `begun` [B|1, 1, 1] is True if a row's first window began
+    in an earlier pass. `follows` [B|1, E, 1] is True if a window is of the same text as the window before it (None: all
+    but the first are). `last` [B] is the index of the last window with tokens of the row (None: E − 1).
 
-    `near` [B|1, T, S] says which of the last S single tokens a query sees (None: all); the first `held` of them come
-    from the state. `joined` is the mask over single tokens and entries; None if layers have an indexer or if rows are
-    ragged. `counts` [B] is the number of tokens that each row adds (None: T).
+    `near` [B|1, T, S] is True for those of the last S single tokens that a query sees (None: all); the first `held` of
+    them come from the state. `joined` is the mask over single tokens and entries; None if layers have an indexer or if
+    rows are ragged. `counts` [B] is the number of tokens that each row adds (None: T).
     """
 
     rate: int
@@ -84,7 +84,7 @@ class Entries:
         return x.unflatten(1, (self.count, self.rate))
 
     def _go_on(self, sums: RunningSums, earlier: RunningSums) -> RunningSums:
-        """Merge the sums over an `earlier` pass's tokens of the first window into that window's sums."""
+        """Merge the first window's sums from an `earlier` pass into its sums of this pass."""
         assert self.begun is not None
         return sums.merge(earlier.keep(self.begun).pad(0, self.count - 1))
 
@@ -163,7 +163,7 @@ def attend_entries(
     step: Step, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
 ) -> Tensor:
     """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C]: to all entries or, after
-    an indexer, to the at most `most` that it chose. Each token and each entry is the key and the value of all heads: q
+    an indexer, to the chosen ones (`most` or fewer). Each token and each entry is the key and the value of all heads: q
     [B, T, H, C] → [B, T, H, C]. For ragged rows, and rows read by page table, entries are a pool [N, C]."""
     made, keys = step.extra[ENTRIES], step.keys
     how = {"kernel": step.kernel, "chosen": made.kernels, "scale": scale, **scores}
@@ -193,9 +193,9 @@ def share_entries(
     slots: SlotMapping | None,
     dtype: torch.dtype,
 ) -> None:
-    """Put into the Step what all layers with compressed keys share: the windows that the new tokens fill, rotary tables
-    for the windows' entries, and masks over entries, which an indexer narrows further. Raises ConfigError for a
-    bidirectional prefix."""
+    """Add to the Step the values that all layers with compressed keys share: the windows that the new tokens fill,
+    rotary tables for the windows' entries, and masks over entries, which an indexer narrows further. Raises ConfigError
+    for a bidirectional prefix."""
     if context.prefix is not None:
         found = "attention: compressed entries are of tokens that came before, found a prefix that is seen whole"
         raise ConfigError(f"{found} (use gqa there)")
@@ -295,7 +295,7 @@ def _continue_rows(context: ForwardContext, attention: SoftmaxAttention) -> Entr
 
 
 def _see_row(context: ForwardContext, rate: int, count: int, stop: int, runs: list[Run]) -> KeySegment:
-    """Make the key segment of one row: its entries, and a mask of those that its queries see. The queries are the
+    """Make the key segment of one row: its entries, and a mask of the entries that its queries see. The queries are the
     `count` tokens that end before index `stop`."""
     held = count_slots(runs)
     if count == 1:

@@ -21,7 +21,7 @@ class Fourier(Attention, kind="fourier"):
     and channels, Re(F_T·x·F_D). It has no weights.
 
     Computed in float32 as C_T·(x·C_D) − S_T·(x·S_D), with the transforms' cosines C and sines S. A padded row, or a
-    document in a packed row, is transformed over its own tokens alone (transformers mixes padding in).
+    document in a packed row, is transformed only over its own tokens (transformers mixes padding in).
     """
 
     causal: ClassVar[bool | None] = False
@@ -60,7 +60,7 @@ class Fourier(Attention, kind="fourier"):
 
 
 def _transform(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Make cosines and sines [D, D] of the transform of `width` numbers."""
+    """Make cosines and sines [D, D] of the Fourier transform of `width` numbers."""
     places = torch.arange(width, device=device)
     steps = (places[:, None] * places) % width
     angles = steps.float() * (2 * math.pi / width)

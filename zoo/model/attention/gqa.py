@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def remove_along(y: Tensor, own: Tensor) -> Tensor:
-    """Remove from the heads' outputs y [B, T, H, V] their components along `own` [B, T, K, V], the vector of each
-    head's kv head."""
+    """Remove from the heads' outputs y [B, T, H, V] their components along `own` [B, T, K, V], one vector for each kv
+    head."""
     grouped, v = y.unflatten(-2, (own.shape[-2], -1)), own.unsqueeze(-2)  # B T K G V, B T K 1 V
     along = (grouped * v).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True).clamp(min=1e-12)
     return (grouped - along * v).flatten(-3, -2)
@@ -40,8 +40,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """Grouped-query attention (Ainslie et al., 2023): n_kv_heads = n_heads is MHA (Vaswani et al., 2017), 1 is MQA
     (Shazeer, 2019).
 
-    In order: q, k, v = x·W; short_conv; clip; qk_norm; the rotation; value_residual; softmax(scale·q·kᵀ)·v; exclusive;
-    gate; out_norm; o.
+    Operations in order: q, k, v = x·W; short_conv; clip; qk_norm; the rotation; value_residual; softmax(scale·q·kᵀ)·v;
+    exclusive; gate; out_norm; o.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
@@ -71,7 +71,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     head_dim: PositiveInt
     """Channels of a head's queries and keys."""
     bias: Annotated[bool | Literal["qkv", "o"], check_word("qkv", "o")] = False
-    """Which projections have a bias: all (true), those of queries, keys and values (qkv), or the output's (o)."""
+    """Which projections have a bias: all (true), the ones of queries, keys and values (qkv), or the output's (o)."""
     window: PositiveInt | None = None
     """Number of keys that a causal query sees, itself included, or that a bidirectional one sees to either side; null
     for all (Beltagy et al., 2020; Mistral)."""
@@ -106,8 +106,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     short_conv: QKVConvolution | None = None
     """A short convolution of queries, keys and values along the tokens (So et al., 2021, Primer)."""
     kv_from: str | None = None
-    """Kind of layer whose keys and values this layer reads instead of making its own: those of the last layer of that
-    kind before it (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
+    """Kind of layer whose keys and values this layer reads instead of making its own. It reads the last such layer
+    before it (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
     memory_width: PositiveInt | None = None
     """Width of the encoder's output in cross-attention; the width of the queries' stream unless given (T5Gemma)."""
     indexer: Indexer | None = None

@@ -48,8 +48,8 @@ class ChosenKeys(Channel, name=CHOICE):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield a fault for the first layer that reuses a choice if no layer before it chooses, or if that layer has
-        another top_k."""
+        """Yield a fault for the first layer that reuses a choice if no layer before it chooses, or if the layer that
+        chooses has another top_k."""
         made, choosers = None, {name: block.attention.chooser for name, block in tower.blocks.items()}
         for place, name in enumerate(tower.pattern if any(each is not None for each in choosers.values()) else ()):
             chooser, path = choosers[name], ("blocks", name, "attention", "indexer")
@@ -94,8 +94,8 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
         """List the indexer's weights by name, which the attention adds to its own parts. x is `d_model` wide, the input
-        of the indexer's queries `q_width`. The weights are not trained, because a choice has no gradient (DeepSeek
-        trains them by a separate loss)."""
+        of the indexer's queries is `q_width` wide. The weights are not trained, because a choice has no gradient
+        (DeepSeek trains them by a separate loss)."""
         return {name: replace(part, learns=False) for name, part in self.weights(d_model, q_width).items()}
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
@@ -111,8 +111,8 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         cannot choose for `n_heads` heads."""
 
     def prepare(self, context: ForwardContext, step: Step, slots: SlotMapping | None, rotate: Rotate) -> None:
-        """Put into `step.extra` what the indexers of all layers of a kind share in a pass; by default nothing. `rotate`
-        makes the rotary tables of positions [1, E]."""
+        """Add to `step.extra` the values that the indexers of all layers of a kind share in a pass; nothing by default.
+        `rotate` makes the rotary tables of positions [1, E]."""
 
     def shard(self, ranks: int) -> Indexer:
         """Return the part that one of `ranks` tensor-parallel ranks holds; by default the whole indexer."""
@@ -125,8 +125,8 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
 
 def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bool, last: bool = False) -> Tensor:
-    """Rotate the first channels of x [B, T, H, C], or with `last` its last ones, by attention's rotary `tables`, which
-    set their number. Without tables, return x."""
+    """Rotate the first channels of x [B, T, H, C], or with `last` its last channels, by attention's rotary `tables`.
+    The tables determine how many channels. Without tables, return x."""
     if tables is None:
         return x
     cos, sin = tables
@@ -211,7 +211,7 @@ class TopKIndexer(Indexer):
 
 
 class LightningIndexer(TopKIndexer, kind="lightning"):
-    """The lightning indexer (DeepSeek-V3.2, 2025), with one key k = norm(x·W_k) a token.
+    """The lightning indexer (DeepSeek-V3.2, 2025), with one key k = norm(x·W_k) per token.
 
     As many channels of q and k are rotated as in attention, by the same angles.
     """
@@ -286,9 +286,9 @@ class BlockIndexer(NormedIndexer, kind="blocks"):
     including the `local_blocks` newest that a query sees. Each indexer head chooses for its share of the attention's
     heads.
 
-    q = norm(x·W_q), one key k = norm(x·W_k) a token. Rotation and cache are those of the lightning indexer. Blocks are
-    counted from a text's start, so that neither padding nor a document in front moves them (in the reference padding
-    does).
+    q = norm(x·W_q), one key k = norm(x·W_k) per token. Rotation and cache are those of the lightning indexer. Blocks
+    are counted from a text's start, so that neither padding nor a document in front moves them (in the reference
+    padding does).
     """
 
     causal: ClassVar[bool | None] = True  # the newest block is the query's own
@@ -297,7 +297,7 @@ class BlockIndexer(NormedIndexer, kind="blocks"):
     """Number of the indexer's heads, a divisor of the attention's. Each chooses keys for an equal share of the
     attention's heads."""
     block_size: PositiveInt = 128
-    """Keys of a block."""
+    """Number of keys in a block."""
     top_blocks: PositiveInt = 16
     """Maximum number of blocks that a query attends to."""
     local_blocks: PositiveInt = 1

@@ -31,7 +31,8 @@ class KDA(Attention, kind="kda"):
     """Kimi Delta Attention (Kimi Team, 2025, Kimi Linear).
 
     q, k and v [H, K] pass a convolution and `activation`; q and k are L2-normalised, and q is multiplied by 1/√K. With
-    β = σ(x·W_b) [H] and α = exp(−exp(A_log)·softplus(x·W_fa·W_fb + dt_bias)) [H, K], where A_log is one number a head,
+    β = σ(x·W_b) [H] and α = exp(−exp(A_log)·softplus(x·W_fa·W_fb + dt_bias)) [H, K], where A_log is one number per
+    head,
 
         S ← α ⊙ S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out.
 
@@ -58,7 +59,7 @@ class KDA(Attention, kind="kda"):
     """Lower bound of the decay's logarithm ln α, below 0: α = exp(lower_bound·σ(exp(A_log)·(x·W_f + dt_bias))) (Ling 3,
     2026). null for no bound."""
     chunk_size: PositiveInt = 64
-    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
+    """Chunk length of the recurrence, in tokens, a power of two; affects only speed."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)

@@ -54,7 +54,7 @@ class Lightning(Attention, kind="lightning"):
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the output's norm, added to the mean square under its root."""
     chunk_size: PositiveInt = 64
-    """Chunk length of the recurrence, in tokens; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; affects only speed."""
 
     @property
     def d_inner(self) -> int:
@@ -134,7 +134,7 @@ class GatedLinear(Attention):
     norm: WholeNorm
     """Norm of each head's output y."""
     chunk_size: PositiveInt = 64
-    """Chunk length of the recurrence, in tokens; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; affects only speed."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         key, value = self.n_heads * self.head_k_dim, self.n_heads * self.head_v_dim
@@ -194,7 +194,7 @@ class GLA(GatedLinear, kind="gla"):
     norm: WholeNorm = RMSNorm(eps=1e-5)
     """Norm of each head's output y."""
     chunk_size: PositiveInt = 64
-    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
+    """Chunk length of the recurrence, in tokens, a power of two; affects only speed."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)

@@ -49,14 +49,14 @@ class Mamba(Attention, kind="mamba"):
     expand: PositiveInt = 2
     """Inner channels for each channel of the residual stream: E = expand·d_model."""
     heads: PositiveInt = 1
-    """Number of equal groups of inner channels, each of which makes B, C and Δ from its own channels alone (Glorioso et
-    al., 2024, Zamba)."""
+    """Number of equal groups of inner channels. Each makes B, C and Δ only from its own channels (Glorioso et al.,
+    2024, Zamba)."""
     d_state: PositiveInt = 16
     """State size S of each inner channel."""
     d_conv: PositiveInt = 4
     """Width of the causal convolution, in tokens."""
     dt_rank: PositiveInt | None = None
-    """Width that Δ is projected through, in channels; ⌈d_model/16⌉ unless given."""
+    """Width between the two projections that make Δ, in channels; ⌈d_model/16⌉ unless given."""
     bias: bool = False
     """Whether the input and the output projection have a bias."""
     conv_bias: bool = True
@@ -82,7 +82,7 @@ class Mamba(Attention, kind="mamba"):
 
     @property
     def by_head(self) -> bool:
-        """Whether each head makes B, C and Δ from its own channels alone."""
+        """Whether each head makes B, C and Δ only from its own channels."""
         return self.heads > 1
 
     @property

@@ -1,5 +1,5 @@
 # B batch, T tokens, S state size, H heads, P head width, G groups, R heads a group, N chunks of L tokens
-"""Mamba-2: a selective state space with one decay rate a head."""
+"""Mamba-2: a selective state space with one decay rate per head."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Mamba2(Attention, kind="mamba2"):
-    """State space duality (Dao and Gu, 2024): one decay rate a head, so that a chunk of tokens is computed by a few
+    """State space duality (Dao and Gu, 2024): one decay rate per head, so that a chunk of tokens is computed by a few
     matrix products.
 
     One projection of the input gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`.
@@ -76,7 +76,7 @@ class Mamba2(Attention, kind="mamba2"):
     dt_max: PositiveFloat | None = None
     """Upper bound of Δ; null for none."""
     chunk_size: PositiveInt = 64
-    """Chunk length of the recurrence, in tokens; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; affects only speed."""
 
     def __post_init__(self) -> None:
         check_multiple(self, "n_heads", "n_groups")
@@ -93,7 +93,7 @@ class Mamba2(Attention, kind="mamba2"):
 
     @property
     def d_mixed(self) -> int:
-        """Number of channels that are convolved: those of x, B and C."""
+        """Number of convolved channels: the channels of x, B and C."""
         return self.d_inner + 2 * self.n_groups * self.d_state
 
     def parts(self, d_model: int) -> dict[str, Any]:

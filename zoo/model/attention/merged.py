@@ -22,9 +22,9 @@ class MergedAttention(Attention, kind="merged"):
     """
 
     n_heads: PositiveInt
-    """Number of query heads; must equal that of the layer's attention."""
+    """Number of query heads; must equal `n_heads` of the layer's attention."""
     n_kv_heads: PositiveInt
-    """Number of heads of keys and values; must equal that of the layer's attention."""
+    """Number of heads of keys and values; must equal `n_kv_heads` of the layer's attention."""
     head_dim: PositiveInt
     """Channels of a head's keys."""
     v_head_dim: PositiveInt | None = None

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, R latent width, N and P a key's widths without and with position, V a value's
-"""Multi-head latent attention: keys and values are expanded from one small latent vector a token."""
+"""Multi-head latent attention: keys and values are expanded from one small latent vector per token."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     """Width W, in tokens, of a depthwise causal convolution of the queries, and of the latents and the rotated key
     before their norm (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 tokens."""
     kv_from: str | None = None
-    """Kind of layer whose latents this layer reads instead of making its own: those of the last layer of that kind
-    before it. This layer expands them by its own projections (Mistral Large 4, 2026)."""
+    """Kind of layer whose latents this layer reads instead of making its own. It reads the last such layer before it,
+    and expands the latents by its own projections (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)
@@ -189,7 +189,7 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     @property
     def _mixed(self) -> dict[str, int]:
-        """Channels that are convolved: of the queries, and of the latents with the rotated key."""
+        """Numbers of convolved channels: of the queries, and of the latents with the rotated key."""
         return {"q": self.n_heads * self.qk_head_dim, "kv": self.kv_lora_rank + self.qk_rope_head_dim}
 
     def _convolution(self, channels: int) -> Conv:
@@ -279,7 +279,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return low, torch.cat((low, latent), -1) if self.raw_latent else low
 
     def _make_latents(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, ...]:
-        """Make latents and rotated keys of x [B, T, D], and append them to those of earlier tokens: [B, S, R+P]."""
+        """Make latents and rotated keys of x [B, T, D], and append them to the cached ones of earlier tokens: [B, S,
+        R+P]."""
         made = m.kv_a(x)
         if self.short_conv is not None:
             made = convolve(m.kv_conv, made, step, "kv_conv").contiguous()

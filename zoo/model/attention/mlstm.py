@@ -50,7 +50,7 @@ class MLSTM(Attention, kind="mlstm"):
     eps: PositiveFloat = 1e-6
     """Epsilon, added to the divisor of a head's output h."""
     chunk_size: PositiveInt = 64
-    """Chunk length of the recurrence, in tokens; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; affects only speed."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         key, value, heads = self.n_heads * self.head_k_dim, self.n_heads * self.head_v_dim, self.n_heads

@@ -37,8 +37,8 @@ class OutputGate(Node, name="gate", word="activation"):
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
     """Activation of the gate, applied to x·W; softplus in Laguna (2026)."""
     bias: Annotated[bool | Literal["head"] | None, check_word("head")] = None
-    """Whether x·W has a bias; unless given, it has one if the query projection has. "head" is one number for all
-    channels of a head (Reflection, 2026, Beam)."""
+    """Whether x·W has a bias; the same as the query projection unless given. "head" is one number for all channels of a
+    head (Reflection, 2026, Beam)."""
 
     def __post_init__(self) -> None:
         if self.bias == "head" and self.over == "head":
@@ -111,8 +111,7 @@ class ValueForm(Node, name="values"):
 
     @property
     def changed(self) -> str | None:
-        """Name the first given field that changes projected values, in the form `values.tied`; None if there is
-        none."""
+        """Name of the first given field that changes projected values, such as `values.tied`; None if there is none."""
         return next((f"values.{name}" for name in ("tied", "rotate", "norm", "scale") if getattr(self, name)), None)
 
     def check(self, head_dim: int, position: Position) -> None:
@@ -141,7 +140,7 @@ class QKVConvolution(Node, name="short_conv", word="width"):
     width: PositiveInt = 4
     """Tokens that each output reads. The state is the last width − 1 tokens."""
     over: Literal["qkv", "kv"] = "qkv"
-    """What is convolved: queries, keys and values, or keys and values alone."""
+    """What is convolved: queries, keys and values, or only keys and values."""
     residual: bool = False
     """Whether the convolution's input is added to its output (Thinking Machines, 2026, Inkling)."""
 

@@ -27,7 +27,7 @@ class Nystrom(Attention, kind="nystrom"):
 
     A text is divided into `n_landmarks` segments of nearly equal length. The landmarks are the mean of each segment's
     queries and the mean of its keys. With landmarks Q~ of Q and K~ of K, softmax(QKᵀ)·V is approximated by
-    softmax(QK~ᵀ) · softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse of A =
+    softmax(QK~ᵀ) · softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, with scores divided by √head_dim. The pseudo-inverse of A =
     softmax(Q~K~ᵀ) is found by six iterations of Razavi et al. (2014). They start from Aᵀ divided by the largest column
     sum of A over all heads of a text (in transformers: of a batch). The cost grows with T·n_landmarks instead of T². A
     depthwise convolution of the values, with separate weights for each head, is added before the output projection o.

@@ -317,7 +317,7 @@ def scan_tokens(
 def scan_channels(decay: Tensor, new: Tensor, h: Tensor, length: int) -> Tensor:
     """Compute h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, T, …], h [B, …] before them → [B, T, …].
 
-    Rows of `length` tokens are scanned side by side from empty states. Then the state before each row is computed from
+    Rows of `length` tokens are scanned in parallel from empty states. Then the state before each row is computed from
     the earlier rows, and added, decayed, to the row's states: length + T/length sequential steps. Only products of
     decays (≤ 1) occur, so the result is exact for any decay, even 0. A length of 1 goes token by token.
     """

@@ -22,7 +22,7 @@ class Retention(GatedLinear, kind="retention"):
 
         S ← γ·S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out.
 
-    The slopes −ln γ are a saved buffer, so that a rank of tensor parallelism has those of its own heads.
+    The slopes −ln γ are a saved buffer, so that a rank of tensor parallelism has the slopes of its own heads.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)

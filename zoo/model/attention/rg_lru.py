@@ -1,5 +1,5 @@
 # B batch, T tokens, E inner width, H blocks of a gate
-"""The Real-Gated Linear Recurrent Unit: a state of one number a channel."""
+"""The Real-Gated Linear Recurrent Unit: a state of one number per channel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RGLRU(Attention, kind="rg_lru"):
     activation: PlainActivation = GELUTanh()
     """Activation of the output gate x·W_y."""
     chunk_size: PositiveInt = 32
-    """Chunk length of the recurrence, in tokens; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; affects only speed."""
 
     def __post_init__(self) -> None:
         check_multiple(self, "d_inner", "n_heads")

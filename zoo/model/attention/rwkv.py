@@ -35,8 +35,8 @@ class RWKV(Attention, kind="rwkv"):
     """Time mix of RWKV-4 (Peng et al., 2023), an attention-free mixer.
 
     r, k and v are projections of x mixed with the token before it, x·µ + x'·(1 − µ). In each channel, token t reads a
-    weighted mean of the values so far, its own with a bonus u: y_t = Σ_i e^(b_ti)·v_i / Σ_i e^(b_ti), b_tt = u + k_t,
-    b_ti = k_i − (t − 1 − i)·exp(decay) for i < t, and out = (σ(r) ⊙ y)·W_out.
+    weighted mean of the values so far, in which its own value has a bonus u: y_t = Σ_i e^(b_ti)·v_i / Σ_i e^(b_ti),
+    b_tt = u + k_t, b_ti = k_i − (t − 1 − i)·exp(decay) for i < t, and out = (σ(r) ⊙ y)·W_out.
 
     The state is the mean without the bonus, the logarithm of the sum of its weights, and the last token. The mean is
     computed in float32.
@@ -49,7 +49,7 @@ class RWKV(Attention, kind="rwkv"):
     d_inner: PositiveInt
     """Channels of r, k and v."""
     chunk_size: PositiveInt = 32
-    """Chunk length of the recurrence, in tokens; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; affects only speed."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)
@@ -147,8 +147,8 @@ def spread_mix(tensor: Tensor) -> None:
 
 
 def _spread_decays(tensor: Tensor) -> None:
-    """Fill [C] with −5 + 8·(c/(C − 1))^0.7: weights fall to 1/e in about 150 tokens in the first channel, in less than
-    one token in the last."""
+    """Fill [C] with −5 + 8·(c/(C − 1))^0.7 for channel c, from 0 on: weights fall to 1/e in about 150 tokens in the
+    first channel, in less than one token in the last."""
     places = torch.arange(tensor.shape[0], device=tensor.device) / max(tensor.shape[0] - 1, 1)
     tensor.copy_(-5 + 8 * places**0.7)
 

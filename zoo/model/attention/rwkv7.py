@@ -41,7 +41,7 @@ TINY = 1e-24
 """Number added to the squared norm of a vector before the division: the published code's bound of the norm, squared."""
 
 MIXED = ("r", "k", "v", "decay", "rate", "gate")
-"""Projections whose inputs are each a separate mix of a token with the one before it."""
+"""Projections whose inputs are each a separate mix of a token with the token before it."""
 
 
 class RWKV7(Attention, kind="rwkv7"):
@@ -74,11 +74,11 @@ class RWKV7(Attention, kind="rwkv7"):
     """Rank of the share σ(x·W_a·W_b + b) by which v moves towards another layer's values. Given with `values_from`."""
     values_from: str | None = None
     """Name of a kind of layer: v moves towards the values of the last layer of that kind before this one. In the paper
-    every layer but the first takes the first layer's."""
+    every layer but the first takes the first layer's values."""
     norm_eps: PositiveFloat = 6.4e-4
     """Epsilon of the output's norm, added to the variance under its root."""
     chunk_size: PositiveInt = 16
-    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
+    """Chunk length of the recurrence, in tokens, a power of two; affects only speed."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)
@@ -166,9 +166,10 @@ def _scan(
     r: Tensor, k: Tensor, v: Tensor, c: Tensor, e: Tensor, log: Tensor, S: Tensor, step: Step, length: int
 ) -> tuple[Tensor, Tensor]:
     """Run S ← exp(log)·S − e⊗(Sᵀc) + k⊗v, y = Sᵀr over tokens, in chunks of `length` or, with the eager kernel, one by
-    one. All [B, T, H, K], S [B, H, K, K]. Returns y and the last S.
+    one. All are [B, T, H, K] except S [B, H, K, K]. Returns y and the last S.
 
-    Sᵀc reads S before its decay. c/exp(log) reads the same value after the decay, as the delta rule's key does.
+    Sᵀc reads S before its decay. Dividing c by exp(log) gives the same result from S after the decay, as the delta rule
+    reads it.
     """
     if step.real is not None:  # padding leaves the state unchanged
         real = step.real[..., None, None]
@@ -197,6 +198,7 @@ def _write(S: Tensor, key: Tensor, value: Tensor, recall: Tensor, remove: Tensor
 
 
 def _spread_decays(tensor: Tensor) -> None:
-    """Fill [H·K] with −6.5 + 5·(c/(C − 1))^0.85, the first layer's initial values in the published code."""
+    """Fill [C] with −6.5 + 5·(c/(C − 1))^0.85 for channel c, from 0 on: the first layer's initial values in the
+    published code."""
     places = torch.arange(tensor.shape[0], device=tensor.device) / max(tensor.shape[0] - 1, 1)
     tensor.copy_(-6.5 + 5 * places**0.85)

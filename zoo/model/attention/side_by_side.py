@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 class SideBySide(TwoMixers, kind="side_by_side"):
-    """b·softmax(a·x) + d·recurrent(c·x): both mixers read the output of one norm, and their outputs are summed (Zuo et
-    al., 2025, Falcon-H1). a, b, c and d are constant µP multipliers."""
+    """Sum of two mixers, b·softmax(a·x) + d·recurrent(c·x): both read the output of one norm (Zuo et al., 2025,
+    Falcon-H1). a, b, c and d are constant µP multipliers."""
 
     softmax_in_scale: float = 1.0
     """Constant factor a of the softmax attention's input."""

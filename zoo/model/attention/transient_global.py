@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class TransientGlobal(MultiHead, kind="transient_global"):
     """Transient-global attention (Guo et al., 2022, LongT5), for bidirectional models.
 
-    A token i sees every j with |i − j| ≤ `window`, and all global tokens: each is the normalised sum of a block of
-    tokens, computed anew in each layer. The last whole block also takes the tokens after it; a text shorter than a
-    block has no global token. The position scheme has a second table, for distances between blocks.
+    A token i sees every j with |i − j| ≤ `window`, and all global tokens. A global token is the normalised sum of a
+    block of tokens, computed anew in each layer. The last whole block also takes the tokens after it; a text shorter
+    than a block has no global token. The position scheme has a second table, for distances between blocks.
     """
 
     causal: ClassVar[bool | None] = False
@@ -37,7 +37,7 @@ class TransientGlobal(MultiHead, kind="transient_global"):
     norm: WholeNorm
     """Norm of a global token."""
     block_size: PositiveInt = 16
-    """Tokens of a block; their sum makes a global token."""
+    """Number of tokens in a block; their sum makes a global token."""
     scale: PositiveFloat | None = None
     """Factor of the scores; 1/√head_dim unless given."""
     bias: bool = False

@@ -38,7 +38,7 @@ class TwoMixers(Attention):
 
     @property
     def chunk_size(self) -> int | None:
-        """Tokens of a chunk of the recurrent mixer; None if it has no chunks."""
+        """Number of tokens in a chunk of the recurrent mixer; None if it has no chunks."""
         return getattr(self.recurrent, "chunk_size", None)
 
     @property

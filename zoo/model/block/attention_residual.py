@@ -34,11 +34,11 @@ class AttentionResidual(Block, kind="attention_residual"):
     opens: bool = True
     """Whether the layer starts a group. If every layer does, the output of each layer is a group of its own."""
     reads_earlier: bool = True
-    """Whether attention reads earlier groups. False if it reads the layer's input x alone, as in a first layer that
-    reads the embedding as it is."""
+    """Whether attention reads earlier groups. If false, it reads only the layer's input x, as in a first layer that
+    reads the embedding unchanged."""
     joint_read: bool = False
-    """Whether one query reads, and one norm normalises, all inputs of an attention with several input vectors. They
-    then differ by their messages alone."""
+    """Whether one query reads, and one norm normalises, all inputs of an attention with several input vectors. The
+    inputs then differ only by their messages."""
     out_conv: OutConv | None = None
     """Convolution of the outputs of attention and feed-forward, before each joins the stream (Inkling, 2026)."""
     messages: MessageGate | None = None
@@ -103,8 +103,8 @@ class AttentionResidual(Block, kind="attention_residual"):
         }
 
     def _list_gates(self) -> dict[str, Any]:
-        """List the parts for messages: one read of all messages, and a gate for each input of attention and for that of
-        the feed-forward."""
+        """List the parts for messages: one read of all messages, and a gate for each input of attention and of the
+        feed-forward."""
         if self.messages is None:
             return {}
         count = self.n_inputs

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _reads_memory(cross: Attention | None) -> Attention | None:
-    """Raises ValueError for an attention that cannot read an encoder's output."""
+    """Return `cross`. Raises ValueError for an attention that cannot read an encoder's output."""
     if cross is not None:
         if (memory := cross.memory) is None:
             found = f"found '{cross.kind}' (cross: mha would do)"
@@ -94,7 +94,7 @@ class Block(Spec, axis="block"):
         return self.reductions
 
     def shard(self, ranks: int) -> Block:
-        """Take one rank's part of each sub-layer. The block's own weights are whole on every rank."""
+        """Return the block with one rank's part of each sub-layer. The block's own weights are whole on every rank."""
         inner = {field.name: getattr(self, field.name) for field in self.fields()}
         return replace(self, **{name: each.shard(ranks) for name, each in inner.items() if isinstance(each, Spec)})
 

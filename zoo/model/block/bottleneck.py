@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class Bottleneck(Block, kind="bottleneck"):
-    """norm(x + z·W_expand), where z is norm(x·W_reduce) after attention and feed-forwards, each with a residual sum and
-    a norm after it (Sun et al., 2020, MobileBERT).
+    """Bottleneck layer, norm(x + z·W_expand): z is norm(x·W_reduce) passed through attention and feed-forwards, each
+    with a residual sum and a norm after it (Sun et al., 2020, MobileBERT).
 
     Attention reads the narrow stream; only attention of kind `bottleneck` reads x.
     """

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Hyper(Block, kind="hyper"):
-    """Read norm(r·x) from several residual streams x, mix the streams and add w ⊗ f to them, f being the sub-layer's
-    output: once for attention and once for the feed-forward (Zhu et al., 2024, hyper-connections; DeepSeek-V4, 2026).
+    """Read norm(r·x) from several residual streams x, mix the streams, and add w ⊗ f, where f is a sub-layer's output.
+    This is done for attention, then for the feed-forward (Zhu et al., 2024, hyper-connections; DeepSeek-V4, 2026).
 
     The connection has as many streams as the model's `streams`.
     """

@@ -29,8 +29,8 @@ class OutConv(Spec, axis="out_conv", default="residual"):
 
 
 class ResidualConv(OutConv, kind="residual"):
-    """scale · (y + conv(y)), a depthwise causal convolution (Allen-Zhu, 2025, Canon layers; Thinking Machines, 2026,
-    Inkling)."""
+    """Convolution with a residual sum, scale · (y + conv(y)), depthwise and causal (Allen-Zhu, 2025, Canon layers;
+    Thinking Machines, 2026, Inkling)."""
 
     causal: ClassVar[bool | None] = True
 

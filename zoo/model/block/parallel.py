@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class Parallel(Block, kind="parallel"):
-    """x + attention(norm(x)) + ffn(norm(x)) (Wang and Komatsuzaki, 2021, GPT-J; PaLM, Falcon)."""
+    """Parallel attention and feed-forward, x + attention(norm(x)) + ffn(norm(x)) (Wang and Komatsuzaki, 2021, GPT-J;
+    PaLM, Falcon)."""
 
     divided: ClassVar[tuple[str, ...]] = ()
 

@@ -1,5 +1,5 @@
 # B batch, T tokens, W width of the convolution, D model width
-"""A post-norm block with a convolution beside it (DeBERTa v2)."""
+"""A post-norm block with a convolution in parallel (DeBERTa v2)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class PostConv(Post, kind="post_conv"):
-    """norm(post(x) + act(conv(x))), where post is the block of that name (He et al., 2020; DeBERTa v2's first layer).
+    """Post-norm block with a convolution, norm(post(x) + act(conv(x))), where post is the block of that name (He et
+    al., 2020; DeBERTa v2's first layer).
 
     The convolution is centred on each token, so the block is for bidirectional models. It reads neither padding nor
     other packed documents.

@@ -31,8 +31,8 @@ class Residual(Spec, axis="residual", default="gated"):
 
 
 class GatedResidual(Residual, kind="gated"):
-    """√(1 − β²)·x + β·y with β = σ(gate / temperature), a gate for each channel, so that the sum is about as large as x
-    (Meta, 2026, Muse Spark)."""
+    """Gated residual sum √(1 − β²)·x + β·y with β = σ(gate / temperature), a gate for each channel, so that the sum is
+    about as large as x (Meta, 2026, Muse Spark)."""
 
     temperature: PositiveFloat = 1.0
     """Divisor of the gates' logits."""
@@ -47,7 +47,7 @@ class GatedResidual(Residual, kind="gated"):
 
 
 class AffineResidual(Residual, kind="affine"):
-    """(x + shift)·scale + (y + out_shift)·out_scale, learned for each channel (Zyphra, 2026, ZAYA1)."""
+    """Residual sum (x + shift)·scale + (y + out_shift)·out_scale, learned for each channel (Zyphra, 2026, ZAYA1)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         each = (d_model,)

@@ -41,8 +41,8 @@ class Embedded(Channel, name="embedded"):
 
 
 class SharedTransformer(Spec, axis="shared", kind="transformer", default="transformer"):
-    """ffn(norm(attention(norm([x ; e])))) with the embedding's output e, without residual sums (Glorioso et al., 2024,
-    Zamba)."""
+    """Transformer block ffn(norm(attention(norm([x ; e])))) with the embedding's output e, without residual sums
+    (Glorioso et al., 2024, Zamba)."""
 
     attention: Attention
     """Softmax attention, which reads [x ; e]."""

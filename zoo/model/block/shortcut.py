@@ -1,4 +1,4 @@
-"""Two attentions and two feed-forwards in a layer, and a third feed-forward beside them."""
+"""Two attentions and two feed-forwards in a layer, and a third feed-forward in parallel."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class Full(SubLayers):
 
 
 class Pre(Full, kind="pre"):
-    """x + f(norm(x)) (Xiong et al., 2020; GPT-2, Llama)."""
+    """Pre-norm block: x + f(norm(x)) for each sub-layer f (Xiong et al., 2020; GPT-2, Llama)."""
 
     moved: ClassVar[dict[str, str]] = MOVED | {"stream_norm": "around_ffn: {stream_norm: rmsnorm}"}
 
@@ -222,7 +222,7 @@ class Pre(Full, kind="pre"):
 
 
 class Post(Full, kind="post"):
-    """norm(x + f(x)) (Vaswani et al., 2017; GPT-1, BERT)."""
+    """Post-norm block: norm(x + f(x)) for each sub-layer f (Vaswani et al., 2017; GPT-1, BERT)."""
 
     places: ClassVar[tuple[str, ...]] = ("stream_norm",)
 
@@ -234,14 +234,14 @@ class PostInside(Full, kind="post_inside"):
 
 
 class Mixer(SubLayers, kind="mixer"):
-    """x + attention(norm(x)), without a feed-forward (Gu and Dao, 2023, Mamba)."""
+    """Pre-norm mixer x + attention(norm(x)), without a feed-forward (Gu and Dao, 2023, Mamba)."""
 
     divided: ClassVar[tuple[str, ...]] = ("attention",)
 
 
 class FeedForward(SubLayers, kind="feed_forward"):
-    """x + ffn(norm(x)), without attention: for models whose layers have either a mixer or a feed-forward (NVIDIA, 2025,
-    Nemotron-H)."""
+    """Pre-norm feed-forward x + ffn(norm(x)), without attention: for models whose layers have either a mixer or a
+    feed-forward (NVIDIA, 2025, Nemotron-H)."""
 
     divided: ClassVar[tuple[str, ...]] = ("ffn",)
 
@@ -257,8 +257,8 @@ class FeedForward(SubLayers, kind="feed_forward"):
 
 
 class Sandwich(Full, kind="sandwich"):
-    """x + norm(f(norm(x))) (Ding et al., 2021, CogView; Gemma 2). Cross-attention has norms on both sides too (T5Gemma,
-    2025)."""
+    """Norms before and after each sub-layer f: x + norm(f(norm(x))) (Ding et al., 2021, CogView; Gemma 2).
+    Cross-attention has norms on both sides too (T5Gemma, 2025)."""
 
     places: ClassVar[tuple[str, ...]] = ("in_norm", "out_norm")
 

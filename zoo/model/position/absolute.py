@@ -51,7 +51,7 @@ class Sinusoidal(Position, kind="sinusoidal"):
     """Fixed sines and cosines added to the embedding (Vaswani et al., 2017, §3.5), computed in float32."""
 
     theta: PositiveFloat = 10000.0
-    """Base of the frequencies: pair i turns by theta^(−2i/D) radians a position."""
+    """Base of the frequencies: pair i turns by theta^(−2i/D) radians per position."""
     interleaved: bool = True
     """Whether sines and cosines alternate, as in the paper. If false, all sines come before all cosines (tensor2tensor;
     Marian, Pegasus)."""

@@ -93,12 +93,12 @@ class Position(Spec, axis="position"):
         self, m: Weights, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Tensor | None = None
     ) -> Bias | None:
         """Make the `zoo.kernels.score_bias.Bias` on the scores, or None. `queries` [T] or [B, T] and `keys` [S] or [B,
-        S] are places in the row. `m` are the scheme's weights; the argument `read` is what the method `read` returned
+        S] are places in the row. `m` are the scheme's weights; the argument `read` is the result of the method `read`
         for these queries."""
         return None
 
     def read(self, m: Weights, x: Tensor) -> Tensor:
-        """Project the input x [B, T, D] of the layer's queries to what the bias needs: [B, T, H, …]."""
+        """Project the input x [B, T, D] of the layer's queries to the input of the bias: [B, T, H, …]."""
         raise NotImplementedError
 
     def check(self, head_dim: int) -> None:

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads
-"""Positions as a bias on the scores: a slope a head, or a learned value for each head and bucket of distances."""
+"""Positions as a bias on the scores: a slope per head, or a learned value for each head and bucket of distances."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class Llama3Scaling(Scaling, kind="llama3"):
 
 
 class ProportionalScaling(Scaling, kind="proportional"):
-    """Rotate the first `share` of the pairs only. Pairs and angles are those of heads that are rotated whole (Gemma 4,
+    """Rotate only the first `share` of the pairs. Pairs and angles are as in heads that are rotated whole (Gemma 4,
     2026)."""
 
     share: Annotated[float, Ge(0), Le(1)]
@@ -251,15 +251,15 @@ class LongRopeScaling(Scaling, kind="longrope"):
 
 
 class RoPE(Position, kind="rope"):
-    """Rotary position embedding (Su et al., 2021): pair i of a head's channels turns by theta^(−2i/R) radians a
-    position, R being the rotated width."""
+    """Rotary position embedding (Su et al., 2021): pair i of a head's channels turns by theta^(−2i/R) radians per
+    position, where R is the rotated width."""
 
     inside: ClassVar[bool] = True  # type: ignore[misc]
 
     theta: PositiveFloat = 10000.0
     """Base of the frequencies theta^(−2i/R)."""
     rotary_dim: PositiveInt | None = None
-    """Leading channels of each head that are rotated, R; all of them unless given."""
+    """Leading channels of each head that are rotated, R; all channels unless given."""
     spacing: PositiveInt | None = None
     """Denominator R of the exponent, if not the rotated width: one less for GPT-NeoX models that round an odd share of
     a head up."""
@@ -273,7 +273,7 @@ class RoPE(Position, kind="rope"):
     """Whether the frequencies are saved with the weights and loaded from files: ESM-2's were rounded to float16, which
     shows after some hundred tokens."""
     learned: bool = False
-    """Whether each frequency is multiplied by exp(α), with one α a pair for all layers, 0 at the start of training
+    """Whether each frequency is multiplied by exp(α), with one α per pair for all layers, 0 at the start of training
     (Mistral Large 4, 2026, LeRoPE)."""
 
     def __post_init__(self) -> None:
@@ -369,7 +369,7 @@ def _turning() -> Any:
     """Make the autograd function on first use, so that pricing a model does not import torch."""
 
     class Turning(torch.autograd.Function):
-        """Rotation whose backward is the inverse rotation: autograd alone would zero-fill two halves and add them."""
+        """Rotation whose backward is the inverse rotation. Plain autograd would zero-fill two halves and add them."""
 
         @staticmethod
         def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
