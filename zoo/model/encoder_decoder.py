@@ -31,7 +31,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
     start_id: NonNegativeInt = 0
     """Id of the token that starts a decoder's input."""
     wraps: bool = False
-    """Whether a text that the decoder reads again begins with its own last token (in mBART the text's language; Liu et
+    """Whether a text that the decoder reads again begins with its own last token, the text's language (mBART; Liu et
     al., 2020), rather than with `start_id`."""
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ class Loop(Spec, axis="loop", default="plain"):
     start: NonNegativeInt = 0
     """Index of the loop's first layer, from 0 on."""
     end: PositiveInt
-    """Index of the loop's last layer + 1."""
+    """Index after the loop's last layer."""
     passes: Annotated[int, Ge(2)] = 2
     """Number of times that the loop's layers are run."""
 

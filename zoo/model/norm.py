@@ -30,7 +30,7 @@ class Norm(Spec, axis="norm"):
 
 
 class RMSNorm(Norm, kind="rmsnorm"):
-    """Root mean square norm, x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019)."""
+    """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019)."""
 
     eps: float = 1e-6
     """Epsilon, added to the mean square under the root."""
@@ -124,7 +124,7 @@ def _division_by_rms() -> Any:
 
 
 class LayerNorm(Norm, kind="layernorm"):
-    """Layer norm, (x − mean) / √(var + eps) · weight + bias (Ba, Kiros and Hinton, 2016)."""
+    """(x − mean) / √(var + eps) · weight + bias (Ba, Kiros and Hinton, 2016)."""
 
     eps: float = 1e-5
     """Epsilon, added to the variance under the root."""
@@ -157,8 +157,8 @@ class LayerNorm(Norm, kind="layernorm"):
 
 
 class L2Clip(Norm, kind="l2_clip"):
-    """Clipped length in place of a norm, x · min(1, threshold / (‖x‖ + 1e-6)): long vectors are shortened, others stay
-    unchanged (Thinking Machines, 2026, Inkling 2)."""
+    """x · min(1, threshold / (‖x‖ + 1e-6)) in place of a norm: long vectors are shortened, others stay unchanged
+    (Thinking Machines, 2026, Inkling 2)."""
 
     threshold: PositiveFloat = math.sqrt(512)
     """Length to which longer vectors are shortened."""
@@ -179,7 +179,7 @@ class L2Clip(Norm, kind="l2_clip"):
 
 
 class DyT(Norm, kind="dyt"):
-    """Dynamic tanh in place of a norm, tanh(alpha · x) · weight + bias, with one trained alpha (Zhu et al., 2025)."""
+    """tanh(alpha · x) · weight + bias in place of a norm, with one trained alpha (Zhu et al., 2025, dynamic tanh)."""
 
     alpha: PositiveFloat = 0.5
     """Initial value of the trained alpha. The paper takes a larger one in attention, and a smaller one in wide
@@ -198,7 +198,7 @@ class DyT(Norm, kind="dyt"):
 
 
 class Affine(Norm, kind="affine"):
-    """Affine map in place of a norm, (x + bias) · weight, learned for each channel (Zyphra, 2026, ZAYA1)."""
+    """(x + bias) · weight in place of a norm, with a learned weight and bias for each channel (Zyphra, 2026, ZAYA1)."""
 
     shift_last: bool = False
     """Whether the bias comes after the weight, x · weight + bias (Sun et al., 2020, MobileBERT's NoNorm; Touvron et
@@ -224,8 +224,8 @@ WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
 
 
 class GatedNorm(Norm, kind="gated"):
-    """Gated norm y · σ(silu(y·W_a)·W_b) with y = norm(x): a gate for each channel, computed from y by two matrices of
-    low rank (Qiu et al., 2026, GatedNorm; SK Telecom, 2026, A.X K2)."""
+    """y · σ(silu(y·W_a)·W_b) with y = norm(x): a gate for each channel, computed from y by two matrices of low rank
+    (Qiu et al., 2026, GatedNorm; SK Telecom, 2026, A.X K2)."""
 
     norm: WholeNorm
     """Norm whose output y is gated."""

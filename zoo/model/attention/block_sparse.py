@@ -43,7 +43,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
     block_size: PositiveInt = 64
-    """Number of tokens in a block."""
+    """Block size, in tokens."""
     random_blocks: NonNegativeInt = 3
     """Number of random blocks that a token sees in training."""
     bias: bool = True

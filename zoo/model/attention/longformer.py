@@ -30,7 +30,7 @@ class ForGlobal(Linear):
 
 
 class Longformer(MultiHead, kind="longformer"):
-    """Sliding-window attention with global tokens (Beltagy et al., 2020), for bidirectional models.
+    """Sliding window and global tokens (Beltagy et al., 2020), for bidirectional models.
 
     A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global token sees all tokens.
     Separate weights (q_global, k_global, v_global) make its query, and the keys and values that it reads. Global tokens

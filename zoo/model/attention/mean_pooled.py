@@ -38,7 +38,7 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
     top_k: PositiveInt = 2048
     """Number of keys in the pools that a query chooses, a multiple of `pool`."""
     pool: PositiveInt = 16
-    """Number of tokens in a pool."""
+    """Size of a pool, in tokens."""
 
     def check(self, position: Position, width: int, n_heads: int) -> None:
         check_rotation(self, position, width)

@@ -58,7 +58,7 @@ class PooledIndexer(ByPools, TopKIndexer, kind="pooled"):
     n_heads: PositiveInt = 32
     """Number of the indexer's heads, whose scores are added up."""
     pool: PositiveInt = 16
-    """Number of tokens in a pool, a divisor of `top_k`."""
+    """Size of a pool, in tokens, a divisor of `top_k`."""
     norm: WholeNorm = LayerNorm(eps=1e-6)
     """Norm of the tokens' keys."""
 

@@ -37,7 +37,7 @@ class TransientGlobal(MultiHead, kind="transient_global"):
     norm: WholeNorm
     """Norm of a global token."""
     block_size: PositiveInt = 16
-    """Number of tokens in a block; their sum makes a global token."""
+    """Block size, in tokens; the sum of a block's tokens makes a global token."""
     scale: PositiveFloat | None = None
     """Factor of the scores; 1/√head_dim unless given."""
     bias: bool = False
