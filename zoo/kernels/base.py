@@ -194,7 +194,6 @@ class FallibleKernel(Kernel):
         return True
 
     def prove(self, function: str) -> None:
-        """Record that `function` has returned, so that a later error in it does not count as a kernel that cannot
-        run."""
+        """Record that `function` has returned. A later error in it then does not mean that the kernel cannot run."""
         if not torch.compiler.is_compiling():
             self.proven.add(function)

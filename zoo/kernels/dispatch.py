@@ -148,8 +148,8 @@ def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
 
 
 def select(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> Kernel:
-    """Choose the kernel on this machine as `pick` does, without collecting the refusals. `auto` skips kernels whose
-    package cannot be loaded, and those whose first call failed (`attend`). Decoding calls this once per layer. Raises
+    """Choose the kernel on this machine as `pick` does, without collecting the refusals. `auto` skips a kernel if its
+    package cannot be loaded, or if its first call failed (`attend`). Decoding calls this once per layer. Raises
     KernelError if the named kernel refuses."""
     if kernel != "auto":
         return _check_named(ask, machine, kernel)

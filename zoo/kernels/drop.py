@@ -62,8 +62,8 @@ def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionDropout:
-    """Dropout of attention probabilities. The dropped ones follow from int64 hash keys of the queries [B, T], of this
-    rank's heads [H] and of the attended tokens [S]."""
+    """Dropout of attention probabilities, determined by int64 hash keys: of the queries [B, T], of this rank's heads
+    [H] and of the attended tokens [S]."""
 
     rate: float
     queries: Tensor

@@ -63,7 +63,8 @@ class PartKernel:
     def backward(
         self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, how: PartScores
     ) -> PartGradients:
-        """Compute the part's gradients from dy, the gradient of y; y and lse are those of all parts together."""
+        """Compute the part's gradients from dy, the gradient of y. y and lse are the output and the log-sum-exp of all
+        parts together."""
         raise NotImplementedError
 
 

@@ -21,8 +21,8 @@ OLDEST = (8, 0)
 """Oldest compute capability for which the kernel has been compiled."""
 
 LEAST = 256
-"""Minimum number of keys in a part. For each channel the join reads 4 bytes per part, and a part 2 or 4 bytes per
-key."""
+"""Minimum number of keys in a part, because the join costs 4 bytes per channel for each part, against 2 or 4 bytes per
+channel for each key."""
 
 MOST = 64
 """Maximum number of parts, which a program of the join reads one after another."""
@@ -208,8 +208,8 @@ def choose_tile(rows: int, key_bytes: int, v_width: int, itemsize: int, paged: b
 
 
 def count_splits(programs: int, n_keys: int, processors: int) -> int:
-    """Count the parts into which each row's keys are split: enough to occupy the device, none too short to pay off. 8
-    programs over 8,192 keys on 132 multiprocessors give 32 parts."""
+    """Count the parts into which each row's keys are split: enough to occupy the device, but with at least LEAST keys
+    each. 8 programs over 8,192 keys on 132 multiprocessors give 32 parts."""
     return max(1, min(PER_PROCESSOR * processors // programs, n_keys // LEAST, MOST)) if programs else 1
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ChannelMix(FFN, kind="channel_mix"):
     """Channel mix of RWKV-4 (Peng et al., 2023): act(k·W_k)·W_v, multiplied by σ(r·W_r) if `receptance` is true.
 
-    k and r are x mixed with the token before it, x·µ + x'·(1 − µ). Its state is the last token's x.
+    k and r are x mixed with the token before it, x·µ + x'·(1 − µ). The state is the last token's x.
     """
 
     causal: ClassVar[bool | None] = True
@@ -47,7 +47,7 @@ class ChannelMix(FFN, kind="channel_mix"):
         }
 
     def shard(self, ranks: int) -> ChannelMix:
-        """Divide the hidden units over the ranks. Each rank has all of W_r, and gates its part of the sum."""
+        """Divide the hidden units over the ranks. Each rank has all of W_r, and gates its part of the output."""
         return split(self, ranks, equal=("d_ff",))
 
     def state(self) -> dict[str, tuple[int, ...]]:

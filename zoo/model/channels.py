@@ -83,7 +83,7 @@ class Channel:
     @classmethod
     def count_read(cls, tower: Tower) -> list[int]:
         """Count the values that each layer reads; the last item is for the component that `find_last_reader` finds.
-        Empty if all layers of a kind read equally many."""
+        Empty if all layers of a kind read equally many values."""
         return []
 
     @classmethod
@@ -98,8 +98,7 @@ class Channel:
 
 
 class Uses(NamedTuple):
-    """Names of a layer's channels: `reads` are those that it reads, `gives` those that it writes for another layer to
-    read."""
+    """Names of a layer's channels: `reads` for reading, `gives` for writing if another layer reads the channel."""
 
     reads: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()

@@ -34,7 +34,8 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
     are initialised so that the streams behave as one pre-norm stream."""
 
     reads_normed: ClassVar[bool] = False
-    """Whether streams are normalised, each by a weight of its own, before factors are made and r reads them."""
+    """Whether streams are normalised, each by a weight of its own, before the factors are computed and before r reads
+    the streams."""
 
     n_streams: Annotated[int, Ge(2), Le(1024)] = 4
     """Number of residual streams, S."""
@@ -144,7 +145,7 @@ def gate_streams(m: Weights, x: Tensor) -> Tensor:
 
 def project_streams(project: Callable[[Tensor], Tensor], x: Tensor, eps: float) -> Tensor:
     """Multiply a token's streams x [B, T, S, D], concatenated and divided by their root mean square, by a weight: [B,
-    T, …] in float32. Dividing after the product spares a second copy of the streams."""
+    T, …] in float32. Dividing after the product saves a second copy of the streams."""
     x = x.flatten(2)
     return project(x).float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
 

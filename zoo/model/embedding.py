@@ -102,7 +102,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     """Number of tasks with a learned vector (Sun et al., 2020, ERNIE 2.0). Every token gets the first task's vector;
     the others belong to tasks of a published model's pre-training."""
     width: PositiveInt | None = None
-    """Width of the table, in channels, if projected to d_model (Lan et al., 2019, ALBERT); null for d_model."""
+    """Width of the table, in channels; its vectors are projected to d_model (Lan et al., 2019, ALBERT). null for
+    d_model without a projection."""
     project_bias: bool = False
     """Whether the projection has a bias."""
     project_first: bool = False
@@ -122,8 +123,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     """Whether the projection reads three vectors: of the next token, of the token and of the previous one, in this
     order (Sun et al., 2020, MobileBERT). Padding (unlike in transformers) and other packed documents count as zeros."""
     apart_id: NonNegativeInt | None = None
-    """Id of a token whose vector is a weight of its own, which `scale` does not multiply (T5Gemma 2's end of an image,
-    2025). The token also has a row of the table, for a head that is tied to the table."""
+    """Id of a token with a separate vector, which `scale` does not multiply (T5Gemma 2's end of an image, 2025). The
+    token also has a row in the table, for a head that is tied to the table."""
 
     def __post_init__(self) -> None:
         if self.mask_id is None and self.mask_share != 0.12:

@@ -31,8 +31,8 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
     start_id: NonNegativeInt = 0
     """Id of the token that starts a decoder's input."""
     wraps: bool = False
-    """Whether a text that the decoder reads again begins with its own last token, the text's language (mBART; Liu et
-    al., 2020), rather than with `start_id`."""
+    """Which token comes first if the decoder reads a text again: the text's last token, which in mBART is its language
+    (mBART; Liu et al., 2020), or else `start_id`."""
 
     def __post_init__(self) -> None:
         for name, kind in (("encoder", Encoder), ("decoder", Decoder)):

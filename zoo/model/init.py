@@ -25,7 +25,7 @@ class Normal(Init, kind="normal"):
     al., 2019, GPT-2)."""
 
     std: PositiveFloat = 0.02
-    """Standard deviation of matrices and tables. Convolutions take torch's own."""
+    """Standard deviation of matrices and tables. Convolutions have torch's default instead."""
     residual_scaled: bool = True
     """Whether the deviation is divided by √(2·n_layers) for matrices that write to the residual stream."""
 
@@ -66,7 +66,7 @@ def has_few_outputs(row: SpecRow) -> bool:
 
 
 def initialise(model: Any, seed: int, names: Container[str] | None = None) -> None:
-    """Fill every tensor of a built model in place, or those of the given names.
+    """Fill every tensor of a built model in place, or only the tensors with the given names.
 
     Each tensor is drawn separately, from the seed and its name, so models with the same seed agree in the tensors that
     they share. A CPU and a GPU draw different numbers. Processes that share a model draw whole tensors and keep their

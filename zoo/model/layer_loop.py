@@ -117,14 +117,14 @@ class PassBefore(Channel, name="passed"):
 
 
 class PlainLoop(Loop, kind="plain"):
-    """Each pass reads the output of the previous one (Dehghani et al., 2019, Universal Transformers; Saunshi et al.,
-    2025, looped transformers)."""
+    """Loop in which each pass reads the output of the previous one (Dehghani et al., 2019, Universal Transformers;
+    Saunshi et al., 2025, looped transformers)."""
 
 
 class RestartingLoop(Loop, kind="restarting"):
-    """Each pass begins with the first pass's input, and its layers read messages from the previous pass (Thinking
-    Machines, 2026, Inkling 2). The layers of later passes are of kinds with `block.messages`. The first pass's layers
-    are of the same kinds without messages."""
+    """Loop in which each pass begins with the first pass's input, and its layers read messages from the previous pass
+    (Thinking Machines, 2026, Inkling 2). The layers of later passes are of kinds with `block.messages`. The first
+    pass's layers are of the same kinds without messages."""
 
     restarts: ClassVar[bool] = True
 
@@ -178,8 +178,8 @@ class Restarts(Rounds):
 
 
 class HierarchicalLoop(Loop, kind="hierarchical"):
-    """Two modules, each of which refines its own state (Wang et al., 2025, Hierarchical Reasoning Model; Sapient, 2026,
-    HRM-Text).
+    """Loop of two modules, each of which refines its own state (Wang et al., 2025, Hierarchical Reasoning Model;
+    Sapient, 2026, HRM-Text).
 
     In each pass the first `low_layers` layers run `low_passes` times, l ← f(l + h), then the remaining layers once, h ←
     g(h + l). h begins as the loop's input and ends as its output; l begins as a vector that is saved with the weights

@@ -27,9 +27,9 @@ class Loan(NamedTuple):
 
 
 def find_sources(blocks: Mapping[str, Block], pattern: Sequence[str]) -> dict[int, int]:
-    """Find, for each layer that reads another layer's keys and values, the layer that it reads: the last one before it
-    of the kind that its attention names. Returns {index of the reader: index of the layer read}; readers with no such
-    layer before them are left out.
+    """Find, for each layer that reads another layer's keys and values, the layer to read: the last one before it of the
+    kind that its attention names. Returns {index of the reader: index of the layer read}, without readers for which
+    there is no such layer.
 
     Example: if layers of kind `shared` read those of kind `full`, the pattern full, shared, near, full, shared gives
     {1: 0, 4: 3}.

@@ -50,7 +50,7 @@ class TokenLoss:
         return (1.0, 1.0)
 
     def start(self, hidden: Tensor) -> Tensor:
-        """Make the sums that chunks add to, all 0."""
+        """Make the initial sums, all 0, to which chunks add."""
         return torch.zeros(len(self.terms), device=hidden.device, dtype=accumulating(hidden))
 
     def finish(self, sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,8 +34,8 @@ class DepthAverage(Channel, name="depth_average"):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield a fault for each kind of layer whose router has no average of an earlier router to read, or one of
-        another width."""
+        """Yield a fault for each kind of layer whose router reads an earlier router's average, if there is none or it
+        has another width."""
         faults: dict[str, str] = {}
         width = 0
         routers = {name: _find_router(block) for name, block in tower.blocks.items()}

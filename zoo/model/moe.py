@@ -166,7 +166,7 @@ class MoE(FFN, kind="moe"):
         return self.latent.width if self.latent else d_model
 
     def _stack_shared(self, shared: FFN, d_model: int) -> Group:
-        """Stack the shared experts that the router weighs. Each token passes all of them, each rank holds all of
+        """Stack the shared experts that the router weighs. Every token passes all of them, and every rank holds all of
         them."""
         count, own = self.router.shared_scored, shared.parts(d_model)
         return Group({name: Experts(part, count, count, spread=False) for name, part in own.items()}, SHARED_EXPERT)
@@ -262,9 +262,9 @@ class SpreadMoE(MoE):
 
 
 class _Routed:
-    """The weights passed to an expert's `forward`, under the names of its parts. For a part that each expert has for
-    itself, the value is a function that multiplies rows, sorted by expert, by all experts' stacked weights. For any
-    other part it is the module that all experts share."""
+    """The weights passed to an expert's `forward`, under the names of its parts. A part that each expert has separately
+    is a function: it multiplies rows, sorted by expert, by all experts' stacked weights. Any other part is the module
+    that all experts share."""
 
     def __init__(self, m: Any, ends: Tensor, expert_of_row: Tensor, stacks: Mapping[str, Any] | None = None) -> None:
         for name, module in m.named_children():

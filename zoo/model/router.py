@@ -66,7 +66,7 @@ class ExpertGroups(Node, name="groups"):
     open: PositiveInt = 1
     """Number of groups that are open to a token."""
     judged_by: PositiveInt | None = None
-    """Number of best scores of a group whose sum ranks the group. Unless given, 1 for softmax and 2 for sigmoid
+    """Number of a group's best scores that are summed to rank the group. Unless given, 1 for softmax and 2 for sigmoid
     scores."""
     closed_rank: Literal["last", "zero"] = "last"
     """Rank of the experts in closed groups: last, or as with a score of 0, ahead of open experts whose score a bias
@@ -125,7 +125,7 @@ class Router(Spec, axis="router"):
 
     @property
     def shared_scored(self) -> int:
-        """Number of shared experts that the router weighs in addition to those that it chooses."""
+        """Number of shared experts that the router weighs in addition to the chosen experts."""
         return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class TopK(Router):
         }
     )
     judged_by: ClassVar[int] = 1
-    """Number of best scores of a group whose sum ranks the group, unless `groups` states it."""
+    """Number of a group's best scores that are summed to rank the group, unless `groups` states it."""
 
     normalize: bool = True
     """Whether a token's weights are normalised to sum to 1."""

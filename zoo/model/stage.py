@@ -19,9 +19,9 @@ AFTER = ("norm", "project", "pooler", "head")
 
 class DecoderStage(Decoder):
     """The layers of a decoder that one stage of a pipeline holds. The stage with the first layer also holds the
-    embedding; the stage with the last layer also holds the final norm, the pooler and the head. A token table that the
-    head shares, and positions that act inside layers, are on every stage that reads them (Narayanan et al., 2021). A
-    pass runs one chunk."""
+    embedding; the stage with the last layer also holds the final norm, the pooler and the head. A token table shared
+    with the head, and positions inside layers, are on every stage that reads them (Narayanan et al., 2021). A pass runs
+    one chunk."""
 
     chunks: tuple[tuple[int, int], ...] = ()
     """Runs of layers that the stage holds, each as the numbers of its first layer and of the one after its last."""

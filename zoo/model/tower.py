@@ -85,7 +85,7 @@ class Tower(Topology):
     head: Head
     """Head, which reads the last hidden states."""
     final_norm: bool | None = None
-    """Whether a final norm stands before the head; unless given, one does if the last layer does not end in a norm."""
+    """Whether a final norm precedes the head; unless given, true if the last layer does not end in a norm."""
     out_width: PositiveInt | None = None
     """Width that the final norm's output is projected to for the head (OPT-350m), in channels; null for no projection.
     The pooler reads the output before this projection."""

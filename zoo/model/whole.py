@@ -138,8 +138,8 @@ def _check_positions(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_embedding(tower: Tower) -> Iterator[Misfit]:
-    """Yield the faults of the embedding: the order of norm or projection matters only if something is added between the
-    table and the first layer; the share of masked tokens is of whole rows, which a causal model may not see."""
+    """Yield the faults of the embedding. The order of norm or projection matters only if something is added between the
+    table and the first layer. `mask_id` counts masked tokens in whole rows, which a causal model may not see."""
     embedding = tower.embedding
     between = tower.position.embeds
     if getattr(embedding, "norm_first", False) and not between:

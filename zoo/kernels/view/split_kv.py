@@ -170,8 +170,8 @@ def _unmasked(row: KeySegment) -> int:
 
 
 def _cuts(rows: Iterable[KeySegment]) -> dict[int, list[int]]:
-    """Return where to cut the runs that start at each slot, so that rows with a common prefix have a common part: runs
-    of 200, 1000 and 1016 slots from one start are cut after 200 and 1000."""
+    """Return the slots at which to cut the runs that start at each slot. Rows with a common prefix then have a common
+    part: runs of 200, 1000 and 1016 slots from one start are cut after 200 and 1000."""
     reaches: dict[int, list[int]] = {}
     for row in rows:
         left = _unmasked(row)

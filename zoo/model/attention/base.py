@@ -44,8 +44,8 @@ class Sight(NamedTuple):
     rate: int = 1
     """Number of consecutive tokens for which one key is cached: 1, or more with compressed keys."""
     near: int = 0
-    """Window W of single tokens that a query sees, itself included, in addition to compressed keys; 0 without
-    compressed keys."""
+    """Number of single tokens that a query sees in addition to compressed keys, itself included; 0 without compressed
+    keys."""
 
 
 class Passes(NamedTuple):

@@ -152,7 +152,7 @@ def scan_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, step:
     """Run the delta rule over tokens, in chunks of at most `most` tokens or, with the eager kernel, one by one.
 
     q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H], all float32; log is the logarithm of the decay, [B, T, H] or, for
-    a decay of each key channel, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K, V].
+    a decay of each key channel, [B, T, H, K]. Returns y [B, T, H, V] and updates the step's state "ssm" [B, H, K, V].
     Padding leaves the state unchanged; a packed document starts from an empty state.
     """
     return step.along_rows(partial(_scan_delta, most), q, k, v, beta, log)

@@ -84,7 +84,7 @@ class Disentangled(MultiHead, kind="disentangled"):
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the FLOPs of the position terms in a pass of `new` tokens after `held` cached ones. They are
+        """Count the FLOPs of the position terms in a pass of `new` tokens after `held` cached ones. These FLOPs are
         proportional neither to tokens nor to query-key pairs. For each of `types` the reachable rows of the table are
         projected, then compared with every new query (c2p) or every key (p2c)."""
         if not self.types:

@@ -152,7 +152,7 @@ def pool_entries(step: Step, name: str, values: Tensor, gates: Tensor, places: T
 
 def slide_window(step: Step, name: str, x: Tensor, window: int) -> Tensor:
     """Put the earlier tokens of the window in front of x [B, T, C]: [B, S, C]. The state `name` has the last W − 1
-    tokens, and is renewed. Without a cache, return x."""
+    tokens, and is updated. Without a cache, return x."""
     before = window - 1
     if step.cache is None or not before:
         return x
@@ -254,8 +254,8 @@ def _read_texts(context: ForwardContext, attention: SoftmaxAttention) -> tuple[E
 
 
 def _continue_alike(context: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor | None]:
-    """Find the windows of the new tokens, for rows that all have the same number of cached tokens, and the entries that
-    each query sees [1, T, E] (None for a single token, which sees all)."""
+    """Find the windows of the new tokens, for rows with equal numbers of cached tokens. Also find the entries that each
+    query sees [1, T, E] (None for a single token, which sees all)."""
     rate, new, device, past = attention.sight.rate, context.new, context.device, context.past
     assert past is not None
     count, held = count_windows(rate, new, past), min(past, attention.sight.near - 1)
@@ -273,7 +273,7 @@ def _continue_alike(context: ForwardContext, attention: SoftmaxAttention) -> tup
 
 
 def _continue_rows(context: ForwardContext, attention: SoftmaxAttention) -> Entries:
-    """Find the windows of the new tokens, for rows that have different numbers of cached tokens."""
+    """Find the windows of the new tokens, for rows with different numbers of cached tokens."""
     rate, new, device, before = attention.sight.rate, context.new, context.device, attention.sight.near - 1
     assert context.cache is not None
     starts = context.cache.starts  # B

@@ -106,8 +106,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     short_conv: QKVConvolution | None = None
     """A short convolution of queries, keys and values along the tokens (So et al., 2021, Primer)."""
     kv_from: str | None = None
-    """Kind of layer whose keys and values this layer reads instead of making its own. It reads the last such layer
-    before it (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
+    """Kind of layer whose keys and values this layer reads instead of making its own, from the last layer of that kind
+    before this one (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
     memory_width: PositiveInt | None = None
     """Width of the encoder's output in cross-attention; the width of the queries' stream unless given (T5Gemma)."""
     indexer: Indexer | None = None

@@ -348,7 +348,7 @@ class EntryIndexer(TopKIndexer, kind="entries"):
     top_k: PositiveInt = 512
     """Maximum number of entries that a query attends to."""
     compressor: Compressor
-    """Compressor that makes the indexer's keys: separate entries of the same tokens as attention's entries."""
+    """Compressor that makes the indexer's keys: one for each of attention's entries, with separate weights."""
     interleaved: bool = False
     """Whether the rotated pairs are neighbouring channels, rather than one channel of each half."""
 

@@ -219,7 +219,7 @@ def scan_linear(q: Tensor, k: Tensor, v: Tensor, log: Tensor, step: Step, most: 
     one.
 
     q, k [B, T, H, K], v [B, T, H, V] float32; log is the logarithm of the decay, [B, T, H] or, for a decay of each key
-    channel, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K, V]. Padding leaves the
+    channel, [B, T, H, K]. Returns y [B, T, H, V] and updates the step's state "ssm" [B, H, K, V]. Padding leaves the
     state unchanged; a packed document starts from an empty state.
     """
     return step.along_rows(partial(_scan_linear, most), q, k, v, log)

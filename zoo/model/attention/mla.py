@@ -84,10 +84,10 @@ class MLA(SoftmaxAttention, kind="mla"):
     """Whether each head's softmax has one more, learned logit without a value (gpt-oss, 2025)."""
     short_conv: PositiveInt | None = None
     """Width W, in tokens, of a depthwise causal convolution of the queries, and of the latents and the rotated key
-    before their norm (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 tokens."""
+    before their norm (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). The state is the last W − 1 tokens."""
     kv_from: str | None = None
-    """Kind of layer whose latents this layer reads instead of making its own. It reads the last such layer before it,
-    and expands the latents by its own projections (Mistral Large 4, 2026)."""
+    """Kind of layer whose latents this layer reads instead of making its own, from the last layer of that kind before
+    this one. It expands them by its own projections (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)

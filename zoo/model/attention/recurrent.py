@@ -62,7 +62,7 @@ def convolve(
     dilation: int = 1,
     taps: Tensor | None = None,
 ) -> Tensor:
-    """Convolve x [B, T, C] causally, after the (W − 1)·dilation earlier inputs in the state `name`; renews the state.
+    """Convolve x [B, T, C] causally, after the (W − 1)·dilation earlier inputs in the state `name`; updates the state.
     `shift` [C] is added to every input, also to the zeros before a text. `taps` [B, T, H, W] are each token's own
     additions to the convolution's weights: the first tap for the token itself, the last for the token W − 1 before it.
     The channels of each of H equal groups share their taps.
@@ -129,7 +129,7 @@ class History(NamedTuple):
 
 
 def join_earlier(x: Tensor, step: Step, name: str, before: int) -> History:
-    """Append the real tokens of x [B, T, C] to the last `before` ones, which the state `name` holds; renews the state.
+    """Append the real tokens of x [B, T, C] to the last `before` ones, which the state `name` holds; updates the state.
     Padding is moved to the end of its row."""
     held = step.state(name)
     held = x.new_zeros(x.shape[0], before, x.shape[-1]) if held is None else held.to(x.dtype)  # B P C
@@ -152,7 +152,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 def shift_tokens(x: Tensor, step: Step, name: str) -> Tensor:
     """Token shift (Peng et al., 2023): replace each real token of x [B, T, D] by the real one before it. A row's first
-    token gets the token in the state `name` [B, D], or 0; a document's first token gets 0. Renews the state."""
+    token gets the token in the state `name` [B, D], or 0; a document's first token gets 0. Updates the state."""
     return step.along_rows(partial(_shift_tokens, name), x)
 
 

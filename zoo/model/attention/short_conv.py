@@ -23,7 +23,7 @@ class ShortConv(Attention, kind="short_conv"):
 
         y = C ⊙ conv(B ⊙ u),   out = y·W_out.
 
-    Its state is the last d_conv − 1 values of B ⊙ u.
+    The state is the last d_conv − 1 values of B ⊙ u.
     """
 
     passes: ClassVar[Passes] = Passes()  # type: ignore[misc]

@@ -155,7 +155,7 @@ class SubLayers(Block):
     @property
     def gathers(self) -> int:
         """Number of gathers of all ranks' tokens in a forward pass: one before each sub-layer, and one for each
-        convolution, which each rank computes for all tokens."""
+        convolution, because each rank convolves all tokens."""
         return super().gathers + sum(bool(each.conv) for each in self.sublayers)
 
     def state(self) -> dict[str, tuple[int, ...]]:
