@@ -192,8 +192,8 @@ def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str
 
 
 def _by_reason(row: KernelRow, state: str) -> dict[str, str]:
-    """Map each reason for this state to the features that it explains, joined to one text. A feature of which only the
-    gradient is in the state is named "gradient with …". If the reason explains every gradient, the text is "any
+    """Map each reason for this state to the features that it explains, joined to one text. If only the gradient of a
+    feature is in the state, the name is "gradient with …". If the reason explains every gradient, the text is "any
     gradient"."""
     grouped: dict[str, list[str]] = {}
     for name, cell in row.cells.items():
