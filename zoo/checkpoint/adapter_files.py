@@ -1,4 +1,4 @@
-"""Save and load low-rank adapters (LoRA) in a checkpoint of Zoo, and find the model that they are for."""
+"""Save and load low-rank adapters (LoRA) in a checkpoint of Zoo, and find their base model."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ class PlanFile(JsonShape):
 
 
 def write_plan(model: nn.Module, folder: Path) -> None:
-    """Write the plan of a model's adapters, if it has any, into a folder."""
+    """Write the plan of a model's adapters into a folder as adapter.json; nothing for a model without adapters."""
     plan: Adapters | None = getattr(model, "adapters", None)
     if plan is not None:
         (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
 
 
 def split_files(model: nn.Module, tensors: Mapping[str, T]) -> dict[str, Mapping[str, T]]:
-    """Divide a model's tensors, by name, among the files of its checkpoint. Without adapters there is one file. With
-    adapters, one file has the adapters' tensors, the other all tensors that are not the base's."""
+    """Divide a model's tensors among the files of its checkpoint: file name → tensors by name. Without adapters there
+    is one file. With adapters, one file has the adapters, the other the weights that are not the base's."""
     plan: Adapters | None = getattr(model, "adapters", None)
     if plan is None:
         return {WEIGHTS: tensors}
@@ -88,8 +88,8 @@ def read_plan(folder: Path) -> Adapters | None:
 
 
 def read(model: Any, folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint's adapters, and note in the model which base they are for. Raises
-    CheckpointError unless the model has the same adapters."""
+    """Read the tensors of a checkpoint's adapters, and record their base in the model. Raises CheckpointError unless
+    the model has the same adapters."""
     plan, own = read_plan(folder), getattr(model, "adapters", None)
     if _describe(plan) != _describe(own):
         raise CheckpointError(f"{folder / PLAN}: its adapters are not the run's (as they were when the run began)")
@@ -102,7 +102,7 @@ def _describe(plan: Adapters | None) -> Adapters | None:
 
 
 def merge(stored: StoredTensors, spec: WholeSpec, plan: Adapters, folder: Path) -> StoredTensors:
-    """Merge a checkpoint's adapters into its model's weights. A weight is merged when it is read."""
+    """Merge a checkpoint's adapters into its model's weights, each weight as it is read."""
     from zoo.run.adapters import INSIDE, merge_adapter
 
     held = read_tensors(plan, spec, folder, "cpu")
@@ -119,7 +119,7 @@ def merge(stored: StoredTensors, spec: WholeSpec, plan: Adapters, folder: Path) 
 
 
 def read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device | str) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint's adapters, under our names. Raises CheckpointError if they do not match the
+    """Read the tensors of a checkpoint's adapters, under Zoo's names. Raises CheckpointError if they do not match the
     plan."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -138,7 +138,7 @@ def read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device |
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Give a model the adapters of a checkpoint, and the weights that were trained beside them. Raises CheckpointError
+    """Load a checkpoint's adapters into a model, with the weights that were trained with them. Raises CheckpointError
     if the checkpoint holds a whole model, and for tensors that the model does not have."""
     plan = read_plan(folder)
     if plan is None or plan.hash is None:
@@ -154,8 +154,8 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 
 def check_weights(folder: Path, spec: WholeSpec) -> None:
-    """Compare names and shapes of the tensors in a checkpoint with those that it should have. Raises CheckpointError,
-    one line for each difference (the first few of each sort)."""
+    """Compare names and shapes of a checkpoint's tensors with those of its model. Raises CheckpointError, one line for
+    each difference (the first few of each sort)."""
     plan, shapes = read_plan(folder), table(spec, spec.d_model)
     if plan is not None and plan.hash is not None:
         if strange := [name for name in plan.trained if name not in shapes]:
@@ -165,8 +165,8 @@ def check_weights(folder: Path, spec: WholeSpec) -> None:
 
 
 def choose_base(weights: str | Path) -> tuple[str, str]:
-    """Find the model that a run with adapters starts from, and its hash: a folder (for a run, its newest checkpoint's
-    folder) or a GGUF file."""
+    """Find the base of a run with adapters. Returns its path and hash. The path is a folder (of a run, the newest
+    checkpoint's) or a GGUF file."""
     base = resolve_base(weights)
     return str(base), identify_base(base)
 
@@ -182,8 +182,8 @@ def refuse_to_replace_base(folder: Path, out: Path) -> None:
 
 
 def find_base(plan: Adapters, folder: Path) -> Path:
-    """Find the model that a checkpoint's adapters are for. Raises CheckpointError if its path is missing, or holds
-    another model (not checked with `ZOO_NO_VERIFY`)."""
+    """Find the base of a checkpoint's adapters. Raises CheckpointError if its path is missing, or holds another model
+    (not checked with `ZOO_NO_VERIFY`)."""
     assert plan.base is not None
     base, where = Path(plan.base), f"{folder / PLAN}: the adapters are for {shorten(plan.base)}, "
     try:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from zoo.errors import ConfigError
 
 SEVERAL, CHOICES = 1, 8
-"""Maximum unbounded repetitions, and choices, before a part that must match. Published patterns have 1 and 3."""
+"""Maximum unbounded repetitions and choices before a part that must match. Published patterns have 1 and 3."""
 LONG = 64
 """A repetition of more than this many times counts as unbounded."""
 DEEPEST, LONGEST = 20, 10_000
 
 KNOWN = (r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+", r"(?:\p{L}\p{M}*)+", r"(?:\r?\n)+")
-"""Published parts (EXAONE 4, say) that repeat a part of variable length, but match a text in only one way."""
+"""Published patterns (EXAONE 4's, say) that repeat a part of variable length, but match a text in only one way."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def find_slow_part(pattern: str) -> str | None:
 
 
 def _count(item: Item, needed: bool) -> tuple[int, int]:
-    """Count the unbounded repetitions and the choices of an item that precede a part that must match. `needed` says
-    that such a part follows the item. Raises ConfigError for more than SEVERAL repetitions or CHOICES choices, and for
-    a repeated part of variable length."""
+    """Count an item's unbounded repetitions and its choices before a part that must match. `needed` says that such a
+    part follows the item. Raises ConfigError for more than SEVERAL repetitions or CHOICES choices, and for a repeated
+    part of variable length."""
     repeated = item.most is None or item.most > 1
     inside = [each for branch in item.branches for each in branch]
     if repeated and (len(item.branches) > 1 or any(each.varies for each in inside)):
@@ -88,7 +88,7 @@ def _count(item: Item, needed: bool) -> tuple[int, int]:
 
 @dataclass
 class _Parser:
-    """Parse the structure of a pattern: groups, alternatives and repetitions. Anything else counts as one character."""
+    """Parses a pattern's structure: groups, alternatives and repetitions. Anything else counts as one character."""
 
     text: str
     at: int = 0
@@ -119,7 +119,7 @@ class _Parser:
         yield item
 
     def parse_times(self) -> tuple[int, int | None] | None:
-        """Read `*`, `+`, `?` or `{n,m}`, and the sign after it that makes it lazy or possessive."""
+        """Read `*`, `+`, `?` or `{n,m}`, and a sign after it (lazy or possessive). Returns (least, most), or None."""
         least, most = 1, 1
         if self.take("*"):
             least, most = 0, None
@@ -174,7 +174,7 @@ class _Parser:
         return Item(branches=branches, looks=looks)
 
     def skip_class(self) -> None:
-        """Skip the rest of `[…]`, which may contain nested ones."""
+        """Skip the rest of `[…]`, which may contain nested brackets. Raises ConfigError if it is not closed."""
         depth, first = 1, True
         while depth:
             if self.at >= len(self.text):

@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from zoo.checkpoint.stored import StoredTensors
 
 STATED = (ARCHITECTURE, CONFIG, "model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""The files of a folder that say what its tensors are."""
+"""Files of a folder that describe its tensors: architecture, config and indexes."""
 
 HASHED = 1 << 22  # values that are converted and hashed at a time
 
 
 def identify_base(path: Path) -> str:
-    """Hash the tensors of a model: a GGUF file, or the folder of any other. Models with equal tensors under our names
-    have the same hash, in any file format and any float dtype that holds the values. A checkpoint that has adapters
-    itself is identified by its files.
+    """Hash the tensors of a model, given as a folder or a GGUF file. Models with equal tensors under Zoo's names have
+    the same hash, in any file format and any float dtype that holds the values. A checkpoint that itself has adapters
+    is identified by its files.
 
-    The first hash reads the whole model, about 2.5 s a GB; afterwards it is recalled by the hash of the files. Raises
+    The first hash reads the whole model, about 2.5 s a GB; later calls recall it by the hash of the files. Raises
     OSError, and CheckpointError for a broken model.
     """
     files = identify_files(path)
@@ -67,8 +67,8 @@ def resolve_base(weights: str | Path) -> Path:
 
 
 def identify_files(path: Path) -> str:
-    """Hash what a model's weights are computed from: a GGUF file, a checkpoint by its manifest, or the architecture and
-    tensor files of a folder; other files there may change. Raises OSError."""
+    """Hash the files that determine a model's weights: a GGUF file; a checkpoint's manifest; or the architecture and
+    tensor files of another folder, whose other files may change. Raises OSError."""
     if path.is_file():
         return recall_hash(path)
     if (path / MANIFEST).is_file():
@@ -84,7 +84,7 @@ def _open_tensors(path: Path) -> StoredTensors:
 
 
 def _hash_tensors(stored: StoredTensors) -> str:
-    """Hash names, shapes and values of tensors; of floats the values in float32, if that holds them."""
+    """Hash names, shapes and values of tensors, floats at least in float32: the hash does not depend on their dtype."""
     from xxhash import xxh3_128
 
     found = xxh3_128()

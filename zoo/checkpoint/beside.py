@@ -1,5 +1,5 @@
 """List and copy the files that travel with a model unchanged: tokenizer, chat template, generation options, processors,
-and the modules of sentence-transformers. Whatever writes a checkpoint or an export copies them here, byte for byte."""
+and the modules of sentence-transformers. Code that writes a checkpoint or an export copies them byte for byte."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TOKENIZER = (
     *("*.bpe.model", "*.spm", "*.tiktoken", "tekken.json", "normalizer.json"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
-"""What reads and writes text, as glob patterns."""
+"""Files of the tokenizer and its chat templates, as glob patterns."""
 
 MODULES = "modules.json"
 SENTENCE = (MODULES, "config_sentence_transformers.json", "sentence_*_config.json", "[1-9]_*/**/*")
-"""What sentence-transformers reads after the model: the list of its modules, and a folder for each."""
+"""Files that sentence-transformers reads after the model: the list of its modules, and a folder for each module."""
 
 ROUND_TEXT = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", *SENTENCE)
-"""What holds under any tokenizer."""
+"""Files that do not depend on the tokenizer: processors, and modules of sentence-transformers."""
 
 GENERATION = "generation_config.json"
 BESIDE = (*TOKENIZER, GENERATION, *ROUND_TEXT)
@@ -35,7 +35,7 @@ def list_beside(folder: Path, patterns: Iterable[str] = BESIDE) -> list[str]:
 
 
 def copy_beside(folder: Path, out: Path, patterns: Iterable[str] = BESIDE) -> None:
-    """Copy the files of a folder that travel with its model and that `out` does not have yet. Modules of
+    """Copy the files that travel with the model of a folder, unless `out` has them already. Modules of
     sentence-transformers are left out if `out` has some. Raises CheckpointError for a link out of the folder."""
     kept = {*list_beside(folder, SENTENCE)} if (out / MODULES).is_file() else set()
     for name in list_beside(folder, patterns):

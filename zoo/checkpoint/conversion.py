@@ -50,7 +50,7 @@ class Entry:
 
     @property
     def axis(self) -> int:
-        """The dimension of a weight's outputs: 1 if experts come before it, else 0."""
+        """The index of a weight's output dimension: 1 in stacked experts [E, d_out, d_in], else 0."""
         return 1 if self.experts else 0
 
     def shapes_of_theirs(self) -> Iterator[tuple[str, Shape]]:
@@ -78,7 +78,7 @@ class TensorStep:
 
 
 class Rows(TensorStep):
-    """`rows`: their tensor is ours concatenated along the outputs."""
+    """`rows`: their tensor is our tensors concatenated along the outputs."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return list(tensors[0].split([shape[entry.axis] for shape in entry.shapes], entry.axis))
@@ -88,7 +88,7 @@ class Rows(TensorStep):
 
 
 class Apart(TensorStep):
-    """`apart([n, m])`: the first n rows of ours are one tensor of theirs, the next m rows another."""
+    """`apart([n, m])`: their tensors are the first n rows of our tensor and the next m rows."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [torch.cat(tensors)]
@@ -98,10 +98,9 @@ class Apart(TensorStep):
 
 
 class Shards(Apart):
-    """`shards(n)`: theirs are at most n chunks of our rows, as `torch.chunk` makes them (the last may be shorter)."""
+    """`shards(n)`: their tensors are at most n chunks of our rows, by `torch.chunk` (the last may be shorter)."""
 
     def count(self, rows: int) -> int:
-        """Count the chunks of `rows` rows."""
         return -(-rows // -(-rows // self.number))
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -133,7 +132,7 @@ class Transpose(TensorStep):
 
 
 class Flat(TensorStep):
-    """`flat`: their tensor is ours flattened."""
+    """`flat`: their tensor is our tensor, flattened."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [each.reshape(shape) for each, shape in zip(tensors, entry.shapes, strict=True)]
@@ -143,7 +142,7 @@ class Flat(TensorStep):
 
 
 class Merged(TensorStep):
-    """`merged`: the first two dimensions of ours (experts, outputs) are flattened to one in theirs."""
+    """`merged`: their tensor is our tensor with the first two dimensions (experts, outputs) flattened to one."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [each.unflatten(0, (shape[0], -1)) for each, shape in zip(tensors, entry.shapes, strict=True)]
@@ -153,8 +152,8 @@ class Merged(TensorStep):
 
 
 class Tiled(TensorStep):
-    """`tiled([k, v, d])`: the last v·d rows are v heads of d rows in k groups. Ours are ordered group by group; theirs
-    have the first head of each group, then the second of each.
+    """`tiled([k, v, d])`: the last v·d rows are v heads of d rows in k groups. Our heads are ordered group by group;
+    their tensor has the first head of each group, then the second of each.
 
     For four heads in two groups, their order is our heads 0, 2, 1, 3.
     """
@@ -173,7 +172,7 @@ class Tiled(TensorStep):
 
 
 class Ends(TensorStep):
-    """`ends`: ours are n tensors [4, D]; theirs are two, [2n, D]: rows 0 and 3 of each of ours, and rows 1 and 2."""
+    """`ends`: n tensors [4, D] are two [2n, D] in the file: rows 0 and 3 of each in one, rows 1 and 2 in the other."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         ends, between = (each.unflatten(0, (-1, 2)) for each in tensors)

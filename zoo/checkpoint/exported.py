@@ -1,5 +1,5 @@
 # B rows, N tokens, V vocabulary
-"""Write a model as a program of tensors with its tokenizer beside it, run the written file, and compare."""
+"""Export a model as a program (torch.export or ONNX) with its tokenizer, and compare the file with the model."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     Named = Mapping[str, Tensor]
 
 FILES = "*model.onnx", "*model.onnx.data", "*model.pt2"
-"""The files of programs, as glob patterns: one, or the three of an encoder-decoder."""
+"""Glob patterns of program files. A model has one program, an encoder-decoder three."""
 
 STEPS = 3
-"""Tokens that are decoded one by one after a prompt, when a file is compared."""
+"""Number of tokens that are decoded one by one after a prompt, when a file is compared."""
 
 LENGTHS = 9, 17
-"""Tokens of the rows that are compared."""
+"""Numbers of tokens in the rows that are compared."""
 
 LONGEST = 512
-"""Largest window that the longer rows are made to exceed."""
+"""Largest attention window, in tokens, that the longer rows are made to exceed."""
 
 ROUGH = 8
-"""As CLOSE for 16-bit weights, in steps of their dtype, because other kernels round at other places. Tiny models
-differed by 1.3 steps (fp16) and 1.9 (bf16)."""
+"""Largest difference for 16-bit weights, relative to the largest value, in units of the dtype's eps; CLOSE is that of
+float32. Other kernels round at other places: tiny models differed by 1.3 eps (fp16) and 1.9 (bf16)."""
 
 
 def save(
@@ -62,9 +62,9 @@ def save(
     """Write a folder with a program (`form` is onnx or export; three programs for an encoder-decoder), its tokenizer's
     files and a config. Returns what was compared, in words.
 
-    `embed` makes a sentence's vector of hidden states (`zoo.run.traced.TracedModel`). With `verify` the folder appears
-    when the program, read back, gives the model's values. Raises ConfigError for a model that is no program of tensors,
-    and CheckpointError if values differ or `out` has other files. A README.md there is kept.
+    `embed` computes a sentence's vector from hidden states (`zoo.run.traced.TracedModel`). With `verify` the folder
+    appears only if the program, read back, gives the model's values. Raises ConfigError for a model that cannot be
+    recorded, and CheckpointError if values differ or `out` has other files. A README.md there is kept.
     """
     from zoo.run.traced import TracedModel
     from zoo.run.traced_pair import trace_pair
@@ -94,7 +94,7 @@ def save(
 
 
 def _describe(model: StoredModel, draft: Path, folder: Path) -> None:
-    """Write our description of the model, the config of a published family if one fits, and what travels with it."""
+    """Write Zoo's description of the model, a published family's config if one fits, and the tokenizer's files."""
     write_architecture(model.spec, draft)
     with suppress(FitsNoFamily):
         config = {**read_special_ids(folder, model.spec.vocab_size), **find_config(model.spec, model.source)[0]}
@@ -107,12 +107,12 @@ def _describe(model: StoredModel, draft: Path, folder: Path) -> None:
 
 
 def write_export(traced: TracedModel, program: Any, folder: Path) -> None:
-    """Write a recorded program as torch.export does."""
+    """Write a recorded program to a .pt2 file."""
     torch.export.save(program, folder / f"{traced.name}.pt2")
 
 
 def open_export(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
-    """Open a written program. Its function raises CheckpointError for inputs that the program refuses."""
+    """Open a .pt2 file as a function of named inputs. It raises CheckpointError for inputs that the file refuses."""
     file = folder / f"{traced.name}.pt2"
     run = torch.export.load(file).module()
 
@@ -131,8 +131,8 @@ def open_export(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
 
 
 def compare(traced: TracedModel, run: Callable[[Named], Named]) -> str:
-    """Run a program, and compare its values with the model's: for rows of several lengths with padding before them; for
-    a decoder also a prompt, then token by token. Returns what was compared. Raises CheckpointError if values differ."""
+    """Compare a program's values with the model's, on padded rows of two lengths. A decoder reads a prompt, then one
+    token at a time. Returns what was compared, in words. Raises CheckpointError if values differ."""
     steps = f"a prompt and {STEPS} cached steps each" if traced.held else "padding after the shorter"
     how = "cached steps" if traced.one_by_one else steps
     found = {
@@ -142,8 +142,8 @@ def compare(traced: TracedModel, run: Callable[[Named], Named]) -> str:
 
 
 def compare_pair(model: Model, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]]) -> str:
-    """Run the three programs of an encoder-decoder, and compare their values with the model's: for sources of several
-    lengths with padding behind them, and a target's first tokens, then one by one. Returns what was compared. Raises
+    """Compare the values of an encoder-decoder's three programs with the model's, on padded sources of two lengths. The
+    decoder reads a target's first tokens, then one token at a time. Returns what was compared, in words. Raises
     CheckpointError if values differ."""
     lengths = zip((1, 3), *map(_choose_lengths, programs[:2]), strict=True)
     found = {
@@ -154,8 +154,8 @@ def compare_pair(model: Model, programs: Sequence[TracedModel], run: Sequence[Ca
 
 
 def _compare_values(found: Mapping[Any, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]], close: float) -> str:
-    """Compare the values of rows, by the numbers of rows and tokens. Returns the largest difference, in words. Raises
-    CheckpointError for a difference beyond `close`, relative to the largest value."""
+    """Compare pairs of values, which `found` yields for each (number of rows, number of tokens). Returns the largest
+    difference, in words. Raises CheckpointError for a difference above `close` times the largest value."""
     largest, top = 0.0, 1.0
     with torch.inference_mode():
         for (_, tokens), list_values in found.items():
@@ -170,14 +170,14 @@ def _compare_values(found: Mapping[Any, Callable[[], Iterator[tuple[str, Tensor,
 
 
 def _choose_bound(traced: TracedModel) -> float:
-    """Choose the largest difference of two values that rounding explains, relative to the largest value."""
+    """Choose the tolerance of a comparison, relative to the largest value: rounding errors grow with the depth."""
     dtype = next(traced.model.parameters()).dtype
     close = CLOSE if dtype.itemsize > 2 else ROUGH * torch.finfo(dtype).eps
     return close * max(1.0, traced.tower.n_layers / 12) ** 0.5
 
 
 def _choose_lengths(traced: TracedModel) -> list[int]:
-    """Choose two lengths; the longer one is beyond the windows, if these are short."""
+    """Choose two numbers of tokens. The larger exceeds every attention window of at most LONGEST tokens."""
     sights = [each.attention.sight for each in traced.tower.blocks.values()]
     windows = [each for sight in sights for each in (sight.window, sight.chunk) if each and each <= LONGEST]
     wanted = LENGTHS[0], max([LENGTHS[1], *(each + STEPS + 2 for each in windows)])
@@ -187,8 +187,8 @@ def _choose_lengths(traced: TracedModel) -> list[int]:
 def _list_pairs(
     traced: TracedModel, run: Callable[[Named], Named], batch: int, tokens: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield name, the model's values and the program's, of each row. Row b has b tokens of padding: before its own,
-    where there is a cache, else after them."""
+    """Yield a name, the model's values and the program's, for each row. Row b has b tokens of padding: at its start if
+    the program has a cache, else at its end."""
     given = traced.make_inputs(batch, tokens)
     padding, columns = torch.arange(batch)[:, None], torch.arange(tokens)[None]
     real = columns >= padding if traced.held else columns < tokens - padding
@@ -205,8 +205,8 @@ def _list_pairs(
 def _list_targets(
     model: Model, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]], batch: int, *lengths: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield the logits of an encoder-decoder's rows, the model's and the programs'. Source b has b tokens of padding
-    behind its own."""
+    """Yield a name, the model's logits and the programs', for each row of an encoder-decoder. Source b has b tokens of
+    padding at its end."""
     sources, targets = (
         each.make_inputs(batch, length)["input_ids"] for each, length in zip(programs, lengths, strict=False)
     )
@@ -228,7 +228,7 @@ def _list_targets(
 
 
 def _decode(traced: TracedModel, run: Callable[[Named], Named], given: Named) -> Named:
-    """Run a prompt, then token by token: logits [B, N, V]."""
+    """Run a prompt, then one token at a time. Returns all logits [B, N, V]."""
     ids, mask = given["input_ids"], given["attention_mask"]
     tokens = ids.shape[1]
     stops = range(1, tokens + 1) if traced.one_by_one else range(tokens - STEPS, tokens + 1)

@@ -6,7 +6,7 @@ Each pair, a FieldRow, has an expression over a config's fields and the Spec's v
     attention.n_kv_heads      =num_key_value_heads or num_attention_heads   8
     activation                =act(hidden_act)                              {kind: silu}
 
-Import evaluates the expression; `bind` finds fields with which the expression has our value.
+Import evaluates the expression; `bind` finds fields with which the expression has the Spec's value.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def find_fields(template: Mapping[str, Any], spec: Topology, stated: Mapping[str
 
 def pair_fields(node: object, value: object) -> Iterator[FieldRow]:
     """Pair a family's composed template (`node`) with the Spec of the same component (`value`): yield a FieldRow for
-    each field, of components inside too.
+    each field, including those of inner components.
 
     A field that the template leaves out is paired with its default, except `init`, which is skipped. For the field
     LENDER the pair says only whether each side sets it.
@@ -110,7 +110,7 @@ def _spells_out(node: object, value: Node) -> bool:
 
 
 def _bind_tower(tree: Mapping[str, Any], tower: Tower, known: Mapping[str, Any], found: Bindings) -> list[str]:
-    """Bind the rows of a tower and its layers. Returns the family's kind of each layer: the one with fewest misses."""
+    """Bind the rows of a tower and its layers. Returns for each layer the family's kind with the fewest mismatches."""
     for row in pair_fields({k: v for k, v in tree.items() if k not in ("blocks", "pattern")}, tower):
         row.bind_into(found, known)
     paired = {
@@ -129,7 +129,7 @@ def _bind_tower(tree: Mapping[str, Any], tower: Tower, known: Mapping[str, Any],
 
 
 def _bind_block(rows: Sequence[FieldRow], env: Mapping[str, Any], found: Bindings) -> tuple[int, Bindings]:
-    """Bind the rows of one layer. Returns the number of rows that fail or contradict `found`, and the fields."""
+    """Bind the rows of one layer. Returns the number of rows that fail or contradict `found`, and the fields bound."""
     bindings: Bindings = {}
     misses = sum(not row.bind_into(bindings, env) for row in rows)
     return misses + sum(key in found and found[key] != value for key, value in bindings.items()), bindings
@@ -177,7 +177,7 @@ def _compose_unevaluated(template: Mapping[str, Any], spec: Topology) -> dict[st
 
 
 def _list_kinds(template: Mapping[str, Any]) -> list[str]:
-    """List a family's kinds of layer. The kind "layer" has no patch; it is listed unless a pattern never names it."""
+    """List a family's kinds of layer. The kind "layer" has no patch; it is left out if the pattern never names it."""
     kinds, pattern = [name for name in template.get("layers") or {} if name != "layer"], template.get("pattern")
     text = pattern if isinstance(pattern, str) else repr(pattern)
     unnamed = kinds and pattern is not None and re.search(r"""(["'])layer\1""", text) is None

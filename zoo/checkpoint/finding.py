@@ -16,8 +16,8 @@ from zoo.model_hub import download, is_hub_name, list_files, locate
 
 
 def find(path: str | Path) -> Path:
-    """Find the folder of a model as `runs.find` does; a GGUF file is unpacked to one, and so is an adapter in peft's
-    format. A model of the hub is downloaded, with its tokenizer and weights. Raises CheckpointError for a missing path,
+    """Find the folder of a model as `runs.find` does. A GGUF file, or an adapter in peft's format, is unpacked into a
+    folder. A model of the hub is downloaded, with its tokenizer and weights. Raises CheckpointError for a missing path,
     and if downloading or unpacking fails."""
     folder = locate(path)
     if is_hub_name(path) and folder.is_dir():
@@ -26,7 +26,7 @@ def find(path: str | Path) -> Path:
 
 
 def _download_weights(name: str) -> None:
-    """Download a model's tokenizer and weights: those of an index, one safetensors file, else torch's own files."""
+    """Download a model's tokenizer and weights: the files of an index, one safetensors file, or torch's own files."""
     beside = (each.replace("**/", "") for each in BESIDE)  # the hub's * goes through folders
     folder = download(name, *beside, INDEX, SINGLE, TENSORS)
     if (folder / INDEX).is_file():

@@ -1,4 +1,4 @@
-"""Write a model as a GGUF file, by the catalogue that reads them (conf/gguf.yaml), and read the draft back.
+"""Write a model as a GGUF file by the catalogue that also reads GGUF (conf/gguf.yaml), and read the draft back.
 
 A tensor is converted, quantised by the package `gguf`, and written before the next one is read.
 """
@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 STEPS = {"F32": 2.0**-22, "F16": 2.0**-11, "BF16": 2.0**-8}
 STEPS |= {kind: step + 2.0**-10 for kind, step in {"Q8_0": 1 / 254, "Q5_0": 1 / 16, "Q5_1": 1 / 31}.items()}
 STEPS |= {kind: step + 2.0**-10 for kind, step in {"Q4_0": 1 / 8, "Q4_1": 1 / 15}.items()}
-"""The types that are written: those that the package `gguf` quantises. For each, the largest error of a value, relative
-to the largest value of its tensor: half the distance of two stored values, or all of it where the last one is cut off
-(Q4_0, Q5_0), and the rounding of a block's scale to 16 bits."""
+"""The ggml types that can be written, and for each the largest error of a value, relative to the largest value of its
+tensor. The error is half the distance of two stored values (the whole distance where the last value is cut off, Q4_0
+and Q5_0), plus the rounding of a block's scale to 16 bits."""
 
 LEAST = 1e-7
-"""An error that is none, whatever the values: scales of blocks are stored in 16 bits."""
+"""An absolute error that is accepted whatever the values: the scales of blocks are stored in 16 bits."""
 
 WRITER = "zoo.writer"
-"""The entry of metadata that marks a file as written here."""
+"""The metadata key that marks a file as written by Zoo."""
 
 ROW_HEAD = "cls.output"
-"""The tensor of logits of whole rows, which some architectures have."""
+"""The tensor that computes logits of whole rows; only some architectures have it."""
 
 EXACT = ("ffn_gate_inp", "position_embd", "token_types", "ssm_conv1d", "shortconv.conv")
-"""Tensors that llama.cpp needs in float32, beside vectors and norms."""
+"""Tensors that llama.cpp needs in float32, in addition to vectors and norms."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def save(
 
 
 def _add_dense(layout: Layout, model: StoredModel, kind: str, dense: Sequence[Tensor] | None) -> list[str]:
-    """Add the dense layers behind the pooling to the layout. Returns the name of what is left out, if they are."""
+    """Add the dense layers after the pooling to the layout. Returns their name in a list if llama.cpp lacks them."""
     named = name_dense(layout.architecture, model.spec.d_model, dense)
     layout.dense.update(named)
     layout.kinds.update(
@@ -168,8 +168,8 @@ def _refuse_to_replace(out: Path, model: StoredModel, force: bool) -> None:
 
 
 def lay_out(model: StoredModel, kind: str) -> Layout:
-    """Find the architecture, the metadata and the tensor names under which the file reads as this model. Raises
-    ConfigError if there are none, with the fields that differ from the nearest architecture."""
+    """Lay out a GGUF file that reads as this model: architecture, metadata and tensor names. Raises ConfigError if no
+    architecture fits, with the fields that differ from the nearest."""
     spec = model.spec
     tried, faults = [find_config(spec)], []
     if model.source is not None:
@@ -192,7 +192,7 @@ def lay_out(model: StoredModel, kind: str) -> Layout:
 
 
 def _list_headed() -> list[str]:
-    """List the architectures of which llama.cpp computes logits of whole rows."""
+    """List the architectures for which llama.cpp computes logits of whole rows."""
     rows = read_catalogue()["architectures"].items()
     return [name for name, row in rows if ROW_HEAD in ((row or {}).get("names") or {}).values()]
 
@@ -238,7 +238,7 @@ def _choose_kind(name: str, shape: tuple[int, ...], kind: str) -> str:
 
 
 def _check_header(layout: Layout, model: StoredModel) -> None:
-    """Raise ConfigError with the fields in which the model that the header describes differs from the one to write."""
+    """Raise ConfigError unless the header describes the model to write; the error lists the fields that differ."""
     import numpy as np
 
     from zoo.compose import load
@@ -289,7 +289,7 @@ def _write(model: StoredModel, layout: Layout, file: Path) -> None:
 
 
 def _find_type(value: object) -> Any:
-    """Find the type of an entry of metadata: an array of texts or numbers, where bytes are an array too."""
+    """Find the GGUF type of a metadata value; bytes are an array."""
     from gguf import GGUFValueType
 
     if isinstance(value, bytes):
@@ -331,7 +331,8 @@ def compare(model: StoredModel, layout: Layout, file: Path, folder: Path, verify
 
 
 def _measure_error(model: StoredModel, found: StoredModel, layout: Layout, entry: Entry, names: list[str]) -> float:
-    """Measure the largest error of an entry's tensors, relative to the largest value that is stored of them."""
+    """Measure the largest error of an entry's tensors, relative to their largest stored value. Raises CheckpointError
+    for an error beyond rounding."""
     step = max(STEPS[layout.kinds[name][0]] for name in names)
     ours = [model.tensors[name].float() for name in entry.ours]
     stored = max(float(each.abs().max()) for each in entry.to_theirs(ours))
@@ -347,7 +348,7 @@ TEXTS = ("Hello!", "A longer text, of naïve words, 42 numbers and 東京.", " x
 
 
 def _compare_ids(folder: Path, unpacked: Path) -> int:
-    """Count the texts of which the file's tokenizer gives the folder's ids. Raises ConfigError if one has others."""
+    """Count the texts that both tokenizers encode to the same ids. Raises ConfigError for a text with other ids."""
     ours, theirs = map(open_tokenizer, (folder, unpacked))
     added = ours.get_added_tokens_decoder().values()
     special = [each.content for each in added if each.special and not each.lstrip]  # GGUF has no form of lstrip

@@ -25,17 +25,17 @@ IDS = {
     "seperator": "sep_token",
     "mask": "mask_token",
 }
-"""llama.cpp's names of special tokens, without that which ends a text, and transformers'."""
+"""transformers' names of special tokens, by llama.cpp's names. The tokens that end a text are found by `_find_ids`."""
 
 NEVER = -1000.0
-"""The score of a unigram that is no token."""
+"""Score of tokens outside the unigram vocabulary: too low ever to be chosen."""
 
 DIGITS = r"\p{N}"
 
 
 def describe_vocabulary(folder: Path, size: int) -> dict[str, Any]:
     """Make the metadata of a folder's tokenizer, for a model with `size` embeddings; `no_vocab` if the folder has none.
-    Raises CheckpointError for a tokenizer that is not written."""
+    Raises CheckpointError for an unsupported tokenizer, and for a token id of `size` or more."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return {"tokenizer.ggml.model": "no_vocab"}
@@ -62,11 +62,11 @@ def describe_vocabulary(folder: Path, size: int) -> dict[str, Any]:
 
 
 OTHERS = {"WordPiece": "bert", "Unigram": "t5"}
-"""llama.cpp's names of the kinds of tokenizers other than BPE."""
+"""llama.cpp's names of the kinds of tokenizers other than BPE, by the types in tokenizer.json."""
 
 
 def _find_kind(node: Mapping[str, Any], file: Path) -> str:
-    """Find llama.cpp's name of a tokenizer's kind. Raises CheckpointError for one that is not written."""
+    """Find llama.cpp's name of a tokenizer's kind. Raises CheckpointError for an unsupported kind."""
     model = node["model"]
     steps = [each["type"] for each in _list_steps(node.get("pre_tokenizer"))]
     if model.get("type") == "BPE" and "ByteLevel" in steps:
@@ -99,7 +99,7 @@ def _is_byte(token: str) -> bool:
 
 
 def _find_split(node: Mapping[str, Any], file: Path) -> str:
-    """Find llama.cpp's name of the way a byte-level vocabulary splits a text. Raises CheckpointError for another."""
+    """Find llama.cpp's name of a byte-level tokenizer's split patterns. Raises CheckpointError for unknown patterns."""
     patterns, plain = [], True
     for step in _list_steps(node["pre_tokenizer"]):
         if step["type"] == "Split":
@@ -131,8 +131,8 @@ def _describe_byte_level(node: Any, made: Mapping[str, Any], places: Mapping[str
 def _describe_sentencepiece(
     node: Mapping[str, Any], made: Mapping[str, Any], places: Mapping[str, int], file: Path
 ) -> dict[str, Any]:
-    """Make the scores of SentencePiece's BPE: a merged token's is minus the rank of its first merge. Raises
-    CheckpointError if they give other merges than the tokenizer has."""
+    """Make the scores of SentencePiece's BPE: minus the rank of a token's first merge. Raises CheckpointError if these
+    scores imply other merges than the tokenizer's."""
     tokens, types = made["tokens"], made["token_type"]
     if node["model"].get("unk_token") is not None:
         types[places[node["model"]["unk_token"]]] = UNKNOWN
@@ -153,8 +153,8 @@ def _describe_sentencepiece(
 def _describe_unigram(
     node: Mapping[str, Any], made: Mapping[str, Any], places: Mapping[str, int], file: Path
 ) -> dict[str, Any]:
-    """Make the scores of SentencePiece's unigrams, and state its table of characters. Raises CheckpointError for
-    another normalizer than that table."""
+    """Make the scores of a unigram vocabulary, and store the normalizer's table of characters. Raises CheckpointError
+    for a normalizer other than such a table (Precompiled)."""
     scores = [NEVER] * len(made["tokens"])
     for number, (_, score) in enumerate(node["model"]["vocab"]):
         scores[number] = float(score)
@@ -173,8 +173,8 @@ def _describe_unigram(
 def _describe_wordpiece(
     node: Mapping[str, Any], made: Mapping[str, Any], places: Mapping[str, int], file: Path
 ) -> dict[str, Any]:
-    """Mark the pieces that begin a word, in place of those that continue one, and state how a text is normalised.
-    Raises CheckpointError for another normalizer than BERT's."""
+    """Mark the pieces that begin a word instead of those that continue a word, and state lower-casing and stripping of
+    accents. Raises CheckpointError for a normalizer other than BERT's."""
     form = node.get("normalizer") or {}
     if form.get("type") != "BertNormalizer" or not (form["clean_text"] and form["handle_chinese_chars"]):
         raise CheckpointError(f"{file}: normalizer: is not BERT's, so is not written to GGUF (BertNormalizer)")
@@ -191,7 +191,7 @@ MAKERS = {
     "t5": _describe_unigram,
     "bert": _describe_wordpiece,
 }
-"""For each kind the function that describes what only tokenizers of this kind have; it may change `token_type`."""
+"""The function that makes the metadata of one kind of tokenizer only, by kind. It may change `token_type` in place."""
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
@@ -205,8 +205,8 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _find_ids(folder: Path, places: Mapping[str, int], size: int) -> dict[str, Any]:
-    """Find the ids of special tokens, and whether a text begins and ends with its marks. BERT's marks, [CLS] and [SEP],
-    are those of a text without any others."""
+    """Find the ids of special tokens, and whether a text begins with BOS and ends with EOS. A tokenizer without BOS and
+    EOS has BERT's [CLS] and [SEP] in their place."""
     named, file = read_special_tokens(folder), folder / GENERATION
     named = {"bos_token": named.get("cls_token", ""), "eos_token": named.get("sep_token", ""), **named}
     stated: Mapping[str, Any] = read_json(file, GenerationFile) if file.is_file() else {}
@@ -221,7 +221,7 @@ def _find_ids(folder: Path, places: Mapping[str, int], size: int) -> dict[str, A
 
 
 def _read_template(folder: Path) -> str | None:
-    """Read the chat template of a folder: its file, else that in tokenizer_config.json."""
+    """Read a folder's chat template, from its own file or else from tokenizer_config.json."""
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.is_file():
         return file.read_text(encoding="utf-8")

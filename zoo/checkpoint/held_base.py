@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 LAYOUTS: Mapping[str, type[FourBit] | type[EightBit]] = {"nf4": FourBit, "int8": EightBit}
-"""The layout of each way to quantise."""
+"""The layout of each method of quantisation (`lora.quantise`)."""
 
 
 def open_base(weights: str | Path, checked: bool = False) -> StoredTensors:
-    """Open the tensors of a base in their stored dtypes. If the base has adapters of its own, its merged weights are
-    stored nowhere and are given in float32. With `checked`, the files of a checkpoint of Zoo are compared with its
-    manifest."""
+    """Open the tensors of a base in their stored dtypes. A base that itself has adapters is merged as it is read, in
+    float32. With `checked`, the files of a checkpoint of Zoo are compared with its manifest."""
     path = locate(weights)
     merged = not path.is_file() and read_plan(find(path)) is not None
     dtype = torch.float32 if merged else None
@@ -38,8 +37,8 @@ def open_base(weights: str | Path, checked: bool = False) -> StoredTensors:
 
 
 def list_held(spec: Topology, trained: Collection[str], quantise: str | None) -> Iterator[tuple[str, Part, bool]]:
-    """List the weights that may be held as they are stored: the frozen products and tables. Give the name, the part,
-    and whether the weight is quantised: products inside layers are, except routers."""
+    """List the weights that may be held as they are stored: the frozen matrices of Linears, experts and embeddings.
+    Yields the name, the part, and whether `quantise` applies: to Linears and experts inside layers, except routers."""
     for name, part, leaf in tensors(spec, spec.d_model):
         if leaf == "weight" and name not in trained and isinstance(part, Linear | Experts | Embedding):
             inside = ".blocks." in f".{name}" and not isinstance(part, Embedding)
@@ -50,8 +49,8 @@ def list_held(spec: Topology, trained: Collection[str], quantise: str | None) ->
 def measure_held(
     spec: Topology, trained: Collection[str], quantise: str | None, stored: StoredTensors | int
 ) -> dict[str, int]:
-    """Count the bytes of each weight that is not held in float32. `stored` are the base's tensors, or the bytes of each
-    of their values."""
+    """Count the bytes of each weight that is not held in float32. `stored` are the base's tensors, or the bytes per
+    value."""
     found = {}
     for name, part, quantised in list_held(spec, trained, quantise):
         shape = part.shapes()["weight"]
@@ -70,7 +69,7 @@ def measure_held(
 
 
 def measure_quantised(shape: tuple[int, ...], quantise: str) -> int:
-    """Count the bytes of a quantised weight: codes, scales, and for NF4 the tables of both codes."""
+    """Count the bytes of a quantised weight: codes, scales, and for NF4 its two code tables."""
     if quantise == "int8":
         return prod(shape) + 4 * prod(shape[:-1])
     blocks = -(-prod(shape) // 64)
@@ -85,9 +84,9 @@ def refuse_quantised(stored: StoredTensors, spec: Topology) -> None:
 
 
 def hold_base(model: Model, device: torch.device, seed: int) -> None:
-    """Replace a model's frozen float32 parameters by the stored form of the base that its adapters name, for example
-    bfloat16 or packed 4-bit. Weights that the adapters' plan quantises are quantised here. If the hash of the base is
-    unknown, nothing changes."""
+    """Replace a model's frozen float32 parameters by the weights of its adapters' base as they are stored, for example
+    in bfloat16 or packed 4-bit. Weights that the adapters' plan quantises are quantised here. If the hash of the base
+    is unknown, nothing changes."""
     from zoo.run.adapters import draw_adapters
     from zoo.run.held_weights import HeldWeight, hold_weight
 
@@ -114,8 +113,8 @@ StoredParts = tuple[Mapping[str, Any], Callable[[Mapping[str, Any], Any], Any]]
 
 
 def _read_held(stored: StoredTensors, name: str, part: Part, quantise: str | None) -> StoredParts | None:
-    """Read a weight's stored tensors by role, and the function that computes the weight from them; None for one that is
-    stored in float32."""
+    """Read a weight's stored tensors by role, and the function that computes the weight from them; None for a weight
+    that is stored in float32."""
     if quantise is not None:
         layout, parts = LAYOUTS[quantise].encode(stored[name].float())
         return parts, layout.decode

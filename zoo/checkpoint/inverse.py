@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from zoo.model.tower import Topology
 
 FIRST = ("llama", "gpt2", "mistral", "mixtral", "qwen2", "qwen3", "bert", "t5", "gptj", "opt")
-"""Families tried first: of several that can describe a Spec, the best known is written."""
+"""Families tried first: if several families describe a Spec, the best known one is written."""
 
 NEAR = 4
-"""At least this many families are tried, those of the least distance first; then as many more, those that lack the
-fewest mixers. So an error can name the nearest family."""
+"""Minimum number of families that are tried, nearest first; then as many more, those that lack the fewest mixers. An
+error can then name the nearest family."""
 
 
 WEIGHTS = {"attention": 5, "ffn": 5, "layers": 3}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def find_row_head(spec: WholeSpec) -> RowHead | None:
-    """Wrap the model so that reading a tensor with a value that is not finite raises CheckpointError."""
+    """Find the model's head if it reads whole rows; otherwise None."""
     head = None if isinstance(spec, EncoderDecoder) else spec.head
     return head if isinstance(head, RowHead) else None
 
@@ -40,8 +40,8 @@ def restate(model: StoredModel) -> tuple[StoredModel, list[str]]:
     - T5's tied head scales logits by 1/√d_model, mT5's does not, and the file cannot say which. The head becomes a
       matrix of its own with the scale multiplied in, because llama.cpp does not scale.
 
-    Raises ConfigError for an encoder with a head that reads single tokens for a task, and for a decoder with one number
-    for a row: llama.cpp takes the softmax of a decoder's logits.
+    Raises ConfigError for an encoder with a head that reads single tokens for a task, and for a decoder whose head
+    gives one number per row: llama.cpp takes the softmax of a decoder's logits.
     """
     spec = model.spec
     if isinstance(spec, EncoderDecoder):
@@ -71,7 +71,7 @@ def _restate_encoder(model: StoredModel, tower: Tower) -> StoredModel:
 
 
 def _exchange(node: Any, old: object, new: object) -> Any:
-    """Replace every part of a Spec's node that equals `old`: layers state the model's position, too."""
+    """Replace each part of a node that equals `old` by `new`. Layers repeat the model's position, for example."""
     if isinstance(node, dict):
         return new if node == old else {key: _exchange(each, old, new) for key, each in node.items()}
     return [_exchange(each, old, new) for each in node] if isinstance(node, list) else node
@@ -95,7 +95,7 @@ def _change(
     changes: Mapping[str, Change],
     sources: Mapping[str, str] | None = None,
 ) -> StoredTensors:
-    """Keep the tensors of `forms`, read from those of other names in `sources`, and apply the `changes` by name."""
+    """Make the tensors of `forms`: each is read under its name in `sources`, or its own, and converted by `changes`."""
     changed = {name: changes[name](form) if name in changes else form for name, form in forms.items()}
 
     def read(name: str) -> Tensor:

@@ -49,16 +49,16 @@ else:
         found.append(read(llama_cpp.llama_get_logits, 1, model.n_vocab())[0])
 numpy.save(out, numpy.array(found))
 """
-"""Runs in a fresh process: what fails in llama.cpp may end its process. Keys and values are cached in float32. A
-decoder reads its tokens at once. An encoder-decoder begins with `start`, and reads its source once more, token by
+"""A program for a fresh process, because a failure in llama.cpp may end the process. Keys and values are cached in
+float32. A decoder reads all tokens at once. An encoder-decoder's target is `start` and the source's ids, read token by
 token."""
 
 PROBE = 33
 """Number of tokens that are compared."""
 
 CLOSE = 0.1
-"""Largest difference of two values, relative to the largest value. llama.cpp reads GELU from a table of 16 bits, and
-with quantised weights rounds activations to 8; a wrong weight or a wrong position changes logits by more than half."""
+"""Largest difference of two values, relative to the largest value. llama.cpp reads GELU from a 16-bit table, and with
+quantised weights rounds activations to 8 bits; a wrong weight or position changes logits by more than half."""
 
 
 def compare_with_llama_cpp(model: StoredModel, file: Path, dense: Iterable[Tensor] = ()) -> str:
@@ -83,7 +83,7 @@ def compare_with_llama_cpp(model: StoredModel, file: Path, dense: Iterable[Tenso
 
 
 def _compute(model: StoredModel, kind: str, ids: Tensor, start: Tensor) -> tuple[str, Tensor]:
-    """Compute what llama.cpp gives for the tokens [1, T], and name it."""
+    """Compute in torch the values that llama.cpp gives for the tokens [1, T]: their name (logits, …) and the values."""
     more = {"decoder_input_ids": torch.cat((start, ids), 1)} if start.numel() else {}
     with torch.inference_mode():
         out = model.build(torch.device("cpu"))(ids, **more)
@@ -97,7 +97,8 @@ def _compute(model: StoredModel, kind: str, ids: Tensor, start: Tensor) -> tuple
 
 
 def _run_llama_cpp(file: Path, kind: str, ids: Sequence[int]) -> Tensor:
-    """Run llama.cpp in a fresh process: logits [T, V] or, of a row, [1, C]; of an encoder hidden states [T, D]."""
+    """Run llama.cpp in a fresh process. Returns logits [T, V], logits [1, C] of a whole row, or an encoder's hidden
+    states [T, D]. Raises CheckpointError if llama.cpp fails."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:

@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
 
 def identify(folder: Path) -> str:
     """Hash a model's folder, without the files that only resume a run. Equal folders have equal hashes, whatever their
-    paths. A manifest has the hashes of the files; those of another folder are computed. Raises OSError."""
+    paths. Hashes of the files come from the manifest; without a manifest they are computed. Raises OSError."""
     if (folder / MANIFEST).is_file():
         found = {name: entry["xxh3"] for name, entry in read_manifest(folder).items()}
     else:
@@ -170,7 +170,7 @@ def recall_note(key: str) -> str | None:
 
 
 def write_note(key: str, made: str) -> None:
-    """Note a hash under a key in the cache folder, if that can be written."""
+    """Note a hash under a key in the cache folder, if the folder can be written."""
     note = find_cache_folder() / "hashes" / key
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 MARK = "Written by `zoo convert`."
-"""The line by which a card of ours is known: any other README.md in the folder that is replaced is kept."""
+"""The line that marks a card as written by Zoo. A README.md without this line is kept when its folder is replaced."""
 
 TASKS = {
     "ForSequenceClassification": "text-classification",
@@ -29,12 +29,12 @@ TASKS = {
     "LMHeadModel": "text-generation",
     "ForConditionalGeneration": "text2text-generation",
 }
-"""The hub's task of a class, by the end of its name; of any other it is feature-extraction."""
+"""The hub's name of a class's task, by the end of the class's name; feature-extraction for all other classes."""
 
 
 def keep_card(draft: Path, out: Path) -> bool:
-    """Keep a README.md in `out` that zoo did not write, or one that is in the draft already; return whether there is
-    one."""
+    """Copy a README.md that zoo did not write into the draft: the draft's own, else that of `out`. Returns whether
+    there is one."""
     there = (each.read_bytes() for each in (draft / CARD, out / CARD) if each.is_file())
     kept = next((each for each in there if MARK.encode() not in each), None)
     if kept is not None:
@@ -96,7 +96,7 @@ def _list_lines(
 
 
 def _list_training(run: Path, settings: dict[str, Any], folder: Path) -> Iterator[str]:
-    """List the data, steps and losses of a run. Losses are those of its last step, so no other's has them."""
+    """Yield lines on a run's data, steps and losses. Losses are known for the last step only."""
     step = runs.read_step(folder.parent if folder.name in runs.AVERAGES else folder)
     found = runs.read_whole_result(run / runs.RESULT)
     data = settings.get("data")

@@ -38,7 +38,7 @@ def parse_adapters(pairs: list[str]) -> dict[str, str]:
 
 def build_packed(stored: StoredModel, device: torch.device) -> nn.Module:
     """Build the base of adapters on a device, in eval mode. Quantised matrices (GPTQ, AWQ, …) are held as they are
-    stored, unless they were opened in another dtype: each product dequantises its weight to the values that the model
+    stored, unless they were opened in another dtype. Each product dequantises its weight, to the values that the model
     has without adapters."""
     from zoo.run.builder import build
     from zoo.run.held_weights import HeldWeight, hold_weight
@@ -58,8 +58,8 @@ def build_packed(stored: StoredModel, device: torch.device) -> nn.Module:
 
 
 def add_adapters(model: Any, base: str | Path, folders: Mapping[str, str | Path]) -> None:
-    """Read adapters into memory beside the model of `base`, whose weights do not change; `Request.adapter` then chooses
-    one by name.
+    """Load adapters by name for the requests of a model that was loaded from `base`; the model's weights do not change.
+    `Request.adapter` then chooses one by name.
 
     Raises ConfigError, one line for each fault, for a folder without adapters, for adapters of another base, and for
     weights that cannot differ between the rows of a pass: weights trained whole, adapters of stacked experts, and
@@ -82,7 +82,7 @@ def add_adapters(model: Any, base: str | Path, folders: Mapping[str, str | Path]
 
 
 def _find_faults(model: Any, base: str | Path, folder: Path, plan: Adapters | None) -> Iterator[str]:
-    """Find the reasons why requests cannot choose an adapter, each in words that follow its folder."""
+    """Yield the reasons why requests cannot choose an adapter, for messages that begin with its folder."""
     if plan is None:
         yield "has no adapters (a checkpoint of a run with lora=…, or peft's)"
         return

@@ -20,7 +20,7 @@ from zoo.lazy import torch
 from zoo.runs import CHECKPOINTS, LATEST, find_step, follow, is_file, read_step, steps
 
 TRAINED = "weights."
-"""Prefix of the trained weights' names among a run's states, if other weights are saved as the model's."""
+"""Prefix of the names of trained weights in a run's states, if others are saved as the model's (schedule-free)."""
 
 LEFT = "left"
 """Suffix of the name of a checkpoint that a run left behind by resuming from an older one."""
@@ -39,7 +39,7 @@ def choose_checkpoint(
     run: Path, which: str, check: Callable[[Path, dict[str, Any]], object]
 ) -> ChosenCheckpoint | None:
     """Choose the checkpoint that a run resumes from: the step or pointer (`best`) that `which` names, else the newest
-    whole one not newer than `latest`; None if the run has none yet. `check` raises for invalid counters.
+    whole checkpoint up to `latest`; None if the run has none yet. `check` raises for invalid counters.
 
     Raises CheckpointError if the named checkpoint, or every one, is not whole.
     """

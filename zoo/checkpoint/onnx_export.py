@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 PACKAGES = "onnx", "onnx_ir", "onnxscript", "onnxruntime"
 
 WHOLE = 1_900_000_000
-"""Most bytes of weights inside the file: protobuf has at most 2 GB. More are written beside it, in model.onnx.data."""
+"""Maximum bytes of weights inside the file: protobuf allows 2 GB. Larger weights are written to model.onnx.data."""
 
 
 def check(dtype: torch.dtype) -> None:
-    """Raise ConfigError if a package, or one that it needs, is not installed, or for a dtype that onnxruntime does not
-    compute in."""
+    """Raise ConfigError if a package for ONNX is not installed, or for a dtype other than float32 and float16."""
     try:
         for name in PACKAGES:
             import_module(name)
@@ -40,7 +39,7 @@ def check(dtype: torch.dtype) -> None:
 
 
 def write(traced: TracedModel, program: Any, folder: Path) -> None:
-    """Write a recorded program. Raises ConfigError, with torch's reason, for an operator that ONNX cannot express."""
+    """Write a recorded program as ONNX. Raises ConfigError, with torch's reason, for an operator that ONNX lacks."""
     from zoo.checkpoint.onnx_operators import TABLE
 
     how: dict[str, Any] = {"dynamo": True, "custom_translation_table": TABLE, "verbose": False}
@@ -57,7 +56,7 @@ def write(traced: TracedModel, program: Any, folder: Path) -> None:
 
 
 def _name(graph: Any, traced: TracedModel) -> None:
-    """Give inputs, outputs and the axes that vary their names."""
+    """Name the inputs, the outputs and the axes of variable size."""
     for values, names in ((graph.inputs, traced.inputs), (graph.outputs, traced.outputs)):
         for value, name in zip(values, names, strict=True):
             value.name = name
@@ -72,7 +71,7 @@ def _name(graph: Any, traced: TracedModel) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the translation says of packages that nobody asked for (torchvision) and of its own old calls."""
+    """Silence warnings during the translation: on optional packages (torchvision), and torch's deprecations."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     with warnings.catch_warnings():
@@ -85,7 +84,8 @@ def _quiet() -> Iterator[None]:
 
 
 def open_program(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
-    """Open a written file in onnxruntime, on the CPU. Raises CheckpointError if it refuses the file or an input."""
+    """Open an ONNX file in onnxruntime, on the CPU, as a function of named inputs. Raises CheckpointError if
+    onnxruntime refuses the file or, when the function is called, an input."""
     import onnxruntime
 
     state: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")

@@ -20,7 +20,7 @@ zoo_opset = Opset("zoo", 1)
 @script(zoo_opset, default_opset=op)
 def multiply_groups(x, weight, offsets) -> FLOAT:
     """Multiply each run of rows of x [N, d_in] by the weight [d_out, d_in] of its expert; experts without rows are
-    skipped. Rows after the last run become zeros: [N, d_out]."""
+    skipped. Returns [N, d_out], with zeros in the rows after the last run."""
     ends = op.Cast(offsets, to=7)
     zero = op.Constant(value_ints=[0])
     start = op.Constant(value_ints=[0])
@@ -40,12 +40,12 @@ def multiply_groups(x, weight, offsets) -> FLOAT:
 
 
 def grouped_linear(x: Any, weight: Any, offsets: Any, native: bool, computing: int = 1, chosen: int = 1) -> Any:
-    """Translate zoo's grouped product of the rows of a mixture of experts."""
+    """Translate zoo's grouped matrix product, which multiplies the rows of each expert by its weight."""
     return multiply_groups(x, weight, offsets)
 
 
 def sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-    """Translate a stable sort: TopK, too, puts the first of equal values first."""
+    """Translate a stable sort to TopK, which also puts the first of equal values first."""
     return op.TopK(x, op.Gather(op.Shape(x), [dim]), axis=dim, largest=int(descending), sorted=1)
 
 

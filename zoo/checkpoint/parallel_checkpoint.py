@@ -59,8 +59,8 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
 
 
 def _read_whole(folder: Path) -> Mapping[str, Header]:
-    """Read the headers of whole tensors: of our one file, or of several that transformers wrote with an index. Raises
-    CheckpointError for a broken file."""
+    """Read the headers of whole tensors: of Zoo's single file, or of several that transformers wrote with an index.
+    Raises CheckpointError for a broken file."""
     return read_headers(folder) if (folder / INDEX).is_file() else read_header(folder / WEIGHTS)
 
 

@@ -1,4 +1,4 @@
-"""Write the adapters of a checkpoint in peft's format, with the weights that were trained beside them."""
+"""Write the adapters of a checkpoint in peft's format, with the weights that were trained with them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from zoo.run.adapters import Adapters
 
 TABLE = "embedding.tokens.weight"
-"""Our name of the token table."""
+"""Zoo's name of the token embedding's weight."""
 
 
 def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
     Linears that the Hugging Face model fuses (GPT-2's c_attn) get one adapter whose rank is the sum of the adapters'
     ranks: the A matrices are stacked, the B matrices form a block diagonal. Modules whose own weights are not the
     base's (a new head, more tokens) are written whole (`modules_to_save`). Raises CheckpointError if there are no
-    adapters, and for adapters without a layer in peft, a weight outside all modules, and values that are not finite.
+    adapters, for weights that peft cannot hold (`refuse_unknown_to_peft`), and for values that are not finite.
     """
     plan = read_plan(folder)
     if plan is None:
@@ -81,8 +81,8 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
 
 
 def list_changed(plan: Adapters, own: StoredTensors) -> Iterator[str]:
-    """List the weights, except adapted ones, whose values differ from the base's. If the checkpoint has no hash of its
-    base, nothing is read, and all `trained` weights are listed."""
+    """Yield the `trained` weights whose values differ from the base's. If the checkpoint has no hash of its base,
+    nothing is read, and all of them are yielded."""
     base = None if plan.hash is None or plan.base is None else store.open_model(plan.base, torch.float32).tensors
     for name in plan.trained:
         there = None if base is None or name not in base else base[name]
@@ -106,8 +106,8 @@ def _convert(entry: Entry, own: StoredTensors) -> Iterator[tuple[str, Tensor]]:
 
 
 def _find_body(folder: Path, spec: WholeSpec, plan: Adapters) -> Body:
-    """Find the Hugging Face model that has the tensors' names: of the class of the folder that the adapters are for,
-    unless that is gone or the head is another."""
+    """Find the Hugging Face model whose tensor names are written: of the class of the adapters' base or, if that has no
+    folder or does not fit, of the first class that describes the Spec."""
     if plan.base is not None and (Path(plan.base) / CONFIG).is_file():
         with suppress(FitsNoFamily):
             return find_config(spec, hf.open_folder(Path(plan.base))[0])[1]
@@ -142,7 +142,7 @@ def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry], changed: Sequ
 
 
 def refuse_partly_adapted(folder: Path, entries: Sequence[Entry], plan: Adapters) -> None:
-    """Raise CheckpointError if a module fuses several of our products of which only some have magnitudes."""
+    """Raise CheckpointError if a module of the Hugging Face model fuses Linears of which only some have magnitudes."""
     for entry in entries:
         if without := [name for name in entry.ours if _path_of(name) not in plan.paths]:
             found = f"{without[0]} has no magnitudes, and is one matrix there with those that have"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from zoo.run.adapters import Adapters
 
 TENSORS = "adapter_model.safetensors"
-"""The file of tensors in peft's format, beside SETTINGS."""
+"""The name of the tensor file in peft's format."""
 
 PREFIX = "base_model.model."
 """The prefix of the names of a peft model's tensors."""
@@ -67,7 +67,7 @@ def unpack_adapter(folder: Path) -> Path:
     """Unpack an adapter in peft's format into a checkpoint of Zoo, unless that is done already; return its folder.
 
     adapter_config.json names the base. Raises CheckpointError, a line for each fault, if the base is missing, or for
-    tensors that are no LoRA of its products.
+    tensors that are not LoRA adapters of the base's Linears.
     """
     config = read_json(folder / SETTINGS, PeftConfig)
     if config["peft_type"] != "LORA":
@@ -101,7 +101,7 @@ def unpack_adapter(folder: Path) -> Path:
 
 
 def _open_base(base: Path) -> tuple[Any, tuple[Entry, ...]]:
-    """Open the Spec of a base, and the entries that map the tensors of its Hugging Face model to ours."""
+    """Open the Spec of a base, and the entries that map the tensors of its Hugging Face model to Zoo's."""
     if (base / ARCHITECTURE).is_file():
         spec = read_spec(base)
         return spec, tuple(map_tensors(spec, find_published(spec, base, "another base, or an adapter of zoo's own")))
@@ -110,8 +110,8 @@ def _open_base(base: Path) -> tuple[Any, tuple[Entry, ...]]:
 
 
 def find_published(spec: Any, folder: Path, cure: str) -> Body:
-    """Find the published model whose tensor names peft's format uses for a Spec. Raises FitsNoFamily, in one line with
-    a `cure`, if no family describes the Spec."""
+    """Find the published model that describes a Spec: peft's format uses its tensor names. Raises FitsNoFamily, in one
+    line with a `cure`, if no family describes the Spec."""
     try:
         return find_config(spec)[1]
     except FitsNoFamily as error:
@@ -133,7 +133,7 @@ class PeftModule(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PeftTensors:
-    """The tensors of an adapter in peft's format: those of each adapted module, and the weights trained whole, by our
+    """The tensors of an adapter in peft's format: those of each adapted module, and the weights trained whole, by Zoo's
     names."""
 
     modules: list[PeftModule]
@@ -167,8 +167,8 @@ class PeftTensors:
         return cls(modules, own, config.get("lora_dropout", 0.0))
 
     def convert(self) -> tuple[Adapters, dict[str, Tensor], dict[str, Tensor]]:
-        """Convert to our adapters of one rank and one scale: a lower rank is filled up with zeros, another scale
-        multiplies b. Returns their plan, their tensors, and the weights trained whole."""
+        """Convert to Zoo's adapters, which share one rank and one scale: a lower rank is filled up with zeros, another
+        scale multiplies b. Returns their plan, their tensors, and the weights trained whole."""
         from zoo.run.adapters import INSIDE, Adapters
 
         rank, scale, tensors = max(len(each.a) for each in self.modules), self.modules[0].scale, {}
@@ -187,7 +187,7 @@ class PeftTensors:
 
 
 def _is_plain(entry: Entry) -> bool:
-    """Whether a product is one matrix of theirs, which may hold several of ours."""
+    """Whether an entry is one matrix in the Hugging Face model, which may fuse several Linears."""
     return len(entry.theirs) == 1 and not entry.experts and not entry.stacked
 
 
@@ -204,7 +204,7 @@ def _scaling(config: Mapping[str, Any]) -> Any:
 
 
 def _split_outputs(entry: Entry, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Split rows [d_out, …] among our products that a module holds, by the paths of these."""
+    """Split rows [d_out, …] of a module among the Linears that it fuses. Yields each Linear's path and rows."""
     parts = [rows]
     for step in entry.steps:
         parts = parts if isinstance(step, Transpose) else step.read(parts, entry)

@@ -13,13 +13,13 @@ OPTIONS = {
     "token-classification": {},  # truncates by itself
     "text-generation": {"truncation": True, "max_new_tokens": 1},
 }
-"""Options of a pipeline by which it truncates a text to model_max_length; of others `truncation=True`."""
+"""Options by which a task's pipeline truncates a text to model_max_length; other pipelines take `truncation=True`."""
 
 
 def main(folder: Path, place: Path) -> None:
-    """Read inputs at PLACE/asked.safetensors and readings at PLACE/asked.json. Write logits or hidden states to
-    PLACE/given.safetensors: `given` for the inputs, and `N.R` for row R of reading N. Write the ids to
-    PLACE/given.json."""
+    """Read inputs at PLACE/asked.safetensors, and readings (texts, messages or a pipeline's text) at PLACE/asked.json.
+    Write logits or hidden states to PLACE/given.safetensors: `given` for the inputs, and `N.R` for row R of reading N.
+    Write the ids to PLACE/given.json."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoTokenizer
@@ -51,8 +51,8 @@ def _compute(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def _read(tokenizer: Any, model: Any, asked: dict[str, Any], beside: dict[str, Any]) -> tuple[Rows, list[Any], str]:
-    """Read texts, messages, or the text of a pipeline. Returns ids and logits of each row, without padding, and how
-    texts were put together."""
+    """Run a model on texts, messages, or the text of a pipeline. Returns ids and logits of each row, without padding,
+    and how texts were batched, in words."""
     if "task" in asked:
         return *_watch_pipeline(model, tokenizer, asked), ""
     rows, outputs = [], []
@@ -80,7 +80,7 @@ def _encode(tokenizer: Any, asked: dict[str, Any]) -> list[Any]:
 
 
 def _watch_pipeline(model: Any, tokenizer: Any, asked: dict[str, Any]) -> tuple[Rows, list[Any]]:
-    """Run a text through the pipeline of a task, and return what its model first read and gave."""
+    """Run a text through a task's pipeline. Returns ids and output of the first row of the model's first call."""
     from transformers import pipeline
 
     seen: list[tuple[Any, Any]] = []

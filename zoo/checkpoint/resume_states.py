@@ -21,8 +21,8 @@ STATES = "training.safetensors"
 
 
 def hold_states(state: Resumable) -> dict[str, HeldTensor]:
-    """List what this process holds of the tensors that a run resumes from in addition to the model: the optimizer's
-    states by parameter name, the states of its random generators and, if other weights are saved as the model's
+    """List this process' part of the tensors that a run resumes from in addition to the model: the optimizer's states
+    by parameter name, the states of the random generators and, if other weights are saved as the model's
     (schedule-free), the trained weights."""
     held: dict[str, HeldTensor] = {}
     shares = state.model.shares

@@ -32,7 +32,7 @@ POOLINGS = {
     "weighted": "pooling_mode_weightedmean_tokens",
     "last": "pooling_mode_lasttoken",
 }
-"""Poolings and their flags in 1_Pooling/config.json, in the order in which vectors of several are concatenated."""
+"""Poolings and their flags in 1_Pooling/config.json. The vectors of several poolings are concatenated in this order."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def _find_module(folder: Path, stated: str, place: str) -> Path:
 
 
 def write_modules(out: Path, poolings: Sequence[str], width: int, limit: int, dense: Sequence[Tensor] = ()) -> None:
-    """Write the files of a model whose vectors are pooled from states of `width` numbers, multiplied by the matrices
-    `dense`, and scaled to length 1. A text has at most `limit` tokens."""
+    """Write the files of a model whose vectors are pooled from hidden states of `width` numbers, multiplied by the
+    matrices `dense`, and scaled to length 1. A text has at most `limit` tokens."""
     kinds = ["Pooling", *["Dense"] * len(dense), "Normalize"]
     paths = {"": "Transformer", **{f"{number}_{kind}": kind for number, kind in enumerate(kinds, 1)}}
     modules = [

@@ -84,8 +84,8 @@ def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: ProcessGrou
 
 
 def load_shards(held: Mapping[str, HeldTensor], folder: Path) -> None:
-    """Fill a process' pieces, by name, from a folder of shards. Not a collective call. Raises CheckpointError for a
-    missing or broken shard."""
+    """Fill a process' pieces, by name, from a folder of shards. Other processes need not call this. Raises
+    CheckpointError for a missing or broken shard."""
     ShardedTensors(folder).fill(held)
 
 
@@ -130,7 +130,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         return whole
 
     def find_slices(self, name: str) -> Callable[[tuple[slice, ...]], Tensor]:
-        """Find how a part of a tensor is read."""
+        """Make the function that reads a slice of a tensor."""
         each = self._metadata.state_dict_metadata[name]
 
         def read(at: tuple[slice, ...]) -> Tensor:
@@ -148,7 +148,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         return len(self._metadata.state_dict_metadata)
 
     def fill(self, held: Mapping[str, HeldTensor]) -> None:
-        """Fill the pieces that a process holds, in place."""
+        """Fill the pieces that a process holds, in place. Raises CheckpointError for a missing or broken shard."""
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
         from torch.distributed.checkpoint.state_dict_loader import load

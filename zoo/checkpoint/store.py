@@ -1,4 +1,4 @@
-"""Save and load our own checkpoints: safetensors, the architecture as YAML, and what training needs to resume.
+"""Save and load Zoo's own checkpoints: safetensors, the architecture as YAML, and what training needs to resume.
 
 A checkpoint's folder is always whole: it is written under another name, flushed to the disk and renamed.
 
@@ -7,8 +7,8 @@ A checkpoint's folder is always whole: it is written under another name, flushed
         zoo.yaml  model.safetensors      the model: `load` needs no more
         manifest.json                  bytes and hash of each file (zoo/checkpoint/manifest.py)
         tokenizer.json …                 what travels with it unchanged (zoo/checkpoint/beside.py)
-        adapter.json adapter.safetensors  low-rank adapters of a run, with path and hash of the model that they are for;
-                                       model.safetensors has only the weights that are not that model's
+        adapter.json adapter.safetensors  low-rank adapters of a run, with path and hash of their base;
+                                       model.safetensors has only the weights that differ from the base's
         training.json                  of a run: its counters
         training.safetensors           of a run: states of the optimizer and of the random generators; trained weights
                                        if others are saved as the model's (schedule-free)
@@ -99,9 +99,9 @@ def save_stored(
     check: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files from the folder
-    `beside`, and for `zoo.hf` `config` as its config.json, with a model card. With `force` a model that zoo did not
-    write is replaced too. `check` is called with the draft before it appears. Raises CheckpointError for a tensor that
-    is not finite."""
+    `beside`. With `config`, also write it as config.json, and a model card. With `force` a model that zoo did not write
+    is replaced too. `check` is called with the draft before it appears. Raises CheckpointError for a tensor that is not
+    finite, and if `folder` has other files."""
     names = (*OWN, CONFIG, CARD) if config is not None else OWN
     refuse_to_replace(folder, "a model of ours", names, source=beside, force=force)
     model = model.refuse_nonfinite()
@@ -120,7 +120,7 @@ def save_stored(
 
 
 def write_description(model: Model, folder: Path, tokenizer: TokenizerFiles | None) -> None:
-    """Write what a checkpoint's folder has beside tensors: architecture, plan of the adapters, and tokenizer."""
+    """Write the files of a checkpoint that hold no tensors: architecture, plan of the adapters, and tokenizer."""
     write_architecture(model.whole, folder, tokenizer)
     adapter_files.write_plan(model, folder)
 
@@ -177,7 +177,7 @@ def open_model(
 
 
 def open_own(folder: Path, mapped: bool, dtype: torch.dtype | None = None, checked: bool = True) -> StoredModel:
-    """Open the model of one of our checkpoint folders, with its adapters merged. Weights are merged in float32, then
+    """Open the model of a folder in Zoo's own format, with its adapters merged. Weights are merged in float32, then
     rounded to `dtype`, by default each to the dtype of the adapters' base."""
     spec, plan = read_spec(folder), adapter_files.read_plan(folder)
     adapter_files.check_weights(folder, spec)  # first: its message says more than a checksum's
@@ -192,8 +192,8 @@ def open_own(folder: Path, mapped: bool, dtype: torch.dtype | None = None, check
 def open_tensors(
     folder: Path, spec: WholeSpec, plan: Adapters | None, mapped: bool = True, checked: bool = True
 ) -> tuple[StoredTensors, dict[str, torch.dtype]]:
-    """Open all tensors of a checkpoint's model without its adapters: the tensors that it stores, and in float32 those
-    of the adapters' base. Also returns the dtypes of the base's own tensors."""
+    """Open all tensors of a checkpoint's model without its adapters: the checkpoint's own, and those of the adapters'
+    base in float32. Also returns the dtypes of the base's own tensors."""
     shapes = table(spec, spec.d_model)
     found = parallel_checkpoint.open_weights(folder, mapped)
     forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards store scalars as [1]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PackedTensor:
     """A tensor that is stored quantised: the `bytes` of its stored tensors, `read` to read these by role, and `decode`
-    to compute the tensor from them in a dtype. If several tensors are stored as one, the first of them has the
-    bytes."""
+    to compute the tensor from them in a dtype. If several tensors are stored as one, the first counts all bytes, the
+    others 0."""
 
     bytes: int
     read: Callable[[], Mapping[str, Tensor]]
@@ -30,7 +30,7 @@ class PackedTensor:
 
 
 ReadSlices = Callable[[tuple[slice, ...]], "Tensor"]
-"""Reads the part of a stored tensor that slices name, one for each dimension, with a start and a stop."""
+"""Reads a part of a stored tensor, given by a slice with a start and a stop for each dimension."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def refuse_nonfinite(name: str, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model by its Spec and its tensors, under our names. `source` is the Hugging Face folder that it came from."""
+    """A model by its Spec and its tensors, under Zoo's names. `source` is the Hugging Face folder that it came from."""
 
     spec: WholeSpec
     tensors: StoredTensors
@@ -122,7 +122,7 @@ class StoredModel:
 
     @property
     def served(self) -> StoredModel:
-        """The model without what training alone runs (`Topology.served`)."""
+        """The model without the parts that only training runs (`Topology.served`)."""
         spec: Any = self.spec.served
         if spec is self.spec:
             return self
@@ -136,7 +136,7 @@ class StoredModel:
         return replace(self, tensors=self.tensors.cast(dict.fromkeys(self.list_parameters(), dtype)))
 
     def refuse_nonfinite(self) -> StoredModel:
-        """Return the model, whose tensors raise CheckpointError when they are read if a value is not finite."""
+        """Wrap the model so that reading a tensor with a value that is not finite raises CheckpointError."""
         read = self.tensors.read
         return replace(self, tensors=replace(self.tensors, read=lambda name: refuse_nonfinite(name, read(name))))
 
@@ -153,7 +153,7 @@ class StoredModel:
 
 
 def place_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Replace a parameter or buffer of a model by a tensor, as when the model was built on the meta device."""
+    """Replace a parameter or buffer of a model by a tensor. A parameter keeps its `requires_grad`."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf in module._buffers:

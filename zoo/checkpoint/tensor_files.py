@@ -32,7 +32,7 @@ METADATA, WRITER = "__metadata__", "zoo"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_DIMENSIONS = 64  # torch's own limit
 MOST_TENSORS = 65_536
-"""Most tensors of a file, because looking up names takes time. Published files have thousands, an index 140,000."""
+"""Maximum tensors in a file: looking up names takes time. Published files have thousands, an index 140,000."""
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -324,7 +324,7 @@ def read_bin(file: Path) -> dict[str, Tensor]:
 
 
 class TensorReader:
-    """Read a folder's tensors by name, lazily; quantised weights are dequantised.
+    """Reads a folder's tensors by name, lazily; quantised weights are dequantised.
 
     With `mapped`, tensors are memory-mapped (torch's .bin files always are). Without it, each tensor is read into
     memory of its own, which is freed with the tensor. Pages read from a mapped file keep counting as the process'
@@ -351,7 +351,7 @@ class TensorReader:
             raise CheckpointError(f"{header.file}: {found} (a whole file)") from error
 
     def read(self, header: Header, name: str = "") -> Tensor:
-        """Read the tensor of a header as it is stored."""
+        """Read the tensor of a header as it is stored. Raises CheckpointError if the file cannot be read."""
         from safetensors import SafetensorError, safe_open
 
         file, name = header.file, header.name or name
@@ -367,8 +367,8 @@ class TensorReader:
             raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a whole file)") from error
 
     def find_slices(self, name: str) -> Callable[[tuple[slice, ...]], Tensor] | None:
-        """Find how to read a slice of a tensor into memory of its own: only the rows that hold it are read, then cut
-        along the other dimensions. None for a quantised tensor, and for other files than safetensors."""
+        """Make the function that reads a slice of a tensor into memory of its own: it reads only the rows of the slice,
+        then cuts the other dimensions. None for a scalar, a quantised tensor, and files other than safetensors."""
         header = self.found[name]
         if isinstance(header, Packed) or header.file.suffix != ".safetensors" or not header.shape:
             return None

@@ -19,8 +19,8 @@ from zoo.untrusted.printable import quote, shorten
 LARGEST = 64 << 20
 """Maximum bytes of a tokenizer.json; the largest published one has 34 MB."""
 GROWTH = 256
-"""Maximum number of characters that a tokenizer may make of one character. T5's makes 33 of a ligature, the most of the
-published ones."""
+"""Maximum number of characters that a tokenizer may make of one character. T5's makes 33 of one ligature, the most of
+any published tokenizer."""
 STEPS = 1_000
 """Maximum number of steps in a part, such as normalisers in a row."""
 LARGEST_ID = 2**24
@@ -147,8 +147,8 @@ def _measure_prefix(step: Mapping[str, Any]) -> float:
 
 
 def _measure_table(step: Mapping[str, Any]) -> float:
-    """Find how many characters SentencePiece's table puts in place of one, at most. Raises ValueError for a malformed
-    table."""
+    """Find the maximum number of characters that SentencePiece's table puts in place of one. Raises ValueError for a
+    malformed table."""
     whole = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
     start = 4 + int.from_bytes(whole[:4], "little") // 4 * 4
     if len(whole) < max(start, 4):
@@ -170,7 +170,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "Precompiled": _measure_table,
     "TemplateProcessing": _measure_template,
 }
-"""Bounds on the growth of the steps, other than Replace, that can lengthen a text, by type."""
+"""Upper bounds on how much a step lengthens a text, by the step's type; `Replace` is measured apart."""
 
 
 def _check_ids(node: Mapping[str, Any], place: str) -> None:

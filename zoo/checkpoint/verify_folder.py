@@ -139,7 +139,7 @@ def _run_transformers(
     folder: Path, inputs: dict[str, Tensor], asked: list[dict[str, Any]], program: Path
 ) -> tuple[dict[str, Tensor], list[tuple[list[list[int]], str]]]:
     """Run the folder's tokenizer, model and pipeline in transformers, in a fresh process. Returns logits by name, and
-    of each reading the ids and how texts were put together. Raises CheckpointError with its last error line."""
+    for each reading its ids and how texts were batched. Raises CheckpointError with the process' last error line."""
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as place:

@@ -1,4 +1,4 @@
-"""Read GGUF files (llama.cpp's): tensors under a model's names, the tokenizer, and a Hugging Face folder of both."""
+"""Read GGUF files (llama.cpp's): tensors under Hugging Face names, the tokenizer, and a Hugging Face folder of both."""
 
 from zoo.checkpoint.gguf.tensors import lay_keys as lay_keys
 from zoo.checkpoint.gguf.tensors import list_tensors as list_tensors

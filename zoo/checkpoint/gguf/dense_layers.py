@@ -1,4 +1,4 @@
-"""Dense layers behind a sentence model's pooling in a GGUF file: two matrices without biases, as EmbeddingGemma has."""
+"""Name a sentence model's dense layers in a GGUF file: two matrices after the pooling, as in EmbeddingGemma."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from zoo.families.gguf import GGUFFile, read_catalogue
 from zoo.lazy import Tensor
 
 DENSE = ("dense_2", "dense_3")
-"""llama.cpp's names, by the numbers of sentence-transformers' folders 2_Dense and 3_Dense."""
+"""llama.cpp's names of the dense layers that sentence-transformers stores in the folders 2_Dense and 3_Dense."""
 
 
 def has_dense(architecture: str) -> bool:
-    """Whether llama.cpp applies dense layers of this architecture."""
+    """Whether llama.cpp applies dense layers in models of an architecture."""
     return bool((read_catalogue()["architectures"].get(architecture) or {}).get("dense"))
 
 
 def list_dense(found: GGUFFile) -> list[str]:
-    """List the dense layers' tensors in a file."""
+    """List the names of the dense layers' tensors in a file."""
     names = [f"{name}.weight" for name in DENSE] if has_dense(found.architecture) else []
     return [name for name in names if name in found.tensors]
 
 
 def name_dense(architecture: str, width: int, matrices: Sequence[Tensor] | None) -> Mapping[str, Tensor]:
-    """Name the matrices as tensors of a file; empty if llama.cpp has no place for them. It supports two matrices, of
-    which the second gives vectors of the model's `width`."""
+    """Map llama.cpp's names to the matrices of dense layers; empty if llama.cpp does not support the matrices. It
+    supports two, the second of which outputs vectors of the model's `width`."""
     if matrices is None or len(matrices) != len(DENSE) or not has_dense(architecture):
         return {}
     ends = matrices[0].shape[1], matrices[-1].shape[0]

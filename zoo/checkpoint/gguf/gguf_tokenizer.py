@@ -19,8 +19,8 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's numbers for the types of tokens."""
 
 MOST_CUTS = 8 << 20
-"""Maximum number of characters in all tokens together: `find_merges` tries to split a token after each. A large
-vocabulary has 2 million."""
+"""Maximum number of characters in all tokens together: `find_merges` tries to split a token after each character. A
+large vocabulary has 2 million."""
 
 SPACE = "\u2581"
 SPECIAL = ("bos_token", "eos_token", "unknown_token", "padding_token", "cls_token", "seperator_token", "mask_token")
@@ -124,8 +124,8 @@ def _make_sentencepiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Token
 
 
 def _make_unigram(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
-    """Make SentencePiece's unigram tokenizer (Kudo, 2018): the split of the largest sum of scores. Raises
-    CheckpointError for a malformed table of characters."""
+    """Make SentencePiece's unigram tokenizer (Kudo, 2018). A text is split so that the sum of its tokens' scores is
+    largest. Raises CheckpointError for a malformed table of characters."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     types = vocabulary["token_type"]
@@ -205,7 +205,7 @@ MAKERS = {
     "t5": _make_unigram,
     "bert": _make_wordpiece,
 }
-"""For each of llama.cpp's kinds of tokenizers the function that makes it."""
+"""The function that makes a tokenizer, by llama.cpp's name of its kind."""
 
 
 # ---------------------------------------------------------------- special tokens
@@ -223,7 +223,7 @@ def _add_special(made: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
 
 
 def _add_ends(made: Tokenizer, vocabulary: Mapping[str, Any], defaults: Mapping[str, bool]) -> None:
-    """Add the BOS and EOS tokens around a text, if the file says so; `defaults` are of a file that says nothing."""
+    """Add the BOS and EOS tokens around a text, if the file says so; `defaults` apply where the file says nothing."""
     from tokenizers import processors
 
     asks = {**defaults, **vocabulary}

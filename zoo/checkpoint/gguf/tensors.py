@@ -58,7 +58,7 @@ class GGMLTensor:
 
 
 def read_dense(found: GGUFFile) -> list[Tensor]:
-    """Read the matrices of the dense layers behind a pooling, in float32."""
+    """Read the matrices of the dense layers after a pooling, in float32. Raises CheckpointError for broken tensors."""
     return [GGMLTensor(_checked(found.tensors[name], name)).decode({}, torch.float32) for name in list_dense(found)]
 
 
@@ -75,8 +75,9 @@ def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str,
     """List the headers of a file's tensors, by their Hugging Face name if it is one of `names`, else by their GGUF
     name.
 
-    RoPE tables, dense layers behind a pooling and layers of multi-token prediction are left out. Tensors in float32
-    stay float32, for the conversion steps that follow; all others get `dtype`.
+    RoPE tables, dense layers after a pooling and layers of multi-token prediction are left out. Tensors in float32 stay
+    float32, for later conversion steps; others get `dtype`. Raises ConfigError without the package `gguf`, and
+    CheckpointError for broken tensors.
     """
     require_gguf()
     own = {name_in_gguf(name, found): name for name in names}
@@ -86,7 +87,7 @@ def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str,
 
 
 def _is_ahead(name: str, found: GGUFFile) -> bool:
-    """Whether a tensor belongs to the layers of multi-token prediction, the last ones, which no model here uses."""
+    """Whether a tensor belongs to the layers of multi-token prediction, which come last and are not read."""
     ahead, layers = (int(found.metadata.get(f"{found.architecture}.{key}") or 0) for key in AHEAD)
     match = re.match(r"blk\.(\d+)\.", name)
     return ahead > 0 and match is not None and int(match[1]) >= layers - ahead
@@ -133,8 +134,8 @@ def to_gguf_name(name: str, architecture: str, layers: int) -> str | None:
 
 
 def _translate(name: str, architecture: str, layers: int) -> Iterator[str]:
-    """Yield llama.cpp's names of a tensor: the catalogue's (`names`), then the package's. Each lists some classes'
-    names without their prefix."""
+    """Yield the names that a tensor may have in llama.cpp: first the catalogue's (`names`), then those of the package
+    `gguf`. Both are looked up with and without the first part of the name, a class's prefix."""
     own = (read_catalogue()["architectures"][architecture] or {}).get("names") or {}
     names = _name_map(architecture, layers)
     tried = (name, name.partition(".")[2])

@@ -28,10 +28,10 @@ VERSION = 4
 
 
 POOLINGS = {1: "mean", 2: "cls", 3: "last"}
-"""llama.cpp's numbers of the ways to make one vector of hidden states, with Zoo's names."""
+"""llama.cpp's number and Zoo's name of each pooling, which makes one vector of a text's hidden states."""
 
 RANK = 4
-"""llama.cpp's number for the logits of a row."""
+"""llama.cpp's number of the pooling that computes logits of whole rows."""
 
 
 class Pointer(JsonShape):

@@ -1,4 +1,4 @@
-"""Open, read and write Hugging Face folders: config.json and tensors to a model of ours, and back."""
+"""Open, read and write Hugging Face folders: convert config.json and tensors to a model of Zoo, and back."""
 
 from zoo.checkpoint.hf.multimodal_folder import is_multimodal as is_multimodal
 from zoo.checkpoint.hf.opening import HFSource as HFSource

@@ -131,7 +131,7 @@ def _read_naming(prefix: str, keys: Mapping[str, str]) -> Naming:
 def write_whole(
     held: StoredTensors, whole: Whole, folder: Path, draft: Path, body: Body, mapped: Sequence[Entry]
 ) -> None:
-    """Write a multimodal folder anew with our tensors in place of its text model's, one tensor at a time. Raises
+    """Write a multimodal folder anew with Zoo's tensors in place of its text model's, one tensor at a time. Raises
     CheckpointError for files other than safetensors, and for quantised weights."""
     ours = {whole.name_in_file(name, body.prefix): entry for entry in mapped for name in entry.theirs}
     lost, placed = _lost_heads(whole, body, ours), {}
@@ -158,8 +158,7 @@ def write_whole(
 
 
 def _lost_heads(whole: Whole, body: Body, ours: Mapping[str, Entry]) -> set[str]:
-    """Return the name of the head's weight if the files have that tensor and the model, whose head is tied, lacks
-    it."""
+    """Return the name of the head's weight if the files have it and the model has not, because its head is tied."""
     head = body.family.about.get("head")
     name = "" if head is None else whole.name_in_file(head, body.prefix or "~")
     return {name} if name in whole.listed and name not in ours else set()
@@ -168,7 +167,7 @@ def _lost_heads(whole: Whole, body: Body, ours: Mapping[str, Entry]) -> set[str]
 def _list_theirs(
     entries: Sequence[Entry], held: Mapping[str, Tensor], whole: Whole, body: Body
 ) -> Iterator[tuple[str, Tensor]]:
-    """Convert our model's tensors to those of the files, one entry at a time. Yields the files' names and tensors."""
+    """Convert Zoo's tensors to those of the files, one entry at a time. Yields the files' names and tensors."""
     for entry in entries:
         names = [whole.name_in_file(name, body.prefix) for name in entry.theirs]
         yield from zip(names, entry.to_theirs([held[each] for each in entry.ours]), strict=True)

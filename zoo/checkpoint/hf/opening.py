@@ -223,7 +223,7 @@ def describe_unread(model: Any) -> str:
 
 
 def _describe_beside_towers(source: HFSource) -> str:
-    """Say in one line what was not read of a folder whose text towers are part of a multimodal encoder (T5Gemma 2)."""
+    """Say in one line what was not read of a folder: all but the text towers of a multimodal encoder (T5Gemma 2)."""
     listed = name_tensors(list_tensors(source.folder, source.config), source.body)
     counts = {
         pattern.removeprefix(source.body.prefix).removesuffix(".*"): sum(
@@ -282,7 +282,7 @@ def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | Non
 
 
 def _find_stand_ins(body: Body, found: Mapping[str, Header]) -> dict[str, Header]:
-    """Map the name of each tensor whose copy is in the files to the copy's header, for files that lack the original."""
+    """Map each tensor with a copy in the files to the copy's header, for files that may lack the tensor itself."""
     pairs = body.copies.items()
     return {name: _keep_file_name(found[copy], copy) for copy, name in pairs if copy in found and copy != body.head}
 

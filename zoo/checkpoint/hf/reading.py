@@ -1,4 +1,4 @@
-"""Read the tensors of a Hugging Face folder under our names."""
+"""Read the tensors of a Hugging Face folder under Zoo's names."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def _round_to(header: Header, dtype: torch.dtype | None) -> Header:
 
 
 def _list_forms(entry: Entry, found: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each of our tensors in an entry, and a tensor of its shape and dtype on the meta device."""
+    """Yield the name of each of Zoo's tensors in an entry, and a tensor of its shape and dtype on the meta device."""
     yield from zip(entry.ours, entry.to_ours([found[name].make_empty("meta") for name in entry.theirs]), strict=True)
 
 
 class _OursReader:
-    """Reads our tensors by name. Reading a tensor converts its whole entry; the entry's other tensors are kept until
+    """Reads tensors by Zoo's names. Reading a tensor converts its whole entry; the entry's other tensors are kept until
     they are read, or until a tensor of another entry is read."""
 
     def __init__(self, entries: Sequence[Entry], reader: TensorReader, fresh: Mapping[str, Tensor]) -> None:
@@ -79,13 +79,13 @@ class _OursReader:
         return self._made.pop(name)
 
     def find_slices(self, name: str) -> ReadSlices | None:
-        """Find how to read a slice of a tensor, if the file stores the tensor in our form."""
+        """Find how to read a slice of a tensor; None if the tensor in the file must be converted."""
         entry = self.entries.get(name)
         plain = entry is not None and len(entry.theirs) == len(entry.ours) == 1 and not (entry.steps or entry.stacked)
         return self.reader.find_slices(entry.theirs[0]) if entry is not None and plain else None
 
     def find_packed(self, name: str) -> PackedTensor | None:
-        """Find how a tensor is stored if all tensors of its entry are quantised."""
+        """Find how a tensor is stored if all tensors of its entry are quantised; otherwise None."""
         entry = self.entries.get(name)
         headers = [] if entry is None else [self.reader.found[each] for each in entry.theirs]
         packed = {str(number): each for number, each in enumerate(headers) if isinstance(each, Packed)}
@@ -126,7 +126,7 @@ def _check_copies(mapped: Sequence[Entry], reader: TensorReader, source: HFSourc
 def _initial_values(
     spec: WholeSpec, mapped: Sequence[Entry], found: Mapping[str, Header]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the initial values of buffers that the file lacks, as the family permits."""
+    """Yield name and initial value of each buffer that the file lacks; families list the buffers that may be absent."""
     lost = {name for entry in mapped if not all(each in found for each in entry.theirs) for name in entry.ours}
     for name, part, _ in tensors(spec, spec.d_model):
         if name in lost:

@@ -27,7 +27,7 @@ from zoo.families.expression import evaluate_tree
 from zoo.lazy import Tensor
 
 SHARD = 5_000_000_000
-"""Maximum bytes of weights in one file; larger models are written to several."""
+"""Maximum bytes of weights in one file; the weights of a larger model are written to several files."""
 
 
 def save(
@@ -171,7 +171,7 @@ def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> Sto
 
 
 def _write_shards(held: StoredTensors, mapped: Sequence[Entry], folder: Path, shard: int, spare: StoredTensors) -> None:
-    """Write the tensors in files of at most `shard` bytes, and an index for several. `spare` go into the last file."""
+    """Write the tensors in files of at most `shard` bytes, with an index for several; `spare` go into the last."""
     groups = list(_fill_shards(mapped, held.forms, shard))
     listed: dict[str, str] = {}
     for number, group in enumerate(groups, 1):

@@ -21,8 +21,8 @@ ROOM = 2**22
 
 
 class QuantisedLayout:
-    """One quantised weight. A tensor whose name is a stem plus one of `marks` marks one. The weight's tensors are named
-    by the stem plus an end from `ends` (by role); the dequantised weight is named by the stem plus `target`.
+    """One quantised weight. It is found by a tensor whose name is a stem plus one of `marks`. The weight's tensors are
+    named by the stem plus an end from `ends` (by role); the dequantised weight is named by the stem plus `target`.
 
     The initialiser sets `shape`, the shape of the weight, from headers. It may set `grain`: rows are dequantised in
     multiples of `grain`.

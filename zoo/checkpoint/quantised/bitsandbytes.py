@@ -15,7 +15,7 @@ from zoo.untrusted.json_file import JsonShape, parse_json
 
 STATE = ".quant_state.bitsandbytes__"
 LONGEST = 2**16
-"""Maximum bytes of a weight's state."""
+"""Maximum bytes of the JSON state of a weight."""
 
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -87,9 +87,9 @@ class FourBit(QuantisedLayout):
 
     @classmethod
     def encode(cls, weight: Tensor) -> tuple[FourBit, dict[str, Tensor]]:
-        """Quantise a weight to NF4 in blocks of 64, with double quantisation: the absmax of blocks, less their mean, in
-        8 bits in blocks of 256 (255 even levels, as torchao has; bitsandbytes' are uneven). Returns the layout and its
-        tensors."""
+        """Quantise a weight to NF4 in blocks of 64, with double quantisation: the absmax of blocks, minus their mean,
+        in 8 bits in blocks of 256 (255 even levels, as torchao has; bitsandbytes' are uneven). Returns the layout and
+        its tensors."""
         made, values = object.__new__(cls), torch.tensor(NF4)
         made.shape, made.block, made.nested_block = tuple(weight.shape), 64, 256
         blocks = _cut(weight.float(), made.block)

@@ -139,8 +139,8 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
 
 
 def _read_dtype(config: Mapping[str, Any], found: Mapping[str, Header], where: str) -> str:
-    """Find the dtype of dequantised weights: config's, else the embeddings', else bfloat16. Raises CheckpointError if
-    the config's is no dtype of torch."""
+    """Find the dtype of dequantised weights: the config's, else the embeddings', else bfloat16. Raises CheckpointError
+    if the config names no dtype of torch."""
     stated = config.get("dtype") or config.get("torch_dtype")
     if not isinstance(stated, str) or stated == "auto":
         own = (each.dtype for name, each in found.items() if "embed" in name)
