@@ -1,1 +1,1 @@
-"""Translate published models: a config.json to a model in our grammar, and back (binding.py). Needs no torch."""
+"""Translate published models: a config.json to a model in Zoo's grammar, and back (binding.py). Needs no torch."""

@@ -86,8 +86,8 @@ def bind(node: ast.expr, value: object, env: Mapping[str, Any]) -> Bindings:
 
 
 def _bind_choice(node: ast.IfExp, value: object, env: Mapping[str, Any]) -> Bindings:
-    """Bind the condition so that it chooses the branch that is a constant equal to the value. If there is none, bind
-    both the condition and the first branch that is no constant and may give the value."""
+    """Bind the condition so that it selects the branch that is a constant equal to the value. Without such a branch,
+    bind the condition and the first other branch that may give the value."""
     branches = ((node.body, True), (node.orelse, False))
     for branch, truth in branches:
         if isinstance(branch, ast.Constant) and branch.value == value and type(branch.value) is type(value):
@@ -99,8 +99,8 @@ def _bind_choice(node: ast.IfExp, value: object, env: Mapping[str, Any]) -> Bind
 
 
 def _may_give(node: ast.expr, value: object, env: Mapping[str, Any]) -> bool:
-    """Whether a branch may have this value. A mapping that states its `kind` has only mappings of this kind, any other
-    mapping has any mapping; a function must bind a value that is a mapping; any other branch may have any value."""
+    """Whether a branch may have this value. A literal mapping has only mappings, of its `kind` if that is constant. A
+    function has a mapping only if it can be bound to it. All other branches may have any value."""
     if isinstance(node, ast.Dict):
         stated = {ast.unparse(key): item for key, item in dict_items(node)}.get("'kind'")
         kind = stated.value if isinstance(stated, ast.Constant) else None
@@ -127,20 +127,20 @@ def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings
 
 
 def _bind_words(node: ast.BinOp, text: str, env: Mapping[str, Any]) -> Bindings:
-    """Bind both operands of a sum of texts, such as "sparse" + "_sliding"; the right part is as long as possible. Only
-    list entries are bound. Whole fields are left to other expressions, because here only their truth is found."""
+    """Bind both operands of a concatenation of texts, such as "sparse" + "_sliding"; the right operand gets the longest
+    possible text. Only list entries are bound: of a whole field, only the truth is known here."""
     cut = next(_list_cuts(node, text), None)
     found = {} if cut is None else {**bind(node.left, text[:cut], env), **bind(node.right, text[cut:], env)}
     return {name: value for name, value in found.items() if name.endswith("]")}
 
 
 def _list_cuts(node: ast.BinOp, text: str) -> Iterator[int]:
-    """Yield the positions at which a text can be split into the two operands of a sum, the longest right part first."""
+    """Yield the positions that can split a concatenation's text in its operands, the longest right part first."""
     return (cut for cut in range(len(text) + 1) if _may_say(node.left, text[:cut]) and _may_say(node.right, text[cut:]))
 
 
 def _may_say(node: ast.expr, text: str) -> bool:
-    """Whether a tree may have this text as its value: constants, choices and sums are checked; a field may have any."""
+    """Whether a tree may have this text as its value. A field may have any text."""
     match node:
         case ast.Constant():
             return node.value == text
@@ -154,7 +154,7 @@ def _may_say(node: ast.expr, text: str) -> bool:
 
 
 def _bind_arithmetic(node: ast.BinOp, value: object, env: Mapping[str, Any]) -> Bindings:
-    """Bind one operand if the other is known."""
+    """Bind one operand if the other can be evaluated."""
     if value is None or isinstance(value, bool | str):
         return {}
     back = UNDO.get(type(node.op))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Body:
-    """A model that a config.json describes: `model` in our grammar; `kinds`, by tower, the family's kind of each layer;
-    `fields`, the completed config; `towers`, the bodies of towers with configs of their own."""
+    """A model that a config.json describes: `model` in Zoo's grammar; `kinds`, by tower, the family's kind of each
+    layer; `fields`, the completed config; `towers`, the bodies of towers with configs of their own."""
 
     family: Family
     architecture: str
@@ -50,7 +50,7 @@ class Body:
         return [*map(self.full_name, read(self)), *inner]
 
     def pair_names(self, read: Callable[[Body], Mapping[str, str | None]]) -> dict[str, str | None]:
-        """Complete both names in each pair of tensors that `read` gives, for this model and each tower with a
+        """List the full names of the pairs of tensors that `read` lists for this model and for each tower with a
         config."""
         pairs = {self.full_name(one): other and self.full_name(other) for one, other in read(self).items()}
         for tower, body in self.towers.items():
@@ -66,8 +66,7 @@ class Body:
 
     @property
     def head(self) -> str | None:
-        """The name of the head's weight, for a pair of towers that of the decoder's head; None if the family names
-        none."""
+        """The name of the head's weight (in a pair of towers, of the decoder's head); None if the family names none."""
         inner = self.towers.get("decoder")
         own = self.family.about.get("head")
         return own if own or inner is None or inner.head is None else f"{self.prefix}decoder.{inner.head}"

@@ -18,13 +18,13 @@ BARE = {"prefix": "", "model": {"head": {"kind": "none"}}}
 
 
 HEADED = re.compile(r"(For[A-Z]\w*|(With)?LMHeadModel)$")
-"""The end of a class's name, which says what its head is for."""
+"""Matches the end of a class's name that names its head, such as `ForCausalLM`."""
 
 
 def name_first_class(family: str, base: Mapping[str, Any]) -> Classes:
-    """Name the class of a family that states none, as transformers does. The name is the family's in capitalised words,
-    with the ending (`ForCausalLM`) of the first class of its base; and its changes are those of that class.
-    `qwen3_5_text`, like Llama (`LlamaForCausalLM: {prefix: model.}`), has `Qwen3_5ForCausalLM: {prefix: model.}`."""
+    """Name the first class of a family that states none: the family's name in capitalised words, with the ending of the
+    first class of `base`, whose changes it takes over. `qwen3_5_text`, like Llama (`LlamaForCausalLM: {prefix:
+    model.}`), has `Qwen3_5ForCausalLM: {prefix: model.}`."""
     first, changes = next(iter(base.items()))
     stem = re.sub(r"(^|[_-])([a-z])", lambda word: word[2].upper(), family.removesuffix("_text"))
     return {stem + first.removeprefix(HEADED.sub("", first)): changes}

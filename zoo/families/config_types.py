@@ -42,8 +42,8 @@ class InnerConfig(JsonShape):
 
 
 class GenerationFile(JsonShape):
-    """The file generation_config.json: token ids, and the number of new tokens, for which memory is reserved. Sampling
-    options are checked by `zoo.text.defaults`."""
+    """The schema of generation_config.json: token ids, and the number of new tokens, which determines the memory to
+    reserve. Sampling options are checked by `zoo.text.defaults`."""
 
     eos_token_id: TokenId | list[TokenId] | None = None
     bos_token_id: TokenId | list[TokenId] | None = None
@@ -64,7 +64,7 @@ class ConfigFile(InnerConfig):
 
 
 class IndexFile(JsonShape):
-    """model.safetensors.index.json: the file of each tensor."""
+    """The schema of model.safetensors.index.json: the file of each tensor."""
 
     weight_map: dict[str, str]
     metadata: dict[str, Any] | None = None

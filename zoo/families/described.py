@@ -1,4 +1,4 @@
-"""Read a config.json as a model in our grammar. Needs no torch and reads no weight."""
+"""Read a config.json as a model in Zoo's grammar. Needs no torch and reads no weight."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def is_folder(path: Path) -> bool:
 
 
 def is_config(path: str | Path) -> bool:
-    """Whether a path names a config.json, a folder with one, or a GGUF file. False for a checkpoint of Zoo, which its
-    zoo.yaml describes even if it also has a config.json for `zoo.hf`."""
+    """Whether a path names a config.json, a folder with one, or a GGUF file. False for a checkpoint of Zoo, even if it
+    has a config.json for `zoo.hf`: its zoo.yaml describes it."""
     path = Path(path)
     published = path.is_dir() and is_folder(path) and not (path / ARCHITECTURE).is_file()
     return path.suffix == ".json" or is_gguf(path) or published
@@ -44,15 +44,15 @@ class PeftBase(JsonShape):
 
 
 def is_peft(path: str | Path) -> bool:
-    """Whether a path is the folder of an adapter in peft's format, without a model beside it."""
+    """Whether a path is the folder of an adapter in peft's format that holds no model itself."""
     folder = Path(path).expanduser()
     return (folder / PEFT).is_file() and not any((folder / name).exists() for name in (CONFIG, ARCHITECTURE))
 
 
 def find_peft_base(folder: Path) -> Path:
     """Find the base of an adapter in peft's format: the model at the path that its adapter_config.json names, absolute
-    or below the working folder or the adapter's, or the model of that name in the hub's cache. A stranger's file has
-    nothing downloaded. Raises CheckpointError if there is none."""
+    or below the working folder or the adapter's, or the model of that name in the hub's cache. Nothing is downloaded,
+    as the file may be a stranger's. Raises CheckpointError if there is no such model."""
     stated = read_json(folder / PEFT, PeftBase)
     name = stated.get("base_model_name_or_path") or ""
     with suppress(ValueError, OSError, RuntimeError):  # no path: a NUL in it, too long, another user's home

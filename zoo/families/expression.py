@@ -54,8 +54,8 @@ LONGEST, DEEPEST = 10_000, 50
 
 
 def _numbers(*values: Any) -> tuple[Any, ...]:
-    """Return the values. Raises Misfit unless all are numbers of limited size: a text times a number could be a text of
-    any length, and repeated products a number of any size."""
+    """Return the values. Raises Misfit unless all are numbers of limited size: the product of a text and a number could
+    have any length, and repeated products could have any size."""
     for value in values:
         if not isinstance(value, int | float):
             raise Misfit(f"numbers, and {quote(value)} is none")
@@ -229,7 +229,8 @@ FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
 def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
-    """Evaluate a syntax tree over the fields in `env`."""
+    """Evaluate a syntax tree over the fields in `env`. Raises ConfigError for a missing field, and one of FAULTS for
+    values that the tree cannot take."""
     match node:
         case ast.Constant():
             return node.value

@@ -1,8 +1,8 @@
 """Read a family of published models: the meaning of its config.json, and the map of its tensors. conf/family/ has a
-YAML for each.
+YAML for each family.
 
     model_type: llama                    # as in config.json; by default the name of the file
-    architectures:                       # the classes, each with its changes, the default first; not stated if that is
+    architectures:                       # the classes, each with its changes, the default first; left out if that is
                                          # the first class of `like`, under the family's own name (classes.py)
       LlamaForCausalLM: {prefix: model.}
       LLaMAForCausalLM: {as: LlamaForCausalLM}  # another name of a class: an older one, or transformers' own
@@ -28,11 +28,11 @@ YAML for each.
     derive: {layer_types: =…, _roped: =…}  # fields that a config.json may leave out, and helpers with _, never written
     export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
     optional: [final_logits_bias]        # tensors that a file may lack: initial values are used
-    unprefixed: {h.#.ln.weight: h.#.ln_1.weight}  # names in files without the prefix, where not the class's own names
+    unprefixed: {h.#.ln.weight: h.#.ln_1.weight}  # names in files without the prefix, if not the class's
     unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and the tensor to
                                          # copy when writing; "" keeps the folder's tensor ("*.x_min": "")
     towers: {encoder: {}, decoder: {}}   # towers with configs of their own within config.json, of the family that the
-                                         # inner config names, or of one that is stated here (towers.py)
+                                         # inner config names, or of one that is stated here (tower_configs.py)
     crossed: {keys: {…}}                 # cross-attention of the family's causal model as the decoder of such a pair
     keys:                                # ours: theirs (mapping.py); ~ is the prefix of the class
       norm: ~norm
@@ -106,8 +106,8 @@ class Family:
     inherited: frozenset[str] = frozenset()
 
     def fields(self, config: Mapping[str, Any], where: str, architecture: str) -> dict[str, Any]:
-        """Complete a config's fields by the family's defaults. Raises CheckpointError with the names of fields that no
-        model of this class implements here."""
+        """Complete a config's fields by the family's defaults. Raises CheckpointError with a line for each field that
+        this class does not support."""
         named = {self.aliases.get(name, name): value for name, value in config.items()}
         self._refuse_contradictions(config, where)
         of_class = self.architectures.get(architecture, {}).get("defaults") or {}
@@ -176,8 +176,8 @@ class Family:
 
     @property
     def written(self) -> dict[str, Any]:
-        """The defaults to write into a config.json. Left out are null values, names that start with `default_`, and
-        inherited fields that this family does not read."""
+        """The defaults to write into a config.json. Null values, names that start with `default_`, and inherited fields
+        that this family does not read are left out."""
         unread = self.inherited - self.reads - read_names(self.keys)
         stated = {name: value for name, value in self.defaults.items() if value is not None and name not in unread}
         return {name: value for name, value in stated.items() if not name.startswith("default_")}
@@ -201,7 +201,7 @@ class Family:
         return {key: value for key, value in {**model, **changed}.items() if changes.get(key, 0) is not None}
 
     def body(self, config: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Body:
-        """Translate a config.json to a model in our grammar. `changes` are merged into the model last. They come from
+        """Translate a config.json to a model in Zoo's grammar. `changes` are merged into the model last. They come from
         the file's tensors: an untied head, for instance. Raises CheckpointError for a class of another family, and for
         fields or values that are not supported."""
         named = config.get("architectures") or [next(iter(self.architectures))]
@@ -242,19 +242,17 @@ class Family:
 
 
 def family_folder() -> Path:
-    """Find the folder of the families' YAMLs."""
     return conf_dir() / "family"
 
 
 @functools.cache
 def read_family(name: str) -> Family:
-    """Read the family of this name."""
     return parse_family(name, read_conf(f"family/{name}"))
 
 
 @functools.cache
 def _read_usual() -> Family:
-    """Read the Family `usual`, which a family is based on if its YAML has neither `like` nor `towers`."""
+    """Read the family `usual`, the base of every family whose YAML has neither `like` nor `towers`."""
     node = read_conf("usual")
     return Family(name="usual", model_types=(), stated=node["model"], **write_out_keys(node))
 
@@ -316,7 +314,6 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def family_names() -> tuple[str, ...]:
-    """List the names of all families."""
     return tuple(list_conf("family"))
 
 
@@ -352,7 +349,7 @@ SENSES = ("image_size", "num_channels", "num_mel_bins", "feat_extract_norm", "sa
 
 
 def _describe_unknown(config: Mapping[str, Any]) -> str:
-    """Say why the model_type of a config is not read, as far as its fields tell, or which names are nearest to it."""
+    """Say why a config's model_type is not supported, if its fields show it; otherwise name the nearest model types."""
     own_code = ", and the code of the folder (auto_map) is not run" if config.get("auto_map") else ""
     if sense := next((key for key in SENSES if key in config), None):
         return f"{own_code} (text models only: {sense} is for images or sound)"

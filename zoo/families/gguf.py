@@ -29,7 +29,7 @@ ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.wei
 """Tensors of factors of rotary frequencies, which a config.json states as numbers."""
 
 MOST_FACTORS = 65_536
-"""Maximum number of factors of rotary frequencies, each of which is for two channels of a head."""
+"""Maximum number of factors of rotary frequencies; each factor is for two channels of a head."""
 
 FAULTS_SHOWN = 8
 
@@ -90,7 +90,7 @@ def _faults_of(found: GGUFFile) -> Iterator[None]:
 
 
 def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate the catalogue's expressions for the fields of a config.json over the metadata."""
+    """Evaluate the catalogue's expressions over the metadata. Returns the fields of a config.json."""
     config = {"model_type": _evaluate(row.get("model_type", found.architecture), fields)}
     for name, value in list_rows(family_of_config(config, str(found.file)), row.get("config") or {}).items():
         if value is not None and not (name.endswith("?") and not _has_fields(value, fields)):

@@ -28,7 +28,7 @@ SUFFIX = ".gguf"
 VERSIONS = (2, 3)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9
-"""The numbers by which a file names the types of metadata: SCALARS, each with its `struct` format, TEXT and LIST."""
+"""Numbers of the types of metadata: text and list. SCALARS has those of numbers, each with its `struct` format."""
 
 TYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1"},
@@ -83,7 +83,6 @@ class GGUFFile:
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether a path names a GGUF file."""
     return Path(path).suffix == SUFFIX
 
 
@@ -194,8 +193,8 @@ def check_metadata(file: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def read_gguf(file: Path, *, texts: bool = False) -> GGUFFile:
-    """Read the header of a GGUF file, and of its other parts if it is split. Raises CheckpointError if one is faulty or
-    missing.
+    """Read the header of a GGUF file, and of its other parts if it is split. Raises CheckpointError for a faulty or
+    missing part.
 
     The vocabulary's lists of texts are read only with `texts`; otherwise each is replaced by an Unread.
     """

@@ -33,7 +33,7 @@ def _list_types(name: str, row: Mapping[str, Any]) -> set[str]:
 
 
 def find_metadata(config: Mapping[str, Any], architecture: str, tensors: Sequence[str]) -> dict[str, Any]:
-    """Find the architecture's metadata, under names with its prefix, that is read back as a config.json like `config`.
+    """Find the metadata of an architecture that reads back as `config`, under names with the architecture's prefix.
 
     `tensors` are the names of the file's tensors. Counts are int, other numbers float.
     """
@@ -98,8 +98,8 @@ def _to_stored(path: str, value: Any) -> Any:
 
 
 def _find_rotary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy `rope_theta` and `partial_rotary_factor` out of `rope_parameters`, because an old config.json states them at
-    its top level."""
+    """Copy `rope_theta` and `partial_rotary_factor` from `rope_parameters` to the top level, where an old config.json
+    states them."""
     stated = config.get("rope_parameters") or {}
     return {name: stated[name] for name in ("rope_theta", "partial_rotary_factor") if name in stated}
 

@@ -10,13 +10,14 @@ from zoo.families.expression import evaluate_tree, get_item, read_names
 from zoo.untrusted.printable import quote
 
 MOST_LAYERS = 2_000
-"""Maximum number of layers of a published model, each of which is mapped to tensors."""
+"""Maximum number of layers of a published model: each layer is mapped to tensors."""
 MOST_KINDS = 1_000
-"""Maximum number of kinds of layer, each of which is compared with all others."""
+"""Maximum number of kinds of layer: each kind is compared with all others."""
 
 
 def evaluate_layers(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate `layers` and `pattern` for each layer; layers with equal patches become one kind."""
+    """Evaluate `layers` and `pattern` for each layer; layers with equal patches become one kind. Raises ConfigError for
+    an unsupported kind, and for more than MOST_LAYERS layers or MOST_KINDS kinds."""
     kinds, pattern = template.get("layers") or {}, template.get("pattern")
     count = evaluate_tree(template.get("n_layers"), fields)
     if isinstance(count, int) and count > MOST_LAYERS:
@@ -47,7 +48,7 @@ class _PatternReader:
         self.patches: dict[str, Any] = {}
 
     def read(self, index: int) -> tuple[str, Any]:
-        """Evaluate the kind of a layer and its patch."""
+        """Evaluate the kind of a layer and its patch. Raises ConfigError for an unsupported kind."""
         env = {**self.fields, "layer": index}
         kind = evaluate_tree(self.pattern, env) if self.apart else self.stated
         kind = get_item(kind, index, str(self.pattern).removeprefix("=")) if isinstance(kind, list) else kind

@@ -54,7 +54,7 @@ class Wrapper:
 
     @property
     def is_read(self) -> bool:
-        """Whether its text model can be loaded, rather than only priced."""
+        """Whether the text model can be loaded, rather than only priced."""
         return self.kind in read_catalogue().models
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ def read_catalogue() -> Catalogue:
 
 
 def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
-    """Find the text model of a multimodal config, if it is of a known family. None for any other config."""
+    """Find the text model of a multimodal config. None for any other config, and for an unknown text model."""
     kind = str(config.get("model_type"))
     flat = read_catalogue().flat.get(kind)
     if flat is None and families.find_name(config.get("model_type")):
@@ -100,8 +100,8 @@ def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
 
 
 def _complete(inner: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the text model's `tie_word_embeddings` by the whole config's if that states one, and drop token ids of
-    images and sounds."""
+    """Take over the whole config's `tie_word_embeddings` if it states one, and drop token ids of images and sounds from
+    the text model's config."""
     plain = {key: value for key, value in inner.items() if not _names_token(key) and key != "architectures"}
     shared = {TIED: config[TIED]} if TIED in config else {}  # where both state it, transformers reads the whole's
     return {**plain, **shared}

@@ -28,7 +28,6 @@ class ServingEngine:
 
 @functools.cache
 def read_engines() -> tuple[ServingEngine, ...]:
-    """Read the packaged engines."""
     node = read_conf("serving")
     engines = []
     for body in node.values():

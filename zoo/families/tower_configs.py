@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 TOWERS = ("encoder", "decoder")
 
 BARE, HEADED = ("none",), ("lm", "mlm")
-"""The kinds of head of a class that can be the encoder of a pair, and of one that can be the decoder."""
+"""The kinds of head of the classes that can be the encoder of a pair (BARE), and the decoder (HEADED)."""
 
 LACKING = {
     "encoder": ("whose tokens all see one another", "an encoder's, such as 'bert'"),
     "decoder": ("with cross-attention that is read here", "'bert', 'roberta' or 'gpt2'"),
 }
-"""By tower, for messages: the class that a family needs in order to be this tower of a pair, and families that have
-such a class."""
+"""For messages, by tower: the class that a family must have to be this tower of a pair, and families that have it."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,8 @@ def join_models(own: dict[str, Any], towers: Mapping[str, Body]) -> dict[str, An
 
 
 def _name_outward(node: object) -> Any:
-    """Copy a model with each `${x}`, which is looked up from the root, replaced by `${up:x}`. So the model can be part
-    of another."""
+    """Copy a model, and replace each `${x}`, which is looked up from the root, by `${up:x}`, so that the model can be a
+    part of another."""
     if isinstance(node, Mapping):
         return {key: _name_outward(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -35,9 +35,9 @@ def write_types(types: list[str] | None) -> tuple[Any, ...]:
 
 
 class PosScale(Codec):
-    """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of DeBERTa's attention if the attention is not
-    relative, 1 / √(head_dim · (1 + number of position types)). The number of types counts although none is used then.
-    None, attention's default scale, if the attention is relative or no types are stated."""
+    """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of DeBERTa's attention if it is not relative,
+    1 / √(head_dim · (1 + number of position types)). The stated types count, although such attention uses none. None,
+    attention's default scale, if the attention is relative or no types are stated."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_relative, stated, head_dim = args

@@ -146,8 +146,8 @@ def find_run(items: list[Any], name: object) -> list[int]:
 
 
 def find_cycle(items: list[Any], name: object) -> list[int]:
-    """`cycle`: the period and offset of a name's indices in a list; both beyond the list if the name is not in it
-    (Jamba)."""
+    """`cycle`: the period and offset of a name's indices in a list; values beyond the list's end if the name is not in
+    it (Jamba)."""
     found, count = find_places(items, name), len(items)
     if not found:
         return [count + 1, count]
@@ -168,8 +168,8 @@ def find_stride(items: list[Any], name: object) -> int:
 
 
 def is_marked(every: int | list[int], layer: int) -> bool:
-    """`marked(moe_layer_freq, layer)`: whether the layer's index is a multiple of the first argument; if that is a
-    list, whether the layer's entry is true."""
+    """`marked(moe_layer_freq, layer)`: whether the layer's index is a multiple of the first argument or, if the
+    argument is a list, whether the layer's entry is true."""
     return bool(get_item(every, layer, "moe_layer_freq")) if isinstance(every, list) else layer % every == 0
 
 

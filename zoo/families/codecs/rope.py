@@ -116,7 +116,7 @@ class Rope(Codec):
 
 
 def _share(width: int, head_dim: int) -> float:
-    """Find the partial_rotary_factor with which `width` channels of a head are rotated, after rounding down."""
+    """Find the partial_rotary_factor that gives `width` rotated channels of a head after rounding down."""
     share = width / head_dim
     return share if int(head_dim * share) == width else math.nextafter(share, 1.0)
 
@@ -276,8 +276,8 @@ class YarnScale(Codec):
 
 
 class Even(Codec):
-    """`even(rope(head_dim), head_dim)`: the position unchanged. Raises ConfigError for an odd number of rotated
-    channels, with which transformers fails."""
+    """`even(rope(head_dim), head_dim)`: the position unchanged. Raises ConfigError if the number of rotated channels is
+    odd: transformers then fails."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         position, head_dim = args

@@ -26,7 +26,7 @@ SLIDING_SIZES: tuple[str, ...] = (
 def find_part(layer_types: Sequence[str], n_shared: int, layer: int) -> str:
     """`kv_part(layer_types, num_kv_shared_layers, layer)`: READS for the last `n_shared` layers, LENDS for layers whose
     keys and values they read, else "". A layer reads from the last layer of its own type before the `n_shared`. Raises
-    ConfigError if there is none."""
+    ConfigError if there is no such layer."""
     first = len(layer_types) - n_shared
     own = layer_types[layer]
     if layer >= first:
@@ -112,9 +112,9 @@ def write_sliding_sizes(pattern: Sequence[str], *sizes: int) -> dict[str, dict[s
 
 def find_source_part(kv_source_layers: Sequence[int], groups: Sequence[Any], layer: int) -> str:
     """`kv_source_part(kv_source_layers, no_rope_layers, layer)`: LENDS, READS or "" as for `kv_part`, for configs that
-    name for each layer the layer whose latents it reads. It must be the layer itself, or the last lender before it in
-    its group (layers with positions, or layers without). Otherwise ConfigError is raised, because the published code
-    always reads the last lender."""
+    name for each layer the layer whose latents it reads. Raises ConfigError unless a layer names itself or the last
+    lender before it in its group (layers with positions, or layers without): the published code always reads that
+    one."""
     source = kv_source_layers[layer]
     if source == layer:
         return LENDS if layer in kv_source_layers[layer + 1 :] else ""

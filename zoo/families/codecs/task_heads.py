@@ -19,7 +19,8 @@ COMMON = ("activation", "pooling", "bias", "norm", "transform_bias", "skip_id")
 
 
 def read_labels(config: Mapping[str, Any]) -> list[str]:
-    """Read the names of a config's labels in order: "LABEL_0", "LABEL_1" … if it states only a number or nothing."""
+    """Read the names of a config's labels in order: "LABEL_0", "LABEL_1" … if it states only a number or nothing.
+    Raises ConfigError for faulty label ids, and for a faulty number."""
     stated, count = config.get("id2label"), config.get("num_labels")
     if isinstance(stated, Mapping) and count in (None, len(stated)):
         try:
@@ -53,12 +54,12 @@ class Labels(Codec):
 
 class RowHeadCodec(Codec):
     """`row_head({"kind": "tanh"})`: a head for whole rows, for regression if the config says so or has one label, else
-    for classification. The arguments are the fields in COMMON: the activation stands between the head's two products
-    (None: one product).
+    for classification. The arguments are the fields in COMMON: the activation is between the head's two linear layers
+    (None: one linear layer).
 
-    With `skip_id` (the padding's id) a decoder's row is read at its last token with another id, as in transformers. So
-    a reward model that pads with its end-of-text token reads the token before it. A negative id (Llama 1's padding)
-    counts as none.
+    With `skip_id` (the padding's id) a decoder's row is read at its last token with another id, as in transformers. A
+    reward model that pads with its end-of-text token thus reads the last token before that one. A negative id (Llama
+    1's padding) counts as none.
     """
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:

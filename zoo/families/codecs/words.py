@@ -37,11 +37,11 @@ ACTIVATIONS = {
     "sqrtsoftplus": "sqrtsoftplus",
     "xielu": "xielu",
 }
-"""Our name of an activation, by transformers' name. If transformers has several names for it, the first is written."""
+"""Zoo's name of an activation, by transformers' name. The first of several names of transformers is written."""
 
 
 def read_activation(name: Any) -> dict[str, Any]:
-    """`act(hidden_act)`: the activation of this name."""
+    """`act(hidden_act)`: the activation of this name. Raises ConfigError for an unknown name."""
     kind = ACTIVATIONS.get(name)
     if kind is None:
         raise ConfigError(f"activation: {quote(name)} is not supported{did_you_mean(str(name), ACTIVATIONS)}")
@@ -96,7 +96,7 @@ def write_round_up(value: int) -> tuple[int, int]:
 
 
 def read_bias(inputs: bool, output: bool | None = None) -> bool | str:
-    """`bias_of(attention_bias, attention_out_bias)`: which products of attention have a bias, from one field for
+    """`bias_of(attention_bias, attention_out_bias)`: which linear layers of attention have a bias, from one field for
     queries, keys and values and one for the output; `bias_of(attention_bias)` from a single field for all."""
     output = inputs if output is None else output
     return bool(inputs) if bool(inputs) == bool(output) else "qkv" if inputs else "o"
