@@ -1,4 +1,4 @@
-"""Any model of ours as a transformers model.
+"""Wrap any model of Zoo as a transformers model.
 
 Importing the package registers its classes with transformers' Auto classes, without custom code:
 

@@ -42,16 +42,16 @@ KERNEL_OF = {
     "flash_attention_3": "flash3",
     "flash_attention_4": "flash4",
 }
-"""Zoo's kernel for each attention implementation of transformers. Another one is called by the attention interface."""
+"""Zoo's kernel for each attention implementation of transformers. All others use the attention interface."""
 
 
 ATTENDED = "attended"
-"""The place in `Step.extra` of the numbers of layers that attended."""
+"""The key in `Step.extra` of the indices of the layers that have attended in a pass."""
 
 
 class AttentionShape(NamedTuple):
-    """A layer's attention as the attention interface sees it: numbers of heads, a query's width, the bound of the
-    scores and the window W (None: all keys)."""
+    """A layer's attention as the attention interface sees it: numbers of query and key heads, channels of a query head,
+    softcap of the scores (None: none) and window in tokens (None: all keys)."""
 
     n_heads: int
     n_kv_heads: int
@@ -61,8 +61,8 @@ class AttentionShape(NamedTuple):
 
 
 def shape_attention(tower: Tower) -> list[AttentionShape]:
-    """Describe the attention of each layer. Raises ConfigError if a part of the model reads other tokens in any way but
-    softmax attention with one key and value per token and kv head."""
+    """Describe the attention of each layer. Raises ConfigError for a model that the interface cannot compute
+    (`find_faults`)."""
     if fault := next(find_faults(tower), None):
         would = "zoo generate, or attn_implementation=zoo"
         raise ConfigError(f"{fault}, beyond transformers' attention interface ({would})")
@@ -71,13 +71,12 @@ def shape_attention(tower: Tower) -> list[AttentionShape]:
 
 
 def shape_layer(attention: Any) -> AttentionShape:
-    """Describe a softmax attention."""
     ask = attention.ask("float32")
     return AttentionShape(ask.n_heads, ask.n_kv_heads, ask.head_dim, ask.softcap, attention.sight.window)
 
 
 def find_faults(tower: Tower) -> Iterator[str]:
-    """List the parts of a tower that the attention interface cannot compute: a field's path, and a line about it."""
+    """Yield the path and fault of each part of a tower that the attention interface cannot compute, one line each."""
     if tower.kind != "decoder" or getattr(tower, "prefix_lm", False):
         yield "kind: is not a decoder that sees only what came before"
     for path, component, _ in components(tower.embedding, tower.d_model):
@@ -99,7 +98,7 @@ def find_faults(tower: Tower) -> Iterator[str]:
 
 
 def find_differences(tower: Tower) -> Iterator[str]:
-    """List the settings that differ between a tower's layers, although a config of transformers can state them only
+    """Yield a line for each setting that differs between a tower's layers, although a transformers config states it
     once."""
     soft = [block.attention for block in tower.blocks.values() if isinstance(block.attention, SoftmaxAttention)]
     shapes = [shape_layer(attention) for attention in soft]
@@ -110,7 +109,7 @@ def find_differences(tower: Tower) -> Iterator[str]:
 
 
 def find_attention_fault(attention: Attention) -> str | None:
-    """Describe what the attention interface cannot compute of an attention; None if it can compute it."""
+    """Say why the attention interface cannot compute an attention; None if it can."""
     if not isinstance(attention, SoftmaxAttention):
         return "is no softmax attention"
     ask, position = attention.ask("float32"), attention.position
@@ -129,8 +128,8 @@ def find_attention_fault(attention: Attention) -> str | None:
 
 
 class InterfaceAttention(nn.Module):
-    """The attention of one layer, computed by a function of the attention interface. vLLM finds it by its `layer_idx`,
-    and reads the source of `forward` for the call."""
+    """The attention of one layer, computed by a function of the attention interface. vLLM finds the module by its
+    `layer_idx`, and searches the source of `forward` for the call."""
 
     is_causal = True
 
@@ -141,8 +140,8 @@ class InterfaceAttention(nn.Module):
         self.scaling, self.sliding_window, self.softcap = shape.head_dim**-0.5, shape.window, shape.softcap
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend from queries [B, H, T, C] to keys [B, K, T, C] and values [B, K, T, V]: [B, T, H, V]. There is no
-        mask: the function itself keeps track of the requests."""
+        """Attend from queries [B, H, T, C] to keys [B, K, T, C] and values [B, K, T, V]. Returns [B, T, H, V]. There is
+        no mask: the function itself keeps track of the requests."""
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)  # type: ignore[arg-type]
         given = {"sliding_window": self.sliding_window, "softcap": self.softcap}
         output, _ = attention_interface(self, query, key, value, None, dropout=0.0, scaling=self.scaling, **given)
@@ -205,7 +204,8 @@ class InterfaceLayers(nn.ModuleList):
         attention_mask: Tensor | None = None,
         logits_to_keep: int | None = None,
     ) -> Output:
-        """Run tokens [B, T] with their positions, by default 0, 1, 2 and so on. Raises ConfigError for padding."""
+        """Run tokens [B, T] with their positions, by default 0, 1, 2 and so on. Raises ConfigError for padding, and for
+        a layer that does not use the interface."""
         if attention_mask is not None and not bool(attention_mask.all()):
             raise ConfigError("attention_mask: the attention interface gets no padding (attn_implementation=zoo)")
         if positions is None:

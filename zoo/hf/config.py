@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 SAID = ("hidden_size", "num_attention_heads")
-"""Properties that peft reads of a config's dictionary. They are in no file."""
+"""Properties that peft reads from a config's dictionary. They are not written to config.json."""
 
 
 class ZooConfig(PreTrainedConfig):
@@ -96,7 +96,7 @@ class ZooConfig(PreTrainedConfig):
 
     @property
     def num_attention_heads(self) -> int | None:
-        """Number of query heads, the most of any layer; None without attention."""
+        """Largest number of query heads in a layer; None without attention."""
         blocks = self.writer.blocks.values() if self.model else ()
         return max((getattr(block.attention, "n_heads", 0) for block in blocks), default=0) or None
 
@@ -126,13 +126,13 @@ class ZooConfig(PreTrainedConfig):
 
     @property
     def logit_scale(self) -> float | None:
-        """Factor of the logits; None for none. Libraries that compute logits themselves read it."""
+        """Factor of the logits; None for none. Read by libraries that compute logits themselves."""
         scale = getattr(self.writer and self.writer.head, "scale", None)
         return (self.writer.out_width or self.writer.d_model) ** -0.5 if scale == ROOT else scale
 
     @property
     def final_logit_softcapping(self) -> float | None:
-        """Bound of the logits (softcap); None for none. Read like `logit_scale`."""
+        """Bound of the logits (softcap); None for none. Read by libraries that compute logits themselves."""
         return getattr(self.writer and self.writer.head, "softcap", None)
 
     @property

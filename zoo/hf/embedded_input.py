@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class GivenVectors(Seam):
-    """The seam of an embedding that looks up given vectors [N, E]. Their ids begin at `first`."""
+    """Looks up given vectors [N, E] in place of an embedding's rows. Their ids begin at `first`."""
 
     def __init__(self, vectors: Tensor, first: int) -> None:
         self.vectors, self.first = vectors, first
@@ -57,8 +57,8 @@ def read_input(tower: Any, ids: Tensor | None, embeds: Tensor | None) -> Iterato
 
 
 def find_id_reader(spec: Tower) -> str | None:
-    """Find a part of a tower, besides its token table, whose output depends on token ids: the path of its field; None
-    for none. Skipping the padding's id does not count, because the mask marks padding."""
+    """Find a part of a tower, other than its token table, whose output depends on token ids. Returns the path of its
+    field, or None. Skipping the padding's id does not count, because the mask marks padding."""
     return _find(to_dict(spec), "")
 
 

@@ -1,5 +1,5 @@
 # B rows, T new columns, S columns so far, K columns that get logits, D model width, V vocabulary
-"""Keep keys, values and recurrent states between the steps of transformers' `generate`, in a Store of ours."""
+"""Keep keys, values and recurrent states between the steps of transformers' `generate`, in Zoo's Store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Passed = dict[str, Tensor]
 
 FIRST = 64
-"""Columns of a cache that `generate` did not size."""
+"""Initial capacity, in columns, of a cache that `generate` did not size."""
 
 
 class ZooCache(transformers.Cache):
@@ -42,7 +42,7 @@ class ZooCache(transformers.Cache):
 
     @property
     def is_linear(self) -> list[bool]:
-        """Whether each layer is linear attention. False: a pass takes only the columns that the cache does not have."""
+        """Always [False], so that transformers passes only the columns that the cache does not have."""
         return [False]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -72,7 +72,8 @@ class ZooCache(transformers.Cache):
         self.cache, self.seen = None, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last columns: −n removes n of them, n keeps the first n (transformers before 5.20)."""
+        """Remove the last columns: −n removes n of them, n keeps the first n (transformers before 5.20). Raises
+        ValueError if the cache cannot drop tokens (`is_croppable`)."""
         gone = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.seen - tokens_to_remove)
         if gone and not self.is_croppable:
             raise ValueError("cache: a window or a recurrent state cannot take tokens back (no assistant, no lookup)")
@@ -99,7 +100,7 @@ class ZooCache(transformers.Cache):
         copy_rows(rows, self.cache.rows)
 
     def _allocate(self, batch: int, source: int) -> Cache:
-        """Allocate a cache. Rows with a source are not read by page table, which knows no padding of sources."""
+        """Allocate a cache. It is not paged with a `source` (tokens of an encoder): pages do not mask its padding."""
         paged = False if source else None
         where = find_device(self.model)
         return Cache.allocate(self.model, batch, self.capacity, source=source, device=where, paged=paged)
@@ -107,8 +108,8 @@ class ZooCache(transformers.Cache):
     def run(
         self, forward: Callable[..., Passed], ids: Tensor, mask: Tensor | None, keep: int | None, **memory: Any
     ) -> Passed:
-        """Run new tokens ids [B, T]. `forward` returns tensors by name, [B, T, …] and `logits` [B, K, V], of tokens
-        without padding; the same are returned for all columns, with zeros at padding.
+        """Run `forward` on new token ids [B, T], without their padding. Returns its tensors by name, [B, T, …] and
+        `logits` [B, K, V], with zeros at padding.
 
         `mask` [B, S + T] is 0 for padding; only the part of the new columns is read, because earlier padding is not in
         the cache. `keep` is the number K of last columns that get logits: None for all, 0 for none. `memory` has an
@@ -145,9 +146,9 @@ class ZooCache(transformers.Cache):
             self._pick(range(batch))
 
     def _group(self, real: Tensor | None, batch: int, new: int, apart: bool) -> Iterator[tuple[int, list[int]]]:
-        """Yield the rows of each pass, with their number of new tokens. Rows of equal length share one; so do rows with
-        one new token, where attention can read rows of several lengths. `apart` says that a source's padding is masked,
-        which takes equal lengths."""
+        """Yield the number of new tokens and the rows of each pass. Rows of equal length share a pass. Rows of any
+        length with one new token share one if attention supports it, unless `apart`: masking a source's padding takes
+        equal lengths."""
         assert self.cache is not None
         counts = [new] * batch if real is None else real.sum(1).tolist()
         able = not apart and all(block.attention.passes.ragged for block in self.writer.blocks.values())
@@ -158,7 +159,6 @@ class ZooCache(transformers.Cache):
         yield from ((count, rows) for (count, _), rows in passes.items())
 
     def _take(self, rows: list[int]) -> Cache:
-        """Return the cache of these rows."""
         assert self.cache is not None
         return Cache(self.cache.store, [self.cache.rows[row] for row in rows])
 

@@ -1,5 +1,5 @@
 # B rows, T tokens, S columns so far, D model width, V vocabulary
-"""Hold a model of ours as a transformers PreTrainedModel: its weights, its passes and its vocabulary."""
+"""Hold a model of Zoo as a transformers PreTrainedModel: its weights, its passes and its vocabulary."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 
 
 NO_MATTER = {"return_dict", "use_cache", "cache_position", "num_items_in_batch", "output_router_logits"}
-"""Arguments that transformers gives models and that change no output of ours, or are read before."""
+"""Arguments that transformers passes to models, and that change no output here or are read elsewhere."""
 
 PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
-"""Arguments that tell of packed documents, as positions do."""
+"""Arguments that describe packed documents, which positions describe already."""
 
 HEAD = r"^(decoder\.)?head\."
-"""The names of a head's tensors."""
+"""Matches the names of a head's tensors."""
 
 HUB = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
-"""Arguments that a config and a model are both found by."""
+"""Arguments for finding files, which both a config and a model take."""
 
 DTYPES = {"dtype", "torch_dtype"}
 
 
 class ZooPreTrainedModel(PreTrainedModel):
-    """The base of the models over a Spec. The modules, and so the names of the tensors, are those of `zoo.build`.
+    """Base of Zoo's transformers models. The modules, and so the names of the tensors, are those of `zoo.build`.
 
     `attn_implementation` names one of zoo's attention kernels, or a function of transformers' attention interface; by
     default kernels are chosen as in zoo. Attention probabilities are not returned. A router's losses are added to the
@@ -129,8 +129,8 @@ class ZooPreTrainedModel(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, *given: Any, config: Any = None, **options: Any
     ) -> Any:
-        """Load a model. If the class needs another head than the files have, a new one is drawn. Raises CheckpointError
-        if any other tensor has another shape than the config says."""
+        """Load a model. If the class needs another head than the files have, a new one is initialised. Raises
+        CheckpointError if any other tensor has another shape than the config says."""
         path = pretrained_model_name_or_path
         if config is None:
             left: Any
@@ -148,7 +148,8 @@ class ZooPreTrainedModel(PreTrainedModel):
         return (model, info) if asked else model
 
     def _replace_head(self, path: Any, info: Any) -> None:
-        """Draw a head in place of the files' own. Raises CheckpointError if another tensor has another shape."""
+        """Draw a head in place of the files' own. Raises CheckpointError if another tensor has another shape, and
+        ConfigError for an offloaded head."""
         head = {name: each for name, each in self.state_dict().items() if re.match(HEAD, name)}
         if odd := [name for name, *_ in info["mismatched_keys"] if name not in head]:
             raise CheckpointError(f"{path}: {odd[0]} has another shape than its config says (the files of one model)")
@@ -166,7 +167,7 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, files: Any, load_config: Any, **how: Any) -> Any:  # type: ignore[override]
-        """Read the weights. Raises ConfigError for a device_map with several devices that compute, chosen or given."""
+        """Read the weights. Raises ConfigError for a device_map, chosen or given, that computes on several devices."""
         make_wrappable(model, load_config.device_map)
         return PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, **how)
 
@@ -187,8 +188,8 @@ class ZooPreTrainedModel(PreTrainedModel):
         self._borrow()
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """Return the matrix of a head that predicts tokens. None if logits need more than this product and the scale
-        and cap in the config, such as an offset or further rows."""
+        """Return the output matrix of a head that predicts tokens; None if the head also has an offset or spare rows,
+        which libraries that compute logits themselves do not know."""
         head = self.config.writer.head
         more = getattr(head, "offset", False) or getattr(head, "spare_rows", 0)
         return self._tower.head.out if head.predicts_tokens and not more else None
@@ -197,7 +198,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         self._tower.head.out = new_embeddings
 
     def _borrow(self) -> None:
-        """Point the modules that read another module's weight to it, after a module was replaced."""
+        """Point each module that shares another's weight to the module that has it now, after one was replaced."""
         modules = dict(self.named_modules())
         ties = {name: module.source if isinstance(module, Borrowed) else None for name, module in modules.items()}
         for name, module in modules.items():
@@ -260,7 +261,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         self._choose_attention()
 
     def _choose_attention(self, usual: str = "auto") -> None:
-        """Attend as the config says: by the kernel that it names, the `usual` one, or a function of the interface."""
+        """Choose the kernel that the config names, by default `usual`, or a function of the attention interface."""
         name: Any = self.config._attn_implementation
         self.interface = None if name in KERNEL_OF else InterfaceLayers(self.spec, self.config)
         self.kernel = usual if name == OWN else KERNEL_OF.get(name, "auto")  # type: ignore[assignment]
@@ -279,8 +280,8 @@ class ZooPreTrainedModel(PreTrainedModel):
         return super().train(mode)
 
     def _set_gradient_checkpointing(self, enable: bool = True, every_n_layers: int = 1, **_: Any) -> None:  # type: ignore[override]
-        """Recompute each layer, or every n-th, in the backward pass; always in torch's non-reentrant way, whose
-        gradients are those of the other way."""
+        """Recompute each layer, or every n-th, in the backward pass. This is always torch's non-reentrant
+        checkpointing, with the same gradients as the reentrant."""
         set_recompute(self, f"every_{every_n_layers}" if enable else "none")  # type: ignore[arg-type]
         self.gradient_checkpointing = enable
 
@@ -306,7 +307,8 @@ class ZooPreTrainedModel(PreTrainedModel):
 
         With a cache the ids continue the cached ones, and `mask` is [B, S + T]. Logits are computed for the last `keep`
         columns, or for the columns with the indices `picks`. With `records`, the input of each layer is returned too.
-        `others`, further arguments of transformers, are refused unless they change nothing.
+        Raises TypeError if `others`, further arguments of transformers, have an effect, and ValueError or ConfigError
+        for arguments that do not fit the model or the cache.
         """
         check_arguments(mask, others, NO_MATTER if positions is None else NO_MATTER | PACKED)
         if types is not None and (self.towers()[0][1].takes_types or bool(types.any())):
@@ -363,7 +365,7 @@ class Computed(NamedTuple):
 
 def check_arguments(mask: Tensor | None, others: Mapping[str, Any], known: set[str]) -> None:
     """Raise TypeError for an unknown argument in `others` that would have an effect, such as head_mask, and ValueError
-    for a mask that is not of rows of tokens."""
+    for a mask without exactly two dimensions."""
     asked = (name for name, each in others.items() if each is not None and each is not False)
     if name := next((name for name in asked if name not in known), None):
         raise TypeError(f"{name}: no model of zoo takes this argument (leave it out)")
@@ -383,7 +385,8 @@ def recording(tower: nn.Module, records: bool) -> Iterator[list[Tensor]]:
 
 
 def number_documents(position_ids: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Number the documents [B, T] of packed rows by their positions [B, T], each beginning at 0; None for one document.
+    """Number the documents [B, T] of packed rows from their positions [B, T], which begin at 0 in each document. None
+    for one document.
 
     Example: (0, 1, 2, 0, 1) gives the documents (0, 0, 0, 1, 1). Raises ValueError for other positions: in a document,
     and in a padded row, they must be 0, 1, 2 and so on.

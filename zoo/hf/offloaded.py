@@ -1,4 +1,4 @@
-"""Load the offloaded weights of a model of ours during its passes, by accelerate's hooks, for whole components at once.
+"""Load a model's offloaded weights during its passes, by accelerate's hooks, for whole components at once.
 
 accelerate loads a module's weights when that module is called. But a component may read the weights of its parts
 without calling them (MLA's `k_b`, a convolution's kernel), and a tied head reads another module's weights.
@@ -17,8 +17,8 @@ from zoo.run.layer import Borrowed, Layer
 
 
 class PartHook:
-    """Loads a module's weights by accelerate's hook, once for all readers at a time. It does not derive from
-    accelerate's class, because accelerate need not be installed."""
+    """Loads a module's weights by accelerate's hook when the first reader begins, and frees them when the last one
+    ends. It does not derive from accelerate's class, because accelerate need not be installed."""
 
     no_grad = False
 
@@ -65,8 +65,8 @@ class ComponentHook:
 
 
 def load_by_component(model: nn.Module) -> None:
-    """Make each component of a model that accelerate dispatched load the weights of its parts, tied ones included.
-    Other models are left unchanged."""
+    """Hook the components of a model that accelerate dispatched, so that each loads the weights of its parts, tied ones
+    included. Other models are left unchanged."""
     if not hasattr(model, "_hf_hook"):
         return
     from accelerate.hooks import add_hook_to_module
@@ -82,8 +82,8 @@ def load_by_component(model: nn.Module) -> None:
 
 
 def _list_parts(module: nn.Module) -> Iterator[Any]:
-    """List the modules below a component that it reads: those that belong to no other component, and embeddings and
-    positions, which a tower asks for values without calling them."""
+    """Yield the modules below a component whose weights it reads: those that belong to no other component, and
+    embeddings and positions, which a tower reads without calling them."""
     for child in module.children():
         if not isinstance(child, Layer) or child.spec.axis in ("embedding", "position"):
             yield child
@@ -98,7 +98,7 @@ def find_device(model: nn.Module) -> torch.device:
 
 
 class WrappableLayer(Layer):
-    """A component whose forward accelerate can replace. By default it is the Spec's."""
+    """A component whose `forward` accelerate can replace. Until then it is the Spec's."""
 
     @property
     def forward(self) -> Callable[..., Any]:
@@ -111,7 +111,7 @@ class WrappableLayer(Layer):
 
 def make_wrappable(model: nn.Module, device_map: Mapping[str, Any] | None) -> None:
     """Let accelerate wrap the components of a model whose weights are offloaded from one device to the CPU or the disk.
-    Raises ConfigError for a device_map, chosen or given, with several devices that compute."""
+    Raises ConfigError for a device_map, chosen or given, that computes on several devices."""
     places = {str(device) for device in (device_map or {}).values()}
     if len(devices := sorted(places - {"cpu", "disk"})) > 1:
         found = f"computes on {', '.join(devices)}, and the masks and positions of a pass are on one device"

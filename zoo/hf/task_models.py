@@ -1,5 +1,5 @@
 # B rows, T tokens, S columns so far, K columns with logits, V vocabulary, C classes
-"""The models over a Spec by task, as transformers' Auto classes name them."""
+"""Define a transformers model over a Spec for each task, named as transformers' Auto classes expect."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def find_class(spec: Topology) -> type[ZooPreTrainedModel]:
 
 
 def wrap(model: Model, **fields: Any) -> ZooPreTrainedModel:
-    """Make a transformers model of a built one, by its head. Both share their weights. `fields` are further fields of
-    the config, such as `eos_token_id`."""
+    """Wrap a built model in the transformers class for its head. Both share their weights. `fields` are further fields
+    of the config, such as `eos_token_id`."""
     config = ZooConfig(model=to_dict(model.spec), **fields)
     with torch.device("meta"):
         wrapped = find_class(model.spec)(config)
@@ -123,7 +123,7 @@ class ZooModel(ZooPreTrainedModel):
 
 
 class LabelledModel(ZooPreTrainedModel):
-    """Base of the models that read whole rows and predict labels. `output` is transformers' class of their outputs."""
+    """Base of the models that compute all logits in one pass. `output` is transformers' class of their outputs."""
 
     output: ClassVar[Any]
 
@@ -140,7 +140,8 @@ class LabelledModel(ZooPreTrainedModel):
         **others: Any,
     ) -> Any:
         """Compute logits for token ids [B, T]: [B, T, V], or [B, C] of whole rows. With `labels`, of the same shape
-        without the last dimension (−100: none), also transformers' loss for this task."""
+        without the last dimension (−100: none), also transformers' loss. Raises ConfigError for vectors given to an
+        encoder-decoder."""
         if inputs_embeds is not None and self.config.is_encoder_decoder:
             raise ConfigError("inputs_embeds: the decoder reads the source's token ids (give input_ids)")
         how = {"types": token_type_ids, "positions": position_ids, "records": output_hidden_states}
@@ -160,7 +161,7 @@ class ZooForMaskedLM(LabelledModel):
 
 class ZooForSequenceClassification(LabelledModel):
     """A model with a head for whole rows. If the Spec has another head, a new one is made for `num_labels` classes, or
-    one number. It reads an encoder's first token, or a decoder's last token that is not padding."""
+    one number. The new head reads an encoder's first token, or a decoder's last token that is not padding."""
 
     output = SequenceClassifierOutput
 
@@ -202,7 +203,7 @@ class GeneratingModel(ZooPreTrainedModel, GenerationMixin):
         self, input_ids: Tensor, *given: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Choose the columns of the next pass. Positions are left out: they follow from the mask. The cache is passed
-        under its older name, by which peft distinguishes the first pass from later ones."""
+        as `past_key_values`, by which peft distinguishes the first pass from later ones."""
         inputs = super().prepare_inputs_for_generation(input_ids, *given, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[attr-defined]
         inputs["past_key_values"] = inputs.pop(CACHE, None)
         return {name: each for name, each in inputs.items() if name not in ("position_ids", "cache_position")}
@@ -210,7 +211,8 @@ class GeneratingModel(ZooPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
-        """Make a cache of `max_cache_length` columns (padding counts), unless there is one or none is wanted."""
+        """Make a cache of `max_cache_length` columns, padding included, unless the caller has one or wants none. Raises
+        ConfigError for another `cache_implementation`."""
         stated = generation_config.cache_implementation
         if stated not in (None, "dynamic"):
             raise ConfigError(f"cache_implementation: is {stated!r}, and a model of ours has its own (leave it out)")

@@ -1,4 +1,4 @@
-"""Make vLLM's transformers backend find the models of zoo.hf: the entry point `vllm.general_plugins`."""
+"""Register the models of zoo.hf with vLLM's transformers backend, through the entry point `vllm.general_plugins`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ServedConfig(ZooConfig):
 
 class ServedModel(ZooModel):
     """The model without its head, as the backend builds it. Raises ConfigError for several ranks, because vLLM would
-    divide heads or layers, which our modules do not support."""
+    divide heads or layers, which Zoo's modules do not support."""
 
     config_class = ServedConfig
 
