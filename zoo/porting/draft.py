@@ -14,7 +14,7 @@ from zoo.families.family import HARMLESS, Family, parse_family, read_family
 from zoo.porting.reference_model import Maker, Reference
 
 LOCAL = frozenset({"layer", "pattern", "rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"})
-"""Names in expressions that are no fields of config.json, or fields that may always be left out."""
+"""Names in expressions that a config.json need not state: helpers, and fields that may always be left out."""
 
 
 END = "...\n"
@@ -96,7 +96,7 @@ class Draft:
 
 
 def start_draft(base: str, maker: Maker, reference: Reference) -> Draft:
-    """Begin a draft from a family: add the type's classes, its names of fields, and their defaults."""
+    """Begin a draft from a family: add the type's classes, its names of fields, and its defaults."""
     parent = read_family(base)
     prefix, bare = reference.prefix, type(getattr(reference.model, "base_model", None)).__name__
     head = {"model": {"head": {"kind": "none"}}}
@@ -116,8 +116,8 @@ def _find_head(reference: Reference, parent: Family) -> str | None:
 
 
 def find_aliases(parent: Family, maker: Maker, config: Mapping[str, Any]) -> dict[str, str]:
-    """Find this type's fields that have other names in the family: by transformers' attribute_map and by similar
-    names."""
+    """Find the type's fields that have other names in the family, by transformers' attribute_map and by similar names.
+    Returns the type's name → the family's."""
     known = parent.reads | set(parent.defaults) | set(parent.aliases.values())
     pairs = {
         name: other
@@ -134,7 +134,7 @@ def find_aliases(parent: Family, maker: Maker, config: Mapping[str, Any]) -> dic
 
 
 LIKE = 0.7
-"""Minimum similarity of two names of fields to be taken for one field."""
+"""Minimum similarity (0 to 1) of two names for them to be paired as one field."""
 
 
 def _guess_aliases(parent: Family, config: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]:

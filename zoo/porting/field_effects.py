@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 NOTHING = 1e-6
-"""Largest difference of outputs that counts as unchanged."""
+"""Largest difference of outputs, as `measure_gap` has it, that counts as unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Effect:
 
 
 def list_effects(maker: Maker, reference: Reference, names: Iterable[str], most: int = 1) -> dict[str, list[Effect]]:
-    """Set each of these fields to at most `most` other values, leaving out values that the reference refuses."""
+    """Set each field to at most `most` other values that the reference accepts. Returns the effects by field."""
     return {name: list(_try_values(maker, reference, name, most)) for name in names}
 
 

@@ -34,8 +34,8 @@ class Spot:
 
 @dataclass(frozen=True)
 class Move:
-    """A change of a draft, described by `text`. A change of a single field names the field (`spot`, `value`), so that
-    it can be tried on the Spec itself, because composing a model takes ten times as long."""
+    """A change of a draft, described by `text`. A change of a single field also has the field (`spot`) and its `value`:
+    it can then be tried on the Spec itself, which is ten times as fast as composing a model."""
 
     text: str
     patch: Mapping[str, Any]
@@ -107,7 +107,7 @@ def nest(path: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def list_flips(draft: Draft, outcome: TrialOutcome) -> Iterator[Move]:
-    """For each field with few possible values, yield a change to every other value."""
+    """Yield the changes of each field with few possible values to every other value."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
             for other in _others(str(each.type), getattr(spot.component, each.name)):
@@ -207,9 +207,9 @@ FORMS = ("={}", "=1 / {}", "={} ** -0.5", "={} ** 0.5")
 
 
 def list_placements(draft: Draft, outcome: TrialOutcome, name: str, value: object) -> Iterator[Move]:
-    """Yield changes that make the draft read the config's field `name`, whose value is `value`. They set a component's
-    field of a fitting type to it (in one of FORMS), or change keys of the model that are expressions, the pattern, or
-    the activation."""
+    """Yield changes that make the draft read the config's field `name`, whose value is `value`. Each sets a component's
+    field of a fitting type to that value (in one of FORMS), or changes keys of the model that are expressions, the
+    pattern, or the activation."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
             hint = str(each.type)
@@ -244,7 +244,7 @@ RELEVANT = {
     "norm": {"norm", "norm_eps", "final_norm", "block", "defaults"},
     "logits": {"head", "norm"},
 }
-"""The keys of a model that may affect each stage, and so mend the first stage that differs."""
+"""The keys of a model that may affect each stage of the forward pass."""
 
 
 def is_relevant(move: Move, departure: str | None) -> bool:

@@ -58,7 +58,7 @@ def _comes_from(name: str | None, model_type: str) -> bool:
 
 
 def read_base(name: str) -> str | None:
-    """Read the family that another is `like`; None if there is none."""
+    """Read the base of a family (`like` in its YAML); None if there is none."""
     text = (family_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     match = re.search(r"^like: *(\S+)", text, re.MULTILINE)
     return match[1] if match else None

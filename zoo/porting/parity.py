@@ -39,8 +39,8 @@ class ParityReport:
 
 
 def check_parity(draft: Draft, maker: Maker, reference: Reference, outcome: TrialOutcome) -> ParityReport:
-    """Compare the draft with its reference in all ways except the fields. If the logits differ, nothing else is
-    compared."""
+    """Compare the draft with its reference, except for the effect of each field (`place_fields`). If the logits differ,
+    nothing else is compared."""
     found = ParityReport()
     gap = outcome.gaps.get("logits")
     said = f"largest difference {gap:.0e}" if gap is not None else "were not computed"
@@ -64,7 +64,7 @@ def _compare_gap(gap: float) -> tuple[bool, str]:
 
 
 def _pad_gap(model: Model, reference: Reference) -> float:
-    """Measure the largest difference between our logits of padded rows and the reference's of the same rows alone."""
+    """Measure the largest difference between the model's logits of padded rows and the reference's without padding."""
     ids = reference.draw_ids(2, seed=1)
     mask = torch.ones_like(ids)
     mask[0, -7:], mask[1, :5] = 0, 0
@@ -103,7 +103,7 @@ def _write_back(draft: Draft, reference: Reference, outcome: TrialOutcome) -> tu
 
 
 def _try_brief(draft: Draft, maker: Maker) -> tuple[bool, str]:
-    """Compare the models of a config.json with sizes alone, which tests the defaults of all other fields."""
+    """Compare draft and reference on a config.json with sizes alone, which tests the defaults of all other fields."""
     named = {"model_type": maker.model_type, "architectures": [maker.model_class.__name__]}
     try:
         brief = maker.make({**maker.sizes, **named})
@@ -126,8 +126,8 @@ def place_fields(
 ) -> tuple[Draft, dict[str, str]]:
     """Set each field of the config to other values, and find a place for fields whose values the draft misreads.
 
-    A field that cannot be placed is added to `requires` with the tiny model's value, so that other values are refused,
-    unless the value is a list or a mapping. Returns the draft and a verdict for each field.
+    A field that cannot be placed is added to `requires` with the tiny model's value, unless that is a list or a
+    mapping; other values are then refused. Returns the draft and a verdict for each field.
     """
     said: dict[str, str] = {}
     effects = list_effects(maker, reference, list_fields(reference))
@@ -149,7 +149,7 @@ def place_fields(
 
 
 def _judge(draft: Draft, tried: list[Effect]) -> str:
-    """Return the verdict on a field, from how a draft reads references with other values of the field."""
+    """Return the verdict on a field, from how the draft reads the references in which the field has other values."""
     if not tried:
         return "not tried: the reference takes no other value"
     family = draft.to_family()
@@ -198,7 +198,7 @@ BORROWED = 12
 
 
 def _fits(move: Move, now: TrialOutcome, reference: Reference, tried: list[Effect]) -> bool:
-    """Whether a change of one field leaves the tiny model's Spec as it is; other changes are not tried."""
+    """Whether a change of one field leaves the tiny model's Spec unchanged; only such changes are tried."""
     try:
         return move.edit(now) == now.spec
     except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):

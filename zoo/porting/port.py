@@ -67,7 +67,7 @@ def _describe_gaps(outcome: TrialOutcome) -> Iterator[str]:
 
 
 def _describe_unplaced(outcome: TrialOutcome) -> Iterator[str]:
-    """List the tensors of either side without a place, and the faults of a config that cannot be read."""
+    """Yield lines on faults of a config that cannot be read, and on tensors that have no place."""
     yield from (f"cannot be read: {fault}" for fault in outcome.faults)
     groups = {
         "tensors of the file without a place": outcome.strange,

@@ -144,7 +144,7 @@ class Maker:
 
     @functools.cached_property
     def sizes(self) -> dict[str, Any]:
-        """The fields of the tiny config: sizes by name, and the user's changes."""
+        """The fields of the tiny config: sizes and the user's changes. Raises ConfigError for an unknown field."""
         strange = [name for name in self.changes if name not in {**self.defaults, **self.config_class.attribute_map}]
         if strange:
             lines = (
@@ -205,7 +205,7 @@ class Maker:
 
 @contextmanager
 def quieten_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings of tiny configs. Raises ConfigError if it is not installed."""
+    """Silence transformers' progress bars and warnings of tiny configs. Raises ConfigError without transformers."""
     require_transformers()
     from transformers.utils import logging
 

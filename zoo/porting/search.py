@@ -52,8 +52,8 @@ class Attempt:
 def search(
     maker: Maker, reference: Reference, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Attempt, list[Attempt]]:
-    """Find the draft nearest to a reference. Returns it, and the unchanged attempts of the nearest families. Raises
-    ConfigError if no family is of the reference's topology."""
+    """Find the draft nearest to a reference. Returns its attempt, and the unchanged attempts of the nearest families.
+    Raises ConfigError if no family is of the reference's topology."""
     ranked = rank_families(maker, reference)[:TRIED]
     if not ranked:
         raise ConfigError(f"{maker.model_type}: no family here is of kind '{reference.topology}'")
@@ -131,8 +131,8 @@ def _improve(
 
 
 def _helps(move: Move, best: TrialOutcome, now: TrialOutcome, reference: Reference) -> bool:
-    """Whether a change of one field, made in the Spec, is better than the best so far, or leaves tensors for which rows
-    may be found. Only then is the whole model composed, which takes ten times as long."""
+    """Whether a change of one field, made in the Spec alone, is better than the best so far, or leaves tensors for
+    which rows may be found. Only then is the whole model composed, which takes ten times as long."""
     try:
         spec = move.edit(now)
     except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -161,7 +161,7 @@ def _list_moves(at: Attempt, reference: Reference, near: list[str], unread: Mapp
 
 
 def _swaps(at: Attempt) -> Iterator[Move]:
-    """Yield swaps of two of the draft's own rows, whose names may have been confused, such as gate and up
+    """Yield swaps of two rows that the draft found itself: it may have confused their names, such as gate and up
     projection."""
     rows = [(ours, theirs) for ours, theirs in at.draft.keys.items() if theirs is not None]
     for index, (ours, theirs) in enumerate(rows):

@@ -59,7 +59,7 @@ def place_tensors(draft: Draft, outcome: TrialOutcome, reference: Reference) -> 
 
 
 def _group_ours(outcome: TrialOutcome) -> dict[str, TensorGroup]:
-    """Group our tensors that have no row, or a row for a tensor that the file lacks."""
+    """Group the model's tensors that have no row, or a row for a tensor that the file lacks."""
     wanted = {*outcome.lost, *(name for names in outcome.missing.values() for name in names)}
     shapes = {name: part.shapes()[leaf] for name, part, leaf in tensors(outcome.spec, outcome.spec.d_model)}
     return _group({name: shapes[name] for name in wanted if name in shapes}, "")
@@ -80,7 +80,8 @@ def _group(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Tens
 
 
 def _list_forms(model_type: str, ours: Mapping[str, TensorGroup]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield candidate rows for tensors of ours: each alone, and with other families' steps (fused, transposed, …)."""
+    """Yield candidate rows (our names, steps, list of our names): each tensor alone, and several with another family's
+    steps (fused, transposed, …)."""
     yield from ((name, "", [name]) for name in ours)
     for row, steps in _known_forms(model_type):
         names = [each for each in Rule.parse(row, "").ours]
@@ -110,7 +111,7 @@ def _known_rows(model_type: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def _fits(outcome: TrialOutcome, steps: str, ours: list[TensorGroup], theirs: TensorGroup) -> bool:
-    """Whether the reference's tensors can be converted to these of ours: the layers and the converted shapes agree."""
+    """Whether the reference's tensors can be converted to the model's: the layers and the converted shapes agree."""
     if any(group.places != theirs.places for group in ours):
         return False
     stacked = "@" in theirs.pattern
@@ -145,7 +146,7 @@ def _names_of(model_type: str, ours: str) -> tuple[str, ...]:
 
 @functools.cache
 def _liken(model_type: str, ours: str, theirs: str) -> float:
-    """Measure a name's similarity to the families' names for a tensor of ours: 1 if equal to one of them."""
+    """Measure a name's similarity (0 to 1) to the names of the model's tensor `ours` in the files of other families."""
     known = [*_names_of(model_type, ours), ours]
     return max(_compare(each, theirs) for each in known)
 

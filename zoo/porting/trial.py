@@ -28,10 +28,10 @@ GUESSES = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivi
 
 @dataclass
 class TrialOutcome:
-    """The result of trying a draft on a reference. `faults` say why the draft cannot read the reference. `lost` are our
-    tensors without a row. `missing` and `misshapen` are tensors that the draft requires, but that the reference lacks
-    or has in another shape; `strange` are tensors of the reference that the draft does not know. If there are none of
-    these, both models were run, and `gaps` has the largest difference at each stage."""
+    """The result of trying a draft on a reference. `faults` say why the draft cannot read the reference. `lost` are the
+    model's tensors without a row. `missing` and `misshapen` are tensors that the draft requires, but that the reference
+    lacks or has in another shape; `strange` are tensors of the reference that the draft does not know. If there are
+    none of these, both models were run, and `gaps` has the largest difference at each stage."""
 
     body: Any = None  # a Body, once the config is read
     spec: Any = None
@@ -45,7 +45,7 @@ class TrialOutcome:
 
     @property
     def unplaced(self) -> int:
-        """The number of tensors of either side that are not placed."""
+        """The number of tensors of draft and reference that are not placed."""
         return len(self.lost) + len(self.missing) + len(self.misshapen) + len(self.strange)
 
     @property
@@ -71,7 +71,7 @@ class TrialOutcome:
         return (0.0, -float(list(self.gaps).index(first)), self.gaps[first] + self.gaps["logits"])
 
     def is_better(self, other: TrialOutcome) -> bool:
-        """Whether this outcome is nearer to the reference than another. If both first differ at the same stage, this
+        """Whether this outcome is nearer to the reference than another. If both first differ at the same stage, its
         difference must be below 0.7 of the other's."""
         mine, theirs = self.rank, other.rank
         if mine[:2] != theirs[:2]:
@@ -109,8 +109,8 @@ def try_spec(outcome: TrialOutcome, reference: Reference) -> TrialOutcome:
 
 
 def _find_tying(draft: Draft, reference: Reference) -> dict[str, Any] | None:
-    """Return the setting of `tied`: whether the file lacks a weight for the head. None without a head of kind `lm`, and
-    if the name of the head's weight is unknown."""
+    """Return the patch that ties the head if the file lacks a weight for it, and else unties it. None without a head of
+    kind `lm`, and if the name of the head's weight is unknown."""
     kind = (draft.to_family().template(reference.architecture).get("head") or {}).get("kind")
     if kind != "lm" or draft.head is None:
         return None
@@ -135,7 +135,7 @@ def _compare_names(outcome: TrialOutcome, entries: list[Entry], reference: Refer
 
 
 def _run(outcome: TrialOutcome, entries: list[Entry], reference: Reference) -> None:
-    """Build our model with the reference's weights, run it, and measure the gaps stage by stage."""
+    """Build Zoo's model with the reference's weights, run it, and measure the gaps stage by stage."""
     from zoo.run.layer import Model
 
     found, model = reference.tensors, Model(outcome.spec).eval()
@@ -154,7 +154,7 @@ def _run(outcome: TrialOutcome, entries: list[Entry], reference: Reference) -> N
 
 
 def run_ours_in_stages(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run a model of ours and record the outputs of the stages in `Reference.stages`."""
+    """Run a model of Zoo and record the outputs of the stages in `Reference.stages`."""
     found: dict[str, torch.Tensor] = {}
     hooks = []
 

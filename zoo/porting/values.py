@@ -32,11 +32,11 @@ WORDS: dict[str, list[Any]] = {
 """Other values of fields whose legal values depend on the field's name rather than its type."""
 
 ACTIVATIONS_TRIED = 4
-"""Number of activations tried for a field. They are chosen by a hash of its name and value."""
+"""Number of activations tried for a field. They are chosen by a hash of the field's name and value."""
 
 
 def list_other_values(name: str, now: object, hint: str) -> list[Any]:
-    """List other values of a field, by its name, its present value, or its type `hint` if it has no value."""
+    """List other values of a field, by its name and its present value or, without a value, by its type `hint`."""
     from transformers.activations import ACT2FN
 
     if isinstance(now, str) and now in ACT2FN:
