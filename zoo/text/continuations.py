@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 LEAST = 32
-"""Fewest tokens saved for which a context is shared: attention runs over the rows of a cache one by one, which costs
-time."""
+"""Minimum number of saved tokens for which a context is shared: attention runs over the rows of a cache one by one,
+which costs time."""
 
 
 class Continuation(NamedTuple):
-    """At least one token after a context. If the model cannot read both, the context loses its beginning."""
+    """A context, and at least one token after it. If the model cannot read both, the context loses its beginning."""
 
     context: Sequence[int]
     tokens: Sequence[int]
@@ -48,8 +48,8 @@ class Likelihood(NamedTuple):
 
 @dataclass
 class SharedRow:
-    """A row of tokens to read once, and the continuations at its end: their numbers and lengths. For a prefix LM the
-    first `prefix` tokens, the context, see one another in both directions."""
+    """A row of tokens to read once, and the continuations at its end: the index and the number of tokens of each. For a
+    prefix LM the first `prefix` tokens, the context, see one another in both directions."""
 
     ids: Sequence[int]
     prefix: int | None = None
@@ -136,8 +136,8 @@ def group_rows(rows: Sequence[SharedRow], tokens: int) -> Iterator[Sequence[Shar
 def _read_rows(
     model: Model, rows: Sequence[SharedRow], device: torch.device
 ) -> tuple[Tensor, list[tuple[int, list[int]]]]:
-    """Run the model on rows. Gives hidden states [N, D], and for each continuation the indices that predict its
-    tokens."""
+    """Run the model on rows. Returns hidden states [N, D] and, for each continuation, its index and the indices of the
+    states that predict its tokens."""
     ids, there = pad_rows([row.ids for row in rows], 0, device)
     padded = any(len(row.ids) < ids.shape[1] for row in rows)
     prefix = None if rows[0].prefix is None else torch.tensor([row.prefix for row in rows], device=device)
@@ -153,7 +153,8 @@ def _read_rows(
 def _score(
     model: Model, hidden: Tensor, places: Sequence[tuple[int, list[int]]], asked: Sequence[Continuation]
 ) -> dict[int, Likelihood]:
-    """Score continuations from hidden states [N, D], given the indices that predict each one's tokens."""
+    """Score continuations from hidden states [N, D], given the indices of the states that predict their tokens. Raises
+    ZooError for a likelihood that is NaN."""
     at = torch.tensor([place for _, own in places for place in own], device=hidden.device)
     targets = torch.tensor([token for number, _ in places for token in asked[number].tokens], device=hidden.device)
     logprobs, likeliest = (each.tolist() for each in score_targets(model, hidden[at], targets, CHUNK))
@@ -172,7 +173,7 @@ def _score(
 
 
 class Branch(NamedTuple):
-    """A shared context, and its continuations with their numbers."""
+    """A shared context, and its continuations, each with its index."""
 
     context: Sequence[int]
     asked: list[tuple[int, Sequence[int]]]
@@ -227,8 +228,8 @@ def make_store(model: Model, groups: Sequence[Sequence[Branch]]) -> Store:
 
 
 def read_branches(model: Model, store: Store, group: Sequence[Branch]) -> tuple[Tensor, list[tuple[int, list[int]]]]:
-    """Run the model on a group of branches in one pass. Gives the last hidden states [N, D], and for each continuation,
-    by number, the indices that predict its tokens."""
+    """Run the model on a group of branches in one pass. Returns the last hidden states [N, D] and, for each
+    continuation, its index and the indices of the states that predict its tokens."""
     rows: list[CachedRow] = []
     counts: list[int] = []
     ids: list[int] = []

@@ -20,11 +20,11 @@ NAMES = {
     "num_beams": "n_beams",
     "length_penalty": "length_penalty",
 }
-"""transformers' name of an option → ours."""
+"""transformers' name of an option → Zoo's."""
 
 NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1, "min_new_tokens": 0}
 NEUTRAL |= {"num_beams": 1, "length_penalty": 1}
-"""Values without effect."""
+"""For each option, the value that has no effect."""
 
 DRAWS = ("top_k", "top_p", "min_p", "typical_p")
 """Options without effect in greedy decoding."""
@@ -42,7 +42,7 @@ UNKNOWN = {
     **{"forced_bos_token_id": None, "forced_eos_token_id": None},
     **{"suppress_tokens": None, "begin_suppress_tokens": None},
 }
-"""Options of transformers that change the text and that zoo lacks, each with its value without effect."""
+"""Options of transformers that change the text and that zoo lacks, each with the value that has no effect."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class FolderDefaults:
     def beside(self, given: Mapping[str, Any]) -> FolderDefaults:
         """Drop the folder's options that the user's options `given` state too, or that conflict with them. The folder's
         greedy decoding is dropped if the user states any of DRAWS. The folder's beam search is dropped if the user
-        states an option that beam search lacks (none of PLAIN); then only `max_new_tokens` stays. If the user asks for
-        beam search, only the folder's SEARCHES stay."""
+        states an option that beam search lacks (any outside PLAIN); then only `max_new_tokens` stays. If the user asks
+        for beam search, only the folder's SEARCHES stay."""
         options = dict(self.options)
         asked = {name for name, value in given.items() if (name, value) not in (("temperature", 0), ("n_beams", 1))}
         if "n_beams" in asked or ("n_beams" in options and not asked <= {*PLAIN}):
@@ -75,7 +75,7 @@ class FolderDefaults:
 
 
 def read_defaults(folder: Path) -> FolderDefaults:
-    """Read the options of a Hugging Face folder; none for a folder of ours, or one without generation_config.json.
+    """Read the options of a Hugging Face folder; none for a checkpoint of Zoo, or without generation_config.json.
 
     `do_sample: false` becomes temperature 0, and so does beam search without sampling. Raises ConfigError for invalid
     values.

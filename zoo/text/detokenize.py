@@ -53,7 +53,7 @@ class StopStrings:
         self.stop, self.stopped, self._held = tuple(stop), False, ""
 
     def push(self, text: str) -> str:
-        """Add a piece of text and return the text that no stop string can begin in any more."""
+        """Add a piece of text. Returns the text that is final now, because no stop string can begin in it."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -117,8 +117,8 @@ class Detokenizer:
         return piece
 
     def _known(self, text: str) -> int:
-        """Count the characters of the window's text that are not new. A character is new if bytes at the end of
-        `before` begin it."""
+        """Count the characters of the window's text that are not new. A character that only begins in `before` is
+        new."""
         if self._start and not text.startswith(self._start):
             return max(_shared(had, text) for had in (self._start, self._whole))
         return self._given
@@ -149,7 +149,7 @@ def _shared(a: str, b: str) -> int:
 
 def _last_words(backend: tokenizers.Tokenizer, tokens: Sequence[int]) -> list[int]:
     """Return the last few of the tokens, beginning with a whole character, because decoding the whole prompt at each
-    step is slow. Numbers of tokens are tried from CONTEXT on, each twice the one before."""
+    step is slow. The last CONTEXT tokens are tried first, then twice as many, and so on."""
     count = CONTEXT
     while count < len(tokens):
         last = list(tokens[-count:])

@@ -34,7 +34,7 @@ from zoo.text.reader import find_weight
 from zoo.text.task_files import is_task_file
 
 SEEDS = {"random": 0, "other": 1234}
-"""The harness's default seeds: of Python's generator; of numpy's, and of the choice of few-shot examples."""
+"""Default seeds of the harness: `random` for Python's generator, `other` for numpy's and for few-shot examples."""
 
 NEW_TOKENS = 256
 """Maximum number of new tokens if a task states none, as for the harness's `hf` models."""
@@ -85,7 +85,7 @@ class Harness(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """Compute the log-likelihoods of whole texts, in windows as long as the model reads."""
+        """Compute the log-likelihoods of whole texts, in nats, in windows as long as the model reads."""
         asked, owners = [], []
         for number, (text,) in enumerate(request.args for request in requests):
             windows = utils.get_rolling_token_windows(self.tok_encode(text), self.opening, self.max_length, 1)
@@ -196,7 +196,8 @@ def run_tasks(lm: Harness, names: Sequence[str], *, limit: int | None, num_fewsh
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """Load tasks with their data. The harness's own index of tasks is read only if a task is given by name."""
+    """Load tasks with their data. The harness's own index of tasks is read only if a task is given by name. Raises
+    ConfigError for tasks that are unknown or cannot be loaded."""
     files = {name: Path(name).expanduser() for name in names if is_task_file(name)}
     missing = [name for name, file in files.items() if not file.is_file()]
     refuse(f"tasks: {name} is no file (a task's YAML)" for name in missing)

@@ -79,7 +79,7 @@ def make_engine(model: Model, jobs: Sequence[TextJob], kernel: str | None = None
 
 def describe_cache(engine: Engine) -> str:
     """Describe the sizes that a paged engine has chosen: rows, tokens of a step, the memory that it has allocated and
-    what CUDA graphs will add, and the kernels that read it."""
+    what CUDA graphs will add, and the kernels that read the cache."""
     store, graphs = engine.store, engine.passes.graphs
     kernels = name_kernels(engine.writer, store.dtype, engine.device, engine.kernel or engine.model.kernel, store.page)
     size = f"{store.nbytes / 1e9:,.2f} GB in pages of {store.page} tokens, read by {' and '.join(kernels)}"

@@ -16,9 +16,9 @@ from zoo.families.described import CONFIG, read_config, read_json
 TEXTS = ("Hello!", "A longer text, of naïve words, 42 numbers and 東京.", "x")
 LONG = "A text that is longer than what the model reads, and so loses its end. "
 ROOM, SHORT = 64, 16
-"""Tokens that short texts are cut to, in case, and that a long one is cut to."""
+"""Maximum tokens of short texts (ROOM), and of the long text that must be truncated (SHORT)."""
 MOST = 1024
-"""The largest model_max_length to which the pipeline's text is made to extend."""
+"""Largest model_max_length, in tokens, that the pipeline's text is made to exceed."""
 
 PIPELINES = {
     "ForSequenceClassification": "text-classification",
@@ -27,7 +27,7 @@ PIPELINES = {
     "ForCausalLM": "text-generation",
     "Model": "feature-extraction",
 }
-"""The pipeline of a class, by the end of its name. An encoder-decoder's class has none in transformers 5."""
+"""The pipeline of a class, by the end of the class's name. An encoder-decoder's class has none in transformers 5."""
 
 
 def verify_draft(
@@ -43,8 +43,8 @@ def verify_draft(
 
 def choose_readings(folder: Path, out: Path, limit: int) -> tuple[list[Reading], str]:
     """Choose the texts that transformers is asked to read with the export `out` of a model whose texts have at most
-    `limit` tokens. Their expected ids come from the model's own `folder`. Also returns the reason if there are none,
-    else ""."""
+    `limit` tokens. Their expected ids come from the model's own `folder`. Also returns the reason if there are no
+    texts, else ""."""
     if not (folder / "tokenizer.json").is_file():
         return [], "it has no tokenizer.json"
     try:
@@ -68,12 +68,12 @@ def choose_readings(folder: Path, out: Path, limit: int) -> tuple[list[Reading],
 
 
 def make_texts(what: str, tokenizer: Tokenizer, texts: list[str], limit: int, side: str) -> Reading:
-    """Make a reading of texts in one batch."""
+    """Make a Reading of texts in one batch."""
     return Reading(what, {"texts": texts, "limit": limit}, [encode(tokenizer, text, limit, side) for text in texts])
 
 
 def read_template(folder: Path, tokenizer: Tokenizer, limit: int) -> Iterator[Reading]:
-    """Yield a reading of a message by the folder's chat template, if it has one that accepts the message."""
+    """Yield a Reading of a message by the folder's chat template, if it has one that accepts the message."""
     messages = [{"role": "user", "content": TEXTS[1]}]
     try:
         ids = chat.load(folder).encode(tokenizer, messages)
@@ -86,8 +86,8 @@ def read_template(folder: Path, tokenizer: Tokenizer, limit: int) -> Iterator[Re
 def ask_pipeline(
     task: str, tokenizer: Tokenizer, stated: Mapping[str, Any], limit: int, side: str
 ) -> Iterator[Reading]:
-    """Yield a reading by the pipeline of a task, of a text longer than model_max_length, if this limit is stated and
-    short."""
+    """Yield a Reading by the pipeline of a task; none for fill-mask without a mask token. The text exceeds
+    model_max_length if this is stated, and is at most MOST and `limit`."""
     stated_most = stated.get("model_max_length")
     most = int(min(stated_most, limit)) if isinstance(stated_most, int | float) else limit
     cut = isinstance(stated_most, int) and stated_most == most <= MOST

@@ -131,7 +131,7 @@ def _hint(name: str) -> str:
 
 @cache
 def sampling_names() -> tuple[str, ...]:
-    """Name the sampling parameters that a file can state: all but the caller's functions."""
+    """List the names of the sampling parameters that a file can state: all but the caller's functions."""
     return tuple(each.name for each in fields(Sampling) if each.name != "process")  # type: ignore[arg-type]
 
 

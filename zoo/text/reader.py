@@ -53,7 +53,7 @@ def longest_text(spec: Topology) -> int:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pad rows of token ids on the right. Gives ids and the attention mask, [N, T] each."""
+    """Pad rows of token ids on the right. Returns ids and the attention mask, [N, T] each."""
     length = max(map(len, rows))
     ids = [[*row, *[pad] * (length - len(row))] for row in rows]
     there = [[1] * len(row) + [0] * (length - len(row)) for row in rows]

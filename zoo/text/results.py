@@ -114,7 +114,7 @@ def dump(sample: WrittenSample, prompt: Prompt, tokenizer: Tokenizer, model: str
 
 
 def _describe(tokens: Sequence[int], logprobs: Sequence[Logprob | None], tokenizer: Tokenizer) -> list[Any]:
-    """Describe each token with its log-probability and the most likely alternatives; null if it has none."""
+    """Describe each token with its log-probability and the most likely alternatives; null for a token without one."""
     rows: list[Any] = []
     for token, found in zip(tokens, logprobs, strict=True):
         if found is None:

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 CHUNK = 64 << 20
-"""Most bytes of logits held at once."""
+"""Maximum bytes of logits held at once."""
 
 TOGETHER = {"cpu": 2048}
-"""Tokens in a batch of windows by type of device: enough for fast matrix products."""
+"""Number of tokens in a batch of windows, by type of device: enough for fast matrix products."""
 
 MANY_TOGETHER = 32768  # on any other device
 
@@ -213,7 +213,7 @@ def _group(windows: Iterator[TextWindow], rows: int) -> Iterator[list[TextWindow
 
 
 def _make_batch(stream: Stream, group: Sequence[TextWindow]) -> Batch:
-    """Make a batch of windows of equal length, with targets only where they are scored [B, T]."""
+    """Make a batch [B, T] of windows of equal length, with targets only at the tokens to score."""
     import numpy as np
 
     length = group[0].length

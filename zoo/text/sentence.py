@@ -30,7 +30,7 @@ from zoo.untrusted.printable import quote, shorten
 CONFIG = "config.json"
 LEGACY = "lasttoken", "weightedmean", "mean_sqrt_len_tokens"
 NAMES = {**{name: name for name in POOLINGS}, **dict(zip(LEGACY, ("last", "weighted", "mean_sqrt_len"), strict=True))}
-"""Zoo's names of poolings, by zoo's names and by sentence-transformers'."""
+"""Zoo's name of a pooling, by Zoo's name and by sentence-transformers'."""
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 """The activation functions of a Dense, as torch.nn names them."""
 
@@ -79,7 +79,7 @@ class SentenceLayer:
 
 @dataclass(frozen=True)
 class SentencePipeline:
-    """How a folder makes vectors of hidden states, and its settings for texts: prompts by name, maximum length,
+    """How a folder makes vectors from hidden states, and its settings for texts: prompts by name, maximum length,
     case."""
 
     model: Path | None = None
@@ -127,8 +127,8 @@ class SentencePipeline:
         return self.prompts[name]
 
     def apply(self, hidden: Tensor, real: Tensor, n_prompt: int, dim: int | None) -> Tensor:
-        """Make vectors of hidden states [N, T, D], float32; with `dim` the first `dim` numbers of each (Matryoshka;
-        Kusupati et al., 2022). Raises ConfigError if the vectors have fewer numbers than `dim`."""
+        """Compute vectors from hidden states [N, T, D], in float32; with `dim`, only the first `dim` numbers of each
+        (Matryoshka; Kusupati et al., 2022). Raises ConfigError if the vectors have fewer numbers than `dim`."""
         x = self.pooled(hidden, real, n_prompt)
         for layer in self.layers:
             x = F.normalize(x, dim=-1) if layer is None else layer(x)
@@ -139,9 +139,9 @@ class SentencePipeline:
 
 
 def read_pipeline(folder: Path | None) -> SentencePipeline:
-    """Read how a folder makes vectors, from its modules.json. Without one, vectors are pooled as the folder's 1_Pooling
-    states, or else by the mean, and scaled to length 1. Raises CheckpointError for a module or pooling that zoo lacks,
-    and for faulty weights."""
+    """Read a folder's SentencePipeline from its modules.json. Without modules.json, vectors are pooled as the folder's
+    1_Pooling states, or else by the mean, and scaled to length 1. Raises CheckpointError for a module or pooling that
+    zoo lacks, and for faulty weights."""
     modules = [] if folder is None else list_modules(folder)
     if folder is None or not modules:
         file = None if folder is None else folder / "1_Pooling" / CONFIG
@@ -222,9 +222,9 @@ def _read_layer(module: Module) -> SentenceLayer | None:
 def _pick_weights(
     weights: Mapping[str, Tensor], folder: Path, needed: Sequence[str], vectors: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return a module's weights: those named in `needed`, then those in `vectors`. The `needed` ones must be matrices
-    of one shape (of a LayerNorm, a vector), and each of `vectors` must have a number for each of their rows. Raises
-    CheckpointError if not, and for a missing weight."""
+    """Return a module's weights: those named in `needed`, then those in `vectors`. All in `needed` must be matrices of
+    one shape (in a LayerNorm, vectors); each of `vectors` must have as many numbers as these have rows. Raises
+    CheckpointError for a missing weight or another shape."""
     for name in (*needed, *vectors):
         shape = list(weights[name].shape) if name in weights else None
         first = list(weights[needed[0]].shape) if needed[0] in weights else []

@@ -73,8 +73,8 @@ def evaluate_similarity(model: str | Path | Model, file: str | Path, **options: 
 
 def evaluate_retrieval(model: str | Path | Model, file: str | Path, **options: Any) -> dict[str, Any]:
     """Rank the documents of all queries by their cosine with each query. Returns means over the queries: `recall@k`
-    (the share of the query's own documents that are among the k nearest), `mrr@10` (one over the rank of the nearest of
-    its own, 0 beyond rank 10) and `ndcg@10`. In ties, other documents rank before the query's own. Also returns the
+    (the share of the query's own documents that are among the k nearest), `mrr@10` (1 / rank of the query's nearest own
+    document, 0 beyond rank 10) and `ndcg@10`. In ties, other documents rank before the query's own. Also returns the
     numbers of `queries` and of `documents`.
 
     `file` has the fields query and positive: a query on several lines has several documents. `options` are those of

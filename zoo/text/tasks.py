@@ -53,9 +53,9 @@ def evaluate_tasks(
 
     `model` is a folder, or a model with its `tokenizer`. A task is a name of lm-evaluation-harness, or a YAML file in
     its format; such a file can run any code, so it needs `trust`. `limit` takes only the first examples, `num_fewshot`
-    is the number of few-shot examples, and `context` the maximum of tokens the model reads (default: its own length).
-    Encoding, truncation and start tokens equal those of the harness's `hf` models. `weights` and `fp8` quantise the
-    weights of matrix products.
+    is the number of few-shot examples, and `context` the maximum number of tokens that the model reads (default: its
+    own length). Encoding, truncation and start tokens equal those of the harness's `hf` models. `weights` and `fp8`
+    quantise the weights of matrix products.
 
     Raises ConfigError for a model that does not generate text, unknown tasks and invalid options, and if the package
     lm_eval is missing.
@@ -97,9 +97,8 @@ def load(model: str | Path | Model, tokenizer: str | Path | None, how: dict[str,
 
 
 def settle_context(spec: Topology, context: int | None) -> int:
-    """Choose the maximum of tokens that the model reads at once. Raises ConfigError for fewer than 2 or more than its
-    length.
-    """
+    """Choose the maximum number of tokens that the model reads at once. Raises ConfigError for a `context` of fewer
+    than 2 tokens, or of more than the model's length."""
     most = longest_text(spec)
     if context is not None and not 2 <= context <= most:
         raise ConfigError(f"context: is {context}, not a whole number from 2 to {most}, the model's length")

@@ -37,12 +37,13 @@ def embed(
     """Embed texts as vectors [N, D], float32 on the CPU. `model` is a folder, or a model with its `tokenizer` (a
     tokenizer.json or its folder).
 
-    A sentence-transformers folder states in modules.json its pooling, dense layers, maximum of tokens, and whether
-    vectors are scaled to length 1. The default is the mean over a text's tokens, scaled (Reimers and Gurevych, 2019).
-    `pooling` (mean, cls, last, max, mean_sqrt_len, weighted) and `normalize` override both. `dim` keeps the first
-    numbers of each vector, which are scaled again (Matryoshka; Kusupati et al., 2022). `prompt` names one of the
-    folder's prompts, which is put before every text. Longer texts are truncated, and `note` gets a line with their
-    number. Raises ConfigError for invalid options and texts without tokens, ZooError for a vector that is not finite.
+    A sentence-transformers folder states in modules.json its pooling, dense layers, maximum number of tokens, and
+    whether vectors are scaled to length 1. The default is the mean over a text's tokens, scaled (Reimers and Gurevych,
+    2019). `pooling` (mean, cls, last, max, mean_sqrt_len, weighted) and `normalize` override pooling and scaling. `dim`
+    keeps the first numbers of each vector, which are scaled again (Matryoshka; Kusupati et al., 2022). `prompt` names
+    one of the folder's prompts, which is put before every text. Longer texts are truncated, and `note` gets a line with
+    their number. Raises ConfigError for invalid options and texts without tokens, ZooError for a vector that is not
+    finite.
     """
     pipeline = read_pipeline(find(model) if isinstance(model, str | Path) else None).choose(pooling, normalize)
     before = pipeline.find_prompt(prompt)
@@ -89,7 +90,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[st
 
 
 def _run(model: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Run the model on texts padded to one length. Gives hidden states [N, T, D], float32 on the CPU, and the mask of
+    """Run the model on texts padded to one length. Returns hidden states [N, T, D], float32 on the CPU, and the mask of
     real tokens [N, T]."""
     pad = model.spec.position.padding_id if hasattr(model.spec, "position") else None
     ids, mask = pad_rows(rows, pad or 0, next(model.parameters()).device)
